@@ -1,0 +1,1 @@
+"""Capture: taps that read a model, and attribution that says whose rows they are."""

@@ -1,0 +1,33 @@
+"""The command line: one file a command, whose docstring is its help.
+
+Exit codes: 0 done; 1 a check failed; 2 bad input or settings; 3 no engine answers; 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from actscope.errors import ActscopeError, MissingExtra, UpstreamError
+
+
+def main() -> None:
+    """Run the command line; every error of ours is one message on standard error."""
+    try:
+        from actscope.cli.app import app
+    except ModuleNotFoundError as error:
+        if error.name not in ("typer", "rich"):
+            raise
+        sys.exit(f"actscope: {MissingExtra('cli', error.name)}")
+    try:
+        app()
+    except UpstreamError as error:
+        _fail(error, 3)
+    except ActscopeError as error:
+        _fail(error, 2)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def _fail(error: ActscopeError, code: int) -> None:
+    print(f"actscope: {error}", file=sys.stderr)
+    sys.exit(code)

@@ -1,0 +1,37 @@
+"""The commands, put together."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from actscope import __version__
+from actscope.cli import bench, demo, doctor, gateway, probe, serve, watch
+
+app = typer.Typer(
+    name="actscope",
+    help="The oscilloscope for language models: see which directions light up on which token, while the model runs.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+@app.callback()
+def _root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.", is_eager=True)] = False,
+) -> None:
+    if version:
+        typer.echo(f"actscope {__version__}")
+        raise typer.Exit
+
+
+app.command("demo")(demo.demo)
+app.command("serve")(serve.serve)
+app.command("gateway")(gateway.gateway)
+app.command("watch")(watch.watch)
+app.add_typer(probe.app, name="probe")
+app.command("bench")(bench.bench)
+app.command("doctor")(doctor.doctor)

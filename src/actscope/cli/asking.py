@@ -1,0 +1,76 @@
+"""One question through the gateway, as the page asks it: streamed, with scores, put together by position."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import httpx
+import msgspec
+
+from actscope.errors import UpstreamError
+from actscope.gateway.settings import GatewaySettings
+
+
+def ask(settings: GatewaySettings, model: str, prompt: str, **sampling: Any) -> dict[str, Any]:
+    """The answer with every token's scores. Raises UpstreamError with the gateway's own words when it cannot be had."""
+    body = {"model": model, "messages": [{"role": "user", "content": prompt}], "stream": True, "actscope": True}
+    body |= {name: value for name, value in sampling.items() if value is not None}
+    headers = {"Authorization": f"Bearer {settings.token}"}
+    url = f"http://{settings.host}:{settings.port}/v1/chat/completions"
+    whole = _Answer(prompt)
+    with httpx.stream("POST", url, json=body, headers=headers, timeout=None) as response:
+        if response.is_error:
+            raise UpstreamError(msgspec.json.decode(response.read())["error"]["message"])
+        for line in response.iter_lines():
+            if line.startswith("data: ") and line != "data: [DONE]":
+                whole.take(msgspec.json.decode(line[6:]))
+    return whole.result(model)
+
+
+class _Answer:
+    """Chunks in, one object out."""
+
+    def __init__(self, prompt: str) -> None:
+        self._prompt = prompt
+        self._text: list[str] = []
+        self._header: dict[str, Any] = {}
+        self._probes: list[dict[str, Any]] = []
+        self._tokens: dict[int, dict[str, Any]] = {}
+        self._final: dict[str, Any] = {}
+
+    def take(self, chunk: dict[str, Any]) -> None:
+        if "error" in chunk:
+            raise UpstreamError(chunk["error"]["message"])
+        for choice in chunk["choices"]:
+            self._text.append(choice["delta"].get("content") or "")
+            payload = choice.get("actscope") or {}
+            self._header = self._header or payload
+            self._probes = payload.get("probes", self._probes)
+            self._take_tokens(payload.get("tokens"))
+            self._take_scores(payload.get("scores"))
+            self._final = payload.get("final", self._final)
+
+    def _take_tokens(self, block: dict[str, Any] | None) -> None:
+        for i, token in enumerate(block["ids"] if block else ()):
+            position = block["start"] + i  # type: ignore[index]
+            self._tokens[position] = {"position": position, "id": token, "text": block["text"][i], "scores": {}, "states": {}}  # type: ignore[index]
+
+    def _take_scores(self, block: dict[str, Any] | None) -> None:
+        for i, row in enumerate(block["rows"] if block else ()):
+            token = self._tokens[block["start"] + i]  # type: ignore[index]
+            states = block.get("states")  # type: ignore[union-attr]
+            for j, probe in enumerate(self._probes):
+                token["scores"][probe["id"]] = row[j]
+                token["states"][probe["id"]] = states[i][j] if states else "c"
+
+    def result(self, model: str) -> dict[str, Any]:
+        return {
+            "model": model,
+            "request": self._header.get("request"),
+            "prompt": self._prompt,
+            "answer": "".join(self._text),
+            "prompt_tokens": self._header.get("prompt_tokens"),
+            "probes": self._probes,
+            "tokens": [self._tokens[position] for position in sorted(self._tokens)],
+            **self._final,
+        }

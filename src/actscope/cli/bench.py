@@ -1,0 +1,80 @@
+"""actscope bench: measurements, each against a named baseline in the same run."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from actscope.errors import SettingsError
+
+BENCHES = {
+    "gateway": "added time per token through the gateway, against the engine called directly",
+    "ring": "write-to-read latency, rows per second, torn rows and miscounted gaps of the ring",
+}
+
+
+def bench(
+    name: Annotated[str, typer.Argument(help="gateway or ring.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
+    seconds: Annotated[float, typer.Option(help="About how long to measure.")] = 20.0,
+) -> None:
+    """Measure, and compare with the bar that the project has set itself. Exits 1 when a bar is missed.
+
+    Example: actscope bench ring --json
+    """
+    if name not in BENCHES:
+        known = "; ".join(f"{bench}: {what}" for bench, what in BENCHES.items())
+        raise SettingsError(f"no bench {name!r}; there are {known}")
+    from actscope.cli.progress import Progress
+
+    with Progress() as progress:
+        results = _run(name, seconds, progress)
+    report = {"bench": name, "machine": machine(), "versions": versions(), "results": results}
+    typer.echo(json.dumps(report) if as_json else _table(results))
+    if not all(result["ok"] for result in results):
+        raise typer.Exit(1)
+
+
+def _run(name: str, seconds: float, progress: Any) -> list[dict[str, Any]]:
+    if name == "gateway":
+        from actscope.bench import gateway
+
+        return gateway.run(seconds, progress=progress.update)
+    from actscope.bench import ring
+
+    return ring.run(seconds, progress=progress.update)
+
+
+def machine() -> dict[str, Any]:
+    """What the figures were measured on."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    cpu = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor())
+    return {"cpu": cpu, "cores": os.cpu_count(), "gpu": None}
+
+
+def versions() -> dict[str, str]:
+    """Versions of what was measured with; what is not installed is left out."""
+    found = {}
+    for package in ("actscope", "torch", "transformers", "numpy", "fastapi", "uvicorn"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _table(results: list[dict[str, Any]]) -> str:
+    lines = [f"{'name':<26} {'value':>12} {'unit':<7} {'min':>12} {'max':>12} {'bar':>10}   baseline"]
+    for r in results:
+        bar = "-" if r["bar"] is None else f"{r['bar']:g}"
+        mark = "" if r["ok"] else "   MISSED"
+        lines.append(
+            f"{r['name']:<26} {r['value']:>12.4g} {r['unit']:<7} {r['min']:>12.4g} {r['max']:>12.4g} {bar:>10}   {r['baseline']}{mark}"
+        )
+    return "\n".join(lines)

@@ -1,0 +1,70 @@
+"""actscope demo: the main job, on the built-in model or any other."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any
+
+import typer
+
+from actscope.cli import options
+from actscope.cli.running import engine_settings, gateway_in_background, running_engine, serve_until_stopped
+from actscope.engines.builtin import NAME
+
+
+def demo(
+    model: Annotated[str, typer.Option(help="Hugging Face id, a local directory, or actscope/builtin.")] = NAME,
+    once: Annotated[str, typer.Option(help="Ask this, print the answer with its scores, and exit.")] = "",
+    as_json: Annotated[bool, typer.Option("--json", help="With --once: print one JSON object.")] = False,
+    max_tokens: Annotated[int, typer.Option(help="With --once: longest answer.")] = 200,
+    temperature: Annotated[float, typer.Option(help="With --once: 0 is greedy.")] = 0.0,
+    seed: Annotated[int | None, typer.Option(help="With --once: makes draws repeatable.")] = None,
+    probes: options.Probes = None,
+    train_probes: options.TrainProbes = True,
+    port: options.Port = 6969,
+    device: options.Device = "auto",
+    dtype: options.Dtype = "auto",
+    threads: options.Threads = 0,
+    browser: options.Browser = True,
+) -> None:
+    """Talk to a model and watch its probes live, in the browser: built-in model, gateway and scope in one command.
+
+    Example: actscope demo --once "Tell me about a fox in the snow" --json
+    """
+    engine = engine_settings(model, probes, device=device, dtype=dtype, threads=threads, train_probes=train_probes)
+    if not once:
+        gateway = options.gateway_settings("127.0.0.1", port, "", None, None, engine.card_id)
+        with running_engine(engine) as process:
+            serve_until_stopped(gateway, process, browser=browser and options.can_show_a_browser())
+        return
+    quiet = options.gateway_settings("127.0.0.1", 0, "", None, None, engine.card_id)
+    with running_engine(engine), gateway_in_background(quiet) as settings:
+        from actscope.cli.asking import ask
+
+        answer = ask(settings, model, once, max_tokens=max_tokens, temperature=temperature, seed=seed)
+    if as_json:
+        typer.echo(json.dumps(answer, ensure_ascii=False))
+    else:
+        _show(answer)
+
+
+def _show(answer: dict[str, Any]) -> None:
+    """The answer, then a line for each token with every score; what was never computed or is masked is said."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("position", "token", *(p["id"] for p in answer["probes"]), box=None, header_style="bold")
+    for token in answer["tokens"]:
+        cells = [_cell(token["scores"][p["id"]], token["states"][p["id"]]) for p in answer["probes"]]
+        table.add_row(str(token["position"]), repr(token["text"]), *cells)
+    console = Console()
+    console.print(table)
+    console.print(f"\n{answer['answer']}\n", style="bold", markup=False, highlight=False)
+    console.print(f"{answer['computed']} of {answer['present']} positions computed; ended with {answer['finish_reason']}")
+
+
+def _cell(value: float | None, state: str) -> str:
+    words = {"n": "[dim]never[/dim]", "m": "[dim]masked[/dim]", "x": "[red]not finite[/red]"}
+    if value is None:
+        return words[state]
+    return f"[bold orange3]{value:.3f}[/]" if value >= 0.5 else f"{value:.3f}"

@@ -1,0 +1,100 @@
+"""actscope doctor: what works on this machine, and what to do about what does not."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from importlib.util import find_spec
+from typing import Annotated
+
+import typer
+
+from actscope.errors import ActscopeError
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One check: whether it holds, what was found, and what to do where it does not."""
+
+    what: str
+    ok: bool
+    found: str
+    remedy: str = ""
+
+
+def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
+    """Say what works on this machine, and what to do about what does not. Exits 1 when the demo would not run.
+
+    Example: actscope doctor
+    """
+    findings = [check() for check in (_python, _engine, _gateway, _probes, _page, _shared_memory, _runtime, _gpu, _engines)]
+    if as_json:
+        typer.echo(json.dumps([asdict(finding) for finding in findings], indent=2))
+    else:
+        for f in findings:
+            typer.echo(f"{'ok  ' if f.ok else 'NO  '} {f.what:<16} {f.found}" + (f"\n      -> {f.remedy}" if f.remedy else ""))
+    if not all(finding.ok for finding in findings):
+        raise typer.Exit(1)
+
+
+def _python() -> Finding:
+    found = ".".join(map(str, sys.version_info[:3]))
+    return Finding("Python", sys.version_info >= (3, 11), found, "" if sys.version_info >= (3, 11) else "install 3.11 or newer")
+
+
+def _extra(what: str, extra: str, *modules: str) -> Callable[[], Finding]:
+    def check() -> Finding:
+        absent = [module for module in modules if find_spec(module) is None]
+        remedy = f"pip install 'actscope[{extra}]'" if absent else ""
+        return Finding(what, not absent, f"missing {', '.join(absent)}" if absent else ", ".join(modules), remedy)
+
+    return check
+
+
+_engine = _extra("HF engine", "hf", "torch", "transformers", "starlette", "uvicorn")
+_gateway = _extra("gateway", "gateway", "fastapi", "uvicorn", "aiohttp", "tokenizers")
+_probes = _extra("probe training", "probes", "sklearn")
+
+
+def _page() -> Finding:
+    from actscope.gateway.page import STATIC
+
+    built = (STATIC / "index.html").is_file()
+    return Finding("scope page", built, "built" if built else "not built", "" if built else "make setup")
+
+
+def _shared_memory() -> Finding:
+    try:
+        free = shutil.disk_usage("/dev/shm").free >> 20
+    except OSError as error:
+        return Finding("shared memory", False, str(error), "mount a tmpfs at /dev/shm")
+    return Finding("shared memory", free >= 64, f"{free} MiB free in /dev/shm", "" if free >= 64 else "give it at least 64 MiB")
+
+
+def _runtime() -> Finding:
+    from actscope.ring.runtime import runtime_dir
+
+    try:
+        return Finding("runtime folder", True, str(runtime_dir()))
+    except ActscopeError as error:
+        return Finding("runtime folder", False, str(error), "set ACTSCOPE_RUNTIME_DIR to a private directory")
+
+
+def _gpu() -> Finding:
+    if find_spec("torch") is None:
+        return Finding("GPU", True, "not looked for: torch is not installed")
+    import torch
+
+    found = torch.cuda.get_device_name() if torch.cuda.is_available() else "none; the CPU is used"
+    return Finding("GPU", True, f"{found} (torch {torch.__version__}, {os.cpu_count()} cores)")
+
+
+def _engines() -> Finding:
+    from actscope.ring.runtime import read_cards
+
+    cards = read_cards()
+    return Finding("engines running", True, ", ".join(f"{c.id} ({c.model})" for c in cards) or "none")

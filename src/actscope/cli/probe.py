@@ -1,0 +1,155 @@
+"""actscope probe: list, train and test probes, and change those of a running engine."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+import typer
+
+from actscope.errors import ProbeError, UpstreamError
+
+app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="List, train, test, add and remove probes.")
+
+EngineOption = Annotated[str, typer.Option("--engine", help="Card id of the engine; the newest that runs if not given.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+@app.command("list")
+def list_probes(
+    directory: Annotated[Path | None, typer.Argument(help="A directory of probe files; a running engine's if not given.")] = None,
+    engine: EngineOption = "",
+    as_json: JsonOption = False,
+) -> None:
+    """List the probes of a directory, or of a running engine. Example: actscope probe list probes/my-model"""
+    from actscope.probes import describe, load_probes
+
+    if directory is not None:
+        if not directory.is_dir():
+            raise ProbeError(f"{directory}: not a directory")
+        probes = [describe(slot, probe.info) for slot, probe in enumerate(load_probes(directory))]
+    else:
+        probes = _ask_engine("GET", "/v1/actscope/probes", engine)["probes"]
+    typer.echo(json.dumps(probes, indent=2) if as_json else _table(probes))
+
+
+@app.command()
+def test(files: Annotated[list[Path], typer.Argument(help="Probe files.")]) -> None:
+    """Check probe files: their form, and that their own test vectors score as they say.
+
+    Example: actscope probe test probes/my-model/*.safetensors
+    """
+    from actscope.probes import load_probe
+
+    for path in files:
+        probe = load_probe(path)
+        info = probe.info
+        typer.echo(f"{path}: ok, {info.id} at {info.site}, d {probe.d}, {len(probe.test_scores)} test vectors")
+
+
+@app.command()
+def add(
+    files: Annotated[list[Path], typer.Argument(help="Probe files; a probe with the same id is swapped.")],
+    engine: EngineOption = "",
+) -> None:
+    """Add probes to a running engine, or swap them, from its next step on.
+
+    Example: actscope probe add probes/my-model/enc_19_refusal.json
+    """
+    from actscope.probes import load_probe
+
+    for probe in [load_probe(path) for path in files]:
+        body = {**msgspec.structs.asdict(probe.info), "vector": probe.weight.tolist()}
+        added = _ask_engine("PUT", f"/v1/actscope/probes/{probe.id}", engine, body)
+        typer.echo(f"{added['id']}: column {added['slot']}, at {added['site']}")
+
+
+@app.command()
+def remove(ids: Annotated[list[str], typer.Argument(help="Ids of probes.")], engine: EngineOption = "") -> None:
+    """Take probes out of a running engine. Example: actscope probe remove danger joy"""
+    for probe_id in ids:
+        _ask_engine("DELETE", f"/v1/actscope/probes/{probe_id}", engine)
+        typer.echo(f"{probe_id}: removed")
+
+
+@app.command()
+def train(
+    data: Annotated[Path | None, typer.Argument(help="Labelled text, JSON lines; the built-in text if not given.")] = None,
+    model: Annotated[str, typer.Option(help="Hugging Face id, directory, or actscope/builtin.")] = "actscope/builtin",
+    out: Annotated[Path, typer.Option(help="Directory to write the probes to.")] = Path("probes"),
+    label: Annotated[list[str] | None, typer.Option(help="Train only this label; may be repeated.")] = None,
+    sites: Annotated[str, typer.Option(help="Candidate sites, e.g. 'all', '3,7', 'first,middle,last'.")] = "all",
+    texts: Annotated[int, typer.Option(help="Use at most so many texts.")] = 2000,
+    min_auroc: Annotated[float, typer.Option(help="Keep only probes that reach this on held-out text.")] = 0.95,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 …")] = "auto",
+    dtype: Annotated[str, typer.Option(help="auto, fp32, bf16 or fp16.")] = "auto",
+    as_json: JsonOption = False,
+) -> None:
+    """Train one probe for each label of labelled text, and print how well each separates held-out text.
+
+    A line of the data is {"text": "...", "spans": {"danger": [[4, 20]]}} or {"text": "...", "label": {"joy": true}}.
+    For each label every candidate site is tried and the earliest of the best is taken. The control is the same training
+    on shuffled labels: about 0.5, or the data leaks.
+
+    Example: actscope probe train my-labels.jsonl --model Qwen/Qwen2-0.5B --out probes/Qwen/Qwen2-0.5B
+    """
+    from actscope.cli.progress import Progress
+    from actscope.engines.hf.loading import load
+    from actscope.engines.hf.probe_training import builtin_texts, train_probes
+    from actscope.probes import save_probe
+    from actscope.probes.labels import read_labelled
+    from actscope.sites import select
+
+    loaded = load(model, device=device, dtype=dtype)
+    chosen = [text for _, text in zip(range(texts), read_labelled(data), strict=False)] if data else builtin_texts(loaded, texts)
+    with Progress() as progress:
+        results = train_probes(loaded, chosen, select(sites, loaded.n_layers), label or None, progress=progress.update)
+    kept = [r for r in results if r.fit.auroc >= min_auroc]
+    for result in kept:
+        save_probe(result.probe, out / f"{result.probe.id}.safetensors")
+    rows = [{**msgspec.structs.asdict(r.probe.info), "positives": r.fit.positives, "recall": r.fit.recall, "kept": r in kept} for r in results]
+    typer.echo(json.dumps(rows, indent=2) if as_json else _training_table(rows))
+    if not kept:
+        raise ProbeError(f"no label reached a held-out AUROC of {min_auroc}; give more text, or other sites")
+    typer.echo(f"{len(kept)} probes written to {out}", err=True)
+
+
+def _ask_engine(method: str, path: str, engine: str, body: dict[str, Any] | None = None) -> Any:
+    """One call over the engine's own socket. Raises UpstreamError when none runs, ProbeError with what it refuses."""
+    import httpx
+
+    from actscope.ring.runtime import read_cards
+
+    card = next((c for c in read_cards() if engine in ("", c.id)), None)
+    if card is None:
+        raise UpstreamError("no engine runs; start one with: actscope serve MODEL")
+    transport = httpx.HTTPTransport(uds=card.endpoint.removeprefix("unix:"))
+    with httpx.Client(transport=transport, base_url="http://engine", timeout=60) as client:
+        answer = client.request(method, path, json=body)
+    if answer.is_error:
+        raise ProbeError(answer.json()["error"]["message"])
+    return answer.json() if answer.content else None
+
+
+def _table(probes: list[dict[str, Any]]) -> str:
+    lines = [f"{'id':<20} {'site':<24} {'activation':<10} {'threshold':>9} {'auroc':>7}"]
+    lines += [
+        f"{p['id']:<20} {p['site']:<24} {p['activation']:<10} {_number(p['threshold']):>9} {_number(p['auroc']):>7}" for p in probes
+    ]
+    return "\n".join(lines)
+
+
+def _training_table(rows: list[dict[str, Any]]) -> str:
+    lines = [f"{'label':<16} {'site':<22} {'auroc':>7} {'shuffled':>9} {'threshold':>9} {'fpr':>7} {'recall':>7} {'positives':>9}"]
+    lines += [
+        f"{r['id']:<16} {r['site']:<22} {r['auroc']:>7.4f} {r['control_auroc']:>9.3f} {r['threshold']:>9.3f} "
+        f"{r['fpr']:>7.4f} {r['recall']:>7.3f} {r['positives']:>9.3f}" + ("" if r["kept"] else "   not kept")
+        for r in rows
+    ]
+    return "\n".join(lines)
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"

@@ -1,0 +1,113 @@
+"""An engine and a gateway in front of it, for the commands that run both."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+
+from rich.console import Console
+
+from actscope.engines.builtin import NAME, probes_path
+from actscope.engines.hf.settings import EngineSettings
+from actscope.engines.hf.spawn import EngineProcess, new_card_id
+from actscope.errors import EngineError, MissingExtra, SettingsError
+from actscope.gateway.settings import GatewaySettings
+
+
+def engine_settings(
+    model: str, probes: list[Path] | None, *, device: str, dtype: str, threads: int, train_probes: bool
+) -> EngineSettings:
+    """Settings of an engine with the probes that were named; else those that lie in ./probes/<model>, or came with the model.
+
+    Where there are none and `train_probes` is set, the engine trains some on the built-in text and keeps them.
+    """
+    missing = next((str(d) for d in probes or () if not d.is_dir()), None)
+    if missing is not None:
+        raise SettingsError(f"--probes {missing}: not a directory")
+    directories = probes or [d for d in (Path("probes") / model.strip("/"), *_own_probes(model)) if d.is_dir()]
+    return EngineSettings(
+        model=model,
+        card_id=new_card_id(),
+        probes=tuple(str(d.resolve()) for d in directories),
+        train_probes=train_probes and not directories,
+        device=device,
+        dtype=dtype,
+        threads=threads,
+    )
+
+
+def _own_probes(model: str) -> list[Path]:
+    return [probes_path()] if model == NAME else []
+
+
+@contextmanager
+def running_engine(settings: EngineSettings) -> Iterator[EngineProcess]:
+    """An engine that is ready, behind a spinner; it is gone when the block ends."""
+    console = Console(stderr=True)
+    missing = next((m for m in ("torch", "transformers", "starlette", "uvicorn") if find_spec(m) is None), None)
+    if missing is not None:  # the child would say it less clearly
+        raise MissingExtra("hf", missing)
+    with EngineProcess(settings) as engine, console.status(f"loading {settings.model} …") as status:
+        engine.wait_ready(tick=lambda waited: status.update(f"loading {settings.model} … {waited:.0f} s"))
+        status.stop()
+        yield engine
+
+
+def serve_until_stopped(settings: GatewaySettings, engine: EngineProcess, *, browser: bool) -> None:
+    """Serve until interrupted. Raises EngineError when the engine ends first."""
+    from actscope.gateway.server import open_server
+
+    server = open_server(settings)
+    server.on_started = lambda taken: announce(taken, engine.settings.model, browser=browser)
+    ended = threading.Event()
+
+    def watch_engine() -> None:
+        engine.wait()
+        if not server.should_exit:
+            ended.set()
+            server.should_exit = True
+
+    threading.Thread(target=watch_engine, daemon=True).start()
+    server.run_here()
+    if ended.is_set():
+        raise EngineError(f"the engine for {engine.settings.model!r} has ended (exit code {engine.wait()}); its last words are above")
+
+
+@contextmanager
+def gateway_in_background(settings: GatewaySettings) -> Iterator[GatewaySettings]:
+    """The gateway on a thread of this process; yields its settings with the port that was taken."""
+    from actscope.gateway.server import open_server
+
+    server = open_server(settings)
+    started = threading.Event()
+    server.on_started = lambda taken: started.set()
+    thread = threading.Thread(target=server.run_here, name="actscope-gateway")
+    thread.start()
+    started.wait()
+    try:
+        yield server.settings
+    finally:
+        server.should_exit = True
+        thread.join()
+
+
+def announce(settings: GatewaySettings, model: str, *, browser: bool) -> None:
+    """Say where to look, and open the page."""
+    base = settings.link.split("/?", 1)[0]
+    print(
+        f"\n  actscope is watching {model}\n\n"
+        f"  page     {settings.link}\n"
+        f"  API      {base}/v1   (OpenAI-compatible)\n"
+        f"  api_key  {settings.token}\n\n"
+        "  Ctrl-C stops it.\n",
+        file=sys.stderr,
+        flush=True,
+    )
+    if browser:
+        import webbrowser
+
+        threading.Thread(target=webbrowser.open, args=(settings.link,), daemon=True).start()

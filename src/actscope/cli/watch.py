@@ -1,0 +1,128 @@
+"""actscope watch: follow a running engine in the terminal."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from typing import Annotated
+
+import msgspec
+import numpy as np
+import typer
+
+from actscope.errors import RingError
+from actscope.frames import SpanFlag
+from actscope.ring.host import RingReader, StepRecord
+from actscope.ring.runtime import EngineCard, read_cards, read_table
+
+
+def watch(
+    engine: Annotated[str, typer.Option(help="Card id of the engine; the newest that runs if not given.")] = "",
+    probe: Annotated[list[str] | None, typer.Option(help="Show only this probe; may be repeated.")] = None,
+    steps: Annotated[int, typer.Option(help="Stop after so many steps; 0 goes on for ever.")] = 0,
+    from_oldest: Annotated[bool, typer.Option(help="Begin with what the ring still holds.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a step.")] = False,
+) -> None:
+    """Follow a running engine: per step its rows, its requests and the highest score of each probe.
+
+    Waits until an engine is up, and again when it restarts. Example: actscope watch --probe danger --json
+    """
+    wanted = set(probe or ())
+    for seen, (card, record) in enumerate(_follow(engine, from_oldest), 1):
+        line = _as_json(card, record, wanted) if as_json else _as_text(card, record, wanted)
+        print(line, flush=True)
+        if seen == steps:
+            return
+
+
+def _follow(engine: str, from_oldest: bool) -> Iterator[tuple[EngineCard, StepRecord]]:
+    """Steps of one engine after another, as they come and go."""
+    while True:
+        card = _await_engine(engine)
+        _say(f"watching {card.model} ({card.device}, {card.dtype}), engine {card.id}")
+        try:
+            with closing(RingReader.attach(card.ring, from_oldest=from_oldest)) as reader:
+                yield from ((card, record) for record in _steps(reader))
+                missed = reader.stats()
+        except RingError as error:
+            _say(f"{error}")
+            continue
+        _say(f"the engine has ended; {missed.steps} steps read, {missed.missed_rows} rows missed")
+
+
+def _steps(reader: RingReader) -> Iterator[StepRecord]:
+    reported = 0
+    while True:
+        batch = reader.read()
+        if batch is not None:
+            yield from batch.steps
+        elif not reader.wait(0.5) and not reader.writer_alive():
+            return
+        missed = reader.stats().missed_rows
+        if missed > reported:
+            _say(f"too slow: {missed - reported} rows were overwritten before they were read")
+            reported = missed
+
+
+def _await_engine(engine: str) -> EngineCard:
+    told = False
+    while True:
+        card = next((c for c in read_cards() if engine in ("", c.id)), None)
+        if card is not None:
+            return card
+        if not told:
+            _say(f"no engine {engine} runs yet; waiting (start one with: actscope serve MODEL)".replace("  ", " "))
+            told = True
+        time.sleep(0.25)
+
+
+def _as_text(card: EngineCard, record: StepRecord, wanted: set[str]) -> str:
+    running = [span for span in record.spans if span.n_rows]
+    ended = [span.request for span in record.spans if SpanFlag.END in span.flags]
+    if not running:
+        return f"step {record.number:>7}  ended: {', '.join(ended)}"
+    scores = "  ".join(f"{name} {value:.3f}" for name, value in _highest(card, record, wanted).items())
+    requests = ", ".join(f"{s.request}@{s.first_position + s.n_rows - 1}" for s in running[:4])
+    more = f" and {len(running) - 4} more" if len(running) > 4 else ""
+    return f"step {record.number:>7}  batch {len(running):>3}  rows {len(record.meta):>4}  {scores}  {requests}{more}"
+
+
+def _as_json(card: EngineCard, record: StepRecord, wanted: set[str]) -> str:
+    columns = _columns(card, record, wanted)
+    spans = [
+        {
+            "request": span.request,
+            "first_position": span.first_position,
+            "token_ids": _rows(record, span.offset, span.n_rows)["token_id"].tolist(),
+            "scores": {
+                name: [None if np.isnan(v) else v for v in record.rows[span.offset : span.offset + span.n_rows, c].tolist()]
+                for name, c in columns.items()
+            },
+            "ended": SpanFlag.END in span.flags,
+        }
+        for span in record.spans
+    ]
+    step = {"step": record.number, "time_ns": record.time_ns, "engine": card.id, "spans": spans}
+    return msgspec.json.encode(step).decode()
+
+
+def _rows(record: StepRecord, offset: int, n: int) -> np.ndarray:
+    return record.meta[offset : offset + n]
+
+
+def _highest(card: EngineCard, record: StepRecord, wanted: set[str]) -> dict[str, float]:
+    columns = _columns(card, record, wanted)
+    scored = {name: record.rows[:, c][~np.isnan(record.rows[:, c])] for name, c in columns.items()}
+    return {name: float(values.max()) for name, values in scored.items() if len(values)}
+
+
+def _columns(card: EngineCard, record: StepRecord, wanted: set[str]) -> dict[str, int]:
+    """Probe id → column, as the step's own generation has it."""
+    table = msgspec.json.decode(read_table(card.id, record.generation))
+    return {p["id"]: p["slot"] for p in table["probes"] if not wanted or p["id"] in wanted}
+
+
+def _say(message: str) -> None:
+    print(message, file=sys.stderr, flush=True)

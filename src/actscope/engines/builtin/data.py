@@ -1,0 +1,59 @@
+"""Token arrays for training and evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import islice
+
+import numpy as np
+from transformers import PreTrainedTokenizerFast
+
+from actscope.engines.builtin.text import generate
+
+
+def texts(n: int, seed: int, split: str, kind: str = "mixed") -> list[str]:
+    return [text.text for text in islice(generate(seed, kind, split), n)]
+
+
+def tokens(tokenizer: PreTrainedTokenizerFast, n_texts: int, seed: int, split: str) -> np.ndarray:
+    """The ids of that many texts, one after another, as one `uint16` array."""
+    encoded = tokenizer.backend_tokenizer.encode_batch(texts(n_texts, seed, split), add_special_tokens=False)
+    return np.concatenate([np.asarray(text.ids, dtype=np.uint16) for text in encoded])
+
+
+class Rows:
+    """Batches of training rows from ever new texts.
+
+    A row starts where a text starts, as a prompt does; every eighth starts anywhere, as a bare completion may. What is
+    left of the text that a row cuts off is skipped. The same seed gives the same batches.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, seed: int, texts_per_shard: int = 40_000) -> None:
+        self._tokenizer = tokenizer
+        self._seed = seed
+        self._texts_per_shard = texts_per_shard
+        self._begin = tokenizer.bos_token_id
+        self._rows = self._drawn()
+
+    def batch(self, n_rows: int, length: int) -> np.ndarray:
+        """`int64[n_rows, length + 1]`: inputs and, one further, what they should predict."""
+        self._length = length
+        return np.stack(list(islice(self._rows, n_rows))).astype(np.int64)
+
+    def _drawn(self) -> Iterator[np.ndarray]:
+        shard = 0
+        while True:
+            ids = tokens(self._tokenizer, self._texts_per_shard, self._seed * 1_000_000 + shard, "train")
+            starts = np.flatnonzero(ids == self._begin)
+            yield from self._cut(ids, starts)
+            shard += 1
+
+    def _cut(self, ids: np.ndarray, starts: np.ndarray) -> Iterator[np.ndarray]:
+        at, n = 0, 0
+        while at + self._length < len(ids):
+            yield ids[at : at + self._length + 1]
+            n += 1
+            at += self._length
+            if n % 8:
+                after = np.searchsorted(starts, at)
+                at = int(starts[after]) if after < len(starts) else len(ids)

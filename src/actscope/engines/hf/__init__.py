@@ -1,0 +1,1 @@
+"""The Hugging Face engine: any causal language model of transformers, batched, streamed and tapped."""

@@ -1,0 +1,165 @@
+"""The engine's own process: `python -m actscope.engines.hf '<EngineSettings as JSON>'`."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import msgspec
+import torch
+import uvicorn
+from transformers.utils import logging as transformers_logging
+
+from actscope.clock import boot_id
+from actscope.errors import ActscopeError
+from actscope.probes import Probe, load_probes
+from actscope.ring import runtime
+from actscope.ring.host import RingWriter
+from actscope.ring.layout import RingSpec
+from actscope.ring.process import process_start
+from actscope.engines.hf.engine import Engine, EngineOptions
+from actscope.engines.hf.default_probes import default_probes
+from actscope.engines.hf.loading import LoadedModel, cache_dir, load
+from actscope.engines.hf.server import Mailboxes, create_app
+from actscope.engines.hf.settings import EngineSettings
+
+log = logging.getLogger("actscope.engine")
+
+
+def main(argument: str) -> int:
+    """Serve until asked to stop. Returns the exit code; errors are one line on standard error."""
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    logging.getLogger("actscope.engine").setLevel(logging.WARNING)
+    transformers_logging.disable_progress_bar()
+    settings = msgspec.json.decode(argument, type=EngineSettings)
+    try:
+        runtime.sweep()
+        if settings.threads:
+            torch.set_num_threads(settings.threads)
+        loaded = load(settings.model, device=settings.device, dtype=settings.dtype)
+        probes = [probe for directory in settings.probes for probe in load_probes(Path(directory))]
+        if settings.train_probes and not probes:
+            probes = default_probes(loaded)
+        asyncio.run(_serve(settings, loaded, probes))
+    except ActscopeError as error:
+        print(f"actscope: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+async def _serve(settings: EngineSettings, loaded: LoadedModel, probes: list[Probe]) -> None:
+    ring = RingWriter.create(_ring_spec(settings))
+    card = _card(settings, loaded, ring.name)
+    mailboxes = Mailboxes()
+    options = EngineOptions(
+        max_batch=settings.max_batch, max_step_tokens=settings.max_step_tokens, probe_width=settings.probe_width
+    )
+    try:
+        engine = Engine(
+            loaded,
+            sink=ring,
+            deliver=mailboxes.deliver,
+            probes=probes,
+            on_table=lambda generation, table: runtime.publish_table(card.id, table, generation),
+            options=options,
+        ).start()
+        try:
+            with _listening(card.endpoint.removeprefix("unix:")) as listener:
+                await _serve_http(settings, engine, mailboxes, listener, card)
+        finally:
+            engine.close()
+    finally:
+        runtime.withdraw_card(card)
+        ring.close()
+
+
+def _ring_spec(settings: EngineSettings) -> RingSpec:
+    """A step of decoding has one row a sequence at most, so that many steps of a full batch fill the ring together."""
+    steps = max(4096, settings.ring_rows // 8)
+    return RingSpec(settings.ring_rows, settings.probe_width, step_capacity=steps, span_capacity=max(steps * 2, settings.ring_rows))
+
+
+async def _serve_http(
+    settings: EngineSettings, engine: Engine, mailboxes: Mailboxes, listener: socket.socket, card: runtime.EngineCard
+) -> None:
+    config = uvicorn.Config(
+        create_app(engine, mailboxes), log_level="warning", access_log=False, timeout_graceful_shutdown=2, lifespan="off"
+    )
+    server = uvicorn.Server(config)
+
+    def stop() -> None:
+        server.should_exit = True
+
+    if settings.owned:
+        loop = asyncio.get_running_loop()
+        threading.Thread(target=_when_parent_ends, args=(loop, stop), daemon=True).start()
+    runtime.publish_card(card)
+    await server.serve(sockets=[listener])
+
+
+def _when_parent_ends(loop: asyncio.AbstractEventLoop, stop: object) -> None:
+    sys.stdin.buffer.read()
+    loop.call_soon_threadsafe(stop)  # type: ignore[arg-type]
+
+
+@contextmanager
+def _listening(path: str) -> Iterator[socket.socket]:
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    mask = os.umask(0o177)
+    try:
+        listener.bind(path)
+    finally:
+        os.umask(mask)
+    listener.listen(256)
+    try:
+        yield listener
+    finally:
+        listener.close()
+        Path(path).unlink(missing_ok=True)
+
+
+def _card(settings: EngineSettings, loaded: LoadedModel, ring: str) -> runtime.EngineCard:
+    return runtime.EngineCard(
+        id=settings.card_id,
+        pid=os.getpid(),
+        pid_start=process_start(os.getpid()) or 0,
+        kind="hf",
+        model=loaded.name,
+        revision=loaded.revision,
+        device=str(loaded.device),
+        dtype=str(loaded.dtype).removeprefix("torch."),
+        n_layers=loaded.n_layers,
+        d_model=loaded.d_model,
+        max_context=loaded.max_context,
+        special_ids=sorted(loaded.tokenizer.all_special_ids),
+        tokenizer=str(tokenizer_directory(loaded)),
+        ring=ring,
+        endpoint=f"unix:{runtime.runtime_dir()}/engine-{settings.card_id}.sock",
+        started_ns=time.time_ns(),
+        boot_id=boot_id(),
+    )
+
+
+def tokenizer_directory(loaded: LoadedModel) -> Path:
+    """A directory with the model's tokenizer.json, written to the cache where the model came without one."""
+    local = Path(loaded.path)
+    if (local / "tokenizer.json").is_file():
+        return local
+    cache = cache_dir("tokenizers", loaded)
+    cache.mkdir(parents=True, exist_ok=True)
+    loaded.tokenizer.backend_tokenizer.save(str(cache / "tokenizer.json"))
+    return cache
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent, which has the terminal, decides
+    sys.exit(main(sys.argv[1]))

@@ -1,0 +1,106 @@
+"""A left-padded batch over one growing key-value cache: sequences join with their caches and leave at any step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers.cache_utils import DynamicCache
+
+from actscope.capture.attribution import Lane
+from actscope.engines.hf.request import Request
+from actscope.engines.hf.sampling import Sampler
+from actscope.engines.hf.text import TextStream
+
+
+@dataclass(slots=True)
+class Running:
+    """One request under way: `next_id` is the sampled token that the next pass feeds back."""
+
+    request: Request
+    sampler: Sampler
+    text: TextStream
+    next_id: int = -1
+
+    @property
+    def n_prompt(self) -> int:
+        return len(self.request.prompt_ids)
+
+
+@dataclass(slots=True)
+class Batch:
+    """Sequences whose caches are aligned on the right. Column c of sequence b is position `c - padding[b]`."""
+
+    sequences: list[Running] = field(default_factory=list)
+    padding: list[int] = field(default_factory=list)
+    width: int = 0  # columns in the cache
+    cache: DynamicCache = field(default_factory=DynamicCache)
+
+    def lanes(self) -> list[Lane]:
+        return [
+            Lane(s.request.id, pad, s.n_prompt) for s, pad in zip(self.sequences, self.padding, strict=True)
+        ]
+
+    def forward(self, model: nn.Module, token_ids: np.ndarray, **options: int) -> Tensor:
+        """Run token_ids int64 [batch, n] as the next n columns. Returns the last column's logits [batch, vocabulary]."""
+        device = next(model.parameters()).device
+        padding = torch.tensor(self.padding, device=device)[:, None]
+        columns = torch.arange(self.width + token_ids.shape[1], device=device)[None]
+        out = model(
+            input_ids=torch.from_numpy(token_ids).to(device),
+            attention_mask=(columns >= padding).long(),
+            position_ids=(columns[:, self.width :] - padding).clamp(min=0),
+            past_key_values=self.cache,
+            use_cache=True,
+            **options,
+        )
+        self.width += token_ids.shape[1]
+        return out.logits[:, -1]  # type: ignore[no-any-return]
+
+    def keep(self, indices: Sequence[int]) -> int:
+        """Keep only these sequences, in this order; drop, and count, the cached columns that are padding to all of them."""
+        self.sequences = [self.sequences[i] for i in indices]
+        self.padding = [self.padding[i] for i in indices]
+        if not indices:
+            self.width, self.cache = 0, DynamicCache()
+            return 0
+        common = min(self.width, *self.padding)
+        for layer in self.cache.layers:
+            chosen = torch.tensor(indices, device=layer.keys.device)
+            layer.keys = layer.keys.index_select(0, chosen)[:, :, common:]
+            layer.values = layer.values.index_select(0, chosen)[:, :, common:]
+        self.padding = [pad - common for pad in self.padding]
+        self.width -= common
+        return common
+
+    def join(self, other: Batch) -> None:
+        """Take over the sequences of `other`, which is not to be used again."""
+        if not self.sequences:
+            self.sequences, self.padding, self.width, self.cache = (
+                other.sequences, other.padding, other.width, other.cache,
+            )  # fmt: skip
+            return
+        width = max(self.width, other.width)
+        for mine, theirs in zip(self.cache.layers, other.cache.layers, strict=True):
+            mine.keys = torch.cat([_widen(mine.keys, width), _widen(theirs.keys, width)])
+            mine.values = torch.cat([_widen(mine.values, width), _widen(theirs.values, width)])
+        self.padding = [p + width - self.width for p in self.padding] + [p + width - other.width for p in other.padding]
+        self.sequences += other.sequences
+        self.width = width
+
+
+def _widen(cached: Tensor, width: int) -> Tensor:
+    """Zero columns on the left, up to `width`: cached is [batch, heads, columns, d]."""
+    return nn.functional.pad(cached, (0, 0, width - cached.shape[2], 0))
+
+
+def padded_prompts(sequences: Sequence[Running], pad_id: int) -> tuple[np.ndarray, list[int]]:
+    """The prompts as int64 [batch, longest], padded on the left, and each one's padding."""
+    width = max(s.n_prompt for s in sequences)
+    ids = np.full((len(sequences), width), pad_id, np.int64)
+    for row, sequence in zip(ids, sequences, strict=True):
+        row[width - sequence.n_prompt :] = sequence.request.prompt_ids
+    return ids, [width - s.n_prompt for s in sequences]

@@ -1,0 +1,43 @@
+"""Probes for a model that has none: trained on the built-in text at the first start, and kept."""
+
+from __future__ import annotations
+
+import sys
+
+from actscope.engines.hf.loading import LoadedModel, cache_dir
+from actscope.engines.hf.probe_training import builtin_texts, train_probes
+from actscope.errors import MissingExtra
+from actscope.probes import Probe, load_probes, save_probe
+from actscope.sites import select
+
+TEXTS = 600
+MIN_AUROC = 0.9
+SITES = "first,middle,last"
+
+
+def default_probes(loaded: LoadedModel) -> list[Probe]:
+    """The probes of an earlier start, or new ones; none, with a word on standard error, where they cannot be trained."""
+    directory = cache_dir("probes", loaded)
+    found = load_probes(directory)
+    if found:
+        return found
+    _say(f"no probes for {loaded.name} yet: training some on the built-in text; they are kept in {directory}")
+    try:
+        trained = train_probes(loaded, builtin_texts(loaded, TEXTS), select(SITES, loaded.n_layers), progress=_report)
+    except MissingExtra as error:
+        _say(f"none could be trained: {error}")
+        return []
+    good = [t.probe for t in trained if t.fit.auroc >= MIN_AUROC]
+    for probe in good:
+        save_probe(probe, directory / f"{probe.id}.safetensors")
+    _say(f"{len(good)} of {len(trained)} labels reach a held-out AUROC of {MIN_AUROC}: {', '.join(p.id for p in good)}")
+    return good
+
+
+def _report(stage: str, done: int, total: int) -> None:
+    if done == total or done % max(1, total // 10) == 0:
+        _say(f"{stage}: {done} of {total}")
+
+
+def _say(message: str) -> None:
+    print(f"actscope: {message}", file=sys.stderr, flush=True)

@@ -1,0 +1,340 @@
+"""The engine: one thread that runs the model, batches requests, and hands every step's frames to a sink."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+
+from actscope.capture.attribution import attribute
+from actscope.capture.taps import Taps
+from actscope.clock import monotonic_ns
+from actscope.errors import EngineError, RequestRefused
+from actscope.frames import ROW_META, Sink, Span, SpanFlag, Step
+from actscope.probes import Bank, ModelFacts, Probe
+from actscope.sites import Site
+from actscope.engines.hf.batch import Batch, Running, padded_prompts
+from actscope.engines.hf.loading import LoadedModel
+from actscope.engines.hf.request import FinishReason, Output, Request
+from actscope.engines.hf.sampling import Sampler, draw_all
+from actscope.engines.hf.text import TextStream
+
+log = logging.getLogger("actscope.engine")
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class EngineOptions:
+    """Sizes. `max_step_tokens` bounds the rows of one pass, padding included, and so the boards of the taps."""
+
+    max_batch: int = 32
+    max_waiting: int = 1024
+    max_step_tokens: int = 2048
+    chunk_tokens: int = 512  # prefill columns x sequences in one pass while others are decoding
+    probe_width: int = 64
+
+
+@dataclass(slots=True)
+class EngineStats:
+    """Counts since start; `waiting` and `running` are now."""
+
+    steps: int = 0
+    rows: int = 0
+    tap_faults: int = 0
+    waiting: int = 0
+    running: int = 0
+
+
+@dataclass(slots=True)
+class _Prefill:
+    """Prompts on their way through the model, a chunk of columns at a time."""
+
+    batch: Batch
+    ids: np.ndarray
+
+    @property
+    def remaining(self) -> int:
+        return self.ids.shape[1] - self.batch.width
+
+
+@dataclass(slots=True)
+class _Inbox:
+    """What other threads have asked for; taken over by the model's thread between steps."""
+
+    waiting: deque[Request] = field(default_factory=deque)
+    aborted: set[str] = field(default_factory=set)
+    calls: deque[tuple[Callable[[], Any], Future[Any]]] = field(default_factory=deque)
+    closing: bool = False
+
+
+class Engine:
+    """Runs requests on one model.
+
+    `submit`, `abort`, `call`, the probe methods and `close` may be called from any thread. `deliver` is called on the model's
+    thread with the outputs of one step, after the step's frames were given to `sink`; it must only hand them over.
+    `on_table` is called with (generation, JSON) before the first step of every new set of probes.
+    """
+
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        *,
+        sink: Sink,
+        deliver: Callable[[list[Output]], None],
+        probes: Sequence[Probe] = (),
+        on_table: Callable[[int, bytes], None] | None = None,
+        options: EngineOptions | None = None,
+    ) -> None:
+        self.loaded = loaded
+        self.options = options or EngineOptions()
+        self.stats = EngineStats()
+        facts = ModelFacts(loaded.name, loaded.revision, loaded.d_model, loaded.n_layers)
+        self.bank = Bank(facts, self.options.probe_width)
+        self._eos_ids = loaded.eos_ids
+        self._forward_options = loaded.last_logits_only
+        self._sink = sink
+        self._deliver = deliver
+        self._on_table = on_table
+        self._taps = Taps(loaded.model, width=self.options.probe_width, max_rows=self.options.max_step_tokens)
+        for probe in probes:
+            self.bank.put(probe)
+        self._bank_changed()
+        self._batch = Batch()
+        self._prefill: _Prefill | None = None
+        self._inbox = _Inbox()
+        self._wake = threading.Condition()
+        self._thread = threading.Thread(target=self._run, name="actscope-model", daemon=True)
+
+    def start(self) -> Engine:
+        self._thread.start()
+        return self
+
+    # --- from any thread -------------------------------------------------------------------------------------------
+
+    def submit(self, request: Request) -> None:
+        """Queue a request. Raises RequestRefused when it cannot be run, and when too many wait."""
+        self.check(len(request.prompt_ids), request.sampling.max_tokens)
+        with self._wake:
+            if self._inbox.closing:
+                raise RequestRefused("the engine is shutting down", code="shutting_down")
+            if len(self._inbox.waiting) >= self.options.max_waiting:
+                raise RequestRefused(f"{self.options.max_waiting} requests wait already; try later", code="overloaded")
+            self._inbox.waiting.append(request)
+            self._wake.notify()
+
+    def check(self, n_prompt: int, max_tokens: int) -> None:
+        """Raise RequestRefused unless a prompt and its answer fit the context."""
+        limit = self.loaded.max_context
+        if n_prompt < 1:
+            raise RequestRefused("the prompt has no tokens; send at least one", param="messages")
+        if n_prompt + max_tokens > limit:
+            raise RequestRefused(
+                f"This model's maximum context length is {limit} tokens; the prompt has {n_prompt} and max_tokens asks "
+                f"for {max_tokens}. Shorten the messages or lower max_tokens.",
+                param="messages",
+                code="context_length_exceeded",
+            )
+
+    def abort(self, request_id: str) -> None:
+        """Stop a request before the next step; unknown ids are ignored, for it may just have ended."""
+        with self._wake:
+            self._inbox.aborted.add(request_id)
+            self._wake.notify()
+
+    def call(self, function: Callable[[], T]) -> Future[T]:
+        """Run a function on the model's thread, between two steps."""
+        future: Future[T] = Future()
+        with self._wake:
+            if self._inbox.closing:
+                raise EngineError("the engine is shutting down")
+            self._inbox.calls.append((function, future))
+            self._wake.notify()
+        return future
+
+    def put_probe(self, probe: Probe) -> Future[int]:
+        """Add or swap a probe from the next step on; the result is its column. Raises ProbeError when it does not fit."""
+        return self.call(lambda: self._change_bank(lambda: self.bank.put(probe)))
+
+    def remove_probe(self, probe_id: str) -> Future[None]:
+        """Take a probe out from the next step on."""
+        return self.call(lambda: self._change_bank(lambda: self.bank.remove(probe_id)))
+
+    def keep_rows(self, sites: Sequence[Site]) -> Future[None]:
+        """Hand the rows of these sites to the sink from the next step on."""
+        return self.call(lambda: self._taps.keep_rows(sites))
+
+    def close(self) -> None:
+        """End what runs as aborted, stop the thread and take the taps off."""
+        with self._wake:
+            self._inbox.closing = True
+            self._wake.notify()
+        if self._thread.is_alive():
+            self._thread.join()
+        self._taps.detach()
+
+    # --- on the model's thread -------------------------------------------------------------------------------------
+
+    @torch.inference_mode()
+    def _run(self) -> None:
+        while self._take_inbox():
+            try:
+                self._iterate()
+            except Exception as error:  # a request must not take the others' engine down
+                log.exception("a step failed; the requests that were in it are ended")
+                self._fail(error)
+        self._end_all("abort")
+
+    def _take_inbox(self) -> bool:
+        with self._wake:
+            while not (self._busy() or self._inbox.calls or self._inbox.waiting or self._inbox.closing):
+                self._inbox.aborted.clear()
+                self._wake.wait()
+            calls, self._inbox.calls = self._inbox.calls, deque()
+            aborted, self._inbox.aborted = self._inbox.aborted, set()
+            admitted = self._admissible()
+            given_up = [r for r in self._inbox.waiting if r.id in aborted]
+            for request in given_up:
+                self._inbox.waiting.remove(request)
+            self.stats.waiting = len(self._inbox.waiting)
+            closing = self._inbox.closing
+        for function, future in calls:
+            _settle(future, function)
+        self._drop(aborted, given_up)
+        self._admit([r for r in admitted if r.id not in aborted])
+        return not closing
+
+    def _busy(self) -> bool:
+        return bool(self._batch.sequences or self._prefill)
+
+    def _admissible(self) -> list[Request]:
+        if self._prefill is not None:
+            return []
+        room = self.options.max_batch - len(self._batch.sequences)
+        return [self._inbox.waiting.popleft() for _ in range(min(room, len(self._inbox.waiting)))]
+
+    def _admit(self, requests: list[Request]) -> None:
+        if not requests:
+            return
+        tokenizer = self.loaded.tokenizer
+        running = [
+            Running(r, Sampler(r.sampling, r.prompt_ids), TextStream(tokenizer._tokenizer, r.prompt_ids, r.sampling.stop))
+            for r in requests
+        ]
+        ids, padding = padded_prompts(running, pad_id=tokenizer.pad_token_id or 0)
+        self._prefill = _Prefill(Batch(running, padding), ids)
+
+    def _iterate(self) -> None:
+        if self._prefill is not None:
+            self._prefill_chunk(self._prefill)
+        if self._batch.sequences:
+            ids = np.array([[s.next_id] for s in self._batch.sequences], np.int64)
+            self._advance(self._batch, self._step(self._batch, ids))
+        self.stats.running = len(self._batch.sequences)
+
+    def _prefill_chunk(self, prefill: _Prefill) -> None:
+        budget = self.options.chunk_tokens if self._batch.sequences else self.options.max_step_tokens
+        start, n = prefill.batch.width, max(1, budget // len(prefill.batch.sequences))
+        logits = self._step(prefill.batch, prefill.ids[:, start : start + n])
+        if prefill.remaining > 0:
+            return
+        self._prefill = None
+        self._advance(prefill.batch, logits)
+        if prefill.batch.sequences:
+            self._batch.join(prefill.batch)
+
+    def _step(self, batch: Batch, ids: np.ndarray) -> torch.Tensor:
+        """One pass over the next columns of a batch: run, label, publish. Returns the last column's logits."""
+        lanes, start = batch.lanes(), batch.width
+        logits = batch.forward(self.loaded.model, np.ascontiguousarray(ids), **self._forward_options)
+        self.stats.steps += 1
+        labels = attribute(lanes, ids, start, self.stats.steps)
+        frames = self._taps.frames(labels.index)
+        self.stats.rows += len(labels.index)
+        self.stats.tap_faults = self._taps.faults
+        step = Step(self.stats.steps, monotonic_ns(), labels.spans, labels.meta, self.bank.generation)
+        self._sink.write(step, frames)
+        return logits
+
+    def _advance(self, batch: Batch, logits: torch.Tensor) -> None:
+        """Draw a token for each sequence, deliver, and let those that have ended leave."""
+        drawn = draw_all(logits, [s.sampler for s in batch.sequences])
+        outputs = [self._output(s, token) for s, token in zip(batch.sequences, drawn, strict=True)]
+        staying = [i for i, output in enumerate(outputs) if output.finish_reason is None]
+        ended = [s for s, output in zip(batch.sequences, outputs, strict=True) if output.finish_reason is not None]
+        if ended:
+            self._publish_end(ended)
+            batch.keep(staying)
+        self._deliver(outputs)
+
+    def _output(self, sequence: Running, token: int) -> Output:
+        sequence.next_id = token
+        text = sequence.text.push(token)
+        reason = self._finish_reason(sequence, token)
+        if reason is not None and not sequence.text.stopped:
+            text += sequence.text.finish()
+        return Output(sequence.request.id, (token,), text, reason)
+
+    def _finish_reason(self, sequence: Running, token: int) -> FinishReason | None:
+        params = sequence.request.sampling
+        if sequence.text.stopped or (token in self._eos_ids and not params.ignore_eos):
+            return "stop"
+        return "length" if len(sequence.sampler.generated) >= params.max_tokens else None
+
+    def _publish_end(self, ended: Sequence[Running], flags: SpanFlag = SpanFlag.END) -> None:
+        spans = tuple(
+            Span(s.request.id, s.n_prompt + len(s.sampler.generated), 0, 0, flags, s.n_prompt) for s in ended
+        )
+        step = Step(self.stats.steps, monotonic_ns(), spans, np.empty(0, ROW_META), self.bank.generation)
+        self._sink.write(step, self._taps.frames_of_none())
+
+    def _drop(self, aborted: set[str], never_started: Sequence[Request]) -> None:
+        if not aborted:
+            return
+        for batch in [self._batch, *([self._prefill.batch] if self._prefill else [])]:
+            gone = [s for s in batch.sequences if s.request.id in aborted]
+            if gone:
+                self._leave(batch, gone)
+        self._deliver([Output(r.id, finish_reason="abort") for r in never_started])
+
+    def _leave(self, batch: Batch, gone: Sequence[Running]) -> None:
+        staying = [i for i, s in enumerate(batch.sequences) if s not in gone]
+        trimmed = batch.keep(staying)
+        if self._prefill is not None and batch is self._prefill.batch:
+            self._prefill = _Prefill(batch, self._prefill.ids[staying, trimmed:]) if staying else None
+        self._publish_end(gone, SpanFlag.END | SpanFlag.ABORTED)
+        self._deliver([Output(s.request.id, finish_reason="abort") for s in gone])
+
+    def _fail(self, error: Exception) -> None:
+        self._end_all("error", f"{type(error).__name__}: {error}")
+
+    def _end_all(self, reason: FinishReason, message: str | None = None) -> None:
+        gone = [*self._batch.sequences, *(self._prefill.batch.sequences if self._prefill else [])]
+        self._batch, self._prefill = Batch(), None
+        if gone:
+            self._publish_end(gone, SpanFlag.END | SpanFlag.ABORTED)
+            self._deliver([Output(s.request.id, finish_reason=reason, error=message) for s in gone])
+
+    def _change_bank(self, change: Callable[[], T]) -> T:
+        result = change()
+        self._bank_changed()
+        return result
+
+    def _bank_changed(self) -> None:
+        self._taps.set_probes(self.bank.items())
+        if self._on_table is not None:
+            self._on_table(self.bank.generation, self.bank.table())
+
+
+def _settle(future: Future[T], function: Callable[[], T]) -> None:
+    try:
+        future.set_result(function())
+    except Exception as error:  # the caller's own error, raised where it waits for the result
+        future.set_exception(error)

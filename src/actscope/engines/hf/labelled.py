@@ -1,0 +1,135 @@
+"""Rows of labelled text: the texts go through the engine, and the taps' rows come back with their tokens' labels."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from actscope.errors import EngineError
+from actscope.frames import SCORES, Frame, SinkStats, Step
+from actscope.probes.labels import LabelledText
+from actscope.sites import Site
+from actscope.engines.hf.engine import Engine
+from actscope.engines.hf.loading import LoadedModel
+from actscope.engines.hf.request import Output, Request, Sampling
+
+
+@dataclass(slots=True)
+class LabelledRows:
+    """rows[site] float32 [n, d]; for each row its text and the token's character range. Special tokens have no row."""
+
+    rows: dict[str, np.ndarray]
+    texts: np.ndarray
+    offsets: np.ndarray
+
+    def labels(self, texts: Sequence[LabelledText], label: str) -> tuple[np.ndarray, np.ndarray]:
+        """(mask, labels), both bool [n]: rows whose text knows the label, and whether it holds there."""
+        known = np.array([label in text.spans for text in texts])[self.texts]
+        held = np.zeros(len(self.texts), bool)
+        for index in np.unique(self.texts[known]):
+            rows = self.texts == index
+            held[rows] = texts[index].token_labels(label, self.offsets[rows])
+        return known, held
+
+
+@dataclass(slots=True)
+class _Collector:
+    """A sink that keeps the rows of each text's own tokens, up to `limit`."""
+
+    tokens: list[tuple[list[int], list[tuple[int, int]]]]
+    special: frozenset[int]
+    limit: int
+    rows: dict[str, list[np.ndarray]] = field(default_factory=dict)
+    texts: list[np.ndarray] = field(default_factory=list)
+    offsets: list[np.ndarray] = field(default_factory=list)
+    n: int = 0
+
+    def write(self, step: Step, frames: list[Frame]) -> None:
+        for span in step.spans:
+            text = int(span.request)
+            ids, offsets = self.tokens[text]
+            positions = np.arange(span.first_position, min(span.first_position + span.n_rows, len(ids)))
+            wanted = np.array([ids[p] not in self.special for p in positions], bool)
+            if self.n >= self.limit or not wanted.any():
+                continue
+            self.n += int(wanted.sum())
+            self.texts.append(np.full(int(wanted.sum()), text))
+            self.offsets.append(np.array(offsets, np.int64).reshape(-1, 2)[positions[wanted]])
+            for frame in frames:
+                if frame.site != SCORES:
+                    own = frame.rows[span.offset : span.offset + len(positions)].float().numpy()
+                    self.rows.setdefault(frame.site, []).append(own[wanted])
+
+    def stats(self) -> SinkStats:
+        return SinkStats(rows=self.n)
+
+    def close(self) -> None:
+        """Nothing to release."""
+
+    def result(self) -> LabelledRows:
+        rows = {site: np.concatenate(parts) for site, parts in self.rows.items()}
+        return LabelledRows(rows, np.concatenate(self.texts), np.concatenate(self.offsets))
+
+
+def collect(
+    loaded: LoadedModel,
+    texts: Sequence[LabelledText],
+    sites: Sequence[Site],
+    *,
+    max_bytes: int = 1 << 30,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> LabelledRows:
+    """Run every text once and collect its rows at `sites`, until they would take more than `max_bytes`.
+
+    `progress` is called with (texts done, texts in all). Raises EngineError when a text fails.
+    """
+    tokens = [tokenize(loaded, text.text) for text in texts]
+    limit = max_bytes // (4 * loaded.d_model * max(1, len(sites)))
+    sink = _Collector(tokens, frozenset(loaded.tokenizer.all_special_ids), limit)
+    waiter = _Waiter(len(texts), lambda done: progress(done, len(texts)))
+    engine = Engine(loaded, sink=sink, deliver=waiter.deliver).start()
+    try:
+        engine.keep_rows(sites).result()
+        for index, (ids, _) in enumerate(tokens):
+            waiter.room.acquire()
+            engine.submit(Request(str(index), ids, Sampling(max_tokens=1, temperature=0)))
+        waiter.done.wait()
+    finally:
+        engine.close()
+    if waiter.error is not None:
+        raise EngineError(f"the model failed on a labelled text: {waiter.error}")
+    return sink.result()
+
+
+class _Waiter:
+    """Counts finished texts, and lets only so many wait at once."""
+
+    def __init__(self, total: int, progress: Callable[[int], None]) -> None:
+        self.done = threading.Event()
+        self.room = threading.Semaphore(256)
+        self.error: str | None = None
+        self._left = total
+        self._total = total
+        self._progress = progress
+
+    def deliver(self, outputs: list[Output]) -> None:
+        for output in outputs:
+            self.error = output.error or self.error
+            self._left -= 1
+            self.room.release()
+        self._progress(self._total - self._left)
+        if self._left <= 0:
+            self.done.set()
+
+
+def tokenize(loaded: LoadedModel, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+    """Ids and character ranges; the model's own BOS is added unless the text already begins with a special token."""
+    tokenizer = loaded.tokenizer
+    rendered = text.startswith(tuple(tokenizer.all_special_tokens))
+    encoded = tokenizer(
+        text, return_offsets_mapping=True, add_special_tokens=not rendered, truncation=True, max_length=loaded.max_context - 1
+    )
+    return encoded["input_ids"], encoded["offset_mapping"]

@@ -1,0 +1,129 @@
+"""Loading a model with its tokenizer, and the facts that probes and readers need to know of it."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+from actscope.capture.anatomy import blocks, text_config
+from actscope.errors import EngineError, SiteError
+from actscope.engines import builtin
+
+DTYPES = {"auto": "auto", "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """A model ready to run. `revision` is the hub's commit, or a fingerprint of local weights."""
+
+    model: nn.Module
+    tokenizer: Any
+    name: str
+    revision: str
+    path: str
+
+    @property
+    def config(self) -> Any:
+        return text_config(self.model)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.model.parameters()).dtype
+
+    @property
+    def n_layers(self) -> int:
+        return int(self.config.num_hidden_layers)
+
+    @property
+    def d_model(self) -> int:
+        return int(self.config.hidden_size)
+
+    @property
+    def max_context(self) -> int:
+        return int(getattr(self.config, "max_position_embeddings", None) or 1 << 30)
+
+    @property
+    def sampling_defaults(self) -> dict[str, float]:
+        """What the model's makers recommend, where a request does not say."""
+        config = self.model.generation_config
+        names = ("temperature", "top_p", "top_k", "repetition_penalty") if config.do_sample else ()
+        return {name: value for name in names if (value := getattr(config, name, None)) is not None}
+
+    @property
+    def last_logits_only(self) -> dict[str, int]:
+        """The argument that spares the logits of all but the last column, where the model knows it."""
+        known = "logits_to_keep" in inspect.signature(self.model.forward).parameters
+        return {"logits_to_keep": 1} if known else {}
+
+    @property
+    def eos_ids(self) -> frozenset[int]:
+        """Every id that ends an answer: the generation config's, and the tokenizer's own."""
+        declared = self.model.generation_config.eos_token_id
+        ids = declared if isinstance(declared, list) else [declared]
+        return frozenset(i for i in [*ids, self.tokenizer.eos_token_id] if i is not None)
+
+
+def load(model_id: str, *, device: str = "auto", dtype: str = "auto") -> LoadedModel:
+    """Load a hub id, a local directory or `actscope/builtin`. Raises EngineError with what to do.
+
+    dtype "auto" keeps the checkpoint's own on a GPU and uses float32 on a CPU.
+    """
+    name = model_id
+    source = str(builtin.model_path()) if model_id == builtin.NAME else model_id
+    target = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    chosen = torch.float32 if dtype == "auto" and target == "cpu" else DTYPES[dtype]
+    try:
+        config = AutoConfig.from_pretrained(source)
+        tokenizer = AutoTokenizer.from_pretrained(source)
+        model = AutoModelForCausalLM.from_pretrained(source, dtype=chosen, config=config)
+    except (OSError, ValueError) as error:
+        raise EngineError(
+            f"cannot load {model_id!r}: {error}\nGive a Hugging Face id, a directory with config.json, weights and a "
+            f"tokenizer, or {builtin.NAME!r}"
+        ) from error
+    return adopt(model.to(target), tokenizer, name=name, path=source)
+
+
+def adopt(model: nn.Module, tokenizer: Any, *, name: str, path: str = "") -> LoadedModel:
+    """Take over a model that is already in memory. Raises EngineError when it cannot be run or labelled exactly."""
+    if not getattr(tokenizer, "is_fast", False):
+        raise EngineError(f"{name}: its tokenizer has no tokenizer.json; convert it to a fast tokenizer first")
+    try:
+        blocks(model)
+    except SiteError as error:
+        raise EngineError(f"{name}: {error}") from error
+    if getattr(model.config, "is_encoder_decoder", False):
+        raise EngineError(f"{name} is an encoder-decoder; actscope serve runs decoder-only language models")
+    model.eval().requires_grad_(False)
+    commit = getattr(model.config, "_commit_hash", None)
+    return LoadedModel(model, tokenizer, name, commit or fingerprint(Path(path)), path)
+
+
+def fingerprint(directory: Path) -> str:
+    """16 hex digits of local weights: their names, sizes, first and last 64 KiB. Empty when there are none."""
+    digest, files = hashlib.sha256(), sorted(directory.glob("*.safetensors")) if directory.name else []
+    for path in files:
+        with path.open("rb") as file:
+            size = path.stat().st_size
+            digest.update(f"{path.name} {size}\n".encode() + file.read(1 << 16))
+            file.seek(max(0, size - (1 << 16)))
+            digest.update(file.read())
+    return digest.hexdigest()[:16] if files else ""
+
+
+def cache_dir(kind: str, loaded: LoadedModel) -> Path:
+    """Where what was derived from this model, at this revision, is kept for its next start."""
+    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return base / "actscope" / kind / f"{loaded.name.strip('/').replace('/', '--')}-{loaded.revision or 'local'}"

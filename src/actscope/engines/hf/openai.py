@@ -1,0 +1,252 @@
+"""The engine's side of the OpenAI API, in vLLM's dialect: request bodies in, chunks and answers out."""
+
+from __future__ import annotations
+
+import re
+import time
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, TypeVar
+
+import msgspec
+
+from actscope.errors import RequestRefused
+from actscope.engines.hf.engine import Engine
+from actscope.engines.hf.request import Output, Request, Sampling
+
+MAX_CHOICES = 16
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+
+
+class StreamOptions(msgspec.Struct):
+    include_usage: bool = False
+
+
+class _Body(msgspec.Struct, kw_only=True):
+    """What chat and completions share. Keys that OpenAI has and this engine lacks are refused, others are ignored."""
+
+    model: str | None = None
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+    max_tokens: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    repetition_penalty: float | None = None
+    seed: int | None = None
+    stop: str | list[str] | None = None
+    n: int | None = None
+    ignore_eos: bool = False
+    return_token_ids: bool = False
+    logprobs: bool | int | None = None
+    logit_bias: dict[str, float] | None = None
+
+
+class ChatBody(_Body, kw_only=True):
+    messages: list[dict[str, Any]]
+    max_completion_tokens: int | None = None
+    tools: list[Any] | None = None
+    response_format: dict[str, Any] | None = None
+    add_generation_prompt: bool = True
+
+
+class CompletionBody(_Body, kw_only=True):
+    prompt: str | list[str | int | list[int]]
+    echo: bool = False
+    suffix: str | None = None
+
+
+B = TypeVar("B", ChatBody, CompletionBody)
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """One sequence of an answer and its place in it."""
+
+    index: int
+    request: Request
+
+
+@dataclass(slots=True)
+class Job:
+    """One HTTP request as the sequences that it asks for, and how its answer is written."""
+
+    kind: Literal["chat", "text"]
+    id: str
+    model: str
+    stream: bool
+    include_usage: bool
+    return_token_ids: bool
+    choices: list[Choice]
+    created: int = field(default_factory=lambda: int(time.time()))
+    _opened: set[int] = field(default_factory=set)
+
+    def chunks(self, choice: Choice, output: Output) -> list[bytes]:
+        """The SSE events that one output becomes: for chat, the role comes first."""
+        events = []
+        first = choice.index not in self._opened
+        self._opened.add(choice.index)
+        if first and self.kind == "chat":
+            opening = {"index": choice.index, "delta": {"role": "assistant", "content": ""}, "finish_reason": None}
+            prompt = {"prompt_token_ids": list(choice.request.prompt_ids)} if self.return_token_ids else {}
+            events.append(self._event([opening], **prompt))
+        body: dict[str, Any] = {"index": choice.index}
+        body |= {"delta": {"content": output.text}} if self.kind == "chat" else {"text": output.text}
+        body |= {"logprobs": None, "finish_reason": output.finish_reason}
+        if self.return_token_ids:
+            body["token_ids"] = output.token_ids
+            if first and self.kind == "text":
+                body["prompt_token_ids"] = list(choice.request.prompt_ids)
+        events.append(self._event([body]))
+        return events
+
+    def usage_chunk(self, usage: dict[str, int]) -> bytes:
+        return self._event([], usage=usage)
+
+    def answer(self, texts: Sequence[str], ids: Sequence[Sequence[int]], reasons: Sequence[str]) -> dict[str, Any]:
+        """The whole answer of a request that does not stream."""
+        choices = [self._whole(c, *parts) for c, *parts in zip(self.choices, texts, ids, reasons, strict=True)]
+        top: dict[str, Any] = {}
+        if self.return_token_ids and self.kind == "chat":
+            top["prompt_token_ids"] = list(self.choices[0].request.prompt_ids)
+        return self._envelope(choices) | top | {"usage": self.usage(ids)}
+
+    def usage(self, ids: Sequence[Sequence[int]]) -> dict[str, int]:
+        """Prompts that are shared by several choices count once, as OpenAI counts them."""
+        prompt = sum(len(p) for p in {id(c.request.prompt_ids): c.request.prompt_ids for c in self.choices}.values())
+        completion = sum(map(len, ids))
+        return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
+
+    def _whole(self, choice: Choice, text: str, ids: Sequence[int], reason: str) -> dict[str, Any]:
+        body: dict[str, Any] = {"index": choice.index, "logprobs": None, "finish_reason": reason}
+        body |= {"message": {"role": "assistant", "content": text}} if self.kind == "chat" else {"text": text}
+        if self.return_token_ids:
+            body["token_ids"] = list(ids)
+            if self.kind == "text":
+                body["prompt_token_ids"] = list(choice.request.prompt_ids)
+        return body
+
+    def _event(self, choices: list[dict[str, Any]], **extra: Any) -> bytes:
+        return b"data: " + msgspec.json.encode(self._envelope(choices, ".chunk") | extra) + b"\n\n"
+
+    def _envelope(self, choices: list[dict[str, Any]], suffix: str = "") -> dict[str, Any]:
+        name = f"chat.completion{suffix}" if self.kind == "chat" else "text_completion"
+        return {"id": self.id, "object": name, "created": self.created, "model": self.model, "choices": choices}
+
+
+def chat_job(engine: Engine, raw: bytes, request_id: str | None) -> Job:
+    """Read a chat body. Raises RequestRefused, naming the field, for what cannot be understood or run."""
+    body = _decode(raw, ChatBody)
+    _refuse(tools=body.tools, logprobs=body.logprobs, logit_bias=body.logit_bias)
+    if body.response_format not in (None, {"type": "text"}):
+        raise RequestRefused("response_format: this engine answers plain text only", param="response_format")
+    prompt = _render(engine, body)
+    return _job(engine, "chat", body, [prompt], body.max_completion_tokens or body.max_tokens, request_id)
+
+
+def completion_job(engine: Engine, raw: bytes, request_id: str | None) -> Job:
+    """Read a completions body; several prompts become several choices."""
+    body = _decode(raw, CompletionBody)
+    _refuse(logprobs=body.logprobs, echo=body.echo, suffix=body.suffix, logit_bias=body.logit_bias)
+    prompts = [_tokenize(engine, prompt) for prompt in _prompts(body.prompt)]
+    return _job(engine, "text", body, prompts, body.max_tokens or 16, request_id)
+
+
+def _decode(raw: bytes, kind: type[B]) -> B:
+    try:
+        return msgspec.json.decode(raw, type=kind)
+    except msgspec.ValidationError as error:
+        where = re.search(r"`\$\.(\w+)", str(error))
+        raise RequestRefused(str(error).replace("$.", ""), param=where[1] if where else None) from error
+    except msgspec.DecodeError as error:
+        raise RequestRefused(f"the body is not valid JSON: {error}") from error
+
+
+def _refuse(**unsupported: Any) -> None:
+    for name, value in unsupported.items():
+        if value:
+            raise RequestRefused(f"{name} is not supported by this engine; leave it out", param=name)
+
+
+def _render(engine: Engine, body: ChatBody) -> list[int]:
+    tokenizer = engine.loaded.tokenizer
+    if not body.messages:
+        raise RequestRefused("messages is empty; send at least one", param="messages")
+    if tokenizer.chat_template is None:
+        raise RequestRefused(f"{engine.loaded.name} has no chat template; use /v1/completions", param="messages")
+    messages = [_message(i, m) for i, m in enumerate(body.messages)]
+    try:
+        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=body.add_generation_prompt)
+    except Exception as error:  # templates are programs of the model's maker; what they raise is about the messages
+        raise RequestRefused(f"the model's chat template refuses these messages: {error}", param="messages") from error
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def _message(index: int, message: dict[str, Any]) -> dict[str, Any]:
+    where, role, content = f"messages[{index}]", message.get("role"), message.get("content")
+    if not isinstance(role, str):
+        raise RequestRefused(f"{where}.role: expected a string, found {role!r}", param="messages")
+    if isinstance(content, list):
+        if any(not isinstance(p, dict) or p.get("type") != "text" or not isinstance(p.get("text"), str) for p in content):
+            raise RequestRefused(f"{where}.content: this engine reads parts of type 'text' only", param="messages")
+        content = "".join(part["text"] for part in content)
+    if not isinstance(content, str):
+        raise RequestRefused(f"{where}.content: expected text, found {content!r}", param="messages")
+    return {**message, "content": content}
+
+
+def _prompts(prompt: str | list[Any]) -> list[Any]:
+    """A text, a list of texts, a list of ids or a list of such lists, as a list of texts and lists of ids."""
+    kinds = {type(item) for item in prompt} if isinstance(prompt, list) else {str}
+    if len(kinds) != 1:
+        raise RequestRefused("prompt: expected a text, texts, token ids or lists of token ids, and not a mixture", param="prompt")
+    return prompt if isinstance(prompt, list) and kinds != {int} else [prompt]
+
+
+def _tokenize(engine: Engine, prompt: Any) -> list[int]:
+    if isinstance(prompt, str):
+        return list(engine.loaded.tokenizer(prompt)["input_ids"])
+    size = engine.loaded.model.get_input_embeddings().num_embeddings  # type: ignore[operator]
+    wrong = next((token for token in prompt if not 0 <= token < size), None)
+    if wrong is not None:
+        raise RequestRefused(f"prompt: token id {wrong} is outside the vocabulary of {size}", param="prompt")
+    return list(prompt)
+
+
+def _job(
+    engine: Engine, kind: Literal["chat", "text"], body: _Body, prompts: list[list[int]], max_tokens: int | None, given: str | None
+) -> Job:
+    name = engine.loaded.name
+    if body.model not in (None, "", name):
+        raise RequestRefused(f"The model `{body.model}` does not exist; this engine serves `{name}`", param="model", code="model_not_found")
+    n = 1 if body.n is None else body.n
+    if not 1 <= n * len(prompts) <= MAX_CHOICES:
+        raise RequestRefused(f"n x prompts must lie between 1 and {MAX_CHOICES}, found {n * len(prompts)}", param="n")
+    job_id = _job_id(kind, given)
+    choices = []
+    for p, prompt in enumerate(prompts):
+        engine.check(len(prompt), max_tokens or 1)
+        sampling = _sampling(body, engine.loaded.sampling_defaults, max_tokens or engine.loaded.max_context - len(prompt))
+        for i in range(n):
+            base = job_id if kind == "chat" else f"{job_id}-{p}"
+            own = sampling if sampling.seed is None else replace(sampling, seed=sampling.seed + i)
+            choices.append(Choice(p * n + i, Request(base if n == 1 else f"{i}_{base}", prompt, own)))
+    usage = body.stream_options is not None and body.stream_options.include_usage
+    return Job(kind, job_id, name, body.stream, usage, body.return_token_ids, choices)
+
+
+def _job_id(kind: str, given: str | None) -> str:
+    if given is not None and not _REQUEST_ID.fullmatch(given):
+        raise RequestRefused("X-Request-Id: expected 1 to 64 letters, digits, '.', '_' or '-'", param="X-Request-Id")
+    return f"{'chatcmpl' if kind == 'chat' else 'cmpl'}-{given or uuid.uuid4().hex}"
+
+
+def _sampling(body: _Body, defaults: dict[str, float], max_tokens: int) -> Sampling:
+    names = ("temperature", "top_p", "top_k", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty")
+    given: dict[str, Any] = {name: value for name in names if (value := getattr(body, name)) is not None}
+    stop = (body.stop,) if isinstance(body.stop, str) else tuple(body.stop or ())
+    return Sampling(max_tokens=max_tokens, seed=body.seed, stop=stop, ignore_eos=body.ignore_eos, **(defaults | given))

@@ -1,0 +1,76 @@
+"""Drawing the next token of each sequence of a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from actscope.engines.hf.request import Sampling
+
+
+@dataclass(slots=True)
+class Sampler:
+    """One sequence's draws. Its generator is its own, so a seed gives the same tokens in any batch."""
+
+    params: Sampling
+    prompt_ids: Sequence[int]
+    generated: list[int] = field(default_factory=list)
+    _generator: torch.Generator | None = None
+
+    @property
+    def plain_greedy(self) -> bool:
+        """Whether argmax of the raw logits is the answer."""
+        p = self.params
+        return p.temperature == 0 and not p.presence_penalty and not p.frequency_penalty and p.repetition_penalty == 1
+
+    def draw(self, logits: Tensor) -> int:
+        """The next token from float logits [vocabulary]."""
+        logits = self._penalised(logits.float())
+        if self.params.temperature == 0:
+            return int(logits.argmax())
+        probabilities = truncate(torch.softmax(logits / self.params.temperature, dim=-1).cpu(), self.params)
+        return int(torch.multinomial(probabilities, 1, generator=self._random()))
+
+    def _random(self) -> torch.Generator:
+        if self._generator is None:
+            self._generator = torch.Generator()
+            seed = self.params.seed
+            self._generator.manual_seed(seed) if seed is not None else self._generator.seed()
+        return self._generator
+
+    def _penalised(self, logits: Tensor) -> Tensor:
+        p = self.params
+        if p.repetition_penalty != 1:
+            seen = torch.tensor(sorted({*self.prompt_ids, *self.generated}), device=logits.device)
+            old = logits[seen]
+            logits[seen] = torch.where(old > 0, old / p.repetition_penalty, old * p.repetition_penalty)
+        if (p.presence_penalty or p.frequency_penalty) and self.generated:
+            ids, counts = torch.tensor(self.generated, device=logits.device).unique(return_counts=True)
+            logits[ids] -= p.presence_penalty + p.frequency_penalty * counts
+        return logits
+
+
+def truncate(probabilities: Tensor, params: Sampling) -> Tensor:
+    """Keep the top-k, then the nucleus of top-p, then what is at least min-p of the maximum; not renormalised."""
+    if params.top_k <= 0 and params.top_p >= 1 and params.min_p <= 0:
+        return probabilities
+    ordered, index = probabilities.sort(descending=True)
+    keep = torch.ones_like(ordered, dtype=torch.bool)
+    if params.top_k > 0:
+        keep[params.top_k :] = False
+    mass_before = ordered.cumsum(0) - ordered
+    keep &= mass_before < params.top_p * 1.0
+    keep &= ordered >= params.min_p * ordered[0]
+    return torch.zeros_like(probabilities).scatter_(0, index, ordered * keep)
+
+
+def draw_all(logits: Tensor, samplers: Sequence[Sampler]) -> list[int]:
+    """One token for each row of logits [batch, vocabulary]; plain greedy rows share one argmax."""
+    greedy = logits.argmax(dim=-1).tolist() if any(s.plain_greedy for s in samplers) else [0] * len(samplers)
+    drawn = [g if s.plain_greedy else s.draw(row) for g, s, row in zip(greedy, samplers, logits, strict=True)]
+    for sampler, token in zip(samplers, drawn, strict=True):
+        sampler.generated.append(token)
+    return drawn

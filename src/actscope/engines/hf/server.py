@@ -1,0 +1,236 @@
+"""The engine's HTTP server, for the gateway on the same machine: OpenAI routes and the probes, over a unix socket."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from contextlib import suppress
+from typing import Any
+
+import msgspec
+from starlette.applications import Starlette
+from starlette.requests import Request as HttpRequest
+from starlette.responses import Response, StreamingResponse
+from starlette.routing import Route
+
+from actscope.errors import ActscopeError, ProbeError, RequestRefused
+from actscope.probes import describe, probe_from_json
+from actscope.engines.hf.engine import Engine
+from actscope.engines.hf.openai import Choice, Job, chat_job, completion_job
+from actscope.engines.hf.request import Output
+
+MAX_BODY = 32 << 20
+
+
+class Mailboxes:
+    """Carries outputs from the model's thread to the requests that wait for them on the event loop."""
+
+    def __init__(self) -> None:
+        self._boxes: dict[str, asyncio.Queue[Output]] = {}
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def deliver(self, outputs: list[Output]) -> None:
+        """From the model's thread: one wake-up of the loop for a whole step."""
+        if self._loop is not None:
+            with suppress(RuntimeError):  # the loop has closed: nobody waits any more
+                self._loop.call_soon_threadsafe(self._sort, outputs)
+
+    def open(self, request_id: str, box: asyncio.Queue[Output]) -> None:
+        """Put the outputs of this request into `box`. Raises RequestRefused when that id is in use."""
+        self._loop = asyncio.get_running_loop()
+        if self._boxes.setdefault(request_id, box) is not box:
+            raise RequestRefused(f"a request {request_id!r} is in flight already; choose another X-Request-Id")
+
+    def close(self, request_id: str) -> None:
+        self._boxes.pop(request_id, None)
+
+    def _sort(self, outputs: list[Output]) -> None:
+        for output in outputs:
+            box = self._boxes.get(output.request)
+            if box is not None:
+                box.put_nowait(output)
+
+
+def create_app(engine: Engine, mailboxes: Mailboxes) -> Starlette:
+    """The routes of one engine."""
+    routes = _Routes(engine, mailboxes)
+    return Starlette(
+        routes=[
+            Route("/health", routes.health),
+            Route("/v1/models", routes.models),
+            Route("/v1/chat/completions", routes.chat, methods=["POST"]),
+            Route("/v1/completions", routes.completions, methods=["POST"]),
+            Route("/v1/actscope/probes", routes.probes),
+            Route("/v1/actscope/probes/{id}", routes.put_probe, methods=["PUT"]),
+            Route("/v1/actscope/probes/{id}", routes.delete_probe, methods=["DELETE"]),
+        ]
+    )
+
+
+Handler = Callable[["_Routes", HttpRequest], Awaitable[Response]]
+
+
+def _answering_errors(handler: Handler) -> Handler:
+    async def answer(self: _Routes, http: HttpRequest) -> Response:
+        try:
+            return await handler(self, http)
+        except RequestRefused as error:
+            status = {"model_not_found": 404, "overloaded": 429, "shutting_down": 503}.get(error.code or "", 400)
+            return _error(status, str(error), param=error.param, code=error.code)
+        except ActscopeError as error:
+            return _error(400, str(error))
+
+    return answer
+
+
+class _Routes:
+    def __init__(self, engine: Engine, mailboxes: Mailboxes) -> None:
+        self._engine = engine
+        self._mailboxes = mailboxes
+
+    async def health(self, http: HttpRequest) -> Response:
+        return _json({"status": "ok"})
+
+    async def models(self, http: HttpRequest) -> Response:
+        loaded = self._engine.loaded
+        card = {"id": loaded.name, "object": "model", "created": 0, "owned_by": "actscope", "max_model_len": loaded.max_context}
+        return _json({"object": "list", "data": [card]})
+
+    @_answering_errors
+    async def chat(self, http: HttpRequest) -> Response:
+        job = chat_job(self._engine, await _body(http), http.headers.get("x-request-id"))
+        return await self._run(http, job)
+
+    @_answering_errors
+    async def completions(self, http: HttpRequest) -> Response:
+        job = completion_job(self._engine, await _body(http), http.headers.get("x-request-id"))
+        return await self._run(http, job)
+
+    @_answering_errors
+    async def probes(self, http: HttpRequest) -> Response:
+        bank = self._engine.bank
+        table = self._engine.call(lambda: (bank.generation, [describe(slot, p.info) for slot, p in bank.items()]))
+        generation, probes = await asyncio.wrap_future(table)
+        return _json({"generation": generation, "probes": probes})
+
+    @_answering_errors
+    async def put_probe(self, http: HttpRequest) -> Response:
+        try:
+            data = msgspec.json.decode(await _body(http))
+        except msgspec.DecodeError as error:
+            raise RequestRefused(f"the body is not valid JSON: {error}") from error
+        probe = probe_from_json(http.path_params["id"], data)
+        slot = await asyncio.wrap_future(self._engine.put_probe(probe))
+        return _json(describe(slot, probe.info))
+
+    @_answering_errors
+    async def delete_probe(self, http: HttpRequest) -> Response:
+        try:
+            await asyncio.wrap_future(self._engine.remove_probe(http.path_params["id"]))
+        except ProbeError as error:
+            return _error(404, str(error))
+        return Response(status_code=204)
+
+    async def _run(self, http: HttpRequest, job: Job) -> Response:
+        inbox = Inbox(self._engine, self._mailboxes, job)
+        if job.stream:
+            return StreamingResponse(_stream(job, inbox), media_type="text/event-stream")
+        return await _unless_left(http, _whole(job, inbox))
+
+
+class Inbox:
+    """The outputs of one job, choice by choice, as they come. Leaving before the end aborts what still runs."""
+
+    def __init__(self, engine: Engine, mailboxes: Mailboxes, job: Job) -> None:
+        self._engine = engine
+        self._mailboxes = mailboxes
+        self._open: dict[str, Choice] = {}
+        self._outputs: asyncio.Queue[Output] = asyncio.Queue()
+        try:
+            for choice in job.choices:
+                mailboxes.open(choice.request.id, self._outputs)
+                self._open[choice.request.id] = choice
+                engine.submit(choice.request)
+        except RequestRefused:
+            self.close()
+            raise
+
+    async def __aiter__(self) -> AsyncIterator[tuple[Choice, Output]]:
+        while self._open:
+            output = await self._outputs.get()
+            choice = self._open[output.request]
+            if output.finish_reason is not None:
+                self._mailboxes.close(output.request)
+                del self._open[output.request]
+            yield choice, output
+
+    def close(self) -> None:
+        for request_id in self._open:
+            self._engine.abort(request_id)
+            self._mailboxes.close(request_id)
+        self._open = {}
+
+
+async def _stream(job: Job, inbox: Inbox) -> AsyncIterator[bytes]:
+    ids: dict[int, list[int]] = {choice.index: [] for choice in job.choices}
+    try:
+        async for choice, output in inbox:
+            if output.error is not None:
+                yield b"data: " + msgspec.json.encode(_error_body(output.error, "server_error")) + b"\n\n"
+                return
+            ids[choice.index] += output.token_ids
+            for event in job.chunks(choice, output):
+                yield event
+        if job.include_usage:
+            yield job.usage_chunk(job.usage(list(ids.values())))
+        yield b"data: [DONE]\n\n"
+    finally:
+        inbox.close()
+
+
+async def _whole(job: Job, inbox: Inbox) -> Response:
+    n = len(job.choices)
+    texts, ids, reasons = [""] * n, [[] for _ in range(n)], ["stop"] * n  # type: list[str], list[list[int]], list[str]
+    try:
+        async for choice, output in inbox:
+            if output.error is not None:
+                return _error(500, output.error, kind="server_error")
+            texts[choice.index] += output.text
+            ids[choice.index] += output.token_ids
+            reasons[choice.index] = output.finish_reason or "stop"
+    finally:
+        inbox.close()
+    return _json(job.answer(texts, ids, reasons))
+
+
+async def _unless_left(http: HttpRequest, work: Coroutine[Any, Any, Response]) -> Response:
+    """The result of `work`, which is cancelled when the client closes the connection first."""
+    working = asyncio.ensure_future(work)
+    leaving = asyncio.ensure_future(http.receive())  # the body has been read: what comes next is the disconnect
+    await asyncio.wait([working, leaving], return_when=asyncio.FIRST_COMPLETED)
+    leaving.cancel()
+    if not working.done():
+        working.cancel()
+        return Response(status_code=499)
+    return working.result()
+
+
+async def _body(http: HttpRequest) -> bytes:
+    body = bytearray()
+    async for part in http.stream():
+        body += part
+        if len(body) > MAX_BODY:
+            raise RequestRefused(f"the body is larger than {MAX_BODY >> 20} MiB")
+    return bytes(body)
+
+
+def _json(data: Any, status: int = 200) -> Response:
+    return Response(msgspec.json.encode(data), status, media_type="application/json")
+
+
+def _error(status: int, message: str, *, param: str | None = None, code: str | None = None, kind: str = "invalid_request_error") -> Response:
+    return _json(_error_body(message, kind, param, code), status)
+
+
+def _error_body(message: str, kind: str, param: str | None = None, code: str | None = None) -> dict[str, Any]:
+    return {"error": {"message": message, "type": kind, "param": param, "code": code}}

@@ -1,0 +1,80 @@
+"""Starting and stopping the engine's own process, from a parent that need not load torch."""
+
+from __future__ import annotations
+
+import secrets
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from types import TracebackType
+
+import msgspec
+
+from actscope.errors import EngineError
+from actscope.ring.runtime import EngineCard, read_cards, sweep
+from actscope.engines.hf.settings import EngineSettings
+
+GRACE_S = 10.0
+
+
+def new_card_id() -> str:
+    return secrets.token_hex(8)
+
+
+class EngineProcess:
+    """A child that runs one model; it ends with its parent. Use as a context manager."""
+
+    def __init__(self, settings: EngineSettings) -> None:
+        self.settings = settings
+        arguments = msgspec.json.encode(settings).decode()
+        self._child = subprocess.Popen(
+            [sys.executable, "-m", "actscope.engines.hf", arguments], stdin=subprocess.PIPE, start_new_session=True
+        )
+
+    @property
+    def pid(self) -> int:
+        return self._child.pid
+
+    def wait_ready(self, timeout_s: float = 600.0, tick: Callable[[float], None] | None = None) -> EngineCard:
+        """Wait until the engine serves. `tick` is called with the seconds waited, for a progress line.
+
+        Raises EngineError when it ends first (its own message is on standard error) or the time is over.
+        """
+        begin = time.monotonic()
+        while (waited := time.monotonic() - begin) < timeout_s:
+            card = next((c for c in read_cards() if c.id == self.settings.card_id), None)
+            if card is not None:
+                return card
+            if self._ended_within(0.05):
+                raise EngineError(f"the engine for {self.settings.model!r} ended at start (exit code {self._child.returncode})")
+            if tick is not None:
+                tick(waited)
+        self.close()
+        raise EngineError(f"the engine for {self.settings.model!r} was not ready after {timeout_s:.0f} s")
+
+    def wait(self) -> int:
+        """Block until it ends. Returns its exit code."""
+        return self._child.wait()
+
+    def _ended_within(self, seconds: float) -> bool:
+        try:
+            self._child.wait(seconds)
+        except subprocess.TimeoutExpired:
+            return False
+        return True
+
+    def close(self) -> None:
+        """Ask it to end, wait, and kill it when it does not; nothing of it is left behind."""
+        if self._child.stdin is not None:
+            self._child.stdin.close()
+        if not self._ended_within(GRACE_S):
+            self._child.kill()
+            self._child.wait()
+            sweep()
+
+    def __enter__(self) -> EngineProcess:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()

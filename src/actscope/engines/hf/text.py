@@ -1,0 +1,42 @@
+"""From token ids to text as it may be shown: whole characters only, and nothing at or beyond a stop string."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from tokenizers.decoders import DecodeStream
+
+
+class TextStream:
+    """The text of one answer. Special tokens have none."""
+
+    def __init__(self, tokenizer: Any, prompt_ids: Sequence[int], stop: Sequence[str]) -> None:
+        self._tokenizer = tokenizer
+        self._decoder = DecodeStream(ids=list(prompt_ids[-8:]), skip_special_tokens=True)
+        self._stop = tuple(stop)
+        self._held = ""
+        self.stopped = False
+
+    def push(self, token_id: int) -> str:
+        """The text that has become certain with this token. Sets `stopped` when a stop string is complete."""
+        self._held += self._decoder.step(self._tokenizer, token_id) or ""
+        found = min((i for i in (self._held.find(s) for s in self._stop) if i >= 0), default=None)
+        if found is not None:
+            self.stopped = True
+            return self._take(found)
+        return self._take(len(self._held) - self._undecided())
+
+    def finish(self) -> str:
+        """What was held back for a stop string that never came."""
+        return self._take(len(self._held))
+
+    def _take(self, n: int) -> str:
+        text, self._held = self._held[:n], "" if self.stopped else self._held[n:]
+        return text
+
+    def _undecided(self) -> int:
+        """Length of the longest tail that may be the beginning of a stop string."""
+        longest = max((len(s) for s in self._stop), default=1) - 1
+        tails = range(min(longest, len(self._held)), 0, -1)
+        return next((n for n in tails if any(s.startswith(self._held[-n:]) for s in self._stop)), 0)

@@ -1,0 +1,69 @@
+"""Every error that actscope raises on purpose.
+
+    ActscopeError
+    ├── MissingExtra        (ImportError)      an optional part is not installed
+    ├── SettingsError       (ValueError)       a setting that cannot be understood or met
+    ├── SiteError           (ValueError)       a site that this model does not have, or bad site grammar
+    ├── ProbeError          (ValueError)       a probe file that is malformed or does not fit the model
+    ├── RingError           (OSError)          shared memory that is absent, foreign, malformed or gone
+    │   └── RingClosed                         the writer closed the ring, or died
+    ├── EngineError         (RuntimeError)     the engine cannot run this model, or has failed
+    │   └── RequestRefused  (ValueError)       one request that the engine cannot take
+    └── UpstreamError       (ConnectionError)  the engine behind the gateway does not answer
+
+A message says where, what was expected, what was found, and what to do.
+"""
+
+from __future__ import annotations
+
+
+class ActscopeError(Exception):
+    """Base of all errors that actscope raises on purpose."""
+
+
+class MissingExtra(ActscopeError, ImportError):
+    """An optional part is not installed; the message is the install line."""
+
+    def __init__(self, extra: str, needs: str) -> None:
+        self.extra = extra
+        super().__init__(f"this needs {needs}, which is not installed: pip install 'actscope[{extra}]'")
+
+
+class SettingsError(ActscopeError, ValueError):
+    """A setting that cannot be understood or met."""
+
+
+class SiteError(ActscopeError, ValueError):
+    """A site that this model does not have, or bad site grammar."""
+
+
+class ProbeError(ActscopeError, ValueError):
+    """A probe that is malformed or does not fit the model."""
+
+
+class RingError(ActscopeError, OSError):
+    """Shared memory that is absent, foreign or malformed."""
+
+
+class RingClosed(RingError):
+    """The writer closed the ring, or died."""
+
+
+class EngineError(ActscopeError, RuntimeError):
+    """The engine cannot run this model, or has failed."""
+
+
+class RequestRefused(EngineError, ValueError):
+    """One request that the engine cannot take.
+
+    `param` names the offending field of the request and `code` the OpenAI error code, where there is one.
+    """
+
+    def __init__(self, message: str, *, param: str | None = None, code: str | None = None) -> None:
+        self.param = param
+        self.code = code
+        super().__init__(message)
+
+
+class UpstreamError(ActscopeError, ConnectionError):
+    """The engine behind the gateway does not answer."""

@@ -1,0 +1,113 @@
+"""The data model: which rows of which step belong to whom.
+
+A *step* is one forward pass; it is divided into *spans*, one for each request that took part; a *frame* is the
+rows that the step produced at one site, in the order of the spans.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import IntFlag
+from typing import Any, Protocol
+
+import numpy as np
+
+#: Name of the frame whose rows are probe scores, one column for each probe slot, instead of activations.
+SCORES = "probes"
+
+
+class RowFlag(IntFlag):
+    """What kind of row this is; 0 is an ordinary generated token's row."""
+
+    PREFILL = 1  # the token came from the prompt
+    RECOMPUTED = 2  # computed once more, after preemption
+    REJECTED = 4  # a draft token that was not accepted
+    AFTER_EOS = 8  # computed after the request had ended
+
+
+class SpanFlag(IntFlag):
+    """What else a span says of its request."""
+
+    FIRST = 1  # the request's first span
+    END = 2  # the request has ended; such a span may have no rows
+    ABORTED = 4  # ... because it was cancelled
+
+
+#: One row's label, as it lies in rings and recordings.
+ROW_META = np.dtype(
+    [("position", "<i8"), ("token_id", "<i4"), ("flags", "<u4"), ("span", "<u8"), ("step", "<u8")]
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Rows `offset .. offset + n_rows` of a step: positions `first_position ..` of one request."""
+
+    request: str
+    first_position: int
+    n_rows: int
+    offset: int = 0
+    flags: SpanFlag = SpanFlag(0)
+    n_prompt: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One forward pass. Steps are numbered from 1; `time_ns` is CLOCK_MONOTONIC at publication.
+
+    `meta` holds one ROW_META record for each row (`span` counts from the start of this step).
+    `generation` names the probe table that was in force (see `actscope.probes.bank`).
+    """
+
+    number: int
+    time_ns: int
+    spans: tuple[Span, ...]
+    meta: np.ndarray
+    generation: int = 0
+
+    @property
+    def n_rows(self) -> int:
+        return len(self.meta)
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """The rows of one step at one site: `[step.n_rows, d]`, a numpy array or a torch tensor on the CPU."""
+
+    site: str
+    rows: Any
+
+
+@dataclass(slots=True)
+class SinkStats:
+    """What a sink has taken and what it has dropped, exactly."""
+
+    steps: int = 0
+    rows: int = 0
+    dropped_rows: int = 0
+
+
+class Sink(Protocol):
+    """Takes the frames of each step. `write` is called on the model's thread: it must not block on a reader."""
+
+    def write(self, step: Step, frames: list[Frame]) -> None: ...
+
+    def stats(self) -> SinkStats: ...
+
+    def close(self) -> None: ...
+
+
+@dataclass(slots=True)
+class ListSink:
+    """A sink that keeps everything in memory, copied; for tests and for short offline captures."""
+
+    steps: list[tuple[Step, list[Frame]]] = field(default_factory=list)
+
+    def write(self, step: Step, frames: list[Frame]) -> None:
+        self.steps.append((step, [Frame(f.site, f.rows.copy() if isinstance(f.rows, np.ndarray) else f.rows.clone()) for f in frames]))
+
+    def stats(self) -> SinkStats:
+        return SinkStats(len(self.steps), sum(s.n_rows for s, _ in self.steps))
+
+    def close(self) -> None:
+        """Nothing to release."""

@@ -1,0 +1,66 @@
+"""The application: which path does what."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from fastapi import FastAPI
+from fastapi.routing import APIRoute
+
+from actscope import __version__
+from actscope.gateway.document import describe
+from actscope.gateway.events import OpenStreams
+from actscope.gateway.page import STATIC, install_page
+from actscope.gateway.problems import install_handlers
+from actscope.gateway.routes import openai, scope
+from actscope.gateway.security import Guard
+from actscope.gateway.sessions import Sessions
+from actscope.gateway.settings import GatewaySettings
+from actscope.gateway.state import Gateway
+from actscope.gateway.upstream import Upstream
+
+_DESCRIPTION = "OpenAI-compatible completions with live probe scores; see docs/wire.md."
+
+
+def create_app(settings: GatewaySettings, upstream: Upstream | None = None, *, page: Path = STATIC) -> FastAPI:
+    """The gateway as an ASGI application, in front of `upstream` (by default the one that the settings name).
+
+    `settings.port` must be the port that clients use: `Host` and the cookie are checked against it.
+    """
+    gateway = Gateway(settings, upstream or Upstream(settings), Sessions(settings), OpenStreams(settings.max_streams))
+    app = FastAPI(
+        title="actscope gateway",
+        version=__version__,
+        description=_DESCRIPTION,
+        lifespan=_lifespan,
+        docs_url=None,
+        redoc_url=None,
+        generate_unique_id_function=_operation_id,
+    )
+    app.state.gateway = gateway
+    install_handlers(app)
+    app.include_router(openai.router)
+    app.include_router(scope.router)
+    install_page(app, page)
+    app.add_middleware(Guard, settings=settings)
+    describe(app)
+    return app
+
+
+@asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    gateway: Gateway = app.state.gateway
+    await gateway.upstream.open(gateway.sessions)
+    try:
+        yield
+    finally:
+        gateway.streams.end_all()
+        await gateway.upstream.close()
+
+
+def _operation_id(route: APIRoute) -> str:
+    """`list_probes` becomes `listProbes`, as generated TypeScript clients like it."""
+    first, *rest = route.name.split("_")
+    return first + "".join(word.title() for word in rest)

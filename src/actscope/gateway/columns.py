@@ -1,0 +1,134 @@
+"""Append-only columns: the scores and the events of one request, compact and never changed once written."""
+
+from __future__ import annotations
+
+from array import array
+from dataclasses import dataclass
+from enum import IntEnum
+
+import numpy as np
+
+from actscope.gateway.probeset import NO_COLUMNS, Columns
+
+
+@dataclass(slots=True)
+class Segment:
+    """Scores from position `start` on, all under one set of columns."""
+
+    columns: Columns
+    start: int
+    values: np.ndarray
+    n: int = 0
+
+    def append(self, values: np.ndarray) -> None:
+        """Add rows, doubling the room when it is full."""
+        n = self.n
+        if len(values) == 1 and n < len(self.values):
+            self.values[n] = values[0]
+            self.n = n + 1
+            return
+        if n + len(values) > len(self.values):
+            wider = np.empty((max(2 * len(self.values), n + len(values)), self.values.shape[1]), np.float32)
+            wider[:n] = self.values[:n]
+            self.values = wider
+        self.values[n : n + len(values)] = values
+        self.n = n + len(values)
+
+
+class ScoreColumn:
+    """Scores of positions 0, 1, 2, … without holes: a row that was never computed is there, and says so.
+
+    A cell is NaN where nothing was computed; `computed(a, b)` tells rows without any computation apart.
+    """
+
+    def __init__(self) -> None:
+        self.segments: list[Segment] = []
+        self._computed = bytearray()
+
+    def __len__(self) -> int:
+        return len(self._computed)
+
+    @property
+    def n_computed(self) -> int:
+        return self._computed.count(1)
+
+    def append(self, columns: Columns, values: np.ndarray, computed: bytes) -> None:
+        """Add rows `[n, len(columns.ids)]`; `computed` has one byte for each."""
+        self._segment(columns).append(values)
+        self._computed += computed
+
+    def append_missing(self, columns: Columns, n: int) -> None:
+        """Add `n` rows that were never computed."""
+        self.append(columns, np.full((n, len(columns.ids)), np.nan, np.float32), bytes(n))
+
+    def forget(self, position: int) -> None:
+        """Turn one row into one that was never computed (its label has proved wrong)."""
+        self._computed[position] = 0
+
+    def columns_over(self, a: int, b: int) -> Columns:
+        """The columns of rows `a .. b`, joined where they changed between."""
+        if self.segments and a >= self.segments[-1].start:
+            return self.segments[-1].columns
+        found = [s.columns for s in self.segments if s.start < b and s.start + s.n > a]
+        joined = found[0] if found else NO_COLUMNS
+        for columns in found[1:]:
+            joined = joined.joined(columns)
+        return joined
+
+    def values(self, a: int, b: int, columns: Columns) -> np.ndarray:
+        """Rows `a .. b` under `columns` (NaN where a probe was not there at the time)."""
+        last = self.segments[-1]
+        if a >= last.start and columns is last.columns:
+            return last.values[a - last.start : b - last.start]
+        out = np.full((b - a, len(columns.ids)), np.nan, np.float32)
+        for segment in self.segments:
+            lo, hi = max(a, segment.start), min(b, segment.start + segment.n)
+            if lo < hi:
+                _copy_by_id(out[lo - a : hi - a], columns, segment.values[lo - segment.start : hi - segment.start], segment.columns)
+        return out
+
+    def computed(self, a: int, b: int) -> bytes:
+        return bytes(self._computed[a:b])
+
+    def _segment(self, columns: Columns) -> Segment:
+        last = self.segments[-1] if self.segments else None
+        if last is None or (last.columns is not columns and last.columns != columns):
+            self.segments.append(Segment(columns, len(self), np.empty((8, len(columns.ids)), np.float32)))
+        return self.segments[-1]
+
+
+def _copy_by_id(out: np.ndarray, to: Columns, rows: np.ndarray, of: Columns) -> None:
+    for i, name in enumerate(to.ids):
+        if name in of.ids:
+            out[:, i] = rows[:, of.ids.index(name)]
+
+
+class EventKind(IntEnum):
+    """What happened; the wire's name of the event is the lower-case one."""
+
+    TOKEN = 0
+    PROBE_UPDATE = 1
+    PROBE_FINAL = 2
+    DONE = 3
+
+
+class EventColumn:
+    """The events of one request in order; number i has id i + 1. An event refers to positions `a .. b`."""
+
+    def __init__(self) -> None:
+        self._kinds = bytearray()
+        self._starts = array("q")
+        self._ends = array("q")
+        self._times = array("d")
+
+    def __len__(self) -> int:
+        return len(self._kinds)
+
+    def append(self, kind: EventKind, a: int = 0, b: int = 0, seconds: float = 0.0) -> None:
+        self._kinds.append(kind)
+        self._starts.append(a)
+        self._ends.append(b)
+        self._times.append(seconds)
+
+    def __getitem__(self, i: int) -> tuple[EventKind, int, int, float]:
+        return EventKind(self._kinds[i]), self._starts[i], self._ends[i], self._times[i]

@@ -1,0 +1,120 @@
+"""The event stream of one request, for anyone who may ask: everything from the start, or from where a client left off."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from actscope.gateway.log import RequestLog
+from actscope.gateway.problems import Problem
+from actscope.gateway.tokens import TokenTexts
+from actscope.gateway.wire import event_bytes
+
+#: A watcher that is behind gets at most this many bytes in one piece.
+_PIECE_BYTES = 64 * 1024
+
+_HEADERS = [
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-cache"),
+    (b"x-accel-buffering", b"no"),
+]
+
+
+class OpenStreams:
+    """Counts the event streams that are open, and can end them all."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def __len__(self) -> int:
+        return len(self._tasks)
+
+    def admit(self) -> None:
+        """Raise a 429 when there is no room for one more."""
+        if len(self._tasks) >= self._limit:
+            message = f"at most {self._limit} event streams may be open at once: close one"
+            raise Problem(429, message, code="too_many_streams", headers={"Retry-After": "1"})
+
+    def add(self, task: asyncio.Task[None]) -> None:
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def end_all(self) -> None:
+        """End every stream at once; clients may resume elsewhere."""
+        for task in list(self._tasks):
+            task.cancel()
+
+
+class EventStream(Response):
+    """Sends the events of a log from a cursor on, in the client's own time: the log never waits for it."""
+
+    def __init__(self, log: RequestLog, after: int, texts: TokenTexts, streams: OpenStreams, keep_alive_seconds: float) -> None:
+        self._log = log
+        self._cursor = after
+        self._texts = texts
+        self._streams = streams
+        self._keep_alive_seconds = keep_alive_seconds
+        self.background = None
+        self.status_code = 200
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        work = asyncio.create_task(self._send_all(send))
+        self._streams.add(work)
+        watch = asyncio.create_task(_until_gone(receive, work))
+        try:
+            await work
+        except asyncio.CancelledError:
+            if not work.cancelled():
+                work.cancel()
+                raise
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+        finally:
+            watch.cancel()
+
+    async def _send_all(self, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": _HEADERS})
+        await send({"type": "http.response.body", "body": b": watching\n\n", "more_body": True})
+        while True:
+            while self._cursor < len(self._log.events):
+                await send({"type": "http.response.body", "body": self._piece(), "more_body": True})
+            if self._log.state != "running":
+                break
+            if not await self._news():
+                await send({"type": "http.response.body", "body": b": keep-alive\n\n", "more_body": True})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    def _piece(self) -> bytes:
+        piece = bytearray()
+        while self._cursor < len(self._log.events) and len(piece) < _PIECE_BYTES:
+            piece += event_bytes(self._log, self._cursor, self._texts)
+            self._cursor += 1
+        return bytes(piece)
+
+    async def _news(self) -> bool:
+        """Wait for more events; False when none came for the keep-alive time."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._keep_alive_seconds):
+                await self._log.changed()
+                return True
+        return False
+
+
+async def _until_gone(receive: Receive, work: asyncio.Task[None]) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+    work.cancel()
+
+
+def resume_point(log: RequestLog, last_event_id: str | None, after: int | None) -> int:
+    """How many events the client already has; raises Problem when that cannot be."""
+    text = last_event_id if last_event_id else "0" if after is None else str(after)
+    if not text.isascii() or not text.isdigit() or len(text) > 15:
+        raise Problem(400, f"Last-Event-ID: expected a number, found {text[:40]!r}", param="Last-Event-ID", code="invalid_value")
+    point = int(text)
+    if point > len(log.events):
+        raise Problem(410, f"event {point} of request {log.request} is not in the log: start again without Last-Event-ID", code="gone")
+    return point

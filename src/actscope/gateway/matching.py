@@ -1,0 +1,225 @@
+"""From the ring to the request logs: rows by exact request id and absolute position, checked by token id."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from actscope.errors import RingError
+from actscope.frames import RowFlag, Span, SpanFlag
+from actscope.gateway.log import RequestLog
+from actscope.gateway.probeset import EMPTY_TABLE, Table, read_table_bytes
+from actscope.gateway.sessions import Sessions
+from actscope.ring.host import Batch, RingReader, StepRecord
+from actscope.ring.runtime import EngineCard, read_table
+
+_log = logging.getLogger(__name__)
+
+#: Rows that say nothing of a token that is part of the request.
+_SPURIOUS = int(RowFlag.REJECTED | RowFlag.AFTER_EOS)
+
+_END = int(SpanFlag.END)
+
+_VLLM_SUFFIX = re.compile(r"-[0-9a-f]{8}$")
+
+#: Pauses between two looks at the ring: while rows come, and while it is quiet.
+_BUSY_SECONDS = 0.003
+_QUIET_SECONDS = 0.02
+_QUIET_AFTER = 300
+
+
+def external_id(kind: str) -> Callable[[str], str]:
+    """How an engine of this kind makes the ids in its ring from the ids of its answers, reversed."""
+    if kind == "vllm":
+        return lambda request: _VLLM_SUFFIX.sub("", request)
+    return lambda request: request
+
+
+@dataclass(slots=True)
+class MatchCounts:
+    """What came out of the ring, and what could not be used, exactly."""
+
+    steps: int = 0
+    rows: int = 0
+    missed_steps: int = 0
+    missed_rows: int = 0
+    dropped_rows: int = 0
+    spurious_rows: int = 0
+    mismatched_rows: int = 0
+    unreadable_tables: int = 0
+
+
+class Matcher:
+    """Reads one engine's ring and hands each row to the log that it belongs to.
+
+    `drain` is called when a token has come (the rows before it are in the ring by then), and by a timer for requests
+    that others sent. A timer and not a thread on the ring's futex: `RingReader.wait` excludes `read` while it sleeps,
+    and a second thread costs the token path a turn of the GIL.
+    """
+
+    def __init__(self, sessions: Sessions, card: EngineCard, reader: RingReader, table: Table = EMPTY_TABLE) -> None:
+        self._sessions = sessions
+        self._card = card
+        self._reader = reader
+        self._external = external_id(card.kind)
+        self._special = frozenset(card.special_ids)
+        self._tables: dict[int, Table | None] = {}
+        self._spurious = self._unreadable = self._mismatched = 0
+        self._logged: set[str] = set()
+        self._quiet = 0
+        self._timer: asyncio.TimerHandle | None = None
+        self._closed = False
+        self.table = table
+
+    def start(self) -> None:
+        """Begin to look at the ring by itself, until `close`."""
+        loop = asyncio.get_running_loop()
+        if not self._closed:
+            self.drain()
+            pause = _QUIET_SECONDS if self._quiet > _QUIET_AFTER else _BUSY_SECONDS
+            self._timer = loop.call_later(pause, self.start)
+
+    def drain(self) -> None:
+        """Take everything that is in the ring now."""
+        self._quiet += 1
+        while not self._closed:
+            try:
+                batch = self._reader.read()
+            except RingError as error:
+                self._once("ring", f"ring {self._card.ring}: {error}")
+                self.close()
+                return
+            if batch is None:
+                return
+            self._quiet = 0
+            self._route(batch)
+
+    def counts(self) -> MatchCounts:
+        """The counts up to the last drain."""
+        known = {f: v for f, v in asdict(self._reader.stats()).items() if f in MatchCounts.__slots__}
+        return MatchCounts(
+            **known,
+            spurious_rows=self._spurious,
+            mismatched_rows=self._mismatched,
+            unreadable_tables=self._unreadable,
+        )
+
+    def close(self) -> None:
+        """Stop reading. What the logs have stays."""
+        if not self._closed:
+            self._closed = True
+            self._reader.close()
+            if self._timer is not None:
+                self._timer.cancel()
+
+    @property
+    def closed(self) -> bool:
+        return self._closed
+
+    def new_log(self, request: str, response: str, model: str, *, follows_rows: bool) -> RequestLog:
+        """A log for a completion that the gateway is about to send."""
+        log = self._log(request, response=response, model=model, follows_rows=follows_rows)
+        log.first_columns = self.table.columns
+        return log
+
+    def _route(self, batch: Batch) -> None:
+        for step in batch.steps:
+            table = self._table(step.generation)
+            for span in step.spans:
+                log = self._log_of(span, step)
+                if log is not None:
+                    self._deliver(log, span, step, table)
+
+    def _log_of(self, span: Span, step: StepRecord) -> RequestLog | None:
+        request = self._external(span.request)
+        log = self._sessions.get(request)
+        if log is None and span.n_rows and not self._sessions.was_forgotten(request):
+            log = self._adopt(request, step)
+        return log if log is not None and log.state == "running" else None
+
+    def _adopt(self, request: str, step: StepRecord) -> RequestLog:
+        """A request that did not come through this gateway."""
+        log = self._log(request, model=self._card.model, source="engine", follows_rows=True, began_ns=step.time_ns)
+        self._sessions.add(log)
+        return log
+
+    def _log(self, request: str, **options: Any) -> RequestLog:
+        return RequestLog(request, special=self._special, on_mismatch=self._note_mismatch, **options)
+
+    def _note_mismatch(self, log: RequestLog, rows: int) -> None:
+        self._mismatched += rows
+        self._once("mismatch", f"request {log.request}: a row's token id is not the token at its position; it is not delivered")
+
+    def _deliver(self, log: RequestLog, span: Span, step: StepRecord, table: Table | None) -> None:
+        if log.follows_rows and log.n_prompt is None and span.n_prompt:
+            log.n_prompt = span.n_prompt
+        if table is not None and span.n_rows and len(step.rows):
+            if span.n_rows == 1:
+                self._take_one(log, span.offset, step, table)
+            else:
+                self._take(log, span, step, table)
+        if int.__and__(span.flags, _END):  # IntFlag's own `&` costs 1 µs
+            log.note_engine_end()
+            if log.source == "engine":
+                aborted = bool(span.flags & SpanFlag.ABORTED)
+                log.finish("aborted" if aborted else "done", "abort" if aborted else None)
+
+    def _take_one(self, log: RequestLog, at: int, step: StepRecord, table: Table) -> None:
+        """The ordinary step: one row, without making arrays of its label."""
+        position, token_id, flags, _, _ = step.meta[at].item()
+        if flags & _SPURIOUS:
+            self._spurious += 1
+        else:
+            log.take_row(position, token_id, table.gather(step.rows[at : at + 1]), table.columns, step.time_ns)
+
+    def _take(self, log: RequestLog, span: Span, step: StepRecord, table: Table) -> None:
+        part = slice(span.offset, span.offset + span.n_rows)
+        meta, rows = step.meta[part], step.rows[part]
+        flags = meta["flags"]
+        if flags.any():
+            genuine = (flags & _SPURIOUS) == 0
+            self._spurious += len(meta) - int(np.count_nonzero(genuine))
+            meta, rows = meta[genuine], rows[genuine]
+        for run in _runs(meta["position"]):
+            values = table.gather(rows[run])
+            log.take_rows(int(meta["position"][run.start]), meta["token_id"][run], values, table.columns, step.time_ns)
+
+    def _table(self, generation: int) -> Table | None:
+        if generation not in self._tables:
+            self._tables[generation] = self._read_table(generation)
+            while len(self._tables) > 64:
+                self._tables.pop(next(iter(self._tables)))
+        table = self._tables[generation]
+        if table is not None and table is not self.table and table.generation >= self.table.generation:
+            self.table = table
+        return table
+
+    def _read_table(self, generation: int) -> Table | None:
+        try:
+            return read_table_bytes(read_table(self._card.id, generation))
+        except (OSError, ValueError, KeyError, TypeError, msgspec.MsgspecError) as error:
+            self._unreadable += 1
+            self._once("table", f"probe table {generation} of engine {self._card.id}: {error}; its scores are not delivered")
+            return None
+
+    def _once(self, kind: str, message: str) -> None:
+        if kind not in self._logged:
+            self._logged.add(kind)
+            _log.warning(message)
+
+
+def _runs(positions: np.ndarray) -> list[slice]:
+    """Slices of consecutive positions."""
+    n = len(positions)
+    if n <= 1:
+        return [slice(0, 1)] if n else []
+    breaks = np.flatnonzero(np.diff(positions) != 1) + 1
+    edges = [0, *breaks.tolist(), n]
+    return [slice(a, b) for a, b in zip(edges[:-1], edges[1:], strict=True)]

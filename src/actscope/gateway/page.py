@@ -1,0 +1,41 @@
+"""The scope's built page, or a word about how to build it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fastapi import FastAPI
+from starlette.exceptions import HTTPException
+from starlette.responses import HTMLResponse, Response
+from starlette.staticfiles import StaticFiles
+from starlette.types import Scope
+
+STATIC = Path(__file__).parent / "static"
+
+_ABSENT = (
+    "<!doctype html><html lang=en><meta charset=utf-8><title>actscope</title>"
+    "<h1>The page is not built</h1><p>The gateway runs, but its page is not there: <code>make setup</code> builds it."
+    "<p>The API is served all the same: see <code>/openapi.json</code>."
+)
+
+
+class Page(StaticFiles):
+    """The built files. Names under `assets/` carry a hash of their content and may be kept for good."""
+
+    async def get_response(self, path: str, scope: Scope) -> Response:
+        response = await super().get_response(path, scope)
+        lasting = path.startswith("assets/") and response.status_code in (200, 304)
+        response.headers["Cache-Control"] = "public, max-age=31536000, immutable" if lasting else "no-cache"
+        return response
+
+
+async def _absent(scope: Scope, receive: object, send: object) -> None:
+    if scope["path"] != "/":
+        raise HTTPException(404, f"there is nothing at {scope['path']}")
+    await HTMLResponse(_ABSENT)(scope, receive, send)  # type: ignore[arg-type]
+
+
+def install_page(app: FastAPI, directory: Path = STATIC) -> None:
+    """Serve the page at every path that is not the API's."""
+    built = (directory / "index.html").is_file()
+    app.mount("/", Page(directory=directory, html=True) if built else _absent, name="page")

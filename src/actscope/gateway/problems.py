@@ -1,0 +1,96 @@
+"""Errors in OpenAI's shape: `{"error": {"message", "type", "param", "code"}}`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+_TYPES = {
+    401: "authentication_error",
+    403: "permission_error",
+    429: "rate_limit_error",
+    502: "upstream_error",
+    503: "service_unavailable_error",
+}
+
+
+class Problem(HTTPException):
+    """A refusal or failure to tell the client about, with OpenAI's `param` and `code`."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        headers: dict[str, str] | None = None,
+    ) -> None:
+        super().__init__(status, message, headers)
+        self.message = message
+        self.param = param
+        self.code = code
+
+
+def error_object(status: int, message: str, param: str | None = None, code: str | None = None) -> dict[str, Any]:
+    """The JSON object of one error."""
+    kind = _TYPES.get(status, "server_error" if status >= 500 else "invalid_request_error")
+    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+
+
+def problem_response(problem: HTTPException) -> Response:
+    """The response that tells a client about `problem`."""
+    param = getattr(problem, "param", None)
+    code = getattr(problem, "code", None)
+    body = msgspec.json.encode(error_object(problem.status_code, str(problem.detail), param, code))
+    return Response(body, problem.status_code, problem.headers, "application/json")
+
+
+def install_handlers(app: FastAPI) -> None:
+    """Make every error of `app`, FastAPI's own included, answer in OpenAI's shape."""
+    app.add_exception_handler(HTTPException, _on_http_exception)
+    app.add_exception_handler(RequestValidationError, _on_validation_error)
+    app.add_exception_handler(Exception, _on_crash)
+
+
+async def _on_http_exception(request: Request, exc: Exception) -> Response:
+    assert isinstance(exc, HTTPException)
+    return problem_response(exc)
+
+
+async def _on_crash(request: Request, exc: Exception) -> Response:
+    return problem_response(Problem(500, "the gateway failed on this request; its log has the details", code="internal_error"))
+
+
+async def _on_validation_error(request: Request, exc: Exception) -> Response:
+    assert isinstance(exc, RequestValidationError)
+    return problem_response(_describe(exc))
+
+
+def _describe(exc: RequestValidationError) -> Problem:
+    first = exc.errors()[0]
+    loc = [str(part) for part in first["loc"] if part not in ("body", "query", "path", "header")]
+    if first["type"] == "json_invalid":
+        return Problem(400, f"the body is not valid JSON: {_place(exc.body, first)}", code="invalid_json")
+    if not loc:
+        return Problem(400, "the body must be a JSON object with content type application/json", code="invalid_body")
+    param = ".".join(loc)
+    message = f"{param}: {first['msg']}"
+    if len(exc.errors()) > 1:
+        message += f" (and {len(exc.errors()) - 1} more)"
+    return Problem(400, message, param=param, code="invalid_value")
+
+
+def _place(body: Any, error: Any) -> str:
+    """Line and column, from 1, of a JSON error."""
+    text = body.decode("utf-8", "replace") if isinstance(body, bytes) else str(body)
+    position = int(error["loc"][-1])
+    line = text.count("\n", 0, position) + 1
+    column = position - (text.rfind("\n", 0, position) + 1) + 1
+    return f"{error['ctx']['error']} at line {line}, column {column}"

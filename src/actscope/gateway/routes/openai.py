@@ -1,0 +1,70 @@
+"""OpenAI's paths: completions and models."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from actscope.gateway import models
+from actscope.gateway.asking import Ask, read_call
+from actscope.gateway.completion import CompletionResponse
+from actscope.gateway.problems import Problem
+from actscope.gateway.state import Gateway, Here
+from actscope.gateway.upstream import Engine, forwarded
+
+ERRORS: dict[int | str, dict[str, Any]] = {
+    status: {"model": models.ErrorBody} for status in (400, 401, 403, 404, 413, 429, 502, 503)
+}
+
+router = APIRouter(tags=["openai"], responses=ERRORS)
+
+
+def _answers(whole: type, chunk: type) -> dict[int | str, dict[str, Any]]:
+    """The 200 of a completion: one object, or chunks when streaming (whose type OpenAPI only learns by reference)."""
+    schema = {"$ref": f"#/components/schemas/{chunk.__name__}"}
+    return {200: {"model": whole, "content": {"text/event-stream": {"schema": schema}}}}
+
+
+@router.post("/v1/chat/completions", responses=_answers(models.ChatCompletion, models.ChatCompletionChunk), response_class=Response)
+async def create_chat_completion(body: models.ChatCompletionRequest, request: Request, gateway: Here) -> Response:
+    """Chat completion; with `actscope` in the body, scores ride on `choices[i].actscope`."""
+    return await _complete("/v1/chat/completions", request, gateway)
+
+
+@router.post("/v1/completions", responses=_answers(models.Completion, models.Completion), response_class=Response)
+async def create_completion(body: models.CompletionRequest, request: Request, gateway: Here) -> Response:
+    """Plain completion; with `actscope` in the body, scores ride on `choices[i].actscope`."""
+    return await _complete("/v1/completions", request, gateway)
+
+
+@router.get("/v1/models", response_model=models.Models)
+async def list_models(gateway: Here) -> Response:
+    """The engine's models."""
+    status, body = await gateway.upstream.ask("GET", "/v1/models")
+    return Response(body, status, media_type="application/json")
+
+
+async def _complete(path: str, request: Request, gateway: Gateway) -> Response:
+    settings = gateway.settings
+    call = read_call(path, await request.body(), settings.max_n)
+    engine = gateway.upstream.require()
+    if call.ask is not None:
+        await _check_probes(call.ask, engine)
+    if gateway.sessions.n_in_flight >= settings.max_in_flight:
+        message = f"at most {settings.max_in_flight} completions may be in flight: try again"
+        raise Problem(429, message, code="too_many_requests", headers={"Retry-After": "1"})
+    headers = forwarded(request.headers)
+    return CompletionResponse(call, gateway.upstream, engine, gateway.sessions, settings.row_grace_seconds, headers)
+
+
+async def _check_probes(ask: Ask, engine: Engine) -> None:
+    """Every probe asked for must be there; a table that may be old is asked for again."""
+    if ask.probes is None or set(ask.probes) <= set(engine.table.columns.ids):
+        return
+    known = (await engine.refresh_table()).columns.ids
+    unknown = [name for name in ask.probes if name not in known]
+    if unknown:
+        message = f"actscope.probes: no probe {', '.join(map(repr, unknown))}; known are {', '.join(map(repr, known)) or 'none'}"
+        raise Problem(400, message, param="actscope.probes", code="unknown_probe")

@@ -1,0 +1,170 @@
+"""The instrument's own paths: the engine, its probes, and the requests that it works on."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Header, Query, Request
+from fastapi import Path as PathParam
+from starlette.responses import Response
+
+from actscope import __version__
+from actscope.gateway import models
+from actscope.gateway.events import EventStream, resume_point
+from actscope.gateway.log import RequestLog
+from actscope.gateway.problems import Problem
+from actscope.gateway.routes.openai import ERRORS
+from actscope.gateway.state import Gateway, Here
+from actscope.gateway.upstream import json_object
+from actscope.gateway.wire import encode, whole
+
+router = APIRouter(tags=["actscope"], responses=ERRORS)
+
+ProbeId = Annotated[str, PathParam(pattern=r"^[A-Za-z0-9._-]{1,128}$", description="letters, digits, `.`, `_`, `-`")]
+
+_EVENTS: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "Server-sent events: see the model for the data of each",
+        "content": {"text/event-stream": {"schema": {"$ref": "#/components/schemas/Events"}}},
+    },
+    204: {"description": "The client has every event already"},
+    410: {"description": "The event or the request has been forgotten"},
+}
+
+
+@router.get("/health")
+async def get_health(gateway: Here) -> models.Health:
+    """Whether the gateway serves, and whether it has an engine."""
+    return models.Health(status="ok", engine="up" if gateway.upstream.engine else "waiting")
+
+
+@router.get("/v1/actscope/info")
+async def get_info(gateway: Here) -> models.Info:
+    """The engine behind the gateway, the gateway's limits, and what came out of the ring."""
+    settings, engine = gateway.settings, gateway.upstream.engine
+    limits = models.Limits(**{name: getattr(settings, name) for name in models.Limits.model_fields})
+    counts = models.RingCounts(**asdict(engine.matcher.counts())) if engine and engine.matcher else None
+    return models.Info(version=__version__, engine=_engine_info(gateway), limits=limits, ring=counts)
+
+
+def _engine_info(gateway: Gateway) -> models.EngineInfo:
+    engine = gateway.upstream.engine
+    if engine is None:
+        return models.EngineInfo(state="waiting")
+    names = models.EngineInfo.model_fields.keys() - {"state"}
+    return models.EngineInfo(state="up", **{name: getattr(engine.card, name, None) for name in names})
+
+
+@router.get("/v1/actscope/probes", response_model=models.Probes)
+async def list_probes(gateway: Here) -> Response:
+    """The probes that the engine has loaded."""
+    status, body = await gateway.upstream.ask("GET", "/v1/actscope/probes")
+    if status != 200:
+        return _pass(status, body)
+    found = json_object(body)
+    for probe in found.get("probes", ()):
+        probe.pop("slot", None)
+    return Response(encode(found), media_type="application/json")
+
+
+@router.put("/v1/actscope/probes/{id}", response_model=models.Probe)
+async def put_probe(id: ProbeId, body: models.ProbeUpload, request: Request, gateway: Here) -> Response:
+    """Add a probe, or swap it for the one of that id, while the engine runs."""
+    status, answer = await gateway.upstream.ask("PUT", f"/v1/actscope/probes/{id}", await request.body())
+    return await _changed(gateway, status, answer)
+
+
+@router.delete("/v1/actscope/probes/{id}", response_model=models.Probe)
+async def delete_probe(id: ProbeId, gateway: Here) -> Response:
+    """Remove a probe while the engine runs."""
+    return await _changed(gateway, *await gateway.upstream.ask("DELETE", f"/v1/actscope/probes/{id}"))
+
+
+async def _changed(gateway: Gateway, status: int, answer: bytes) -> Response:
+    """Pass the engine's answer on, and learn the new table."""
+    if status >= 300:
+        return _pass(status, answer)
+    await gateway.upstream.require().refresh_table()
+    if not answer:
+        return Response(status_code=204)
+    found = json_object(answer)
+    found.pop("slot", None)
+    return Response(encode(found), status, media_type="application/json")
+
+
+def _pass(status: int, body: bytes) -> Response:
+    json_object(body)
+    return Response(body, status, media_type="application/json")
+
+
+@router.get("/v1/actscope/requests")
+async def list_requests(gateway: Here) -> models.Requests:
+    """The requests in flight and the recent ones, whoever sent them, newest first."""
+    newest_first = sorted(gateway.sessions, key=lambda log: log.began_ns, reverse=True)
+    return models.Requests(requests=[_summary(log) for log in newest_first])
+
+
+def _summary(log: RequestLog) -> models.RequestSummary:
+    return models.RequestSummary(
+        request=log.request,
+        state=log.state,
+        created=log.created,
+        model=log.model,
+        prompt_tokens=log.n_prompt,
+        completion_tokens=log.completion_tokens,
+        source=log.source,
+    )
+
+
+@router.get("/v1/actscope/requests/{id}", response_model=models.WholeRequest)
+async def get_request(id: str, gateway: Here) -> Response:
+    """All of one request at once."""
+    log = _log(gateway, id)
+    return Response(encode({**whole(log, gateway.texts), "state": log.state}), media_type="application/json")
+
+
+@router.delete("/v1/actscope/requests/{id}")
+async def cancel_request(id: str, gateway: Here) -> models.Cancelled:
+    """Cancel a request in flight, with all its choices; one that has ended stays as it is."""
+    flight = gateway.sessions.flight(id)
+    if flight is not None:
+        flight.cancel()
+        return models.Cancelled(request=id, state="aborted")
+    log = _log(gateway, id)
+    flight = gateway.sessions.flight_of(log)
+    if flight is not None and log.state == "running":
+        flight.cancel()
+        return models.Cancelled(request=id, state="aborted")
+    if log.state == "running":
+        raise Problem(409, f"request {id} went to the engine directly: only its own client can cancel it", code="not_ours")
+    return models.Cancelled(request=id, state=log.state)
+
+
+@router.get("/v1/actscope/requests/{id}/events", responses=_EVENTS, response_class=Response)
+async def watch_request(
+    id: str,
+    gateway: Here,
+    after: Annotated[int | None, Query(ge=0, description="send only events after this id")] = None,
+    last_event_id: Annotated[str | None, Header(description="the same, as browsers send it on reconnect")] = None,
+) -> Response:
+    """The events of a request, its own client's or another's, from the start or from where a client left off."""
+    log = _log(gateway, id)
+    point = resume_point(log, last_event_id, after)
+    if point and point == len(log.events) and log.state != "running":
+        return Response(status_code=204)
+    gateway.streams.admit()
+    return EventStream(log, point, gateway.texts, gateway.streams, gateway.settings.keep_alive_seconds)
+
+
+def _log(gateway: Gateway, request: str) -> RequestLog:
+    gateway.sessions.trim()
+    log = gateway.sessions.get(request)
+    if log is not None:
+        return log
+    choices = gateway.sessions.choices(request)
+    if choices:
+        raise Problem(404, f"{request} has {len(choices)} choices; ask for one of {', '.join(choices)}", code="request_not_found")
+    if gateway.sessions.was_forgotten(request):
+        raise Problem(410, f"request {request} has been forgotten", code="gone")
+    raise Problem(404, f"no request {request[:200]!r}", code="request_not_found")

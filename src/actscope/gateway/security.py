@@ -1,0 +1,183 @@
+"""Who may ask, and how much: a pure ASGI layer around everything, which denies unless all conditions hold.
+
+Host allow-list (against DNS rebinding), then Origin (against other web pages), then the token (against everyone else),
+on loopback too.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from http.cookies import CookieError, SimpleCookie
+from typing import Final
+from urllib.parse import parse_qs
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.responses import HTMLResponse, RedirectResponse, Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from actscope.gateway.problems import Problem, problem_response
+from actscope.gateway.settings import GatewaySettings
+
+_METHODS: Final = "GET, POST, PUT, DELETE, OPTIONS"
+_HEADERS: Final = "Authorization, Content-Type, Last-Event-ID"
+_CSP: Final = (
+    "default-src 'self'; img-src 'self' data: blob:; object-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+_PAGE: Final = (
+    "<!doctype html><meta charset=utf-8><title>actscope</title>"
+    "<p>This page needs the token that the gateway printed when it started: open the link that it printed beside it."
+)
+
+
+class Guard:
+    """Lets a request through to `app` when it may pass."""
+
+    def __init__(self, app: ASGIApp, settings: GatewaySettings) -> None:
+        self._app = app
+        self._settings = settings
+        self._hosts = settings.hosts
+        self._own_origins = frozenset(f"http://{h}" for h in self._hosts) | frozenset(f"https://{h}" for h in settings.allowed_hosts)
+        self._cors = frozenset(settings.cors_origins)
+        self._token = settings.token.encode()
+        self._cookie_name = f"actscope_{settings.port}"
+        self._cookie = hmac.new(self._token, b"actscope cookie", hashlib.sha256).hexdigest()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self._app(scope, receive, send)
+        elif scope["type"] == "http":
+            await self._serve(scope, receive, send)
+        else:
+            await send({"type": "websocket.close", "code": 1008})
+
+    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
+        headers = Headers(scope=scope)
+        origin = self._cross_origin(headers)
+        send = _Decorated(send, origin if origin in self._cors else None)
+        try:
+            self._check_place(headers, origin, scope)
+            answer = self._preflight(scope, headers, origin) or self._sign_in(scope)
+            if answer is None:
+                self._check_token(headers)
+                receive = self._bounded(headers, receive)
+        except Problem as problem:
+            answer = self._page(scope, headers, problem) or problem_response(problem)
+        await (answer or self._app)(scope, receive, send)
+
+    def _cross_origin(self, headers: Headers) -> str | None:
+        """The Origin, unless it is the gateway's own."""
+        found = headers.getlist("origin")
+        if not found or (len(found) == 1 and found[0].lower() in self._own_origins):
+            return None
+        return ",".join(found)
+
+    def _check_place(self, headers: Headers, origin: str | None, scope: Scope) -> None:
+        if sum(len(k) + len(v) for k, v in headers.raw) + len(scope.get("query_string", b"")) > self._settings.max_head_bytes:
+            raise Problem(431, f"headers: at most {self._settings.max_head_bytes} bytes", code="headers_too_large")
+        hosts = headers.getlist("host")
+        if len(hosts) != 1 or hosts[0].lower() not in self._hosts:
+            raise Problem(403, "Host is not on the allow-list of this gateway (setting: allowed hosts)", code="host_not_allowed")
+        if origin is not None and origin not in self._cors:
+            raise Problem(403, "Origin is not on the CORS list of this gateway (setting: CORS origins)", code="origin_not_allowed")
+
+    def _preflight(self, scope: Scope, headers: Headers, origin: str | None) -> Response | None:
+        """A browser's question before the request; it carries no token."""
+        if scope["method"] != "OPTIONS" or origin is None or "access-control-request-method" not in headers:
+            return None
+        allow = {"Access-Control-Allow-Methods": _METHODS, "Access-Control-Allow-Headers": _allowed_headers(headers)}
+        return Response(status_code=204, headers=allow | {"Access-Control-Max-Age": "600"})
+
+    def _sign_in(self, scope: Scope) -> Response | None:
+        """`GET /?token=…`: set the cookie, then on to `/` without the token in the address."""
+        if scope["path"] != "/" or scope["method"] != "GET":
+            return None
+        given = parse_qs(scope.get("query_string", b"").decode("latin-1")).get("token")
+        if not given:
+            return None
+        if not hmac.compare_digest(given[0].encode(), self._token):
+            raise _unauthorized("the token in the address is not this gateway's: it makes a new one each time it starts")
+        response = RedirectResponse("/", 303)
+        response.set_cookie(self._cookie_name, self._cookie, path="/", httponly=True, samesite="strict")
+        return response
+
+    def _check_token(self, headers: Headers) -> None:
+        given = headers.getlist("authorization")
+        if given:
+            scheme, _, token = given[0].partition(" ")
+            if len(given) != 1 or scheme.lower() != "bearer" or not hmac.compare_digest(token.strip().encode(), self._token):
+                raise _unauthorized("wrong token: use the one that the gateway printed when it started")
+        elif not hmac.compare_digest(_cookie(headers, self._cookie_name).encode(), self._cookie.encode()):
+            raise _unauthorized("no token: send `Authorization: Bearer <token>` (`api_key` in OpenAI clients)")
+
+    def _page(self, scope: Scope, headers: Headers, problem: Problem) -> Response | None:
+        """A person's browser gets words instead of JSON."""
+        if problem.status_code != 401 or scope["path"] != "/" or "text/html" not in headers.get("accept", ""):
+            return None
+        return HTMLResponse(_PAGE, 401)
+
+    def _bounded(self, headers: Headers, receive: Receive) -> Receive:
+        """`receive` that raises a 413 as soon as the body is too large, whatever its announced length."""
+        limit = self._settings.max_body_bytes
+        announced = headers.get("content-length", "0")
+        if not announced.isdigit() or int(announced[:18]) > limit:
+            raise _too_large(limit)
+        seen = 0
+
+        async def bounded() -> Message:
+            nonlocal seen
+            message = await receive()
+            seen += len(message.get("body", b""))
+            if seen > limit:
+                raise _too_large(limit)
+            return message
+
+        return bounded
+
+
+class _Decorated:
+    """`send` that adds the security headers, and CORS for an origin on the list."""
+
+    def __init__(self, send: Send, origin: str | None) -> None:
+        self._send = send
+        self._origin = origin
+
+    async def __call__(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            message.setdefault("headers", [])
+            self._add(MutableHeaders(scope=message))
+        await self._send(message)
+
+    def _add(self, headers: MutableHeaders) -> None:
+        headers["X-Content-Type-Options"] = "nosniff"
+        headers["Referrer-Policy"] = "no-referrer"
+        headers["Content-Security-Policy"] = _CSP
+        headers["Cross-Origin-Resource-Policy"] = "same-origin" if self._origin is None else "cross-origin"
+        headers.setdefault("Cache-Control", "no-store")
+        headers.add_vary_header("Origin")
+        if self._origin is not None:
+            headers["Access-Control-Allow-Origin"] = self._origin
+            headers["Access-Control-Expose-Headers"] = "X-Request-Id, Retry-After"
+
+
+def _unauthorized(message: str) -> Problem:
+    return Problem(401, message, code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"})
+
+
+def _too_large(limit: int) -> Problem:
+    return Problem(413, f"the body is too large: at most {limit} bytes", code="body_too_large", headers={"Connection": "close"})
+
+
+def _allowed_headers(headers: Headers) -> str:
+    """What OpenAI's clients in a browser send besides (x-stainless-*), named back to them."""
+    asked = [h.strip() for h in headers.get("access-control-request-headers", "").split(",")]
+    extra = [h for h in asked if h.lower().startswith("x-stainless-")]
+    return ", ".join([_HEADERS, *extra])
+
+
+def _cookie(headers: Headers, name: str) -> str:
+    try:
+        morsel = SimpleCookie(headers.get("cookie", "")).get(name)
+    except CookieError:
+        return ""
+    return morsel.value if morsel else ""

@@ -1,0 +1,134 @@
+"""All requests that the gateway knows of: those in flight and the recent ones, within fixed bounds."""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+from actscope.gateway.log import RequestLog
+from actscope.gateway.settings import GatewaySettings
+
+#: How many forgotten requests are still told apart from ones that never were.
+_TOMBSTONES = 65_536
+
+
+@dataclass(slots=True)
+class Flight:
+    """One completion that the gateway has in flight: the logs of its choices, and how to abort it."""
+
+    response: str
+    logs: list[RequestLog]
+    cancelled: bool = False
+    _on_cancel: list[Callable[[], None]] = field(default_factory=list)
+
+    def on_cancel(self, abort: Callable[[], None]) -> None:
+        """`abort` is called on cancellation, at once if that has already come."""
+        self._on_cancel.append(abort)
+        if self.cancelled:
+            abort()
+
+    def cancel(self) -> None:
+        """Abort the completion; a second call changes nothing."""
+        if not self.cancelled:
+            self.cancelled = True
+            for abort in self._on_cancel:
+                abort()
+
+
+class Sessions:
+    """Request logs by id, newest last. Ended ones are forgotten after a while, or when there are too many."""
+
+    def __init__(self, settings: GatewaySettings) -> None:
+        self._settings = settings
+        self._logs: OrderedDict[str, RequestLog] = OrderedDict()
+        self._choices: dict[str, list[str]] = {}
+        self._forgotten: OrderedDict[str, None] = OrderedDict()
+        self._flights: dict[str, Flight] = {}
+
+    def __iter__(self) -> Iterator[RequestLog]:
+        return iter(list(self._logs.values()))
+
+    @property
+    def n_in_flight(self) -> int:
+        return len(self._flights)
+
+    def add(self, log: RequestLog) -> None:
+        """Remember a request; the oldest ended ones make room for it."""
+        self._logs[log.request] = log
+        self._choices.setdefault(log.response, []).append(log.request)
+        self.trim()
+
+    def get(self, request: str) -> RequestLog | None:
+        """The log with this id; the id of a response with a single choice means that choice."""
+        log = self._logs.get(request)
+        if log is None:
+            choices = self._choices.get(request, ())
+            log = self._logs.get(choices[0]) if len(choices) == 1 else None
+        return log
+
+    def choices(self, response: str) -> list[str]:
+        """The ids of a response's choices."""
+        return list(self._choices.get(response, ()))
+
+    def was_forgotten(self, request: str) -> bool:
+        """Whether there was such a request, which has been forgotten."""
+        return request in self._forgotten
+
+    def remove(self, log: RequestLog) -> None:
+        """Drop a request that the engine never took."""
+        if self._logs.pop(log.request, None) is not None:
+            self._drop_choice(log)
+
+    def begin(self, flight: Flight) -> None:
+        self._flights[flight.response] = flight
+        for log in flight.logs:
+            self.add(log)
+
+    def end(self, flight: Flight) -> None:
+        self._flights.pop(flight.response, None)
+
+    def flight_of(self, log: RequestLog) -> Flight | None:
+        """The completion in flight that this log belongs to."""
+        return self._flights.get(log.response)
+
+    def flight(self, response: str) -> Flight | None:
+        return self._flights.get(response)
+
+    def trim(self) -> None:
+        """Forget what is too old and what is too much: ended requests first, then the engine's own, oldest first."""
+        horizon = time.monotonic_ns() - int(self._settings.log_seconds * 1e9)
+        for log in self:
+            if log.state != "running" and log.ended_ns < horizon:
+                self._forget(log)
+        excess_logs = len(self._logs) - self._settings.log_requests
+        excess_positions = sum(log.present for log in self._logs.values()) - self._settings.log_positions
+        for log in self._by_dispensability() if excess_logs > 0 or excess_positions > 0 else ():
+            if excess_logs <= 0 and excess_positions <= 0:
+                return
+            excess_logs -= 1
+            excess_positions -= log.present
+            self._forget(log)
+
+    def _by_dispensability(self) -> list[RequestLog]:
+        ended = [log for log in self._logs.values() if log.state != "running"]
+        foreign = [log for log in self._logs.values() if log.state == "running" and log.source == "engine"]
+        newest = next(reversed(self._logs.values()))
+        return [log for log in (*ended, *foreign) if log is not newest]
+
+    def _forget(self, log: RequestLog) -> None:
+        log.finish("aborted", "abort")  # nothing more will be told to those who watch it
+        del self._logs[log.request]
+        self._drop_choice(log)
+        for name in {log.request, log.response}:
+            self._forgotten[name] = None
+        while len(self._forgotten) > _TOMBSTONES:
+            self._forgotten.popitem(last=False)
+
+    def _drop_choice(self, log: RequestLog) -> None:
+        ids = self._choices.get(log.response, [])
+        if log.request in ids:
+            ids.remove(log.request)
+        if not ids:
+            self._choices.pop(log.response, None)

@@ -1,0 +1,38 @@
+"""What the routes share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from fastapi import Depends, Request
+
+from actscope.gateway.events import OpenStreams
+from actscope.gateway.sessions import Sessions
+from actscope.gateway.settings import GatewaySettings
+from actscope.gateway.tokens import TokenTexts
+from actscope.gateway.upstream import Upstream
+
+
+@dataclass(frozen=True, slots=True)
+class Gateway:
+    """The parts of one running gateway."""
+
+    settings: GatewaySettings
+    upstream: Upstream
+    sessions: Sessions
+    streams: OpenStreams
+
+    @property
+    def texts(self) -> TokenTexts:
+        """Texts of the present engine's tokens."""
+        return self.upstream.engine.texts if self.upstream.engine else TokenTexts.unknown()
+
+
+async def _gateway(request: Request) -> Gateway:
+    found: Gateway = request.app.state.gateway
+    return found
+
+
+#: The gateway that a route belongs to.
+Here = Annotated[Gateway, Depends(_gateway)]

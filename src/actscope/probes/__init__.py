@@ -1,0 +1,10 @@
+"""Probes: directions that turn a row into a score. Reading, fitting and scoring them; numpy only."""
+
+from actscope.probes.bank import Bank, ModelFacts, describe
+from actscope.probes.format import Probe, ProbeInfo, find_probes, load_probe, load_probes, probe_from_json, save_probe
+from actscope.probes.score import ACTIVATIONS, score
+
+__all__ = [
+    "ACTIVATIONS", "Bank", "ModelFacts", "Probe", "ProbeInfo",
+    "describe", "find_probes", "load_probe", "load_probes", "probe_from_json", "save_probe", "score",
+]

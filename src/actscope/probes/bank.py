@@ -1,0 +1,91 @@
+"""The bank: which probe sits in which column, now. Adding, removing and swapping are changes of this table only."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import msgspec
+
+from actscope.errors import ProbeError
+from actscope.sites import Site
+from actscope.probes.format import Probe, ProbeInfo
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFacts:
+    """What a probe must fit: the width of its rows, the sites there are, and whose rows they are."""
+
+    name: str
+    revision: str
+    d_model: int
+    n_layers: int
+
+
+def describe(slot: int, info: ProbeInfo) -> dict[str, object]:
+    """A probe as clients are shown it: its facts, what follows from them, and its column."""
+    return {"slot": slot, **msgspec.structs.asdict(info), "layer": info.layer, "signed": info.signed}
+
+
+@dataclass(slots=True)
+class Bank:
+    """Probes in `width` numbered columns. Every change makes a new generation; a swap keeps the column."""
+
+    facts: ModelFacts
+    width: int = 64
+    generation: int = 0
+    _slots: dict[int, Probe] = field(default_factory=dict)
+
+    def put(self, probe: Probe) -> int:
+        """Add a probe, or swap the one with its id. Returns its column. Raises ProbeError when it does not fit."""
+        self.check(probe)
+        slot = self._slot_of(probe.id)
+        if slot is None:
+            free = set(range(self.width)) - self._slots.keys()
+            if not free:
+                raise ProbeError(f"all {self.width} columns are taken; remove a probe first, or start with a wider bank")
+            slot = min(free)
+        self._slots[slot] = probe
+        self.generation += 1
+        return slot
+
+    def remove(self, probe_id: str) -> None:
+        """Take a probe out. Raises ProbeError when there is none of that id."""
+        slot = self._slot_of(probe_id)
+        if slot is None:
+            known = ", ".join(sorted(p.id for p in self._slots.values())) or "none"
+            raise ProbeError(f"no probe {probe_id!r} is loaded; there are: {known}")
+        del self._slots[slot]
+        self.generation += 1
+
+    def check(self, probe: Probe) -> None:
+        """Raise ProbeError, with both sides named, unless the probe was made for this model."""
+        info, facts = probe.info, self.facts
+        if probe.d != facts.d_model:
+            raise ProbeError(f"probe {info.id!r} reads rows of width {probe.d}; {facts.name} has d_model {facts.d_model}")
+        layer = Site.parse(info.site).layer
+        if layer is not None and layer >= facts.n_layers:
+            raise ProbeError(f"probe {info.id!r} is at {info.site}; {facts.name} has layers 0 to {facts.n_layers - 1}")
+        for what, wants, has in (("model", info.model, facts.name), ("revision", info.revision, facts.revision)):
+            if wants is not None and wants != has:
+                raise ProbeError(
+                    f"probe {info.id!r} was made for {what} {wants!r}; this is {has!r}. Train it again on this model "
+                    f"(actscope probe train), or take {what!r} out of its metadata if you know that it fits"
+                )
+
+    def __getitem__(self, probe_id: str) -> Probe:
+        slot = self._slot_of(probe_id)
+        if slot is None:
+            raise KeyError(probe_id)
+        return self._slots[slot]
+
+    def items(self) -> list[tuple[int, Probe]]:
+        """(column, probe), by column."""
+        return sorted(self._slots.items())
+
+    def table(self) -> bytes:
+        """This generation as JSON, for readers of the ring: `{"generation", "probes": [{"slot", ...}]}`."""
+        probes = [describe(slot, probe.info) for slot, probe in self.items()]
+        return msgspec.json.encode({"generation": self.generation, "probes": probes})
+
+    def _slot_of(self, probe_id: str) -> int | None:
+        return next((slot for slot, probe in self._slots.items() if probe.id == probe_id), None)

@@ -1,0 +1,243 @@
+"""A probe on disk and in memory: a direction with everything needed to read its scores.
+
+Two formats are read:
+
+* ours: one `.safetensors` file with tensors `weight` [d], `test_inputs` [k, d], `test_scores` [k] and the rest as
+  JSON in its metadata; the test vectors are scored when the file is loaded, so that a wrong convention is an error
+  and never a plausible number;
+* the field's plain JSON, `enc_<layer>_<name>.json` with at least `{"vector": [...]}`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from actscope.errors import ProbeError, SiteError
+from actscope.sites import Site
+from actscope.probes.score import ACTIVATIONS, score
+
+MAX_WIDTH = 1 << 17  # a row wider than any model's; a cap before allocation
+MAX_FILE_BYTES = 64 << 20
+TEST_TOLERANCE = 1e-3
+
+_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_METADATA_KEY = "actscope_probe"
+
+
+class ProbeInfo(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """All of a probe but its numbers; this is what clients are shown.
+
+    `range` is the fixed scale on which scores are displayed; `fpr` is the share of held-out negatives at or above
+    `threshold`; `auroc` and `control_auroc` (the same training on shuffled labels) were measured on held-out text.
+    `token_mask` is "special" where scores on special tokens mean nothing.
+    """
+
+    id: str
+    site: str
+    activation: str = "relu"
+    bias: float = 0.0
+    jump: float = 0.0
+    label: str = ""
+    description: str = ""
+    threshold: float | None = None
+    fpr: float | None = None
+    range: tuple[float, float] = (0.0, 1.0)
+    token_mask: str = "none"
+    model: str | None = None
+    revision: str | None = None
+    auroc: float | None = None
+    control_auroc: float | None = None
+
+    @property
+    def layer(self) -> int | None:
+        return Site.parse(self.site).layer
+
+    @property
+    def signed(self) -> bool:
+        return self.range[0] < 0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Probe:
+    """`score = act(row @ weight + bias)`; `weight` is float32 [d]. Raises ProbeError when it does not hold together."""
+
+    info: ProbeInfo
+    weight: np.ndarray
+    test_inputs: np.ndarray = field(default_factory=lambda: np.empty((0, 0), np.float32))
+    test_scores: np.ndarray = field(default_factory=lambda: np.empty(0, np.float32))
+
+    def __post_init__(self) -> None:
+        _check_info(self.info)
+        _check_weight(self.info.id, self.weight)
+
+    @property
+    def id(self) -> str:
+        return self.info.id
+
+    @property
+    def d(self) -> int:
+        return int(self.weight.shape[0])
+
+    def score(self, rows: np.ndarray) -> np.ndarray:
+        """Scores float32 [n] of rows [n, d]."""
+        info = self.info
+        return score(rows, self.weight[:, None], np.float32([info.bias]), [info.activation], np.float32([info.jump]))[:, 0]
+
+    def verify(self) -> None:
+        """Score the test vectors; raises ProbeError when one differs from what the probe's maker expected."""
+        if not len(self.test_scores):
+            return
+        found = self.score(self.test_inputs)
+        worst = float(np.max(np.abs(found - self.test_scores) / (np.abs(self.test_scores) + 1.0)))
+        if not worst <= TEST_TOLERANCE:
+            raise ProbeError(
+                f"probe {self.id!r}: its own test vectors score {found[:3]} where {self.test_scores[:3]} was expected "
+                f"(worst relative difference {worst:.2g}); the file is damaged or was made for another convention"
+            )
+
+    def renamed(self, probe_id: str) -> Probe:
+        return replace(self, info=msgspec.structs.replace(self.info, id=probe_id))
+
+
+def _check_info(info: ProbeInfo) -> None:
+    where = f"probe {info.id!r}"
+    if not _ID.fullmatch(info.id):
+        raise ProbeError(f"{where}: an id is 1 to 64 letters, digits, '.', '_' or '-', beginning with a letter or digit")
+    if info.activation not in ACTIVATIONS:
+        raise ProbeError(f"{where}: activation {info.activation!r} is not one of {', '.join(ACTIVATIONS)}")
+    if info.token_mask not in ("none", "special"):
+        raise ProbeError(f"{where}: token_mask {info.token_mask!r} is not 'none' or 'special'")
+    numbers = [info.bias, info.jump, *info.range, info.threshold or 0.0]
+    if not np.all(np.isfinite(numbers)) or info.range[0] >= info.range[1]:
+        raise ProbeError(f"{where}: bias, jump and threshold must be finite and range must rise, found {numbers}")
+    try:
+        Site.parse(info.site)
+    except SiteError as error:
+        raise ProbeError(f"{where}: {error}") from error
+
+
+def _check_weight(probe_id: str, weight: np.ndarray) -> None:
+    if weight.ndim != 1 or not 0 < len(weight) <= MAX_WIDTH or weight.dtype != np.float32:
+        raise ProbeError(
+            f"probe {probe_id!r}: expected a float32 vector of 1 to {MAX_WIDTH} numbers, "
+            f"found {weight.dtype} of shape {weight.shape}"
+        )
+    if not np.all(np.isfinite(weight)):
+        raise ProbeError(f"probe {probe_id!r}: its vector holds NaN or infinity")
+
+
+def save_probe(probe: Probe, path: Path) -> None:
+    """Write our format. The file appears whole or not at all."""
+    from safetensors.numpy import save
+
+    tensors = {"weight": probe.weight, "test_inputs": probe.test_inputs, "test_scores": probe.test_scores}
+    metadata = {_METADATA_KEY: msgspec.json.encode(probe.info).decode()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_bytes(save({k: np.ascontiguousarray(v, np.float32) for k, v in tensors.items()}, metadata))
+    temporary.replace(path)
+
+
+def load_probe(path: Path) -> Probe:
+    """Read either format, check it, and score its test vectors. Raises ProbeError, naming the file."""
+    try:
+        if path.stat().st_size > MAX_FILE_BYTES:
+            raise ProbeError(f"the file is larger than {MAX_FILE_BYTES >> 20} MiB")
+        probe = _load_json_vector(path) if path.suffix == ".json" else _load_safetensors(path)
+        probe.verify()
+        return probe
+    except ProbeError as error:
+        raise ProbeError(f"{path}: {error}") from error
+    except OSError as error:
+        raise ProbeError(f"{path}: cannot be read: {error.strerror or error}") from error
+
+
+def _load_safetensors(path: Path) -> Probe:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "np") as file:
+            raw = (file.metadata() or {}).get(_METADATA_KEY)
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a dict
+    except SafetensorError as error:
+        raise ProbeError(f"not a safetensors file: {error}") from error
+    if raw is None or "weight" not in tensors:
+        raise ProbeError(f"not a probe: expected metadata {_METADATA_KEY!r} and a tensor 'weight'")
+    info = _decode_info(raw.encode())
+    empty = {"test_inputs": np.empty((0, 0), np.float32), "test_scores": np.empty(0, np.float32)}
+    return Probe(info, tensors["weight"], **{name: tensors.get(name, default) for name, default in empty.items()})
+
+
+def _decode_info(raw: bytes) -> ProbeInfo:
+    try:
+        return msgspec.json.decode(raw, type=ProbeInfo)
+    except msgspec.DecodeError as error:
+        raise ProbeError(f"its metadata cannot be read: {error}") from error
+
+
+def _load_json_vector(path: Path) -> Probe:
+    try:
+        data = msgspec.json.decode(path.read_bytes())
+    except msgspec.DecodeError as error:
+        raise ProbeError(f"not JSON: {error}") from error
+    match = re.match(r"enc_(\d+)_?(.*)", path.stem)
+    site = _site_of_json(data, int(match[1]) if match else None)
+    return probe_from_json(path.stem, {**data, "site": site} if isinstance(data, dict) else data)
+
+
+def _site_of_json(data: Any, layer_in_name: int | None) -> str:
+    """`site` of our own JSON, else `layer: "19-resid-post"` as the field writes it, else the layer in the file's name."""
+    if isinstance(data, dict) and "site" in data:
+        return str(data["site"])
+    named = re.match(r"(\d+)(?:-(resid)[-_](pre|post))?", str(data.get("layer", "")) if isinstance(data, dict) else "")
+    if named:
+        return f"layers.{int(named[1])}.resid_{named[3] or 'post'}"
+    if layer_in_name is None:
+        raise ProbeError("which layer? name the file enc_<layer>_<name>.json, or put \"site\" in it")
+    return f"layers.{layer_in_name}.resid_post"
+
+
+#: Keys of plain JSON vectors that say the same as ours under another name.
+_JSON_ALIASES = {"encoder_bias": "bias", "vectorName": "label"}
+_JSON_IGNORED = {"vector", "layer", "index", "max_activation", "maxActApprox", "id", "modelId", "source", "hookName"}
+
+
+def probe_from_json(probe_id: str, data: Any) -> Probe:
+    """A probe from its JSON object: `vector` and `site` at least. Unknown keys are errors that name the key."""
+    if not isinstance(data, dict) or not isinstance(data.get("vector"), list) or "site" not in data:
+        raise ProbeError(f'probe {probe_id!r}: expected an object with "vector": [numbers] and "site"')
+    if len(data["vector"]) > MAX_WIDTH:
+        raise ProbeError(f"probe {probe_id!r}: its vector has {len(data['vector'])} numbers, more than {MAX_WIDTH}")
+    try:
+        weight = np.array(data["vector"], np.float32)
+    except (TypeError, ValueError) as error:
+        raise ProbeError(f'probe {probe_id!r}: "vector" must hold numbers only: {error}') from error
+    fields = {_JSON_ALIASES.get(k, k): v for k, v in data.items() if k not in _JSON_IGNORED}
+    if "range" not in fields and data.get("max_activation"):
+        fields["range"] = [0.0, float(data["max_activation"])]
+    return Probe(_decode_info(json.dumps({**fields, "id": probe_id}).encode()), weight)
+
+
+def find_probes(directory: Path) -> Iterator[Path]:
+    """Probe files of a directory, sorted by name; an absent directory has none."""
+    if directory.is_dir():
+        yield from sorted(p for p in directory.iterdir() if p.suffix in (".json", ".safetensors") and p.name[0] != ".")
+
+
+def load_probes(directory: Path) -> list[Probe]:
+    """All probes of a directory. Raises ProbeError when two files hold the same id."""
+    probes: dict[str, Probe] = {}
+    for path in find_probes(directory):
+        probe = load_probe(path)
+        if probe.id in probes:
+            raise ProbeError(f"{path}: a second probe with id {probe.id!r} in {directory}; rename one")
+        probes[probe.id] = probe
+    return list(probes.values())

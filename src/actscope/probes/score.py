@@ -1,0 +1,32 @@
+"""What a score is, in numpy: the reference that every faster implementation is tested against."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+#: Name → code, as kernels and tables use it.
+#: identity z; relu max(z, 0); sigmoid 1 / (1 + exp(-z)); jumprelu z where z > jump, else 0
+#: (Rajamanoharan et al. 2024, "Jumping Ahead: Improving Reconstruction Fidelity with JumpReLU SAEs").
+ACTIVATIONS: dict[str, int] = {"identity": 0, "relu": 1, "sigmoid": 2, "jumprelu": 3}
+
+
+def score(
+    rows: np.ndarray, weight: np.ndarray, bias: np.ndarray, activations: Sequence[str], jump: np.ndarray
+) -> np.ndarray:
+    """`act(rows @ weight + bias)`: rows [n, d], weight [d, k], bias and jump [k] -> float32 [n, k]."""
+    z = rows.astype(np.float32) @ weight + bias
+    columns = [activate(z[:, i], name, float(jump[i])) for i, name in enumerate(activations)]
+    return np.stack(columns, axis=1).astype(np.float32)
+
+
+def activate(z: np.ndarray, activation: str, jump: float = 0.0) -> np.ndarray:
+    """Apply one activation elementwise."""
+    if activation == "relu":
+        return np.maximum(z, 0)
+    if activation == "sigmoid":
+        return 1 / (1 + np.exp(-np.clip(z, -80, 80)))
+    if activation == "jumprelu":
+        return np.where(z > jump, z, 0)
+    return z

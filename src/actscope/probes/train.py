@@ -1,0 +1,142 @@
+"""Fitting a probe: regularised logistic regression on standardised rows, folded into one direction and a bias."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from actscope.errors import MissingExtra, ProbeError
+from actscope.probes.format import Probe, ProbeInfo
+
+#: Share of the texts that fit, that choose between sites, and that measure; no text is in two of them.
+FIT, CHOOSE = 0.7, 0.85
+CONTROL_RUNS = 5
+TARGET_FPR = 0.01
+MIN_EXAMPLES = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Examples:
+    """Rows of one site with one label: rows float32 [n, d], labels bool [n], and the text that each came from."""
+
+    rows: np.ndarray
+    labels: np.ndarray
+    texts: np.ndarray
+
+    def part(self, low: float, high: float) -> Examples:
+        """The rows of the texts whose place in a fixed shuffle lies in [low, high)."""
+        place = _place_of(self.texts)
+        chosen = (place >= low) & (place < high)
+        return Examples(self.rows[chosen], self.labels[chosen], self.texts[chosen])
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """A direction and how well it separates: AUROC on the choosing texts, on the held-out ones, and of the control.
+
+    `control` is the mean held-out AUROC of the same training on shuffled labels, over CONTROL_RUNS shuffles; None when it
+    was not asked for.
+    """
+
+    weight: np.ndarray
+    bias: float
+    choosing_auroc: float
+    auroc: float
+    control: float | None
+    threshold: float
+    fpr: float
+    recall: float
+    positives: float
+    examples: tuple[np.ndarray, np.ndarray]  # held-out rows and their scores, for the probe's test vectors
+
+
+def _place_of(texts: np.ndarray) -> np.ndarray:
+    """A number in [0, 1) for each text, the same on every machine (Knuth's multiplicative hash)."""
+    return ((texts.astype(np.uint64) * np.uint64(2654435761)) % np.uint64(1 << 32)).astype(np.float64) / (1 << 32)
+
+
+def fit(examples: Examples, *, what: str = "label", c: float = 0.05, seed: int = 0, with_control: bool = True) -> Fit:
+    """Fit, choose a threshold at 1 % false positives, and measure on texts that took no part in either.
+
+    Raises ProbeError when a part holds fewer than 20 rows of either class.
+    """
+    train, choosing, held = examples.part(0, FIT), examples.part(FIT, CHOOSE), examples.part(CHOOSE, 1)
+    for part, name in ((train, "fitting"), (choosing, "choosing"), (held, "held-out")):
+        n, positive = len(part.labels), int(part.labels.sum())
+        if min(positive, n - positive) < MIN_EXAMPLES:
+            raise ProbeError(
+                f"{what}: the {name} texts have {positive} positive tokens of {n}; at least {MIN_EXAMPLES} of each kind "
+                "are needed; give more text"
+            )
+    weight, bias = _logistic(train.rows, train.labels, c)
+    threshold = float(np.quantile(_sigmoid(choosing.rows @ weight + bias)[~choosing.labels], 1 - TARGET_FPR))
+    scores = _sigmoid(held.rows @ weight + bias)
+    control = [_control(train, held, c, seed + run) for run in range(CONTROL_RUNS if with_control else 0)]
+    return Fit(
+        weight=weight,
+        bias=bias,
+        choosing_auroc=_auroc(choosing.labels, choosing.rows @ weight),
+        auroc=_auroc(held.labels, held.rows @ weight),
+        control=float(np.mean(control)) if control else None,
+        threshold=threshold,
+        fpr=float(np.mean(scores[~held.labels] >= threshold)),
+        recall=float(np.mean(scores[held.labels] >= threshold)),
+        positives=float(np.mean(examples.labels)),
+        examples=_test_vectors(held, scores),
+    )
+
+
+def to_probe(result: Fit, *, label: str, site: str, model: str, revision: str) -> Probe:
+    """The fit as a probe: sigmoid scores on a scale of 0 to 1."""
+    info = ProbeInfo(
+        id=label,
+        site=site,
+        activation="sigmoid",
+        bias=result.bias,
+        label=label.replace("_", " "),
+        description=f"logistic probe for {label!r}, trained on labelled text; {result.recall:.0%} found at the threshold",
+        threshold=round(result.threshold, 4),
+        fpr=round(result.fpr, 4),
+        range=(0.0, 1.0),
+        token_mask="special",
+        model=model,
+        revision=revision or None,
+        auroc=round(result.auroc, 4),
+        control_auroc=None if result.control is None else round(result.control, 4),
+    )
+    return Probe(info, result.weight, *result.examples)
+
+
+def _logistic(rows: np.ndarray, labels: np.ndarray, c: float) -> tuple[np.ndarray, float]:
+    try:
+        from sklearn.linear_model import LogisticRegression
+    except ImportError as error:
+        raise MissingExtra("probes", "scikit-learn") from error
+    mean, scale = rows.mean(0), rows.std(0) + 1e-6
+    model = LogisticRegression(C=c, class_weight="balanced", max_iter=500, tol=1e-3)
+    model.fit((rows - mean) / scale, labels)
+    weight = model.coef_[0] / scale
+    return weight.astype(np.float32), float(model.intercept_[0] - weight @ mean)
+
+
+def _control(train: Examples, held: Examples, c: float, seed: int) -> float:
+    shuffled = np.random.default_rng(seed).permutation(train.labels)
+    weight, _ = _logistic(train.rows, shuffled, c)
+    return _auroc(held.labels, held.rows @ weight)
+
+
+def _test_vectors(held: Examples, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Two held-out rows of each class, with their scores."""
+    chosen = np.concatenate([np.flatnonzero(held.labels)[:2], np.flatnonzero(~held.labels)[:2]])
+    return held.rows[chosen].astype(np.float32), scores[chosen].astype(np.float32)
+
+
+def _auroc(labels: np.ndarray, scores: np.ndarray) -> float:
+    from sklearn.metrics import roc_auc_score
+
+    return float(roc_auc_score(labels, scores))
+
+
+def _sigmoid(z: np.ndarray) -> np.ndarray:
+    return np.asarray(1 / (1 + np.exp(-np.clip(z, -80, 80))))

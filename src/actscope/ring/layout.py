@@ -1,0 +1,248 @@
+"""What lies where in a ring segment: header, counters, step records, span records, row labels, rows.
+
+    0      header            HEADER: who wrote it, and the sizes that everything else follows from
+    256    counters          one 64-bit word in a cache line each, see `Word`
+    4096   steps   [step_capacity]        STEP, 72 bytes
+    ...    spans   [span_capacity]        SPAN, 152 bytes
+    ...    meta    [row_capacity]         frames.ROW_META, 32 bytes
+    ...    rows    [row_capacity, width]  float32, float16 or bfloat16 bits
+
+Each area starts on a cache line. Records are addressed by counters that only grow: record `i` lies at `i % capacity`.
+
+    state of step i, as a reader can tell             counters
+    not published                                     steps_published <= i
+    intact                                            reserved - capacity <= where it starts, all three
+    overwritten, or being overwritten now             reserved - capacity >  where it starts, any of them
+
+All numbers are little-endian. docs/ring.md has the field tables and the reasons.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from dataclasses import dataclass
+from enum import IntFlag
+from typing import Any
+
+import numpy as np
+
+from actscope.errors import RingError
+from actscope.frames import ROW_META
+
+MAGIC = b"ACTSRING"
+VERSION = 1
+CACHE_LINE = 64
+DATA_OFFSET = 4096
+
+#: Longest request id, in bytes of UTF-8, that a span record holds.
+MAX_REQUEST_ID = 120
+
+#: Caps on what a header may claim, checked before anything is allocated.
+MAX_ROWS = 1 << 31
+MAX_WIDTH = 1 << 20
+MAX_STEPS = 1 << 20
+MAX_SPANS = 1 << 22
+MAX_SEGMENT_BYTES = 1 << 42
+
+#: Row types by their code in the header. numpy has no bfloat16: such rows are its bits, as uint16.
+ROW_DTYPES: dict[str, tuple[int, np.dtype[Any]]] = {
+    "float32": (1, np.dtype("<f4")),
+    "float16": (2, np.dtype("<f2")),
+    "bfloat16": (3, np.dtype("<u2")),
+}
+
+
+class Word:
+    """Index, in 64-bit words from the start of the segment, of each counter.
+
+    Plain numbers: a member of an enum takes 0.25 µs to look up in Python 3.11, and a step needs a dozen.
+    """
+
+    ROWS_RESERVED = 32
+    SPANS_RESERVED = 40
+    STEPS_RESERVED = 48
+    STEPS_PUBLISHED = 56
+    HEARTBEAT_NS = 64
+    CLOSED = 72
+
+
+class StepFlag(IntFlag):
+    """Why a step has no rows in the ring although its spans say that it had some."""
+
+    OVERSIZE = 1  # more rows, or more spans, than the ring can hold at once
+    NO_SCORES = 2  # the step came without a frame of scores
+    REFUSED = 4  # the rows or the spans were malformed; the writer's log says how
+
+
+#: Why nothing is amiss with a step.
+NO_FLAGS = StepFlag(0)
+
+STEP = np.dtype(
+    [
+        ("seq", "<u8"),
+        ("number", "<u8"),
+        ("time_ns", "<i8"),
+        ("generation", "<u8"),
+        ("first_row", "<u8"),
+        ("first_span", "<u8"),
+        ("dropped_total", "<u8"),
+        ("n_rows", "<u4"),
+        ("n_spans", "<u4"),
+        ("dropped_rows", "<u4"),
+        ("flags", "<u4"),
+    ]
+)
+#: The same record for `struct`, which packs one record ten times faster than numpy assigns one.
+STEP_STRUCT = struct.Struct("<QQqQQQQIIII")
+
+SPAN = np.dtype(
+    [
+        ("first_position", "<i8"),
+        ("n_rows", "<u4"),
+        ("offset", "<u4"),
+        ("flags", "<u4"),
+        ("n_prompt", "<u4"),
+        ("request_bytes", "<u4"),
+        ("reserved", "<u4"),
+        ("request", f"V{MAX_REQUEST_ID}"),
+    ]
+)
+SPAN_STRUCT = struct.Struct(f"<qIIIIII{MAX_REQUEST_ID}s")
+
+
+def request_bytes(request: str) -> bytes:
+    """The request id as a span record holds it; RingError when it does not fit. Engines call it at admission."""
+    try:
+        encoded = request.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise RingError(f"request id {request!r} is not valid Unicode ({error.reason}): send one that is") from error
+    if len(encoded) > MAX_REQUEST_ID:
+        raise RingError(
+            f"request id {request[:24]!r}… has {len(encoded)} bytes of UTF-8, a ring holds {MAX_REQUEST_ID}: shorten it"
+        )
+    return encoded
+
+
+@dataclass(frozen=True, slots=True)
+class RingSpec:
+    """The sizes of a ring. They are fixed for its life.
+
+    row_capacity   rows that it holds before it overwrites the oldest; a step with more is published without rows
+    width          numbers in a row: probe slots, or d_model
+    step_capacity  steps that it holds
+    span_capacity  spans that it holds; at least the largest batch
+    dtype          float32, float16, or bfloat16 (as uint16 bits)
+    """
+
+    row_capacity: int
+    width: int
+    step_capacity: int
+    span_capacity: int
+    dtype: str = "float32"
+
+    def __post_init__(self) -> None:
+        _check_range("row_capacity", self.row_capacity, MAX_ROWS)
+        _check_range("width", self.width, MAX_WIDTH)
+        _check_range("step_capacity", self.step_capacity, MAX_STEPS)
+        _check_range("span_capacity", self.span_capacity, MAX_SPANS)
+        if self.dtype not in ROW_DTYPES:
+            raise RingError(f"ring: dtype must be one of {', '.join(ROW_DTYPES)}, found {self.dtype!r}")
+        if self.segment_bytes > MAX_SEGMENT_BYTES:
+            raise RingError(f"ring: {self.segment_bytes} bytes, at most {MAX_SEGMENT_BYTES} can be: make it smaller")
+
+    @property
+    def row_dtype(self) -> np.dtype[Any]:
+        return ROW_DTYPES[self.dtype][1]
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one row with its label."""
+        return ROW_META.itemsize + self.width * self.row_dtype.itemsize
+
+    @property
+    def spans_offset(self) -> int:
+        return _aligned(DATA_OFFSET + self.step_capacity * STEP.itemsize)
+
+    @property
+    def meta_offset(self) -> int:
+        return _aligned(self.spans_offset + self.span_capacity * SPAN.itemsize)
+
+    @property
+    def rows_offset(self) -> int:
+        return _aligned(self.meta_offset + self.row_capacity * ROW_META.itemsize)
+
+    @property
+    def segment_bytes(self) -> int:
+        return _aligned(self.rows_offset + self.row_capacity * self.width * self.row_dtype.itemsize)
+
+
+_HEADER = struct.Struct("<8sII QQQQ QQQ IIIII xxxx Q")
+_HEADER_CRC = struct.Struct("<I")
+HEADER_BYTES = _HEADER.size + _HEADER_CRC.size
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """The first bytes of a segment: written once, before its name is known to anyone, and never changed."""
+
+    spec: RingSpec
+    pid: int
+    pid_start: int
+    pid_namespace: int
+    created_ns: int
+
+    def pack(self) -> bytes:
+        spec = self.spec
+        body = _HEADER.pack(
+            *(MAGIC, VERSION, DATA_OFFSET),
+            *(self.pid, self.pid_start, self.pid_namespace, self.created_ns),
+            *(spec.row_capacity, spec.step_capacity, spec.span_capacity),
+            *(spec.width, ROW_DTYPES[spec.dtype][0], STEP.itemsize, SPAN.itemsize, ROW_META.itemsize),
+            spec.segment_bytes,
+        )
+        return body + _HEADER_CRC.pack(zlib.crc32(body))
+
+    @classmethod
+    def unpack(cls, raw: bytes, where: str) -> Header:
+        """Read and validate; RingError says what is wrong with the segment called `where`."""
+        if len(raw) < HEADER_BYTES:
+            raise RingError(f"{where}: not a ring: {len(raw)} bytes, a header has {HEADER_BYTES}")
+        (magic, version, data, pid, start, namespace, created, rows, steps, spans, width, code, *sizes, total) = (
+            _HEADER.unpack_from(raw)
+        )
+        _expect(where, "magic", magic, MAGIC)
+        _expect(where, "version", version, VERSION)
+        _expect(where, "checksum", zlib.crc32(raw[: _HEADER.size]), *_HEADER_CRC.unpack_from(raw, _HEADER.size))
+        _expect(where, "data offset", data, DATA_OFFSET)
+        _expect(where, "record sizes", sizes, [STEP.itemsize, SPAN.itemsize, ROW_META.itemsize])
+        spec = _spec_of(where, rows, width, steps, spans, code)
+        _expect(where, "segment size", total, spec.segment_bytes)
+        return cls(spec, pid, start, namespace, created)
+
+
+def _spec_of(where: str, rows: int, width: int, steps: int, spans: int, code: int) -> RingSpec:
+    names = [name for name, (known, _) in ROW_DTYPES.items() if known == code]
+    if not names:
+        raise RingError(f"{where}: row dtype code {code} is unknown: the writer is of another version of actscope")
+    try:
+        return RingSpec(rows, width, steps, spans, names[0])
+    except RingError as error:
+        raise RingError(f"{where}: {error}") from error
+
+
+def _expect(where: str, what: str, found: object, expected: object) -> None:
+    if found != expected:
+        raise RingError(
+            f"{where}: {what} is {found!r}, expected {expected!r}: this is not a ring of this version of actscope; "
+            "restart engine and reader with the same version"
+        )
+
+
+def _check_range(name: str, value: int, cap: int) -> None:
+    if not 1 <= value <= cap:
+        raise RingError(f"ring: {name} must be between 1 and {cap}, found {value}")
+
+
+def _aligned(offset: int) -> int:
+    return -(-offset // CACHE_LINE) * CACHE_LINE

@@ -1,0 +1,388 @@
+"""A reader's end of a ring."""
+
+from __future__ import annotations
+
+import threading
+import time
+from bisect import bisect_left, bisect_right
+from dataclasses import dataclass, replace
+from operator import attrgetter
+from typing import NamedTuple
+
+import numpy as np
+
+from actscope.errors import RingClosed, RingError
+from actscope.frames import ROW_META, Span, SpanFlag
+from actscope.ring import futex
+from actscope.ring.layout import MAX_REQUEST_ID, NO_FLAGS, SPAN_STRUCT, STEP_STRUCT, RingSpec, StepFlag, Word
+from actscope.ring.process import Process
+from actscope.ring.segment import Segment
+
+#: One `read` copies at most this much, so that it returns soon and the writer has not lapped it meanwhile.
+MAX_STEPS_PER_READ = 4096
+MAX_BYTES_PER_READ = 32 << 20
+
+_ATTEMPTS = 8
+_NAP_S = 0.25  # how soon a sleeper notices that the writer was killed
+_FOREIGN_SILENCE_NS = 30_000_000_000
+_SPAN_FLAGS = [SpanFlag(bits) for bits in range(8)]  # making one costs more than the rest of a span
+_STEP_FLAGS = [StepFlag(bits) for bits in range(8)]
+
+
+@dataclass(slots=True, eq=False)
+class StepRecord:
+    """One step as it came out of the ring.
+
+    `rows` is [n, width] and `meta` is ROW_META [n]: views of the batch's own copy. When `flags` is not 0 the step has
+    no rows, although its spans name some: `dropped_rows` of them never were in the ring.
+    """
+
+    number: int
+    time_ns: int
+    generation: int
+    spans: tuple[Span, ...]
+    meta: np.ndarray
+    rows: np.ndarray
+    flags: StepFlag = NO_FLAGS
+    dropped_rows: int = 0
+
+
+@dataclass(slots=True, eq=False)
+class Batch:
+    """Consecutive steps, copied and whole. Just before the first, `missed_steps` steps with `missed_rows` were lost."""
+
+    steps: list[StepRecord]
+    rows: np.ndarray
+    meta: np.ndarray
+    missed_steps: int = 0
+    missed_rows: int = 0
+
+
+@dataclass(slots=True)
+class ReaderStats:
+    """What came and what did not, since the reader attached, up to its cursor.
+
+    `rows + missed_rows` are exactly the rows that the writer put into the ring, `steps + missed_steps` its steps.
+    `dropped_rows` never were in the ring (see StepFlag). `raced_steps` of the missed ones were overwritten while they
+    were being copied, and thrown away: what a reader without the check would have delivered torn.
+    """
+
+    steps: int = 0
+    rows: int = 0
+    missed_steps: int = 0
+    missed_rows: int = 0
+    dropped_rows: int = 0
+    raced_steps: int = 0
+
+
+class _Record(NamedTuple):
+    """A STEP record, as Python numbers: arithmetic on them cannot overflow."""
+
+    seq: int
+    number: int
+    time_ns: int
+    generation: int
+    first_row: int
+    first_span: int
+    dropped_total: int
+    n_rows: int
+    n_spans: int
+    dropped_rows: int
+    flags: int
+
+
+_first_row = attrgetter("first_row")
+_first_span = attrgetter("first_span")
+
+
+def _row_end(record: _Record) -> int:
+    return record.first_row + record.n_rows
+
+
+@dataclass(slots=True)
+class _Cursor:
+    """The next step, the next row, and the rows dropped before: everything earlier is accounted for."""
+
+    step: int = 0
+    row: int = 0
+    dropped: int = 0
+
+
+class RingReader:
+    """Copies steps out of a ring, whole or not at all, and counts exactly what it was too slow for.
+
+    The writer does not know that it exists. One thread reads; `close` may come from another.
+    """
+
+    def __init__(self, segment: Segment, *, from_oldest: bool = False) -> None:
+        self.name = segment.name
+        self.spec: RingSpec = segment.spec
+        self._segment: Segment | None = segment
+        self._writer = Process(segment.header.pid, segment.header.pid_start, segment.header.pid_namespace)
+        self._lock = threading.Lock()  # held while the mapping is used, so that `close` cannot pull it away
+        self._stats = ReaderStats()
+        self._gap = (0, 0)  # steps and rows missed since the last batch
+        self._cursor = self._origin(segment, from_oldest)
+
+    @classmethod
+    def attach(cls, name: str, *, from_oldest: bool = False) -> RingReader:
+        """Map the ring `name`: RingError when it is absent, foreign or malformed.
+
+        Reading begins with the next step that is published, or with the oldest that is still there.
+        """
+        segment = Segment.attach(name)
+        try:
+            return cls(segment, from_oldest=from_oldest)
+        except RingError:
+            segment.close()
+            raise
+
+    def read(self) -> Batch | None:
+        """All steps since the last call, at most 4096 and 32 MiB of them; None when there is nothing new.
+
+        Never waits. RingClosed after `close`; RingError when the writer has published nonsense.
+        """
+        with self._lock:
+            segment = self._segment
+            if segment is None:
+                raise RingClosed(f"{self.name}: this reader is closed: attach again")
+            for attempt in range(_ATTEMPTS):
+                published = self._published(segment)
+                if published == self._cursor.step:
+                    return None
+                batch = self._try_read(segment, published, attempt)
+                if batch is not None:
+                    return batch
+            return None
+
+    def wait(self, timeout_s: float) -> bool:
+        """Sleep until there is something to read; False when the time ran out, or the writer is gone for good."""
+        deadline = time.monotonic() + timeout_s
+        while True:
+            with self._lock:
+                segment = self._segment
+                if segment is None:
+                    return False
+                closed = segment.words[Word.CLOSED]
+                published = self._published(segment)
+                if published != self._cursor.step:
+                    return True
+                left = deadline - time.monotonic()
+                if closed or left <= 0:
+                    return False
+                woken = futex.wait(segment.published_address, published & 0xFFFFFFFF, min(left, _NAP_S))
+            if not woken and not self.writer_alive():
+                return self._has_news()
+
+    def writer_alive(self) -> bool:
+        """Whether more can come: the writer has not closed the ring, and its process runs."""
+        with self._lock:
+            segment = self._segment
+            if segment is None or segment.words[Word.CLOSED]:
+                return False
+            if self._writer.visible:
+                return self._writer.alive()
+            return time.monotonic_ns() - segment.words[Word.HEARTBEAT_NS] < _FOREIGN_SILENCE_NS
+
+    def stats(self) -> ReaderStats:
+        """What was read and what was missed, exactly, up to the last `read`."""
+        return replace(self._stats)
+
+    def close(self) -> None:
+        """Unmap. A `wait` in another thread returns False."""
+        segment, self._segment = self._segment, None
+        if segment is not None:
+            with self._lock:
+                segment.close()
+
+    # -- one attempt: copy, then look whether the writer has been there meanwhile --
+
+    def _published(self, segment: Segment) -> int:
+        published = segment.words[Word.STEPS_PUBLISHED]
+        if not self._cursor.step <= published <= segment.words[Word.STEPS_RESERVED]:
+            raise self._damaged(f"steps_published is {published}, outside {self._cursor.step} .. steps_reserved")
+        return published
+
+    def _has_news(self) -> bool:
+        with self._lock:
+            return self._segment is not None and self._published(self._segment) != self._cursor.step
+
+    def _try_read(self, segment: Segment, published: int, attempt: int) -> Batch | None:
+        """A batch, or None after having moved the cursor past steps that are lost."""
+        oldest = _low(segment, Word.STEPS_RESERVED, self.spec.step_capacity)
+        first = self._cursor.step
+        if first < oldest:  # lapped; when that happens again and again, start further ahead
+            first = min(oldest + self.spec.step_capacity * attempt // (2 * _ATTEMPTS), published - 1)
+        records = self._records(segment, first, min(published, first + MAX_STEPS_PER_READ))
+        lost = self._lost(segment, records)
+        wanted = self._bounded(records[lost:])
+        if not wanted:
+            self._skip(records)
+            return None
+        rows, meta, spans = self._copy(segment, wanted)
+        futex.fence()
+        raced = self._lost(segment, wanted)
+        self._stats.raced_steps += raced
+        if raced == len(wanted):
+            self._skip(wanted)
+            return None
+        return self._deliver(wanted[raced:], wanted[0], rows, meta, spans)
+
+    def _records(self, segment: Segment, first: int, stop: int) -> list[_Record]:
+        """The step records `first .. stop` that were not overwritten while they were copied, validated."""
+        copied = _bytes_out(segment.steps, STEP_STRUCT.size, first, stop - first)
+        futex.fence()
+        gone = max(0, _low(segment, Word.STEPS_RESERVED, self.spec.step_capacity) - first)
+        records = [_Record._make(fields) for fields in STEP_STRUCT.iter_unpack(copied[gone * STEP_STRUCT.size :])]
+        if records:
+            self._check(segment, first + gone, records)
+        return records
+
+    def _check(self, segment: Segment, first: int, records: list[_Record]) -> None:
+        """RingError unless the records continue one another and stay within what the ring can hold."""
+        head = records[0]
+        expected = (first + 1, head.first_row, head.first_span, head.dropped_total - head.dropped_rows)
+        for r in records:
+            found = (r.seq, r.first_row, r.first_span, r.dropped_total - r.dropped_rows)
+            if found != expected or r.n_rows > self.spec.row_capacity or r.n_spans > self.spec.span_capacity:
+                raise self._damaged(f"the record of step {expected[0]} says {r}, expected it to begin with {expected}")
+            expected = (r.seq + 1, r.first_row + r.n_rows, r.first_span + r.n_spans, r.dropped_total)
+        words = segment.words
+        if expected[1] > words[Word.ROWS_RESERVED] or expected[2] > words[Word.SPANS_RESERVED]:
+            raise self._damaged(f"step {expected[0] - 1} has rows or spans that were never reserved")
+
+    def _damaged(self, what: str) -> RingError:
+        return RingError(f"{self.name}: {what}: the ring is damaged; restart the engine")
+
+    def _lost(self, segment: Segment, records: list[_Record]) -> int:
+        """How many of the records, oldest first, have rows or spans that are no longer in the ring."""
+        row = _low(segment, Word.ROWS_RESERVED, self.spec.row_capacity)
+        span = _low(segment, Word.SPANS_RESERVED, self.spec.span_capacity)
+        return max(bisect_left(records, row, key=_first_row), bisect_left(records, span, key=_first_span))
+
+    def _bounded(self, records: list[_Record]) -> list[_Record]:
+        """As many of the records as one call may copy, at least one."""
+        if not records:
+            return records
+        limit = records[0].first_row + MAX_BYTES_PER_READ // self.spec.row_bytes
+        return records[: max(1, bisect_right(records, limit, key=_row_end))]
+
+    def _copy(self, segment: Segment, records: list[_Record]) -> tuple[np.ndarray, np.ndarray, bytes]:
+        """The rows, labels and opaque span records of consecutive steps."""
+        first, last = records[0], records[-1]
+        row, n_rows = first.first_row, _row_end(last) - first.first_row
+        n_spans = last.first_span + last.n_spans - first.first_span
+        spans = _bytes_out(segment.spans, SPAN_STRUCT.size, first.first_span, n_spans)
+        return _copy_out(segment.rows, row, n_rows), _copy_out(segment.meta, row, n_rows).view(ROW_META), spans
+
+    def _deliver(
+        self, intact: list[_Record], copied: _Record, rows: np.ndarray, meta: np.ndarray, spans: bytes
+    ) -> Batch:
+        """Turn the intact tail of what was copied from step `copied` on into a batch, and account for it."""
+        row = intact[0].first_row - copied.first_row
+        if row:
+            rows, meta = rows[row:], meta[row:]
+        steps = self._steps(intact, rows, meta, self._decode(spans, intact[0].first_span - copied.first_span))
+        self._move(intact)
+        (missed_steps, missed_rows), self._gap = self._gap, (0, 0)
+        self._stats.steps += len(steps)
+        self._stats.rows += len(rows)
+        return Batch(steps, rows, meta, missed_steps, missed_rows)
+
+    def _decode(self, raw: bytes, first: int) -> list[Span]:
+        """The spans from index `first` on; those before it may be torn."""
+        return [self._span(*fields) for fields in SPAN_STRUCT.iter_unpack(raw[first * SPAN_STRUCT.size :])]
+
+    def _span(
+        self, position: int, n: int, offset: int, flags: int, n_prompt: int, length: int, _: int, request: bytes
+    ) -> Span:
+        try:
+            if length > MAX_REQUEST_ID:
+                raise ValueError(f"its length is {length}, at most {MAX_REQUEST_ID} fit")
+            name = request[:length].decode()
+        except ValueError as error:
+            raise self._damaged(f"a span's request id cannot be read ({error})") from error
+        return Span(name, position, n, offset, _SPAN_FLAGS[flags & 7], n_prompt)
+
+    def _steps(self, records: list[_Record], rows: np.ndarray, meta: np.ndarray, spans: list[Span]) -> list[StepRecord]:
+        row, span = records[0].first_row, records[0].first_span
+        steps = []
+        for r in records:
+            owned = tuple(spans[r.first_span - span : r.first_span - span + r.n_spans])
+            if any(s.offset + s.n_rows > r.n_rows + r.dropped_rows for s in owned):
+                raise self._damaged(f"a span of step {r.number} reaches past its {r.n_rows + r.dropped_rows} rows")
+            flags = _STEP_FLAGS[r.flags & 7]
+            begin, end = r.first_row - row, r.first_row - row + r.n_rows
+            mine = (meta, rows) if r.n_rows == len(rows) else (meta[begin:end], rows[begin:end])
+            steps.append(StepRecord(r.number, r.time_ns, r.generation, owned, *mine, flags, r.dropped_rows))
+        return steps
+
+    # -- the account: every step and row is read, or missed, once --
+
+    def _skip(self, records: list[_Record]) -> None:
+        """Give up these records and everything before them."""
+        if records:
+            self._move(records)
+            self._miss(len(records), self._cursor.row - records[0].first_row)
+
+    def _move(self, records: list[_Record]) -> None:
+        """Set the cursor behind the records; what lies between it and the first of them was missed."""
+        first, last, cursor = records[0], records[-1], self._cursor
+        if first.first_row < cursor.row or last.dropped_total < cursor.dropped:
+            raise self._damaged(f"step {first.number} begins at row {first.first_row}, after row {cursor.row}")
+        self._miss(first.seq - 1 - cursor.step, first.first_row - cursor.row)
+        self._stats.dropped_rows += last.dropped_total - cursor.dropped
+        self._cursor = _Cursor(last.seq, _row_end(last), last.dropped_total)
+
+    def _miss(self, steps: int, rows: int) -> None:
+        self._stats.missed_steps += steps
+        self._stats.missed_rows += rows
+        self._gap = (self._gap[0] + steps, self._gap[1] + rows)
+
+    def _origin(self, segment: Segment, from_oldest: bool) -> _Cursor:
+        """Where reading begins. Steps that were gone before that do not count as missed."""
+        self._cursor = _Cursor()
+        for _ in range(100):
+            published = self._published(segment)
+            if published == 0:
+                return _Cursor()
+            oldest = _low(segment, Word.STEPS_RESERVED, self.spec.step_capacity)
+            first = min(oldest if from_oldest else published - 1, published - 1)
+            records = self._records(segment, first, published)
+            lost = self._lost(segment, records) if from_oldest else len(records)
+            if records:
+                return _cursor_at(records, lost)
+        raise RingError(f"{self.name}: the writer laps its ring too fast to attach: make step_capacity larger")
+
+
+def _cursor_at(records: list[_Record], index: int) -> _Cursor:
+    """The cursor before record `index`, or behind the last one."""
+    if index == len(records):
+        last = records[-1]
+        return _Cursor(last.seq, _row_end(last), last.dropped_total)
+    record = records[index]
+    return _Cursor(record.seq - 1, record.first_row, record.dropped_total - record.dropped_rows)
+
+
+def _low(segment: Segment, reserved: int, capacity: int) -> int:
+    """The oldest index that the writer has not claimed again."""
+    return int(max(0, segment.words[reserved] - capacity))
+
+
+def _copy_out(ring: np.ndarray, start: int, count: int) -> np.ndarray:
+    """A copy of the records `start .. start + count` of a circular array: at most two slices."""
+    begin = start % len(ring)
+    head = len(ring) - begin
+    if count <= head:
+        return ring[begin : begin + count].copy()
+    copy = np.empty((count, *ring.shape[1:]), ring.dtype)
+    copy[:head], copy[head:] = ring[begin:], ring[: count - head]
+    return copy
+
+
+def _bytes_out(ring: memoryview, size: int, start: int, count: int) -> bytes:
+    """The same for an area of small records, `size` bytes each."""
+    begin = start * size % len(ring)
+    head = min(count * size, len(ring) - begin)
+    copy = ring[begin : begin + head].tobytes()
+    return copy if head == count * size else copy + ring[: count * size - head].tobytes()

@@ -1,0 +1,244 @@
+"""Where engines and readers of one user find each other: a private directory of cards, tables and sockets.
+
+    engine-<id>.json              the card of a running engine
+    engine-<id>.sock              its socket
+    probes-<id>-<generation>.json the probe table of each generation
+
+Nothing here is removed but by these names, in this directory, and by `actscope-<uid>-<16 hex>` in /dev/shm.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
+
+from actscope.clock import boot_id
+from actscope.errors import RingError
+from actscope.ring.files import check_private_dir, publish_private, read_private
+from actscope.ring.process import Process, process_start
+from actscope.ring.segment import SEGMENT_NAME, SHM_DIR, read_header, segment_path, unlink
+
+_log = logging.getLogger(__name__)
+
+MAX_CARD_BYTES = 64 << 10
+MAX_TABLE_BYTES = 64 << 20
+#: A file that belongs to no card may belong to an engine that is still starting; after this long it does not.
+ORPHAN_AGE_S = 600.0
+
+_ID = r"[0-9a-f]{16}"
+_CARD_NAME = re.compile(rf"engine-({_ID})\.json")
+_OWNED_NAME = re.compile(rf"(?:engine-({_ID})\.(?:json|sock)|probes-({_ID})-\d{{1,20}}\.json)")
+_TEMPORARY_NAME = re.compile(rf"\.(?:engine-{_ID}|probes-{_ID}-\d{{1,20}})\.json\.{_ID}\.tmp")
+
+Text = Annotated[str, Meta(max_length=4096)]
+Count = Annotated[int, Meta(ge=0, le=1 << 40)]
+
+
+class EngineCard(msgspec.Struct, frozen=True):
+    """What a running engine says of itself. `ring` is a segment's name, `endpoint` where it takes requests."""
+
+    id: Annotated[str, Meta(pattern=rf"\A{_ID}\Z")]
+    pid: Annotated[int, Meta(ge=1, le=1 << 31)]
+    pid_start: Annotated[int, Meta(ge=0, le=(1 << 63) - 1)]
+    kind: Annotated[str, Meta(max_length=64)]
+    model: Text
+    revision: Text
+    device: Text
+    dtype: Text
+    n_layers: Count
+    d_model: Count
+    max_context: Count
+    special_ids: Annotated[list[int], Meta(max_length=4096)]
+    tokenizer: Text
+    ring: Annotated[str, Meta(pattern=rf"\Aactscope-\d{{1,10}}-{_ID}\Z")]
+    endpoint: Text
+    started_ns: Annotated[int, Meta(ge=0, le=(1 << 63) - 1)]
+    boot_id: Annotated[str, Meta(max_length=64)]
+
+
+def runtime_dir() -> Path:
+    """Our private directory, made if need be; RingError when someone else could look into it or replace it.
+
+    $ACTSCOPE_RUNTIME_DIR, else $XDG_RUNTIME_DIR/actscope where that exists, else /tmp/actscope-<uid>.
+    """
+    path = _chosen_dir()
+    try:
+        path.mkdir(mode=0o700, exist_ok=True)
+        check_private_dir(path)
+    except FileExistsError as error:
+        raise RingError(f"{path}: expected a directory: remove it, or set ACTSCOPE_RUNTIME_DIR") from error
+    except OSError as error:
+        if isinstance(error, RingError):
+            raise
+        raise RingError(f"{path}: cannot be made ({error.strerror}): set ACTSCOPE_RUNTIME_DIR") from error
+    return path
+
+
+def _chosen_dir() -> Path:
+    chosen = os.environ.get("ACTSCOPE_RUNTIME_DIR")
+    if chosen:
+        return Path(chosen).absolute()
+    session = os.environ.get("XDG_RUNTIME_DIR")
+    if session and Path(session).is_dir():
+        return Path(session).absolute() / "actscope"
+    return Path(f"/tmp/actscope-{os.geteuid()}")
+
+
+def publish_card(card: EngineCard) -> Path:
+    """Make the engine known; RingError when the card would not be accepted by a reader."""
+    content = msgspec.json.encode(card)
+    path = runtime_dir() / f"engine-{_decode_card(content, card.id).id}.json"
+    publish_private(path, content)
+    return path
+
+
+def read_cards() -> list[EngineCard]:
+    """The cards of the engines that run, newest first. A card that cannot be trusted is logged and left out."""
+    cards = [card for card in _cards(runtime_dir()) if _engine_lives(card)]
+    return sorted(cards, key=lambda card: card.started_ns, reverse=True)
+
+
+def read_card(path: Path) -> EngineCard:
+    """One card, checked: a private file, small, every field in its range, named after its id."""
+    name = _CARD_NAME.fullmatch(path.name)
+    if name is None:
+        raise RingError(f"{path}: expected a name like engine-<16 hex digits>.json")
+    return _decode_card(read_private(path, MAX_CARD_BYTES), name[1])
+
+
+def _decode_card(content: bytes, expected_id: str) -> EngineCard:
+    if len(content) > MAX_CARD_BYTES:
+        raise RingError(f"card {expected_id}: {len(content)} bytes, at most {MAX_CARD_BYTES} are accepted")
+    try:
+        card = msgspec.json.decode(content, type=EngineCard)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise RingError(f"card {expected_id}: {error}: restart the engine that wrote it") from error
+    if card.id != expected_id:
+        raise RingError(f"card {expected_id}: its id is {card.id}: remove it")
+    segment_path(card.ring)  # a ring of another user is not ours to read, and not ours to remove
+    return card
+
+
+def _cards(directory: Path) -> Iterator[EngineCard]:
+    for path in sorted(directory.iterdir()):
+        if _CARD_NAME.fullmatch(path.name):
+            try:
+                yield read_card(path)
+            except RingError as error:
+                _log.warning("left out: %s", error)
+
+
+def _engine_lives(card: EngineCard) -> bool:
+    """Whether the engine's process runs; where the pid means nothing here (another container), its ring tells."""
+    if card.boot_id and card.boot_id != boot_id():
+        return False
+    if process_start(card.pid) == card.pid_start:
+        return True
+    owner = _owner(card.ring)
+    return owner is not None and not owner.visible
+
+
+def _owner(ring: str) -> Process | None:
+    """The process that made a segment, as the segment says; None when there is none, or it cannot be read."""
+    try:
+        header = read_header(ring)
+    except RingError:
+        return None
+    return Process(header.pid, header.pid_start, header.pid_namespace)
+
+
+def withdraw_card(card: EngineCard) -> None:
+    """Remove an engine's card first, then all else that bears its id, and its segment."""
+    directory = runtime_dir()
+    _remove(directory / f"engine-{_decode_card(msgspec.json.encode(card), card.id).id}.json")
+    for path in _owned(directory, card.id):
+        _remove(path)
+    unlink(card.ring)
+
+
+def sweep(orphan_age_s: float = ORPHAN_AGE_S) -> int:
+    """Remove what engines that were killed have left behind; how many files that was. Engines call it at start.
+
+    What belongs to a living process, to another user or to another container stays.
+    """
+    directory = runtime_dir()
+    living = {card.id for card in _cards(directory) if _engine_lives(card)}
+    known = {card.id for card in _cards(directory)}
+    leftovers = [path for path in directory.iterdir() if _is_leftover(path, living, known, orphan_age_s)]
+    segments = [path for path in SHM_DIR.iterdir() if _is_dead_segment(path, orphan_age_s)]
+    return sum(_remove(path) for path in leftovers + segments)
+
+
+def _is_leftover(path: Path, living: set[str], known: set[str], orphan_age_s: float) -> bool:
+    if _TEMPORARY_NAME.fullmatch(path.name):
+        return _age_s(path) > orphan_age_s
+    match = _OWNED_NAME.fullmatch(path.name)
+    if match is None:
+        return False
+    owner = match[1] or match[2]
+    return owner not in living and (owner in known or _age_s(path) > orphan_age_s)
+
+
+def _is_dead_segment(path: Path, orphan_age_s: float) -> bool:
+    match = SEGMENT_NAME.fullmatch(path.name)
+    if match is None or int(match[1]) != os.geteuid():
+        return False
+    owner = _owner(path.name)
+    if owner is None:  # not a ring, or one whose writer was killed before its first byte
+        return _is_ours(path) and _age_s(path) > orphan_age_s
+    return not owner.alive()
+
+
+def _is_ours(path: Path) -> bool:
+    try:
+        return os.lstat(path).st_uid == os.geteuid()
+    except OSError:
+        return False
+
+
+def _age_s(path: Path) -> float:
+    try:
+        return time.time() - os.lstat(path).st_mtime
+    except OSError:
+        return 0.0
+
+
+def _owned(directory: Path, engine: str) -> list[Path]:
+    matches = ((path, _OWNED_NAME.fullmatch(path.name)) for path in directory.iterdir())
+    return [path for path, match in matches if match and engine in match.groups()]
+
+
+def _remove(path: Path) -> bool:
+    try:
+        path.unlink()
+    except OSError:  # gone already, or a directory: not something that an engine has made
+        return False
+    return True
+
+
+def _table_path(card_id: str, generation: int) -> Path:
+    if not re.fullmatch(_ID, card_id) or not 0 <= generation < 1 << 64:
+        raise RingError(f"probe table of {card_id[:32]!r}, generation {generation}: expected 16 hex digits, a number")
+    return runtime_dir() / f"probes-{card_id}-{generation}.json"
+
+
+def publish_table(card_id: str, table: bytes, generation: int) -> Path:
+    """Publish a probe table whole, before the first step of its generation."""
+    if len(table) > MAX_TABLE_BYTES:
+        raise RingError(f"probe table: {len(table)} bytes, at most {MAX_TABLE_BYTES} are accepted: load fewer probes")
+    path = _table_path(card_id, generation)
+    publish_private(path, table)
+    return path
+
+
+def read_table(card_id: str, generation: int) -> bytes:
+    """The probe table of one generation; RingError when there is none."""
+    return read_private(_table_path(card_id, generation), MAX_TABLE_BYTES)

@@ -1,0 +1,132 @@
+"""A ring's segment: a file in /dev/shm, mapped, with a numpy view of each of its areas.
+
+`multiprocessing.shared_memory` is not used: before Python 3.13 a process that only attaches unlinks the segment
+when it exits (CPython #82300).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+import os
+import re
+import secrets
+import time
+from pathlib import Path
+
+import numpy as np
+
+from actscope.errors import RingError
+from actscope.frames import ROW_META
+from actscope.ring.files import open_private
+from actscope.ring.layout import DATA_OFFSET, HEADER_BYTES, SPAN, STEP, Header, RingSpec, Word
+from actscope.ring.process import Process
+
+OPAQUE_META = np.dtype(f"V{ROW_META.itemsize}")
+
+SHM_DIR = Path("/dev/shm")
+SEGMENT_NAME = re.compile(r"actscope-(\d{1,10})-[0-9a-f]{16}")
+
+
+def segment_path(name: str) -> Path:
+    """Where the segment `name` lies; RingError for any name that is not one of ours."""
+    match = SEGMENT_NAME.fullmatch(name)
+    if match is None or int(match[1]) != os.geteuid():
+        raise RingError(f"ring {name[:64]!r}: expected a name like actscope-{os.geteuid()}-<16 hex digits>")
+    return SHM_DIR / name
+
+
+def read_header(name: str) -> Header:
+    """The header of a segment, without mapping it."""
+    fd = open_private(segment_path(name), os.O_RDONLY)
+    try:
+        return _checked_header(name, fd)
+    finally:
+        os.close(fd)
+
+
+def _checked_header(name: str, fd: int) -> Header:
+    header = Header.unpack(os.pread(fd, HEADER_BYTES, 0), name)
+    size = os.fstat(fd).st_size
+    if size != header.spec.segment_bytes:
+        raise RingError(f"{name}: the file has {size} bytes, its header says {header.spec.segment_bytes}: remove it")
+    return header
+
+
+class Segment:
+    """One process's mapping of a ring; a reader's is read-only.
+
+    `words` are the 64-bit counters, each loaded and stored by one instruction. `steps` and `spans` are memoryviews:
+    few small records, which those copy faster than numpy. `meta` is an array of opaque records, which numpy copies as
+    memory; structured ones it copies field by field, 18 times slower.
+    """
+
+    def __init__(self, name: str, header: Header, fd: int, *, writable: bool) -> None:
+        self.name = name
+        self.header = header
+        self.spec = spec = header.spec
+        protection = mmap.PROT_READ | (mmap.PROT_WRITE if writable else 0)
+        flags = mmap.MAP_SHARED | (getattr(mmap, "MAP_POPULATE", 0) if writable else 0)
+        self._map = mmap.mmap(fd, spec.segment_bytes, flags=flags, prot=protection)
+        self.bytes = memoryview(self._map)
+        self.words = self.bytes[:DATA_OFFSET].cast("Q")
+        self.steps = self.bytes[DATA_OFFSET:][: spec.step_capacity * STEP.itemsize]
+        self.spans = self.bytes[spec.spans_offset :][: spec.span_capacity * SPAN.itemsize]
+        self.meta = np.frombuffer(self._map, OPAQUE_META, spec.row_capacity, spec.meta_offset)
+        values = np.frombuffer(self._map, spec.row_dtype, spec.row_capacity * spec.width, spec.rows_offset)
+        self.rows = values.reshape(spec.row_capacity, spec.width)
+        start = np.frombuffer(self._map, np.uint8, DATA_OFFSET).__array_interface__["data"][0]
+        self.published_address: int = start + 8 * Word.STEPS_PUBLISHED  # low half of the word: little-endian
+
+    @classmethod
+    def create(cls, spec: RingSpec) -> Segment:
+        """A new segment of ours under a random name, its memory allocated; RingError when there is not enough."""
+        name = f"actscope-{os.geteuid()}-{secrets.token_hex(8)}"
+        owner = Process.current()
+        header = Header(spec, owner.pid, owner.start, owner.namespace, time.monotonic_ns())
+        path = segment_path(name)
+        try:
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise RingError(f"{path}: cannot be created ({error.strerror}): a ring needs {SHM_DIR}") from error
+        try:
+            return cls._fill(name, header, fd)
+        except (OSError, ValueError) as error:
+            unlink(name)
+            raise RingError(
+                f"{path}: no room for {spec.segment_bytes} bytes ({error}): make the ring smaller, or {SHM_DIR} larger"
+            ) from error
+        finally:
+            os.close(fd)
+
+    @classmethod
+    def _fill(cls, name: str, header: Header, fd: int) -> Segment:
+        os.pwrite(fd, header.pack(), 0)  # first, so that `sweep` can tell whose it is from the start
+        os.posix_fallocate(fd, 0, header.spec.segment_bytes)  # now, or a full tmpfs is a SIGBUS in the middle of a step
+        return cls(name, header, fd, writable=True)
+
+    @classmethod
+    def attach(cls, name: str) -> Segment:
+        """Map another process's segment, read-only, after its header has been checked."""
+        fd = open_private(segment_path(name), os.O_RDONLY)
+        try:
+            return cls(name, _checked_header(name, fd), fd, writable=False)
+        finally:
+            os.close(fd)
+
+    def close(self) -> None:
+        """Unmap. A view that is still in use elsewhere keeps the memory until it is dropped."""
+        del self.meta, self.rows
+        for view in (self.words, self.steps, self.spans, self.bytes):
+            view.release()
+        with contextlib.suppress(BufferError):  # a copy under way in another thread keeps the map until it is done
+            self._map.close()
+
+
+def unlink(name: str) -> bool:
+    """Remove a segment's name; whoever has it mapped keeps it. False when it was gone already."""
+    try:
+        os.unlink(segment_path(name))
+    except FileNotFoundError:
+        return False
+    return True

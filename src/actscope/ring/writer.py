@@ -1,0 +1,195 @@
+"""The engine's end of a ring."""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from actscope.errors import RingError
+from actscope.frames import ROW_META, SCORES, Frame, SinkStats, Span, Step
+from actscope.ring import futex
+from actscope.ring.layout import (
+    NO_FLAGS,
+    SPAN_STRUCT,
+    STEP_STRUCT,
+    RingSpec,
+    StepFlag,
+    Word,
+    request_bytes,
+)
+from actscope.ring.segment import OPAQUE_META, Segment, unlink
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class _Payload:
+    """What of a step goes into the ring: `rows` is None when none of them does, and `flags` says why."""
+
+    n_spans: int
+    rows: np.ndarray | None
+    flags: StepFlag = NO_FLAGS
+
+
+class RingWriter:
+    """Writes each step's scores into a ring of its own; a `Sink` that never blocks and never raises.
+
+    One thread writes. `write` costs a fixed few copies, whatever the number of rows, and waits for nobody.
+    What cannot be written is counted: `stats().dropped_rows` is exact, and the step is published all the same.
+    """
+
+    def __init__(self, segment: Segment) -> None:
+        self._segment: Segment | None = segment
+        self.name = segment.name
+        self.spec = segment.spec
+        self._dtype, self._row_bytes = self.spec.row_dtype, self.spec.row_bytes
+        self._stats = SinkStats()
+        self._row = self._span = self._step = 0  # the next index of each; the ring's counters follow them
+        self._scratch = bytearray(self.spec.span_capacity * SPAN_STRUCT.size)
+        self._reported: set[str] = set()
+
+    @classmethod
+    def create(cls, spec: RingSpec) -> RingWriter:
+        """A new ring under a random name; RingError when shared memory has no room for it."""
+        writer = cls(Segment.create(spec))
+        writer.beat()
+        return writer
+
+    def write(self, step: Step, frames: list[Frame]) -> None:
+        """Publish one step with the rows of the frame called `frames.SCORES`, and wake the readers."""
+        segment = self._segment
+        if segment is None:
+            self._stats.dropped_rows += step.n_rows
+            return
+        try:
+            self._publish(segment, step, self._prepare(step, frames))
+        except Exception as error:  # the boundary to the model's thread: count it, say it, and never write again
+            self._report("the ring is closed after an internal error", error)
+            self._stats.dropped_rows += step.n_rows
+            self.close()
+
+    def beat(self) -> None:
+        """Say that the writer is alive although it has no steps to write. Any thread may call it."""
+        segment = self._segment
+        if segment is not None:
+            segment.words[Word.HEARTBEAT_NS] = time.monotonic_ns()
+
+    def stats(self) -> SinkStats:
+        """Steps published, rows in them, and rows that could not be: exact."""
+        return replace(self._stats)
+
+    def close(self) -> None:
+        """Mark the ring closed, wake its readers and remove its name. Readers may drain what they have mapped."""
+        segment, self._segment = self._segment, None
+        if segment is None:
+            return
+        segment.words[Word.CLOSED] = 1
+        futex.wake(segment.published_address)
+        unlink(self.name)
+        segment.close()
+
+    # -- one step: everything that can fail comes before the first store into the ring --
+
+    def _prepare(self, step: Step, frames: list[Frame]) -> _Payload:
+        n_spans = 0
+        try:
+            if step.n_rows > self.spec.row_capacity or len(step.spans) > self.spec.span_capacity:
+                self._report("a step is larger than the ring", None)
+                return _Payload(self._encode(step), None, StepFlag.OVERSIZE)
+            n_spans = self._encode(step)
+            rows = self._rows_of(step, frames)
+            return _Payload(n_spans, rows, NO_FLAGS if rows is not None else StepFlag.NO_SCORES)
+        except Exception as error:  # a malformed step must not stop the model: publish that it was, and count its rows
+            self._report("a step was refused", error)
+            return _Payload(n_spans, None, StepFlag.REFUSED)
+
+    def _encode(self, step: Step) -> int:
+        """Pack the spans into the scratch records; how many there are, 0 when the ring cannot hold them."""
+        if len(step.spans) > self.spec.span_capacity:
+            return 0
+        for index, span in enumerate(step.spans):
+            self._encode_span(index, span, step.n_rows)
+        return len(step.spans)
+
+    def _encode_span(self, index: int, span: Span, n_rows: int) -> None:
+        if span.offset + span.n_rows > n_rows:
+            raise RingError(f"span {span} reaches past the step's {n_rows} rows")
+        request = request_bytes(span.request)
+        fields = (span.first_position, span.n_rows, span.offset, span.flags, span.n_prompt, len(request), 0, request)
+        SPAN_STRUCT.pack_into(self._scratch, index * SPAN_STRUCT.size, *fields)
+
+    def _rows_of(self, step: Step, frames: list[Frame]) -> np.ndarray | None:
+        if step.meta.dtype is not ROW_META and step.meta.dtype != ROW_META:
+            raise RingError(f"step {step.number}: meta must be ROW_META, found {step.meta.dtype}")
+        scores = [frame.rows for frame in frames if frame.site == SCORES]
+        if not scores:
+            return None if step.n_rows else np.empty((0, self.spec.width), self._dtype)
+        rows = np.asarray(scores[0])
+        if rows.dtype is not self._dtype and not np.can_cast(rows.dtype, self._dtype, "same_kind"):
+            raise RingError(f"step {step.number}: scores are {rows.dtype}, the ring holds {self.spec.dtype}")
+        if rows.shape != (step.n_rows, self.spec.width):
+            raise RingError(
+                f"step {step.number}: scores must be [{step.n_rows}, {self.spec.width}], found {list(rows.shape)}"
+            )
+        return rows if rows.dtype is self._dtype else rows.astype(self._dtype, copy=False)
+
+    def _publish(self, segment: Segment, step: Step, payload: _Payload) -> None:
+        rows, n_spans = payload.rows, payload.n_spans
+        n_rows = 0 if rows is None else len(rows)
+        dropped = step.n_rows - n_rows
+        first_row, first_span, index = self._row, self._span, self._step
+        self._row, self._span, self._step = first_row + n_rows, first_span + n_spans, index + 1
+        dropped_total = self._stats.dropped_rows + dropped
+        record = STEP_STRUCT.pack(
+            *(self._step, step.number, step.time_ns, step.generation, first_row, first_span, dropped_total),
+            *(n_rows, n_spans, dropped, payload.flags),
+        )
+
+        words = segment.words
+        words[Word.ROWS_RESERVED] = self._row
+        words[Word.SPANS_RESERVED] = self._span
+        words[Word.STEPS_RESERVED] = self._step
+        small = n_rows * self._row_bytes < futex.STREAMING_BYTES
+        futex.fence() if small else futex.full_fence()
+        if rows is not None and n_rows:
+            _copy_in(segment.rows, first_row, rows)
+            _copy_in(segment.meta, first_row, _opaque(step.meta))
+        self._copy_spans_in(segment.spans, first_span, n_spans)
+        where = index % self.spec.step_capacity * STEP_STRUCT.size
+        segment.steps[where : where + STEP_STRUCT.size] = record
+        futex.fence()
+        words[Word.STEPS_PUBLISHED] = self._step
+        futex.wake(segment.published_address)
+        words[Word.HEARTBEAT_NS] = time.monotonic_ns()
+        self._stats = SinkStats(self._step, self._row, dropped_total)
+
+    def _copy_spans_in(self, ring: memoryview, start: int, count: int) -> None:
+        begin, size = start % self.spec.span_capacity, SPAN_STRUCT.size
+        head = min(count, self.spec.span_capacity - begin) * size
+        ring[begin * size : begin * size + head] = self._scratch[:head]
+        if head < count * size:
+            ring[: count * size - head] = self._scratch[head : count * size]
+
+    def _report(self, what: str, error: Exception | None) -> None:
+        """Once for each kind of trouble: a log line costs more than a step."""
+        kind = f"{what} {type(error).__name__}"
+        if kind not in self._reported:
+            self._reported.add(kind)
+            _log.warning("%s: %s: %s (further ones are only counted)", self.name, what, error or f"it is {self.spec}")
+
+
+def _opaque(meta: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(meta).view(OPAQUE_META)
+
+
+def _copy_in(ring: np.ndarray, start: int, records: np.ndarray) -> None:
+    """Copy `records` to indices `start ..` of a circular array: at most two slices."""
+    begin = start % len(ring)
+    head = len(ring) - begin
+    if len(records) <= head:
+        ring[begin : begin + len(records)] = records
+    else:
+        ring[begin:], ring[: len(records) - head] = records[:head], records[head:]

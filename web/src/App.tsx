@@ -1,0 +1,37 @@
+import { useEffect } from "react";
+import { refused } from "./api/client";
+import { Announcer } from "./components/Announcer";
+import { Composer } from "./components/Composer";
+import { Conversation } from "./components/Conversation";
+import { EngineNotice } from "./components/EngineNotice";
+import { Header } from "./components/Header";
+import { Panel } from "./components/Panel";
+import { RefusedPanel } from "./components/RefusedPanel";
+import { TokenPopover } from "./components/TokenPopover";
+import { WatchView } from "./components/WatchView";
+import { useCell } from "./lib/cell";
+import { followEngine } from "./state/engine";
+import { active } from "./state/focus";
+import { watched, watchFromUrl } from "./state/watch";
+
+export function App() {
+  const out = useCell(refused);
+  const other = useCell(watched);
+  const trace = useCell(active);
+  useEffect(() => followEngine(), []);
+  useEffect(() => watchFromUrl(), []);
+  if (out) return <RefusedPanel />;
+  return (
+    <div className="page">
+      <Header />
+      <main className="text">
+        <EngineNotice />
+        {other ? <WatchView key={other.id} watched={other} /> : <Conversation />}
+        {!other && <Composer />}
+      </main>
+      <Panel />
+      <TokenPopover />
+      {trace && <Announcer trace={trace} />}
+    </div>
+  );
+}

@@ -1,0 +1,28 @@
+import createClient from "openapi-fetch";
+import { Cell } from "../lib/cell";
+import { detailOf, fromDetail, type ScopeError } from "../wire/errors";
+import type { paths } from "./schema";
+
+export const api = createClient<paths>({ baseUrl: "", credentials: "same-origin" });
+
+/** True once the gateway refused this browser: the page has no cookie, or an old one. */
+export const refused = new Cell(false);
+
+api.use({
+  onResponse({ response }) {
+    noteStatus(response.status);
+  },
+});
+
+export function noteStatus(status: number | null): void {
+  if (status === 401) refused.set(true);
+  else if (status !== null && status < 400) refused.set(false);
+}
+
+/** The problem in an answer of the generated client. */
+export function problemOf(body: unknown, response: Response): ScopeError {
+  return fromDetail(
+    detailOf(body) ?? { message: `The gateway answered ${response.status}.` },
+    response.status,
+  );
+}

@@ -1,0 +1,159 @@
+import uPlot from "uplot";
+import { hover, pin, point } from "../state/focus";
+import type { Trace } from "../trace/trace";
+import { type Plan, PlotData } from "./series";
+
+const HEIGHT = 224;
+/** Tokens that the axis shows at least, so that the first ones do not fill the screen. */
+const MIN_SPAN = 48;
+const FONT = "11px ui-monospace, SFMono-Regular, Menlo, Consolas, monospace";
+
+/** The chart of one trace: an uPlot that follows the trace and shares its cursor with the text. */
+export class Plot {
+  private readonly chart: uPlot;
+  private readonly data: PlotData;
+  private readonly stop: () => void;
+  private readonly sizes: ResizeObserver;
+  private zoom: [number, number] | null = null;
+  /** True while the text moves the cursor: the chart must not answer. */
+  private led = false;
+
+  constructor(
+    private readonly host: HTMLElement,
+    private readonly trace: Trace,
+    private readonly plan: Plan,
+  ) {
+    this.data = new PlotData(plan);
+    this.data.update(0, trace.length);
+    this.chart = new uPlot(this.options(), this.data.rows, host);
+    this.stop = trace.subscribe((from, to) => {
+      this.data.update(from, Math.max(to, trace.length));
+      this.chart.setData(this.data.rows);
+    });
+    this.sizes = new ResizeObserver(() => this.chart.setSize({ width: host.clientWidth, height: HEIGHT }));
+    this.sizes.observe(host);
+    this.chart.over.addEventListener("mouseleave", () => point(trace, null));
+    this.chart.over.addEventListener("click", () => this.pinHovered());
+    this.chart.over.addEventListener("dblclick", () => this.setZoom(null));
+  }
+
+  dispose(): void {
+    this.stop();
+    this.sizes.disconnect();
+    this.chart.destroy();
+  }
+
+  /** Draws again with the colours of the current theme. */
+  recolor(): void {
+    this.chart.redraw(false, true);
+  }
+
+  /** Puts the cursor on a position, or takes it away. */
+  lead(position: number | null): void {
+    this.led = true;
+    const left = position === null ? -10 : this.chart.valToPos(position, "x");
+    const value = position === null ? null : this.data.rows[1]?.[position];
+    const top = value === null || value === undefined ? 0 : this.chart.valToPos(value, "y");
+    this.chart.setCursor({ left, top: position === null ? -10 : top });
+    this.led = false;
+    if (position === null) this.host.removeAttribute("data-cursor");
+    else this.host.setAttribute("data-cursor", String(position));
+  }
+
+  private pinHovered(): void {
+    const spot = hover.get();
+    if (spot?.trace === this.trace) pin(spot.trace, spot.position);
+  }
+
+  private setZoom(zoom: [number, number] | null): void {
+    this.zoom = zoom;
+    this.chart.setData(this.data.rows);
+  }
+
+  private color(name: string): string {
+    return getComputedStyle(this.host).getPropertyValue(name) || "gray";
+  }
+
+  private options(): uPlot.Options {
+    const { low, high } = this.plan;
+    const pad = (high - low) * 0.06;
+    const axis = { stroke: () => this.color("--muted"), font: FONT, ticks: { show: false } };
+    const grid = { stroke: () => this.color("--grid"), width: 1 };
+    return {
+      width: this.host.clientWidth || 320,
+      height: HEIGHT,
+      legend: { show: false },
+      padding: [8, 8, 0, 0],
+      cursor: {
+        y: false,
+        drag: { x: true, y: false, setScale: false },
+        points: { size: 8, width: 2, fill: () => this.color("--screen") },
+      },
+      scales: {
+        x: { time: false, range: () => this.zoom ?? [0, Math.max(MIN_SPAN, this.trace.length)] },
+        y: { range: [low - pad, high + pad] },
+      },
+      axes: [
+        {
+          ...axis,
+          grid,
+          size: 28,
+          space: 48,
+          incrs: [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000],
+        },
+        { ...axis, grid, size: 40, space: 32 },
+      ],
+      series: [{}, ...this.plan.lines.map(({ label, slot }) => this.series(label, slot))],
+      hooks: {
+        drawClear: [(u) => this.shadePrompt(u)],
+        draw: [(u) => this.drawThresholds(u)],
+        setCursor: [(u) => this.follow(u)],
+        setSelect: [(u) => this.select(u)],
+      },
+    };
+  }
+
+  private series(label: string, slot: number): uPlot.Series {
+    const stroke = () => this.color(`--slot-${slot}`);
+    return { label, stroke, width: slot === 0 ? 2 : 1.25, points: { show: false }, spanGaps: false };
+  }
+
+  private follow(u: uPlot): void {
+    if (this.led) return;
+    const position = u.cursor.idx ?? null;
+    if (position !== null && (u.cursor.left ?? -1) >= 0) point(this.trace, position);
+  }
+
+  private select(u: uPlot): void {
+    const { left, width } = u.select;
+    if (width < 8) return;
+    const edge = (x: number) => Math.round(u.posToVal(x, "x"));
+    u.setSelect({ left: 0, top: 0, width: 0, height: 0 }, false);
+    this.setZoom([edge(left), Math.max(edge(left) + 4, edge(left + width))]);
+  }
+
+  private shadePrompt(u: uPlot): void {
+    const end = u.valToPos(Math.max((this.trace.promptTokens ?? 0) - 0.5, 0), "x", true);
+    const { left, top, width, height } = u.bbox;
+    if (end <= left) return;
+    u.ctx.fillStyle = this.color("--prompt");
+    u.ctx.fillRect(left, top, Math.min(end - left, width), height);
+  }
+
+  private drawThresholds(u: uPlot): void {
+    const { left, width } = u.bbox;
+    u.ctx.save();
+    u.ctx.setLineDash([5 * devicePixelRatio, 4 * devicePixelRatio]);
+    u.ctx.lineWidth = devicePixelRatio;
+    for (const { threshold, slot } of this.plan.lines) {
+      if (threshold === null) continue;
+      const y = Math.round(u.valToPos(threshold, "y", true)) + 0.5;
+      u.ctx.strokeStyle = this.color(`--slot-${slot}`);
+      u.ctx.beginPath();
+      u.ctx.moveTo(left, y);
+      u.ctx.lineTo(left + width, y);
+      u.ctx.stroke();
+    }
+    u.ctx.restore();
+  }
+}

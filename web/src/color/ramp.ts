@@ -1,0 +1,77 @@
+import { type Oklch, toHex } from "./oklch";
+
+/**
+ * The heatmap's colours. Text colour never changes, so every step keeps its contrast with it ≥ 4.5:1:
+ * the light ramps stop at lightness .76, the dark ones rise from the page and stop at .50.
+ */
+export const STEPS = 32;
+/** Levels of an underline's strength. */
+export const LEVELS = 12;
+
+export type Theme = "light" | "dark";
+
+/** The page behind the tokens and the tokens' text; `base.css` uses the same values. */
+export const PAPER: Record<Theme, string> = { light: "#ffffff", dark: "#10161b" };
+export const INK: Record<Theme, string> = { light: "#17212a", dark: "#e8eef2" };
+
+interface Ramp {
+  from: Oklch;
+  to: Oklch;
+}
+
+const ORANGE: Record<Theme, Ramp> = {
+  light: { from: [0.985, 0.012, 75], to: [0.76, 0.155, 52] },
+  dark: { from: [0.235, 0.022, 60], to: [0.5, 0.13, 50] },
+};
+const PURPLE: Record<Theme, Ramp> = {
+  light: { from: [0.98, 0.012, 300], to: [0.74, 0.13, 300] },
+  dark: { from: [0.235, 0.03, 300], to: [0.5, 0.15, 300] },
+};
+/** Slot 0 is the background's own colour in the chart; 1–3 are the underlines. Apart for every common colour blindness. */
+const SLOTS: Record<Theme, readonly Oklch[]> = {
+  light: [
+    [0.63, 0.17, 47],
+    [0.55, 0.14, 245],
+    [0.58, 0.12, 165],
+    [0.58, 0.19, 345],
+  ],
+  dark: [
+    [0.74, 0.15, 55],
+    [0.74, 0.12, 240],
+    [0.79, 0.13, 165],
+    [0.75, 0.15, 345],
+  ],
+};
+
+export type Hue = "positive" | "negative";
+export const THEMES: readonly Theme[] = ["light", "dark"];
+
+/** The background colour of a step, 1 … STEPS. Step 0 is the bare page. */
+export function stepColor(theme: Theme, hue: Hue, step: number): string {
+  if (step === 0) return PAPER[theme];
+  const { from, to } = (hue === "positive" ? ORANGE : PURPLE)[theme];
+  const t = step / STEPS;
+  return toHex([mix(from[0], to[0], t), mix(from[1], to[1], t), mix(from[2], to[2], t)]);
+}
+
+export function slotColor(theme: Theme, slot: number): string {
+  return toHex(SLOTS[theme][slot] ?? [0.6, 0, 0]);
+}
+
+function mix(a: number, b: number, t: number): number {
+  return a + (b - a) * t;
+}
+
+export interface Scale {
+  range: readonly number[];
+  signed: boolean;
+}
+
+/** The step of a score on its probe's fixed scale: 0 … STEPS, negative below zero on a signed scale. */
+export function stepOf(score: number, { range: [low = 0, high = 1], signed }: Scale): number {
+  const t = signed
+    ? score / (Math.max(Math.abs(low), Math.abs(high)) || 1)
+    : (score - low) / (high - low || 1);
+  const step = Math.round(Math.min(1, Math.max(signed ? -1 : 0, t)) * STEPS);
+  return step === 0 ? 0 : step;
+}

@@ -1,0 +1,37 @@
+import { useCell } from "../lib/cell";
+import { send } from "../state/chat";
+import { engine } from "../state/engine";
+
+const STARTERS = [
+  "Tell me about a fox in the snow",
+  "Tell me a scary story about a girl in the forest",
+  "What will the sailor do tomorrow?",
+  "Count to ten",
+];
+
+export function EmptyState() {
+  const up = useCell(engine).state === "up";
+  return (
+    <section className="empty" data-testid="empty">
+      <h2>See what the model’s inside says while it speaks</h2>
+      <p>
+        Every token is coloured by a probe’s score as it streams. Ask anything, or start with one of these:
+      </p>
+      <ul>
+        {STARTERS.map((text) => (
+          <li key={text}>
+            <button
+              type="button"
+              className="starter"
+              disabled={!up}
+              data-testid="starter"
+              onClick={() => send(text)}
+            >
+              {text}
+            </button>
+          </li>
+        ))}
+      </ul>
+    </section>
+  );
+}

@@ -1,0 +1,22 @@
+import { useCell } from "../lib/cell";
+import { type EngineView, engine, engineInfo } from "../state/engine";
+
+const WORDS: Record<EngineView["state"], string> = {
+  connecting: "connecting…",
+  waiting: "waiting for the engine",
+  up: "engine up",
+  lost: "gateway unreachable",
+};
+
+/** The model, and whether it can answer now. */
+export function EngineBadge() {
+  const view = useCell(engine);
+  const model = engineInfo(view)?.engine.model;
+  return (
+    <output className="engine" data-testid="engine" data-state={view.state}>
+      <span className="dot" aria-hidden="true" />
+      {model && <strong title={model}>{model}</strong>}
+      <span className={view.state === "up" ? "sr-only" : "engine-word"}>{WORDS[view.state]}</span>
+    </output>
+  );
+}

@@ -1,0 +1,25 @@
+import { Chart } from "../chart/Chart";
+import { useCell } from "../lib/cell";
+import { active } from "../state/focus";
+import { Facts } from "./Facts";
+import { Legend } from "./Legend";
+import { ProbePicker } from "./ProbePicker";
+import { Readout } from "./Readout";
+import { RequestList } from "./RequestList";
+
+/** The instrument beside the text. */
+export function Panel() {
+  const trace = useCell(active);
+  return (
+    <aside className="panel" id="instrument" aria-label="Instrument">
+      <section className="screen" aria-label="Chart">
+        {trace ? <Chart trace={trace} /> : <div className="chart chart-idle">no signal yet</div>}
+        <Readout trace={trace} />
+      </section>
+      <Legend />
+      <ProbePicker />
+      <Facts trace={trace} />
+      <RequestList />
+    </aside>
+  );
+}

@@ -1,0 +1,46 @@
+import { useCell } from "../lib/cell";
+import { formatScore } from "../lib/numbers";
+import { hover, pinned, type Spot } from "../state/focus";
+import { probes, selectedSlots, selection } from "../state/probes";
+import { STATE_WORDS } from "../trace/column";
+import { visible } from "../trace/marks";
+import type { Trace } from "../trace/trace";
+
+/** Under the screen: which lines are drawn, and their values at the cursor. */
+export function Readout({ trace }: { trace: Trace | null }) {
+  const hovered = useCell(hover);
+  const held = useCell(pinned);
+  const chosen = useCell(selection);
+  const known = useCell(probes);
+  const spot = [hovered, held].find((one) => one !== null && one.trace === trace) ?? null;
+  return (
+    <div className="readout" data-testid="readout">
+      <div className="readout-token numbers">
+        {spot ? (
+          <>
+            <span className="readout-pos">{spot.position}</span>{" "}
+            <q>{visible(spot.trace.textAt(spot.position))}</q>
+          </>
+        ) : (
+          <span className="muted">point at a token or at the chart</span>
+        )}
+      </div>
+      <ul>
+        {selectedSlots(chosen).map(({ id, slot }) => (
+          <li key={id}>
+            <span className="swatch" data-slot={slot} />
+            {known.find((probe) => probe.id === id)?.label ?? id}
+            <span className="numbers readout-value">{spot ? valueAt(spot, id) : ""}</span>
+          </li>
+        ))}
+      </ul>
+    </div>
+  );
+}
+
+function valueAt({ trace, position }: Spot, id: string): string {
+  const column = trace.column(id);
+  if (!column) return "not read";
+  const score = column.scoreAt(position);
+  return score === null ? STATE_WORDS[column.stateAt(position)] : formatScore(score);
+}

@@ -1,0 +1,65 @@
+import { useEffect, useState } from "react";
+import type { RequestSummary } from "../api/types";
+import { useCell } from "../lib/cell";
+import { turns } from "../state/chat";
+import { followRequests, requests } from "../state/requests";
+import { watch, watched } from "../state/watch";
+
+const SHOWN = 12;
+
+/** Requests in flight or recent at this gateway; any can be watched. Asks only while it is open. */
+export function RequestList() {
+  const [open, setOpen] = useState(false);
+  useEffect(() => (open ? followRequests() : undefined), [open]);
+  return (
+    <details
+      className="card requests"
+      data-testid="requests"
+      onToggle={(event) => setOpen(event.currentTarget.open)}
+    >
+      <summary>
+        All requests <span className="muted">watch any, read-only</span>
+      </summary>
+      {open && <Rows />}
+    </details>
+  );
+}
+
+function Rows() {
+  const { list, problem } = useCell(requests);
+  const now = useCell(watched)?.id;
+  const own = new Set(useCell(turns).map(({ trace }) => trace.request));
+  if (problem) return <p className="muted">{problem.message}</p>;
+  if (list.length === 0) return <p className="muted">None yet.</p>;
+  return (
+    <ul>
+      {list.slice(0, SHOWN).map((one) => (
+        <Row key={one.request} one={one} own={own.has(one.request)} watched={one.request === now} />
+      ))}
+    </ul>
+  );
+}
+
+function Row({ one, own, watched: on }: { one: RequestSummary; own: boolean; watched: boolean }) {
+  return (
+    <li data-testid="request" data-request={one.request}>
+      <span className="dot" data-state={one.state} title={one.state} />
+      <span className="request-id numbers" title={one.request}>
+        {one.request}
+      </span>
+      <span className="muted numbers">
+        {own ? "yours · " : ""}
+        {one.completion_tokens ?? 0} tok
+      </span>
+      <button
+        type="button"
+        className="link"
+        disabled={on}
+        data-testid="watch"
+        onClick={() => watch(one.request)}
+      >
+        {on ? "watching" : "watch"}
+      </button>
+    </li>
+  );
+}

@@ -1,0 +1,83 @@
+import { useState } from "react";
+import { isOver } from "../heatmap/paint";
+import { useCell } from "../lib/cell";
+import { formatScore } from "../lib/numbers";
+import { type Spot, unpin } from "../state/focus";
+import { probes, selection, slotOf } from "../state/probes";
+import { viewUrl } from "../state/view-url";
+import { type Column, STATE_WORDS } from "../trace/column";
+import { visible } from "../trace/marks";
+import { useTraceValue } from "../trace/use-trace";
+
+/** Everything known about one position: token, id, and every probe's score exactly as it came. */
+export function TokenCard({ spot: { trace, position }, pinned }: { spot: Spot; pinned: boolean }) {
+  useTraceValue(trace, (t) =>
+    t.columns.map((column) => `${column.stateAt(position)}${column.scoreAt(position)}`).join(),
+  );
+  return (
+    <>
+      <header className="token-head">
+        <q className="token-text">{visible(trace.textAt(position))}</q>
+        <span className="numbers muted" data-testid="popover-position">
+          position {position} · id {trace.ids[position]}
+        </span>
+        {pinned && (
+          <button
+            type="button"
+            className="link"
+            aria-label="Close"
+            data-testid="popover-close"
+            onClick={unpin}
+          >
+            ✕
+          </button>
+        )}
+      </header>
+      <table className="token-scores numbers">
+        <tbody>
+          {trace.columns.map((column) => (
+            <ScoreRow key={column.id} column={column} position={position} />
+          ))}
+        </tbody>
+      </table>
+      {pinned && <CopyLink request={trace.request} position={position} />}
+    </>
+  );
+}
+
+function ScoreRow({ column, position }: { column: Column; position: number }) {
+  const probe = useCell(probes).find(({ id }) => id === column.id);
+  const slot = slotOf(useCell(selection), column.id);
+  const score = column.scoreAt(position);
+  const state = STATE_WORDS[column.stateAt(position)];
+  const over = isOver(score, probe?.threshold);
+  return (
+    <tr
+      data-testid="score"
+      data-probe={column.id}
+      data-state={state}
+      data-score={score ?? undefined}
+      data-over={over || undefined}
+    >
+      <th scope="row">
+        <span className="swatch" data-slot={slot ?? undefined} />
+        {probe?.label ?? column.id}
+      </th>
+      <td title={score === null ? state : String(score)}>{score === null ? state : formatScore(score)}</td>
+      <td className="over-mark">{over ? "over" : ""}</td>
+    </tr>
+  );
+}
+
+function CopyLink({ request, position }: { request: string; position: number }) {
+  const [done, setDone] = useState(false);
+  const copy = async () => {
+    await navigator.clipboard.writeText(new URL(viewUrl({ request, position }), location.href).href);
+    setDone(true);
+  };
+  return (
+    <button type="button" className="link" data-testid="copy-link" onClick={() => void copy()}>
+      {done ? "Link copied" : "Copy link to this token"}
+    </button>
+  );
+}

@@ -1,0 +1,84 @@
+import { useState } from "react";
+import { Heatmap } from "../heatmap/Heatmap";
+import { useCell } from "../lib/cell";
+import { active } from "../state/focus";
+import { isOpen, type Turn } from "../state/turn";
+import { findInPrompt } from "../trace/find";
+import type { Trace } from "../trace/trace";
+import { useTraceValue } from "../trace/use-trace";
+import { Notice } from "./Notice";
+
+const FINISH_WORDS: Record<string, string> = {
+  stop: "finished",
+  length: "reached max tokens",
+  stopped: "stopped by you",
+};
+
+export function TurnView({ turn }: { turn: Turn }) {
+  const { trace } = turn;
+  const [showPrompt, setShowPrompt] = useState(false);
+  const shown = useCell(active) === trace;
+  const hasPrompt = useTraceValue(trace, (t) => (t.promptTokens ?? 0) > 0 && t.ids[0] !== -1 && t.length > 0);
+  return (
+    <article className="turn" data-testid="turn" data-status={turn.status} data-active={shown || undefined}>
+      <div className="said-user">
+        <UserText turn={turn} />
+      </div>
+      <div className="said-model">
+        <div className="turn-tools">
+          <button
+            type="button"
+            className="link"
+            disabled={!hasPrompt}
+            aria-pressed={showPrompt}
+            data-testid="show-prompt"
+            onClick={() => setShowPrompt(!showPrompt)}
+          >
+            {showPrompt ? "Hide prompt tokens" : "Show prompt tokens"}
+          </button>
+          {!shown && (
+            <button type="button" className="link" onClick={() => active.set(trace)}>
+              Show in chart
+            </button>
+          )}
+          <span className="muted">
+            {turn.finish === null ? "" : (FINISH_WORDS[turn.finish] ?? turn.finish)}
+          </span>
+        </div>
+        {showPrompt && hasPrompt && <PromptTokens trace={trace} />}
+        <Answer turn={turn} />
+        {turn.problem && <Notice title={turn.problem.message} hint={turn.problem.hint} />}
+      </div>
+    </article>
+  );
+}
+
+/** The message as the model read it: its own tokens, coloured, when they can be found in the prompt. */
+function UserText({ turn }: { turn: Turn }) {
+  const found = useTraceValue(turn.trace, (t) => findInPrompt(t, turn.user)?.join(",") ?? null);
+  if (found === null) return <span className="plain">{turn.user}</span>;
+  const [from = 0, to = 0] = found.split(",").map(Number);
+  return <Heatmap trace={turn.trace} from={from} to={to} quoted label="Your message, token by token" />;
+}
+
+function PromptTokens({ trace }: { trace: Trace }) {
+  return (
+    <div className="prompt" data-testid="prompt-tokens">
+      <Heatmap trace={trace} from={0} to={trace.promptTokens ?? 0} label="The whole prompt, token by token" />
+    </div>
+  );
+}
+
+function Answer({ turn }: { turn: Turn }) {
+  const start = useTraceValue(turn.trace, (t) => t.promptTokens);
+  if (turn.status === "waiting") return <p className="thinking">reading the prompt</p>;
+  if (start === null) return <p className="plain">{turn.answer}</p>;
+  return (
+    <Heatmap
+      trace={turn.trace}
+      from={start}
+      live={isOpen(turn)}
+      label="Answer, token by token. Arrow keys move, Enter pins, Escape closes."
+    />
+  );
+}

@@ -1,0 +1,117 @@
+import { type FocusEvent, type KeyboardEvent, type MouseEvent, useEffect, useRef } from "react";
+import { useCell } from "../lib/cell";
+import { hover, pin, pinned, point, unpin } from "../state/focus";
+import { probes, selection } from "../state/probes";
+import type { Trace } from "../trace/trace";
+import { useTraceValue } from "../trace/use-trace";
+import { describe } from "./describe";
+import { focusToken, target } from "./keys";
+import { paletteFor } from "./paint";
+import { HeatmapView, positionOf } from "./view";
+
+interface Props {
+  trace: Trace;
+  from: number;
+  to?: number;
+  label: string;
+  live?: boolean;
+  /** A piece of the prompt shown by itself. */
+  quoted?: boolean;
+}
+
+/** The tokens `[from, to)` of a request, coloured by the selected probes. */
+export function Heatmap({
+  trace,
+  from,
+  to = Number.POSITIVE_INFINITY,
+  label,
+  live = false,
+  quoted = false,
+}: Props) {
+  const root = useRef<HTMLDivElement>(null);
+  const view = useRef<HeatmapView | null>(null);
+  const chosen = useCell(selection);
+  const known = useCell(probes);
+  const columns = useTraceValue(trace, (t) => t.columns.length);
+
+  useEffect(() => {
+    if (!root.current) return;
+    const made = new HeatmapView(root.current, trace, from, to, quoted);
+    view.current = made;
+    const follow = () => made.mark(spotIn(trace));
+    const stops = [hover.subscribe(follow), pinned.subscribe(follow)];
+    return () => {
+      for (const stop of stops) stop();
+      made.dispose();
+    };
+  }, [trace, from, to, quoted]);
+
+  // biome-ignore lint/correctness/useExhaustiveDependencies: a new view (from, to) and new columns need the palette again
+  useEffect(() => {
+    view.current?.setPalette(paletteFor(trace, chosen, known));
+  }, [trace, from, to, quoted, chosen, known, columns]);
+
+  const tokenOf = (node: EventTarget) => (node as Element).closest<HTMLElement>("[data-pos]");
+
+  const onPointer = (event: MouseEvent) => point(trace, positionOf(tokenOf(event.target)));
+  const onClick = (event: MouseEvent) => {
+    const span = tokenOf(event.target);
+    const position = positionOf(span);
+    if (span === null || position === null || view.current === null) return;
+    focusToken(view.current, span);
+    pin(trace, position);
+  };
+  const onKeyDown = (event: KeyboardEvent) => {
+    const span = tokenOf(event.target);
+    const position = positionOf(span);
+    if (span === null || position === null || view.current === null) return;
+    if (event.key === "Escape") return unpin();
+    if (event.key === "Enter" || event.key === " ") pin(trace, position);
+    else {
+      const next = target(view.current, span, event.key);
+      if (next === null) return;
+      focusToken(view.current, next);
+    }
+    event.preventDefault();
+  };
+  const onFocus = (event: FocusEvent) => {
+    const span = tokenOf(event.target);
+    const position = positionOf(span);
+    if (span === null || position === null) return;
+    span.setAttribute("role", "button");
+    span.setAttribute("aria-label", describe(trace, position, selection.get(), probes.get()));
+    point(trace, position);
+    if (pinned.get() !== null) pin(trace, position);
+  };
+  const onBlur = (event: FocusEvent) => {
+    const span = tokenOf(event.target);
+    span?.removeAttribute("role");
+    span?.removeAttribute("aria-label");
+    point(trace, null);
+  };
+
+  return (
+    // biome-ignore lint/a11y/useSemanticElements: a fieldset is for form controls; these are words of a text
+    <div
+      ref={root}
+      role="group"
+      aria-label={label}
+      className="heatmap"
+      data-testid="heatmap"
+      data-trace={trace.key}
+      data-live={live || undefined}
+      data-underlined={chosen.underlines.some((id) => id !== null) || undefined}
+      onMouseOver={onPointer}
+      onMouseLeave={() => point(trace, null)}
+      onClick={onClick}
+      onKeyDown={onKeyDown}
+      onFocus={onFocus}
+      onBlur={onBlur}
+    />
+  );
+}
+
+function spotIn(trace: Trace): number | null {
+  const spot = hover.get() ?? pinned.get();
+  return spot?.trace === trace ? spot.position : null;
+}

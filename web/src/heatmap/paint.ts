@@ -1,0 +1,84 @@
+import type { Probe } from "../api/types";
+import { LEVELS, STEPS, stepOf } from "../color/ramp";
+import type { Selection } from "../state/probes";
+import { CellState, type Column } from "../trace/column";
+import type { Trace } from "../trace/trace";
+
+const UNKNOWN = { range: [0, 1], signed: false, threshold: null };
+type Scale = Pick<Probe, "range" | "signed" | "threshold">;
+
+/** One selected probe as it meets one trace: where its cells are and how they are shown. */
+interface Layer {
+  column: Column;
+  scale: Scale;
+}
+
+/** How a trace is painted: the selection resolved against the trace's columns. */
+export interface Palette {
+  background: Layer | null;
+  underlines: readonly (Layer | null)[];
+}
+
+export function paletteFor(
+  trace: Trace,
+  { background, underlines }: Selection,
+  probes: readonly Probe[],
+): Palette {
+  const layer = (id: string | null): Layer | null => {
+    const column = id === null ? undefined : trace.column(id);
+    return column ? { column, scale: probes.find((probe) => probe.id === id) ?? UNKNOWN } : null;
+  };
+  return { background: layer(background), underlines: underlines.map(layer) };
+}
+
+export function isOver(score: number | null, threshold: number | null | undefined): boolean {
+  return score !== null && threshold !== null && threshold !== undefined && score > threshold;
+}
+
+const STATE_CLASSES: Record<CellState, string> = {
+  [CellState.pending]: " pending",
+  [CellState.computed]: "",
+  [CellState.never]: " never",
+  [CellState.masked]: " masked",
+  [CellState.notFinite]: " not-finite",
+  [CellState.lost]: " lost",
+};
+
+/** The classes of the unit over positions `[from, to)`. Of several positions the strongest score speaks. */
+export function classesFor({ background, underlines }: Palette, from: number, to: number): string {
+  let classes = "t";
+  if (background) classes += backgroundClasses(background, from, to);
+  for (const [i, line] of underlines.entries()) {
+    if (line) classes += lineClass(line, "abc"[i] ?? "a", from, to);
+  }
+  return classes;
+}
+
+function backgroundClasses({ column, scale }: Layer, from: number, to: number): string {
+  const at = strongest(column, from, to);
+  const score = column.scoreAt(at);
+  if (score === null) return STATE_CLASSES[column.stateAt(at)];
+  const step = stepOf(score, scale);
+  const heat = step === 0 ? "" : step > 0 ? ` s${step}` : ` n${-step} below`;
+  return isOver(score, scale.threshold) ? `${heat} over` : heat;
+}
+
+function lineClass({ column, scale }: Layer, letter: string, from: number, to: number): string {
+  const score = column.scoreAt(strongest(column, from, to));
+  if (score === null) return "";
+  const level = Math.round((Math.abs(stepOf(score, scale)) / STEPS) * LEVELS);
+  return level === 0 ? "" : ` ${letter}${level}`;
+}
+
+/** The position in `[from, to)` with the score farthest from zero; `from` when none has a score. */
+function strongest(column: Column, from: number, to: number): number {
+  let best = from;
+  let size = -1;
+  for (let p = from; p < to; p++) {
+    const score = column.scoreAt(p);
+    if (score === null || Math.abs(score) <= size) continue;
+    best = p;
+    size = Math.abs(score);
+  }
+  return best;
+}

@@ -1,0 +1,159 @@
+import { whitespaceMarks } from "../trace/marks";
+import type { Trace } from "../trace/trace";
+import { classesFor, type Palette } from "./paint";
+
+/** Tokens of one block. A block that is off screen costs no layout (`content-visibility: auto`). */
+export const BLOCK = 200;
+/** A block may grow this far to end at a line break, where its own line break does not show. */
+const BLOCK_MAX = 260;
+
+/**
+ * The tokens of `[from, to)` of one trace as spans in blocks, outside React.
+ *
+ *   root > .block > span.t[data-pos]      one span a unit; its class says everything about its colour
+ *
+ * Token text only ever goes in as text, never as markup.
+ */
+export class HeatmapView {
+  private readonly spans: HTMLSpanElement[] = [];
+  private readonly stop: () => void;
+  private palette: Palette = { background: null, underlines: [] };
+  private block: HTMLElement | null = null;
+  private inBlock = 0;
+  private firstUnit = -1;
+  private marked: HTMLElement | null = null;
+
+  constructor(
+    readonly root: HTMLElement,
+    readonly trace: Trace,
+    readonly from: number,
+    readonly to: number,
+    private readonly quoted = false,
+  ) {
+    this.stop = trace.subscribe((low, high) => this.update(low, high));
+  }
+
+  dispose(): void {
+    this.stop();
+    this.root.replaceChildren();
+  }
+
+  setPalette(palette: Palette): void {
+    this.palette = palette;
+    this.update(0, this.trace.length);
+  }
+
+  /** The span that shows a position, if this view has it. */
+  spanAt(position: number): HTMLSpanElement | null {
+    if (position < this.from || position >= this.to || this.firstUnit < 0) return null;
+    const unit = this.trace.units.indexAt(position);
+    if ((this.trace.units.starts[unit] ?? position + 1) > position) return null;
+    return this.spans[unit - this.firstUnit] ?? null;
+  }
+
+  /** Rings the span of a position that something else points at. */
+  mark(position: number | null): void {
+    const span = position === null ? null : this.spanAt(position);
+    if (span === this.marked) return;
+    this.marked?.removeAttribute("data-hover");
+    span?.setAttribute("data-hover", "");
+    this.marked = span;
+  }
+
+  get first(): HTMLSpanElement | null {
+    return this.spans[0] ?? null;
+  }
+
+  get last(): HTMLSpanElement | null {
+    return this.spans.at(-1) ?? null;
+  }
+
+  neighbour(span: HTMLElement, step: number): HTMLSpanElement | null {
+    const position = positionOf(span);
+    if (position === null) return null;
+    const index = this.trace.units.indexAt(position) - this.firstUnit + step;
+    return this.spans[index] ?? null;
+  }
+
+  private update(low: number, high: number): void {
+    const { units } = this.trace;
+    if (this.firstUnit < 0) {
+      const unit = units.indexAt(this.from);
+      if (unit === units.length) return;
+      this.firstUnit = unit;
+    }
+    const known = this.spans.length;
+    for (let u = Math.max(this.firstUnit, units.indexAt(low)); u < units.length; u++) {
+      const start = units.starts[u] ?? 0;
+      if (start >= Math.min(high, this.to)) break;
+      const index = u - this.firstUnit;
+      if (index < known) this.repaint(index, u);
+      else this.append(u);
+    }
+  }
+
+  private append(unit: number): void {
+    const span = document.createElement("span");
+    const text = this.textOf(unit);
+    const start = this.trace.units.starts[unit] ?? 0;
+    span.dataset["pos"] = String(start);
+    span.dataset["testid"] = "token";
+    span.tabIndex = this.spans.length === 0 ? 0 : -1;
+    setText(span, text);
+    span.className = this.classesAt(unit);
+    this.spans.push(span);
+    this.blockFor(text).append(span);
+  }
+
+  private repaint(index: number, unit: number): void {
+    const span = this.spans[index];
+    if (!span) return;
+    const text = this.textOf(unit);
+    if (span.firstChild?.nodeValue !== text) setText(span, text);
+    const classes = this.classesAt(unit);
+    if (span.className !== classes) span.className = classes;
+  }
+
+  /** A message quoted from the prompt does not begin with the template's line breaks. */
+  private textOf(unit: number): string {
+    const text = this.trace.units.texts[unit] ?? "";
+    return this.quoted && unit === this.firstUnit ? text.trimStart() : text;
+  }
+
+  private classesAt(unit: number): string {
+    const { starts, ends } = this.trace.units;
+    return classesFor(this.palette, starts[unit] ?? 0, ends[unit] ?? 0);
+  }
+
+  private blockFor(text: string): HTMLElement {
+    if (this.block === null || this.inBlock >= BLOCK_MAX) this.openBlock();
+    this.inBlock++;
+    const block = this.block as HTMLElement;
+    // The next token starts a new block once this one is long enough and its line is over.
+    if (this.inBlock >= BLOCK && text.endsWith("\n")) this.inBlock = BLOCK_MAX;
+    return block;
+  }
+
+  private openBlock(): void {
+    this.block = document.createElement("span");
+    this.block.className = "block";
+    this.inBlock = 0;
+    this.root.append(this.block);
+  }
+}
+
+/** One word with at most one space before it: may lose that space at a line's end. All else keeps its spaces. */
+const WORD = /^ ?\S+$/;
+
+function setText(span: HTMLElement, text: string): void {
+  span.toggleAttribute("data-spaces", !WORD.test(text));
+  const marks = whitespaceMarks(text);
+  if (marks === null) span.removeAttribute("data-marks");
+  else span.dataset["marks"] = marks;
+  span.textContent = text;
+}
+
+export function positionOf(element: Element | null): number | null {
+  const value = element?.getAttribute("data-pos") ?? null;
+  return value === null ? null : Number(value);
+}

@@ -1,0 +1,58 @@
+import { Cell } from "../lib/cell";
+import type { ChatMessage, ChatRequest } from "../wire/types";
+import { engine, engineInfo } from "./engine";
+import { active, unpin } from "./focus";
+import { settings } from "./settings";
+import { isOpen, newTurn, runTurn, type Turn } from "./turn";
+
+/** The conversation on screen, oldest turn first. */
+export const turns = new Cell<readonly Turn[]>([]);
+
+let running: AbortController | null = null;
+
+export function send(user: string): void {
+  if (user.trim() === "" || isOpen(turns.get().at(-1))) return;
+  start(user, turns.get());
+}
+
+/** Asks the last question again. */
+export function regenerate(): void {
+  const last = turns.get().at(-1);
+  if (last && !isOpen(last)) start(last.user, turns.get().slice(0, -1));
+}
+
+/** Ends the running answer; the gateway cancels the request when its client leaves. */
+export function stop(): void {
+  running?.abort();
+}
+
+export function newChat(): void {
+  stop();
+  unpin();
+  turns.set([]);
+  active.set(null);
+}
+
+function start(user: string, before: readonly Turn[]): void {
+  const turn = newTurn(user);
+  running = new AbortController();
+  unpin();
+  turns.set([...before, turn]);
+  active.set(turn.trace);
+  void runTurn(turn, requestFor(user, before), running.signal, replace);
+}
+
+function replace(turn: Turn): void {
+  turns.update((list) => list.map((old) => (old.key === turn.key ? turn : old)));
+}
+
+function requestFor(user: string, before: readonly Turn[]): ChatRequest {
+  const { system, temperature, maxTokens, seed } = settings.get();
+  const messages: ChatMessage[] = system.trim() === "" ? [] : [{ role: "system", content: system }];
+  for (const turn of before.filter(({ answer }) => answer !== "")) {
+    messages.push({ role: "user", content: turn.user }, { role: "assistant", content: turn.answer });
+  }
+  messages.push({ role: "user", content: user });
+  const model = engineInfo(engine.get())?.engine.model ?? "default";
+  return { model, messages, temperature, max_tokens: maxTokens, ...(seed === null ? {} : { seed }) };
+}

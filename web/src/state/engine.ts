@@ -1,0 +1,60 @@
+import { api, problemOf } from "../api/client";
+import type { Info } from "../api/types";
+import { Cell } from "../lib/cell";
+import { asScopeError, type ScopeError } from "../wire/errors";
+import { acceptProbes } from "./probes";
+
+export type EngineView =
+  | { state: "connecting" }
+  | { state: "waiting"; info: Info }
+  | { state: "up"; info: Info }
+  | { state: "lost"; problem: ScopeError };
+
+export const engine = new Cell<EngineView>({ state: "connecting" });
+
+const SLOW_MS = 15_000;
+const FAST_MS = 2_000;
+
+/** Asks the gateway how the engine is, often while it is not up, and reads its probes when it is. */
+export function followEngine(): () => void {
+  let timer = 0;
+  let stopped = false;
+  const tick = async () => {
+    engine.set(await ask());
+    if (!stopped) timer = window.setTimeout(tick, engine.get().state === "up" ? SLOW_MS : FAST_MS);
+  };
+  const now = () => {
+    window.clearTimeout(timer);
+    void tick();
+  };
+  window.addEventListener("online", now);
+  window.addEventListener("offline", now);
+  void tick();
+  return () => {
+    stopped = true;
+    window.clearTimeout(timer);
+    window.removeEventListener("online", now);
+    window.removeEventListener("offline", now);
+  };
+}
+
+async function ask(): Promise<EngineView> {
+  try {
+    const { data, error, response } = await api.GET("/v1/actscope/info");
+    if (!data) return { state: "lost", problem: problemOf(error, response) };
+    if (data.engine.state === "waiting") return { state: "waiting", info: data };
+    await readProbes();
+    return { state: "up", info: data };
+  } catch (error) {
+    return { state: "lost", problem: asScopeError(error) };
+  }
+}
+
+async function readProbes(): Promise<void> {
+  const { data } = await api.GET("/v1/actscope/probes");
+  if (data) acceptProbes(data.probes);
+}
+
+export function engineInfo(view: EngineView): Info | null {
+  return view.state === "up" || view.state === "waiting" ? view.info : null;
+}

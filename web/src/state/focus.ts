@@ -1,0 +1,31 @@
+import { Cell } from "../lib/cell";
+import type { Trace } from "../trace/trace";
+
+/** A position of one request: what text, chart and popover point at together. */
+export interface Spot {
+  trace: Trace;
+  position: number;
+}
+
+/** The request that the instrument panel shows. */
+export const active = new Cell<Trace | null>(null);
+/** Under the pointer or the keyboard. */
+export const hover = new Cell<Spot | null>(null);
+/** Clicked: stays until closed. */
+export const pinned = new Cell<Spot | null>(null);
+
+export function point(trace: Trace, position: number | null): void {
+  const spot = hover.get();
+  if (position === null) hover.set(null);
+  else if (spot?.trace !== trace || spot.position !== position) hover.set({ trace, position });
+}
+
+export function pin(trace: Trace, position: number): void {
+  active.set(trace);
+  pinned.set({ trace, position });
+}
+
+export function unpin(): void {
+  pinned.set(null);
+  hover.set(null);
+}

@@ -1,0 +1,64 @@
+import type { Probe } from "../api/types";
+import { Cell } from "../lib/cell";
+import { readView, writeView } from "./view-url";
+
+/** The probes that the engine runs now. */
+export const probes = new Cell<readonly Probe[]>([]);
+
+export const UNDERLINES = 3;
+
+/** Which probe paints the background, and which ones draw underlines, by slot. */
+export interface Selection {
+  background: string | null;
+  underlines: readonly (string | null)[];
+}
+
+const asked = readView();
+export const selection = new Cell<Selection>({
+  background: asked.background,
+  underlines: Array.from({ length: UNDERLINES }, (_, i) => asked.underlines[i] ?? null),
+});
+
+selection.subscribe(() => {
+  const { background, underlines } = selection.get();
+  writeView({ background, underlines: underlines.filter((id) => id !== null) });
+});
+
+/** Takes a new list, and gives the first probe the background if nothing has it. */
+export function acceptProbes(list: readonly Probe[]): void {
+  if (JSON.stringify(list) !== JSON.stringify(probes.get())) probes.set(list);
+  const first = list[0];
+  if (selection.get().background === null && first) chooseBackground(first.id);
+}
+
+export function findProbe(id: string | null): Probe | undefined {
+  return id === null ? undefined : probes.get().find((probe) => probe.id === id);
+}
+
+export function chooseBackground(id: string): void {
+  selection.update(({ underlines }) => ({
+    background: id,
+    underlines: underlines.map((line) => (line === id ? null : line)),
+  }));
+}
+
+/** Gives a probe the first free underline, or takes its underline away. */
+export function toggleUnderline(id: string): void {
+  selection.update(({ background, underlines }) => {
+    const at = underlines.includes(id) ? underlines.indexOf(id) : underlines.indexOf(null);
+    const next = underlines.map((line, i) => (i === at ? (line === id ? null : id) : line));
+    return { background: background === id ? null : background, underlines: next };
+  });
+}
+
+/** 0 for the background, 1–3 for underlines, null when not selected. */
+export function slotOf({ background, underlines }: Selection, id: string): number | null {
+  if (background === id) return 0;
+  const at = underlines.indexOf(id);
+  return at < 0 ? null : at + 1;
+}
+
+/** The selected ids with their slots, background first. */
+export function selectedSlots({ background, underlines }: Selection): { id: string; slot: number }[] {
+  return [background, ...underlines].flatMap((id, slot) => (id === null ? [] : [{ id, slot }]));
+}

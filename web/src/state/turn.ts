@@ -1,0 +1,111 @@
+import { api, noteStatus } from "../api/client";
+import { beforePaint } from "../lib/frame";
+import { Trace } from "../trace/trace";
+import { watchRequest } from "../trace/watch";
+import { streamCompletion } from "../wire/completion";
+import { asScopeError, type ScopeError } from "../wire/errors";
+import type { ChatRequest, CompletionChunk, Usage } from "../wire/types";
+
+export type TurnStatus = "waiting" | "streaming" | "done" | "stopped" | "failed";
+
+/** When things happened, in milliseconds of `performance.now()`. */
+export interface Timing {
+  sent: number;
+  first: number | null;
+  last: number | null;
+}
+
+/** One question and the answer to it, with everything the page knows of its request. Immutable but for its trace. */
+export interface Turn {
+  readonly key: number;
+  readonly user: string;
+  readonly answer: string;
+  readonly status: TurnStatus;
+  readonly finish: string | null;
+  readonly problem: ScopeError | null;
+  readonly usage: Usage | null;
+  readonly timing: Timing;
+  readonly trace: Trace;
+}
+
+let keys = 0;
+
+export function newTurn(user: string): Turn {
+  return {
+    key: ++keys,
+    user,
+    answer: "",
+    status: "waiting",
+    finish: null,
+    problem: null,
+    usage: null,
+    timing: { sent: performance.now(), first: null, last: null },
+    trace: new Trace(),
+  };
+}
+
+export function isOpen(turn: Turn | undefined): boolean {
+  return turn?.status === "waiting" || turn?.status === "streaming";
+}
+
+/** Runs a turn's request to its end; every state on the way goes to `show`. Never throws. */
+export async function runTurn(
+  turn: Turn,
+  request: ChatRequest,
+  signal: AbortSignal,
+  show: (turn: Turn) => void,
+): Promise<void> {
+  let now = turn;
+  const showLatest = () => show(now);
+  const end = (part: Partial<Turn>) => {
+    now = { ...now, ...part };
+    show(now);
+    void settle(now.trace);
+  };
+  try {
+    for await (const chunk of streamCompletion(request, signal)) {
+      now = { ...now, ...absorb(now, chunk) };
+      beforePaint(showLatest);
+    }
+    noteStatus(200);
+    end({ status: "done" });
+  } catch (error) {
+    if (signal.aborted) return end({ status: "stopped", finish: "stopped" });
+    const problem = asScopeError(error);
+    noteStatus(problem.status);
+    end({ status: "failed", problem });
+  }
+}
+
+const SETTLE_MS = 5_000;
+
+/** After a stop or a loss, reads what was still on its way from the request's own events; then nothing is pending any more. */
+async function settle(trace: Trace): Promise<void> {
+  if (trace.final === null && trace.request !== "") {
+    const id = trace.request;
+    await api.DELETE("/v1/actscope/requests/{id}", { params: { path: { id } } }).catch(() => undefined);
+    const late = { onLoss: () => undefined };
+    await watchRequest(id, trace, AbortSignal.timeout(SETTLE_MS), late).catch(() => undefined);
+  }
+  trace.close();
+}
+
+/** What a chunk changes in the turn; its scores go straight into the trace. */
+function absorb(turn: Turn, chunk: CompletionChunk): Partial<Turn> {
+  const choice = chunk.choices?.[0];
+  const text = choice?.delta?.content ?? "";
+  if (choice?.actscope) turn.trace.apply(choice.actscope);
+  const time = performance.now();
+  const spoken = text !== "" || choice?.actscope !== undefined;
+  return {
+    status: "streaming",
+    answer: turn.answer + text,
+    finish: choice?.finish_reason ?? turn.finish,
+    usage: chunk.usage ?? turn.usage,
+    timing: {
+      ...turn.timing,
+      first: turn.timing.first ?? (spoken ? time : null),
+      last: spoken ? time : turn.timing.last,
+    },
+  };
+}

@@ -1,0 +1,36 @@
+/** What the address bar holds, so that a view can be shared and reloaded. */
+export interface View {
+  background: string | null;
+  underlines: readonly string[];
+  theme: string | null;
+  request: string | null;
+  position: number | null;
+}
+
+export function readView(search = location.search): View {
+  const query = new URLSearchParams(search);
+  const position = Number.parseInt(query.get("pos") ?? "", 10);
+  return {
+    background: query.get("bg"),
+    underlines: query.get("ul")?.split(",").filter(Boolean) ?? [],
+    theme: query.get("theme"),
+    request: query.get("request"),
+    position: Number.isNaN(position) ? null : position,
+  };
+}
+
+export function viewUrl(change: Partial<View>): string {
+  const view = { ...readView(), ...change };
+  const query = new URLSearchParams();
+  if (view.background !== null) query.set("bg", view.background);
+  if (view.underlines.length > 0) query.set("ul", view.underlines.join(","));
+  if (view.theme !== null) query.set("theme", view.theme);
+  if (view.request !== null) query.set("request", view.request);
+  if (view.position !== null) query.set("pos", String(view.position));
+  const search = query.toString();
+  return `${location.pathname}${search === "" ? "" : `?${search}`}`;
+}
+
+export function writeView(change: Partial<View>): void {
+  history.replaceState(null, "", viewUrl(change));
+}

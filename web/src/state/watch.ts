@@ -1,0 +1,67 @@
+import { noteStatus } from "../api/client";
+import { Cell } from "../lib/cell";
+import { Trace } from "../trace/trace";
+import { watchRequest } from "../trace/watch";
+import { asScopeError, type ScopeError } from "../wire/errors";
+import { active, pin, unpin } from "./focus";
+import { readView, writeView } from "./view-url";
+
+/** Another client's request, read-only on this page. */
+export interface Watched {
+  readonly id: string;
+  readonly trace: Trace;
+  readonly finish: string | null;
+  /** Set while the stream is broken; with `status` when it is over for good. */
+  readonly problem: ScopeError | null;
+}
+
+export const watched = new Cell<Watched | null>(null);
+
+let running: AbortController | null = null;
+
+export function watch(id: string, position: number | null = null): void {
+  running?.abort();
+  const own = new AbortController();
+  running = own;
+  const trace = new Trace();
+  const change = (part: Partial<Watched>) => {
+    watched.update((now) => (now?.trace === trace ? { ...now, ...part } : now));
+  };
+  unpin();
+  watched.set({ id, trace, finish: null, problem: null });
+  active.set(trace);
+  writeView({ request: id, position: null });
+  if (position !== null) pinWhenThere(trace, position);
+  watchRequest(id, trace, own.signal, { onLoss: (problem) => change({ problem }) })
+    .then((finish) => change({ finish, problem: null }))
+    .catch((error: unknown) => {
+      if (own.signal.aborted) return;
+      const problem = asScopeError(error);
+      noteStatus(problem.status);
+      change({ problem, finish: "lost" });
+    })
+    .finally(() => trace.close());
+}
+
+function pinWhenThere(trace: Trace, position: number): void {
+  const stop = trace.subscribe(() => {
+    if (trace.length <= position) return;
+    stop();
+    pin(trace, position);
+  });
+}
+
+export function stopWatching(): void {
+  running?.abort();
+  running = null;
+  unpin();
+  watched.set(null);
+  active.set(null);
+  writeView({ request: null, position: null });
+}
+
+/** Opens the request that the address bar names. */
+export function watchFromUrl(): void {
+  const { request, position } = readView();
+  if (request !== null) watch(request, position);
+}

@@ -1,0 +1,157 @@
+import { beforePaint } from "../lib/frame";
+import type { FinalBlock, HeaderProbe, ScopePayload, ScoreBlock, TokenBlock } from "../wire/types";
+import { CellState, Column } from "./column";
+import { fromBase64, Units } from "./units";
+
+/** Told once per frame which positions changed: `[from, to)`. */
+export type TraceListener = (from: number, to: number) => void;
+
+const NO_TOKEN = -1;
+
+let keys = 0;
+
+/**
+ * Everything the page knows about one request: tokens, scores and states by absolute position.
+ *
+ *   position   0 … promptTokens-1 | promptTokens … length-1
+ *   ids        Int32Array            token ids, -1 where a token was not sent
+ *   columns    one Column a probe    every probe that any header named, in order of appearance
+ *
+ * Payloads may arrive twice (a resumed stream): what is known stays as it is.
+ */
+export class Trace {
+  /** Unique on this page. */
+  readonly key = ++keys;
+  request = "";
+  promptTokens: number | null = null;
+  length = 0;
+  ids: Int32Array;
+  final: FinalBlock | null = null;
+  readonly columns: Column[] = [];
+  readonly units = new Units();
+  private readonly texts: string[] = [];
+  private header: Column[] = [];
+  private scored: Uint8Array;
+  private readonly listeners = new Set<TraceListener>();
+  private dirtyFrom = Number.POSITIVE_INFINITY;
+  private dirtyTo = 0;
+
+  constructor(capacity = 256) {
+    this.ids = new Int32Array(capacity);
+    this.scored = new Uint8Array(capacity);
+  }
+
+  get capacity(): number {
+    return this.ids.length;
+  }
+
+  subscribe(listener: TraceListener): () => void {
+    this.listeners.add(listener);
+    return () => this.listeners.delete(listener);
+  }
+
+  apply(payload: ScopePayload): void {
+    if (payload.request !== undefined) this.request = payload.request;
+    if (payload.prompt_tokens !== undefined) this.promptTokens = payload.prompt_tokens;
+    if (payload.probes) this.setHeader(payload.probes);
+    if (payload.tokens) this.appendTokens(payload.tokens);
+    if (payload.scores) this.setScores(payload.scores);
+    if (payload.final) this.final = payload.final;
+    this.touch(this.length, this.length);
+  }
+
+  textAt(position: number): string {
+    return this.texts[position] ?? "";
+  }
+
+  column(id: string): Column | undefined {
+    return this.columns.find((column) => column.id === id);
+  }
+
+  /** No more rows will come. Whether a cell that is still pending was computed, nobody here can know. */
+  close(): void {
+    for (const column of this.columns) {
+      for (let p = 0; p < this.length; p++) {
+        if (column.states[p] === CellState.pending) column.states[p] = CellState.lost;
+      }
+    }
+    this.touch(0, this.length);
+  }
+
+  private setHeader(probes: HeaderProbe[]): void {
+    this.header = probes.map(({ id, site }) => this.column(id) ?? this.addColumn(id, site ?? ""));
+  }
+
+  /** A row is sent once: positions that already have theirs will never have this probe's. */
+  private addColumn(id: string, site: string): Column {
+    const column = new Column(id, site, this.capacity);
+    for (let p = 0; p < this.length; p++) {
+      if (this.scored[p] === 1) column.states[p] = CellState.never;
+    }
+    this.columns.push(column);
+    this.touch(0, this.length);
+    return column;
+  }
+
+  private appendTokens({ start, ids, text, bytes }: TokenBlock): void {
+    this.reserve(start + ids.length);
+    while (this.length < start) this.ids[this.length++] = NO_TOKEN;
+    for (let i = this.length - start; i < ids.length; i++) {
+      const raw = bytes?.[i];
+      this.ids[start + i] = ids[i] ?? NO_TOKEN;
+      this.texts[start + i] = text[i] ?? "";
+      const from = this.units.push(start + i, text[i] ?? "", raw === undefined ? null : fromBase64(raw));
+      this.length = start + i + 1;
+      this.touch(from, this.length);
+    }
+  }
+
+  private setScores({ start, rows, states }: ScoreBlock): void {
+    this.reserve(start + rows.length);
+    rows.forEach((row, i) => {
+      const position = start + i;
+      this.scored[position] = 1;
+      this.header.forEach((column, j) => {
+        column.set(position, row[j] ?? null, states?.[i]?.[j]);
+      });
+      this.endRemoved(position);
+    });
+    this.touch(start, start + rows.length);
+  }
+
+  /** A probe that left the header has no cell in this row, and never will. */
+  private endRemoved(position: number): void {
+    if (this.header.length === this.columns.length) return;
+    for (const column of this.columns) {
+      if (!this.header.includes(column) && column.states[position] === CellState.pending) {
+        column.states[position] = CellState.never;
+      }
+    }
+  }
+
+  private reserve(length: number): void {
+    if (length <= this.capacity) return;
+    let capacity = this.capacity;
+    while (capacity < length) capacity *= 2;
+    const { ids, scored } = this;
+    this.ids = new Int32Array(capacity);
+    this.scored = new Uint8Array(capacity);
+    this.ids.set(ids);
+    this.scored.set(scored);
+    for (const column of this.columns) column.grow(capacity);
+  }
+
+  private touch(from: number, to: number): void {
+    this.dirtyFrom = Math.min(this.dirtyFrom, from);
+    this.dirtyTo = Math.max(this.dirtyTo, to);
+    beforePaint(this.flush);
+  }
+
+  private readonly flush = (): void => {
+    const from = this.dirtyFrom;
+    const to = this.dirtyTo;
+    this.dirtyFrom = Number.POSITIVE_INFINITY;
+    this.dirtyTo = 0;
+    for (const listener of [...this.listeners]) listener(from, to);
+  };
+}

@@ -1,0 +1,84 @@
+const STRICT = new TextDecoder("utf-8", { fatal: true });
+const LENIENT = new TextDecoder("utf-8");
+
+/** Number of bytes that the sequence starting with this byte needs; 0 when no sequence can start with it. */
+function sequenceLength(lead: number): number {
+  if (lead < 0x80) return 1;
+  if (lead >= 0xc2 && lead < 0xe0) return 2;
+  if (lead >= 0xe0 && lead < 0xf0) return 3;
+  if (lead >= 0xf0 && lead < 0xf5) return 4;
+  return 0;
+}
+
+/** True when the bytes end inside a sequence that more bytes may still complete. */
+export function endsInsideSequence(bytes: Uint8Array): boolean {
+  for (let back = 1; back <= Math.min(3, bytes.length); back++) {
+    const byte = bytes[bytes.length - back] ?? 0;
+    if ((byte & 0xc0) !== 0x80) return sequenceLength(byte) > back;
+  }
+  return false;
+}
+
+export function fromBase64(text: string): Uint8Array {
+  return Uint8Array.from(atob(text), (char) => char.charCodeAt(0));
+}
+
+function join(left: Uint8Array, right: Uint8Array): Uint8Array {
+  const both = new Uint8Array(left.length + right.length);
+  both.set(left);
+  both.set(right, left.length);
+  return both;
+}
+
+function decode(bytes: Uint8Array): string {
+  try {
+    return STRICT.decode(bytes);
+  } catch {
+    return LENIENT.decode(bytes);
+  }
+}
+
+/**
+ * Tokens as the eye reads them: one unit is one token, or several whose bytes make sense only together.
+ * `starts[u]` is the unit's first position, `ends[u]` one past its last, `texts[u]` what to show.
+ */
+export class Units {
+  readonly starts: number[] = [];
+  readonly ends: number[] = [];
+  readonly texts: string[] = [];
+  private open: Uint8Array | null = null;
+
+  get length(): number {
+    return this.starts.length;
+  }
+
+  /** Adds the token at `position`; returns the first position whose unit changed. */
+  push(position: number, text: string, bytes: Uint8Array | null): number {
+    const last = this.length - 1;
+    const joins = bytes !== null && this.open !== null && this.ends[last] === position;
+    if (!joins || bytes === null || this.open === null) {
+      this.open = bytes !== null && endsInsideSequence(bytes) ? bytes : null;
+      this.starts.push(position);
+      this.ends.push(position + 1);
+      this.texts.push(bytes === null ? text : decode(bytes));
+      return position;
+    }
+    const all = join(this.open, bytes);
+    this.ends[last] = position + 1;
+    this.texts[last] = decode(all);
+    this.open = endsInsideSequence(all) ? all : null;
+    return this.starts[last] ?? position;
+  }
+
+  /** Index of the first unit that ends after `position`; `length` when there is none. */
+  indexAt(position: number): number {
+    let low = 0;
+    let high = this.length;
+    while (low < high) {
+      const middle = (low + high) >> 1;
+      if ((this.ends[middle] ?? 0) > position) high = middle;
+      else low = middle + 1;
+    }
+    return low;
+  }
+}

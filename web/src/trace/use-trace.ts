@@ -1,0 +1,11 @@
+import { useCallback, useSyncExternalStore } from "react";
+import type { Trace } from "./trace";
+
+/** Follows one value of a trace; the component renders again only when that value changes. */
+export function useTraceValue<T extends string | number | boolean | null>(
+  trace: Trace,
+  read: (trace: Trace) => T,
+): T {
+  const subscribe = useCallback((listener: () => void) => trace.subscribe(listener), [trace]);
+  return useSyncExternalStore(subscribe, () => read(trace));
+}

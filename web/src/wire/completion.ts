@@ -1,0 +1,34 @@
+import { fromDetail, fromResponse, networkLost } from "./errors";
+import { readEvents } from "./sse";
+import type { ChatRequest, CompletionChunk } from "./types";
+
+/** The chunks of one streamed chat completion. Ends after `[DONE]`; a stream that stops before it is a lost network. */
+export async function* streamCompletion(
+  request: ChatRequest,
+  signal: AbortSignal,
+): AsyncGenerator<CompletionChunk> {
+  const response = await fetch("/v1/chat/completions", {
+    method: "POST",
+    credentials: "same-origin",
+    headers: { "Content-Type": "application/json" },
+    body: JSON.stringify({
+      ...request,
+      stream: true,
+      stream_options: { include_usage: true },
+      actscope: true,
+    }),
+    signal,
+  });
+  if (!response.ok || response.body === null) throw await fromResponse(response);
+  yield* readChunks(response.body);
+}
+
+export async function* readChunks(body: ReadableStream<Uint8Array>): AsyncGenerator<CompletionChunk> {
+  for await (const { data } of readEvents(body)) {
+    if (data === "[DONE]") return;
+    const chunk = JSON.parse(data) as CompletionChunk;
+    if (chunk.error) throw fromDetail(chunk.error, 502);
+    yield chunk;
+  }
+  throw networkLost();
+}

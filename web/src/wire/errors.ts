@@ -1,0 +1,65 @@
+import type { ErrorDetail } from "./types";
+
+/** What went wrong, and what the reader can do about it. */
+export class ScopeError extends Error {
+  constructor(
+    message: string,
+    readonly hint: string,
+    readonly status: number | null = null,
+  ) {
+    super(message);
+    this.name = "ScopeError";
+  }
+}
+
+const HINTS: Record<number, string> = {
+  400: "Change the request and send it again.",
+  401: "Open the link that the terminal printed when the gateway started.",
+  403: "This page's address is not on the gateway's allow-list. Open the link that the terminal printed.",
+  404: "It is not known to this gateway, or no longer. Start a new chat.",
+  410: "Its events have left the gateway's memory.",
+  413: "The message is too large. Shorten it.",
+  429: "Too many requests are in flight. Wait for one to finish, then send again.",
+  502: "The engine failed. Its log, in the terminal, says why. Then press Regenerate.",
+  503: "The engine is not up yet. The page keeps asking; send again when it is.",
+};
+
+export function fromDetail(detail: ErrorDetail, status: number | null): ScopeError {
+  const hint =
+    detail.code === "context_length_exceeded"
+      ? "The conversation is longer than the model's context. Start a new chat or lower max tokens."
+      : (HINTS[status ?? 0] ?? "Press Regenerate to try again.");
+  return new ScopeError(detail.message, hint, status);
+}
+
+export async function fromResponse(response: Response): Promise<ScopeError> {
+  const body: unknown = await response.json().catch(() => null);
+  return fromDetail(
+    detailOf(body) ?? { message: `The gateway answered ${response.status}.` },
+    response.status,
+  );
+}
+
+/** The error inside an OpenAI-shaped body, if there is one. */
+export function detailOf(body: unknown): ErrorDetail | null {
+  if (typeof body !== "object" || body === null || !("error" in body)) return null;
+  const { error } = body;
+  if (typeof error !== "object" || error === null || !("message" in error)) return null;
+  return error as ErrorDetail;
+}
+
+export function networkLost(): ScopeError {
+  return new ScopeError(
+    "The connection to the gateway was lost.",
+    "Check that it still runs in its terminal; the page reconnects by itself. Then press Regenerate.",
+  );
+}
+
+export function asScopeError(error: unknown): ScopeError {
+  if (error instanceof ScopeError) return error;
+  if (error instanceof TypeError) return networkLost();
+  return new ScopeError(
+    error instanceof Error ? error.message : String(error),
+    "Press Regenerate to try again.",
+  );
+}

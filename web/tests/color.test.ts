@@ -1,0 +1,52 @@
+import { describe, expect, it } from "vitest";
+import { contrast, toHex } from "../src/color/oklch";
+import { INK, PAPER, STEPS, slotColor, stepColor, stepOf, THEMES } from "../src/color/ramp";
+import { rampRules } from "../src/color/sheet";
+
+const ALL_STEPS = Array.from({ length: STEPS + 1 }, (_, step) => step);
+
+describe("the ramps", () => {
+  it.each(THEMES)("keep the text's contrast at 4.5:1 or more on every step of the %s theme", (theme) => {
+    for (const hue of ["positive", "negative"] as const) {
+      for (const step of ALL_STEPS) {
+        expect(contrast(stepColor(theme, hue, step), INK[theme])).toBeGreaterThanOrEqual(4.5);
+      }
+    }
+  });
+
+  it.each(THEMES)("move steadily away from the page in the %s theme", (theme) => {
+    for (const hue of ["positive", "negative"] as const) {
+      const distances = ALL_STEPS.map((step) => contrast(stepColor(theme, hue, step), PAPER[theme]));
+      expect(distances).toEqual([...distances].sort((a, b) => a - b));
+    }
+  });
+
+  it.each(THEMES)("draw lines that stand out at 3:1 or more in the %s theme", (theme) => {
+    for (const slot of [0, 1, 2, 3]) {
+      expect(contrast(slotColor(theme, slot), PAPER[theme])).toBeGreaterThanOrEqual(3);
+    }
+  });
+
+  it("never get lighter than OKLCH .50 in the dark theme", () => {
+    const limit = contrast(toHex([0.5, 0, 0]), "#000000") + 0.8;
+    expect(contrast(stepColor("dark", "positive", STEPS), "#000000")).toBeLessThan(limit);
+  });
+
+  it("have a rule for every class that the heatmap uses", () => {
+    const rules = rampRules();
+    for (const name of [".s1{", ".s32{", ".n1{", ".n32{", ".a1{", ".b6{", ".c12{"])
+      expect(rules).toContain(name);
+  });
+});
+
+describe("a step", () => {
+  it("depends on the probe's own range and on nothing else, and stops at its ends", () => {
+    const scale = { range: [0, 8], signed: false };
+    expect([-3, 0, 4, 8, 99].map((score) => stepOf(score, scale))).toEqual([0, 0, STEPS / 2, STEPS, STEPS]);
+  });
+
+  it("has the sign of the score on a signed scale", () => {
+    const scale = { range: [-2, 4], signed: true };
+    expect([-4, -2, 0, 4].map((score) => stepOf(score, scale))).toEqual([-STEPS, -STEPS / 2, 0, STEPS]);
+  });
+});
