@@ -33,10 +33,10 @@ class SpanFlag(IntFlag):
     ABORTED = 4  # ... because it was cancelled
 
 
+NO_FLAGS = SpanFlag(0)
+
 #: One row's label, as it lies in rings and recordings.
-ROW_META = np.dtype(
-    [("position", "<i8"), ("token_id", "<i4"), ("flags", "<u4"), ("span", "<u8"), ("step", "<u8")]
-)
+ROW_META = np.dtype([("position", "<i8"), ("token_id", "<i4"), ("flags", "<u4"), ("span", "<u8"), ("step", "<u8")])
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +47,7 @@ class Span:
     first_position: int
     n_rows: int
     offset: int = 0
-    flags: SpanFlag = SpanFlag(0)
+    flags: SpanFlag = NO_FLAGS
     n_prompt: int = 0
 
 
@@ -104,7 +104,9 @@ class ListSink:
     steps: list[tuple[Step, list[Frame]]] = field(default_factory=list)
 
     def write(self, step: Step, frames: list[Frame]) -> None:
-        self.steps.append((step, [Frame(f.site, f.rows.copy() if isinstance(f.rows, np.ndarray) else f.rows.clone()) for f in frames]))
+        self.steps.append(
+            (step, [Frame(f.site, f.rows.copy() if isinstance(f.rows, np.ndarray) else f.rows.clone()) for f in frames])
+        )
 
     def stats(self) -> SinkStats:
         return SinkStats(len(self.steps), sum(s.n_rows for s, _ in self.steps))

@@ -1,7 +1,7 @@
 """What the gateway adds to each token, against the same engine called directly: `python tests/gateway/latency.py`.
 
-The scripted engine stamps each chunk; a bare socket client reads the clock when it comes. Direct and through the gateway
-take turns, scores on, so that the noise of the machine falls on both.
+The scripted engine stamps each chunk; a bare socket client reads the clock when it comes. Direct and through the
+gateway take turns, scores on, so that the noise of the machine falls on both.
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ from dataclasses import dataclass, field
 import numpy as np
 
 TOKEN = "latency-token"
-_SERVE = "from actscope.gateway import *; serve(GatewaySettings(port=0, token='%s'), lambda s: print(s.port, flush=True))"
+_SERVE = (
+    "from actscope.gateway import *; serve(GatewaySettings(port=0, token='%s'), lambda s: print(s.port, flush=True))"
+)
 
 
 @dataclass
@@ -35,7 +37,12 @@ class Path:
 async def one(path: Path, tokens: int, delay: float, scores: bool) -> None:
     """One streamed completion: the delay of each chunk, and the time to the first token."""
     reader, writer = await path.connect()  # type: ignore[operator]
-    body = {"messages": [{"role": "user", "content": "snow"}], "stream": True, "max_tokens": tokens, "return_token_ids": True}
+    body = {
+        "messages": [{"role": "user", "content": "snow"}],
+        "stream": True,
+        "max_tokens": tokens,
+        "return_token_ids": True,
+    }
     body |= {"scripted": {"delay": delay, "stamp": True}} | ({"actscope": True} if scores else {})
     data = json.dumps(body).encode()
     head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: {path.host}\r\nAuthorization: Bearer {TOKEN}\r\n"
@@ -59,7 +66,9 @@ async def one(path: Path, tokens: int, delay: float, scores: bool) -> None:
     writer.close()
 
 
-async def measure(endpoint: str, port: int, runs: int = 12, tokens: int = 200, delay: float = 0.004) -> dict[str, float]:
+async def measure(
+    endpoint: str, port: int, runs: int = 12, tokens: int = 200, delay: float = 0.004
+) -> dict[str, float]:
     """Added milliseconds: p50 and p99 per token, p50 to the first token."""
     direct = Path("direct", lambda: asyncio.open_unix_connection(endpoint.removeprefix("unix:")), "engine")
     through = Path("gateway", lambda: asyncio.open_connection("127.0.0.1", port), f"127.0.0.1:{port}")
@@ -71,7 +80,9 @@ async def measure(endpoint: str, port: int, runs: int = 12, tokens: int = 200, d
                 path.first_ms.clear()
     added = {}
     for q in (50, 99):
-        added[f"added_latency_p{q}_ms"] = float(np.percentile(through.delays_ms, q) - np.percentile(direct.delays_ms, q))
+        added[f"added_latency_p{q}_ms"] = float(
+            np.percentile(through.delays_ms, q) - np.percentile(direct.delays_ms, q)
+        )
         added[f"direct_p{q}_ms"] = float(np.percentile(direct.delays_ms, q))
     added["added_ttft_p50_ms"] = float(np.median(through.first_ms) - np.median(direct.first_ms))
     return added
@@ -81,7 +92,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="acts-") as directory:
         environment = os.environ | {"ACTSCOPE_RUNTIME_DIR": directory}
         python = [sys.executable]
-        engine = subprocess.Popen([*python, "-m", "actscope.testing.scripted_engine"], stdout=-1, text=True, env=environment)
+        engine = subprocess.Popen(
+            [*python, "-m", "actscope.testing.scripted_engine"], stdout=-1, text=True, env=environment
+        )
         assert engine.stdout is not None
         card = json.loads(engine.stdout.readline())
         gateway = subprocess.Popen([*python, "-c", _SERVE % TOKEN], stdout=-1, text=True, env=environment)

@@ -31,7 +31,10 @@ def test_a_saved_probe_reads_back_whole(tmp_path: Path) -> None:
 
 def test_a_probe_whose_test_vectors_score_otherwise_is_refused(tmp_path: Path) -> None:
     good = probe()
-    save_probe(Probe(msgspec.structs.replace(good.info, bias=-3.0), good.weight, good.test_inputs, good.test_scores), tmp_path / "p.safetensors")
+    save_probe(
+        Probe(msgspec.structs.replace(good.info, bias=-3.0), good.weight, good.test_inputs, good.test_scores),
+        tmp_path / "p.safetensors",
+    )
     with pytest.raises(ProbeError, match="test vectors"):
         load_probe(tmp_path / "p.safetensors")
 
@@ -45,9 +48,8 @@ def test_a_plain_json_vector_takes_its_layer_from_its_name(tmp_path: Path) -> No
 
 def test_the_fields_own_json_keys_are_understood(tmp_path: Path) -> None:
     path = tmp_path / "feature.json"
-    path.write_text(json.dumps({
-        "modelId": "gpt2-small", "layer": "7-resid-pre", "index": 3, "encoder_bias": -0.25, "vector": [1.0, 2.0], "max_activation": 40.0,
-    }))  # fmt: skip
+    theirs = {"modelId": "gpt2-small", "layer": "7-resid-pre", "index": 3, "encoder_bias": -0.25}
+    path.write_text(json.dumps({**theirs, "vector": [1.0, 2.0], "max_activation": 40.0}))
     found = load_probe(path)
     assert found.info.site == "layers.7.resid_pre"
     assert found.info.bias == -0.25
@@ -68,7 +70,9 @@ def test_the_fields_own_json_keys_are_understood(tmp_path: Path) -> None:
         ("a.safetensors", "junk", "safetensors"),
     ],
 )  # fmt: skip
-def test_a_bad_file_is_an_error_that_names_the_file_and_the_reason(tmp_path: Path, name: str, content: str, reason: str) -> None:
+def test_a_bad_file_is_an_error_that_names_the_file_and_the_reason(
+    tmp_path: Path, name: str, content: str, reason: str
+) -> None:
     (tmp_path / name).write_text(content)
     with pytest.raises(ProbeError, match=reason) as caught:
         load_probe(tmp_path / name)

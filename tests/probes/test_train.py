@@ -9,7 +9,7 @@ import pytest
 
 from actscope.errors import ProbeError
 from actscope.probes.labels import LabelledText, read_labelled
-from actscope.probes.train import CHOOSE, FIT, Examples, fit, to_probe
+from actscope.probes.train import CHOOSE, FIT, Covariance, Examples, Fit, fit, to_probe
 
 
 def planted(strength: float, n: int = 3000, d: int = 24) -> Examples:
@@ -20,8 +20,12 @@ def planted(strength: float, n: int = 3000, d: int = 24) -> Examples:
     return Examples(rows, labels, np.arange(n) // 10)
 
 
+def fitted(examples: Examples) -> Fit:
+    return fit(examples, Covariance.of(examples.rows, examples.texts))
+
+
 def test_a_planted_direction_is_found_and_the_shuffled_control_is_not() -> None:
-    result = fit(planted(40.0))
+    result = fitted(planted(40.0))
     assert result.auroc > 0.99
     assert result.control is not None
     assert abs(result.control - 0.5) < 0.15
@@ -30,7 +34,7 @@ def test_a_planted_direction_is_found_and_the_shuffled_control_is_not() -> None:
 
 
 def test_without_signal_the_held_out_auroc_is_chance() -> None:
-    assert abs(fit(planted(0.0)).auroc - 0.5) < 0.1
+    assert abs(fitted(planted(0.0)).auroc - 0.5) < 0.1
 
 
 def test_the_three_parts_share_no_text_and_leave_none_out() -> None:
@@ -40,7 +44,7 @@ def test_the_three_parts_share_no_text_and_leave_none_out() -> None:
 
 
 def test_a_fit_becomes_a_probe_whose_test_vectors_hold() -> None:
-    probe = to_probe(fit(planted(40.0)), label="planted", site="layers.0.resid_post", model="m", revision="r")
+    probe = to_probe(fitted(planted(40.0)), label="planted", site="layers.0.resid_post", model="m", revision="r")
     probe.verify()
     assert len(probe.test_scores) == 4
 
@@ -48,7 +52,7 @@ def test_a_fit_becomes_a_probe_whose_test_vectors_hold() -> None:
 def test_too_few_examples_are_an_error_that_counts_them() -> None:
     few = planted(1.0)
     with pytest.raises(ProbeError, match="positive tokens"):
-        fit(Examples(few.rows, np.zeros(len(few.labels), bool), few.texts))
+        fitted(Examples(few.rows, np.zeros(len(few.labels), bool), few.texts))
 
 
 def test_a_token_is_labelled_when_it_touches_a_span() -> None:
@@ -57,7 +61,9 @@ def test_a_token_is_labelled_when_it_touches_a_span() -> None:
     assert text.token_labels("danger", offsets).tolist() == [False, False, True, False]
 
 
-@pytest.mark.parametrize("line", ['{"text": 3}', '{"text": "a"}', '{"text": "a", "spans": {"x": [[0, 2]]}}', '{"text": "a", "labels": {}}'])
+@pytest.mark.parametrize(
+    "line", ['{"text": 3}', '{"text": "a"}', '{"text": "a", "spans": {"x": [[0, 2]]}}', '{"text": "a", "labels": {}}']
+)
 def test_a_bad_line_is_an_error_with_its_number(tmp_path: Path, line: str) -> None:
     path = tmp_path / "labels.jsonl"
     path.write_text('{"text": "fine", "label": {"x": true}}\n' + line + "\n")

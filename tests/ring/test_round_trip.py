@@ -28,7 +28,8 @@ def a_step(number: int = 1, n: int = 3, request: str = "r", **more: int) -> tupl
 def test_a_step_comes_back_with_every_field(make_ring):
     writer, reader = make_ring()
     meta = np.zeros(3, ROW_META)
-    meta["position"], meta["token_id"], meta["flags"], meta["span"], meta["step"] = [9, 10, 4], [-1, 5, 6], 3, [0, 0, 1], 2**60
+    meta["position"], meta["token_id"], meta["flags"] = [9, 10, 4], [-1, 5, 6], 3
+    meta["span"], meta["step"] = [0, 0, 1], 2**60
     ended = SpanFlag.END | SpanFlag.ABORTED
     spans = (Span("ä-1", 9, 2, 0, SpanFlag.FIRST, 11), Span("b", 4, 1, 2), Span("c", 0, 0, 3, ended))
     rows = np.arange(12, dtype=np.float32).reshape(3, 4)

@@ -280,7 +280,7 @@ async function api(req, res, { pathname: path, searchParams }) {
   if (path === "/v1/actscope/info") return json(res, 200, { version: "0.1.0", engine, limits: {} });
   if (path === "/v1/actscope/probes") return json(res, 200, { generation: 1, probes: PROBES });
   if (path === "/v1/actscope/requests")
-    return json(res, 200, { requests: requests.map(({ tokens, ...shown }) => shown) });
+    return json(res, 200, { requests: requests.map((one) => ({ ...one, tokens: undefined })) });
   const watched = /^\/v1\/actscope\/requests\/([^/]+)\/events$/.exec(path);
   if (watched)
     return events(

@@ -1,6 +1,6 @@
 import { describe, expect, it } from "vitest";
 import { contrast, toHex } from "../src/color/oklch";
-import { INK, PAPER, STEPS, slotColor, stepColor, stepOf, THEMES } from "../src/color/ramp";
+import { INK, PAPER, type Scale, STEPS, slotColor, stepColor, stepOf, THEMES } from "../src/color/ramp";
 import { rampRules } from "../src/color/sheet";
 
 const ALL_STEPS = Array.from({ length: STEPS + 1 }, (_, step) => step);
@@ -41,12 +41,12 @@ describe("the ramps", () => {
 
 describe("a step", () => {
   it("depends on the probe's own range and on nothing else, and stops at its ends", () => {
-    const scale = { range: [0, 8], signed: false };
+    const scale: Scale = { range: [0, 8], signed: false };
     expect([-3, 0, 4, 8, 99].map((score) => stepOf(score, scale))).toEqual([0, 0, STEPS / 2, STEPS, STEPS]);
   });
 
   it("has the sign of the score on a signed scale", () => {
-    const scale = { range: [-2, 4], signed: true };
+    const scale: Scale = { range: [-2, 4], signed: true };
     expect([-4, -2, 0, 4].map((score) => stepOf(score, scale))).toEqual([-STEPS, -STEPS / 2, 0, STEPS]);
   });
 });

@@ -1,6 +1,7 @@
 import { act } from "react";
 import { createRoot, type Root } from "react-dom/client";
 import { afterEach, beforeEach, describe, expect, it } from "vitest";
+import { asProbe } from "../src/api/types";
 import { Heatmap } from "../src/heatmap/Heatmap";
 import { hover, pinned, unpin } from "../src/state/focus";
 import { chooseBackground, probes, toggleUnderline } from "../src/state/probes";
@@ -11,14 +12,7 @@ import { Trace } from "../src/trace/trace";
 let root: Root;
 let trace: Trace;
 
-const probe = (id: string) => ({
-  id,
-  label: id,
-  site: "layers.3.resid_post",
-  range: [0, 1],
-  signed: false,
-  threshold: 0.5,
-});
+const probe = (id: string) => asProbe({ id, site: "layers.3.resid_post", threshold: 0.5 });
 const frame = () => act(() => new Promise<void>((done) => requestAnimationFrame(() => done())));
 const tokens = () => [...document.querySelectorAll<HTMLElement>("[data-pos]")];
 const press = (key: string) =>

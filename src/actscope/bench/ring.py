@@ -34,10 +34,11 @@ _START_S = 30.0
 
 
 class Stamper:
-    """Makes steps whose every row says which row of the whole run it is."""
+    """Makes steps whose every row says which row of the run it is. With `most` rows in a step they are prepared."""
 
-    def __init__(self, width: int = WIDTH) -> None:
+    def __init__(self, width: int = WIDTH, most: int = 0) -> None:
         self.width = width
+        self._prepared = stamps(np.arange(PERIOD + most), width) if most else None
         self.step = self.row = 0
 
     def make(self, n_rows: int) -> tuple[Step, list[Frame]]:
@@ -48,7 +49,13 @@ class Stamper:
         self.step += 1
         spans = (Span(f"request-{self.step % 7}", self.row, n_rows),)
         self.row += n_rows
-        return Step(self.step, time.monotonic_ns(), spans, meta), [Frame(SCORES, stamps(positions, self.width))]
+        return Step(self.step, time.monotonic_ns(), spans, meta), [Frame(SCORES, self._rows(positions))]
+
+    def _rows(self, positions: np.ndarray) -> np.ndarray:
+        if self._prepared is None or not len(positions):
+            return stamps(positions, self.width)
+        begin = int(positions[0]) % PERIOD
+        return self._prepared[begin : begin + len(positions)]
 
 
 def stamps(positions: np.ndarray, width: int) -> np.ndarray:
@@ -136,7 +143,7 @@ def _latencies_ms(seconds: float) -> list[float]:
     with child_writer(spec, n_rows=8, seconds=seconds, rate=1000.0) as child:
         reader = RingReader.attach(line_of(child))
         tell(child, "go")
-        while reader.wait(2.0):
+        while reader.wait(0.5 if taken else _START_S):
             batch = reader.read()
             now = time.monotonic_ns()
             if batch is not None:
@@ -144,6 +151,8 @@ def _latencies_ms(seconds: float) -> list[float]:
             if reader.stats().steps >= int(seconds * 1000):
                 break
         reader.close()
+    if not taken:
+        raise RuntimeError("ring bench: no step came within 30 s: the machine is overloaded, run it again")
     return taken
 
 
@@ -164,10 +173,11 @@ def _rates(seconds: float) -> tuple[float, float, float]:
         reader = RingReader.attach(line_of(child))
         tell(child, "go")
         reader.wait(_START_S)
-        started = time.perf_counter()
-        while reader.wait(0.2):
+        started = last = time.perf_counter()
+        while reader.wait(1.0):
             reader.read()
-        elapsed = time.perf_counter() - started - 0.2
+            last = time.perf_counter()
+        elapsed = last - started
         said, stats = json.loads(line_of(child)), reader.stats()
         reader.close()
     return stats.rows / elapsed, said["rows"] / said["seconds"], stats.missed_rows / said["rows"]
@@ -177,7 +187,7 @@ def overrun(rows: int) -> list[Result]:
     """A reader that is lapped all the time, until it has verified so many rows; then the account is closed."""
     spec = RingSpec(1 << 14, WIDTH, 1024, 1024)
     verifier = Verifier()
-    with child_writer(spec, n_rows=256, seconds=0.0) as child:
+    with child_writer(spec, n_rows=1024, seconds=0.0) as child:
         reader = RingReader.attach(line_of(child))
         tell(child, "go")
         while verifier.rows < rows and reader.wait(_START_S):
@@ -225,13 +235,12 @@ def _result(
 # -- the writer's process --
 
 
-def write_for(writer: RingWriter, n_rows: int, seconds: float, rate: float) -> None:
-    """Write stamped steps, `rate` a second or as fast as it goes, for so long, or until a line comes on stdin."""
-    stamper = Stamper(writer.spec.width)
-    until = time.perf_counter() + seconds if seconds else float("inf")
-    due = time.perf_counter()
+def write_for(writer: RingWriter, stamper: Stamper, n_rows: int, seconds: float, rate: float) -> float:
+    """Write stamped steps, `rate` a second or as fast as it goes, for so long, or until a line; how long it was."""
     stopped = _stdin_watch() if not seconds else lambda: False
-    ready = [stamper.make(n_rows) for _ in range(1)]
+    ready = [stamper.make(n_rows)]  # a step is made after the write before it, not between its stamp and its write
+    started = due = time.perf_counter()
+    until = started + seconds if seconds else float("inf")
     while time.perf_counter() < until and not stopped():
         step, frames = ready.pop()
         if rate:
@@ -239,6 +248,7 @@ def write_for(writer: RingWriter, n_rows: int, seconds: float, rate: float) -> N
             time.sleep(max(0.0, due - time.perf_counter()))
         writer.write(_stamped_now(step), frames)
         ready.append(stamper.make(n_rows))
+    return time.perf_counter() - started
 
 
 def _stamped_now(step: Step) -> Step:
@@ -262,12 +272,11 @@ def _stdin_watch() -> Callable[[], bool]:
 def _writer_main(arguments: argparse.Namespace) -> None:
     writer = RingWriter.create(RingSpec(*arguments.writer))
     try:
+        stamper = Stamper(writer.spec.width, 0 if arguments.rate else arguments.rows)
         print(writer.name, flush=True)
         sys.stdin.readline()
-        started = time.perf_counter()
-        write_for(writer, arguments.rows, arguments.seconds, arguments.rate)
+        elapsed = write_for(writer, stamper, arguments.rows, arguments.seconds, arguments.rate)
         stats = writer.stats()
-        elapsed = time.perf_counter() - started
         print(json.dumps({"steps": stats.steps, "rows": stats.rows, "seconds": elapsed}), flush=True)
         sys.stdin.read()  # until the reader has drained what is left
     finally:

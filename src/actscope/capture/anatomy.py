@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
+
+from torch import Tensor, nn
 
 from actscope.errors import SiteError
 from actscope.sites import Site
-
-if TYPE_CHECKING:
-    from torch import Tensor, nn
 
 #: Names under which the architectures of transformers keep what we look for.
 _ATTENTION = ("self_attn", "attn", "attention", "self_attention")
@@ -31,8 +30,6 @@ def blocks(model: nn.Module) -> list[nn.Module]:
     They are the outermost list of `config.num_hidden_layers` modules. Raises SiteError where there is no such list,
     or more than one at the same depth (an encoder beside a decoder).
     """
-    from torch import nn
-
     wanted = text_config(model).num_hidden_layers
     lists = [(name, m) for name, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m) == wanted]
     shallowest = min((name.count(".") for name, _ in lists), default=0)
@@ -74,13 +71,14 @@ def locate(model: nn.Module, site: Site) -> Location:
 def _final_norm(model: nn.Module, layers: list[nn.Module]) -> nn.Module:
     """The norm that stands beside the list of blocks."""
     for parent in model.modules():
-        if any(list(child) == layers for child in parent.children() if type(child).__name__ == "ModuleList"):
-            for name in _FINAL_NORM:
-                if hasattr(parent, name):
-                    return getattr(parent, name)  # type: ignore[no-any-return]
+        if any(isinstance(child, nn.ModuleList) and list(child) == layers for child in parent.children()):
+            norm = next((getattr(parent, name) for name in _FINAL_NORM if hasattr(parent, name)), None)
+            if isinstance(norm, nn.Module):
+                return norm
     raise SiteError(f"final_norm: expected one of {', '.join(_FINAL_NORM)} beside the blocks of {type(model).__name__}")
 
 
 def hidden_of(value: Any) -> Tensor:
     """The hidden states in what a module takes or returns: the tensor itself, or the first of a tuple."""
-    return value[0] if isinstance(value, tuple | list) else value
+    hidden: Tensor = value[0] if isinstance(value, tuple | list) else value
+    return hidden

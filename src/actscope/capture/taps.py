@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from actscope.capture import ops
+from actscope.capture.anatomy import Location, hidden_of, locate
 from actscope.errors import SiteError
 from actscope.frames import SCORES, Frame
 from actscope.probes import ACTIVATIONS, Probe
 from actscope.sites import Site
-from actscope.capture import ops
-from actscope.capture.anatomy import Location, hidden_of, locate
 
 log = logging.getLogger("actscope.capture")
 
@@ -77,15 +77,14 @@ class Taps:
         for column, probe in probes:
             by_site.setdefault(probe.info.site, []).append((column, probe))
         for name, members in by_site.items():
-            packed = _pack(members, self.device)
-            self._attach("score", Site.parse(name), lambda hidden, packed=packed: packed(hidden, self._board))
+            self._attach("score", Site.parse(name), self._scorer(_pack(members, self.device)))
 
     def keep_rows(self, sites: Sequence[Site]) -> None:
         """Keep the rows of these sites from the next step on, and no others. Raises SiteError for an unknown site."""
         self._detach("keep")
         self._store, self._rows = None, {site: slot for slot, site in enumerate(sites)}
         for site, slot in self._rows.items():
-            self._attach("keep", site, lambda hidden, slot=slot: self._keep(hidden, slot))
+            self._attach("keep", site, self._keeper(slot))
 
     def frames(self, index: np.ndarray) -> list[Frame]:
         """The last step's frames, with only the rows `index` of the flattened batch; copies, on the CPU.
@@ -116,11 +115,17 @@ class Taps:
         for kind in ("score", "keep"):
             self._detach(kind)
 
-    def _keep(self, hidden: Tensor, slot: int) -> None:
-        if self._store is None:
-            shape = (len(self._rows), self.max_rows, hidden.shape[-1])
-            self._store = torch.empty(shape, dtype=hidden.dtype, device=hidden.device)
-        ops.keep(hidden, self._store, slot)
+    def _scorer(self, probes: _SiteProbes) -> Callable[[Tensor], None]:
+        return lambda hidden: probes(hidden, self._board)
+
+    def _keeper(self, slot: int) -> Callable[[Tensor], None]:
+        def keep(hidden: Tensor) -> None:
+            if self._store is None:
+                shape = (len(self._rows), self.max_rows, hidden.shape[-1])
+                self._store = torch.empty(shape, dtype=hidden.dtype, device=hidden.device)
+            ops.keep(hidden, self._store, slot)
+
+        return keep
 
     def _attach(self, kind: str, site: Site, read: Callable[[Tensor], None]) -> None:
         location = locate(self.model, site)

@@ -46,19 +46,20 @@ class _Answer:
             payload = choice.get("actscope") or {}
             self._header = self._header or payload
             self._probes = payload.get("probes", self._probes)
-            self._take_tokens(payload.get("tokens"))
-            self._take_scores(payload.get("scores"))
+            if "tokens" in payload:
+                self._take_tokens(payload["tokens"])
+            if "scores" in payload:
+                self._take_scores(payload["scores"])
             self._final = payload.get("final", self._final)
 
-    def _take_tokens(self, block: dict[str, Any] | None) -> None:
-        for i, token in enumerate(block["ids"] if block else ()):
-            position = block["start"] + i  # type: ignore[index]
-            self._tokens[position] = {"position": position, "id": token, "text": block["text"][i], "scores": {}, "states": {}}  # type: ignore[index]
+    def _take_tokens(self, block: dict[str, Any]) -> None:
+        for position, (token, text) in enumerate(zip(block["ids"], block["text"], strict=True), block["start"]):
+            self._tokens[position] = {"position": position, "id": token, "text": text, "scores": {}, "states": {}}
 
-    def _take_scores(self, block: dict[str, Any] | None) -> None:
-        for i, row in enumerate(block["rows"] if block else ()):
-            token = self._tokens[block["start"] + i]  # type: ignore[index]
-            states = block.get("states")  # type: ignore[union-attr]
+    def _take_scores(self, block: dict[str, Any]) -> None:
+        states = block.get("states")
+        for i, row in enumerate(block["rows"]):
+            token = self._tokens[block["start"] + i]
             for j, probe in enumerate(self._probes):
                 token["scores"][probe["id"]] = row[j]
                 token["states"][probe["id"]] = states[i][j] if states else "c"

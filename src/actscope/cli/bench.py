@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import platform
+from collections.abc import Callable
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Annotated, Any
@@ -31,24 +33,19 @@ def bench(
     if name not in BENCHES:
         known = "; ".join(f"{bench}: {what}" for bench, what in BENCHES.items())
         raise SettingsError(f"no bench {name!r}; there are {known}")
-    from actscope.cli.progress import Progress
+    from rich.console import Console
 
-    with Progress() as progress:
-        results = _run(name, seconds, progress)
+    with Console(stderr=True).status(f"bench {name}") as status:
+        results = _run(name, seconds, lambda what: status.update(f"bench {name}: {what}"))
     report = {"bench": name, "machine": machine(), "versions": versions(), "results": results}
     typer.echo(json.dumps(report) if as_json else _table(results))
     if not all(result["ok"] for result in results):
         raise typer.Exit(1)
 
 
-def _run(name: str, seconds: float, progress: Any) -> list[dict[str, Any]]:
-    if name == "gateway":
-        from actscope.bench import gateway
-
-        return gateway.run(seconds, progress=progress.update)
-    from actscope.bench import ring
-
-    return ring.run(seconds, progress=progress.update)
+def _run(name: str, seconds: float, progress: Callable[[str], None]) -> list[dict[str, Any]]:
+    module = import_module(f"actscope.bench.{name}")
+    return module.run(seconds, progress)  # type: ignore[no-any-return]
 
 
 def machine() -> dict[str, Any]:
@@ -74,7 +71,6 @@ def _table(results: list[dict[str, Any]]) -> str:
     for r in results:
         bar = "-" if r["bar"] is None else f"{r['bar']:g}"
         mark = "" if r["ok"] else "   MISSED"
-        lines.append(
-            f"{r['name']:<26} {r['value']:>12.4g} {r['unit']:<7} {r['min']:>12.4g} {r['max']:>12.4g} {bar:>10}   {r['baseline']}{mark}"
-        )
+        numbers = f"{r['value']:>12.4g} {r['unit']:<7} {r['min']:>12.4g} {r['max']:>12.4g} {bar:>10}"
+        lines.append(f"{r['name']:<26} {numbers}   {r['baseline']}{mark}")
     return "\n".join(lines)

@@ -60,7 +60,9 @@ def _show(answer: dict[str, Any]) -> None:
     console = Console()
     console.print(table)
     console.print(f"\n{answer['answer']}\n", style="bold", markup=False, highlight=False)
-    console.print(f"{answer['computed']} of {answer['present']} positions computed; ended with {answer['finish_reason']}")
+    console.print(
+        f"{answer['computed']} of {answer['present']} positions computed; ended with {answer['finish_reason']}"
+    )
 
 
 def _cell(value: float | None, state: str) -> str:

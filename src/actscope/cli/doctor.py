@@ -31,19 +31,25 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] 
 
     Example: actscope doctor
     """
-    findings = [check() for check in (_python, _engine, _gateway, _probes, _page, _shared_memory, _runtime, _gpu, _engines)]
+    findings = [
+        check() for check in (_python, _engine, _gateway, _probes, _page, _shared_memory, _runtime, _gpu, _engines)
+    ]
     if as_json:
         typer.echo(json.dumps([asdict(finding) for finding in findings], indent=2))
     else:
         for f in findings:
-            typer.echo(f"{'ok  ' if f.ok else 'NO  '} {f.what:<16} {f.found}" + (f"\n      -> {f.remedy}" if f.remedy else ""))
+            typer.echo(
+                f"{'ok  ' if f.ok else 'NO  '} {f.what:<16} {f.found}" + (f"\n      -> {f.remedy}" if f.remedy else "")
+            )
     if not all(finding.ok for finding in findings):
         raise typer.Exit(1)
 
 
 def _python() -> Finding:
     found = ".".join(map(str, sys.version_info[:3]))
-    return Finding("Python", sys.version_info >= (3, 11), found, "" if sys.version_info >= (3, 11) else "install 3.11 or newer")
+    return Finding(
+        "Python", sys.version_info >= (3, 11), found, "" if sys.version_info >= (3, 11) else "install 3.11 or newer"
+    )
 
 
 def _extra(what: str, extra: str, *modules: str) -> Callable[[], Finding]:
@@ -72,7 +78,9 @@ def _shared_memory() -> Finding:
         free = shutil.disk_usage("/dev/shm").free >> 20
     except OSError as error:
         return Finding("shared memory", False, str(error), "mount a tmpfs at /dev/shm")
-    return Finding("shared memory", free >= 64, f"{free} MiB free in /dev/shm", "" if free >= 64 else "give it at least 64 MiB")
+    return Finding(
+        "shared memory", free >= 64, f"{free} MiB free in /dev/shm", "" if free >= 64 else "give it at least 64 MiB"
+    )
 
 
 def _runtime() -> Finding:

@@ -13,13 +13,17 @@ from actscope.errors import ProbeError, UpstreamError
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="List, train, test, add and remove probes.")
 
-EngineOption = Annotated[str, typer.Option("--engine", help="Card id of the engine; the newest that runs if not given.")]
+EngineOption = Annotated[
+    str, typer.Option("--engine", help="Card id of the engine; the newest that runs if not given.")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 @app.command("list")
 def list_probes(
-    directory: Annotated[Path | None, typer.Argument(help="A directory of probe files; a running engine's if not given.")] = None,
+    directory: Annotated[
+        Path | None, typer.Argument(help="A directory of probe files; a running engine's if not given.")
+    ] = None,
     engine: EngineOption = "",
     as_json: JsonOption = False,
 ) -> None:
@@ -76,7 +80,9 @@ def remove(ids: Annotated[list[str], typer.Argument(help="Ids of probes.")], eng
 
 @app.command()
 def train(
-    data: Annotated[Path | None, typer.Argument(help="Labelled text, JSON lines; the built-in text if not given.")] = None,
+    data: Annotated[
+        Path | None, typer.Argument(help="Labelled text, JSON lines; the built-in text if not given.")
+    ] = None,
     model: Annotated[str, typer.Option(help="Hugging Face id, directory, or actscope/builtin.")] = "actscope/builtin",
     out: Annotated[Path, typer.Option(help="Directory to write the probes to.")] = Path("probes"),
     label: Annotated[list[str] | None, typer.Option(help="Train only this label; may be repeated.")] = None,
@@ -103,13 +109,25 @@ def train(
     from actscope.sites import select
 
     loaded = load(model, device=device, dtype=dtype)
-    chosen = [text for _, text in zip(range(texts), read_labelled(data), strict=False)] if data else builtin_texts(loaded, texts)
+    chosen = (
+        [text for _, text in zip(range(texts), read_labelled(data), strict=False)]
+        if data
+        else builtin_texts(loaded, texts)
+    )
     with Progress() as progress:
         results = train_probes(loaded, chosen, select(sites, loaded.n_layers), label or None, progress=progress.update)
     kept = [r for r in results if r.fit.auroc >= min_auroc]
     for result in kept:
         save_probe(result.probe, out / f"{result.probe.id}.safetensors")
-    rows = [{**msgspec.structs.asdict(r.probe.info), "positives": r.fit.positives, "recall": r.fit.recall, "kept": r in kept} for r in results]
+    rows = [
+        {
+            **msgspec.structs.asdict(r.probe.info),
+            "positives": r.fit.positives,
+            "recall": r.fit.recall,
+            "kept": r in kept,
+        }
+        for r in results
+    ]
     typer.echo(json.dumps(rows, indent=2) if as_json else _training_table(rows))
     if not kept:
         raise ProbeError(f"no label reached a held-out AUROC of {min_auroc}; give more text, or other sites")
@@ -136,13 +154,16 @@ def _ask_engine(method: str, path: str, engine: str, body: dict[str, Any] | None
 def _table(probes: list[dict[str, Any]]) -> str:
     lines = [f"{'id':<20} {'site':<24} {'activation':<10} {'threshold':>9} {'auroc':>7}"]
     lines += [
-        f"{p['id']:<20} {p['site']:<24} {p['activation']:<10} {_number(p['threshold']):>9} {_number(p['auroc']):>7}" for p in probes
+        f"{p['id']:<20} {p['site']:<24} {p['activation']:<10} {_number(p['threshold']):>9} {_number(p['auroc']):>7}"
+        for p in probes
     ]
     return "\n".join(lines)
 
 
 def _training_table(rows: list[dict[str, Any]]) -> str:
-    lines = [f"{'label':<16} {'site':<22} {'auroc':>7} {'shuffled':>9} {'threshold':>9} {'fpr':>7} {'recall':>7} {'positives':>9}"]
+    lines = [
+        f"{'label':<16} {'site':<22} {'auroc':>7} {'shuffled':>9} {'threshold':>9} {'fpr':>7} {'recall':>7} {'positives':>9}"
+    ]
     lines += [
         f"{r['id']:<16} {r['site']:<22} {r['auroc']:>7.4f} {r['control_auroc']:>9.3f} {r['threshold']:>9.3f} "
         f"{r['fpr']:>7.4f} {r['recall']:>7.3f} {r['positives']:>9.3f}" + ("" if r["kept"] else "   not kept")

@@ -74,7 +74,9 @@ def serve_until_stopped(settings: GatewaySettings, engine: EngineProcess, *, bro
     threading.Thread(target=watch_engine, daemon=True).start()
     server.run_here()
     if ended.is_set():
-        raise EngineError(f"the engine for {engine.settings.model!r} has ended (exit code {engine.wait()}); its last words are above")
+        raise EngineError(
+            f"the engine for {engine.settings.model!r} has ended (exit code {engine.wait()}); its last words are above"
+        )
 
 
 @contextmanager

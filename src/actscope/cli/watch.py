@@ -97,7 +97,9 @@ def _as_json(card: EngineCard, record: StepRecord, wanted: set[str]) -> str:
             "first_position": span.first_position,
             "token_ids": _rows(record, span.offset, span.n_rows)["token_id"].tolist(),
             "scores": {
-                name: [None if np.isnan(v) else v for v in record.rows[span.offset : span.offset + span.n_rows, c].tolist()]
+                name: [
+                    None if np.isnan(v) else v for v in record.rows[span.offset : span.offset + span.n_rows, c].tolist()
+                ]
                 for name, c in columns.items()
             },
             "ended": SpanFlag.END in span.flags,

@@ -82,7 +82,12 @@ def _count(body: dict[str, Any], max_n: int) -> tuple[int, int]:
     if isinstance(prompt, list) and prompt and not isinstance(prompt[0], int):
         prompts = len(prompt)
     if n * max(prompts, 1) > max_n:
-        raise Problem(400, f"n: at most {max_n} choices in one request, found {n * max(prompts, 1)}", param="n", code="invalid_value")
+        raise Problem(
+            400,
+            f"n: at most {max_n} choices in one request, found {n * max(prompts, 1)}",
+            param="n",
+            code="invalid_value",
+        )
     return n, prompts
 
 

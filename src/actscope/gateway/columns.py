@@ -84,7 +84,12 @@ class ScoreColumn:
         for segment in self.segments:
             lo, hi = max(a, segment.start), min(b, segment.start + segment.n)
             if lo < hi:
-                _copy_by_id(out[lo - a : hi - a], columns, segment.values[lo - segment.start : hi - segment.start], segment.columns)
+                _copy_by_id(
+                    out[lo - a : hi - a],
+                    columns,
+                    segment.values[lo - segment.start : hi - segment.start],
+                    segment.columns,
+                )
         return out
 
     def computed(self, a: int, b: int) -> bytes:

@@ -34,7 +34,13 @@ class CompletionResponse(Response):
     """
 
     def __init__(
-        self, call: Call, upstream: Upstream, engine: Engine, sessions: Sessions, grace_seconds: float, headers: dict[str, str]
+        self,
+        call: Call,
+        upstream: Upstream,
+        engine: Engine,
+        sessions: Sessions,
+        grace_seconds: float,
+        headers: dict[str, str],
     ) -> None:
         self._call = call
         self._upstream = upstream
@@ -45,7 +51,7 @@ class CompletionResponse(Response):
         self._model = call.model or (engine.card.model if engine.card else "")
         self._logs = [self._new_log(request) for request in call.choices]
         self._views = self._new_views()
-        self._started = False
+        self._started = self._ended = self._broken = False
         self._last: dict[str, Any] = {}
         self.background = None
         self.status_code = 200
@@ -59,7 +65,9 @@ class CompletionResponse(Response):
 
     def _new_views(self) -> list[ChoiceView | None]:
         ask = self._call.ask
-        return [ask and ChoiceView(log, self._engine.texts, ask.probes, ask.prompt) for log in self._logs]
+        if ask is None:
+            return [None] * len(self._logs)
+        return [ChoiceView(log, self._engine.texts, ask.probes, ask.prompt) for log in self._logs]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self._sessions.begin(self.flight)
@@ -73,7 +81,8 @@ class CompletionResponse(Response):
             if not self.flight.cancelled:
                 raise
             self._finish_all("aborted", "abort")
-            await self._say_cancelled(scope, receive, send)
+            if not self._ended:
+                await self._say_cancelled(scope, receive, send)
         finally:
             watch.cancel()
             self._finish_all("aborted", "abort")
@@ -82,11 +91,16 @@ class CompletionResponse(Response):
     async def _watch(self, receive: Receive) -> None:
         while (await receive())["type"] != "http.disconnect":
             pass
-        self.flight.cancel()
+        if not self._ended:
+            self.flight.cancel()
 
     # The engine's answer
 
     async def _work(self, send: Send) -> None:
+        async with self._engine.in_use():
+            await self._relay(send)
+
+    async def _relay(self, send: Send) -> None:
         try:
             response = await self._engine.send("POST", self._call.path, self._call.body, self._headers_up)
         except _FAILURES as error:
@@ -122,7 +136,7 @@ class CompletionResponse(Response):
         message = f"the engine failed while it answered: {reason}"
         if self._started:
             body = b"data: " + encode(error_object(502, message, code="engine_failed")) + b"\n\n"
-            await send({"type": "http.response.body", "body": body, "more_body": False})
+            await self._send_last(send, body)
             return
         self._forget()
         if isinstance(error, aiohttp.ClientConnectorError):
@@ -138,14 +152,14 @@ class CompletionResponse(Response):
             problem = Problem(409, f"request {self._call.response} was cancelled", code="request_cancelled")
             await problem_response(problem)(scope, receive, send)
             return
-        body = b"".join(self._ending(i) for i in range(len(self._logs))) + _DONE
-        await send({"type": "http.response.body", "body": body, "more_body": False})
+        await self._send_last(send, b"".join(self._ending(i) for i in range(len(self._logs))) + _DONE)
 
     def _ending(self, index: int) -> bytes:
         """The last chunk of a cancelled choice."""
         view = self._views[index]
         choice: dict[str, Any] = {"index": index, "finish_reason": "abort"}
-        choice |= {"delta": {}} if self._call.path.endswith("/chat/completions") else {"text": ""}
+        is_chat = self._call.path.endswith("/chat/completions")
+        choice["delta" if is_chat else "text"] = {} if is_chat else ""
         if view is not None:
             choice["actscope"] = view.payload(final=True)
         head = {key: self._last[key] for key in ("id", "object", "created", "model") if key in self._last}
@@ -163,7 +177,13 @@ class CompletionResponse(Response):
     async def _send_whole(self, send: Send, status: int, body: bytes, headers: dict[str, str] | Any = None) -> None:
         response = Response(body, status, headers, "application/json")
         response.headers["x-request-id"] = self._call.response
+        self._ended = True
         await send({"type": "http.response.start", "status": status, "headers": response.raw_headers})
+        await self._send_last(send, body)
+
+    async def _send_last(self, send: Send, body: bytes) -> None:
+        """End the answer. From now on a disconnect means nothing."""
+        self._ended = True
         await send({"type": "http.response.body", "body": body, "more_body": False})
 
     # Streaming
@@ -171,14 +191,17 @@ class CompletionResponse(Response):
     async def _stream(self, response: aiohttp.ClientResponse, send: Send) -> None:
         await self._start_stream(send)
         splitter = SseSplitter()
-        while not splitter.done:
+        while True:
             data = await response.content.readany()
             if not data:
                 raise UpstreamError("the connection closed before the end of the answer")
             out = [self._plain(event) or await self._rich(event) for event in splitter.feed(data)]
+            if splitter.done or self._broken:
+                self._finish_all("done", None)
+                await self._send_last(send, b"".join(out))
+                return
             if out:
-                await send({"type": "http.response.body", "body": b"".join(out), "more_body": not splitter.done})
-        self._finish_all("done", None)
+                await send({"type": "http.response.body", "body": b"".join(out), "more_body": True})
 
     async def _start_stream(self, send: Send) -> None:
         self._started = True
@@ -199,12 +222,13 @@ class CompletionResponse(Response):
     async def _rich(self, event: bytes) -> bytes:
         chunk = _decode(event[5:])
         if chunk.get("error"):
+            self._broken = True
             self._finish_all("failed", "error", str(chunk["error"]))
             return event + b"\n\n"
         self._last = chunk
         if self._engine.matcher is not None:
             self._engine.matcher.drain()
-        prompt = self._take_prompt(chunk)
+        self._take_prompt(chunk)
         if not chunk.get("choices"):
             return b"data: " + encode(chunk) + b"\n\n"
         for choice in chunk["choices"]:

@@ -1,4 +1,4 @@
-"""The event stream of one request, for anyone who may ask: everything from the start, or from where a client left off."""
+"""The event stream of one request, for anyone who may ask: from the start, or from where a client left off."""
 
 from __future__ import annotations
 
@@ -52,7 +52,9 @@ class OpenStreams:
 class EventStream(Response):
     """Sends the events of a log from a cursor on, in the client's own time: the log never waits for it."""
 
-    def __init__(self, log: RequestLog, after: int, texts: TokenTexts, streams: OpenStreams, keep_alive_seconds: float) -> None:
+    def __init__(
+        self, log: RequestLog, after: int, texts: TokenTexts, streams: OpenStreams, keep_alive_seconds: float
+    ) -> None:
         self._log = log
         self._cursor = after
         self._texts = texts
@@ -113,8 +115,14 @@ def resume_point(log: RequestLog, last_event_id: str | None, after: int | None) 
     """How many events the client already has; raises Problem when that cannot be."""
     text = last_event_id if last_event_id else "0" if after is None else str(after)
     if not text.isascii() or not text.isdigit() or len(text) > 15:
-        raise Problem(400, f"Last-Event-ID: expected a number, found {text[:40]!r}", param="Last-Event-ID", code="invalid_value")
+        raise Problem(
+            400, f"Last-Event-ID: expected a number, found {text[:40]!r}", param="Last-Event-ID", code="invalid_value"
+        )
     point = int(text)
     if point > len(log.events):
-        raise Problem(410, f"event {point} of request {log.request} is not in the log: start again without Last-Event-ID", code="gone")
+        raise Problem(
+            410,
+            f"event {point} of request {log.request} is not in the log: start again without Last-Event-ID",
+            code="gone",
+        )
     return point

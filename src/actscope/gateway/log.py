@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from array import array
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -33,6 +34,10 @@ class ParkedRows:
     ids: np.ndarray
     values: np.ndarray
     columns: Columns
+
+    def since(self, n: int) -> ParkedRows:
+        """All but the first `n`."""
+        return ParkedRows(self.position + n, self.ids[n:], self.values[n:], self.columns)
 
 
 class RequestLog:
@@ -73,7 +78,7 @@ class RequestLog:
         self.first_columns = NO_COLUMNS
         self.engine_ended = False
         self._on_mismatch = on_mismatch
-        self._parked: list[ParkedRows] = []
+        self._parked: deque[ParkedRows] = deque()
         self._waiters: list[asyncio.Future[None]] = []
 
     # Tokens
@@ -114,8 +119,8 @@ class RequestLog:
     # Rows
 
     def take_rows(self, position: int, ids: np.ndarray, values: np.ndarray, columns: Columns, now_ns: int) -> None:
-        """Rows of positions `position ..`, with their token ids. Positions that were already told are skipped."""
-        told = len(self.scores) - position
+        """Rows of positions `position ..`, with their token ids. Positions that came before are skipped."""
+        told = self._n_received - position
         if told > 0:
             position, ids, values = position + told, ids[told:], values[told:]
         if not len(ids):
@@ -147,10 +152,19 @@ class RequestLog:
         if fresh:
             self._add_tokens(hole + fresh, now_ns)
 
+    @property
+    def _n_received(self) -> int:
+        last = self._parked[-1] if self._parked else None
+        return len(self.scores) if last is None else last.position + len(last.ids)
+
     def _unpark(self) -> None:
-        parked, self._parked = self._parked, []
-        for rows in parked:
-            self.take_rows(rows.position, rows.ids, rows.values, rows.columns, 0)
+        """Take the parked rows whose tokens have come; they are in order, so the rest is not looked at."""
+        while self._parked and self._parked[0].position < len(self.tokens):
+            rows = self._parked.popleft()
+            known = len(self.tokens) - rows.position
+            if known < len(rows.ids):
+                self._parked.appendleft(rows.since(known))
+            self._take(rows.position, rows.ids[:known], rows.values[:known], rows.columns)
 
     def _take(self, position: int, ids: np.ndarray, values: np.ndarray, columns: Columns) -> None:
         """Append rows whose tokens are known; what lies before them and has not come will not come."""

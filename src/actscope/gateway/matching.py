@@ -7,6 +7,7 @@ import logging
 import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from typing import Any
 
 import msgspec
@@ -155,7 +156,9 @@ class Matcher:
 
     def _note_mismatch(self, log: RequestLog, rows: int) -> None:
         self._mismatched += rows
-        self._once("mismatch", f"request {log.request}: a row's token id is not the token at its position; it is not delivered")
+        self._once(
+            "mismatch", f"request {log.request}: a row's token id is not the token at its position; it is not delivered"
+        )
 
     def _deliver(self, log: RequestLog, span: Span, step: StepRecord, table: Table | None) -> None:
         if log.follows_rows and log.n_prompt is None and span.n_prompt:
@@ -206,7 +209,9 @@ class Matcher:
             return read_table_bytes(read_table(self._card.id, generation))
         except (OSError, ValueError, KeyError, TypeError, msgspec.MsgspecError) as error:
             self._unreadable += 1
-            self._once("table", f"probe table {generation} of engine {self._card.id}: {error}; its scores are not delivered")
+            self._once(
+                "table", f"probe table {generation} of engine {self._card.id}: {error}; its scores are not delivered"
+            )
             return None
 
     def _once(self, kind: str, message: str) -> None:
@@ -222,4 +227,4 @@ def _runs(positions: np.ndarray) -> list[slice]:
         return [slice(0, 1)] if n else []
     breaks = np.flatnonzero(np.diff(positions) != 1) + 1
     edges = [0, *breaks.tolist(), n]
-    return [slice(a, b) for a, b in zip(edges[:-1], edges[1:], strict=True)]
+    return [slice(a, b) for a, b in pairwise(edges)]

@@ -29,7 +29,9 @@ class Exact(BaseModel):
 class ActscopeAsk(Exact):
     """What scores a completion request wants."""
 
-    probes: list[StrictStr] | None = Field(None, description="ids of the probes to send; all by default", max_length=4096)
+    probes: list[StrictStr] | None = Field(
+        None, description="ids of the probes to send; all by default", max_length=4096
+    )
     prompt: StrictBool | None = Field(None, description="send the prompt's tokens and scores too (default true)")
 
 
@@ -49,7 +51,9 @@ class Completing(Lenient):
     top_p: StrictFloat | StrictInt | None = None
     seed: StrictInt | None = None
     stop: StrictStr | list[StrictStr] | None = None
-    actscope: StrictBool | ActscopeAsk | None = Field(None, description="ask for scores; a plain OpenAI answer without it")
+    actscope: StrictBool | ActscopeAsk | None = Field(
+        None, description="ask for scores; a plain OpenAI answer without it"
+    )
 
 
 class ChatMessage(Lenient):
@@ -85,7 +89,9 @@ class TokenBlock(BaseModel):
 
     start: int = Field(description="position of the first one; 0 is the first prompt token")
     ids: list[int] = Field(description="-1: a token that the gateway has not seen")
-    text: list[str] = Field(description="each token's own text; U+FFFD when its bytes are not valid UTF-8 by themselves")
+    text: list[str] = Field(
+        description="each token's own text; U+FFFD when its bytes are not valid UTF-8 by themselves"
+    )
     bytes: dict[str, str] | None = Field(None, description="base64 of those bytes, by index in this block")
 
 
@@ -95,7 +101,8 @@ class ScoreBlock(BaseModel):
     start: int
     rows: list[list[float | None]]
     states: list[str] | None = Field(
-        None, description="one letter for each cell: c computed, n never computed, m masked, x not finite; absent when all are c"
+        None,
+        description="a letter for each cell: c computed, n never computed, m masked, x not finite; absent if all are c",
     )
 
 
@@ -113,7 +120,9 @@ class ActscopePayload(BaseModel):
     v: Literal[1]
     request: str | None = Field(None, description="id for /v1/actscope/requests; on the first payload of a choice")
     prompt_tokens: int | None = None
-    probes: list[ProbeHeader] | None = Field(None, description="on the first payload, and whenever the set of probes changes")
+    probes: list[ProbeHeader] | None = Field(
+        None, description="on the first payload, and whenever the set of probes changes"
+    )
     tokens: TokenBlock | None = None
     scores: ScoreBlock | None = None
     final: Final | None = Field(None, description="on the last payload of a choice")
@@ -228,7 +237,9 @@ class DoneEvent(BaseModel):
     """Event `done`; the stream closes after it."""
 
     v: Literal[1]
-    finish_reason: str | None = Field(description="`abort` when cancelled, `error` when the engine failed, null when not known")
+    finish_reason: str | None = Field(
+        description="`abort` when cancelled, `error` when the engine failed, null when not known"
+    )
     usage: Usage
 
 
@@ -276,7 +287,9 @@ class RingCounts(BaseModel):
     missed_rows: int
     dropped_rows: int = Field(description="never written by the engine")
     spurious_rows: int = Field(description="rejected drafts and rows after the end")
-    mismatched_rows: int = Field(description="labelled with another token than the one at their position; never delivered")
+    mismatched_rows: int = Field(
+        description="labelled with another token than the one at their position; never delivered"
+    )
     unreadable_tables: int
 
 

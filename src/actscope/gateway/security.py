@@ -22,7 +22,8 @@ from actscope.gateway.settings import GatewaySettings
 _METHODS: Final = "GET, POST, PUT, DELETE, OPTIONS"
 _HEADERS: Final = "Authorization, Content-Type, Last-Event-ID"
 _CSP: Final = (
-    "default-src 'self'; img-src 'self' data: blob:; object-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    "default-src 'self'; img-src 'self' data: blob:; object-src 'none'; base-uri 'none'; form-action 'none'; "
+    "frame-ancestors 'none'"
 )
 _PAGE: Final = (
     "<!doctype html><meta charset=utf-8><title>actscope</title>"
@@ -37,7 +38,9 @@ class Guard:
         self._app = app
         self._settings = settings
         self._hosts = settings.hosts
-        self._own_origins = frozenset(f"http://{h}" for h in self._hosts) | frozenset(f"https://{h}" for h in settings.allowed_hosts)
+        self._own_origins = frozenset(f"http://{h}" for h in self._hosts) | frozenset(
+            f"https://{h}" for h in settings.allowed_hosts
+        )
         self._cors = frozenset(settings.cors_origins)
         self._token = settings.token.encode()
         self._cookie_name = f"actscope_{settings.port}"
@@ -73,13 +76,20 @@ class Guard:
         return ",".join(found)
 
     def _check_place(self, headers: Headers, origin: str | None, scope: Scope) -> None:
-        if sum(len(k) + len(v) for k, v in headers.raw) + len(scope.get("query_string", b"")) > self._settings.max_head_bytes:
+        if (
+            sum(len(k) + len(v) for k, v in headers.raw) + len(scope.get("query_string", b""))
+            > self._settings.max_head_bytes
+        ):
             raise Problem(431, f"headers: at most {self._settings.max_head_bytes} bytes", code="headers_too_large")
         hosts = headers.getlist("host")
         if len(hosts) != 1 or hosts[0].lower() not in self._hosts:
-            raise Problem(403, "Host is not on the allow-list of this gateway (setting: allowed hosts)", code="host_not_allowed")
+            raise Problem(
+                403, "Host is not on the allow-list of this gateway (setting: allowed hosts)", code="host_not_allowed"
+            )
         if origin is not None and origin not in self._cors:
-            raise Problem(403, "Origin is not on the CORS list of this gateway (setting: CORS origins)", code="origin_not_allowed")
+            raise Problem(
+                403, "Origin is not on the CORS list of this gateway (setting: CORS origins)", code="origin_not_allowed"
+            )
 
     def _preflight(self, scope: Scope, headers: Headers, origin: str | None) -> Response | None:
         """A browser's question before the request; it carries no token."""
@@ -96,7 +106,9 @@ class Guard:
         if not given:
             return None
         if not hmac.compare_digest(given[0].encode(), self._token):
-            raise _unauthorized("the token in the address is not this gateway's: it makes a new one each time it starts")
+            raise _unauthorized(
+                "the token in the address is not this gateway's: it makes a new one each time it starts"
+            )
         response = RedirectResponse("/", 303)
         response.set_cookie(self._cookie_name, self._cookie, path="/", httponly=True, samesite="strict")
         return response
@@ -105,7 +117,11 @@ class Guard:
         given = headers.getlist("authorization")
         if given:
             scheme, _, token = given[0].partition(" ")
-            if len(given) != 1 or scheme.lower() != "bearer" or not hmac.compare_digest(token.strip().encode(), self._token):
+            if (
+                len(given) != 1
+                or scheme.lower() != "bearer"
+                or not hmac.compare_digest(token.strip().encode(), self._token)
+            ):
                 raise _unauthorized("wrong token: use the one that the gateway printed when it started")
         elif not hmac.compare_digest(_cookie(headers, self._cookie_name).encode(), self._cookie.encode()):
             raise _unauthorized("no token: send `Authorization: Bearer <token>` (`api_key` in OpenAI clients)")
@@ -165,7 +181,9 @@ def _unauthorized(message: str) -> Problem:
 
 
 def _too_large(limit: int) -> Problem:
-    return Problem(413, f"the body is too large: at most {limit} bytes", code="body_too_large", headers={"Connection": "close"})
+    return Problem(
+        413, f"the body is too large: at most {limit} bytes", code="body_too_large", headers={"Connection": "close"}
+    )
 
 
 def _allowed_headers(headers: Headers) -> str:

@@ -79,7 +79,9 @@ def _listen(settings: GatewaySettings) -> socket.socket:
         sock.bind((settings.host, settings.port))
     except OSError as error:
         sock.close()
-        raise SettingsError(f"{settings.host}:{settings.port}: cannot listen: {error.strerror}; choose another port") from error
+        raise SettingsError(
+            f"{settings.host}:{settings.port}: cannot listen: {error.strerror}; choose another port"
+        ) from error
     sock.listen(2048)
     sock.setblocking(False)
     return sock

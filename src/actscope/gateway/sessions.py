@@ -21,9 +21,9 @@ class Flight:
     response: str
     logs: list[RequestLog]
     cancelled: bool = False
-    _on_cancel: list[Callable[[], None]] = field(default_factory=list)
+    _on_cancel: list[Callable[[], object]] = field(default_factory=list)
 
-    def on_cancel(self, abort: Callable[[], None]) -> None:
+    def on_cancel(self, abort: Callable[[], object]) -> None:
         """`abort` is called on cancellation, at once if that has already come."""
         self._on_cancel.append(abort)
         if self.cancelled:

@@ -60,12 +60,22 @@ class GatewaySettings:
             raise SettingsError(f"gateway port: expected 0 to 65535, found {self.port}")
         if len(self.token) < 8:
             raise SettingsError(f"gateway token: expected at least 8 characters, found {len(self.token)}")
-        for name in ("max_body_bytes", "max_head_bytes", "max_in_flight", "max_streams", "max_n", "log_requests", "log_positions"):
+        for name in (
+            "max_body_bytes",
+            "max_head_bytes",
+            "max_in_flight",
+            "max_streams",
+            "max_n",
+            "log_requests",
+            "log_positions",
+        ):
             if getattr(self, name) < 1:
                 raise SettingsError(f"gateway {name}: expected at least 1, found {getattr(self, name)}")
         for origin in self.cors_origins:
             if not origin.startswith(("http://", "https://")) or origin.endswith("/"):
-                raise SettingsError(f"gateway CORS origin: expected scheme://host[:port] with no slash after it, found {origin!r}")
+                raise SettingsError(
+                    f"gateway CORS origin: expected scheme://host[:port] with no slash after it, found {origin!r}"
+                )
 
     @property
     def hosts(self) -> frozenset[str]:

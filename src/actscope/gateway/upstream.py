@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,7 +47,9 @@ def find(target: str) -> Found | None:
     if not target:
         return next((Found(c.endpoint, c) for c in cards if c.endpoint), None)
     if target.startswith(("unix:", "http://", "https://")):
-        matching = [c for c in cards if c.endpoint == target] or [c for c in cards if c.kind == "vllm" and not c.endpoint]
+        matching = [c for c in cards if c.endpoint == target] or [
+            c for c in cards if c.kind == "vllm" and not c.endpoint
+        ]
         return Found(target, matching[0] if matching else None)
     return next((Found(c.endpoint, c) for c in cards if c.id == target), None)
 
@@ -62,6 +64,8 @@ class Engine:
         self.matcher: Matcher | None = None
         self._http = http
         self._base = base
+        self._users = 0
+        self._given_up = False
 
     @property
     def table(self) -> Table:
@@ -72,7 +76,9 @@ class Engine:
         self, method: str, path: str, body: bytes | None = None, headers: Mapping[str, str] | None = None
     ) -> aiohttp.ClientResponse:
         """One request; the answer's head has come, its body has not. Redirects are not followed, but refused."""
-        response = await self._http.request(method, self._base + path, data=body, headers=headers, allow_redirects=False)
+        response = await self._http.request(
+            method, self._base + path, data=body, headers=headers, allow_redirects=False
+        )
         if 300 <= response.status < 400:
             response.close()
             raise UpstreamError(f"the engine answered {response.status}: redirects are not followed")
@@ -93,10 +99,24 @@ class Engine:
             self.matcher.table = table
         return table
 
+    @contextlib.asynccontextmanager
+    async def in_use(self) -> AsyncIterator[None]:
+        """Keeps the connections open until the block is left, even if the engine is given up meanwhile."""
+        self._users += 1
+        try:
+            yield
+        finally:
+            self._users -= 1
+            if self._given_up and not self._users:
+                await self._http.close()
+
     async def close(self) -> None:
+        """Give the engine up. Answers that are being read end by themselves: aiohttp does not wake their readers."""
+        self._given_up = True
         if self.matcher:
             self.matcher.close()
-        await self._http.close()
+        if not self._users:
+            await self._http.close()
 
 
 def _open_http(endpoint: str) -> tuple[aiohttp.ClientSession, str]:

@@ -56,7 +56,7 @@ def render_small(values: np.ndarray, computed: bytes, special: list[bool], masks
     plain = True
     for cells, here, is_special in zip(values.tolist(), computed, special, strict=True):
         if here and not is_special and math.isfinite(sum(cells)):  # the ordinary row
-            rows.append([float("%.9g" % v) for v in cells])  # noqa: UP031 (twice as fast as an f-string)
+            rows.append([float(f"{v:.9g}") for v in cells])
             states.append("c" * len(cells))
             continue
         letters = "".join(_letter(v, here, is_special and mask) for v, mask in zip(cells, masks, strict=True))
@@ -157,10 +157,17 @@ class ChoiceView:
         return columns if self._wanted is None else columns.pick(self._wanted)
 
 
-def whole(log: RequestLog, texts: TokenTexts, wanted: tuple[str, ...] | None = None, prompt: bool = True) -> dict[str, Any]:
+def whole(
+    log: RequestLog, texts: TokenTexts, wanted: tuple[str, ...] | None = None, prompt: bool = True
+) -> dict[str, Any]:
     """All of one choice at once, in the non-streaming shape; `final` when it has ended."""
     payload = ChoiceView(log, texts, wanted, prompt).payload(final=log.state != "running")
-    return payload or {"v": VERSION, "request": log.request, "prompt_tokens": None, "probes": log.first_columns.header()}
+    return payload or {
+        "v": VERSION,
+        "request": log.request,
+        "prompt_tokens": None,
+        "probes": log.first_columns.header(),
+    }
 
 
 # Events
@@ -199,11 +206,15 @@ def _score_event(log: RequestLog, a: int, b: int) -> dict[str, Any]:
 def usage(log: RequestLog) -> dict[str, int]:
     """Token counts in OpenAI's shape."""
     prompt = log.n_prompt or 0
-    return {"prompt_tokens": prompt, "completion_tokens": log.completion_tokens, "total_tokens": prompt + log.completion_tokens}
+    return {
+        "prompt_tokens": prompt,
+        "completion_tokens": log.completion_tokens,
+        "total_tokens": prompt + log.completion_tokens,
+    }
 
 
 def summary(log: RequestLog) -> dict[str, dict[str, Any]]:
-    """For each probe, over its computed cells: the maximum and its position, the mean, how many exceed the threshold."""
+    """For each probe, over its computed cells: maximum and its position, mean, how many exceed the threshold."""
     n = len(log.scores)
     columns = log.scores.columns_over(0, n)
     if not n or not columns.ids:
@@ -213,7 +224,8 @@ def summary(log: RequestLog) -> dict[str, dict[str, Any]]:
     special = np.array([t in log.special for t in log.tokens[:n]], bool)
     usable = here & np.isfinite(values) & ~(special[:, None] & np.array(columns.masks, bool)[None, :])
     return {
-        name: _summary_of(values[:, i], np.flatnonzero(usable[:, i]), columns.thresholds[i]) for i, name in enumerate(columns.ids)
+        name: _summary_of(values[:, i], np.flatnonzero(usable[:, i]), columns.thresholds[i])
+        for i, name in enumerate(columns.ids)
     }
 
 

@@ -5,6 +5,16 @@ from actscope.probes.format import Probe, ProbeInfo, find_probes, load_probe, lo
 from actscope.probes.score import ACTIVATIONS, score
 
 __all__ = [
-    "ACTIVATIONS", "Bank", "ModelFacts", "Probe", "ProbeInfo",
-    "describe", "find_probes", "load_probe", "load_probes", "probe_from_json", "save_probe", "score",
+    "ACTIVATIONS",
+    "Bank",
+    "ModelFacts",
+    "Probe",
+    "ProbeInfo",
+    "describe",
+    "find_probes",
+    "load_probe",
+    "load_probes",
+    "probe_from_json",
+    "save_probe",
+    "score",
 ]

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 import msgspec
 
 from actscope.errors import ProbeError
-from actscope.sites import Site
 from actscope.probes.format import Probe, ProbeInfo
+from actscope.sites import Site
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,9 @@ class Bank:
         if slot is None:
             free = set(range(self.width)) - self._slots.keys()
             if not free:
-                raise ProbeError(f"all {self.width} columns are taken; remove a probe first, or start with a wider bank")
+                raise ProbeError(
+                    f"all {self.width} columns are taken; remove a probe first, or start with a wider bank"
+                )
             slot = min(free)
         self._slots[slot] = probe
         self.generation += 1
@@ -61,7 +63,9 @@ class Bank:
         """Raise ProbeError, with both sides named, unless the probe was made for this model."""
         info, facts = probe.info, self.facts
         if probe.d != facts.d_model:
-            raise ProbeError(f"probe {info.id!r} reads rows of width {probe.d}; {facts.name} has d_model {facts.d_model}")
+            raise ProbeError(
+                f"probe {info.id!r} reads rows of width {probe.d}; {facts.name} has d_model {facts.d_model}"
+            )
         layer = Site.parse(info.site).layer
         if layer is not None and layer >= facts.n_layers:
             raise ProbeError(f"probe {info.id!r} is at {info.site}; {facts.name} has layers 0 to {facts.n_layers - 1}")

@@ -21,8 +21,8 @@ import msgspec
 import numpy as np
 
 from actscope.errors import ProbeError, SiteError
-from actscope.sites import Site
 from actscope.probes.score import ACTIVATIONS, score
+from actscope.sites import Site
 
 MAX_WIDTH = 1 << 17  # a row wider than any model's; a cap before allocation
 MAX_FILE_BYTES = 64 << 20
@@ -89,7 +89,8 @@ class Probe:
     def score(self, rows: np.ndarray) -> np.ndarray:
         """Scores float32 [n] of rows [n, d]."""
         info = self.info
-        return score(rows, self.weight[:, None], np.float32([info.bias]), [info.activation], np.float32([info.jump]))[:, 0]
+        bias, jump = np.array([info.bias], np.float32), np.array([info.jump], np.float32)
+        return score(rows, self.weight[:, None], bias, [info.activation], jump)[:, 0]
 
     def verify(self) -> None:
         """Score the test vectors; raises ProbeError when one differs from what the probe's maker expected."""
@@ -110,7 +111,9 @@ class Probe:
 def _check_info(info: ProbeInfo) -> None:
     where = f"probe {info.id!r}"
     if not _ID.fullmatch(info.id):
-        raise ProbeError(f"{where}: an id is 1 to 64 letters, digits, '.', '_' or '-', beginning with a letter or digit")
+        raise ProbeError(
+            f"{where}: an id is 1 to 64 letters, digits, '.', '_' or '-', beginning with a letter or digit"
+        )
     if info.activation not in ACTIVATIONS:
         raise ProbeError(f"{where}: activation {info.activation!r} is not one of {', '.join(ACTIVATIONS)}")
     if info.token_mask not in ("none", "special"):
@@ -201,7 +204,7 @@ def _site_of_json(data: Any, layer_in_name: int | None) -> str:
     if named:
         return f"layers.{int(named[1])}.resid_{named[3] or 'post'}"
     if layer_in_name is None:
-        raise ProbeError("which layer? name the file enc_<layer>_<name>.json, or put \"site\" in it")
+        raise ProbeError('which layer? name the file enc_<layer>_<name>.json, or put "site" in it')
     return f"layers.{layer_in_name}.resid_post"
 
 

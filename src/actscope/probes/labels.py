@@ -55,7 +55,9 @@ def _read_line(raw: bytes, where: str) -> LabelledText:
     try:
         line = msgspec.json.decode(raw, type=_Line)
     except msgspec.DecodeError as error:
-        raise ProbeError(f'{where}: expected {{"text": ..., "spans": {{label: [[start, end], ...]}}}}: {error}') from error
+        raise ProbeError(
+            f'{where}: expected {{"text": ..., "spans": {{label: [[start, end], ...]}}}}: {error}'
+        ) from error
     spans = dict(line.spans or {})
     for name, holds in (line.label or {}).items():
         spans[name] = ((0, len(line.text)),) if holds else ()
@@ -64,7 +66,9 @@ def _read_line(raw: bytes, where: str) -> LabelledText:
     for name, ranges in spans.items():
         outside = next((r for r in ranges if not 0 <= r[0] < r[1] <= len(line.text)), None)
         if outside is not None:
-            raise ProbeError(f"{where}: span {list(outside)} of {name!r} is not inside the text of {len(line.text)} characters")
+            raise ProbeError(
+                f"{where}: span {list(outside)} of {name!r} is not inside the text of {len(line.text)} characters"
+            )
     return LabelledText(line.text, spans)
 
 

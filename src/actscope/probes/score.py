@@ -24,9 +24,9 @@ def score(
 def activate(z: np.ndarray, activation: str, jump: float = 0.0) -> np.ndarray:
     """Apply one activation elementwise."""
     if activation == "relu":
-        return np.maximum(z, 0)
+        return np.asarray(np.maximum(z, 0))
     if activation == "sigmoid":
-        return 1 / (1 + np.exp(-np.clip(z, -80, 80)))
+        return np.asarray(1 / (1 + np.exp(-np.clip(z, -80, 80))))
     if activation == "jumprelu":
         return np.where(z > jump, z, 0)
     return z

@@ -1,4 +1,10 @@
-"""Fitting a probe: regularised logistic regression on standardised rows, folded into one direction and a bias."""
+"""Fitting a probe: Fisher's linear discriminant, with a logistic curve through its scores.
+
+The direction is `inverse(covariance) @ (mean of positives - mean of negatives)` (Fisher 1936, "The use of multiple
+measurements in taxonomic problems"; on activations: Marks & Tegmark 2023, "The Geometry of Truth"). The covariance is shared by
+all labels of a site, so that many labels, and their shuffled controls, cost one factorisation. Scale and bias come from
+logistic regression on the one number that remains (Platt 1999).
+"""
 
 from __future__ import annotations
 
@@ -32,6 +38,28 @@ class Examples:
 
 
 @dataclass(frozen=True, slots=True)
+class Covariance:
+    """The covariance of a site's fitting rows, shrunk towards a multiple of the identity: float64 [d, d]."""
+
+    matrix: np.ndarray
+
+    @classmethod
+    def of(cls, rows: np.ndarray, texts: np.ndarray, shrinkage: float = 1e-3) -> Covariance:
+        """From rows float32 [n, d]; only the texts that fit take part."""
+        train = rows[_place_of(texts) < FIT]
+        centred = train - train.mean(0)
+        matrix = (centred.T @ centred).astype(np.float64) / max(1, len(train) - 1)
+        d = len(matrix)
+        return cls((1 - shrinkage) * matrix + shrinkage * np.trace(matrix) / d * np.eye(d))
+
+    def discriminant(self, rows: np.ndarray, labels: np.ndarray) -> np.ndarray:
+        """Fisher's direction, float32 [d], of unit length."""
+        difference = rows[labels].mean(0, dtype=np.float64) - rows[~labels].mean(0, dtype=np.float64)
+        direction = np.linalg.solve(self.matrix, difference)
+        return np.asarray(direction / (np.linalg.norm(direction) + 1e-30), np.float32)
+
+
+@dataclass(frozen=True, slots=True)
 class Fit:
     """A direction and how well it separates: AUROC on the choosing texts, on the held-out ones, and of the control.
 
@@ -56,7 +84,9 @@ def _place_of(texts: np.ndarray) -> np.ndarray:
     return ((texts.astype(np.uint64) * np.uint64(2654435761)) % np.uint64(1 << 32)).astype(np.float64) / (1 << 32)
 
 
-def fit(examples: Examples, *, what: str = "label", c: float = 0.05, seed: int = 0, with_control: bool = True) -> Fit:
+def fit(
+    examples: Examples, covariance: Covariance, *, what: str = "label", seed: int = 0, with_control: bool = True
+) -> Fit:
     """Fit, choose a threshold at 1 % false positives, and measure on texts that took no part in either.
 
     Raises ProbeError when a part holds fewer than 20 rows of either class.
@@ -69,10 +99,10 @@ def fit(examples: Examples, *, what: str = "label", c: float = 0.05, seed: int =
                 f"{what}: the {name} texts have {positive} positive tokens of {n}; at least {MIN_EXAMPLES} of each kind "
                 "are needed; give more text"
             )
-    weight, bias = _logistic(train.rows, train.labels, c)
+    weight, bias = _calibrate(covariance.discriminant(train.rows, train.labels), train)
     threshold = float(np.quantile(_sigmoid(choosing.rows @ weight + bias)[~choosing.labels], 1 - TARGET_FPR))
     scores = _sigmoid(held.rows @ weight + bias)
-    control = [_control(train, held, c, seed + run) for run in range(CONTROL_RUNS if with_control else 0)]
+    control = [_control(covariance, train, held, seed + run) for run in range(CONTROL_RUNS if with_control else 0)]
     return Fit(
         weight=weight,
         bias=bias,
@@ -95,7 +125,7 @@ def to_probe(result: Fit, *, label: str, site: str, model: str, revision: str) -
         activation="sigmoid",
         bias=result.bias,
         label=label.replace("_", " "),
-        description=f"logistic probe for {label!r}, trained on labelled text; {result.recall:.0%} found at the threshold",
+        description=f"linear probe for {label!r}, trained on labelled text; {result.recall:.0%} found at the threshold",
         threshold=round(result.threshold, 4),
         fpr=round(result.fpr, 4),
         range=(0.0, 1.0),
@@ -108,22 +138,21 @@ def to_probe(result: Fit, *, label: str, site: str, model: str, revision: str) -
     return Probe(info, result.weight, *result.examples)
 
 
-def _logistic(rows: np.ndarray, labels: np.ndarray, c: float) -> tuple[np.ndarray, float]:
+def _calibrate(direction: np.ndarray, train: Examples) -> tuple[np.ndarray, float]:
+    """Weight and bias so that the sigmoid of a score is the chance of the label, were both classes equally frequent."""
     try:
         from sklearn.linear_model import LogisticRegression
     except ImportError as error:
         raise MissingExtra("probes", "scikit-learn") from error
-    mean, scale = rows.mean(0), rows.std(0) + 1e-6
-    model = LogisticRegression(C=c, class_weight="balanced", max_iter=500, tol=1e-3)
-    model.fit((rows - mean) / scale, labels)
-    weight = model.coef_[0] / scale
-    return weight.astype(np.float32), float(model.intercept_[0] - weight @ mean)
+    along = (train.rows @ direction)[:, None].astype(np.float64)
+    spread = float(along.std()) or 1.0
+    curve = LogisticRegression(class_weight="balanced").fit(along / spread, train.labels)
+    return (direction * (curve.coef_[0, 0] / spread)).astype(np.float32), float(curve.intercept_[0])
 
 
-def _control(train: Examples, held: Examples, c: float, seed: int) -> float:
+def _control(covariance: Covariance, train: Examples, held: Examples, seed: int) -> float:
     shuffled = np.random.default_rng(seed).permutation(train.labels)
-    weight, _ = _logistic(train.rows, shuffled, c)
-    return _auroc(held.labels, held.rows @ weight)
+    return _auroc(held.labels, held.rows @ covariance.discriminant(train.rows, shuffled))
 
 
 def _test_vectors(held: Examples, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

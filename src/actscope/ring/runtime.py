@@ -133,7 +133,7 @@ def _cards(directory: Path) -> Iterator[EngineCard]:
             try:
                 yield read_card(path)
             except RingError as error:
-                _log.warning("left out: %s", error)
+                _log.warning("left out %s: %s", path, error)
 
 
 def _engine_lives(card: EngineCard) -> bool:

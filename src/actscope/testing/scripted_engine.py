@@ -1,9 +1,6 @@
-"""An engine without a model: the upstream dialect, a real ring, known tokens and scores, and faults on command.
+"""The scripted engine as a process: `python -m actscope.testing.scripted_engine [--model NAME]`.
 
-    python -m actscope.testing.scripted_engine [--model NAME]
-
-It prints its card's id when it is up. A request's body may hold `"scripted": {…}` (see `Script`), which says what is to go
-wrong. The score of every row is `score(request, position, token id, slot)`, so that a test can tell a wrong label.
+It prints its card's id and its address when it is up, and ends on SIGTERM or SIGINT.
 """
 
 from __future__ import annotations
@@ -12,255 +9,12 @@ import argparse
 import asyncio
 import contextlib
 import json
-import os
-import secrets
-import tempfile
-import time
-import zlib
-from collections.abc import AsyncIterator, Iterator
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
 
-import msgspec
-import numpy as np
 from aiohttp import web
 
-from actscope.clock import boot_id
-from actscope.frames import ROW_META, SCORES, Frame, RowFlag, Span, SpanFlag, Step
-from actscope.ring.host import RingSpec, RingWriter
-from actscope.ring.process import process_start
-from actscope.ring.runtime import EngineCard, publish_card, publish_table, runtime_dir, sweep, withdraw_card
-from actscope.testing.scripted_tokens import BOS, EOS, SPECIAL_IDS, ScriptedTokens
-
-WIDTH = 8
-MAX_CONTEXT = 40_000
-
-#: What it says, again and again; the snowflake is three tokens of one byte each.
-SENTENCE = " snow falls on the quiet hill ❄ and the river sleeps."
-
-FIRST_PROBES: tuple[dict[str, Any], ...] = (
-    {"id": "danger", "site": "layers.3.resid_post", "threshold": 0.5, "fpr": 0.01, "token_mask": "special"},
-    {"id": "joy", "site": "layers.5.resid_post", "token_mask": "none"},
-)
-
-
-class Script(msgspec.Struct, forbid_unknown_fields=True):
-    """What a request is to do. Positions are absolute; counts are of generated tokens."""
-
-    eos_after: int | None = None
-    delay: float = 0.0
-    """Seconds before each token."""
-    tokens_per_chunk: int = 1
-    die_after: int | None = None
-    """The whole process ends, as if killed."""
-    hang_up_after: int | None = None
-    """The connection closes without an end."""
-    error_after: int | None = None
-    """An error event, then the end."""
-    hold_after: int | None = None
-    """Wait for POST /scripted/release."""
-    wrong_token_at: int | None = None
-    missing_rows: list[int] = []
-    nan_at: int | None = None
-    inf_at: int | None = None
-    cached: int = 0
-    """The first so many prompt positions are not computed."""
-    late_rows: float = 0.0
-    """Seconds by which rows come after their tokens."""
-    twice_at: int | None = None
-    """This row is computed again, with another score."""
-    refuse: int | None = None
-    """Answer with this status."""
-    redirect: str | None = None
-    stamp: bool = False
-    """Each chunk carries `sent_ns`, CLOCK_MONOTONIC just before it is sent: for measuring what a gateway adds."""
-
-
-def score(request: str, position: int, token_id: int, slot: int) -> float:
-    """The score that this engine gives: a float32 in [0, 1) that no other row of a test is likely to have."""
-    mixed = zlib.crc32(f"{request}/{position}/{token_id}/{slot}".encode())
-    return float(np.float32(mixed / 2**32))
-
-
-@dataclass(slots=True)
-class Sequence:
-    """One choice: its tokens so far, and what it was asked for."""
-
-    request: str
-    prompt: list[int]
-    n_tokens: int
-    ends: bool
-    script: Script
-    words: Iterator[int]
-    tokens: list[int] = field(default_factory=list)
-    told: int = 0
-
-    @property
-    def finish_reason(self) -> str | None:
-        if len(self.tokens) < self.n_tokens:
-            return None
-        return "stop" if self.ends else "length"
-
-    def next_token(self) -> int:
-        last = len(self.tokens) == self.n_tokens - 1
-        token = EOS if last and self.ends else next(self.words)
-        self.tokens.append(token)
-        return token
-
-
-class ScriptedEngine:
-    """Tokens, scores and the ring. One event loop runs everything, so steps are never interleaved."""
-
-    def __init__(self, model: str) -> None:
-        sweep()
-        self.model = model
-        self.tokens = ScriptedTokens()
-        self.ring = RingWriter.create(RingSpec(1 << 17, WIDTH, 1 << 15, 1 << 15))
-        self.generation = 0
-        self.probes: dict[int, dict[str, Any]] = {}
-        self.released = asyncio.Event()
-        self.last_headers: dict[str, str] = {}
-        self.aborted: list[str] = []
-        self._step = 0
-        self._directory = tempfile.TemporaryDirectory(prefix="actscope-scripted-")
-        self.tokens.save(Path(self._directory.name))
-        self.card = self._make_card()
-        for slot, probe in enumerate(FIRST_PROBES):
-            self.probes[slot] = described(probe)
-        self.new_generation()
-
-    def _make_card(self) -> EngineCard:
-        name = secrets.token_hex(8)
-        pid = os.getpid()
-        return EngineCard(
-            id=name,
-            pid=pid,
-            pid_start=process_start(pid) or 0,
-            kind="hf",
-            model=self.model,
-            revision="0",
-            device="cpu",
-            dtype="float32",
-            n_layers=6,
-            d_model=4,
-            max_context=MAX_CONTEXT,
-            special_ids=list(SPECIAL_IDS),
-            tokenizer=self._directory.name,
-            ring=self.ring.name,
-            endpoint=f"unix:{runtime_dir() / f'engine-{name}.sock'}",
-            started_ns=time.time_ns(),
-            boot_id=boot_id(),
-        )
-
-    def close(self) -> None:
-        withdraw_card(self.card)
-        self.ring.close()
-        self._directory.cleanup()
-
-    def table(self) -> dict[str, Any]:
-        return {"generation": self.generation, "probes": [{"slot": s, **p} for s, p in sorted(self.probes.items())]}
-
-    def new_generation(self) -> None:
-        self.generation += 1
-        publish_table(self.card.id, msgspec.json.encode(self.table()), self.generation)
-
-    # Rows
-
-    def compute(self, seq: Sequence, first: int, last: int) -> None:
-        """One pass over positions `first .. last`: rows into the ring."""
-        every = (seq.prompt + seq.tokens)[first:last]
-        keep = [i for i in range(first, last) if i not in seq.script.missing_rows and i >= seq.script.cached]
-        for start, stop in _runs(keep):
-            self._publish(seq, start, every[start - first : stop - first], RowFlag(0))
-        if seq.script.twice_at is not None and first <= seq.script.twice_at < last:
-            at = seq.script.twice_at
-            self._publish(seq, at, [every[at - first] + 1], RowFlag.RECOMPUTED)
-
-    def _publish(self, seq: Sequence, position: int, ids: list[int], flags: RowFlag) -> None:
-        self._step += 1
-        meta = np.zeros(len(ids), ROW_META)
-        meta["position"] = np.arange(position, position + len(ids))
-        meta["token_id"] = ids
-        meta["flags"] = int(flags) | (RowFlag.PREFILL if position < len(seq.prompt) else 0)
-        meta["step"] = self._step
-        rows = np.array([self._row(seq, position + i, t) for i, t in enumerate(ids)], np.float32)
-        if seq.script.wrong_token_at is not None and position <= seq.script.wrong_token_at < position + len(ids):
-            meta["token_id"][seq.script.wrong_token_at - position] += 1
-        span = Span(seq.request, position, len(ids), 0, SpanFlag.FIRST if not position else SpanFlag(0), len(seq.prompt))
-        self.ring.write(Step(self._step, time.monotonic_ns(), (span,), meta, self.generation), [Frame(SCORES, rows)])
-
-    def _row(self, seq: Sequence, position: int, token_id: int) -> list[float]:
-        row = [score(seq.request, position, token_id, s) if s in self.probes else float("nan") for s in range(WIDTH)]
-        if position == seq.script.nan_at:
-            row[1] = float("nan")
-        if position == seq.script.inf_at:
-            row[1] = float("inf")
-        return row
-
-    def end(self, seq: Sequence, aborted: bool = False) -> None:
-        self._step += 1
-        flags = SpanFlag.END | (SpanFlag.ABORTED if aborted else SpanFlag(0))
-        span = Span(seq.request, len(seq.prompt) + len(seq.tokens), 0, 0, flags, len(seq.prompt))
-        empty = np.zeros(0, ROW_META)
-        rows = np.zeros((0, WIDTH), np.float32)
-        self.ring.write(Step(self._step, time.monotonic_ns(), (span,), empty, self.generation), [Frame(SCORES, rows)])
-        if aborted:
-            self.aborted.append(seq.request)
-
-    async def run(self, seq: Sequence) -> AsyncIterator[list[int]]:
-        """The tokens of one choice in chunks, each after the rows of the pass that it was sampled from."""
-        computed = 0
-        while seq.finish_reason is None:
-            await self._faults(seq)
-            chunk = []
-            while len(chunk) < seq.script.tokens_per_chunk and seq.finish_reason is None:
-                have = len(seq.prompt) + len(seq.tokens)
-                self._compute_soon(seq, computed, have)
-                computed = have
-                chunk.append(seq.next_token())
-            yield chunk
-        self._end_soon(seq)
-
-    def _compute_soon(self, seq: Sequence, first: int, last: int) -> None:
-        if seq.script.late_rows:
-            asyncio.get_running_loop().call_later(seq.script.late_rows, self.compute, seq, first, last)
-        else:
-            self.compute(seq, first, last)
-
-    def _end_soon(self, seq: Sequence) -> None:
-        if seq.script.late_rows:
-            asyncio.get_running_loop().call_later(seq.script.late_rows, self.end, seq)
-        else:
-            self.end(seq)
-
-    async def _faults(self, seq: Sequence) -> None:
-        n, script = len(seq.tokens), seq.script
-        if script.die_after == n:
-            os._exit(137)
-        if script.hang_up_after == n:
-            raise ConnectionAbortedError
-        if script.error_after == n:
-            raise RuntimeError("scripted error")
-        if script.hold_after == n:
-            await self.released.wait()
-        await asyncio.sleep(script.delay)
-
-
-def described(probe: dict[str, Any]) -> dict[str, Any]:
-    """A probe as `GET /v1/actscope/probes` shows it."""
-    layer = int(probe["site"].split(".")[1])
-    base = {"label": probe["id"], "description": "", "layer": layer, "activation": "identity", "bias": 0.0}
-    return {**base, "range": [0.0, 1.0], "signed": False, "token_mask": "none", **probe}
-
-
-def _runs(positions: list[int]) -> Iterator[tuple[int, int]]:
-    start = None
-    for i, position in enumerate(positions):
-        start = position if start is None else start
-        if i + 1 == len(positions) or positions[i + 1] != position + 1:
-            yield start, position + 1
-            start = None
+from actscope.ring.runtime import publish_card
+from actscope.testing.scripted import ScriptedEngine
+from actscope.testing.scripted_http import make_app
 
 
 def main() -> None:
@@ -270,8 +24,6 @@ def main() -> None:
 
 
 async def _serve(model: str) -> None:
-    from actscope.testing.scripted_http import make_app
-
     engine = ScriptedEngine(model)
     runner = web.AppRunner(make_app(engine), handler_cancellation=True)
     await runner.setup()
@@ -291,5 +43,3 @@ async def _serve(model: str) -> None:
 
 if __name__ == "__main__":
     main()
-
-__all__ = ["BOS", "EOS", "FIRST_PROBES", "SENTENCE", "WIDTH", "Script", "ScriptedEngine", "Sequence", "described", "score"]

@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 from aiohttp import web
 
-from actscope.testing.scripted_engine import MAX_CONTEXT, SENTENCE, Script, ScriptedEngine, Sequence, described
+from actscope.testing.scripted import MAX_CONTEXT, SENTENCE, Script, ScriptedEngine, Sequence, described
 from actscope.testing.scripted_tokens import ASSISTANT, BOS, USER
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -52,7 +52,9 @@ class ScriptedHttp:
         return web.json_response({"status": "ok"})
 
     async def models(self, request: web.Request) -> web.Response:
-        return web.json_response({"object": "list", "data": [{"id": self._engine.model, "object": "model", "created": 0, "owned_by": "x"}]})
+        return web.json_response(
+            {"object": "list", "data": [{"id": self._engine.model, "object": "model", "created": 0, "owned_by": "x"}]}
+        )
 
     async def release(self, request: web.Request) -> web.Response:
         self._engine.released.set()
@@ -129,7 +131,9 @@ class ScriptedCall:
 
     def _requests(self) -> list[tuple[str, list[int]]]:
         n = self.body.get("n") or 1
-        stems = [(self.id, self._render())] if self.chat else [(f"{self.id}-{i}", p) for i, p in enumerate(self._prompts())]
+        stems = (
+            [(self.id, self._render())] if self.chat else [(f"{self.id}-{i}", p) for i, p in enumerate(self._prompts())]
+        )
         return [(stem if n == 1 else f"{i}_{stem}", prompt) for stem, prompt in stems for i in range(n)]
 
     def _render(self) -> list[int]:
@@ -156,7 +160,9 @@ class ScriptedCall:
             async for _ in self.engine.run(seq):
                 pass
             texts.append(b"".join(self.engine.tokens.bytes_of[t] for t in seq.tokens).decode("utf-8", "replace"))
-        choices = [self._whole_choice(i, seq, text) for i, (seq, text) in enumerate(zip(self.sequences, texts, strict=True))]
+        choices = [
+            self._whole_choice(i, seq, text) for i, (seq, text) in enumerate(zip(self.sequences, texts, strict=True))
+        ]
         answer = self._envelope(choices, "") | {"usage": self._usage()}
         if self.chat and self._ids_wanted:
             answer["prompt_token_ids"] = self.sequences[0].prompt
@@ -182,7 +188,9 @@ class ScriptedCall:
             request.transport.close()
             return response
         except RuntimeError as error:
-            await self._send(response, {"error": {"message": str(error), "type": "server_error", "param": None, "code": 500}})
+            await self._send(
+                response, {"error": {"message": str(error), "type": "server_error", "param": None, "code": 500}}
+            )
             return response
         if (self.body.get("stream_options") or {}).get("include_usage"):
             await self._send(response, self._envelope([], ".chunk") | {"usage": self._usage()})

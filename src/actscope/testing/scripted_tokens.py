@@ -50,7 +50,15 @@ class ScriptedTokens:
     def save(self, directory: Path) -> None:
         """Write `tokenizer.json`."""
         added = [
-            {"id": i, "content": name, "single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+            {
+                "id": i,
+                "content": name,
+                "single_word": False,
+                "lstrip": False,
+                "rstrip": False,
+                "normalized": False,
+                "special": True,
+            }
             for i, name in enumerate(SPECIAL)
         ]
         level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}

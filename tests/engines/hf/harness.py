@@ -26,14 +26,20 @@ class Harness:
         self.outputs: dict[str, list[Output]] = defaultdict(list)
         self._changed = threading.Condition()
         self.engine = Engine(
-            loaded, sink=self.sink, deliver=self._deliver, probes=options.pop("probes", ()), options=EngineOptions(**options)
+            loaded,
+            sink=self.sink,
+            deliver=self._deliver,
+            probes=options.pop("probes", ()),
+            options=EngineOptions(**options),
         )
 
     def __enter__(self) -> Harness:
         self.engine.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.engine.close()
 
     def _deliver(self, outputs: list[Output]) -> None:
@@ -81,7 +87,10 @@ class Harness:
                     assert meta["span"] == i
                     assert position == span.first_position + r - span.offset
                     assert position not in found
-                    found[position] = int(meta["token_id"]), {f.site: torch.as_tensor(f.rows[r]).float().numpy() for f in frames}
+                    found[position] = (
+                        int(meta["token_id"]),
+                        {f.site: torch.as_tensor(f.rows[r]).float().numpy() for f in frames},
+                    )
         return found
 
     def scores(self, name: str) -> np.ndarray:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import pytest
+from harness import Harness, random_prompts
+from tiny import tiny
 
 from actscope.engines.hf.request import Request, Sampling
 from actscope.errors import RequestRefused
 from actscope.frames import SpanFlag
-from harness import Harness, random_prompts
-from tiny import tiny
 
 
 @pytest.fixture(scope="module")
@@ -123,7 +123,9 @@ def test_a_prompt_too_long_for_the_context_is_refused_with_the_arithmetic(loaded
 def test_penalties_change_what_is_drawn(loaded) -> None:
     with Harness(loaded) as run:
         run.submit("plain", [1, 2, 3], max_tokens=40)
-        run.submit("penalised", [1, 2, 3], max_tokens=40, frequency_penalty=2.0, presence_penalty=2.0, repetition_penalty=1.5)
+        run.submit(
+            "penalised", [1, 2, 3], max_tokens=40, frequency_penalty=2.0, presence_penalty=2.0, repetition_penalty=1.5
+        )
         run.wait_end("plain", "penalised")
     assert len(set(run.ids("penalised"))) > len(set(run.ids("plain")))
 

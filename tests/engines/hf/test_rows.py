@@ -7,11 +7,11 @@ import threading
 import numpy as np
 import pytest
 import torch
+from harness import Harness, hidden_states, random_probes, random_prompts
+from tiny import ARCHITECTURES, tiny
 
 from actscope.frames import SCORES
 from actscope.sites import select
-from harness import Harness, hidden_states, random_probes, random_prompts
-from tiny import ARCHITECTURES, tiny
 
 #: bfloat16 keeps 8 bits: batched and padded matmuls may round otherwise than a plain run does, once a layer.
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.15}

@@ -48,6 +48,14 @@ def tiny(architecture: str, dtype: torch.dtype = torch.float32) -> LoadedModel:
         model = Gemma2ForCausalLM(Gemma2Config(**_SMALL, head_dim=16, sliding_window=16))
     else:
         model = GPT2LMHeadModel(
-            GPT2Config(vocab_size=VOCABULARY, n_embd=64, n_layer=4, n_head=4, n_positions=512, bos_token_id=256, eos_token_id=257)
+            GPT2Config(
+                vocab_size=VOCABULARY,
+                n_embd=64,
+                n_layer=4,
+                n_head=4,
+                n_positions=512,
+                bos_token_id=256,
+                eos_token_id=257,
+            )
         )
     return adopt(model.to(dtype), byte_tokenizer(), name=f"tiny/{architecture}")

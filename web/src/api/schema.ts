@@ -4,6 +4,86 @@
  */
 
 export interface paths {
+    "/v1/chat/completions": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Create Chat Completion
+         * @description Chat completion; with `actscope` in the body, scores ride on `choices[i].actscope`.
+         */
+        post: operations["createChatCompletion"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/v1/completions": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Create Completion
+         * @description Plain completion; with `actscope` in the body, scores ride on `choices[i].actscope`.
+         */
+        post: operations["createCompletion"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/v1/models": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * List Models
+         * @description The engine's models.
+         */
+        get: operations["listModels"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/health": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Get Health
+         * @description Whether the gateway serves, and whether it has an engine.
+         */
+        get: operations["getHealth"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/v1/actscope/info": {
         parameters: {
             query?: never;
@@ -11,7 +91,11 @@ export interface paths {
             path?: never;
             cookie?: never;
         };
-        get: operations["info"];
+        /**
+         * Get Info
+         * @description The engine behind the gateway, the gateway's limits, and what came out of the ring.
+         */
+        get: operations["getInfo"];
         put?: never;
         post?: never;
         delete?: never;
@@ -27,10 +111,38 @@ export interface paths {
             path?: never;
             cookie?: never;
         };
-        get: operations["probes"];
+        /**
+         * List Probes
+         * @description The probes that the engine has loaded.
+         */
+        get: operations["listProbes"];
         put?: never;
         post?: never;
         delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/v1/actscope/probes/{id}": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        /**
+         * Put Probe
+         * @description Add a probe, or swap it for the one of that id, while the engine runs.
+         */
+        put: operations["putProbe"];
+        post?: never;
+        /**
+         * Delete Probe
+         * @description Remove a probe while the engine runs.
+         */
+        delete: operations["deleteProbe"];
         options?: never;
         head?: never;
         patch?: never;
@@ -43,7 +155,11 @@ export interface paths {
             path?: never;
             cookie?: never;
         };
-        get: operations["requests"];
+        /**
+         * List Requests
+         * @description The requests in flight and the recent ones, whoever sent them, newest first.
+         */
+        get: operations["listRequests"];
         put?: never;
         post?: never;
         delete?: never;
@@ -56,15 +172,41 @@ export interface paths {
         parameters: {
             query?: never;
             header?: never;
-            path: {
-                id: string;
-            };
+            path?: never;
             cookie?: never;
         };
-        get?: never;
+        /**
+         * Get Request
+         * @description All of one request at once.
+         */
+        get: operations["getRequest"];
         put?: never;
         post?: never;
-        delete: operations["cancel"];
+        /**
+         * Cancel Request
+         * @description Cancel a request in flight, with all its choices; one that has ended stays as it is.
+         */
+        delete: operations["cancelRequest"];
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/v1/actscope/requests/{id}/events": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Watch Request
+         * @description The events of a request, its own client's or another's, from the start or from where a client left off.
+         */
+        get: operations["watchRequest"];
+        put?: never;
+        post?: never;
+        delete?: never;
         options?: never;
         head?: never;
         patch?: never;
@@ -74,67 +216,754 @@ export interface paths {
 export type webhooks = Record<string, never>;
 export interface components {
     schemas: {
-        ErrorBody: {
-            error: {
-                message: string;
-                type?: string | null;
-                param?: string | null;
-                code?: string | null;
+        /**
+         * ActscopePayload
+         * @description `choices[i].actscope`.
+         */
+        ActscopePayload: {
+            /**
+             * V
+             * @constant
+             */
+            v: 1;
+            /**
+             * Request
+             * @description id for /v1/actscope/requests; on the first payload of a choice
+             */
+            request?: string | null;
+            /** Prompt Tokens */
+            prompt_tokens?: number | null;
+            /**
+             * Probes
+             * @description on the first payload, and whenever the set of probes changes
+             */
+            probes?: components["schemas"]["ProbeHeader"][] | null;
+            tokens?: components["schemas"]["TokenBlock"] | null;
+            scores?: components["schemas"]["ScoreBlock"] | null;
+            /** @description on the last payload of a choice */
+            final?: components["schemas"]["Final"] | null;
+        };
+        /** AnswerMessage */
+        AnswerMessage: {
+            /** Role */
+            role?: string | null;
+            /** Content */
+            content?: string | null;
+        } & {
+            [key: string]: unknown;
+        };
+        /** ChatChunkChoice */
+        ChatChunkChoice: {
+            /** Index */
+            index: number;
+            delta: components["schemas"]["AnswerMessage"];
+            /**
+             * Finish Reason
+             * @default null
+             */
+            finish_reason: string | null;
+            /** @default null */
+            actscope: components["schemas"]["ActscopePayload"] | null;
+        } & {
+            [key: string]: unknown;
+        };
+        /**
+         * ChatCompletionChunk
+         * @description One `data:` of a streamed chat completion.
+         */
+        ChatCompletionChunk: {
+            /** Id */
+            id: string;
+            /**
+             * Object
+             * @constant
+             */
+            object: "chat.completion.chunk";
+            /** Created */
+            created: number;
+            /** Model */
+            model: string;
+            /** Choices */
+            choices: components["schemas"]["ChatChunkChoice"][];
+            /** @default null */
+            usage: components["schemas"]["Usage"] | null;
+        } & {
+            [key: string]: unknown;
+        };
+        /**
+         * Completion
+         * @description OpenAI's completion, and one `data:` of it when streamed.
+         */
+        Completion: {
+            /** Id */
+            id: string;
+            /**
+             * Object
+             * @constant
+             */
+            object: "text_completion";
+            /** Created */
+            created: number;
+            /** Model */
+            model: string;
+            /** Choices */
+            choices: components["schemas"]["TextChoice"][];
+            usage?: components["schemas"]["Usage"] | null;
+        } & {
+            [key: string]: unknown;
+        };
+        /**
+         * DoneEvent
+         * @description Event `done`; the stream closes after it.
+         */
+        DoneEvent: {
+            /**
+             * V
+             * @constant
+             */
+            v: 1;
+            /**
+             * Finish Reason
+             * @description `abort` when cancelled, `error` when the engine failed, null when not known
+             */
+            finish_reason: string | null;
+            usage: components["schemas"]["Usage"];
+        };
+        /**
+         * Events
+         * @description Data of the events, by name. Not an answer by itself: it is here so that clients get the types.
+         */
+        Events: {
+            token: components["schemas"]["TokenEvent"];
+            probe_update: components["schemas"]["ProbeUpdateEvent"];
+            probe_final: components["schemas"]["ProbeFinalEvent"];
+            done: components["schemas"]["DoneEvent"];
+        };
+        /**
+         * Final
+         * @description The end of a choice, with its coverage.
+         */
+        Final: {
+            /** Finish Reason */
+            finish_reason: string | null;
+            /** Present */
+            present: number;
+            /** Computed */
+            computed: number;
+        };
+        /**
+         * ProbeFinalEvent
+         * @description Event `probe_final`.
+         */
+        ProbeFinalEvent: {
+            /**
+             * V
+             * @constant
+             */
+            v: 1;
+            /** Present */
+            present: number;
+            /** Computed */
+            computed: number;
+            /** Probes */
+            probes: {
+                [key: string]: components["schemas"]["ProbeSummary"];
             };
         };
-        Engine: {
-            /** @enum {string} */
-            state: "up" | "waiting";
-            kind?: string | null;
+        /**
+         * ProbeHeader
+         * @description One column of the score rows.
+         */
+        ProbeHeader: {
+            /** Id */
+            id: string;
+            /** Site */
+            site: string;
+        };
+        /**
+         * ProbeSummary
+         * @description One probe over all cells that were computed; null where none was, or where it has no threshold.
+         */
+        ProbeSummary: {
+            /** Max */
+            max: number | null;
+            /**
+             * Argmax
+             * @description position of the maximum
+             */
+            argmax: number | null;
+            /** Mean */
+            mean: number | null;
+            /**
+             * Over Threshold
+             * @description how many cells exceed the threshold
+             */
+            over_threshold: number | null;
+        };
+        /**
+         * ProbeUpdateEvent
+         * @description Event `probe_update`.
+         */
+        ProbeUpdateEvent: {
+            /**
+             * V
+             * @constant
+             */
+            v: 1;
+            /**
+             * Probes
+             * @default null
+             */
+            probes: components["schemas"]["ProbeHeader"][] | null;
+            scores: components["schemas"]["ScoreBlock"];
+        };
+        /**
+         * ScoreBlock
+         * @description Scores of consecutive positions, one row each, cells in the order of the latest header.
+         */
+        ScoreBlock: {
+            /** Start */
+            start: number;
+            /** Rows */
+            rows: (number | null)[][];
+            /**
+             * States
+             * @description one letter for each cell: c computed, n never computed, m masked, x not finite; absent when all are c
+             */
+            states?: string[] | null;
+        };
+        /** TextChoice */
+        TextChoice: {
+            /** Index */
+            index: number;
+            /** Text */
+            text: string;
+            /** Finish Reason */
+            finish_reason?: string | null;
+            actscope?: components["schemas"]["ActscopePayload"] | null;
+        } & {
+            [key: string]: unknown;
+        };
+        /**
+         * TokenBlock
+         * @description Tokens of consecutive positions.
+         */
+        TokenBlock: {
+            /**
+             * Start
+             * @description position of the first one; 0 is the first prompt token
+             */
+            start: number;
+            /**
+             * Ids
+             * @description -1: a token that the gateway has not seen
+             */
+            ids: number[];
+            /**
+             * Text
+             * @description each token's own text; U+FFFD when its bytes are not valid UTF-8 by themselves
+             */
+            text: string[];
+            /**
+             * Bytes
+             * @description base64 of those bytes, by index in this block
+             */
+            bytes?: {
+                [key: string]: string;
+            } | null;
+        };
+        /**
+         * TokenEvent
+         * @description Event `token`; header fields on the first one.
+         */
+        TokenEvent: {
+            /**
+             * V
+             * @constant
+             */
+            v: 1;
+            /**
+             * Request
+             * @default null
+             */
+            request: string | null;
+            /**
+             * Prompt Tokens
+             * @default null
+             */
+            prompt_tokens: number | null;
+            /**
+             * Probes
+             * @default null
+             */
+            probes: components["schemas"]["ProbeHeader"][] | null;
+            tokens: components["schemas"]["TokenBlock"];
+            /**
+             * T
+             * @description seconds since the request began
+             */
+            t: number;
+        };
+        /** Usage */
+        Usage: {
+            /** Prompt Tokens */
+            prompt_tokens: number;
+            /** Completion Tokens */
+            completion_tokens: number;
+            /** Total Tokens */
+            total_tokens: number;
+        } & {
+            [key: string]: unknown;
+        };
+        /**
+         * ActscopeAsk
+         * @description What scores a completion request wants.
+         */
+        ActscopeAsk: {
+            /**
+             * Probes
+             * @description ids of the probes to send; all by default
+             */
+            probes?: string[] | null;
+            /**
+             * Prompt
+             * @description send the prompt's tokens and scores too (default true)
+             */
+            prompt?: boolean | null;
+        };
+        /** Cancelled */
+        Cancelled: {
+            /** Request */
+            request: string;
+            /**
+             * State
+             * @enum {string}
+             */
+            state: "running" | "done" | "aborted" | "failed";
+        };
+        /** ChatChoice */
+        ChatChoice: {
+            /** Index */
+            index: number;
+            message: components["schemas"]["AnswerMessage"];
+            /** Finish Reason */
+            finish_reason: string | null;
+            actscope?: components["schemas"]["ActscopePayload"] | null;
+        } & {
+            [key: string]: unknown;
+        };
+        /**
+         * ChatCompletion
+         * @description OpenAI's chat completion.
+         */
+        ChatCompletion: {
+            /** Id */
+            id: string;
+            /**
+             * Object
+             * @constant
+             */
+            object: "chat.completion";
+            /** Created */
+            created: number;
+            /** Model */
+            model: string;
+            /** Choices */
+            choices: components["schemas"]["ChatChoice"][];
+            usage?: components["schemas"]["Usage"] | null;
+        } & {
+            [key: string]: unknown;
+        };
+        /**
+         * ChatCompletionRequest
+         * @description OpenAI's chat completion request; fields not named here go to the engine as they are.
+         */
+        ChatCompletionRequest: {
+            /** Model */
             model?: string | null;
+            /** Stream */
+            stream?: boolean | null;
+            stream_options?: components["schemas"]["StreamOptions"] | null;
+            /** N */
+            n?: number | null;
+            /** Max Tokens */
+            max_tokens?: number | null;
+            /** Temperature */
+            temperature?: number | null;
+            /** Top P */
+            top_p?: number | null;
+            /** Seed */
+            seed?: number | null;
+            /** Stop */
+            stop?: string | string[] | null;
+            /**
+             * Actscope
+             * @description ask for scores; a plain OpenAI answer without it
+             */
+            actscope?: boolean | components["schemas"]["ActscopeAsk"] | null;
+            /** Messages */
+            messages: components["schemas"]["ChatMessage"][];
+            /** Max Completion Tokens */
+            max_completion_tokens?: number | null;
+        } & {
+            [key: string]: unknown;
+        };
+        /** ChatMessage */
+        ChatMessage: {
+            /** Role */
+            role: string;
+            /** Content */
+            content?: string | unknown[] | null;
+        } & {
+            [key: string]: unknown;
+        };
+        /**
+         * CompletionRequest
+         * @description OpenAI's completion request; fields not named here go to the engine as they are.
+         */
+        CompletionRequest: {
+            /** Model */
+            model?: string | null;
+            /** Stream */
+            stream?: boolean | null;
+            stream_options?: components["schemas"]["StreamOptions"] | null;
+            /** N */
+            n?: number | null;
+            /** Max Tokens */
+            max_tokens?: number | null;
+            /** Temperature */
+            temperature?: number | null;
+            /** Top P */
+            top_p?: number | null;
+            /** Seed */
+            seed?: number | null;
+            /** Stop */
+            stop?: string | string[] | null;
+            /**
+             * Actscope
+             * @description ask for scores; a plain OpenAI answer without it
+             */
+            actscope?: boolean | components["schemas"]["ActscopeAsk"] | null;
+            /** Prompt */
+            prompt: string | string[] | number[] | number[][];
+        } & {
+            [key: string]: unknown;
+        };
+        /**
+         * EngineInfo
+         * @description The engine behind the gateway; everything but `state` is null while it is waited for.
+         */
+        EngineInfo: {
+            /**
+             * State
+             * @enum {string}
+             */
+            state: "up" | "waiting";
+            /** Kind */
+            kind?: string | null;
+            /** Model */
+            model?: string | null;
+            /** Revision */
             revision?: string | null;
+            /** Device */
             device?: string | null;
+            /** Dtype */
             dtype?: string | null;
+            /** N Layers */
             n_layers?: number | null;
+            /** D Model */
             d_model?: number | null;
+            /** Max Context */
             max_context?: number | null;
         };
+        /**
+         * ErrorBody
+         * @description OpenAI's error shape.
+         */
+        ErrorBody: {
+            error: components["schemas"]["Problem"];
+        };
+        /** HTTPValidationError */
+        HTTPValidationError: {
+            /** Detail */
+            detail?: components["schemas"]["ValidationError"][];
+        };
+        /** Health */
+        Health: {
+            /**
+             * Status
+             * @constant
+             */
+            status: "ok";
+            /**
+             * Engine
+             * @enum {string}
+             */
+            engine: "up" | "waiting";
+        };
+        /** Info */
         Info: {
+            /** Version */
             version: string;
-            engine: components["schemas"]["Engine"];
-            limits?: {
-                [key: string]: unknown;
-            };
+            engine: components["schemas"]["EngineInfo"];
+            limits: components["schemas"]["Limits"];
+            ring?: components["schemas"]["RingCounts"] | null;
         };
-        Probe: {
+        /** Limits */
+        Limits: {
+            /** Max Body Bytes */
+            max_body_bytes: number;
+            /** Max In Flight */
+            max_in_flight: number;
+            /** Max Streams */
+            max_streams: number;
+            /** Max N */
+            max_n: number;
+            /** Log Requests */
+            log_requests: number;
+            /** Log Positions */
+            log_positions: number;
+        };
+        /** Model */
+        Model: {
+            /** Id */
             id: string;
-            label: string;
-            description?: string | null;
-            site: string;
-            layer?: number | null;
-            activation?: string;
-            bias?: number;
-            threshold?: number | null;
-            fpr?: number | null;
-            range: number[];
-            signed: boolean;
-            auroc?: number | null;
-            control_auroc?: number | null;
-            token_mask?: string;
-            model?: string | null;
-            revision?: string | null;
+            /**
+             * Object
+             * @constant
+             */
+            object: "model";
+        } & {
+            [key: string]: unknown;
         };
-        ProbeList: {
+        /** Models */
+        Models: {
+            /**
+             * Object
+             * @constant
+             */
+            object: "list";
+            /** Data */
+            data: components["schemas"]["Model"][];
+        } & {
+            [key: string]: unknown;
+        };
+        /**
+         * Probe
+         * @description A probe that is loaded.
+         */
+        Probe: {
+            /** Id */
+            id: string;
+            /** Label */
+            label?: string | null;
+            /** Description */
+            description?: string | null;
+            /** Site */
+            site: string;
+            /** Layer */
+            layer?: number | null;
+            /** Activation */
+            activation?: ("identity" | "relu" | "sigmoid" | "jumprelu") | null;
+            /** Bias */
+            bias?: number | null;
+            /** Threshold */
+            threshold?: number | null;
+            /**
+             * Fpr
+             * @description false-positive rate of the threshold on held-out text
+             */
+            fpr?: number | null;
+            /**
+             * Range
+             * @description fixed scale of its display
+             */
+            range?: [
+                number,
+                number
+            ] | null;
+            /** Signed */
+            signed?: boolean | null;
+            /** Auroc */
+            auroc?: number | null;
+            /** Control Auroc */
+            control_auroc?: number | null;
+            /** Token Mask */
+            token_mask?: ("none" | "special") | null;
+            /** Model */
+            model?: string | null;
+            /** Revision */
+            revision?: string | null;
+        } & {
+            [key: string]: unknown;
+        };
+        /**
+         * ProbeUpload
+         * @description A probe to add or to swap in.
+         */
+        ProbeUpload: {
+            /** Vector */
+            vector: number[];
+            /** Site */
+            site: string;
+            /** Bias */
+            bias?: number | null;
+            /** Activation */
+            activation?: ("identity" | "relu" | "sigmoid" | "jumprelu") | null;
+            /** Jump */
+            jump?: number | null;
+            /** Label */
+            label?: string | null;
+            /** Description */
+            description?: string | null;
+            /** Threshold */
+            threshold?: number | null;
+            /** Fpr */
+            fpr?: number | null;
+            /** Range */
+            range?: [
+                number,
+                number
+            ] | null;
+            /** Token Mask */
+            token_mask?: ("none" | "special") | null;
+        } & {
+            [key: string]: unknown;
+        };
+        /** Probes */
+        Probes: {
+            /** Generation */
             generation: number;
+            /** Probes */
             probes: components["schemas"]["Probe"][];
         };
-        RequestSummary: {
-            request: string;
-            /** @enum {string} */
-            state: "running" | "done" | "aborted" | "failed";
-            created?: number;
-            model?: string | null;
-            prompt_tokens?: number | null;
-            completion_tokens?: number | null;
-            source?: string;
+        /** Problem */
+        Problem: {
+            /** Message */
+            message: string;
+            /** Type */
+            type: string;
+            /** Param */
+            param: string | null;
+            /** Code */
+            code: string | null;
         };
-        RequestList: {
+        /** RequestSummary */
+        RequestSummary: {
+            /** Request */
+            request: string;
+            /**
+             * State
+             * @enum {string}
+             */
+            state: "running" | "done" | "aborted" | "failed";
+            /**
+             * Created
+             * @description seconds since the epoch
+             */
+            created: number;
+            /** Model */
+            model: string;
+            /** Prompt Tokens */
+            prompt_tokens: number | null;
+            /** Completion Tokens */
+            completion_tokens: number;
+            /**
+             * Source
+             * @enum {string}
+             */
+            source: "gateway" | "engine";
+        };
+        /** Requests */
+        Requests: {
+            /** Requests */
             requests: components["schemas"]["RequestSummary"][];
+        };
+        /**
+         * RingCounts
+         * @description Rows that came out of the ring, and those that could not be used, since the gateway attached to it.
+         */
+        RingCounts: {
+            /** Steps */
+            steps: number;
+            /** Rows */
+            rows: number;
+            /**
+             * Missed Steps
+             * @description overwritten before they were read
+             */
+            missed_steps: number;
+            /** Missed Rows */
+            missed_rows: number;
+            /**
+             * Dropped Rows
+             * @description never written by the engine
+             */
+            dropped_rows: number;
+            /**
+             * Spurious Rows
+             * @description rejected drafts and rows after the end
+             */
+            spurious_rows: number;
+            /**
+             * Mismatched Rows
+             * @description labelled with another token than the one at their position; never delivered
+             */
+            mismatched_rows: number;
+            /** Unreadable Tables */
+            unreadable_tables: number;
+        };
+        /** StreamOptions */
+        StreamOptions: {
+            /** Include Usage */
+            include_usage?: boolean | null;
+        } & {
+            [key: string]: unknown;
+        };
+        /** ValidationError */
+        ValidationError: {
+            /** Location */
+            loc: (string | number)[];
+            /** Message */
+            msg: string;
+            /** Error Type */
+            type: string;
+            /** Input */
+            input?: unknown;
+            /** Context */
+            ctx?: Record<string, never>;
+        };
+        /**
+         * WholeRequest
+         * @description All of one request at once.
+         */
+        WholeRequest: {
+            /**
+             * V
+             * @constant
+             */
+            v: 1;
+            /**
+             * Request
+             * @description id for /v1/actscope/requests; on the first payload of a choice
+             */
+            request?: string | null;
+            /** Prompt Tokens */
+            prompt_tokens?: number | null;
+            /**
+             * Probes
+             * @description on the first payload, and whenever the set of probes changes
+             */
+            probes?: components["schemas"]["ProbeHeader"][] | null;
+            tokens?: components["schemas"]["TokenBlock"] | null;
+            scores?: components["schemas"]["ScoreBlock"] | null;
+            /** @description on the last payload of a choice */
+            final?: components["schemas"]["Final"] | null;
+            /**
+             * State
+             * @enum {string}
+             */
+            state: "running" | "done" | "aborted" | "failed";
         };
     };
     responses: never;
@@ -145,7 +974,219 @@ export interface components {
 }
 export type $defs = Record<string, never>;
 export interface operations {
-    info: {
+    createChatCompletion: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["ChatCompletionRequest"];
+            };
+        };
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "text/event-stream": components["schemas"]["ChatCompletionChunk"];
+                    "application/json": components["schemas"]["ChatCompletion"];
+                };
+            };
+            /** @description Bad Request */
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description Unauthorized */
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description Forbidden */
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description Not Found */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description Request Entity Too Large */
+            413: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description Validation Error */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["HTTPValidationError"];
+                };
+            };
+            /** @description Too Many Requests */
+            429: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description Bad Gateway */
+            502: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description Service Unavailable */
+            503: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+        };
+    };
+    createCompletion: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["CompletionRequest"];
+            };
+        };
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "text/event-stream": components["schemas"]["Completion"];
+                    "application/json": components["schemas"]["Completion"];
+                };
+            };
+            /** @description Bad Request */
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description Unauthorized */
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description Forbidden */
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description Not Found */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description Request Entity Too Large */
+            413: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description Validation Error */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["HTTPValidationError"];
+                };
+            };
+            /** @description Too Many Requests */
+            429: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description Bad Gateway */
+            502: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description Service Unavailable */
+            503: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+        };
+    };
+    listModels: {
         parameters: {
             query?: never;
             header?: never;
@@ -154,7 +1195,191 @@ export interface operations {
         };
         requestBody?: never;
         responses: {
-            /** @description ok */
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Models"];
+                };
+            };
+            /** @description Bad Request */
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description Unauthorized */
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description Forbidden */
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description Not Found */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description Request Entity Too Large */
+            413: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description Too Many Requests */
+            429: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description Bad Gateway */
+            502: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description Service Unavailable */
+            503: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+        };
+    };
+    getHealth: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Health"];
+                };
+            };
+            /** @description Bad Request */
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description Unauthorized */
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description Forbidden */
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description Not Found */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description Request Entity Too Large */
+            413: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description Too Many Requests */
+            429: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description Bad Gateway */
+            502: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description Service Unavailable */
+            503: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+        };
+    };
+    getInfo: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
             200: {
                 headers: {
                     [name: string]: unknown;
@@ -163,8 +1388,71 @@ export interface operations {
                     "application/json": components["schemas"]["Info"];
                 };
             };
-            /** @description no token */
+            /** @description Bad Request */
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description Unauthorized */
             401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description Forbidden */
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description Not Found */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description Request Entity Too Large */
+            413: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description Too Many Requests */
+            429: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description Bad Gateway */
+            502: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description Service Unavailable */
+            503: {
                 headers: {
                     [name: string]: unknown;
                 };
@@ -174,7 +1462,7 @@ export interface operations {
             };
         };
     };
-    probes: {
+    listProbes: {
         parameters: {
             query?: never;
             header?: never;
@@ -183,17 +1471,80 @@ export interface operations {
         };
         requestBody?: never;
         responses: {
-            /** @description ok */
+            /** @description Successful Response */
             200: {
                 headers: {
                     [name: string]: unknown;
                 };
                 content: {
-                    "application/json": components["schemas"]["ProbeList"];
+                    "application/json": components["schemas"]["Probes"];
                 };
             };
-            /** @description no token */
+            /** @description Bad Request */
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description Unauthorized */
             401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description Forbidden */
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description Not Found */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description Request Entity Too Large */
+            413: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description Too Many Requests */
+            429: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description Bad Gateway */
+            502: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description Service Unavailable */
+            503: {
                 headers: {
                     [name: string]: unknown;
                 };
@@ -203,7 +1554,219 @@ export interface operations {
             };
         };
     };
-    requests: {
+    putProbe: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description letters, digits, `.`, `_`, `-` */
+                id: string;
+            };
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["ProbeUpload"];
+            };
+        };
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Probe"];
+                };
+            };
+            /** @description Bad Request */
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description Unauthorized */
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description Forbidden */
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description Not Found */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description Request Entity Too Large */
+            413: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description Validation Error */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["HTTPValidationError"];
+                };
+            };
+            /** @description Too Many Requests */
+            429: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description Bad Gateway */
+            502: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description Service Unavailable */
+            503: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+        };
+    };
+    deleteProbe: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description letters, digits, `.`, `_`, `-` */
+                id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Probe"];
+                };
+            };
+            /** @description Bad Request */
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description Unauthorized */
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description Forbidden */
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description Not Found */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description Request Entity Too Large */
+            413: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description Validation Error */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["HTTPValidationError"];
+                };
+            };
+            /** @description Too Many Requests */
+            429: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description Bad Gateway */
+            502: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description Service Unavailable */
+            503: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+        };
+    };
+    listRequests: {
         parameters: {
             query?: never;
             header?: never;
@@ -212,17 +1775,80 @@ export interface operations {
         };
         requestBody?: never;
         responses: {
-            /** @description ok */
+            /** @description Successful Response */
             200: {
                 headers: {
                     [name: string]: unknown;
                 };
                 content: {
-                    "application/json": components["schemas"]["RequestList"];
+                    "application/json": components["schemas"]["Requests"];
                 };
             };
-            /** @description no token */
+            /** @description Bad Request */
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description Unauthorized */
             401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description Forbidden */
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description Not Found */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description Request Entity Too Large */
+            413: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description Too Many Requests */
+            429: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description Bad Gateway */
+            502: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description Service Unavailable */
+            503: {
                 headers: {
                     [name: string]: unknown;
                 };
@@ -232,7 +1858,7 @@ export interface operations {
             };
         };
     };
-    cancel: {
+    getRequest: {
         parameters: {
             query?: never;
             header?: never;
@@ -243,15 +1869,315 @@ export interface operations {
         };
         requestBody?: never;
         responses: {
-            /** @description cancelled */
+            /** @description Successful Response */
             200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["WholeRequest"];
+                };
+            };
+            /** @description Bad Request */
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description Unauthorized */
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description Forbidden */
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description Not Found */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description Request Entity Too Large */
+            413: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description Validation Error */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["HTTPValidationError"];
+                };
+            };
+            /** @description Too Many Requests */
+            429: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description Bad Gateway */
+            502: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description Service Unavailable */
+            503: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+        };
+    };
+    cancelRequest: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Cancelled"];
+                };
+            };
+            /** @description Bad Request */
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description Unauthorized */
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description Forbidden */
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description Not Found */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description Request Entity Too Large */
+            413: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description Validation Error */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["HTTPValidationError"];
+                };
+            };
+            /** @description Too Many Requests */
+            429: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description Bad Gateway */
+            502: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description Service Unavailable */
+            503: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+        };
+    };
+    watchRequest: {
+        parameters: {
+            query?: {
+                /** @description send only events after this id */
+                after?: number | null;
+            };
+            header?: {
+                /** @description the same, as browsers send it on reconnect */
+                "last-event-id"?: string | null;
+            };
+            path: {
+                id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Server-sent events: see the model for the data of each */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "text/event-stream": components["schemas"]["Events"];
+                };
+            };
+            /** @description The client has every event already */
+            204: {
                 headers: {
                     [name: string]: unknown;
                 };
                 content?: never;
             };
-            /** @description unknown */
+            /** @description Bad Request */
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description Unauthorized */
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description Forbidden */
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description Not Found */
             404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description The event or the request has been forgotten */
+            410: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
+            };
+            /** @description Request Entity Too Large */
+            413: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description Validation Error */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["HTTPValidationError"];
+                };
+            };
+            /** @description Too Many Requests */
+            429: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description Bad Gateway */
+            502: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description Service Unavailable */
+            503: {
                 headers: {
                     [name: string]: unknown;
                 };

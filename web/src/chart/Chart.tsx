@@ -15,7 +15,7 @@ export function Chart({ trace }: { trace: Trace }) {
   const chosen = useCell(selection);
   const known = useCell(probes);
   const columns = useTraceValue(trace, (t) => t.columns.length);
-  // biome-ignore lint/correctness/useExhaustiveDependencies: a trace gains columns without becoming another object
+  // eslint-disable-next-line react-hooks/exhaustive-deps -- a trace gains columns without becoming another object
   const plan = useMemo(() => planFor(trace, chosen, known), [trace, chosen, known, columns]);
 
   useEffect(() => {

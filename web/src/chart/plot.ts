@@ -6,6 +6,10 @@ import { type Plan, PlotData } from "./series";
 const HEIGHT = 224;
 /** Tokens that the axis shows at least, so that the first ones do not fill the screen. */
 const MIN_SPAN = 48;
+/** Drawing costs more than all else, and a long chart moves by less than a pixel a token: it is drawn less often. */
+const LONG = 2_000;
+const REDRAW_MS = 32;
+const LONG_REDRAW_MS = 100;
 const FONT = "11px ui-monospace, SFMono-Regular, Menlo, Consolas, monospace";
 
 /** The chart of one trace: an uPlot that follows the trace and shares its cursor with the text. */
@@ -17,6 +21,7 @@ export class Plot {
   private zoom: [number, number] | null = null;
   /** True while the text moves the cursor: the chart must not answer. */
   private led = false;
+  private timer = 0;
 
   constructor(
     private readonly host: HTMLElement,
@@ -28,7 +33,7 @@ export class Plot {
     this.chart = new uPlot(this.options(), this.data.rows, host);
     this.stop = trace.subscribe((from, to) => {
       this.data.update(from, Math.max(to, trace.length));
-      this.chart.setData(this.data.rows);
+      this.redraw();
     });
     this.sizes = new ResizeObserver(() => this.chart.setSize({ width: host.clientWidth, height: HEIGHT }));
     this.sizes.observe(host);
@@ -39,6 +44,7 @@ export class Plot {
 
   dispose(): void {
     this.stop();
+    window.clearTimeout(this.timer);
     this.sizes.disconnect();
     this.chart.destroy();
   }
@@ -60,6 +66,16 @@ export class Plot {
     else this.host.setAttribute("data-cursor", String(position));
   }
 
+  private redraw(): void {
+    const wait = this.trace.length < LONG ? REDRAW_MS : LONG_REDRAW_MS;
+    this.timer ||= window.setTimeout(this.draw, wait);
+  }
+
+  private readonly draw = (): void => {
+    this.timer = 0;
+    this.chart.setData(this.data.rows);
+  };
+
   private pinHovered(): void {
     const spot = hover.get();
     if (spot?.trace === this.trace) pin(spot.trace, spot.position);
@@ -67,7 +83,7 @@ export class Plot {
 
   private setZoom(zoom: [number, number] | null): void {
     this.zoom = zoom;
-    this.chart.setData(this.data.rows);
+    this.draw();
   }
 
   private color(name: string): string {

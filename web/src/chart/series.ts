@@ -20,12 +20,12 @@ export interface Plan {
 }
 
 export function planFor(trace: Trace, chosen: Selection, probes: readonly Probe[]): Plan {
-  const ranges: [number, number][] = [];
+  const ranges: (readonly [number, number])[] = [];
   const lines = selectedSlots(chosen).flatMap(({ id, slot }): Line[] => {
     const column = trace.column(id);
     if (!column) return [];
     const probe = probes.find((known) => known.id === id);
-    ranges.push([probe?.range[0] ?? 0, probe?.range[1] ?? 1]);
+    ranges.push(probe?.range ?? [0, 1]);
     return [{ id, slot, label: probe?.label ?? id, threshold: probe?.threshold ?? null, column }];
   });
   if (ranges.length === 0) return { lines, low: 0, high: 1 };

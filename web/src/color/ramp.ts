@@ -63,12 +63,12 @@ function mix(a: number, b: number, t: number): number {
 }
 
 export interface Scale {
-  range: readonly number[];
+  range: readonly [low: number, high: number];
   signed: boolean;
 }
 
 /** The step of a score on its probe's fixed scale: 0 … STEPS, negative below zero on a signed scale. */
-export function stepOf(score: number, { range: [low = 0, high = 1], signed }: Scale): number {
+export function stepOf(score: number, { range: [low, high], signed }: Scale): number {
   const t = signed
     ? score / (Math.max(Math.abs(low), Math.abs(high)) || 1)
     : (score - low) / (high - low || 1);

@@ -12,7 +12,6 @@ export function Composer() {
   const up = useCell(engine).state === "up";
   const open = isOpen(last);
 
-  // biome-ignore lint/correctness/useExhaustiveDependencies: the height follows the text
   useEffect(() => {
     const box = area.current;
     if (!box) return;

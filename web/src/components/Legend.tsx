@@ -9,7 +9,7 @@ const SAMPLES = 33;
 export function Legend() {
   const { background } = useCell(selection);
   const probe = useCell(probes).find(({ id }) => id === background);
-  const [low, high] = probe ? [probe.range[0] ?? 0, probe.range[1] ?? 1] : [0, 1];
+  const [low, high] = probe?.range ?? [0, 1];
   const signed = probe?.signed ?? false;
   const share = (score: number) => `${(100 * (score - low)) / (high - low || 1)}%`;
   const threshold = probe?.threshold ?? null;

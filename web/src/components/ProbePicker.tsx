@@ -27,7 +27,7 @@ function ProbeRow({ probe, slot, full }: { probe: Probe; slot: number | null; fu
   const under = slot !== null && slot > 0;
   return (
     <li data-testid="probe" data-probe={probe.id} data-slot={slot ?? undefined}>
-      <label className="probe-name" title={probe.description ?? ""}>
+      <label className="probe-name" title={probe.description}>
         <input
           type="radio"
           name="background"
@@ -56,7 +56,7 @@ function ProbeRow({ probe, slot, full }: { probe: Probe; slot: number | null; fu
 
 function factsOf({ site, threshold, auroc }: Probe): string {
   const facts = [site];
-  if (threshold !== null && threshold !== undefined) facts.push(`> ${formatBound(threshold)}`);
-  if (auroc !== null && auroc !== undefined) facts.push(`AUROC ${auroc.toFixed(2)}`);
+  if (threshold !== null) facts.push(`> ${formatBound(threshold)}`);
+  if (auroc !== null) facts.push(`AUROC ${auroc.toFixed(2)}`);
   return facts.join(" · ");
 }

@@ -49,7 +49,7 @@ function Row({ one, own, watched: on }: { one: RequestSummary; own: boolean; wat
       </span>
       <span className="muted numbers">
         {own ? "yours · " : ""}
-        {one.completion_tokens ?? 0} tok
+        {one.completion_tokens} tok
       </span>
       <button
         type="button"

@@ -1,5 +1,5 @@
 import { autoUpdate, FloatingPortal, flip, hide, offset, shift, useFloating } from "@floating-ui/react";
-import { useEffect, useLayoutEffect } from "react";
+import { useCallback, useEffect, useLayoutEffect } from "react";
 import { useCell } from "../lib/cell";
 import { hover, pinned, type Spot, unpin } from "../state/focus";
 import { TokenCard } from "./TokenCard";
@@ -15,6 +15,8 @@ export function TokenPopover() {
     middleware: [offset(8), flip({ padding: 8 }), shift({ padding: 8 }), hide()],
     whileElementsMounted: autoUpdate,
   });
+
+  const setFloating = useCallback((node: HTMLElement | null) => refs.setFloating(node), [refs]);
 
   useLayoutEffect(() => {
     refs.setReference(anchor);
@@ -32,9 +34,8 @@ export function TokenPopover() {
   if (!spot || !anchor) return null;
   return (
     <FloatingPortal>
-      {/* biome-ignore lint/a11y/useAriaPropsSupportedByRole: both roles take a name */}
       <div
-        ref={refs.setFloating}
+        ref={setFloating}
         style={floatingStyles}
         className="popover"
         data-away={middlewareData.hide?.referenceHidden || undefined}

@@ -1,4 +1,4 @@
-import { useState } from "react";
+import { useMemo, useState } from "react";
 import { Heatmap } from "../heatmap/Heatmap";
 import { useCell } from "../lib/cell";
 import { active } from "../state/focus";
@@ -12,6 +12,8 @@ const FINISH_WORDS: Record<string, string> = {
   stop: "finished",
   length: "reached max tokens",
   stopped: "stopped by you",
+  abort: "cancelled",
+  error: "the engine failed",
 };
 
 export function TurnView({ turn }: { turn: Turn }) {
@@ -54,11 +56,11 @@ export function TurnView({ turn }: { turn: Turn }) {
 }
 
 /** The message as the model read it: its own tokens, coloured, when they can be found in the prompt. */
-function UserText({ turn }: { turn: Turn }) {
-  const found = useTraceValue(turn.trace, (t) => findInPrompt(t, turn.user)?.join(",") ?? null);
-  if (found === null) return <span className="plain">{turn.user}</span>;
-  const [from = 0, to = 0] = found.split(",").map(Number);
-  return <Heatmap trace={turn.trace} from={from} to={to} quoted label="Your message, token by token" />;
+function UserText({ turn: { trace, user } }: { turn: Turn }) {
+  const ready = useTraceValue(trace, (t) => t.promptTokens !== null && t.length >= t.promptTokens);
+  const found = useMemo(() => (ready ? findInPrompt(trace, user) : null), [ready, trace, user]);
+  if (found === null) return <span className="plain">{user}</span>;
+  return <Heatmap trace={trace} from={found[0]} to={found[1]} quoted label="Your message, token by token" />;
 }
 
 function PromptTokens({ trace }: { trace: Trace }) {

@@ -7,6 +7,7 @@ import { useTraceValue } from "../trace/use-trace";
 import { describe } from "./describe";
 import { focusToken, target } from "./keys";
 import { paletteFor } from "./paint";
+import { pointerMoved } from "./pointer";
 import { HeatmapView, positionOf } from "./view";
 
 interface Props {
@@ -46,14 +47,16 @@ export function Heatmap({
     };
   }, [trace, from, to, quoted]);
 
-  // biome-ignore lint/correctness/useExhaustiveDependencies: a new view (from, to) and new columns need the palette again
+  // A new view (from, to) and new columns need the palette again.
   useEffect(() => {
     view.current?.setPalette(paletteFor(trace, chosen, known));
   }, [trace, from, to, quoted, chosen, known, columns]);
 
   const tokenOf = (node: EventTarget) => (node as Element).closest<HTMLElement>("[data-pos]");
 
-  const onPointer = (event: MouseEvent) => point(trace, positionOf(tokenOf(event.target)));
+  const onPointer = (event: MouseEvent) => {
+    if (pointerMoved(event)) point(trace, positionOf(tokenOf(event.target)));
+  };
   const onClick = (event: MouseEvent) => {
     const span = tokenOf(event.target);
     const position = positionOf(span);
@@ -65,7 +68,10 @@ export function Heatmap({
     const span = tokenOf(event.target);
     const position = positionOf(span);
     if (span === null || position === null || view.current === null) return;
-    if (event.key === "Escape") return unpin();
+    if (event.key === "Escape") {
+      unpin();
+      return;
+    }
     if (event.key === "Enter" || event.key === " ") pin(trace, position);
     else {
       const next = target(view.current, span, event.key);
@@ -91,7 +97,7 @@ export function Heatmap({
   };
 
   return (
-    // biome-ignore lint/a11y/useSemanticElements: a fieldset is for form controls; these are words of a text
+    // eslint-disable-next-line jsx-a11y/no-noninteractive-element-interactions -- its tokens are the interactive ones
     <div
       ref={root}
       role="group"

@@ -4,8 +4,10 @@ import type { Selection } from "../state/probes";
 import { CellState, type Column } from "../trace/column";
 import type { Trace } from "../trace/trace";
 
-const UNKNOWN = { range: [0, 1], signed: false, threshold: null };
 type Scale = Pick<Probe, "range" | "signed" | "threshold">;
+
+/** The scale of a probe that has left the engine since. */
+const UNKNOWN: Scale = { range: [0, 1], signed: false, threshold: null };
 
 /** One selected probe as it meets one trace: where its cells are and how they are shown. */
 interface Layer {

@@ -147,7 +147,8 @@ const WORD = /^ ?\S+$/;
 
 function setText(span: HTMLElement, text: string): void {
   span.toggleAttribute("data-spaces", !WORD.test(text));
-  const marks = whitespaceMarks(text);
+  // A token without text, or one that nobody saw, still has its place.
+  const marks = text === "" ? "∅" : whitespaceMarks(text);
   if (marks === null) span.removeAttribute("data-marks");
   else span.dataset["marks"] = marks;
   span.textContent = text;

@@ -1,5 +1,5 @@
 import { api, problemOf } from "../api/client";
-import type { Info } from "../api/types";
+import { asProbe, type Info } from "../api/types";
 import { Cell } from "../lib/cell";
 import { asScopeError, type ScopeError } from "../wire/errors";
 import { acceptProbes } from "./probes";
@@ -12,6 +12,9 @@ export type EngineView =
 
 export const engine = new Cell<EngineView>({ state: "connecting" });
 
+/** Asks at once, out of turn; does nothing while nobody follows the engine. */
+export let recheckEngine: () => void = () => undefined;
+
 const SLOW_MS = 15_000;
 const FAST_MS = 2_000;
 
@@ -21,17 +24,17 @@ export function followEngine(): () => void {
   let stopped = false;
   const tick = async () => {
     engine.set(await ask());
-    if (!stopped) timer = window.setTimeout(tick, engine.get().state === "up" ? SLOW_MS : FAST_MS);
-  };
-  const now = () => {
     window.clearTimeout(timer);
-    void tick();
+    if (!stopped) timer = window.setTimeout(now, engine.get().state === "up" ? SLOW_MS : FAST_MS);
   };
+  const now = () => void tick();
+  recheckEngine = now;
   window.addEventListener("online", now);
   window.addEventListener("offline", now);
   void tick();
   return () => {
     stopped = true;
+    recheckEngine = () => undefined;
     window.clearTimeout(timer);
     window.removeEventListener("online", now);
     window.removeEventListener("offline", now);
@@ -52,7 +55,7 @@ async function ask(): Promise<EngineView> {
 
 async function readProbes(): Promise<void> {
   const { data } = await api.GET("/v1/actscope/probes");
-  if (data) acceptProbes(data.probes);
+  if (data) acceptProbes(data.probes.map(asProbe));
 }
 
 export function engineInfo(view: EngineView): Info | null {

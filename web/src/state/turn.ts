@@ -70,7 +70,10 @@ export async function runTurn(
     noteStatus(200);
     end({ status: "done" });
   } catch (error) {
-    if (signal.aborted) return end({ status: "stopped", finish: "stopped" });
+    if (signal.aborted) {
+      end({ status: "stopped", finish: "stopped" });
+      return;
+    }
     const problem = asScopeError(error);
     noteStatus(problem.status);
     end({ status: "failed", problem });

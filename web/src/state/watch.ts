@@ -3,6 +3,7 @@ import { Cell } from "../lib/cell";
 import { Trace } from "../trace/trace";
 import { watchRequest } from "../trace/watch";
 import { asScopeError, type ScopeError } from "../wire/errors";
+import { turns } from "./chat";
 import { active, pin, unpin } from "./focus";
 import { readView, writeView } from "./view-url";
 
@@ -56,7 +57,7 @@ export function stopWatching(): void {
   running = null;
   unpin();
   watched.set(null);
-  active.set(null);
+  active.set(turns.get().at(-1)?.trace ?? null);
   writeView({ request: null, position: null });
 }
 

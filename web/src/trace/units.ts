@@ -1,4 +1,5 @@
 const STRICT = new TextDecoder("utf-8", { fatal: true });
+const NOTHING = new Uint8Array();
 const LENIENT = new TextDecoder("utf-8");
 
 /** Number of bytes that the sequence starting with this byte needs; 0 when no sequence can start with it. */
@@ -56,14 +57,14 @@ export class Units {
   push(position: number, text: string, bytes: Uint8Array | null): number {
     const last = this.length - 1;
     const joins = bytes !== null && this.open !== null && this.ends[last] === position;
-    if (!joins || bytes === null || this.open === null) {
+    if (!joins) {
       this.open = bytes !== null && endsInsideSequence(bytes) ? bytes : null;
       this.starts.push(position);
       this.ends.push(position + 1);
       this.texts.push(bytes === null ? text : decode(bytes));
       return position;
     }
-    const all = join(this.open, bytes);
+    const all = join(this.open ?? NOTHING, bytes);
     this.ends[last] = position + 1;
     this.texts[last] = decode(all);
     this.open = endsInsideSequence(all) ? all : null;

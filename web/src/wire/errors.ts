@@ -51,7 +51,7 @@ export function detailOf(body: unknown): ErrorDetail | null {
 export function networkLost(): ScopeError {
   return new ScopeError(
     "The connection to the gateway was lost.",
-    "Check that it still runs in its terminal; the page reconnects by itself. Then press Regenerate.",
+    "Look at its terminal. If it still runs, this page reconnects by itself: then press Regenerate. If it was restarted, open the new link.",
   );
 }
 

@@ -1,6 +1,6 @@
 """The model that comes with actscope: small, made by the project itself, ready on a fresh machine without a download.
 
-    model = AutoModelForCausalLM.from_pretrained(model_path())
+model = AutoModelForCausalLM.from_pretrained(model_path())
 """
 
 from __future__ import annotations

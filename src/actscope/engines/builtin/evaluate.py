@@ -1,6 +1,6 @@
 """Measures the built-in model on held-out text, beside a unigram and a trigram, and prints some of its answers.
 
-    python -m actscope.engines.builtin.evaluate [--model DIR] [--texts 1500]
+python -m actscope.engines.builtin.evaluate [--model DIR] [--texts 1500]
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 
 from actscope.engines.builtin import model_path
+from actscope.engines.builtin.card import write_card
 from actscope.engines.builtin.data import texts, tokens
 from actscope.engines.builtin.ngrams import Trigram, Unigram
 
@@ -29,9 +31,10 @@ PROMPTS = (
 )  # fmt: skip
 
 
-def load(model: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
+def load(model: Path) -> tuple[Any, Any]:
     """The model in fp32, and its tokenizer."""
-    return AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval(), AutoTokenizer.from_pretrained(model)
+    found = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+    return found.train(False), AutoTokenizer.from_pretrained(model)
 
 
 @torch.inference_mode()
@@ -62,7 +65,7 @@ def ngram_losses(ngram: Unigram | Trigram, documents: list[list[int]]) -> np.nda
     """Nats of the same tokens that `token_losses` scores."""
     begin = documents[0][0]
     ids = np.concatenate([[begin, begin], *documents])
-    return -np.log(ngram.probabilities(ids)[ids[2:] != begin])
+    return np.asarray(-np.log(ngram.probabilities(ids)[ids[2:] != begin]))
 
 
 def held_out_documents(tokenizer: PreTrainedTokenizerFast, n: int, seed: int, kind: str = "mixed") -> list[list[int]]:
@@ -70,7 +73,9 @@ def held_out_documents(tokenizer: PreTrainedTokenizerFast, n: int, seed: int, ki
     return [text.ids for text in encoded]
 
 
-def measured(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, n_texts: int, n_training: int) -> dict[str, float]:
+def measured(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, n_texts: int, n_training: int
+) -> dict[str, float]:
     """Perplexities per token on held-out text. The n-grams learn from `n_training` texts of the training stream."""
     documents = held_out_documents(tokenizer, n_texts, seed=11)
     training = tokens(tokenizer, n_training, 1_000_000, "train")
@@ -88,7 +93,7 @@ def measured(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, n_texts
 
 
 @torch.inference_mode()
-def answer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, *asked: str, limit: int = 200) -> tuple[str, bool]:
+def answer(model: Any, tokenizer: Any, *asked: str, limit: int = 200) -> tuple[str, bool]:
     """The greedy answer to the last of the messages, user and assistant in turn, and whether it ended by itself."""
     messages = [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(asked)]
     prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)
@@ -117,6 +122,7 @@ def main(argv: list[str] | None = None) -> None:
     for name, value in figures.items():
         sys.stdout.write(f"{name:>30} {value:,.2f}\n" if isinstance(value, float) else f"{name:>30} {value:,}\n")
     write_metrics(options.model, "held_out", figures)
+    write_card(options.model)
 
 
 if __name__ == "__main__":

@@ -106,7 +106,7 @@ def _people() -> tuple[Actor, ...]:
     grandfather he village soup|nurse any city fruit|thief any city bread|hunter any forest meat|astronaut any moon rice
     dancer any city fruit|miller any village bread|traveler any road bread"""
     fields = [row.split() for line in rows.splitlines() for row in line.split("|")]
-    return tuple(Actor(noun.replace("_", " "), "person", *rest) for noun, *rest in fields)
+    return tuple(Actor(noun.replace("_", " "), "person", *rest) for noun, *rest in fields)  # type: ignore[arg-type]
 
 
 def _others() -> tuple[Actor, ...]:
@@ -116,10 +116,13 @@ def _others() -> tuple[Actor, ...]:
     robot machine it city oil|little_train machine it town coal|little_ship machine it sea wind
     toy_car machine it house oil"""
     fields = [row.split() for row in rows.replace("\n", "|").split("|")]
-    return tuple(Actor(noun.replace("_", " "), *rest) for noun, *rest in fields)
+    return tuple(Actor(noun.replace("_", " "), *rest) for noun, *rest in fields)  # type: ignore[arg-type]
 
 
-_NAMES = {"she": "Anna Mia Lily Emma Sara Rosa Ella Zoe Julia Nora", "he": "Tom Leo Max Ben Sam Jack Paul Oscar Finn Tim"}
+_NAMES = {
+    "she": "Anna Mia Lily Emma Sara Rosa Ella Zoe Julia Nora",
+    "he": "Tom Leo Max Ben Sam Jack Paul Oscar Finn Tim",
+}
 NAMED = tuple(Actor(n, "person", g, "house", "cake", True) for g, names in _NAMES.items() for n in names.split())
 ACTORS = _animals() + _people() + _others()
 DANGEROUS = ("wolf", "bear", "lion", "tiger", "thief", "dragon", "monster", "witch")
@@ -153,21 +156,148 @@ PLACES = tuple(
     )
 )  # fmt: skip
 
-COLOURS = "red blue green yellow white black brown pink orange purple golden silver gray".split()
-OBJECTS = """ball kite hat book key lamp drum bell boat ring coat box cup flute basket scarf coin stone feather letter
-map mirror shell toy bag clock flower candle crown blanket umbrella doll ribbon button bicycle whistle""".split()
-THINGS = "apple berry shell stone flower star bird egg nut leaf coin fish book button candle boat pear cookie".split()
-FOODS = """bread soup cheese cake honey milk rice porridge corn pie jam pancakes cookies berries apples pears cherries
-carrots bananas strawberries nuts""".split()
-ADJECTIVES = "little small young old brave clever shy kind quiet funny lonely tired curious proud gentle".split()
+COLOURS = [
+    "red",
+    "blue",
+    "green",
+    "yellow",
+    "white",
+    "black",
+    "brown",
+    "pink",
+    "orange",
+    "purple",
+    "golden",
+    "silver",
+    "gray",
+]
+OBJECTS = [
+    "ball",
+    "kite",
+    "hat",
+    "book",
+    "key",
+    "lamp",
+    "drum",
+    "bell",
+    "boat",
+    "ring",
+    "coat",
+    "box",
+    "cup",
+    "flute",
+    "basket",
+    "scarf",
+    "coin",
+    "stone",
+    "feather",
+    "letter",
+    "map",
+    "mirror",
+    "shell",
+    "toy",
+    "bag",
+    "clock",
+    "flower",
+    "candle",
+    "crown",
+    "blanket",
+    "umbrella",
+    "doll",
+    "ribbon",
+    "button",
+    "bicycle",
+    "whistle",
+]
+THINGS = [
+    "apple",
+    "berry",
+    "shell",
+    "stone",
+    "flower",
+    "star",
+    "bird",
+    "egg",
+    "nut",
+    "leaf",
+    "coin",
+    "fish",
+    "book",
+    "button",
+    "candle",
+    "boat",
+    "pear",
+    "cookie",
+]
+FOODS = [
+    "bread",
+    "soup",
+    "cheese",
+    "cake",
+    "honey",
+    "milk",
+    "rice",
+    "porridge",
+    "corn",
+    "pie",
+    "jam",
+    "pancakes",
+    "cookies",
+    "berries",
+    "apples",
+    "pears",
+    "cherries",
+    "carrots",
+    "bananas",
+    "strawberries",
+    "nuts",
+]
+ADJECTIVES = [
+    "little",
+    "small",
+    "young",
+    "old",
+    "brave",
+    "clever",
+    "shy",
+    "kind",
+    "quiet",
+    "funny",
+    "lonely",
+    "tired",
+    "curious",
+    "proud",
+    "gentle",
+]
 FEELINGS = {
-    "joy": "happy glad cheerful merry".split(),
-    "sadness": "sad lonely unhappy".split(),
-    "anger": "angry furious cross".split(),
-    "fear": "afraid scared frightened".split(),
+    "joy": ["happy", "glad", "cheerful", "merry"],
+    "sadness": ["sad", "lonely", "unhappy"],
+    "anger": ["angry", "furious", "cross"],
+    "fear": ["afraid", "scared", "frightened"],
 }
-NUMBERS = """zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen
-seventeen eighteen nineteen twenty""".split()
+NUMBERS = [
+    "zero",
+    "one",
+    "two",
+    "three",
+    "four",
+    "five",
+    "six",
+    "seven",
+    "eight",
+    "nine",
+    "ten",
+    "eleven",
+    "twelve",
+    "thirteen",
+    "fourteen",
+    "fifteen",
+    "sixteen",
+    "seventeen",
+    "eighteen",
+    "nineteen",
+    "twenty",
+]
 OPPOSITES = {"hot": "cold", "big": "small", "day": "night", "happy": "sad", "fast": "slow", "old": "young", "up": "down",
              "wet": "dry", "good": "bad", "light": "dark", "loud": "quiet", "open": "closed", "long": "short",
              "full": "empty", "hard": "soft", "high": "low", "left": "right", "friend": "enemy", "yes": "no",
@@ -178,19 +308,169 @@ SOUNDS = {"dog": "woof", "cat": "meow", "cow": "moo", "sheep": "baa", "duck": "q
 COLOUR_OF = {"the sky": "blue", "snow": "white", "grass": "green", "the sun": "yellow", "a banana": "yellow",
              "blood": "red", "the night": "black", "coal": "black", "a carrot": "orange", "an elephant": "gray",
              "the sea": "blue", "a frog": "green", "milk": "white", "a tomato": "red", "an apple": "red"}  # fmt: skip
-DAYS = "Monday Tuesday Wednesday Thursday Friday Saturday Sunday".split()
+DAYS = ["Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"]
 # Nouns that the stories do not know, so that the model learns to take a subject as it comes.
-STRANGERS = """computer phone car pizza toaster bicycle banana tomato cloud tree flower mountain river lamp chair table
-spoon window door clock television camera guitar piano violin football engine airplane helicopter rocket planet satellite
-scientist lawyer president detective plumber engineer programmer student vampire zombie ninja superhero wizard dinosaur
-spider snake shark octopus crab lobster ant worm bat rat eagle parrot flamingo panda koala kangaroo giraffe zebra hippo
-rhino crocodile lizard cactus potato onion sandwich hamburger pickle pumpkin mushroom snowflake raindrop river volcano
-island bridge tower village teapot kettle pencil eraser notebook sock shoe shirt jacket pillow sofa bathtub refrigerator
-truck tractor bus taxi scooter tiger cub llama alpaca otter raccoon skunk moose walrus jellyfish starfish pigeon turkey
-peacock rooster lamb calf pony hamster goldfish cousin uncle aunt neighbor friend brother sister mayor judge policeman
-firefighter butcher tailor carpenter magician acrobat cowboy viking samurai emperor goddess angel demon goblin troll
-language model transformer neuron neural network microscope telescope oscilloscope magnet battery""".split()
-TOPICS = """quantum physics|politics|money|the stock market|France|Paris|London|America|China|the internet|python|javascript
+STRANGERS = [
+    "computer",
+    "phone",
+    "car",
+    "pizza",
+    "toaster",
+    "bicycle",
+    "banana",
+    "tomato",
+    "cloud",
+    "tree",
+    "flower",
+    "mountain",
+    "river",
+    "lamp",
+    "chair",
+    "table",
+    "spoon",
+    "window",
+    "door",
+    "clock",
+    "television",
+    "camera",
+    "guitar",
+    "piano",
+    "violin",
+    "football",
+    "engine",
+    "airplane",
+    "helicopter",
+    "rocket",
+    "planet",
+    "satellite",
+    "scientist",
+    "lawyer",
+    "president",
+    "detective",
+    "plumber",
+    "engineer",
+    "programmer",
+    "student",
+    "vampire",
+    "zombie",
+    "ninja",
+    "superhero",
+    "wizard",
+    "dinosaur",
+    "spider",
+    "snake",
+    "shark",
+    "octopus",
+    "crab",
+    "lobster",
+    "ant",
+    "worm",
+    "bat",
+    "rat",
+    "eagle",
+    "parrot",
+    "flamingo",
+    "panda",
+    "koala",
+    "kangaroo",
+    "giraffe",
+    "zebra",
+    "hippo",
+    "rhino",
+    "crocodile",
+    "lizard",
+    "cactus",
+    "potato",
+    "onion",
+    "sandwich",
+    "hamburger",
+    "pickle",
+    "pumpkin",
+    "mushroom",
+    "snowflake",
+    "raindrop",
+    "river",
+    "volcano",
+    "island",
+    "bridge",
+    "tower",
+    "village",
+    "teapot",
+    "kettle",
+    "pencil",
+    "eraser",
+    "notebook",
+    "sock",
+    "shoe",
+    "shirt",
+    "jacket",
+    "pillow",
+    "sofa",
+    "bathtub",
+    "refrigerator",
+    "truck",
+    "tractor",
+    "bus",
+    "taxi",
+    "scooter",
+    "tiger",
+    "cub",
+    "llama",
+    "alpaca",
+    "otter",
+    "raccoon",
+    "skunk",
+    "moose",
+    "walrus",
+    "jellyfish",
+    "starfish",
+    "pigeon",
+    "turkey",
+    "peacock",
+    "rooster",
+    "lamb",
+    "calf",
+    "pony",
+    "hamster",
+    "goldfish",
+    "cousin",
+    "uncle",
+    "aunt",
+    "neighbor",
+    "friend",
+    "brother",
+    "sister",
+    "mayor",
+    "judge",
+    "policeman",
+    "firefighter",
+    "butcher",
+    "tailor",
+    "carpenter",
+    "magician",
+    "acrobat",
+    "cowboy",
+    "viking",
+    "samurai",
+    "emperor",
+    "goddess",
+    "angel",
+    "demon",
+    "goblin",
+    "troll",
+    "language",
+    "model",
+    "transformer",
+    "neuron",
+    "neural",
+    "network",
+    "microscope",
+    "telescope",
+    "oscilloscope",
+    "magnet",
+    "battery",
+]
+_TOPICS = """quantum physics|politics|money|the stock market|France|Paris|London|America|China|the internet|python|javascript
 football|chess|the weather in Berlin|history|mathematics|chemistry|biology|philosophy|religion|the meaning of life|love
 taxes|medicine|cars|computers|artificial intelligence|machine learning|neural networks|large language models|linear algebra
 the second world war|Napoleon|Einstein|Shakespeare|Mozart|the news|movies|video games|cooking|fashion|economics|law
@@ -199,9 +479,49 @@ poetry|music theory|Greek gods|dinosaurs|the government|my homework|my job|my ca
 transformers|attention heads|sparse autoencoders|probes|gradient descent|prime numbers|the square root of two|gravity
 time travel|the president|the pope|bitcoin|startups|marriage|dentists|yoga|soccer|basketball|coffee|whisky|Japan|Africa
 Germany|Spain|Rome|the weather|traffic|airplanes|vaccines|DNA|atoms|molecules|geometry|calculus|statistics|the universe"""
-TOPICS = tuple(topic for line in TOPICS.splitlines() for topic in line.split("|"))
-_ONSETS = "b bl br c ch cl d dr f fl fr g gl gr h j k l m n p pl pr qu r s sh sk sl sn sp st t th tr v w y z".split()
-_VOWELS = "a e i o u oo ee ai ou".split()
+TOPICS = tuple(topic for line in _TOPICS.splitlines() for topic in line.split("|"))
+_ONSETS = [
+    "b",
+    "bl",
+    "br",
+    "c",
+    "ch",
+    "cl",
+    "d",
+    "dr",
+    "f",
+    "fl",
+    "fr",
+    "g",
+    "gl",
+    "gr",
+    "h",
+    "j",
+    "k",
+    "l",
+    "m",
+    "n",
+    "p",
+    "pl",
+    "pr",
+    "qu",
+    "r",
+    "s",
+    "sh",
+    "sk",
+    "sl",
+    "sn",
+    "sp",
+    "st",
+    "t",
+    "th",
+    "tr",
+    "v",
+    "w",
+    "y",
+    "z",
+]
+_VOWELS = ["a", "e", "i", "o", "u", "oo", "ee", "ai", "ou"]
 _CODAS = ["", "", "b", "ck", "d", "f", "g", "l", "m", "n", "p", "r", "rt", "s", "t", "x", "mp", "nd", "sk", "ll"]
 
 

@@ -17,6 +17,7 @@ LABELS = (
 Spans = dict[str, tuple[tuple[int, int], ...]]
 
 _MARK = re.compile(r"\[(/?)([a-z_]+)\]")
+_SENTENCE_END = re.compile(r"(?<=[.!?]) ")
 _FIRST_LETTER = re.compile(r'^((?:\[/?[a-z_]+\]|")*)([a-z])')
 
 
@@ -28,6 +29,9 @@ class Text:
     spans: Spans
 
 
+_MARKS = re.compile(r"^(?:\[/?[a-z_]+\])*")
+
+
 def capital(marked: str) -> str:
     """The sentence with its first letter, behind any marks and quotes, in upper case."""
     return _FIRST_LETTER.sub(lambda m: m[1] + m[2].upper(), marked)
@@ -35,8 +39,8 @@ def capital(marked: str) -> str:
 
 def uncapital(marked: str) -> str:
     """The sentence with its first letter in lower case."""
-    head = re.match(r"(?:\[/?[a-z_]+\])*", marked)[0]
-    return head + marked[len(head) : len(head) + 1].lower() + marked[len(head) + 1 :]
+    at = len(marked) - len(_MARKS.sub("", marked, count=1))
+    return marked[:at] + marked[at : at + 1].lower() + marked[at + 1 :]
 
 
 def plain(marked: str) -> str:
@@ -67,15 +71,27 @@ class Writer:
         self._length += len(text)
 
     def sentence(self, marked: str) -> None:
-        """Appends a marked sentence; the labels opened in it end with it, those opened around it stay open."""
+        """Appends marked sentences; labels opened in one end with it, those opened around it stay open."""
         around = set(self._open)
         at = 0
         for mark in _MARK.finditer(marked):
-            self.raw(marked[at : mark.start()])
+            self._words(marked[at : mark.start()], around)
             (self.close if mark[1] else self.open)(mark[2])
             at = mark.end()
-        self.raw(marked[at:])
-        for label in set(self._open) - around:
+        self._words(marked[at:], around)
+        self._close_but(around)
+
+    def _words(self, words: str, around: set[str]) -> None:
+        """Appends unmarked words. A sentence may end among them, unless somebody is still speaking."""
+        sentences = [words] if "speech" in self._open else _SENTENCE_END.split(words)
+        for i, sentence in enumerate(sentences):
+            if i:
+                self._close_but(around)
+                self.raw(" ")
+            self.raw(sentence)
+
+    def _close_but(self, kept: set[str]) -> None:
+        for label in set(self._open) - kept:
             self.close(label)
 
     def passage(self, sentences: list[str]) -> None:

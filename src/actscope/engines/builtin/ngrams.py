@@ -40,7 +40,7 @@ class Unigram:
 
     def probabilities(self, ids: np.ndarray) -> np.ndarray:
         """Of every token from the third on."""
-        return self._p[ids[2:]]
+        return np.asarray(self._p[ids[2:]])
 
 
 class Trigram:

@@ -21,7 +21,7 @@ def orthogonal(matrix: Tensor, iterations: int = 5) -> Tensor:
     x = x / (x.norm() + 1e-7)
     for _ in range(iterations):
         gram = x @ x.T
-        x = a * x + (b * gram + c * gram @ gram) @ x
+        x = a * x + (b * gram + c * (gram @ gram)).matmul(x)
     return x.T if tall else x
 
 
@@ -40,6 +40,7 @@ class Optimizer:
     def step(self, scale: float) -> None:
         """Updates every parameter from its gradient and clears the gradients."""
         for p, momentum in zip(self._matrices, self._momenta, strict=True):
+            assert p.grad is not None, "every matrix takes part in every pass"
             momentum.lerp_(p.grad, 1 - MOMENTUM)
             update = orthogonal(p.grad.lerp(momentum, MOMENTUM))
             rate = self._muon_rate * scale * max(1.0, p.shape[0] / p.shape[1]) ** 0.5

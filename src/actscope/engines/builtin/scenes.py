@@ -129,5 +129,5 @@ class Scene:
             "o": f"{article(self.colour)} {self.colour} {self.object}", "the_o": f"the {self.colour} {self.object}",
             "co": f"{self.colour} {self.object}", "obj": self.object, "food": "[food]" + self.food,
             "n": f"[number]{number} {self.things}[/number]", "number": number, "things": self.things,
-            "less": f"[number]{NUMBERS[self.count - 1]}[/number]",
+            "less": f"[number]{NUMBERS[self.count - 1]}[/number]", **self.facts,
         }  # fmt: skip

@@ -1,6 +1,6 @@
 """English text with known labels, made up by the project: short stories and conversations.
 
-    python -m actscope.engines.builtin.text --n 2000 --seed 7 --split train > labels.jsonl
+python -m actscope.engines.builtin.text --n 2000 --seed 7 --split train > labels.jsonl
 """
 
 from __future__ import annotations

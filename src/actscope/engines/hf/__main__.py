@@ -10,8 +10,9 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -20,17 +21,17 @@ import uvicorn
 from transformers.utils import logging as transformers_logging
 
 from actscope.clock import boot_id
+from actscope.engines.hf.default_probes import default_probes
+from actscope.engines.hf.engine import Engine, EngineOptions
+from actscope.engines.hf.loading import LoadedModel, cache_dir, load
+from actscope.engines.hf.server import Mailboxes, create_app
+from actscope.engines.hf.settings import EngineSettings
 from actscope.errors import ActscopeError
 from actscope.probes import Probe, load_probes
 from actscope.ring import runtime
 from actscope.ring.host import RingWriter
 from actscope.ring.layout import RingSpec
 from actscope.ring.process import process_start
-from actscope.engines.hf.engine import Engine, EngineOptions
-from actscope.engines.hf.default_probes import default_probes
-from actscope.engines.hf.loading import LoadedModel, cache_dir, load
-from actscope.engines.hf.server import Mailboxes, create_app
-from actscope.engines.hf.settings import EngineSettings
 
 log = logging.getLogger("actscope.engine")
 
@@ -39,7 +40,7 @@ def main(argument: str) -> int:
     """Serve until asked to stop. Returns the exit code; errors are one line on standard error."""
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     logging.getLogger("actscope.engine").setLevel(logging.WARNING)
-    transformers_logging.disable_progress_bar()
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     settings = msgspec.json.decode(argument, type=EngineSettings)
     try:
         runtime.sweep()
@@ -69,7 +70,7 @@ async def _serve(settings: EngineSettings, loaded: LoadedModel, probes: list[Pro
             sink=ring,
             deliver=mailboxes.deliver,
             probes=probes,
-            on_table=lambda generation, table: runtime.publish_table(card.id, table, generation),
+            on_table=partial(_publish_table, card.id),
             options=options,
         ).start()
         try:
@@ -82,17 +83,27 @@ async def _serve(settings: EngineSettings, loaded: LoadedModel, probes: list[Pro
         ring.close()
 
 
+def _publish_table(card_id: str, generation: int, table: bytes) -> None:
+    runtime.publish_table(card_id, table, generation)
+
+
 def _ring_spec(settings: EngineSettings) -> RingSpec:
     """A step of decoding has one row a sequence at most, so that many steps of a full batch fill the ring together."""
     steps = max(4096, settings.ring_rows // 8)
-    return RingSpec(settings.ring_rows, settings.probe_width, step_capacity=steps, span_capacity=max(steps * 2, settings.ring_rows))
+    return RingSpec(
+        settings.ring_rows, settings.probe_width, step_capacity=steps, span_capacity=max(steps * 2, settings.ring_rows)
+    )
 
 
 async def _serve_http(
     settings: EngineSettings, engine: Engine, mailboxes: Mailboxes, listener: socket.socket, card: runtime.EngineCard
 ) -> None:
     config = uvicorn.Config(
-        create_app(engine, mailboxes), log_level="warning", access_log=False, timeout_graceful_shutdown=2, lifespan="off"
+        create_app(engine, mailboxes),
+        log_level="warning",
+        access_log=False,
+        timeout_graceful_shutdown=2,
+        lifespan="off",
     )
     server = uvicorn.Server(config)
 
@@ -106,9 +117,9 @@ async def _serve_http(
     await server.serve(sockets=[listener])
 
 
-def _when_parent_ends(loop: asyncio.AbstractEventLoop, stop: object) -> None:
+def _when_parent_ends(loop: asyncio.AbstractEventLoop, stop: Callable[[], None]) -> None:
     sys.stdin.buffer.read()
-    loop.call_soon_threadsafe(stop)  # type: ignore[arg-type]
+    loop.call_soon_threadsafe(stop)
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers.cache_utils import DynamicCache
+from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from actscope.capture.attribution import Lane
 from actscope.engines.hf.request import Request
@@ -40,9 +40,7 @@ class Batch:
     cache: DynamicCache = field(default_factory=DynamicCache)
 
     def lanes(self) -> list[Lane]:
-        return [
-            Lane(s.request.id, pad, s.n_prompt) for s, pad in zip(self.sequences, self.padding, strict=True)
-        ]
+        return [Lane(s.request.id, pad, s.n_prompt) for s, pad in zip(self.sequences, self.padding, strict=True)]
 
     def forward(self, model: nn.Module, token_ids: np.ndarray, **options: int) -> Tensor:
         """Run token_ids int64 [batch, n] as the next n columns. Returns the last column's logits [batch, vocabulary]."""
@@ -68,10 +66,10 @@ class Batch:
             self.width, self.cache = 0, DynamicCache()
             return 0
         common = min(self.width, *self.padding)
-        for layer in self.cache.layers:
-            chosen = torch.tensor(indices, device=layer.keys.device)
-            layer.keys = layer.keys.index_select(0, chosen)[:, :, common:]
-            layer.values = layer.values.index_select(0, chosen)[:, :, common:]
+        for layer in _layers(self.cache):
+            chosen = torch.tensor(indices, device=layer.device)
+            layer.keys = _known(layer.keys).index_select(0, chosen)[:, :, common:]
+            layer.values = _known(layer.values).index_select(0, chosen)[:, :, common:]
         self.padding = [pad - common for pad in self.padding]
         self.width -= common
         return common
@@ -84,12 +82,24 @@ class Batch:
             )  # fmt: skip
             return
         width = max(self.width, other.width)
-        for mine, theirs in zip(self.cache.layers, other.cache.layers, strict=True):
-            mine.keys = torch.cat([_widen(mine.keys, width), _widen(theirs.keys, width)])
-            mine.values = torch.cat([_widen(mine.values, width), _widen(theirs.values, width)])
+        for mine, theirs in zip(_layers(self.cache), _layers(other.cache), strict=True):
+            mine.keys = torch.cat([_widen(_known(mine.keys), width), _widen(_known(theirs.keys), width)])
+            mine.values = torch.cat([_widen(_known(mine.values), width), _widen(_known(theirs.values), width)])
         self.padding = [p + width - self.width for p in self.padding] + [p + width - other.width for p in other.padding]
         self.sequences += other.sequences
         self.width = width
+
+
+def _layers(cache: DynamicCache) -> list[DynamicLayer]:
+    """The cache's layers, all of the plain growing kind: the loader refuses models that keep anything else."""
+    layers = [layer for layer in cache.layers if isinstance(layer, DynamicLayer)]
+    assert len(layers) == len(cache.layers)
+    return layers
+
+
+def _known(cached: Tensor | None) -> Tensor:
+    assert cached is not None, "a layer that has run has a cache"
+    return cached
 
 
 def _widen(cached: Tensor, width: int) -> Tensor:

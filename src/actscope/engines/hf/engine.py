@@ -16,15 +16,15 @@ import torch
 from actscope.capture.attribution import attribute
 from actscope.capture.taps import Taps
 from actscope.clock import monotonic_ns
-from actscope.errors import EngineError, RequestRefused
-from actscope.frames import ROW_META, Sink, Span, SpanFlag, Step
-from actscope.probes import Bank, ModelFacts, Probe
-from actscope.sites import Site
 from actscope.engines.hf.batch import Batch, Running, padded_prompts
 from actscope.engines.hf.loading import LoadedModel
 from actscope.engines.hf.request import FinishReason, Output, Request
 from actscope.engines.hf.sampling import Sampler, draw_all
 from actscope.engines.hf.text import TextStream
+from actscope.errors import EngineError, RequestRefused
+from actscope.frames import ROW_META, Sink, Span, SpanFlag, Step
+from actscope.probes import Bank, ModelFacts, Probe
+from actscope.sites import Site
 
 log = logging.getLogger("actscope.engine")
 
@@ -62,7 +62,7 @@ class _Prefill:
 
     @property
     def remaining(self) -> int:
-        return self.ids.shape[1] - self.batch.width
+        return int(self.ids.shape[1]) - self.batch.width
 
 
 @dataclass(slots=True)
@@ -225,7 +225,9 @@ class Engine:
             return
         tokenizer = self.loaded.tokenizer
         running = [
-            Running(r, Sampler(r.sampling, r.prompt_ids), TextStream(tokenizer._tokenizer, r.prompt_ids, r.sampling.stop))
+            Running(
+                r, Sampler(r.sampling, r.prompt_ids), TextStream(tokenizer._tokenizer, r.prompt_ids, r.sampling.stop)
+            )
             for r in requests
         ]
         ids, padding = padded_prompts(running, pad_id=tokenizer.pad_token_id or 0)
@@ -289,9 +291,7 @@ class Engine:
         return "length" if len(sequence.sampler.generated) >= params.max_tokens else None
 
     def _publish_end(self, ended: Sequence[Running], flags: SpanFlag = SpanFlag.END) -> None:
-        spans = tuple(
-            Span(s.request.id, s.n_prompt + len(s.sampler.generated), 0, 0, flags, s.n_prompt) for s in ended
-        )
+        spans = tuple(Span(s.request.id, s.n_prompt + len(s.sampler.generated), 0, 0, flags, s.n_prompt) for s in ended)
         step = Step(self.stats.steps, monotonic_ns(), spans, np.empty(0, ROW_META), self.bank.generation)
         self._sink.write(step, self._taps.frames_of_none())
 

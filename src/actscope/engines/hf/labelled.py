@@ -8,18 +8,21 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from actscope.engines.hf.engine import Engine
+from actscope.engines.hf.loading import LoadedModel
+from actscope.engines.hf.request import Output, Request, Sampling
 from actscope.errors import EngineError
 from actscope.frames import SCORES, Frame, SinkStats, Step
 from actscope.probes.labels import LabelledText
 from actscope.sites import Site
-from actscope.engines.hf.engine import Engine
-from actscope.engines.hf.loading import LoadedModel
-from actscope.engines.hf.request import Output, Request, Sampling
 
 
 @dataclass(slots=True)
 class LabelledRows:
-    """rows[site] float32 [n, d]; for each row its text and the token's character range. Special tokens have no row."""
+    """rows[site] float32 [n, d], in order of the texts; for each row its text and the token's character range.
+
+    Special tokens have no row.
+    """
 
     rows: dict[str, np.ndarray]
     texts: np.ndarray
@@ -27,12 +30,13 @@ class LabelledRows:
 
     def labels(self, texts: Sequence[LabelledText], label: str) -> tuple[np.ndarray, np.ndarray]:
         """(mask, labels), both bool [n]: rows whose text knows the label, and whether it holds there."""
-        known = np.array([label in text.spans for text in texts])[self.texts]
+        known = np.array([label in text.spans for text in texts], bool)
         held = np.zeros(len(self.texts), bool)
-        for index in np.unique(self.texts[known]):
-            rows = self.texts == index
-            held[rows] = texts[index].token_labels(label, self.offsets[rows])
-        return known, held
+        edges = np.searchsorted(self.texts, np.arange(len(texts) + 1))
+        for index in np.flatnonzero(known).tolist():
+            own = slice(edges[index], edges[index + 1])
+            held[own] = texts[index].token_labels(label, self.offsets[own])
+        return known[self.texts], held
 
 
 @dataclass(slots=True)
@@ -70,8 +74,10 @@ class _Collector:
         """Nothing to release."""
 
     def result(self) -> LabelledRows:
-        rows = {site: np.concatenate(parts) for site, parts in self.rows.items()}
-        return LabelledRows(rows, np.concatenate(self.texts), np.concatenate(self.offsets))
+        texts = np.concatenate(self.texts)
+        order = np.argsort(texts, kind="stable")
+        rows = {site: np.concatenate(parts)[order] for site, parts in self.rows.items()}
+        return LabelledRows(rows, texts[order], np.concatenate(self.offsets)[order])
 
 
 def collect(
@@ -79,7 +85,7 @@ def collect(
     texts: Sequence[LabelledText],
     sites: Sequence[Site],
     *,
-    max_bytes: int = 1 << 30,
+    max_bytes: int = 1 << 29,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> LabelledRows:
     """Run every text once and collect its rows at `sites`, until they would take more than `max_bytes`.
@@ -93,9 +99,9 @@ def collect(
     engine = Engine(loaded, sink=sink, deliver=waiter.deliver).start()
     try:
         engine.keep_rows(sites).result()
-        for index, (ids, _) in enumerate(tokens):
+        for index in sorted(range(len(tokens)), key=lambda i: len(tokens[i][0])):  # alike in length: little padding
             waiter.room.acquire()
-            engine.submit(Request(str(index), ids, Sampling(max_tokens=1, temperature=0)))
+            engine.submit(Request(str(index), tokens[index][0], Sampling(max_tokens=1, temperature=0)))
         waiter.done.wait()
     finally:
         engine.close()
@@ -130,6 +136,10 @@ def tokenize(loaded: LoadedModel, text: str) -> tuple[list[int], list[tuple[int,
     tokenizer = loaded.tokenizer
     rendered = text.startswith(tuple(tokenizer.all_special_tokens))
     encoded = tokenizer(
-        text, return_offsets_mapping=True, add_special_tokens=not rendered, truncation=True, max_length=loaded.max_context - 1
+        text,
+        return_offsets_mapping=True,
+        add_special_tokens=not rendered,
+        truncation=True,
+        max_length=loaded.max_context - 1,
     )
     return encoded["input_ids"], encoded["offset_mapping"]

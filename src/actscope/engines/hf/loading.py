@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from actscope.capture.anatomy import blocks, text_config
-from actscope.errors import EngineError, SiteError
 from actscope.engines import builtin
+from actscope.errors import EngineError, SiteError
 
 DTYPES = {"auto": "auto", "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -24,7 +23,7 @@ DTYPES = {"auto": "auto", "fp32": torch.float32, "bf16": torch.bfloat16, "fp16":
 class LoadedModel:
     """A model ready to run. `revision` is the hub's commit, or a fingerprint of local weights."""
 
-    model: nn.Module
+    model: PreTrainedModel
     tokenizer: Any
     name: str
     revision: str
@@ -93,10 +92,11 @@ def load(model_id: str, *, device: str = "auto", dtype: str = "auto") -> LoadedM
             f"cannot load {model_id!r}: {error}\nGive a Hugging Face id, a directory with config.json, weights and a "
             f"tokenizer, or {builtin.NAME!r}"
         ) from error
-    return adopt(model.to(target), tokenizer, name=name, path=source)
+    model.to(target)  # type: ignore[arg-type]  # transformers wraps nn.Module.to without its types
+    return adopt(model, tokenizer, name=name, path=source)
 
 
-def adopt(model: nn.Module, tokenizer: Any, *, name: str, path: str = "") -> LoadedModel:
+def adopt(model: PreTrainedModel, tokenizer: Any, *, name: str, path: str = "") -> LoadedModel:
     """Take over a model that is already in memory. Raises EngineError when it cannot be run or labelled exactly."""
     if not getattr(tokenizer, "is_fast", False):
         raise EngineError(f"{name}: its tokenizer has no tokenizer.json; convert it to a fast tokenizer first")
@@ -106,7 +106,13 @@ def adopt(model: nn.Module, tokenizer: Any, *, name: str, path: str = "") -> Loa
         raise EngineError(f"{name}: {error}") from error
     if getattr(model.config, "is_encoder_decoder", False):
         raise EngineError(f"{name} is an encoder-decoder; actscope serve runs decoder-only language models")
-    model.eval().requires_grad_(False)
+    kinds = set(getattr(text_config(model), "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
+    if kinds or getattr(model, "_is_stateful", False):
+        raise EngineError(
+            f"{name} keeps a state that is no key-value cache ({', '.join(sorted(kinds)) or type(model).__name__}); "
+            "such models cannot be batched exactly yet"
+        )
+    model.train(False).requires_grad_(False)
     commit = getattr(model.config, "_commit_hash", None)
     return LoadedModel(model, tokenizer, name, commit or fingerprint(Path(path)), path)
 

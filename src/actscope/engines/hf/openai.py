@@ -11,9 +11,9 @@ from typing import Any, Literal, TypeVar
 
 import msgspec
 
-from actscope.errors import RequestRefused
 from actscope.engines.hf.engine import Engine
 from actscope.engines.hf.request import Output, Request, Sampling
+from actscope.errors import RequestRefused
 
 MAX_CHOICES = 16
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
@@ -109,7 +109,8 @@ class Job:
 
     def answer(self, texts: Sequence[str], ids: Sequence[Sequence[int]], reasons: Sequence[str]) -> dict[str, Any]:
         """The whole answer of a request that does not stream."""
-        choices = [self._whole(c, *parts) for c, *parts in zip(self.choices, texts, ids, reasons, strict=True)]
+        parts = zip(self.choices, texts, ids, reasons, strict=True)
+        choices = [self._whole(choice, text, own, reason) for choice, text, own, reason in parts]
         top: dict[str, Any] = {}
         if self.return_token_ids and self.kind == "chat":
             top["prompt_token_ids"] = list(self.choices[0].request.prompt_ids)
@@ -191,7 +192,9 @@ def _message(index: int, message: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(role, str):
         raise RequestRefused(f"{where}.role: expected a string, found {role!r}", param="messages")
     if isinstance(content, list):
-        if any(not isinstance(p, dict) or p.get("type") != "text" or not isinstance(p.get("text"), str) for p in content):
+        if any(
+            not isinstance(p, dict) or p.get("type") != "text" or not isinstance(p.get("text"), str) for p in content
+        ):
             raise RequestRefused(f"{where}.content: this engine reads parts of type 'text' only", param="messages")
         content = "".join(part["text"] for part in content)
     if not isinstance(content, str):
@@ -203,14 +206,16 @@ def _prompts(prompt: str | list[Any]) -> list[Any]:
     """A text, a list of texts, a list of ids or a list of such lists, as a list of texts and lists of ids."""
     kinds = {type(item) for item in prompt} if isinstance(prompt, list) else {str}
     if len(kinds) != 1:
-        raise RequestRefused("prompt: expected a text, texts, token ids or lists of token ids, and not a mixture", param="prompt")
+        raise RequestRefused(
+            "prompt: expected a text, texts, token ids or lists of token ids, and not a mixture", param="prompt"
+        )
     return prompt if isinstance(prompt, list) and kinds != {int} else [prompt]
 
 
 def _tokenize(engine: Engine, prompt: Any) -> list[int]:
     if isinstance(prompt, str):
         return list(engine.loaded.tokenizer(prompt)["input_ids"])
-    size = engine.loaded.model.get_input_embeddings().num_embeddings  # type: ignore[operator]
+    size = engine.loaded.model.get_input_embeddings().num_embeddings
     wrong = next((token for token in prompt if not 0 <= token < size), None)
     if wrong is not None:
         raise RequestRefused(f"prompt: token id {wrong} is outside the vocabulary of {size}", param="prompt")
@@ -218,11 +223,20 @@ def _tokenize(engine: Engine, prompt: Any) -> list[int]:
 
 
 def _job(
-    engine: Engine, kind: Literal["chat", "text"], body: _Body, prompts: list[list[int]], max_tokens: int | None, given: str | None
+    engine: Engine,
+    kind: Literal["chat", "text"],
+    body: _Body,
+    prompts: list[list[int]],
+    max_tokens: int | None,
+    given: str | None,
 ) -> Job:
     name = engine.loaded.name
     if body.model not in (None, "", name):
-        raise RequestRefused(f"The model `{body.model}` does not exist; this engine serves `{name}`", param="model", code="model_not_found")
+        raise RequestRefused(
+            f"The model `{body.model}` does not exist; this engine serves `{name}`",
+            param="model",
+            code="model_not_found",
+        )
     n = 1 if body.n is None else body.n
     if not 1 <= n * len(prompts) <= MAX_CHOICES:
         raise RequestRefused(f"n x prompts must lie between 1 and {MAX_CHOICES}, found {n * len(prompts)}", param="n")
@@ -230,7 +244,9 @@ def _job(
     choices = []
     for p, prompt in enumerate(prompts):
         engine.check(len(prompt), max_tokens or 1)
-        sampling = _sampling(body, engine.loaded.sampling_defaults, max_tokens or engine.loaded.max_context - len(prompt))
+        sampling = _sampling(
+            body, engine.loaded.sampling_defaults, max_tokens or engine.loaded.max_context - len(prompt)
+        )
         for i in range(n):
             base = job_id if kind == "chat" else f"{job_id}-{p}"
             own = sampling if sampling.seed is None else replace(sampling, seed=sampling.seed + i)

@@ -1,4 +1,4 @@
-"""Training probes on a model: labelled text through the taps, one logistic fit for each label and site."""
+"""Training probes on a model: labelled text through the taps, one discriminant for each label and site."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from actscope.engines.hf.loading import LoadedModel
 from actscope.errors import ProbeError
 from actscope.probes import Probe
 from actscope.probes.labels import LabelledText, known_labels
-from actscope.probes.train import Examples, Fit, fit, to_probe
+from actscope.probes.train import Covariance, Examples, Fit, fit, to_probe
 from actscope.sites import Site
 
 #: A later site is taken only if it is better than an earlier one by more than this on the choosing texts.
@@ -40,7 +40,7 @@ def train_probes(
 ) -> list[Trained]:
     """One probe for each label, at the earliest of the best sites. `progress` gets (stage, done, total).
 
-    Raises ProbeError for an unknown label, and when a label has too few examples.
+    Raises ProbeError for an unknown label, and when a label that was asked for has too few examples.
     """
     known = known_labels(texts)
     chosen = list(labels or known)
@@ -48,26 +48,36 @@ def train_probes(
     if unknown:
         raise ProbeError(f"no text is labelled {', '.join(unknown)}; the labels are {', '.join(known)}")
     rows = collect(loaded, texts, sites, progress=lambda done, total: progress("reading texts", done, total))
+    covariances = {site: Covariance.of(rows.rows[site.name], rows.texts) for site in sites}
     trained = []
     for done, label in enumerate(chosen, 1):
-        trained.append(_train(loaded, texts, rows, sites, label))
+        try:
+            trained.append(_train(loaded, texts, rows, covariances, label))
+        except ProbeError:
+            if labels:
+                raise  # asked for by name; of all labels, those with too few examples are left out
         progress("fitting probes", done, len(chosen))
     return trained
 
 
 def _train(
-    loaded: LoadedModel, texts: Sequence[LabelledText], rows: LabelledRows, sites: Sequence[Site], label: str
+    loaded: LoadedModel,
+    texts: Sequence[LabelledText],
+    rows: LabelledRows,
+    covariances: dict[Site, Covariance],
+    label: str,
 ) -> Trained:
     known, held = rows.labels(texts, label)
-    fits: list[tuple[Site, Fit]] = []
-    for site in sites:
+
+    def fit_at(site: Site, with_control: bool) -> Fit:
         examples = Examples(rows.rows[site.name][known], held[known], rows.texts[known])
-        fits.append((site, fit(examples, what=f"label {label!r}", with_control=False)))
+        return fit(examples, covariances[site], what=f"label {label!r}", with_control=with_control)
+
+    fits = [(site, fit_at(site, False)) for site in covariances]
     best = max(result.choosing_auroc for _, result in fits)
     site = next(site for site, result in fits if result.choosing_auroc >= best - WORTH_A_LAYER)
-    result = fit(Examples(rows.rows[site.name][known], held[known], rows.texts[known]), what=f"label {label!r}")
-    probe = to_probe(result, label=label, site=site.name, model=loaded.name, revision=loaded.revision)
-    return Trained(probe, result)
+    result = fit_at(site, True)
+    return Trained(to_probe(result, label=label, site=site.name, model=loaded.name, revision=loaded.revision), result)
 
 
 def builtin_texts(loaded: LoadedModel, n: int, seed: int = 7) -> list[LabelledText]:

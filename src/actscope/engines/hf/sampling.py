@@ -48,7 +48,7 @@ class Sampler:
             old = logits[seen]
             logits[seen] = torch.where(old > 0, old / p.repetition_penalty, old * p.repetition_penalty)
         if (p.presence_penalty or p.frequency_penalty) and self.generated:
-            ids, counts = torch.tensor(self.generated, device=logits.device).unique(return_counts=True)
+            ids, counts = torch.unique(torch.tensor(self.generated, device=logits.device), return_counts=True)
             logits[ids] -= p.presence_penalty + p.frequency_penalty * counts
         return logits
 
@@ -62,7 +62,7 @@ def truncate(probabilities: Tensor, params: Sampling) -> Tensor:
     if params.top_k > 0:
         keep[params.top_k :] = False
     mass_before = ordered.cumsum(0) - ordered
-    keep &= mass_before < params.top_p * 1.0
+    keep &= mass_before < params.top_p
     keep &= ordered >= params.min_p * ordered[0]
     return torch.zeros_like(probabilities).scatter_(0, index, ordered * keep)
 

@@ -13,11 +13,11 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
-from actscope.errors import ActscopeError, ProbeError, RequestRefused
-from actscope.probes import describe, probe_from_json
 from actscope.engines.hf.engine import Engine
 from actscope.engines.hf.openai import Choice, Job, chat_job, completion_job
 from actscope.engines.hf.request import Output
+from actscope.errors import ActscopeError, ProbeError, RequestRefused
+from actscope.probes import describe, probe_from_json
 
 MAX_BODY = 32 << 20
 
@@ -93,7 +93,13 @@ class _Routes:
 
     async def models(self, http: HttpRequest) -> Response:
         loaded = self._engine.loaded
-        card = {"id": loaded.name, "object": "model", "created": 0, "owned_by": "actscope", "max_model_len": loaded.max_context}
+        card = {
+            "id": loaded.name,
+            "object": "model",
+            "created": 0,
+            "owned_by": "actscope",
+            "max_model_len": loaded.max_context,
+        }
         return _json({"object": "list", "data": [card]})
 
     @_answering_errors
@@ -228,7 +234,9 @@ def _json(data: Any, status: int = 200) -> Response:
     return Response(msgspec.json.encode(data), status, media_type="application/json")
 
 
-def _error(status: int, message: str, *, param: str | None = None, code: str | None = None, kind: str = "invalid_request_error") -> Response:
+def _error(
+    status: int, message: str, *, param: str | None = None, code: str | None = None, kind: str = "invalid_request_error"
+) -> Response:
     return _json(_error_body(message, kind, param, code), status)
 
 

@@ -11,9 +11,9 @@ from types import TracebackType
 
 import msgspec
 
+from actscope.engines.hf.settings import EngineSettings
 from actscope.errors import EngineError
 from actscope.ring.runtime import EngineCard, read_cards, sweep
-from actscope.engines.hf.settings import EngineSettings
 
 GRACE_S = 10.0
 
@@ -47,7 +47,9 @@ class EngineProcess:
             if card is not None:
                 return card
             if self._ended_within(0.05):
-                raise EngineError(f"the engine for {self.settings.model!r} ended at start (exit code {self._child.returncode})")
+                raise EngineError(
+                    f"the engine for {self.settings.model!r} ended at start (exit code {self._child.returncode})"
+                )
             if tick is not None:
                 tick(waited)
         self.close()
@@ -76,5 +78,7 @@ class EngineProcess:
     def __enter__(self) -> EngineProcess:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()

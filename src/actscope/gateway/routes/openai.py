@@ -27,7 +27,11 @@ def _answers(whole: type, chunk: type) -> dict[int | str, dict[str, Any]]:
     return {200: {"model": whole, "content": {"text/event-stream": {"schema": schema}}}}
 
 
-@router.post("/v1/chat/completions", responses=_answers(models.ChatCompletion, models.ChatCompletionChunk), response_class=Response)
+@router.post(
+    "/v1/chat/completions",
+    responses=_answers(models.ChatCompletion, models.ChatCompletionChunk),
+    response_class=Response,
+)
 async def create_chat_completion(body: models.ChatCompletionRequest, request: Request, gateway: Here) -> Response:
     """Chat completion; with `actscope` in the body, scores ride on `choices[i].actscope`."""
     return await _complete("/v1/chat/completions", request, gateway)
@@ -66,5 +70,6 @@ async def _check_probes(ask: Ask, engine: Engine) -> None:
     known = (await engine.refresh_table()).columns.ids
     unknown = [name for name in ask.probes if name not in known]
     if unknown:
-        message = f"actscope.probes: no probe {', '.join(map(repr, unknown))}; known are {', '.join(map(repr, known)) or 'none'}"
+        missing, there = (", ".join(map(repr, names)) or "none" for names in (unknown, known))
+        message = f"actscope.probes: no probe {missing}; known are {there}"
         raise Problem(400, message, param="actscope.probes", code="unknown_probe")

@@ -137,7 +137,9 @@ async def cancel_request(id: str, gateway: Here) -> models.Cancelled:
         flight.cancel()
         return models.Cancelled(request=id, state="aborted")
     if log.state == "running":
-        raise Problem(409, f"request {id} went to the engine directly: only its own client can cancel it", code="not_ours")
+        raise Problem(
+            409, f"request {id} went to the engine directly: only its own client can cancel it", code="not_ours"
+        )
     return models.Cancelled(request=id, state=log.state)
 
 
@@ -164,7 +166,9 @@ def _log(gateway: Gateway, request: str) -> RequestLog:
         return log
     choices = gateway.sessions.choices(request)
     if choices:
-        raise Problem(404, f"{request} has {len(choices)} choices; ask for one of {', '.join(choices)}", code="request_not_found")
+        raise Problem(
+            404, f"{request} has {len(choices)} choices; ask for one of {', '.join(choices)}", code="request_not_found"
+        )
     if gateway.sessions.was_forgotten(request):
         raise Problem(410, f"request {request} has been forgotten", code="gone")
     raise Problem(404, f"no request {request[:200]!r}", code="request_not_found")

@@ -1,0 +1,24 @@
+"""Real OpenAI clients against the gateway in front of the scripted engine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from actscope.testing.gateway_conformance import OpenAIConformance, sync_client
+
+__all__ = ["TestScriptedEngine", "sync_client"]
+
+
+@pytest.fixture
+def node_project() -> Path:
+    """The Node client's folder; `npm ci` there installs what its lock file names."""
+    project = Path(__file__).parent / "node"
+    if not (project / "node_modules" / "openai").is_dir():
+        pytest.skip("openai-node is not installed: `npm ci` in tests/gateway/node")
+    return project
+
+
+class TestScriptedEngine(OpenAIConformance):
+    """The whole suite."""

@@ -1,0 +1,246 @@
+"""Engines and readers find each other, trust nothing they find, and clean up only what is theirs."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import signal
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from actscope.clock import boot_id
+from actscope.errors import RingError
+from actscope.ring import runtime as r
+from actscope.ring.files import publish_private
+from actscope.ring.host import RingReader, RingSpec, RingWriter
+from actscope.ring.process import Process, process_start
+from actscope.ring.segment import SHM_DIR, segment_path
+
+
+def a_ring_name() -> str:
+    return f"actscope-{os.geteuid()}-{secrets.token_hex(8)}"
+
+
+def a_card(**changed: object) -> r.EngineCard:
+    card = r.EngineCard(
+        id=secrets.token_hex(8),
+        pid=os.getpid(),
+        pid_start=process_start(os.getpid()) or 0,
+        kind="hf",
+        model="m",
+        revision="main",
+        device="cpu",
+        dtype="float32",
+        n_layers=2,
+        d_model=64,
+        max_context=2048,
+        special_ids=[0, 1],
+        tokenizer="/models/m",
+        ring=a_ring_name(),
+        endpoint="unix:/run/e.sock",
+        started_ns=1,
+        boot_id=boot_id(),
+    )
+    return msgspec.structs.replace(card, **changed)
+
+
+def test_a_card_is_private_and_is_read_back_as_it_was(runtime):
+    card = a_card()
+    path = r.publish_card(card)
+    assert path == runtime / f"engine-{card.id}.json" and path.stat().st_mode & 0o777 == 0o600
+    assert runtime.stat().st_mode & 0o777 == 0o700
+    assert r.read_cards() == [card] and [p.name for p in runtime.iterdir()] == [path.name]
+
+
+def test_cards_come_newest_first_and_only_of_processes_that_live(runtime):
+    old, new = a_card(started_ns=1), a_card(started_ns=2)
+    dead = [a_card(pid_start=1), a_card(boot_id="another boot"), a_card(pid=2**22 + 1)]
+    for card in (old, new, *dead):
+        r.publish_card(card)
+    assert r.read_cards() == [new, old]
+
+
+BAD_CARDS = {
+    "not json": lambda c: b"{",
+    "not utf-8": lambda c: b'{"id": "\xff"}',
+    "field missing": lambda c: json.dumps({k: v for k, v in c.items() if k != "ring"}).encode(),
+    "wrong type": lambda c: json.dumps({**c, "pid": "1"}).encode(),
+    "negative": lambda c: json.dumps({**c, "n_layers": -1}).encode(),
+    "huge number": lambda c: json.dumps({**c, "pid_start": 2**70}).encode(),
+    "other id": lambda c: json.dumps({**c, "id": "0" * 16}).encode(),
+    "ring elsewhere": lambda c: json.dumps({**c, "ring": "../../etc/passwd"}).encode(),
+    "ring of another user": lambda c: json.dumps({**c, "ring": "actscope-12345-" + "0" * 16}).encode(),
+    "ring with a newline": lambda c: json.dumps({**c, "ring": c["ring"] + "\n"}).encode(),
+    "long text": lambda c: json.dumps({**c, "model": "m" * 5000}).encode(),
+    "too large": lambda c: json.dumps({**c, "extra": "x" * r.MAX_CARD_BYTES}).encode(),
+    "nested deep": lambda c: b"[" * 30000,
+}
+
+
+@pytest.mark.parametrize("bad", BAD_CARDS)
+def test_a_malformed_card_is_left_out_and_does_not_hide_the_others(runtime, bad, caplog):
+    good, card = a_card(), a_card()
+    r.publish_card(good)
+    path = runtime / f"engine-{card.id}.json"
+    publish_private(path, BAD_CARDS[bad](msgspec.to_builtins(card)))
+    assert r.read_cards() == [good] and str(card.id) in caplog.text
+    with pytest.raises(RingError):
+        r.read_card(path)
+
+
+def test_a_card_that_is_a_link_or_open_to_others_is_left_out(runtime, tmp_path):
+    card = a_card()
+    path = r.publish_card(card)
+    path.chmod(0o644)
+    assert r.read_cards() == []
+    path.chmod(0o600)
+    path.rename(tmp_path / "elsewhere.json")
+    path.symlink_to(tmp_path / "elsewhere.json")
+    assert r.read_cards() == []
+
+
+def test_a_card_that_no_reader_would_accept_is_not_published(runtime):
+    for bad in ({"ring": "/dev/sda"}, {"id": "../x"}, {"d_model": -1}):
+        with pytest.raises(RingError):
+            r.publish_card(a_card(**bad))
+
+
+def test_a_runtime_directory_that_is_a_link_is_refused(tmp_path, monkeypatch):
+    (tmp_path / "real").mkdir(mode=0o700)
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    monkeypatch.setenv("ACTSCOPE_RUNTIME_DIR", str(tmp_path / "link"))
+    with pytest.raises(RingError, match="no link"):
+        r.runtime_dir()
+
+
+def test_a_runtime_directory_that_others_may_enter_is_refused(runtime):
+    runtime.mkdir(mode=0o700)
+    runtime.chmod(0o750)
+    with pytest.raises(RingError, match="0700"):
+        r.runtime_dir()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to give a directory away")
+def test_a_runtime_directory_of_someone_else_is_refused(runtime):
+    runtime.mkdir(mode=0o700)
+    os.chown(runtime, 12345, -1)
+    with pytest.raises(RingError, match="owner"):
+        r.runtime_dir()
+
+
+def test_a_file_in_place_of_the_runtime_directory_is_refused(runtime):
+    runtime.write_text("")
+    with pytest.raises(RingError, match="directory"):
+        r.runtime_dir()
+
+
+def test_the_runtime_directory_follows_the_session_and_falls_back_to_tmp(tmp_path, monkeypatch):
+    monkeypatch.delenv("ACTSCOPE_RUNTIME_DIR", raising=False)
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    assert r.runtime_dir() == tmp_path / "actscope"
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "absent"))
+    assert r._chosen_dir() == Path(f"/tmp/actscope-{os.geteuid()}")
+
+
+def test_a_table_is_read_back_whole_and_only_by_a_proper_name(runtime):
+    card = a_card()
+    r.publish_table(card.id, b'{"probes": []}', 3)
+    assert r.read_table(card.id, 3) == b'{"probes": []}'
+    for wrong in ((card.id, 4), (card.id, -1), ("../../etc/passwd", 1), (card.id + "\n", 3)):
+        with pytest.raises(RingError):
+            r.read_table(*wrong)
+
+
+def test_withdrawing_removes_all_of_one_engine_and_nothing_else(runtime, tmp_path):
+    other, card = a_card(), a_card(endpoint=f"unix:{tmp_path}/precious", tokenizer=str(tmp_path / "precious"))
+    (tmp_path / "precious").write_text("keep")
+    for one in (card, other):
+        r.publish_card(one)
+        r.publish_table(one.id, b"{}", 0)
+        (runtime / f"engine-{one.id}.sock").touch()
+        segment_path(one.ring).touch(0o600)
+    r.withdraw_card(card)
+    r.withdraw_card(card)
+    assert {p.name for p in runtime.iterdir()} == {
+        f"engine-{other.id}.json",
+        f"engine-{other.id}.sock",
+        f"probes-{other.id}-0.json",
+    }
+    assert (tmp_path / "precious").read_text() == "keep"
+    assert not segment_path(card.ring).exists() and segment_path(other.ring).exists()
+    segment_path(other.ring).unlink()
+
+
+def test_sweep_removes_what_a_killed_engine_left_and_keeps_what_lives(runtime, child, make_ring):
+    mine, _ = make_ring()
+    alive = a_card(ring=mine.name)
+    engine = child("write_and_hold", 64, 16, 3)
+    ring = json.loads(engine.stdout.readline())["name"]
+    killed = a_card(pid=engine.pid, pid_start=process_start(engine.pid), ring=ring)
+    for card in (alive, killed):
+        r.publish_card(card)
+        r.publish_table(card.id, b"{}", 7)
+        (runtime / f"engine-{card.id}.sock").touch()
+    stranger = runtime / "notes.txt"
+    stranger.touch()
+    assert len(r.read_cards()) == 2
+    r.sweep()
+    assert segment_path(ring).exists()
+    os.kill(engine.pid, signal.SIGKILL)
+    engine.wait()
+    assert r.read_cards() == [alive]
+    assert r.sweep() >= 4  # card, table, socket, segment
+    assert not segment_path(ring).exists() and segment_path(mine.name).exists() and stranger.exists()
+    assert len(list(runtime.iterdir())) == 4
+    RingReader.attach(mine.name).close()
+
+
+def test_sweep_removes_a_segment_without_a_card_whose_writer_was_killed(runtime, child):
+    engine = child("write_and_hold", 64, 16, 3)
+    ring = json.loads(engine.stdout.readline())["name"]
+    os.kill(engine.pid, signal.SIGKILL)  # a zombie counts as dead: nobody has waited for it yet
+    reader = RingReader.attach(ring, from_oldest=True)
+    while reader.writer_alive():
+        reader.wait(0.05)
+        reader.read()
+    r.sweep()
+    assert not segment_path(ring).exists()
+    reader.close()
+
+
+def test_sweep_leaves_young_orphans_and_removes_old_ones(runtime):
+    r.runtime_dir()
+    orphan = runtime / f"probes-{secrets.token_hex(8)}-0.json"
+    temporary = runtime / f".engine-{secrets.token_hex(8)}.json.{secrets.token_hex(8)}.tmp"
+    empty = SHM_DIR / a_ring_name()
+    for path in (orphan, temporary, empty):
+        path.touch(0o600)
+    r.sweep()
+    assert orphan.exists() and temporary.exists() and empty.exists()
+    for path in (orphan, temporary, empty):
+        os.utime(path, (1, 1))
+    r.sweep()
+    assert not orphan.exists() and not temporary.exists() and not empty.exists()
+
+
+def test_sweep_leaves_a_ring_of_another_container_alone(runtime, monkeypatch):
+    """Its pid means nothing here: its number may be anyone's, or nobody's."""
+    monkeypatch.setattr("actscope.ring.segment.Process.current", lambda: Process(2**22 + 1, 1, 42))
+    writer = RingWriter.create(RingSpec(8, 4, 4, 4))
+    card = a_card(pid=2**22 + 1, ring=writer.name)
+    r.publish_card(card)
+    r.sweep()
+    assert segment_path(writer.name).exists() and r.read_cards() == [card]
+    reader = RingReader.attach(writer.name)
+    assert reader.writer_alive()  # its heartbeat is fresh
+    writer.close()
+    reader.close()
+
+
+def test_a_process_is_told_from_a_later_one_with_the_same_number():
+    me = Process.current()
+    assert me.alive() and not Process(me.pid, me.start + 1, me.namespace).alive()
+    assert process_start(2**22 + 1) is None

@@ -1,0 +1,19 @@
+"""The page in a real browser, against the real engine: see web/e2e/scope.e2e.mjs for what is checked."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+from serving import serving
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_a_message_is_answered_with_tokens_coloured_as_they_stream_and_the_numbers_of_the_api(tmp_path: Path) -> None:
+    """Coloured while streaming; hover shows the API's number; chart and text share the token; stop and regenerate work."""
+    with serving() as running:
+        command = ["node", str(ROOT / "web/e2e/scope.e2e.mjs"), running.link, str(tmp_path)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=ROOT / "web")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert len(list(tmp_path.glob("*.png"))) >= 2
