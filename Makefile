@@ -56,7 +56,7 @@ bench: setup
 
 # The page's typed client, from the gateway's own OpenAPI.
 api: $(STAMP)/python $(STAMP)/node_modules
-	$(BIN)/python -m actscope.gateway.openapi > web/openapi.json
+	$(BIN)/python -m actscope.gateway.document > web/openapi.json
 	cd web && npm run --silent api
 
 builtin: $(STAMP)/python

@@ -49,14 +49,14 @@ def demo(
 
 
 def _show(answer: dict[str, Any]) -> None:
-    """The answer, then a line for each token with every score; what was never computed or is masked is said."""
+    """The answer, and for each token its highest scores; what was never computed or is masked is said."""
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
-    table = Table("position", "token", *(p["id"] for p in answer["probes"]), box=None, header_style="bold")
+    table = Table("position", "token", f"highest of {len(answer['probes'])} probes", box=None, header_style="bold")
     for token in answer["tokens"]:
-        cells = [_cell(token["scores"][p["id"]], token["states"][p["id"]]) for p in answer["probes"]]
-        table.add_row(str(token["position"]), repr(token["text"]), *cells)
+        table.add_row(Text(str(token["position"]), justify="right"), Text(repr(token["text"])), Text(_highest(token)))
     console = Console()
     console.print(table)
     console.print(f"\n{answer['answer']}\n", style="bold", markup=False, highlight=False)
@@ -65,8 +65,9 @@ def _show(answer: dict[str, Any]) -> None:
     )
 
 
-def _cell(value: float | None, state: str) -> str:
-    words = {"n": "[dim]never[/dim]", "m": "[dim]masked[/dim]", "x": "[red]not finite[/red]"}
-    if value is None:
-        return words[state]
-    return f"[bold orange3]{value:.3f}[/]" if value >= 0.5 else f"{value:.3f}"
+def _highest(token: dict[str, Any], n: int = 3) -> str:
+    scored = sorted(((v, name) for name, v in token["scores"].items() if v is not None), reverse=True)
+    if not scored:
+        words = {"n": "never computed", "m": "masked", "x": "not finite"}
+        return ", ".join(sorted({words[state] for state in token["states"].values()}))
+    return "   ".join(f"{name} {value:.3f}" for value, name in scored[:n])

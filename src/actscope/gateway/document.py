@@ -1,7 +1,11 @@
-"""The OpenAPI document, with the shapes of what is streamed, which FastAPI does not see."""
+"""The OpenAPI document, with the shapes of what is streamed, which FastAPI does not see.
+
+`python -m actscope.gateway.document` prints it; the page's typed client is generated from that.
+"""
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from fastapi import FastAPI
@@ -29,3 +33,14 @@ def _schemas() -> dict[str, Any]:
     _, document = models_json_schema(wanted, ref_template="#/components/schemas/{model}")  # type: ignore[arg-type]
     found: dict[str, Any] = document["$defs"]
     return found
+
+
+def text() -> str:
+    """The document of a gateway with default settings, as it is kept in web/openapi.json."""
+    from actscope.gateway import GatewaySettings, create_app
+
+    return json.dumps(create_app(GatewaySettings()).openapi(), indent=1, ensure_ascii=False) + "\n"
+
+
+if __name__ == "__main__":
+    print(text(), end="")

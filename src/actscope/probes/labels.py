@@ -34,9 +34,9 @@ class LabelledText:
     text: str
     spans: Spans
 
-    def token_labels(self, label: str, offsets: Sequence[tuple[int, int]]) -> np.ndarray:
+    def token_labels(self, label: str, offsets: Sequence[tuple[int, int]] | np.ndarray) -> np.ndarray:
         """bool [n_tokens]: whether each token, given by its character range, touches a span. Empty ranges do not."""
-        ranges = np.array(offsets, np.int64).reshape(-1, 2)
+        ranges = np.asarray(offsets, np.int64).reshape(-1, 2)
         held = np.zeros(len(ranges), bool)
         for begin, end in self.spans[label]:
             held |= (ranges[:, 0] < end) & (ranges[:, 1] > begin)

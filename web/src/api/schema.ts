@@ -428,7 +428,7 @@ export interface components {
             rows: (number | null)[][];
             /**
              * States
-             * @description one letter for each cell: c computed, n never computed, m masked, x not finite; absent when all are c
+             * @description a letter for each cell: c computed, n never computed, m masked, x not finite; absent if all are c
              */
             states?: string[] | null;
         };

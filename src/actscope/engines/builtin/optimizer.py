@@ -17,7 +17,7 @@ def orthogonal(matrix: Tensor, iterations: int = 5) -> Tensor:
     """Roughly `U V'` of `matrix = U S V'`: all singular values between about 0.7 and 1.2."""
     a, b, c = _NEWTON_SCHULZ
     tall = matrix.shape[0] > matrix.shape[1]
-    x = matrix.T if tall else matrix
+    x: Tensor = matrix.T if tall else matrix
     x = x / (x.norm() + 1e-7)
     for _ in range(iterations):
         gram = x @ x.T

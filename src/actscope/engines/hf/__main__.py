@@ -35,6 +35,8 @@ from actscope.ring.process import process_start
 
 log = logging.getLogger("actscope.engine")
 
+BEAT_S = 5.0
+
 
 def main(argument: str) -> int:
     """Serve until asked to stop. Returns the exit code; errors are one line on standard error."""
@@ -75,7 +77,7 @@ async def _serve(settings: EngineSettings, loaded: LoadedModel, probes: list[Pro
         ).start()
         try:
             with _listening(card.endpoint.removeprefix("unix:")) as listener:
-                await _serve_http(settings, engine, mailboxes, listener, card)
+                await _serve_http(settings, engine, mailboxes, listener, card, ring)
         finally:
             engine.close()
     finally:
@@ -96,7 +98,12 @@ def _ring_spec(settings: EngineSettings) -> RingSpec:
 
 
 async def _serve_http(
-    settings: EngineSettings, engine: Engine, mailboxes: Mailboxes, listener: socket.socket, card: runtime.EngineCard
+    settings: EngineSettings,
+    engine: Engine,
+    mailboxes: Mailboxes,
+    listener: socket.socket,
+    card: runtime.EngineCard,
+    ring: RingWriter,
 ) -> None:
     config = uvicorn.Config(
         create_app(engine, mailboxes),
@@ -114,7 +121,18 @@ async def _serve_http(
         loop = asyncio.get_running_loop()
         threading.Thread(target=_when_parent_ends, args=(loop, stop), daemon=True).start()
     runtime.publish_card(card)
-    await server.serve(sockets=[listener])
+    beating = asyncio.create_task(_beat(ring))
+    try:
+        await server.serve(sockets=[listener])
+    finally:
+        beating.cancel()
+
+
+async def _beat(ring: RingWriter) -> None:
+    """Tell readers in other containers, where our pid means nothing, that we are alive although we idle."""
+    while True:
+        ring.beat()
+        await asyncio.sleep(BEAT_S)
 
 
 def _when_parent_ends(loop: asyncio.AbstractEventLoop, stop: Callable[[], None]) -> None:

@@ -1,0 +1,51 @@
+"""Rows for probe training carry the labels of their own tokens."""
+
+from __future__ import annotations
+
+import numpy as np
+from harness import hidden_states
+from tiny import tiny
+
+from actscope.engines.hf.labelled import collect, tokenize
+from actscope.engines.hf.probe_training import train_probes
+from actscope.probes.labels import LabelledText
+from actscope.sites import select
+
+WORDS = ("wolf", "tree", "lamb", "rock", "fire")
+
+
+def texts(n: int = 120) -> list[LabelledText]:
+    """Sentences in which the bytes of "wolf" are labelled."""
+    rng = np.random.default_rng(0)
+    found = []
+    for _ in range(n):
+        words = rng.choice(WORDS, size=rng.integers(3, 9))
+        text, spans = "", []
+        for word in words:
+            if word == "wolf":
+                spans.append((len(text), len(text) + 4))
+            text += word + " "
+        found.append(LabelledText(text, {"wolf": tuple(spans)}))
+    return found
+
+
+def test_rows_are_those_of_a_plain_run_and_labels_those_of_their_characters() -> None:
+    loaded, some = tiny("llama"), texts(20)
+    rows = collect(loaded, some, select("0,2", 4))
+    known, held = rows.labels(some, "wolf")
+    assert known.all()
+    for index, text in enumerate(some):
+        own = rows.texts == index
+        ids, offsets = tokenize(loaded, text.text)
+        assert rows.offsets[own].tolist() == [list(o) for o in offsets]
+        assert held[own].tolist() == [any(b <= start < e for b, e in text.spans["wolf"]) for start, _ in offsets]
+        expected = hidden_states(loaded, ids)
+        np.testing.assert_allclose(rows.rows["layers.2.resid_post"][own], expected[3], atol=1e-4)
+
+
+def test_a_label_that_the_tokens_tell_is_found_and_its_shuffled_control_is_not() -> None:
+    (trained,) = train_probes(tiny("llama"), texts(), select("all", 4))
+    assert trained.fit.auroc > 0.95
+    assert trained.fit.control is not None
+    assert abs(trained.fit.control - 0.5) < 0.2
+    trained.probe.verify()

@@ -1,0 +1,12 @@
+"""The page's typed client follows the gateway."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from actscope.gateway.document import text
+
+
+def test_the_openapi_that_the_page_is_built_from_is_the_gateways_own() -> None:
+    """When this fails: `make api`, and look at what changed."""
+    assert (Path(__file__).parents[2] / "web/openapi.json").read_text() == text()

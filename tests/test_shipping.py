@@ -1,0 +1,61 @@
+"""What is shipped is whole, and what is promised is documented."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import typer
+
+from actscope.cli.app import app
+
+ROOT = Path(__file__).parents[1]
+MAX_FILE = 10 << 20
+
+
+def test_the_wheel_carries_the_model_its_probes_and_the_page(tmp_path: Path) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "--quiet",
+        "--no-deps",
+        "--no-build-isolation",
+        "-w",
+        str(tmp_path),
+        str(ROOT),
+    ]
+    subprocess.run(command, check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    names = zipfile.ZipFile(wheel).namelist()
+    for needed in (
+        "actscope/engines/builtin/model/model.safetensors",
+        "actscope/engines/builtin/model/tokenizer.json",
+        "actscope/engines/builtin/model/chat_template.jinja",
+        "actscope/engines/builtin/probes/danger.safetensors",
+        "actscope/gateway/static/index.html",
+    ):
+        assert needed in names
+    assert not [name for name in names if name.startswith("tests/")]
+
+
+def test_no_file_of_the_repository_is_above_10_mb() -> None:
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    sizes = {name: (ROOT / name).stat().st_size for name in listed.split("\0") if name and (ROOT / name).is_file()}
+    assert {name: size for name, size in sizes.items() if size > MAX_FILE} == {}
+
+
+def test_every_command_is_in_the_guide() -> None:
+    guide = (ROOT / "docs/guide.md").read_text()
+    commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    assert [name for name in commands if f"actscope {name}" not in guide] == []
+
+
+def test_every_environment_variable_that_is_read_is_in_the_guide() -> None:
+    guide = (ROOT / "docs/guide.md").read_text()
+    source = "".join(path.read_text() for path in (ROOT / "src").rglob("*.py"))
+    names = {part.split('"')[0] for part in source.split('"ACTSCOPE_')[1:]}
+    assert [name for name in names if f"`ACTSCOPE_{name}`" not in guide] == []
