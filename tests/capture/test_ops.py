@@ -69,3 +69,12 @@ def test_both_ops_survive_torch_compile_and_write_in_place() -> None:
     torch.testing.assert_close(board, eager_board)
     torch.testing.assert_close(store[1, :10], t["hidden"].reshape(-1, D))
     assert (store[0] == 0).all()
+
+
+def test_a_score_that_is_not_a_number_is_told_apart_from_one_that_was_not_computed() -> None:
+    """NaN stands for "not computed" on the board; NaN rows come out as infinity."""
+    t, board = operands(), torch.full((16, WIDTH + 1), torch.nan)
+    t["hidden"][0, 1] = torch.nan
+    run(board, t)
+    assert board[1, t["columns"]].isinf().all()
+    assert not board[:10][:, t["columns"]].isnan().any()

@@ -18,11 +18,13 @@ def score(
 
     board float32 [max_rows, width + 1]: the last column is a spare, to which unused probes of a fixed-capacity bank
     point. weight float32 [d, k]; bias, jump float32 [k]; activation int64 [k], codes of `actscope.probes.ACTIVATIONS`;
-    columns int64 [k]. Rows beyond `max_rows` are not scored.
+    columns int64 [k]. Rows beyond `max_rows` are not scored. NaN on the board means "not computed", so a score that comes
+    out as NaN is written as infinity: computed, but not finite.
     """
     rows = hidden.reshape(-1, hidden.shape[-1])[: board.shape[0]]
     z = torch.addmm(bias, rows.to(weight.dtype), weight)
-    board[: len(rows)].index_copy_(1, columns, activate(z, activation, jump))
+    scores = activate(z, activation, jump)
+    board[: len(rows)].index_copy_(1, columns, torch.where(scores.isnan(), torch.inf, scores))
 
 
 @score.register_fake

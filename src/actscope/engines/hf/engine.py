@@ -21,7 +21,7 @@ from actscope.engines.hf.loading import LoadedModel
 from actscope.engines.hf.request import FinishReason, Output, Request
 from actscope.engines.hf.sampling import Sampler, draw_all
 from actscope.engines.hf.text import TextStream
-from actscope.errors import EngineError, RequestRefused
+from actscope.errors import EngineError, RequestRefused, SettingsError
 from actscope.frames import ROW_META, Sink, Span, SpanFlag, Step
 from actscope.probes import Bank, ModelFacts, Probe
 from actscope.sites import Site
@@ -40,6 +40,13 @@ class EngineOptions:
     max_step_tokens: int = 2048
     chunk_tokens: int = 512  # prefill columns x sequences in one pass while others are decoding
     probe_width: int = 64
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.max_batch <= self.max_step_tokens:
+            raise SettingsError(
+                f"max_batch {self.max_batch} must lie between 1 and max_step_tokens {self.max_step_tokens}: "
+                "a pass of decoding has one row for each sequence"
+            )
 
 
 @dataclass(slots=True)
