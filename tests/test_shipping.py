@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import zipfile
@@ -59,3 +60,14 @@ def test_every_environment_variable_that_is_read_is_in_the_guide() -> None:
     source = "".join(path.read_text() for path in (ROOT / "src").rglob("*.py"))
     names = {part.split('"')[0] for part in source.split('"ACTSCOPE_')[1:]}
     assert [name for name in names if f"`ACTSCOPE_{name}`" not in guide] == []
+
+
+def test_every_relative_link_of_the_docs_leads_somewhere() -> None:
+    pages = [ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "web/README.md", *(ROOT / "docs").glob("*.md")]
+    broken = [
+        f"{page.name}: {link}"
+        for page in pages
+        for link in re.findall(r"\]\(([^)#]+)", page.read_text())
+        if "://" not in link and not (page.parent / link).exists()
+    ]
+    assert broken == []

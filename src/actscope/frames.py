@@ -97,7 +97,7 @@ class Sink(Protocol):
     def close(self) -> None: ...
 
 
-@dataclass(slots=True)
+@dataclass
 class ListSink:
     """A sink that keeps everything in memory, copied; for tests and for short offline captures."""
 

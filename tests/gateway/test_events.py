@@ -63,7 +63,7 @@ def test_the_summary_counts_computed_cells_only(client: httpx.Client) -> None:
     assert told["argmax"] == max(cells, key=lambda p: cells[p])
     assert told["max"] == pytest.approx(max(cells.values()))
     assert told["mean"] == pytest.approx(sum(cells.values()) / len(cells))
-    assert told["over_threshold"] == sum(c > 0.5 for c in cells.values())
+    assert told["over_threshold"] == sum(c >= 0.5 for c in cells.values())
     assert (final["present"], final["computed"]) == (18, 17)
 
 

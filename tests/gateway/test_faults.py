@@ -149,6 +149,10 @@ def test_completions_in_flight_are_bounded(stage: Stage) -> None:
         (b'{"messages": [{"content": "x"}]}', "messages.0.role", "required"),
         (b'{"messages": [{"role": "user"}], "stream": "yes"}', "stream", "boolean"),
         (b'{"messages": [{"role": "user"}], "n": 0}', "n", "greater"),
+        (b'{"messages": [{"role": "user"}], "max_tokens": 0}', "max_tokens", "greater"),
+        (b'{"messages": [{"role": "user"}], "max_completion_tokens": 0}', "max_completion_tokens", "greater"),
+        (b'{"messages": [{"role": "user"}], "seed": 18446744073709551616}', "seed", "less"),
+        (b'{"messages": [{"role": "user"}], "seed": -9223372036854775809}', "seed", "greater"),
         (b'{"messages": [{"role": "user"}], "n": 99}', "n", "at most 16"),
         (b'{"messages": [{"role": "user"}], "actscope": {"probe": 1}}', "actscope", "actscope"),
         (b'{"messages": [{"role": "user"}], "actscope": "yes"}', "actscope", "actscope"),
@@ -165,6 +169,39 @@ def test_bad_bodies_are_named(client: httpx.Client, body: bytes, param: str | No
     assert error["type"] == "invalid_request_error"
     assert words in error["message"]
     assert param is None or error["param"].startswith(param)
+
+
+@pytest.mark.parametrize("seed", [-(2**63), 2**64 - 1])
+def test_the_largest_seeds_are_taken(client: httpx.Client, seed: int) -> None:
+    """The bounds themselves are within."""
+    assert client.post("/v1/chat/completions", json=chat(max_tokens=1, seed=seed)).status_code == 200
+
+
+def test_a_model_without_a_chat_template_is_told(stage: Stage) -> None:
+    """So that the page asks for plain completions, which have their scores all the same."""
+    stage.engine("--no-chat-template")
+    place = stage.gateway()
+    with place.client() as client:
+        assert client.get("/v1/actscope/info").json()["engine"]["has_chat_template"] is False
+        refused = client.post("/v1/chat/completions", json=chat())
+        assert (refused.status_code, refused.json()["error"]["code"]) == (400, "no_chat_template")
+        body = {"prompt": "the hill", "actscope": True, "max_tokens": 5}
+        assert_exact(picture(chunks(client, body, "/v1/completions")))
+
+
+def test_a_request_keeps_its_own_engines_texts(stage: Stage) -> None:
+    """When its engine has gone, its tokens still read as they did."""
+    engine = stage.engine()
+    place = stage.gateway()
+    with place.client() as client:
+        request = picture(chunks(client, chat(actscope=True, max_tokens=6))).request
+        before = client.get(f"/v1/actscope/requests/{request}").json()
+        events = client.get(f"/v1/actscope/requests/{request}/events").text
+        engine.process.terminate()
+        until(lambda: client.get("/health").json()["engine"] == "waiting")
+        assert " snow" in before["tokens"]["text"]
+        assert client.get(f"/v1/actscope/requests/{request}").json() == before
+        assert client.get(f"/v1/actscope/requests/{request}/events").text == events
 
 
 def test_probes_that_do_not_fit_are_refused(client: httpx.Client) -> None:

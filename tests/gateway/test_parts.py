@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import threading
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -14,19 +18,18 @@ from hypothesis.extra import numpy as npst
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from actscope.errors import SettingsError
-from actscope.gateway import GatewaySettings, create_app
+from actscope.gateway import GatewaySettings, create_app, upstream
 from actscope.gateway.asking import read_call
 from actscope.gateway.log import RequestLog
-from actscope.gateway.matching import external_id
+from actscope.gateway.matching import Matcher, external_id
 from actscope.gateway.models import ActscopePayload, DoneEvent, ProbeFinalEvent, ProbeUpdateEvent, TokenEvent
-from actscope.gateway.probeset import table_of
+from actscope.gateway.probeset import Columns, table_of
 from actscope.gateway.sessions import Sessions
 from actscope.gateway.sse import SseSplitter
 from actscope.gateway.tokens import TokenTexts
-from actscope.gateway.wire import ChoiceView, event_bytes, render_bulk, render_small, whole
+from actscope.gateway.wire import ChoiceView, event_bytes, render_bulk, render_small, summary, whole
 from actscope.testing.scripted_tokens import ScriptedTokens
 
-TEXTS = TokenTexts.unknown()
 TWO = table_of({"generation": 1, "probes": [{"slot": 0, "id": "a", "site": "s"}, {"slot": 2, "id": "b", "site": "s"}]})
 
 
@@ -66,7 +69,7 @@ def test_rows_in_any_portions_make_the_same_log(portions: list[tuple[int, int]],
     while len(log.tokens) < at + 1:
         log.add_tokens(list(range(len(log.tokens), len(log.tokens) + per_add)))
     log.finish("done", "stop")
-    payload = whole(log, TEXTS)
+    payload = whole(log)
     assert len(payload["scores"]["rows"]) == log.present if "scores" in payload else True
     for position, row in enumerate(payload["scores"]["rows"]):
         assert row == ([float(position), float(-position)] if position in rows else [None, None][: len(row)])
@@ -81,10 +84,10 @@ def test_answers_on_the_wire_are_those_of_the_document() -> None:
     log.add_tokens([9])
     log.take_rows(0, np.array([7, 8]), np.array([[0.5, np.inf], [1, 2]], np.float32), TWO.columns, 0)
     log.finish("done", "stop")
-    ActscopePayload.model_validate(whole(log, TEXTS), extra="forbid")
+    ActscopePayload.model_validate(whole(log), extra="forbid")
     kinds = {"token": TokenEvent, "probe_update": ProbeUpdateEvent, "probe_final": ProbeFinalEvent, "done": DoneEvent}
     for i in range(len(log.events)):
-        _, kind, data = event_bytes(log, i, TEXTS).decode().strip().split("\n")
+        _, kind, data = event_bytes(log, i).decode().strip().split("\n")
         kinds[kind.removeprefix("event: ")].model_validate_json(data.removeprefix("data: "), extra="forbid")
 
 
@@ -94,16 +97,109 @@ def test_a_probe_that_masks_special_tokens_says_so() -> None:
     log = RequestLog("r", special=frozenset({7}))
     log.set_prompt([7, 8])
     log.take_rows(0, np.array([7, 8]), np.zeros((2, 2), np.float32), table.columns, 0)
-    assert whole(log, TEXTS)["scores"] == {"start": 0, "rows": [[None, 0.0], [0.0, 0.0]], "states": ["mc", "cc"]}
+    assert whole(log)["scores"] == {"start": 0, "rows": [[None, 0.0], [0.0, 0.0]], "states": ["mc", "cc"]}
 
 
 def test_a_view_sends_nothing_twice() -> None:
     """With nothing new there is no payload."""
     log = RequestLog("r")
     log.set_prompt([1])
-    view = ChoiceView(log, TEXTS, None, True)
+    view = ChoiceView(log, None, True)
     assert view.payload() is not None
     assert view.payload() is None
+
+
+def version(since: int, threshold: float) -> Columns:
+    """Probe `a` as it was put at generation `since`, and `b` as it has always been."""
+    a = {"slot": 0, "id": "a", "site": "s", "since": since, "threshold": threshold}
+    return table_of({"generation": since, "probes": [a, {"slot": 1, "id": "b", "site": "s"}]}).columns
+
+
+def test_a_swapped_probe_does_not_take_over_the_scores_of_the_one_before() -> None:
+    """The header comes again, the new version has no cell before the swap, and the summary is of it alone."""
+    old, new = version(1, 0.5), version(2, 5.0)
+    log = RequestLog("r")
+    log.first_columns = old
+    log.set_prompt([7, 8, 9, 10])
+    view = ChoiceView(log, None, True)
+    log.take_rows(0, np.array([7, 8]), np.array([[9, 1], [9, 2]], np.float32), old, 0)
+    before = view.payload()
+    log.take_rows(2, np.array([9, 10]), np.array([[5, 3], [4, 4]], np.float32), new, 0)
+    after = view.payload()
+    log.finish("done", "stop")
+    assert before is not None
+    assert after is not None
+    assert before["scores"]["rows"] == [[9, 1], [9, 2]]
+    assert [before["probes"][0]["since"], after["probes"][0]["since"]] == [1, 2]
+    assert after["scores"]["rows"] == [[5, 3], [4, 4]]
+    at_once = whole(log)
+    assert at_once["probes"] == [{"id": "a", "site": "s", "since": 2}, {"id": "b", "site": "s", "since": 0}]
+    assert at_once["scores"]["states"] == ["nc", "nc", "cc", "cc"]
+    assert summary(log)["a"] == {"max": 5, "argmax": 2, "mean": 4.5, "over_threshold": 1}
+    assert summary(log)["b"]["mean"] == 2.5
+
+
+def test_a_score_on_the_threshold_counts_as_over() -> None:
+    """As the probe's false-positive rate was measured: at or over."""
+    log = RequestLog("r")
+    log.set_prompt([7, 8, 9])
+    log.take_rows(0, np.array([7, 8, 9]), np.array([[0.25, 0], [0.5, 0], [1, 0]], np.float32), version(1, 0.5), 0)
+    assert summary(log)["a"]["over_threshold"] == 2
+
+
+class OddReader:
+    """A ring whose first batch is not one."""
+
+    def __init__(self) -> None:
+        self.reads = 0
+
+    def read(self) -> object:
+        self.reads += 1
+        return object() if self.reads in (1, 3) else None
+
+    def close(self) -> None:
+        pass
+
+
+def test_the_ring_is_read_on_after_rows_that_cannot_be_used(caplog: pytest.LogCaptureFixture) -> None:
+    """An error in the middle of a look neither ends the timer nor reaches who asked for the look; it is logged once."""
+    reader: Any = OddReader()
+    card: Any = SimpleNamespace(kind="hf", special_ids=[], ring="x")
+
+    async def run() -> None:
+        matcher = Matcher(Sessions(GatewaySettings()), card, reader, TokenTexts.unknown())
+        matcher.start()
+        while reader.reads < 6:
+            await asyncio.sleep(0.001)
+        matcher.close()
+
+    asyncio.run(asyncio.wait_for(run(), 5))
+    assert [r.exc_info is not None for r in caplog.records] == [True]
+
+
+def test_the_engine_is_looked_for_again_after_any_failure(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Also one that nobody foresaw; it is logged once, and told as `no engine`."""
+
+    def broken(target: str) -> None:
+        raise KeyError("endpoint")
+
+    monkeypatch.setattr(upstream, "find", broken)
+
+    async def run() -> None:
+        followed = upstream.Upstream(GatewaySettings(discovery_seconds=0.001))
+        await followed.open(Sessions(GatewaySettings()))
+        await asyncio.sleep(0.05)
+        monkeypatch.setattr(upstream, "find", lambda target: found.set())
+        async with asyncio.timeout(5):
+            await asyncio.to_thread(found.wait, 5)
+        await followed.close()
+
+    found = threading.Event()
+    asyncio.run(run())
+    assert found.is_set()
+    assert [r.exc_info is not None for r in caplog.records] == [True]
 
 
 def test_tables_gather_their_own_slots() -> None:
@@ -126,7 +222,7 @@ def scripted_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> None:
     SCRIPTED = TokenTexts.load(directory)
 
 
-SCRIPTED = TEXTS
+SCRIPTED = TokenTexts.unknown()
 
 
 @pytest.mark.parametrize("text", ["snow ❄ falls", "naïve café", "日本語 and 🙂🙂", "tabs\tand\nlines"])

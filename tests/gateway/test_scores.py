@@ -173,3 +173,29 @@ def test_a_probe_added_and_removed_while_a_request_runs(client: httpx.Client, en
     whole = client.get(f"/v1/actscope/requests/{found.request}").json()
     assert [p["id"] for p in whole["probes"]] == ["danger", "joy", "calm"]
     assert whole["scores"]["states"][7] == "ccn"
+
+
+def test_a_probe_swapped_while_a_request_runs(client: httpx.Client, engine: EngineProcess) -> None:
+    """The header comes again with another `since`; the whole request shows the last version from its first row on."""
+    body = {"stream": True, **chat(actscope=True, max_tokens=9, scripted={"hold_after": 4})}
+    upload = {"vector": [0.0] * 4, "site": "layers.3.resid_post", "threshold": 0.5, "token_mask": "special"}
+    found, headers = Picture(), []
+    with client.stream("POST", "/v1/chat/completions", json=body) as response:
+        for line in response.iter_lines():
+            if line.startswith("data: {"):
+                payload = json.loads(line[6:])["choices"][0]["actscope"]
+                found.add(payload)
+                headers += [payload["probes"]] if "probes" in payload else []
+                if len(found.ids) == 10:
+                    assert client.put("/v1/actscope/probes/danger", json=upload).status_code == 200
+                    engine.release()
+    assert found.headers == [["danger", "joy"]] * 2
+    assert headers[0][0]["since"] < headers[1][0]["since"]
+    assert headers[0][1] == headers[1][1]
+    assert_exact(found)
+    assert found.letters("danger") == "mmcccm" + "c" * 8 + "n"
+    whole = client.get(f"/v1/actscope/requests/{found.request}").json()
+    assert whole["probes"] == headers[1]
+    assert "".join(s[0] for s in whole["scores"]["states"]) == "mmnnnmnnn" + "c" * 5 + "n"
+    listed = client.get("/v1/actscope/probes").json()["probes"]
+    assert [p["since"] for p in listed] == [p["since"] for p in headers[1]]

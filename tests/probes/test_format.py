@@ -43,7 +43,7 @@ def test_a_plain_json_vector_takes_its_layer_from_its_name(tmp_path: Path) -> No
     path = tmp_path / "enc_19_refusal.json"
     path.write_text(json.dumps({"vector": [0.5] * 8}))
     found = load_probe(path)
-    assert (found.id, found.info.site, found.info.activation) == ("enc_19_refusal", "layers.19.resid_post", "relu")
+    assert (found.id, found.info.site, found.info.activation) == ("refusal", "layers.19.resid_post", "relu")
 
 
 def test_the_fields_own_json_keys_are_understood(tmp_path: Path) -> None:
@@ -57,6 +57,35 @@ def test_the_fields_own_json_keys_are_understood(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("said", "site"),
+    [
+        ({"layer": 12}, "layers.12.resid_post"),
+        ({"layer": "12-attn-out"}, "layers.12.attn_out"),
+        ({"layer": "12-mlp-out"}, "layers.12.mlp_out"),
+        ({"layer": 12, "hookName": "blocks.12.hook_resid_pre"}, "layers.12.resid_pre"),
+        ({"site": "final_norm", "layer": 3}, "final_norm"),
+    ],
+)
+def test_a_vector_is_put_exactly_where_its_file_says(tmp_path: Path, said: dict[str, object], site: str) -> None:
+    path = tmp_path / "feature.json"
+    path.write_text(json.dumps({**said, "vector": [1.0]}))
+    assert load_probe(path).info.site == site
+
+
+def test_test_vectors_of_another_shape_and_tensors_that_are_not_float32_are_refused(tmp_path: Path) -> None:
+    good = probe()
+    with pytest.raises(ProbeError, match="test inputs of shape"):
+        Probe(good.info, good.weight, good.test_inputs[:, :3], good.test_scores)
+    import torch
+    from safetensors.torch import save_file as save_torch
+
+    metadata = {"actscope_probe": msgspec.json.encode(good.info).decode()}
+    save_torch({"weight": torch.zeros(16, dtype=torch.bfloat16)}, tmp_path / "b.safetensors", metadata)
+    with pytest.raises(ProbeError, match="float32"):
+        load_probe(tmp_path / "b.safetensors")
+
+
+@pytest.mark.parametrize(
     ("name", "content", "reason"),
     [
         ("enc_1_a.json", "{", "not JSON"),
@@ -66,6 +95,10 @@ def test_the_fields_own_json_keys_are_understood(tmp_path: Path) -> None:
         ("enc_1_a.json", '{"vector": [1], "activation": "gelu"}', "gelu"),
         ("enc_1_a.json", '{"vector": [1], "treshold": 1}', "treshold"),
         ("enc_1_a.json", '{"vector": [1], "range": [1, 0]}', "range must rise"),
+        ("f.json", '{"vector": [1], "layer": "12-resid-mid"}', "12-resid-mid"),
+        ("f.json", '{"vector": [1], "layer": "5-gemmascope-mlp-16k"}', "gemmascope"),
+        ("f.json", '{"vector": [1], "layer": "5-resid-pre", "hookName": "blocks.5.hook_resid_post"}', "different places"),
+        ("enc_1_a.json", '{"vector": [1], "max_activation": "high"}', "max_activation"),
         ("somewhere.json", '{"vector": [1]}', "which layer"),
         ("a.safetensors", "junk", "safetensors"),
     ],

@@ -126,7 +126,7 @@ const header = (request, prompt) => ({
   v: 1,
   request,
   prompt_tokens: prompt,
-  probes: PROBES.map(({ id, site }) => ({ id, site })),
+  probes: PROBES.map(({ id, site }) => ({ id, site, since: 1 })),
 });
 
 const requests = [];

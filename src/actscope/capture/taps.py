@@ -50,11 +50,46 @@ def _pack(probes: Sequence[tuple[int, Probe]], device: torch.device) -> _SitePro
     )
 
 
+@dataclass(slots=True, eq=False)
+class _Tap:
+    """One tap: where it sits, what it does with the hidden states, and whether it has done so in this pass."""
+
+    site: Site
+    read: Callable[[Tensor], None]
+    columns: list[int]  # of the score board that it fills
+    hook: RemovableHandle | None = None
+    fired: bool = False
+    broken: bool = False
+
+    def __call__(self, value: Any) -> None:
+        if self.broken:
+            return
+        try:
+            self.read(hidden_of(value))
+            self.fired = True
+        except Exception:  # the model being watched never dies of us
+            self.broken = True
+            log.exception("the tap at %s failed and is off from now on; generation goes on", self.site)
+
+    def attach(self, location: Location) -> None:
+        if location.side == "output":
+            self.hook = location.module.register_forward_hook(lambda module, args, output: self(output))
+        else:
+            self.hook = location.module.register_forward_pre_hook(
+                lambda module, args, kwargs: self(_first_input(args, kwargs)), with_kwargs=True
+            )
+
+    def detach(self) -> None:
+        if self.hook is not None:
+            self.hook.remove()
+
+
 class Taps:
     """Reads scores, and rows where asked, at the sites of one model.
 
     The score board is float32 [max_rows, width]; NaN stands for "not computed". All methods are to be called on the
-    model's thread, between steps. A tap that fails is counted, logged once and goes quiet; the forward pass goes on.
+    model's thread, between passes. A tap that fails is counted, logged once and goes quiet; the forward pass goes on, and
+    so do the other taps. What a tap did not write in this very pass is never delivered.
     """
 
     def __init__(self, model: nn.Module, *, width: int, max_rows: int) -> None:
@@ -64,45 +99,58 @@ class Taps:
         self.device = next(model.parameters()).device
         self.faults = 0
         self._board = torch.full((max_rows, width + 1), torch.nan, device=self.device)
-        self._rows: dict[Site, int] = {}
         self._store: Tensor | None = None
-        self._hooks: dict[tuple[str, Site], RemovableHandle] = {}
-        self._fired = 0
+        self._scorers: list[_Tap] = []
+        self._keepers: list[_Tap] = []
 
     def set_probes(self, probes: Sequence[tuple[int, Probe]]) -> None:
-        """Score these probes, given as (column, probe), from the next step on, and no others."""
-        self._detach("score")
-        self._board.fill_(torch.nan)
-        by_site: dict[str, list[tuple[int, Probe]]] = {}
+        """Score these probes, given as (column, probe), from the next pass on, and no others.
+
+        Raises SiteError, and changes nothing, when the model has no such site.
+        """
+        by_site: dict[Site, list[tuple[int, Probe]]] = {}
         for column, probe in probes:
-            by_site.setdefault(probe.info.site, []).append((column, probe))
-        for name, members in by_site.items():
-            self._attach("score", Site.parse(name), self._scorer(_pack(members, self.device)))
+            by_site.setdefault(Site.parse(probe.info.site), []).append((column, probe))
+        places = {site: locate(self.model, site) for site in by_site}
+        _detach(self._scorers)
+        self._board.fill_(torch.nan)
+        self._scorers = [
+            _Tap(site, self._scorer(_pack(members, self.device)), [column for column, _ in members])
+            for site, members in by_site.items()
+        ]
+        for tap in self._scorers:
+            tap.attach(places[tap.site])
 
     def keep_rows(self, sites: Sequence[Site]) -> None:
-        """Keep the rows of these sites from the next step on, and no others. Raises SiteError for an unknown site."""
-        self._detach("keep")
-        self._store, self._rows = None, {site: slot for slot, site in enumerate(sites)}
-        for site, slot in self._rows.items():
-            self._attach("keep", site, self._keeper(slot))
+        """Keep the rows of these sites from the next pass on, and no others.
+
+        Raises SiteError, and changes nothing, when the model has no such site.
+        """
+        places = {site: locate(self.model, site) for site in sites}
+        _detach(self._keepers)
+        self._store = None
+        self._keepers = [_Tap(site, self._keeper(slot, len(places)), []) for slot, site in enumerate(places)]
+        for tap in self._keepers:
+            tap.attach(places[tap.site])
+
+    def begin(self) -> None:
+        """Say that a pass begins: what lies on the boards is of an earlier one."""
+        for tap in (*self._scorers, *self._keepers):
+            tap.fired = False
 
     def frames(self, index: np.ndarray) -> list[Frame]:
-        """The last step's frames, with only the rows `index` of the flattened batch; copies, on the CPU.
+        """The frames of the pass that has just ended, with only the rows `index` of the flattened batch; on the CPU.
 
-        A step in which some tap did not fire delivers "not computed" and no rows: what lies on the boards is of an
-        earlier step.
+        Scores of a tap that did not fire are "not computed", and its rows are left out.
         """
-        complete = self._fired == len(self._hooks)
-        self._fired = 0
-        if not complete:
-            self.faults += 1
-            self._board.fill_(torch.nan)
-            return [Frame(SCORES, np.full((len(index), self.width), np.nan, np.float32))]
+        self._blank_what_did_not_fire()
         chosen = torch.from_numpy(index).to(self.device, non_blocking=True)
         frames = [Frame(SCORES, self._board[:, : self.width].index_select(0, chosen).cpu().numpy())]
         if self._store is not None:
             frames += [
-                Frame(site.name, self._store[slot].index_select(0, chosen).cpu()) for site, slot in self._rows.items()
+                Frame(tap.site.name, self._store[slot].index_select(0, chosen).cpu())
+                for slot, tap in enumerate(self._keepers)
+                if tap.fired
             ]
         return frames
 
@@ -112,53 +160,31 @@ class Taps:
 
     def detach(self) -> None:
         """Remove every hook."""
-        for kind in ("score", "keep"):
-            self._detach(kind)
+        _detach([*self._scorers, *self._keepers])
+        self._scorers, self._keepers = [], []
+
+    def _blank_what_did_not_fire(self) -> None:
+        silent = [tap for tap in (*self._scorers, *self._keepers) if not tap.fired]
+        self.faults += len(silent)
+        for tap in silent:
+            self._board[:, tap.columns] = torch.nan
 
     def _scorer(self, probes: _SiteProbes) -> Callable[[Tensor], None]:
         return lambda hidden: probes(hidden, self._board)
 
-    def _keeper(self, slot: int) -> Callable[[Tensor], None]:
+    def _keeper(self, slot: int, n_sites: int) -> Callable[[Tensor], None]:
         def keep(hidden: Tensor) -> None:
             if self._store is None:
-                shape = (len(self._rows), self.max_rows, hidden.shape[-1])
+                shape = (n_sites, self.max_rows, hidden.shape[-1])
                 self._store = torch.empty(shape, dtype=hidden.dtype, device=hidden.device)
             ops.keep(hidden, self._store, slot)
 
         return keep
 
-    def _attach(self, kind: str, site: Site, read: Callable[[Tensor], None]) -> None:
-        location = locate(self.model, site)
-        self._hooks[kind, site] = _hook(location, self._guarded(site, read))
 
-    def _guarded(self, site: Site, read: Callable[[Tensor], None]) -> Callable[[Any], None]:
-        quiet = False
-
-        def tap(value: Any) -> None:
-            nonlocal quiet
-            if quiet:
-                return
-            try:
-                read(hidden_of(value))
-                self._fired += 1
-            except Exception:  # the model being watched never dies of us
-                quiet = True
-                self.faults += 1
-                log.exception("the tap at %s failed and is off from now on; generation goes on", site)
-
-        return tap
-
-    def _detach(self, kind: str) -> None:
-        for key in [key for key in self._hooks if key[0] == kind]:
-            self._hooks.pop(key).remove()
-
-
-def _hook(location: Location, tap: Callable[[Any], None]) -> RemovableHandle:
-    if location.side == "output":
-        return location.module.register_forward_hook(lambda module, args, output: tap(output))
-    return location.module.register_forward_pre_hook(
-        lambda module, args, kwargs: tap(_first_input(args, kwargs)), with_kwargs=True
-    )
+def _detach(taps: Sequence[_Tap]) -> None:
+    for tap in taps:
+        tap.detach()
 
 
 def _first_input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

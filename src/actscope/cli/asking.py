@@ -12,13 +12,16 @@ from actscope.gateway.settings import GatewaySettings
 
 
 def ask(settings: GatewaySettings, model: str, prompt: str, **sampling: Any) -> dict[str, Any]:
-    """The answer with every token's scores. Raises UpstreamError with the gateway's own words when it cannot be had."""
-    body = {"model": model, "messages": [{"role": "user", "content": prompt}], "stream": True, "actscope": True}
+    """The answer with every token's scores; a model without a chat template continues the prompt. Raises UpstreamError with the gateway's own words when it cannot be had."""
+    base, headers = f"http://{settings.host}:{settings.port}/v1", {"Authorization": f"Bearer {settings.token}"}
+    body = {"model": model, "stream": True, "actscope": True}
     body |= {name: value for name, value in sampling.items() if value is not None}
-    headers = {"Authorization": f"Bearer {settings.token}"}
-    url = f"http://{settings.host}:{settings.port}/v1/chat/completions"
+    if httpx.get(f"{base}/actscope/info", headers=headers).json()["engine"].get("has_chat_template", True):
+        path, body["messages"] = "chat/completions", [{"role": "user", "content": prompt}]
+    else:  # a base model: it goes on with the text
+        path, body["prompt"] = "completions", prompt
     whole = _Answer(prompt)
-    with httpx.stream("POST", url, json=body, headers=headers, timeout=None) as response:
+    with httpx.stream("POST", f"{base}/{path}", json=body, headers=headers, timeout=None) as response:
         if response.is_error:
             raise UpstreamError(msgspec.json.decode(response.read())["error"]["message"])
         for line in response.iter_lines():
@@ -42,7 +45,7 @@ class _Answer:
         if "error" in chunk:
             raise UpstreamError(chunk["error"]["message"])
         for choice in chunk["choices"]:
-            self._text.append(choice["delta"].get("content") or "")
+            self._text.append(choice.get("text") or choice.get("delta", {}).get("content") or "")
             payload = choice.get("actscope") or {}
             self._header = self._header or payload
             self._probes = payload.get("probes", self._probes)

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from actscope.cli import options
-from actscope.cli.running import engine_settings, gateway_in_background, running_engine, serve_until_stopped
+from actscope.cli.running import engine_settings, gateway_in_background, running_engine, serve
 from actscope.engines.builtin import NAME
 
 
@@ -34,8 +34,7 @@ def demo(
     engine = engine_settings(model, probes, device=device, dtype=dtype, threads=threads, train_probes=train_probes)
     if not once:
         gateway = options.gateway_settings("127.0.0.1", port, "", None, None, engine.card_id)
-        with running_engine(engine) as process:
-            serve_until_stopped(gateway, process, browser=browser and options.can_show_a_browser())
+        serve(engine, gateway, browser=browser and options.can_show_a_browser())
         return
     quiet = options.gateway_settings("127.0.0.1", 0, "", None, None, engine.card_id)
     with running_engine(engine), gateway_in_background(quiet) as settings:

@@ -28,12 +28,12 @@ def list_probes(
     as_json: JsonOption = False,
 ) -> None:
     """List the probes of a directory, or of a running engine. Example: actscope probe list probes/my-model"""
-    from actscope.probes import describe, load_probes
+    from actscope.probes import load_probes
 
     if directory is not None:
         if not directory.is_dir():
             raise ProbeError(f"{directory}: not a directory")
-        probes = [describe(slot, probe.info) for slot, probe in enumerate(load_probes(directory))]
+        probes = [msgspec.structs.asdict(probe.info) for probe in load_probes(directory)]
     else:
         probes = _ask_engine("GET", "/v1/actscope/probes", engine)["probes"]
     typer.echo(json.dumps(probes, indent=2) if as_json else _table(probes))

@@ -16,6 +16,7 @@ from actscope.engines.hf.settings import EngineSettings
 from actscope.engines.hf.spawn import EngineProcess, new_card_id
 from actscope.errors import EngineError, MissingExtra, SettingsError
 from actscope.gateway.settings import GatewaySettings
+from actscope.probes import find_probes
 
 
 def engine_settings(
@@ -25,10 +26,10 @@ def engine_settings(
 
     Where there are none and `train_probes` is set, the engine trains some on the built-in text and keeps them.
     """
-    missing = next((str(d) for d in probes or () if not d.is_dir()), None)
-    if missing is not None:
-        raise SettingsError(f"--probes {missing}: not a directory")
-    directories = probes or [d for d in (Path("probes") / model.strip("/"), *_own_probes(model)) if d.is_dir()]
+    for directory in probes or ():
+        _check_has_probes(directory)
+    usual = (Path("probes") / model.strip("/"), *_own_probes(model))
+    directories = probes or [d for d in usual if any(find_probes(d))]
     return EngineSettings(
         model=model,
         card_id=new_card_id(),
@@ -38,6 +39,16 @@ def engine_settings(
         dtype=dtype,
         threads=threads,
     )
+
+
+def _check_has_probes(directory: Path) -> None:
+    if not directory.is_dir():
+        raise SettingsError(f"--probes {directory}: not a directory")
+    if not any(find_probes(directory)):
+        inside = ", ".join(sorted(d.name for d in directory.iterdir() if d.is_dir())) or "none"
+        raise SettingsError(
+            f"--probes {directory}: no probe files (*.safetensors, *.json) in it; its folders: {inside}"
+        )
 
 
 def _own_probes(model: str) -> list[Path]:
@@ -57,26 +68,29 @@ def running_engine(settings: EngineSettings) -> Iterator[EngineProcess]:
         yield engine
 
 
-def serve_until_stopped(settings: GatewaySettings, engine: EngineProcess, *, browser: bool) -> None:
-    """Serve until interrupted. Raises EngineError when the engine ends first."""
+def serve(engine: EngineSettings, gateway: GatewaySettings, *, browser: bool) -> None:
+    """Engine and gateway until interrupted. The port is taken before the model is loaded.
+
+    Raises EngineError when the engine ends first.
+    """
     from actscope.gateway.server import open_server
 
-    server = open_server(settings)
-    server.on_started = lambda taken: announce(taken, engine.settings.model, browser=browser)
+    server = open_server(gateway)
+    server.on_started = lambda taken: announce(taken, engine.model, browser=browser)
     ended = threading.Event()
 
-    def watch_engine() -> None:
-        engine.wait()
+    def watch_engine(process: EngineProcess) -> None:
+        process.wait()
         if not server.should_exit:
             ended.set()
             server.should_exit = True
 
-    threading.Thread(target=watch_engine, daemon=True).start()
-    server.run_here()
-    if ended.is_set():
-        raise EngineError(
-            f"the engine for {engine.settings.model!r} has ended (exit code {engine.wait()}); its last words are above"
-        )
+    with running_engine(engine) as process:
+        threading.Thread(target=watch_engine, args=(process,), daemon=True).start()
+        server.run_here()
+        if ended.is_set():
+            code = process.wait()
+            raise EngineError(f"the engine for {engine.model!r} has ended (exit code {code}); its last words are above")
 
 
 @contextmanager

@@ -6,8 +6,7 @@ from typing import Annotated
 
 import typer
 
-from actscope.cli import options
-from actscope.cli.running import engine_settings, running_engine, serve_until_stopped
+from actscope.cli import options, running
 
 
 def serve(
@@ -31,7 +30,8 @@ def serve(
 
     Example: actscope serve Qwen/Qwen2-0.5B-Instruct --probes my-probes
     """
-    engine = engine_settings(model, probes, device=device, dtype=dtype, threads=threads, train_probes=train_probes)
+    engine = running.engine_settings(
+        model, probes, device=device, dtype=dtype, threads=threads, train_probes=train_probes
+    )
     gateway = options.gateway_settings(host, port, token, allow_host, cors_origin, engine.card_id)
-    with running_engine(engine) as process:
-        serve_until_stopped(gateway, process, browser=browser)
+    running.serve(engine, gateway, browser=browser)

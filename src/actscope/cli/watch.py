@@ -30,21 +30,24 @@ def watch(
     Waits until an engine is up, and again when it restarts. Example: actscope watch --probe danger --json
     """
     wanted = set(probe or ())
-    for seen, (card, record) in enumerate(_follow(engine, from_oldest), 1):
-        line = _as_json(card, record, wanted) if as_json else _as_text(card, record, wanted)
-        print(line, flush=True)
+    for seen, (card, record, columns) in enumerate(_follow(engine, from_oldest, wanted), 1):
+        print(_as_json(card, record, columns) if as_json else _as_text(record, columns), flush=True)
         if seen == steps:
             return
 
 
-def _follow(engine: str, from_oldest: bool) -> Iterator[tuple[EngineCard, StepRecord]]:
-    """Steps of one engine after another, as they come and go."""
+Columns = dict[str, int]
+
+
+def _follow(engine: str, from_oldest: bool, wanted: set[str]) -> Iterator[tuple[EngineCard, StepRecord, Columns]]:
+    """Steps of one engine after another, as they come and go, each with the columns of its own generation."""
     while True:
         card = _await_engine(engine)
         _say(f"watching {card.model} ({card.device}, {card.dtype}), engine {card.id}")
         try:
             with closing(RingReader.attach(card.ring, from_oldest=from_oldest)) as reader:
-                yield from ((card, record) for record in _steps(reader))
+                tables = _Tables(card, wanted)
+                yield from ((card, record, tables.columns(record.generation)) for record in _steps(reader))
                 missed = reader.stats()
         except RingError as error:
             _say(f"{error}")
@@ -78,19 +81,18 @@ def _await_engine(engine: str) -> EngineCard:
         time.sleep(0.25)
 
 
-def _as_text(card: EngineCard, record: StepRecord, wanted: set[str]) -> str:
+def _as_text(record: StepRecord, columns: Columns) -> str:
     running = [span for span in record.spans if span.n_rows]
     ended = [span.request for span in record.spans if SpanFlag.END in span.flags]
     if not running:
         return f"step {record.number:>7}  ended: {', '.join(ended)}"
-    scores = "  ".join(f"{name} {value:.3f}" for name, value in _highest(card, record, wanted).items())
+    scores = "  ".join(f"{name} {value:.3f}" for name, value in _highest(record, columns).items())
     requests = ", ".join(f"{s.request}@{s.first_position + s.n_rows - 1}" for s in running[:4])
     more = f" and {len(running) - 4} more" if len(running) > 4 else ""
     return f"step {record.number:>7}  batch {len(running):>3}  rows {len(record.meta):>4}  {scores}  {requests}{more}"
 
 
-def _as_json(card: EngineCard, record: StepRecord, wanted: set[str]) -> str:
-    columns = _columns(card, record, wanted)
+def _as_json(card: EngineCard, record: StepRecord, columns: Columns) -> str:
     spans = [
         {
             "request": span.request,
@@ -114,16 +116,29 @@ def _rows(record: StepRecord, offset: int, n: int) -> np.ndarray:
     return record.meta[offset : offset + n]
 
 
-def _highest(card: EngineCard, record: StepRecord, wanted: set[str]) -> dict[str, float]:
-    columns = _columns(card, record, wanted)
+def _highest(record: StepRecord, columns: Columns) -> dict[str, float]:
     scored = {name: record.rows[:, c][~np.isnan(record.rows[:, c])] for name, c in columns.items()}
     return {name: float(values.max()) for name, values in scored.items() if len(values)}
 
 
-def _columns(card: EngineCard, record: StepRecord, wanted: set[str]) -> dict[str, int]:
-    """Probe id → column, as the step's own generation has it."""
-    table = msgspec.json.decode(read_table(card.id, record.generation))
-    return {p["id"]: p["slot"] for p in table["probes"] if not wanted or p["id"] in wanted}
+class _Tables:
+    """Probe id → column for each generation. A table outlives its file: the engine removes that when it ends."""
+
+    def __init__(self, card: EngineCard, wanted: set[str]) -> None:
+        self._card, self._wanted = card, wanted
+        self._known: dict[int, Columns] = {}
+
+    def columns(self, generation: int) -> Columns:
+        if generation not in self._known:
+            self._known[generation] = self._read(generation)
+        return self._known[generation]
+
+    def _read(self, generation: int) -> Columns:
+        try:
+            table = msgspec.json.decode(read_table(self._card.id, generation))
+        except RingError:
+            return {}  # the engine has ended, and this generation was never seen: its steps are shown without scores
+        return {p["id"]: p["slot"] for p in table["probes"] if not self._wanted or p["id"] in self._wanted}
 
 
 def _say(message: str) -> None:

@@ -76,7 +76,7 @@ class ScoreColumn:
         return joined
 
     def values(self, a: int, b: int, columns: Columns) -> np.ndarray:
-        """Rows `a .. b` under `columns` (NaN where a probe was not there at the time)."""
+        """Rows `a .. b` under `columns` (NaN where a probe, or this version of it, was not there at the time)."""
         last = self.segments[-1]
         if a >= last.start and columns is last.columns:
             return last.values[a - last.start : b - last.start]
@@ -84,7 +84,7 @@ class ScoreColumn:
         for segment in self.segments:
             lo, hi = max(a, segment.start), min(b, segment.start + segment.n)
             if lo < hi:
-                _copy_by_id(
+                _copy_same(
                     out[lo - a : hi - a],
                     columns,
                     segment.values[lo - segment.start : hi - segment.start],
@@ -102,10 +102,11 @@ class ScoreColumn:
         return self.segments[-1]
 
 
-def _copy_by_id(out: np.ndarray, to: Columns, rows: np.ndarray, of: Columns) -> None:
-    for i, name in enumerate(to.ids):
-        if name in of.ids:
-            out[:, i] = rows[:, of.ids.index(name)]
+def _copy_same(out: np.ndarray, to: Columns, rows: np.ndarray, of: Columns) -> None:
+    known = of.keys
+    for i, key in enumerate(to.keys):
+        if key in known:
+            out[:, i] = rows[:, known.index(key)]
 
 
 class EventKind(IntEnum):

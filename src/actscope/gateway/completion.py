@@ -60,14 +60,14 @@ class CompletionResponse(Response):
     def _new_log(self, request: str) -> RequestLog:
         call, matcher = self._call, self._engine.matcher
         if matcher is None:
-            return RequestLog(request, response=call.response, model=self._model)
+            return RequestLog(request, response=call.response, model=self._model, texts=self._engine.texts)
         return matcher.new_log(request, call.response, self._model, follows_rows=not call.stream)
 
     def _new_views(self) -> list[ChoiceView | None]:
         ask = self._call.ask
         if ask is None:
             return [None] * len(self._logs)
-        return [ChoiceView(log, self._engine.texts, ask.probes, ask.prompt) for log in self._logs]
+        return [ChoiceView(log, ask.probes, ask.prompt) for log in self._logs]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self._sessions.begin(self.flight)

@@ -10,7 +10,6 @@ from starlette.types import Receive, Scope, Send
 
 from actscope.gateway.log import RequestLog
 from actscope.gateway.problems import Problem
-from actscope.gateway.tokens import TokenTexts
 from actscope.gateway.wire import event_bytes
 
 #: A watcher that is behind gets at most this many bytes in one piece.
@@ -52,12 +51,9 @@ class OpenStreams:
 class EventStream(Response):
     """Sends the events of a log from a cursor on, in the client's own time: the log never waits for it."""
 
-    def __init__(
-        self, log: RequestLog, after: int, texts: TokenTexts, streams: OpenStreams, keep_alive_seconds: float
-    ) -> None:
+    def __init__(self, log: RequestLog, after: int, streams: OpenStreams, keep_alive_seconds: float) -> None:
         self._log = log
         self._cursor = after
-        self._texts = texts
         self._streams = streams
         self._keep_alive_seconds = keep_alive_seconds
         self.background = None
@@ -92,7 +88,7 @@ class EventStream(Response):
     def _piece(self) -> bytes:
         piece = bytearray()
         while self._cursor < len(self._log.events) and len(piece) < _PIECE_BYTES:
-            piece += event_bytes(self._log, self._cursor, self._texts)
+            piece += event_bytes(self._log, self._cursor)
             self._cursor += 1
         return bytes(piece)
 

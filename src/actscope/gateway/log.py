@@ -18,6 +18,7 @@ import numpy as np
 from actscope.clock import clock_pair, monotonic_ns
 from actscope.gateway.columns import EventColumn, EventKind, ScoreColumn
 from actscope.gateway.probeset import NO_COLUMNS, Columns
+from actscope.gateway.tokens import TokenTexts
 
 State = Literal["running", "done", "aborted", "failed"]
 Source = Literal["gateway", "engine"]
@@ -57,6 +58,7 @@ class RequestLog:
         follows_rows: bool = False,
         began_ns: int | None = None,
         special: frozenset[int] = frozenset(),
+        texts: TokenTexts | None = None,
         on_mismatch: Callable[[RequestLog, int], None] | None = None,
     ) -> None:
         self.request = request
@@ -68,6 +70,7 @@ class RequestLog:
         self.created = clock_pair().wall_of(self.began_ns) / 1e9
         self.ended_ns = 0
         self.special = special
+        self.texts = texts or TokenTexts.unknown()
         self.state: State = "running"
         self.finish_reason: str | None = None
         self.error: str | None = None

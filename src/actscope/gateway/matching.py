@@ -18,6 +18,7 @@ from actscope.frames import RowFlag, Span, SpanFlag
 from actscope.gateway.log import RequestLog
 from actscope.gateway.probeset import EMPTY_TABLE, Table, read_table_bytes
 from actscope.gateway.sessions import Sessions
+from actscope.gateway.tokens import TokenTexts
 from actscope.ring.host import Batch, RingReader, StepRecord
 from actscope.ring.runtime import EngineCard, read_table
 
@@ -65,10 +66,11 @@ class Matcher:
     and a second thread costs the token path a turn of the GIL.
     """
 
-    def __init__(self, sessions: Sessions, card: EngineCard, reader: RingReader, table: Table = EMPTY_TABLE) -> None:
+    def __init__(self, sessions: Sessions, card: EngineCard, reader: RingReader, texts: TokenTexts) -> None:
         self._sessions = sessions
         self._card = card
         self._reader = reader
+        self._texts = texts
         self._external = external_id(card.kind)
         self._special = frozenset(card.special_ids)
         self._tables: dict[int, Table | None] = {}
@@ -77,7 +79,7 @@ class Matcher:
         self._quiet = 0
         self._timer: asyncio.TimerHandle | None = None
         self._closed = False
-        self.table = table
+        self.table = EMPTY_TABLE
 
     def start(self) -> None:
         """Begin to look at the ring by itself, until `close`."""
@@ -88,8 +90,16 @@ class Matcher:
             self._timer = loop.call_later(pause, self.start)
 
     def drain(self) -> None:
-        """Take everything that is in the ring now."""
+        """Take everything that is in the ring now. What goes wrong with a row harms no other request."""
         self._quiet += 1
+        try:
+            self._take_all()
+        except Exception:
+            if "drain" not in self._logged:
+                self._logged.add("drain")
+                _log.exception("ring %s: rows could not be used; it is read on", self._card.ring)
+
+    def _take_all(self) -> None:
         while not self._closed:
             try:
                 batch = self._reader.read()
@@ -152,7 +162,7 @@ class Matcher:
         return log
 
     def _log(self, request: str, **options: Any) -> RequestLog:
-        return RequestLog(request, special=self._special, on_mismatch=self._note_mismatch, **options)
+        return RequestLog(request, special=self._special, texts=self._texts, on_mismatch=self._note_mismatch, **options)
 
     def _note_mismatch(self, log: RequestLog, rows: int) -> None:
         self._mismatched += rows

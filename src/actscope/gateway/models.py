@@ -46,10 +46,10 @@ class Completing(Lenient):
     stream: StrictBool | None = None
     stream_options: StreamOptions | None = None
     n: Annotated[StrictInt, Field(ge=1)] | None = None
-    max_tokens: Annotated[StrictInt, Field(ge=0)] | None = None
+    max_tokens: Annotated[StrictInt, Field(ge=1)] | None = None
     temperature: StrictFloat | StrictInt | None = None
     top_p: StrictFloat | StrictInt | None = None
-    seed: StrictInt | None = None
+    seed: Annotated[StrictInt, Field(ge=-(2**63), le=2**64 - 1)] | None = None
     stop: StrictStr | list[StrictStr] | None = None
     actscope: StrictBool | ActscopeAsk | None = Field(
         None, description="ask for scores; a plain OpenAI answer without it"
@@ -65,7 +65,7 @@ class ChatCompletionRequest(Completing):
     """OpenAI's chat completion request; fields not named here go to the engine as they are."""
 
     messages: list[ChatMessage] = Field(min_length=1)
-    max_completion_tokens: Annotated[StrictInt, Field(ge=0)] | None = None
+    max_completion_tokens: Annotated[StrictInt, Field(ge=1)] | None = None
 
 
 class CompletionRequest(Completing):
@@ -82,6 +82,7 @@ class ProbeHeader(BaseModel):
 
     id: str
     site: str
+    since: int = Field(description="generation at which it was put: scores from before are another probe's")
 
 
 class TokenBlock(BaseModel):
@@ -121,7 +122,7 @@ class ActscopePayload(BaseModel):
     request: str | None = Field(None, description="id for /v1/actscope/requests; on the first payload of a choice")
     prompt_tokens: int | None = None
     probes: list[ProbeHeader] | None = Field(
-        None, description="on the first payload, and whenever the set of probes changes"
+        None, description="on the first payload, and whenever the set of probes changes or one is swapped"
     )
     tokens: TokenBlock | None = None
     scores: ScoreBlock | None = None
@@ -221,7 +222,7 @@ class ProbeSummary(BaseModel):
     max: float | None
     argmax: int | None = Field(description="position of the maximum")
     mean: float | None
-    over_threshold: int | None = Field(description="how many cells exceed the threshold")
+    over_threshold: int | None = Field(description="how many cells are at or over the threshold")
 
 
 class ProbeFinalEvent(BaseModel):
@@ -267,6 +268,7 @@ class EngineInfo(BaseModel):
     n_layers: int | None = None
     d_model: int | None = None
     max_context: int | None = None
+    has_chat_template: bool | None = Field(None, description="false: only /v1/completions works with this model")
 
 
 class Limits(BaseModel):
@@ -309,6 +311,7 @@ class Probe(Lenient):
     """A probe that is loaded."""
 
     id: str
+    since: int = Field(0, description="generation at which it was put")
     label: str | None = None
     description: str | None = None
     site: str

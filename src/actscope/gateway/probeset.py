@@ -18,21 +18,38 @@ class Columns:
     sites: tuple[str, ...] = ()
     masks: tuple[bool, ...] = ()
     """True where the probe has no meaning on special tokens."""
+    since: tuple[int, ...] = ()
+    """The table's generation at which each probe was put: another one under the same id is another probe."""
     thresholds: tuple[float | None, ...] = field(default=(), compare=False)
 
-    def header(self) -> list[dict[str, str]]:
+    @property
+    def keys(self) -> tuple[tuple[str, int], ...]:
+        """What tells each probe from every other, also from an earlier one of its id."""
+        return tuple(zip(self.ids, self.since, strict=True))
+
+    def header(self) -> list[dict[str, str | int]]:
         """What clients are told of the columns."""
-        return [{"id": i, "site": s} for i, s in zip(self.ids, self.sites, strict=True)]
+        named = zip(self.ids, self.sites, self.since, strict=True)
+        return [{"id": name, "site": site, "since": since} for name, site, since in named]
 
     def pick(self, wanted: Iterable[str]) -> Columns:
         """Only the `wanted` probes that are here, in the order asked for."""
         return self._take([self.ids.index(w) for w in wanted if w in self.ids])
 
     def joined(self, other: Columns) -> Columns:
-        """These columns, then those of `other` whose ids are not among them."""
-        extra = other._take([i for i, name in enumerate(other.ids) if name not in self.ids])
+        """These columns, then those of the later `other` whose ids are not among them. A probe that was swapped
+        between has its old place and is the later one."""
+        both = self._with(other)
+        at = {name: i for i, name in enumerate(both.ids)}
+        return both._take(list(at.values()))
+
+    def _with(self, other: Columns) -> Columns:
         return Columns(
-            self.ids + extra.ids, self.sites + extra.sites, self.masks + extra.masks, self.thresholds + extra.thresholds
+            self.ids + other.ids,
+            self.sites + other.sites,
+            self.masks + other.masks,
+            self.since + other.since,
+            self.thresholds + other.thresholds,
         )
 
     def _take(self, at: list[int]) -> Columns:
@@ -40,6 +57,7 @@ class Columns:
             tuple(self.ids[i] for i in at),
             tuple(self.sites[i] for i in at),
             tuple(self.masks[i] for i in at),
+            tuple(self.since[i] for i in at),
             tuple(self.thresholds[i] for i in at),
         )
 
@@ -81,6 +99,7 @@ def table_of(described: dict[str, Any]) -> Table:
         tuple(str(p["id"]) for p in probes),
         tuple(str(p.get("site", "")) for p in probes),
         tuple(p.get("token_mask") == "special" for p in probes),
+        tuple(int(p.get("since", 0)) for p in probes),
         tuple(p.get("threshold") for p in probes),
     )
     slots = np.array([int(p["slot"]) for p in probes], np.intp)

@@ -10,7 +10,6 @@ from fastapi import Depends, Request
 from actscope.gateway.events import OpenStreams
 from actscope.gateway.sessions import Sessions
 from actscope.gateway.settings import GatewaySettings
-from actscope.gateway.tokens import TokenTexts
 from actscope.gateway.upstream import Upstream
 
 
@@ -22,11 +21,6 @@ class Gateway:
     upstream: Upstream
     sessions: Sessions
     streams: OpenStreams
-
-    @property
-    def texts(self) -> TokenTexts:
-        """Texts of the present engine's tokens."""
-        return self.upstream.engine.texts if self.upstream.engine else TokenTexts.unknown()
 
 
 async def _gateway(request: Request) -> Gateway:

@@ -207,6 +207,11 @@ class Upstream:
             if complaint != self._complaint:
                 self._complaint = complaint
                 _log.warning(complaint)
+        except Exception as error:  # whatever it is, the next look may go well
+            complaint = repr(error)
+            if complaint != self._complaint:
+                self._complaint = complaint
+                _log.exception("cannot use the engine yet")
 
     async def _look(self) -> None:
         if self.engine is not None and await self._still_there(self.engine):
@@ -251,7 +256,7 @@ class Upstream:
         if card.tokenizer:
             engine.texts = await asyncio.to_thread(_load_texts, Path(card.tokenizer))
         assert self._sessions is not None
-        engine.matcher = Matcher(self._sessions, card, RingReader.attach(card.ring, from_oldest=True))
+        engine.matcher = Matcher(self._sessions, card, RingReader.attach(card.ring, from_oldest=True), engine.texts)
         await engine.refresh_table()
         engine.matcher.start()
 

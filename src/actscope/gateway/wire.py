@@ -12,7 +12,6 @@ import numpy as np
 from actscope.gateway.columns import EventKind
 from actscope.gateway.log import RequestLog
 from actscope.gateway.probeset import Columns
-from actscope.gateway.tokens import TokenTexts
 
 VERSION = 1
 
@@ -22,10 +21,10 @@ _SMALL = 8
 encode = msgspec.json.Encoder().encode
 
 
-def token_block(log: RequestLog, a: int, b: int, texts: TokenTexts) -> dict[str, Any]:
+def token_block(log: RequestLog, a: int, b: int) -> dict[str, Any]:
     """`tokens` of positions `a .. b`."""
     ids = log.tokens[a:b].tolist()
-    own = [texts.own(i) for i in ids]
+    own = [log.texts.own(i) for i in ids]
     block: dict[str, Any] = {"start": a, "ids": ids, "text": [text for text, _ in own]}
     raw = {str(i): base64.b64encode(data).decode() for i, (_, data) in enumerate(own) if data is not None}
     if raw:
@@ -107,9 +106,8 @@ def _nine_digits(values: np.ndarray) -> np.ndarray:
 class ChoiceView:
     """What one client has been sent of one choice, and what it is to be sent next."""
 
-    def __init__(self, log: RequestLog, texts: TokenTexts, wanted: tuple[str, ...] | None, prompt: bool) -> None:
+    def __init__(self, log: RequestLog, wanted: tuple[str, ...] | None, prompt: bool) -> None:
         self.log = log
-        self._texts = texts
         self._wanted = wanted
         self._prompt = prompt
         self._header: Columns | None = None
@@ -125,7 +123,7 @@ class ChoiceView:
         if self._header is None:
             self._begin(payload)
         if len(log.tokens) > self._tokens:
-            payload["tokens"] = token_block(log, self._tokens, len(log.tokens), self._texts)
+            payload["tokens"] = token_block(log, self._tokens, len(log.tokens))
             self._tokens = len(log.tokens)
         if len(log.scores) > self._scores:
             self._add_scores(payload)
@@ -157,11 +155,9 @@ class ChoiceView:
         return columns if self._wanted is None else columns.pick(self._wanted)
 
 
-def whole(
-    log: RequestLog, texts: TokenTexts, wanted: tuple[str, ...] | None = None, prompt: bool = True
-) -> dict[str, Any]:
+def whole(log: RequestLog, wanted: tuple[str, ...] | None = None, prompt: bool = True) -> dict[str, Any]:
     """All of one choice at once, in the non-streaming shape; `final` when it has ended."""
-    payload = ChoiceView(log, texts, wanted, prompt).payload(final=log.state != "running")
+    payload = ChoiceView(log, wanted, prompt).payload(final=log.state != "running")
     return payload or {
         "v": VERSION,
         "request": log.request,
@@ -173,11 +169,11 @@ def whole(
 # Events
 
 
-def event_bytes(log: RequestLog, i: int, texts: TokenTexts) -> bytes:
+def event_bytes(log: RequestLog, i: int) -> bytes:
     """Event number `i` of a log as it goes over the wire; the same bytes every time."""
     kind, a, b, seconds = log.events[i]
     if kind is EventKind.TOKEN:
-        data = _token_event(log, i, a, b, seconds, texts)
+        data = _token_event(log, i, a, b, seconds)
     elif kind is EventKind.PROBE_UPDATE:
         data = _score_event(log, a, b)
     elif kind is EventKind.PROBE_FINAL:
@@ -187,11 +183,11 @@ def event_bytes(log: RequestLog, i: int, texts: TokenTexts) -> bytes:
     return b"id: %d\nevent: %s\ndata: %s\n\n" % (i + 1, kind.name.lower().encode(), encode(data))
 
 
-def _token_event(log: RequestLog, i: int, a: int, b: int, seconds: float, texts: TokenTexts) -> dict[str, Any]:
+def _token_event(log: RequestLog, i: int, a: int, b: int, seconds: float) -> dict[str, Any]:
     data: dict[str, Any] = {"v": VERSION}
     if i == 0:
         data |= {"request": log.request, "prompt_tokens": log.n_prompt, "probes": log.first_columns.header()}
-    return data | {"tokens": token_block(log, a, b, texts), "t": round(seconds, 6)}
+    return data | {"tokens": token_block(log, a, b), "t": round(seconds, 6)}
 
 
 def _score_event(log: RequestLog, a: int, b: int) -> dict[str, Any]:
@@ -214,7 +210,10 @@ def usage(log: RequestLog) -> dict[str, int]:
 
 
 def summary(log: RequestLog) -> dict[str, dict[str, Any]]:
-    """For each probe, over its computed cells: maximum and its position, mean, how many exceed the threshold."""
+    """For each probe, over its computed cells: maximum and its position, mean, how many are at or over the threshold.
+
+    Of a probe that was swapped, the last version only.
+    """
     n = len(log.scores)
     columns = log.scores.columns_over(0, n)
     if not n or not columns.ids:
@@ -234,7 +233,7 @@ def _summary_of(values: np.ndarray, at: np.ndarray, threshold: float | None) -> 
         return {"max": None, "argmax": None, "mean": None, "over_threshold": None if threshold is None else 0}
     found = values[at]
     best = int(np.argmax(found))
-    over = None if threshold is None else int(np.count_nonzero(found > threshold))
+    over = None if threshold is None else int(np.count_nonzero(found >= threshold))
     return {
         "max": float(f"{found[best]:.9g}"),
         "argmax": int(at[best]),

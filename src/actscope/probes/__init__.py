@@ -1,6 +1,6 @@
 """Probes: directions that turn a row into a score. Reading, fitting and scoring them; numpy only."""
 
-from actscope.probes.bank import Bank, ModelFacts, describe
+from actscope.probes.bank import Bank, ModelFacts
 from actscope.probes.format import Probe, ProbeInfo, find_probes, load_probe, load_probes, probe_from_json, save_probe
 from actscope.probes.score import ACTIVATIONS, score
 
@@ -10,7 +10,6 @@ __all__ = [
     "ModelFacts",
     "Probe",
     "ProbeInfo",
-    "describe",
     "find_probes",
     "load_probe",
     "load_probes",

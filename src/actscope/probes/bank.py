@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import msgspec
 
 from actscope.errors import ProbeError
-from actscope.probes.format import Probe, ProbeInfo
+from actscope.probes.format import Probe
 from actscope.sites import Site
 
 
@@ -21,11 +21,6 @@ class ModelFacts:
     n_layers: int
 
 
-def describe(slot: int, info: ProbeInfo) -> dict[str, object]:
-    """A probe as clients are shown it: its facts, what follows from them, and its column."""
-    return {"slot": slot, **msgspec.structs.asdict(info), "layer": info.layer, "signed": info.signed}
-
-
 @dataclass(slots=True)
 class Bank:
     """Probes in `width` numbered columns. Every change makes a new generation; a swap keeps the column."""
@@ -34,6 +29,7 @@ class Bank:
     width: int = 64
     generation: int = 0
     _slots: dict[int, Probe] = field(default_factory=dict)
+    _since: dict[str, int] = field(default_factory=dict)  # the generation at which each probe was put
 
     def put(self, probe: Probe) -> int:
         """Add a probe, or swap the one with its id. Returns its column. Raises ProbeError when it does not fit."""
@@ -48,6 +44,7 @@ class Bank:
             slot = min(free)
         self._slots[slot] = probe
         self.generation += 1
+        self._since[probe.id] = self.generation
         return slot
 
     def remove(self, probe_id: str) -> None:
@@ -56,7 +53,7 @@ class Bank:
         if slot is None:
             known = ", ".join(sorted(p.id for p in self._slots.values())) or "none"
             raise ProbeError(f"no probe {probe_id!r} is loaded; there are: {known}")
-        del self._slots[slot]
+        del self._slots[slot], self._since[probe_id]
         self.generation += 1
 
     def check(self, probe: Probe) -> None:
@@ -82,14 +79,30 @@ class Bank:
             raise KeyError(probe_id)
         return self._slots[slot]
 
+    def copy(self) -> Bank:
+        """A bank that can be changed without changing this one."""
+        return Bank(self.facts, self.width, self.generation, dict(self._slots), dict(self._since))
+
+    def describe(self) -> list[dict[str, object]]:
+        """The probes as clients are shown them: facts, what follows from them, column, and since which generation."""
+        return [
+            {
+                "slot": slot,
+                **msgspec.structs.asdict(probe.info),
+                "layer": probe.info.layer,
+                "signed": probe.info.signed,
+                "since": self._since[probe.id],
+            }
+            for slot, probe in self.items()
+        ]
+
     def items(self) -> list[tuple[int, Probe]]:
         """(column, probe), by column."""
         return sorted(self._slots.items())
 
     def table(self) -> bytes:
         """This generation as JSON, for readers of the ring: `{"generation", "probes": [{"slot", ...}]}`."""
-        probes = [describe(slot, probe.info) for slot, probe in self.items()]
-        return msgspec.json.encode({"generation": self.generation, "probes": probes})
+        return msgspec.json.encode({"generation": self.generation, "probes": self.describe()})
 
     def _slot_of(self, probe_id: str) -> int | None:
         return next((slot for slot, probe in self._slots.items() if probe.id == probe_id), None)

@@ -77,6 +77,7 @@ class Probe:
     def __post_init__(self) -> None:
         _check_info(self.info)
         _check_weight(self.info.id, self.weight)
+        _check_examples(self)
 
     @property
     def id(self) -> str:
@@ -127,6 +128,15 @@ def _check_info(info: ProbeInfo) -> None:
         raise ProbeError(f"{where}: {error}") from error
 
 
+def _check_examples(probe: Probe) -> None:
+    k = len(probe.test_scores)
+    if probe.test_scores.ndim != 1 or (k and probe.test_inputs.shape != (k, probe.d)):
+        raise ProbeError(
+            f"probe {probe.id!r}: its {k} test scores need test inputs of shape [{k}, {probe.d}], "
+            f"found {list(probe.test_inputs.shape)}"
+        )
+
+
 def _check_weight(probe_id: str, weight: np.ndarray) -> None:
     if weight.ndim != 1 or not 0 < len(weight) <= MAX_WIDTH or weight.dtype != np.float32:
         raise ProbeError(
@@ -172,6 +182,8 @@ def _load_safetensors(path: Path) -> Probe:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a dict
     except SafetensorError as error:
         raise ProbeError(f"not a safetensors file: {error}") from error
+    except TypeError as error:  # numpy has no bfloat16
+        raise ProbeError(f"its tensors must be float32: {error}") from error
     if raw is None or "weight" not in tensors:
         raise ProbeError(f"not a probe: expected metadata {_METADATA_KEY!r} and a tensor 'weight'")
     info = _decode_info(raw.encode())
@@ -192,20 +204,48 @@ def _load_json_vector(path: Path) -> Probe:
     except msgspec.DecodeError as error:
         raise ProbeError(f"not JSON: {error}") from error
     match = re.match(r"enc_(\d+)_?(.*)", path.stem)
-    site = _site_of_json(data, int(match[1]) if match else None)
-    return probe_from_json(path.stem, {**data, "site": site} if isinstance(data, dict) else data)
+    if isinstance(data, dict):
+        data = {**data, "site": _site_of_json(data, int(match[1]) if match else None)}
+    return probe_from_json((match[2] if match else "") or path.stem, data)
 
 
-def _site_of_json(data: Any, layer_in_name: int | None) -> str:
-    """`site` of our own JSON, else `layer: "19-resid-post"` as the field writes it, else the layer in the file's name."""
-    if isinstance(data, dict) and "site" in data:
+#: How the field writes a site, after the layer's number: in "layer" and in "hookName".
+_FIELD_POINTS = {
+    "": "resid_post", "resid-pre": "resid_pre", "resid-post": "resid_post", "attn-out": "attn_out", "mlp-out": "mlp_out",
+    "hook_resid_pre": "resid_pre", "hook_resid_post": "resid_post", "hook_attn_out": "attn_out", "hook_mlp_out": "mlp_out",
+}  # fmt: skip
+
+
+def _site_of_json(data: dict[str, Any], layer_in_name: int | None) -> str:
+    """`site` of our own JSON, else what the field's `hookName` and `layer` say, else the layer in the file's name.
+
+    Raises ProbeError when they contradict each other, or name a point that is not read here: a vector is never put elsewhere.
+    """
+    if "site" in data:
         return str(data["site"])
-    named = re.match(r"(\d+)(?:-(resid)[-_](pre|post))?", str(data.get("layer", "")) if isinstance(data, dict) else "")
-    if named:
-        return f"layers.{int(named[1])}.resid_{named[3] or 'post'}"
+    said = {
+        _field_site(str(data[key]), key)
+        for key in ("hookName", "layer")
+        if data.get(key) is not None and not (key == "layer" and str(data[key]).isdigit() and "hookName" in data)
+    }
+    if len(said) > 1:
+        raise ProbeError(
+            f'"hookName" and "layer" name different places: {", ".join(sorted(said))}; put "site" in the file'
+        )
+    if said:
+        return said.pop()
     if layer_in_name is None:
         raise ProbeError('which layer? name the file enc_<layer>_<name>.json, or put "site" in it')
     return f"layers.{layer_in_name}.resid_post"
+
+
+def _field_site(text: str, key: str) -> str:
+    match = re.fullmatch(r"(?:blocks\.)?(\d+)[-.]?(.*)", text)
+    if match is None or match[2] not in _FIELD_POINTS:
+        raise ProbeError(
+            f'"{key}": {text!r} is not a place that is read here; put "site" in the file, e.g. "site": "layers.12.resid_post"'
+        )
+    return f"layers.{int(match[1])}.{_FIELD_POINTS[match[2]]}"
 
 
 #: Keys of plain JSON vectors that say the same as ours under another name.
@@ -224,8 +264,11 @@ def probe_from_json(probe_id: str, data: Any) -> Probe:
     except (TypeError, ValueError) as error:
         raise ProbeError(f'probe {probe_id!r}: "vector" must hold numbers only: {error}') from error
     fields = {_JSON_ALIASES.get(k, k): v for k, v in data.items() if k not in _JSON_IGNORED}
-    if "range" not in fields and data.get("max_activation"):
-        fields["range"] = [0.0, float(data["max_activation"])]
+    highest = data.get("max_activation")
+    if highest is not None and not (isinstance(highest, int | float) and highest > 0):
+        raise ProbeError(f'probe {probe_id!r}: "max_activation" must be a number above 0, found {highest!r}')
+    if "range" not in fields and highest:
+        fields["range"] = [0.0, float(highest)]
     return Probe(_decode_info(json.dumps({**fields, "id": probe_id}).encode()), weight)
 
 

@@ -100,7 +100,7 @@ def fit(
                 "are needed; give more text"
             )
     weight, bias = _calibrate(covariance.discriminant(train.rows, train.labels), train)
-    threshold = float(np.quantile(_sigmoid(choosing.rows @ weight + bias)[~choosing.labels], 1 - TARGET_FPR))
+    threshold = round(float(np.quantile(_sigmoid(choosing.rows @ weight + bias)[~choosing.labels], 1 - TARGET_FPR)), 4)
     scores = _sigmoid(held.rows @ weight + bias)
     control = [_control(covariance, train, held, seed + run) for run in range(CONTROL_RUNS if with_control else 0)]
     return Fit(
@@ -126,7 +126,7 @@ def to_probe(result: Fit, *, label: str, site: str, model: str, revision: str) -
         bias=result.bias,
         label=label.replace("_", " "),
         description=f"linear probe for {label!r}, trained on labelled text; {result.recall:.0%} found at the threshold",
-        threshold=round(result.threshold, 4),
+        threshold=result.threshold,
         fpr=round(result.fpr, 4),
         range=(0.0, 1.0),
         token_mask="special",

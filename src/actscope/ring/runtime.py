@@ -62,6 +62,7 @@ class EngineCard(msgspec.Struct, frozen=True):
     endpoint: Text
     started_ns: Annotated[int, Meta(ge=0, le=(1 << 63) - 1)]
     boot_id: Annotated[str, Meta(max_length=64)]
+    has_chat_template: bool = True
 
 
 def runtime_dir() -> Path:

@@ -107,9 +107,10 @@ class Sequence:
 class ScriptedEngine:
     """Tokens, scores and the ring. One event loop runs everything, so steps are never interleaved."""
 
-    def __init__(self, model: str) -> None:
+    def __init__(self, model: str, has_chat_template: bool = True) -> None:
         sweep()
         self.model = model
+        self.has_chat_template = has_chat_template
         self.tokens = ScriptedTokens()
         self.ring = RingWriter.create(RingSpec(1 << 17, WIDTH, 1 << 15, 1 << 15))
         self.generation = 0
@@ -122,7 +123,7 @@ class ScriptedEngine:
         self.tokens.save(Path(self._directory.name))
         self.card = self._make_card()
         for slot, probe in enumerate(FIRST_PROBES):
-            self.probes[slot] = described(probe)
+            self.put(slot, probe)
         self.new_generation()
 
     def _make_card(self) -> EngineCard:
@@ -146,6 +147,7 @@ class ScriptedEngine:
             endpoint=f"unix:{runtime_dir() / f'engine-{name}.sock'}",
             started_ns=time.time_ns(),
             boot_id=boot_id(),
+            has_chat_template=self.has_chat_template,
         )
 
     def close(self) -> None:
@@ -155,6 +157,10 @@ class ScriptedEngine:
 
     def table(self) -> dict[str, Any]:
         return {"generation": self.generation, "probes": [{"slot": s, **p} for s, p in sorted(self.probes.items())]}
+
+    def put(self, slot: int, probe: dict[str, Any]) -> None:
+        """Add or swap a probe, as of the next generation."""
+        self.probes[slot] = described(probe) | {"since": self.generation + 1}
 
     def new_generation(self) -> None:
         self.generation += 1

@@ -1,4 +1,4 @@
-"""The scripted engine as a process: `python -m actscope.testing.scripted_engine [--model NAME]`.
+"""The scripted engine as a process: `python -m actscope.testing.scripted_engine [--model NAME] [--no-chat-template]`.
 
 It prints its card's id and its address when it is up, and ends on SIGTERM or SIGINT.
 """
@@ -20,11 +20,13 @@ from actscope.testing.scripted_http import make_app
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="scripted")
-    asyncio.run(_serve(parser.parse_args().model))
+    parser.add_argument("--no-chat-template", action="store_true", help="say so, and refuse chats")
+    given = parser.parse_args()
+    asyncio.run(_serve(given.model, not given.no_chat_template))
 
 
-async def _serve(model: str) -> None:
-    engine = ScriptedEngine(model)
+async def _serve(model: str, has_chat_template: bool) -> None:
+    engine = ScriptedEngine(model, has_chat_template)
     runner = web.AppRunner(make_app(engine), handler_cancellation=True)
     await runner.setup()
     await web.UnixSite(runner, engine.card.endpoint.removeprefix("unix:")).start()

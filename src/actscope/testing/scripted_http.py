@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 from aiohttp import web
 
-from actscope.testing.scripted import MAX_CONTEXT, SENTENCE, Script, ScriptedEngine, Sequence, described
+from actscope.testing.scripted import MAX_CONTEXT, SENTENCE, Script, ScriptedEngine, Sequence
 from actscope.testing.scripted_tokens import ASSISTANT, BOS, USER
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -78,7 +78,7 @@ class ScriptedHttp:
         taken = [s for s, p in engine.probes.items() if p["id"] == name]
         slot = taken[0] if taken else next(s for s in range(100) if s not in engine.probes)
         del body["vector"]
-        engine.probes[slot] = described({**body, "id": name})
+        engine.put(slot, {**body, "id": name})
         engine.new_generation()
         return web.json_response({"slot": slot, **engine.probes[slot]})
 
@@ -124,6 +124,8 @@ class ScriptedCall:
         self.engine, self.body, self.chat, self.script = engine, body, chat, script
         if body.get("model") not in (None, engine.model):
             raise Refused(404, f"The model `{body['model']}` does not exist.", "model", "model_not_found")
+        if chat and not engine.has_chat_template:
+            raise Refused(400, "this model has no chat template: use /v1/completions", "messages", "no_chat_template")
         if script.refuse:
             raise Refused(script.refuse, "scripted refusal", None, "scripted")
         self.id = f"{'chatcmpl' if chat else 'cmpl'}-{name}"

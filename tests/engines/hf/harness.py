@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -14,7 +14,7 @@ import torch
 from actscope.engines.hf.engine import Engine, EngineOptions
 from actscope.engines.hf.loading import LoadedModel
 from actscope.engines.hf.request import Output, Request, Sampling
-from actscope.frames import SCORES, ListSink
+from actscope.frames import SCORES, Frame, ListSink, Step
 from actscope.probes import ACTIVATIONS, Probe, ProbeInfo
 
 
@@ -30,8 +30,20 @@ class Harness:
             sink=self.sink,
             deliver=self._deliver,
             probes=options.pop("probes", ()),
+            on_table=options.pop("on_table", None),
             options=EngineOptions(**options),
         )
+
+    def after_step(self, number: int, do: Callable[[], None]) -> None:
+        """Have the model's own thread do something right after it has published a step."""
+        write = self.sink.write
+
+        def write_and_do(step: Step, frames: list[Frame]) -> None:
+            write(step, frames)
+            if step.number == number and step.n_rows:
+                do()
+
+        self.engine._sink.write = write_and_do  # type: ignore[method-assign]
 
     def __enter__(self) -> Harness:
         self.engine.start()

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from harness import Harness, random_prompts
 from tiny import tiny
 
-from actscope.engines.hf.request import Request, Sampling
+from actscope.engines.hf.request import Output, Request, Sampling
 from actscope.errors import RequestRefused
 from actscope.frames import SpanFlag
+from actscope.sites import select
 
 
 @pytest.fixture(scope="module")
@@ -78,20 +80,87 @@ def test_a_cancelled_request_leaves_and_the_others_do_not_notice(loaded) -> None
     assert [SpanFlag.ABORTED in s.flags for s in ended] == [True]
 
 
-def test_cancelling_during_a_chunked_prefill_leaves_the_rest_right(loaded) -> None:
-    """Any of a group may leave between two chunks, the longest one too; the others' rows and ids stay their own."""
+def test_cancelling_between_two_chunks_of_a_prefill_leaves_the_rest_right(loaded) -> None:
+    """Any of a group may leave, the longest one too; the others' ids, positions and rows stay their own."""
     prompts = random_prompts([60, 8, 33])
+    sites = select("1,3", 4)
     with Harness(loaded) as calm:
+        calm.engine.keep_rows(sites).result()
         calm.run(prompts)
     for gone in prompts:
-        with Harness(loaded, max_step_tokens=24) as run:
-            run.engine.call(lambda run=run, gone=gone: [run.submit(n, p) for n, p in prompts.items()])
-            run.engine.call(lambda: None).result()
-            run.engine.abort(gone)
+        with Harness(loaded, max_step_tokens=24, max_batch=8) as run:
+            run.engine.keep_rows(sites).result()
+            run.after_step(3, lambda run=run, gone=gone: run.engine.abort(gone))
+            # on the model's thread, so that the three are admitted together
+            run.engine.call(lambda run=run: [run.submit(n, p) for n, p in prompts.items()])
             run.wait_end(*prompts)
+        assert run.outputs[gone] == [Output(gone, finish_reason="abort")]  # before its first token
         for name in set(prompts) - {gone}:
             assert run.ids(name) == calm.ids(name)
-            assert sorted(run.rows(name)) == sorted(calm.rows(name))
+            found, expected = run.rows(name), calm.rows(name)
+            assert sorted(found) == sorted(expected)
+            for position, (token, rows) in expected.items():
+                assert found[position][0] == token
+                for site in sites:
+                    np.testing.assert_allclose(found[position][1][site.name], rows[site.name], atol=1e-4)
+
+
+def test_one_request_that_cannot_be_drawn_ends_alone(loaded) -> None:
+    """Logits that are not finite, or a decoder that gives up, are that request's own trouble."""
+    with Harness(loaded) as run:
+        run.submit("innocent", [1, 2, 3], max_tokens=60)
+        run.submit("bad", [4, 5, 6], max_tokens=60)
+        run.wait_tokens("bad", 2)
+
+        def break_bad() -> None:
+            for sequence in run.engine._batch.sequences:
+                if sequence.request.id == "bad":
+                    sequence.text = None  # type: ignore[assignment]
+
+        run.engine.call(break_bad)
+        run.wait_end("innocent", "bad")
+    assert run.outputs["bad"][-1].finish_reason == "error"
+    assert (run.outputs["innocent"][-1].finish_reason, len(run.ids("innocent"))) == ("length", 60)
+
+
+def test_a_temperature_near_zero_is_greedy_and_does_not_overflow(loaded) -> None:
+    with Harness(loaded) as run:
+        run.submit("tiny", [1, 2, 3], temperature=1e-39, presence_penalty=0.1)
+        run.submit("zero", [1, 2, 3], temperature=0, presence_penalty=0.1)
+        run.wait_end("tiny", "zero")
+    assert run.ids("tiny") == run.ids("zero")
+
+
+def test_an_abort_that_meets_its_request_at_admission_is_answered(loaded) -> None:
+    with Harness(loaded) as run:
+        run.engine.call(lambda: (run.submit("r", [1, 2, 3]), run.engine.abort("r")))
+        run.wait_end("r")
+        run.submit("r", [1, 2, 3])  # its id is free again
+        run.engine.call(lambda: None).result()
+    assert run.outputs["r"][0].finish_reason == "abort"
+
+
+def test_an_id_that_is_in_flight_is_refused(loaded) -> None:
+    with Harness(loaded) as run:
+        run.submit("r", [1, 2, 3], max_tokens=300)
+        with pytest.raises(RequestRefused, match="in flight"):
+            run.submit("r", [1, 2, 3])
+
+
+def test_a_cancelled_call_does_not_end_the_engine(loaded) -> None:
+    with Harness(loaded) as run:
+        run.submit("r", [1, 2, 3], max_tokens=50)
+        run.engine.call(lambda: None).cancel()
+        run.wait_end("r")
+        assert run.engine.alive
+
+
+def test_closing_answers_those_who_still_wait(loaded) -> None:
+    with Harness(loaded, max_batch=1) as run:
+        for name in ("a", "b", "c"):
+            run.submit(name, [1, 2, 3], max_tokens=400)
+        run.wait_tokens("a", 1)
+    assert [run.outputs[name][-1].finish_reason for name in ("a", "b", "c")] == ["abort"] * 3
 
 
 def test_a_step_that_fails_ends_its_requests_with_the_reason_and_the_engine_serves_on(loaded, caplog) -> None:
@@ -106,7 +175,7 @@ def test_a_step_that_fails_ends_its_requests_with_the_reason_and_the_engine_serv
 @pytest.mark.parametrize(
     "wrong",
     [dict(max_tokens=0), dict(temperature=-1), dict(top_p=0), dict(top_p=1.5), dict(min_p=2), dict(repetition_penalty=0),
-     dict(stop=("",)), dict(temperature=float("nan"))],
+     dict(stop=("",)), dict(temperature=float("nan")), dict(seed=1 << 64)],
 )  # fmt: skip
 def test_a_parameter_out_of_bounds_is_refused_by_name(wrong) -> None:
     with pytest.raises(RequestRefused) as caught:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import threading
-
 import numpy as np
 import pytest
 import torch
 from harness import Harness, hidden_states, random_probes, random_prompts
 from tiny import ARCHITECTURES, tiny
 
+from actscope.errors import SiteError
 from actscope.frames import SCORES
+from actscope.probes import Probe, ProbeInfo
 from actscope.sites import select
 
 #: bfloat16 keeps 8 bits: batched and padded matmuls may round otherwise than a plain run does, once a layer.
@@ -128,21 +128,61 @@ def layer_of(probe: object) -> int:
     return probe.info.layer  # type: ignore[attr-defined, no-any-return]
 
 
-def test_a_tap_that_fails_goes_quiet_and_generation_goes_on() -> None:
-    """The answer is the same as without the fault, the fault is counted, and no stale score is delivered."""
+def test_a_tap_that_fails_goes_quiet_alone_and_generation_goes_on() -> None:
+    """The answer is as without the fault; the broken site's scores are not computed, never stale; the others' are right."""
     loaded, probes = tiny("llama"), random_probes()
     with Harness(loaded, probes=probes) as good:
-        good.run({"r": [1, 2, 3]})
+        good.run({"r": [1, 2, 3]}, max_tokens=30)
+    broken = [column for column, probe in enumerate(probes) if probe.info.layer == 1]
     with Harness(loaded, probes=probes) as run:
-        run.submit("r", [1, 2, 3])
-        broken = threading.Event()
+        run.submit("r", [1, 2, 3], max_tokens=30)
+        run.wait_tokens("r", 5)
 
-        def break_board() -> None:
-            run.engine._taps._board = run.engine._taps._board[:, :3]  # columns beyond the third no longer exist
-            broken.set()
+        def break_one() -> int:
+            tap = next(tap for tap in run.engine._taps._scorers if tap.site.layer == 1)
+            tap.read = lambda hidden: hidden.no_such_attribute
+            return run.engine.stats.steps
 
-        run.engine.call(break_board)
+        before = run.engine.call(break_one).result()
         run.wait_end("r")
-    assert broken.is_set()
     assert run.ids("r") == good.ids("r")
     assert run.engine.stats.tap_faults > 0
+    found, expected = run.scores("r"), good.scores("r")
+    first_blank = 3 + before - 1  # the prompt is one step, then each step is one position
+    assert np.isnan(found[first_blank:, broken]).all()
+    assert first_blank < len(found)
+    whole = [column for column in range(len(probes)) if column not in broken]
+    np.testing.assert_allclose(found[:, whole], expected[:, whole], atol=1e-5)
+    np.testing.assert_allclose(found[:first_blank, broken], expected[:first_blank, broken], atol=1e-5)
+
+
+def test_a_probe_at_a_place_that_the_model_lacks_is_refused_and_changes_nothing() -> None:
+    """Scores of the probes that were there go on, under a generation whose table was published."""
+    loaded = tiny("llama")
+    good, tables = random_probes()[0], {}
+    with Harness(loaded, probes=[good], on_table=tables.__setitem__) as run:
+        bad = Probe(ProbeInfo(id="bad", site="layers.1.mlp_out"), good.weight)
+        mlp = loaded.model.model.layers[1]._modules.pop("mlp")
+        with pytest.raises(SiteError, match="mlp"):
+            run.engine.put_probe(bad).result()
+        loaded.model.model.layers[1]._modules["mlp"] = mlp
+        run.run({"r": [1, 2, 3]})
+        assert [probe.id for _, probe in run.engine.bank.items()] == [good.id]
+    assert np.isfinite(run.scores("r")[:, 0]).all()
+    assert {step.generation for step, _ in run.sink.steps} <= set(tables)
+
+
+def test_a_table_that_cannot_be_published_leaves_the_old_probes_in_force() -> None:
+    loaded, probes = tiny("llama"), random_probes()
+
+    def publish(generation: int, table: bytes) -> None:
+        if generation > 1:
+            raise OSError("no room")
+
+    with Harness(loaded, probes=probes[:1], on_table=publish) as run:
+        with pytest.raises(OSError, match="no room"):
+            run.engine.put_probe(probes[1]).result()
+        run.run({"r": [1, 2, 3]})
+    scores = run.scores("r")
+    assert np.isfinite(scores[:, 0]).all()
+    assert np.isnan(scores[:, 1]).all()

@@ -235,7 +235,7 @@ export interface components {
             prompt_tokens?: number | null;
             /**
              * Probes
-             * @description on the first payload, and whenever the set of probes changes
+             * @description on the first payload, and whenever the set of probes changes or one is swapped
              */
             probes?: components["schemas"]["ProbeHeader"][] | null;
             tokens?: components["schemas"]["TokenBlock"] | null;
@@ -379,6 +379,11 @@ export interface components {
             id: string;
             /** Site */
             site: string;
+            /**
+             * Since
+             * @description generation at which it was put: scores from before are another probe's
+             */
+            since: number;
         };
         /**
          * ProbeSummary
@@ -396,7 +401,7 @@ export interface components {
             mean: number | null;
             /**
              * Over Threshold
-             * @description how many cells exceed the threshold
+             * @description how many cells are at or over the threshold
              */
             over_threshold: number | null;
         };
@@ -675,6 +680,11 @@ export interface components {
             d_model?: number | null;
             /** Max Context */
             max_context?: number | null;
+            /**
+             * Has Chat Template
+             * @description false: only /v1/completions works with this model
+             */
+            has_chat_template?: boolean | null;
         };
         /**
          * ErrorBody
@@ -755,6 +765,12 @@ export interface components {
         Probe: {
             /** Id */
             id: string;
+            /**
+             * Since
+             * @description generation at which it was put
+             * @default 0
+             */
+            since: number;
             /** Label */
             label?: string | null;
             /** Description */
@@ -952,7 +968,7 @@ export interface components {
             prompt_tokens?: number | null;
             /**
              * Probes
-             * @description on the first payload, and whenever the set of probes changes
+             * @description on the first payload, and whenever the set of probes changes or one is swapped
              */
             probes?: components["schemas"]["ProbeHeader"][] | null;
             tokens?: components["schemas"]["TokenBlock"] | null;

@@ -14,7 +14,7 @@ export function Chart({ trace }: { trace: Trace }) {
   const host = useRef<HTMLDivElement>(null);
   const chosen = useCell(selection);
   const known = useCell(probes);
-  const columns = useTraceValue(trace, (t) => t.columns.length);
+  const columns = useTraceValue(trace, (t) => t.columnsVersion);
   // eslint-disable-next-line react-hooks/exhaustive-deps -- a trace gains columns without becoming another object
   const plan = useMemo(() => planFor(trace, chosen, known), [trace, chosen, known, columns]);
 

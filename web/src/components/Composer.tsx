@@ -1,7 +1,7 @@
 import { type KeyboardEvent, useEffect, useRef, useState } from "react";
 import { useCell } from "../lib/cell";
 import { regenerate, send, stop, turns } from "../state/chat";
-import { engine } from "../state/engine";
+import { chats, engine } from "../state/engine";
 import { isOpen } from "../state/turn";
 import { SettingsBox } from "./SettingsBox";
 
@@ -9,7 +9,8 @@ export function Composer() {
   const [text, setText] = useState("");
   const area = useRef<HTMLTextAreaElement>(null);
   const last = useCell(turns).at(-1);
-  const up = useCell(engine).state === "up";
+  const view = useCell(engine);
+  const up = view.state === "up";
   const open = isOpen(last);
 
   useEffect(() => {
@@ -59,6 +60,11 @@ export function Composer() {
           </button>
         )}
       </div>
+      {!chats(view) && (
+        <p className="muted composer-note" data-testid="no-chat-template">
+          This model has no chat template: it simply continues your text, without the turns before.
+        </p>
+      )}
       <div className="composer-foot">
         <SettingsBox />
         <button

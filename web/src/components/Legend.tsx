@@ -44,7 +44,7 @@ export function Legend() {
         </li>
         {threshold !== null && (
           <li>
-            <span className={`t s${STEPS} over`}>the</span> over threshold
+            <span className={`t s${STEPS} over`}>the</span> at or over threshold
           </li>
         )}
         {signed && (

@@ -56,7 +56,7 @@ function ProbeRow({ probe, slot, full }: { probe: Probe; slot: number | null; fu
 
 function factsOf({ site, threshold, auroc }: Probe): string {
   const facts = [site];
-  if (threshold !== null) facts.push(`> ${formatBound(threshold)}`);
+  if (threshold !== null) facts.push(`≥ ${formatBound(threshold)}`);
   if (auroc !== null) facts.push(`AUROC ${auroc.toFixed(2)}`);
   return facts.join(" · ");
 }

@@ -33,7 +33,7 @@ export function Heatmap({
   const view = useRef<HeatmapView | null>(null);
   const chosen = useCell(selection);
   const known = useCell(probes);
-  const columns = useTraceValue(trace, (t) => t.columns.length);
+  const columns = useTraceValue(trace, (t) => t.columnsVersion);
 
   useEffect(() => {
     if (!root.current) return;

@@ -33,8 +33,9 @@ export function paletteFor(
   return { background: layer(background), underlines: underlines.map(layer) };
 }
 
+/** At the threshold or over it, as its false-positive rate was measured. */
 export function isOver(score: number | null, threshold: number | null | undefined): boolean {
-  return score !== null && threshold !== null && threshold !== undefined && score > threshold;
+  return score !== null && threshold !== null && threshold !== undefined && score >= threshold;
 }
 
 const STATE_CLASSES: Record<CellState, string> = {

@@ -1,6 +1,6 @@
 import { Cell } from "../lib/cell";
-import type { ChatMessage, ChatRequest } from "../wire/types";
-import { engine, engineInfo, recheckEngine } from "./engine";
+import type { ChatMessage, ChatRequest, TextRequest } from "../wire/types";
+import { chats, engine, engineInfo, recheckEngine } from "./engine";
 import { active, unpin } from "./focus";
 import { settings } from "./settings";
 import { isOpen, newTurn, runTurn, type Turn } from "./turn";
@@ -46,13 +46,15 @@ function replace(turn: Turn): void {
   turns.update((list) => list.map((old) => (old.key === turn.key ? turn : old)));
 }
 
-function requestFor(user: string, before: readonly Turn[]): ChatRequest {
+function requestFor(user: string, before: readonly Turn[]): ChatRequest | TextRequest {
   const { system, temperature, maxTokens, seed } = settings.get();
+  const model = engineInfo(engine.get())?.engine.model ?? "default";
+  const sampling = { model, temperature, max_tokens: maxTokens, ...(seed === null ? {} : { seed }) };
+  if (!chats(engine.get())) return { ...sampling, prompt: user };
   const messages: ChatMessage[] = system.trim() === "" ? [] : [{ role: "system", content: system }];
   for (const turn of before.filter(({ answer }) => answer !== "")) {
     messages.push({ role: "user", content: turn.user }, { role: "assistant", content: turn.answer });
   }
   messages.push({ role: "user", content: user });
-  const model = engineInfo(engine.get())?.engine.model ?? "default";
-  return { model, messages, temperature, max_tokens: maxTokens, ...(seed === null ? {} : { seed }) };
+  return { ...sampling, messages };
 }

@@ -61,3 +61,8 @@ async function readProbes(): Promise<void> {
 export function engineInfo(view: EngineView): Info | null {
   return view.state === "up" || view.state === "waiting" ? view.info : null;
 }
+
+/** False when the model has no chat template: it can only continue a text. */
+export function chats(view: EngineView): boolean {
+  return engineInfo(view)?.engine.has_chat_template !== false;
+}

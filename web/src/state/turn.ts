@@ -4,7 +4,7 @@ import { Trace } from "../trace/trace";
 import { watchRequest } from "../trace/watch";
 import { streamCompletion } from "../wire/completion";
 import { asScopeError, type ScopeError } from "../wire/errors";
-import type { ChatRequest, CompletionChunk, Usage } from "../wire/types";
+import type { ChatRequest, CompletionChunk, TextRequest, Usage } from "../wire/types";
 
 export type TurnStatus = "waiting" | "streaming" | "done" | "stopped" | "failed";
 
@@ -51,7 +51,7 @@ export function isOpen(turn: Turn | undefined): boolean {
 /** Runs a turn's request to its end; every state on the way goes to `show`. Never throws. */
 export async function runTurn(
   turn: Turn,
-  request: ChatRequest,
+  request: ChatRequest | TextRequest,
   signal: AbortSignal,
   show: (turn: Turn) => void,
 ): Promise<void> {
@@ -96,7 +96,7 @@ async function settle(trace: Trace): Promise<void> {
 /** What a chunk changes in the turn; its scores go straight into the trace. */
 function absorb(turn: Turn, chunk: CompletionChunk): Partial<Turn> {
   const choice = chunk.choices?.[0];
-  const text = choice?.delta?.content ?? "";
+  const text = choice?.delta?.content ?? choice?.text ?? "";
   if (choice?.actscope) turn.trace.apply(choice.actscope);
   const time = performance.now();
   const spoken = text !== "" || choice?.actscope !== undefined;

@@ -30,6 +30,7 @@ export class Column {
   constructor(
     readonly id: string,
     readonly site: string,
+    readonly since: number,
     capacity: number,
   ) {
     this.scores = new Float64Array(capacity);

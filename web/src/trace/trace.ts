@@ -15,7 +15,8 @@ let keys = 0;
  *
  *   position   0 … promptTokens-1 | promptTokens … length-1
  *   ids        Int32Array            token ids, -1 where a token was not sent
- *   columns    one Column a probe    every probe that any header named, in order of appearance
+ *   columns    one Column a probe    every probe that any header named, in order of appearance; of a
+ *                                    probe that was swapped, the latest version
  *
  * Payloads may arrive twice (a resumed stream): what is known stays as it is.
  */
@@ -28,9 +29,13 @@ export class Trace {
   ids: Int32Array;
   final: FinalBlock | null = null;
   readonly columns: Column[] = [];
+  /** Another number whenever `columns` holds others. */
+  columnsVersion = 0;
   readonly units = new Units();
   private readonly texts: string[] = [];
   private header: Column[] = [];
+  /** Whether the header names all columns. */
+  private complete = true;
   private scored: Uint8Array;
   private readonly listeners = new Set<TraceListener>();
   private dirtyFrom = Number.POSITIVE_INFINITY;
@@ -79,16 +84,27 @@ export class Trace {
   }
 
   private setHeader(probes: HeaderProbe[]): void {
-    this.header = probes.map(({ id, site }) => this.column(id) ?? this.addColumn(id, site ?? ""));
+    this.header = probes.map((probe) => this.columnFor(probe));
+    this.complete = this.columns.every((column) => this.header.includes(column));
+  }
+
+  private columnFor({ id, site = "", since = 0 }: HeaderProbe): Column {
+    const known = this.column(id);
+    if (known?.since === since) return known;
+    // A resumed stream tells of an earlier version again: its cells go nowhere.
+    if (known && known.since > since) return new Column(id, site, since, 0);
+    return this.addColumn(id, site, since, known);
   }
 
   /** A row is sent once: positions that already have theirs will never have this probe's. */
-  private addColumn(id: string, site: string): Column {
-    const column = new Column(id, site, this.capacity);
+  private addColumn(id: string, site: string, since: number, before?: Column): Column {
+    const column = new Column(id, site, since, this.capacity);
     for (let p = 0; p < this.length; p++) {
       if (this.scored[p] === 1) column.states[p] = CellState.never;
     }
-    this.columns.push(column);
+    if (before) this.columns[this.columns.indexOf(before)] = column;
+    else this.columns.push(column);
+    this.columnsVersion++;
     this.touch(0, this.length);
     return column;
   }
@@ -121,7 +137,7 @@ export class Trace {
 
   /** A probe that left the header has no cell in this row, and never will. */
   private endRemoved(position: number): void {
-    if (this.header.length === this.columns.length) return;
+    if (this.complete) return;
     for (const column of this.columns) {
       if (!this.header.includes(column) && column.states[position] === CellState.pending) {
         column.states[position] = CellState.never;

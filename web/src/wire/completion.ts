@@ -1,13 +1,14 @@
 import { fromDetail, fromResponse, networkLost } from "./errors";
 import { readEvents } from "./sse";
-import type { ChatRequest, CompletionChunk } from "./types";
+import type { ChatRequest, CompletionChunk, TextRequest } from "./types";
 
-/** The chunks of one streamed chat completion. Ends after `[DONE]`; a stream that stops before it is a lost network. */
+/** The chunks of one streamed completion. Ends after `[DONE]`; a stream that stops before it is a lost network. */
 export async function* streamCompletion(
-  request: ChatRequest,
+  request: ChatRequest | TextRequest,
   signal: AbortSignal,
 ): AsyncGenerator<CompletionChunk> {
-  const response = await fetch("/v1/chat/completions", {
+  const path = "prompt" in request ? "/v1/completions" : "/v1/chat/completions";
+  const response = await fetch(path, {
     method: "POST",
     credentials: "same-origin",
     headers: { "Content-Type": "application/json" },

@@ -3,6 +3,8 @@
 export interface HeaderProbe {
   id: string;
   site?: string;
+  /** Generation at which it was put: the same id with another one is another probe. */
+  since?: number;
 }
 
 /** `text` and `ids` belong to positions `start`, `start + 1`, … */
@@ -49,6 +51,8 @@ export interface CompletionChunk {
   choices?: {
     index?: number;
     delta?: { role?: string; content?: string | null };
+    /** In place of `delta` when a text was continued. */
+    text?: string;
     finish_reason?: string | null;
     actscope?: ScopePayload;
   }[];
@@ -74,10 +78,18 @@ export interface ChatMessage {
   content: string;
 }
 
-export interface ChatRequest {
+interface Sampling {
   model: string;
-  messages: ChatMessage[];
   temperature: number;
   max_tokens: number;
   seed?: number;
+}
+
+export interface ChatRequest extends Sampling {
+  messages: ChatMessage[];
+}
+
+/** For a model without a chat template: it continues the text. */
+export interface TextRequest extends Sampling {
+  prompt: string;
 }

@@ -26,7 +26,7 @@ from actscope.engines.hf.engine import Engine, EngineOptions
 from actscope.engines.hf.loading import LoadedModel, cache_dir, load
 from actscope.engines.hf.server import Mailboxes, create_app
 from actscope.engines.hf.settings import EngineSettings
-from actscope.errors import ActscopeError
+from actscope.errors import ActscopeError, RingError
 from actscope.probes import Probe, load_probes
 from actscope.ring import runtime
 from actscope.ring.host import RingWriter
@@ -44,6 +44,7 @@ def main(argument: str) -> int:
     logging.getLogger("actscope.engine").setLevel(logging.WARNING)
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     settings = msgspec.json.decode(argument, type=EngineSettings)
+    parent = Parent(settings.owned)
     try:
         runtime.sweep()
         if settings.threads:
@@ -52,14 +53,14 @@ def main(argument: str) -> int:
         probes = [probe for directory in settings.probes for probe in load_probes(Path(directory))]
         if settings.train_probes and not probes:
             probes = default_probes(loaded)
-        asyncio.run(_serve(settings, loaded, probes))
+        asyncio.run(_serve(settings, loaded, probes, parent))
     except ActscopeError as error:
         print(f"actscope: {error}", file=sys.stderr)
         return 2
     return 0
 
 
-async def _serve(settings: EngineSettings, loaded: LoadedModel, probes: list[Probe]) -> None:
+async def _serve(settings: EngineSettings, loaded: LoadedModel, probes: list[Probe], parent: Parent) -> None:
     ring = RingWriter.create(_ring_spec(settings))
     card = _card(settings, loaded, ring.name)
     mailboxes = Mailboxes()
@@ -77,7 +78,7 @@ async def _serve(settings: EngineSettings, loaded: LoadedModel, probes: list[Pro
         ).start()
         try:
             with _listening(card.endpoint.removeprefix("unix:")) as listener:
-                await _serve_http(settings, engine, mailboxes, listener, card, ring)
+                await _serve_http(parent, engine, mailboxes, listener, card, ring)
         finally:
             engine.close()
     finally:
@@ -98,7 +99,7 @@ def _ring_spec(settings: EngineSettings) -> RingSpec:
 
 
 async def _serve_http(
-    settings: EngineSettings,
+    parent: Parent,
     engine: Engine,
     mailboxes: Mailboxes,
     listener: socket.socket,
@@ -117,27 +118,43 @@ async def _serve_http(
     def stop() -> None:
         server.should_exit = True
 
-    if settings.owned:
-        loop = asyncio.get_running_loop()
-        threading.Thread(target=_when_parent_ends, args=(loop, stop), daemon=True).start()
+    parent.tell(asyncio.get_running_loop(), stop)
     runtime.publish_card(card)
-    beating = asyncio.create_task(_beat(ring))
+    beating = asyncio.create_task(_beat(ring, engine, stop))
     try:
         await server.serve(sockets=[listener])
     finally:
         beating.cancel()
 
 
-async def _beat(ring: RingWriter) -> None:
-    """Tell readers in other containers, where our pid means nothing, that we are alive although we idle."""
-    while True:
+async def _beat(ring: RingWriter, engine: Engine, stop: Callable[[], None]) -> None:
+    """Tell readers in other containers, where our pid means nothing, that we live although we idle; end when we do not."""
+    while engine.alive:
         ring.beat()
         await asyncio.sleep(BEAT_S)
+    log.error("the model's thread has ended; so does this process")
+    stop()
 
 
-def _when_parent_ends(loop: asyncio.AbstractEventLoop, stop: Callable[[], None]) -> None:
-    sys.stdin.buffer.read()
-    loop.call_soon_threadsafe(stop)
+class Parent:
+    """The process that owns this one: when its end of our standard input closes, we end, even while still loading."""
+
+    def __init__(self, owned: bool) -> None:
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._stop: Callable[[], None] | None = None
+        if owned:
+            threading.Thread(target=self._watch, daemon=True).start()
+
+    def tell(self, loop: asyncio.AbstractEventLoop, stop: Callable[[], None]) -> None:
+        """From now on, stop in good order instead of at once."""
+        self._loop, self._stop = loop, stop
+
+    def _watch(self) -> None:
+        while os.read(0, 4096):
+            continue
+        if self._loop is None or self._stop is None:
+            os._exit(0)  # nothing has been published yet
+        self._loop.call_soon_threadsafe(self._stop)
 
 
 @contextmanager
@@ -146,6 +163,8 @@ def _listening(path: str) -> Iterator[socket.socket]:
     mask = os.umask(0o177)
     try:
         listener.bind(path)
+    except OSError as error:
+        raise RingError(f"{path}: cannot listen there ({error}): set ACTSCOPE_RUNTIME_DIR to a shorter path") from error
     finally:
         os.umask(mask)
     listener.listen(256)
@@ -169,6 +188,7 @@ def _card(settings: EngineSettings, loaded: LoadedModel, ring: str) -> runtime.E
         n_layers=loaded.n_layers,
         d_model=loaded.d_model,
         max_context=loaded.max_context,
+        has_chat_template=loaded.tokenizer.chat_template is not None,
         special_ids=sorted(loaded.tokenizer.all_special_ids),
         tokenizer=str(tokenizer_directory(loaded)),
         ring=ring,

@@ -19,7 +19,7 @@ from actscope.clock import monotonic_ns
 from actscope.engines.hf.batch import Batch, Running, padded_prompts
 from actscope.engines.hf.loading import LoadedModel
 from actscope.engines.hf.request import FinishReason, Output, Request
-from actscope.engines.hf.sampling import Sampler, draw_all
+from actscope.engines.hf.sampling import Sampler
 from actscope.engines.hf.text import TextStream
 from actscope.errors import EngineError, RequestRefused, SettingsError
 from actscope.frames import ROW_META, Sink, Span, SpanFlag, Step
@@ -77,9 +77,20 @@ class _Inbox:
     """What other threads have asked for; taken over by the model's thread between steps."""
 
     waiting: deque[Request] = field(default_factory=deque)
+    live: set[str] = field(default_factory=set)  # submitted, and not yet ended
     aborted: set[str] = field(default_factory=set)
     calls: deque[tuple[Callable[[], Any], Future[Any]]] = field(default_factory=deque)
     closing: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class _Orders:
+    """What the model's thread is to do before its next step."""
+
+    calls: deque[tuple[Callable[[], Any], Future[Any]]]
+    aborted: set[str]
+    given_up: list[Request]
+    admitted: list[Request]
 
 
 class Engine:
@@ -113,7 +124,8 @@ class Engine:
         self._taps = Taps(loaded.model, width=self.options.probe_width, max_rows=self.options.max_step_tokens)
         for probe in probes:
             self.bank.put(probe)
-        self._bank_changed()
+        self._taps.set_probes(self.bank.items())
+        self._publish_table(self.bank)
         self._batch = Batch()
         self._prefill: _Prefill | None = None
         self._inbox = _Inbox()
@@ -124,6 +136,11 @@ class Engine:
         self._thread.start()
         return self
 
+    @property
+    def alive(self) -> bool:
+        """Whether the model's thread runs."""
+        return self._thread.is_alive()
+
     # --- from any thread -------------------------------------------------------------------------------------------
 
     def submit(self, request: Request) -> None:
@@ -132,8 +149,11 @@ class Engine:
         with self._wake:
             if self._inbox.closing:
                 raise RequestRefused("the engine is shutting down", code="shutting_down")
+            if request.id in self._inbox.live:
+                raise RequestRefused(f"a request {request.id!r} is in flight already; choose another id")
             if len(self._inbox.waiting) >= self.options.max_waiting:
                 raise RequestRefused(f"{self.options.max_waiting} requests wait already; try later", code="overloaded")
+            self._inbox.live.add(request.id)
             self._inbox.waiting.append(request)
             self._wake.notify()
 
@@ -167,12 +187,15 @@ class Engine:
         return future
 
     def put_probe(self, probe: Probe) -> Future[int]:
-        """Add or swap a probe from the next step on; the result is its column. Raises ProbeError when it does not fit."""
-        return self.call(lambda: self._change_bank(lambda: self.bank.put(probe)))
+        """Add or swap a probe from the next step on; the result is its column.
+
+        Raises ProbeError or SiteError, and changes nothing, when it does not fit.
+        """
+        return self.call(lambda: self._change_bank(lambda bank: bank.put(probe)))
 
     def remove_probe(self, probe_id: str) -> Future[None]:
-        """Take a probe out from the next step on."""
-        return self.call(lambda: self._change_bank(lambda: self.bank.remove(probe_id)))
+        """Take a probe out from the next step on. Raises ProbeError when there is none of that id."""
+        return self.call(lambda: self._change_bank(lambda bank: bank.remove(probe_id)))
 
     def keep_rows(self, sites: Sequence[Site]) -> Future[None]:
         """Hand the rows of these sites to the sink from the next step on."""
@@ -191,32 +214,40 @@ class Engine:
 
     @torch.inference_mode()
     def _run(self) -> None:
-        while self._take_inbox():
-            try:
-                self._iterate()
-            except Exception as error:  # a request must not take the others' engine down
-                log.exception("a step failed; the requests that were in it are ended")
-                self._fail(error)
-        self._end_all("abort")
+        try:
+            while (orders := self._take_orders()) is not None:
+                try:
+                    self._obey(orders)
+                    self._iterate()
+                except Exception as error:  # a request must not take the others' engine down
+                    log.exception("a step failed; the requests that were in it are ended")
+                    self._end_running("error", f"{type(error).__name__}: {error}")
+        finally:
+            self._end_all()
 
-    def _take_inbox(self) -> bool:
+    def _take_orders(self) -> _Orders | None:
+        """What is to be done before the next step; waits while there is nothing to do. None when it is time to end."""
         with self._wake:
-            while not (self._busy() or self._inbox.calls or self._inbox.waiting or self._inbox.closing):
-                self._inbox.aborted.clear()
+            inbox = self._inbox
+            while not (self._busy() or inbox.calls or inbox.waiting or inbox.closing):
+                inbox.aborted.clear()
                 self._wake.wait()
-            calls, self._inbox.calls = self._inbox.calls, deque()
-            aborted, self._inbox.aborted = self._inbox.aborted, set()
-            admitted = self._admissible()
-            given_up = [r for r in self._inbox.waiting if r.id in aborted]
-            for request in given_up:
-                self._inbox.waiting.remove(request)
-            self.stats.waiting = len(self._inbox.waiting)
-            closing = self._inbox.closing
-        for function, future in calls:
+            if inbox.closing:
+                return None
+            calls, inbox.calls = inbox.calls, deque()
+            aborted, inbox.aborted = inbox.aborted, set()
+            given_up = [r for r in inbox.waiting if r.id in aborted]
+            inbox.waiting = deque(r for r in inbox.waiting if r.id not in aborted)
+            orders = _Orders(calls, aborted, given_up, self._admissible())
+            self.stats.waiting = len(inbox.waiting)
+        return orders
+
+    def _obey(self, orders: _Orders) -> None:
+        self._emit([Output(r.id, finish_reason="abort") for r in orders.given_up])
+        self._drop(orders.aborted)
+        self._admit(orders.admitted)
+        for function, future in orders.calls:
             _settle(future, function)
-        self._drop(aborted, given_up)
-        self._admit([r for r in admitted if r.id not in aborted])
-        return not closing
 
     def _busy(self) -> bool:
         return bool(self._batch.sequences or self._prefill)
@@ -262,6 +293,7 @@ class Engine:
     def _step(self, batch: Batch, ids: np.ndarray) -> torch.Tensor:
         """One pass over the next columns of a batch: run, label, publish. Returns the last column's logits."""
         lanes, start = batch.lanes(), batch.width
+        self._taps.begin()
         logits = batch.forward(self.loaded.model, np.ascontiguousarray(ids), **self._forward_options)
         self.stats.steps += 1
         labels = attribute(lanes, ids, start, self.stats.steps)
@@ -274,18 +306,23 @@ class Engine:
 
     def _advance(self, batch: Batch, logits: torch.Tensor) -> None:
         """Draw a token for each sequence, deliver, and let those that have ended leave."""
-        drawn = draw_all(logits, [s.sampler for s in batch.sequences])
-        outputs = [self._output(s, token) for s, token in zip(batch.sequences, drawn, strict=True)]
+        greedy = logits.argmax(dim=-1).tolist()
+        outputs = [self._output(s, row, best) for s, row, best in zip(batch.sequences, logits, greedy, strict=True)]
         staying = [i for i, output in enumerate(outputs) if output.finish_reason is None]
         ended = [s for s, output in zip(batch.sequences, outputs, strict=True) if output.finish_reason is not None]
         if ended:
             self._publish_end(ended)
             batch.keep(staying)
-        self._deliver(outputs)
+        self._emit(outputs)
 
-    def _output(self, sequence: Running, token: int) -> Output:
-        sequence.next_id = token
-        text = sequence.text.push(token)
+    def _output(self, sequence: Running, logits: torch.Tensor, greedy: int) -> Output:
+        try:
+            token = sequence.sampler.draw(logits, greedy)
+            sequence.next_id = token
+            text = sequence.text.push(token)
+        except Exception as error:  # of this sequence alone: logits that are not finite, a decoder that gives up
+            log.exception("request %s cannot go on", sequence.request.id)
+            return Output(sequence.request.id, finish_reason="error", error=f"{type(error).__name__}: {error}")
         reason = self._finish_reason(sequence, token)
         if reason is not None and not sequence.text.stopped:
             text += sequence.text.finish()
@@ -302,14 +339,11 @@ class Engine:
         step = Step(self.stats.steps, monotonic_ns(), spans, np.empty(0, ROW_META), self.bank.generation)
         self._sink.write(step, self._taps.frames_of_none())
 
-    def _drop(self, aborted: set[str], never_started: Sequence[Request]) -> None:
-        if not aborted:
-            return
-        for batch in [self._batch, *([self._prefill.batch] if self._prefill else [])]:
+    def _drop(self, aborted: set[str]) -> None:
+        for batch in [self._batch, *([self._prefill.batch] if self._prefill else [])] if aborted else []:
             gone = [s for s in batch.sequences if s.request.id in aborted]
             if gone:
                 self._leave(batch, gone)
-        self._deliver([Output(r.id, finish_reason="abort") for r in never_started])
 
     def _leave(self, batch: Batch, gone: Sequence[Running]) -> None:
         staying = [i for i, s in enumerate(batch.sequences) if s not in gone]
@@ -317,30 +351,56 @@ class Engine:
         if self._prefill is not None and batch is self._prefill.batch:
             self._prefill = _Prefill(batch, self._prefill.ids[staying, trimmed:]) if staying else None
         self._publish_end(gone, SpanFlag.END | SpanFlag.ABORTED)
-        self._deliver([Output(s.request.id, finish_reason="abort") for s in gone])
+        self._emit([Output(s.request.id, finish_reason="abort") for s in gone])
 
-    def _fail(self, error: Exception) -> None:
-        self._end_all("error", f"{type(error).__name__}: {error}")
-
-    def _end_all(self, reason: FinishReason, message: str | None = None) -> None:
+    def _end_running(self, reason: FinishReason, message: str | None = None) -> None:
         gone = [*self._batch.sequences, *(self._prefill.batch.sequences if self._prefill else [])]
         self._batch, self._prefill = Batch(), None
         if gone:
             self._publish_end(gone, SpanFlag.END | SpanFlag.ABORTED)
-            self._deliver([Output(s.request.id, finish_reason=reason, error=message) for s in gone])
+            self._emit([Output(s.request.id, finish_reason=reason, error=message) for s in gone])
 
-    def _change_bank(self, change: Callable[[], T]) -> T:
-        result = change()
-        self._bank_changed()
+    def _end_all(self) -> None:
+        """Nobody is left waiting: what runs, what has not begun, and calls that will not be made."""
+        with self._wake:
+            self._inbox.closing = True
+            waiting, self._inbox.waiting = self._inbox.waiting, deque()
+            calls, self._inbox.calls = self._inbox.calls, deque()
+        self._end_running("abort")
+        self._emit([Output(r.id, finish_reason="abort") for r in waiting])
+        for _, future in calls:
+            if future.set_running_or_notify_cancel():
+                future.set_exception(EngineError("the engine is shutting down"))
+
+    def _emit(self, outputs: list[Output]) -> None:
+        ended = {output.request for output in outputs if output.finish_reason is not None}
+        if ended:
+            with self._wake:
+                self._inbox.live -= ended
+        if outputs:
+            self._deliver(outputs)
+
+    def _change_bank(self, change: Callable[[Bank], T]) -> T:
+        """Change a copy, and take it over only once the taps and the readers' table have followed."""
+        changed = self.bank.copy()
+        result = change(changed)
+        self._taps.set_probes(changed.items())
+        try:
+            self._publish_table(changed)
+        except Exception:
+            self._taps.set_probes(self.bank.items())
+            raise
+        self.bank = changed
         return result
 
-    def _bank_changed(self) -> None:
-        self._taps.set_probes(self.bank.items())
+    def _publish_table(self, bank: Bank) -> None:
         if self._on_table is not None:
-            self._on_table(self.bank.generation, self.bank.table())
+            self._on_table(bank.generation, bank.table())
 
 
 def _settle(future: Future[T], function: Callable[[], T]) -> None:
+    if not future.set_running_or_notify_cancel():
+        return
     try:
         future.set_result(function())
     except Exception as error:  # the caller's own error, raised where it waits for the result

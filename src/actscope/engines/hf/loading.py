@@ -10,13 +10,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from actscope.capture.anatomy import blocks, text_config
 from actscope.engines import builtin
-from actscope.errors import EngineError, SiteError
+from actscope.errors import EngineError, SettingsError, SiteError
 
-DTYPES = {"auto": "auto", "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+DTYPES = {
+    "auto": "auto", "fp32": torch.float32, "float32": torch.float32, "bf16": torch.bfloat16, "bfloat16": torch.bfloat16,
+    "fp16": torch.float16, "float16": torch.float16,
+}  # fmt: skip
+#: What transformers, safetensors and torch raise for a model that is absent, damaged or too much for the device.
+_LOAD_FAILURES = (OSError, ValueError, RuntimeError, AssertionError, ImportError, KeyError, SafetensorError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,17 +88,19 @@ def load(model_id: str, *, device: str = "auto", dtype: str = "auto") -> LoadedM
     name = model_id
     source = str(builtin.model_path()) if model_id == builtin.NAME else model_id
     target = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    if dtype not in DTYPES:
+        raise SettingsError(f"dtype {dtype!r}: expected one of {', '.join(DTYPES)}")
     chosen = torch.float32 if dtype == "auto" and target == "cpu" else DTYPES[dtype]
     try:
         config = AutoConfig.from_pretrained(source)
         tokenizer = AutoTokenizer.from_pretrained(source)
         model = AutoModelForCausalLM.from_pretrained(source, dtype=chosen, config=config)
-    except (OSError, ValueError) as error:
+        model.to(target)  # type: ignore[arg-type]  # transformers wraps nn.Module.to without its types
+    except _LOAD_FAILURES as error:
         raise EngineError(
-            f"cannot load {model_id!r}: {error}\nGive a Hugging Face id, a directory with config.json, weights and a "
-            f"tokenizer, or {builtin.NAME!r}"
+            f"cannot load {model_id!r} on {target!r}: {error}\n"
+            f"Give a Hugging Face id, a directory with config.json, weights and a tokenizer, or {builtin.NAME!r}"
         ) from error
-    model.to(target)  # type: ignore[arg-type]  # transformers wraps nn.Module.to without its types
     return adopt(model, tokenizer, name=name, path=source)
 
 
@@ -118,14 +126,12 @@ def adopt(model: PreTrainedModel, tokenizer: Any, *, name: str, path: str = "") 
 
 
 def fingerprint(directory: Path) -> str:
-    """16 hex digits of local weights: their names, sizes, first and last 64 KiB. Empty when there are none."""
-    digest, files = hashlib.sha256(), sorted(directory.glob("*.safetensors")) if directory.name else []
+    """16 hex digits of local weights, all of their bytes, so that edited weights are another revision. "" without any."""
+    digest = hashlib.sha256()
+    files = sorted(p for kind in ("*.safetensors", "*.bin") for p in directory.glob(kind)) if directory.name else []
     for path in files:
         with path.open("rb") as file:
-            size = path.stat().st_size
-            digest.update(f"{path.name} {size}\n".encode() + file.read(1 << 16))
-            file.seek(max(0, size - (1 << 16)))
-            digest.update(file.read())
+            digest.update(f"{path.name} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
     return digest.hexdigest()[:16] if files else ""
 
 

@@ -42,14 +42,22 @@ class _Body(msgspec.Struct, kw_only=True):
     n: int | None = None
     ignore_eos: bool = False
     return_token_ids: bool = False
+    # Keys that other servers know and this engine lacks: declared, so that they are refused and not ignored.
     logprobs: bool | int | None = None
     logit_bias: dict[str, float] | None = None
+    best_of: int | None = None
+    stop_token_ids: list[int] | None = None
+    min_tokens: int | None = None
+    bad_words: list[str] | None = None
+    skip_special_tokens: bool | None = None
 
 
 class ChatBody(_Body, kw_only=True):
     messages: list[dict[str, Any]]
     max_completion_tokens: int | None = None
     tools: list[Any] | None = None
+    functions: list[Any] | None = None
+    top_logprobs: int | None = None
     response_format: dict[str, Any] | None = None
     add_generation_prompt: bool = True
 
@@ -142,19 +150,19 @@ class Job:
 def chat_job(engine: Engine, raw: bytes, request_id: str | None) -> Job:
     """Read a chat body. Raises RequestRefused, naming the field, for what cannot be understood or run."""
     body = _decode(raw, ChatBody)
-    _refuse(tools=body.tools, logprobs=body.logprobs, logit_bias=body.logit_bias)
+    _refuse(tools=body.tools, functions=body.functions, top_logprobs=body.top_logprobs)
     if body.response_format not in (None, {"type": "text"}):
         raise RequestRefused("response_format: this engine answers plain text only", param="response_format")
     prompt = _render(engine, body)
-    return _job(engine, "chat", body, [prompt], body.max_completion_tokens or body.max_tokens, request_id)
+    return _job(engine, "chat", body, [prompt], _first_given(body.max_completion_tokens, body.max_tokens), request_id)
 
 
 def completion_job(engine: Engine, raw: bytes, request_id: str | None) -> Job:
     """Read a completions body; several prompts become several choices."""
     body = _decode(raw, CompletionBody)
-    _refuse(logprobs=body.logprobs, echo=body.echo, suffix=body.suffix, logit_bias=body.logit_bias)
+    _refuse(echo=body.echo, suffix=body.suffix)
     prompts = [_tokenize(engine, prompt) for prompt in _prompts(body.prompt)]
-    return _job(engine, "text", body, prompts, body.max_tokens or 16, request_id)
+    return _job(engine, "text", body, prompts, _first_given(body.max_tokens, 16), request_id)
 
 
 def _decode(raw: bytes, kind: type[B]) -> B:
@@ -167,9 +175,13 @@ def _decode(raw: bytes, kind: type[B]) -> B:
         raise RequestRefused(f"the body is not valid JSON: {error}") from error
 
 
+def _first_given(*values: int | None) -> int | None:
+    return next((value for value in values if value is not None), None)
+
+
 def _refuse(**unsupported: Any) -> None:
     for name, value in unsupported.items():
-        if value:
+        if value not in (None, False, [], {}, ""):
             raise RequestRefused(f"{name} is not supported by this engine; leave it out", param=name)
 
 
@@ -237,19 +249,32 @@ def _job(
             param="model",
             code="model_not_found",
         )
+    _refuse(
+        logprobs=None if body.logprobs is False else body.logprobs,
+        logit_bias=body.logit_bias,
+        best_of=body.best_of if body.best_of != 1 else None,
+        stop_token_ids=body.stop_token_ids,
+        min_tokens=body.min_tokens,
+        bad_words=body.bad_words,
+        skip_special_tokens=body.skip_special_tokens is False,
+    )
     n = 1 if body.n is None else body.n
     if not 1 <= n * len(prompts) <= MAX_CHOICES:
         raise RequestRefused(f"n x prompts must lie between 1 and {MAX_CHOICES}, found {n * len(prompts)}", param="n")
     job_id = _job_id(kind, given)
     choices = []
     for p, prompt in enumerate(prompts):
-        engine.check(len(prompt), max_tokens or 1)
+        engine.check(len(prompt), 1 if max_tokens is None else max_tokens)
         sampling = _sampling(
-            body, engine.loaded.sampling_defaults, max_tokens or engine.loaded.max_context - len(prompt)
+            body,
+            engine.loaded.sampling_defaults,
+            engine.loaded.max_context - len(prompt) if max_tokens is None else max_tokens,
         )
         for i in range(n):
             base = job_id if kind == "chat" else f"{job_id}-{p}"
-            own = sampling if sampling.seed is None else replace(sampling, seed=sampling.seed + i)
+            own = (
+                sampling if sampling.seed is None or not i else replace(sampling, seed=(sampling.seed + i) % (1 << 63))
+            )
             choices.append(Choice(p * n + i, Request(base if n == 1 else f"{i}_{base}", prompt, own)))
     usage = body.stream_options is not None and body.stream_options.include_usage
     return Job(kind, job_id, name, body.stream, usage, body.return_token_ids, choices)

@@ -27,10 +27,15 @@ class Sampling:
     stop: tuple[str, ...] = ()
     ignore_eos: bool = False
 
+    @property
+    def greedy(self) -> bool:
+        """Whether the likeliest token is taken; a temperature this low would only overflow."""
+        return self.temperature < 1e-5
+
     def __post_init__(self) -> None:
         for name, low, high in _BOUNDS:
             value = getattr(self, name)
-            if not low <= value <= high:
+            if value is not None and not low <= value <= high:
                 raise RequestRefused(f"{name} must lie between {low} and {high}, found {value}", param=name)
         if len(self.stop) > 16 or any(not s or len(s) > 1000 for s in self.stop):
             raise RequestRefused("stop takes up to 16 strings of 1 to 1000 characters", param="stop")
@@ -38,6 +43,7 @@ class Sampling:
 
 _BOUNDS = (
     ("max_tokens", 1, 1 << 24), ("temperature", 0.0, 100.0), ("top_p", 1e-9, 1.0), ("top_k", -1, 1 << 24),
+    ("seed", -(1 << 63), (1 << 64) - 1),
     ("min_p", 0.0, 1.0), ("presence_penalty", -2.0, 2.0), ("frequency_penalty", -2.0, 2.0),
     ("repetition_penalty", 1e-3, 100.0),
 )  # fmt: skip

@@ -20,16 +20,19 @@ class Sampler:
     generated: list[int] = field(default_factory=list)
     _generator: torch.Generator | None = None
 
-    @property
-    def plain_greedy(self) -> bool:
-        """Whether argmax of the raw logits is the answer."""
-        p = self.params
-        return p.temperature == 0 and not p.presence_penalty and not p.frequency_penalty and p.repetition_penalty == 1
+    def draw(self, logits: Tensor, greedy: int) -> int:
+        """The next token from logits [vocabulary], whose argmax is `greedy`. Raises RuntimeError when they are not finite."""
+        token = greedy if self._plain else self._draw(self._penalised(logits.float()))
+        self.generated.append(token)
+        return token
 
-    def draw(self, logits: Tensor) -> int:
-        """The next token from float logits [vocabulary]."""
-        logits = self._penalised(logits.float())
-        if self.params.temperature == 0:
+    @property
+    def _plain(self) -> bool:
+        p = self.params
+        return p.greedy and not p.presence_penalty and not p.frequency_penalty and p.repetition_penalty == 1
+
+    def _draw(self, logits: Tensor) -> int:
+        if self.params.greedy:
             return int(logits.argmax())
         probabilities = truncate(torch.softmax(logits / self.params.temperature, dim=-1).cpu(), self.params)
         return int(torch.multinomial(probabilities, 1, generator=self._random()))
@@ -65,12 +68,3 @@ def truncate(probabilities: Tensor, params: Sampling) -> Tensor:
     keep &= mass_before < params.top_p
     keep &= ordered >= params.min_p * ordered[0]
     return torch.zeros_like(probabilities).scatter_(0, index, ordered * keep)
-
-
-def draw_all(logits: Tensor, samplers: Sequence[Sampler]) -> list[int]:
-    """One token for each row of logits [batch, vocabulary]; plain greedy rows share one argmax."""
-    greedy = logits.argmax(dim=-1).tolist() if any(s.plain_greedy for s in samplers) else [0] * len(samplers)
-    drawn = [g if s.plain_greedy else s.draw(row) for g, s, row in zip(greedy, samplers, logits, strict=True)]
-    for sampler, token in zip(samplers, drawn, strict=True):
-        sampler.generated.append(token)
-    return drawn

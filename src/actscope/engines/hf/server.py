@@ -17,7 +17,7 @@ from actscope.engines.hf.engine import Engine
 from actscope.engines.hf.openai import Choice, Job, chat_job, completion_job
 from actscope.engines.hf.request import Output
 from actscope.errors import ActscopeError, ProbeError, RequestRefused
-from actscope.probes import describe, probe_from_json
+from actscope.probes import probe_from_json
 
 MAX_BODY = 32 << 20
 
@@ -89,6 +89,8 @@ class _Routes:
         self._mailboxes = mailboxes
 
     async def health(self, http: HttpRequest) -> Response:
+        if not self._engine.alive:
+            return _error(503, "the model's thread has ended; see the engine's log", kind="server_error")
         return _json({"status": "ok"})
 
     async def models(self, http: HttpRequest) -> Response:
@@ -115,9 +117,7 @@ class _Routes:
     @_answering_errors
     async def probes(self, http: HttpRequest) -> Response:
         bank = self._engine.bank
-        table = self._engine.call(lambda: (bank.generation, [describe(slot, p.info) for slot, p in bank.items()]))
-        generation, probes = await asyncio.wrap_future(table)
-        return _json({"generation": generation, "probes": probes})
+        return Response(bank.table(), media_type="application/json")
 
     @_answering_errors
     async def put_probe(self, http: HttpRequest) -> Response:
@@ -127,7 +127,8 @@ class _Routes:
             raise RequestRefused(f"the body is not valid JSON: {error}") from error
         probe = probe_from_json(http.path_params["id"], data)
         slot = await asyncio.wrap_future(self._engine.put_probe(probe))
-        return _json(describe(slot, probe.info))
+        described = (p for p in self._engine.bank.describe() if p["slot"] == slot)
+        return _json(next(described, None))
 
     @_answering_errors
     async def delete_probe(self, http: HttpRequest) -> Response:

@@ -20,12 +20,19 @@ class TextStream:
 
     def push(self, token_id: int) -> str:
         """The text that has become certain with this token. Sets `stopped` when a stop string is complete."""
-        self._held += self._decoder.step(self._tokenizer, token_id) or ""
+        self._held += self._decoded(token_id)
         found = min((i for i in (self._held.find(s) for s in self._stop) if i >= 0), default=None)
         if found is not None:
             self.stopped = True
             return self._take(found)
         return self._take(len(self._held) - self._undecided())
+
+    def _decoded(self, token_id: int) -> str:
+        try:
+            return self._decoder.step(self._tokenizer, token_id) or ""
+        except Exception:  # "Invalid prefix encountered": a byte-fallback character that was never completed
+            self._decoder = DecodeStream(ids=[], skip_special_tokens=True)
+            return self._decoder.step(self._tokenizer, token_id) or ""
 
     def finish(self) -> str:
         """What was held back for a stop string that never came."""

@@ -52,8 +52,12 @@ def _engine_info(gateway: Gateway) -> models.EngineInfo:
     engine = gateway.upstream.engine
     if engine is None:
         return models.EngineInfo(state="waiting")
-    names = models.EngineInfo.model_fields.keys() - {"state"}
-    return models.EngineInfo(state="up", **{name: getattr(engine.card, name, None) for name in names})
+    names = models.EngineInfo.model_fields.keys() - {"state", "has_chat_template"}
+    return models.EngineInfo(
+        state="up",
+        has_chat_template=getattr(engine.card, "has_chat_template", True),
+        **{name: getattr(engine.card, name, None) for name in names},
+    )
 
 
 @router.get("/v1/actscope/probes", response_model=models.Probes)
@@ -121,7 +125,7 @@ def _summary(log: RequestLog) -> models.RequestSummary:
 async def get_request(id: str, gateway: Here) -> Response:
     """All of one request at once."""
     log = _log(gateway, id)
-    return Response(encode({**whole(log, gateway.texts), "state": log.state}), media_type="application/json")
+    return Response(encode({**whole(log), "state": log.state}), media_type="application/json")
 
 
 @router.delete("/v1/actscope/requests/{id}")
@@ -156,7 +160,7 @@ async def watch_request(
     if point and point == len(log.events) and log.state != "running":
         return Response(status_code=204)
     gateway.streams.admit()
-    return EventStream(log, point, gateway.texts, gateway.streams, gateway.settings.keep_alive_seconds)
+    return EventStream(log, point, gateway.streams, gateway.settings.keep_alive_seconds)
 
 
 def _log(gateway: Gateway, request: str) -> RequestLog:
