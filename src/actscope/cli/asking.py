@@ -12,7 +12,10 @@ from actscope.gateway.settings import GatewaySettings
 
 
 def ask(settings: GatewaySettings, model: str, prompt: str, **sampling: Any) -> dict[str, Any]:
-    """The answer with every token's scores; a model without a chat template continues the prompt. Raises UpstreamError with the gateway's own words when it cannot be had."""
+    """The answer with every token's scores; a model without a chat template continues the prompt.
+
+    Raises UpstreamError with the gateway's own words when it cannot be had.
+    """
     base, headers = f"http://{settings.host}:{settings.port}/v1", {"Authorization": f"Bearer {settings.token}"}
     body = {"model": model, "stream": True, "actscope": True}
     body |= {name: value for name, value in sampling.items() if value is not None}

@@ -268,7 +268,9 @@ class EngineInfo(BaseModel):
     n_layers: int | None = None
     d_model: int | None = None
     max_context: int | None = None
-    has_chat_template: bool | None = Field(None, description="false: only /v1/completions works with this model")
+    has_chat_template: bool | None = Field(
+        default=None, description="false: only /v1/completions works with this model"
+    )
 
 
 class Limits(BaseModel):
