@@ -218,12 +218,12 @@ def _result(
 ) -> Result:
     """One line of the bench's output; `best` says which way is better, and so how a bar is met."""
     value = statistics.median(values)
-    ok = None if bar is None else (value < bar or value == bar == 0 if best is min else value >= bar)
+    ok = bar is None or (value < bar or value == bar == 0 if best is min else value >= bar)
     return {
         "name": name,
         "value": value,
         "unit": unit,
-        "baseline": None,
+        "baseline": "none: an absolute figure",
         "runs": len(values),
         "min": min(values),
         "max": max(values),

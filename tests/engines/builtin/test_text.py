@@ -64,7 +64,10 @@ def test_spans_lie_within_the_text_in_order_and_hold_something(some_texts):
 @pytest.mark.parametrize(
     ("label", "pattern"),
     [
-        ("danger", r"wolf|storm|fire|flood|snake|thie|danger|rock|water|light|wind|flame|smoke|help|ice|hole|step"),
+        (
+            "danger",
+            r"wolf|storm|fire|flood|snake|thie|danger|rock|water|wave|light|wind|flame|smoke|help|ice|hole|step|teeth|ground|thunder|knife|near",
+        ),
         ("future", r"will|going"),
         ("joy", r"happy|glad|smil|laugh|danc|joy|proud|nice|wonderful|clap|friend|good|well|both|play|sad any"),
         ("night", r"night|dark|moon|star|sleep|sleep|slept|tired|shone|shine"),

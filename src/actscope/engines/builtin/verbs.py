@@ -17,7 +17,7 @@ _IRREGULAR = {
     "forgive": "forgave", "stop": "stopped", "hug": "hugged", "clap": "clapped", "chat": "chatted", "teach": "taught",
     "buy": "bought", "hit": "hit", "cut": "cut", "light": "lit", "stay": "stayed", "play": "played", "dream": "dreamed",
     "smell": "smelled", "shut": "shut", "freeze": "froze", "grab": "grabbed", "hum": "hummed", "wear": "wore",
-    "can": "could", "hurt": "hurt", "tear": "tore", "ring": "rang",
+    "can": "could", "hurt": "hurt", "tear": "tore", "ring": "rang", "slip": "slipped",
 }  # fmt: skip
 
 _IRREGULAR_THIRD = {"be": "is", "have": "has", "can": "can"}
