@@ -49,3 +49,12 @@ def test_a_label_that_the_tokens_tell_is_found_and_its_shuffled_control_is_not()
     assert trained.fit.control is not None
     assert abs(trained.fit.control - 0.5) < 0.2
     trained.probe.verify()
+
+
+def test_when_not_all_texts_fit_the_first_ones_are_read_whole_whatever_their_length() -> None:
+    loaded, some = tiny("llama"), texts(20)
+    lengths = [len(tokenize(loaded, text.text)[0]) for text in some]
+    rows = collect(loaded, some, select("0", 4), max_bytes=4 * 64 * sum(lengths[:5]))
+    assert [int((rows.texts == i).sum()) for i in range(20)] == lengths[:5] + [0] * 15
+    known, held = rows.labels(some, "wolf")
+    assert len(known) == len(held) == sum(lengths[:5])

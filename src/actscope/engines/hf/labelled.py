@@ -41,11 +41,10 @@ class LabelledRows:
 
 @dataclass(slots=True)
 class _Collector:
-    """A sink that keeps the rows of each text's own tokens, up to `limit`."""
+    """A sink that keeps the rows of each text's own tokens."""
 
     tokens: list[tuple[list[int], list[tuple[int, int]]]]
     special: frozenset[int]
-    limit: int
     rows: dict[str, list[np.ndarray]] = field(default_factory=dict)
     texts: list[np.ndarray] = field(default_factory=list)
     offsets: list[np.ndarray] = field(default_factory=list)
@@ -57,7 +56,7 @@ class _Collector:
             ids, offsets = self.tokens[text]
             positions = np.arange(span.first_position, min(span.first_position + span.n_rows, len(ids)))
             wanted = np.array([ids[p] not in self.special for p in positions], bool)
-            if self.n >= self.limit or not wanted.any():
+            if not wanted.any():
                 continue
             self.n += int(wanted.sum())
             self.texts.append(np.full(int(wanted.sum()), text))
@@ -85,17 +84,16 @@ def collect(
     texts: Sequence[LabelledText],
     sites: Sequence[Site],
     *,
-    max_bytes: int = 1 << 29,
+    max_bytes: int = 1 << 30,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> LabelledRows:
-    """Run every text once and collect its rows at `sites`, until they would take more than `max_bytes`.
+    """Run the texts once, in their order as many as fit into `max_bytes` of rows, and collect their rows at `sites`.
 
     `progress` is called with (texts done, texts in all). Raises EngineError when a text fails.
     """
-    tokens = [tokenize(loaded, text.text) for text in texts]
-    limit = max_bytes // (4 * loaded.d_model * max(1, len(sites)))
-    sink = _Collector(tokens, frozenset(loaded.tokenizer.all_special_ids), limit)
-    waiter = _Waiter(len(texts), lambda done: progress(done, len(texts)))
+    tokens = _fitting([tokenize(loaded, t.text) for t in texts], max_bytes // (4 * loaded.d_model * max(1, len(sites))))
+    sink = _Collector(tokens, frozenset(loaded.tokenizer.all_special_ids))
+    waiter = _Waiter(len(tokens), lambda done: progress(done, len(tokens)))
     engine = Engine(loaded, sink=sink, deliver=waiter.deliver).start()
     try:
         engine.keep_rows(sites).result()
@@ -108,6 +106,15 @@ def collect(
     if waiter.error is not None:
         raise EngineError(f"the model failed on a labelled text: {waiter.error}")
     return sink.result()
+
+
+Tokens = tuple[list[int], list[tuple[int, int]]]
+
+
+def _fitting(tokens: Sequence[Tokens], limit: int) -> list[Tokens]:
+    """The first texts that together have at most `limit` tokens: long ones are as likely to be among them as short ones."""
+    total = np.cumsum([len(ids) for ids, _ in tokens])
+    return list(tokens[: max(1, int(np.searchsorted(total, limit, side="right")))])
 
 
 class _Waiter:
