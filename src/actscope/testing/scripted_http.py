@@ -111,7 +111,7 @@ class ScriptedHttp:
             return _error(refused)
         try:
             return await (call.stream(request) if body.get("stream") else call.whole())
-        except asyncio.CancelledError:
+        except (asyncio.CancelledError, ConnectionResetError):  # while it waited, or while it wrote
             for seq in call.sequences:
                 self._engine.end(seq, aborted=True)
             raise
