@@ -73,12 +73,6 @@ class Bank:
                     f"(actscope probe train), or take {what!r} out of its metadata if you know that it fits"
                 )
 
-    def __getitem__(self, probe_id: str) -> Probe:
-        slot = self._slot_of(probe_id)
-        if slot is None:
-            raise KeyError(probe_id)
-        return self._slots[slot]
-
     def copy(self) -> Bank:
         """A bank that can be changed without changing this one."""
         return Bank(self.facts, self.width, self.generation, dict(self._slots), dict(self._since))
