@@ -13,9 +13,9 @@ ROOT = Path(actscope.__file__).parent
 #: Rooms of one layer may import lower layers and themselves, not each other.
 LAYERS = {
     0: ("errors", "sites", "frames", "settings", "clock"),
-    1: ("codecs", "ring", "probes", "metrics"),
-    2: ("capture", "recording"),
-    3: ("engines", "feed", "gateway", "harvest"),
+    1: ("codecs", "store", "ring", "probes", "metrics"),
+    2: ("taps", "recording"),
+    3: ("engines", "analysis", "feed", "gateway", "harvest"),
     4: ("cli", "bench", "testing", "__main__"),
 }
 LAYER_OF = {room: layer for layer, rooms in LAYERS.items() for room in rooms}

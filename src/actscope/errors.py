@@ -7,6 +7,10 @@
     ├── ProbeError          (ValueError)       a probe file that is malformed or does not fit the model
     ├── RingError           (OSError)          shared memory that is absent, foreign, malformed or gone
     │   └── RingClosed                         the writer closed the ring, or died
+    ├── CodecError          (ValueError)       a codec that does not exist, or a payload that cannot be decoded
+    ├── RecordingError      (OSError)          a recording that cannot be made, opened, read or written
+    │   ├── RecordingDamaged                   bytes that were acknowledged are missing or changed
+    │   └── RecordingPoisoned                  a write or fsync failed: nothing more is promised by this writer
     ├── EngineError         (RuntimeError)     the engine cannot run this model, or has failed
     │   └── RequestRefused  (ValueError)       one request that the engine cannot take
     └── UpstreamError       (ConnectionError)  the engine behind the gateway does not answer
@@ -47,6 +51,22 @@ class RingError(ActscopeError, OSError):
 
 class RingClosed(RingError):
     """The writer closed the ring, or died."""
+
+
+class CodecError(ActscopeError, ValueError):
+    """A codec that does not exist, a parameter that it does not take, or a payload that cannot be decoded."""
+
+
+class RecordingError(ActscopeError, OSError):
+    """A recording that cannot be made, opened, read or written."""
+
+
+class RecordingDamaged(RecordingError):
+    """Bytes that were acknowledged are missing or changed."""
+
+
+class RecordingPoisoned(RecordingError):
+    """A write or an fsync failed: this writer promises nothing more, and what it had acknowledged stays."""
 
 
 class EngineError(ActscopeError, RuntimeError):

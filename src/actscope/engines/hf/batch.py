@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
-from actscope.capture.attribution import Lane
+from actscope.taps.attribution import Lane
 from actscope.engines.hf.request import Request
 from actscope.engines.hf.sampling import Sampler
 from actscope.engines.hf.text import TextStream

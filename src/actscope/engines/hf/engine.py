@@ -13,8 +13,8 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
-from actscope.capture.attribution import attribute
-from actscope.capture.taps import Taps
+from actscope.taps.attribution import attribute
+from actscope.taps.hooks import Taps
 from actscope.clock import monotonic_ns
 from actscope.engines.hf.batch import Batch, Running, padded_prompts
 from actscope.engines.hf.loading import LoadedModel

@@ -13,7 +13,7 @@ import torch
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from actscope.capture.anatomy import blocks, text_config
+from actscope.taps.anatomy import blocks, text_config
 from actscope.engines import builtin
 from actscope.errors import EngineError, SettingsError, SiteError
 

@@ -12,14 +12,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from actscope.capture import ops
-from actscope.capture.anatomy import Location, hidden_of, locate
+from actscope.taps import ops
+from actscope.taps.anatomy import Location, hidden_of, locate
 from actscope.errors import SiteError
 from actscope.frames import SCORES, Frame
 from actscope.probes import ACTIVATIONS, Probe
 from actscope.sites import Site
 
-log = logging.getLogger("actscope.capture")
+log = logging.getLogger("actscope.taps")
 
 
 @dataclass(frozen=True, slots=True)

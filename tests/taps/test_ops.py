@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from actscope.capture import ops
+from actscope.taps import ops
 from actscope.probes import ACTIVATIONS, score
 
 WIDTH, D = 6, 32

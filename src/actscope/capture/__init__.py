@@ -1,1 +1,0 @@
-"""Capture: taps that read a model, and attribution that says whose rows they are."""
