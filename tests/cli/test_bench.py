@@ -10,8 +10,14 @@ from serving import COMMAND
 
 NAMES = {
     "gateway": {"added_latency_p50_ms", "added_latency_p99_ms", "added_ttft_p50_ms"},
+    "store": {"write_ratio_none", "peak_rss_mb", "lost_rows"},
+    "codec": {
+        "error_bounded_ratio_1e-3", "error_bounded_error", "error_bounded_gbps", "lossless_bf16_ratio", "lossless_bf16_gbps",
+    },
+    "capture": {"hf_3_layers", "hf_all_layers"},
+    "soak": {"lost_rows", "rss_growth_mb"},
     "ring": {"latency_p50_ms", "latency_p99_ms", "rows_per_s", "torn_rows", "miscounted_gaps"},
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -16,13 +16,22 @@ import typer
 from actscope.errors import SettingsError
 
 BENCHES = {
+    "capture": "tokens per second while all or some layers are recorded, against the bare model, beside other tools",
+    "codec": "ratio, error and speed of the codecs on rows of a real model, beside blosc2, zipnn and pcodec",
     "gateway": "added time per token through the gateway, against the engine called directly",
     "ring": "write-to-read latency, rows per second, torn rows and miscounted gaps of the ring",
+    "soak": "a long capture of the built-in model: memory must stay steady and nothing may be lost",
+    "store": "bytes per second to disk against a raw direct write, peak memory with a slow disk, lost rows",
 }
+
+_MEASURED_WITH = (
+    "actscope", "torch", "transformers", "numpy", "fastapi", "uvicorn", "mcap", "zstandard", "lz4", "crc32c", "blosc2", "pcodec",
+    "zipnn", "nnsight", "transformer-lens",
+)  # fmt: skip
 
 
 def bench(
-    name: Annotated[str, typer.Argument(help="gateway or ring.")],
+    name: Annotated[str, typer.Argument(help="capture, codec, gateway, ring, soak or store.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
     seconds: Annotated[float, typer.Option(help="About how long to measure.")] = 20.0,
 ) -> None:
@@ -58,7 +67,7 @@ def machine() -> dict[str, Any]:
 def versions() -> dict[str, str]:
     """Versions of what was measured with; what is not installed is left out."""
     found = {}
-    for package in ("actscope", "torch", "transformers", "numpy", "fastapi", "uvicorn"):
+    for package in _MEASURED_WITH:
         try:
             found[package] = version(package)
         except PackageNotFoundError:

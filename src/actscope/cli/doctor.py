@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -31,9 +32,7 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] 
 
     Example: actscope doctor
     """
-    findings = [
-        check() for check in (_python, _engine, _gateway, _probes, _page, _shared_memory, _runtime, _gpu, _engines)
-    ]
+    findings = [check() for check in _checks()]
     if as_json:
         typer.echo(json.dumps([asdict(finding) for finding in findings], indent=2))
     else:
@@ -43,6 +42,11 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] 
             )
     if not all(finding.ok for finding in findings):
         raise typer.Exit(1)
+
+
+def _checks() -> tuple[Callable[[], Finding], ...]:
+    services = (_python, _engine, _gateway, _probes, _recordings, _direct)
+    return (*services, _page, _shared_memory, _runtime, _gpu, _engines)
 
 
 def _python() -> Finding:
@@ -64,6 +68,20 @@ def _extra(what: str, extra: str, *modules: str) -> Callable[[], Finding]:
 _engine = _extra("HF engine", "hf", "torch", "transformers", "starlette", "uvicorn")
 _gateway = _extra("gateway", "gateway", "fastapi", "uvicorn", "aiohttp", "tokenizers")
 _probes = _extra("probe training", "probes", "sklearn")
+_recordings = _extra("recordings", "record", "crc32c", "lz4", "mcap", "zstandard")
+
+
+def _direct() -> Finding:
+    """Whether recordings made in this folder are written past the page cache."""
+    if not _recordings().ok:
+        return Finding("direct writes", True, "not tried: recordings are not installed")
+    from actscope.store.output import choose_direct
+
+    try:
+        direct, why = choose_direct(Path.cwd(), "auto")
+    except ActscopeError as error:
+        return Finding("direct writes", True, f"not here: {error}", "record into a folder that can be written")
+    return Finding("direct writes", True, f"{'yes' if direct else 'no, buffered'}: {why}")
 
 
 def _page() -> Finding:

@@ -1,0 +1,19 @@
+"""Codecs: rows of one site to bytes and back. numpy, zstandard and lz4 only."""
+
+from actscope.codecs.contract import Encoded, Encoder
+from actscope.codecs.dtypes import DTYPES, carrier, from_float32, itemsize, to_float32
+from actscope.codecs.registry import CODECS, decode, encoder, name_of
+
+__all__ = [
+    "CODECS",
+    "DTYPES",
+    "Encoded",
+    "Encoder",
+    "carrier",
+    "decode",
+    "encoder",
+    "from_float32",
+    "itemsize",
+    "name_of",
+    "to_float32",
+]

@@ -1,0 +1,93 @@
+"""Element types of rows: their wire codes, how numpy carries them, and the way to and from float32.
+
+numpy has no bfloat16: its rows are carried as uint16, bit for bit. All of them lie little-endian on the wire.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from actscope.errors import CodecError
+
+#: Wire codes; stable, never reused.
+DTYPES: dict[str, int] = {
+    "float32": 1,
+    "float16": 2,
+    "bfloat16": 3,
+    "float64": 4,
+    "int8": 5,
+    "uint8": 6,
+    "int16": 7,
+    "uint16": 8,
+    "int32": 9,
+    "uint32": 10,
+    "int64": 11,
+    "uint64": 12,
+}
+
+#: Those that lossy codecs take.
+FLOATS = ("float32", "float16", "bfloat16")
+
+_CARRIERS = {name: np.dtype("<u2" if name == "bfloat16" else name).newbyteorder("<") for name in DTYPES}
+
+
+def carrier(dtype: str) -> np.dtype:
+    """The numpy dtype that holds rows of `dtype`; CodecError names the known ones."""
+    try:
+        return _CARRIERS[dtype]
+    except KeyError:
+        raise CodecError(f"rows of dtype {dtype!r}: expected one of {', '.join(DTYPES)}") from None
+
+
+def itemsize(dtype: str) -> int:
+    """Bytes of one element."""
+    return carrier(dtype).itemsize
+
+
+def to_float32(rows: np.ndarray, dtype: str) -> np.ndarray:
+    """Rows as float32 of the same shape: exact for bfloat16 and float16, rounded for float64 and wide integers.
+
+    float32 rows come back as they are, not copied.
+    """
+    if dtype != "bfloat16":
+        return rows.astype(np.float32, copy=False)
+    wide = rows.astype(np.uint32)
+    wide <<= 16
+    return wide.view(np.float32)
+
+
+def from_float32(rows: np.ndarray, dtype: str) -> np.ndarray:
+    """float32 rows in the carrier of a type of FLOATS, rounded to nearest even; what overflows becomes infinite."""
+    if dtype != "bfloat16":
+        with np.errstate(over="ignore"):
+            return rows.astype(carrier(dtype), copy=False)
+    bits = rows.view(np.uint32)
+    rounded = (bits >> 16) & 1
+    rounded += 0x7FFF
+    rounded += bits
+    rounded >>= 16
+    narrow = rounded.astype(np.uint16)
+    odd = np.isnan(rows)
+    if odd.any():  # adding to a NaN's bits could carry it into infinity or zero
+        narrow[odd] = (bits[odd] >> 16).astype(np.uint16) | 0x40
+    return narrow
+
+
+def checked_rows(rows: np.ndarray, dtype: str) -> np.ndarray:
+    """The rows, C-contiguous; CodecError where shape or carrier are not what `dtype` says."""
+    expected = carrier(dtype)
+    if rows.ndim != 2 or rows.dtype != expected:
+        raise CodecError(
+            f"rows of dtype {dtype!r}: expected an array [n, d] of {expected}, found {list(rows.shape)} of {rows.dtype}"
+        )
+    return np.ascontiguousarray(rows)
+
+
+def as_bytes(rows: np.ndarray) -> np.ndarray:
+    """The bytes of a C-contiguous array as uint8 [nbytes], not copied."""
+    return rows.reshape(-1).view(np.uint8)
+
+
+def as_rows(flat: np.ndarray, n: int, d: int, dtype: str) -> np.ndarray:
+    """Bytes, uint8 [n * d * itemsize], as rows [n, d] in the carrier of `dtype`, not copied."""
+    return flat.view(carrier(dtype)).reshape(n, d)

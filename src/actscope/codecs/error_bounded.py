@@ -1,0 +1,322 @@
+"""`error_bounded:B`: every row's relative L2 error ||x - x'|| / ||x|| is at most B, or the row is kept bit for bit.
+
+Rows are quantised with a step of their own (see `quantizer`) and each is measured as the decoder will give it. A row
+over the bound is done again with a smaller step. Rows that no step brings under it, and those with NaN, infinity or
+nothing in them, are kept exactly. Then the payload is decoded, and the errors reported are those of what came back.
+
+    head        version u8, k u8, flags u8 (1: means, 2: channels ordered), 0 u8, escapes u32
+    steps       upper halves of float32, one for each row, low bytes and then high bytes; 0: the row is kept exactly
+    [means]     upper halves of float32, one for each channel
+    [order]     u16, one for each channel
+    integers    see `integer_planes`
+    [exact]     payload of codec `lossless`, of the rows whose step is 0, in order
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from actscope.codecs.bitfields import LOW_BITS
+from actscope.codecs.contract import Encoded
+from actscope.codecs.dtypes import FLOATS, carrier, checked_rows, from_float32, to_float32
+from actscope.codecs.integer_planes import MOST_ELEMENTS, IntegerPlanes, chunk_rows
+from actscope.codecs.lossless import Lossless, decode_lossless
+from actscope.codecs.packing import Buffer
+from actscope.codecs.planes import PlaneReader, PlaneWriter
+from actscope.codecs.quantizer import (
+    Plan,
+    planned,
+    quantised,
+    reconstructed,
+    squared_errors,
+    squared_norms,
+    step_bits,
+    upper_half,
+    widened,
+    workable,
+)
+from actscope.codecs.scratch import borrowed
+from actscope.codecs.shuffle import shuffle, unshuffle
+from actscope.errors import CodecError
+
+ERROR_BOUNDED = 6
+BOUNDS = (1e-6, 0.5)
+_HEAD = struct.Struct("<BBBBI")
+_VERSION = 1
+_MEANS, _ORDER = 1, 2
+#: Sums of squares are float32: the bound that they are held to is this much smaller, so that the true error keeps to B.
+_MARGIN = 1 - 2**-12
+#: How many rows should come out under the bound at the first try: more, and steps are finer than need be.
+_FIRST_TRY = 0.98
+#: A row that was over is aimed at this part of the bound, so that once is mostly enough.
+_MENDING = 0.98
+_TRIES = 8
+#: Blocks for which a plan serves, unless too many integers escape it.
+_PLAN_BLOCKS = 32
+_MOST_ESCAPES = 0.005
+#: Blocks of a dtype that lossless coding could beat are tried with both, and this many more go the way that won.
+_LOSSLESS_MIGHT_WIN = 0.64
+_BLOCKS_UNTIL_RETRY = 64
+#: Steps are normal float32 numbers.
+_STEP_BITS = (0x0080, 0x7F80)
+_ONE = 0x3F80
+#: Elements quantised at a time, so that their float32 stay in a core's cache.
+_AT_ONCE = 64 << 10
+
+
+@dataclass(slots=True)
+class Counts:
+    """What an encoder has done so far."""
+
+    rows: int = 0
+    mended: int = 0
+    exact: int = 0
+    lossless_blocks: int = 0
+    escapes: int = 0
+    worst: float = 0.0
+
+
+class ErrorBounded:
+    """float32, float16 and bfloat16 rows; the error is that of rows in their own dtype. Other dtypes go `lossless`."""
+
+    def __init__(self, bound: float) -> None:
+        if not BOUNDS[0] <= bound <= BOUNDS[1]:
+            raise CodecError(f"codec 'error_bounded': expected a bound of {BOUNDS[0]:g} to {BOUNDS[1]:g}, found {bound:g}")
+        self.bound = bound
+        self._target = 0.965 * bound
+        self._writer = PlaneWriter()
+        self._lossless = Lossless()
+        self._lossless_for = 0
+        self._planned: Plan | None = None
+        self._planned_for = ("", 0)
+        self._plan_left = 0
+        self._counts = Counts()
+
+    def encode(self, rows: np.ndarray, dtype: str) -> Encoded:
+        rows = checked_rows(rows, dtype)
+        self._counts.rows += len(rows)
+        plan = self._plan(rows, dtype)
+        if plan is None:
+            return self._losslessly(rows, dtype)
+        block = Block(rows, dtype, plan, self.bound * _MARGIN)
+        with np.errstate(all="ignore"):  # NaN and infinities go through the arithmetic and are then kept exactly
+            block.quantise(self._target)
+        self._target = block.next_target(self._target)
+        payload = block.payload(self._writer, self._lossless)
+        if not block.comes_back(payload):
+            raise CodecError("error-bounded rows: what was written does not decode to what was measured: bad memory?")
+        if self._lossless_is_smaller(rows, dtype, payload):
+            return self._losslessly(rows, dtype)
+        self._count(block)
+        return Encoded(ERROR_BOUNDED, payload, block.errors)
+
+    def _plan(self, rows: np.ndarray, dtype: str) -> Plan | None:
+        if dtype not in FLOATS or not 0 < rows.size < MOST_ELEMENTS:
+            return None
+        if self._lossless_for:
+            self._lossless_for -= 1
+            return None
+        if self._plan_left <= 0 or self._planned_for != (dtype, rows.shape[1]):
+            self._planned = planned(rows, dtype, self._target)
+            self._plan_left, self._planned_for = _PLAN_BLOCKS, (dtype, rows.shape[1])
+        self._plan_left -= 1
+        return None if self._planned is None else self._planned.for_rows(len(rows))
+
+    def _losslessly(self, rows: np.ndarray, dtype: str) -> Encoded:
+        self._counts.lossless_blocks += 1
+        return self._lossless.encode(rows, dtype)
+
+    def _lossless_is_smaller(self, rows: np.ndarray, dtype: str, payload: bytes) -> bool:
+        if len(payload) < _LOSSLESS_MIGHT_WIN * rows.nbytes:
+            return False
+        smaller = len(self._lossless.payload(rows, dtype)) <= len(payload)
+        self._lossless_for = _BLOCKS_UNTIL_RETRY if smaller else 0
+        return smaller
+
+    def _count(self, block: Block) -> None:
+        self._counts.mended += block.mended
+        self._counts.exact += int((block.steps == 0).sum())
+        self._counts.escapes += block.planes.escapes
+        if block.planes.escapes > _MOST_ESCAPES * block.planes.n * block.planes.d:
+            self._plan_left = min(self._plan_left, 0)
+        self._counts.worst = max(self._counts.worst, float(block.errors.max()))
+
+    def report(self) -> dict[str, Any]:
+        counts = self._counts
+        return {
+            "bound": self.bound,
+            "target": self._target,
+            "rows": counts.rows,
+            "rows_mended": counts.mended,
+            "rows_exact": counts.exact,
+            "blocks_lossless": counts.lossless_blocks,
+            "escapes": counts.escapes,
+            "worst": counts.worst,
+        }
+
+
+def _rows_at_once(d: int) -> int:
+    return max(1, _AT_ONCE // d)
+
+
+class Block:
+    """One block [n, d] while it is encoded."""
+
+    def __init__(self, rows: np.ndarray, dtype: str, plan: Plan, bound: float) -> None:
+        self._rows, self._dtype, self._plan, self._bound = rows, dtype, plan, np.float32(bound)
+        self._mean = plan.mean
+        n, d = rows.shape
+        self.steps = np.zeros(n, np.uint16)
+        self.first_errors = np.empty(0, np.float32)
+        self.errors = np.zeros(n, np.float32)
+        self.mended = 0
+        self.planes = IntegerPlanes(n, d, plan.k, plan.order).prepare()
+
+    def quantise(self, target: float) -> None:
+        """Fill planes and steps; the first try of each row aims at `target`."""
+        n, d = self._rows.shape
+        q = self._q = borrowed("block of integers", (n, d), self._plan.integers)
+        norms, errors = np.empty(n, np.float32), self.errors
+        for begin in range(0, n, _rows_at_once(d)):
+            part = slice(begin, begin + _rows_at_once(d))
+            self._first_try(part, q[part], norms, errors, target)
+        usable = self.steps != 0
+        errors[~usable] = 0
+        self.first_errors = errors[usable]
+        self._mend(np.flatnonzero(usable & ~(errors <= self._bound)), q, norms, errors)
+        exact = self.steps == 0
+        if exact.any():
+            q[exact] = 0
+            errors[exact] = 0
+        for begin in range(0, n, chunk_rows(d)):
+            self.planes.put(begin, q[begin : begin + chunk_rows(d)])
+
+    def _first_try(self, part: slice, q: np.ndarray, norms: np.ndarray, errors: np.ndarray, target: float) -> None:
+        x = to_float32(self._rows[part], self._dtype)
+        norms[part] = squared_norms(x)
+        bits = step_bits(norms[part], target, x.shape[1])
+        usable = workable(norms[part]) & (bits >= _STEP_BITS[0]) & (bits < _STEP_BITS[1])
+        self.steps[part] = np.where(usable, bits, 0)
+        bits[~usable] = _ONE
+        errors[part] = self._try(x, norms[part], bits, q)
+
+    def _try(self, x: np.ndarray, norms: np.ndarray, bits: np.ndarray, q: np.ndarray) -> np.ndarray:
+        """Quantise rows with these steps; their relative errors, float32 [r]."""
+        steps, scratch = widened(bits)[:, None], borrowed("reconstructed", x.shape, np.float32)
+        quantised(x, self._mean, steps, scratch, q)
+        reconstructed(q, self._mean, steps, scratch)
+        return np.sqrt(squared_errors(x, scratch, self._dtype) / norms)
+
+    def _mend(self, over: np.ndarray, q: np.ndarray, norms: np.ndarray, errors: np.ndarray) -> None:
+        """Rows that are over the bound once more, with smaller steps, until they are not; or step 0: kept exactly."""
+        self.mended = over.size
+        for _ in range(_TRIES):
+            if not over.size:
+                return
+            shrink = np.nan_to_num(_MENDING * self._bound / errors[over], nan=0.0)
+            bits = upper_half(widened(self.steps[over]) * np.clip(shrink, 0.25, 0.99).astype(np.float32))
+            self.steps[over] = np.maximum(bits, _STEP_BITS[0])
+            again = np.empty((over.size, q.shape[1]), q.dtype)
+            errors[over] = self._try(to_float32(self._rows[over], self._dtype), norms[over], self.steps[over], again)
+            q[over] = again
+            over = over[~(errors[over] <= self._bound)]
+        self.steps[over] = 0
+
+    def next_target(self, target: float) -> float:
+        """The target at which `_FIRST_TRY` of these rows would have come out under the bound at once."""
+        errors = self.first_errors
+        if errors.size < 32 or not np.isfinite(errors).all():
+            return target
+        reached = float(np.quantile(errors, _FIRST_TRY))
+        wanted = target * min(max(float(self._bound) / max(reached, 1e-12), 0.8), 1.25)
+        return min(max(wanted, 0.25 * float(self._bound)), 4.0 * float(self._bound))
+
+    def payload(self, writer: PlaneWriter, lossless: Lossless) -> bytes:
+        plan = self._plan
+        for plane in shuffle(self.steps.view(np.uint8), 2):
+            writer.add(plane)
+        for table in (plan.mean_bits, plan.order):
+            if table is not None:
+                writer.add(table)
+        self.planes.write(writer)
+        exact = self.steps == 0
+        if exact.any():
+            writer.add_bytes(lossless.payload(np.ascontiguousarray(self._rows[exact]), self._dtype))
+        flags = _MEANS * (plan.mean_bits is not None) | _ORDER * (plan.order is not None)
+        return writer.take(_HEAD.pack(_VERSION, plan.k, flags, 0, self.planes.escapes))
+
+    def comes_back(self, payload: bytes) -> bool:
+        """Whether the payload decodes to the very integers, steps, means and exact rows whose errors were measured.
+
+        What is made of these is the same arithmetic, `reconstructed`, so that the errors are those of what was written.
+        """
+        decoded = Decoded(payload, *self._rows.shape, self._dtype)
+        mean, exact = self._plan.mean, self.steps == 0
+        return (
+            np.array_equal(decoded.steps, self.steps)
+            and (mean is None if decoded.mean is None else mean is not None and np.array_equal(decoded.mean, mean))
+            and decoded.exact_rows.tobytes() == (self._rows[exact].tobytes() if exact.any() else b"")
+            and all(np.array_equal(q, self._q[begin : begin + len(q)]) for begin, q in decoded.integers())
+        )
+
+
+def decode_error_bounded(payload: Buffer, n: int, d: int, dtype: str) -> np.ndarray:
+    """Rows [n, d]; CodecError when the payload does not hold exactly these."""
+    decoded = Decoded(payload, n, d, dtype)
+    rows = np.empty((n, d), carrier(dtype))
+    decoded.into(rows)
+    return rows
+
+
+class Decoded:
+    """A payload read and checked; its rows are made when they are asked for."""
+
+    def __init__(self, payload: Buffer, n: int, d: int, dtype: str) -> None:
+        if dtype not in FLOATS or not 0 < n * d < MOST_ELEMENTS:
+            raise CodecError(f"error-bounded rows: expected {', '.join(FLOATS)}, found {n} x {d} of {dtype}")
+        self._dtype = dtype
+        reader = PlaneReader(payload)
+        version, k, flags, zero, escapes = reader.head(_HEAD)
+        if version != _VERSION or k not in LOW_BITS or flags > (_MEANS | _ORDER) or zero:
+            raise CodecError(f"error-bounded rows: expected version {_VERSION}, found {version} with k {k}, flags {flags}")
+        self.steps = unshuffle(np.stack([reader.plane(n), reader.plane(n)])).view(np.uint16)
+        self.mean = widened(reader.array(d, "<u2")) if flags & _MEANS else None
+        self._planes = IntegerPlanes(n, d, k, _order(reader, d) if flags & _ORDER else None).read(reader, escapes)
+        self._exact = np.flatnonzero(self.steps == 0)
+        self.exact_rows = np.empty((0, d), carrier(dtype))
+        if self._exact.size:
+            self.exact_rows = decode_lossless(reader.content(), self._exact.size, d, dtype)
+        reader.end()
+
+    def integers(self) -> Iterator[tuple[int, np.ndarray]]:
+        """First row and integers [r, d] of each chunk, borrowed until the next."""
+        n, d = self._planes.n, self._planes.d
+        r = chunk_rows(d)
+        for begin in range(0, n, r):
+            q = borrowed("chunk of integers", (min(r, n - begin), d), self._planes.integers)
+            self._planes.get(begin, q)
+            yield begin, q
+
+    def into(self, rows: np.ndarray) -> None:
+        """The rows [n, d], in the carrier of their dtype."""
+        for begin, q in self.integers():
+            steps = widened(self.steps[begin : begin + len(q)])[:, None]
+            part = rows[begin : begin + len(q)]
+            out = part if self._dtype == "float32" else borrowed("reconstructed", q.shape, np.float32)
+            with np.errstate(all="ignore"):  # a hostile payload's steps may be anything
+                reconstructed(q, self.mean, steps, out)
+                if out is not part:
+                    part[:] = from_float32(out, self._dtype)
+        rows[self._exact] = self.exact_rows
+
+
+def _order(reader: PlaneReader, d: int) -> np.ndarray:
+    order = reader.array(d, "<u2")
+    if not np.array_equal(np.sort(order), np.arange(d)):
+        raise CodecError(f"order of channels: expected each of 0..{d - 1} once")
+    return order

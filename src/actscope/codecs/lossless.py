@@ -1,0 +1,96 @@
+"""`lossless`: floating-point rows bit for bit, their exponents apart from their mantissas.
+
+Turned left by one bit, a number's exponent stands at the top and its sign at the bottom:
+
+    bfloat16   s eeeeeeee mmmmmmm  ->  eeeeeeee | mmmmmmm s
+    float16    s eeeee mmmmmmmmmm  ->  eeeee mmm | mmmmmmm s
+
+The exponents of activations carry about 2.7 bits of their 8 and are entropy-coded; mantissas and signs are as good as
+random and stored as they are. Each byte plane is decided by trying: bfloat16 numbers kept as float32, say, have
+two planes of zeros. It is all a permutation of bits, so that NaN payloads, -0.0 and subnormals need no care.
+Payload: the byte planes as sections (see `planes`), most significant first.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from actscope.codecs.contract import Encoded
+from actscope.codecs.dtypes import as_bytes, as_rows, checked_rows, itemsize
+from actscope.codecs.general import SHUFFLE_ZSTD, General
+from actscope.codecs.packing import Buffer
+from actscope.codecs.planes import PlaneReader, PlaneWriter
+from actscope.codecs.scratch import borrowed
+
+LOSSLESS = 5
+_FLOATS = ("bfloat16", "float16", "float32", "float64")
+#: Elements handled at a time, so that what is in between stays in the cache.
+_CHUNK = 1 << 15
+
+
+class Lossless:
+    """bfloat16, float16, float32 and float64 by planes; other dtypes by `shuffle_zstd`."""
+
+    def __init__(self) -> None:
+        self._writer = PlaneWriter()
+        self._other = General(SHUFFLE_ZSTD)
+
+    def encode(self, rows: np.ndarray, dtype: str) -> Encoded:
+        rows = checked_rows(rows, dtype)
+        if dtype not in _FLOATS:
+            return self._other.encode(rows, dtype)
+        return Encoded(LOSSLESS, self.payload(rows, dtype), None)
+
+    def payload(self, rows: np.ndarray, dtype: str) -> bytes:
+        """The payload for C-contiguous floating-point rows."""
+        for plane in exponent_planes(as_bytes(rows), itemsize(dtype)):
+            self._writer.add(plane)
+        return self._writer.take()
+
+    def report(self) -> dict[str, Any]:
+        return {}
+
+
+def decode_lossless(payload: Buffer, n: int, d: int, dtype: str) -> np.ndarray:
+    """Rows [n, d]; CodecError when the payload does not hold exactly these."""
+    reader = PlaneReader(payload)
+    planes = [reader.plane(n * d) for _ in range(itemsize(dtype))]
+    reader.end()
+    return as_rows(joined(planes), n, d, dtype)
+
+
+def exponent_planes(flat: np.ndarray, size: int) -> np.ndarray:
+    """uint8 [m * size] of floating-point numbers as byte planes uint8 [size, m], the exponents' first; borrowed."""
+    words = flat.view(f"<u{size}")
+    planes = borrowed("exponent planes", (size, words.size), np.uint8)
+    turned = borrowed("turned", (min(_CHUNK, words.size),), words.dtype)
+    scratch = borrowed("shifted", turned.shape, words.dtype)
+    for begin in range(0, words.size, _CHUNK):
+        word = words[begin : begin + _CHUNK]
+        turn, shifted = turned[: word.size], scratch[: word.size]
+        np.left_shift(word, 1, out=turn)
+        turn |= np.right_shift(word, 8 * size - 1, out=shifted)
+        np.copyto(planes[-1, begin : begin + _CHUNK], turn, casting="unsafe")
+        for i in range(size - 1):
+            np.right_shift(turn, 8 * (size - 1 - i), out=shifted)
+            np.copyto(planes[i, begin : begin + _CHUNK], shifted, casting="unsafe")
+    return planes
+
+
+def joined(planes: list[np.ndarray]) -> np.ndarray:
+    """What `exponent_planes` took apart: uint8 [m * size]."""
+    size, count = len(planes), planes[0].size
+    words = np.empty(count, f"<u{size}")
+    for begin in range(0, count, _CHUNK):
+        word = words[begin : begin + _CHUNK]
+        np.copyto(word, planes[0][begin : begin + _CHUNK])
+        for plane in planes[1:]:
+            word <<= 8
+            word |= plane[begin : begin + _CHUNK]
+        low = word & 1
+        low <<= 8 * size - 1
+        word >>= 1
+        word |= low
+    return words.view(np.uint8)

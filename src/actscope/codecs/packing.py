@@ -1,0 +1,65 @@
+"""zstd and lz4 with the size known beforehand: a payload never makes us allocate more than the caller expects."""
+
+from __future__ import annotations
+
+import threading
+from importlib import import_module
+from typing import Any
+
+from actscope.errors import CodecError, MissingExtra
+
+Buffer = bytes | memoryview
+_per_thread = threading.local()
+
+
+def zstandard() -> Any:
+    """The module; MissingExtra with the install line where it is not there."""
+    return _module("zstandard", "zstandard")
+
+
+def lz4_block() -> Any:
+    """The module `lz4.block`; MissingExtra with the install line where it is not there."""
+    return _module("lz4.block", "lz4")
+
+
+def _module(name: str, package: str) -> Any:
+    try:
+        return import_module(name)
+    except ImportError as error:
+        raise MissingExtra("record", package) from error
+
+
+def unzstd(payload: Buffer, size: int) -> bytes:
+    """One zstd frame that says and holds exactly `size` bytes; CodecError otherwise."""
+    module = zstandard()
+    try:
+        said = module.get_frame_parameters(payload).content_size
+        if said != size:
+            raise CodecError(f"zstd frame: expected {size} bytes of content, its header says {said}")
+        content: bytes = _decompressor(module).decompress(payload, max_output_size=size, allow_extra_data=False)
+    except module.ZstdError as error:
+        raise CodecError(f"zstd frame of {len(payload)} bytes: {error}") from error
+    if len(content) != size:
+        raise CodecError(f"zstd frame: expected {size} bytes of content, found {len(content)}")
+    return content
+
+
+def _decompressor(module: Any) -> Any:
+    """A context is 150 KB and not thread-safe: each thread keeps its own."""
+    if not hasattr(_per_thread, "decompressor"):
+        _per_thread.decompressor = module.ZstdDecompressor()
+    return _per_thread.decompressor
+
+
+def unlz4(payload: Buffer, size: int) -> bytes:
+    """One lz4 block that holds exactly `size` bytes; CodecError otherwise."""
+    module = lz4_block()
+    if size == 0:
+        raise CodecError("lz4 block: expected none for no rows")
+    try:
+        content: bytes = module.decompress(payload, uncompressed_size=size)
+    except module.LZ4BlockError as error:
+        raise CodecError(f"lz4 block of {len(payload)} bytes: {error}") from error
+    if len(content) != size:
+        raise CodecError(f"lz4 block: expected {size} bytes of content, found {len(content)}")
+    return content

@@ -1,0 +1,45 @@
+"""Going on with a recording that is there already, after a crash or a clean end."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from actscope.recording import ledger, manifest
+from actscope.recording.keys import KEY, Kind
+from actscope.recording.spec import RecordingSpec
+from actscope.store import Store, StoreOptions, StoreReader, recover
+
+
+@dataclass(frozen=True, slots=True)
+class Continuation:
+    """Where a new writer begins: row and step numbers go on, and these requests are known."""
+
+    next_row: int = 0
+    last_step: int = 0
+    requests: frozenset[str] = frozenset()
+
+
+def continue_recording(path: Path, spec: RecordingSpec, options: StoreOptions) -> tuple[Store, Continuation]:
+    """Mend what a crash has left, and open a new segment. Raises RecordingError when another writer has it."""
+    manifest.check(StoreReader.open(path).manifest, path)
+    manifest.check_same(StoreReader.open(path).manifest, spec, path)
+    recover(path)
+    begun = continuation_of(StoreReader.open(path))
+    return Store.resume(path, options=options), begun
+
+
+def continuation_of(reader: StoreReader) -> Continuation:
+    keys = np.ascontiguousarray(reader.entries["key"]).view(KEY).reshape(-1)
+    blocks = keys[keys["kind"] == Kind.BLOCK]
+    next_row = int((blocks["first_row"] + blocks["n_rows"]).max(initial=0))
+    requests: set[str] = set()
+    last_step = 0
+    for index in np.flatnonzero(keys["kind"] == Kind.LEDGER):
+        batch = ledger.decode(reader.read(reader.entries[index]))
+        requests.update(batch.requests)
+        last_step = max(last_step, int(batch.labels["step"].max(initial=0)))
+        next_row = max(next_row, int(batch.row_ids.max(initial=-1)) + 1)
+    return Continuation(next_row, last_step, frozenset(requests))

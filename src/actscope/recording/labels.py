@@ -1,0 +1,108 @@
+"""All labels of a recording, put together from the batches of its ledger."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+from actscope.frames import RowFlag, SpanFlag
+from actscope.recording.ledger import LABEL, LedgerBatch
+
+#: Rows that say nothing of a token that is part of the request.
+SPURIOUS = int(RowFlag.REJECTED | RowFlag.AFTER_EOS)
+
+
+@dataclass(frozen=True, slots=True)
+class RequestSummary:
+    """One request: `present` positions are known of, `computed` of them have a row; times are of CLOCK_MONOTONIC."""
+
+    id: str
+    n_prompt: int
+    present: int
+    computed: int
+    first_ns: int
+    last_ns: int
+    ended: bool
+    aborted: bool
+
+
+class Labels:
+    """`all` LABEL [n] in the order of `row_ids` int64 [n], which ascend; `requests` in the order of their first step."""
+
+    def __init__(self, batches: Iterable[LedgerBatch]) -> None:
+        self.requests: list[str] = []
+        self._number: dict[str, int] = {}
+        self._n_prompt: list[int] = []
+        self._flags: list[int] = []
+        self._present: list[int] = []
+        parts, ids = [np.empty(0, LABEL)], [np.empty(0, np.int64)]
+        for batch in batches:
+            parts.append(self._take(batch))
+            ids.append(batch.row_ids)
+        row_ids = np.concatenate(ids)
+        order = np.argsort(row_ids, kind="stable")
+        self.row_ids: np.ndarray = row_ids[order]
+        self.all: np.ndarray = np.concatenate(parts)[order]
+        self._edges: tuple[np.ndarray, np.ndarray] | None = None
+
+    def _take(self, batch: LedgerBatch) -> np.ndarray:
+        numbers = np.array([self._known(request) for request in batch.requests], np.uint32)
+        for span in batch.spans:
+            request = int(numbers[span["request"]])
+            self._flags[request] |= int(span["flags"])
+            self._n_prompt[request] = max(self._n_prompt[request], int(span["n_prompt"]))
+            after = int(span["first_position"]) + int(span["n_rows"])
+            self._present[request] = max(self._present[request], after)
+        labels = batch.labels.copy()
+        if len(numbers):
+            labels["request"] = numbers[labels["request"]]
+        return labels
+
+    def _known(self, request: str) -> int:
+        if request not in self._number:
+            self._number[request] = len(self.requests)
+            self.requests.append(request)
+            for column in (self._n_prompt, self._flags, self._present):
+                column.append(0)
+        return self._number[request]
+
+    def number_of(self, request: str) -> int | None:
+        return self._number.get(request)
+
+    def of_request(self, request: int) -> np.ndarray:
+        """Indices int64 into `all` of one request's rows, in their order."""
+        if self._edges is None:
+            order = np.argsort(self.all["request"], kind="stable")
+            self._edges = order, np.searchsorted(self.all["request"][order], np.arange(len(self.requests) + 1))
+        order, edges = self._edges
+        found: np.ndarray = order[edges[request] : edges[request + 1]]
+        return found
+
+    def newest(self, indices: np.ndarray) -> np.ndarray:
+        """Of one request's rows, for each position the one that was computed last; in the order of positions."""
+        genuine = indices[(self.all["flags"][indices] & SPURIOUS) == 0]
+        positions = self.all["position"][genuine]
+        order = np.lexsort((genuine, positions))
+        last = np.ones(len(order), bool)
+        last[:-1] = positions[order][1:] != positions[order][:-1]
+        kept: np.ndarray = genuine[order[last]]
+        return kept
+
+    def summary(self, request: int) -> RequestSummary:
+        rows = self.of_request(request)
+        times = self.all["time_ns"][rows]
+        flags = SpanFlag(self._flags[request])
+        computed = self.newest(rows)
+        last = int(self.all["position"][computed].max(initial=-1)) + 1
+        return RequestSummary(
+            self.requests[request],
+            self._n_prompt[request],
+            max(last, self._present[request]),
+            len(computed),
+            int(times.min()) if len(times) else 0,
+            int(times.max()) if len(times) else 0,
+            SpanFlag.END in flags,
+            SpanFlag.ABORTED in flags,
+        )

@@ -1,0 +1,105 @@
+"""The ledger: labels of rows. Rows are numbered from 0 over the whole recording, and blocks refer to these numbers.
+
+A batch covers the rows `first_row .. first_row + n_rows` of consecutive steps and is zstd over MessagePack.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import msgspec
+import numpy as np
+import zstandard
+
+from actscope.errors import RecordingDamaged
+from actscope.frames import Step
+
+#: The label of one row as the reader gives it. `request` counts in `Recording.requests`.
+LABEL = np.dtype(
+    [
+        ("position", "<i8"),
+        ("token_id", "<i4"),
+        ("flags", "<u4"),
+        ("request", "<u4"),
+        ("step", "<u8"),
+        ("time_ns", "<i8"),
+    ]
+)
+_STEP = np.dtype([("number", "<u8"), ("time_ns", "<i8"), ("generation", "<u8"), ("n_rows", "<u4"), ("n_spans", "<u4")])
+_SPAN = np.dtype(
+    [("request", "<u4"), ("n_rows", "<u4"), ("first_position", "<i8"), ("flags", "<u4"), ("n_prompt", "<u4")]
+)
+_ROW = np.dtype([("position", "<i8"), ("token_id", "<i4"), ("flags", "<u4")])
+_MAX_BATCH = 1 << 31
+
+
+class _Wire(msgspec.Struct, array_like=True):
+    """A batch on disk. `first_rows` has each step's first row: steps that did not end leave gaps."""
+
+    requests: list[str]
+    steps: bytes
+    spans: bytes
+    rows: bytes
+    first_rows: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class LedgerBatch:
+    """Labels of some steps: `labels` LABEL [n] (request counts in `requests`), `row_ids` int64 [n], and one of `spans` each."""
+
+    requests: list[str]
+    labels: np.ndarray
+    row_ids: np.ndarray
+    spans: np.ndarray
+
+
+def encode(steps: Sequence[tuple[Step, int]]) -> bytes:
+    """One batch; each step comes with the number of its first row."""
+    requests: dict[str, int] = {}
+    spans = [(requests.setdefault(s.request, len(requests)), s) for step, _ in steps for s in step.spans]
+    wire = _Wire(
+        list(requests),
+        np.array([(s.number, s.time_ns, s.generation, s.n_rows, len(s.spans)) for s, _ in steps], _STEP).tobytes(),
+        np.array([(r, s.n_rows, s.first_position, s.flags, s.n_prompt) for r, s in spans], _SPAN).tobytes(),
+        np.concatenate([_rows(step) for step, _ in steps] or [np.empty(0, _ROW)]).tobytes(),
+        np.array([first for _, first in steps], "<u8").tobytes(),
+    )
+    return zstandard.ZstdCompressor(level=1).compress(msgspec.msgpack.encode(wire))
+
+
+def _rows(step: Step) -> np.ndarray:
+    rows = np.empty(step.n_rows, _ROW)
+    for name in ("position", "token_id", "flags"):
+        rows[name] = step.meta[name]
+    return rows
+
+
+def decode(body: bytes | memoryview) -> LedgerBatch:
+    """The labels of a batch. Raises RecordingDamaged when its parts do not fit together."""
+    try:
+        wire = msgspec.msgpack.decode(zstandard.ZstdDecompressor().decompress(body, _MAX_BATCH), type=_Wire)
+        steps, spans = np.frombuffer(wire.steps, _STEP), np.frombuffer(wire.spans, _SPAN)
+        rows, first_rows = np.frombuffer(wire.rows, _ROW), np.frombuffer(wire.first_rows, "<u8")
+    except (msgspec.DecodeError, zstandard.ZstdError, ValueError) as error:
+        raise RecordingDamaged(f"a batch of labels cannot be read: {error}") from error
+    fits = steps["n_rows"].sum() == len(rows) == spans["n_rows"].sum() and steps["n_spans"].sum() == len(spans)
+    if not fits or len(first_rows) != len(steps) or (len(spans) and spans["request"].max() >= len(wire.requests)):
+        raise RecordingDamaged(f"a batch of labels has {len(rows)} rows, but its steps and spans say otherwise")
+    return LedgerBatch(wire.requests, _labels(steps, spans, rows), _row_ids(steps, first_rows), spans)
+
+
+def _labels(steps: np.ndarray, spans: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    labels = np.empty(len(rows), LABEL)
+    for name in ("position", "token_id", "flags"):
+        labels[name] = rows[name]
+    labels["request"] = np.repeat(spans["request"], spans["n_rows"])
+    labels["step"] = np.repeat(steps["number"], steps["n_rows"])
+    labels["time_ns"] = np.repeat(steps["time_ns"], steps["n_rows"])
+    return labels
+
+
+def _row_ids(steps: np.ndarray, first_rows: np.ndarray) -> np.ndarray:
+    counts = steps["n_rows"].astype(np.int64)
+    starts = np.cumsum(counts) - counts
+    return np.repeat(first_rows.astype(np.int64) - starts, counts) + np.arange(counts.sum())

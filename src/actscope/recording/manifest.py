@@ -1,0 +1,49 @@
+"""The manifest of a recording: written once, copied into every segment."""
+
+from __future__ import annotations
+
+import secrets
+from typing import Any
+
+from actscope import __version__
+from actscope.clock import clock_pair
+from actscope.errors import RecordingError
+from actscope.recording.spec import FORMAT_VERSION, RecordingSpec
+
+
+def manifest_of(spec: RecordingSpec) -> dict[str, Any]:
+    """The manifest of a new recording."""
+    now = clock_pair()
+    return {
+        "format": "actscope-recording",
+        "version": FORMAT_VERSION,
+        "id": secrets.token_hex(8),
+        "created_wall_ns": now.wall_ns,
+        "actscope": __version__,
+        "sites": list(spec.sites),
+        "codecs": {site: spec.codec_of(site) for site in spec.sites},
+        "model": spec.model,
+        "settings": spec.settings,
+    }
+
+
+def check(manifest: dict[str, Any], path: object) -> None:
+    """RecordingError unless it is the manifest of a recording that this version can read."""
+    if manifest.get("format") != "actscope-recording":
+        raise RecordingError(f"{path}: expected the manifest of a recording, found format {manifest.get('format')!r}")
+    if manifest.get("version") != FORMAT_VERSION:
+        raise RecordingError(
+            f"{path}: its format is version {manifest.get('version')}, this actscope reads {FORMAT_VERSION}: install "
+            f"the actscope that wrote it ({manifest.get('actscope')})"
+        )
+
+
+def check_same(manifest: dict[str, Any], spec: RecordingSpec, path: object) -> None:
+    """RecordingError unless a capture of `spec` may go on in this recording."""
+    for what, old, new in (
+        ("sites", manifest["sites"], list(spec.sites)),
+        ("model", manifest["model"].get("name"), spec.model.get("name")),
+        ("revision", manifest["model"].get("revision"), spec.model.get("revision")),
+    ):
+        if old != new:
+            raise RecordingError(f"{path}: cannot go on: its {what} are {old}, now asked for {new}; use another folder")

@@ -1,0 +1,37 @@
+"""Rows as the codecs take them: numpy arrays, bfloat16 carried as uint16."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from actscope.errors import RecordingError
+
+
+def as_numpy(rows: Any) -> tuple[np.ndarray, str]:
+    """Rows [n, d], of numpy or of torch on the CPU, as an array without a copy, and the name of their dtype."""
+    if isinstance(rows, np.ndarray):
+        return np.ascontiguousarray(rows), rows.dtype.name
+    name = str(rows.dtype).removeprefix("torch.")
+    tensor = rows.detach().contiguous()
+    if name == "bfloat16":
+        tensor = tensor.view(_uint16())
+    array: np.ndarray = tensor.numpy()
+    if array.ndim != 2:
+        raise RecordingError(f"rows must be [n, d], found {list(array.shape)}")
+    return array, name
+
+
+def as_torch(rows: np.ndarray, dtype: str) -> Any:
+    """The rows as a torch tensor of their own dtype."""
+    import torch
+
+    tensor = torch.from_numpy(rows if rows.flags.writeable else rows.copy())
+    return tensor.view(torch.bfloat16) if dtype == "bfloat16" else tensor
+
+
+def _uint16() -> Any:
+    import torch
+
+    return torch.uint16

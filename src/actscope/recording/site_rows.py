@@ -1,0 +1,230 @@
+"""The rows of one site, read lazily: only the blocks that are asked for are read and decoded."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from actscope.codecs import DTYPES, decode, name_of, to_float32
+from actscope.errors import RecordingDamaged
+from actscope.recording.keys import KEY, BlockFlag, Kind, errors_of
+from actscope.recording.rows import as_torch
+from actscope.store import StoreReader
+
+_DTYPE_NAMES = {code: name for name, code in DTYPES.items()}
+_CACHED_BYTES = 64 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Values [n, d] and their labels LABEL [n]. bfloat16 comes as float32, exactly."""
+
+    values: np.ndarray
+    labels: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorStats:
+    """Relative L2 error of `rows` rows, ||x - x'|| / ||x||: mean, p99.9 (an upper end, 9 % wide), worst. 0 is lossless."""
+
+    mean: float
+    p999: float
+    worst: float
+    rows: int
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """Bytes: on disk with all headers, as float32, and in the dtype they came in."""
+
+    stored: int
+    fp32: int
+    source: int
+
+    @property
+    def ratio_fp32(self) -> float:
+        return self.fp32 / self.stored if self.stored else 0.0
+
+    @property
+    def ratio_source(self) -> float:
+        return self.source / self.stored if self.stored else 0.0
+
+
+class Blocks:
+    """The blocks of one site in the order of their rows, decoded on demand; a few are kept."""
+
+    def __init__(self, store: StoreReader, entries: np.ndarray) -> None:
+        keys = np.ascontiguousarray(entries["key"]).view(KEY).reshape(-1)
+        is_block = keys["kind"] == Kind.BLOCK
+        order = np.argsort(keys["first_row"][is_block], kind="stable")
+        self.entries: np.ndarray = entries[is_block][order]
+        self.keys: np.ndarray = keys[is_block][order]
+        self.all_bytes = int(entries["length"].sum())
+        self._states = entries[keys["kind"] == Kind.STATE]
+        self._state_ids = keys["state"][keys["kind"] == Kind.STATE]
+        self._store = store
+        self._cache: OrderedDict[int, np.ndarray] = OrderedDict()
+        self._cached_bytes = 0
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    @property
+    def row_ids(self) -> np.ndarray:
+        """int64: the rows that these blocks hold, ascending."""
+        counts = self.keys["n_rows"].astype(np.int64)
+        starts = np.cumsum(counts) - counts
+        return np.repeat(self.keys["first_row"].astype(np.int64) - starts, counts) + np.arange(counts.sum())
+
+    def dtype_of(self, block: int) -> str:
+        return _DTYPE_NAMES[int(self.keys["dtype"][block])]
+
+    def decoded(self, block: int) -> np.ndarray:
+        """The rows of one block [n, d], bfloat16 as uint16. Raises RecordingDamaged, CodecError."""
+        if block not in self._cache:
+            self._remember(block, self._decode(block))
+        self._cache.move_to_end(block)
+        return self._cache[block]
+
+    def _remember(self, block: int, rows: np.ndarray) -> None:
+        self._cache[block] = rows
+        self._cached_bytes += rows.nbytes
+        while self._cached_bytes > _CACHED_BYTES and len(self._cache) > 1:
+            self._cached_bytes -= self._cache.popitem(last=False)[1].nbytes
+
+    def _decode(self, block: int) -> np.ndarray:
+        found = self.keys[block]
+        body = self._store.read(self.entries[block])
+        payload = body[int(found["n_rows"]) :] if found["flags"] & BlockFlag.LOSSY else body
+        shape = int(found["n_rows"]), int(found["width"])
+        return decode(int(found["codec"]), payload, *shape, self.dtype_of(block), self._state_of(block))
+
+    def _state_of(self, block: int) -> bytes | None:
+        wanted = int(self.keys["state"][block])
+        if not wanted:
+            return None
+        fits = (self._state_ids == wanted) & (self._states["number"] < self.entries["number"][block])
+        if not fits.any():
+            raise RecordingDamaged(f"block {block} needs codec state {wanted}, which is not in the recording")
+        states = self._states[fits]
+        return bytes(self._store.read(states[int(np.argmax(states["number"]))]))
+
+    def row_errors(self, block: int) -> np.ndarray | None:
+        """float32 [n]: each row's relative error, rounded up by at most 9 %; None for a lossless block."""
+        if not self.keys["flags"][block] & BlockFlag.LOSSY:
+            return None
+        body = self._store.read(self.entries[block])
+        return errors_of(np.frombuffer(body[: int(self.keys["n_rows"][block])], np.uint8))
+
+    def codec_names(self) -> dict[str, int]:
+        """How many rows each codec holds."""
+        names = {name_of(int(code)) for code in np.unique(self.keys["codec"])}
+        rows = self.keys["n_rows"].astype(np.int64)
+        codecs = np.array([name_of(int(code)) for code in self.keys["codec"]])
+        return {name: int(rows[codecs == name].sum()) for name in sorted(names)}
+
+
+class SiteRows:
+    """Every labelled row of one site, as a lazy array [n, d]. Index with an int, a slice or an array of either kind.
+
+    float32, float16 and float64 come as they are, bfloat16 as float32 (exactly); `torch` gives the dtype they came in.
+    """
+
+    def __init__(self, name: str, blocks: Blocks, row_ids: np.ndarray, labels: np.ndarray) -> None:
+        self.name = name
+        self.blocks = blocks
+        held = blocks.row_ids
+        at = np.minimum(np.searchsorted(held, row_ids), max(0, len(held) - 1))
+        here = held[at] == row_ids if len(held) else np.zeros(len(row_ids), bool)
+        self._ids = row_ids[here]
+        self.labels: np.ndarray = labels[here]
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    @property
+    def width(self) -> int:
+        return int(self.blocks.keys["width"][0]) if len(self.blocks) else 0
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return len(self), self.width
+
+    @property
+    def source_dtype(self) -> str:
+        """The dtype that the rows came in."""
+        return self.blocks.dtype_of(0) if len(self.blocks) else "float32"
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """The dtype of the arrays that come out."""
+        return np.dtype("float32" if self.source_dtype == "bfloat16" else self.source_dtype)
+
+    @property
+    def row_ids(self) -> np.ndarray:
+        """int64 [n]: the rows' numbers in the recording; the same number is the same token at every site."""
+        return self._ids
+
+    def __getitem__(self, index: Any) -> np.ndarray:
+        ids = self._ids[index]
+        rows = self._gather(np.atleast_1d(ids))
+        values: np.ndarray = to_float32(rows, "bfloat16") if self._is_bf16 else rows
+        return values[0] if np.ndim(ids) == 0 else values
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        for start in range(0, len(self), 4096):
+            yield from self[start : start + 4096]
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return np.asarray(self[:], dtype=dtype)
+
+    def torch(self, index: Any = slice(None)) -> Any:
+        """Rows [n, d] (or [d] for an int) as a torch tensor of their own dtype."""
+        ids = self._ids[index]
+        rows = as_torch(self._gather(np.atleast_1d(ids)), self.source_dtype)
+        return rows[0] if np.ndim(ids) == 0 else rows
+
+    def batches(self, batch_rows: int) -> Iterator[Rows]:
+        """All rows in order, so many at a time."""
+        for start in range(0, len(self), batch_rows):
+            part = slice(start, start + batch_rows)
+            yield Rows(self[part], self.labels[part])
+
+    @property
+    def _is_bf16(self) -> bool:
+        return self.source_dtype == "bfloat16"
+
+    def _gather(self, ids: np.ndarray) -> np.ndarray:
+        carrier = np.dtype(np.uint16) if self._is_bf16 else self.dtype
+        out = np.empty((len(ids), self.width), carrier)
+        of_block = np.searchsorted(self.blocks.keys["first_row"].astype(np.int64), ids, side="right") - 1
+        for block in np.unique(of_block).tolist():
+            mine = np.flatnonzero(of_block == block)
+            out[mine] = self.blocks.decoded(block)[ids[mine] - int(self.blocks.keys["first_row"][block])]
+        return out
+
+    def errors(self) -> ErrorStats:
+        """Measured errors of all rows, the lossless ones included."""
+        keys = self.blocks.keys
+        rows = keys["n_rows"].astype(np.int64)
+        found = [self.blocks.row_errors(block) for block in np.flatnonzero(keys["flags"] & BlockFlag.LOSSY).tolist()]
+        lossy = np.concatenate([errors for errors in found if errors is not None]) if found else np.empty(0, np.float32)
+        every = np.concatenate([lossy, np.zeros(int(rows.sum()) - len(lossy), np.float32)])
+        if not len(every):
+            return ErrorStats(0.0, 0.0, 0.0, 0)
+        mean = float((keys["error_mean"].astype(np.float64) * rows).sum() / rows.sum())
+        worst = float(keys["error_worst"].max())
+        p999 = min(worst, float(np.quantile(every, 0.999, method="higher")))
+        return ErrorStats(mean, p999, worst, len(every))
+
+    def sizes(self) -> Sizes:
+        keys = self.blocks.keys
+        fp32 = int((keys["n_rows"].astype(np.int64) * keys["width"]).sum()) * 4
+        return Sizes(self.blocks.all_bytes, fp32, int(keys["raw_bytes"].sum()))

@@ -1,0 +1,69 @@
+"""The memory between appenders and the file: a fixed pool of aligned buffers, each written once and used again."""
+
+from __future__ import annotations
+
+import mmap
+from dataclasses import dataclass
+
+import numpy as np
+
+from actscope.store.checksum import Buffer as Bytes
+from actscope.store.options import BLOCK
+from actscope.store.watermark import Position
+
+LARGEST = 8 << 20  # one direct write; more is not faster
+RELEASING = 1 << 15  # copies from this size on leave the interpreter's lock to others
+
+
+class Buffer:
+    """A page-aligned stretch of memory, and where in which segment its bytes belong.
+
+    `upto` is the end of the last whole message that its bytes complete (None: they complete none); `finish` is the length of
+    the segment when these are its last bytes.
+    """
+
+    def __init__(self, size: int) -> None:
+        self._memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        self._view = memoryview(self._memory)
+        self._array = np.frombuffer(self._memory, np.uint8)
+        self.size = size
+        self.begin(0, 0)
+
+    def begin(self, segment: int, offset: int) -> None:
+        """Start afresh, for bytes of `segment` from `offset` on."""
+        self.segment, self.offset, self.used = segment, offset, 0
+        self.upto: Position | None = None
+        self.finish: int | None = None
+
+    @property
+    def room(self) -> int:
+        """Bytes that still fit."""
+        return self.size - self.used
+
+    def add(self, data: Bytes) -> int:
+        """Copy as much of `data` as fits; returns how much."""
+        count = min(self.size - self.used, len(data))
+        if count >= RELEASING:
+            self._array[self.used : self.used + count] = np.frombuffer(data, np.uint8, count)
+        else:
+            self._view[self.used : self.used + count] = data[:count]
+        self.used += count
+        return count
+
+    def written(self) -> memoryview:
+        """The bytes to write."""
+        return self._view[: self.used]
+
+
+@dataclass(frozen=True, slots=True)
+class PoolShape:
+    """How many buffers of which size make a pool of at most `bytes`."""
+
+    count: int
+    size: int
+
+    @classmethod
+    def within(cls, total: int) -> PoolShape:
+        """At least two, so that one fills while another is written; of at most 8 MiB."""
+        size = min(max(total // 4 // BLOCK, 1) * BLOCK, LARGEST)
+        return cls(max(total // size, 2), size)

@@ -1,0 +1,99 @@
+"""The I/O thread: buffers into segment files, and the watermark behind them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from actscope.store.buffers import Buffer
+from actscope.store.flow import Flow
+from actscope.store.options import StoreOptions
+from actscope.store.output import SegmentFile
+from actscope.store.watermark import WatermarkFile
+
+
+class Drain:
+    """Writes buffers in their order; the only one who touches the files. The first error ends it and poisons the flow.
+
+    One group commit: fdatasync of the segment, the durable mark into the watermark, fdatasync of the watermark. A segment is durable
+    from end to end before the next one appears, so damage in it can never be a torn tail.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        flow: Flow,
+        mark: WatermarkFile,
+        options: StoreOptions,
+        direct: bool,
+        flush: Callable[[], bool],
+    ) -> None:
+        self._directory = directory
+        self._flow = flow
+        self._mark = mark
+        self._options = options
+        self._direct = direct
+        self._flush = flush  # hands over the tail, unless an appender is at it; says whether it did
+        self._file: SegmentFile | None = None
+        self._committed = time.monotonic()
+
+    def run(self) -> None:
+        """Until the flow stops or something fails."""
+        try:
+            while self._turn():
+                pass
+        except Exception as error:  # the boundary: whatever it was, appenders and waiters are told
+            self._flow.fail(error)
+        finally:
+            if self._file is not None:
+                self._file.close()
+
+    def _turn(self) -> bool:
+        buffer = self._flow.next(self._deadline)
+        if buffer is not None:
+            self._write(buffer)
+        elif self._flow.stopping:
+            return False
+        if self._flow.sync_due():
+            self._commit()
+        elif time.monotonic() >= self._deadline() and self._flow.accepted > self._flow.durable.number:
+            if buffer is None and self._flush():
+                return True  # the tail is written first, then everything is committed
+            self._commit()
+        return True
+
+    def _deadline(self) -> float:
+        return self._committed + self._options.commit_seconds
+
+    def _write(self, buffer: Buffer) -> None:
+        if self._file is None:
+            self._file = SegmentFile(self._directory, buffer.segment, self._options, self._direct)
+            self._flow.segments += 1
+        assert self._file.number == buffer.segment
+        self._file.write(buffer.written(), buffer.offset)
+        written = buffer.upto or self._flow.written
+        self._mark.put(replace(self._mark.state, written=written))
+        finish = buffer.finish
+        self._flow.recycle(buffer, written)
+        if finish is not None:
+            self._finish(self._file, finish)
+
+    def _finish(self, file: SegmentFile, length: int) -> None:
+        file.finish(length)
+        self._commit_mark()
+        self._file = None
+        file.close()
+
+    def _commit(self) -> None:
+        if self._file is not None:
+            self._file.sync()
+        self._commit_mark()
+
+    def _commit_mark(self) -> None:
+        written = self._flow.written
+        self._mark.put(replace(self._mark.state, written=written, durable=written))
+        self._mark.sync()
+        self._committed = time.monotonic()
+        self._flow.committed(written)

@@ -1,0 +1,74 @@
+"""Files and directories, and errors that name them."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from actscope.errors import ActscopeError, RecordingError
+
+SEGMENT = re.compile(r"segment-(\d{6,9})\.mcap")
+
+
+@contextmanager
+def naming(path: Path, doing: str) -> Iterator[None]:
+    """Turn an OSError into a RecordingError that says which file, doing what."""
+    try:
+        yield
+    except ActscopeError:
+        raise
+    except OSError as error:
+        raise RecordingError(f"{path}: {doing} failed: {error.strerror or error}") from error
+
+
+def sync_directory(path: Path) -> None:
+    """Make the names in a directory durable."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def write_all(fd: int, data: bytes | memoryview, offset: int) -> None:
+    """pwrite every byte; a short write goes on where it stopped."""
+    view = memoryview(data)
+    while view:
+        done = os.pwrite(fd, view, offset)
+        if done <= 0:
+            raise OSError(5, f"a write of {len(view)} bytes at {offset} wrote nothing")
+        view, offset = view[done:], offset + done
+
+
+def publish(path: Path, data: bytes) -> None:
+    """Make a file appear whole and durable under its name, or not at all: sibling temp, fsync, rename, fsync of the directory."""
+    temp = path.with_name(path.name + ".tmp")
+    fd = os.open(temp, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+    try:
+        write_all(fd, data, 0)
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+    os.rename(temp, path)
+    sync_directory(path.parent)
+
+
+def spare_name(path: Path, suffix: str) -> Path:
+    """`path` + `suffix`, or with a number when that name is taken."""
+    spare, count = path.with_name(path.name + suffix), 1
+    while spare.exists():
+        spare, count = path.with_name(f"{path.name}{suffix}.{count}"), count + 1
+    return spare
+
+
+def segment_files(path: Path) -> dict[int, Path]:
+    """The segment files of a recording by number, ascending."""
+    found = {}
+    with naming(path, "listing the directory"), os.scandir(path) as entries:
+        for entry in entries:
+            if match := SEGMENT.fullmatch(entry.name):
+                found[int(match[1])] = Path(entry.path)
+    return dict(sorted(found.items()))

@@ -1,0 +1,147 @@
+"""What appenders and the I/O thread share: buffers on their way, numbers reached, and the error that ended it all."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable
+from threading import Condition
+
+from actscope.errors import RecordingPoisoned
+from actscope.store.buffers import Buffer, PoolShape
+from actscope.store.watermark import Position
+
+
+class Flow:
+    """Free buffers -> (appender fills) -> queue -> (I/O thread writes) -> free buffers.
+
+    All fields are changed under `changed`, except `accepted`, which only the appender that holds the append lock changes.
+
+        accepted   last message number whose bytes are in buffers
+        written    end of the last message whose bytes are in the file: survives kill -9
+        durable    end of the last message that survives power loss
+    """
+
+    def __init__(self, shape: PoolShape, start: Position) -> None:
+        self.changed = Condition()
+        self.shape = shape
+        self._made = 0
+        self._free: list[Buffer] = []
+        self._queue: deque[Buffer] = deque()
+        self.accepted = start.number
+        self.written = self.durable = start
+        self.error: Exception | None = None
+        self.wanted = 0  # the number that somebody waits to be durable
+        self.stopping = False
+        self._asleep = False
+        self.segments = self.syncs = self.bytes = self.buffered = self.buffered_max = 0
+        self.seconds_blocked = 0.0
+
+    def take(self) -> Buffer:
+        """A free buffer, when there is one; made on first need. Blocks; RecordingPoisoned."""
+        self.reserve(1)
+        with self.changed:
+            if self._free:
+                return self._free.pop()
+            self._made += 1
+        return Buffer(self.shape.size)
+
+    def reserve(self, length: int, held: Buffer | None = None) -> None:
+        """Wait until `length` bytes fit into the buffer that the appender holds and the free ones, or all others are free."""
+        with self.changed:
+            self._check()
+            if self._roomy(length, held):
+                return
+            began = time.monotonic()
+            try:
+                while not self._roomy(length, held):
+                    self.changed.wait()
+                    self._check()
+            finally:
+                self.seconds_blocked += time.monotonic() - began
+
+    def _roomy(self, length: int, held: Buffer | None) -> bool:
+        free = len(self._free) + self.shape.count - self._made
+        room, others = (held.room, self.shape.count - 1) if held else (0, self.shape.count)
+        return free >= others or length <= room + free * self.shape.size
+
+    def hand_over(self, buffer: Buffer) -> None:
+        """Let the I/O thread write this one."""
+        with self.changed:
+            self._queue.append(buffer)
+            self.buffered += buffer.used
+            self.buffered_max = max(self.buffered_max, self.buffered)
+            self.changed.notify_all()
+
+    def appended(self, number: int) -> None:
+        """A message is in the buffers; wakes an I/O thread that sleeps without a time to wake."""
+        self.accepted = number
+        if self._asleep:
+            with self.changed:
+                self.changed.notify_all()
+
+    def next(self, deadline: Callable[[], float]) -> Buffer | None:
+        """For the I/O thread: the next buffer; None when something else is due."""
+        with self.changed:
+            while not self._queue and not self.stopping and not self.sync_due():
+                self._asleep = True
+                idle = self.accepted <= self.durable.number
+                left = None if idle else deadline() - time.monotonic()
+                if left is not None and left <= 0:
+                    break  # a commit is due
+                self.changed.wait(left)
+            self._asleep = False
+            return self._queue.popleft() if self._queue else None
+
+    def sync_due(self) -> bool:
+        """Somebody waits for something that is written to be durable."""
+        return self.durable.number < self.wanted <= self.written.number
+
+    def recycle(self, buffer: Buffer, written: Position) -> None:
+        """A buffer is in the file."""
+        with self.changed:
+            self.buffered -= buffer.used
+            self.bytes += buffer.used
+            self.written = written
+            self._free.append(buffer)
+            self.changed.notify_all()
+
+    def committed(self, durable: Position) -> None:
+        """Everything up to here survives power loss."""
+        with self.changed:
+            self.durable = durable
+            self.syncs += 1
+            self.changed.notify_all()
+
+    def want(self, number: int) -> None:
+        """Somebody waits for `number` to be durable."""
+        with self.changed:
+            self.wanted = max(self.wanted, number)
+            self.changed.notify_all()
+
+    def stop(self) -> None:
+        """Write what is queued, then end."""
+        with self.changed:
+            self.stopping = True
+            self.changed.notify_all()
+
+    def fail(self, error: Exception) -> None:
+        """Poison everything: the first error is the one that is told."""
+        with self.changed:
+            self.error = self.error or error
+            self.changed.notify_all()
+
+    def wait(self, reached: Callable[[], bool], timeout: float | None, what: str) -> None:
+        """Until `reached`; RecordingPoisoned when it cannot be any more, TimeoutError."""
+        with self.changed:
+            if not self.changed.wait_for(lambda: reached() or self.error is not None, timeout):
+                raise TimeoutError(f"{what}: not within {timeout} s")
+            if not reached():
+                self._check()
+
+    def _check(self) -> None:
+        if self.error is not None:
+            raise RecordingPoisoned(
+                f"writing failed: {self.error}; messages up to {self.written.number} are in the file, "
+                f"up to {self.durable.number} durable; nothing more is written: make room or change the disk, recover, resume"
+            ) from self.error

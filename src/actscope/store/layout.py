@@ -1,0 +1,137 @@
+"""The bytes of a segment: an MCAP file whose messages carry our own head.
+
+    magic                      89 4D 43 41 50 30 0D 0A
+    Header, Schema, Channels   all of them, in every segment            ┐
+    Metadata "manifest"        the recording's manifest, word for word  │ prologue
+    Metadata "lost"            only in what a salvage wrote             ┘
+    Message, channel 0         the seal: CRC32C of every byte before it, segment number, first message number
+    Message | padding ...      the recording
+    Attachment "index"         ENTRY array of the messages              ┐
+    DataEnd, summary, Footer, magic                                     ┘ epilogue, a function of all the above
+
+One message, offsets from the start of its record, little-endian. Records begin on multiples of 8, so bodies do too.
+
+    0    u8   opcode 0x05             ┐
+    1    u64  length of what follows  │
+    9    u16  channel: index + 1      │ MCAP
+    11   u32  sequence: number mod 2**32
+    15   u64  log time, ns            │
+    23   u64  publish time, the same  ┘
+    31   4s   magic "ACTM"            ┐
+    35   u8   version, 1              │
+    36   u32  recording id            │
+    40   64s  key                     │
+    104  u64  message number          │ ours
+    112  u64  durable: the highest message number known to survive power loss when this was written
+    120  u64  body length             │
+    128  u32  CRC32C of body and padding
+    132  u32  CRC32C of the 132 bytes before
+    136  body, then zeros up to the next multiple of 8 of the file
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+
+import numpy as np
+
+from actscope.store.checksum import Buffer, crc32c_of
+
+MAGIC = b"\x89MCAP0\r\n"
+MESSAGE, ATTACHMENT, DATA_END, FOOTER = 0x05, 0x09, 0x0F, 0x02
+PADDING = 0x80  # the first opcode that MCAP leaves to applications; readers step over it
+RECORD = struct.Struct("<BQ")
+HEAD = struct.Struct("<BQHIQQ4sBI64sQQQII")
+HEAD_BYTES = HEAD.size
+MCAP_BYTES = 22  # of a message record's length that are MCAP's own fields
+KEY_BYTES = 64
+ALIGN = 8
+HEAD_MAGIC = b"ACTM"
+VERSION = 1
+MAX_MESSAGES = 1 << 18  # of one segment: bounds the memory of its index to 26 MB
+SEAL = struct.Struct("<IQIQ")  # segment, first number, CRC32C of the prologue, recording id
+
+#: One message of a recording. `offset` is where its record starts in the segment, `length` that of its body.
+ENTRY = np.dtype(
+    [
+        ("number", "<u8"),
+        ("segment", "<u4"),
+        ("channel", "<u2"),
+        ("offset", "<u8"),
+        ("length", "<u8"),
+        ("time_ns", "<i8"),
+        ("key", f"V{KEY_BYTES}"),
+    ]
+)
+ENTRY_ROW = struct.Struct("<QIHQQq64s")  # the same, to pack one
+assert HEAD_BYTES == 136 and ENTRY_ROW.size == ENTRY.itemsize
+
+
+def segment_name(number: int) -> str:
+    """`segment-000001.mcap`."""
+    return f"segment-{number:06d}.mcap"
+
+
+def padding_after(end: int, multiple: int = ALIGN) -> int:
+    """Bytes from `end` to the next multiple."""
+    return -end % multiple
+
+
+def record_bytes(offset: int, length: int) -> int:
+    """Bytes of the record of a body of `length` that starts at `offset`, padding included."""
+    end = offset + HEAD_BYTES + length
+    return end + padding_after(end) - offset
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """The 136 bytes before a body."""
+
+    channel: int  # MCAP's: 0 is the seal, others are index + 1
+    key: bytes
+    number: int
+    durable: int
+    length: int
+    time_ns: int
+    body_crc: int
+
+    def write(self, recording: int, offset: int) -> bytes:
+        """The bytes, for a record that starts at `offset` of its file."""
+        size = record_bytes(offset, self.length) - RECORD.size
+        fields = (MESSAGE, size, self.channel, self.number & 0xFFFF_FFFF, self.time_ns, self.time_ns)
+        ours = (HEAD_MAGIC, VERSION, recording, self.key, self.number, self.durable, self.length, self.body_crc)
+        head = HEAD.pack(*fields, *ours, 0)[:-4]
+        return head + crc32c_of((head,)).to_bytes(4, "little")
+
+    @classmethod
+    def read(cls, data: Buffer, recording: int, offset: int) -> Head | None:
+        """The head at the start of `data`, whose record starts at `offset` of its file; None when anything is wrong."""
+        if len(data) < HEAD_BYTES:
+            return None
+        head = bytes(data[:HEAD_BYTES])
+        opcode, size, channel, sequence, time, _, magic, version, owner, key, number, durable, length, crc, own = (
+            HEAD.unpack(head)
+        )
+        if opcode != MESSAGE or magic != HEAD_MAGIC or version != VERSION or owner != recording:
+            return None
+        if own != crc32c_of((head[:-4],)) or size != record_bytes(offset, length) - RECORD.size:
+            return None
+        if sequence != number & 0xFFFF_FFFF or time >> 63:
+            return None
+        return cls(channel, key, number, durable, length, time, crc)
+
+
+def padding_record(offset: int, block: int) -> bytes:
+    """A record of zeros that ends on a multiple of `block`; empty when `offset` lies on one."""
+    gap = padding_after(offset, block)
+    if gap == 0:
+        return b""
+    if gap < RECORD.size:
+        gap += block
+    return RECORD.pack(PADDING, gap - RECORD.size) + bytes(gap - RECORD.size)
+
+
+def seal_body(segment: int, first: int, prologue_crc: int, recording: int) -> bytes:
+    """The body of the first message of a segment."""
+    return SEAL.pack(segment, first, prologue_crc, recording)

@@ -1,0 +1,100 @@
+"""manifest.json: what a recording is, written once and never changed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from actscope.errors import RecordingDamaged, RecordingError
+from actscope.store.checksum import crc32c_of
+from actscope.store.files import naming, publish
+
+NAME = "manifest.json"
+FORMAT = "actscope-store"
+VERSION = 1
+MAX_BYTES = 64 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """The user's facts and the channels; `text` is the file, byte for byte, and every segment carries a copy."""
+
+    text: str
+    recording: int = field(init=False)  # 32 random bits that every message head repeats
+    channels: tuple[str, ...] = field(init=False)
+    facts: dict[str, Any] = field(init=False)
+
+    def __post_init__(self) -> None:
+        try:
+            whole = json.loads(self.text)
+            known = whole["format"], whole["version"]
+            recording, channels, facts = int(whole["id"], 16), tuple(whole["channels"]), whole["manifest"]
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise RecordingDamaged(f"{NAME}: not the manifest of a recording: {error!r}") from error
+        if known != (FORMAT, VERSION):
+            raise RecordingError(
+                f"{NAME}: format {known}, this reads {(FORMAT, VERSION)}; a newer actscope may have written it"
+            )
+        if not isinstance(facts, dict) or not all(isinstance(name, str) for name in channels) or recording >> 32:
+            raise RecordingDamaged(f"{NAME}: not the manifest of a recording: a field has the wrong type")
+        for name, value in (("recording", recording), ("channels", channels), ("facts", facts)):
+            object.__setattr__(self, name, value)
+
+    @classmethod
+    def make(cls, recording: int, channels: Sequence[str], facts: dict[str, Any]) -> Manifest:
+        """A new one; RecordingError when the facts are not JSON or the channels not usable."""
+        if (
+            isinstance(channels, str)
+            or len(set(channels)) != len(channels)
+            or not all(channels)
+            or len(channels) >= 1 << 16
+        ):
+            raise RecordingError(f"channels must be fewer than 65536 different names, not {list(channels)[:8]}")
+        whole = {"format": FORMAT, "version": VERSION, "id": f"{recording:08x}", "channels": list(channels)}
+        try:
+            text = json.dumps({**whole, "manifest": facts}, allow_nan=False, ensure_ascii=False, separators=(",", ":"))
+            text.encode()
+        except (TypeError, ValueError, RecursionError) as error:
+            raise RecordingError(f"the manifest cannot be written as JSON: {error}") from error
+        return cls(text)
+
+    @property
+    def crc(self) -> int:
+        """CRC32C of the file, which the watermark repeats."""
+        return crc32c_of((self.text.encode(),))
+
+    def publish(self, directory: Path) -> None:
+        """Write the file; from then on the directory is a recording."""
+        publish(directory / NAME, self.text.encode())
+
+
+def read_manifest(directory: Path) -> Manifest:
+    """The manifest of a recording; FileNotFoundError when absent, RecordingDamaged when it cannot be understood."""
+    path = directory / NAME
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_BYTES + 1)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise RecordingError(f"{path}: reading failed: {error.strerror or error}") from error
+    return manifest_from(data, path)
+
+
+def manifest_from(data: bytes, path: Path) -> Manifest:
+    """The manifest in these bytes; RecordingDamaged when there is none."""
+    if len(data) > MAX_BYTES:
+        raise RecordingDamaged(f"{path}: more than {MAX_BYTES} bytes, which no manifest has")
+    try:
+        return Manifest(data.decode())
+    except UnicodeDecodeError as error:
+        raise RecordingDamaged(f"{path}: not UTF-8: {error}") from error
+
+
+def publish_manifest(directory: Path, manifest: Manifest) -> None:
+    """`manifest.publish`, with errors that name the file."""
+    with naming(directory / NAME, "writing"):
+        manifest.publish(directory)

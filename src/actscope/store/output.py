@@ -1,0 +1,100 @@
+"""One segment file while it is written: direct where the file system takes it, never written again after an error."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import mmap
+import os
+from pathlib import Path
+
+from actscope.errors import RecordingError
+from actscope.store.files import naming, segment_files, sync_directory
+from actscope.store.layout import segment_name
+from actscope.store.options import BLOCK, StoreOptions
+
+KEEP_SIZE = 1  # FALLOC_FL_KEEP_SIZE: the length stays that of what was written, so that readers see no zeros to come
+
+
+def choose_direct(directory: Path, wanted: str) -> tuple[bool, str]:
+    """Whether to write with O_DIRECT, and why; RecordingError when it is demanded and refused."""
+    if wanted == "no":
+        return False, "direct='no'"
+    refused = _probe(directory)
+    if not refused:
+        return True, f"the file system took a direct write of {BLOCK} bytes"
+    if wanted == "yes":
+        raise RecordingError(f"{directory}: direct='yes', and {refused}; use direct='auto'")
+    return False, refused
+
+
+def _probe(directory: Path) -> str:
+    path = directory / "probe.tmp"
+    with naming(path, "creating"):
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT, 0o644))
+    try:
+        fd = os.open(path, os.O_WRONLY | os.O_DIRECT)
+        try:
+            with mmap.mmap(-1, BLOCK) as block:
+                os.pwrite(fd, block, 0)
+        finally:
+            os.close(fd)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):
+            raise RecordingError(f"{path}: a first write failed: {error.strerror}") from error
+        return f"the file system refuses O_DIRECT ({errno.errorcode[error.errno]})"
+    finally:
+        path.unlink(missing_ok=True)
+    return ""
+
+
+def preallocate(fd: int, length: int) -> None:
+    """Reserve blocks without changing the length; where that cannot be done the file grows as it is written."""
+    ctypes.CDLL(None).fallocate(ctypes.c_int(fd), ctypes.c_int(KEEP_SIZE), ctypes.c_int64(0), ctypes.c_int64(length))
+
+
+class SegmentFile:
+    """A new segment. Errors are OSErrors as the system gave them; after one, nothing may be written any more."""
+
+    def __init__(self, directory: Path, number: int, options: StoreOptions, direct: bool) -> None:
+        self.number = number
+        self._direct = direct
+        self._end = 0
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | (os.O_DIRECT if direct else 0)
+        self._fd = os.open(directory / segment_name(number), flags, 0o644)
+        if options.preallocate:
+            preallocate(self._fd, options.segment_bytes)
+        sync_directory(directory)
+
+    def write(self, data: memoryview, offset: int) -> int:
+        """Every byte, at the end of the file. A short direct write goes on from the last whole block. Returns writes made."""
+        assert offset == self._end, "a segment is written from its start to its end, each byte once"
+        done = calls = 0
+        while done < len(data):
+            start = done // BLOCK * BLOCK if self._direct else done
+            count = os.pwrite(self._fd, data[start:], offset + start)
+            if start + count <= done:
+                raise OSError(errno.EIO, f"a write of {len(data) - start} bytes at {offset + start} got no further")
+            done, calls = start + count, calls + 1
+        self._end = offset + len(data)
+        return calls
+
+    def sync(self) -> None:
+        """What was written survives power loss."""
+        os.fdatasync(self._fd)
+
+    def finish(self, length: int) -> None:
+        """Cut to the true length, which frees what was reserved, and make durable."""
+        os.ftruncate(self._fd, length)
+        os.fsync(self._fd)
+
+    def close(self) -> None:
+        """Let go of the file as it is."""
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+
+def next_segment(directory: Path) -> int:
+    """The number after the highest that there is."""
+    return max(segment_files(directory), default=0) + 1

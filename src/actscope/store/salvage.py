@@ -1,0 +1,109 @@
+"""Writing a damaged segment anew with what is whole in it. The old file stays beside it, byte for byte."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from actscope.store.envelope import Prologue, Ranges, epilogue
+from actscope.store.files import spare_name, sync_directory, write_all
+from actscope.store.layout import record_bytes, segment_name
+from actscope.store.scan import Scan
+from actscope.store.source import STRIDE, Source
+from actscope.store.survey import SegmentState, Survey
+
+
+def copy_aside(path: Path, start: int = 0, suffix: str = ".damaged") -> Path:
+    """A durable copy of a file from `start` on, under a name that is free."""
+    aside = spare_name(path, suffix)
+    fd = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+    try:
+        with Source(path, STRIDE) as source:
+            at = start
+            while part := source.take(at, STRIDE):
+                write_all(fd, part, at - start)
+                at += len(part)
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+    sync_directory(path.parent)
+    return aside
+
+
+def without(first: int, last: int, present: npt.NDArray[np.uint64]) -> Ranges:
+    """The ranges of first..last that are not in `present`, ascending."""
+    edges = [first - 1, *(int(number) for number in present), last + 1]
+    return tuple((a + 1, b - 1) for a, b in zip(edges, edges[1:], strict=False) if b - a > 1)
+
+
+class Rewrite:
+    """Segment `number` with its whole messages, saying which of `first` .. `last` are lost. Published by rename."""
+
+    def __init__(self, survey: Survey, number: int, first: int, last: int) -> None:
+        self._survey = survey
+        self._path = survey.path / segment_name(number)
+        self._number = number
+        old = survey.segments.get(number)
+        self._entries = old.entries.copy() if old else np.zeros(0, Scan(0, 0, 0, 0, 0).entries.dtype)
+        last = max(last, int(self._entries["number"].max(initial=0)))
+        self._lost = without(first, last, self._entries["number"])
+        self._prologue = Prologue.make(survey.manifest, number, first, self._time(old), self._lost)
+        self.state: SegmentState
+
+    def _time(self, old: SegmentState | None) -> int:
+        if old is not None and old.prologue is not None:
+            return old.prologue.time_ns
+        return int(self._entries["time_ns"][0]) if len(self._entries) else 0
+
+    def run(self) -> list[Path]:
+        """Do it; returns where the old file lies now."""
+        kept = [copy_aside(self._path)] if self._path.exists() else []
+        temp = self._path.with_name(self._path.name + ".tmp")
+        fd = os.open(temp, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+        try:
+            end = self._fill(fd)
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+        os.rename(temp, self._path)
+        sync_directory(self._survey.path)
+        self.state = self._described(end)
+        return kept
+
+    def _fill(self, fd: int) -> int:
+        write_all(fd, self._prologue.data, 0)
+        at = len(self._prologue.data)
+        if len(self._entries):
+            with Source(self._path, STRIDE) as source:
+                for entry in self._entries:
+                    at = self._copy(fd, source, entry, at)
+        write_all(fd, epilogue(self._prologue, self._survey.manifest.channels, self._entries, at), at)
+        return at
+
+    def _copy(self, fd: int, source: Source, entry: np.void, at: int) -> int:
+        start = int(entry["offset"])
+        entry["offset"] = at
+        left = record_bytes(start, int(entry["length"]))
+        while left:
+            part = source.take(start, min(left, STRIDE))
+            assert part, "the message was whole when the survey read it"
+            write_all(fd, part, at)
+            start, at, left = start + len(part), at + len(part), left - len(part)
+        return at
+
+    def _described(self, end: int) -> SegmentState:
+        manifest, first = self._survey.manifest, self._prologue.first
+        scan = Scan(self._number, manifest.recording, len(manifest.channels), end, first, self._lost)
+        if len(self._entries):
+            scan = Scan(
+                self._number,
+                manifest.recording,
+                len(manifest.channels),
+                end,
+                int(self._entries["number"][-1]) + 1,
+                self._lost,
+            )
+        return SegmentState(self._number, self._path, scan, self._prologue, True, indexed=self._entries)

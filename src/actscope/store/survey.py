@@ -1,0 +1,286 @@
+"""Looking at a whole recording: what is there, and what is wrong with it. Never writes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from actscope.errors import RecordingDamaged, RecordingError
+from actscope.store.damage import Damage
+from actscope.store.envelope import Prologue, epilogue, read_index
+from actscope.store.files import naming, segment_files
+from actscope.store.layout import ALIGN, record_bytes, segment_name
+from actscope.store.manifest import NAME, Manifest, read_manifest
+from actscope.store.scan import Scan, find_head
+from actscope.store.source import STRIDE, WINDOW, Source
+from actscope.store.watermark import Watermark, WatermarkState
+
+Progress = Callable[[int, int], None]  # bytes done, bytes in all
+
+
+@dataclass(slots=True)
+class SegmentState:
+    """What is known of one segment file."""
+
+    number: int
+    path: Path
+    scan: Scan
+    prologue: Prologue | None = None
+    closed: bool = False  # index, summary and footer are whole
+    damage: list[Damage] = field(default_factory=list)  # of the last look, without those of the scan
+    indexed: npt.NDArray[np.void] | None = None  # entries from the index, when there was no need to scan
+
+    @property
+    def entries(self) -> npt.NDArray[np.void]:
+        """Its messages."""
+        return self.scan.entries if self.indexed is None else self.indexed
+
+
+class Survey:
+    """A recording as it stands; `look` again to follow one that grows."""
+
+    def __init__(self, path: Path, *, thorough: bool = False) -> None:
+        self.path = path
+        self.thorough = thorough
+        self.manifest: Manifest
+        self.watermark: Watermark | None = None
+        self.segments: dict[int, SegmentState] = {}
+        self.damage: list[Damage] = []
+        self._manifest_fault = ""
+        self.acknowledged = 0  # the highest message number that counts as acknowledged
+        self.highest = 0  # segment number
+        self._firsts: dict[int, int] = {}  # message number by segment
+
+    def look(self, progress: Progress | None = None) -> None:
+        """Take stock. RecordingError when this is no recording, RecordingDamaged when no copy of its manifest can be read."""
+        with naming(self.path, "reading"):
+            self._look(progress)
+
+    def _look(self, progress: Progress | None) -> None:
+        if not self.path.is_dir():
+            raise RecordingError(f"{self.path}: not a directory, so not a recording")
+        state = WatermarkState.read(self.path)  # before the files, so that they can only be newer
+        files = segment_files(self.path)
+        prologues = {number: self._prologue(number, path) for number, path in files.items()}
+        if not self.segments:
+            self.manifest = self._manifest(state.newest, prologues)
+        self.damage = (
+            [Damage(0, 0, 0, "manifest", True, f"{NAME}: {self._manifest_fault}")] if self._manifest_fault else []
+        )
+        self._judge_watermark(state, prologues)
+        self._firsts = {number: one.first for number, one in prologues.items() if one is not None}
+        self.highest = max([*files, self.watermark.written.segment if self.watermark else 0], default=0)
+        self.acknowledged = self.watermark.written.number if self.watermark else self._last_head(files)
+        self._judge_segments(files, prologues, progress)
+        self._judge_end()
+
+    def acknowledged_in(self, segment: int) -> int:
+        """The highest message number up to this segment that was acknowledged: those before a later segment all were."""
+        later = [first for number, first in self._firsts.items() if number > segment]
+        return min(later) - 1 if later else self.acknowledged
+
+    def _last_head(self, files: dict[int, Path]) -> int:
+        """Without a watermark: everything before the last head that can be found counts as acknowledged."""
+        last = at = 0
+        if files:
+            with Source(files[max(files)], STRIDE) as source:
+                size = source.size()
+                while found := find_head(source, at, size, self.manifest.recording, 1):
+                    at, last = found[0] + ALIGN, max(last, found[1])
+        return last
+
+    @property
+    def manifest_whole(self) -> bool:
+        """Whether manifest.json is as it was written."""
+        return not self._manifest_fault
+
+    @property
+    def last(self) -> int:
+        """The highest message number that is there or is known to be lost."""
+        return max((state.scan.number - 1 for state in self.segments.values()), default=0)
+
+    def _prologue(self, number: int, path: Path) -> Prologue | None:
+        known = self.segments.get(number)
+        if known is not None and known.prologue is not None:
+            return known.prologue
+        with Source(path) as source:
+            return Prologue.read(source)
+
+    def _manifest(self, mark: Watermark | None, prologues: dict[int, Prologue | None]) -> Manifest:
+        copies = [Manifest(one.manifest) for one in prologues.values() if one is not None]
+        try:
+            manifest, wrong = read_manifest(self.path), ""
+        except FileNotFoundError:
+            if not copies:
+                raise RecordingError(f"{self.path}: no {NAME} and no segment, so not a recording") from None
+            manifest, wrong = copies[0], "the file is missing"
+        except RecordingDamaged as error:
+            if not copies:
+                raise
+            manifest, wrong = copies[0], str(error)
+        trusted = [copy for copy in copies if mark is not None and copy.crc == mark.manifest_crc] or copies
+        agrees = mark is not None and manifest.crc == mark.manifest_crc
+        if not wrong and not agrees and trusted and manifest.text != trusted[0].text:
+            manifest, wrong = trusted[0], "the file differs from the copy in the segments"
+        elif not wrong and not agrees and mark is not None and not copies:
+            wrong = "the file is not the one that the watermark knows"
+        self._manifest_fault = wrong
+        return manifest
+
+    def _judge_watermark(self, state: WatermarkState, prologues: dict[int, Prologue | None]) -> None:
+        mark, fault = state.newest, state.fault
+        if mark is not None and mark.recording != self.manifest.recording:
+            mark, fault = None, "it belongs to another recording"
+        elif mark is not None and mark.manifest_crc != self.manifest.crc and self.manifest_whole:
+            fault = fault or "it knows another manifest"
+        beyond = [
+            number for number, one in prologues.items() if one is not None and mark and number > mark.written.segment
+        ]
+        if mark is not None and mark.closed and beyond:
+            fault = fault or f"it says closed at segment {mark.written.segment}, and there is segment {beyond[-1]}"
+        self.watermark = mark
+        if fault:
+            self.damage.append(Damage(0, 0, 0, "watermark", mark is None, f"watermark: {fault}"))
+
+    def _judge_segments(
+        self, files: dict[int, Path], prologues: dict[int, Prologue | None], progress: Progress | None
+    ) -> None:
+        sizes = {number: path.stat().st_size for number, path in files.items()}
+        expected, previous, done = 1, 0, 0
+        for number, path in files.items():
+            if number > previous + 1:
+                expected = self._missing_files(previous + 1, number - 1, expected)
+            acknowledged = self.acknowledged_in(number)
+            must_close = max(self._firsts, default=0) > number or bool(self.watermark and self.watermark.closed)
+            self._judge(number, path, prologues[number], expected, acknowledged, must_close)
+            expected, previous = max(expected, self.segments[number].scan.number), number
+            done += sizes[number]
+            if progress is not None:
+                progress(done, sum(sizes.values()))
+        if self.highest > previous:
+            self._missing_files(previous + 1, self.highest, expected)
+
+    def _missing_files(self, first: int, last: int, expected: int) -> int:
+        """Report files that are not there; returns the message number that comes after them."""
+        acknowledged = self.acknowledged_in(last)
+        which = f": messages {expected}..{acknowledged}" if acknowledged >= expected else ""
+        names = segment_name(first) if first == last else f"{segment_name(first)} to {segment_name(last)}"
+        self.damage.append(Damage(first, 0, 0, "missing", True, f"{names}: not there{which}"))
+        return max(expected, acknowledged + 1)
+
+    def _judge(
+        self, number: int, path: Path, prologue: Prologue | None, expected: int, acknowledged: int, must_close: bool
+    ) -> None:
+        known = self.segments.get(number)
+        if known is not None and known.closed and not self.thorough:
+            self.damage += [*known.scan.damage, *known.damage]
+            return
+        with Source(path, STRIDE if self.thorough else WINDOW) as source:
+            if known is None or known.prologue is None:
+                known = self._begin(number, path, prologue, expected, source)
+            known.damage = []
+            if prologue is None:
+                self._bad_prologue(known, source, acknowledged, must_close)
+            elif known.scan.rows or not self._from_index(known, source):
+                known.scan.advance(source, acknowledged, bodies=self.thorough)
+                self._judge_tail(known, source, acknowledged, must_close)
+        self.segments[number] = known
+        self.damage += [*known.scan.damage, *known.damage]
+
+    def _begin(self, number: int, path: Path, prologue: Prologue | None, expected: int, source: Source) -> SegmentState:
+        recording, channels = self.manifest.recording, len(self.manifest.channels)
+        if prologue is None:
+            return SegmentState(number, path, Scan(number, recording, channels, 0, expected))
+        first = max(expected, prologue.first)
+        scan = Scan(number, recording, channels, len(prologue.data), first, prologue.lost)
+        if prologue.segment != number or prologue.manifest != self.manifest.text:
+            scan.damage.append(
+                Damage(number, 0, len(prologue.data), "corrupt", True, "it is a segment of another place or recording")
+            )
+        for a, b in prologue.lost:
+            scan.damage.append(
+                Damage(number, 0, 0, "lost", True, f"messages {a}..{b} could not be saved by an earlier salvage")
+            )
+        return SegmentState(number, path, scan, prologue)
+
+    def _bad_prologue(self, known: SegmentState, source: Source, acknowledged: int, must_close: bool) -> None:
+        size, scan, wrong = source.size(), known.scan, "the beginning of the segment is not whole"
+        newest = self.watermark.written.segment if self.watermark else 0
+        if scan.number > acknowledged and not must_close and known.number > newest:
+            if source.nonzero(0, size):
+                known.damage.append(Damage(known.number, 0, size, "torn tail", False, wrong))
+            return
+        if scan.at == 0:
+            at, number = find_head(source, 0, size, self.manifest.recording, scan.number) or (size, scan.number)
+            scan.damage.append(Damage(known.number, 0, at, "corrupt", True, wrong))
+            scan.at = at
+        scan.advance(source, acknowledged, bodies=self.thorough)
+        self._judge_tail(known, source, acknowledged, must_close)
+
+    def _from_index(self, known: SegmentState, source: Source) -> bool:
+        """Take the entries from the index, when there is one and nobody asked for every byte."""
+        found = read_index(source, source.size())
+        if found is None or known.prologue is None or not self._fits(known, *found):
+            return False
+        entries, known.scan.end = found
+        if self.thorough:
+            return False
+        known.indexed, known.closed, known.scan.at = entries, True, found[1]
+        if len(entries):
+            known.scan.number = int(entries["number"][-1]) + 1
+        known.scan.skip_lost()
+        return True
+
+    def _fits(self, known: SegmentState, entries: npt.NDArray[np.void], end: int) -> bool:
+        """Whether an index can be that of this segment: numbers without gaps but for lost ones, records in order and in the file."""
+        if not len(entries):
+            return True
+        scan = known.scan
+        numbers, offsets = entries["number"], entries["offset"]
+        lost = {first: last for first, last in scan.lost}
+        gaps = np.flatnonzero(np.diff(numbers) != 1)
+        known_gaps = all(lost.get(int(numbers[i]) + 1) == int(numbers[i + 1]) - 1 for i in gaps)
+        last = entries[-1]
+        if int(last["length"]) > end or int(last["offset"]) > end:
+            return False
+        inside = (
+            int(offsets[0]) >= scan.at
+            and int(last["offset"]) + record_bytes(int(last["offset"]), int(last["length"])) <= end
+        )
+        ordered = bool(np.all(offsets[1:] > offsets[:-1])) and bool(np.all(numbers[1:] > numbers[:-1]))
+        owned = bool(np.all(entries["segment"] == known.number)) and bool(np.all(entries["channel"] < scan.channels))
+        return known_gaps and inside and ordered and owned and int(numbers[0]) == scan.number
+
+    def _judge_tail(self, known: SegmentState, source: Source, acknowledged: int, must_close: bool) -> None:
+        scan, size = known.scan, source.size()
+        if scan.number <= acknowledged:
+            detail = f"messages {scan.number}..{acknowledged} are missing; the file ends at {size}"
+            known.damage.append(Damage(known.number, scan.at, 0, "missing", True, detail))
+        known.closed = scan.epilogue and self._closed(known, source, size)
+        if known.closed or (scan.at >= size and not must_close):
+            return
+        if must_close:
+            detail = "index, summary or footer are not whole; the messages before them are not touched"
+            known.damage.append(Damage(known.number, scan.at, size - scan.at, "index", False, detail))
+        elif source.nonzero(scan.at, size):
+            detail = scan.tail or "the end of the segment is not whole"
+            known.damage.append(Damage(known.number, scan.at, size - scan.at, "torn tail", False, detail))
+
+    def _closed(self, known: SegmentState, source: Source, size: int) -> bool:
+        found = read_index(source, size)
+        if found is None or known.prologue is None or found[1] != known.scan.at:
+            return False
+        if known.scan.damage and any(one.kind != "lost" for one in known.scan.damage):
+            return True  # the index knows messages that are damaged now
+        wanted = epilogue(known.prologue, self.manifest.channels, known.scan.entries, known.scan.at)
+        return size - known.scan.at == len(wanted) and bytes(source.take(known.scan.at, len(wanted))) == wanted
+
+    def _judge_end(self) -> None:
+        mark = self.watermark
+        if mark is not None and mark.closed and self.last > mark.written.number:
+            detail = f"watermark: it says closed at message {mark.written.number}, and there is message {self.last}"
+            self.damage.append(Damage(0, 0, 0, "watermark", False, detail))

@@ -1,0 +1,195 @@
+"""What a writer has acknowledged, in a file of its own that is small enough to be written as one.
+
+    0    slot 0   512 bytes: SLOT, zeros, CRC32C of the 508 bytes before     ┐ written in turn, so that
+    512  slot 1   the same                                                   ┘ one is whole at any moment
+
+A write of one slot is a write into the page cache: it survives kill -9. `sync` makes it survive power loss. The file is never renamed or
+truncated, so that the lock on it is the lock on the recording.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import struct
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from actscope.errors import RecordingError
+from actscope.store.checksum import crc32c_of
+from actscope.store.files import naming, write_all
+
+NAME = "watermark"
+SLOT_BYTES = 512
+FILE_BYTES = 2 * SLOT_BYTES
+SLOT = struct.Struct("<8sHHIIIQQIQQIQ")
+MAGIC = b"ACTSMARK"
+VERSION = 1
+CLOSED = 1
+RETRIES = 5  # of a read that may have met a write
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """The end of a message: its number, its segment, and the offset in that segment after it."""
+
+    number: int = 0
+    segment: int = 0
+    offset: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Watermark:
+    """One slot. Everything up to `written` survives kill -9, everything up to `durable` survives power loss."""
+
+    recording: int
+    manifest_crc: int
+    pid: int = 0
+    sequence: int = 0
+    closed: bool = False
+    written: Position = field(default=Position())
+    durable: Position = field(default=Position())
+
+    def write(self) -> bytes:
+        """The 512 bytes."""
+        flags = CLOSED if self.closed else 0
+        w, d = self.written, self.durable
+        fields = (self.pid, self.recording, self.manifest_crc, self.sequence)
+        places = (w.number, w.segment, w.offset, d.number, d.segment, d.offset)
+        body = SLOT.pack(MAGIC, VERSION, flags, *fields, *places).ljust(SLOT_BYTES - 4, b"\0")
+        return body + crc32c_of((body,)).to_bytes(4, "little")
+
+    @classmethod
+    def read(cls, data: bytes) -> Watermark | None:
+        """The slot in these bytes; None when it is not whole."""
+        if len(data) != SLOT_BYTES or crc32c_of((data[:-4],)).to_bytes(4, "little") != data[-4:]:
+            return None
+        magic, version, flags, pid, recording, crc, sequence, *places = SLOT.unpack_from(data)
+        if magic != MAGIC or version != VERSION or flags & ~CLOSED:
+            return None
+        return cls(recording, crc, pid, sequence, bool(flags), Position(*places[:3]), Position(*places[3:]))
+
+
+@dataclass(frozen=True, slots=True)
+class WatermarkState:
+    """What the file says: the newest whole slot, and what is wrong with the rest."""
+
+    newest: Watermark | None
+    fault: str = ""
+
+    @classmethod
+    def read(cls, directory: Path) -> WatermarkState:
+        """Look at the file; never raises for what is in it. A slot that is just being written is read again."""
+        path = directory / NAME
+        for _ in range(RETRIES):
+            try:
+                with path.open("rb") as file:
+                    state = cls.judge(file.read(FILE_BYTES + 1))
+            except FileNotFoundError:
+                return cls(None, "the file is missing")
+            except OSError as error:
+                raise RecordingError(f"{path}: reading failed: {error.strerror or error}") from error
+            if not state.fault:
+                break
+        return state
+
+    @classmethod
+    def judge(cls, data: bytes) -> WatermarkState:
+        """What these bytes say."""
+        slots = [Watermark.read(data[start : start + SLOT_BYTES]) for start in (0, SLOT_BYTES)]
+        whole = [slot for slot in slots if slot is not None]
+        newest = max(whole, key=lambda slot: slot.sequence, default=None)
+        if len(data) != FILE_BYTES:
+            return cls(
+                newest,
+                f"the file has {len(data)} bytes{'' if len(data) < FILE_BYTES else ' or more'}, not {FILE_BYTES}",
+            )
+        if len(whole) < 2:
+            names = [str(index) for index, slot in enumerate(slots) if slot is None]
+            return cls(newest, f"slot {' and '.join(names)} is not whole")
+        return cls(newest, _disagreement(whole[0], whole[1]))
+
+
+def _disagreement(a: Watermark, b: Watermark) -> str:
+    old, new = sorted((a, b), key=lambda slot: slot.sequence)
+    if (old.recording, old.manifest_crc) != (new.recording, new.manifest_crc):
+        return "the slots are of different recordings"
+    if new.sequence != old.sequence + 1 or new is not (a, b)[new.sequence % 2]:
+        return "the slots do not follow each other"
+    if new.closed and replace(old, sequence=new.sequence) != new:
+        return "only one slot says that the recording is closed"
+    return ""
+
+
+class WatermarkFile:
+    """The file, open for writing and locked against other writers. Used by one thread."""
+
+    def __init__(self, directory: Path, fd: int, state: Watermark) -> None:
+        self._fd = fd
+        self.path = directory / NAME
+        self.state = state
+
+    @classmethod
+    def create(cls, directory: Path, state: Watermark) -> WatermarkFile:
+        """A new file; RecordingError when there is one."""
+        path = directory / NAME
+        with naming(path, "creating"):
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
+        return cls._locked(directory, fd, state, fresh=True)
+
+    @classmethod
+    def open(cls, directory: Path) -> WatermarkFile:
+        """The file of a recording, made when it is missing; `state` is the newest whole slot, or an empty one."""
+        path = directory / NAME
+        with naming(path, "opening for writing"):
+            fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        return cls._locked(directory, fd, Watermark(0, 0), fresh=False)
+
+    @classmethod
+    def _locked(cls, directory: Path, fd: int, state: Watermark, *, fresh: bool) -> WatermarkFile:
+        try:
+            lock(fd, directory)
+            file = cls(directory, fd, WatermarkState.read(directory).newest or state)
+            if fresh:
+                file.settle(state)
+            return file
+        except BaseException:
+            os.close(fd)
+            raise
+
+    def put(self, state: Watermark) -> None:
+        """Write the next slot: what it says survives kill -9. OSError as the file system has it."""
+        state = replace(state, sequence=self.state.sequence + 1)
+        write_all(self._fd, state.write(), state.sequence % 2 * SLOT_BYTES)
+        self.state = state
+
+    def sync(self) -> None:
+        """What `put` wrote survives power loss."""
+        os.fdatasync(self._fd)
+
+    def settle(self, state: Watermark) -> None:
+        """Write both slots alike and make them durable: the state of a recording at rest."""
+        with naming(self.path, "writing"):
+            for _ in range(2):
+                self.put(state)
+                self.sync()
+            os.ftruncate(self._fd, FILE_BYTES)
+            os.fsync(self._fd)
+
+    def close(self) -> None:
+        """Give up the lock."""
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+
+def lock(fd: int, directory: Path) -> None:
+    """Be the only writer; RecordingError names the process that is."""
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        newest = WatermarkState.read(directory).newest
+        who = f"process {newest.pid}" if newest and newest.pid else "another process"
+        raise RecordingError(f"{directory}: {who} is writing this recording; close it there first") from error
+    except OSError as error:
+        raise RecordingError(f"{directory}: cannot be locked: {error.strerror or error}") from error

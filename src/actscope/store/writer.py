@@ -1,0 +1,306 @@
+"""The writer of a recording."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import threading
+import weakref
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from actscope.errors import RecordingError, RecordingPoisoned
+from actscope.store.buffers import PoolShape
+from actscope.store.checksum import crc32c_of
+from actscope.store.drain import Drain
+from actscope.store.files import naming, sync_directory
+from actscope.store.flow import Flow
+from actscope.store.layout import KEY_BYTES
+from actscope.store.manifest import Manifest, publish_manifest, read_manifest
+from actscope.store.options import StoreOptions, StoreStats
+from actscope.store.output import choose_direct, next_segment
+from actscope.store.stream import Stream
+from actscope.store.watermark import NAME as WATERMARK
+from actscope.store.watermark import Watermark, WatermarkFile
+
+_open: weakref.WeakSet[Store] = weakref.WeakSet()
+
+
+class Store:
+    """A durable, append-only log of opaque messages, written by one process.
+
+    `append` may be called by many threads; one thread of the store writes. Two promises, which callers must not mix up:
+
+        number <= written   the message survives kill -9 of this process
+        number <= durable   the message survives power loss
+
+    After a failed write or fsync the store is poisoned: `append`, `sync` and `wait_written` raise RecordingPoisoned, nothing more is
+    written, and what was acknowledged stays. A store that is dropped without `close` writes what it accepted and leaves a recording that
+    `recover` closes. A fork()ed child must not use its parent's store; the lock stays with the parent.
+    """
+
+    def __init__(self, path: Path, manifest: Manifest, mark: WatermarkFile, options: StoreOptions) -> None:
+        """Use `create` or `resume`."""
+        self.path = path
+        self._manifest = manifest
+        self._channels = {name: index for index, name in enumerate(manifest.channels)}
+        self._mark = mark
+        self._pid = os.getpid()
+        self.direct, self.direct_reason = choose_direct(path, options.direct)
+        start = mark.state.written
+        self._flow = Flow(PoolShape.within(options.buffer_bytes), start)
+        self._stream = Stream(
+            self._flow, manifest, options.segment_bytes, self.direct, start.number, next_segment(path)
+        )
+        self._lock = threading.Lock()
+        self._closed = False
+        self._first = start.number
+        self._drain = _start(path, self._flow, mark, options, self.direct, self._stream, self._lock)
+        self._finalizer = weakref.finalize(
+            self, _abandon, self._pid, self._flow, self._stream, self._lock, self._drain, mark
+        )
+        _open.add(self)
+
+    @classmethod
+    def create(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        manifest: dict[str, Any],
+        channels: Sequence[str],
+        options: StoreOptions | None = None,
+    ) -> Store:
+        """A new recording in a directory that does not exist or is empty; RecordingError otherwise."""
+        directory = Path(path)
+        whole = Manifest.make(secrets.randbits(32), channels, manifest)
+        with naming(directory, "creating"):
+            directory.mkdir(parents=True, exist_ok=True)
+            if any(directory.iterdir()):
+                raise RecordingError(
+                    f"{directory}: not empty; choose another place, or resume the recording that is there"
+                )
+        mark = WatermarkFile.create(directory, Watermark(whole.recording, whole.crc, os.getpid()))
+        with _closing_on_error(mark):
+            store = cls(directory, whole, mark, options or StoreOptions())
+            publish_manifest(directory, whole)
+            with naming(directory.parent, "fsync"):
+                sync_directory(directory.parent)
+            return store
+
+    @classmethod
+    def resume(cls, path: str | os.PathLike[str], *, options: StoreOptions | None = None) -> Store:
+        """Go on with a recording that was closed or recovered, in a new segment.
+
+        RecordingError when another process writes it, or when it was not closed: run `recover` first.
+        """
+        directory = Path(path)
+        whole = _manifest_of(directory)
+        with naming(directory / WATERMARK, "looking"):
+            (directory / WATERMARK).stat()
+        mark = WatermarkFile.open(directory)
+        with _closing_on_error(mark):
+            state = mark.state
+            if not state.closed or (state.recording, state.manifest_crc) != (whole.recording, whole.crc):
+                raise RecordingError(f"{directory}: was not closed; `recover` it first, then resume")
+            if next_segment(directory) <= state.written.segment:
+                raise RecordingError(f"{directory}: segment {state.written.segment} is missing; `recover` it first")
+            mark.settle(replace(state, closed=False, pid=os.getpid()))
+            return cls(directory, whole, mark, options or StoreOptions())
+
+    def append(self, channel: str, key: bytes, parts: Sequence[bytes | memoryview], time_ns: int) -> int:
+        """Accept one message, whose body is the parts one after the other; returns its number, from 1, without gaps.
+
+        Copies once, so the parts may be changed afterwards, not meanwhile. Blocks while the buffers are full.
+        RecordingPoisoned after a failed write or fsync; RecordingError for a channel, key or time that cannot be stored.
+        """
+        index = self._channels.get(channel)
+        if index is None:
+            raise RecordingError(f"channel {channel!r} is not one of this recording's: {list(self._channels)[:8]}")
+        if len(key) != KEY_BYTES or not 0 <= time_ns < 1 << 63:
+            raise RecordingError(
+                f"a key has {KEY_BYTES} bytes, this has {len(key)}; a time is 0 .. 2**63 ns, this is {time_ns}"
+            )
+        views = list(_flat(parts))
+        length = sum(map(len, views))
+        crc = crc32c_of(views)
+        with self._lock:
+            self._check()
+            return self._stream.message(index, bytes(key), views, length, crc, time_ns)
+
+    @property
+    def written(self) -> int:
+        """Every message up to this number survives kill -9 of this process."""
+        return self._flow.written.number
+
+    @property
+    def durable(self) -> int:
+        """Every message up to this number survives power loss."""
+        return self._flow.durable.number
+
+    @property
+    def poisoned(self) -> Exception | None:
+        """The error that ended writing, or None."""
+        return self._flow.error
+
+    def wait_written(self, number: int, timeout: float | None = None) -> None:
+        """Until `written` has reached `number`. RecordingPoisoned when it never will, TimeoutError after `timeout` seconds."""
+        if number > self._flow.accepted:
+            raise RecordingError(f"message {number} was never appended; the last is {self._flow.accepted}")
+        if self.written < number:
+            self._push(timeout)
+        self._flow.wait(lambda: self.written >= number, timeout, f"waiting for message {number} to be written")
+
+    def sync(self, timeout: float | None = None) -> int:
+        """Everything appended so far is durable on return; returns the last number. RecordingPoisoned, TimeoutError."""
+        number = self._flow.accepted
+        if self.durable < number:
+            self._push(timeout)
+            self._flow.want(number)
+        self._flow.wait(lambda: self.durable >= number, timeout, f"making message {number} durable")
+        return number
+
+    def stats(self) -> StoreStats:
+        """Counts since this writer began."""
+        flow = self._flow
+        with flow.changed:
+            return StoreStats(
+                messages=flow.accepted - self._first,
+                bytes=flow.bytes,
+                segments=flow.segments,
+                buffered_bytes=flow.buffered + self._stream.buffered(),
+                buffered_bytes_max=flow.buffered_max,
+                syncs=flow.syncs,
+                seconds_blocked=flow.seconds_blocked,
+            )
+
+    def close(self) -> None:
+        """Finish the segment (index, MCAP summary), make everything durable, say so in the watermark, give up the lock.
+
+        RecordingPoisoned when something that was appended could not be made durable. A second call does nothing.
+        """
+        if self._closed or os.getpid() != self._pid:
+            return
+        try:
+            with self._lock:
+                self._closed = True
+                if self.poisoned is None:
+                    self._stream.finish()
+        finally:
+            self._finalizer.detach()
+            self._flow.stop()
+            self._drain.join()
+            try:
+                self._settle()
+            finally:
+                self._mark.close()
+
+    def __enter__(self) -> Store:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _settle(self) -> None:
+        self._flow.wait(lambda: self.poisoned is None, 0, "closing")
+        self._mark.settle(
+            replace(self._mark.state, closed=True, durable=self._flow.written, written=self._flow.written)
+        )
+
+    def _push(self, timeout: float | None) -> None:
+        if not self._lock.acquire(timeout=-1 if timeout is None else timeout):
+            raise TimeoutError(f"{self.path}: an append that waits for room held the buffers for {timeout} s")
+        try:
+            self._check()
+            self._stream.flush()
+        finally:
+            self._lock.release()
+
+    def _check(self) -> None:
+        if os.getpid() != self._pid:
+            raise RecordingError(f"{self.path}: belongs to process {self._pid}; a fork()ed child must not write to it")
+        if self._closed:
+            raise RecordingError(f"{self.path}: this writer is closed")
+
+    def _forked(self) -> None:
+        self._mark.close()  # a child that lives on must not keep the lock
+
+
+def _flat(parts: Iterable[bytes | memoryview]) -> Iterator[memoryview]:
+    for part in parts:
+        view = memoryview(part)
+        if view.nbytes:
+            yield view if view.format == "B" and view.ndim == 1 and view.contiguous else view.cast("B")
+
+
+def _manifest_of(directory: Path) -> Manifest:
+    try:
+        return read_manifest(directory)
+    except FileNotFoundError as error:
+        raise RecordingError(
+            f"{directory}: no manifest.json, so not a recording, or a damaged one: `recover` it"
+        ) from error
+
+
+@contextmanager
+def _closing_on_error(mark: WatermarkFile) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        mark.close()
+        raise
+
+
+def _start(
+    path: Path,
+    flow: Flow,
+    mark: WatermarkFile,
+    options: StoreOptions,
+    direct: bool,
+    stream: Stream,
+    lock: threading.Lock,
+) -> threading.Thread:
+    def flush() -> bool:
+        if not lock.acquire(blocking=False):
+            return False
+        try:
+            return stream.flush()
+        finally:
+            lock.release()
+
+    drain = Drain(path, flow, mark, options, direct, flush)
+    thread = threading.Thread(target=drain.run, name="actscope-store", daemon=True)
+    thread.start()
+    return thread
+
+
+def _abandon(
+    pid: int, flow: Flow, stream: Stream, lock: threading.Lock, drain: threading.Thread, mark: WatermarkFile
+) -> None:
+    """A store was dropped, or the interpreter ends: write what was accepted, without closing the recording."""
+    if os.getpid() != pid:
+        return
+    if lock.acquire(timeout=1.0):
+        try:
+            if flow.error is None:
+                stream.flush()
+        except RecordingPoisoned:
+            pass  # the drain failed meanwhile: nothing more can be kept
+        finally:
+            lock.release()
+    flow.stop()
+    drain.join(timeout=60.0)
+    mark.close()
+
+
+def _after_fork() -> None:
+    for store in list(_open):
+        store._forked()
+
+
+os.register_at_fork(after_in_child=_after_fork)
