@@ -12,7 +12,7 @@ import actscope
 ROOT = Path(actscope.__file__).parent
 #: Rooms of one layer may import lower layers and themselves, not each other.
 LAYERS = {
-    0: ("errors", "sites", "frames", "settings", "clock"),
+    0: ("errors", "sites", "frames", "settings", "sampling", "clock"),
     1: ("codecs", "store", "ring", "probes", "metrics"),
     2: ("taps", "recording"),
     3: ("engines", "analysis", "feed", "gateway", "harvest"),

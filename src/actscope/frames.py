@@ -97,6 +97,27 @@ class Sink(Protocol):
     def close(self) -> None: ...
 
 
+@dataclass(frozen=True, slots=True)
+class TeeSink:
+    """Hands every step to several sinks, in their order, each of which keeps the rule that `write` does not raise.
+
+    The rows are shared: no sink may change them. `stats` are the first one's.
+    """
+
+    sinks: tuple[Sink, ...]
+
+    def write(self, step: Step, frames: list[Frame]) -> None:
+        for sink in self.sinks:
+            sink.write(step, frames)
+
+    def stats(self) -> SinkStats:
+        return self.sinks[0].stats()
+
+    def close(self) -> None:
+        for sink in self.sinks:
+            sink.close()
+
+
 @dataclass
 class ListSink:
     """A sink that keeps everything in memory, copied; for tests and for short offline captures."""

@@ -6,24 +6,33 @@
 Selection grammar, comma separated:
 
     all | 0,7,15 | -1 | first,middle,last | 10-20 | 10-20:2 | 19.mlp_out | layers.19.resid_post | embed
+
+Where a model is at hand (`actscope.taps.anatomy.resolve`), a selection may also name modules by their path, with
+globs: `model.layers.*.mlp`, `encoder.**.dense`. `*` stays within one part of a path, `**` does not; `:in` at the end
+stands for what goes into the module, instead of what comes out.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 
 from actscope.errors import SiteError
 
 POINTS = ("resid_pre", "attn_out", "mlp_out", "resid_post")
 OUTER = ("embed", "final_norm")
+#: Ends the name of a site that is a module's input.
+INPUT = ":in"
 
 _ITEM = re.compile(r"^(?:layers\.)?(?P<layers>all|first|middle|last|-?\d+|\d+-\d+(?::\d+)?)(?:\.(?P<point>\w+))?$")
+_GLOB = {"**": r".*", "*": r"[^.]*", "?": r"[^.]"}
 
 
 @dataclass(frozen=True, slots=True, order=True)
 class Site:
-    """A point of the model. `layer` is None for the two outer points."""
+    """A point of the model. `layer` is None for the two outer points, and where `point` is the path of a module."""
 
     layer: int | None
     point: str
@@ -32,12 +41,21 @@ class Site:
     def name(self) -> str:
         return self.point if self.layer is None else f"layers.{self.layer}.{self.point}"
 
+    @property
+    def is_module(self) -> bool:
+        """Whether this is a module's output, or input, named by its path."""
+        return self.layer is None and self.point not in OUTER
+
     def __str__(self) -> str:
         return self.name
 
     @classmethod
     def parse(cls, name: str) -> Site:
-        """Read a full site name; raises SiteError for anything else."""
+        """Read a full site name; raises SiteError for anything else.
+
+        Paths of modules are not accepted: what a module is called can only be checked against a model (see
+        `actscope.taps.anatomy.resolve`), and a misspelled point must not pass for one.
+        """
         if name in OUTER:
             return cls(None, name)
         match = re.fullmatch(r"layers\.(\d+)\.(\w+)", name)
@@ -49,18 +67,60 @@ class Site:
         return cls(int(match[1]), match[2])
 
 
-def select(selection: str, n_layers: int, point: str = "resid_post") -> tuple[Site, ...]:
+def select(selection: str, n_layers: int, point: str | Sequence[str] = "resid_post") -> tuple[Site, ...]:
     """Sites that `selection` names in a model of `n_layers` blocks, in model order, without repeats.
 
-    `point` is used where the selection names only layers. Raises SiteError, naming the item, when an item
-    cannot be read or lies outside the model.
+    `point`, or each of several, is used where the selection names only layers. Raises SiteError, naming the item, when
+    an item cannot be read or lies outside the model.
     """
+    points = (point,) if isinstance(point, str) else tuple(point)
     found: set[Site] = set()
-    for item in filter(None, (part.strip() for part in selection.split(","))):
-        found.update(_select_item(item, n_layers, point))
-    if not found:
+    for item in items_of(selection):
+        found.update(_select_item(item, n_layers, points))
+    return in_model_order(found)
+
+
+def items_of(selection: str) -> list[str]:
+    """The items of a selection. Raises SiteError when there is none."""
+    items = [item for part in selection.split(",") if (item := part.strip())]
+    if not items:
         raise SiteError(f"selection {selection!r} names no site; try 'all', 'first,middle,last' or '0,7,15'")
-    return tuple(sorted(found, key=_model_order))
+    return items
+
+
+def in_model_order(sites: Iterable[Site]) -> tuple[Site, ...]:
+    """The sites once each: embed, blocks and their points from first to last, final_norm."""
+    return tuple(sorted(set(sites), key=_model_order))
+
+
+def is_named(item: str) -> bool:
+    """Whether an item of a selection names layers or outer points, rather than a module by its path."""
+    match = _ITEM.match(item)
+    return item in OUTER or (match is not None and (match["point"] is None or match["point"] in POINTS))
+
+
+def match_modules(item: str, paths: Sequence[str]) -> list[str]:
+    """The module paths, of those given and in their order, that an item of a selection names.
+
+    Raises SiteError, naming near misses, when there is none.
+    """
+    pattern = item.removesuffix(INPUT)
+    parts = re.split(r"(\*\*|\*|\?)", pattern)
+    compiled = re.compile("".join(_GLOB.get(part) or re.escape(part) for part in parts))
+    found = [path for path in paths if path and compiled.fullmatch(path)]
+    if not found:
+        raise SiteError(f"site {item!r}: there is no such module, nor such a point{_near(pattern, paths)}")
+    return found
+
+
+def _near(pattern: str, paths: Sequence[str]) -> str:
+    """What was perhaps meant: paths, with numbers made globs where the pattern has one, and points of blocks."""
+    known = [re.sub(r"\b\d+\b", "*", path) for path in paths] if "*" in pattern else list(paths)
+    layer = re.match(r"^(?:layers\.)?(-?\d+|all)\.", pattern)
+    named = [f"{layer[0]}{point}" for point in POINTS] if layer else [*OUTER, *POINTS]
+    near = get_close_matches(pattern, dict.fromkeys([*named, *known]), n=3, cutoff=0.6)
+    hint = f"; did you mean {' or '.join(near)}?" if near else "; list them with: model.named_modules()"
+    return f"{hint} Points of a block are {', '.join(POINTS)}; outer points are {', '.join(OUTER)}"
 
 
 def _model_order(site: Site) -> tuple[float, int]:
@@ -69,18 +129,18 @@ def _model_order(site: Site) -> tuple[float, int]:
     return (site.layer, POINTS.index(site.point))
 
 
-def _select_item(item: str, n_layers: int, default_point: str) -> list[Site]:
+def _select_item(item: str, n_layers: int, default_points: tuple[str, ...]) -> list[Site]:
     if item in OUTER:
         return [Site(None, item)]
     match = _ITEM.match(item)
-    point = (match["point"] or default_point) if match else ""
-    if match is None or point not in POINTS:
+    points = ((match["point"],) if match["point"] else default_points) if match else ()
+    if match is None or not points or any(point not in POINTS for point in points):
         raise SiteError(f"cannot read {item!r}: expected e.g. 7, -1, 10-20:2, all, first, middle, last, 19.mlp_out")
     layers = _layers(match["layers"], n_layers)
     outside = [layer for layer in layers if not 0 <= layer < n_layers]
     if outside or not layers:
         raise SiteError(f"{item!r} lies outside this model, which has layers 0 to {n_layers - 1}")
-    return [Site(layer, point) for layer in layers]
+    return [Site(layer, point) for layer in layers for point in points]
 
 
 def _layers(text: str, n_layers: int) -> list[int]:

@@ -6,10 +6,12 @@ import json
 import os
 import signal
 import subprocess
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import typer
 from serving import COMMAND, serving
 from typer.testing import CliRunner
 
@@ -63,8 +65,16 @@ def test_an_unknown_model_is_one_clear_message_and_exit_code_2() -> None:
     assert "Traceback" not in done.stderr
 
 
-PROBE_COMMANDS = [["probe", name] for name in ("list", "train", "test", "add", "remove")]
-COMMANDS = [["demo"], ["serve"], ["gateway"], ["watch"], ["bench"], ["doctor"], *PROBE_COMMANDS]
+def every_command(group: Any, *path: str) -> list[list[str]]:
+    """The words that call each command, those of groups included."""
+    return [
+        words
+        for name, command in group.commands.items()
+        for words in (every_command(command, *path, name) if hasattr(command, "commands") else [[*path, name]])
+    ]
+
+
+COMMANDS = every_command(typer.main.get_command(app))
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import builtins
 import json
-import resource
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -102,7 +103,7 @@ def test_zarr_arrays_are_chunked_zstd_and_what_was_computed(ran: Any, tmp_path: 
         rows = root[site]["rows"]
         assert root[site].attrs["dtype"] == str(truth.rows(site).dtype).removeprefix("torch.")
         assert rows.metadata.zarr_format == 3 and "zstd" in str(rows.compressors).lower()
-        assert 1 < rows.nchunks
+        assert rows.nchunks > 1
         np.testing.assert_array_equal(rows[:].astype(np.float32), truth.rows(site).float().numpy())
         check_labels(truth, lambda column, site=site: root[site][column][:], recording.requests)
 
@@ -218,7 +219,7 @@ def test_progress_ends_at_its_total(real: Recording, tmp_path: Path) -> None:
     for form in FORMATS:
         seen: list[tuple[str, int, int]] = []
         export(real, tmp_path / form, form, options=SMALL, progress=lambda *said, seen=seen: seen.append(said))
-        assert len(seen) > 1 and seen[-1][1] == seen[-1][2]
+        assert len(seen) > (form != "packets") and seen[-1][1] == seen[-1][2]
         assert [done for _, done, _ in seen] == sorted(done for _, done, _ in seen)
 
 
@@ -259,13 +260,6 @@ def test_a_sites_name_never_leads_out_of_the_folder(tmp_path: Path) -> None:
     for form in ("npy", "zarr", "parquet", "safetensors"):
         export(recording, tmp_path / "in" / form, form)
     assert {p.name for p in tmp_path.iterdir()} == {"rec", "in"}
-    for site in sites:
-        names = (
-            {name for name in (tmp_path / "in/npy").iterdir() if np.array_equal(np.load(name), rows_of(step, site))}
-            if False
-            else set()
-        )
-        assert not names
     loaded = {p.name: np.load(p) for p in (tmp_path / "in/npy").glob("*.npy") if ".labels." not in p.name}
     assert len(loaded) == len(sites)
     for site in sites:
@@ -273,40 +267,30 @@ def test_a_sites_name_never_leads_out_of_the_folder(tmp_path: Path) -> None:
 
 
 def test_memory_is_bounded_by_chunks_not_by_the_recording(tmp_path: Path) -> None:
-    """A child exports 96 MiB of rows in 1 MiB chunks, to each form; its memory grows by far less."""
-    import subprocess
-
+    """A child exports 192 MiB of rows to each form; its memory grows by far less: 64 MiB of decoded blocks, and chunks."""
     path = tmp_path / "big.acts"
-    rows = np.random.default_rng(0).standard_normal((4096, 1024)).astype(np.float32)
-    with Recorder.create(path, RecordingSpec(("embed", "final_norm"), codec="none")) as recorder:
-        for number in range(1, 4):
-            step = step_of(number, [("r", 4096 * (number - 1), 4096)])
-            recorder.write(step, [Frame("embed", rows.copy()), Frame("final_norm", rows.copy())])
+    rows = np.random.default_rng(0).standard_normal((6144, 1024)).astype(np.float32)
+    with Recorder.create(path, RecordingSpec(("embed",), codec="none")) as recorder:
+        for number in range(8):
+            step = step_of(number + 1, [("r", len(rows) * number, len(rows))])
+            recorder.write(step, [Frame("embed", rows.copy())])
     code = """
-import resource, sys
-from actscope.recording.export import ExportOptions, export
+import sys
+from pathlib import Path
+from actscope.recording.export import ExportOptions, Selection, export
 from actscope.recording.reader import Recording
-import zarr, pyarrow.parquet
-recording = Recording.open(sys.argv[1])
-export(recording, sys.argv[2] + "/warm", sys.argv[3], __import__("actscope.recording.export").recording.export.Selection(positions=slice(0, 10)))
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-export(recording, sys.argv[2] + "/out", sys.argv[3], options=ExportOptions(chunk_bytes=1 << 20))
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+recording, to, form = Recording.open(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
+export(recording, to / "warm", form, Selection(positions=slice(0, 10)))
+def peak():  # of this very program, unlike ru_maxrss, which outlives exec
+    return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])
+before = peak()
+export(recording, to / "out", form, options=ExportOptions(chunk_bytes=1 << 20))
+print(peak() - before)
 """
     grown = {}
     for form in FORMATS:
         (tmp_path / form).mkdir()
-        done = subprocess.run(
-            [sys.executable, "-c", code, str(path), str(tmp_path / form), form],
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        grown[form] = int(done.stdout) >> 10
-    bound = {
-        form: 176 if form == "packets" else 88 for form in FORMATS
-    }  # MiB: 64 of decoded blocks are kept, packets hold a window
-    assert all(grown[form] < bound[form] for form in FORMATS), grown
-
-
-assert resource
+        command = [sys.executable, "-c", code, str(path), str(tmp_path / form), form]
+        grown[form] = int(subprocess.run(command, capture_output=True, text=True, check=True).stdout) >> 10
+        shutil.rmtree(tmp_path / form)
+    assert all(mib < 130 for mib in grown.values()), grown

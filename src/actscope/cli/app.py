@@ -7,7 +7,22 @@ from typing import Annotated
 import typer
 
 from actscope import __version__
-from actscope.cli import bench, demo, doctor, gateway, probe, serve, watch
+from actscope.cli import (
+    analyze,
+    bench,
+    demo,
+    doctor,
+    export,
+    gateway,
+    import_,
+    info,
+    probe,
+    recover,
+    replay,
+    serve,
+    verify,
+    watch,
+)
 
 app = typer.Typer(
     name="actscope",
@@ -33,5 +48,12 @@ app.command("serve")(serve.serve)
 app.command("gateway")(gateway.gateway)
 app.command("watch")(watch.watch)
 app.add_typer(probe.app, name="probe")
+app.command("info")(info.info)
+app.command("verify")(verify.verify)
+app.command("recover")(recover.recover)
+app.command("export")(export.export)
+app.command("import")(import_.import_)
+app.command("replay")(replay.replay)
+app.command("analyze")(analyze.analyze)
 app.command("bench")(bench.bench)
 app.command("doctor")(doctor.doctor)

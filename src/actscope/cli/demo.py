@@ -25,13 +25,32 @@ def demo(
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
     threads: options.Threads = 0,
+    record: options.Record = None,
+    record_sites: options.RecordSites = "first,middle,last",
+    record_codec: options.RecordCodec = "lossless",
+    keep_recent: options.KeepRecent = "1GB",
+    keep_minutes: options.KeepMinutes = 0.0,
+    keep_on_disk: options.KeepOnDisk = None,
+    trigger: options.Trigger = None,
+    sample: options.Sample = 0.0,
     browser: options.Browser = True,
 ) -> None:
     """Talk to a model and watch its probes live, in the browser: built-in model, gateway and scope in one command.
 
     Example: actscope demo --once "Tell me about a fox in the snow" --json
     """
-    engine = engine_settings(model, probes, device=device, dtype=dtype, threads=threads, train_probes=train_probes)
+    recording = options.recording_settings(
+        record, record_sites, record_codec, keep_recent, keep_minutes, keep_on_disk, trigger, sample
+    )
+    engine = engine_settings(
+        model,
+        probes,
+        device=device,
+        dtype=dtype,
+        threads=threads,
+        train_probes=train_probes,
+        recording=recording,
+    )
     if not once:
         gateway = options.gateway_settings("127.0.0.1", port, "", None, None, engine.card_id)
         serve(engine, gateway, browser=browser and options.can_show_a_browser())

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -20,11 +21,19 @@ from actscope.probes import find_probes
 
 
 def engine_settings(
-    model: str, probes: list[Path] | None, *, device: str, dtype: str, threads: int, train_probes: bool
+    model: str,
+    probes: list[Path] | None,
+    *,
+    device: str,
+    dtype: str,
+    threads: int,
+    train_probes: bool,
+    recording: dict[str, Any] | None = None,
 ) -> EngineSettings:
     """Settings of an engine with the probes that were named; else those that lie in ./probes/<model>, or came with the model.
 
-    Where there are none and `train_probes` is set, the engine trains some on the built-in text and keeps them.
+    Where there are none and `train_probes` is set, the engine trains some on the built-in text and keeps them. `recording`
+    is what `options.recording_settings` gives.
     """
     for directory in probes or ():
         _check_has_probes(directory)
@@ -38,6 +47,7 @@ def engine_settings(
         device=device,
         dtype=dtype,
         threads=threads,
+        **(recording or {}),
     )
 
 
@@ -76,7 +86,7 @@ def serve(engine: EngineSettings, gateway: GatewaySettings, *, browser: bool) ->
     from actscope.gateway.server import open_server
 
     server = open_server(gateway)
-    server.on_started = lambda taken: announce(taken, engine.model, browser=browser)
+    server.on_started = lambda taken: announce(taken, engine.model, browser=browser, record=engine.record)
     ended = threading.Event()
 
     def watch_engine(process: EngineProcess) -> None:
@@ -111,14 +121,15 @@ def gateway_in_background(settings: GatewaySettings) -> Iterator[GatewaySettings
         thread.join()
 
 
-def announce(settings: GatewaySettings, model: str, *, browser: bool) -> None:
+def announce(settings: GatewaySettings, model: str, *, browser: bool, record: str = "") -> None:
     """Say where to look, and open the page."""
     base = settings.link.split("/?", 1)[0]
+    kept = f"  keeps    what you mark, in {record}   (actscope mark --last)\n" if record else ""
     print(
         f"\n  actscope is watching {model}\n\n"
         f"  page     {settings.link}\n"
         f"  API      {base}/v1   (OpenAI-compatible)\n"
-        f"  api_key  {settings.token}\n\n"
+        f"  api_key  {settings.token}\n{kept}\n"
         "  Ctrl-C stops it.\n",
         file=sys.stderr,
         flush=True,

@@ -21,6 +21,14 @@ def serve(
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
     threads: options.Threads = 0,
+    record: options.Record = None,
+    record_sites: options.RecordSites = "first,middle,last",
+    record_codec: options.RecordCodec = "lossless",
+    keep_recent: options.KeepRecent = "1GB",
+    keep_minutes: options.KeepMinutes = 0.0,
+    keep_on_disk: options.KeepOnDisk = None,
+    trigger: options.Trigger = None,
+    sample: options.Sample = 0.0,
     browser: options.Browser = False,
 ) -> None:
     """Serve a transformers model with live probes: an OpenAI-compatible API and the scope, on one port.
@@ -28,10 +36,23 @@ def serve(
     Probes are read from --probes, else from ./probes/MODEL, else the ones that came with the model are used, else some are
     trained on the built-in text (once; they are kept).
 
+    With --record, the rows of --record-sites of everything recent stay at hand (up to --keep-recent and --keep-minutes).
+    What is marked, by `actscope mark`, the page, a --trigger or --sample, goes to the recording with its history; the rest
+    is forgotten.
+
     Example: actscope serve Qwen/Qwen2-0.5B-Instruct --probes my-probes
     """
+    recording = options.recording_settings(
+        record, record_sites, record_codec, keep_recent, keep_minutes, keep_on_disk, trigger, sample
+    )
     engine = running.engine_settings(
-        model, probes, device=device, dtype=dtype, threads=threads, train_probes=train_probes
+        model,
+        probes,
+        device=device,
+        dtype=dtype,
+        threads=threads,
+        train_probes=train_probes,
+        recording=recording,
     )
     gateway = options.gateway_settings(host, port, token, allow_host, cors_origin, engine.card_id)
     running.serve(engine, gateway, browser=browser)

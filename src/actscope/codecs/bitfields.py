@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from actscope.codecs.scratch import borrowed
+
 LOW_BITS = (0, 1, 2, 4, 8, 12, 16)
 
 
@@ -28,12 +30,12 @@ def cut(q: np.ndarray, k: int, low: list[np.ndarray], top: np.ndarray) -> None:
     rest = q
     for plane in low[: k // 8]:
         np.copyto(plane, rest, casting="unsafe")
-        rest = rest >> 8
+        rest = np.right_shift(rest, 8, out=borrowed("shifted", q.shape, q.dtype))
     if k % 8:
         field = low[-1]
         np.copyto(field, rest, casting="unsafe")
         field &= (1 << k % 8) - 1
-        rest = rest >> k % 8
+        rest = np.right_shift(rest, k % 8, out=borrowed("shifted", q.shape, q.dtype))
     np.copyto(top, rest, casting="unsafe")
 
 
@@ -41,18 +43,19 @@ def joined(top: np.ndarray, low: list[np.ndarray], k: int, out: np.ndarray) -> N
     """What `cut` took apart, into integers `out` [m]."""
     np.copyto(out, top)
     if k % 8:
-        out <<= k % 8
+        out *= 1 << k % 8  # a multiplication is vectorised, a shift is not
         out |= low[-1]
     for plane in reversed(low[: k // 8]):
-        out <<= 8
+        out *= 256
         out |= plane
 
 
 def pack(fields: np.ndarray, bits: int, out: np.ndarray) -> None:
     """Fields, uint8 [m] each below 1 << bits, into uint8 [packed_size]."""
-    padded = np.zeros(out.size * (8 // bits), np.uint8) if fields.size < out.size * (8 // bits) else fields
-    padded[: fields.size] = fields
-    stretches = padded.view(np.uint64).reshape(8 // bits, -1)
+    room = out.size * (8 // bits)
+    if fields.size < room:
+        fields = np.concatenate([fields, np.zeros(room - fields.size, np.uint8)])
+    stretches = fields.view(np.uint64).reshape(8 // bits, -1)
     words = out.view(np.uint64)
     np.copyto(words, stretches[0])
     for i, stretch in enumerate(stretches[1:], 1):

@@ -44,16 +44,20 @@ def itemsize(dtype: str) -> int:
     return carrier(dtype).itemsize
 
 
-def to_float32(rows: np.ndarray, dtype: str) -> np.ndarray:
+def to_float32(rows: np.ndarray, dtype: str, out: np.ndarray | None = None) -> np.ndarray:
     """Rows as float32 of the same shape: exact for bfloat16 and float16, rounded for float64 and wide integers.
 
-    float32 rows come back as they are, not copied.
+    float32 rows come back as they are, not copied; others lie in `out`, float32, where it is given.
     """
-    if dtype != "bfloat16":
-        return rows.astype(np.float32, copy=False)
-    wide = rows.astype(np.uint32)
-    wide <<= 16
-    return wide.view(np.float32)
+    if rows.dtype == np.float32:
+        return rows
+    wide = np.empty(rows.shape, np.float32) if out is None else out
+    if dtype == "bfloat16":
+        np.left_shift(rows, 16, out=wide.view(np.uint32), dtype=np.uint32)
+    else:
+        with np.errstate(over="ignore"):
+            np.copyto(wide, rows, casting="same_kind" if rows.dtype.kind == "f" else "unsafe")
+    return wide
 
 
 def from_float32(rows: np.ndarray, dtype: str) -> np.ndarray:
@@ -62,13 +66,12 @@ def from_float32(rows: np.ndarray, dtype: str) -> np.ndarray:
         with np.errstate(over="ignore"):
             return rows.astype(carrier(dtype), copy=False)
     bits = rows.view(np.uint32)
-    rounded = (bits >> 16) & 1
-    rounded += 0x7FFF
-    rounded += bits
-    rounded >>= 16
-    narrow = rounded.astype(np.uint16)
-    odd = np.isnan(rows)
-    if odd.any():  # adding to a NaN's bits could carry it into infinity or zero
+    moved = (bits >> 16) & 1
+    moved += 0x7FFF
+    moved += bits
+    narrow = (moved >> 16).astype(np.uint16)
+    if rows.size and np.isnan(rows.max()):  # rounding could carry a NaN's bits into infinity or zero
+        odd = np.isnan(rows)
         narrow[odd] = (bits[odd] >> 16).astype(np.uint16) | 0x40
     return narrow
 

@@ -4,11 +4,10 @@ Rows are quantised with a step of their own (see `quantizer`) and each is measur
 over the bound is done again with a smaller step. Rows that no step brings under it, and those with NaN, infinity or
 nothing in them, are kept exactly. Then the payload is decoded, and the errors reported are those of what came back.
 
-    head        version u8, k u8, flags u8 (1: means, 2: channels ordered), 0 u8, escapes u32
+    head        version u8, k u8, bytes of an integer u8 (2 or 4), 0 u8, escapes u32
     steps       upper halves of float32, one for each row, low bytes and then high bytes; 0: the row is kept exactly
-    [means]     upper halves of float32, one for each channel
-    [order]     u16, one for each channel
-    integers    see `integer_planes`
+    centres     an integer for each channel
+    integers    what is left when the centres are taken off; see `integer_planes`
     [exact]     payload of codec `lossless`, of the rows whose step is 0, in order
 """
 
@@ -23,13 +22,14 @@ import numpy as np
 
 from actscope.codecs.bitfields import LOW_BITS
 from actscope.codecs.contract import Encoded
-from actscope.codecs.dtypes import FLOATS, carrier, checked_rows, from_float32, to_float32
+from actscope.codecs.dtypes import FLOATS, carrier, checked_rows, to_float32
 from actscope.codecs.integer_planes import MOST_ELEMENTS, IntegerPlanes, chunk_rows
 from actscope.codecs.lossless import Lossless, decode_lossless
 from actscope.codecs.packing import Buffer
 from actscope.codecs.planes import PlaneReader, PlaneWriter
 from actscope.codecs.quantizer import (
     Plan,
+    narrowed,
     planned,
     quantised,
     reconstructed,
@@ -48,7 +48,7 @@ ERROR_BOUNDED = 6
 BOUNDS = (1e-6, 0.5)
 _HEAD = struct.Struct("<BBBBI")
 _VERSION = 1
-_MEANS, _ORDER = 1, 2
+_INTEGERS: dict[int, np.dtype[Any]] = {2: np.dtype("<i2"), 4: np.dtype("<i4")}
 #: Sums of squares are float32: the bound that they are held to is this much smaller, so that the true error keeps to B.
 _MARGIN = 1 - 2**-12
 #: How many rows should come out under the bound at the first try: more, and steps are finer than need be.
@@ -66,7 +66,7 @@ _BLOCKS_UNTIL_RETRY = 64
 _STEP_BITS = (0x0080, 0x7F80)
 _ONE = 0x3F80
 #: Elements quantised at a time, so that their float32 stay in a core's cache.
-_AT_ONCE = 64 << 10
+_AT_ONCE = 128 << 10
 
 
 @dataclass(slots=True)
@@ -86,7 +86,9 @@ class ErrorBounded:
 
     def __init__(self, bound: float) -> None:
         if not BOUNDS[0] <= bound <= BOUNDS[1]:
-            raise CodecError(f"codec 'error_bounded': expected a bound of {BOUNDS[0]:g} to {BOUNDS[1]:g}, found {bound:g}")
+            raise CodecError(
+                f"codec 'error_bounded': expected a bound of {BOUNDS[0]:g} to {BOUNDS[1]:g}, found {bound:g}"
+            )
         self.bound = bound
         self._target = 0.965 * bound
         self._writer = PlaneWriter()
@@ -125,7 +127,7 @@ class ErrorBounded:
             self._planned = planned(rows, dtype, self._target)
             self._plan_left, self._planned_for = _PLAN_BLOCKS, (dtype, rows.shape[1])
         self._plan_left -= 1
-        return None if self._planned is None else self._planned.for_rows(len(rows))
+        return self._planned
 
     def _losslessly(self, rows: np.ndarray, dtype: str) -> Encoded:
         self._counts.lossless_blocks += 1
@@ -169,13 +171,12 @@ class Block:
 
     def __init__(self, rows: np.ndarray, dtype: str, plan: Plan, bound: float) -> None:
         self._rows, self._dtype, self._plan, self._bound = rows, dtype, plan, np.float32(bound)
-        self._mean = plan.mean
         n, d = rows.shape
         self.steps = np.zeros(n, np.uint16)
         self.first_errors = np.empty(0, np.float32)
         self.errors = np.zeros(n, np.float32)
         self.mended = 0
-        self.planes = IntegerPlanes(n, d, plan.k, plan.order).prepare()
+        self.planes = IntegerPlanes(n, d, plan.k).prepare()
 
     def quantise(self, target: float) -> None:
         """Fill planes and steps; the first try of each row aims at `target`."""
@@ -194,10 +195,12 @@ class Block:
             q[exact] = 0
             errors[exact] = 0
         for begin in range(0, n, chunk_rows(d)):
-            self.planes.put(begin, q[begin : begin + chunk_rows(d)])
+            chunk = q[begin : begin + chunk_rows(d)]
+            chunk -= self._plan.centres
+            self.planes.put(begin, chunk)
 
     def _first_try(self, part: slice, q: np.ndarray, norms: np.ndarray, errors: np.ndarray, target: float) -> None:
-        x = to_float32(self._rows[part], self._dtype)
+        x = to_float32(self._rows[part], self._dtype, borrowed("x", self._rows[part].shape, np.float32))
         norms[part] = squared_norms(x)
         bits = step_bits(norms[part], target, x.shape[1])
         usable = workable(norms[part]) & (bits >= _STEP_BITS[0]) & (bits < _STEP_BITS[1])
@@ -208,9 +211,10 @@ class Block:
     def _try(self, x: np.ndarray, norms: np.ndarray, bits: np.ndarray, q: np.ndarray) -> np.ndarray:
         """Quantise rows with these steps; their relative errors, float32 [r]."""
         steps, scratch = widened(bits)[:, None], borrowed("reconstructed", x.shape, np.float32)
-        quantised(x, self._mean, steps, scratch, q)
-        reconstructed(q, self._mean, steps, scratch)
-        return np.sqrt(squared_errors(x, scratch, self._dtype) / norms)
+        quantised(x, steps, scratch, q)
+        reconstructed(q, steps, scratch)
+        errors: np.ndarray = np.sqrt(squared_errors(x, scratch, self._dtype) / norms)
+        return errors
 
     def _mend(self, over: np.ndarray, q: np.ndarray, norms: np.ndarray, errors: np.ndarray) -> None:
         """Rows that are over the bound once more, with smaller steps, until they are not; or step 0: kept exactly."""
@@ -240,29 +244,33 @@ class Block:
         plan = self._plan
         for plane in shuffle(self.steps.view(np.uint8), 2):
             writer.add(plane)
-        for table in (plan.mean_bits, plan.order):
-            if table is not None:
-                writer.add(table)
+        writer.add(plan.centres)
         self.planes.write(writer)
         exact = self.steps == 0
         if exact.any():
             writer.add_bytes(lossless.payload(np.ascontiguousarray(self._rows[exact]), self._dtype))
-        flags = _MEANS * (plan.mean_bits is not None) | _ORDER * (plan.order is not None)
-        return writer.take(_HEAD.pack(_VERSION, plan.k, flags, 0, self.planes.escapes))
+        return writer.take(_HEAD.pack(_VERSION, plan.k, plan.integers.itemsize, 0, self.planes.escapes))
 
     def comes_back(self, payload: bytes) -> bool:
-        """Whether the payload decodes to the very integers, steps, means and exact rows whose errors were measured.
+        """Whether the payload decodes to the very integers, steps and exact rows whose errors were measured.
 
         What is made of these is the same arithmetic, `reconstructed`, so that the errors are those of what was written.
         """
-        decoded = Decoded(payload, *self._rows.shape, self._dtype)
-        mean, exact = self._plan.mean, self.steps == 0
+        n, d = self._rows.shape
+        decoded = Decoded(payload, n, d, self._dtype)
+        exact = self.steps == 0
         return (
             np.array_equal(decoded.steps, self.steps)
-            and (mean is None if decoded.mean is None else mean is not None and np.array_equal(decoded.mean, mean))
+            and np.array_equal(decoded.centres, self._plan.centres)
             and decoded.exact_rows.tobytes() == (self._rows[exact].tobytes() if exact.any() else b"")
-            and all(np.array_equal(q, self._q[begin : begin + len(q)]) for begin, q in decoded.integers())
+            and all(_same(q, self._q[begin : begin + len(q)]) for begin, q in decoded.centred())
         )
+
+
+def _same(left: np.ndarray, right: np.ndarray) -> bool:
+    """Whether two C-contiguous arrays hold the same bytes, by whole words where they fit."""
+    word = np.uint64 if left.nbytes % 8 == 0 else np.uint16
+    return not np.not_equal(left.reshape(-1).view(word), right.reshape(-1).view(word)).any()
 
 
 def decode_error_bounded(payload: Buffer, n: int, d: int, dtype: str) -> np.ndarray:
@@ -281,12 +289,14 @@ class Decoded:
             raise CodecError(f"error-bounded rows: expected {', '.join(FLOATS)}, found {n} x {d} of {dtype}")
         self._dtype = dtype
         reader = PlaneReader(payload)
-        version, k, flags, zero, escapes = reader.head(_HEAD)
-        if version != _VERSION or k not in LOW_BITS or flags > (_MEANS | _ORDER) or zero:
-            raise CodecError(f"error-bounded rows: expected version {_VERSION}, found {version} with k {k}, flags {flags}")
+        version, k, width, zero, escapes = reader.head(_HEAD)
+        if version != _VERSION or k not in LOW_BITS or width not in _INTEGERS or zero:
+            raise CodecError(
+                f"error-bounded rows: expected version {_VERSION}, found {version} with k {k}, {width} bytes"
+            )
         self.steps = unshuffle(np.stack([reader.plane(n), reader.plane(n)])).view(np.uint16)
-        self.mean = widened(reader.array(d, "<u2")) if flags & _MEANS else None
-        self._planes = IntegerPlanes(n, d, k, _order(reader, d) if flags & _ORDER else None).read(reader, escapes)
+        self.centres = reader.array(d * width, "<u1").view(_INTEGERS[width])
+        self._planes = IntegerPlanes(n, d, k).read(reader, escapes)
         self._exact = np.flatnonzero(self.steps == 0)
         self.exact_rows = np.empty((0, d), carrier(dtype))
         if self._exact.size:
@@ -295,10 +305,16 @@ class Decoded:
 
     def integers(self) -> Iterator[tuple[int, np.ndarray]]:
         """First row and integers [r, d] of each chunk, borrowed until the next."""
+        for begin, q in self.centred():
+            q += self.centres
+            yield begin, q
+
+    def centred(self) -> Iterator[tuple[int, np.ndarray]]:
+        """The same, with the centres off."""
         n, d = self._planes.n, self._planes.d
         r = chunk_rows(d)
         for begin in range(0, n, r):
-            q = borrowed("chunk of integers", (min(r, n - begin), d), self._planes.integers)
+            q = borrowed("chunk of integers", (min(r, n - begin), d), self.centres.dtype)
             self._planes.get(begin, q)
             yield begin, q
 
@@ -309,14 +325,7 @@ class Decoded:
             part = rows[begin : begin + len(q)]
             out = part if self._dtype == "float32" else borrowed("reconstructed", q.shape, np.float32)
             with np.errstate(all="ignore"):  # a hostile payload's steps may be anything
-                reconstructed(q, self.mean, steps, out)
+                reconstructed(q, steps, out)
                 if out is not part:
-                    part[:] = from_float32(out, self._dtype)
+                    part[:] = narrowed(out, self._dtype)
         rows[self._exact] = self.exact_rows
-
-
-def _order(reader: PlaneReader, d: int) -> np.ndarray:
-    order = reader.array(d, "<u2")
-    if not np.array_equal(np.sort(order), np.arange(d)):
-        raise CodecError(f"order of channels: expected each of 0..{d - 1} once")
-    return order

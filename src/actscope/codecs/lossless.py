@@ -23,6 +23,7 @@ from actscope.codecs.general import SHUFFLE_ZSTD, General
 from actscope.codecs.packing import Buffer
 from actscope.codecs.planes import PlaneReader, PlaneWriter
 from actscope.codecs.scratch import borrowed
+from actscope.errors import CodecError
 
 LOSSLESS = 5
 _FLOATS = ("bfloat16", "float16", "float32", "float64")
@@ -55,6 +56,8 @@ class Lossless:
 
 def decode_lossless(payload: Buffer, n: int, d: int, dtype: str) -> np.ndarray:
     """Rows [n, d]; CodecError when the payload does not hold exactly these."""
+    if dtype not in _FLOATS:
+        raise CodecError(f"lossless rows: expected one of {', '.join(_FLOATS)}, found {dtype}")
     reader = PlaneReader(payload)
     planes = [reader.plane(n * d) for _ in range(itemsize(dtype))]
     reader.end()

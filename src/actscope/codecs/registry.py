@@ -6,10 +6,14 @@ from collections.abc import Callable
 
 import numpy as np
 
+from actscope.codecs.auto import Auto
 from actscope.codecs.contract import Encoder
 from actscope.codecs.dtypes import carrier
+from actscope.codecs.error_bounded import ERROR_BOUNDED, ErrorBounded, decode_error_bounded
 from actscope.codecs.general import LZ4, NONE, SHUFFLE_LZ4, SHUFFLE_ZSTD, ZSTD, General, decode_general
+from actscope.codecs.lossless import LOSSLESS, Lossless, decode_lossless
 from actscope.codecs.packing import Buffer
+from actscope.codecs.svd import SVD, Svd, decode_svd
 from actscope.errors import CodecError
 
 #: Wire codes; stable, never reused.
@@ -19,6 +23,9 @@ CODECS: dict[str, int] = {
     "zstd": ZSTD,
     "shuffle_lz4": SHUFFLE_LZ4,
     "shuffle_zstd": SHUFFLE_ZSTD,
+    "lossless": LOSSLESS,
+    "error_bounded": ERROR_BOUNDED,
+    "svd": SVD,
 }
 _NAMES = {code: name for name, code in CODECS.items()}
 
@@ -35,33 +42,60 @@ def name_of(code: int) -> str:
         ) from None
 
 
-def _plain(code: int) -> Callable[[str], Encoder]:
-    def make(argument: str) -> Encoder:
+def _plain(name: str, make: Callable[[], Encoder]) -> Callable[[str], Encoder]:
+    def made(argument: str) -> Encoder:
         if argument:
-            raise CodecError(f"codec {name_of(code)!r} takes no argument, found {argument!r}")
-        return General(code)
+            raise CodecError(f"codec {name!r} takes no argument, found {argument!r}")
+        return make()
 
-    return make
+    return made
 
 
 def _zstd(code: int) -> Callable[[str], Encoder]:
-    def make(argument: str) -> Encoder:
+    def made(argument: str) -> Encoder:
         level = argument or "1"
         if not level.isdecimal() or not 1 <= int(level) <= 19:
             raise CodecError(f"codec {name_of(code)!r}: expected a level of 1 to 19, found {argument!r}")
         return General(code, int(level))
 
-    return make
+    return made
+
+
+def _bound(argument: str) -> float:
+    try:
+        return float(argument)
+    except ValueError:
+        raise CodecError(f"codec: expected a bound on the relative error, such as 1e-3, found {argument!r}") from None
+
+
+def _svd(argument: str) -> Encoder:
+    if not argument.isdecimal():
+        raise CodecError(f"codec 'svd': expected a number of components, such as svd:256, found {argument!r}")
+    return Svd(int(argument))
 
 
 _MAKERS: dict[str, Callable[[str], Encoder]] = {
-    "none": _plain(NONE),
-    "lz4": _plain(LZ4),
+    "none": _plain("none", lambda: General(NONE)),
+    "lz4": _plain("lz4", lambda: General(LZ4)),
     "zstd": _zstd(ZSTD),
-    "shuffle_lz4": _plain(SHUFFLE_LZ4),
+    "shuffle_lz4": _plain("shuffle_lz4", lambda: General(SHUFFLE_LZ4)),
     "shuffle_zstd": _zstd(SHUFFLE_ZSTD),
+    "lossless": _plain("lossless", Lossless),
+    "error_bounded": lambda argument: ErrorBounded(_bound(argument)),
+    "svd": _svd,
+    "auto": lambda argument: Auto(_bound(argument) if argument else None),
 }
-_USAGE = ("none", "lz4", "zstd[:LEVEL]", "shuffle_lz4", "shuffle_zstd[:LEVEL]")
+_USAGE = (
+    "none",
+    "lz4",
+    "zstd[:LEVEL]",
+    "shuffle_lz4",
+    "shuffle_zstd[:LEVEL]",
+    "lossless",
+    "error_bounded:BOUND",
+    "svd:COMPONENTS",
+    "auto[:BOUND]",
+)
 
 
 def encoder(spec: str) -> Encoder:
@@ -82,4 +116,17 @@ def decode(codec: int, payload: Buffer, n: int, d: int, dtype: str, state: bytes
     if n < 0 or d < 0 or n * d > _MOST_ELEMENTS:
         raise CodecError(f"a block of {n} x {d} elements: expected none negative, and at most {_MOST_ELEMENTS} in all")
     carrier(dtype)
+    try:
+        return _decode(codec, payload, n, d, dtype, state)
+    except MemoryError as error:
+        raise CodecError(f"a block of {n} x {d} elements of {dtype} does not fit in memory") from error
+
+
+def _decode(codec: int, payload: Buffer, n: int, d: int, dtype: str, state: bytes | None) -> np.ndarray:
+    if codec == LOSSLESS:
+        return decode_lossless(payload, n, d, dtype)
+    if codec == ERROR_BOUNDED:
+        return decode_error_bounded(payload, n, d, dtype)
+    if codec == SVD:
+        return decode_svd(payload, n, d, dtype, state)
     return decode_general(codec, payload, n, d, dtype)

@@ -14,7 +14,7 @@ from actscope.gateway.document import describe
 from actscope.gateway.events import OpenStreams
 from actscope.gateway.page import STATIC, install_page
 from actscope.gateway.problems import install_handlers
-from actscope.gateway.routes import openai, scope
+from actscope.gateway.routes import openai, recording, scope
 from actscope.gateway.security import Guard
 from actscope.gateway.sessions import Sessions
 from actscope.gateway.settings import GatewaySettings
@@ -43,6 +43,7 @@ def create_app(settings: GatewaySettings, upstream: Upstream | None = None, *, p
     install_handlers(app)
     app.include_router(openai.router)
     app.include_router(scope.router)
+    app.include_router(recording.router)
     install_page(app, page)
     app.add_middleware(Guard, settings=settings)
     describe(app)

@@ -377,6 +377,88 @@ class Cancelled(BaseModel):
     state: RequestState
 
 
+# Keeping
+
+
+class MarkRequest(Exact):
+    """What to keep of a request; all of it by default."""
+
+    why: Annotated[StrictStr, Field(max_length=1000)] | None = Field(
+        None, description="for whoever reads the recording"
+    )
+    before: StrictStr | Annotated[StrictInt, Field(ge=0)] | None = Field(
+        None, description="how much before its last row: a number of tokens, `20 tokens`, `5s`; all if absent"
+    )
+    after: StrictStr | Annotated[StrictInt, Field(ge=0)] | None = Field(
+        None, description="how much after its last row, likewise; all if absent"
+    )
+
+
+class Marked(BaseModel):
+    """What has become of a mark."""
+
+    request: str
+    state: Literal["keeping", "kept", "pending"] = Field(
+        description="keeping: it runs, and its future is kept too; pending: it has not begun"
+    )
+    running: bool
+    rows: int = Field(description="positions of the request that the recording has, or is about to get")
+    missing: int = Field(description="positions that were wanted and are gone")
+    forgotten: list[tuple[int, int]] = Field(
+        description="ranges (first, after) of those that had left the flight recorder"
+    )
+    dropped: list[tuple[int, int]] = Field(description="ranges of those that never came into it")
+
+
+class FlightState(BaseModel):
+    """What is still at hand, to be marked."""
+
+    where: str = Field(description="`memory`, or a directory")
+    rows: int
+    bytes: int
+    limit_bytes: int
+    seconds: float = Field(description="age of the oldest row")
+    limit_seconds: float | None
+    requests: int
+    running: int
+    forgotten_rows: int
+    dropped_rows: int = Field(description="rows that never came into it: its queue, or its disk, was full")
+    faults: int
+
+
+class KeptState(BaseModel):
+    """What is in the recording, since the server began."""
+
+    rows: int
+    durable_rows: int = Field(description="rows from the recording's first that would survive a power cut")
+    stored_bytes: int
+    dropped_rows: int = Field(description="rows times sites that found the pipeline full")
+    lost_rows: int = Field(description="rows that could not be handed over, for the disk had failed")
+
+
+class TriggerState(BaseModel):
+    rule: str
+    firings: int
+    probe_loaded: bool
+
+
+class RecordingState(BaseModel):
+    """What the engine records; everything but `recording` is absent when that is false."""
+
+    recording: bool
+    path: str | None = None
+    sites: list[str] | None = None
+    codec: str | None = None
+    failure: str | None = Field(None, description="what has ended the recording, if anything did")
+    sample: float | None = Field(None, description="share of all requests that is kept")
+    triggers: list[TriggerState] | None = None
+    marks: int | None = None
+    marked_requests: int | None = None
+    pending_marks: int | None = None
+    flight: FlightState | None = None
+    kept: KeptState | None = None
+
+
 class Problem(BaseModel):
     message: str
     type: str

@@ -10,7 +10,7 @@ import hashlib
 import hmac
 from http.cookies import CookieError, SimpleCookie
 from typing import Final
-from urllib.parse import parse_qs
+from urllib.parse import parse_qs, urlencode
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import HTMLResponse, RedirectResponse, Response
@@ -99,17 +99,19 @@ class Guard:
         return Response(status_code=204, headers=allow | {"Access-Control-Max-Age": "600"})
 
     def _sign_in(self, scope: Scope) -> Response | None:
-        """`GET /?token=…`: set the cookie, then on to `/` without the token in the address."""
+        """`GET /?token=…`: set the cookie, then on to `/` without the token in the address; what else is in it stays."""
         if scope["path"] != "/" or scope["method"] != "GET":
             return None
-        given = parse_qs(scope.get("query_string", b"").decode("latin-1")).get("token")
+        asked = parse_qs(scope.get("query_string", b"").decode("latin-1"))
+        given = asked.pop("token", None)
         if not given:
             return None
         if not hmac.compare_digest(given[0].encode(), self._token):
             raise _unauthorized(
                 "the token in the address is not this gateway's: it makes a new one each time it starts"
             )
-        response = RedirectResponse("/", 303)
+        view = urlencode(asked, doseq=True)
+        response = RedirectResponse(f"/?{view}" if view else "/", 303)
         response.set_cookie(self._cookie_name, self._cookie, path="/", httponly=True, samesite="strict")
         return response
 

@@ -94,6 +94,12 @@ class Recording:
         found: np.ndarray = self._labels.all
         return found if request is None else found[self._labels.of_request(self._number(request))]
 
+    @property
+    def row_ids(self) -> np.ndarray:
+        """int64 [n]: the number of each row of `labels()`, ascending; gaps are rows whose step did not end."""
+        found: np.ndarray = self._labels.row_ids
+        return found
+
     # --- rows -----------------------------------------------------------------------------------------------------------
 
     def __getitem__(self, site: str) -> SiteRows:

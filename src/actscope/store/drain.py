@@ -51,15 +51,15 @@ class Drain:
                 self._file.close()
 
     def _turn(self) -> bool:
-        buffer = self._flow.next(self._deadline)
-        if buffer is not None:
-            self._write(buffer)
+        batch = self._flow.next(self._deadline)
+        if batch:
+            self._write(batch)
         elif self._flow.stopping:
             return False
         if self._flow.sync_due():
             self._commit()
         elif time.monotonic() >= self._deadline() and self._flow.accepted > self._flow.durable.number:
-            if buffer is None and self._flush():
+            if not batch and self._flush():
                 return True  # the tail is written first, then everything is committed
             self._commit()
         return True
@@ -67,16 +67,16 @@ class Drain:
     def _deadline(self) -> float:
         return self._committed + self._options.commit_seconds
 
-    def _write(self, buffer: Buffer) -> None:
+    def _write(self, batch: list[Buffer]) -> None:
         if self._file is None:
-            self._file = SegmentFile(self._directory, buffer.segment, self._options, self._direct)
+            self._file = SegmentFile(self._directory, batch[0].segment, self._options, self._direct)
             self._flow.segments += 1
-        assert self._file.number == buffer.segment
-        self._file.write(buffer.written(), buffer.offset)
-        written = buffer.upto or self._flow.written
+        assert all(buffer.segment == self._file.number for buffer in batch)
+        self._file.write([buffer.written() for buffer in batch], batch[0].offset)
+        written = max((buffer.upto for buffer in batch if buffer.upto), default=self._flow.written)
         self._mark.put(replace(self._mark.state, written=written))
-        finish = buffer.finish
-        self._flow.recycle(buffer, written)
+        finish = batch[-1].finish
+        self._flow.recycle(batch, written)
         if finish is not None:
             self._finish(self._file, finish)
 

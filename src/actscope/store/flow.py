@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from threading import Condition
 
 from actscope.errors import RecordingPoisoned
@@ -80,8 +80,11 @@ class Flow:
             with self.changed:
                 self.changed.notify_all()
 
-    def next(self, deadline: Callable[[], float]) -> Buffer | None:
-        """For the I/O thread: the next buffer; None when something else is due."""
+    def next(self, deadline: Callable[[], float]) -> list[Buffer]:
+        """For the I/O thread: the next buffers, of one segment; none when something else is due.
+
+        Up to half of the pool at once: on a busy machine the thread comes late to every write, and the other half fills meanwhile.
+        """
         with self.changed:
             while not self._queue and not self.stopping and not self.sync_due():
                 self._asleep = True
@@ -91,19 +94,28 @@ class Flow:
                     break  # a commit is due
                 self.changed.wait(left)
             self._asleep = False
-            return self._queue.popleft() if self._queue else None
+            return self._batch()
+
+    def _batch(self) -> list[Buffer]:
+        batch: list[Buffer] = []
+        while self._queue and len(batch) < max(self.shape.count // 2, 1):
+            batch.append(self._queue.popleft())
+            if batch[-1].finish is not None:
+                break
+        return batch
 
     def sync_due(self) -> bool:
         """Somebody waits for something that is written to be durable."""
         return self.durable.number < self.wanted <= self.written.number
 
-    def recycle(self, buffer: Buffer, written: Position) -> None:
-        """A buffer is in the file."""
+    def recycle(self, batch: Sequence[Buffer], written: Position) -> None:
+        """Buffers are in the file."""
+        size = sum(buffer.used for buffer in batch)
         with self.changed:
-            self.buffered -= buffer.used
-            self.bytes += buffer.used
+            self.buffered -= size
+            self.bytes += size
             self.written = written
-            self._free.append(buffer)
+            self._free += batch
             self.changed.notify_all()
 
     def committed(self, durable: Position) -> None:

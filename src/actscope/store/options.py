@@ -18,7 +18,7 @@ class StoreOptions:
     buffer_bytes    bound of the bytes that `append` accepts and that are not yet in the file; more makes it wait
     direct          "yes": O_DIRECT or an error; "no": through the page cache; "auto": O_DIRECT where the file system takes it
     commit_seconds  at most so long after `append` is a message durable, without anybody asking
-    preallocate     ask the file system for `segment_bytes` at once, so that a full disk shows early
+    preallocate     reserve space ahead, up to `segment_bytes`: fewer and larger extents, and a full disk shows early
     """
 
     segment_bytes: int = 1 << 30

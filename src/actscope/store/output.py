@@ -6,6 +6,7 @@ import ctypes
 import errno
 import mmap
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from actscope.errors import RecordingError
@@ -13,6 +14,7 @@ from actscope.store.files import naming, segment_files, sync_directory
 from actscope.store.layout import segment_name
 from actscope.store.options import BLOCK, StoreOptions
 
+LEAST = 1 << 20  # reserved at first
 KEEP_SIZE = 1  # FALLOC_FL_KEEP_SIZE: the length stays that of what was written, so that readers see no zeros to come
 
 
@@ -48,9 +50,10 @@ def _probe(directory: Path) -> str:
     return ""
 
 
-def preallocate(fd: int, length: int) -> None:
+def preallocate(fd: int, start: int, end: int) -> None:
     """Reserve blocks without changing the length; where that cannot be done the file grows as it is written."""
-    ctypes.CDLL(None).fallocate(ctypes.c_int(fd), ctypes.c_int(KEEP_SIZE), ctypes.c_int64(0), ctypes.c_int64(length))
+    c = ctypes.CDLL(None)
+    c.fallocate(ctypes.c_int(fd), ctypes.c_int(KEEP_SIZE), ctypes.c_int64(start), ctypes.c_int64(end - start))
 
 
 class SegmentFile:
@@ -62,22 +65,34 @@ class SegmentFile:
         self._end = 0
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | (os.O_DIRECT if direct else 0)
         self._fd = os.open(directory / segment_name(number), flags, 0o644)
-        if options.preallocate:
-            preallocate(self._fd, options.segment_bytes)
+        self._limit = options.segment_bytes if options.preallocate else 0
+        self._reserved = 0
         sync_directory(directory)
 
-    def write(self, data: memoryview, offset: int) -> int:
-        """Every byte, at the end of the file. A short direct write goes on from the last whole block. Returns writes made."""
+    def write(self, parts: Sequence[memoryview], offset: int) -> None:
+        """Every byte of the parts, at the end of the file. A short write goes on where it stopped, a direct one from the last whole block."""
         assert offset == self._end, "a segment is written from its start to its end, each byte once"
-        done = calls = 0
-        while done < len(data):
+        total, done = sum(map(len, parts)), 0
+        self._reserve(offset + total)
+        while done < total:
             start = done // BLOCK * BLOCK if self._direct else done
-            count = os.pwrite(self._fd, data[start:], offset + start)
+            rest = _from(parts, start)
+            count = (
+                os.pwritev(self._fd, rest, offset + start)
+                if len(rest) > 1
+                else os.pwrite(self._fd, rest[0], offset + start)
+            )
             if start + count <= done:
-                raise OSError(errno.EIO, f"a write of {len(data) - start} bytes at {offset + start} got no further")
-            done, calls = start + count, calls + 1
-        self._end = offset + len(data)
-        return calls
+                raise OSError(errno.EIO, f"a write of {total - start} bytes at {offset + start} got no further")
+            done = start + count
+        self._end = offset + total
+
+    def _reserve(self, end: int) -> None:
+        """Twice of what there will be: few calls for a large segment, and little taken by a small one."""
+        if self._reserved < end and self._reserved < self._limit:
+            ahead = min(max(2 * end, LEAST), self._limit)
+            preallocate(self._fd, self._reserved, ahead)
+            self._reserved = ahead
 
     def sync(self) -> None:
         """What was written survives power loss."""
@@ -93,6 +108,15 @@ class SegmentFile:
         fd, self._fd = self._fd, -1
         if fd >= 0:
             os.close(fd)
+
+
+def _from(parts: Sequence[memoryview], start: int) -> list[memoryview]:
+    rest = []
+    for part in parts:
+        if start < len(part):
+            rest.append(part[start:])
+        start = max(start - len(part), 0)
+    return rest
 
 
 def next_segment(directory: Path) -> int:

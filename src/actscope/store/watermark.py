@@ -29,7 +29,7 @@ CLOSED = 1
 RETRIES = 5  # of a read that may have met a write
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, order=True)
 class Position:
     """The end of a message: its number, its segment, and the offset in that segment after it."""
 

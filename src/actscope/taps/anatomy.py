@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from torch import Tensor, nn
 
 from actscope.errors import SiteError
-from actscope.sites import Site
+from actscope.sites import INPUT, Site, in_model_order, is_named, items_of, match_modules, select
 
-#: Names under which the architectures of transformers keep what we look for.
-_ATTENTION = ("self_attn", "attn", "attention", "self_attention")
-_MLP = ("mlp", "feed_forward", "ffn", "block_sparse_moe")
-_FINAL_NORM = ("norm", "ln_f", "final_layer_norm", "final_layernorm")
+#: Names under which the architectures of transformers keep what we look for. What an attention or MLP module gives is
+#: what it adds to the residual stream; in BERT and its kin that is the dense layer before the sum and its norm.
+_ATTENTION = ("self_attn", "attn", "attention.output.dense", "attention", "self_attention")
+_MLP = ("mlp", "feed_forward", "ffn", "block_sparse_moe", "output.dense")
+_FINAL_NORM = ("norm", "ln_f", "final_layer_norm", "final_layernorm", "final_norm", "layernorm")
+#: The norm that a block itself ends with, where norms follow the sums: the last block's is the model's last norm.
+_BLOCK_END_NORM = ("output.LayerNorm", "output_layer_norm")
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,12 +29,12 @@ class Location:
 
 
 def blocks(model: nn.Module) -> list[nn.Module]:
-    """The model's decoder blocks, first to last.
+    """The model's blocks, first to last.
 
     They are the outermost list of `config.num_hidden_layers` modules. Raises SiteError where there is no such list,
     or more than one at the same depth (an encoder beside a decoder).
     """
-    wanted = text_config(model).num_hidden_layers
+    wanted = getattr(text_config(model), "num_hidden_layers", None)
     lists = [(name, m) for name, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m) == wanted]
     shallowest = min((name.count(".") for name, _ in lists), default=0)
     outermost = [(name, m) for name, m in lists if name.count(".") == shallowest]
@@ -43,13 +47,38 @@ def blocks(model: nn.Module) -> list[nn.Module]:
 
 
 def text_config(model: nn.Module) -> Any:
-    """The config of the language model, also inside a multimodal one."""
-    config: Any = model.config
+    """The config of the language model, also inside a multimodal one. Raises SiteError for a module without one."""
+    config: Any = getattr(model, "config", None)
+    if config is None:
+        raise SiteError(
+            f"{type(model).__name__} has no config, so its blocks cannot be found: name modules by their paths, "
+            "for example 'encoder.*.mlp'"
+        )
     return config.get_text_config() if hasattr(config, "get_text_config") else config
+
+
+def resolve(model: nn.Module, selection: str, points: str | Sequence[str] = "resid_post") -> dict[Site, Location]:
+    """The sites of a selection in this model, and where each is read.
+
+    Named sites come first, in model order, then modules in the order of `named_modules`. Raises SiteError, naming near
+    misses, for what the model does not have.
+    """
+    paths = [path for path, _ in model.named_modules()]
+    named: set[Site] = set()
+    modules: list[Site] = []
+    for item in items_of(selection):
+        if is_named(item) and not (item in paths and not _has_blocks(model)):
+            named.update(select(item, len(blocks(model)), points))
+        else:
+            suffix = INPUT if item.endswith(INPUT) else ""
+            modules += [Site(None, path + suffix) for path in match_modules(item, paths)]
+    return {site: locate(model, site) for site in (*in_model_order(named), *dict.fromkeys(modules))}
 
 
 def locate(model: nn.Module, site: Site) -> Location:
     """The module and side where `site` is read. Raises SiteError when the model has no such place."""
+    if site.is_module:
+        return _locate_module(model, site)
     layers = blocks(model)
     if site.point == "embed":
         return Location(layers[0], "input")
@@ -61,19 +90,45 @@ def locate(model: nn.Module, site: Site) -> Location:
     if site.point.startswith("resid"):
         return Location(block, "input" if site.point == "resid_pre" else "output")
     names = _ATTENTION if site.point == "attn_out" else _MLP
-    found = next((getattr(block, name) for name in names if hasattr(block, name)), None)
+    found = _first(block, names)
     if found is None:
         children = ", ".join(name for name, _ in block.named_children())
         raise SiteError(f"{site}: expected a child named one of {', '.join(names)}, found {children}")
     return Location(found, "output")
 
 
+def _locate_module(model: nn.Module, site: Site) -> Location:
+    path = site.point.removesuffix(INPUT)
+    found = dict(model.named_modules()).get(path)
+    if found is None or not path:
+        raise SiteError(f"site {site}: {type(model).__name__} has no module {path!r}")
+    return Location(found, "input" if site.point.endswith(INPUT) else "output")
+
+
+def _has_blocks(model: nn.Module) -> bool:
+    try:
+        return bool(blocks(model))
+    except SiteError:
+        return False
+
+
+def _first(parent: nn.Module, paths: Sequence[str]) -> nn.Module | None:
+    """The first of these paths that leads to a module."""
+    for path in paths:
+        found: Any = parent
+        for name in path.split("."):
+            found = getattr(found, name, None)
+        if isinstance(found, nn.Module):
+            return found
+    return None
+
+
 def _final_norm(model: nn.Module, layers: list[nn.Module]) -> nn.Module:
-    """The norm that stands beside the list of blocks."""
+    """The norm that stands beside the list of blocks, else the one that the last block ends with."""
     for parent in model.modules():
         if any(isinstance(child, nn.ModuleList) and list(child) == layers for child in parent.children()):
-            norm = next((getattr(parent, name) for name in _FINAL_NORM if hasattr(parent, name)), None)
-            if isinstance(norm, nn.Module):
+            norm = _first(parent, _FINAL_NORM) or _first(layers[-1], _BLOCK_END_NORM)
+            if norm is not None:
                 return norm
     raise SiteError(f"final_norm: expected one of {', '.join(_FINAL_NORM)} beside the blocks of {type(model).__name__}")
 

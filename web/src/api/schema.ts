@@ -212,6 +212,46 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/v1/actscope/recording": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Get Recording
+         * @description What the engine records, what it still has at hand, and what was lost.
+         */
+        get: operations["getRecording"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/v1/actscope/requests/{id}/mark": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Mark Request
+         * @description Keep a request: what is still at hand of it, and what comes until it ends. Marking again changes nothing.
+         */
+        post: operations["markRequest"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
 }
 export type webhooks = Record<string, never>;
 export interface components {
@@ -693,6 +733,43 @@ export interface components {
         ErrorBody: {
             error: components["schemas"]["Problem"];
         };
+        /**
+         * FlightState
+         * @description What is still at hand, to be marked.
+         */
+        FlightState: {
+            /**
+             * Where
+             * @description `memory`, or a directory
+             */
+            where: string;
+            /** Rows */
+            rows: number;
+            /** Bytes */
+            bytes: number;
+            /** Limit Bytes */
+            limit_bytes: number;
+            /**
+             * Seconds
+             * @description age of the oldest row
+             */
+            seconds: number;
+            /** Limit Seconds */
+            limit_seconds: number | null;
+            /** Requests */
+            requests: number;
+            /** Running */
+            running: number;
+            /** Forgotten Rows */
+            forgotten_rows: number;
+            /**
+             * Dropped Rows
+             * @description rows that never came into it: its queue, or its disk, was full
+             */
+            dropped_rows: number;
+            /** Faults */
+            faults: number;
+        };
         /** HTTPValidationError */
         HTTPValidationError: {
             /** Detail */
@@ -719,6 +796,31 @@ export interface components {
             limits: components["schemas"]["Limits"];
             ring?: components["schemas"]["RingCounts"] | null;
         };
+        /**
+         * KeptState
+         * @description What is in the recording, since the server began.
+         */
+        KeptState: {
+            /** Rows */
+            rows: number;
+            /**
+             * Durable Rows
+             * @description rows from the recording's first that would survive a power cut
+             */
+            durable_rows: number;
+            /** Stored Bytes */
+            stored_bytes: number;
+            /**
+             * Dropped Rows
+             * @description rows times sites that found the pipeline full
+             */
+            dropped_rows: number;
+            /**
+             * Lost Rows
+             * @description rows that could not be handed over, for the disk had failed
+             */
+            lost_rows: number;
+        };
         /** Limits */
         Limits: {
             /** Max Body Bytes */
@@ -733,6 +835,69 @@ export interface components {
             log_requests: number;
             /** Log Positions */
             log_positions: number;
+        };
+        /**
+         * MarkRequest
+         * @description What to keep of a request; all of it by default.
+         */
+        MarkRequest: {
+            /**
+             * Why
+             * @description for whoever reads the recording
+             */
+            why?: string | null;
+            /**
+             * Before
+             * @description how much before its last row: a number of tokens, `20 tokens`, `5s`; all if absent
+             */
+            before?: string | number | null;
+            /**
+             * After
+             * @description how much after its last row, likewise; all if absent
+             */
+            after?: string | number | null;
+        };
+        /**
+         * Marked
+         * @description What has become of a mark.
+         */
+        Marked: {
+            /** Request */
+            request: string;
+            /**
+             * State
+             * @description keeping: it runs, and its future is kept too; pending: it has not begun
+             * @enum {string}
+             */
+            state: "keeping" | "kept" | "pending";
+            /** Running */
+            running: boolean;
+            /**
+             * Rows
+             * @description positions of the request that the recording has, or is about to get
+             */
+            rows: number;
+            /**
+             * Missing
+             * @description positions that were wanted and are gone
+             */
+            missing: number;
+            /**
+             * Forgotten
+             * @description ranges (first, after) of those that had left the flight recorder
+             */
+            forgotten: [
+                number,
+                number
+            ][];
+            /**
+             * Dropped
+             * @description ranges of those that never came into it
+             */
+            dropped: [
+                number,
+                number
+            ][];
         };
         /** Model */
         Model: {
@@ -864,6 +1029,40 @@ export interface components {
             /** Code */
             code: string | null;
         };
+        /**
+         * RecordingState
+         * @description What the engine records; everything but `recording` is absent when that is false.
+         */
+        RecordingState: {
+            /** Recording */
+            recording: boolean;
+            /** Path */
+            path?: string | null;
+            /** Sites */
+            sites?: string[] | null;
+            /** Codec */
+            codec?: string | null;
+            /**
+             * Failure
+             * @description what has ended the recording, if anything did
+             */
+            failure?: string | null;
+            /**
+             * Sample
+             * @description share of all requests that is kept
+             */
+            sample?: number | null;
+            /** Triggers */
+            triggers?: components["schemas"]["TriggerState"][] | null;
+            /** Marks */
+            marks?: number | null;
+            /** Marked Requests */
+            marked_requests?: number | null;
+            /** Pending Marks */
+            pending_marks?: number | null;
+            flight?: components["schemas"]["FlightState"] | null;
+            kept?: components["schemas"]["KeptState"] | null;
+        };
         /** RequestSummary */
         RequestSummary: {
             /** Request */
@@ -935,6 +1134,15 @@ export interface components {
             include_usage?: boolean | null;
         } & {
             [key: string]: unknown;
+        };
+        /** TriggerState */
+        TriggerState: {
+            /** Rule */
+            rule: string;
+            /** Firings */
+            firings: number;
+            /** Probe Loaded */
+            probe_loaded: boolean;
         };
         /** ValidationError */
         ValidationError: {
@@ -2155,6 +2363,223 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content?: never;
+            };
+            /** @description Request Entity Too Large */
+            413: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description Validation Error */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["HTTPValidationError"];
+                };
+            };
+            /** @description Too Many Requests */
+            429: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description Bad Gateway */
+            502: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description Service Unavailable */
+            503: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+        };
+    };
+    getRecording: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["RecordingState"];
+                };
+            };
+            /** @description Bad Request */
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description Unauthorized */
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description Forbidden */
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description Not Found */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description Request Entity Too Large */
+            413: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description Too Many Requests */
+            429: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description Bad Gateway */
+            502: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description Service Unavailable */
+            503: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+        };
+    };
+    markRequest: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: {
+            content: {
+                "application/json": components["schemas"]["MarkRequest"] | null;
+            };
+        };
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Marked"];
+                };
+            };
+            /** @description Bad Request */
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description Unauthorized */
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description Forbidden */
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description Not Found */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description The engine keeps no recording */
+            409: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description Too late: the request's rows have been forgotten */
+            410: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
             };
             /** @description Request Entity Too Large */
             413: {

@@ -10,7 +10,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -18,6 +18,7 @@ from pathlib import Path
 import msgspec
 import torch
 import uvicorn
+from starlette.applications import Starlette
 from transformers.utils import logging as transformers_logging
 
 from actscope.clock import boot_id
@@ -27,11 +28,18 @@ from actscope.engines.hf.loading import LoadedModel, cache_dir, load
 from actscope.engines.hf.server import Mailboxes, create_app
 from actscope.engines.hf.settings import EngineSettings
 from actscope.errors import ActscopeError, RingError
+from actscope.frames import TeeSink
 from actscope.probes import Probe, load_probes
+from actscope.recording.flight import FlightRecorder
+from actscope.recording.history import FlightOptions
+from actscope.recording.recorder import Recorder
+from actscope.recording.spec import PipelineOptions, RecordingSpec
+from actscope.recording.triggers import parse_rule
 from actscope.ring import runtime
 from actscope.ring.host import RingWriter
 from actscope.ring.layout import RingSpec
 from actscope.ring.process import process_start
+from actscope.sites import select
 
 log = logging.getLogger("actscope.engine")
 
@@ -61,6 +69,7 @@ def main(argument: str) -> int:
 
 
 async def _serve(settings: EngineSettings, loaded: LoadedModel, probes: list[Probe], parent: Parent) -> None:
+    flight = open_flight(settings, loaded) if settings.record else None
     ring = RingWriter.create(_ring_spec(settings))
     card = _card(settings, loaded, ring.name)
     mailboxes = Mailboxes()
@@ -70,24 +79,71 @@ async def _serve(settings: EngineSettings, loaded: LoadedModel, probes: list[Pro
     try:
         engine = Engine(
             loaded,
-            sink=ring,
+            sink=TeeSink((ring, flight)) if flight else ring,
             deliver=mailboxes.deliver,
             probes=probes,
-            on_table=partial(_publish_table, card.id),
+            on_table=partial(_publish_table, card.id, flight),
             options=options,
         ).start()
         try:
+            if flight is not None:
+                engine.keep_rows(select(settings.record_sites, loaded.n_layers)).result()
             with _listening(card.endpoint.removeprefix("unix:")) as listener:
-                await _serve_http(parent, engine, mailboxes, listener, card, ring)
+                app = create_app(engine, mailboxes, flight)
+                await _serve_http(parent, app, engine, listener, card, ring)
         finally:
             engine.close()
     finally:
         runtime.withdraw_card(card)
         ring.close()
+        if flight is not None:
+            flight.close()
 
 
-def _publish_table(card_id: str, generation: int, table: bytes) -> None:
+def open_flight(settings: EngineSettings, loaded: LoadedModel) -> FlightRecorder:
+    """The flight recorder that the settings ask for; a recording that is there already goes on.
+
+    Raises SettingsError, SiteError, CodecError and RecordingError for what cannot be.
+    """
+    rules = [parse_rule(text) for text in settings.triggers]
+    if settings.sample:
+        rules.append(parse_rule(f"sample {settings.sample}"))
+    sites = select(settings.record_sites, loaded.n_layers)
+    facts = {
+        "name": loaded.name,
+        "revision": loaded.revision,
+        "path": loaded.path,
+        "device": str(loaded.device),
+        "dtype": str(loaded.dtype).removeprefix("torch."),
+        "n_layers": loaded.n_layers,
+        "d_model": loaded.d_model,
+        "max_context": loaded.max_context,
+    }
+    spec = RecordingSpec(
+        tuple(site.name for site in sites),
+        codec=settings.record_codec,
+        model=facts,
+        settings={"by": "serve", "triggers": list(settings.triggers), "sample": settings.sample},
+    )
+    options = FlightOptions(settings.flight_bytes, settings.flight_seconds, settings.flight_dir)
+    pipeline = PipelineOptions(policy="drop", memory_bytes=256 << 20)
+    recorder = Recorder.create(settings.record, spec, pipeline, resume=True)
+    recorder.texts = partial(_texts, loaded)
+    try:
+        return FlightRecorder(recorder, options, rules, special_ids=loaded.tokenizer.all_special_ids)
+    except BaseException:
+        recorder.close()
+        raise
+
+
+def _texts(loaded: LoadedModel, ids: Sequence[int]) -> list[str]:
+    return [loaded.tokenizer.decode([i]) for i in ids]
+
+
+def _publish_table(card_id: str, flight: FlightRecorder | None, generation: int, table: bytes) -> None:
     runtime.publish_table(card_id, table, generation)
+    if flight is not None:
+        flight.learn(table)
 
 
 def _ring_spec(settings: EngineSettings) -> RingSpec:
@@ -100,14 +156,14 @@ def _ring_spec(settings: EngineSettings) -> RingSpec:
 
 async def _serve_http(
     parent: Parent,
+    app: Starlette,
     engine: Engine,
-    mailboxes: Mailboxes,
     listener: socket.socket,
     card: runtime.EngineCard,
     ring: RingWriter,
 ) -> None:
     config = uvicorn.Config(
-        create_app(engine, mailboxes),
+        app,
         log_level="warning",
         access_log=False,
         timeout_graceful_shutdown=2,

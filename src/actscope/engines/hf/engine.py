@@ -13,8 +13,6 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
-from actscope.taps.attribution import attribute
-from actscope.taps.hooks import Taps
 from actscope.clock import monotonic_ns
 from actscope.engines.hf.batch import Batch, Running, padded_prompts
 from actscope.engines.hf.loading import LoadedModel
@@ -25,6 +23,8 @@ from actscope.errors import EngineError, RequestRefused, SettingsError
 from actscope.frames import ROW_META, Sink, Span, SpanFlag, Step
 from actscope.probes import Bank, ModelFacts, Probe
 from actscope.sites import Site
+from actscope.taps.attribution import attribute
+from actscope.taps.hooks import Taps
 
 log = logging.getLogger("actscope.engine")
 
@@ -169,6 +169,11 @@ class Engine:
                 param="messages",
                 code="context_length_exceeded",
             )
+
+    def has(self, request_id: str) -> bool:
+        """Whether this request was submitted and has not ended; it may still be waiting for its first step."""
+        with self._wake:
+            return request_id in self._inbox.live
 
     def abort(self, request_id: str) -> None:
         """Stop a request before the next step; unknown ids are ignored, for it may just have ended."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import suppress
-from typing import Any
+from dataclasses import asdict
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 from starlette.applications import Starlette
@@ -16,10 +17,16 @@ from starlette.routing import Route
 from actscope.engines.hf.engine import Engine
 from actscope.engines.hf.openai import Choice, Job, chat_job, completion_job
 from actscope.engines.hf.request import Output
-from actscope.errors import ActscopeError, ProbeError, RequestRefused
+from actscope.errors import ActscopeError, ProbeError, RequestRefused, SettingsError
 from actscope.probes import probe_from_json
+from actscope.recording.flight import FlightRecorder, Marked
+from actscope.recording.window import Extent
 
 MAX_BODY = 32 << 20
+#: How long a mark waits for a request that the engine has but has not begun.
+_LONGEST_WAIT_S = 3600.0
+
+B = TypeVar("B", bound=msgspec.Struct)
 
 
 class Mailboxes:
@@ -51,9 +58,10 @@ class Mailboxes:
                 box.put_nowait(output)
 
 
-def create_app(engine: Engine, mailboxes: Mailboxes) -> Starlette:
-    """The routes of one engine."""
+def create_app(engine: Engine, mailboxes: Mailboxes, flight: FlightRecorder | None = None) -> Starlette:
+    """The routes of one engine; with a flight recorder, its requests can be marked."""
     routes = _Routes(engine, mailboxes)
+    recording = _RecordingRoutes(engine, flight)
     return Starlette(
         routes=[
             Route("/health", routes.health),
@@ -63,15 +71,19 @@ def create_app(engine: Engine, mailboxes: Mailboxes) -> Starlette:
             Route("/v1/actscope/probes", routes.probes),
             Route("/v1/actscope/probes/{id}", routes.put_probe, methods=["PUT"]),
             Route("/v1/actscope/probes/{id}", routes.delete_probe, methods=["DELETE"]),
+            Route("/v1/actscope/recording", recording.describe),
+            Route("/v1/actscope/recording/marks", recording.mark_several, methods=["POST"]),
+            Route("/v1/actscope/requests/{id}/mark", recording.mark, methods=["POST"]),
         ]
     )
 
 
-Handler = Callable[["_Routes", HttpRequest], Awaitable[Response]]
+Self = TypeVar("Self")
+Handler = Callable[[Self, HttpRequest], Awaitable[Response]]
 
 
-def _answering_errors(handler: Handler) -> Handler:
-    async def answer(self: _Routes, http: HttpRequest) -> Response:
+def _answering_errors(handler: Handler[Self]) -> Handler[Self]:
+    async def answer(self: Self, http: HttpRequest) -> Response:
         try:
             return await handler(self, http)
         except RequestRefused as error:
@@ -143,6 +155,91 @@ class _Routes:
         if job.stream:
             return StreamingResponse(_stream(job, inbox), media_type="text/event-stream")
         return await _unless_left(http, _whole(job, inbox))
+
+
+class MarkBody(msgspec.Struct, forbid_unknown_fields=True):
+    """`before`, `after`: how much to keep around the request's last row, such as 20 (tokens), "20 tokens" or "5s"."""
+
+    why: Annotated[str, msgspec.Meta(max_length=1000)] | None = None
+    before: str | int | None = None
+    after: str | int | None = None
+    wait: Annotated[float, msgspec.Meta(ge=0, le=3600)] = 0.0  # seconds, for a request that has not begun
+
+    def extent(self, name: Literal["before", "after"]) -> Extent | None:
+        text = getattr(self, name)
+        try:
+            return None if text is None else Extent.parse(text)
+        except SettingsError as error:
+            raise RequestRefused(str(error), param=name) from error
+
+
+class SeveralBody(MarkBody):
+    """`which`: all requests that run now, or the one that began last."""
+
+    which: Literal["running", "last"] = "running"
+
+
+class _RecordingRoutes:
+    """What is kept of the engine's requests. Without a flight recorder nothing is, and marks are refused."""
+
+    def __init__(self, engine: Engine, flight: FlightRecorder | None) -> None:
+        self._engine = engine
+        self._flight = flight
+
+    async def describe(self, http: HttpRequest) -> Response:
+        return _json(self._flight.describe() if self._flight else {"recording": False})
+
+    @_answering_errors
+    async def mark(self, http: HttpRequest) -> Response:
+        if self._flight is None:
+            return _not_recording()
+        request, body = http.path_params["id"], _mark_body(await _body(http), MarkBody)
+        wait = body.wait or (_LONGEST_WAIT_S if self._engine.has(request) else 0.0)
+        marking = self._flight.mark(
+            request, body.why or "", before=body.extent("before"), after=body.extent("after"), wait_seconds=wait
+        )
+        marked = await asyncio.wrap_future(marking)
+        if marked.state == "unknown":
+            return _error(404, f"no request {request[:200]!r} is known to this engine", code="request_not_found")
+        if marked.state == "forgotten":
+            lost = f"all {marked.missing} of its positions have left the flight recorder"
+            return _error(410, f"too late to keep {request[:200]!r}: {lost}", code="gone")
+        return self._answer(described(marked))
+
+    @_answering_errors
+    async def mark_several(self, http: HttpRequest) -> Response:
+        if self._flight is None:
+            return _not_recording()
+        body = _mark_body(await _body(http), SeveralBody)
+        choose = self._flight.mark_running if body.which == "running" else self._flight.mark_last
+        marked = await asyncio.wrap_future(
+            choose(body.why or "", before=body.extent("before"), after=body.extent("after"))
+        )
+        return self._answer({"marks": [described(one) for one in marked]})
+
+    def _answer(self, data: dict[str, Any]) -> Response:
+        assert self._flight is not None
+        failure = self._flight.recorder.failure
+        if failure is not None:
+            return _error(503, f"the recording has failed, nothing more is kept: {failure}", code="recording_failed")
+        return _json(data)
+
+
+def described(marked: Marked) -> dict[str, Any]:
+    """A mark's answer as JSON."""
+    return {**asdict(marked), "missing": marked.missing}
+
+
+def _mark_body(raw: bytes, kind: type[B]) -> B:
+    try:
+        return msgspec.json.decode(raw or b"{}", type=kind)
+    except msgspec.DecodeError as error:
+        raise RequestRefused(f"the body of a mark cannot be read: {error}") from error
+
+
+def _not_recording() -> Response:
+    message = "this server keeps no recording: start it with --record DIR to be able to keep requests"
+    return _error(409, message, code="not_recording")
 
 
 class Inbox:

@@ -1,0 +1,42 @@
+"""A .npy file that grows: its head is written again, at the same length, when it is closed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+
+
+class GrowingNpy:
+    """A one-dimensional array of one dtype, written as its parts come. numpy leaves room in the head for the length to grow."""
+
+    def __init__(self, path: Path, dtype: np.dtype) -> None:
+        self._dtype = dtype
+        self._length = 0
+        self._file = path.open("wb")
+        self._write_head()
+        self._data = self._file.tell()
+
+    def add(self, values: np.ndarray) -> None:
+        """Values [n], cast to the file's dtype."""
+        self._file.write(np.ascontiguousarray(values, self._dtype).data)
+        self._length += len(values)
+
+    def close(self) -> None:
+        self._file.seek(0)
+        self._write_head()
+        assert self._file.tell() == self._data, "the head has outgrown its room"
+        self._file.close()
+
+    def _write_head(self) -> None:
+        described = {"descr": self._dtype.str, "fortran_order": False, "shape": (self._length,)}
+        np.lib.format.write_array_header_1_0(self._file, described)
+
+    def __enter__(self) -> GrowingNpy:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

@@ -1,0 +1,132 @@
+"""The whole analysis of a recording, and the folder it is written to.
+
+report.json              everything but arrays of a row's width
+dimensions/<site>.npz    mean, std, skewness, kurtosis [d] and, where it was measured, eigenvalues [d]
+features/<set>/*.npy     activations that fire, as a sparse matrix (see `features.measure_features`)
+graph.json, graph.graphml
+norms.png, norms.dark.png …
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import msgspec
+import numpy as np
+
+from actscope.analysis.dependence import GraphOptions
+from actscope.analysis.features import FeatureReport, FeatureSet, load_features, measure_features
+from actscope.analysis.graph import Graph, feature_graph
+from actscope.analysis.plots import plot_graph, plot_sites
+from actscope.analysis.site import Progress, SiteOptions, SiteStats, measure, silent
+from actscope.analysis.tokens import depth
+from actscope.errors import RecordingError, SettingsError
+from actscope.recording.reader import Recording
+from actscope.store.files import publish
+
+
+@dataclass(frozen=True, slots=True)
+class AnalysisOptions:
+    """What is to be analysed."""
+
+    sites: tuple[str, ...] = ()
+    """Full names; empty: all."""
+    features: tuple[str, ...] = ()
+    """Autoencoders and folders of probes, each a path or SITE=PATH."""
+    graph: bool = False
+    """Make the graph of dependence between the features."""
+    plots: bool = True
+    """Draw PNGs, where there is a folder to write to."""
+    site: SiteOptions = field(default_factory=SiteOptions)
+    graph_options: GraphOptions = field(default_factory=GraphOptions)
+
+    def __post_init__(self) -> None:
+        if self.graph and not self.features:
+            raise SettingsError("a graph is between features: name some (--features SAE_DIR or PROBE_DIR)")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class AnalysisReport:
+    """What was found, and the files that were written."""
+
+    path: Path
+    rows: int
+    sites: list[SiteStats]
+    features: list[FeatureReport]
+    graph: Graph | None
+    files: list[Path]
+
+    def as_dict(self, features: int = 0) -> dict[str, Any]:
+        """JSON values; `features` of each set are listed (0: all)."""
+        stored = sum(stats.stored_per_token for stats in self.sites)
+        return {
+            "recording": str(self.path),
+            "rows": self.rows,
+            "bytes_per_token": stored,
+            "sites": [stats.as_dict() for stats in self.sites],
+            "features": [report.as_dict(features) for report in self.features],
+            "graph": None if self.graph is None else self.graph.as_dict(),
+            "files": [str(file) for file in self.files],
+        }
+
+
+def analyze(
+    recording: Recording, options: AnalysisOptions | None = None, to: Path | None = None, progress: Progress = silent
+) -> AnalysisReport:
+    """Measure sites, features and their graph; with `to`, a folder, write it all down there (older files are replaced).
+
+    Raises RecordingError when no chosen site has rows, ProbeError for features that cannot be read or do not fit, MissingExtra
+    when a graph or plots are asked for and their libraries are not installed.
+    """
+    options = options or AnalysisOptions()
+    sets = [features for source in options.features for features in load_features(recording, source)]
+    names = sorted(options.sites or recording.sites, key=depth)
+    measured = [measure(recording, site, options.site, progress) for site in names]
+    sites = [stats for stats in measured if stats is not None]
+    if not sites:
+        raise RecordingError(f"{recording.path}: no rows at {', '.join(names)}: nothing to analyse")
+    if to is not None:
+        to.mkdir(parents=True, exist_ok=True)
+    folders = _folders(sets, to)
+    reports = [measure_features(recording, f, at, progress=progress) for f, at in zip(sets, folders, strict=True)]
+    graph = feature_graph(recording, sets, options.graph_options, progress) if options.graph else None
+    files: list[Path] = []
+    if to is not None:
+        files = [*_save_dimensions(sites, to), *[f for at in folders if at for f in sorted(at.iterdir())]]
+        files += graph.save(to) if graph is not None else []
+        if options.plots:
+            files += plot_sites(sites, to)
+            files += plot_graph(graph, to) if graph is not None and graph.edges else []
+        files.append(to / "report.json")
+    report = AnalysisReport(recording.path, recording.n_rows, sites, reports, graph, files)
+    if to is not None:
+        publish(to / "report.json", msgspec.json.format(msgspec.json.encode(report.as_dict()), indent=1))
+    return report
+
+
+def _folders(sets: Sequence[FeatureSet], to: Path | None) -> list[Path | None]:
+    """A folder for each set; two of one name at one site are told apart by their number."""
+    if to is None:
+        return [None] * len(sets)
+    names = [quote(f"{features.name}@{features.site}", safe="@") for features in sets]
+    return [
+        to / "features" / (name if names.count(name) == 1 else f"{name}.{number}") for number, name in enumerate(names)
+    ]
+
+
+def _save_dimensions(sites: list[SiteStats], to: Path) -> list[Path]:
+    folder = to / "dimensions"
+    folder.mkdir(exist_ok=True)
+    files = []
+    for stats in sites:
+        m = stats.moments
+        arrays = {"mean": m.mean, "std": m.std, "skewness": m.skewness, "kurtosis": m.kurtosis}
+        if stats.spectrum is not None:
+            arrays["eigenvalues"] = stats.spectrum.eigenvalues
+        files.append(folder / f"{quote(stats.site, safe='')}.npz")
+        np.savez(files[-1], allow_pickle=False, **arrays)
+    return files

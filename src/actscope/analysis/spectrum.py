@@ -1,0 +1,45 @@
+"""How many directions rows really use: the eigenvalues of their covariance."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Spectrum:
+    """Eigenvalues of a covariance, descending, float64 [d], from `rows` rows; more rows than dimensions, or it is too flat.
+
+    effective_rank        exp of the entropy of the eigenvalues' shares, natural logarithm (Roy & Vetterli 2007, "The effective
+                          rank: a measure of effective dimensionality", of the covariance matrix)
+    participation_ratio   (sum of eigenvalues)^2 / sum of their squares
+    n_90, n_99            leading directions that hold 90 % and 99 % of the variance
+    """
+
+    eigenvalues: np.ndarray
+    rows: int
+
+    @classmethod
+    def of(cls, covariance: np.ndarray, rows: int) -> Spectrum:
+        return cls(np.maximum(np.linalg.eigvalsh(covariance)[::-1], 0), rows)
+
+    @property
+    def shares(self) -> np.ndarray:
+        total = float(self.eigenvalues.sum())
+        return np.asarray(self.eigenvalues / total if total > 0 else self.eigenvalues)
+
+    @property
+    def effective_rank(self) -> float:
+        shares = self.shares[self.shares > 0]
+        return float(np.exp(-(shares * np.log(shares)).sum())) if len(shares) else 0.0
+
+    @property
+    def participation_ratio(self) -> float:
+        squares = float((self.shares**2).sum())
+        return 1 / squares if squares > 0 else 0.0
+
+    def n_for(self, share: float) -> int:
+        """How many leading directions hold this share of the variance."""
+        reached = np.cumsum(self.shares)
+        return min(int(np.searchsorted(reached, share - 1e-12)) + 1, len(reached)) if reached.any() else 0

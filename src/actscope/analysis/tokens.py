@@ -1,0 +1,35 @@
+"""Which rows are counted, in what order tokens come, and how deep a site lies."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from actscope.errors import SiteError
+from actscope.frames import RowFlag
+from actscope.sites import POINTS, Site
+
+_SPURIOUS = int(RowFlag.REJECTED | RowFlag.AFTER_EOS)
+
+
+def genuine(labels: np.ndarray) -> np.ndarray:
+    """bool [n]: the rows that say something of a token of its request, each token once, as it was computed last."""
+    kept = np.zeros(len(labels), bool)
+    indices = np.flatnonzero((labels["flags"] & _SPURIOUS) == 0)
+    order = indices[np.lexsort((indices, labels["position"][indices], labels["request"][indices]))]
+    if len(order):
+        request, position = labels["request"][order], labels["position"][order]
+        last = np.ones(len(order), bool)
+        last[:-1] = (request[1:] != request[:-1]) | (position[1:] != position[:-1])
+        kept[order[last]] = True
+    return kept
+
+
+def depth(site: str) -> tuple[float, int]:
+    """Where a site lies in its model: smaller is earlier. Sites of unknown names come last."""
+    try:
+        parsed = Site.parse(site)
+    except SiteError:
+        return (float("inf"), 1)
+    if parsed.layer is None:
+        return (-1.0, 0) if parsed.point == "embed" else (float("inf"), 0)
+    return (float(parsed.layer), POINTS.index(parsed.point))

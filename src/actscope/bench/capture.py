@@ -1,0 +1,275 @@
+"""`actscope bench capture`: how much of a model's speed is left while its layers are captured.
+
+A random GPT-2 of 124 M parameters generates greedily from a batch of prompts. Every way of capturing is measured in turn
+with the bare model, right after it: the ratio of each pair, and the median of the pairs. Ours is recorded to disk, and a
+sample ends when all its rows are encoded and in the file; what peers keep in memory is theirs for free. Opening and
+closing the recording, once for many generations, is not counted.
+
+Peers that are not installed are listed as absent, with no figure.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import functools
+import json
+import statistics
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+Result = dict[str, Any]
+Progress = Callable[[str], None]
+#: Runs the workload once; gives the number of rows that were captured.
+Run = Callable[[], int]
+
+LANES, PROMPT, NEW = 2, 48, 16
+LAYERS = {"hf_3_layers": (0, 6, 11), "hf_all_layers": tuple(range(12))}
+BARS = {"hf_3_layers": 0.97, "hf_all_layers": 0.90}
+MIN_PAIRS = 3
+_TOKENS = LANES * (PROMPT + NEW - 1)
+_ASK = {"max_new_tokens": NEW, "do_sample": False, "pad_token_id": 0}
+
+
+@functools.cache
+def model_and_ids() -> tuple[Any, Any]:
+    """The model and its prompts; made once in a process."""
+    import torch
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    torch.manual_seed(0)
+    config = GPT2Config(bos_token_id=0, eos_token_id=None)
+    model: Any = GPT2LMHeadModel(config)
+    model.train(False).requires_grad_(False)
+    return model, torch.randint(1, config.vocab_size, (LANES, PROMPT))
+
+
+def same_model() -> Any:
+    """Modules of its own over the same weights, so that hooks on one are not on the others."""
+    model, _ = model_and_ids()
+    return copy.deepcopy(model, {id(p): p for p in (*model.parameters(), *model.buffers())})
+
+
+def generate(model: Any, **more: Any) -> Any:
+    return model.generate(model_and_ids()[1], **_ASK, **more)
+
+
+# --- ways of capturing ----------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _actscope(layers: tuple[int, ...]) -> Iterator[Run]:
+    """The default preset, to a recording in the system's temporary directory."""
+    import actscope
+
+    model = same_model()
+    with (
+        tempfile.TemporaryDirectory(prefix="actscope-bench-") as directory,
+        actscope.capture(model, sites=",".join(map(str, layers)), to=Path(directory) / "run.acts") as cap,
+    ):
+
+        def run() -> int:
+            before = cap.stats().rows
+            generate(model)
+            cap.flush()
+            return cap.stats().rows - before
+
+        yield run
+
+
+@contextmanager
+def _output_hidden_states(layers: tuple[int, ...]) -> Iterator[Run]:
+    """What transformers itself offers: it keeps the states of all layers, and only those asked for are counted."""
+    model = same_model()
+
+    def run() -> int:
+        out = generate(model, output_hidden_states=True, return_dict_in_generate=True)
+        return _count(step[layer + 1] for step in out.hidden_states for layer in layers)
+
+    yield run
+
+
+@contextmanager
+def _nnsight(layers: tuple[int, ...]) -> Iterator[Run]:
+    from nnsight import LanguageModel
+
+    _, ids = model_and_ids()
+    with _quiet(), _peer_tokenizer() as tokenizer:
+        watched = LanguageModel(same_model(), tokenizer=tokenizer)
+
+        def run() -> int:
+            with watched.generate(ids, **_ASK) as tracer:
+                saved = list().save()  # nnsight gives `save` to what is made in its trace
+                with tracer.iter[:]:
+                    for layer in layers:
+                        saved.append(watched.transformer.h[layer].output)
+            return _count(saved)
+
+        yield run
+
+
+@contextmanager
+def _transformer_lens(layers: tuple[int, ...]) -> Iterator[Run]:
+    from transformer_lens.model_bridge import TransformerBridge
+
+    _, ids = model_and_ids()
+    with _quiet(), _peer_tokenizer() as tokenizer:
+        bridge = TransformerBridge.boot_transformers("gpt2", hf_model=same_model(), tokenizer=tokenizer, device="cpu")
+        saved: list[Any] = []
+        hooks = [(f"blocks.{layer}.hook_out", lambda rows, hook: saved.append(rows.clone())) for layer in layers]
+
+        def run() -> int:
+            saved.clear()
+            with bridge.hooks(fwd_hooks=hooks):
+                bridge.generate(
+                    ids, max_new_tokens=NEW, do_sample=False, verbose=False, stop_at_eos=False, return_type="tokens"
+                )
+            return _count(saved)
+
+        yield run
+
+
+def _count(states: Iterable[Any]) -> int:
+    """Rows of [lanes, columns, d] tensors."""
+    return sum(int(one.shape[0] * one.shape[1]) for one in states)
+
+
+@contextmanager
+def _peer_tokenizer() -> Iterator[Any]:
+    """A tokenizer of 257 byte tokens, from files: peers want one, although they are given token ids."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE(vocab={"<s>": 0, **{c: i + 1 for i, c in enumerate(alphabet)}}, merges=[]))
+    with tempfile.TemporaryDirectory(prefix="actscope-bench-") as directory:
+        made = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="<s>", pad_token="<s>")
+        made.save_pretrained(directory)
+        yield AutoTokenizer.from_pretrained(directory)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+#: Peers, and the package that each needs.
+PEERS = {
+    "output_hidden_states": (_output_hidden_states, "transformers"),
+    "nnsight": (_nnsight, "nnsight"),
+    "transformer_lens": (_transformer_lens, "transformer-lens"),
+}
+
+
+# --- measuring --------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """A way of capturing some layers, and the pairs that were measured; `absent` says why there are none."""
+
+    name: str
+    layers: tuple[int, ...]
+    open: Callable[[tuple[int, ...]], AbstractContextManager[Run]]
+    package: str
+    ratios: list[float] = field(default_factory=list)
+    absent: list[str] = field(default_factory=list)
+
+    @property
+    def ours(self) -> bool:
+        return self.name in LAYERS
+
+
+def run(seconds: float = 60.0, progress: Progress | None = None) -> list[Result]:
+    """All results, in about `seconds` (at least three pairs of each); `progress` is told what is being measured."""
+    say = progress or (lambda _: None)
+    ways = [Way(name, layers, _actscope, "actscope") for name, layers in LAYERS.items()]
+    ways += [
+        Way(f"{n}_{peer}", layers, do, package) for peer, (do, package) in PEERS.items() for n, layers in LAYERS.items()
+    ]
+    generate(model_and_ids()[0])
+    with ExitStack() as stack:
+        runs = [(way, one) for way in ways if (one := _try(way, stack, say)) is not None]
+        until = time.perf_counter() + seconds
+        while time.perf_counter() < until or len(runs[-1][0].ratios) < MIN_PAIRS:
+            for way, one in runs:
+                say(f"{way.name}, pair {len(way.ratios) + 1}")
+                way.ratios.append(_pair(one, bare_first=len(way.ratios) % 2 == 0))
+    return [_result(way, ways) for way in ways]
+
+
+def _try(way: Way, stack: ExitStack, say: Progress) -> Run | None:
+    """Open a way and run it once. A peer that is not installed, or does not work here, is absent; ours must work."""
+    say(f"{way.name}: trying it")
+    wanted = _TOKENS * len(way.layers)
+    try:
+        one = stack.enter_context(way.open(way.layers))
+        captured = one()
+    except Exception as error:  # whatever a peer does not like about these versions
+        if way.ours:
+            raise
+        missing = isinstance(error, ModuleNotFoundError)
+        way.absent.append(f"{way.package} is not installed" if missing else f"{type(error).__name__}: {error}"[:200])
+    else:
+        if captured >= wanted:
+            return one
+        way.absent.append(f"it gave {captured} rows of {wanted}")
+    if way.ours:
+        raise RuntimeError(f"bench capture: {way.name}: {way.absent[0]}: run the tests of actscope.engines.inline")
+    say(f"{way.name} is left out: {way.absent[0]}")
+    return None
+
+
+def _pair(one: Run, *, bare_first: bool) -> float:
+    """Tokens per second with capture ÷ bare."""
+    model, _ = model_and_ids()
+    bare = _seconds(lambda: generate(model)) if bare_first else 0.0
+    captured = _seconds(one)
+    return (bare or _seconds(lambda: generate(model))) / captured
+
+
+def _seconds(do: Callable[[], Any]) -> float:
+    begin = time.perf_counter()
+    do()
+    return time.perf_counter() - begin
+
+
+def _result(way: Way, ways: list[Way]) -> Result:
+    found: Result = {
+        "name": way.name,
+        "value": statistics.median(way.ratios) if way.ratios else None,
+        "unit": "x",
+        "baseline": f"the bare model, paired; {way.package}" if way.ratios else f"absent: {way.absent[0]}",
+        "runs": len(way.ratios),
+        "min": min(way.ratios, default=None),
+        "max": max(way.ratios, default=None),
+        "bar": BARS.get(way.name),
+        "ok": True,
+    }
+    if way.ours:
+        peers = [w for w in ways if w.name.startswith(f"{way.name}_") and w.ratios]
+        found["ahead"] = {
+            w.name.removeprefix(f"{way.name}_"): found["value"] > statistics.median(w.ratios) for w in peers
+        }
+        found["ok"] = found["value"] >= found["bar"]
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m actscope.bench.capture", description=__doc__)
+    parser.add_argument("--seconds", type=float, default=60.0)
+    arguments = parser.parse_args()
+    print(json.dumps(run(arguments.seconds, lambda what: print(what, file=sys.stderr)), indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,176 @@
+"""`actscope bench soak`: a long capture of the built-in model, every site of every layer; memory steady, nothing lost.
+
+The last word is the reader's: every token that the model computed has its row at every site, and a sample of requests is
+computed again by the bare model and compared.
+"""
+
+from __future__ import annotations
+
+import random
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from actscope.engines import builtin
+from actscope.engines.hf.loading import LoadedModel, load
+from actscope.engines.inline.session import Capture, capture
+from actscope.recording.reader import Recording
+
+Result = dict[str, Any]
+Progress = Callable[[str], None]
+
+PROMPTS = (
+    "Tell me about a fox",
+    "Where did the old boat go",
+    "Count to five",
+    "What is in the river",
+    "Say a kind word",
+)
+#: Memory may wander by so much after the first tenth: allocators and the page tables of a growing file.
+STEADY_MB = 64.0
+_CHECKED = 20
+_SEGMENT = 64 << 20
+
+
+@dataclass(slots=True)
+class Run:
+    """What happened while it ran."""
+
+    computed: int = 0  # real positions that the model saw
+    rss_mb: list[tuple[float, float]] = field(default_factory=list)  # (seconds, MiB)
+    requests: int = 0
+
+
+def run(seconds: float, progress: Progress, folder: Path | None = None) -> list[Result]:
+    """Capture for `seconds`, then read everything back."""
+    torch.set_num_threads(1)  # so small a model gains nothing from more, and the codecs want a core
+    loaded = load(builtin.NAME)
+    with tempfile.TemporaryDirectory(prefix="actscope-soak-", dir=folder or Path.cwd()) as home:
+        path = Path(home) / "soak.acts"
+        seen = _capture_for(loaded, path, seconds, progress)
+        found = Recording.open(path)
+        lost, stored = _lost_rows(found, seen, progress), sum(found[site].sizes().stored for site in found.sites)
+        wrong = _wrong_rows(loaded, found, progress)
+    growth = _growth(seen, seconds)
+    bare = "none: an absolute figure"
+    return [
+        _result("lost_rows", lost, "rows", f"{seen.computed} positions at {len(found.sites)} sites", bar=0),
+        _result("wrong_rows", wrong, "rows", f"{_CHECKED} requests computed again by the bare model", bar=0),
+        _result("rss_growth_mb", growth, "MiB", "peak after the first tenth, over the median of the second", bar=STEADY_MB),
+        _result("tokens", seen.computed, "tokens", bare),
+        _result("stored_mb", stored / (1 << 20), "MiB", bare),
+        _result("seconds", seen.rss_mb[-1][0], "s", bare),
+    ]  # fmt: skip
+
+
+def _capture_for(loaded: LoadedModel, path: Path, seconds: float, progress: Progress) -> Run:
+    seen, chance, model = Run(), random.Random(0), loaded.model
+    counting = model.get_input_embeddings().register_forward_pre_hook(
+        lambda module, args: setattr(seen, "computed", seen.computed + args[0].numel())
+    )
+    try:
+        with capture(
+            model, "balanced", path, tokenizer=loaded.tokenizer, segment_bytes=_SEGMENT, memory_bytes=256 << 20
+        ) as session:
+            begin = time.monotonic()
+            while (elapsed := time.monotonic() - begin) < seconds:
+                _generate(loaded, chance)
+                seen.requests += 1
+                _note(seen, session, elapsed, progress)
+    finally:
+        counting.remove()
+    return seen
+
+
+def _generate(loaded: LoadedModel, chance: random.Random) -> None:
+    """One request, without padding, so that what the embedding sees is what must be in the recording."""
+    chat = [{"role": "user", "content": chance.choice(PROMPTS)}]
+    ids = loaded.tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt", return_dict=True)[
+        "input_ids"
+    ]
+    with torch.inference_mode():
+        loaded.model.generate(  # type: ignore[operator]  # transformers does not type it
+            ids, attention_mask=torch.ones_like(ids), max_new_tokens=chance.randint(8, 120), do_sample=True,
+            pad_token_id=loaded.tokenizer.pad_token_id,
+        )  # fmt: skip
+
+
+def _note(seen: Run, session: Capture, elapsed: float, progress: Progress) -> None:
+    if seen.rss_mb and elapsed - seen.rss_mb[-1][0] < 1.0:
+        return
+    seen.rss_mb.append((elapsed, _rss_mb()))
+    stats = session.stats()
+    assert stats.recorder is not None
+    progress(
+        f"{elapsed:.0f} s, {seen.computed} tokens, {seen.rss_mb[-1][1]:.0f} MiB of memory, "
+        f"{stats.recorder.durable_rows} rows durable, {stats.recorder.dropped_rows} dropped"
+    )
+
+
+def _rss_mb() -> float:
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * 4096 / (1 << 20)
+
+
+def _growth(seen: Run, seconds: float) -> float:
+    """Peak after the first tenth over the median of the second tenth, MiB."""
+    settled = [mb for at, mb in seen.rss_mb if at >= 0.1 * seconds] or [seen.rss_mb[-1][1]]
+    second = [mb for at, mb in seen.rss_mb if 0.1 * seconds <= at <= 0.2 * seconds] or settled[:1]
+    return max(settled) - float(np.median(second))
+
+
+def _lost_rows(found: Recording, seen: Run, progress: Progress) -> int:
+    """Rows that should be there and are not, every one decoded on the way."""
+    lost = 0
+    for site in found.sites:
+        progress(f"reading {site}")
+        finite = sum(int(np.isfinite(rows.values).all(axis=1).sum()) for rows in found.iter_rows(site))
+        lost += seen.computed - finite
+    return lost
+
+
+def _wrong_rows(loaded: LoadedModel, found: Recording, progress: Progress) -> int:
+    """Rows of some requests that differ from the bare model's by more than 1e-3 of their norm."""
+    wrong = 0
+    chosen = random.Random(1).sample(found.requests, min(_CHECKED, len(found.requests)))
+    for number, request in enumerate(chosen):
+        progress(f"computing request {number + 1} of {len(chosen)} again")
+        ids = found.rows(found.sites[0], request).labels["token_id"].astype(np.int64)
+        with torch.inference_mode():
+            hidden = _blocks_of(loaded.model, torch.from_numpy(ids)[None])
+        for site in found.sites:
+            layer = int(site.split(".")[1])
+            want, have = hidden[layer].numpy(), found.rows(site, request).values
+            error = np.linalg.norm(have - want, axis=1) / np.linalg.norm(want, axis=1)
+            wrong += int((error > 2e-3).sum())
+    return wrong
+
+
+def _blocks_of(model: nn.Module, ids: torch.Tensor) -> list[torch.Tensor]:
+    """What each block gives, float32 [n, d], by plain hooks."""
+    from actscope.taps.anatomy import blocks, hidden_of
+
+    outputs: list[torch.Tensor] = []
+    hooks = [
+        b.register_forward_hook(lambda m, a, out: outputs.append(hidden_of(out)[0].float())) for b in blocks(model)
+    ]
+    try:
+        model(ids)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return outputs
+
+
+def _result(name: str, value: float, unit: str, baseline: str, *, bar: float | None = None) -> Result:
+    return {
+        "name": name, "value": value, "unit": unit, "baseline": baseline, "runs": 1,
+        "min": value, "max": value, "bar": bar, "ok": bar is None or value <= bar,
+    }  # fmt: skip

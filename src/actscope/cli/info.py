@@ -1,0 +1,164 @@
+"""actscope info: what a recording is."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from actscope.recording.reader import Recording
+
+
+def info(
+    path: Annotated[Path, typer.Argument(metavar="DIR", help="A recording.")],
+    requests: Annotated[int, typer.Option(help="Show so many requests; 0 shows all.")] = 5,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Say what a recording is: its model, sites, requests and coverage, its size against raw rows, the errors that its codecs
+    were measured to make, drops, marks, and whether its writers came to their end.
+
+    Works on a recording that is being written, and on one that a crash has left. Example: actscope info run.acts
+    """
+    from actscope.recording.reader import Recording
+
+    described = describe(Recording.open(path), requests)
+    typer.echo(json.dumps(described) if as_json else _text(described))
+
+
+def describe(recording: Recording, n_requests: int = 5) -> dict[str, Any]:
+    """Everything that `info` says, as JSON values; `n_requests` of the requests are listed (0: all)."""
+    sites = {site: _site(recording, site) for site in recording.sites}
+    stored = sum(site["stored_bytes"] for site in sites.values())
+    ids = recording.requests
+    summaries = [recording.request(request) for request in ids]
+    present, computed = sum(s.present for s in summaries), sum(s.computed for s in summaries)
+    listed = summaries[: n_requests or None]
+    return {
+        "path": str(recording.path),
+        "id": recording.info.get("id"),
+        "version": recording.info.get("version"),
+        "created_wall_ns": recording.info.get("created_wall_ns"),
+        "model": recording.info["model"],
+        "settings": recording.info["settings"],
+        "rows": recording.n_rows,
+        "tokens": {"computed": computed, "present": present, "coverage": computed / present if present else None},
+        "bytes": sum(file.stat().st_size for file in Path(recording.path).iterdir() if file.is_file()),
+        "stored_bytes": stored,
+        "bytes_per_token": stored / recording.n_rows if recording.n_rows else None,
+        "ratio_fp32": _ratio(sum(site["fp32_bytes"] for site in sites.values()), stored),
+        "ratio_source": _ratio(sum(site["source_bytes"] for site in sites.values()), stored),
+        "sites": sites,
+        "n_requests": len(ids),
+        "requests": [asdict(summary) for summary in listed],
+        **_events(recording),
+    }
+
+
+def _site(recording: Recording, name: str) -> dict[str, Any]:
+    site = recording[name]
+    sizes = site.sizes()
+    return {
+        "rows": len(site),
+        "width": site.width,
+        "dtype": site.source_dtype,
+        "codec_asked": recording.info["codecs"].get(name),
+        "codecs_used": site.blocks.codec_names(),
+        "blocks": len(site.blocks),
+        "stored_bytes": sizes.stored,
+        "fp32_bytes": sizes.fp32,
+        "source_bytes": sizes.source,
+        "ratio_fp32": _ratio(sizes.fp32, sizes.stored),
+        "ratio_source": _ratio(sizes.source, sizes.stored),
+        "error": asdict(site.errors()),
+    }
+
+
+def _ratio(raw: int, stored: int) -> float | None:
+    return raw / stored if stored else None
+
+
+def _events(recording: Recording) -> dict[str, Any]:
+    dropped: dict[str, int] = {}
+    for drop in recording.drops:
+        dropped[drop.site] = dropped.get(drop.site, 0) + drop.n_rows
+    sessions = recording.sessions
+    ends = [session.stats for session in sessions if session.ended]
+    return {
+        "dropped_rows": dropped,
+        "marks": [{"request": mark.request, "why": mark.why, "wall_ns": mark.wall_ns} for mark in recording.marks],
+        "sessions": len([session for session in sessions if not session.ended]),
+        "complete": recording.complete,
+        "direct_io": ends[-1].get("direct") if ends else None,
+        "damage": [{**asdict(damage), "says": str(damage)} for damage in recording.damage],
+    }
+
+
+def _text(found: dict[str, Any]) -> str:
+    model, tokens = found["model"], found["tokens"]
+    coverage = f"{tokens['coverage']:.1%}" if tokens["coverage"] is not None else "-"
+    lines = [
+        f"{found['path']}",
+        f"  model      {model.get('name', '-')} {model.get('revision') or ''}".rstrip(),
+        f"  rows       {found['rows']} tokens at {len(found['sites'])} sites; {tokens['computed']} of {tokens['present']} "
+        f"positions computed ({coverage})",
+        f"  size       {_mib(found['bytes'])} on disk; {_number(found['bytes_per_token'], '.0f')} bytes per token; "
+        f"{_number(found['ratio_fp32'], '.2f')} x smaller than float32, {_number(found['ratio_source'], '.2f')} x than it came",
+        f"  sessions   {found['sessions']}; {'complete' if found['complete'] else 'not complete: being written, or crashed'}"
+        + ("" if found["direct_io"] is None else f"; direct I/O: {found['direct_io']}"),
+        f"  dropped    {_dropped(found['dropped_rows'])}",
+        f"  marks      {len(found['marks'])}" + "".join(f"; {m['request']}: {m['why']}" for m in found["marks"][:3]),
+        "",
+        *_site_lines(found["sites"]),
+        "",
+        *_request_lines(found),
+    ]
+    if found["damage"]:
+        lines += ["", "damage:", *(f"  {damage['says']}" for damage in found["damage"])]
+    return "\n".join(lines)
+
+
+def _site_lines(sites: dict[str, Any]) -> list[str]:
+    width = max(len(name) for name in sites)
+    lines = [
+        f"{'site':<{width}} {'rows':>9} {'width':>6} {'dtype':<9} {'codec':<16} {'/fp32':>7} {'/source':>8} "
+        f"{'error mean':>11} {'p99.9':>9} {'worst':>9}"
+    ]
+    for name, site in sites.items():
+        error = site["error"]
+        shown = (
+            "  lossless"
+            if not error["worst"]
+            else f"{error['mean']:>11.2e} {error['p999']:>9.2e} {error['worst']:>9.2e}"
+        )
+        lines.append(
+            f"{name:<{width}} {site['rows']:>9} {site['width']:>6} {site['dtype']:<9} "
+            f"{'+'.join(site['codecs_used']) or '-':<16} {_number(site['ratio_fp32'], '.2f'):>7} "
+            f"{_number(site['ratio_source'], '.2f'):>8} {shown}"
+        )
+    return lines
+
+
+def _request_lines(found: dict[str, Any]) -> list[str]:
+    lines = [f"{'request':<32} {'prompt':>7} {'present':>8} {'computed':>9}  state"]
+    for request in found["requests"]:
+        state = ("aborted" if request["aborted"] else "ended") if request["ended"] else "no end seen"
+        counts = f"{request['n_prompt']:>7} {request['present']:>8} {request['computed']:>9}"
+        lines.append(f"{request['id'][:32]:<32} {counts}  {state}")
+    more = found["n_requests"] - len(found["requests"])
+    return [*lines, f"and {more} more (--requests 0 shows all)"] if more > 0 else lines
+
+
+def _dropped(dropped: dict[str, int]) -> str:
+    return ", ".join(f"{rows} rows of {site}" for site, rows in dropped.items()) or "nothing"
+
+
+def _mib(size: int) -> str:
+    return f"{size / (1 << 20):.1f} MiB" if size >= 1 << 20 else f"{size / 1024:.1f} KiB"
+
+
+def _number(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)

@@ -1,0 +1,74 @@
+"""actscope mark: keep a request of a running server, now or after the fact."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any
+from urllib.parse import quote
+
+import typer
+
+from actscope.errors import RecordingError, SettingsError, UpstreamError
+
+_WORDS = {
+    "keeping": "kept so far, and it goes on until the request ends",
+    "kept": "kept",
+    "pending": "it has not begun; it will be kept when it does",
+}
+
+
+def mark(
+    request: Annotated[str, typer.Argument(help="Id of the request, as the page and the API show it.")] = "",
+    last: Annotated[bool, typer.Option("--last", help="The request that began last.")] = False,
+    all_running: Annotated[bool, typer.Option("--all", help="All requests that run now.")] = False,
+    why: Annotated[str, typer.Option(help="A word on why, for whoever reads the recording.")] = "by hand",
+    before: Annotated[str, typer.Option(help="Only so much before its last row, e.g. '20 tokens', 5s.")] = "",
+    after: Annotated[str, typer.Option(help="Only so much after its last row, e.g. '64 tokens', 10s.")] = "",
+    wait: Annotated[float, typer.Option(help="Wait so many seconds for a request that has not begun.")] = 0.0,
+    engine: Annotated[str, typer.Option(help="Card id of the engine; the newest that runs if not given.")] = "",
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Keep a request of a server that runs with --record: what is still at hand of it, and what comes until it ends.
+
+    Marking twice changes nothing. Exits 2 when it is too late, or when the server keeps no recording.
+
+    Example: actscope mark chatcmpl-4be1c5d7 --why "odd answer"
+    """
+    if sum(map(bool, (request, last, all_running))) != 1:
+        raise SettingsError("actscope mark: name one request, or say --last or --all")
+    body: dict[str, Any] = {"why": why} | {k: v for k, v in (("before", before), ("after", after)) if v}
+    if request:
+        path = f"/v1/actscope/requests/{quote(request, safe='')}/mark"
+        marks = [_ask(engine, path, body | ({"wait": wait} if wait else {}))]
+    else:
+        which = "last" if last else "running"
+        marks = _ask(engine, "/v1/actscope/recording/marks", body | {"which": which})["marks"]
+    typer.echo(json.dumps(marks) if as_json else "\n".join(map(_line, marks)) or "no request runs")
+
+
+def _ask(engine: str, path: str, body: dict[str, Any]) -> Any:
+    """One call over the engine's own socket. Raises UpstreamError when none runs, RecordingError with what it refuses."""
+    import httpx
+
+    from actscope.ring.runtime import read_cards
+
+    card = next((c for c in read_cards() if engine in ("", c.id)), None)
+    if card is None:
+        raise UpstreamError("no engine runs; start one with: actscope serve MODEL --record DIR")
+    transport = httpx.HTTPTransport(uds=card.endpoint.removeprefix("unix:"))
+    try:
+        with httpx.Client(transport=transport, base_url="http://engine", timeout=60) as client:
+            answer = client.post(path, json=body)
+    except httpx.TransportError as error:
+        raise UpstreamError(f"the engine {card.id} does not answer: {error}") from error
+    if answer.is_error:
+        raise RecordingError(answer.json()["error"]["message"])
+    return answer.json()
+
+
+def _line(marked: dict[str, Any]) -> str:
+    line = f"{marked['request']}: {marked['rows']} positions, {_WORDS.get(marked['state'], marked['state'])}"
+    for name, words in (("forgotten", "already forgotten"), ("dropped", "dropped by a full queue")):
+        gone = ", ".join(f"{first} to {after - 1}" for first, after in marked[name])
+        line += f"; {words}: positions {gone}" if gone else ""
+    return line

@@ -1,0 +1,61 @@
+"""actscope recover: bring a recording that crashed to rest."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from actscope.errors import RecordingDamaged
+
+
+def recover(
+    path: Annotated[Path, typer.Argument(metavar="DIR", help="A recording whose writer could not close it.")],
+    salvage: Annotated[
+        bool,
+        typer.Option(
+            "--salvage", help="Close around acknowledged bytes that are damaged; every old byte is kept aside."
+        ),
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Close a recording after a crash: cut what was never acknowledged (kept aside in *.torn), and write the index anew.
+
+    Exits 1, and changes nothing, when bytes that had been acknowledged are missing or changed; --salvage then keeps what is
+    whole. A second run changes nothing. Example: actscope recover run.acts
+    """
+    from actscope.cli.progress import Progress
+    from actscope.store import recover as mend
+
+    try:
+        with Progress() as bars:
+            report = mend(path, salvage=salvage, progress=lambda done, total: bars.update("bytes", done, total))
+    except RecordingDamaged as error:
+        if as_json:
+            typer.echo(json.dumps({"ok": False, "path": str(path), "error": str(error)}))
+        else:
+            print(f"actscope: {error}", file=sys.stderr)
+        raise typer.Exit(1) from error
+    found = {
+        "ok": True,
+        "path": str(report.path),
+        "changed": report.changed,
+        "messages": report.messages,
+        "segments": report.segments,
+        "cut_bytes": report.cut_bytes,
+        "kept": [str(kept) for kept in report.kept],
+        "lost": [list(numbers) for numbers in report.lost],
+        "damage": [str(damage) for damage in report.damage],
+    }
+    typer.echo(json.dumps(found) if as_json else _text(found))
+
+
+def _text(found: dict[str, Any]) -> str:
+    lines = [f"found: {damage}" for damage in found["damage"]]
+    lines += [f"kept aside: {kept}" for kept in found["kept"]]
+    lines += [f"lost: messages {first} to {last}" for first, last in found["lost"]]
+    what = f"closed; {found['cut_bytes']} bytes cut" if found["changed"] else "was at rest: nothing changed"
+    return "\n".join([*lines, f"{found['path']}: {what}; {found['messages']} messages in {found['segments']} segments"])

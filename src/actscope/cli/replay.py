@@ -1,0 +1,173 @@
+"""actscope replay: a recording on the scope, as if it ran now."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+from urllib.parse import quote
+
+import typer
+
+from actscope.cli import options
+from actscope.errors import ProbeError, SettingsError
+
+if TYPE_CHECKING:
+    from actscope.engines.replay.engine import ReplayEngine
+    from actscope.engines.replay.facts import RecordedModel
+    from actscope.engines.replay.player import PlayerStats
+    from actscope.gateway.server import GatewayServer
+    from actscope.gateway.settings import GatewaySettings
+    from actscope.probes import Probe
+
+#: The page keeps at most this much of a recording; the oldest requests give way.
+_MOST_REQUESTS = 4096
+_MOST_POSITIONS = 4_000_000
+_A_YEAR_S = 365 * 86_400.0
+
+
+def replay(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="A recording.")],
+    probes: options.Probes = None,
+    request: Annotated[list[str] | None, typer.Option(help="Only this request; may be repeated.")] = None,
+    speed: Annotated[float, typer.Option(help="1 is the recorded pace, 2 twice that; 0 is as fast as it goes.")] = 1.0,
+    loop: Annotated[bool, typer.Option("--loop", help="Begin again at the end, for ever.")] = False,
+    any_model: Annotated[
+        bool, typer.Option("--any-model", help="Use probes that were made for another model or revision too.")
+    ] = False,
+    port: options.Port = 6969,
+    token: options.Token = "",
+    browser: options.Browser = True,
+) -> None:
+    """Show a recording on the scope as if it ran now, scored with any probes whose sites were recorded.
+
+    Probes are read from --probes, else from ./probes/MODEL, else the ones that came with the model are used; they need not
+    have existed when the recording was made. While it plays, `actscope probe add` and `remove` change them.
+
+    Example: actscope replay run.acts --probes my-probes --request r000001 --speed 4
+    """
+    from actscope.engines.replay.engine import ReplayEngine
+    from actscope.engines.replay.facts import recorded_model
+    from actscope.engines.replay.settings import ReplaySettings
+    from actscope.gateway.server import open_server
+    from actscope.recording.reader import Recording
+
+    settings = ReplaySettings(tuple(request or ()), speed, loop, any_model)
+    recording = Recording.open(directory)
+    if recording.damage:
+        _say(
+            f"{directory} is damaged in {len(recording.damage)} places, what is whole is shown: actscope verify {directory}"
+        )
+    model = recorded_model(recording)
+    chosen = _probes(probes, model, any_model=any_model)
+    with ReplayEngine(recording, settings, probes=chosen, on_end=_say_end) as engine:
+        server = open_server(_gateway_settings(engine, port, token))
+        show = browser and options.can_show_a_browser()
+
+        def begin(taken: GatewaySettings) -> None:
+            _announce(taken, engine, directory, browser=show)
+            engine.start(lambda: steps_taken(server))
+
+        server.on_started = begin
+        server.run_here()
+
+
+def _probes(directories: list[Path] | None, model: RecordedModel, *, any_model: bool) -> list[Probe]:
+    """The probes that can be computed. Those that cannot are named on standard error; ProbeError when that is all of them.
+
+    Probes that were not asked for by name, and are of another model, are only named too.
+    """
+    from actscope.engines.replay.fitting import sort_out
+    from actscope.probes import load_probes
+
+    found = directories or _usual_probes(model.name)
+    loaded = [probe for directory in found for probe in load_probes(_checked(directory))]
+    fitting, unfit = sort_out(loaded, model, any_model=any_model, lenient=not directories)
+    reasons = "".join(f"\n  {one.why}" for one in unfit)
+    if directories and not fitting:
+        where = ", ".join(map(str, directories))
+        raise ProbeError(
+            f"--probes {where}: none of them can be computed from this recording:{reasons or ' no probes'}"
+        )
+    if unfit:
+        _say(f"{len(unfit)} of {len(loaded)} probes cannot be computed from this recording:{reasons}")
+    return fitting
+
+
+def _checked(directory: Path) -> Path:
+    if not directory.is_dir():
+        raise SettingsError(f"--probes {directory}: not a directory")
+    return directory
+
+
+def _usual_probes(model: str) -> list[Path]:
+    """./probes/MODEL where it has probes, else the built-in model's own."""
+    from actscope.engines.builtin import NAME, probes_path
+    from actscope.probes import find_probes
+
+    usual = [Path("probes") / model.strip("/"), *([probes_path()] if model == NAME else [])]
+    return [directory for directory in usual if any(find_probes(directory))][:1]
+
+
+def _gateway_settings(engine: ReplayEngine, port: int, token: str) -> GatewaySettings:
+    """A gateway that remembers the whole recording, for as long as it runs, within fixed bounds."""
+    settings = options.gateway_settings("127.0.0.1", port, token, None, None, engine.card.id)
+    return replace(
+        settings,
+        log_requests=min(_MOST_REQUESTS, max(settings.log_requests, len(engine.plan.requests))),
+        log_positions=min(_MOST_POSITIONS, max(settings.log_positions, engine.plan.n_rows)),
+        log_seconds=_A_YEAR_S,
+    )
+
+
+def steps_taken(server: GatewayServer) -> int | None:
+    """Steps that the gateway has read from the ring, and those that it has missed; None while it is not attached."""
+    engine = server.app.state.gateway.upstream.engine
+    if engine is None or engine.matcher is None:
+        return None
+    counts = engine.matcher.counts()
+    return int(counts.steps + counts.missed_steps)
+
+
+def _announce(settings: GatewaySettings, engine: ReplayEngine, directory: Path, *, browser: bool) -> None:
+    """Say where to look, and open the page at the first request."""
+    from actscope.engines.replay.plan import shown_name
+
+    shown = engine.plan.requests
+    link = f"{settings.link}&request={quote(shown_name(shown[0].id), safe='')}"
+    names = ", ".join(one.id for one in shown[:6]) + (f" and {len(shown) - 6} more" if len(shown) > 6 else "")
+    _say(
+        f"\n  actscope is replaying {directory}: {engine.model.name}, {engine.plan.n_rows:,} tokens, {_pace(engine)}\n\n"
+        f"  page      {link}\n"
+        f"  API       {settings.link.split('/?', 1)[0]}/v1/actscope/requests\n"
+        f"  api_key   {settings.token}\n"
+        f"  requests  {names}\n"
+        f"  probes    {_list(probe.id for _, probe in engine.bank.items())}\n\n"
+        "  Others can be watched from the list `All requests` on the page. Ctrl-C stops it.\n"
+    )
+    if browser:
+        import threading
+        import webbrowser
+
+        threading.Thread(target=webbrowser.open, args=(link,), daemon=True).start()
+
+
+def _list(names: Any) -> str:
+    return ", ".join(names) or "none: add some with actscope probe add FILE"
+
+
+def _pace(engine: ReplayEngine) -> str:
+    speed = engine.settings.speed
+    if not speed:
+        return "as fast as it goes"
+    return f"{engine.plan.duration_ns / 1e9 / speed:,.1f} s at {speed:g} times the recorded pace"
+
+
+def _say_end(stats: PlayerStats) -> None:
+    rows = f"{stats.rows:,} tokens in {stats.seconds:,.1f} s"
+    _say(f"  the recording has come to its end ({rows}); the page keeps it until you stop it with Ctrl-C")
+
+
+def _say(message: str) -> None:
+    print(message, file=sys.stderr, flush=True)

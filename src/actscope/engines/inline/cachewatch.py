@@ -1,0 +1,96 @@
+"""Watching caches: whoever copies or reorders the lanes of a key-value cache changes whose rows come next.
+
+While a capture runs, the methods of `transformers.Cache` that do so are wrapped on their classes, and put back after.
+Wrapping the objects instead would go wrong when they are copied.
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+from collections.abc import Callable
+from typing import Any
+
+#: Called with a cache, before it changes: the lanes that it will keep, in their order, or None for a change of all.
+Changed = Callable[[Any, "list[int] | None"], None]
+
+_METHODS = ("reorder_cache", "batch_select_indices", "batch_repeat_interleave")
+
+
+class CacheWatch:
+    """Tells every subscriber of changes of any cache in this process. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._subscribers: list[Changed] = []
+        self._wrapped: list[tuple[type, str, Any]] = []
+        self._lock = threading.Lock()
+        self._changing = threading.local()
+
+    def subscribe(self, changed: Changed) -> None:
+        with self._lock:
+            if not self._subscribers:
+                self._wrap_all()
+            self._subscribers.append(changed)
+
+    def unsubscribe(self, changed: Changed) -> None:
+        """A subscriber that is not there is nothing to unsubscribe."""
+        with self._lock:
+            if changed in self._subscribers:
+                self._subscribers.remove(changed)
+                if not self._subscribers:
+                    self._unwrap_all()
+
+    def _wrap_all(self) -> None:
+        try:
+            from transformers import Cache
+        except ImportError:  # a torch module without transformers has no such cache
+            return
+        for kind in _with_subclasses(Cache):
+            for name in _METHODS:
+                if name in vars(kind):
+                    original = vars(kind)[name]
+                    self._wrapped.append((kind, name, original))
+                    setattr(kind, name, self._watched(original))
+
+    def _unwrap_all(self) -> None:
+        for kind, name, original in self._wrapped:
+            setattr(kind, name, original)
+        self._wrapped.clear()
+
+    def _watched(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(original)
+        def change(cache: Any, *args: Any, **kwargs: Any) -> Any:
+            changing = self._changing.__dict__.setdefault("caches", set())
+            if id(cache) in changing or _nothing(original.__name__, args, kwargs):
+                # nothing changes, or a subclass calls its base: one change, told once
+                return original(cache, *args, **kwargs)
+            changing.add(id(cache))
+            try:
+                for changed in list(self._subscribers):
+                    changed(cache, _lanes_kept(original.__name__, args, kwargs))
+                return original(cache, *args, **kwargs)
+            finally:
+                changing.discard(id(cache))
+
+        return change
+
+
+def _with_subclasses(kind: type) -> list[type]:
+    children: list[type] = type.__subclasses__(kind)
+    return [kind, *(found for child in children for found in _with_subclasses(child))]
+
+
+def _nothing(method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    return method == "batch_repeat_interleave" and (args[0] if args else kwargs.get("repeats")) == 1
+
+
+def _lanes_kept(method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[int] | None:
+    value = args[0] if args else next(iter(kwargs.values()), None)
+    if method == "batch_repeat_interleave":
+        return None
+    indices = getattr(value, "tolist", lambda: None)()
+    return [int(i) for i in indices] if isinstance(indices, list) and all(type(i) is int for i in indices) else None
+
+
+#: The one watch of this process.
+CACHES = CacheWatch()

@@ -1,0 +1,214 @@
+"""CaptureConfig: what is captured, and how it gets to the disk. Presets, a builder, and keyword overrides."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from difflib import get_close_matches
+from typing import TYPE_CHECKING, Any, Literal
+
+from actscope.engines.inline.granularity import Granularity
+from actscope.engines.inline.presets import PRESETS
+from actscope.engines.inline.speeds import CODEC_SPEEDS
+from actscope.errors import SettingsError, SiteError
+from actscope.recording.spec import PipelineOptions
+from actscope.sites import POINTS
+from actscope.store import StoreOptions
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from actscope.engines.inline.plan import Plan
+
+Policy = Literal["block", "drop", "error"]
+
+_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
+
+
+@dataclass(frozen=True, slots=True)
+class CaptureConfig:
+    """Everything that can be chosen of a capture. Frozen: `with_*` and `override` give changed copies."""
+
+    sites: str = "all"
+    """Which layers, points or modules: the grammar of `actscope.sites`, `"0,7,15"`, `"model.layers.*.mlp"` ..."""
+    points: tuple[str, ...] = ("resid_post",)
+    """Points that are read where `sites` names only layers: resid_pre, attn_out, mlp_out, resid_post."""
+    granularity: str = "full"
+    """Which positions are kept: full, attention, mlp or sampled:TERMS (see `actscope.engines.inline.granularity`).
+    attention and mlp keep all positions and take the place of `points`."""
+    codec: str = "auto"
+    """How rows are encoded: none, lz4, zstd[:LEVEL], shuffle_lz4, lossless, error_bounded:ERROR, svd:K, auto[:ERROR] ..."""
+    policy: Policy = "block"
+    """When rows come faster than they can be written: the model waits, rows are dropped and counted, or an error is raised."""
+    memory_bytes: int = 1 << 30
+    """Bound of the rows in host memory between the model and the file, in bytes. At least 16 MiB."""
+    workers: int = 0
+    """Threads that encode; 0 takes half the cores, at most 4, or what `throughput` needs."""
+    block_bytes: int = 4 << 20
+    """Rows of a site are encoded together once they have this size, in bytes."""
+    flush_seconds: float = 1.0
+    """Rows wait at most about so long before they are encoded and written, in seconds."""
+    checkpoint_tokens: int = 0
+    """Make everything durable, and say so beside the recording, after so many tokens; 0: no checkpoints, only the
+    group commits of the store."""
+    sample: float = 1.0
+    """Share of the requests that is kept, 0 to 1, chosen by a hash of the request's id (`actscope.sampling`)."""
+    throughput: float = 0.0
+    """Bytes of rows per second that must be kept up with; 0: not stated. With codec "auto" it chooses codec and workers:
+    the strongest codec that half of the cores can run at that rate (see `actscope.engines.inline.speeds`)."""
+    text: bool = True
+    """Keep the text of each token id, where a tokenizer was given."""
+    direct: Literal["auto", "yes", "no"] = "auto"
+    """Write past the page cache (O_DIRECT)."""
+    segment_bytes: int = 1 << 30
+    """Size at which a new file of the recording is begun, in bytes."""
+    reason: str = field(default="", compare=False)
+    """Why it is as it is, where it was derived; for people."""
+
+    def __post_init__(self) -> None:
+        unknown = [point for point in self.points if point not in POINTS]
+        if unknown or not self.points:
+            raise SettingsError(f"points {list(self.points)}: expected some of {', '.join(POINTS)}")
+        Granularity.parse(self.granularity)
+        if self.policy not in ("block", "drop", "error"):
+            raise SettingsError(f"policy {self.policy!r}: expected block, drop or error")
+        if self.direct not in ("auto", "yes", "no"):
+            raise SettingsError(f"direct {self.direct!r}: expected auto, yes or no")
+        if not 0.0 <= self.sample <= 1.0:
+            raise SettingsError(f"sample {self.sample}: expected a share of the requests, 0 to 1")
+        if self.workers < 0 or self.throughput < 0:
+            raise SettingsError(f"expected workers and throughput >= 0, found {self.workers} and {self.throughput}")
+        self.pipeline()  # checks the rest
+
+    # --- making one -------------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def preset(cls, name: str) -> CaptureConfig:
+        """One of the presets. Raises SettingsError that names them."""
+        if name not in PRESETS:
+            near = get_close_matches(name, PRESETS, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise SettingsError(f"preset {name!r}: there are {', '.join(PRESETS)}{hint}")
+        return cls().override(PRESETS[name])
+
+    def override(self, values: Mapping[str, Any]) -> CaptureConfig:
+        """A copy with these fields changed. Sizes may be texts such as "2GB". Raises SettingsError for an unknown one."""
+        known = {f.name for f in fields(self)}
+        changed: dict[str, Any] = {}
+        for key, value in values.items():
+            name = _ALIASES.get(key, key)
+            if name not in known:
+                near = get_close_matches(key, sorted(known | set(_ALIASES)), n=2)
+                hint = f"; did you mean {' or '.join(near)}?" if near else f"; there are {', '.join(sorted(known))}"
+                raise SettingsError(f"capture has no setting {key!r}{hint}")
+            changed[name] = _converted(name, value)
+        return replace(self, **changed)
+
+    def with_sites(self, sites: str) -> CaptureConfig:
+        return self.override({"sites": sites})
+
+    def with_points(self, *points: str) -> CaptureConfig:
+        return self.override({"points": points})
+
+    def with_granularity(self, granularity: str) -> CaptureConfig:
+        return self.override({"granularity": granularity})
+
+    def with_codec(self, codec: str) -> CaptureConfig:
+        return self.override({"codec": codec})
+
+    def with_policy(self, policy: Policy) -> CaptureConfig:
+        return self.override({"policy": policy})
+
+    def with_memory(self, memory: int | str) -> CaptureConfig:
+        """A bound in bytes, or "2GB" (10^9), "512MiB" (2^20)."""
+        return self.override({"memory_bytes": memory})
+
+    def with_workers(self, workers: int) -> CaptureConfig:
+        return self.override({"workers": workers})
+
+    def with_throughput(self, bytes_per_s: float | str) -> CaptureConfig:
+        return self.override({"throughput": bytes_per_s})
+
+    def with_sample(self, sample: float) -> CaptureConfig:
+        return self.override({"sample": sample})
+
+    def with_checkpoints(self, every_tokens: int) -> CaptureConfig:
+        return self.override({"checkpoint_tokens": every_tokens})
+
+    # --- what follows from it ---------------------------------------------------------------------------------------------
+
+    @property
+    def read_points(self) -> tuple[str, ...]:
+        """The points that are read where `sites` names only layers."""
+        return Granularity.parse(self.granularity).points or self.points
+
+    def pipeline(self) -> PipelineOptions:
+        """The recorder's options."""
+        options = PipelineOptions(
+            policy=self.policy,
+            memory_bytes=self.memory_bytes,
+            block_bytes=self.block_bytes,
+            flush_seconds=self.flush_seconds,
+            checkpoint_tokens=self.checkpoint_tokens,
+            store=StoreOptions(direct=self.direct, segment_bytes=self.segment_bytes),
+        )
+        workers = self.workers or (self.choice()[1] if self.throughput else 0)
+        return replace(options, workers=workers) if workers else options
+
+    def choice(self, cores: int = 0) -> tuple[str, int, str]:
+        """Codec, workers (0: the recorder's own choice), and the arithmetic behind them."""
+        if not self.throughput:
+            return self.codec, self.workers, "no target throughput"
+        for_workers = max(1, (cores or os.cpu_count() or 1) // 2)
+        wanted = self.throughput / 1e9
+        ladder = CODEC_SPEEDS if self.codec == "auto" else {self.codec: CODEC_SPEEDS.get(self.codec, (0.4, 1.0))}
+        if self.codec == "auto":
+            ladder = {name: speed for name, speed in ladder.items() if not name.startswith("error_bounded")}
+        for name, (speed, _) in ladder.items():
+            needed = max(1, -int(-wanted // speed))
+            if needed <= for_workers or name == list(ladder)[-1]:
+                break
+        why = (
+            f"{wanted:.2f} GB/s / {speed:g} GB/s a core ({name}) = {needed} workers, of {for_workers} that half of the "
+            f"cores give"
+        )
+        return name, self.workers or min(needed, for_workers), why
+
+    def explain(self, model: nn.Module, tokens_per_s: float = 0.0) -> Plan:
+        """What this comes to for a model: sites, bytes per token and per 1,000 tokens, GB/s at `tokens_per_s`; printable.
+
+        Raises SiteError when the model does not have the sites.
+        """
+        from actscope.engines.inline.plan import plan_of
+
+        return plan_of(self, model, tokens_per_s)
+
+
+_ALIASES = {"memory": "memory_bytes", "checkpoint": "checkpoint_tokens"}
+
+
+def bytes_of(text: str) -> int:
+    """A size such as "2GB", "512MiB" or "1e9". Raises SettingsError."""
+    match = re.fullmatch(r"\s*([0-9.eE+]+?)\s*([KMGT]I?)?B?(?:/S)?\s*", text.upper())
+    try:
+        if match is None:
+            raise ValueError
+        return int(float(match[1]) * _UNITS[match[2] or ""])
+    except ValueError:
+        raise SettingsError(f"size {text!r}: expected e.g. 2GB, 512MiB or a number of bytes") from None
+
+
+def _converted(name: str, value: Any) -> Any:
+    if name in ("memory_bytes", "block_bytes", "segment_bytes", "throughput") and isinstance(value, str):
+        return bytes_of(value)
+    if name == "points":
+        given = value.split(",") if isinstance(value, str) else value
+        return tuple(part.strip() for part in given)
+    if name == "sites" and not isinstance(value, str):
+        try:
+            return ",".join(str(item) for item in value)
+        except TypeError:
+            raise SiteError(f"sites {value!r}: expected a selection such as 'all' or '0,7,15'") from None
+    return value

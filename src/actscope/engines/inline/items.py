@@ -1,0 +1,48 @@
+"""Labels of a call of any module: one request for each item of the batch, positions along its other dimensions."""
+
+from __future__ import annotations
+
+from math import prod
+
+import numpy as np
+
+from actscope.engines.inline.granularity import Granularity
+from actscope.engines.inline.labels import Cells, Labelled, Requests, assemble
+from actscope.engines.inline.scopes import Scope
+from actscope.engines.inline.sequences import Sequences
+
+
+class ItemLabels:
+    """Labels calls of a module that takes no token ids: token_id is -1, flags are 0. Thread-safe.
+
+    Every call begins new requests; within `cap.request(...)` they go on, and so do their positions.
+    """
+
+    def __init__(self, requests: Requests, granularity: Granularity) -> None:
+        self.requests = requests
+        self._granularity = granularity
+
+    def label(self, shape: tuple[int, ...], scope: Scope, number: int) -> Labelled:
+        """The labels of rows of the leading dimensions `shape` [items, ...]; `number` is the step's."""
+        items, rows = shape[0], prod(shape[1:])
+        earlier = scope.story.latest if scope.story is not None else None
+        if earlier is not None and len(earlier.requests) == items:
+            sequences = earlier
+        else:
+            sequences = Sequences.begin(self.requests.naming.name(scope.ids, items), self.requests.keep)
+        positions = sequences.reach[:, None] + np.arange(rows)
+        cells = Cells(positions, np.zeros(positions.shape, np.uint32), None, np.ones(positions.shape, bool))
+        return assemble(self.requests, self._granularity, sequences, cells, number, lambda: _advance(sequences, rows))
+
+    def finish(self, labelled: Labelled, scope: Scope) -> None:
+        """Take in a call that has run to its end."""
+        labelled.finish()
+        self.requests.ran(labelled.sequences)
+        if scope.story is not None:
+            self.requests.tell(scope.story, labelled.sequences)
+        self.requests.end_if_done(labelled.sequences)
+
+
+def _advance(sequences: Sequences, rows: int) -> None:
+    sequences.reach = sequences.reach + rows
+    sequences.passes += 1

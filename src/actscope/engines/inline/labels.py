@@ -1,0 +1,270 @@
+"""Labels of a pass over tokens: which row is which position of which request, from the forward's arguments alone."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from actscope.clock import monotonic_ns
+from actscope.engines.inline import doubt
+from actscope.engines.inline.arguments import Inputs, check_positions
+from actscope.engines.inline.granularity import Granularity
+from actscope.engines.inline.naming import Naming
+from actscope.engines.inline.scopes import Scope, Story
+from actscope.engines.inline.sequences import Sequences
+from actscope.frames import NO_FLAGS, ROW_META, RowFlag, Span, SpanFlag, Step
+
+
+@dataclass(frozen=True, slots=True)
+class Labelled:
+    """A pass that is about to run. `index` int64 [n] has the rows to take of the flattened batch; None takes all."""
+
+    step: Step
+    index: np.ndarray | None
+    shape: tuple[int, ...]
+    """Leading dimensions of the hidden states that carry these rows."""
+    sequences: Sequences
+    left_out: int
+    """Rows of real tokens that the sample or the granularity leaves out."""
+    finish: Callable[[], None]
+    """To be called when the pass has run to its end, before the next one over these sequences."""
+
+
+class Requests:
+    """What became of every sequence that may still go on: by its cache, or by the scope that it ran in. Thread-safe."""
+
+    def __init__(self, naming: Naming, keep: Callable[[str], bool]) -> None:
+        self.naming = naming
+        self.keep = keep
+        self._by_cache: dict[int, tuple[weakref.ref[Any], Sequences]] = {}
+        self._ended: deque[list[str]] = deque()
+        self._here = threading.local()
+        self._lock = threading.RLock()  # a cache may be collected while this thread holds it
+
+    def of(self, cache: Any) -> Sequences | None:
+        """The sequences of a cache, if its passes were seen."""
+        found = self._by_cache.get(id(cache))
+        return found[1] if found is not None and found[0]() is cache else None
+
+    def begin(self, inputs: Inputs, scope: Scope) -> Sequences:
+        """Sequences for a pass that no known cache goes with; in a scope, the same ones again where their tokens say so."""
+        story = scope.story
+        earlier = story.latest if story is not None else None
+        if earlier is not None and inputs.past == 0 and earlier.begins(inputs):
+            return earlier.again()
+        names = self.naming.name(scope.ids, inputs.lanes)
+        if inputs.past:
+            return Sequences.adopt(names, self.keep, inputs)
+        return Sequences.begin(names, self.keep)
+
+    def hold(self, sequences: Sequences, cache: Any) -> None:
+        """These sequences go on as long as this cache lives."""
+        with self._lock:
+            known = self._by_cache.get(id(cache))
+            if known is not None and known[1] is sequences:
+                return
+            if known is not None:
+                self._drop(id(cache))
+            key = id(cache)
+            self._by_cache[key] = (weakref.ref(cache, lambda _: self._drop(key)), sequences)
+            sequences.holders += 1
+
+    def tell(self, story: Story, sequences: Sequences) -> None:
+        """These sequences are the latest of a scope."""
+        with self._lock:
+            if story.latest is not sequences:
+                sequences.holders += 1
+                self.close(story)
+                story.latest = sequences
+
+    def close(self, story: Story) -> None:
+        """A scope has ended."""
+        with self._lock:
+            latest, story.latest = story.latest, None
+            if latest is not None:
+                self._release(latest)
+
+    def end_if_done(self, sequences: Sequences) -> None:
+        """Sequences that nobody holds have ended."""
+        with self._lock:
+            if not sequences.holders:
+                self._ended.append(sequences.requests)
+
+    def ran(self, sequences: Sequences) -> None:
+        """This thread has just run a pass of these sequences."""
+        self._here.latest = sequences
+
+    @property
+    def last_here(self) -> tuple[str, ...]:
+        """The requests of this thread's last pass."""
+        latest: Sequences | None = getattr(self._here, "latest", None)
+        return tuple(latest.requests) if latest is not None else ()
+
+    def reach_of(self, request: str) -> int:
+        """The position after the last one that this thread's last pass has given a request; 0 where it has none."""
+        latest: Sequences | None = getattr(self._here, "latest", None)
+        if latest is None or request not in latest.requests:
+            return 0
+        return int(latest.reach[latest.requests.index(request)])
+
+    def close_all(self) -> None:
+        """Nothing goes on any more."""
+        with self._lock:
+            for key in list(self._by_cache):
+                self._drop(key)
+
+    def take_ended(self) -> list[str]:
+        """Requests that have ended since the last call, once each."""
+        found: list[str] = []
+        while self._ended:
+            found += self._ended.popleft()
+        return list(dict.fromkeys(found))
+
+    def _drop(self, key: int) -> None:
+        with self._lock:
+            known = self._by_cache.pop(key, None)
+            if known is not None:
+                self._release(known[1])
+
+    def _release(self, sequences: Sequences) -> None:
+        sequences.holders -= 1
+        if not sequences.holders and sequences.trouble is not doubt.CACHE_TAKEN:
+            self._ended.append(sequences.requests)
+
+
+class TokenLabels:
+    """Labels passes of a model that is called with token ids, or their embeddings. Thread-safe."""
+
+    def __init__(self, requests: Requests, granularity: Granularity) -> None:
+        self.requests = requests
+        self.granularity = granularity
+
+    def label(self, inputs: Inputs, scope: Scope, number: int) -> Labelled:
+        """The labels of a pass that is about to run, as step `number`. Raises Uncertain where they are not certain."""
+        sequences = self.requests.of(inputs.cache) if inputs.past else None
+        if sequences is not None:
+            sequences.check(inputs)
+            if inputs.past < sequences.columns:  # cut off: those positions will be computed again
+                sequences.columns = inputs.past
+                sequences.revive()
+        real = inputs.real
+        fresh = sequences is None
+        if sequences is None:
+            check_positions(inputs.positions, real, np.cumsum(real, axis=1) - 1)
+            sequences = self.requests.begin(inputs, scope)
+        positions = sequences.tokens_before(inputs.past)[:, None] + np.cumsum(real, axis=1) - 1
+        if not fresh:
+            check_positions(inputs.positions, real, positions)
+        return self._labelled(inputs, scope, number, sequences, real, positions)
+
+    def _labelled(
+        self, inputs: Inputs, scope: Scope, number: int, sequences: Sequences, real: np.ndarray, positions: np.ndarray
+    ) -> Labelled:
+        prompt = _prompt_columns(inputs, scope, sequences)
+        if prompt.any():
+            ends = (positions + 1) * (real & prompt)
+            sequences.n_prompt = np.maximum(sequences.n_prompt, ends.max(axis=1))
+        cells = Cells(positions, _flags(inputs, scope, sequences, prompt, positions, real), inputs.ids, real)
+        return assemble(
+            self.requests, self.granularity, sequences, cells, number, lambda: sequences.advance(inputs, positions)
+        )
+
+    def finish(self, labelled: Labelled, inputs: Inputs, scope: Scope, cache: Any) -> None:
+        """Take in a pass that has run to its end; `cache` is what it gave back to go on with."""
+        sequences = labelled.sequences
+        labelled.finish()
+        self.requests.ran(sequences)
+        if cache is not None:
+            self.requests.hold(sequences, cache)
+        if scope.story is not None:
+            self.requests.tell(scope.story, sequences)
+        self.requests.end_if_done(sequences)
+
+
+def _prompt_columns(inputs: Inputs, scope: Scope, sequences: Sequences) -> np.ndarray:
+    """bool [columns]: which columns of this pass are given text, rather than what the model itself has said.
+
+    Within `generate` that is known. Elsewhere the first pass, and any pass of several columns, is given text.
+    """
+    generation = scope.generation
+    if generation is not None:
+        return np.arange(inputs.past, inputs.past + inputs.columns) < generation.prompt_end(inputs.past)
+    return np.full(inputs.columns, sequences.passes == 0 or inputs.columns > 1)
+
+
+def _flags(
+    inputs: Inputs, scope: Scope, sequences: Sequences, prompt: np.ndarray, positions: np.ndarray, real: np.ndarray
+) -> np.ndarray:
+    """uint32 [lanes, columns]: RowFlag of each row; notes on the way where sequences end."""
+    flags = np.where(prompt[None, :], np.uint32(RowFlag.PREFILL), np.uint32(0))
+    flags = flags | np.where(positions < sequences.reach[:, None], np.uint32(RowFlag.RECOMPUTED), np.uint32(0))
+    if scope.generation is not None and inputs.ids is not None and len(scope.generation.ends):
+        sequences.end_at(positions, np.isin(inputs.ids, scope.generation.ends) & real & ~prompt[None, :])
+        over = positions >= sequences.ended_at[:, None]
+        flags = flags | np.where(over, np.uint32(RowFlag.AFTER_EOS), np.uint32(0))
+    return flags
+
+
+@dataclass(frozen=True, slots=True)
+class Cells:
+    """All of these [lanes, columns]: position, RowFlag, token id (or none is known), whether it is a token at all."""
+
+    positions: np.ndarray
+    flags: np.ndarray
+    ids: np.ndarray | None
+    real: np.ndarray
+
+
+def assemble(
+    requests: Requests,
+    granularity: Granularity,
+    sequences: Sequences,
+    cells: Cells,
+    number: int,
+    finish: Callable[[], None],
+) -> Labelled:
+    """The step of these cells, less what the sample and the granularity leave out."""
+    keep = cells.real & sequences.kept[:, None]
+    if granularity.selects:
+        keep &= granularity.wanted(cells.positions, sequences.n_prompt)
+    counts = keep.sum(axis=1)
+    n_rows = int(counts.sum())
+    spans = _spans(sequences, cells.positions, keep, counts, whole=not granularity.selects)
+    ended = [Span(request, 0, 0, n_rows, SpanFlag.END) for request in requests.take_ended()]
+    meta = np.zeros(n_rows, ROW_META)
+    meta["position"], meta["flags"], meta["step"] = cells.positions[keep], cells.flags[keep], number
+    meta["token_id"] = -1 if cells.ids is None else cells.ids[keep]
+    meta["span"] = np.repeat([i for i, span in enumerate(spans) if span.n_rows], counts[counts > 0])
+    return Labelled(
+        Step(number, monotonic_ns(), (*spans, *ended), meta),
+        None if n_rows == keep.size else np.flatnonzero(keep),
+        keep.shape,
+        sequences,
+        int(np.count_nonzero(cells.real)) - n_rows,
+        finish,
+    )
+
+
+def _spans(
+    sequences: Sequences, positions: np.ndarray, keep: np.ndarray, counts: np.ndarray, *, whole: bool
+) -> list[Span]:
+    """One span for each lane that has rows. Where positions are left out, one without rows says how far the request is."""
+    spans: list[Span] = []
+    offset = 0
+    firsts = positions[np.arange(len(positions)), keep.argmax(axis=1)].tolist()
+    lasts = positions.max(axis=1).tolist()
+    for lane, count in enumerate(counts.tolist()):
+        request, n_prompt = sequences.requests[lane], int(sequences.n_prompt[lane])
+        if count:
+            flags = SpanFlag.FIRST if not sequences.passes or not firsts[lane] else NO_FLAGS
+            spans.append(Span(request, firsts[lane], count, offset, flags, n_prompt))
+            offset += count
+        if not whole and sequences.kept[lane] and lasts[lane] >= 0:
+            spans.append(Span(request, lasts[lane] + 1, 0, offset, NO_FLAGS, n_prompt))
+    return spans

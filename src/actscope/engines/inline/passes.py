@@ -1,0 +1,434 @@
+"""Passes: follows every forward pass of a model, labels it before its layers run, and hands its rows over.
+
+    pre-hook of the model   read arguments, label, begin(step)          ┐
+    hook of each site       one copy of the rows that count, put()      ├ one pass, on the thread that runs the model
+    hook of the model       end(step): complete, or not if it raised    ┘
+
+A pass that turns out to be uncertain while it runs, or that raises, ends as incomplete: nothing of it is delivered.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import logging
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from math import prod
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from actscope.clock import monotonic_ns
+from actscope.engines.inline import doubt
+from actscope.engines.inline.arguments import Inputs, Signature, read, tokens_of
+from actscope.engines.inline.cachewatch import CACHES
+from actscope.engines.inline.doubt import Doubt, Uncertain
+from actscope.engines.inline.handover import Handover
+from actscope.engines.inline.items import ItemLabels
+from actscope.engines.inline.labels import Labelled, TokenLabels
+from actscope.engines.inline.scopes import Scope, Scopes, generation_of
+from actscope.engines.inline.stats import Counter
+from actscope.errors import RecordingError, RecordingPoisoned
+from actscope.frames import ROW_META, Span, SpanFlag, Step
+from actscope.sites import Site
+from actscope.taps.anatomy import Location
+from actscope.taps.rows import RowTaps, tensor_of
+
+log = logging.getLogger("actscope.capture")
+
+_STOPPED = Doubt("recording has stopped", "see the error in the log")
+
+
+@dataclass(slots=True, eq=False)
+class Pass:
+    """A forward pass under way."""
+
+    entry: nn.Module
+    frame: FrameType
+    raised: BaseException | None
+    """The exception that was being handled already when the pass began."""
+    scope: Scope
+    inputs: Inputs | None = None
+    items: int = 0
+    labelled: Labelled | None = None
+    doubt: Doubt | None = None
+    depth: int = 0
+    """How often the entry has been called again within."""
+    inner: set[int] = field(default_factory=set)
+    fired: set[int] = field(default_factory=set)
+    handed_rows: int = 0
+    handed_bytes: int = 0
+    index: dict[torch.device, Tensor] = field(default_factory=dict)
+
+    def chosen(self, device: torch.device) -> Tensor | None:
+        """The rows to take, on the device where they are; None takes all."""
+        assert self.labelled is not None
+        if self.labelled.index is None:
+            return None
+        if device not in self.index:
+            self.index[device] = torch.from_numpy(self.labelled.index).to(device, non_blocking=True)
+        return self.index[device]
+
+
+class _Current(threading.local):
+    """The pass that this thread runs."""
+
+    one: Pass | None = None
+
+
+class Passes:
+    """Hooks on one model, from `attach` to `detach`. Several threads may run the model, each its own pass."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        places: Mapping[Site, Location],
+        tokens: TokenLabels,
+        handover: Handover,
+        counter: Counter,
+        *,
+        raises: bool = False,
+    ) -> None:
+        self.model = model
+        self.scopes = Scopes()
+        self._tokens = tokens
+        self._items = ItemLabels(tokens.requests, tokens.granularity)
+        self._handover = handover
+        self._counter = counter
+        self._raises = raises
+        self._signatures = {m: s for m in model.modules() if (s := _entry_signature(m, model)) is not None}
+        self._by_tokens = bool(self._signatures)
+        self._taps = RowTaps(places, _not_compiled(self._on_rows))
+        self._names = [site.name for site in places]
+        self._off: set[int] = set()
+        self._stopped = False
+        self._hooks: list[RemovableHandle] = []
+        self._generates: list[tuple[nn.Module, Any]] = []
+        self._numbers = itertools.count(1)
+        self._current = _Current()
+
+    # --- beginning and end ----------------------------------------------------------------------------------------------
+
+    def attach(self) -> None:
+        """Register all hooks."""
+        enter, leave = _not_compiled(self._on_enter), _not_compiled(self._on_leave)
+        for entry in self._signatures or (self.model,):
+            self._hooks.append(entry.register_forward_pre_hook(enter, with_kwargs=True))
+            self._hooks.append(entry.register_forward_hook(leave, with_kwargs=True, always_call=True))
+            self._wrap_generate(entry)
+        self._taps.attach()
+        CACHES.subscribe(self._on_cache)
+
+    def detach(self) -> None:
+        """Remove all hooks. A pass under way on this thread ends as incomplete."""
+        CACHES.unsubscribe(self._on_cache)
+        self._taps.detach()
+        for hook in self._hooks:
+            hook.remove()
+        for entry, before in self._generates:
+            if before is None:
+                del entry.__dict__["generate"]
+            else:
+                entry.__dict__["generate"] = before
+        self._hooks, self._generates = [], []
+        if self._current.one is not None:
+            self._guarded("ending a pass", self._end, self._current.one, False)
+
+    def finish(self) -> None:
+        """Everything has run: say which requests have ended."""
+        requests = self._tokens.requests
+        requests.close_all()
+        ended = requests.take_ended()
+        if ended and not self._stopped:
+            spans = tuple(Span(request, 0, 0, 0, SpanFlag.END) for request in ended)
+            step = Step(next(self._numbers), monotonic_ns(), spans, _no_rows())
+            self._guarded("ending requests", self._send_empty, step)
+
+    def _send_empty(self, step: Step) -> None:
+        self._handover.begin(step)
+        self._handover.end(step)
+
+    @property
+    def latest(self) -> Pass | None:
+        """The pass that this thread runs, if any."""
+        return self._current.one
+
+    # --- scopes -----------------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def request(self, ids: str | Sequence[str]) -> Iterator[None]:
+        """Passes within, on this thread, are of these requests."""
+        with self.scopes.request(ids) as story:
+            try:
+                yield
+            finally:
+                self._tokens.requests.close(story)
+
+    def _wrap_generate(self, entry: nn.Module) -> None:
+        original = getattr(entry, "generate", None)
+        if not callable(original):
+            return
+        self._generates.append((entry, entry.__dict__.get("generate")))
+
+        @functools.wraps(original)
+        def generate(*args: Any, **kwargs: Any) -> Any:
+            with self.scopes.generate(generation_of(entry, args, kwargs)) as story:
+                try:
+                    return original(*args, **kwargs)
+                finally:
+                    if story is not None:
+                        self._tokens.requests.close(story)
+
+        entry.__dict__["generate"] = generate
+
+    # --- hooks ------------------------------------------------------------------------------------------------------------
+
+    def _on_enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        current = self._current.one
+        if current is not None and _on_stack(current.frame):
+            current.depth += module is current.entry
+            self._guarded("following a part of the model", self._enter_inner, current, module, args, kwargs)
+            return
+        if current is not None:  # it was interrupted where no hook is called
+            self._guarded("ending a pass", self._end, current, False)
+        opened = Pass(module, _caller(), sys.exc_info()[1], self.scopes.current)
+        self._current.one = opened
+        if self._stopped:
+            opened.doubt = _STOPPED
+        elif not self._guarded("labelling a pass", self._begin, opened, module, args, kwargs):
+            opened.doubt = opened.doubt or doubt.FAULT
+
+    def _on_leave(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        current = self._current.one
+        if current is None or current.entry is not module:
+            return
+        if current.depth:
+            current.depth -= 1
+            return
+        error = sys.exc_info()[1]
+        raised = error is not None and error is not current.raised
+        self._guarded("ending a pass", self._end, current, not raised, output)
+
+    def _on_rows(self, number: int, value: Any) -> None:
+        if number in self._off:
+            return
+        if not self._guarded(f"the tap at {self._names[number]}", self._take, number, value):
+            self._off.add(number)
+
+    def _on_cache(self, cache: Any, lanes: list[int] | None) -> None:
+        sequences = self._tokens.requests.of(cache)
+        if sequences is None:
+            return
+        if lanes is None:
+            sequences.trouble = doubt.CACHE_SPLIT
+        else:
+            sequences.select(lanes)
+
+    def _guarded(self, what: str, do: Callable[..., None], *args: Any) -> bool:
+        """Do it; the user's model never dies of us, except of a RecordingError where the policy says so."""
+        try:
+            do(*args)
+        except RecordingError as error:
+            if self._raises:
+                raise
+            if isinstance(error, RecordingPoisoned):
+                self._stop(error)
+                return True
+            self._counter.fault(what)
+            return False
+        except Exception:
+            self._counter.fault(what)
+            return False
+        return True
+
+    def _stop(self, error: Exception) -> None:
+        if not self._stopped:
+            self._stopped = True
+            log.error("recording has stopped, the model goes on: %s", error)
+
+    # --- a pass -----------------------------------------------------------------------------------------------------------
+
+    def _begin(self, opened: Pass, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._counter.add(passes=1)
+        if not self._by_tokens:
+            tensor = next((v for v in (*args, *kwargs.values()) if isinstance(v, Tensor)), None)
+            opened.items = tensor.shape[0] if tensor is not None and tensor.ndim else 0
+            opened.doubt = None if opened.items else doubt.NO_INPUT
+            return
+        try:
+            opened.inputs = read(self._signatures[module].named(args, kwargs))
+            labelled = self._tokens.label(opened.inputs, opened.scope, next(self._numbers))
+        except Uncertain as uncertain:
+            opened.doubt = uncertain.doubt
+            return
+        self._open_step(opened, labelled)
+
+    def _open_step(self, opened: Pass, labelled: Labelled) -> None:
+        self._handover.begin(labelled.step)
+        opened.labelled = labelled
+
+    def _enter_inner(self, current: Pass, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """A part of the model, or the model itself once more, is called within a pass: is it the same pass?"""
+        if current.doubt is not None:
+            return
+        if module is current.entry:
+            current.doubt = doubt.RECURSION
+        elif not self._by_tokens or current.inputs is None:
+            return
+        elif id(module) in current.inner or not _same(
+            current.inputs, tokens_of(self._signatures[module].named(args, kwargs))
+        ):
+            current.doubt = doubt.INNER_DIFFERS
+        current.inner.add(id(module))
+
+    def _take(self, number: int, value: Any) -> None:
+        hidden = tensor_of(value)
+        rows = prod(hidden.shape[:-1]) if hidden.ndim else 0
+        current = self._current.one
+        if current is None:
+            self._counter.unowned(doubt.OUTSIDE, rows, self._names[number])
+            return
+        if current.doubt is None and not self._by_tokens and current.labelled is None:
+            self._label_items(current, hidden)
+        reason = current.doubt or _misfit(current, number, hidden)
+        if reason is not None:
+            self._counter.unowned(reason, rows, self._names[number])
+            return
+        current.fired.add(number)
+        self._hand_over(current, number, hidden)
+
+    def _label_items(self, current: Pass, hidden: Tensor) -> None:
+        """The first site that fires says how many rows an item of the batch has."""
+        if hidden.ndim >= 2 and hidden.shape[0] == current.items:
+            number = next(self._numbers)
+            try:
+                self._open_step(current, self._items.label(tuple(hidden.shape[:-1]), current.scope, number))
+            except Uncertain as uncertain:
+                current.doubt = uncertain.doubt
+
+    def _hand_over(self, current: Pass, number: int, hidden: Tensor) -> None:
+        labelled = current.labelled
+        assert labelled is not None
+        if not labelled.step.n_rows:
+            return
+        rows = _copy(hidden, current.chosen(hidden.device))
+        current.handed_rows += len(rows)
+        current.handed_bytes += rows.nbytes
+        self._handover.put(labelled.step, self._names[number], rows)
+
+    def _end(self, current: Pass, complete: bool, output: Any = None) -> None:
+        self._current.one = None
+        labelled = current.labelled
+        whole = complete and current.doubt is None
+        if labelled is None:
+            self._counter.add(incomplete_passes=int(not whole))
+            return
+        if not whole:
+            self._counter.add(incomplete_passes=1)
+            if current.doubt is not None:
+                self._counter.unowned(current.doubt, current.handed_rows)
+        else:
+            self._count(current, labelled)
+        try:
+            self._handover.end(labelled.step, whole)
+        finally:
+            if whole:
+                self._go_on(current, labelled, output)
+
+    def _count(self, current: Pass, labelled: Labelled) -> None:
+        self._counter.add(
+            tokens=labelled.step.n_rows,
+            left_out_tokens=labelled.left_out,
+            requests=sum(bool(span.flags & SpanFlag.FIRST) for span in labelled.step.spans),
+            rows=current.handed_rows,
+            bytes=current.handed_bytes,
+        )
+
+    def _go_on(self, current: Pass, labelled: Labelled, output: Any) -> None:
+        if current.inputs is None:
+            self._items.finish(labelled, current.scope)
+        else:
+            cache = current.inputs.cache if current.inputs.cache is not None else _cache_in(output)
+            self._tokens.finish(labelled, current.inputs, current.scope, cache)
+
+
+def _misfit(current: Pass, number: int, hidden: Tensor) -> Doubt | None:
+    if current.labelled is None:
+        return doubt.SHAPE
+    if number in current.fired:
+        return doubt.TWICE
+    shape = current.labelled.shape
+    return None if tuple(hidden.shape[:-1]) in (shape, (prod(shape),)) else doubt.SHAPE
+
+
+def _copy(hidden: Tensor, index: Tensor | None) -> Tensor:
+    """Rows [n, d] of their own memory, outside any autograd graph."""
+    flat = hidden.detach().reshape(-1, hidden.shape[-1])
+    if index is not None:
+        return flat.index_select(0, index)
+    return flat.clone(memory_format=torch.contiguous_format)
+
+
+def _entry_signature(module: nn.Module, model: nn.Module) -> Signature | None:
+    """The signature of a module whose passes are each of one batch of tokens.
+
+    It takes input_ids and no decoder's beside them; a part of the model takes a mask too, or it is but an embedding.
+    """
+    try:
+        signature = Signature(module)
+    except (TypeError, ValueError):  # a forward without a signature to look at
+        return None
+    fits = signature.takes_tokens and "decoder_input_ids" not in signature.names
+    return signature if fits and (module is model or "attention_mask" in signature.names) else None
+
+
+def _same(inputs: Inputs, tensor: Tensor | None) -> bool:
+    """Whether a part of the model is called with the pass's own tokens, or with as many embeddings."""
+    if tensor is None or tensor.shape[:2] != inputs.tensor.shape[:2]:
+        return False
+    if tensor is inputs.tensor or tensor.ndim == 3 or inputs.tensor.ndim == 3:
+        return True
+    return bool(torch.equal(tensor.to(inputs.tensor.device), inputs.tensor))
+
+
+def _cache_in(output: Any) -> Any:
+    """The cache that a model gives back to go on with."""
+    named = getattr(output, "past_key_values", None)
+    if named is None and isinstance(output, tuple):
+        named = next((part for part in output if hasattr(part, "get_seq_length")), None)
+    return named if hasattr(named, "get_seq_length") else None
+
+
+def _not_compiled(hook: Callable[..., None]) -> Callable[..., None]:
+    """The hook, out of bounds for torch.compile: it runs between compiled pieces of the model. 0.6 µs a call."""
+    disabled: Callable[..., None] = torch.compiler.disable(hook)  # type: ignore[no-untyped-call]
+    return disabled
+
+
+def _caller() -> FrameType:
+    """The frame that runs the module whose hook this is."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and (frame.f_code.co_filename == __file__ or "_dynamo" in frame.f_code.co_filename):
+        frame = frame.f_back
+    assert frame is not None
+    return frame
+
+
+def _on_stack(frame: FrameType) -> bool:
+    above: FrameType | None = sys._getframe(1)
+    while above is not None and above is not frame:
+        above = above.f_back
+    return above is frame
+
+
+def _no_rows() -> Any:
+    import numpy as np
+
+    return np.zeros(0, ROW_META)

@@ -1,0 +1,149 @@
+"""What a configuration comes to for a model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from actscope.engines.inline.granularity import Granularity
+from actscope.engines.inline.speeds import CODEC_SPEEDS
+from actscope.errors import SiteError
+from actscope.sites import Site
+from actscope.taps.anatomy import Location, blocks, resolve, text_config
+
+if TYPE_CHECKING:
+    from actscope.engines.inline.config import CaptureConfig
+
+
+@dataclass(frozen=True, slots=True)
+class ModelShape:
+    """What matters of a model for a capture; 0 and "" where it cannot be told."""
+
+    architecture: str
+    name: str
+    n_layers: int
+    d_model: int
+    dtype: str
+    n_parameters: int
+
+    @property
+    def itemsize(self) -> int:
+        return int(getattr(torch, self.dtype).itemsize) if self.dtype else 4
+
+    def facts(self) -> dict[str, Any]:
+        """For the recording's manifest."""
+        return {
+            "name": self.name,
+            "architecture": self.architecture,
+            "n_layers": self.n_layers,
+            "d_model": self.d_model,
+            "dtype": self.dtype,
+        }
+
+
+def shape_of(model: nn.Module) -> ModelShape:
+    """Architecture, layers, width and dtype, as far as the model tells."""
+    parameters = list(model.parameters())
+    dtype = next((str(p.dtype).removeprefix("torch.") for p in parameters if p.is_floating_point()), "")
+    try:
+        config, n_layers = text_config(model), len(blocks(model))
+    except SiteError:
+        config, n_layers = getattr(model, "config", None), 0
+    return ModelShape(
+        type(model).__name__,
+        str(getattr(config, "_name_or_path", "") or ""),
+        n_layers,
+        int(getattr(config, "hidden_size", 0) or 0),
+        dtype,
+        sum(p.numel() for p in parameters),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A configuration against a model. `str()` of it explains."""
+
+    config: CaptureConfig
+    shape: ModelShape
+    sites: tuple[str, ...]
+    widths: dict[str, int]
+    """Width of each site; a site whose width only a pass can tell is missing."""
+    tokens_per_s: float = 0.0
+
+    @property
+    def kept_share(self) -> float:
+        """About which share of all rows is kept, by sample and granularity."""
+        return self.config.sample * Granularity.parse(self.config.granularity).share()
+
+    @property
+    def bytes_per_token(self) -> float:
+        """Bytes of rows a token has, uncompressed, over all sites whose width is known."""
+        return sum(self.widths.values()) * self.shape.itemsize * self.kept_share
+
+    @property
+    def gigabytes_per_s(self) -> float:
+        """What must be encoded and written at `tokens_per_s`."""
+        return self.bytes_per_token * self.tokens_per_s / 1e9
+
+    def __str__(self) -> str:
+        config, shape = self.config, self.shape
+        codec, workers, why = config.choice()
+        lines = [
+            f"model       {shape.architecture}: {shape.n_layers or '?'} layers of width {shape.d_model or '?'}, {shape.dtype}",
+            f"sites       {len(self.sites)}: {_shortened(self.sites)}",
+            f"codec       {codec}" + (f", {workers} workers: {why}" if config.throughput else _expectation(codec)),
+            f"policy      {config.policy}, {config.memory_bytes / 1e9:.2f} GB of host memory at most",
+            f"size        {_size(self.bytes_per_token)} a token, {_size(1000 * self.bytes_per_token)} per 1,000 tokens, "
+            "before compression",
+        ]
+        if self.kept_share < 1:
+            lines.append(
+                f"kept        about {self.kept_share:.1%} of all rows ({config.granularity}, sample {config.sample:g})"
+            )
+        if self.tokens_per_s:
+            lines.append(f"rate        {self.gigabytes_per_s:.3f} GB/s at {self.tokens_per_s:g} tokens/s")
+        unknown = len(self.sites) - len(self.widths)
+        if unknown:
+            lines.append(f"not counted {unknown} sites whose width only a pass can tell")
+        if config.reason:
+            lines.append(f"because     {config.reason}")
+        return "\n".join(lines)
+
+
+def plan_of(config: CaptureConfig, model: nn.Module, tokens_per_s: float = 0.0) -> Plan:
+    """What a configuration comes to. Raises SiteError when the model does not have the sites."""
+    shape = shape_of(model)
+    places = resolve(model, config.sites, config.read_points)
+    widths = {s.name: w for s, place in places.items() if (w := _width(s, place, shape))}
+    return Plan(config, shape, tuple(site.name for site in places), widths, tokens_per_s)
+
+
+def _width(site: Site, place: Location, shape: ModelShape) -> int:
+    if not site.is_module:
+        return shape.d_model
+    if isinstance(place.module, nn.Linear):
+        return place.module.in_features if place.side == "input" else place.module.out_features
+    weight = getattr(place.module, "weight", None)
+    is_norm = isinstance(weight, torch.Tensor) and weight.ndim == 1
+    return int(weight.shape[0]) if is_norm and weight is not None else 0
+
+
+def _expectation(codec: str) -> str:
+    if codec not in CODEC_SPEEDS:
+        return ""
+    speed, ratio = CODEC_SPEEDS[codec]
+    return f": about {ratio:g}x smaller on fp32 rows, {speed:g} GB/s a core"
+
+
+def _shortened(sites: tuple[str, ...]) -> str:
+    return ", ".join(sites) if len(sites) <= 4 else f"{sites[0]}, {sites[1]} ... {sites[-1]}"
+
+
+def _size(n_bytes: float) -> str:
+    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if n_bytes >= size:
+            return f"{n_bytes / size:.3g} {unit}"
+    return f"{n_bytes:.0f} bytes"

@@ -1,0 +1,111 @@
+"""Configurations derived from a model, for a purpose."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from difflib import get_close_matches
+
+from torch import nn
+
+from actscope.engines.inline.config import CaptureConfig
+from actscope.engines.inline.plan import ModelShape, plan_of, shape_of
+from actscope.errors import SettingsError, SiteError
+
+_preset = CaptureConfig.preset
+
+
+def _probes(shape: ModelShape) -> CaptureConfig:
+    return replace(
+        _preset("balanced"), reason="probes look for their best layer: the stream after every block, bit for bit"
+    )
+
+
+def _sae(shape: ModelShape) -> CaptureConfig:
+    middle = shape.n_layers // 2
+    return replace(
+        _preset("balanced"),
+        sites=str(middle) if shape.n_layers else "all",
+        reason=f"a sparse autoencoder is trained on one site; layer {middle} lies in the middle of {shape.n_layers}",
+    )
+
+
+def _logit_lens(shape: ModelShape) -> CaptureConfig:
+    return replace(
+        _preset("balanced"),
+        sites="embed,all,final_norm",
+        reason="the lens reads the stream from the embedding to the last norm",
+    )
+
+
+def _patching(shape: ModelShape) -> CaptureConfig:
+    return replace(_preset("max"), reason="what each part adds, the stream after it, and both ends, bit for bit")
+
+
+def _last_token(shape: ModelShape) -> CaptureConfig:
+    return replace(
+        _preset("balanced"),
+        granularity="sampled:last=1+generated",
+        reason="the prompt's last position has seen all of it; the rest of the prompt is left out",
+    )
+
+
+def _archive(shape: ModelShape) -> CaptureConfig:
+    small = "error_bounded:1e-3" if shape.dtype == "float32" else "lossless"
+    why = (
+        "fp32 rows shrink 3x below 1e-3"
+        if shape.dtype == "float32"
+        else f"{shape.dtype} already carries 1e-3 of rounding"
+    )
+    return replace(_preset("max_compression"), codec=small, reason=f"for keeping: {why}")
+
+
+PURPOSES: dict[str, Callable[[ModelShape], CaptureConfig]] = {
+    "general": lambda shape: _preset("balanced"),
+    "probes": _probes,
+    "sae_training": _sae,
+    "logit_lens": _logit_lens,
+    "patching": _patching,
+    "last_token": _last_token,
+    "attention": lambda shape: _preset("attention_analysis"),
+    "mlp": lambda shape: _preset("mlp_analysis"),
+    "archive": _archive,
+    "debugging": lambda shape: _preset("fast_capture"),
+}
+
+
+def auto_config(model: nn.Module, purpose: str = "general", tokens_per_s: float = 0.0) -> CaptureConfig:
+    """A configuration for a model and a purpose; its `reason` says why, `config.explain(model)` what it comes to.
+
+    With `tokens_per_s` the codec is one that keeps up. Where the model's blocks cannot be found, the children of the model
+    that hold the most parameters are read. Memory is room for two seconds of rows, 256 MiB to 4 GiB. Raises SettingsError
+    for an unknown purpose.
+    """
+    if purpose not in PURPOSES:
+        near = get_close_matches(purpose, PURPOSES, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise SettingsError(f"purpose {purpose!r}: there are {', '.join(PURPOSES)}{hint}")
+    shape = shape_of(model)
+    config = PURPOSES[purpose](shape)
+    if not shape.n_layers:
+        config = _by_modules(config, model)
+    need = plan_of(config, model, tokens_per_s)
+    rate = need.gigabytes_per_s * 1e9
+    memory = min(max(int(2 * rate), 256 << 20), 4 << 30) if rate else config.memory_bytes
+    reason = (
+        f"{purpose}: {config.reason}; {shape.architecture} has {shape.n_layers or 'no'} blocks of width {shape.d_model}"
+    )
+    return replace(config, throughput=rate, memory_bytes=memory, reason=reason)
+
+
+def _by_modules(config: CaptureConfig, model: nn.Module) -> CaptureConfig:
+    """For a model whose blocks cannot be found: its lists of modules, else its direct children."""
+    lists = [
+        path for path, m in model.named_modules() if isinstance(m, nn.ModuleList | nn.Sequential) and path and len(m)
+    ]
+    chosen = [f"{path}.*" for path in lists if not any(path.startswith(f"{other}.") for other in lists)]
+    chosen = chosen or [name for name, _ in model.named_children()]
+    if not chosen:
+        raise SiteError(f"{type(model).__name__} has no parts to read: wrap it in a module, and capture that")
+    granularity = "full" if config.granularity in ("attention", "mlp") else config.granularity
+    return replace(config, sites=",".join(chosen), granularity=granularity)

@@ -1,0 +1,331 @@
+"""Capture: a session that records what a model computes while the user's own code runs it."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+import weakref
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from types import TracebackType
+from typing import Any
+
+from torch import nn
+
+from actscope.engines.inline.config import CaptureConfig
+from actscope.engines.inline.granularity import Granularity
+from actscope.engines.inline.handover import Handover
+from actscope.engines.inline.labels import Requests, TokenLabels
+from actscope.engines.inline.naming import Naming
+from actscope.engines.inline.passes import Passes
+from actscope.engines.inline.plan import shape_of
+from actscope.engines.inline.stats import CaptureStats, Counter
+from actscope.errors import SettingsError
+from actscope.recording.recorder import Recorder
+from actscope.recording.spec import RecordingSpec
+from actscope.sampling import keeps
+from actscope.taps.anatomy import resolve
+
+log = logging.getLogger("actscope.capture")
+
+#: Models that are being captured, and to where.
+_CAPTURED: weakref.WeakKeyDictionary[nn.Module, str] = weakref.WeakKeyDictionary()
+_CAPTURED_LOCK = threading.Lock()
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a capture is: positions and rows so far, bytes as computed and as stored, and the rate since it began."""
+
+    tokens: int
+    rows: int
+    bytes: int
+    stored_bytes: int
+    seconds: float
+
+    @property
+    def tokens_per_s(self) -> float:
+        return self.tokens / self.seconds if self.seconds else 0.0
+
+
+class Capture:
+    """Records a model while it runs; made by `actscope.capture`.
+
+        with actscope.capture(model, preset="balanced", to="run.acts") as cap:
+            model.generate(...)
+
+    Every row that is recorded has its exact request, position and token; where that cannot be certain, rows are not
+    recorded, but counted in `stats()` and told once in the log. The model's own results never change, and a fault of ours
+    never ends its forward pass; only policy "error" lets a RecordingError through. A session runs once.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        to: str | os.PathLike[str],
+        config: CaptureConfig,
+        *,
+        resume: bool = False,
+        tokenizer: Any = None,
+        recorder: Any = None,
+    ) -> None:
+        """Raises SiteError for sites that the model does not have, SettingsError for what cannot be captured."""
+        self.config = config
+        self.path = os.fspath(to)
+        self._model = _checked(model)
+        self._places = resolve(self._model, config.sites, config.read_points)
+        self._resume = resume
+        self._tokenizer = _tokenizer(tokenizer)
+        self._recorder = recorder
+        self._counter = Counter()
+        self._passes: Passes | None = None
+        self._handover: Handover | None = None
+        self._requests: Requests | None = None
+        self._begun = self._seconds = 0.0
+        self._ended = False
+        self._recorded: dict[str, int] = {}
+
+    @property
+    def sites(self) -> tuple[str, ...]:
+        """Names of the sites that are recorded."""
+        return tuple(site.name for site in self._places)
+
+    # --- beginning and end ------------------------------------------------------------------------------------------------
+
+    def start(self) -> Capture:
+        """Open the recording and attach to the model.
+
+        Raises SettingsError when the model is being captured already or the session has run, RecordingError when the
+        recording cannot be made.
+        """
+        if self._passes is not None or self._ended:
+            raise SettingsError("this capture has been started before: make a new one, with resume=True to go on")
+        with _CAPTURED_LOCK:
+            other = next((to for model, to in _CAPTURED.items() if _overlap(model, self._model)), None)
+            if other is not None:
+                raise SettingsError(
+                    f"this model is being captured already, to {other!r}: stop that capture first, or name all sites in one"
+                )
+            _CAPTURED[self._model] = self.path
+        try:
+            self._open()
+        except BaseException:
+            self._release()
+            raise
+        return self
+
+    def _open(self) -> None:
+        if self._recorder is None:
+            self._recorder = Recorder.create(self.path, self._spec(), self.config.pipeline(), resume=self._resume)
+        if self._tokenizer is not None and self.config.text:
+            self._recorder.texts = self._texts
+        keep, sample = (lambda request: True), self.config.sample
+        if sample < 1:
+            keep = lambda request: keeps(request, sample)  # noqa: E731
+        self._requests = Requests(Naming(getattr(self._recorder, "known_requests", ())), keep)
+        self._handover = Handover(self._recorder, in_flight_bytes=max(1, self.config.memory_bytes // 4))
+        labels = TokenLabels(self._requests, Granularity.parse(self.config.granularity))
+        self._passes = Passes(
+            self._model, self._places, labels, self._handover, self._counter, raises=self.config.policy == "error"
+        )
+        self._begun = time.monotonic()
+        self._passes.attach()
+
+    def _spec(self) -> RecordingSpec:
+        codec, _, why = self.config.choice()
+        settings = {
+            "sites": self.config.sites,
+            "granularity": self.config.granularity,
+            "codec": codec,
+            "policy": self.config.policy,
+            "sample": self.config.sample,
+            "why": self.config.reason,
+            "throughput": why,
+        }
+        return RecordingSpec(self.sites, codec, model=shape_of(self._model).facts(), settings=settings)
+
+    def stop(self) -> None:
+        """Detach from the model, write everything, close the recording. A second call does nothing.
+
+        Raises RecordingPoisoned when the disk failed on the way, and under policy "error" what the recorder raises.
+        """
+        if self._passes is None or self._handover is None:
+            return
+        passes, handover = self._passes, self._handover
+        self._passes, self._ended = None, True
+        try:
+            passes.detach()
+            passes.finish()
+            handover.close()
+        finally:
+            self._release()
+            self._seconds = time.monotonic() - self._begun
+            self._recorder.close()
+        self._tell()
+
+    close = stop
+
+    def _release(self) -> None:
+        with _CAPTURED_LOCK:
+            _CAPTURED.pop(self._model, None)
+
+    def __enter__(self) -> Capture:
+        return self if self._passes is not None else self.start()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            self.stop()
+        except Exception:
+            if error is None:
+                raise
+            log.exception("%s: the recording could not be finished", self.path)  # the user's own error comes first
+
+    def _tell(self) -> None:
+        stats = self.stats()
+        stored = getattr(stats.recorder, "stored_bytes", 0)
+        size = f", {stats.bytes / 1e6:.1f} MB as {stored / 1e6:.1f} MB" if stored else ""
+        log.info(
+            "%s: %d tokens of %d requests at %d sites in %.1f s%s",
+            self.path, stats.tokens, stats.requests, len(self.sites), self._seconds, size,
+        )  # fmt: skip
+        if not stats.passes:
+            log.warning(
+                "%s: no forward pass was seen. Call the model itself, not model.forward(); a model that was compiled "
+                "before the capture began does not run hooks",
+                self.path,
+            )
+
+    # --- while it runs ----------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def request(self, ids: str | Sequence[str]) -> Iterator[None]:
+        """Name the requests of the passes within, on this thread: one id, or one for each sequence of the batch.
+
+        A single id of a batch of n gets "/0" ... "/n-1". A pass from the first token on that holds the same tokens, and
+        perhaps more, is the same request computed again; other tokens are another request, "id#2".
+        """
+        with self._running().request(ids):
+            yield
+
+    def record_token(
+        self, token_id: int, text: str = "", request: str | None = None, position: int | None = None
+    ) -> None:
+        """Keep a token that no pass shows, such as the last one of a hand-written loop.
+
+        Without a request it is of the one that this thread has run last; without a position, the one after its last.
+        Raises SettingsError when there is no such request.
+        """
+        requests, scope = self._labels(), self._running().scopes.current
+        latest = scope.story.latest if scope.story is not None else None
+        ids = tuple(latest.requests) if latest is not None else scope.ids or requests.last_here
+        if request is None:
+            if len(ids) != 1:
+                raise SettingsError("record_token: say which request: " + (", ".join(ids) or "none has run yet"))
+            request = ids[0]
+        if position is None:
+            position = max(requests.reach_of(request), self._recorded.get(request, -1) + 1)
+        self._recorded[request] = position
+        if not text and self._tokenizer is not None:
+            text = self._texts([token_id])[0]
+        self._recorder.record_token(request, position, token_id, text)
+
+    def flush(self) -> int:
+        """Return when all rows so far are encoded and in the file; they then survive the death of this process."""
+        self._running()
+        if self._handover is not None:
+            self._handover.drain()
+        return int(self._recorder.flush())
+
+    def checkpoint(self) -> int:
+        """Make everything durable that has been captured; the number of rows that are."""
+        self._running()
+        if self._handover is not None:
+            self._handover.drain()
+        return int(self._recorder.checkpoint())
+
+    def mark(self, request: str, why: str = "") -> None:
+        """Say in the recording that this request was chosen."""
+        self._running()
+        self._recorder.mark(request, why)
+
+    def stats(self) -> CaptureStats:
+        """Exact counts so far."""
+        stats = getattr(self._recorder, "stats", None)
+        return replace(self._counter.read(), recorder=stats() if stats is not None else None)
+
+    @property
+    def progress(self) -> Progress:
+        """How far the capture is."""
+        stats = self.stats()
+        seconds = self._seconds or (time.monotonic() - self._begun if self._begun else 0.0)
+        return Progress(stats.tokens, stats.rows, stats.bytes, getattr(stats.recorder, "stored_bytes", 0), seconds)
+
+    @property
+    def known_requests(self) -> frozenset[str]:
+        """Requests that the recording had when this session began to go on with it."""
+        return frozenset(getattr(self._recorder, "known_requests", ()))
+
+    def _running(self) -> Passes:
+        if self._passes is None:
+            raise SettingsError("this capture does not run: use it as a context manager, or call start() first")
+        return self._passes
+
+    def _labels(self) -> Requests:
+        assert self._requests is not None
+        return self._requests
+
+    def _texts(self, ids: Sequence[int]) -> list[str]:
+        return [self._tokenizer.decode([i]) if i >= 0 else "" for i in ids]
+
+
+def capture(
+    model: nn.Module,
+    preset: str | None = None,
+    to: str | os.PathLike[str] = "capture.acts",
+    *,
+    config: CaptureConfig | None = None,
+    resume: bool = False,
+    tokenizer: Any = None,
+    recorder: Any = None,
+    **settings: Any,
+) -> Capture:
+    """A capture of a model to a directory, to be used with `with` or `start()` and `stop()`.
+
+    `preset` (default "balanced") or `config` says what and how; keywords change single fields of it (see `CaptureConfig`).
+    `resume` goes on with a recording that is there. `tokenizer`, an object or a name, has the text of tokens kept.
+    `recorder` takes the rows instead of a recording (see `actscope.engines.inline.handover.RowSink`). Raises
+    SettingsError for unknown settings, SiteError for sites that the model does not have.
+    """
+    if preset is not None and config is not None:
+        raise SettingsError("give a preset or a config, not both: a config may begin as CaptureConfig.preset(...)")
+    chosen = config or CaptureConfig.preset(preset or "balanced")
+    return Capture(model, to, chosen.override(settings), resume=resume, tokenizer=tokenizer, recorder=recorder)
+
+
+def _checked(model: Any) -> nn.Module:
+    if isinstance(model, Capture):
+        raise SettingsError("this is a capture already: give the model itself")
+    if not isinstance(model, nn.Module):
+        raise SettingsError(f"expected a torch module, found {type(model).__name__}")
+    if isinstance(model, nn.DataParallel):
+        raise SettingsError("DataParallel copies its module for every pass: capture model.module, run on one device")
+    compiled: Any = getattr(model, "_orig_mod", None)
+    return compiled if isinstance(compiled, nn.Module) else model
+
+
+def _overlap(one: nn.Module, other: nn.Module) -> bool:
+    """Whether one is the other, or a part of it."""
+    return any(m is other for m in one.modules()) or any(m is one for m in other.modules())
+
+
+def _tokenizer(given: Any) -> Any:
+    if not isinstance(given, str):
+        return given
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(given)

@@ -1,0 +1,188 @@
+"""The steps of a recording, in their order, with what a ring needs to know of each."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from actscope.errors import RecordingError
+from actscope.frames import ROW_META, RowFlag, Span, SpanFlag, Step
+from actscope.recording.labels import RequestSummary
+from actscope.recording.reader import Recording
+from actscope.ring.layout import MAX_REQUEST_ID
+
+#: Room for `~` and the number of a round behind a request's id.
+_ROUND_BYTES = 12
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedStep:
+    """Rows `start .. stop` of the plan, `due_ns` after its beginning."""
+
+    number: int
+    start: int
+    stop: int
+    due_ns: int
+    spans: tuple[Span, ...]
+
+    @property
+    def n_rows(self) -> int:
+        return self.stop - self.start
+
+
+class Plan:
+    """Every row that is to be shown: its label, and its number in the recording (`row_ids`, int64 [n], ascending).
+
+    A request ends with its last row: a recording made in a user's own loop may never have been told of an end, and one
+    that was cut short by a crash has none.
+    """
+
+    def __init__(self, recording: Recording, requests: Sequence[str] = (), *, idle_seconds: float = 1.0) -> None:
+        labels, row_ids = recording.labels(), recording.row_ids
+        names = recording.requests
+        chosen = np.flatnonzero(np.isin(labels["request"], _numbers(recording, requests))) if requests else slice(None)
+        self.labels: np.ndarray = labels[chosen]
+        self.row_ids: np.ndarray = row_ids[chosen]
+        if not len(self.labels):
+            raise RecordingError(f"{recording.path}: there is nothing to replay: it has no labelled rows")
+        present = np.unique(self.labels["request"]).tolist()
+        self._summaries = {number: recording.request(names[number]) for number in present}
+        self._n_prompt = {number: self._prompt_of(number) for number in present}
+        self.steps = self._plan(idle_ns=int(idle_seconds * 1e9))
+        self.meta: np.ndarray = self._label()
+
+    @property
+    def requests(self) -> list[RequestSummary]:
+        """The requests that are shown, in the order in which they began."""
+        return list(self._summaries.values())
+
+    @property
+    def n_rows(self) -> int:
+        return len(self.labels)
+
+    @property
+    def largest_step(self) -> int:
+        """Rows of the step that has most of them."""
+        return max(step.n_rows for step in self.steps)
+
+    @property
+    def duration_ns(self) -> int:
+        """From the first step to the last, at the recorded pace, with idle pauses shortened."""
+        return self.steps[-1].due_ns
+
+    def chunks(self, n_rows: int) -> Iterator[list[PlannedStep]]:
+        """The steps in their order, so many together that they have about `n_rows` rows."""
+        chunk: list[PlannedStep] = []
+        for step in self.steps:
+            if chunk and step.stop - chunk[0].start > n_rows:
+                yield chunk
+                chunk = []
+            chunk.append(step)
+        yield chunk
+
+    def step(self, planned: PlannedStep, *, time_ns: int, generation: int, round_number: int = 1) -> Step:
+        """A step as an engine publishes it, its requests named as `shown_name` says."""
+        spans = planned.spans
+        if round_number > 1:
+            spans = tuple(replace(span, request=f"{span.request}~{round_number}") for span in spans)
+        return Step(planned.number, time_ns, spans, self.meta[planned.start : planned.stop], generation)
+
+    def _plan(self, idle_ns: int) -> list[PlannedStep]:
+        starts = _edges(self.labels["step"])
+        stops = [*starts[1:].tolist(), self.n_rows]
+        due = self._due(starts, idle_ns)
+        spans = self._spans(starts)
+        numbers = self.labels["step"][starts].tolist()
+        rows = zip(numbers, starts.tolist(), stops, due, spans, strict=True)
+        return [PlannedStep(number, start, stop, at, tuple(own)) for number, start, stop, at, own in rows]
+
+    def _spans(self, steps: np.ndarray) -> list[list[Span]]:
+        """The spans of each step: runs of consecutive positions of one request."""
+        labels = self.labels
+        follows = (labels["request"][1:] == labels["request"][:-1]) & (np.diff(labels["position"]) == 1)
+        begins = np.union1d(np.flatnonzero(~follows) + 1, steps)
+        first, last = self._first_and_last()
+        after = np.append(begins[1:], len(labels))
+        step_of = np.searchsorted(steps, begins, side="right") - 1
+        spans: list[list[Span]] = [[] for _ in steps]
+        names = {request: shown_name(summary.id) for request, summary in self._summaries.items()}
+        for begin, end, step in zip(begins.tolist(), after.tolist(), step_of.tolist(), strict=True):
+            request, position = int(labels["request"][begin]), int(labels["position"][begin])
+            flags = SpanFlag.FIRST if first[request] == begin else SpanFlag(0)
+            if begin <= last[request] < end:
+                flags |= SpanFlag.END | (SpanFlag.ABORTED if self._summaries[request].aborted else SpanFlag(0))
+            name, n_prompt = names[request], self._n_prompt[request]
+            spans[step].append(Span(name, position, end - begin, begin - int(steps[step]), flags, n_prompt))
+        return spans
+
+    def _label(self) -> np.ndarray:
+        """The labels as rings have them, ROW_META [n]; `span` counts from the start of each step."""
+        meta = np.empty(self.n_rows, ROW_META)
+        for name in ("position", "token_id", "flags", "step"):
+            meta[name] = self.labels[name]
+        spans = [(i, span.n_rows) for step in self.steps for i, span in enumerate(step.spans)]
+        meta["span"] = np.repeat(*np.array(spans, np.int64).T)
+        return meta
+
+    def _first_and_last(self) -> tuple[dict[int, int], dict[int, int]]:
+        """The first and the last row of each request."""
+        requests = self.labels["request"]
+        found, first = np.unique(requests, return_index=True)
+        _, from_end = np.unique(requests[::-1], return_index=True)
+        last = len(requests) - 1 - from_end
+        names = found.tolist()
+        return dict(zip(names, first.tolist(), strict=True)), dict(zip(names, last.tolist(), strict=True))
+
+    def _due(self, starts: np.ndarray, idle_ns: int) -> list[int]:
+        """When each step is due, in ns from the first. Where no request was under way, at most `idle_ns` pass.
+
+        Times are of CLOCK_MONOTONIC; after a restart of the machine they begin anew, and such a step back is no pause.
+        """
+        times = self.labels["time_ns"][starts]
+        pauses = np.maximum(np.diff(times, prepend=times[:1]), 0)
+        first, last = self._first_and_last()
+        change = np.zeros(len(starts) + 1, np.int64)
+        for request, row in first.items():
+            change[np.searchsorted(starts, row, side="right")] += 1  # under way from the step after its first …
+            change[np.searchsorted(starts, last[request], side="right")] -= 1  # … up to its last
+        idle = np.cumsum(change)[:-1] == 0
+        pauses[idle] = np.minimum(pauses[idle], idle_ns)
+        due: list[int] = np.cumsum(pauses).tolist()
+        return due
+
+    def _prompt_of(self, number: int) -> int:
+        """Prompt tokens: as recorded, else up to the last row flagged PREFILL, else 1, for the first was never drawn."""
+        if self._summaries[number].n_prompt:
+            return self._summaries[number].n_prompt
+        rows = self.labels[self.labels["request"] == number]
+        prefill = rows["position"][(rows["flags"] & RowFlag.PREFILL) != 0]
+        return max(1, int(prefill.max(initial=-1)) + 1)
+
+
+def _numbers(recording: Recording, requests: Sequence[str]) -> list[int]:
+    """Raises RecordingError, with the names that there are, for a request that is not in the recording."""
+    known = {name: number for number, name in enumerate(recording.requests)}
+    missing = [name for name in requests if name not in known]
+    if missing:
+        shown = ", ".join(list(known)[:10]) + (" …" if len(known) > 10 else "")
+        raise RecordingError(
+            f"{recording.path}: no request {', '.join(map(repr, missing))}; it has {len(known)}: {shown or 'none'}"
+        )
+    return [known[name] for name in requests]
+
+
+def _edges(values: np.ndarray) -> np.ndarray:
+    """Where runs of equal values begin."""
+    return np.concatenate([[0], np.flatnonzero(values[1:] != values[:-1]) + 1])
+
+
+def shown_name(request: str) -> str:
+    """A request's id in the ring: its own, or where it leaves no room for the number of a round, cut and told apart by a
+    digest."""
+    raw = request.encode("utf-8", "replace")
+    if len(raw) <= MAX_REQUEST_ID - _ROUND_BYTES:
+        return raw.decode()
+    return f"{raw[:80].decode(errors='ignore')}~{hashlib.blake2b(raw, digest_size=4).hexdigest()}"

@@ -1,0 +1,79 @@
+"""Where the text of the tokens comes from: the model's own tokenizer, or the texts that the recording kept."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from actscope.engines import builtin
+from actscope.engines.replay.facts import RecordedModel
+from actscope.recording.reader import Recording
+
+#: So many recorded texts must agree with a tokenizer before it is believed to be the model's.
+_COMPARED = 256
+_MAX_SPECIAL = 4096  # as many as an engine's card holds
+
+
+@dataclass(frozen=True, slots=True)
+class Texts:
+    """A directory with a `tokenizer.json` ("" where nothing is known), and the ids of special tokens."""
+
+    directory: str = ""
+    special_ids: tuple[int, ...] = ()
+
+
+def texts_of(recording: Recording, model: RecordedModel, scratch: Path) -> Texts:
+    """The model's tokenizer where it is at hand and agrees with the recorded texts; else those, written to `scratch`."""
+    known = {t.token_id: t.text for t in recording.recorded_tokens() if t.text} | recording.texts
+    said = tuple(int(i) for i in recording.info["model"].get("special_ids") or ())[:_MAX_SPECIAL]
+    for directory in _candidates(model):
+        if (directory / "tokenizer.json").is_file() and _agrees(directory / "tokenizer.json", known):
+            return Texts(str(directory), said or _special_ids(directory / "tokenizer.json"))
+    if not known:
+        return Texts("", said)
+    (scratch / "tokenizer.json").write_text(json.dumps(_description(known), ensure_ascii=False), encoding="utf-8")
+    return Texts(str(scratch), said)
+
+
+def _candidates(model: RecordedModel) -> Iterator[Path]:
+    """Directories on this machine that may hold the model's tokenizer; nothing is downloaded."""
+    if model.name == builtin.NAME:
+        yield builtin.model_path()
+    if model.path:
+        yield Path(model.path)
+    with suppress(ImportError, ValueError):  # ValueError: the name is not one of a hub
+        from huggingface_hub import try_to_load_from_cache
+
+        found = try_to_load_from_cache(model.name, "tokenizer.json", revision=model.revision or None)
+        if isinstance(found, str):
+            yield Path(found).parent
+
+
+def _agrees(path: Path, known: dict[int, str]) -> bool:
+    """Whether a tokenizer decodes the recorded ids to the recorded texts. Blanks at the ends are not compared: some
+    tokenizers decode a token that stands alone without them."""
+    from tokenizers import Tokenizer
+
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception:  # tokenizers raises bare Exception
+        return False
+    compared = [(i, text) for i, text in known.items() if text.strip() and "\ufffd" not in text][:_COMPARED]
+    return all(tokenizer.decode([i], skip_special_tokens=False).strip() == text.strip() for i, text in compared)
+
+
+def _special_ids(path: Path) -> tuple[int, ...]:
+    added = json.loads(path.read_text(encoding="utf-8")).get("added_tokens") or ()
+    return tuple(int(token["id"]) for token in added if token.get("special"))[:_MAX_SPECIAL]
+
+
+def _description(known: dict[int, str]) -> dict[str, object]:
+    """A `tokenizer.json` that only knows what to print for each id: several ids may have the same text."""
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized", "special"), False)
+    added = [{"id": token, "content": text, **flags} for token, text in sorted(known.items())]
+    parts = dict.fromkeys(("truncation", "padding", "normalizer", "pre_tokenizer", "post_processor", "decoder"))
+    model = {"type": "WordLevel", "vocab": {}, "unk_token": ""}
+    return {"version": "1.0", **parts, "added_tokens": added, "model": model}

@@ -1,0 +1,67 @@
+"""Keeping requests: marks, set at any time, and what the engine records."""
+
+from __future__ import annotations
+
+from typing import Any
+from urllib.parse import quote
+
+import msgspec
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from actscope.gateway import models
+from actscope.gateway.problems import Problem
+from actscope.gateway.routes.openai import ERRORS
+from actscope.gateway.state import Gateway, Here
+from actscope.gateway.upstream import json_object
+
+_MARK_ERRORS: dict[int | str, dict[str, Any]] = {
+    409: {"model": models.ErrorBody, "description": "The engine keeps no recording"},
+    410: {"model": models.ErrorBody, "description": "Too late: the request's rows have been forgotten"},
+}
+
+router = APIRouter(tags=["actscope"], responses=ERRORS)
+
+
+@router.get("/v1/actscope/recording", response_model=models.RecordingState)
+async def get_recording(gateway: Here) -> Response:
+    """What the engine records, what it still has at hand, and what was lost."""
+    status, body = await gateway.upstream.ask("GET", "/v1/actscope/recording")
+    if status == 404:  # an engine that does not know how
+        return Response(msgspec.json.encode({"recording": False}), media_type="application/json")
+    json_object(body)
+    return Response(body, status, media_type="application/json")
+
+
+@router.post("/v1/actscope/requests/{id}/mark", response_model=models.Marked, responses=_MARK_ERRORS)
+async def mark_request(id: str, request: Request, gateway: Here, body: models.MarkRequest | None = None) -> Response:
+    """Keep a request: what is still at hand of it, and what comes until it ends. Marking again changes nothing."""
+    path = f"/v1/actscope/requests/{quote(_engines_id(gateway, id), safe='')}/mark"
+    status, answer = await gateway.upstream.ask("POST", path, await request.body())
+    if status == 404 and _code(answer) != "request_not_found":  # an engine that does not know how
+        raise Problem(409, "this engine keeps no recording", code="not_recording")
+    json_object(answer)
+    return Response(answer, status, media_type="application/json")
+
+
+def _engines_id(gateway: Gateway, request: str) -> str:
+    """The engine's id of a request; what the gateway has forgotten, or never knew, the engine may still have."""
+    if not 0 < len(request) <= 256 or not request.isprintable():
+        raise Problem(404, f"no request {request[:200]!r}", code="request_not_found")
+    log = gateway.sessions.get(request)
+    if log is not None:
+        return log.request
+    choices = gateway.sessions.choices(request)
+    if choices:
+        raise Problem(
+            404, f"{request} has {len(choices)} choices; mark one of {', '.join(choices)}", code="request_not_found"
+        )
+    return request
+
+
+def _code(body: bytes) -> str | None:
+    try:
+        found = msgspec.json.decode(body)
+        return found["error"]["code"]  # type: ignore[no-any-return]
+    except (msgspec.DecodeError, KeyError, TypeError):
+        return None

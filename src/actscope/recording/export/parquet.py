@@ -1,0 +1,88 @@
+"""parquet: a folder with one file for each site, zstd, row groups that fit in memory.
+
+    <site>.parquet    row: fixed_size_list<float16 | float32 | …>[width]; bfloat16 as float32 (exact) or, with `bf16="uint16"`,
+                      its 16 bits; position, step, time_ns (int64), token_id, flags (int32), request and text (strings, as
+                      dictionaries; text is null where no tokenizer was known)
+
+The schema's metadata has, under "actscope", the site's name, the dtype that the rows came in, and the recording's model.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from actscope.errors import MissingExtra
+from actscope.recording.export.columns import columns, file_name
+from actscope.recording.export.options import Progress
+from actscope.recording.export.selection import SiteSource, Source, converted
+
+
+def write(source: Source, to: Path, progress: Progress) -> dict[str, str]:
+    """The form of this module; see `registry.export`."""
+    pyarrow = _pyarrow()
+    to.mkdir()
+    stored = {site.name: source.options.stored_dtype(site.dtype) for site in source.sites}
+    done = 0
+    for site in source.sites:
+        schema = _schema(pyarrow, source, site, stored[site.name])
+        path = to / f"{file_name(site.name)}.parquet"
+        labels = site.labels
+        words = {"compression": "zstd", "use_dictionary": ["request", "text"]}
+        with pyarrow.parquet.ParquetWriter(path, schema, **words) as file:
+            for first, rows in site.batches():
+                table = _table(pyarrow, source, schema, labels[first : first + len(rows)])
+                values = pyarrow.array(np.ascontiguousarray(converted(rows, site.dtype, stored[site.name])).reshape(-1))
+                vectors = pyarrow.FixedSizeListArray.from_arrays(values, type=schema.field("row").type)
+                file.write_table(pyarrow.table([vectors, *table], schema=schema), row_group_size=len(rows))
+                done += rows.nbytes
+                progress("parquet", done, source.n_bytes)
+    return stored
+
+
+def _schema(pyarrow: Any, source: Source, site: SiteSource, stored: str) -> Any:
+    element = pyarrow.field("element", pyarrow.from_numpy_dtype(np.dtype(stored)), nullable=False)
+    facts = {
+        "site": site.name,
+        "dtype": site.dtype,
+        "model": source.recording.info["model"],
+        "recording": source.recording.info.get("id", ""),
+    }
+    integers = [(name, pyarrow.from_numpy_dtype(values.dtype)) for name, values in columns(site.labels[:0]).items()]
+    word = pyarrow.dictionary(pyarrow.int32(), pyarrow.string())
+    fields = [
+        ("row", pyarrow.list_(element, site.width)),
+        *[(name, kind) for name, kind in integers if name != "request"],
+        ("request", word),
+        ("text", word),
+    ]
+    return pyarrow.schema(fields, metadata={"actscope": json.dumps(facts)})
+
+
+def _table(pyarrow: Any, source: Source, schema: Any, labels: np.ndarray) -> list[Any]:
+    """All columns but the rows."""
+    found = columns(labels)
+    plain = [pyarrow.array(found[name]) for name in schema.names if name in found and name != "request"]
+    tokens, at = np.unique(found["token_id"], return_inverse=True)
+    texts = [source.recording.texts.get(token) for token in tokens.tolist()]
+    known = [text is not None for text in texts]
+    place = np.cumsum(known) - 1
+    words = pyarrow.array([text for text in texts if text is not None], pyarrow.string())
+    text = pyarrow.DictionaryArray.from_arrays(
+        pyarrow.array(place[at].astype(np.int32), mask=~np.array(known, bool)[at]), words
+    )
+    numbers, of_row = np.unique(found["request"], return_inverse=True)
+    names = pyarrow.array([source.recording.requests[number] for number in numbers.tolist()], pyarrow.string())
+    return [*plain, pyarrow.DictionaryArray.from_arrays(pyarrow.array(of_row.astype(np.int32)), names), text]
+
+
+def _pyarrow() -> Any:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ModuleNotFoundError as error:
+        raise MissingExtra("export", "pyarrow") from error
+    return pyarrow

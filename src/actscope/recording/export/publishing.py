@@ -1,0 +1,91 @@
+"""Publishing: an export appears whole, under its name, or not at all."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import msgspec
+
+from actscope.errors import RecordingError
+from actscope.store.files import sync_directory
+
+DESCRIPTION = "export.json"
+
+
+@contextmanager
+def publishing(to: Path, *, force: bool) -> Iterator[Path]:
+    """A path beside `to` to write a file or a folder at; renamed to `to` when the block ends well, removed when it does not.
+
+    Raises RecordingError, before anything is written, when something is there: unless `force` is set and it is an earlier export
+    (or a plain file, for the form that is one).
+    """
+    check_free(to, force=force)
+    to.parent.mkdir(parents=True, exist_ok=True)
+    temporary = to.with_name(f".{to.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        yield temporary
+        _sync(temporary)
+        _put_in_place(temporary, to)
+    finally:
+        _remove(temporary)
+
+
+def check_free(to: Path, *, force: bool) -> None:
+    """RecordingError unless an export may be put at `to`."""
+    if not os.path.lexists(to):
+        return
+    if not force:
+        raise RecordingError(f"{to} exists already; choose another path, or replace it with --force")
+    if to.is_symlink() or not (to.is_file() or _is_export(to)):
+        raise RecordingError(
+            f"{to} is not an earlier export: it is not replaced, with --force neither; choose another path"
+        )
+
+
+def _is_export(path: Path) -> bool:
+    try:
+        found = msgspec.json.decode((path / DESCRIPTION).read_bytes())
+    except (OSError, msgspec.DecodeError):
+        return path.is_dir() and not any(path.iterdir())
+    return isinstance(found, dict) and found.get("format") == "actscope-export"
+
+
+def _put_in_place(temporary: Path, to: Path) -> None:
+    if to.is_dir():
+        old = to.with_name(f"{temporary.name}.old")
+        to.rename(old)
+        temporary.rename(to)
+        shutil.rmtree(old)
+    else:
+        temporary.replace(to)
+    sync_directory(to.parent)
+
+
+def _sync(path: Path) -> None:
+    if path.is_dir():
+        for folder, _, names in os.walk(path, topdown=False):
+            for name in names:
+                _sync_file(Path(folder, name))
+            sync_directory(Path(folder))
+    else:
+        _sync_file(path)
+
+
+def _sync_file(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)

@@ -1,0 +1,155 @@
+"""Which rows are meant, and how they are read without holding them all."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any
+
+import numpy as np
+
+from actscope.codecs import carrier, itemsize, to_float32
+from actscope.errors import RecordingError, SiteError
+from actscope.recording.export.options import ExportOptions
+from actscope.recording.reader import Recording
+from actscope.sites import Site, select
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """What to take: sites (empty: all), requests (empty: all), and a range of positions (None: all)."""
+
+    sites: tuple[str, ...] = ()
+    requests: tuple[str, ...] = ()
+    positions: slice | None = None
+
+    def mask(self, recording: Recording, labels: np.ndarray) -> np.ndarray:
+        """bool [n]: which of these rows are meant. Raises RecordingError for a request that is not there."""
+        chosen = np.ones(len(labels), bool)
+        if self.requests:
+            known = {request: number for number, request in enumerate(recording.requests)}
+            absent = [request for request in self.requests if request not in known]
+            if absent:
+                raise RecordingError(
+                    f"{recording.path} has no request {absent[0]!r}; it has {len(known)}: {', '.join(list(known)[:5])} …"
+                )
+            chosen &= np.isin(labels["request"], [known[request] for request in self.requests])
+        if self.positions is not None:
+            chosen &= _in_slice(labels["position"], self.positions)
+        return chosen
+
+
+def _in_slice(positions: np.ndarray, wanted: slice) -> np.ndarray:
+    start, stop, step = wanted.start or 0, wanted.stop, wanted.step or 1
+    if start < 0 or (stop is not None and stop < 0) or step < 1:
+        raise RecordingError(f"positions {start}:{stop}:{step}: expected a range of positions from 0 up, such as 0:100")
+    inside = (positions >= start) & ((positions - start) % step == 0)
+    return np.asarray(inside if stop is None else inside & (positions < stop))
+
+
+def choose_sites(recording: Recording, wanted: Sequence[str]) -> tuple[str, ...]:
+    """Recorded sites that these items name, in the recording's order: full names, patterns (`layers.*.mlp_out`) or the
+    grammar of `actscope.sites` (`0,7`, `first,last`). No items: all. Raises SiteError for an item that names none."""
+    items = [part.strip() for item in wanted for part in item.split(",") if part.strip()]
+    found: set[str] = set()
+    for item in items:
+        named = {site for site in recording.sites if fnmatchcase(site, item)} or _by_grammar(recording, item)
+        if not named:
+            raise SiteError(f"{recording.path} has no site {item!r}; it has {', '.join(recording.sites)}")
+        found |= named
+    return tuple(site for site in recording.sites if not items or site in found)
+
+
+def _by_grammar(recording: Recording, item: str) -> set[str]:
+    layers = [site.layer for site in map(_parsed, recording.sites) if site is not None and site.layer is not None]
+    n_layers = int(recording.info["model"].get("n_layers") or max(layers, default=-1) + 1)
+    try:
+        return {site.name for site in select(item, n_layers)} & set(recording.sites)
+    except SiteError:
+        return set()
+
+
+def _parsed(name: str) -> Site | None:
+    try:
+        return Site.parse(name)
+    except SiteError:
+        return None
+
+
+class SiteSource:
+    """The chosen rows of one site: [n, width] of `dtype`, bfloat16 carried as uint16."""
+
+    def __init__(self, recording: Recording, site: str, selection: Selection, options: ExportOptions) -> None:
+        self._rows = recording[site]
+        self._at = np.flatnonzero(selection.mask(recording, self._rows.labels))
+        self.name = site
+        self.dtype = self._rows.source_dtype
+        self.width = self._rows.width
+        self.batch_rows = max(1, options.chunk_bytes // max(1, self.row_bytes))
+        self.labels: np.ndarray = self._rows.labels[self._at]  # LABEL [n]
+        self.row_ids: np.ndarray = self._rows.row_ids[self._at]  # int64 [n], ascending; the same token at every site
+
+    def __len__(self) -> int:
+        return len(self._at)
+
+    @property
+    def row_bytes(self) -> int:
+        return self.width * itemsize(self.dtype)
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        """Rows `start .. stop` in the carrier of `dtype`."""
+        values = self._rows[self._at[start:stop]]
+        return narrowed(values) if self.dtype == "bfloat16" else values.astype(carrier(self.dtype), copy=False)
+
+    def batches(self, start: int = 0, stop: int | None = None) -> Iterator[tuple[int, np.ndarray]]:
+        """(first row, rows) of the range, so many at a time."""
+        stop = len(self) if stop is None else stop
+        for begin in range(start, stop, self.batch_rows):
+            yield begin, self.read(begin, min(stop, begin + self.batch_rows))
+
+
+def narrowed(values: np.ndarray) -> np.ndarray:
+    """float32 that came from bfloat16, back to its 16 bits: nothing is rounded, for the other 16 are 0."""
+    bits = np.ascontiguousarray(values).view(np.uint32)
+    assert not (bits & 0xFFFF).any(), "these rows did not come from bfloat16"
+    return (bits >> 16).astype("<u2")
+
+
+def converted(rows: np.ndarray, dtype: str, stored: str) -> np.ndarray:
+    """Rows of `dtype` as they are stored (see ExportOptions.stored_dtype)."""
+    return to_float32(rows, dtype) if dtype == "bfloat16" and stored == "float32" else rows
+
+
+class Source:
+    """All that one export takes from a recording."""
+
+    def __init__(self, recording: Recording, selection: Selection, options: ExportOptions) -> None:
+        self.recording = recording
+        self.options = options
+        names = choose_sites(recording, selection.sites)
+        self.sites = [SiteSource(recording, name, selection, options) for name in names]
+        if not any(len(site) for site in self.sites):
+            raise RecordingError(f"{recording.path}: no rows are chosen: nothing to export")
+        self.sites = [site for site in self.sites if len(site)]
+
+    @property
+    def n_bytes(self) -> int:
+        return sum(len(site) * site.row_bytes for site in self.sites)
+
+    def describe(self, stored: dict[str, str]) -> dict[str, Any]:
+        """What `export.json` says: JSON values only."""
+        recording = self.recording
+        used = np.unique(np.concatenate([site.labels["token_id"] for site in self.sites])).tolist()
+        return {
+            "format": "actscope-export",
+            "version": 1,
+            "recording": recording.info.get("id", ""),
+            "model": recording.info["model"],
+            "requests": recording.requests,
+            "sites": {
+                site.name: {"rows": len(site), "width": site.width, "dtype": site.dtype, "stored_as": stored[site.name]}
+                for site in self.sites
+            },
+            "texts": {str(token): recording.texts[token] for token in used if token in recording.texts},
+        }

@@ -1,0 +1,102 @@
+"""From a packet stream to a recording."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from actscope.codecs import DTYPES
+from actscope.errors import RecordingError
+from actscope.recording.importing.foreign import ForeignStream
+from actscope.recording.importing.options import ImportOptions
+from actscope.recording.importing.own import OwnStream, decode
+from actscope.recording.importing.stream import Progress, Stream
+from actscope.recording.packets import HEADER, VERSION, Header, scan_packets
+from actscope.recording.recorder import Recorder
+from actscope.recording.spec import PipelineOptions
+from actscope.store.files import sync_directory
+
+
+@dataclass(frozen=True, slots=True)
+class ImportReport:
+    """What a stream has become: rows that are labelled, at how many sites; packets that were left out."""
+
+    path: Path
+    ours: bool
+    sites: tuple[str, ...]
+    rows: int
+    requests: int
+    packets: int
+    skipped: int
+
+
+def _silent(stage: str, done: int, total: int) -> None:
+    """Progress that nobody watches."""
+
+
+def import_packets(
+    source: str | os.PathLike[str],
+    to: str | os.PathLike[str],
+    options: ImportOptions | None = None,
+    progress: Progress = _silent,
+) -> ImportReport:
+    """Make a recording at `to` from the packet stream in the file `source`. It appears whole, or not at all.
+
+    Raises RecordingError, with the byte, for a stream that is cut off or does not hold together, and when `to` is taken;
+    SettingsError when a foreign stream's dtype and width are not given.
+    """
+    path, target, options = Path(source), Path(to).absolute(), options or ImportOptions()
+    if os.path.lexists(target):
+        raise RecordingError(f"{target} exists already; choose another path")
+    try:
+        with path.open("rb") as file:
+            header = _header_of(file, str(path))
+            stream: Stream = OwnStream(file, path, header, options) if header else ForeignStream(file, path, options)
+            _record(stream, target, progress)
+    except FileNotFoundError as error:
+        raise RecordingError(f"{path}: {error.strerror}") from error
+    count = stream.count
+    sites = stream.spec.sites
+    return ImportReport(
+        target, header is not None, sites, count.rows, len(count.requests), count.packets, count.skipped
+    )
+
+
+def _record(stream: Stream, target: Path, progress: Progress) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        with Recorder.create(temporary, stream.spec, PipelineOptions(policy="block")) as recorder:
+            recorder.texts = stream.texts
+            for step, frames in stream.steps(progress):
+                stream.count.rows += step.n_rows
+                stream.count.requests.update(span.request for span in step.spans)
+                recorder.write(step, frames)
+        temporary.rename(target)
+        sync_directory(target.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _header_of(file: BinaryIO, name: str) -> Header | None:
+    """The header of a stream of ours; None for a foreign one."""
+    first = next(scan_packets(file, name), None)
+    if first is None:
+        raise RecordingError(f"{name}: an empty stream")
+    if first.name != HEADER:
+        return None
+    file.seek(first.begin)
+    header = decode(file.read(first.length), Header, name, first.offset)
+    if header.format != "actscope-packets" or header.version != VERSION or header.byte_order != "little":
+        raise RecordingError(
+            f"{name}: its header says {header.format} version {header.version}, {header.byte_order}-endian; this actscope reads "
+            f"actscope-packets version {VERSION}, little-endian"
+        )
+    bad = [site for site, form in header.sites.items() if form.dtype not in DTYPES or form.width < 1]
+    if bad or not header.sites:
+        raise RecordingError(f"{name}: its header has no sites, or a dtype or width that is not one: {bad}")
+    return header

@@ -1,0 +1,64 @@
+"""What both kinds of streams are to the importer, and bytes as rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+
+from actscope.codecs import carrier, itemsize
+from actscope.errors import MissingExtra, RecordingError
+from actscope.frames import Frame, Step
+from actscope.recording.packets import SiteForm
+from actscope.recording.spec import RecordingSpec
+
+#: Called with (what is being done, done, total).
+Progress = Callable[[str, int, int], None]
+Steps = Iterator[tuple[Step, list[Frame]]]
+Texts = Callable[[Iterable[int]], list[str]]
+
+
+@dataclass(slots=True)
+class Count:
+    """What has come: rows that are labelled, packets, and packets that were left out."""
+
+    packets: int = 0
+    skipped: int = 0
+    rows: int = 0
+    requests: set[str] = field(default_factory=set)
+
+
+class Stream(Protocol):
+    """A packet stream as steps."""
+
+    spec: RecordingSpec
+    count: Count
+    texts: Texts | None
+
+    def steps(self, progress: Progress) -> Steps: ...
+
+
+def as_rows(data: bytes, form: SiteForm, where: str) -> np.ndarray:
+    """Bytes as rows [n, width] in the carrier of their dtype."""
+    size = form.width * itemsize(form.dtype)
+    if not data or len(data) % size:
+        raise RecordingError(
+            f"{where}: {len(data)} bytes are no rows of {form.width} x {form.dtype}, which have {size} each"
+        )
+    return np.frombuffer(data, carrier(form.dtype)).reshape(-1, form.width)
+
+
+def frame_of(site: str, parts: list[np.ndarray], dtype: str) -> Frame:
+    rows = np.concatenate(parts)
+    return Frame(site, _bfloat16(rows) if dtype == "bfloat16" else rows)
+
+
+def _bfloat16(rows: np.ndarray) -> Any:
+    """The recorder takes bfloat16 as torch tensors."""
+    try:
+        import torch
+    except ImportError as error:
+        raise MissingExtra("hf", "torch, for rows of bfloat16") from error
+    return torch.from_numpy(rows).view(torch.bfloat16)

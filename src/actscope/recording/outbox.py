@@ -1,0 +1,193 @@
+"""The outbox: rows on their way from the flight recorder into the recording."""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from actscope.errors import ActscopeError
+from actscope.frames import Frame, Span, SpanFlag, Step
+from actscope.recording.recorder import Recorder
+from actscope.recording.rows import as_torch
+from actscope.recording.spool import Run, Spool
+from actscope.recording.trail import KeptStep, Leg
+
+log = logging.getLogger("actscope.recording")
+
+#: Bytes handed over at one go, so that new steps do not wait long.
+_AT_ONCE = 32 << 20
+
+#: A run of rows of one leg.
+Piece = tuple[Leg, Run]
+
+
+@dataclass(slots=True, eq=False)
+class _Move:
+    kept: KeptStep
+    pieces: list[Piece]
+    done: bool = False
+
+    @property
+    def n_rows(self) -> int:
+        return sum(stop - start for _, (start, stop) in self.pieces)
+
+
+class Outbox:
+    """Hands rows to a recorder in order, when it has room: it must be this outbox's alone, with policy `drop`.
+
+    Rows that cannot wait, for their step is leaving, are handed over at once; the recorder drops and counts them if it must.
+    """
+
+    def __init__(self, recorder: Recorder, spool: Spool) -> None:
+        self.recorder = recorder
+        self.rows = 0  # handed over
+        self.lost_rows = 0  # that the recorder was not even asked to take, for it or the spool had failed
+        self._spool = spool
+        self._moves: deque[_Move] = deque()
+        self._of_step: dict[int, list[_Move]] = {}  # by the id of the kept step
+        self._reported = False
+
+    def __bool__(self) -> bool:
+        return bool(self._moves)
+
+    def add(self, kept: KeptStep, pieces: list[Piece]) -> None:
+        """Have these rows of one step handed over."""
+        for leg, (start, stop) in pieces:
+            leg.trail.rows_given += stop - start
+        for part in _portions(pieces, self._rows_at_once(kept)):
+            move = _Move(kept, part)
+            self._moves.append(move)
+            self._of_step.setdefault(id(kept), []).append(move)
+
+    def _rows_at_once(self, kept: KeptStep) -> int:
+        """So few that all sites of a move fit into the recorder's queue together."""
+        row_bytes = kept.size // max(1, kept.step.n_rows)
+        return max(1, self.recorder.options.queue_bytes // 4 // max(1, row_bytes))
+
+    def hurry(self, kept: KeptStep) -> None:
+        """The step is leaving: hand over now what is wanted of it."""
+        for move in list(self._of_step.get(id(kept), ())):
+            self._hand_over(move)
+
+    def pump(self) -> None:
+        """Hand over what the recorder has room for, but not too much at one go."""
+        room = self._room()
+        for _ in range(len(self._moves)):
+            move = self._moves[0]
+            size = 0 if move.done else self._size(move)
+            if size > room and not self._idle():
+                return
+            self._moves.popleft()
+            if not move.done:
+                self._hand_over(move)
+                room -= size
+
+    def drain(self) -> None:
+        """Hand over everything, waiting for the recorder where it must."""
+        while self._moves:
+            move = self._moves.popleft()
+            if move.done:
+                continue
+            if self.recorder.failure is None and self._size(move) > self._room():
+                self._flush()
+            self._hand_over(move)
+
+    def _flush(self) -> None:
+        try:
+            self.recorder.flush()
+        except ActscopeError as error:
+            self._report(error)
+
+    def _room(self) -> int:
+        """Bytes that the recorder takes now; a recorder that has failed takes anything, to be counted as lost."""
+        if self.recorder.failure is not None:
+            return _AT_ONCE
+        return min(_AT_ONCE, self.recorder.options.queue_bytes - self.recorder.stats().held_bytes)
+
+    def _idle(self) -> bool:
+        return self.recorder.failure is not None or self.recorder.stats().held_bytes == 0
+
+    def _size(self, move: _Move) -> int:
+        share = move.n_rows / max(1, move.kept.step.n_rows)
+        return int(move.kept.size * share)
+
+    def _hand_over(self, move: _Move) -> None:
+        move.done = True
+        moves = self._of_step[id(move.kept)]
+        moves.remove(move)
+        if not moves:
+            del self._of_step[id(move.kept)]
+        if self.recorder.failure is not None:
+            self.lost_rows += move.n_rows
+            return
+        try:
+            self.recorder.write(part_of(move.kept.step, move.pieces), self._frames(move))
+            self.rows += move.n_rows
+        except (ActscopeError, OSError) as error:
+            self.lost_rows += move.n_rows
+            self._report(error)
+
+    def _report(self, error: Exception) -> None:
+        if not self._reported:
+            self._reported = True
+            log.error("rows that were to be kept are lost (further ones are only counted): %s", error)
+
+    def _frames(self, move: _Move) -> list[Frame]:
+        runs = joined([(leg.span.offset + start, leg.span.offset + stop) for leg, (start, stop) in move.pieces])
+        if not move.n_rows:
+            return []
+        frames = []
+        for which, (site, dtype) in enumerate(move.kept.sites):
+            rows = self._spool.rows(move.kept.ticket, which, runs)
+            frames.append(Frame(site, as_torch(rows, dtype) if dtype == "bfloat16" else rows))
+        return frames
+
+
+def part_of(step: Step, pieces: Sequence[Piece]) -> Step:
+    """The step as if only these rows had taken part."""
+    spans, indices, offset = [], [], 0
+    for leg, (start, stop) in pieces:
+        span, flags = leg.span, leg.span.flags
+        if start:
+            flags &= ~SpanFlag.FIRST
+        if stop < span.n_rows:
+            flags &= ~(SpanFlag.END | SpanFlag.ABORTED)
+        spans.append(Span(span.request, span.first_position + start, stop - start, offset, flags, span.n_prompt))
+        indices.append(np.arange(span.offset + start, span.offset + stop))
+        offset += stop - start
+    meta = step.meta[np.concatenate(indices)].copy() if offset else step.meta[:0].copy()
+    meta["span"] = np.repeat(np.arange(len(spans)), [span.n_rows for span in spans])
+    return Step(step.number, step.time_ns, tuple(spans), meta, step.generation)
+
+
+def _portions(pieces: list[Piece], max_rows: int) -> list[list[Piece]]:
+    """The pieces, cut where needed, in portions of so many rows."""
+    portions: list[list[Piece]] = []
+    room = 0
+    for leg, (start, stop) in pieces:
+        while True:
+            if not room:
+                portions.append([])
+                room = max_rows
+            end = min(stop, start + room)
+            portions[-1].append((leg, (start, end)))
+            room -= end - start
+            start = end
+            if start >= stop:
+                break
+    return portions
+
+
+def joined(runs: list[Run]) -> list[Run]:
+    """Runs in their order, those that follow each other as one."""
+    found: list[Run] = []
+    for start, stop in runs:
+        if found and found[-1][1] == start:
+            found[-1] = found[-1][0], stop
+        else:
+            found.append((start, stop))
+    return found

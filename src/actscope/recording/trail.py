@@ -1,0 +1,150 @@
+"""What the flight recorder knows of one request: its trail, in legs of one step each."""
+
+from __future__ import annotations
+
+from array import array
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from actscope.frames import Span, Step
+from actscope.recording.spool import Run
+from actscope.recording.window import Window, Windows
+
+#: Positions `first .. after` of a request.
+Range = tuple[int, int]
+
+
+@dataclass(slots=True, eq=False)
+class KeptStep:
+    """One step whose rows are held: `sites` are (name, dtype), in the order of the ticket's arrays."""
+
+    step: Step
+    sites: list[tuple[str, str]] = field(default_factory=list)
+    ticket: Any = None
+    size: int = 0
+    legs: list[Leg] = field(default_factory=list)
+
+
+@dataclass(slots=True, eq=False)
+class Leg:
+    """One span of a kept step. `given`: which of its rows the recording has been given, or is about to be."""
+
+    trail: Trail
+    span: Span
+    kept: KeptStep
+    given: np.ndarray | None = None
+
+    def choose(self, windows: Windows) -> list[Run]:
+        """The rows of this leg that the windows want and that were not given before; they now count as given."""
+        wanted = windows.chosen(self.span.first_position, self.span.n_rows, self.kept.step.time_ns)
+        if self.given is None:
+            self.given = wanted
+            return runs_of(wanted) if not wanted.all() else [(0, len(wanted))]
+        fresh = wanted & ~self.given
+        self.given |= wanted
+        return runs_of(fresh)
+
+
+@dataclass(slots=True, eq=False)
+class Trail:
+    """One request from its first span on: the legs that are held, the rows that are lost, and what is wanted of it."""
+
+    request: str
+    number: int  # trails are numbered as they begin
+    legs: deque[Leg] = field(default_factory=deque)
+    end: Leg | None = None
+    position: int = -1  # of its last row
+    time_ns: int = 0  # of its last row
+    in_order: bool = True  # positions have only gone up
+    windows: Windows | None = None
+    reasons: list[str] = field(default_factory=list)
+    rows_given: int = 0
+    forgotten: Lost = field(default_factory=lambda: Lost())
+    dropped: Lost = field(default_factory=lambda: Lost())
+
+    @property
+    def running(self) -> bool:
+        return self.end is None
+
+    def saw(self, span: Span, time_ns: int) -> None:
+        """Rows of this span have been computed."""
+        if span.first_position <= self.position:  # once more, after preemption: what was lost of them is not any more
+            self.in_order = False
+            self.forgotten.found(span.first_position, span.n_rows)
+            self.dropped.found(span.first_position, span.n_rows)
+        elif span.first_position > self.position + 1 and self.position >= 0:  # steps of which not even the labels came
+            self.dropped.add(self.position + 1, span.first_position - self.position - 1, time_ns)
+        self.position = max(self.position, span.first_position + span.n_rows - 1)
+        self.time_ns = time_ns
+
+    def legs_within(self, window: Window) -> list[Leg]:
+        """The legs, in their order, that the window may want rows of."""
+        found: list[Leg] = []
+        for leg in reversed(self.legs):
+            too_old = leg.kept.step.time_ns < window.first_ns
+            if too_old or (self.in_order and leg.span.first_position + leg.span.n_rows <= window.first):
+                break
+            found.append(leg)
+        return found[::-1]
+
+    def forget(self, leg: Leg) -> None:
+        """Its oldest leg's rows are gone, unless they were given."""
+        assert self.legs.popleft() is leg
+        gone = [(0, leg.span.n_rows)] if leg.given is None else runs_of(~leg.given)
+        for start, stop in gone:
+            self.forgotten.add(leg.span.first_position + start, stop - start, leg.kept.step.time_ns)
+
+
+class Lost:
+    """Rows that are gone: positions and times, exactly (24 bytes for each run of one step)."""
+
+    def __init__(self) -> None:
+        self._first, self._after, self._time_ns = array("q"), array("q"), array("q")
+
+    def add(self, first: int, n_rows: int, time_ns: int) -> None:
+        self._first.append(first)
+        self._after.append(first + n_rows)
+        self._time_ns.append(time_ns)
+
+    @property
+    def _columns(self) -> tuple[array[int], array[int], array[int]]:
+        return self._first, self._after, self._time_ns
+
+    def found(self, first: int, n_rows: int) -> None:
+        """These positions are there again."""
+        kept = [
+            (low, high, time_ns)
+            for a, b, time_ns in zip(*self._columns, strict=True)
+            for low, high in ((a, min(b, first)), (max(a, first + n_rows), b))
+            if low < high
+        ]
+        self._first, self._after, self._time_ns = (array("q", column) for column in zip(*kept, strict=True)) if kept else (
+            array("q"), array("q"), array("q"))  # fmt: skip
+
+    def within(self, window: Window) -> list[Range]:
+        """The lost positions that a window wants, as ranges that do not touch."""
+        merged: list[Range] = []
+        for first, after in sorted(self._cut(window)):
+            if merged and first <= merged[-1][1]:
+                merged[-1] = merged[-1][0], max(after, merged[-1][1])
+            else:
+                merged.append((first, after))
+        return merged
+
+    def _cut(self, window: Window) -> Iterator[Range]:
+        for first, after, time_ns in zip(*self._columns, strict=True):
+            start, stop = window.cut(first, after - first, time_ns)
+            if start < stop:
+                yield first + start, first + stop
+
+
+def runs_of(chosen: np.ndarray) -> list[Run]:
+    """Where a bool array is true, as runs."""
+    if len(chosen) == 1:
+        return [(0, 1)] if chosen[0] else []
+    edges = np.flatnonzero(np.diff(chosen.astype(np.int8), prepend=0, append=0))
+    return [(int(start), int(stop)) for start, stop in edges.reshape(-1, 2)]

@@ -1,0 +1,163 @@
+"""Triggers: rules that say which requests to keep, written in a small language.
+
+    rule   = "probe" ID OP NUMBER clause…          keep what happens around rows whose score says so
+           | "sample" SHARE                        keep this share of all requests, chosen by their ids
+    OP     = ">" | ">=" | "<" | "<="
+    clause = "mean" "over" N "tokens"              the mean of the last N scores, once there are N, instead of one
+           | "before" EXTENT | "after" EXTENT      how much to keep around the row; everything if not said
+           | "cooldown" EXTENT                     after a firing, do not fire for that request for so long
+    EXTENT = N "tokens" | N "ms" | N "s" | N "min" | N "h"
+
+    probe danger > 3.2 before 20 tokens
+    probe danger >= 2 mean over 8 tokens before 5s after 64 tokens cooldown 1min
+
+A rule fires at every row for which it holds. `before` and `after` count from that row, which is kept too; what several
+firings want is kept once. Special tokens, scores that are not finite, rejected drafts and rows after the end never fire
+and do not count for a mean.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+import re
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from actscope.errors import SettingsError
+from actscope.recording.window import Extent
+
+_COMPARE: dict[str, Callable[[Any, Any], Any]] = {
+    ">": operator.gt,
+    ">=": operator.ge,
+    "<": operator.lt,
+    "<=": operator.le,
+}
+_WORD = re.compile(r"\s*(?P<word>[<>]=?|[^\s<>]+)")
+#: As long as a probe's id may be.
+_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
+_MAX_MEAN = 100_000
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeRule:
+    """Fires where a probe's score, or the mean of its last `mean_over`, compares with `threshold`."""
+
+    text: str
+    probe: str
+    op: str
+    threshold: float
+    mean_over: int = 1
+    before: Extent | None = None
+    after: Extent | None = None
+    cooldown: Extent | None = None
+
+    def holds(self, values: np.ndarray) -> np.ndarray:
+        """bool, of the same shape."""
+        found: np.ndarray = _COMPARE[self.op](values, self.threshold)
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class SampleRule:
+    """Keeps the share `rate` of all requests, each as a whole."""
+
+    text: str
+    rate: float
+
+
+Rule = ProbeRule | SampleRule
+
+
+def parse_rule(text: str) -> Rule:
+    """Read one rule. Raises SettingsError that names the place and what was expected there."""
+    words = _Words(text)
+    kind = words.take("'probe' or 'sample'", lambda word: word in ("probe", "sample"))
+    rule = _probe_rule(words) if kind == "probe" else SampleRule(text, words.number(0, 1, "a share between 0 and 1"))
+    words.end()
+    return rule
+
+
+def _probe_rule(words: _Words) -> ProbeRule:
+    probe = words.take("the id of a probe", lambda word: _ID.fullmatch(word) is not None)
+    op = words.take("one of > >= < <=", lambda word: word in _COMPARE)
+    threshold = words.number(-math.inf, math.inf, "a number")
+    clauses: dict[str, Any] = {}
+    while (name := words.clause(clauses)) is not None:
+        clauses[name] = _mean(words) if name == "mean" else words.extent()
+    if "mean" in clauses:
+        clauses["mean_over"] = clauses.pop("mean")
+    return ProbeRule(words.text, probe, op, threshold, **clauses)
+
+
+def _mean(words: _Words) -> int:
+    words.take("'over'", lambda word: word == "over")
+    return words.extent(lambda extent: 1 <= (extent.tokens or 0) <= _MAX_MEAN, "a number of tokens").tokens or 1
+
+
+class _Words:
+    """The words of a rule, taken one by one."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self._words = [(m["word"], m.start("word")) for m in _WORD.finditer(text)]
+        self._next = 0
+
+    def take(self, expected: str, fits: Callable[[str], bool]) -> str:
+        word = self._peek()
+        if word is None or not fits(word):
+            raise self.problem(expected)
+        self._next += 1
+        return word
+
+    def number(self, low: float, high: float, expected: str) -> float:
+        return float(self.take(expected, lambda word: _is_number(word, low, high)))
+
+    def clause(self, taken: Collection[str]) -> str | None:
+        """The name of the next clause, each of which comes once, or None at the end."""
+        if self._peek() is None:
+            return None
+        names = [name for name in ("mean", "before", "after", "cooldown") if name not in taken]
+        return self.take(f"{', '.join(names)} or the end", lambda word: word in names)
+
+    def extent(
+        self, fits: Callable[[Extent], bool] = lambda extent: True, expected: str = "e.g. 20 tokens or 5s"
+    ) -> Extent:
+        """One or two words: `5s`, `5 s`, `20 tokens`. A number without a unit is not one."""
+        for n in (2, 1):
+            part = "".join(word for word, _ in self._words[self._next : self._next + n])
+            found = _extent(part)
+            if found is not None and fits(found) and not part[-1].isdigit():
+                self._next += n
+                return found
+        raise self.problem(expected)
+
+    def end(self) -> None:
+        if self._peek() is not None:
+            raise self.problem("the end")
+
+    def _peek(self) -> str | None:
+        return self._words[self._next][0] if self._next < len(self._words) else None
+
+    def problem(self, expected: str) -> SettingsError:
+        word = self._peek()
+        found = "the end" if word is None else repr(word)
+        place = len(self.text.rstrip()) if word is None else self._words[self._next][1]
+        return SettingsError(f"trigger {self.text!r}, character {place + 1}: expected {expected}, found {found}")
+
+
+def _is_number(word: str, low: float, high: float) -> bool:
+    try:
+        return math.isfinite(float(word)) and low <= float(word) <= high
+    except ValueError:
+        return False
+
+
+def _extent(text: str) -> Extent | None:
+    try:
+        return Extent.parse(text)
+    except SettingsError:
+        return None

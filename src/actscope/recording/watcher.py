@@ -1,0 +1,227 @@
+"""The watcher: sees each step's scores, and says where a rule has fired."""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+
+import msgspec
+import numpy as np
+
+from actscope.frames import RowFlag, Step
+from actscope.recording.triggers import ProbeRule
+from actscope.recording.window import Window
+
+log = logging.getLogger("actscope.recording")
+
+#: Rows that say nothing of a token that is part of the request.
+_SPURIOUS = int(RowFlag.REJECTED | RowFlag.AFTER_EOS)
+
+
+@dataclass(frozen=True, slots=True)
+class Firing:
+    """A rule has fired for a request, in this step first at `position` with `value`; `windows` are what it wants.
+
+    `begins`: the rule did not hold at the request's row before.
+    """
+
+    rule: ProbeRule
+    request: str
+    position: int
+    value: float
+    windows: tuple[Window, ...]
+    begins: bool
+
+    @property
+    def why(self) -> str:
+        return f"{self.rule.text}: {self.value:.4g} at position {self.position}"
+
+
+class _Column(msgspec.Struct):
+    slot: int
+    id: str
+    since: int = 0
+
+
+class _Table(msgspec.Struct):
+    generation: int
+    probes: list[_Column]
+
+
+@dataclass(slots=True)
+class _Memory:
+    """What a rule knows of one request."""
+
+    recent: deque[float]
+    holds: bool = False
+    deaf_to_position: int = -1
+    deaf_to_ns: int = -1
+
+
+@dataclass(slots=True, eq=False)
+class _Watch:
+    """A rule, the column it reads now, and what it remembers of requests that it must remember something of."""
+
+    rule: ProbeRule
+    column: _Column | None = None
+    memories: dict[str, _Memory] = field(default_factory=dict)
+    firings: int = 0
+    warned: bool = False
+
+
+class Watcher:
+    """Evaluates rules on scores float32 [n, width]. One thread uses it; no rule costs more than a few array operations a
+    step, but those that take a mean, which cost a little for each request.
+
+    Probes are found by id in the table that was in force when the step ran. A rule whose probe is not loaded warns once
+    and waits. When a probe is swapped, its rule forgets the scores of the one before.
+    """
+
+    def __init__(self, rules: Sequence[ProbeRule], special_ids: Collection[int] = ()) -> None:
+        self._watches = [_Watch(rule) for rule in rules]
+        self._special = np.zeros(max([*special_ids, 0]) + 2, bool)  # the last one stands for all larger ids, and -1
+        self._special[list(special_ids)] = True
+        self._tables: dict[int, dict[str, _Column]] = {}
+        self._generation = -1
+
+    def learn(self, table: bytes) -> None:
+        """A table of probes (`Bank.table`) is in force from its generation on."""
+        found = msgspec.json.decode(table, type=_Table)
+        self._tables[found.generation] = {column.id: column for column in found.probes}
+        while len(self._tables) > 16:
+            del self._tables[min(self._tables)]
+
+    def state(self) -> list[dict[str, object]]:
+        """Each rule with its firings (runs of rows at which it held), and whether its probe is loaded."""
+        return [
+            {"rule": w.rule.text, "firings": w.firings, "probe_loaded": w.column is not None} for w in self._watches
+        ]
+
+    def forget(self, request: str) -> None:
+        """The request has ended."""
+        for watch in self._watches:
+            watch.memories.pop(request, None)
+
+    def look(self, step: Step, scores: np.ndarray) -> list[Firing]:
+        """Where the rules fire in this step."""
+        if not self._watches or not step.n_rows:
+            return []
+        if step.generation != self._generation:
+            self._use(step.generation)
+        ids = step.meta["token_id"]
+        eligible = ~self._special[np.minimum(ids, len(self._special) - 1)]
+        eligible &= (step.meta["flags"] & _SPURIOUS) == 0
+        return [firing for watch in self._watches for firing in self._look(watch, step, scores, eligible)]
+
+    def _use(self, generation: int) -> None:
+        table = self._tables.get(generation)
+        if table is None:  # scores whose columns nobody has named are not read
+            self._set_columns({})
+            return
+        self._generation = generation
+        self._set_columns(table)
+
+    def _set_columns(self, table: dict[str, _Column]) -> None:
+        for watch in self._watches:
+            before, watch.column = watch.column, table.get(watch.rule.probe)
+            if before is None or watch.column is None or before.since != watch.column.since:
+                watch.memories.clear()
+            if watch.column is None and not watch.warned:
+                watch.warned = True
+                loaded = ", ".join(sorted(table)) or "none"
+                log.warning("trigger %r waits: its probe is not loaded; loaded are: %s", watch.rule.text, loaded)
+
+    def _look(self, watch: _Watch, step: Step, scores: np.ndarray, eligible: np.ndarray) -> list[Firing]:
+        if watch.column is None:
+            return []
+        values = scores[:, watch.column.slot]
+        counts = eligible & np.isfinite(values)
+        if watch.rule.mean_over > 1:
+            values = self._means(watch, step, values, counts)
+        hits = np.flatnonzero(watch.rule.holds(values) & counts)
+        found: list[Firing] = []
+        hit_requests: set[str] = set()
+        for index in np.unique(step.meta["span"][hits]).tolist():
+            span = step.spans[index]
+            mine = hits[(hits >= span.offset) & (hits < span.offset + span.n_rows)]
+            hit_requests.add(span.request)
+            firing = self._fire(watch, step, span.request, mine, values)
+            if firing is not None:
+                found.append(firing)
+            last = span.offset + int(np.flatnonzero(counts[span.offset : span.offset + span.n_rows])[-1])
+            self._memory(watch, span.request).holds = bool(mine[-1] == last)
+        self._note_rest(watch, step, counts, hit_requests)
+        return found
+
+    def _means(self, watch: _Watch, step: Step, values: np.ndarray, counts: np.ndarray) -> np.ndarray:
+        """float64 [n]: for each row that counts the mean of the request's last scores, NaN while there are too few."""
+        n, means = watch.rule.mean_over, np.full(len(values), np.nan)
+        for span in step.spans:
+            rows = [i for i in range(span.offset, span.offset + span.n_rows) if counts[i]]
+            if not rows:
+                continue
+            recent = self._memory(watch, span.request).recent
+            series = [*recent, *values[rows].tolist()]
+            recent.extend(series[-len(rows) :])
+            if len(series) == n:  # the usual case: one row
+                means[rows[-1]] = sum(series) / n
+            elif len(series) > n:
+                full = np.lib.stride_tricks.sliding_window_view(np.array(series), n).mean(axis=1)
+                means[rows[-len(full) :]] = full
+        return means
+
+    def _memory(self, watch: _Watch, request: str) -> _Memory:
+        found = watch.memories.get(request)
+        if found is None:
+            found = watch.memories[request] = _Memory(deque(maxlen=max(1, watch.rule.mean_over - 1)))
+        return found
+
+    def _fire(self, watch: _Watch, step: Step, request: str, rows: np.ndarray, values: np.ndarray) -> Firing | None:
+        memory, rule = self._memory(watch, request), watch.rule
+        if rule.cooldown is not None:
+            rows = _awake(memory, rule, step, rows)
+            if not len(rows):
+                return None
+        begins = not memory.holds or rule.cooldown is not None
+        watch.firings += begins
+        positions = step.meta["position"][rows]
+        windows = _windows(rule, positions, step.time_ns)
+        return Firing(rule, request, int(positions[0]), float(values[rows[0]]), windows, begins)
+
+    def _note_rest(self, watch: _Watch, step: Step, counts: np.ndarray, hit: set[str]) -> None:
+        """Requests whose rows have all not fired: the next firing begins anew."""
+        held = [request for request, memory in watch.memories.items() if memory.holds and request not in hit]
+        if not held:
+            return
+        seen = {s.request for s in step.spans if counts[s.offset : s.offset + s.n_rows].any()}
+        for request in held:
+            watch.memories[request].holds = request not in seen
+
+
+def _awake(memory: _Memory, rule: ProbeRule, step: Step, rows: np.ndarray) -> np.ndarray:
+    """Of these rows, the ones at which the rule fires: none within the cooldown of the one before."""
+    assert rule.cooldown is not None
+    firing = []
+    for row, position in zip(rows.tolist(), step.meta["position"][rows].tolist(), strict=True):
+        if position <= memory.deaf_to_position or step.time_ns <= memory.deaf_to_ns:
+            continue
+        firing.append(row)
+        if rule.cooldown.tokens is not None:
+            memory.deaf_to_position = position + rule.cooldown.tokens
+        if rule.cooldown.ns is not None:
+            memory.deaf_to_ns = step.time_ns + rule.cooldown.ns
+    return np.array(firing, np.int64)
+
+
+def _windows(rule: ProbeRule, positions: np.ndarray, time_ns: int) -> tuple[Window, ...]:
+    """What firings at these ascending positions of one step want together, as windows that do not touch."""
+    before = rule.before.tokens if rule.before is not None else None
+    after = rule.after.tokens if rule.after is not None else None
+    if before is None or after is None:  # one end is the same for all of them
+        at = int(positions[0] if after is None else positions[-1])
+        return (Window.around(at, time_ns, rule.before, rule.after),)
+    apart = np.flatnonzero(np.diff(positions) > before + after + 1) + 1
+    runs = np.split(positions, apart)
+    return tuple(Window(max(0, int(run[0]) - before), int(run[-1]) + after) for run in runs)

@@ -1,0 +1,69 @@
+"""Row taps: one forward hook for each site, which hands on what the site's module took or gave, uncopied."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from actscope.errors import SiteError
+from actscope.sites import Site
+from actscope.taps.anatomy import Location
+
+#: Called with the number of the site and what passes it, on the thread that runs the model, while it runs.
+Take = Callable[[int, Any], None]
+
+
+class RowTaps:
+    """Hooks at some sites. `take(i, value)` gets what the i-th module took or gave; it must copy what it keeps.
+
+    `tensor_of(value)` is the tensor [..., d] that is meant. What `take` raises goes up into the model's forward.
+    """
+
+    def __init__(self, places: Mapping[Site, Location], take: Take) -> None:
+        self.sites: Sequence[Site] = tuple(places)
+        self._locations = tuple(places.values())
+        self._take = take
+        self._hooks: list[RemovableHandle] = []
+
+    def attach(self) -> None:
+        """Register the hooks. Raises RuntimeError when they are registered already."""
+        if self._hooks:
+            raise RuntimeError("these taps are attached already")
+        self._hooks = [_register(place, i, self._take) for i, place in enumerate(self._locations)]
+
+    def detach(self) -> None:
+        """Remove the hooks; a second call does nothing."""
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = []
+
+
+def _register(place: Location, number: int, take: Take) -> RemovableHandle:
+    if place.side == "output":
+
+        def after(module: nn.Module, args: Any, output: Any) -> None:
+            take(number, output)
+
+        return place.module.register_forward_hook(after)
+
+    def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        take(number, args[0] if args else kwargs.get("hidden_states", kwargs))
+
+    return place.module.register_forward_pre_hook(before, with_kwargs=True)
+
+
+def tensor_of(value: Any) -> Tensor:
+    """The tensor that is meant: the value itself, or the first of a sequence or of a mapping's values.
+
+    Raises SiteError when there is none.
+    """
+    if isinstance(value, Tensor):
+        return value
+    inner = value.values() if isinstance(value, Mapping) else value if isinstance(value, Sequence) else ()
+    found = next((item for item in inner if isinstance(item, Tensor)), None)
+    if found is None:
+        raise SiteError(f"expected a tensor, or a tuple or mapping with one; found {type(value).__name__}")
+    return found

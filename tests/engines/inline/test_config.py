@@ -1,0 +1,209 @@
+"""Presets, builder and overrides; granularity and samples; what a configuration comes to for a model."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from engines.inline.harness import MemoryRecorder, model_of, prompts
+from torch import nn
+
+import actscope
+from actscope import CaptureConfig
+from actscope.engines.inline.config import bytes_of
+from actscope.engines.inline.granularity import Granularity
+from actscope.engines.inline.presets import PRESETS
+from actscope.engines.inline.purpose import PURPOSES
+from actscope.errors import SettingsError
+from actscope.sampling import keeps
+
+_POST = "layers.2.resid_post"
+
+
+def test_there_are_six_presets_and_each_fits_every_architecture() -> None:
+    assert set(PRESETS) == {
+        "fast_capture",
+        "max",
+        "balanced",
+        "max_compression",
+        "attention_analysis",
+        "mlp_analysis",
+    }
+    for architecture in ("llama", "gpt2", "bert"):
+        model = model_of(architecture)
+        for name in PRESETS:
+            assert CaptureConfig.preset(name).explain(model).sites
+
+
+def test_the_builder_changes_copies() -> None:
+    balanced = CaptureConfig.preset("balanced")
+    config = (
+        balanced.with_sites("0,2").with_codec("zstd").with_memory("2GB").with_points("attn_out", "mlp_out")
+        .with_policy("drop").with_sample(0.5).with_workers(3).with_checkpoints(100)
+    )  # fmt: skip
+    assert (config.sites, config.codec, config.memory_bytes, config.policy) == ("0,2", "zstd", 2 * 10**9, "drop")
+    assert balanced == CaptureConfig.preset("balanced")
+    options = config.pipeline()
+    assert (options.workers, options.policy, options.memory_bytes, options.checkpoint_tokens) == (
+        3,
+        "drop",
+        2 * 10**9,
+        100,
+    )
+
+
+def test_keywords_override_and_unknown_ones_name_near_ones() -> None:
+    model = model_of("llama")
+    cap = actscope.capture(model, preset="fast_capture", sites=[0, 3], memory="64MiB", recorder=MemoryRecorder())
+    assert cap.sites == ("layers.0.resid_post", "layers.3.resid_post")
+    assert cap.config.memory_bytes == 64 << 20
+    with pytest.raises(SettingsError, match="did you mean codec"):
+        actscope.capture(model, codek="none")
+    with pytest.raises(SettingsError, match="did you mean 'balanced'"):
+        actscope.capture(model, preset="balance")
+    with pytest.raises(SettingsError, match="not both"):
+        actscope.capture(model, preset="max", config=CaptureConfig())
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"policy": "wait"},
+        {"points": ("resid",)},
+        {"granularity": "half"},
+        {"granularity": "sampled"},
+        {"granularity": "sampled:0"},
+        {"granularity": "sampled:middle=3"},
+        {"sample": 1.5},
+        {"memory_bytes": 1},
+        {"memory": "much"},
+        {"direct": "maybe"},
+        {"workers": -1},
+    ],
+)
+def test_what_cannot_be_understood_or_met_is_refused(wrong: dict[str, object]) -> None:
+    with pytest.raises(SettingsError):
+        CaptureConfig().override(wrong)
+
+
+@pytest.mark.parametrize(
+    ("text", "n"), [("2GB", 2 * 10**9), ("512MiB", 2**29), ("1e9", 10**9), ("1.5 GB/s", 15 * 10**8)]
+)
+def test_sizes_are_read(text: str, n: int) -> None:
+    assert bytes_of(text) == n
+
+
+def test_a_target_throughput_chooses_the_strongest_codec_that_keeps_up() -> None:
+    """The choice gets weaker, or the workers more, as the rate grows, and the arithmetic is told."""
+    chosen = [CaptureConfig(throughput=rate).choice(cores=8) for rate in (1e8, 1e9, 3e9, 5e10)]
+    assert [name for name, _, _ in chosen] == ["lossless", "lossless", "shuffle_lz4", "none"]
+    assert [workers for _, workers, _ in chosen] == [1, 3, 4, 4]
+    assert "1.00 GB/s / 0.4 GB/s a core (lossless) = 3 workers" in chosen[1][2]
+    assert CaptureConfig(throughput=1e9, codec="svd:8").choice(cores=8)[0] == "svd:8"
+
+
+def test_a_sample_keeps_the_same_requests_everywhere() -> None:
+    ids = [f"request-{i}" for i in range(4000)]
+    kept = [i for i in ids if keeps(i, 0.1)]
+    assert kept == [i for i in ids if keeps(i, 0.1)]
+    assert 300 < len(kept) < 500
+    assert set(kept) <= {i for i in ids if keeps(i, 0.3)}
+    assert kept != [i for i in ids if keeps(i, 0.1, salt="other")]
+    assert all(keeps(i, 1.0) for i in ids)
+    assert not any(keeps(i, 0.0) for i in ids)
+    assert keeps("request-17", 0.5) is False  # what it is now it must be for ever: recordings are compared by it
+
+
+def test_only_sampled_requests_are_recorded() -> None:
+    model, recorder = model_of("llama"), MemoryRecorder()
+    names = [f"q{i}" for i in range(12)]
+    with (
+        actscope.capture(model, sites="2", sample=0.4, recorder=recorder) as cap,
+        cap.request(names),
+        torch.no_grad(),
+    ):
+        model(torch.tensor(prompts(*[5] * 12)))
+    assert recorder.requests == [name for name in names if keeps(name, 0.4)]
+    assert 0 < len(recorder.requests) < 12
+    assert cap.stats().left_out_tokens == 5 * (12 - len(recorder.requests))
+
+
+@pytest.mark.parametrize(
+    ("granularity", "positions"),
+    [
+        ("full", list(range(16))),
+        ("sampled:4", [0, 4, 8, 12]),
+        ("sampled:first=2+last=3", [0, 1, 7, 8, 9]),
+        ("sampled:generated", [10, 11, 12, 13, 14, 15]),
+        ("sampled:6+generated+first=1", [0, 6, 10, 11, 12, 13, 14, 15]),
+        ("sampled:prompt", list(range(10))),
+    ],
+)
+def test_sampled_positions_keep_their_labels(granularity: str, positions: list[int]) -> None:
+    """Rows, positions and token ids are those of the same run in full."""
+    model, ids = model_of("llama"), torch.tensor(prompts(10))
+    full, recorder = MemoryRecorder(), MemoryRecorder()
+    for chosen, into in (("full", full), (granularity, recorder)):
+        with actscope.capture(model, sites="1,2", granularity=chosen, recorder=into):
+            model.generate(ids, max_new_tokens=7, do_sample=False, eos_token_id=None)
+    for site in ("layers.1.resid_post", _POST):
+        newest, everything = recorder.newest("r000001", site), full.newest("r000001", site)
+        assert sorted(newest) == positions
+        for position, (token, flags, row) in newest.items():
+            assert (token, flags) == everything[position][:2]
+            assert torch.equal(row, everything[position][2])
+    reach = max(span.first_position + span.n_rows for step in recorder.steps for span in step.spans)
+    assert reach == 16  # how far the request is, is known all the same
+
+
+def test_granularity_may_choose_the_points() -> None:
+    assert CaptureConfig(granularity="attention").read_points == ("attn_out",)
+    assert CaptureConfig.preset("mlp_analysis").explain(model_of("gpt2")).sites[0] == "layers.0.mlp_out"
+
+
+@pytest.mark.parametrize("text", ["sampled:3", "sampled:first=4+last=2", "sampled:generated+5"])
+def test_wanted_positions_are_those_of_the_definition(text: str) -> None:
+    granularity = Granularity.parse(text)
+    terms = dict(term.split("=") if "=" in term else (term, "") for term in text.partition(":")[2].split("+"))
+    for n_prompt in (0, 1, 7):
+        got = granularity.wanted(np.arange(20)[None], np.array([n_prompt]))[0]
+        for p in range(20):
+            expected = any(
+                (name.isdecimal() and p % int(name) == 0)
+                or (name == "first" and p < int(value))
+                or (name == "last" and n_prompt - int(value) <= p < n_prompt)
+                or (name == "generated" and p >= n_prompt)
+                for name, value in terms.items()
+            )
+            assert got[p] == expected
+
+
+def test_explaining_states_bytes_per_token() -> None:
+    model = model_of("llama")
+    plan = CaptureConfig(sites="0,1", points=("attn_out", "resid_post")).explain(model, tokens_per_s=1000)
+    assert plan.bytes_per_token == 2 * 2 * 64 * 4
+    assert plan.gigabytes_per_s == pytest.approx(plan.bytes_per_token * 1000 / 1e9)
+    assert "1.02 kB a token" in str(plan)
+    assert "1.02 MB per 1,000 tokens" in str(plan)
+    half = CaptureConfig(sites="0,1", granularity="sampled:2", sample=0.5).explain(model)
+    assert half.bytes_per_token == 2 * 64 * 4 / 4
+
+
+@pytest.mark.parametrize("purpose", PURPOSES)
+def test_every_purpose_gives_a_config_that_says_why(purpose: str) -> None:
+    config = actscope.auto_config(model_of("gpt2"), purpose=purpose, tokens_per_s=100)
+    assert config.reason.startswith(f"{purpose}: ")
+    assert "GPT2LMHeadModel has 4 blocks of width 64" in config.reason
+    assert config.throughput > 0
+
+
+def test_a_purpose_that_does_not_exist_names_near_ones() -> None:
+    with pytest.raises(SettingsError, match="did you mean 'probes'"):
+        actscope.auto_config(model_of("gpt2"), purpose="probe")
+
+
+def test_a_model_without_blocks_is_read_by_its_lists_of_modules() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)))
+    config = actscope.auto_config(model)
+    assert config.sites == "1.*"
+    assert set(config.explain(model).sites) == {"1.0", "1.1"}

@@ -1,0 +1,221 @@
+"""Where labels cannot be certain nothing is delivered: it is counted, told once, and the model's results are its own."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from typing import Any
+
+import pytest
+import torch
+from engines.inline.harness import MemoryRecorder, model_of, padded, prompts
+from transformers import DynamicCache, StaticCache
+
+import actscope
+from actscope.frames import RowFlag
+
+_POST = "layers.2.resid_post"
+
+
+@pytest.fixture
+def model() -> Any:
+    return model_of("llama")
+
+
+@pytest.fixture
+def recorder() -> MemoryRecorder:
+    return MemoryRecorder()
+
+
+def test_beam_search_is_not_delivered_once_it_copies_sequences(
+    model: Any, recorder: MemoryRecorder, caplog: pytest.LogCaptureFixture
+) -> None:
+    ids = torch.tensor(prompts(5))
+    ask = dict(max_new_tokens=8, num_beams=3, do_sample=False, eos_token_id=None)
+    bare = model.generate(ids, **ask)
+    with caplog.at_level(logging.WARNING), actscope.capture(model, sites="2,3", recorder=recorder) as cap:
+        assert torch.equal(model.generate(ids, **ask), bare)
+    stats = cap.stats()
+    assert stats.unowned_rows == sum(stats.reasons.values()) > 0
+    assert stats.unowned_rows + stats.rows == 2 * (3 * 5 + 3 * 7)
+    told = [record for record in caplog.records if "copied or reordered" in record.message]
+    assert len(told) == 1
+    assert "num_beams=1" in told[0].message
+    for request in recorder.requests:
+        assert recorder.ids(request, _POST)[:5] == ids[0].tolist()
+
+
+def test_lanes_that_are_selected_keep_their_requests(model: Any, recorder: MemoryRecorder) -> None:
+    """A batch that drops and swaps lanes of its cache, as when sequences end, loses no label."""
+    ids = torch.tensor(prompts(6, 6, 6))
+    with actscope.capture(model, sites="2", recorder=recorder) as cap, torch.no_grad():
+        cache = model(ids, use_cache=True).past_key_values
+        cache.batch_select_indices(torch.tensor([2, 0]))
+        model(torch.tensor([[7], [8]]), past_key_values=cache)
+    assert recorder.ids("r000003", _POST) == [*ids[2].tolist(), 7]
+    assert recorder.ids("r000001", _POST) == [*ids[0].tolist(), 8]
+    assert recorder.ids("r000002", _POST) == ids[1].tolist()
+    assert cap.stats().unowned_rows == 0
+
+
+def test_positions_after_a_crop_are_recomputed(model: Any, recorder: MemoryRecorder) -> None:
+    """The newest computation is what a reader takes."""
+    ids = torch.tensor(prompts(8))
+    with actscope.capture(model, sites="2", recorder=recorder), torch.no_grad():
+        cache = model(ids, use_cache=True).past_key_values
+        cache.crop(-3)
+        model(torch.tensor([[1, 2]]), past_key_values=cache)
+        model(torch.tensor([[3]]), past_key_values=cache)
+        model(torch.tensor([[4]]), past_key_values=cache)
+    assert recorder.requests == ["r000001"]
+    assert recorder.ids("r000001", _POST) == [*ids[0, :5].tolist(), 1, 2, 3, 4]
+    recomputed = [bool(flags & RowFlag.RECOMPUTED) for flags in recorder.flags("r000001", _POST)]
+    assert recomputed == [False] * 5 + [True] * 3 + [False]
+
+
+def test_assisted_generation_leaves_the_accepted_tokens(model: Any, recorder: MemoryRecorder) -> None:
+    """Drafts that were rejected are computed again; what is read at the end is the text that came out."""
+    assistant, ids = model_of("llama"), torch.tensor(prompts(6))
+    assistant.model.layers[3].mlp.down_proj.weight.data.mul_(-2)
+    with actscope.capture(model, sites="2", recorder=recorder):
+        out = model.generate(ids, assistant_model=assistant, max_new_tokens=20, do_sample=False, eos_token_id=None)
+    newest = recorder.newest("r000001", _POST)
+    text = out[0, :-1].tolist()
+    assert [newest[p][0] for p in range(len(text))] == text
+    flags = [newest[p][1] for p in range(len(text))]
+    assert [bool(flag & RowFlag.PREFILL) for flag in flags] == [True] * 6 + [False] * (len(text) - 6)
+    assert any(len(step.meta) > 1 for step in recorder.steps[1:])
+
+
+def test_a_copy_of_a_cache_begins_a_request_of_its_own(model: Any, recorder: MemoryRecorder) -> None:
+    """A prompt that is run once, its cache copied for each question."""
+    ids = torch.tensor(prompts(6))
+    with actscope.capture(model, sites="2", recorder=recorder), torch.no_grad():
+        cache = model(ids, use_cache=True).past_key_values
+        for token in (1, 2):
+            model(torch.tensor([[token]]), past_key_values=copy.deepcopy(cache))
+    assert [sorted(recorder.newest(request, _POST)) for request in recorder.requests] == [[*range(6)], [6], [6]]
+    assert [recorder.ids(request, _POST)[-1] for request in recorder.requests[1:]] == [1, 2]
+
+
+def test_a_cache_that_is_emptied_and_used_again_begins_a_request(model: Any, recorder: MemoryRecorder) -> None:
+    ids, cache = torch.tensor(prompts(6, 6)), DynamicCache()
+    with actscope.capture(model, sites="2", recorder=recorder), torch.no_grad():
+        for lane in range(2):
+            model(ids[lane : lane + 1], past_key_values=cache)
+            cache.reset()
+    assert [recorder.ids(request, _POST) for request in recorder.requests] == ids.tolist()
+
+
+def _call(model: Any, **arguments: Any) -> None:
+    with torch.no_grad():
+        model(**arguments)
+
+
+IDS = torch.tensor(prompts(8))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        ({"input_ids": IDS, "attention_mask": torch.zeros(1, 1, 8, 8)}, "attention mask is not"),
+        ({"input_ids": IDS, "position_ids": torch.tensor([[0, 1, 2, 3, 0, 1, 2, 3]])}, "packed in one row"),
+        ({"input_ids": IDS, "position_ids": torch.arange(0, 16, 2)[None]}, "one by one"),
+        (
+            {"input_ids": IDS, "attention_mask": torch.tensor([[1, 1, 1, 2, 2, 2, 2, 2]])},
+            "packed in one row",
+        ),
+        ({"input_ids": IDS, "cu_seq_lens_q": torch.tensor([0, 3, 8])}, "packed in one row"),
+    ],
+)
+def test_arguments_that_leave_doubt(model: Any, recorder: MemoryRecorder, arguments: Any, reason: str) -> None:
+    with actscope.capture(model, sites="1,2", recorder=recorder) as cap:
+        _call(model, **arguments)
+    assert not recorder.requests
+    assert cap.stats().unowned_rows == 16
+    assert reason in next(iter(cap.stats().reasons))
+
+
+def test_position_ids_that_count_the_tokens_leave_none(model: Any, recorder: MemoryRecorder) -> None:
+    batch = padded(prompts(3, 8), left=True)
+    positions = (batch["attention_mask"].cumsum(1) - 1).clamp(min=0)
+    with actscope.capture(model, sites="2", recorder=recorder) as cap:
+        _call(model, **batch, position_ids=positions)
+        _call(model, input_ids=IDS, position_ids=torch.arange(100, 108)[None])
+    assert cap.stats().unowned_rows == 0
+    assert sorted(recorder.newest("r000003", _POST)) == list(range(8))
+
+
+def test_a_static_cache_leaves_doubt(model: Any, recorder: MemoryRecorder) -> None:
+    cache = StaticCache(config=model.config, max_cache_len=32)
+    with actscope.capture(model, sites="2", recorder=recorder) as cap:
+        _call(model, input_ids=IDS, past_key_values=cache)
+    assert not recorder.requests
+    assert cap.stats().reasons == {"a static cache does not tell its length": 8}
+
+
+def test_a_cache_that_grew_unseen_leaves_doubt(model: Any, recorder: MemoryRecorder) -> None:
+    """model.forward is not model(): its passes cannot be seen, and what follows them is not guessed."""
+    with actscope.capture(model, sites="2", recorder=recorder) as cap, torch.no_grad():
+        cache = model(IDS, use_cache=True).past_key_values
+        model.model.forward(torch.tensor([[5]]), past_key_values=cache)
+        model(torch.tensor([[6]]), past_key_values=cache)
+    assert recorder.ids("r000001", _POST) == IDS[0].tolist()
+    assert set(cap.stats().reasons) == {
+        "a module ran outside the model's own forward pass",
+        "the cache has grown by passes that were not captured",
+    }
+
+
+def test_ids_that_do_not_fit_the_batch_leave_doubt(model: Any, recorder: MemoryRecorder) -> None:
+    with actscope.capture(model, sites="2", recorder=recorder) as cap, cap.request(["a", "b"]):
+        _call(model, input_ids=torch.tensor(prompts(4, 4, 4)))
+    assert not recorder.requests
+    assert cap.stats().unowned_rows == 12
+
+
+class Twice(torch.nn.Module):
+    """Runs its encoder on two texts in one pass."""
+
+    def __init__(self, encoder: Any) -> None:
+        super().__init__()
+        self.encoder, self.config = encoder, encoder.config
+
+    def forward(self, input_ids: Any, others: Any, attention_mask: Any = None) -> Any:
+        return self.encoder(others), self.encoder(input_ids)
+
+
+def test_a_part_that_runs_on_other_inputs_leaves_doubt(recorder: MemoryRecorder) -> None:
+    """The rows of the other text would pass for those of the first; nothing of the pass is delivered."""
+    model = Twice(model_of("bert"))
+    with actscope.capture(model, sites="1", recorder=recorder) as cap:
+        _call(model, input_ids=IDS, others=IDS.flip(1))
+    assert not recorder.requests
+    assert len(recorder.incomplete) == 1
+    assert cap.stats().unowned_rows == 16
+    with actscope.capture(model.encoder, sites="1", recorder=recorder):
+        _call(model, input_ids=IDS, others=IDS.flip(1))
+    assert [recorder.ids(request, "layers.1.resid_post") for request in recorder.requests] == [
+        IDS.flip(1)[0].tolist(),
+        IDS[0].tolist(),
+    ]
+
+
+class Recursive(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = torch.nn.Linear(4, 4)
+
+    def forward(self, x: Any, depth: int = 2) -> Any:
+        x = self.inner(x)
+        return self(x, depth - 1) if depth else x
+
+
+def test_a_model_that_calls_itself_leaves_doubt(recorder: MemoryRecorder) -> None:
+    model = Recursive()
+    with actscope.capture(model, sites="inner", recorder=recorder) as cap:
+        model(torch.randn(3, 4))
+        model(torch.randn(3, 4), 0)
+    assert cap.stats().unowned_rows == 9
+    assert len(recorder.requests) == 3
+    assert len(recorder.incomplete) == 1

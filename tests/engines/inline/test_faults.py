@@ -1,0 +1,243 @@
+"""Nothing of ours breaks the user's model: exceptions, interrupts, threads, broken sinks."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import pytest
+import torch
+from engines.inline.harness import MemoryRecorder, model_of, prompts
+
+import actscope
+from actscope.engines.inline.handover import Ferry, Handover
+from actscope.errors import RecordingError, RecordingPoisoned, SettingsError, SiteError
+
+IDS = torch.tensor(prompts(8))
+
+
+@pytest.fixture
+def model() -> Any:
+    return model_of("llama")
+
+
+@pytest.fixture
+def recorder() -> MemoryRecorder:
+    return MemoryRecorder()
+
+
+def hooks_of(model: Any) -> int:
+    return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules())
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_a_pass_that_raises_is_incomplete_and_the_next_is_whole(
+    model: Any, recorder: MemoryRecorder, error: type[BaseException]
+) -> None:
+    """The half that was put is never delivered; an interrupt, of which no hook is told, is noticed by the next pass."""
+
+    def fail(*_: Any) -> None:
+        raise error
+
+    with actscope.capture(model, sites="all", recorder=recorder) as cap, torch.no_grad():
+        handle = model.model.layers[2].register_forward_pre_hook(fail)
+        with pytest.raises(error):
+            model(IDS)
+        handle.remove()
+        model.model(IDS)
+        model(IDS)
+    assert [len(step.meta) for step in recorder.incomplete] == [8]
+    assert len(recorder.requests) == 2
+    assert cap.stats().incomplete_passes == 1
+    assert cap.stats().passes == 3
+    assert cap.stats().rows == 2 * 4 * 8
+
+
+def test_a_pass_within_an_exception_handler_is_whole(model: Any, recorder: MemoryRecorder) -> None:
+    with actscope.capture(model, sites="1", recorder=recorder), torch.no_grad():
+        try:
+            raise ValueError
+        except ValueError:
+            model(IDS)
+    assert len(recorder.requests) == 1
+
+
+def test_everything_is_taken_off_the_model_after_an_exception(model: Any, recorder: MemoryRecorder) -> None:
+    before = hooks_of(model)
+    with pytest.raises(ZeroDivisionError), actscope.capture(model, sites="all", recorder=recorder):
+        assert hooks_of(model) > before
+        assert "generate" in vars(model)
+        raise ZeroDivisionError
+    assert hooks_of(model) == before
+    assert "generate" not in vars(model)
+    assert recorder.closed
+
+
+def test_the_same_model_is_not_captured_twice_at_once(model: Any, recorder: MemoryRecorder) -> None:
+    with actscope.capture(model, sites="all", recorder=recorder) as cap:
+        with pytest.raises(SettingsError, match="captured already"):
+            actscope.capture(model.model, recorder=MemoryRecorder()).start()
+        with pytest.raises(SettingsError, match="a capture already"):
+            actscope.capture(cap)  # type: ignore[arg-type]
+        with pytest.raises(SettingsError, match="started before"):
+            cap.start()
+    with actscope.capture(model, sites="all", recorder=MemoryRecorder()):
+        pass
+    with pytest.raises(SettingsError, match="started before"):
+        cap.start()
+    with pytest.raises(SettingsError, match="does not run"):
+        cap.checkpoint()
+
+
+def test_a_tap_that_fails_goes_quiet_and_the_others_go_on(model: Any, recorder: MemoryRecorder) -> None:
+    def fail(site: str) -> None:
+        if site == "layers.1.resid_post":
+            raise OSError("broken")
+
+    recorder.on_put = fail
+    bare = model(IDS).logits
+    with actscope.capture(model, sites="all", recorder=recorder) as cap, torch.no_grad():
+        assert torch.equal(model(IDS).logits, bare)
+        model(IDS)
+    assert cap.stats().faults == 1
+    assert len(recorder.rows("r000002", "layers.2.resid_post")) == 8
+    assert not recorder.newest("r000002", "layers.1.resid_post")
+
+
+def test_a_fault_in_labelling_costs_the_rows_and_nothing_else(
+    model: Any, recorder: MemoryRecorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bare = model(IDS).logits
+    with actscope.capture(model, sites="all", recorder=recorder) as cap, torch.no_grad():
+        monkeypatch.setattr(cap._passes._tokens, "label", lambda *_: 1 / 0)  # type: ignore[union-attr]
+        assert torch.equal(model(IDS).logits, bare)
+    assert cap.stats().faults == 1
+    assert cap.stats().unowned_rows == 4 * 8
+    assert not recorder.requests
+
+
+def test_a_poisoned_recording_stops_and_the_model_goes_on(model: Any, recorder: MemoryRecorder) -> None:
+    def fail(site: str) -> None:
+        raise RecordingPoisoned("the disk is gone")
+
+    recorder.on_put = fail
+    with actscope.capture(model, sites="all", recorder=recorder) as cap, torch.no_grad():
+        model(IDS)
+        model(IDS)
+    assert cap.stats().reasons == {"recording has stopped": 4 * 8}
+
+
+def test_under_policy_error_the_user_gets_the_recording_error(model: Any, recorder: MemoryRecorder) -> None:
+    def fail(site: str) -> None:
+        raise RecordingError("the queue is full")
+
+    recorder.on_put = fail
+    with (
+        actscope.capture(model, sites="all", recorder=recorder, policy="error"),
+        pytest.raises(RecordingError, match="queue is full"),
+        torch.no_grad(),
+    ):
+        model(IDS)
+    assert len(recorder.incomplete) == 1
+
+
+def test_threads_run_their_own_passes(model: Any, recorder: MemoryRecorder) -> None:
+    """Four threads, interleaved in the middle of passes, each with its own requests."""
+    texts = [torch.tensor(prompts(6 + i, seed=i)) for i in range(4)]
+    barrier, failures = threading.Barrier(4), []
+
+    def meet(*_: Any) -> None:
+        barrier.wait(30)
+
+    def run(i: int) -> None:
+        try:
+            with cap.request(f"thread-{i}"), torch.no_grad():
+                model.generate(texts[i], max_new_tokens=5, do_sample=False, eos_token_id=None)
+        except Exception as error:
+            failures.append(error)
+
+    handle = model.model.layers[1].register_forward_hook(meet)
+    with actscope.capture(model, sites="0,3", recorder=recorder) as cap:
+        threads = [threading.Thread(target=run, args=(i,)) for i in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    handle.remove()
+    assert not failures
+    for i, text in enumerate(texts):
+        bare = model(torch.tensor([recorder.ids(f"thread-{i}", "layers.3.resid_post")]), output_hidden_states=True)
+        assert recorder.ids(f"thread-{i}", "layers.0.resid_post")[: text.shape[1]] == text[0].tolist()
+        torch.testing.assert_close(recorder.rows(f"thread-{i}", "layers.0.resid_post"), bare.hidden_states[1][0])
+    assert cap.stats().passes == 20
+    assert cap.stats().incomplete_passes == cap.stats().unowned_rows == 0
+
+
+def test_a_site_that_the_model_does_not_have_is_refused_before_anything_is_made(model: Any, tmp_path: Any) -> None:
+    with pytest.raises(SiteError, match=r"did you mean model\.layers\.\*\.mlp"):
+        actscope.capture(model, sites="model.layer.*.mlp", to=tmp_path / "x")
+    with pytest.raises(SiteError, match=r"layers\.1\.mlp_out"):
+        actscope.capture(model, sites="layers.1.mlp_ou", to=tmp_path / "x")
+    assert not (tmp_path / "x").exists()
+
+
+# --- the ferry, which waits for copies from a GPU ------------------------------------------------------------------------
+
+
+def test_the_ferry_delivers_in_order_and_only_what_is_ready() -> None:
+    ferry, copied, delivered = Ferry(100), threading.Event(), []
+    ferry.send(lambda: copied.wait(30) and None, lambda: delivered.append(1), 60)
+    ferry.send(lambda: None, lambda: delivered.append(2), 30)
+    assert delivered == []
+    copied.set()
+    ferry.drain()
+    assert delivered == [1, 2]
+    ferry.close()
+
+
+def test_the_ferry_holds_no_more_than_its_limit() -> None:
+    ferry, copied, sent = Ferry(100), threading.Event(), threading.Event()
+    ferry.send(lambda: copied.wait(30) and None, lambda: None, 80)
+
+    def send_more() -> None:
+        ferry.send(lambda: None, lambda: None, 80)
+        sent.set()
+
+    thread = threading.Thread(target=send_more)
+    thread.start()
+    assert not sent.is_set()
+    copied.set()
+    assert sent.wait(30)
+    thread.join()
+    ferry.close()
+
+
+def test_what_a_delivery_raises_reaches_the_next_call_once() -> None:
+    ferry = Ferry(100)
+
+    def fail() -> None:
+        raise RecordingError("full")
+
+    ferry.send(lambda: None, fail, 1)
+    with pytest.raises(RecordingError, match="full"):
+        ferry.drain()
+    ferry.drain()
+    ferry.close()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_rows_of_a_gpu_arrive_whole(recorder: MemoryRecorder) -> None:
+    model, ids = model_of("llama").cuda(), IDS.cuda()
+    with actscope.capture(model, sites="all", recorder=recorder), torch.no_grad():
+        states = model(ids, output_hidden_states=True).hidden_states
+        model.generate(ids, max_new_tokens=20, do_sample=False, eos_token_id=None)
+    for layer in range(3):
+        assert torch.equal(recorder.rows("r000001", f"layers.{layer}.resid_post"), states[layer + 1][0].cpu())
+    assert len(recorder.rows("r000002", "layers.0.resid_post")) >= 27
+
+
+def test_rows_go_straight_to_the_sink_on_a_cpu(recorder: MemoryRecorder) -> None:
+    handover = Handover(recorder)
+    handover.drain()
+    handover.close()
+    assert handover._ferry is None

@@ -1,0 +1,261 @@
+"""Rows of a capture are, bit for bit, what plain hooks see; and each knows its request, position and token."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from engines.inline.harness import MODELS, MemoryRecorder, model_of, padded, plain_hooks, prompts
+
+import actscope
+from actscope.frames import RowFlag
+from actscope.sites import OUTER, POINTS
+
+_POST = "layers.2.resid_post"
+
+
+def points_of(model: Any, architecture: str) -> dict[str, tuple[Any, str]]:
+    """Every point of layer 1, and the outer ones, as a person would find them in the architecture's own names."""
+    if architecture == "gpt2":
+        body, layers = model.transformer, model.transformer.h
+        first, norm, attention, mlp = layers[0], body.ln_f, layers[1].attn, layers[1].mlp
+    elif architecture == "bert":
+        layers = model.bert.encoder.layer
+        first, norm = layers[0], layers[3].output.LayerNorm
+        attention, mlp = layers[1].attention.output.dense, layers[1].output.dense
+    else:
+        layers = model.model.layers
+        first, norm, attention, mlp = layers[0], model.model.norm, layers[1].self_attn, layers[1].mlp
+    return {
+        "embed": (first, "in"),
+        "layers.1.resid_pre": (layers[1], "in"),
+        "layers.1.attn_out": (attention, "out"),
+        "layers.1.mlp_out": (mlp, "out"),
+        "layers.1.resid_post": (layers[1], "out"),
+        "final_norm": (norm, "out"),
+    }
+
+
+@pytest.mark.parametrize("architecture", MODELS)
+def test_every_point_equals_a_plain_hook(architecture: str) -> None:
+    model, recorder = model_of(architecture), MemoryRecorder()
+    texts = prompts(5, 9, 7)
+    with (
+        plain_hooks(points_of(model, architecture)) as plain,
+        actscope.capture(model, sites="embed,1,final_norm", points=POINTS, recorder=recorder) as cap,
+        torch.no_grad(),
+    ):
+        model(**padded(texts, left=False))
+    assert set(cap.sites) == {*OUTER, *(f"layers.1.{point}" for point in POINTS)} == set(plain)
+    for site in cap.sites:
+        for lane, text in enumerate(texts):
+            request = f"r00000{lane + 1}"
+            assert torch.equal(recorder.rows(request, site), plain[site][0][lane, : len(text)])
+            assert recorder.ids(request, site) == text
+            assert set(recorder.flags(request, site)) == {RowFlag.PREFILL}
+    assert cap.stats().unowned_rows == cap.stats().faults == cap.stats().incomplete_passes == 0
+    assert cap.stats().passes == 1
+
+
+@pytest.mark.parametrize("architecture", MODELS[:-1])
+def test_generating_from_left_padded_prompts(architecture: str) -> None:
+    """Each lane of the batch is its own request; prompt and answer are told apart; padding has no row."""
+    model, recorder = model_of(architecture), MemoryRecorder()
+    texts = prompts(3, 11, 6)
+    with (
+        plain_hooks(points_of(model, architecture)) as plain,
+        actscope.capture(model, sites="1", recorder=recorder) as cap,
+    ):
+        out = model.generate(**padded(texts, left=True), max_new_tokens=7, do_sample=False, eos_token_id=None)
+    computed = torch.cat(plain["layers.1.resid_post"], dim=1)
+    for lane, text in enumerate(texts):
+        request, padding = f"r00000{lane + 1}", 11 - len(text)
+        assert torch.equal(recorder.rows(request, "layers.1.resid_post"), computed[lane, padding:])
+        assert recorder.ids(request, "layers.1.resid_post") == out[lane, padding:-1].tolist()
+        flags = recorder.flags(request, "layers.1.resid_post")
+        assert flags == [RowFlag.PREFILL] * len(text) + [RowFlag(0)] * 6
+    assert cap.stats().tokens == sum(map(len, texts)) + 3 * 6
+    assert cap.stats().passes == 7
+    assert sorted(recorder.ended) == recorder.requests
+    first = recorder.steps[0].spans
+    assert [span.n_prompt for span in first] == [3, 11, 6]
+
+
+def test_sampling_several_answers_to_one_prompt() -> None:
+    model, recorder = model_of("llama"), MemoryRecorder()
+    texts = prompts(4, 6)
+    torch.manual_seed(0)
+    with actscope.capture(model, sites="2", recorder=recorder) as cap, cap.request(["a", "b"]):
+        out = model.generate(
+            **padded(texts, left=True), max_new_tokens=5, do_sample=True, num_return_sequences=3, eos_token_id=None
+        )
+    assert recorder.requests == ["a/0", "a/1", "a/2", "b/0", "b/1", "b/2"]
+    for lane, request in enumerate(recorder.requests):
+        padding = 6 - len(texts[lane // 3])
+        assert recorder.ids(request, _POST) == out[lane, padding:-1].tolist()
+
+
+def test_what_is_fed_after_the_end_of_an_answer_is_flagged() -> None:
+    """In a batch, a lane that has ended goes on being computed: its rows say so."""
+    model, recorder = model_of("llama"), MemoryRecorder()
+    batch = padded(prompts(5, 8), left=True)
+    free = model.generate(**batch, max_new_tokens=8, do_sample=False, eos_token_id=None)
+    end = int(free[0, 10])  # what lane 0 says third becomes its end
+    assert end not in free[1, 8:-1].tolist()
+    with actscope.capture(model, sites="2", recorder=recorder):
+        out = model.generate(**batch, max_new_tokens=8, do_sample=False, eos_token_id=end, pad_token_id=7)
+    first = out[0, 8:].tolist().index(end)
+    flags = recorder.flags("r000001", _POST)
+    assert flags == [RowFlag.PREFILL] * 5 + [RowFlag(0)] * first + [RowFlag.AFTER_EOS] * (7 - first)
+    assert RowFlag.AFTER_EOS not in recorder.flags("r000002", _POST)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "gemma2"])
+def test_a_prompt_in_chunks_over_a_cache_and_then_one_by_one(architecture: str) -> None:
+    """A hand-written loop; chunks are given text, single tokens are generated."""
+    model, recorder = model_of(architecture), MemoryRecorder()
+    ids = torch.tensor(prompts(24, 24))
+    cache, seen = None, []
+    with (
+        plain_hooks(points_of(model, architecture)) as plain,
+        actscope.capture(model, sites="1", recorder=recorder) as cap,
+        torch.inference_mode(),
+    ):
+        for a, b in [(0, 9), (9, 20), (20, 21), (21, 22), (22, 24)]:
+            cache = model(ids[:, a:b], past_key_values=cache, use_cache=True).past_key_values
+            seen.append((a, b))
+    computed = torch.cat(plain["layers.1.resid_post"], dim=1)
+    for lane in range(2):
+        request = f"r00000{lane + 1}"
+        assert torch.equal(recorder.rows(request, "layers.1.resid_post"), computed[lane])
+        assert recorder.ids(request, "layers.1.resid_post") == ids[lane].tolist()
+        flags = recorder.flags(request, "layers.1.resid_post")
+        assert [p for p, flag in enumerate(flags) if not flag & RowFlag.PREFILL] == [20, 21]
+    assert cap.stats().unowned_rows == 0
+
+
+def test_padding_between_the_passes_of_a_loop() -> None:
+    """Right-padded prompts and then tokens: positions count the real tokens before."""
+    model, recorder = model_of("llama"), MemoryRecorder()
+    texts = prompts(3, 6)
+    batch = padded(texts, left=False)
+    with actscope.capture(model, sites="2", recorder=recorder), torch.no_grad():
+        out = model(**batch, use_cache=True)
+        mask = torch.cat([batch["attention_mask"], torch.ones(2, 1, dtype=torch.long)], dim=1)
+        positions = mask.sum(1, keepdim=True) - 1
+        model(
+            torch.tensor([[9], [8]]),
+            attention_mask=mask,
+            position_ids=positions,
+            past_key_values=out.past_key_values,
+        )
+    assert recorder.ids("r000001", _POST) == [*texts[0], 9]
+    assert recorder.ids("r000002", _POST) == [*texts[1], 8]
+
+
+def test_a_cache_that_was_filled_before_begins_a_request_where_it_ends() -> None:
+    model, recorder = model_of("llama"), MemoryRecorder()
+    ids = torch.tensor(prompts(10))
+    with torch.no_grad():
+        cache = model(ids[:, :6], use_cache=True).past_key_values
+        with actscope.capture(model, sites="2", recorder=recorder):
+            model(ids[:, 6:], past_key_values=cache)
+    assert sorted(recorder.newest("r000001", _POST)) == [6, 7, 8, 9]
+    assert recorder.ids("r000001", _POST) == ids[0, 6:].tolist()
+
+
+def test_every_pass_without_a_cache_is_its_own_request() -> None:
+    model, recorder = model_of("llama"), MemoryRecorder()
+    ids = torch.tensor(prompts(8))
+    with actscope.capture(model, sites="2", recorder=recorder), torch.no_grad():
+        model(ids[:, :5], use_cache=False)
+        model(ids, use_cache=False)
+    assert recorder.requests == ["r000001", "r000002"]
+    assert recorder.ids("r000002", _POST) == ids[0].tolist()
+
+
+def test_within_a_request_a_longer_pass_recomputes_and_another_text_is_another_request() -> None:
+    model, recorder = model_of("llama"), MemoryRecorder()
+    ids = torch.tensor(prompts(8))
+    with actscope.capture(model, sites="2", recorder=recorder) as cap, torch.no_grad(), cap.request("mine"):
+        model(ids[:, :5], use_cache=False)
+        model(ids, use_cache=False)
+        model(ids.flip(1), use_cache=False)
+    assert recorder.requests == ["mine", "mine#2"]
+    flags = recorder.flags("mine", _POST)
+    assert flags == [RowFlag.PREFILL | RowFlag.RECOMPUTED] * 5 + [RowFlag.PREFILL] * 3
+    assert recorder.ids("mine#2", _POST) == ids.flip(1)[0].tolist()
+
+
+def test_generating_without_a_cache_is_one_request() -> None:
+    model, recorder = model_of("llama"), MemoryRecorder()
+    ids = torch.tensor(prompts(5))
+    with actscope.capture(model, sites="2", recorder=recorder):
+        out = model.generate(ids, max_new_tokens=4, do_sample=False, use_cache=False, eos_token_id=None)
+    assert recorder.requests == ["r000001"]
+    assert recorder.ids("r000001", _POST) == out[0, :-1].tolist()
+    assert [bool(flag & RowFlag.PREFILL) for flag in recorder.flags("r000001", _POST)] == [True] * 5 + [False] * 3
+
+
+def test_embeddings_have_rows_and_positions_and_no_token() -> None:
+    model, recorder = model_of("llama"), MemoryRecorder()
+    ids = torch.tensor(prompts(5))
+    with actscope.capture(model, sites="2", recorder=recorder):
+        model.generate(
+            inputs_embeds=model.get_input_embeddings()(ids), max_new_tokens=3, do_sample=False, eos_token_id=None
+        )
+    assert recorder.ids("r000001", _POST)[:5] == [-1] * 5
+    assert min(recorder.ids("r000001", _POST)[5:]) >= 0
+
+
+@pytest.mark.parametrize("part", ["model", "model.model"])
+def test_the_body_inside_a_head_is_captured_by_either(part: str) -> None:
+    """Capturing the head, a call of the body alone is a pass; capturing the body, a call of the head is one."""
+    model, recorder = model_of("llama"), MemoryRecorder()
+    ids = torch.tensor(prompts(5))
+    captured, called = (model, model.model) if part == "model" else (model.model, model)
+    with actscope.capture(captured, sites="2", recorder=recorder) as cap, torch.no_grad():
+        called(ids)
+    assert recorder.ids("r000001", _POST) == ids[0].tolist()
+    assert cap.stats().passes == 1
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_rows_keep_the_models_own_dtype(dtype: torch.dtype) -> None:
+    model, recorder = model_of("llama").to(dtype), MemoryRecorder()
+    with (
+        plain_hooks({_POST: (model.model.layers[2], "out")}) as plain,
+        actscope.capture(model, sites="2", recorder=recorder),
+        torch.no_grad(),
+    ):
+        model(torch.tensor(prompts(5)))
+    assert torch.equal(recorder.rows("r000001", _POST), plain[_POST][0][0])
+    assert recorder.rows("r000001", _POST).dtype == dtype
+
+
+def test_training_goes_on_undisturbed() -> None:
+    """Gradients are those of a model that nobody watches, and rows hold no graph."""
+    model, recorder = model_of("llama").train().requires_grad_(True), MemoryRecorder()
+    ids = torch.tensor(prompts(6))
+    model(ids, labels=ids).loss.backward()
+    bare = {name: p.grad.clone() for name, p in model.named_parameters()}
+    model.zero_grad()
+    with actscope.capture(model, sites="all", recorder=recorder):
+        model(ids, labels=ids).loss.backward()
+    assert all(torch.equal(p.grad, bare[name]) for name, p in model.named_parameters())
+    assert len(recorder.rows("r000001", _POST)) == 6
+
+
+def test_a_compiled_model_is_captured_too() -> None:
+    """torch.compile runs the hooks between its pieces."""
+    model, recorder = model_of("llama"), MemoryRecorder()
+    ids = torch.tensor(prompts(6))
+    with (
+        plain_hooks({_POST: (model.model.layers[2], "out")}) as plain,
+        actscope.capture(model, sites="2", recorder=recorder) as cap,
+        torch.no_grad(),
+    ):
+        torch.compile(model, backend="eager")(ids)
+    assert torch.equal(recorder.rows("r000001", _POST), plain[_POST][0][0])
+    assert cap.stats().incomplete_passes == cap.stats().unowned_rows == 0
