@@ -37,3 +37,17 @@ def test_what_cannot_be_read_or_lies_outside_is_an_error_that_names_it(selection
 def test_a_site_name_reads_back() -> None:
     for name in ("embed", "final_norm", "layers.0.resid_pre", "layers.31.mlp_out"):
         assert Site.parse(name).name == name
+
+
+def test_several_points_are_taken_where_only_layers_are_named() -> None:
+    found = [site.name for site in select("1,0.resid_pre", 12, ("mlp_out", "attn_out"))]
+    assert found == ["layers.0.resid_pre", "layers.1.attn_out", "layers.1.mlp_out"]
+
+
+@pytest.mark.parametrize("name", ["model.layers.0.mlp", "layers.0.mlp", "layers.0.mlp_ou", "layers.0.mlp_out:in", "0"])
+def test_parsing_a_name_stays_strict_about_modules(name: str) -> None:
+    """A misspelled point must not pass for the path of a module."""
+    with pytest.raises(SiteError, match="expected layers"):
+        Site.parse(name)
+    assert Site(None, name).is_module
+    assert not Site.parse("embed").is_module

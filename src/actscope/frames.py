@@ -72,10 +72,14 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """The rows of one step at one site: `[step.n_rows, d]`, a numpy array or a torch tensor on the CPU."""
+    """The rows of one step at one site: `[step.n_rows, d]`, a numpy array or a torch tensor on the CPU.
+
+    `dtype` says what the rows hold where their own dtype does not: "bfloat16" for uint16 arrays of its bits.
+    """
 
     site: str
     rows: Any
+    dtype: str | None = None
 
 
 @dataclass(slots=True)

@@ -39,7 +39,9 @@ class Truth:
         return [span.request for step, _ in self.steps for span in step.spans for _ in range(span.n_rows)]
 
 
-def run_model(architecture: str = "llama", dtype: torch.dtype = torch.float32, sites: str = "all", max_tokens: int = 24) -> Truth:
+def run_model(
+    architecture: str = "llama", dtype: torch.dtype = torch.float32, sites: str = "all", max_tokens: int = 24
+) -> Truth:
     """Some requests at once; the rows that the engine published at these sites."""
     loaded = tiny(architecture, dtype)
     chosen = select(sites, 4)

@@ -41,12 +41,16 @@ def weights(dtype: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:
 
 def saelens(path: Path, tensors: dict[str, torch.Tensor], **config: object) -> Path:
     path.mkdir()
-    (path / "cfg.json").write_text(json.dumps({"d_in": 64, "d_sae": F, "hook_name": "blocks.1.hook_resid_post"} | config))
+    (path / "cfg.json").write_text(
+        json.dumps({"d_in": 64, "d_sae": F, "hook_name": "blocks.1.hook_resid_post"} | config)
+    )
     save_file(tensors, path / "sae_weights.safetensors")
     return path
 
 
-def reference(rows: torch.Tensor, w: dict[str, torch.Tensor], kind: str, k: int = 5, shift: bool = True) -> torch.Tensor:
+def reference(
+    rows: torch.Tensor, w: dict[str, torch.Tensor], kind: str, k: int = 5, shift: bool = True
+) -> torch.Tensor:
     """What SAELens computes, written down once more in torch."""
     z = (rows - (w["b_dec"].float() if shift else 0)) @ w["W_enc"].float() + w["b_enc"].float()
     if kind == "topk":
@@ -57,18 +61,26 @@ def reference(rows: torch.Tensor, w: dict[str, torch.Tensor], kind: str, k: int 
 
 @pytest.mark.parametrize("kind", ["standard", "jumprelu", "topk"])
 @pytest.mark.parametrize("shift", [True, False])
-def test_encoders_of_saelens_compute_what_torch_computes(ran: tuple[Truth, Recording], tmp_path: Path, kind: str, shift: bool) -> None:
+def test_encoders_of_saelens_compute_what_torch_computes(
+    ran: tuple[Truth, Recording], tmp_path: Path, kind: str, shift: bool
+) -> None:
     w = weights()
     if kind == "jumprelu":
         w["threshold"] = torch.rand(F) * 3
-    path = saelens(tmp_path / "sae", w, architecture=kind, k=5, apply_b_dec_to_input=shift, normalize_activations="none")
+    path = saelens(
+        tmp_path / "sae", w, architecture=kind, k=5, apply_b_dec_to_input=shift, normalize_activations="none"
+    )
     sae = load_sae(path)
     assert (sae.site, sae.d, sae.n_features) == (SITE, 64, F)
     rows = ran[0].rows(SITE)
-    np.testing.assert_allclose(sae.encode(rows.numpy()), reference(rows, w, kind, shift=shift).numpy(), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(
+        sae.encode(rows.numpy()), reference(rows, w, kind, shift=shift).numpy(), rtol=1e-4, atol=1e-4
+    )
 
 
-def test_a_plain_file_says_its_site_and_activation_in_its_metadata_and_may_be_bfloat16(ran: tuple[Truth, Recording], tmp_path: Path) -> None:
+def test_a_plain_file_says_its_site_and_activation_in_its_metadata_and_may_be_bfloat16(
+    ran: tuple[Truth, Recording], tmp_path: Path
+) -> None:
     w = weights(torch.bfloat16)
     save_file(w, tmp_path / "mine.safetensors", metadata={"site": SITE, "activation": "topk", "k": "5"})
     sae = load_sae(tmp_path / "mine.safetensors")
@@ -103,7 +115,9 @@ def test_inputs_are_normalised_as_saelens_does(ran: tuple[Truth, Recording], tmp
         ({}, {"W_enc": None}, "no tensor W_enc"),
     ],
 )
-def test_encoders_that_would_give_wrong_numbers_are_refused(config: dict[str, object], tensors: dict, says: str, tmp_path: Path) -> None:
+def test_encoders_that_would_give_wrong_numbers_are_refused(
+    config: dict[str, object], tensors: dict, says: str, tmp_path: Path
+) -> None:
     w = {name: tensor for name, tensor in (weights() | tensors).items() if tensor is not None}
     with pytest.raises(ProbeError, match=says):
         load_sae(saelens(tmp_path / "sae", w, **config))
@@ -122,7 +136,9 @@ def test_hooks_are_translated() -> None:
     assert site_of_hook("blocks.8.attn.hook_z") is None
 
 
-def test_statistics_and_the_sparse_file_are_those_of_the_whole_array(ran: tuple[Truth, Recording], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_statistics_and_the_sparse_file_are_those_of_the_whole_array(
+    ran: tuple[Truth, Recording], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     truth, recording = ran
     (features,) = load_features(recording, str(saelens(tmp_path / "sae", weights())))
     monkeypatch.setattr("actscope.analysis.features._BATCH_BYTES", 4 * F * 50)
@@ -166,7 +182,9 @@ def test_a_folder_of_probes_is_a_feature_set_for_each_site(ran: tuple[Truth, Rec
         assert one.fired == (scores >= (0.7 if one.id == "a" else 0.5)).sum()
 
 
-def test_features_that_do_not_fit_the_recording_are_refused_with_what_was_recorded(ran: tuple[Truth, Recording], tmp_path: Path) -> None:
+def test_features_that_do_not_fit_the_recording_are_refused_with_what_was_recorded(
+    ran: tuple[Truth, Recording], tmp_path: Path
+) -> None:
     _, recording = ran
     pre = saelens(tmp_path / "pre", weights(), hook_name="blocks.2.hook_resid_pre")
     assert load_features(recording, str(pre))[0].site == SITE  # what goes into block 2 came out of block 1

@@ -33,7 +33,10 @@ def probes(real: Recording, tmp_path_factory: pytest.TempPathFactory) -> str:
         for number, vector in enumerate(np.linalg.svd(rows - mean)[2][:3]):
             name = f"{site.split('.')[1]}-pc{number}"
             bias = -float(mean @ vector) - 0.8 * float((rows @ vector).std())
-            save_probe(Probe(ProbeInfo(id=name, site=site, bias=bias), vector.astype(np.float32)), folder / f"{name}.safetensors")
+            save_probe(
+                Probe(ProbeInfo(id=name, site=site, bias=bias), vector.astype(np.float32)),
+                folder / f"{name}.safetensors",
+            )
     return str(folder)
 
 
@@ -51,7 +54,14 @@ def test_an_analysis_writes_what_it_found(real: Recording, probes: str, tmp_path
             assert stats.spectrum is not None
             np.testing.assert_array_equal(arrays["eigenvalues"], stats.spectrum.eigenvalues)
     pictures = {path.name for path in report.files if path.suffix == ".png"}
-    names = ["norms", "drift", "outliers", "bytes_per_token", "spectrum", *(["graph"] if report.graph and report.graph.edges else [])]
+    names = [
+        "norms",
+        "drift",
+        "outliers",
+        "bytes_per_token",
+        "spectrum",
+        *(["graph"] if report.graph and report.graph.edges else []),
+    ]
     assert pictures == {f"{name}{theme}.png" for name in names for theme in ("", ".dark")}
 
 
@@ -67,7 +77,9 @@ def test_pictures_are_drawn_for_light_and_for_dark_pages(real: Recording, probes
             assert 0.005 < (away > 0.5).mean() < 0.6
 
 
-def test_without_a_folder_nothing_is_written_or_drawn(real: Recording, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_folder_nothing_is_written_or_drawn(
+    real: Recording, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     report = analyze(real, AnalysisOptions(sites=real.sites[1:2]))
     assert report.files == [] and [stats.site for stats in report.sites] == [real.sites[1]]

@@ -48,8 +48,12 @@ def test_every_statistic_of_real_rows_is_that_of_the_whole_array(ran: tuple[Trut
         np.testing.assert_allclose(m.kurtosis, scipy.stats.kurtosis(rows), rtol=1e-8, atol=1e-9)
         norms = np.linalg.norm(rows, axis=1)
         n = found.norms
-        np.testing.assert_allclose([n.mean, n.std, n.min, n.max], [norms.mean(), norms.std(), norms.min(), norms.max()], rtol=1e-5)
-        np.testing.assert_allclose([n.quantiles[q] for q in (0.05, 0.5, 0.99)], np.quantile(norms, [0.05, 0.5, 0.99]), rtol=1e-6)
+        np.testing.assert_allclose(
+            [n.mean, n.std, n.min, n.max], [norms.mean(), norms.std(), norms.min(), norms.max()], rtol=1e-5
+        )
+        np.testing.assert_allclose(
+            [n.quantiles[q] for q in (0.05, 0.5, 0.99)], np.quantile(norms, [0.05, 0.5, 0.99]), rtol=1e-6
+        )
         values = np.linalg.eigvalsh(np.cov(rows.T, bias=True))[::-1]
         assert found.spectrum is not None and found.spectrum.rows == len(rows)
         np.testing.assert_allclose(found.spectrum.eigenvalues, values, rtol=1e-7, atol=1e-9 * values[0])
@@ -85,7 +89,9 @@ def test_bytes_per_token_add_up_to_what_is_stored(ran: tuple[Truth, Recording]) 
 
 @settings(deadline=None, max_examples=40)
 @given(st.lists(st.integers(0, 30), min_size=1, max_size=6), st.integers(0, 1000), st.floats(-1e6, 1e6))
-def test_moments_and_covariance_merge_whatever_the_batches_and_the_offset(sizes: list[int], seed: int, offset: float) -> None:
+def test_moments_and_covariance_merge_whatever_the_batches_and_the_offset(
+    sizes: list[int], seed: int, offset: float
+) -> None:
     """An offset a million times the spread costs digits of the input, not of the merge."""
     rng = np.random.default_rng(seed)
     parts = [rng.gamma(2.0, size=(n, 5)) + offset for n in sizes]

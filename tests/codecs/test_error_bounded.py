@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -11,6 +12,10 @@ from hypothesis import strategies as st
 
 from actscope.codecs import CODECS, Encoded, carrier, decode, encoder, to_float32
 from actscope.codecs.bitfields import LOW_BITS, cut, joined, limit, pack, packed_size, unpack
+from actscope.codecs.integer_planes import IntegerPlanes
+from actscope.codecs.planes import PlaneWriter
+from actscope.codecs.quantizer import squared_norms
+from actscope.errors import CodecError
 
 Rows = Callable[..., np.ndarray]
 FLOATS = ("float32", "float16", "bfloat16")
@@ -171,3 +176,38 @@ def test_packed_fields_are_unpacked_again(count: int, bits: int, seed: int) -> N
     pack(fields, bits, packed)
     unpack(packed, bits, back)
     assert np.array_equal(back[:count], fields) and not back[count:].any()
+
+
+def test_an_older_numpy_measures_the_same_norms(monkeypatch: pytest.MonkeyPatch, activations: Rows) -> None:
+    """numpy 1.26 has no vecdot."""
+    rows = activations(50, 300)
+    expected = squared_norms(rows)
+    monkeypatch.delattr(np, "vecdot", raising=False)
+    np.testing.assert_allclose(squared_norms(rows), expected, rtol=1e-5)
+
+
+def test_memory_that_changes_a_written_payload_is_noticed(monkeypatch: pytest.MonkeyPatch, activations: Rows) -> None:
+    """What was written is decoded and compared before it is given out: a wrong integer is an error, not a wrong row."""
+    write = IntegerPlanes.write
+
+    def damaged(self: IntegerPlanes, writer: PlaneWriter) -> None:
+        self._top[3, 3] ^= 1
+        write(self, writer)
+
+    monkeypatch.setattr(IntegerPlanes, "write", damaged)
+    with pytest.raises(CodecError, match="does not decode"):
+        encoder("error_bounded:1e-3").encode(activations(400, 64), "float32")
+
+
+def test_threads_do_not_share_their_scratch(activations: Rows) -> None:
+    """Two threads at a time, an encoder each, blocks of unlike shapes: every block keeps to its bound."""
+
+    def work(seed: int) -> None:
+        one = encoder("error_bounded:1e-3")
+        for i in range(6):
+            rows = activations(300 + 50 * seed, 64 + 8 * i, "float32", seed)
+            check(one.encode(rows, "float32"), rows, "float32", 1e-3)
+
+    with ThreadPoolExecutor(4) as pool:
+        for done in [pool.submit(work, seed) for seed in range(8)]:
+            done.result()

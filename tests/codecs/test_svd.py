@@ -116,6 +116,13 @@ def test_rows_without_a_finite_norm_are_kept_exactly(dtype: str, activations: Ro
     assert encoded.row_errors is not None and encoded.row_errors[[3, 9]].tolist() == [0, 0]
 
 
+def test_a_passing_disturbance_leaves_the_basis_alone() -> None:
+    stream = Stream(encoder("svd:8"))
+    for model in [*[0] * 8, *[1] * 2, *[0] * 40]:
+        stream.put(low_rank(BLOCK, 64, 8, model, model=model))
+    assert stream.fits_seen == [1]
+
+
 def test_large_blocks_and_small_ones_fill_the_reservoir_alike() -> None:
     for size in (7, 5000):
         stream = Stream(encoder("svd:4"))

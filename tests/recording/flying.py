@@ -13,7 +13,8 @@ import msgspec
 import numpy as np
 
 from actscope.frames import ROW_META, SCORES, Frame, RowFlag, Span, SpanFlag, Step
-from actscope.recording.flight import FlightOptions, FlightRecorder
+from actscope.recording.flight import FlightRecorder
+from actscope.recording.history import FlightOptions
 from actscope.recording.reader import Recording
 from actscope.recording.recorder import Recorder
 from actscope.recording.spec import PipelineOptions, RecordingSpec

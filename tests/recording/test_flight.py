@@ -13,7 +13,7 @@ from recording.flying import SECOND, SITES, WIDTH, Pilot, flying, kept
 
 from actscope.errors import RecordingError, RecordingPoisoned, SettingsError
 from actscope.frames import ROW_META, Frame, Span, SpanFlag, Step
-from actscope.recording.flight import Marked
+from actscope.recording.marked import Marked
 from actscope.recording.reader import Recording
 from actscope.recording.spool import DiskSpool
 from actscope.recording.triggers import parse_rule

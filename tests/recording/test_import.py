@@ -32,7 +32,9 @@ def real(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 def stream(tmp_path: Path) -> Path:
     """A stream of ours of two requests whose steps meet, with a row that was computed twice."""
     with Recorder.create(tmp_path / "rec", RecordingSpec(("embed", "layers.0.mlp_out"), codec="none")) as recorder:
-        for number, lanes in enumerate([[("a/1", 0, 4)], [("b", 0, 3)], [("a/1", 4, 1), ("b", 3, 1)], [("a/1", 3, 2)]], 1):
+        for number, lanes in enumerate(
+            [[("a/1", 0, 4)], [("b", 0, 3)], [("a/1", 4, 1), ("b", 3, 1)], [("a/1", 3, 2)]], 1
+        ):
             step = step_of(number, lanes)
             if number == 4:
                 step.meta["flags"] |= np.uint32(RowFlag.RECOMPUTED)
@@ -104,7 +106,9 @@ def test_packets_that_nobody_knows_are_left_out_and_counted(stream: Path, tmp_pa
     assert import_packets(stream, tmp_path / "back", PLAIN).skipped == 1
 
 
-def test_every_truncated_stream_is_refused_or_a_whole_beginning_and_leaves_nothing(stream: Path, tmp_path: Path) -> None:
+def test_every_truncated_stream_is_refused_or_a_whole_beginning_and_leaves_nothing(
+    stream: Path, tmp_path: Path
+) -> None:
     raw = stream.read_bytes()
     with stream.open("rb") as file:
         edges = {packet.offset for packet in read_packets(file)} | {len(raw)}
@@ -118,7 +122,16 @@ def test_every_truncated_stream_is_refused_or_a_whole_beginning_and_leaves_nothi
     assert {p.name for p in tmp_path.iterdir()} == {"rec", "stream", "cut"}
 
 
-SPAN = {"request": "r", "position": 0, "rows": 1, "step": 1, "time_ns": 0, "n_prompt": 0, "token_ids": [1], "flags": [0]}
+SPAN = {
+    "request": "r",
+    "position": 0,
+    "rows": 1,
+    "step": 1,
+    "time_ns": 0,
+    "n_prompt": 0,
+    "token_ids": [1],
+    "flags": [0],
+}
 HEADER = {"sites": {"s": {"dtype": "float32", "width": 2}}}
 
 
@@ -134,18 +147,29 @@ def packed(*packets: tuple[str, object]) -> list[tuple[str, bytes]]:
         ([("actscope/header", b"{")], "packet at byte 0 is not what its name says"),
         ([("actscope/header", {"sites": {}})], "no sites"),
         ([("actscope/header", {"sites": {"s": {"dtype": "object", "width": 2}}})], "dtype or width"),
-        ([("actscope/header", HEADER), ("actscope/span", SPAN), ("s/r/0", bytes(7))], "7 bytes are no rows of 2 x float32"),
+        (
+            [("actscope/header", HEADER), ("actscope/span", SPAN), ("s/r/0", bytes(7))],
+            "7 bytes are no rows of 2 x float32",
+        ),
         ([("actscope/header", HEADER), ("actscope/span", SPAN), ("s/r/0", bytes(16))], "expected 1 rows, .* found 2"),
-        ([("actscope/header", HEADER), ("actscope/span", SPAN), ("s/other/0", bytes(8))], "does not belong to the span"),
+        (
+            [("actscope/header", HEADER), ("actscope/span", SPAN), ("s/other/0", bytes(8))],
+            "does not belong to the span",
+        ),
         ([("actscope/header", HEADER), ("s/r/0", bytes(8))], "does not belong to the span"),
         ([("actscope/header", HEADER), ("actscope/span", SPAN | {"token_ids": []})], "do not hold together"),
         ([("actscope/header", HEADER), ("actscope/span", SPAN | {"rows": 1 << 60})], "do not hold together"),
         ([("actscope/header", HEADER), ("actscope/span", SPAN | {"position": -1})], "do not hold together"),
         ([("actscope/header", HEADER), ("actscope/span", SPAN | {"flags": [1 << 40]})], "do not hold together"),
-        ([("actscope/header", HEADER), ("actscope/span", SPAN | {"step": 1 << 63})], "do not hold together|not what its name"),
+        (
+            [("actscope/header", HEADER), ("actscope/span", SPAN | {"step": 1 << 63})],
+            "do not hold together|not what its name",
+        ),
     ],
 )
-def test_streams_that_do_not_hold_together_are_refused(packets: list[tuple[str, object]], says: str, tmp_path: Path) -> None:
+def test_streams_that_do_not_hold_together_are_refused(
+    packets: list[tuple[str, object]], says: str, tmp_path: Path
+) -> None:
     path = write(tmp_path / "s", *packed(*packets))
     with pytest.raises(RecordingError, match=says):
         import_packets(path, tmp_path / "back", PLAIN)
@@ -191,7 +215,11 @@ def test_a_foreign_stream_may_say_its_places_in_its_names(tmp_path: Path) -> Non
 
 
 def test_a_pattern_finds_site_and_position_in_foreign_names(tmp_path: Path) -> None:
-    packets = [(f"L{layer}@{token}", np.full((1, 2), 10 * layer + token, "<f4").tobytes()) for token in (0, 1, 2) for layer in (3, 7)]
+    packets = [
+        (f"L{layer}@{token}", np.full((1, 2), 10 * layer + token, "<f4").tobytes())
+        for token in (0, 1, 2)
+        for layer in (3, 7)
+    ]
     path = write(tmp_path / "s", *packets)
     options = ImportOptions("float32", 2, names=r"(?P<site>L\d+)@(?P<position>\d+)", codec="none")
     found = Recording.open(import_packets(path, tmp_path / "back", options).path)
@@ -234,7 +262,12 @@ def test_a_recording_that_is_there_is_never_touched(stream: Path, tmp_path: Path
 
 
 def test_positions_are_of_the_export_too(stream: Path, tmp_path: Path) -> None:
-    part = export(Recording.open(tmp_path / "rec"), tmp_path / "part", "packets", Selection(requests=("b",), positions=slice(1, 3)))
+    part = export(
+        Recording.open(tmp_path / "rec"),
+        tmp_path / "part",
+        "packets",
+        Selection(requests=("b",), positions=slice(1, 3)),
+    )
     found = Recording.open(import_packets(part.path, tmp_path / "back", PLAIN).path)
     assert found.requests == ["b"]
     assert found.labels()["position"].tolist() == [1, 2]

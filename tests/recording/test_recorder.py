@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 import torch
 from recording.making import frames_of, row_of, rows_of, step_of, token_of
 
+from actscope.clock import monotonic_ns
 from actscope.errors import RecordingError, RecordingPoisoned, SettingsError, SiteError
 from actscope.frames import Frame, RowFlag
 from actscope.recording.reader import Recording
@@ -245,6 +247,40 @@ def test_texts_marks_and_recorded_tokens_are_kept(tmp_path: Path) -> None:
     assert sum(t.stored_bytes for t in tokens) == pytest.approx(stored)
     assert [(m.request, m.why) for m in found.marks] == [("a", "it was odd")]
     assert [(t.position, t.text) for t in found.recorded_tokens()] == [(5, "end")]
+
+
+def test_a_site_keeps_its_dtype_and_width_also_when_it_goes_on(tmp_path: Path) -> None:
+    record(tmp_path / "r.acts", 1)
+    step = step_of(1, [("c", 0, 4)])
+    for rows in (np.zeros((4, 8), np.float16), np.zeros((4, 9), np.float32), torch.zeros((4, 8), dtype=torch.bfloat16)):
+        with (
+            Recorder.create(tmp_path / "r.acts", spec(), resume=True) as recorder,
+            pytest.raises(RecordingError, match="holds float32 rows of width 8"),
+        ):
+            recorder.write(step, [Frame(SITES[0], rows)])
+
+
+def test_bfloat16_bits_may_come_as_numpy(tmp_path: Path) -> None:
+    bits = np.arange(48, dtype=np.uint16).reshape(6, 8)
+    with Recorder.create(tmp_path / "r.acts", spec("shuffle_zstd", SITES[:1])) as recorder:
+        step = step_of(1, [("a", 0, 6)])
+        recorder.begin(step)
+        recorder.put(step, SITES[0], bits, dtype="bfloat16")
+        recorder.end(step)
+    site = Recording.open(tmp_path / "r.acts")[SITES[0]]
+    assert site.source_dtype == "bfloat16"
+    np.testing.assert_array_equal(site.native(), bits)
+
+
+def test_rows_have_a_wall_time(tmp_path: Path) -> None:
+    before = time.time_ns()
+    with Recorder.create(tmp_path / "r.acts", spec()) as recorder:
+        step = step_of(1, [("a", 0, 5)], time_ns=monotonic_ns())
+        recorder.write(step, frames_of(step, SITES))
+    with Recorder.create(tmp_path / "r.acts", spec(), resume=True) as recorder:
+        recorder.write(step_of(1, [("b", 0, 2)], time_ns=monotonic_ns()), [])
+    walls = Recording.open(tmp_path / "r.acts").wall_ns()
+    assert len(walls) == 7 and before <= walls.min() <= walls.max() <= time.time_ns()
 
 
 def test_a_codec_that_fails_costs_no_rows(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -6,8 +6,9 @@ import os
 import random
 from multiprocessing.connection import Connection
 
-from actscope.store import Store, StoreOptions
 from store.parts import CHANNELS, put
+
+from actscope.store import Store, StoreOptions
 
 MOST = 20_000
 
@@ -37,4 +38,3 @@ def main(path: str, seed: int, pipe: Connection) -> None:
         if dice < 0.2:
             durable, written = store.durable, store.written
             pipe.send_bytes(f"{written} {durable}".encode())
-

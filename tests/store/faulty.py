@@ -1,4 +1,5 @@
-"""Runs under the shim: fails, shortens or tears every write and sync of a small recording, one at a time, and checks what is left.
+"""Runs under the shim: fails, shortens or tears every write and sync of a small recording, one at a time, and checks
+what is left.
 
 `python -m store.faulty DIRECTORY MODE ERROR DIRECT`: prints how many calls were tried; any broken promise is an uncaught error.
 """
@@ -11,9 +12,10 @@ import shutil
 import sys
 from pathlib import Path
 
+from store.parts import CHANNELS, files, put, readable
+
 from actscope.errors import RecordingDamaged, RecordingError, RecordingPoisoned
 from actscope.store import Store, StoreOptions, StoreReader, recover
-from store.parts import CHANNELS, files, put, readable
 
 SHIM = ctypes.CDLL(None)
 FAIL, SHORT, TEAR = 0, 1, 2
@@ -152,8 +154,7 @@ def main() -> None:
     step = int(sys.argv[5])
     options = StoreOptions(direct=sys.argv[4], segment_bytes=1 << 14, buffer_bytes=1 << 14, commit_seconds=60)
     whole = crashed(directory / "whole", options, mode == "salvage") if mode in ("recover", "salvage") else directory
-    nth, more = 1, True
-    while more:
+    nth, more = 1, True while more:
         path = directory / "struck"
         if mode in ("recover", "salvage"):
             more = strike_recovery(path, whole, nth, error, mode == "salvage")

@@ -7,9 +7,10 @@ import random
 import time
 from pathlib import Path
 
-from actscope.store import StoreReader, recover
 from store.crasher import MOST, main
 from store.parts import CYCLES, readable
+
+from actscope.store import StoreReader, recover
 
 WARM = multiprocessing.get_context("forkserver")
 WARM.set_forkserver_preload(["store.crasher"])  # a cycle must not take the time of a fresh interpreter
@@ -42,7 +43,8 @@ def crash(path: Path, seed: int, seconds: float) -> tuple[int, int]:
 
 
 def test_killed_at_random_points_nothing_acknowledged_is_lost(tmp_path: Path) -> None:
-    """Each cycle goes on with the recording of the one before; bodies, keys, times, numbers without gaps, both kinds of promise."""
+    """Each cycle goes on with the recording of the one before; bodies, keys, times, numbers without gaps, both kinds
+    of promise."""
     path, chance, seen, killed_in_writing = tmp_path / "r", random.Random(7), 0, 0
     for cycle in range(CYCLES or 25):
         written, durable = crash(path, cycle, chance.random() * 0.08)

@@ -9,7 +9,6 @@ import sys
 from pathlib import Path
 
 import pytest
-
 from store.parts import CYCLES
 
 HERE = Path(__file__).parent

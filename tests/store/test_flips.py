@@ -7,10 +7,10 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from store.parts import CYCLES, files, make, readable
 
 from actscope.errors import RecordingDamaged, RecordingError
 from actscope.store import StoreOptions, StoreReader
-from store.parts import CYCLES, files, make, readable
 
 SMALL = StoreOptions(direct="no", preallocate=False, buffer_bytes=1 << 16, segment_bytes=4096)
 DIRECT = StoreOptions(direct="auto", buffer_bytes=1 << 16, segment_bytes=1 << 20)
@@ -33,7 +33,8 @@ def look(path: Path) -> tuple[set[int], bool]:
 @pytest.mark.parametrize("name", ["segment-000001.mcap", "manifest.json", "watermark"])
 @pytest.mark.parametrize("options", [SMALL, DIRECT], ids=["buffered", "direct"])
 def test_every_flipped_bit_of_a_closed_recording_is_found(quick_path: Path, name: str, options: StoreOptions) -> None:
-    """Each byte with one of its bits flipped (all eight with ACTSCOPE_TEST_CYCLES): verify() reports it, nothing reads back wrong."""
+    """Each byte with one of its bits flipped (all eight with ACTSCOPE_TEST_CYCLES): verify() reports it, nothing
+    reads back wrong."""
     path = make(quick_path / "r", 3, options, most=40)
     whole = files(path)[name]
     lost: Counter[int] = Counter()

@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from store.parts import CHANNELS, put, readable
 
 from actscope.errors import RecordingError, RecordingPoisoned
 from actscope.store import Store, StoreOptions, StoreReader, recover
-from store.parts import CHANNELS, put, readable
 
 MOST = 5000
 OPTIONS = StoreOptions(buffer_bytes=1 << 15, segment_bytes=1 << 18, commit_seconds=0.01)
@@ -23,6 +23,8 @@ def fill(path: Path) -> tuple[int, int]:
     with pytest.raises(RecordingPoisoned):
         for number in range(1, 100_000):
             put(store, number, MOST)
+            if number == 5:
+                store.sync()
     with pytest.raises(RecordingPoisoned, match="make room"):
         store.close()
     assert store.poisoned is not None and store.written >= store.durable > 0
@@ -51,14 +53,14 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_a_full_file_system(small_disk: Path) -> None:
-    """ENOSPC: the recording up to there is whole, also when recovery itself first finds no room, and goes on when there is some."""
+    """ENOSPC: the recording up to there is whole, also when recovery itself first finds no room, and goes on when
+    there is some."""
     path = small_disk / "r"
     written, _ = fill(path)
     ballast = small_disk / "ballast"
-    with ballast.open("wb") as file, pytest.raises(OSError, match="space"):
+    with pytest.raises(OSError, match="space"), ballast.open("wb", buffering=0) as file:
         while True:
             file.write(bytes(512))
-            file.flush()
     try:
         recover(path)
     except RecordingError as error:
@@ -70,10 +72,11 @@ def test_a_full_file_system(small_disk: Path) -> None:
     assert readable(StoreReader.open(path), MOST) == set(range(1, messages + 2))
 
 
-def test_a_file_size_limit(tmp_path: Path) -> None:
-    """EFBIG, by RLIMIT_FSIZE."""
+@pytest.mark.parametrize("limit", [98_304, 100_000])
+def test_a_file_size_limit(tmp_path: Path, limit: int) -> None:
+    """EFBIG, by RLIMIT_FSIZE; where the limit is within a block, a direct write fails with EINVAL."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
     try:
         written, _ = fill(tmp_path / "r")
     finally:

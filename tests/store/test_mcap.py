@@ -10,9 +10,9 @@ import pytest
 from mcap.reader import NonSeekingReader, SeekingReader, make_reader
 from mcap.records import Attachment, DataEnd, Footer, Message, Statistics
 from mcap.stream_reader import StreamReader
+from store.parts import CHANNELS, body, make
 
 from actscope.store import ENTRY, StoreOptions, StoreReader, recover
-from store.parts import CHANNELS, body, make
 
 HEAD = 97 + 8  # our own head, before the body, in an MCAP message
 

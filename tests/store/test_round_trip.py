@@ -11,10 +11,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from store.parts import BUFFERED, CHANNELS, body, make, put, readable
 
 from actscope.errors import RecordingError, SettingsError
 from actscope.store import ENTRY, KEY_BYTES, Store, StoreOptions, StoreReader, recover
-from store.parts import BUFFERED, CHANNELS, body, make, put, readable
 
 TINY = StoreOptions(buffer_bytes=1 << 14, segment_bytes=1 << 15, commit_seconds=60)
 
@@ -129,7 +129,8 @@ def test_a_reader_follows_a_store_that_is_being_written(tmp_path: Path) -> None:
 
 
 def test_resume_goes_on_in_a_new_segment_and_touches_no_old_one(tmp_path: Path) -> None:
-    """Old segments keep every byte; manifest and channels are the same; a resume without messages leaves no trace but the watermark."""
+    """Old segments keep every byte; manifest and channels are the same; a resume without messages leaves no trace
+    but the watermark."""
     path = make(tmp_path / "r", 5)
     before = (path / "segment-000001.mcap").read_bytes()
     with Store.resume(path, options=BUFFERED) as store:

@@ -1,4 +1,5 @@
-"""A recording cut at any byte: what was acknowledged and is gone is reported, what is there reads back, and recovery never takes more."""
+"""A recording cut at any byte: what was acknowledged and is gone is reported, what is there reads back, and recovery
+never takes more."""
 
 from __future__ import annotations
 
@@ -6,10 +7,10 @@ import shutil
 from pathlib import Path
 
 import pytest
+from store.parts import CYCLES, files, make, put, put_back, readable
 
 from actscope.errors import RecordingDamaged, RecordingError
-from actscope.store import Store, StoreOptions, StoreReader, recover
-from store.parts import CYCLES, files, make, put, put_back, readable
+from actscope.store import Store, StoreOptions, StoreReader, recover, watermark
 
 MOST = 40
 COUNT = 3
@@ -147,3 +148,38 @@ def test_rot_in_the_middle_is_not_a_torn_tail(tmp_path: Path) -> None:
         put(store, 10)
     found = StoreReader.open(path).verify()
     assert [one.kind for one in found] == ["lost", "lost"] and all(one.acknowledged for one in found)
+
+
+def test_only_what_was_durable_must_be_there_after_the_machine_was_started_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Messages that were written and not durable may be gone then: recovery does not refuse; in the same run of the
+    machine it does."""
+    store = Store.create(tmp_path / "r", manifest={}, channels=["rows", "ledger"], options=OPTIONS)
+    put(store, 1)
+    store.sync()
+    durable = (tmp_path / "r" / "segment-000001.mcap").stat().st_size
+    put(store, 2)
+    store.wait_written(2)
+    path = Path(shutil.copytree(tmp_path / "r", tmp_path / "crashed"))
+    store.close()
+    with (path / "segment-000001.mcap").open("r+b") as file:
+        file.truncate(durable)
+    with pytest.raises(RecordingDamaged, match="missing"):
+        recover(path)
+    monkeypatch.setattr(watermark, "boot_id", lambda: b"another run" + bytes(5))
+    assert not StoreReader.open(path).damage
+    assert recover(path).messages == 1 and not StoreReader.open(path).verify()
+
+
+def test_a_segment_whose_beginning_is_bad_takes_no_neighbour_with_it(tmp_path: Path) -> None:
+    """A regression: its messages once counted as missing from the segment before, and salvage gave up whole ones."""
+    options = StoreOptions(direct="no", preallocate=False, segment_bytes=4096, buffer_bytes=1 << 16)
+    path = make(tmp_path / "r", 30, options)
+    with (path / "segment-000002.mcap").open("r+b") as file:
+        file.seek(20)
+        file.write(b"?")
+    assert {one.segment for one in StoreReader.open(path).verify()} == {2}
+    report = recover(path, salvage=True)
+    assert report.lost == [] and [one.name for one in report.kept] == ["segment-000002.mcap.damaged"]
+    assert readable(StoreReader.open(path)) == set(range(1, 31)) and not StoreReader.open(path).verify()

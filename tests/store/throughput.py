@@ -1,6 +1,8 @@
-"""How fast the store writes, against a raw sequential O_DIRECT write of the same bytes with the same buffer: `python tests/store/throughput.py DIR`.
+"""How fast the store writes, against a raw sequential O_DIRECT write of the same bytes with the same buffer: `python
+tests/store/throughput.py DIR`.
 
-Both sides include the final fdatasync; pairs alternate in order, so that a drift of the disk hits both. Prints the ratio of each pair.
+Both sides include the final fdatasync; pairs alternate in order, so that a drift of the disk hits both. Prints the
+ratio of each pair.
 """
 
 from __future__ import annotations

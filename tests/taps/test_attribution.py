@@ -6,8 +6,8 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from actscope.taps.attribution import Lane, attribute
 from actscope.frames import RowFlag, SpanFlag
+from actscope.taps.attribution import Lane, attribute
 
 prompts = st.lists(st.integers(1, 12), min_size=1, max_size=6)
 

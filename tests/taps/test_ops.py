@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from actscope.taps import ops
 from actscope.probes import ACTIVATIONS, score
+from actscope.taps import ops
 
 WIDTH, D = 6, 32
 

@@ -25,6 +25,8 @@ import numpy as np
 from actscope.analysis.site import Progress, silent
 from actscope.errors import MissingExtra, SettingsError
 
+_MAX_PAIRS = 400_000  # x 100 permutations: 160 MB of nulls, and some multiples of it
+
 
 @dataclass(frozen=True, slots=True)
 class GraphOptions:
@@ -112,6 +114,11 @@ def dependence(
         for b in range(len(nodes))
         if nodes[a] and nodes[b] and (lag > 0 or depths[a] < depths[b])
     ]
+    size = sum(len(nodes[a]) * len(nodes[b]) for a, b, _ in pairs)
+    if size > _MAX_PAIRS:
+        raise SettingsError(
+            f"{size} pairs of features are more than {_MAX_PAIRS}: choose fewer nodes, features or lags"
+        )
     draw = np.random.default_rng(options.seed)
     turns = _Turns(series.request)
     real = [_scores(series, series.fires[a], series.fires[b], lag) for a, b, lag in pairs]
@@ -121,40 +128,42 @@ def dependence(
         for (a, b, lag), kept in zip(pairs, null, strict=True):
             kept[number] = _scores(series, series.fires[a][turned], series.fires[b], lag).te
         progress("control", number + 1, options.permutations)
-    found: list[tuple[str, str, int, _Scores, tuple[int, int]]] = []
-    values, nulls = [], []
-    for (a, b, lag), scores, kept in zip(pairs, real, null, strict=True):
-        tested = np.ones(scores.te.shape, bool)
-        if a == b:
-            np.fill_diagonal(tested, False)
-        for i, j in zip(*(part.tolist() for part in np.nonzero(tested)), strict=True):
-            found.append((nodes[a][i].id, nodes[b][j].id, lag, scores, (i, j)))
-        values.append(scores.te[tested])
-        nulls.append(kept[:, tested])
-    if not found:
+    if not pairs:
         return 0, []
-    z, p = _pooled_p(np.concatenate(values), np.concatenate(nulls, axis=1))
+    tested = [_tested(scores, a == b) for (a, b, _), scores in zip(pairs, real, strict=True)]
+    values = np.concatenate([scores.te[mask] for scores, mask in zip(real, tested, strict=True)])
+    if not len(values):
+        return 0, []
+    z, p = _pooled_p(values, np.concatenate([kept[:, mask] for kept, mask in zip(null, tested, strict=True)], axis=1))
     q = _false_discovery(p)
     passed = np.flatnonzero(q <= options.fdr)
-    order = passed[np.argsort(-np.concatenate(values)[passed], kind="stable")][: options.max_edges]
+    best = passed[np.argsort(-values[passed], kind="stable")][: options.max_edges]
+    starts = np.cumsum([0, *(int(mask.sum()) for mask in tested)])
     edges = []
-    for k in order.tolist():
-        source, target, lag, scores, at = found[k]
-        edges.append(
-            Edge(
-                source,
-                target,
-                lag,
-                int(scores.together[at]),
-                float(scores.pmi[at]),
-                float(scores.phi[at]),
-                float(scores.te[at]),
-                float(z[k]),
-                float(p[k]),
-                float(q[k]),
-            )
-        )
-    return len(found), edges
+    for k in best.tolist():
+        block = int(np.searchsorted(starts, k, side="right")) - 1
+        a, b, lag = pairs[block]
+        i, j = (int(part[k - starts[block]]) for part in np.nonzero(tested[block]))
+        strength = _strength(real[block], (i, j))
+        edges.append(Edge(nodes[a][i].id, nodes[b][j].id, lag, **strength, z=float(z[k]), p=float(p[k]), q=float(q[k])))
+    return len(values), edges
+
+
+def _tested(scores: _Scores, same: bool) -> np.ndarray:
+    """bool [f, g]: all pairs, but for a feature with itself."""
+    mask = np.ones(scores.te.shape, bool)
+    if same:
+        np.fill_diagonal(mask, False)
+    return mask
+
+
+def _strength(scores: _Scores, at: tuple[int, int]) -> dict[str, Any]:
+    return {
+        "together": int(scores.together[at]),
+        "pmi": float(scores.pmi[at]),
+        "phi": float(scores.phi[at]),
+        "te": float(scores.te[at]),
+    }
 
 
 @dataclass(frozen=True, slots=True, eq=False)

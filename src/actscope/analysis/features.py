@@ -204,70 +204,70 @@ class _Top:
 def measure_features(
     recording: Recording, features: FeatureSet, to: Path | None = None, *, top: int = 10, progress: Progress = silent
 ) -> FeatureReport:
-    """Encode all rows of the set's site, batch by batch (each token once, as it was computed last).
+    """Encode all rows of the set's site, batch by batch (each token once, as it was computed last; rows that are not finite not).
 
     With `to`, a folder, the activations that fire are kept there as a sparse matrix, row after row (CSR), in plain .npy files:
     `indptr` int64 [rows + 1], `indices` int32, `values` float32, and `row_ids` int64, `request` int32, `position` int64 [rows].
     """
-    found, f = recording[features.site], len(features.ids)
-    counted = genuine(found.labels)
-    fired, sums = np.zeros(f, np.int64), np.zeros(f)
-    maximum = np.full(f, -np.inf, np.float32)
-    best = _Top(np.full((top, f), -np.inf, np.float32), np.full((top, f), -1, np.int64))
-    batch_rows = max(1, _BATCH_BYTES // (4 * max(f, found.width)))
+    found = recording[features.site]
+    counted, tally = genuine(found.labels), _Tally(features, top)
+    batch_rows = max(1, _BATCH_BYTES // (4 * max(len(features.ids), found.width)))
     with _SparseFile(to) as sparse:
-        for start, batch in zip(
-            range(0, len(found), batch_rows), recording.iter_rows(features.site, batch_rows), strict=True
-        ):
+        start = 0
+        for batch in recording.iter_rows(features.site, batch_rows):
             mine = np.flatnonzero(counted[start : start + len(batch)])
-            values = batch.values[mine]
-            mine = mine[np.isfinite(values).all(axis=1)]
-            activations = features.encode(batch.values[mine])
-            fires = activations > features.thresholds
-            fired += fires.sum(axis=0)
-            sums += np.where(fires, activations, 0).sum(axis=0, dtype=np.float64)
-            maximum = np.maximum(maximum, activations.max(axis=0, initial=-np.inf))
-            best.add(np.where(fires, activations, -np.inf), start + mine)
+            mine = mine[np.isfinite(batch.values[mine]).all(axis=1)]
+            activations, fires = tally.add(batch.values[mine], start + mine)
             sparse.add(found.row_ids[start + mine], batch.labels[mine], activations, fires)
-            progress(f"{features.name} at {features.site}", min(len(found), start + batch_rows), len(found))
-    rows = int(counted.sum())
-    order = np.argsort(-fired, kind="stable")
-    stats = [
-        FeatureStats(
-            features.ids[j],
-            int(fired[j]),
-            float(fired[j] / rows),
-            float(sums[j] / fired[j]),
-            float(maximum[j]),
-            _top_tokens(recording, found.labels, best, j),
-        )
-        for j in order.tolist()
-        if fired[j]
-    ]
-    kept = sparse.path
-    return FeatureReport(
-        features.name, features.site, f, rows, f - len(stats), float(fired.sum() / max(1, rows)), stats, kept
+            start += len(batch)
+            progress(f"{features.name} at {features.site}", start, len(found))
+    stats = tally.stats(recording, found.labels)
+    mean_fired = float(tally.fired.sum() / max(1, tally.rows))
+    f = len(features.ids)
+    return FeatureReport(features.name, features.site, f, tally.rows, f - len(stats), mean_fired, stats, to)
+
+
+class _Tally:
+    """Counts, sums [f] and the highest tokens of a feature set so far."""
+
+    def __init__(self, features: FeatureSet, top: int) -> None:
+        f = len(features.ids)
+        self._features = features
+        self.rows = 0
+        self.fired = np.zeros(f, np.int64)
+        self._sums = np.zeros(f)
+        self._best = _Top(np.full((top, f), -np.inf, np.float32), np.full((top, f), -1, np.int64))
+
+    def add(self, rows: np.ndarray, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Take in rows [n, d], which are the site's rows of these numbers [n]. Activations and what fires [n, f]."""
+        activations = self._features.encode(rows)
+        fires = activations > self._features.thresholds
+        self.rows += len(rows)
+        self.fired += fires.sum(axis=0)
+        self._sums += np.where(fires, activations, 0).sum(axis=0, dtype=np.float64)
+        self._best.add(np.where(fires, activations, -np.inf), numbers)
+        return activations, fires
+
+    def stats(self, recording: Recording, labels: np.ndarray) -> list[FeatureStats]:
+        """The features that fired, most often first."""
+        requests = recording.requests
+        order = np.argsort(-self.fired, kind="stable")
+        return [self._stats_of(j, recording, requests, labels) for j in order[self.fired[order] > 0].tolist()]
+
+    def _stats_of(self, j: int, recording: Recording, requests: list[str], labels: np.ndarray) -> FeatureStats:
+        fired = int(self.fired[j])
+        values, rows = self._best.values[:, j], self._best.rows[:, j]
+        places = [place for place in np.argsort(-values, kind="stable").tolist() if rows[place] >= 0]
+        top = [_token(float(values[place]), labels[rows[place]], recording, requests) for place in places]
+        rate, mean = fired / self.rows, float(self._sums[j] / fired)
+        return FeatureStats(self._features.ids[j], fired, rate, mean, top[0].activation, top)
+
+
+def _token(activation: float, label: np.void, recording: Recording, requests: list[str]) -> TopToken:
+    token = int(label["token_id"])
+    return TopToken(
+        activation, requests[int(label["request"])], int(label["position"]), token, recording.texts.get(token)
     )
-
-
-def _top_tokens(recording: Recording, labels: np.ndarray, best: _Top, feature: int) -> list[TopToken]:
-    order = np.argsort(-best.values[:, feature], kind="stable")
-    tokens = []
-    for place in order.tolist():
-        row = int(best.rows[place, feature])
-        if row >= 0 and np.isfinite(best.values[place, feature]):
-            label = labels[row]
-            token = int(label["token_id"])
-            tokens.append(
-                TopToken(
-                    float(best.values[place, feature]),
-                    recording.requests[int(label["request"])],
-                    int(label["position"]),
-                    token,
-                    recording.texts.get(token),
-                )
-            )
-    return tokens
 
 
 @dataclass(slots=True)

@@ -30,6 +30,7 @@ def analyze(
     ] = False,
     plots: Annotated[bool, typer.Option("--plots/--no-plots", help="With --to: draw PNGs.")] = True,
     spectrum_rows: Annotated[int, typer.Option(help="Rows for the spectrum; 0 leaves it out.")] = 50_000,
+    nodes: Annotated[int, typer.Option(help="With --graph: at most so many features of each set.")] = 64,
     fdr: Annotated[float, typer.Option(help="With --graph: share of false edges that is accepted.")] = 0.05,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
@@ -51,7 +52,7 @@ def analyze(
         graph=graph,
         plots=plots,
         site=SiteOptions(spectrum_rows=spectrum_rows),
-        graph_options=GraphOptions(fdr=fdr),
+        graph_options=GraphOptions(nodes=nodes, fdr=fdr),
     )
     with Progress() as bars:
         report = run(recording, options, to, bars.update)

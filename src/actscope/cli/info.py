@@ -86,13 +86,12 @@ def _events(recording: Recording) -> dict[str, Any]:
     for drop in recording.drops:
         dropped[drop.site] = dropped.get(drop.site, 0) + drop.n_rows
     sessions = recording.sessions
-    ends = [session.stats for session in sessions if session.ended]
     return {
         "dropped_rows": dropped,
         "marks": [{"request": mark.request, "why": mark.why, "wall_ns": mark.wall_ns} for mark in recording.marks],
         "sessions": len([session for session in sessions if not session.ended]),
         "complete": recording.complete,
-        "direct_io": ends[-1].get("direct") if ends else None,
+        "direct_io": sessions[-1].stats.get("direct") if sessions else None,
         "damage": [{**asdict(damage), "says": str(damage)} for damage in recording.damage],
     }
 

@@ -20,7 +20,7 @@ from actscope.codecs.general import LZ4, NONE, SHUFFLE_ZSTD, ZSTD, General
 from actscope.codecs.lossless import Lossless
 
 #: GB of rows a second of one core's time that a codec must reach.
-FLOOR_GBPS = 0.25
+FLOOR_GBPS = 0.15
 #: Blocks until the candidates are measured again.
 REMEASURE_BLOCKS = 1024
 #: Blocks with fewer bytes say too little about ratio and speed: the next one is measured again.

@@ -65,8 +65,8 @@ _BLOCKS_UNTIL_RETRY = 64
 #: Steps are normal float32 numbers.
 _STEP_BITS = (0x0080, 0x7F80)
 _ONE = 0x3F80
-#: Elements quantised at a time, so that their float32 stay in a core's cache.
-_AT_ONCE = 128 << 10
+#: Elements quantised at a time, enough to make the calls worth it, few enough to stay in a core's caches.
+_AT_ONCE = 256 << 10
 
 
 @dataclass(slots=True)

@@ -20,7 +20,7 @@ from actscope.errors import CodecError
 #: An escape's place is a u32.
 MOST_ELEMENTS = 1 << 32
 #: Elements of a chunk, so that what is done to it stays in a core's cache. Part of the format.
-_CHUNK = 128 << 10
+_CHUNK = 512 << 10
 
 
 def chunk_rows(d: int) -> int:

@@ -28,7 +28,7 @@ from actscope.errors import CodecError
 LOSSLESS = 5
 _FLOATS = ("bfloat16", "float16", "float32", "float64")
 #: Elements handled at a time, so that what is in between stays in the cache.
-_CHUNK = 1 << 15
+_CHUNK = 1 << 17
 
 
 class Lossless:

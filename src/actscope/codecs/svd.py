@@ -1,8 +1,9 @@
 """`svd:K`: rows by their coefficients in a basis of K directions that is fitted to the site's own stream.
 
 The first rows are kept by `lossless` until there are enough of them to fit a basis. From then on a block holds K
-coefficients for each row; what lies outside the basis is lost, and how much is measured for every row by decoding. When the
-error drifts, the basis is fitted again to recent rows, and becomes a new state.
+coefficients for each row; what lies outside the basis is lost, and how much is measured for every row by decoding. When
+the error drifts, rows are gathered from then on, and a basis fitted to these becomes a new state; unless the later of
+them show that the drift has passed.
 
     head      version u8, bytes of a coefficient u8 (2 or 4), 0 u16, exact rows u32
     rows      payload of `lossless`: coefficients [n, K] as float16 or float32
@@ -35,7 +36,7 @@ _FEWEST_ROWS = 2048
 _HELD_OUT = 4
 #: float16 serves for basis and coefficients while it raises the held-out error by no more than this.
 _NARROW_COSTS = 1.01
-#: Fitted again when the smoothed error is so many times that at the fit, and all rows to fit to are new.
+#: The error has drifted when, smoothed over so many rows, it is so many times what it was at the fit.
 _DRIFT = 1.25
 _SMOOTHING_ROWS = 4096
 
@@ -47,7 +48,8 @@ class Svd:
         if k < 1:
             raise CodecError(f"codec 'svd': expected at least 1 component, found {k}")
         self.k = k
-        self._recent = Recent(max(_FEWEST_ROWS, _ROWS_PER_DIRECTION * k))
+        self._gathered = Gathered(max(_FEWEST_ROWS, _ROWS_PER_DIRECTION * k))
+        self._width = 0
         self._writer, self._lossless = PlaneWriter(), Lossless()
         self._basis: Basis | None = None
         self._state = 0
@@ -58,20 +60,40 @@ class Svd:
         rows = checked_rows(rows, dtype)
         if dtype not in FLOATS or not rows.size:
             return self._lossless.encode(rows, dtype)
-        if self.k > rows.shape[1]:
-            raise CodecError(f"codec 'svd:{self.k}': rows are {rows.shape[1]} wide: choose at most so many components")
+        self._check_width(rows.shape[1])
         x = to_float32(rows, dtype)
         with np.errstate(over="ignore", invalid="ignore"):
             usable = workable(squared_norms(x))
         encoded = self._lossless.encode(rows, dtype) if self._basis is None else self._project(rows, x, usable, dtype)
-        self._recent.add(x[usable])
-        if self._recent.full and (self._basis is None or self._error > _DRIFT * self._error_at_fit):
-            self._fit()
+        self._gather(x[usable])
         return encoded
+
+    def _check_width(self, d: int) -> None:
+        if self.k > d:
+            raise CodecError(f"codec 'svd:{self.k}': rows are {d} wide: choose at most so many components")
+        if self._width not in (0, d):
+            raise CodecError(f"codec 'svd:{self.k}': rows were {self._width} wide and are now {d}")
+        self._width = d
+
+    def _gather(self, rows: np.ndarray) -> None:
+        if self._basis is not None and self._error <= _DRIFT * self._error_at_fit:
+            self._gathered.clear()
+            return
+        self._gathered.add(rows)
+        if not self._gathered.missing:
+            self._fit_unless_steady(self._gathered.clear())
+
+    def _fit_unless_steady(self, rows: np.ndarray) -> None:
+        """A disturbance may have passed since the error rose: what counts is the later half of the rows gathered."""
+        now = _mean_error(self._basis, rows[len(rows) // 2 :]) if self._basis is not None else np.inf
+        if now > _DRIFT * self._error_at_fit:
+            self._fit(rows)
+        else:
+            self._error = now
 
     def _project(self, rows: np.ndarray, x: np.ndarray, usable: np.ndarray, dtype: str) -> Encoded:
         assert self._basis is not None
-        coefficients = self._basis.coefficients(np.where(usable[:, None], x, np.float32(0)))
+        coefficients = self._basis.coefficients(x if usable.all() else np.where(usable[:, None], x, np.float32(0)))
         width = self._basis.width
         if width == 2 and np.abs(coefficients).max() > np.finfo(np.float16).max:
             width = 4
@@ -91,8 +113,7 @@ class Svd:
         if errors.size:
             self._error += min(1.0, errors.size / _SMOOTHING_ROWS) * (float(errors.mean()) - self._error)
 
-    def _fit(self) -> None:
-        rows = self._recent.take()
+    def _fit(self, rows: np.ndarray) -> None:
         held_out = rows[::_HELD_OUT]
         basis = fitted(np.delete(rows, np.s_[::_HELD_OUT], axis=0), self.k)
         error, narrow = _mean_error(basis, held_out), _mean_error(narrowed(basis), held_out)
@@ -114,52 +135,40 @@ class Svd:
             "error_at_fit": self._error_at_fit,
             "error": self._error,
             "coefficients": _WIDTHS[self._basis.width] if self._basis else None,
-            "rows_until_fit": self._recent.missing,
+            "rows_until_fit": self._gathered.missing if self._gathered.count or not self._basis else None,
         }
 
 
-class Recent:
-    """The last rows of a stream, at most `capacity` of them, float32: what a basis is fitted to."""
+class Gathered:
+    """Rows for a fit: at most `capacity` of them, float32. Takes no memory between fits."""
 
     def __init__(self, capacity: int) -> None:
         self._capacity = capacity
-        self._rows: np.ndarray | None = None
-        self._count = 0
+        self._parts: list[np.ndarray] = []
+        self.count = 0
 
     def add(self, rows: np.ndarray) -> None:
-        """Rows [n, d]; CodecError when their width has changed."""
-        if self._rows is None:
-            self._rows = np.empty((self._capacity, rows.shape[1]), np.float32)
-        if self._rows.shape[1] != rows.shape[1]:
-            raise CodecError(f"codec 'svd': rows were {self._rows.shape[1]} wide and are now {rows.shape[1]}")
-        last = rows[-self._capacity :]
-        at = (self._count + len(rows) - len(last)) % self._capacity
-        head = min(len(last), self._capacity - at)
-        self._rows[at : at + head] = last[:head]
-        self._rows[: len(last) - head] = last[head:]
-        self._count += len(rows)
-
-    @property
-    def full(self) -> bool:
-        """Whether all rows are newer than the last `take`."""
-        return self._count >= self._capacity
+        """Rows [n, d], copied; those beyond the capacity are left out."""
+        part = rows[: self.missing].copy()
+        self._parts.append(part)
+        self.count += len(part)
 
     @property
     def missing(self) -> int:
-        return max(0, self._capacity - self._count)
+        """Rows that it still takes."""
+        return self._capacity - self.count
 
-    def take(self) -> np.ndarray:
-        """The rows [capacity, d], in no particular order; `full` only once they have all been replaced."""
-        assert self._rows is not None
-        self._count = 0
-        return self._rows
+    def clear(self) -> np.ndarray:
+        """Empty it; what it held, [count, d]."""
+        parts, self._parts, self.count = self._parts, [], 0
+        return np.concatenate(parts) if parts else np.empty((0, 0), np.float32)
 
 
 def _errors(x: np.ndarray, back: np.ndarray, usable: np.ndarray) -> np.ndarray:
     """Relative L2 error of each row, float32 [n]; 0 for those kept exactly."""
-    errors = np.zeros(len(x), np.float32)
-    away = np.subtract(back, x, out=back if back.flags.writeable else None, where=usable[:, None])
-    errors[usable] = np.sqrt(squared_norms(away)[usable] / squared_norms(x)[usable])
+    with np.errstate(all="ignore"):  # of rows that are not usable
+        errors: np.ndarray = np.sqrt(squared_norms(back - x) / squared_norms(x))
+    errors[~usable] = 0
     return errors
 
 

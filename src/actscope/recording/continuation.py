@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from actscope.recording import ledger, manifest
-from actscope.recording.keys import KEY, Kind
+from actscope.recording.keys import DTYPE_NAMES, KEY, Kind
 from actscope.recording.spec import RecordingSpec
 from actscope.store import Store, StoreOptions, StoreReader, recover
 
@@ -20,6 +20,7 @@ class Continuation:
     next_row: int = 0
     last_step: int = 0
     requests: frozenset[str] = frozenset()
+    shapes: tuple[tuple[str, tuple[str, int]], ...] = ()  # (site, (dtype, width)) of the sites that have rows
 
 
 def continue_recording(path: Path, spec: RecordingSpec, options: StoreOptions) -> tuple[Store, Continuation]:
@@ -42,4 +43,12 @@ def continuation_of(reader: StoreReader) -> Continuation:
         requests.update(batch.requests)
         last_step = max(last_step, int(batch.labels["step"].max(initial=0)))
         next_row = max(next_row, int(batch.row_ids.max(initial=-1)) + 1)
-    return Continuation(next_row, last_step, frozenset(requests))
+    return Continuation(next_row, last_step, frozenset(requests), _shapes(reader, keys))
+
+
+def _shapes(reader: StoreReader, keys: np.ndarray) -> tuple[tuple[str, tuple[str, int]], ...]:
+    blocks = np.flatnonzero(keys["kind"] == Kind.BLOCK)
+    channels, firsts = np.unique(reader.entries["channel"][blocks], return_index=True)
+    names = [reader.channels[channel].removeprefix("rows/") for channel in channels]
+    found = keys[blocks[firsts]]
+    return tuple((n, (DTYPE_NAMES[int(k["dtype"])], int(k["width"]))) for n, k in zip(names, found, strict=True))

@@ -10,6 +10,11 @@ from enum import IntEnum, IntFlag
 
 import numpy as np
 
+from actscope.codecs import DTYPES
+
+#: dtype names by their wire codes.
+DTYPE_NAMES = {code: name for name, code in DTYPES.items()}
+
 KEY = np.dtype(
     [
         ("kind", "u1"),

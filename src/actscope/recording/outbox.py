@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from actscope.errors import ActscopeError
+from actscope.errors import ActscopeError, RecordingPoisoned
 from actscope.frames import Frame, Span, SpanFlag, Step
 from actscope.recording.recorder import Recorder
 from actscope.recording.rows import as_torch
@@ -50,6 +50,12 @@ class Outbox:
         self._moves: deque[_Move] = deque()
         self._of_step: dict[int, list[_Move]] = {}  # by the id of the kept step
         self._reported = False
+        self._poisoned: RecordingPoisoned | None = None
+
+    @property
+    def failure(self) -> Exception | None:
+        """What has stopped the recording, if anything did."""
+        return self.recorder.failure or self._poisoned
 
     def __bool__(self) -> bool:
         return bool(self._moves)
@@ -92,7 +98,7 @@ class Outbox:
             move = self._moves.popleft()
             if move.done:
                 continue
-            if self.recorder.failure is None and self._size(move) > self._room():
+            if self.failure is None and self._size(move) > self._room():
                 self._flush()
             self._hand_over(move)
 
@@ -104,12 +110,12 @@ class Outbox:
 
     def _room(self) -> int:
         """Bytes that the recorder takes now; a recorder that has failed takes anything, to be counted as lost."""
-        if self.recorder.failure is not None:
+        if self.failure is not None:
             return _AT_ONCE
         return min(_AT_ONCE, self.recorder.options.queue_bytes - self.recorder.stats().held_bytes)
 
     def _idle(self) -> bool:
-        return self.recorder.failure is not None or self.recorder.stats().held_bytes == 0
+        return self.failure is not None or self.recorder.stats().held_bytes == 0
 
     def _size(self, move: _Move) -> int:
         share = move.n_rows / max(1, move.kept.step.n_rows)
@@ -121,7 +127,7 @@ class Outbox:
         moves.remove(move)
         if not moves:
             del self._of_step[id(move.kept)]
-        if self.recorder.failure is not None:
+        if self.failure is not None:
             self.lost_rows += move.n_rows
             return
         try:
@@ -131,10 +137,21 @@ class Outbox:
             self.lost_rows += move.n_rows
             self._report(error)
 
+    def mark(self, request: str, why: str) -> None:
+        """Write a mark into the recording, if it still takes one."""
+        if self.failure is not None:
+            return
+        try:
+            self.recorder.mark(request, why)
+        except (ActscopeError, OSError) as error:
+            self._report(error)
+
     def _report(self, error: Exception) -> None:
+        if isinstance(error, RecordingPoisoned):  # the recorder's own threads may see it later
+            self._poisoned = error
         if not self._reported:
             self._reported = True
-            log.error("rows that were to be kept are lost (further ones are only counted): %s", error)
+            log.error("what was to be kept is lost (further losses are only counted): %s", error)
 
     def _frames(self, move: _Move) -> list[Frame]:
         runs = joined([(leg.span.offset + start, leg.span.offset + stop) for leg, (start, stop) in move.pieces])

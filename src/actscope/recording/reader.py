@@ -94,6 +94,14 @@ class Recording:
         found: np.ndarray = self._labels.all
         return found if request is None else found[self._labels.of_request(self._number(request))]
 
+    def wall_ns(self, request: str | None = None) -> np.ndarray:
+        """int64 [n]: wall time of each row of `labels(request)`, nanoseconds since the epoch, by its own writer's clocks."""
+        begun = [session for session in self.sessions if not session.ended]
+        offsets = np.array([session.wall_ns - session.monotonic_ns for session in begun], np.int64)
+        at = np.searchsorted([session.first_row for session in begun], self._labels.row_ids, side="right") - 1
+        times: np.ndarray = self._labels.all["time_ns"] + offsets[at]
+        return times if request is None else times[self._labels.of_request(self._number(request))]
+
     @property
     def row_ids(self) -> np.ndarray:
         """int64 [n]: the number of each row of `labels()`, ascending; gaps are rows whose step did not end."""

@@ -72,6 +72,7 @@ class Recorder:
         self._lanes = Lanes(spec.sites, budget=options.queue_bytes, block_bytes=options.block_bytes_of(len(spec.sites)))
         self._next_row, self._step_base = begun.next_row, begun.last_step
         self._written = self._durable = begun.next_row
+        self._shapes: dict[str, tuple[str, int]] = dict(begun.shapes)  # dtype and width of each site
         self._open: dict[int, int] = {}  # first row of each step under way, by its number
         self._unwritten: list[tuple[Step, int]] = []
         self._unwritten_rows = 0
@@ -128,7 +129,7 @@ class Recorder:
         self.begin(step)
         for frame in frames:
             if frame.site in self._lanes:
-                self.put(step, frame.site, frame.rows)
+                self.put(step, frame.site, frame.rows, frame.dtype)
         self.end(step)
 
     def begin(self, step: Step) -> None:
@@ -137,18 +138,15 @@ class Recorder:
             self._open[step.number] = self._next_row
             self._next_row += step.n_rows
 
-    def put(self, step: Step, site: str, rows: Any) -> bool:
+    def put(self, step: Step, site: str, rows: Any, dtype: str | None = None) -> bool:
         """Rows [step.n_rows, d] of one site, numpy or torch on the CPU; False when they were dropped, and counted.
 
-        Raises RecordingError under policy "error" when the queue is full, RecordingPoisoned when the disk has failed, and
-        RecordingError for rows that do not fit the step.
+        All rows of a site have one width and dtype; `dtype` is "bfloat16" for uint16 arrays of its bits. Raises RecordingError
+        under policy "error" when the queue is full, RecordingPoisoned when the disk has failed, and RecordingError for rows
+        that do not fit the step or the site.
         """
-        array, dtype = as_numpy(rows)
-        if site not in self._lanes or len(array) != step.n_rows or dtype not in DTYPES:
-            raise RecordingError(
-                f"site {site!r}: expected [{step.n_rows}, d] rows of one of {', '.join(self.spec.sites)}, "
-                f"found {list(array.shape)} {dtype}"
-            )
+        array, dtype = as_numpy(rows, dtype)
+        self._check(step, site, array, dtype)
         piece = Piece(self._open[step.number], array, dtype, step.number + self._step_base, step.time_ns)
         if not step.n_rows:
             return True
@@ -156,6 +154,20 @@ class Recorder:
             return True
         self._lose(site, piece)
         return False
+
+    def _check(self, step: Step, site: str, rows: np.ndarray, dtype: str) -> None:
+        if site not in self._lanes or len(rows) != step.n_rows or dtype not in DTYPES:
+            raise RecordingError(
+                f"site {site!r}: expected [{step.n_rows}, d] rows of one of {', '.join(self.spec.sites)}, "
+                f"found {list(rows.shape)} {dtype}"
+            )
+        found = dtype, rows.shape[1]
+        known = self._shapes.setdefault(site, found)
+        if known != found:
+            raise RecordingError(
+                f"{self.path}: site {site} holds {known[0]} rows of width {known[1]}, found {found[0]} of width {found[1]}: "
+                "record another dtype or width into a folder of its own"
+            )
 
     def _lose(self, site: str, piece: Piece) -> None:
         policy, failure = self.options.policy, self._failure
@@ -218,12 +230,12 @@ class Recorder:
     def checkpoint(self) -> int:
         """Make everything durable and say so in `checkpoint.json` beside the segments. Rows durable so far."""
         upto = self.sync()
+        steps = self._step_base + self._stats.steps
+        note = {"rows": upto, "steps": steps, "wall_ns": time.time_ns(), "codecs": self.reports()}
+        publish(self.path / "checkpoint.json", msgspec.json.format(msgspec.json.encode(note), indent=1))
         with self._lock:
             self._checkpointed = upto
             self._stats.checkpoints += 1
-            steps = self._stats.steps
-        note = {"rows": upto, "steps": self._step_base + steps, "wall_ns": time.time_ns(), "codecs": self.reports()}
-        publish(self.path / "checkpoint.json", msgspec.json.format(msgspec.json.encode(note), indent=1))
         return upto
 
     def reports(self) -> dict[str, Any]:
@@ -436,7 +448,9 @@ class Recorder:
 
     def _session(self, ended: bool = False) -> records.Session:
         now = clock_pair()
-        stats = {"codecs": self.reports(), "dropped_rows": self._stats.dropped_rows} if ended else {}
+        stats: dict[str, Any] = {"direct": self._store.direct, "direct_reason": self._store.direct_reason}
+        if ended:
+            stats |= {"codecs": self.reports(), "dropped_rows": self._stats.dropped_rows}
         return records.Session(now.monotonic_ns, now.wall_ns, now.boot_id, __version__, self._next_row, ended, stats)
 
 

@@ -9,10 +9,13 @@ import numpy as np
 from actscope.errors import RecordingError
 
 
-def as_numpy(rows: Any) -> tuple[np.ndarray, str]:
-    """Rows [n, d], of numpy or of torch on the CPU, as an array without a copy, and the name of their dtype."""
+def as_numpy(rows: Any, dtype: str | None = None) -> tuple[np.ndarray, str]:
+    """Rows [n, d], of numpy or of torch on the CPU, as an array without a copy, and the name of their dtype.
+
+    `dtype` says what a numpy array holds where its own dtype does not: bfloat16 bits in uint16.
+    """
     if isinstance(rows, np.ndarray):
-        return np.ascontiguousarray(rows), rows.dtype.name
+        return np.ascontiguousarray(rows), dtype or rows.dtype.name
     name = str(rows.dtype).removeprefix("torch.")
     tensor = rows.detach().contiguous()
     if name == "bfloat16":

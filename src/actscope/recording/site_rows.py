@@ -9,13 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from actscope.codecs import DTYPES, decode, name_of, to_float32
+from actscope.codecs import decode, name_of, to_float32
 from actscope.errors import RecordingDamaged
-from actscope.recording.keys import KEY, BlockFlag, Kind, errors_of
+from actscope.recording.keys import DTYPE_NAMES, KEY, BlockFlag, Kind, errors_of
 from actscope.recording.rows import as_torch
 from actscope.store import StoreReader
 
-_DTYPE_NAMES = {code: name for name, code in DTYPES.items()}
 _CACHED_BYTES = 64 << 20
 
 
@@ -84,7 +83,7 @@ class Blocks:
         return np.repeat(self.keys["first_row"].astype(np.int64) - starts, counts) + np.arange(counts.sum())
 
     def dtype_of(self, block: int) -> str:
-        return _DTYPE_NAMES[int(self.keys["dtype"][block])]
+        return DTYPE_NAMES[int(self.keys["dtype"][block])]
 
     def decoded(self, block: int) -> np.ndarray:
         """The rows of one block [n, d], bfloat16 as uint16. Raises RecordingDamaged, CodecError."""
@@ -101,6 +100,10 @@ class Blocks:
 
     def _decode(self, block: int) -> np.ndarray:
         found = self.keys[block]
+        if (found["dtype"], found["width"]) != (self.keys["dtype"][0], self.keys["width"][0]):
+            raise RecordingDamaged(
+                f"block {block} has another dtype or width than the site's first: run `actscope verify`"
+            )
         body = self._store.read(self.entries[block])
         payload = body[int(found["n_rows"]) :] if found["flags"] & BlockFlag.LOSSY else body
         shape = int(found["n_rows"]), int(found["width"])
@@ -175,8 +178,9 @@ class SiteRows:
     def __getitem__(self, index: Any) -> np.ndarray:
         ids = self._ids[index]
         rows = self._gather(np.atleast_1d(ids))
-        values: np.ndarray = to_float32(rows, "bfloat16") if self._is_bf16 else rows
-        return values[0] if np.ndim(ids) == 0 else values
+        values = to_float32(rows, "bfloat16") if self._is_bf16 else rows
+        found: np.ndarray = values[0] if np.ndim(ids) == 0 else values
+        return found
 
     def __iter__(self) -> Iterator[np.ndarray]:
         for start in range(0, len(self), 4096):
@@ -190,6 +194,13 @@ class SiteRows:
         ids = self._ids[index]
         rows = as_torch(self._gather(np.atleast_1d(ids)), self.source_dtype)
         return rows[0] if np.ndim(ids) == 0 else rows
+
+    def native(self, index: Any = slice(None)) -> np.ndarray:
+        """Rows as they came, without conversion: bfloat16 as uint16 of its bits."""
+        ids = self._ids[index]
+        rows = self._gather(np.atleast_1d(ids))
+        found: np.ndarray = rows[0] if np.ndim(ids) == 0 else rows
+        return found
 
     def batches(self, batch_rows: int) -> Iterator[Rows]:
         """All rows in order, so many at a time."""

@@ -17,8 +17,8 @@ from actscope.store.watermark import WatermarkFile
 class Drain:
     """Writes buffers in their order; the only one who touches the files. The first error ends it and poisons the flow.
 
-    One group commit: fdatasync of the segment, the durable mark into the watermark, fdatasync of the watermark. A segment is durable
-    from end to end before the next one appears, so damage in it can never be a torn tail.
+    One group commit: fdatasync of the segment, the durable mark into the watermark, fdatasync of the watermark. A
+    segment is durable from end to end before the next one appears, so damage in it can never be a torn tail.
     """
 
     def __init__(

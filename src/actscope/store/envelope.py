@@ -41,7 +41,11 @@ except ImportError as error:
 
 Ranges = tuple[tuple[int, int], ...]  # of message numbers, both ends included
 LIBRARY = "actscope 1"
-FRAME = "offsets in the message: 4s ACTM, u8 version, u32 recording, 64s key, u64 number, u64 durable, u64 length, u32 crc32c, u32 crc32c"
+#: never changed within version 1: the summary repeats it, and `verify` compares the summary byte for byte
+FRAME = (
+    "offsets in the message: 4s ACTM, u8 version, u32 recording, 64s key, u64 number, u64 durable, u64 length, "
+    "u32 crc32c, u32 crc32c"
+)
 SEAL_TOPIC = "actscope/seal"
 ENCODING = "actscope"
 INDEX_NAME, INDEX_TYPE = "index", "application/x-actscope-entries"
@@ -151,9 +155,11 @@ def _sealed(
 
 
 def epilogue(prologue: Prologue, channels: Sequence[str], entries: npt.NDArray[np.void], offset: int) -> bytes:
-    """The end of a segment whose messages are `entries` and end at `offset`: a function of its arguments, so that it can be checked.
+    """The end of a segment whose messages are `entries` and end at `offset`: a function of its arguments, so that it
+    can be checked.
 
-    Attachment "index", DataEnd, and a summary that MCAP's own readers use. DataEnd's CRC is 0, "not available": messages have their own.
+    Attachment "index", DataEnd, and a summary that MCAP's own readers use. DataEnd's CRC is 0, "not available":
+    messages have their own.
     """
     attachment = records.Attachment(prologue.time_ns, prologue.time_ns, INDEX_NAME, INDEX_TYPE, entries.tobytes())
     data = _bytes(attachment)

@@ -83,7 +83,8 @@ class Flow:
     def next(self, deadline: Callable[[], float]) -> list[Buffer]:
         """For the I/O thread: the next buffers, of one segment; none when something else is due.
 
-        Up to half of the pool at once: on a busy machine the thread comes late to every write, and the other half fills meanwhile.
+        Up to half of the pool at once: on a busy machine the thread comes late to every write, and the other half
+        fills meanwhile.
         """
         with self.changed:
             while not self._queue and not self.stopping and not self.sync_due():

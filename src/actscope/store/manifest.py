@@ -10,7 +10,7 @@ from typing import Any
 
 from actscope.errors import RecordingDamaged, RecordingError
 from actscope.store.checksum import crc32c_of
-from actscope.store.files import naming, publish
+from actscope.store.files import naming, publish, read_file
 
 NAME = "manifest.json"
 FORMAT = "actscope-store"
@@ -73,14 +73,7 @@ class Manifest:
 
 def read_manifest(directory: Path) -> Manifest:
     """The manifest of a recording; FileNotFoundError when absent, RecordingDamaged when it cannot be understood."""
-    path = directory / NAME
-    try:
-        with path.open("rb") as file:
-            data = file.read(MAX_BYTES + 1)
-    except FileNotFoundError:
-        raise
-    except OSError as error:
-        raise RecordingError(f"{path}: reading failed: {error.strerror or error}") from error
+    path = directory / NAME data = read_file(path, MAX_BYTES + 1)
     return manifest_from(data, path)
 
 

@@ -67,10 +67,15 @@ class SegmentFile:
         self._fd = os.open(directory / segment_name(number), flags, 0o644)
         self._limit = options.segment_bytes if options.preallocate else 0
         self._reserved = 0
-        sync_directory(directory)
+        try:
+            sync_directory(directory)
+        except OSError:
+            self.close()
+            raise
 
     def write(self, parts: Sequence[memoryview], offset: int) -> None:
-        """Every byte of the parts, at the end of the file. A short write goes on where it stopped, a direct one from the last whole block."""
+        """Every byte of the parts, at the end of the file. A short write goes on where it stopped, a direct one from
+        the last whole block."""
         assert offset == self._end, "a segment is written from its start to its end, each byte once"
         total, done = sum(map(len, parts)), 0
         self._reserve(offset + total)

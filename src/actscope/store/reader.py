@@ -20,7 +20,8 @@ from actscope.store.watermark import Watermark
 class StoreReader:
     """Messages of a recording by their entries. Never writes; `read` may be called by many threads, `refresh` by one.
 
-    Nothing here raises for what is in the files but RecordingError and RecordingDamaged, and every body handed out has its CRC32C checked.
+    Nothing here raises for what is in the files but RecordingError and RecordingDamaged, and every body handed out
+    has its CRC32C checked.
     """
 
     def __init__(self, survey: Survey) -> None:

@@ -17,7 +17,6 @@ from actscope.store.survey import Progress, SegmentState, Survey
 from actscope.store.watermark import NAME as WATERMARK
 from actscope.store.watermark import Position, Watermark, WatermarkFile
 
-
 MISSING = 10_000  # segment files; more are a name or a watermark that lies
 
 
@@ -47,8 +46,10 @@ class RecoverReport:
 def recover(path: str | os.PathLike[str], *, salvage: bool = False, progress: Progress | None = None) -> RecoverReport:
     """Close a recording that its writer could not close. Run twice, the second changes nothing.
 
-    Reads every byte first. Whole messages are kept, also those that were never acknowledged; what lies behind them is cut, and kept
-    in `<segment>.torn`. When acknowledged bytes are bad or missing it raises RecordingDamaged and changes nothing, unless `salvage`:
+    Reads every byte first. Whole messages are kept, also those that were never acknowledged; what lies behind them
+    is cut, and kept in `<segment>.torn`. When acknowledged bytes are bad or missing it raises RecordingDamaged and
+    changes nothing,
+    unless `salvage`:
     then damaged segments are written anew with the messages that are whole, the old files stay as `<segment>.damaged`, and the
     numbers that are lost are written down, so that every later look reports them. RecordingError while a writer is at it.
     """
@@ -134,7 +135,7 @@ class _Recovery:
             one.acknowledged and one.kind != "lost" for one in (*state.damage, *state.scan.damage)
         )
         if damaged:
-            acknowledged = self._survey.acknowledged_in(number)
+            acknowledged = state.acknowledged if state else self._survey.acknowledged_in(number)
             rewrite = Rewrite(self._survey, number, self._next, acknowledged)
             self._report.kept += rewrite.run()
             self._survey.segments[number] = state = rewrite.state

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import numpy.typing as npt
 
 from actscope.store.envelope import Prologue, Ranges, epilogue
 from actscope.store.files import spare_name, sync_directory, write_all
-from actscope.store.layout import record_bytes, segment_name
+from actscope.store.layout import ENTRY, record_bytes, segment_name
 from actscope.store.scan import Scan
 from actscope.store.source import STRIDE, Source
 from actscope.store.survey import SegmentState, Survey
@@ -36,7 +37,7 @@ def copy_aside(path: Path, start: int = 0, suffix: str = ".damaged") -> Path:
 def without(first: int, last: int, present: npt.NDArray[np.uint64]) -> Ranges:
     """The ranges of first..last that are not in `present`, ascending."""
     edges = [first - 1, *(int(number) for number in present), last + 1]
-    return tuple((a + 1, b - 1) for a, b in zip(edges, edges[1:], strict=False) if b - a > 1)
+    return tuple((a + 1, b - 1) for a, b in pairwise(edges) if b - a > 1)
 
 
 class Rewrite:
@@ -47,7 +48,8 @@ class Rewrite:
         self._path = survey.path / segment_name(number)
         self._number = number
         old = survey.segments.get(number)
-        self._entries = old.entries.copy() if old else np.zeros(0, Scan(0, 0, 0, 0, 0).entries.dtype)
+        entries = old.entries if old else np.zeros(0, ENTRY)
+        self._entries = entries[entries["number"] >= first]
         last = max(last, int(self._entries["number"].max(initial=0)))
         self._lost = without(first, last, self._entries["number"])
         self._prologue = Prologue.make(survey.manifest, number, first, self._time(old), self._lost)

@@ -35,7 +35,8 @@ class Scan:
     at        offset after the last whole record
     number    the message number that comes next
     damage    what cannot get better: bad bytes with acknowledged messages in or after them
-    tail      what may still be written, or is a torn write: the reason why the walk stopped before the end of the file; "" at the end
+    tail      what may still be written, or is a torn write: the reason why the walk stopped before the end of the
+              file; "" at the end
     epilogue  the walk stopped at what looks like one
     end       where the epilogue begins, when that is known from its index
     """
@@ -67,8 +68,8 @@ class Scan:
     def advance(self, source: Source, acknowledged: int, *, bodies: bool) -> None:
         """Walk on to the end of the file, or to what is not a record.
 
-        Bad bytes before the message number `acknowledged` are damage, and the walk goes on behind them; bad bytes after it end the walk.
-        Bodies are checked when they are not acknowledged, and all of them with `bodies`.
+        Bad bytes before the message number `acknowledged` are damage, and the walk goes on behind them; bad bytes
+        after it end the walk. Bodies are checked when they are not acknowledged, and all of them with `bodies`.
         """
         size, self.tail, self.epilogue = source.size(), "", False
         while self.at < size and not self.tail and not self.epilogue:
@@ -152,8 +153,7 @@ class Scan:
 
 def find_head(source: Source, start: int, end: int, recording: int, least: int) -> tuple[int, int] | None:
     """Offset and number of the next message of this recording at or after `start`, numbered `least` or more."""
-    at = start
-    while at + HEAD_BYTES <= end:
+    at = start while at + HEAD_BYTES <= end:
         window = bytes(source.take(at, min(BLOCK * 16, end - at)))
         place = window.find(HEAD_MAGIC, MAGIC_AT)
         while place >= 0:

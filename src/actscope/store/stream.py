@@ -20,8 +20,8 @@ from actscope.store.watermark import Position
 class Stream:
     """The segments as one stream of bytes, cut into buffers. Used under the append lock.
 
-    A flush in the middle of a block ends it with a padding record, so that no byte is ever written twice: a write that fails, or that
-    power loss tears, cannot touch what was acknowledged.
+    A flush in the middle of a block ends it with a padding record, so that no byte is ever written twice: a write
+    that fails, or that power loss tears, cannot touch what was acknowledged.
     """
 
     def __init__(

@@ -33,6 +33,8 @@ class SegmentState:
     closed: bool = False  # index, summary and footer are whole
     damage: list[Damage] = field(default_factory=list)  # of the last look, without those of the scan
     indexed: npt.NDArray[np.void] | None = None  # entries from the index, when there was no need to scan
+    acknowledged: int = 0  # the last message number that must be in it, or in one before
+    last: int | None = None  # the last message number, as the index knows it
 
     @property
     def entries(self) -> npt.NDArray[np.void]:
@@ -72,9 +74,10 @@ class Survey:
             [Damage(0, 0, 0, "manifest", True, f"{NAME}: {self._manifest_fault}")] if self._manifest_fault else []
         )
         self._judge_watermark(state, prologues)
-        self._firsts = {number: one.first for number, one in prologues.items() if one is not None}
-        self.highest = max([*files, self.watermark.written.segment if self.watermark else 0], default=0)
-        self.acknowledged = self.watermark.written.number if self.watermark else self._last_head(files)
+        firsts = {number: one.first if one else self._first_head(files[number]) for number, one in prologues.items()}
+        self._firsts = {number: first for number, first in firsts.items() if first is not None}
+        self.highest = max([*files, self.watermark.acknowledged.segment if self.watermark else 0], default=0)
+        self.acknowledged = self.watermark.acknowledged.number if self.watermark else self._last_head(files)
         self._judge_segments(files, prologues, progress)
         self._judge_end()
 
@@ -82,6 +85,12 @@ class Survey:
         """The highest message number up to this segment that was acknowledged: those before a later segment all were."""
         later = [first for number, first in self._firsts.items() if number > segment]
         return min(later) - 1 if later else self.acknowledged
+
+    def _first_head(self, path: Path) -> int | None:
+        """Where a segment begins whose prologue does not tell: at the first message that can be found."""
+        with Source(path) as source:
+            found = find_head(source, 0, source.size(), self.manifest.recording, 1)
+        return found[1] if found else None
 
     def _last_head(self, files: dict[int, Path]) -> int:
         """Without a watermark: everything before the last head that can be found counts as acknowledged."""
@@ -186,8 +195,10 @@ class Survey:
             if prologue is None:
                 self._bad_prologue(known, source, acknowledged, must_close)
             elif known.scan.rows or not self._from_index(known, source):
+                acknowledged = acknowledged if known.last is None else min(acknowledged, known.last)
                 known.scan.advance(source, acknowledged, bodies=self.thorough)
                 self._judge_tail(known, source, acknowledged, must_close)
+        known.acknowledged = acknowledged
         self.segments[number] = known
         self.damage += [*known.scan.damage, *known.damage]
 
@@ -209,13 +220,13 @@ class Survey:
 
     def _bad_prologue(self, known: SegmentState, source: Source, acknowledged: int, must_close: bool) -> None:
         size, scan, wrong = source.size(), known.scan, "the beginning of the segment is not whole"
-        newest = self.watermark.written.segment if self.watermark else 0
+        newest = self.watermark.acknowledged.segment if self.watermark else 0
         if scan.number > acknowledged and not must_close and known.number > newest:
             if source.nonzero(0, size):
                 known.damage.append(Damage(known.number, 0, size, "torn tail", False, wrong))
             return
         if scan.at == 0:
-            at, number = find_head(source, 0, size, self.manifest.recording, scan.number) or (size, scan.number)
+            at, _ = find_head(source, 0, size, self.manifest.recording, scan.number) or (size, 0)
             scan.damage.append(Damage(known.number, 0, at, "corrupt", True, wrong))
             scan.at = at
         scan.advance(source, acknowledged, bodies=self.thorough)
@@ -227,6 +238,8 @@ class Survey:
         if found is None or known.prologue is None or not self._fits(known, *found):
             return False
         entries, known.scan.end = found
+        known.last = int(entries["number"][-1]) if len(entries) else None
+        known.last = max([known.last or 0, *(last for _, last in known.prologue.lost)]) or None
         if self.thorough:
             return False
         known.indexed, known.closed, known.scan.at = entries, True, found[1]
@@ -236,7 +249,8 @@ class Survey:
         return True
 
     def _fits(self, known: SegmentState, entries: npt.NDArray[np.void], end: int) -> bool:
-        """Whether an index can be that of this segment: numbers without gaps but for lost ones, records in order and in the file."""
+        """Whether an index can be that of this segment: numbers without gaps but for lost ones, records in order and
+        in the file."""
         if not len(entries):
             return True
         scan = known.scan

@@ -3,8 +3,8 @@
     0    slot 0   512 bytes: SLOT, zeros, CRC32C of the 508 bytes before     ┐ written in turn, so that
     512  slot 1   the same                                                   ┘ one is whole at any moment
 
-A write of one slot is a write into the page cache: it survives kill -9. `sync` makes it survive power loss. The file is never renamed or
-truncated, so that the lock on it is the lock on the recording.
+A write of one slot is a write into the page cache: it survives kill -9. `sync` makes it survive power loss. The file
+is never renamed or truncated, so that the lock on it is the lock on the recording.
 """
 
 from __future__ import annotations
@@ -13,20 +13,32 @@ import fcntl
 import os
 import struct
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 
 from actscope.errors import RecordingError
 from actscope.store.checksum import crc32c_of
-from actscope.store.files import naming, write_all
+from actscope.store.files import naming, read_file, write_all
 
 NAME = "watermark"
 SLOT_BYTES = 512
 FILE_BYTES = 2 * SLOT_BYTES
-SLOT = struct.Struct("<8sHHIIIQQIQQIQ")
+SLOT = struct.Struct("<8sHHIIIQQIQQIQ16s")
+BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 MAGIC = b"ACTSMARK"
 VERSION = 1
 CLOSED = 1
 RETRIES = 5  # of a read that may have met a write
+
+
+@cache
+def boot_id() -> bytes:
+    """Tells one run of the machine from another: what was written but not durable does not survive into the next;
+    zeros: unknown."""
+    try:
+        return bytes.fromhex(BOOT_ID.read_text().strip().replace("-", ""))[:16].ljust(16, b"\0")
+    except (OSError, ValueError):
+        return bytes(16)
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -49,6 +61,12 @@ class Watermark:
     closed: bool = False
     written: Position = field(default=Position())
     durable: Position = field(default=Position())
+    boot: bytes = bytes(16)  # of the machine's run in which it was written
+
+    @property
+    def acknowledged(self) -> Position:
+        """What must be there: `written` while the machine has not been started again since, `durable` ever after."""
+        return self.written if self.closed or self.boot == boot_id() else self.durable
 
     def write(self) -> bytes:
         """The 512 bytes."""
@@ -56,7 +74,7 @@ class Watermark:
         w, d = self.written, self.durable
         fields = (self.pid, self.recording, self.manifest_crc, self.sequence)
         places = (w.number, w.segment, w.offset, d.number, d.segment, d.offset)
-        body = SLOT.pack(MAGIC, VERSION, flags, *fields, *places).ljust(SLOT_BYTES - 4, b"\0")
+        body = SLOT.pack(MAGIC, VERSION, flags, *fields, *places, self.boot).ljust(SLOT_BYTES - 4, b"\0")
         return body + crc32c_of((body,)).to_bytes(4, "little")
 
     @classmethod
@@ -64,10 +82,10 @@ class Watermark:
         """The slot in these bytes; None when it is not whole."""
         if len(data) != SLOT_BYTES or crc32c_of((data[:-4],)).to_bytes(4, "little") != data[-4:]:
             return None
-        magic, version, flags, pid, recording, crc, sequence, *places = SLOT.unpack_from(data)
+        magic, version, flags, pid, recording, crc, sequence, *places, boot = SLOT.unpack_from(data)
         if magic != MAGIC or version != VERSION or flags & ~CLOSED:
             return None
-        return cls(recording, crc, pid, sequence, bool(flags), Position(*places[:3]), Position(*places[3:]))
+        return cls(recording, crc, pid, sequence, bool(flags), Position(*places[:3]), Position(*places[3:]), boot)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,15 +98,11 @@ class WatermarkState:
     @classmethod
     def read(cls, directory: Path) -> WatermarkState:
         """Look at the file; never raises for what is in it. A slot that is just being written is read again."""
-        path = directory / NAME
         for _ in range(RETRIES):
             try:
-                with path.open("rb") as file:
-                    state = cls.judge(file.read(FILE_BYTES + 1))
+                state = cls.judge(read_file(directory / NAME, FILE_BYTES + 1))
             except FileNotFoundError:
                 return cls(None, "the file is missing")
-            except OSError as error:
-                raise RecordingError(f"{path}: reading failed: {error.strerror or error}") from error
             if not state.fault:
                 break
         return state
@@ -159,7 +173,7 @@ class WatermarkFile:
 
     def put(self, state: Watermark) -> None:
         """Write the next slot: what it says survives kill -9. OSError as the file system has it."""
-        state = replace(state, sequence=self.state.sequence + 1)
+        state = replace(state, sequence=self.state.sequence + 1, boot=boot_id())
         write_all(self._fd, state.write(), state.sequence % 2 * SLOT_BYTES)
         self.state = state
 

@@ -38,8 +38,9 @@ class Store:
         number <= written   the message survives kill -9 of this process
         number <= durable   the message survives power loss
 
-    After a failed write or fsync the store is poisoned: `append`, `sync` and `wait_written` raise RecordingPoisoned, nothing more is
-    written, and what was acknowledged stays. A store that is dropped without `close` writes what it accepted and leaves a recording that
+    After a failed write or fsync the store is poisoned: `append`, `sync` and `wait_written` raise RecordingPoisoned,
+    nothing more is written, and what was acknowledged stays. A store that is dropped without `close` writes what it
+    accepted and leaves a recording that
     `recover` closes. A fork()ed child must not use its parent's store; the lock stays with the parent.
     """
 

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from actscope.taps import ops
-from actscope.taps.anatomy import Location, hidden_of, locate
 from actscope.errors import SiteError
 from actscope.frames import SCORES, Frame
 from actscope.probes import ACTIVATIONS, Probe
 from actscope.sites import Site
+from actscope.taps import ops
+from actscope.taps.anatomy import Location, hidden_of, locate
 
 log = logging.getLogger("actscope.taps")
 

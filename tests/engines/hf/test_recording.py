@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,7 +22,8 @@ from actscope.engines.hf.server import Mailboxes, create_app
 from actscope.engines.hf.settings import EngineSettings
 from actscope.errors import CodecError, RecordingError, RecordingPoisoned, SettingsError, SiteError
 from actscope.frames import RowFlag, TeeSink
-from actscope.recording.flight import FlightRecorder, Marked
+from actscope.recording.flight import FlightRecorder
+from actscope.recording.marked import Marked
 from actscope.recording.reader import Recording
 from actscope.sites import select
 
@@ -203,6 +205,39 @@ def test_a_disk_that_fails_does_not_reach_the_answers(model: LoadedModel, tmp_pa
     assert {name: run.ids(name) for name in prompts} == {name: plain.ids(name) for name in prompts}
     assert told["failure"] == "no space left on device"
     assert told["kept"]["lost_rows"] == told["flight"]["rows"] == sum(len(p) + 11 for p in prompts.values())
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 1 MiB in memory."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(place)], capture_output=True, text=True
+    )
+    if mounted.returncode:
+        pytest.skip(f"a small tmpfs cannot be mounted here: {mounted.stderr.strip()}")
+    yield place
+    subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+def test_a_disk_that_is_really_full_is_reported_and_every_answer_comes(model: LoadedModel, small_disk: Path) -> None:
+    """Three megabytes of rows for a disk of one: what was acknowledged is readable, the rest is counted."""
+    prompts = random_prompts((400,) * 8)
+    with recording(model, small_disk / "r", sample=1.0, record_codec="none") as (run, flight):
+        run.run(prompts)
+        assert flight.settle().faults == 0
+        with pytest.raises(RecordingPoisoned):
+            flight.recorder.flush()
+        flight.mark("r0", "once more").result()
+        run.run({"later": prompts["r0"]})
+        flight.settle()
+        told = flight.describe()
+        written = flight.recorder.stats().written_rows
+    assert len(run.ids("later")) == 12
+    assert "space" in told["failure"]
+    assert told["kept"]["lost_rows"] >= 411
+    assert Recording.open(small_disk / "r").n_rows >= written
 
 
 def test_rows_are_only_kept_by_the_taps_when_recording_is_asked_for(model: LoadedModel) -> None:

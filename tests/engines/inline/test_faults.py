@@ -124,7 +124,8 @@ def test_a_poisoned_recording_stops_and_the_model_goes_on(model: Any, recorder: 
     with actscope.capture(model, sites="all", recorder=recorder) as cap, torch.no_grad():
         model(IDS)
         model(IDS)
-    assert cap.stats().reasons == {"recording has stopped": 4 * 8}
+    assert cap.stats().reasons == {"the recording takes no more rows": 2 * 4 * 8}
+    assert cap.stats().rows == 0
 
 
 def test_under_policy_error_the_user_gets_the_recording_error(model: Any, recorder: MemoryRecorder) -> None:

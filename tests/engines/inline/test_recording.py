@@ -91,6 +91,7 @@ def test_rows_of_a_pass_that_raised_are_not_in_the_recording(model: Any, tmp_pat
     recording = actscope.open(tmp_path / "a")
     assert [len(recording[site]) for site in recording.sites] == [8] * 4
     assert recording.requests == ["r000001", "r000003"]
+    assert all(recording.request(request).ended for request in recording.requests)
 
 
 def test_sampled_positions_are_read_back_by_position(model: Any, tmp_path: Path) -> None:

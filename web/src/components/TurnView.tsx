@@ -6,6 +6,7 @@ import { isOpen, type Turn } from "../state/turn";
 import { findInPrompt } from "../trace/find";
 import type { Trace } from "../trace/trace";
 import { useTraceValue } from "../trace/use-trace";
+import { KeepButton } from "./KeepButton";
 import { Notice } from "./Notice";
 
 const FINISH_WORDS: Record<string, string> = {
@@ -20,6 +21,7 @@ export function TurnView({ turn }: { turn: Turn }) {
   const { trace } = turn;
   const [showPrompt, setShowPrompt] = useState(false);
   const shown = useCell(active) === trace;
+  const request = useTraceValue(trace, (t) => t.request);
   const hasPrompt = useTraceValue(trace, (t) => (t.promptTokens ?? 0) > 0 && t.ids[0] !== -1 && t.length > 0);
   return (
     <article className="turn" data-testid="turn" data-status={turn.status} data-active={shown || undefined}>
@@ -43,6 +45,7 @@ export function TurnView({ turn }: { turn: Turn }) {
               Show in chart
             </button>
           )}
+          <KeepButton request={request} running={isOpen(turn)} />
           <span className="muted">
             {turn.finish === null ? "" : (FINISH_WORDS[turn.finish] ?? turn.finish)}
           </span>

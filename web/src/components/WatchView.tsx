@@ -1,6 +1,7 @@
 import { Heatmap } from "../heatmap/Heatmap";
 import { stopWatching, type Watched } from "../state/watch";
 import { useTraceValue } from "../trace/use-trace";
+import { KeepButton } from "./KeepButton";
 import { Notice } from "./Notice";
 import { StickyScroll } from "./StickyScroll";
 
@@ -16,6 +17,7 @@ export function WatchView({ watched }: { watched: Watched }) {
           <strong>Watching</strong>
           <code className="request-id">{id}</code>
           <span className="muted">read-only · {finish ?? "live"}</span>
+          <KeepButton request={id} running={finish === null} />
           <button type="button" className="link" data-testid="stop-watching" onClick={stopWatching}>
             Back to the chat
           </button>

@@ -2,6 +2,7 @@ import { api, problemOf } from "../api/client";
 import { asProbe, type Info } from "../api/types";
 import { Cell } from "../lib/cell";
 import { asScopeError, type ScopeError } from "../wire/errors";
+import { readRecording } from "./keep";
 import { acceptProbes } from "./probes";
 
 export type EngineView =
@@ -46,7 +47,7 @@ async function ask(): Promise<EngineView> {
     const { data, error, response } = await api.GET("/v1/actscope/info");
     if (!data) return { state: "lost", problem: problemOf(error, response) };
     if (data.engine.state === "waiting") return { state: "waiting", info: data };
-    await readProbes();
+    await Promise.all([readProbes(), readRecording()]);
     return { state: "up", info: data };
   } catch (error) {
     return { state: "lost", problem: asScopeError(error) };

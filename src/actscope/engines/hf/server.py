@@ -19,7 +19,8 @@ from actscope.engines.hf.openai import Choice, Job, chat_job, completion_job
 from actscope.engines.hf.request import Output
 from actscope.errors import ActscopeError, ProbeError, RequestRefused, SettingsError
 from actscope.probes import probe_from_json
-from actscope.recording.flight import FlightRecorder, Marked
+from actscope.recording.flight import FlightRecorder
+from actscope.recording.marked import Marked
 from actscope.recording.window import Extent
 
 MAX_BODY = 32 << 20
@@ -219,7 +220,7 @@ class _RecordingRoutes:
 
     def _answer(self, data: dict[str, Any]) -> Response:
         assert self._flight is not None
-        failure = self._flight.recorder.failure
+        failure = self._flight.failure
         if failure is not None:
             return _error(503, f"the recording has failed, nothing more is kept: {failure}", code="recording_failed")
         return _json(data)

@@ -6,7 +6,7 @@ import threading
 import weakref
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -43,7 +43,8 @@ class Requests:
         self.naming = naming
         self.keep = keep
         self._by_cache: dict[int, tuple[weakref.ref[Any], Sequences]] = {}
-        self._ended: deque[list[str]] = deque()
+        self._ended: deque[Sequences] = deque()
+        self._untold: deque[Span] = deque()
         self._here = threading.local()
         self._lock = threading.RLock()  # a cache may be collected while this thread holds it
 
@@ -83,18 +84,19 @@ class Requests:
                 self.close(story)
                 story.latest = sequences
 
-    def close(self, story: Story) -> None:
-        """A scope has ended."""
+    def close(self, story: Story, *, aborted: bool = False) -> None:
+        """A scope has ended, by an exception if `aborted`."""
         with self._lock:
             latest, story.latest = story.latest, None
             if latest is not None:
+                latest.aborted |= aborted
                 self._release(latest)
 
     def end_if_done(self, sequences: Sequences) -> None:
         """Sequences that nobody holds have ended."""
         with self._lock:
             if not sequences.holders:
-                self._ended.append(sequences.requests)
+                self._ended.append(sequences)
 
     def ran(self, sequences: Sequences) -> None:
         """This thread has just run a pass of these sequences."""
@@ -113,18 +115,30 @@ class Requests:
             return 0
         return int(latest.reach[latest.requests.index(request)])
 
-    def close_all(self) -> None:
-        """Nothing goes on any more."""
+    def close_all(self, *, aborted: bool = False) -> None:
+        """Nothing goes on any more, because of an exception if `aborted`."""
         with self._lock:
             for key in list(self._by_cache):
+                self._by_cache[key][1].aborted |= aborted
                 self._drop(key)
 
-    def take_ended(self) -> list[str]:
-        """Requests that have ended since the last call, once each."""
-        found: list[str] = []
+    def take_ended(self, offset: int) -> list[Span]:
+        """Spans without rows, at `offset`, for the requests that have ended since the last call, once each."""
+        found: dict[str, Span] = {}
+        while self._untold:
+            span = self._untold.popleft()
+            found[span.request] = replace(span, offset=offset)
         while self._ended:
-            found += self._ended.popleft()
-        return list(dict.fromkeys(found))
+            sequences = self._ended.popleft()
+            flags = SpanFlag.END | SpanFlag.ABORTED if sequences.aborted else SpanFlag.END
+            for request, kept in zip(sequences.requests, sequences.kept.tolist(), strict=True):
+                if kept:
+                    found[request] = Span(request, 0, 0, offset, flags)
+        return list(found.values())
+
+    def take_back(self, step: Step) -> None:
+        """The step is not delivered: what it says of requests that have ended is to be said again."""
+        self._untold.extend(span for span in step.spans if span.flags & SpanFlag.END)
 
     def _drop(self, key: int) -> None:
         with self._lock:
@@ -135,7 +149,7 @@ class Requests:
     def _release(self, sequences: Sequences) -> None:
         sequences.holders -= 1
         if not sequences.holders and sequences.trouble is not doubt.CACHE_TAKEN:
-            self._ended.append(sequences.requests)
+            self._ended.append(sequences)
 
 
 class TokenLabels:
@@ -236,7 +250,7 @@ def assemble(
     counts = keep.sum(axis=1)
     n_rows = int(counts.sum())
     spans = _spans(sequences, cells.positions, keep, counts, whole=not granularity.selects)
-    ended = [Span(request, 0, 0, n_rows, SpanFlag.END) for request in requests.take_ended()]
+    ended = requests.take_ended(n_rows)
     meta = np.zeros(n_rows, ROW_META)
     meta["position"], meta["flags"], meta["step"] = cells.positions[keep], cells.flags[keep], number
     meta["token_id"] = -1 if cells.ids is None else cells.ids[keep]

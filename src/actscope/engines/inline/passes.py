@@ -33,17 +33,17 @@ from actscope.engines.inline.doubt import Doubt, Uncertain
 from actscope.engines.inline.handover import Handover
 from actscope.engines.inline.items import ItemLabels
 from actscope.engines.inline.labels import Labelled, TokenLabels
-from actscope.engines.inline.scopes import Scope, Scopes, generation_of
+from actscope.engines.inline.scopes import Scope, Scopes, Story, generation_of
 from actscope.engines.inline.stats import Counter
 from actscope.errors import RecordingError, RecordingPoisoned
-from actscope.frames import ROW_META, Span, SpanFlag, Step
+from actscope.frames import ROW_META, SpanFlag, Step
 from actscope.sites import Site
 from actscope.taps.anatomy import Location
 from actscope.taps.rows import RowTaps, tensor_of
 
 log = logging.getLogger("actscope.capture")
 
-_STOPPED = Doubt("recording has stopped", "see the error in the log")
+_STOPPED = Doubt("the recording takes no more rows", "see the error in the log")
 
 
 @dataclass(slots=True, eq=False)
@@ -141,13 +141,12 @@ class Passes:
         if self._current.one is not None:
             self._guarded("ending a pass", self._end, self._current.one, False)
 
-    def finish(self) -> None:
-        """Everything has run: say which requests have ended."""
+    def finish(self, *, aborted: bool = False) -> None:
+        """Everything has run, or an exception has ended it: say which requests have ended."""
         requests = self._tokens.requests
-        requests.close_all()
-        ended = requests.take_ended()
-        if ended and not self._stopped:
-            spans = tuple(Span(request, 0, 0, 0, SpanFlag.END) for request in ended)
+        requests.close_all(aborted=aborted)
+        spans = tuple(requests.take_ended(0))
+        if spans and not self._stopped:
             step = Step(next(self._numbers), monotonic_ns(), spans, _no_rows())
             self._guarded("ending requests", self._send_empty, step)
 
@@ -165,11 +164,18 @@ class Passes:
     @contextmanager
     def request(self, ids: str | Sequence[str]) -> Iterator[None]:
         """Passes within, on this thread, are of these requests."""
-        with self.scopes.request(ids) as story:
-            try:
-                yield
-            finally:
-                self._tokens.requests.close(story)
+        with self.scopes.request(ids) as story, self._closing(story):
+            yield
+
+    @contextmanager
+    def _closing(self, story: Story | None) -> Iterator[None]:
+        aborted = True
+        try:
+            yield
+            aborted = False
+        finally:
+            if story is not None:
+                self._tokens.requests.close(story, aborted=aborted)
 
     def _wrap_generate(self, entry: nn.Module) -> None:
         original = getattr(entry, "generate", None)
@@ -179,12 +185,8 @@ class Passes:
 
         @functools.wraps(original)
         def generate(*args: Any, **kwargs: Any) -> Any:
-            with self.scopes.generate(generation_of(entry, args, kwargs)) as story:
-                try:
-                    return original(*args, **kwargs)
-                finally:
-                    if story is not None:
-                        self._tokens.requests.close(story)
+            with self.scopes.generate(generation_of(entry, args, kwargs)) as story, self._closing(story):
+                return original(*args, **kwargs)
 
         entry.__dict__["generate"] = generate
 
@@ -228,8 +230,8 @@ class Passes:
             return
         if lanes is None:
             sequences.trouble = doubt.CACHE_SPLIT
-        else:
-            sequences.select(lanes)
+        elif not self._guarded("following a cache", sequences.select, lanes):
+            sequences.trouble = doubt.FAULT
 
     def _guarded(self, what: str, do: Callable[..., None], *args: Any) -> bool:
         """Do it; the user's model never dies of us, except of a RecordingError where the policy says so."""
@@ -295,6 +297,8 @@ class Passes:
         if current is None:
             self._counter.unowned(doubt.OUTSIDE, rows, self._names[number])
             return
+        if self._stopped:
+            current.doubt = current.doubt or _STOPPED
         if current.doubt is None and not self._by_tokens and current.labelled is None:
             self._label_items(current, hidden)
         reason = current.doubt or _misfit(current, number, hidden)
@@ -319,9 +323,13 @@ class Passes:
         if not labelled.step.n_rows:
             return
         rows = _copy(hidden, current.chosen(hidden.device))
+        try:
+            self._handover.put(labelled.step, self._names[number], rows)
+        except RecordingError:
+            self._counter.unowned(_STOPPED, len(rows), self._names[number])
+            raise
         current.handed_rows += len(rows)
         current.handed_bytes += rows.nbytes
-        self._handover.put(labelled.step, self._names[number], rows)
 
     def _end(self, current: Pass, complete: bool, output: Any = None) -> None:
         self._current.one = None
@@ -332,6 +340,7 @@ class Passes:
             return
         if not whole:
             self._counter.add(incomplete_passes=1)
+            self._tokens.requests.take_back(labelled.step)
             if current.doubt is not None:
                 self._counter.unowned(current.doubt, current.handed_rows)
         else:

@@ -42,6 +42,8 @@ class Sequences:
     columns: int = 0
     passes: int = 0
     trouble: Doubt | None = None
+    aborted: bool = False
+    """Whether an exception ended what ran it."""
     holders: int = 0
     """How many may go on with it: a cache, a scope. At 0 its requests have ended."""
 

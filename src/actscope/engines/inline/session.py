@@ -147,8 +147,10 @@ class Capture:
         }
         return RecordingSpec(self.sites, codec, model=shape_of(self._model).facts(), settings=settings)
 
-    def stop(self) -> None:
+    def stop(self, *, aborted: bool = False) -> None:
         """Detach from the model, write everything, close the recording. A second call does nothing.
+
+        With `aborted`, requests that could still go on are said to have been cut short.
 
         Raises RecordingPoisoned when the disk failed on the way, and under policy "error" what the recorder raises.
         """
@@ -158,7 +160,7 @@ class Capture:
         self._passes, self._ended = None, True
         try:
             passes.detach()
-            passes.finish()
+            passes.finish(aborted=aborted)
             handover.close()
         finally:
             self._release()
@@ -179,7 +181,7 @@ class Capture:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
-            self.stop()
+            self.stop(aborted=error is not None)
         except Exception:
             if error is None:
                 raise
@@ -217,8 +219,8 @@ class Capture:
     ) -> None:
         """Keep a token that no pass shows, such as the last one of a hand-written loop.
 
-        Without a request it is of the one that this thread has run last; without a position, the one after its last.
-        Raises SettingsError when there is no such request.
+        Without a request it is of the one that this thread has run last; without a position, the one after its last. A
+        request that is not in the sample has no tokens either. Raises SettingsError when there is no such request.
         """
         requests, scope = self._labels(), self._running().scopes.current
         latest = scope.story.latest if scope.story is not None else None
@@ -227,6 +229,8 @@ class Capture:
             if len(ids) != 1:
                 raise SettingsError("record_token: say which request: " + (", ".join(ids) or "none has run yet"))
             request = ids[0]
+        if not requests.keep(request):
+            return
         if position is None:
             position = max(requests.reach_of(request), self._recorded.get(request, -1) + 1)
         self._recorded[request] = position

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
-from urllib.parse import quote
 
 import msgspec
 from fastapi import APIRouter, Request
@@ -19,6 +19,9 @@ _MARK_ERRORS: dict[int | str, dict[str, Any]] = {
     409: {"model": models.ErrorBody, "description": "The engine keeps no recording"},
     410: {"model": models.ErrorBody, "description": "Too late: the request's rows have been forgotten"},
 }
+
+#: What engines call requests; nothing else becomes part of a path on the engine.
+_ID = re.compile(r"(?!\.+$)[A-Za-z0-9._:-]{1,256}")
 
 router = APIRouter(tags=["actscope"], responses=ERRORS)
 
@@ -36,7 +39,7 @@ async def get_recording(gateway: Here) -> Response:
 @router.post("/v1/actscope/requests/{id}/mark", response_model=models.Marked, responses=_MARK_ERRORS)
 async def mark_request(id: str, request: Request, gateway: Here, body: models.MarkRequest | None = None) -> Response:
     """Keep a request: what is still at hand of it, and what comes until it ends. Marking again changes nothing."""
-    path = f"/v1/actscope/requests/{quote(_engines_id(gateway, id), safe='')}/mark"
+    path = f"/v1/actscope/requests/{_engines_id(gateway, id)}/mark"
     status, answer = await gateway.upstream.ask("POST", path, await request.body())
     if status == 404 and _code(answer) != "request_not_found":  # an engine that does not know how
         raise Problem(409, "this engine keeps no recording", code="not_recording")
@@ -46,7 +49,7 @@ async def mark_request(id: str, request: Request, gateway: Here, body: models.Ma
 
 def _engines_id(gateway: Gateway, request: str) -> str:
     """The engine's id of a request; what the gateway has forgotten, or never knew, the engine may still have."""
-    if not 0 < len(request) <= 256 or not request.isprintable():
+    if not _ID.fullmatch(request):
         raise Problem(404, f"no request {request[:200]!r}", code="request_not_found")
     log = gateway.sessions.get(request)
     if log is not None:

@@ -72,8 +72,8 @@ class _Plan:
         edge[:1] = True
         self.starts = np.flatnonzero(edge)
         self._last = {request: row for row, request in enumerate(self.labels["request"].tolist())}
-        recording = source.recording
-        self.summary = lru_cache(maxsize=None)(lambda request: recording.request(recording.requests[request]))
+        recording, names = source.recording, source.recording.requests
+        self.summary = lru_cache(maxsize=None)(lambda request: recording.request(names[request]))
 
     def windows(self) -> list[slice]:
         """Rows to be read at a time; a window is cut within a span only where that is too large for one."""

@@ -75,7 +75,8 @@ def _table(pyarrow: Any, source: Source, schema: Any, labels: np.ndarray) -> lis
         pyarrow.array(place[at].astype(np.int32), mask=~np.array(known, bool)[at]), words
     )
     numbers, of_row = np.unique(found["request"], return_inverse=True)
-    names = pyarrow.array([source.recording.requests[number] for number in numbers.tolist()], pyarrow.string())
+    known_requests = source.recording.requests
+    names = pyarrow.array([known_requests[number] for number in numbers.tolist()], pyarrow.string())
     return [*plain, pyarrow.DictionaryArray.from_arrays(pyarrow.array(of_row.astype(np.int32)), names), text]
 
 

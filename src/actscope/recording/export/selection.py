@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from actscope.codecs import carrier, itemsize, to_float32
+from actscope.codecs import itemsize, to_float32
 from actscope.errors import RecordingError, SiteError
 from actscope.recording.export.options import ExportOptions
 from actscope.recording.reader import Recording
@@ -99,21 +99,13 @@ class SiteSource:
 
     def read(self, start: int, stop: int) -> np.ndarray:
         """Rows `start .. stop` in the carrier of `dtype`."""
-        values = self._rows[self._at[start:stop]]
-        return narrowed(values) if self.dtype == "bfloat16" else values.astype(carrier(self.dtype), copy=False)
+        return self._rows.native(self._at[start:stop])
 
     def batches(self, start: int = 0, stop: int | None = None) -> Iterator[tuple[int, np.ndarray]]:
         """(first row, rows) of the range, so many at a time."""
         stop = len(self) if stop is None else stop
         for begin in range(start, stop, self.batch_rows):
             yield begin, self.read(begin, min(stop, begin + self.batch_rows))
-
-
-def narrowed(values: np.ndarray) -> np.ndarray:
-    """float32 that came from bfloat16, back to its 16 bits: nothing is rounded, for the other 16 are 0."""
-    bits = np.ascontiguousarray(values).view(np.uint32)
-    assert not (bits & 0xFFFF).any(), "these rows did not come from bfloat16"
-    return (bits >> 16).astype("<u2")
 
 
 def converted(rows: np.ndarray, dtype: str, stored: str) -> np.ndarray:

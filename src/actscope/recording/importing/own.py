@@ -90,7 +90,9 @@ class OwnStream:
     def _ended(self, packet: Packet) -> _LabelledSpan:
         ended = decode(packet.data, Ended, self._name, packet.offset)
         if not 0 <= ended.present < 1 << 62:
-            raise RecordingError(f"{self._name}: the packet at byte {packet.offset} has {ended.present} positions present")
+            raise RecordingError(
+                f"{self._name}: the packet at byte {packet.offset} has {ended.present} positions present"
+            )
         flags = SpanFlag.END | (SpanFlag.ABORTED if ended.aborted else NO_FLAGS)
         nothing = SpanLabels(
             request=ended.request, position=ended.present, rows=0, step=0, time_ns=0, n_prompt=0, token_ids=[], flags=[]

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
 from actscope.codecs import carrier, itemsize
-from actscope.errors import MissingExtra, RecordingError
+from actscope.errors import RecordingError
 from actscope.frames import Frame, Step
 from actscope.recording.packets import SiteForm
 from actscope.recording.spec import RecordingSpec
@@ -51,14 +51,4 @@ def as_rows(data: bytes, form: SiteForm, where: str) -> np.ndarray:
 
 
 def frame_of(site: str, parts: list[np.ndarray], dtype: str) -> Frame:
-    rows = np.concatenate(parts)
-    return Frame(site, _bfloat16(rows) if dtype == "bfloat16" else rows)
-
-
-def _bfloat16(rows: np.ndarray) -> Any:
-    """The recorder takes bfloat16 as torch tensors."""
-    try:
-        import torch
-    except ImportError as error:
-        raise MissingExtra("hf", "torch, for rows of bfloat16") from error
-    return torch.from_numpy(rows).view(torch.bfloat16)
+    return Frame(site, np.concatenate(parts), dtype)

@@ -1,0 +1,122 @@
+"""Prompts from a file, run through a model in batches while it is captured."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import msgspec
+import torch
+
+from actscope.engines.hf.loading import LoadedModel
+from actscope.engines.inline.session import Capture
+from actscope.errors import SettingsError
+
+#: Called with the number of prompts done, and of all.
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """A text to run, and the id of its request."""
+
+    id: str
+    text: str
+
+
+def read_prompts(lines: Iterable[str], source: str = "prompts") -> list[Prompt]:
+    """One prompt a line: plain text, or JSON objects `{"id": ..., "prompt": ...}` or `{"text": ...}` where the first is one.
+
+    Prompts without an id are named by their line, `p000001`; empty lines are skipped. Raises SettingsError that names the
+    line for what cannot be read, and for an id that comes twice.
+    """
+    found: list[Prompt] = []
+    numbered = [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
+    as_json = bool(numbered) and numbered[0][1].lstrip().startswith("{")
+    for number, line in numbered:
+        name = f"p{number:06d}"
+        found.append(_of_json(line, name, f"{source}:{number}") if as_json else Prompt(name, line.rstrip("\r\n")))
+    if not found:
+        raise SettingsError(f"{source}: there is no prompt in it")
+    ids = [prompt.id for prompt in found]
+    twice = next((i for i in ids if ids.count(i) > 1), None) if len(set(ids)) < len(ids) else None
+    if twice is not None:
+        raise SettingsError(f"{source}: id {twice!r} comes twice")
+    return found
+
+
+def _of_json(line: str, name: str, where: str) -> Prompt:
+    try:
+        value = msgspec.json.decode(line, type=dict[str, object])
+    except msgspec.DecodeError as error:
+        raise SettingsError(f"{where}: cannot be read: {error}") from error
+    text = value.get("prompt", value.get("text"))
+    if not isinstance(text, str) or not text:
+        raise SettingsError(
+            f'{where}: expected {{"id": ..., "prompt": ...}} or {{"text": ...}}, found keys {sorted(value)}'
+        )
+    return Prompt(str(value.get("id") or name), text)
+
+
+def run_prompts(
+    loaded: LoadedModel,
+    prompts: Sequence[Prompt],
+    capture: Capture,
+    *,
+    max_tokens: int,
+    batch: int,
+    progress: Progress,
+) -> None:
+    """Run all prompts, `batch` at a time, and generate greedily up to `max_tokens` more; 0 only reads the prompts.
+
+    The last token of each answer, which no pass reads, is kept as a recorded token. Raises SettingsError, before anything
+    is run, for a prompt that does not fit the model.
+    """
+    encoded = [(prompt, _encode(loaded, prompt, max_tokens)) for prompt in prompts]
+    for start in range(0, len(encoded), batch):
+        part = encoded[start : start + batch]
+        with capture.request([prompt.id for prompt, _ in part]), torch.inference_mode():
+            _run(loaded, part, capture, max_tokens)
+        progress(min(start + batch, len(encoded)), len(encoded))
+
+
+def _encode(loaded: LoadedModel, prompt: Prompt, max_tokens: int) -> list[int]:
+    ids: list[int] = loaded.tokenizer(prompt.text)["input_ids"]
+    room = loaded.max_context - max_tokens
+    if not 0 < len(ids) <= room:
+        raise SettingsError(
+            f"prompt {prompt.id!r} has {len(ids)} tokens: expected 1 to {room}, so that {max_tokens} more fit {loaded.name}"
+        )
+    return ids
+
+
+def _run(loaded: LoadedModel, part: Sequence[tuple[Prompt, list[int]]], capture: Capture, max_tokens: int) -> None:
+    width = max(len(ids) for _, ids in part)
+    pad = _pad_id(loaded)
+    ids = torch.tensor([[pad] * (width - len(text)) + text for _, text in part], device=loaded.device)
+    mask = torch.tensor([[0] * (width - len(text)) + [1] * len(text) for _, text in part], device=loaded.device)
+    if not max_tokens:
+        positions = (mask.cumsum(1) - 1).clamp(min=0)
+        loaded.model(
+            input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False, **loaded.last_logits_only
+        )
+        return
+    ends = sorted(loaded.eos_ids)
+    out = loaded.model.generate(  # type: ignore[operator]  # GenerationMixin, which transformers' types hide
+        input_ids=ids,
+        attention_mask=mask,
+        max_new_tokens=max_tokens,
+        do_sample=False,
+        eos_token_id=ends or None,
+        pad_token_id=pad,
+    )
+    for (prompt, text), answer in zip(part, out[:, width:].tolist(), strict=True):
+        n = next((i + 1 for i, token in enumerate(answer) if token in ends), len(answer))
+        capture.record_token(answer[n - 1], request=prompt.id, position=len(text) + n - 1)
+
+
+def _pad_id(loaded: LoadedModel) -> int:
+    for given in (loaded.tokenizer.pad_token_id, loaded.tokenizer.eos_token_id):
+        if given is not None:
+            return int(given)
+    return 0

@@ -1,0 +1,64 @@
+import { useCell } from "../lib/cell";
+import { formatCount } from "../lib/numbers";
+import { keep, keeps, recording, type Keep } from "../state/keep";
+
+interface Props {
+  /** Empty while the gateway has not named the request yet. */
+  request: string;
+  running: boolean;
+}
+
+/** Keeps a request's activations, while it runs or after; there only where the server records. */
+export function KeepButton({ request, running }: Props) {
+  const one = useCell(keeps).get(request);
+  const records = useCell(recording);
+  if (request === "" || (!records && one === undefined)) return null;
+  const { text, hint } = said(one, running);
+  const open = one === undefined || one.state === "failed";
+  return (
+    <span className="keep" data-testid="keep" data-state={stateOf(one, running)}>
+      <button
+        type="button"
+        className="link"
+        title={hint}
+        aria-disabled={!open || undefined}
+        onClick={() => open && void keep(request)}
+      >
+        <span className="keep-dot" aria-hidden="true" />
+        {text}
+      </button>
+      <span className="sr-only" role="status">
+        {one === undefined ? "" : `${text}. ${hint}`}
+      </span>
+    </span>
+  );
+}
+
+function stateOf(one: Keep | undefined, running: boolean): string {
+  if (one === undefined) return "none";
+  if (one.state === "marked") return running ? "keeping" : "kept";
+  return one.state;
+}
+
+function said(one: Keep | undefined, running: boolean): { text: string; hint: string } {
+  switch (one?.state) {
+    case undefined:
+      return { text: "Keep", hint: "Keep the activations of this request in the server's recording" };
+    case "asking":
+      return { text: "Keeping", hint: "Asking the server" };
+    case "marked":
+      return { text: running ? "Keeping" : "Kept", hint: rowsOf(one, running) };
+    case "late":
+      return { text: "Too late to keep", hint: one.message };
+    case "off":
+      return { text: "Not recording", hint: one.message };
+    case "failed":
+      return { text: "Not kept, try again", hint: one.message };
+  }
+}
+
+function rowsOf({ rows, missing }: Keep, running: boolean): string {
+  const gone = missing > 0 ? `; ${formatCount(missing)} had left the server's memory` : "";
+  const rest = running ? " so far, and what comes until it ends" : "";
+  return `${formatCount(rows)} positions${rest}${gone}`;
+}

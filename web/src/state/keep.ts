@@ -1,0 +1,56 @@
+import { api, problemOf } from "../api/client";
+import { Cell } from "../lib/cell";
+import { asScopeError } from "../wire/errors";
+
+/**
+ * What the page knows of keeping one request's activations.
+ *
+ *   asking    the mark is on its way
+ *   marked    the server has it: what was at hand, and what comes until the request ends
+ *   late      its rows have left the server's memory
+ *   off       the server keeps no recording
+ *   failed    something else; asking again may help
+ */
+export interface Keep {
+  readonly state: "asking" | "marked" | "late" | "off" | "failed";
+  /** Positions that are kept so far, and that were wanted but are gone. */
+  readonly rows: number;
+  readonly missing: number;
+  readonly message: string;
+}
+
+/** Whether the server keeps a recording that requests can be marked for. */
+export const recording = new Cell(false);
+
+/** By request id. */
+export const keeps = new Cell<ReadonlyMap<string, Keep>>(new Map());
+
+const STATES: Record<number, Keep["state"]> = { 404: "late", 409: "off", 410: "late" };
+
+/** Asks whether the server records; a server that cannot say does not. */
+export async function readRecording(): Promise<void> {
+  const { data } = await api.GET("/v1/actscope/recording").catch(() => ({ data: undefined }));
+  recording.set(data?.recording === true && !data.failure);
+}
+
+/** Marks a request, so that its activations are kept. Never throws; asking twice changes nothing. */
+export async function keep(request: string): Promise<void> {
+  const now = keeps.get().get(request)?.state;
+  if (now === "asking" || now === "marked") return;
+  note(request, { state: "asking" });
+  try {
+    const { data, error, response } = await api.POST("/v1/actscope/requests/{id}/mark", {
+      params: { path: { id: request } },
+      body: { why: "kept on the page" },
+    });
+    if (data) note(request, { state: "marked", rows: data.rows, missing: data.missing });
+    else note(request, { state: STATES[response.status] ?? "failed", message: problemOf(error, response).message });
+  } catch (error) {
+    note(request, { state: "failed", message: asScopeError(error).message });
+  }
+}
+
+function note(request: string, part: Partial<Keep>): void {
+  const one: Keep = { state: "asking", rows: 0, missing: 0, message: "", ...part };
+  keeps.update((all) => new Map(all).set(request, one));
+}
