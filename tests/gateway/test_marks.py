@@ -28,7 +28,6 @@ class Stand:
     server: Serving
     client: httpx.Client
     path: Path
-    sessions: list[Any]
 
     def ask(self, content: str, **fields: Any) -> Picture:
         body = {
@@ -64,7 +63,7 @@ def stand(tmp_path_factory: pytest.TempPathFactory, kept: dict[str, list[int]]) 
         serving(*options, "--trigger", "probe no-such-probe > 3") as server,
         server.place.client(timeout=120) as client,
     ):
-        yield Stand(server, client, path, [])
+        yield Stand(server, client, path)
     _check(path, kept)
 
 

@@ -154,7 +154,8 @@ def main() -> None:
     step = int(sys.argv[5])
     options = StoreOptions(direct=sys.argv[4], segment_bytes=1 << 14, buffer_bytes=1 << 14, commit_seconds=60)
     whole = crashed(directory / "whole", options, mode == "salvage") if mode in ("recover", "salvage") else directory
-    nth, more = 1, True while more:
+    nth, more = 1, True
+    while more:
         path = directory / "struck"
         if mode in ("recover", "salvage"):
             more = strike_recovery(path, whole, nth, error, mode == "salvage")

@@ -30,8 +30,16 @@ def look(path: Path) -> tuple[set[int], bool]:
         return set(), True
 
 
-@pytest.mark.parametrize("name", ["segment-000001.mcap", "manifest.json", "watermark"])
-@pytest.mark.parametrize("options", [SMALL, DIRECT], ids=["buffered", "direct"])
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("segment-000001.mcap", SMALL),
+        ("segment-000001.mcap", DIRECT),
+        ("manifest.json", SMALL),
+        ("watermark", SMALL),
+    ],
+    ids=["segment", "direct segment", "manifest", "watermark"],
+)
 def test_every_flipped_bit_of_a_closed_recording_is_found(quick_path: Path, name: str, options: StoreOptions) -> None:
     """Each byte with one of its bits flipped (all eight with ACTSCOPE_TEST_CYCLES): verify() reports it, nothing
     reads back wrong."""

@@ -10,12 +10,14 @@ from actscope import __version__
 from actscope.cli import (
     analyze,
     bench,
+    capture,
     demo,
     doctor,
     export,
     gateway,
     import_,
     info,
+    mark,
     probe,
     recover,
     replay,
@@ -48,6 +50,8 @@ app.command("serve")(serve.serve)
 app.command("gateway")(gateway.gateway)
 app.command("watch")(watch.watch)
 app.add_typer(probe.app, name="probe")
+app.command("capture")(capture.capture)
+app.command("mark")(mark.mark)
 app.command("info")(info.info)
 app.command("verify")(verify.verify)
 app.command("recover")(recover.recover)

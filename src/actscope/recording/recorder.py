@@ -7,7 +7,8 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
@@ -196,6 +197,8 @@ class Recorder:
             if not complete:
                 self._stats.incomplete_steps += 1
                 return
+            if self._failure is not None:
+                return  # its rows were counted as lost, and labels can go nowhere
             self._stats.rows += step.n_rows
             numbered = Step(step.number + self._step_base, step.time_ns, step.spans, step.meta, step.generation)
             self._unwritten.append((numbered, first))
@@ -216,14 +219,16 @@ class Recorder:
     def flush(self) -> int:
         """Have all that was put written to the file; it then survives the death of this process. Rows written so far."""
         upto, number = self._hand_over()
-        self._store.wait_written(number)
+        with self._noticing_failure():
+            self._store.wait_written(number)
         self._written = max(self._written, upto)
         return upto
 
     def sync(self) -> int:
         """The same, and through to the disk: it then survives a power cut."""
         upto, _ = self._hand_over()
-        self._store.sync()
+        with self._noticing_failure():
+            self._store.sync()
         self._written, self._durable = max(self._written, upto), max(self._durable, upto)
         return upto
 
@@ -398,6 +403,14 @@ class Recorder:
         if due and self._next_row - self._checkpointed >= due:
             self.checkpoint()
 
+    @contextmanager
+    def _noticing_failure(self) -> Iterator[None]:
+        try:
+            yield
+        except RecordingPoisoned as error:
+            self._fail(error)
+            raise
+
     def _hand_over(self) -> tuple[int, int]:
         """Give the store all rows and labels put so far. The row after the last one, and the last message's number."""
         if self._failure is not None:
@@ -442,7 +455,8 @@ class Recorder:
         self._send(channel_of(kind), key(kind), [records.write(record)], monotonic_ns())
 
     def _send(self, channel: str, header: bytes, parts: list[bytes | memoryview], time_ns: int) -> None:
-        number = self._store.append(channel, header, parts, time_ns)
+        with self._noticing_failure():
+            number = self._store.append(channel, header, parts, time_ns)
         with self._lock:
             self._last_number = max(self._last_number, number)
 

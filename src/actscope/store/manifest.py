@@ -73,7 +73,8 @@ class Manifest:
 
 def read_manifest(directory: Path) -> Manifest:
     """The manifest of a recording; FileNotFoundError when absent, RecordingDamaged when it cannot be understood."""
-    path = directory / NAME data = read_file(path, MAX_BYTES + 1)
+    path = directory / NAME
+    data = read_file(path, MAX_BYTES + 1)
     return manifest_from(data, path)
 
 

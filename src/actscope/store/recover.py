@@ -48,10 +48,9 @@ def recover(path: str | os.PathLike[str], *, salvage: bool = False, progress: Pr
 
     Reads every byte first. Whole messages are kept, also those that were never acknowledged; what lies behind them
     is cut, and kept in `<segment>.torn`. When acknowledged bytes are bad or missing it raises RecordingDamaged and
-    changes nothing,
-    unless `salvage`:
-    then damaged segments are written anew with the messages that are whole, the old files stay as `<segment>.damaged`, and the
-    numbers that are lost are written down, so that every later look reports them. RecordingError while a writer is at it.
+    changes nothing, unless `salvage`: then damaged segments are written anew with the messages that are whole, the old
+    files stay as `<segment>.damaged`, and the numbers that are lost are written down, so that every later look reports
+    them. RecordingError while a writer is at it.
     """
     directory = Path(path)
     mark = WatermarkFile.open(directory) if (directory / WATERMARK).exists() else None

@@ -153,7 +153,8 @@ class Scan:
 
 def find_head(source: Source, start: int, end: int, recording: int, least: int) -> tuple[int, int] | None:
     """Offset and number of the next message of this recording at or after `start`, numbered `least` or more."""
-    at = start while at + HEAD_BYTES <= end:
+    at = start
+    while at + HEAD_BYTES <= end:
         window = bytes(source.take(at, min(BLOCK * 16, end - at)))
         place = window.find(HEAD_MAGIC, MAGIC_AT)
         while place >= 0:

@@ -54,7 +54,8 @@ class Source:
 
     def crc32c(self, offset: int, length: int) -> int:
         """CRC32C of bytes that need not fit into memory; those beyond the end of the file are left out."""
-        crc, end = 0, offset + length while offset < end:
+        crc, end = 0, offset + length
+        while offset < end:
             part = self.take(offset, min(self._window, end - offset))
             if not part:
                 break

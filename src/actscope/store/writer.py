@@ -40,8 +40,8 @@ class Store:
 
     After a failed write or fsync the store is poisoned: `append`, `sync` and `wait_written` raise RecordingPoisoned,
     nothing more is written, and what was acknowledged stays. A store that is dropped without `close` writes what it
-    accepted and leaves a recording that
-    `recover` closes. A fork()ed child must not use its parent's store; the lock stays with the parent.
+    accepted and leaves a recording that `recover` closes. A fork()ed child must not use its parent's store; the lock
+    stays with the parent.
     """
 
     def __init__(self, path: Path, manifest: Manifest, mark: WatermarkFile, options: StoreOptions) -> None:

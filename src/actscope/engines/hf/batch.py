@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
-from actscope.taps.attribution import Lane
 from actscope.engines.hf.request import Request
 from actscope.engines.hf.sampling import Sampler
 from actscope.engines.hf.text import TextStream
+from actscope.taps.attribution import Lane
 
 
 @dataclass(slots=True)

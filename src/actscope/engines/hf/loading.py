@@ -13,9 +13,9 @@ import torch
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from actscope.taps.anatomy import blocks, text_config
 from actscope.engines import builtin
 from actscope.errors import EngineError, SettingsError, SiteError
+from actscope.taps.anatomy import blocks, text_config
 
 DTYPES = {
     "auto": "auto", "fp32": torch.float32, "float32": torch.float32, "bf16": torch.bfloat16, "bfloat16": torch.bfloat16,
