@@ -76,10 +76,16 @@ def versions() -> dict[str, str]:
 
 
 def _table(results: list[dict[str, Any]]) -> str:
-    lines = [f"{'name':<26} {'value':>12} {'unit':<7} {'min':>12} {'max':>12} {'bar':>10}   baseline"]
+    width = max(26, *(len(r["name"]) for r in results))
+    lines = [f"{'name':<{width}} {'value':>12} {'unit':<8} {'min':>12} {'max':>12} {'bar':>10}   baseline"]
     for r in results:
+        numbers = " ".join((_number(r["value"]), f"{r['unit']:<8}", _number(r["min"]), _number(r["max"])))
         bar = "-" if r["bar"] is None else f"{r['bar']:g}"
         mark = "" if r["ok"] else "   MISSED"
-        numbers = f"{r['value']:>12.4g} {r['unit']:<7} {r['min']:>12.4g} {r['max']:>12.4g} {bar:>10}"
-        lines.append(f"{r['name']:<26} {numbers}   {r['baseline']}{mark}")
+        lines.append(f"{r['name']:<{width}} {numbers} {bar:>10}   {r['baseline']}{mark}")
     return "\n".join(lines)
+
+
+def _number(value: float | None) -> str:
+    """Twelve columns; a peer that is not installed has no value."""
+    return f"{'-':>12}" if value is None else f"{value:>12.4g}"

@@ -146,7 +146,7 @@ class SiteRows:
         held = blocks.row_ids
         at = np.minimum(np.searchsorted(held, row_ids), max(0, len(held) - 1))
         here = held[at] == row_ids if len(held) else np.zeros(len(row_ids), bool)
-        self._ids = row_ids[here]
+        self._ids: np.ndarray = row_ids[here]
         self.labels: np.ndarray = labels[here]
 
     def __len__(self) -> int:
