@@ -34,4 +34,4 @@ def test_a_recording_plays_on_the_page_coloured_with_probes_and_stays_there(tmp_
             process.send_signal(signal.SIGINT)
             process.communicate(timeout=30)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert len(list(tmp_path.glob("*.png"))) == 2
+    assert len(list(tmp_path.glob("*.png"))) == 3

@@ -52,7 +52,7 @@ def run(seconds: float, progress: Progress, folder: Path | None = None) -> list[
     """Capture for `seconds`, then read everything back."""
     torch.set_num_threads(1)  # so small a model gains nothing from more, and the codecs want a core
     loaded = load(builtin.NAME)
-    with tempfile.TemporaryDirectory(prefix="actscope-soak-", dir=folder or Path.cwd()) as home:
+    with tempfile.TemporaryDirectory(prefix=".actscope-soak-", dir=folder or Path.cwd()) as home:
         path = Path(home) / "soak.acts"
         seen = _capture_for(loaded, path, seconds, progress)
         found = Recording.open(path)

@@ -41,7 +41,7 @@ _BUFFER = 8 << 20
 
 def run(seconds: float, progress: Progress, folder: Path | None = None) -> list[Result]:
     """About `seconds` of pairs. Files go to `folder`, or to a temporary one in the working directory, and are removed."""
-    with tempfile.TemporaryDirectory(prefix="actscope-bench-", dir=folder or Path.cwd()) as name:
+    with tempfile.TemporaryDirectory(prefix=".actscope-bench-", dir=folder or Path.cwd()) as name:
         home = Path(name)
         ratios, rates, raw = _pairs(home, seconds, progress)
         progress("memory, with a disk that does not keep up")

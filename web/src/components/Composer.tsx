@@ -1,16 +1,22 @@
 import { type KeyboardEvent, useEffect, useRef, useState } from "react";
 import { useCell } from "../lib/cell";
 import { regenerate, send, stop, turns } from "../state/chat";
-import { chats, engine } from "../state/engine";
+import { chats, engine, replays } from "../state/engine";
 import { isOpen } from "../state/turn";
 import { SettingsBox } from "./SettingsBox";
+
+function placeholder(up: boolean, recorded: boolean): string {
+  if (recorded) return "A recording answers nothing: watch its requests";
+  return up ? "Ask the model something" : "The engine is not up yet";
+}
 
 export function Composer() {
   const [text, setText] = useState("");
   const area = useRef<HTMLTextAreaElement>(null);
   const last = useCell(turns).at(-1);
   const view = useCell(engine);
-  const up = view.state === "up";
+  const recorded = replays(view);
+  const up = view.state === "up" && !recorded;
   const open = isOpen(last);
 
   useEffect(() => {
@@ -45,7 +51,8 @@ export function Composer() {
           rows={1}
           value={text}
           aria-label="Message"
-          placeholder={up ? "Ask the model something" : "The engine is not up yet"}
+          placeholder={placeholder(up, recorded)}
+          disabled={recorded}
           data-testid="message"
           onChange={(event) => setText(event.target.value)}
           onKeyDown={onKeyDown}

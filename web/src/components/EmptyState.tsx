@@ -1,6 +1,7 @@
 import { useCell } from "../lib/cell";
 import { send } from "../state/chat";
-import { engine } from "../state/engine";
+import { engine, replays } from "../state/engine";
+import { RequestList } from "./RequestList";
 
 const STARTERS = [
   "Tell me about a fox in the snow",
@@ -10,7 +11,9 @@ const STARTERS = [
 ];
 
 export function EmptyState() {
-  const up = useCell(engine).state === "up";
+  const view = useCell(engine);
+  const up = view.state === "up";
+  if (replays(view)) return <Recorded />;
   return (
     <section className="empty" data-testid="empty">
       <h2>See what the model’s inside says while it speaks</h2>
@@ -32,6 +35,16 @@ export function EmptyState() {
           </li>
         ))}
       </ul>
+    </section>
+  );
+}
+
+function Recorded() {
+  return (
+    <section className="empty" data-testid="recorded">
+      <h2>A recording is playing</h2>
+      <p>Its scores come from the recorded rows. Nothing can be asked of it; choose a request to watch.</p>
+      <RequestList opened />
     </section>
   );
 }

@@ -5,16 +5,17 @@ import { turns } from "../state/chat";
 import { followRequests, requests } from "../state/requests";
 import { watch, watched } from "../state/watch";
 
-const SHOWN = 12;
+const STEP = 12;
 
 /** Requests in flight or recent at this gateway; any can be watched. Asks only while it is open. */
-export function RequestList() {
-  const [open, setOpen] = useState(false);
+export function RequestList({ opened = false }: { opened?: boolean }) {
+  const [open, setOpen] = useState(opened);
   useEffect(() => (open ? followRequests() : undefined), [open]);
   return (
     <details
       className="card requests"
       data-testid="requests"
+      open={open}
       onToggle={(event) => setOpen(event.currentTarget.open)}
     >
       <summary>
@@ -29,14 +30,22 @@ function Rows() {
   const { list, problem } = useCell(requests);
   const now = useCell(watched)?.id;
   const own = new Set(useCell(turns).map(({ trace }) => trace.request));
+  const [shown, setShown] = useState(STEP);
   if (problem) return <p className="muted">{problem.message}</p>;
   if (list.length === 0) return <p className="muted">None yet.</p>;
   return (
-    <ul>
-      {list.slice(0, SHOWN).map((one) => (
-        <Row key={one.request} one={one} own={own.has(one.request)} watched={one.request === now} />
-      ))}
-    </ul>
+    <>
+      <ul>
+        {list.slice(0, shown).map((one) => (
+          <Row key={one.request} one={one} own={own.has(one.request)} watched={one.request === now} />
+        ))}
+      </ul>
+      {list.length > shown && (
+        <button type="button" className="link" data-testid="more" onClick={() => setShown(shown + 4 * STEP)}>
+          {list.length - shown} more
+        </button>
+      )}
+    </>
   );
 }
 

@@ -67,3 +67,8 @@ export function engineInfo(view: EngineView): Info | null {
 export function chats(view: EngineView): boolean {
   return engineInfo(view)?.engine.has_chat_template !== false;
 }
+
+/** Whether what runs is a recording: its requests can be watched, and nothing can be asked. */
+export function replays(view: EngineView): boolean {
+  return engineInfo(view)?.engine.kind === "replay";
+}
