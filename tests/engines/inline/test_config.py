@@ -95,10 +95,10 @@ def test_sizes_are_read(text: str, n: int) -> None:
 
 def test_a_target_throughput_chooses_the_strongest_codec_that_keeps_up() -> None:
     """The choice gets weaker, or the workers more, as the rate grows, and the arithmetic is told."""
-    chosen = [CaptureConfig(throughput=rate).choice(cores=8) for rate in (1e8, 1e9, 3e9, 5e10)]
+    chosen = [CaptureConfig(throughput=rate).choice(cores=8) for rate in (1e8, 1e9, 3.4e9, 5e10)]
     assert [name for name, _, _ in chosen] == ["lossless", "lossless", "shuffle_lz4", "none"]
-    assert [workers for _, workers, _ in chosen] == [1, 3, 4, 4]
-    assert "1.00 GB/s / 0.4 GB/s a core (lossless) = 3 workers" in chosen[1][2]
+    assert [workers for _, workers, _ in chosen] == [1, 2, 4, 4]
+    assert "1.00 GB/s / 0.8 GB/s a core (lossless) = 2 workers" in chosen[1][2]
     assert CaptureConfig(throughput=1e9, codec="svd:8").choice(cores=8)[0] == "svd:8"
 
 
