@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from actscope.codecs import CODECS, Encoded, Encoder, decode, encoder, to_float32
+from actscope.codecs import CODECS, Encoded, Encoder, decode, encoder, from_float32, to_float32
 from actscope.codecs import basis as bases
 from actscope.errors import CodecError
 
@@ -161,3 +161,31 @@ def test_a_basis_is_orthonormal_even_from_few_rows(n: int) -> None:
     """Fewer rows than components leave directions free: they are filled up."""
     directions = bases.fitted(low_rank(n, 64, 5, 0), 40).directions
     np.testing.assert_allclose(directions @ directions.T, np.eye(40), atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_rows_that_would_come_back_further_off_than_nothing_are_kept_exactly(dtype: str) -> None:
+    """Small rows far from the mean: their errors were thousands, which a recording's byte of error cannot say."""
+    stream = Stream(encoder("svd:4"), dtype)
+    stream.put(from_float32(low_rank(2048, 64, 4, 1) + 10, dtype))
+    rows = low_rank(BLOCK, 64, 4, 2) + 10
+    rows[::7] = np.random.default_rng(3).standard_normal((len(rows[::7]), 64)) * 1e-3
+    errors = stream.put(from_float32(rows, dtype)).row_errors
+    assert errors is not None and errors.max() < 1
+    assert (errors[::7] == 0).all() and (errors[1::7] > 0).all()
+
+
+def test_a_fit_that_fails_costs_neither_the_block_nor_its_state(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The block that brings a state must be given out, or no later block could be read."""
+    one = encoder("svd:4")
+    stream = Stream(one)
+    stream.put(low_rank(2048, 64, 4, 1))
+
+    def fails(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(one, "_gather", fails)
+    assert stream.put(low_rank(BLOCK, 64, 4, 2)).new_state is not None
+    monkeypatch.undo()
+    stream.put(low_rank(BLOCK, 64, 4, 3))
+    assert one.report()["failed_fits"] == 1

@@ -430,3 +430,16 @@ def test_an_abort_is_kept_as_what_it_is(tmp_path: Path) -> None:
         pilot.flight.write(Step(2, pilot.now_ns, (Span("a", 4, 0, 0, flags, 4),), np.empty(0, ROW_META)), [])
     summary = Recording.open(tmp_path / "r").request("a")
     assert (summary.aborted, summary.ended, summary.present, summary.computed) == (True, True, 4, 3)
+
+
+def test_bits_of_bfloat16_in_numpy_stay_bfloat16(tmp_path: Path, place: Place) -> None:
+    with flying(tmp_path / "r", **place) as pilot:
+        meta = np.zeros(2, ROW_META)
+        meta["position"] = [0, 1]
+        step = Step(1, SECOND, (Span("a", 0, 2),), meta)
+        bits = np.array([[0x3FC0] * WIDTH, [0xC000] * WIDTH], np.uint16)
+        pilot.flight.write(step, [Frame(site, bits, "bfloat16") for site in SITES])
+        pilot.flight.mark("a").result()
+    rows = Recording.open(tmp_path / "r")[SITES[0]]
+    assert rows.source_dtype == "bfloat16"
+    assert rows[:][:, 0].tolist() == [1.5, -2.0]

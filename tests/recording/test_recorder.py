@@ -344,3 +344,97 @@ def test_wrong_rows_and_wrong_options_are_refused(tmp_path: Path) -> None:
         PipelineOptions(memory_bytes=1)
     with pytest.raises(SettingsError, match="one or more different sites"):
         RecordingSpec(())
+
+
+def test_a_tokenizer_that_fails_costs_the_texts_and_no_rows(tmp_path: Path) -> None:
+    def texts(ids: object) -> list[str]:
+        raise KeyError("no such token")
+
+    with Recorder.create(tmp_path / "r.acts", spec()) as recorder:
+        recorder.texts = texts
+        step = step_of(1, [("a", 0, 3)])
+        recorder.write(step, frames_of(step, SITES))
+        recorder.flush()
+        assert recorder.failure is None
+    found = Recording.open(tmp_path / "r.acts")
+    assert (found.n_rows, found.complete, found.texts) == (3, True, {})
+
+
+def test_a_text_that_utf8_cannot_hold_is_kept_as_far_as_it_can(tmp_path: Path) -> None:
+    with Recorder.create(tmp_path / "r.acts", spec()) as recorder:
+        recorder.texts = lambda ids: ["x\ud800"] * len(ids)
+        step = step_of(1, [("a", 0, 1)])
+        recorder.write(step, frames_of(step, SITES))
+    assert set(Recording.open(tmp_path / "r.acts").texts.values()) == {"x?"}
+
+
+def test_a_step_whose_rows_are_refused_holds_nothing_up(tmp_path: Path) -> None:
+    """Otherwise it would stay open, and nothing after it would ever be acknowledged."""
+    with Recorder.create(tmp_path / "r.acts", spec()) as recorder:
+        for number, d in ((1, 8), (2, 9), (3, 8)):
+            step = step_of(number, [("a", number - 1, 1)])
+            if d == 8:
+                recorder.write(step, frames_of(step, SITES, d))
+            else:
+                with pytest.raises(RecordingError, match="width"):
+                    recorder.write(step, frames_of(step, SITES, d))
+        assert recorder.flush() == 3
+    assert Recording.open(tmp_path / "r.acts").labels()["position"].tolist() == [0, 2]
+
+
+@pytest.mark.parametrize(
+    ("rows", "dtype"),
+    [
+        (np.zeros((2, 8), np.float32), "bfloat16"),
+        (np.zeros((2, 8), ">f4"), None),
+        (np.zeros(2, np.float32), None),
+        (np.zeros((2, 8, 1), np.float32), None),
+    ],
+)
+def test_rows_that_no_codec_could_take_are_refused_and_stop_nothing(
+    tmp_path: Path, rows: np.ndarray, dtype: str | None
+) -> None:
+    with Recorder.create(tmp_path / "r.acts", spec()) as recorder:
+        with pytest.raises(RecordingError, match=r"expected|must be"):
+            recorder.write(step_of(1, [("a", 0, 2)]), [Frame(SITES[0], rows, dtype)])
+        step = step_of(2, [("a", 2, 2)])
+        recorder.write(step, frames_of(step, SITES))
+    assert Recording.open(tmp_path / "r.acts").labels()["position"].tolist() == [2, 3]
+
+
+def test_closing_goes_on_where_an_interrupt_ended_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C while the workers finish must not cost the labels."""
+    recorder = Recorder.create(tmp_path / "r.acts", spec(), PipelineOptions(flush_seconds=60))
+    step = step_of(1, [("a", 0, 3)])
+    recorder.write(step, frames_of(step, SITES))
+
+    def interrupted(self: threading.Thread, timeout: float | None = None) -> None:
+        monkeypatch.undo()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(threading.Thread, "join", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        recorder.close()
+    recorder.close()
+    found = Recording.open(tmp_path / "r.acts")
+    assert (found.n_rows, len(found[SITES[0]]), found.complete) == (3, 3, True)
+
+
+def test_rows_that_reach_the_store_after_the_mark_was_taken_are_not_acknowledged_by_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A block with a later number than the one that is looked at may not be in the file yet."""
+    with Recorder.create(tmp_path / "r.acts", spec(), PipelineOptions(flush_seconds=60)) as recorder:
+        step = step_of(1, [("a", 0, 3)])
+        recorder.write(step, frames_of(step, SITES))
+        notes = recorder._write_notes
+
+        def notes_and_then_a_block() -> int:
+            number = notes()
+            recorder._lanes.drain(3)
+            return number
+
+        monkeypatch.setattr(recorder, "_write_notes", notes_and_then_a_block)
+        recorder._note_progress()
+        monkeypatch.undo()
+        assert recorder._milestones[-1][0] == 0

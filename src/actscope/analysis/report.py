@@ -83,14 +83,14 @@ def analyze(
     when a graph or plots are asked for and their libraries are not installed.
     """
     options = options or AnalysisOptions()
+    if to is not None:
+        _make(to)
     sets = [features for source in options.features for features in load_features(recording, source)]
     names = sorted(options.sites or recording.sites, key=depth)
     measured = [measure(recording, site, options.site, progress) for site in names]
     sites = [stats for stats in measured if stats is not None]
     if not sites:
         raise RecordingError(f"{recording.path}: no rows at {', '.join(names)}: nothing to analyse")
-    if to is not None:
-        to.mkdir(parents=True, exist_ok=True)
     folders = _folders(sets, to)
     reports = [measure_features(recording, f, at, progress=progress) for f, at in zip(sets, folders, strict=True)]
     graph = feature_graph(recording, sets, options.graph_options, progress) if options.graph else None
@@ -106,6 +106,15 @@ def analyze(
     if to is not None:
         publish(to / "report.json", msgspec.json.format(msgspec.json.encode(report.as_dict()), indent=1))
     return report
+
+
+def _make(to: Path) -> None:
+    try:
+        to.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RecordingError(
+            f"{to}: a report cannot be written there: {error.strerror}; choose another folder"
+        ) from error
 
 
 def _folders(sets: Sequence[FeatureSet], to: Path | None) -> list[Path | None]:

@@ -26,8 +26,12 @@ def main() -> None:
         _fail(error, 2)
     except KeyboardInterrupt:
         sys.exit(130)
+    except OSError as error:  # a path of the user's; one without a name is a fault of ours, and keeps its traceback
+        if error.filename is None:
+            raise
+        _fail(f"{error.filename}: {error.strerror}", 2)
 
 
-def _fail(error: ActscopeError, code: int) -> None:
+def _fail(error: ActscopeError | str, code: int) -> None:
     print(f"actscope: {error}", file=sys.stderr)
     sys.exit(code)

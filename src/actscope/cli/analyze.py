@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import json
+import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from actscope.cli.export import Sites
+from actscope.cli.opening import Directory, open_recording
 
 if TYPE_CHECKING:
     from actscope.analysis import AnalysisReport
+    from actscope.analysis.features import FeatureReport
+    from actscope.analysis.graph import Graph
 
 
 def analyze(
-    path: Annotated[Path, typer.Argument(metavar="DIR", help="A recording.")],
+    path: Directory,
     to: Annotated[Path | None, typer.Option("--to", help="A folder for report.json, arrays, graph and plots.")] = None,
     sites: Sites = None,
     features: Annotated[
@@ -29,9 +33,11 @@ def analyze(
         bool, typer.Option("--graph", help="Which features fire together, and before which: needs --features.")
     ] = False,
     plots: Annotated[bool, typer.Option("--plots/--no-plots", help="With --to: draw PNGs.")] = True,
-    spectrum_rows: Annotated[int, typer.Option(help="Rows for the spectrum; 0 leaves it out.")] = 50_000,
-    nodes: Annotated[int, typer.Option(help="With --graph: at most so many features of each set.")] = 64,
-    fdr: Annotated[float, typer.Option(help="With --graph: share of false edges that is accepted.")] = 0.05,
+    spectrum_rows: Annotated[int, typer.Option(min=0, help="Rows for the spectrum; 0 leaves it out.")] = 50_000,
+    nodes: Annotated[int, typer.Option(min=1, help="With --graph: at most so many features of each set.")] = 64,
+    fdr: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="With --graph: share of false edges that is accepted.")
+    ] = 0.05,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Measure the rows of a recording: norms, moments, outlier dimensions, effective rank, drift along the text, bytes per token;
@@ -43,9 +49,8 @@ def analyze(
     from actscope.analysis import analyze as run
     from actscope.cli.progress import Progress
     from actscope.recording.export import choose_sites
-    from actscope.recording.reader import Recording
 
-    recording = Recording.open(path)
+    recording = open_recording(path)
     options = AnalysisOptions(
         sites=choose_sites(recording, sites or ()),
         features=tuple(features or ()),
@@ -60,38 +65,64 @@ def analyze(
 
 
 def _text(report: AnalysisReport) -> str:
+    lines = [*_site_lines(report)]
+    for found in report.features:
+        lines += ["", *_feature_lines(found)]
+    if report.graph is not None:
+        lines += ["", *_graph_lines(report.graph)]
+    if report.files:
+        lines += ["", f"{len(report.files)} files written; the whole report is {report.files[-1]}"]
+    return "\n".join(lines)
+
+
+def _site_lines(report: AnalysisReport) -> list[str]:
     width = max(len(stats.site) for stats in report.sites)
     lines = [
-        f"{report.path}: {report.rows} tokens",
+        f"{report.path}: {report.rows} rows; each token counts once",
         "",
-        f"{'site':<{width}} {'rows':>8} {'norm mean':>10} {'p99':>9} {'largest':>9} {'eff. rank':>10} {'of':>6} {'outliers':>9} "
-        f"{'massive':>8} {'bytes/token':>12}",
+        f"{'site':<{width}} {'tokens':>7} {'width':>5} {'norm':>7} {'p99':>7} {'largest':>7} {'rank':>5} {'far':>3} {'huge':>5} "
+        f"{'bytes':>5}",
     ]
     for stats in report.sites:
         rank = f"{stats.spectrum.effective_rank:.1f}" if stats.spectrum else "-"
+        norms = f"{stats.norms.mean:>7.4g} {stats.norms.quantiles[0.99]:>7.4g} {stats.norms.max:>7.4g}"
         lines.append(
-            f"{stats.site:<{width}} {stats.rows:>8} {stats.norms.mean:>10.4g} {stats.norms.quantiles[0.99]:>9.4g} "
-            f"{stats.norms.max:>9.4g} {rank:>10} {stats.width:>6} {len(stats.outliers):>9} {stats.massive.count:>8} "
-            f"{stats.stored_per_token:>12.0f}"
+            f"{stats.site:<{width}} {stats.rows:>7} {stats.width:>5} {norms} {rank:>5} {len(stats.outliers):>3} "
+            f"{stats.massive.count:>5} {stats.stored_per_token:>5.0f}"
         )
-    for found in report.features:
-        lines += ["", f"{found.name} at {found.site}: {found.n_features - found.dead} of {found.n_features} fire, "
-                  f"{found.mean_fired:.2f} on a token"]  # fmt: skip
-        for one in found.stats[:10]:
-            tokens = "  ".join(f"{t.text if t.text is not None else t.token_id!r}".strip() or "␣" for t in one.top[:6])
-            lines.append(f"  {one.id:<20} {one.rate:>7.2%}  mean {one.mean:>9.4g}  max {one.max:>9.4g}  {tokens}")
-    if report.graph is not None:
-        from actscope.analysis.graph import NOTE
+    return [
+        *lines,
+        "",
+        "norm: mean L2 norm of a row. rank: effective rank, at most the width.",
+        "far: outlier dimensions. huge: massive activations. bytes: stored for a token.",
+    ]
 
+
+def _feature_lines(found: FeatureReport) -> list[str]:
+    lines = [
+        f"{found.name} at {found.site}: {found.n_features - found.dead} of {found.n_features} fire, "
+        f"{found.mean_fired:.2f} on a token"
+    ]
+    for one in found.stats[:10]:
+        tokens = "  ".join(dict.fromkeys(_shown(token.text, token.token_id) for token in one.top))
+        line = f"  {one.id:<16} {one.rate:>7.2%}  mean {one.mean:<7.4g} max {one.max:<7.4g} {tokens}"
+        lines.append(line if len(line) <= 79 else f"{line[:78]}…")
+    return lines
+
+
+def _shown(text: str | None, token_id: int) -> str:
+    return repr(text) if text is not None else str(token_id)
+
+
+def _graph_lines(graph: Graph) -> list[str]:
+    from actscope.analysis.graph import NOTE
+
+    head = f"{len(graph.edges)} edges of {graph.tested} pairs on {graph.tokens} tokens. {NOTE}"
+    lines = textwrap.wrap(head, 79)
+    for edge in graph.edges[:15]:
         lines += [
-            "",
-            f"{len(report.graph.edges)} edges of {report.graph.tested} pairs on {report.graph.tokens} tokens. {NOTE}",
+            f"  {edge.source} -> {edge.target}",
+            f"      lag {edge.lag}  te {edge.te:.4f} bits  phi {edge.phi:+.2f}  together {edge.together}  q {edge.q:.2g}",
         ]
-        for edge in report.graph.edges[:15]:
-            lines.append(
-                f"  {edge.source} -> {edge.target}  lag {edge.lag}  te {edge.te:.4f} bits  phi {edge.phi:+.2f}  "
-                f"together {edge.together}  q {edge.q:.2g}"
-            )
-    if report.files:
-        lines += ["", f"{len(report.files)} files written, beginning with {report.files[0]}"]
-    return "\n".join(lines)
+    more = len(graph.edges) - 15
+    return [*lines, f"  and {more} more (--json, or --to, has all)"] if more > 0 else lines

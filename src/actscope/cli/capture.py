@@ -13,17 +13,23 @@ from actscope.cli import options
 from actscope.errors import SettingsError
 
 if TYPE_CHECKING:
+    from actscope.engines.hf.loading import LoadedModel
     from actscope.engines.inline.prompts import Prompt
     from actscope.engines.inline.stats import CaptureStats
     from actscope.recording.reader import Recording
 
 
 def capture(
-    model: Annotated[str, typer.Argument(help="Hugging Face id, a local directory, or actscope/builtin.")],
-    prompts: Annotated[
-        str, typer.Argument(help="A text file, one prompt a line, or JSON lines; - reads standard input.")
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="Hugging Face id, a local directory, or actscope/builtin.")
     ],
-    to: Annotated[Path, typer.Option(help="Directory of the recording.")],
+    prompts: Annotated[
+        str,
+        typer.Argument(
+            metavar="PROMPTS", help="A text file, one prompt a line, or JSON lines; - reads standard input."
+        ),
+    ],
+    to: Annotated[Path, typer.Option(help="Directory of the recording; it is made.", metavar="DIR")],
     max_tokens: Annotated[
         int, typer.Option(min=0, help="Generate up to so many tokens; 0 only reads the prompts.")
     ] = 64,
@@ -32,14 +38,25 @@ def capture(
         str,
         typer.Option(help="fast_capture, max, balanced, max_compression, attention_analysis or mlp_analysis."),
     ] = "balanced",
-    sites: Annotated[str, typer.Option(help="e.g. all, 0,7,15, first,middle,last, model.layers.*.mlp.")] = "",
-    codec: Annotated[str, typer.Option(help="none, lz4, zstd, lossless, error_bounded:1e-3, svd:256, auto …")] = "",
-    granularity: Annotated[str, typer.Option(help="full, attention, mlp, or e.g. sampled:8+last=1.")] = "",
+    sites: Annotated[
+        str, typer.Option(help="e.g. all, 0,7,15, first,middle,last, model.layers.*.mlp.", show_default="the preset's")
+    ] = "",
+    codec: Annotated[
+        str,
+        typer.Option(
+            help="none, lz4, zstd, lossless, error_bounded:1e-3, svd:256, auto …", show_default="the preset's"
+        ),
+    ] = "",
+    granularity: Annotated[
+        str, typer.Option(help="full, attention, mlp, or e.g. sampled:8+last=1.", show_default="the preset's")
+    ] = "",
     sample: Annotated[
         float, typer.Option(min=0.0, max=1.0, help="Share of the prompts to record, by their ids.")
     ] = 1.0,
-    policy: Annotated[str, typer.Option(help="When the disk is too slow: block, drop or error.")] = "",
-    memory: Annotated[str, typer.Option(help="Bound of rows in memory, e.g. 2GB.")] = "",
+    policy: Annotated[
+        str, typer.Option(help="When the disk is too slow: block, drop or error.", show_default="the preset's")
+    ] = "",
+    memory: Annotated[str, typer.Option(help="Bound of rows in memory, e.g. 2GB.", show_default="the preset's")] = "",
     resume: Annotated[
         bool, typer.Option(help="Go on with a recording; prompts that it has whole are skipped.")
     ] = False,
@@ -54,19 +71,34 @@ def capture(
 
     Example: actscope capture actscope/builtin prompts.txt --to run.acts --sites first,middle,last
     """
+    from actscope.codecs import encoder
     from actscope.engines.inline.config import CaptureConfig
     from actscope.engines.inline.prompts import read_prompts
+    from actscope.sampling import keeps
 
     given = {"sites": sites, "codec": codec, "granularity": granularity, "policy": policy, "memory": memory}
     changes: dict[str, Any] = {name: value for name, value in given.items() if value}
     config = CaptureConfig.preset(preset).override({**changes, "sample": sample})
-    wanted = read_prompts(_lines(prompts), prompts)
+    encoder(config.codec)  # raises before anything is loaded or made
+    _check_place(to, resume=resume)
+    wanted = [prompt for prompt in read_prompts(_lines(prompts), prompts) if keeps(prompt.id, sample)]
+    if not wanted:
+        raise SettingsError(f"--sample {sample}: none of the prompts in {prompts} is in it")
     todo = _missing(to, wanted) if resume else wanted
     if todo:
         _record(model, todo, to, config, max_tokens, batch, resume=resume, device=device, dtype=dtype)
     else:
         typer.echo(f"{to} has all {len(wanted)} prompts already", err=True)
     _tell(to, len(todo), len(wanted) - len(todo), as_json)
+
+
+def _check_place(to: Path, *, resume: bool) -> None:
+    if to.exists() and not to.is_dir():
+        raise SettingsError(f"--to {to}: is a file; expected a directory that is new, or empty")
+    if not resume and to.is_dir() and any(to.iterdir()):
+        raise SettingsError(
+            f"--to {to}: is not empty; choose another place, or go on with the recording there: --resume"
+        )
 
 
 def _record(
@@ -82,22 +114,41 @@ def _record(
     dtype: str,
 ) -> None:
     from actscope.cli.progress import Progress
-    from actscope.engines.hf.loading import load
     from actscope.engines.inline.prompts import run_prompts
     from actscope.engines.inline.session import Capture
 
-    loaded = load(model, device=device, dtype=dtype)
+    loaded = _load(model, device, dtype)
     session = Capture(loaded.model, to, config, resume=resume, tokenizer=loaded.tokenizer)
-    with Progress() as progress, session:
-        run_prompts(
-            loaded,
-            todo,
-            session,
-            max_tokens=max_tokens,
-            batch=batch,
-            progress=lambda done, total: progress.update("prompts", done, total),
+    done = 0
+
+    def told(so_far: int, total: int) -> None:
+        nonlocal done
+        done = so_far
+        bars.update("prompts", so_far, total)
+
+    try:
+        with Progress() as bars, session:
+            run_prompts(loaded, todo, session, max_tokens=max_tokens, batch=batch, progress=told)
+    except KeyboardInterrupt:
+        typer.echo(
+            f"interrupted: {to} has {done} of {len(todo)} prompts; go on with the same command and --resume", err=True
         )
+        raise
     _warn(session.stats())
+
+
+def _load(model: str, device: str, dtype: str) -> LoadedModel:
+    """The model, behind a spinner; transformers' own bars are not drawn."""
+    from rich.console import Console
+    from transformers.utils import logging
+
+    from actscope.engines.hf.loading import load
+
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    with Console(stderr=True).status(f"loading {model} …"):
+        loaded = load(model, device=device, dtype=dtype)
+    loaded.config._name_or_path = loaded.name  # the recording says the name that was asked for, not where its files lie
+    return loaded
 
 
 def _lines(prompts: str) -> list[str]:
@@ -105,8 +156,10 @@ def _lines(prompts: str) -> list[str]:
         return sys.stdin.read().splitlines()
     try:
         return Path(prompts).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise SettingsError(f"{prompts}: cannot be read: {error}") from error
+    except OSError as error:
+        raise SettingsError(f"{prompts}: cannot be read: {error.strerror}; expected a file of prompts, or -") from error
+    except UnicodeDecodeError as error:
+        raise SettingsError(f"{prompts}: not UTF-8 text (byte {error.start}); expected a prompt a line") from error
 
 
 def _missing(to: Path, wanted: list[Prompt]) -> list[Prompt]:
@@ -138,16 +191,24 @@ def _tell(to: Path, run: int, skipped: int, as_json: bool) -> None:
     if as_json:
         typer.echo(json.dumps(summary))
         return
+    over, worst = summary["rows_after_end"], summary["error_worst"]
     typer.echo(
         f"{to}: {summary['tokens']} tokens of {summary['requests']} requests at {summary['sites']} sites\n"
-        f"{summary['bytes_per_token']:.0f} bytes a token, {summary['ratio_source']:.2f}x smaller than computed, "
-        f"{summary['ratio_fp32']:.2f}x smaller than fp32\n"
-        f"relative error of a row: mean {summary['error_mean']:.2g}, worst {summary['error_worst']:.2g}"
+        + (f"  {over} of them after the end of their answer, while others of the batch went on\n" if over else "")
+        + f"  {summary['bytes_per_token']:.0f} bytes a token, {summary['ratio_source']:.2f} x smaller than computed, "
+        f"{summary['ratio_fp32']:.2f} x smaller than fp32\n"
+        + (
+            f"  error of a row: mean {summary['error_mean']:.2g}, worst {worst:.2g}"
+            if worst
+            else "  every row bit for bit"
+        )
     )
 
 
 def summary_of(recording: Recording) -> dict[str, Any]:
     """Counts, sizes and errors of a recording. Ratios are of rows only, bytes per token of the rows' blocks."""
+    from actscope.cli.info import rows_after_end
+
     sizes = [recording[site].sizes() for site in recording.sites]
     errors = [recording[site].errors() for site in recording.sites]
     stored = sum(size.stored for size in sizes)
@@ -155,6 +216,7 @@ def summary_of(recording: Recording) -> dict[str, Any]:
     return {
         "requests": len(recording.requests),
         "tokens": recording.n_rows,
+        "rows_after_end": rows_after_end(recording),
         "sites": len(recording.sites),
         "stored_bytes": stored,
         "bytes_per_token": stored / max(1, recording.n_rows),

@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from actscope.cli.opening import Directory, open_recording
 from actscope.errors import SettingsError
 
 Sites = Annotated[
@@ -18,7 +19,7 @@ Sites = Annotated[
 
 
 def export(
-    path: Annotated[Path, typer.Argument(metavar="DIR", help="A recording.")],
+    path: Directory,
     to: Annotated[Path, typer.Option("--to", help="Where to put it: a folder, for packets a file.")],
     form: Annotated[str, typer.Option("--format", help="safetensors, zarr, parquet, npy or packets.")] = "safetensors",
     sites: Sites = None,
@@ -29,7 +30,7 @@ def export(
     bf16: Annotated[
         str, typer.Option(help="bfloat16 in zarr, parquet and npy: float32 (exact) or uint16 (its bits).")
     ] = "float32",
-    shard_mib: Annotated[int, typer.Option(help="safetensors: largest file, in MiB.")] = 5120,
+    shard_mib: Annotated[int, typer.Option(min=1, help="safetensors: largest file, in MiB.")] = 5120,
     force: Annotated[bool, typer.Option("--force", help="Replace an earlier export.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
@@ -40,12 +41,12 @@ def export(
     from actscope.cli.progress import Progress
     from actscope.recording.export import ExportOptions, Selection
     from actscope.recording.export import export as write
-    from actscope.recording.reader import Recording
 
     selection = Selection(tuple(sites or ()), tuple(requests or ()), read_positions(positions))
     options = ExportOptions(bf16=bf16, shard_bytes=shard_mib << 20, force=force)  # type: ignore[arg-type]
+    recording = open_recording(path)
     with Progress() as bars:
-        report = write(Recording.open(path), to, form, selection, options, bars.update)
+        report = write(recording, to, form, selection, options, bars.update)
     if as_json:
         typer.echo(json.dumps({**asdict(report), "path": str(report.path)}))
         return

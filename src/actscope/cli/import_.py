@@ -11,7 +11,7 @@ import typer
 
 
 def import_(
-    packets: Annotated[Path, typer.Argument(help="A packet stream: ours, or another tool's.")],
+    packets: Annotated[Path, typer.Argument(metavar="PACKETS", help="A packet stream: ours, or another tool's.")],
     to: Annotated[Path, typer.Option("--to", help="The recording to make.")],
     dtype: Annotated[str, typer.Option(help="Another tool's stream: dtype of its rows, e.g. float16, bfloat16.")] = "",
     width: Annotated[int, typer.Option(help="Another tool's stream: numbers in one row.")] = 0,

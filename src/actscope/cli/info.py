@@ -7,25 +7,31 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+import numpy as np
 import typer
+
+from actscope.cli.opening import Directory, open_recording
+from actscope.frames import RowFlag
 
 if TYPE_CHECKING:
     from actscope.recording.reader import Recording
 
+_MOST_MARKS = 5
+
 
 def info(
-    path: Annotated[Path, typer.Argument(metavar="DIR", help="A recording.")],
-    requests: Annotated[int, typer.Option(help="Show so many requests; 0 shows all.")] = 5,
+    path: Directory,
+    requests: Annotated[int, typer.Option(min=0, help="Show so many requests; 0 shows all.")] = 5,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Say what a recording is: its model, sites, requests and coverage, its size against raw rows, the errors that its codecs
     were measured to make, drops, marks, and whether its writers came to their end.
 
-    Works on a recording that is being written, and on one that a crash has left. Example: actscope info run.acts
-    """
-    from actscope.recording.reader import Recording
+    Works on a recording that is being written, and on one that a crash has left.
 
-    described = describe(Recording.open(path), requests)
+    Example: actscope info run.acts
+    """
+    described = describe(open_recording(path), requests)
     typer.echo(json.dumps(described) if as_json else _text(described))
 
 
@@ -45,6 +51,7 @@ def describe(recording: Recording, n_requests: int = 5) -> dict[str, Any]:
         "model": recording.info["model"],
         "settings": recording.info["settings"],
         "rows": recording.n_rows,
+        "rows_after_end": rows_after_end(recording),
         "tokens": {"computed": computed, "present": present, "coverage": computed / present if present else None},
         "bytes": sum(file.stat().st_size for file in Path(recording.path).iterdir() if file.is_file()),
         "stored_bytes": stored,
@@ -56,6 +63,11 @@ def describe(recording: Recording, n_requests: int = 5) -> dict[str, Any]:
         "requests": [asdict(summary) for summary in listed],
         **_events(recording),
     }
+
+
+def rows_after_end(recording: Recording) -> int:
+    """Rows that a batch computed for requests whose answer had ended; they are labelled so, and no token of the request."""
+    return int(np.count_nonzero(recording.labels()["flags"] & int(RowFlag.AFTER_EOS)))
 
 
 def _site(recording: Recording, name: str) -> dict[str, Any]:
@@ -98,21 +110,31 @@ def _events(recording: Recording) -> dict[str, Any]:
 
 def _text(found: dict[str, Any]) -> str:
     model, tokens = found["model"], found["tokens"]
-    coverage = f"{tokens['coverage']:.1%}" if tokens["coverage"] is not None else "-"
+    coverage = f" ({tokens['coverage']:.1%})" if tokens["coverage"] is not None else ""
+    over = found["rows_after_end"]
+    state = "complete" if found["complete"] else "not complete: it is being written, or has crashed"
+    direct = {None: "", True: "; direct I/O", False: "; buffered I/O"}[found["direct_io"]]
     lines = [
         f"{found['path']}",
-        f"  model      {model.get('name', '-')} {model.get('revision') or ''}".rstrip(),
-        f"  rows       {found['rows']} tokens at {len(found['sites'])} sites; {tokens['computed']} of {tokens['present']} "
-        f"positions computed ({coverage})",
-        f"  size       {_mib(found['bytes'])} on disk; {_number(found['bytes_per_token'], '.0f')} bytes per token; "
-        f"{_number(found['ratio_fp32'], '.2f')} x smaller than float32, {_number(found['ratio_source'], '.2f')} x than it came",
-        f"  sessions   {found['sessions']}; {'complete' if found['complete'] else 'not complete: being written, or crashed'}"
-        + ("" if found["direct_io"] is None else f"; direct I/O: {found['direct_io']}"),
+        f"  model      {model.get('name') or '-'} {model.get('revision') or ''}".rstrip(),
+        f"  tokens     {tokens['computed']} of {tokens['present']} positions computed{coverage}, {found['n_requests']} requests",
+        f"  rows       {found['rows']} at each of {len(found['sites'])} sites"
+        + (f"; {over} after a request's end" if over else ""),
+        f"  size       {_mib(found['bytes'])} on disk, {_number(found['bytes_per_token'], '.0f')} bytes a row of all sites",
+        f"  smaller    {_number(found['ratio_fp32'], '.2f')} x than float32, {_number(found['ratio_source'], '.2f')} x than it came",
+        f"  sessions   {found['sessions']}; {state}{direct}",
         f"  dropped    {_dropped(found['dropped_rows'])}",
-        f"  marks      {len(found['marks'])}" + "".join(f"; {m['request']}: {m['why']}" for m in found["marks"][:3]),
+        f"  marks      {len(found['marks'])}",
+        *(f"    {mark['request']}: {mark['why']}" for mark in found["marks"][:_MOST_MARKS]),
+        *(
+            [f"    and {len(found['marks']) - _MOST_MARKS} more (--json has all)"]
+            if len(found["marks"]) > _MOST_MARKS
+            else []
+        ),
         "",
         *_site_lines(found["sites"]),
         "",
+        *_error_lines(found["sites"]),
         *_request_lines(found),
     ]
     if found["damage"]:
@@ -121,32 +143,42 @@ def _text(found: dict[str, Any]) -> str:
 
 
 def _site_lines(sites: dict[str, Any]) -> list[str]:
-    width = max(len(name) for name in sites)
-    lines = [
-        f"{'site':<{width}} {'rows':>9} {'width':>6} {'dtype':<9} {'codec':<16} {'/fp32':>7} {'/source':>8} "
-        f"{'error mean':>11} {'p99.9':>9} {'worst':>9}"
-    ]
+    name_width = max(map(len, sites), default=4)
+    lines = [f"{'site':<{name_width}} {'rows':>8} {'width':>6} {'dtype':<8} {'/fp32':>6} {'/came':>6}  codec"]
     for name, site in sites.items():
-        error = site["error"]
-        shown = (
-            "  lossless"
-            if not error["worst"]
-            else f"{error['mean']:>11.2e} {error['p999']:>9.2e} {error['worst']:>9.2e}"
-        )
+        ratios = f"{_number(site['ratio_fp32'], '.2f'):>6} {_number(site['ratio_source'], '.2f'):>6}"
         lines.append(
-            f"{name:<{width}} {site['rows']:>9} {site['width']:>6} {site['dtype']:<9} "
-            f"{'+'.join(site['codecs_used']) or '-':<16} {_number(site['ratio_fp32'], '.2f'):>7} "
-            f"{_number(site['ratio_source'], '.2f'):>8} {shown}"
+            f"{name:<{name_width}} {site['rows']:>8} {site['width']:>6} {site['dtype']:<8} {ratios}  "
+            f"{'+'.join(site['codecs_used']) or '-'}"
         )
     return lines
 
 
+def _error_lines(sites: dict[str, Any]) -> list[str]:
+    """What the codecs have cost, measured; nothing where there are no rows."""
+    errors = {name: site["error"] for name, site in sites.items()}
+    lossy = {name: error for name, error in errors.items() if error["worst"]}
+    if not lossy:
+        return (
+            ["every row is kept bit for bit (lossless)", ""] if any(error["rows"] for error in errors.values()) else []
+        )
+    width = max(27, *map(len, lossy))
+    lines = [f"{'measured error of a row':<{width}} {'mean':>9} {'p99.9':>9} {'worst':>9}"]
+    for name, error in lossy.items():
+        lines.append(f"{name:<{width}} {error['mean']:>9.2e} {error['p999']:>9.2e} {error['worst']:>9.2e}")
+    rest = "the other sites are kept bit for bit (lossless)"
+    return [*lines, *[rest] * (len(lossy) < len(errors)), ""]
+
+
 def _request_lines(found: dict[str, Any]) -> list[str]:
-    lines = [f"{'request':<32} {'prompt':>7} {'present':>8} {'computed':>9}  state"]
+    if not found["requests"]:
+        return ["no request has been recorded"]
+    width = max(7, *(len(request["id"]) for request in found["requests"]))
+    lines = [f"{'request':<{width}} {'prompt':>6} {'present':>7} {'computed':>8}  state"]
     for request in found["requests"]:
         state = ("aborted" if request["aborted"] else "ended") if request["ended"] else "no end seen"
-        counts = f"{request['n_prompt']:>7} {request['present']:>8} {request['computed']:>9}"
-        lines.append(f"{request['id'][:32]:<32} {counts}  {state}")
+        counts = f"{request['n_prompt']:>6} {request['present']:>7} {request['computed']:>8}"
+        lines.append(f"{request['id']:<{width}} {counts}  {state}")
     more = found["n_requests"] - len(found["requests"])
     return [*lines, f"and {more} more (--requests 0 shows all)"] if more > 0 else lines
 

@@ -35,7 +35,7 @@ def mark(
     Example: actscope mark chatcmpl-4be1c5d7 --why "odd answer"
     """
     if sum(map(bool, (request, last, all_running))) != 1:
-        raise SettingsError("actscope mark: name one request, or say --last or --all")
+        raise SettingsError("name one request, or say --last or --all")
     body: dict[str, Any] = {"why": why} | {k: v for k, v in (("before", before), ("after", after)) if v}
     if request:
         path = f"/v1/actscope/requests/{quote(request, safe='')}/mark"
@@ -43,6 +43,8 @@ def mark(
     else:
         which = "last" if last else "running"
         marks = _ask(engine, "/v1/actscope/recording/marks", body | {"which": which})["marks"]
+        if last and not marks:
+            raise RecordingError("the engine has seen no request yet")
     typer.echo(json.dumps(marks) if as_json else "\n".join(map(_line, marks)) or "no request runs")
 
 

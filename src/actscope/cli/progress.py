@@ -2,32 +2,55 @@
 
 from __future__ import annotations
 
+import sys
+import time
 from types import TracebackType
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, TaskID, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
+
+_EVERY_S = 10.0  # where there is no terminal
+_MOST_BARS = 8  # older ones give way, so that they fit a small terminal
 
 
 class Progress:
-    """One bar for each named stage of the work."""
+    """One bar for each named stage of the work. Work that is over at once elsewhere than on a terminal says nothing."""
 
     def __init__(self) -> None:
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        self._bars = RichProgress(*columns, console=Console(stderr=True))
-        self._stages: dict[str, object] = {}
+        console = Console(stderr=True)
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.fields[shown]}"),
+            TimeRemainingColumn(),
+        )
+        self._bars = RichProgress(*columns, console=console) if console.is_terminal else None
+        self._stages: dict[str, TaskID] = {}
+        self._told = time.monotonic()
 
     def update(self, stage: str, done: int, total: int) -> None:
         """Say that `done` of `total` are done in a stage."""
+        shown = f"{done}/{total}" if total < 100_000 else f"{done / total:.0%}"
+        if self._bars is not None:
+            self._draw(self._bars, stage, done, total, shown)
+        elif time.monotonic() - self._told > _EVERY_S:
+            self._told = time.monotonic()
+            print(f"{stage}: {shown}", file=sys.stderr, flush=True)
+
+    def _draw(self, bars: RichProgress, stage: str, done: int, total: int, shown: str) -> None:
         if stage not in self._stages:
-            self._stages[stage] = self._bars.add_task(stage, total=total)
-        self._bars.update(self._stages[stage], completed=done, total=total)  # type: ignore[arg-type]
+            for old in list(self._stages.values())[: 1 - _MOST_BARS]:
+                bars.update(old, visible=False)
+            self._stages[stage] = bars.add_task(stage, total=total, shown=shown)
+            bars.start()
+        bars.update(self._stages[stage], completed=done, total=total, shown=shown)
 
     def __enter__(self) -> Progress:
-        self._bars.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._bars.stop()
+        if self._bars is not None and self._stages:
+            self._bars.stop()

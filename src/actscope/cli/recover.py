@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import json
 import sys
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from actscope.cli.opening import Directory, check_there
 from actscope.errors import RecordingDamaged
 
 
 def recover(
-    path: Annotated[Path, typer.Argument(metavar="DIR", help="A recording whose writer could not close it.")],
+    path: Directory,
     salvage: Annotated[
         bool,
         typer.Option(
@@ -25,19 +25,23 @@ def recover(
     """Close a recording after a crash: cut what was never acknowledged (kept aside in *.torn), and write the index anew.
 
     Exits 1, and changes nothing, when bytes that had been acknowledged are missing or changed; --salvage then keeps what is
-    whole. A second run changes nothing. Example: actscope recover run.acts
+    whole. A second run changes nothing, and `actscope capture --resume` does by itself what a crash calls for.
+
+    Example: actscope recover run.acts
     """
     from actscope.cli.progress import Progress
     from actscope.store import recover as mend
 
+    check_there(path)
     try:
         with Progress() as bars:
             report = mend(path, salvage=salvage, progress=lambda done, total: bars.update("bytes", done, total))
     except RecordingDamaged as error:
+        said = str(error).replace("salvage=True", "--salvage")
         if as_json:
-            typer.echo(json.dumps({"ok": False, "path": str(path), "error": str(error)}))
+            typer.echo(json.dumps({"ok": False, "path": str(path), "error": said}))
         else:
-            print(f"actscope: {error}", file=sys.stderr)
+            print(f"actscope: {said}", file=sys.stderr)
         raise typer.Exit(1) from error
     found = {
         "ok": True,

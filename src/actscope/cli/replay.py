@@ -11,6 +11,7 @@ from urllib.parse import quote
 import typer
 
 from actscope.cli import options
+from actscope.cli.opening import Directory, open_recording
 from actscope.errors import ProbeError, SettingsError
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ _A_YEAR_S = 365 * 86_400.0
 
 
 def replay(
-    directory: Annotated[Path, typer.Argument(metavar="DIR", help="A recording.")],
+    directory: Directory,
     probes: options.Probes = None,
     request: Annotated[list[str] | None, typer.Option(help="Only this request; may be repeated.")] = None,
     speed: Annotated[float, typer.Option(help="1 is the recorded pace, 2 twice that; 0 is as fast as it goes.")] = 1.0,
@@ -51,14 +52,9 @@ def replay(
     from actscope.engines.replay.facts import recorded_model
     from actscope.engines.replay.settings import ReplaySettings
     from actscope.gateway.server import open_server
-    from actscope.recording.reader import Recording
 
     settings = ReplaySettings(tuple(request or ()), speed, loop, any_model)
-    recording = Recording.open(directory)
-    if recording.damage:
-        _say(
-            f"{directory} is damaged in {len(recording.damage)} places, what is whole is shown: actscope verify {directory}"
-        )
+    recording = open_recording(directory)
     model = recorded_model(recording)
     chosen = _probes(probes, model, any_model=any_model)
     with ReplayEngine(recording, settings, probes=chosen, on_end=_say_end) as engine:

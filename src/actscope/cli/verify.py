@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import numpy as np
 import typer
 
+from actscope.cli.opening import Directory, check_there
 from actscope.errors import CodecError, RecordingDamaged
 
 if TYPE_CHECKING:
@@ -20,16 +21,19 @@ Progress = Callable[[str, int, int], None]
 
 
 def verify(
-    path: Annotated[Path, typer.Argument(metavar="DIR", help="A recording.")],
+    path: Directory,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Check every byte of a recording: checksums, that every block and every batch of labels decodes, and that rows have labels.
 
     Exits 1, with a list, when bytes that were acknowledged are missing or changed, or something does not decode. What a crash
-    has cut off above the last acknowledged byte is told, and is no damage. Changes nothing. Example: actscope verify run.acts
+    has cut off above the last acknowledged byte is told, and is no damage. Changes nothing.
+
+    Example: actscope verify run.acts
     """
     from actscope.cli.progress import Progress as Bars
 
+    check_there(path)
     with Bars() as bars:
         verdict = check(path, bars.update)
     typer.echo(json.dumps(verdict.as_dict()) if as_json else verdict.as_text())
@@ -67,15 +71,20 @@ class Verdict:
 
     def as_text(self) -> str:
         lines = [f"{damage['says']}" for damage in self.damage] + self.problems
-        counts = (
-            f"{self.messages} messages; {self.blocks} blocks with {self.rows} rows; {self.label_batches} batches with "
-            f"{self.labels} labels; {self.unlabelled} rows of steps that never ended"
-        )
+        lines += [
+            f"{self.path}: {'ok' if self.ok else 'DAMAGED'}",
+            f"  {self.messages} messages; {self.blocks} blocks with {self.rows} rows; {self.label_batches} batches with "
+            f"{self.labels} labels",
+        ]
+        if self.unlabelled:
+            lines.append(f"  {self.unlabelled} rows of steps that never ended: they are not delivered")
         for site, rows in self.absent.items():
-            counts += (
-                f"\n{site}: {rows} labelled rows are not there, {self.dropped.get(site, 0)} of them counted as dropped"
+            dropped = min(rows, self.dropped.get(site, 0))
+            why = [f"{dropped} were dropped"] * bool(dropped) + [f"{rows - dropped} were not written in time"] * (
+                rows > dropped
             )
-        return "\n".join([*lines, f"{self.path}: {'ok' if self.ok else 'DAMAGED'}: {counts}"])
+            lines.append(f"  {site} lacks {rows} labelled rows: {', '.join(why)}")
+        return "\n".join(lines)
 
 
 def check(path: Path, progress: Progress) -> Verdict:

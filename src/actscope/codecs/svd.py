@@ -7,7 +7,8 @@ them show that the drift has passed.
 
     head      version u8, bytes of a coefficient u8 (2 or 4), 0 u16, exact rows u32
     rows      payload of `lossless`: coefficients [n, K] as float16 or float32
-    [exact]   places u32; payload of `lossless`: rows with NaN or infinity in them, or nothing
+    [exact]   places u32; payload of `lossless`: rows with NaN or infinity in them, or nothing; and those whose error
+              would be 1 or more
 """
 
 from __future__ import annotations
@@ -53,6 +54,7 @@ class Svd:
         self._writer, self._lossless = PlaneWriter(), Lossless()
         self._basis: Basis | None = None
         self._state = 0
+        self._failed_fits = 0
         self._new_state: bytes | None = None
         self._error_at_fit = self._retained = self._error = 0.0
 
@@ -65,7 +67,11 @@ class Svd:
         with np.errstate(over="ignore", invalid="ignore"):
             usable = workable(squared_norms(x))
         encoded = self._lossless.encode(rows, dtype) if self._basis is None else self._project(rows, x, usable, dtype)
-        self._gather(x[usable])
+        try:
+            self._gather(x[usable])
+        except (MemoryError, np.linalg.LinAlgError):  # no new basis; this block may be what brings the one before
+            self._failed_fits += 1
+            self._gathered.clear()
         return encoded
 
     def _check_width(self, d: int) -> None:
@@ -92,6 +98,17 @@ class Svd:
             self._error = now
 
     def _project(self, rows: np.ndarray, x: np.ndarray, usable: np.ndarray, dtype: str) -> Encoded:
+        """The block by its coefficients, but for rows that would come back further off than nothing at all."""
+        payload, errors = self._projected(rows, x, usable, dtype)
+        self._follow(errors[usable])
+        near = errors < 1
+        if not near.all():
+            payload, errors = self._projected(rows, x, usable & near, dtype)
+        new_state, self._new_state = self._new_state, None
+        return Encoded(SVD, payload, errors, self._state, new_state)
+
+    def _projected(self, rows: np.ndarray, x: np.ndarray, usable: np.ndarray, dtype: str) -> tuple[bytes, np.ndarray]:
+        """Payload, and errors float32 [n] as measured by decoding it; rows that are not usable are in it exactly."""
         assert self._basis is not None
         coefficients = self._basis.coefficients(x if usable.all() else np.where(usable[:, None], x, np.float32(0)))
         width = self._basis.width
@@ -104,14 +121,12 @@ class Svd:
             self._writer.add_bytes(self._lossless.payload(np.ascontiguousarray(rows[exact]), dtype))
         payload = self._writer.take(_HEAD.pack(_VERSION, width, 0, exact.size))
         n, d = rows.shape
-        errors = _errors(x, to_float32(_decoded(payload, n, d, dtype, self._basis), dtype), usable)
-        self._follow(errors[usable])
-        new_state, self._new_state = self._new_state, None
-        return Encoded(SVD, payload, errors, self._state, new_state)
+        return payload, _errors(x, to_float32(_decoded(payload, n, d, dtype, self._basis), dtype), usable)
 
     def _follow(self, errors: np.ndarray) -> None:
         if errors.size:
-            self._error += min(1.0, errors.size / _SMOOTHING_ROWS) * (float(errors.mean()) - self._error)
+            mean = float(np.fmin(errors, 1).mean())
+            self._error += min(1.0, errors.size / _SMOOTHING_ROWS) * (mean - self._error)
 
     def _fit(self, rows: np.ndarray) -> None:
         held_out = rows[::_HELD_OUT]
@@ -119,11 +134,12 @@ class Svd:
         error, narrow = _mean_error(basis, held_out), _mean_error(narrowed(basis), held_out)
         if narrow <= _NARROW_COSTS * error:
             basis, error = narrowed(basis), narrow
+        retained, new_state = _retained(basis, held_out), basis.write()
+        self._basis = read_basis(new_state)
+        self._new_state = new_state
         self._state += 1
-        self._new_state = basis.write()
-        self._basis = read_basis(self._new_state)
         self._error = self._error_at_fit = error
-        self._retained = _retained(basis, held_out)
+        self._retained = retained
 
     def report(self) -> dict[str, Any]:
         """Errors are mean relative L2 errors of rows; at the fit, of rows held out of it."""
@@ -131,6 +147,7 @@ class Svd:
             "components": self.k,
             "fits": self._state,
             "refits": max(0, self._state - 1),
+            "failed_fits": self._failed_fits,
             "retained_energy": self._retained,
             "error_at_fit": self._error_at_fit,
             "error": self._error,
@@ -173,12 +190,13 @@ def _errors(x: np.ndarray, back: np.ndarray, usable: np.ndarray) -> np.ndarray:
 
 
 def _mean_error(basis: Basis, rows: np.ndarray) -> float:
+    """Of rows, each at most 1: what is further off is kept exactly."""
     coefficients = basis.coefficients(rows)
     if basis.width == 2:
         with np.errstate(over="ignore"):
             coefficients = coefficients.astype(np.float16)
-    error = np.sqrt(squared_norms(basis.rows(coefficients) - rows) / squared_norms(rows)).mean()
-    return float(error) if np.isfinite(error) else np.inf
+    errors = np.sqrt(squared_norms(basis.rows(coefficients) - rows) / squared_norms(rows))
+    return float(np.fmin(errors, 1).mean()) if np.isfinite(errors).all() else np.inf
 
 
 def _retained(basis: Basis, rows: np.ndarray) -> float:

@@ -99,8 +99,8 @@ class History:
         """
         kept, arrays = KeptStep(step), []
         for frame in frames:
-            array, dtype = as_numpy(frame.rows)
-            if array.ndim != 2 or len(array) != step.n_rows:
+            array, dtype = as_numpy(frame.rows, frame.dtype)
+            if len(array) != step.n_rows:
                 raise RecordingError(f"{frame.site}: expected rows [{step.n_rows}, d], found {list(array.shape)}")
             kept.sites.append((frame.site, dtype))
             arrays.append(array)

@@ -12,7 +12,6 @@ import numpy as np
 from actscope.errors import ActscopeError, RecordingPoisoned
 from actscope.frames import Frame, Span, SpanFlag, Step
 from actscope.recording.recorder import Recorder
-from actscope.recording.rows import as_torch
 from actscope.recording.spool import Run, Spool
 from actscope.recording.trail import KeptStep, Leg
 
@@ -160,7 +159,7 @@ class Outbox:
         frames = []
         for which, (site, dtype) in enumerate(move.kept.sites):
             rows = self._spool.rows(move.kept.ticket, which, runs)
-            frames.append(Frame(site, as_torch(rows, dtype) if dtype == "bfloat16" else rows))
+            frames.append(Frame(site, rows, dtype))
         return frames
 
 

@@ -19,7 +19,7 @@ import numpy as np
 
 from actscope import __version__
 from actscope.clock import clock_pair, monotonic_ns
-from actscope.codecs import DTYPES, Encoded, Encoder, encoder
+from actscope.codecs import DTYPES, Encoded, Encoder, carrier, encoder
 from actscope.errors import RecordingError, RecordingPoisoned
 from actscope.frames import Frame, SinkStats, Step
 from actscope.recording import ledger, records
@@ -87,6 +87,7 @@ class Recorder:
         self._closing = threading.Event()
         self._failure: Exception | None = None
         self._closed = False
+        self._pid = os.getpid()
         self._reported: set[str] = set()
         self._note(Kind.SESSION, self._session())
         self._threads = [
@@ -128,9 +129,13 @@ class Recorder:
     def write(self, step: Step, frames: list[Frame]) -> None:
         """All frames of a step at once; frames of sites that are not recorded are left out."""
         self.begin(step)
-        for frame in frames:
-            if frame.site in self._lanes:
-                self.put(step, frame.site, frame.rows, frame.dtype)
+        try:
+            for frame in frames:
+                if frame.site in self._lanes:
+                    self.put(step, frame.site, frame.rows, frame.dtype)
+        except BaseException:  # a step that stays open would hold up all that is acknowledged after it
+            self.end(step, complete=False)
+            raise
         self.end(step)
 
     def begin(self, step: Step) -> None:
@@ -157,10 +162,11 @@ class Recorder:
         return False
 
     def _check(self, step: Step, site: str, rows: np.ndarray, dtype: str) -> None:
-        if site not in self._lanes or len(rows) != step.n_rows or dtype not in DTYPES:
+        fits = rows.ndim == 2 and len(rows) == step.n_rows and dtype in DTYPES and rows.dtype == carrier(dtype)
+        if site not in self._lanes or not fits:
             raise RecordingError(
                 f"site {site!r}: expected [{step.n_rows}, d] rows of one of {', '.join(self.spec.sites)}, "
-                f"found {list(rows.shape)} {dtype}"
+                f"found {list(rows.shape)} {dtype} in {rows.dtype.str}"
             )
         found = dtype, rows.shape[1]
         known = self._shapes.setdefault(site, found)
@@ -272,17 +278,18 @@ class Recorder:
         return self._failure
 
     def close(self) -> None:
-        """Write all that waits, make it durable, finish the last segment. A second call does nothing.
+        """Write all that waits, make it durable, finish the last segment. A second call does nothing, but go on where
+        an interrupt has ended the first while it waited; nor does a call in a fork()ed child.
 
         Raises RecordingPoisoned when the disk failed on the way: what had been acknowledged before is still there.
         """
-        if self._closed:
+        if self._closed or os.getpid() != self._pid:
             return
-        self._closed = True
         self._closing.set()
         self._lanes.close()
         for thread in self._threads:
             thread.join()
+        self._closed = True
         try:
             if self._failure is None:
                 self._write_notes()
@@ -392,8 +399,9 @@ class Recorder:
         """See which rows have reached the file, and the disk, since the last look."""
         with self._lock:
             upto = min([self._next_row, *self._open.values()])
+        rows = self._lanes.first_held(upto)  # first: a block that the store gets after `number` must not count
         number = self._write_notes()
-        self._milestones.append((self._lanes.first_held(upto), number))
+        self._milestones.append((rows, number))
         self._written = max([self._written, *(rows for rows, n in self._milestones if n <= self._store.written)])
         while self._milestones and self._milestones[0][1] <= self._store.durable:
             self._durable = max(self._durable, self._milestones.popleft()[0])
@@ -449,7 +457,21 @@ class Recorder:
         fresh = [i for i in seen.tolist() if i >= 0 and i not in self._known_texts]
         if fresh:
             self._known_texts.update(fresh)
-            self._note(Kind.TOKENS, records.Tokens(texts=dict(zip(fresh, self.texts(fresh), strict=True))))
+            texts = self._texts_of(fresh)
+            if texts:
+                self._note(Kind.TOKENS, records.Tokens(texts=texts))
+
+    def _texts_of(self, ids: list[int]) -> dict[int, str]:
+        """Texts of these ids, none where the user's tokenizer fails: that must not cost the rows."""
+        assert self.texts is not None
+        try:
+            texts = [str(text).encode("utf-8", "replace").decode() for text in self.texts(ids)]
+            return dict(zip(ids, texts, strict=True))
+        except Exception:
+            if "texts" not in self._reported:
+                self._reported.add("texts")
+                log.exception("%s: the tokenizer failed; such tokens are kept without their text", self.path)
+            return {}
 
     def _note(self, kind: Kind, record: msgspec.Struct) -> None:
         self._send(channel_of(kind), key(kind), [records.write(record)], monotonic_ns())

@@ -12,18 +12,23 @@ from actscope.errors import RecordingError
 def as_numpy(rows: Any, dtype: str | None = None) -> tuple[np.ndarray, str]:
     """Rows [n, d], of numpy or of torch on the CPU, as an array without a copy, and the name of their dtype.
 
-    `dtype` says what a numpy array holds where its own dtype does not: bfloat16 bits in uint16.
+    `dtype` says what a numpy array holds where its own dtype does not: bfloat16 bits in uint16. Raises RecordingError.
     """
     if isinstance(rows, np.ndarray):
+        _check_ndim(rows)
         return np.ascontiguousarray(rows), dtype or rows.dtype.name
     name = str(rows.dtype).removeprefix("torch.")
     tensor = rows.detach().contiguous()
     if name == "bfloat16":
         tensor = tensor.view(_uint16())
     array: np.ndarray = tensor.numpy()
+    _check_ndim(array)
+    return array, name
+
+
+def _check_ndim(array: np.ndarray) -> None:
     if array.ndim != 2:
         raise RecordingError(f"rows must be [n, d], found {list(array.shape)}")
-    return array, name
 
 
 def as_torch(rows: np.ndarray, dtype: str) -> Any:

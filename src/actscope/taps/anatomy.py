@@ -12,9 +12,12 @@ from actscope.errors import SiteError
 from actscope.sites import INPUT, Site, in_model_order, is_named, items_of, match_modules, select
 
 #: Names under which the architectures of transformers keep what we look for. What an attention or MLP module gives is
-#: what it adds to the residual stream; in BERT and its kin that is the dense layer before the sum and its norm.
-_ATTENTION = ("self_attn", "attn", "attention.output.dense", "attention", "self_attention")
-_MLP = ("mlp", "feed_forward", "ffn", "block_sparse_moe", "output.dense")
+#: what it adds to the residual stream; in BERT and its kin that is the dense layer before the sum and its norm. The modules
+#: of BLOOM and MPT do the sum themselves: there it is their last layer.
+_ATTENTION = ("self_attn", "attn", "attention.output.dense", "attention", "self_attention.dense", "self_attention")
+_MLP = (
+    "mlp.dense_4h_to_h", "mlp", "feed_forward", "ffn.down_proj", "ffn", "block_sparse_moe", "output.dense",
+)  # fmt: skip
 _FINAL_NORM = ("norm", "ln_f", "final_layer_norm", "final_layernorm", "final_norm", "layernorm")
 #: The norm that a block itself ends with, where norms follow the sums: the last block's is the model's last norm.
 _BLOCK_END_NORM = ("output.LayerNorm", "output_layer_norm")

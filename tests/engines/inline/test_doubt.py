@@ -219,3 +219,108 @@ def test_a_model_that_calls_itself_leaves_doubt(recorder: MemoryRecorder) -> Non
     assert cap.stats().unowned_rows == 9
     assert len(recorder.requests) == 3
     assert len(recorder.incomplete) == 1
+
+
+class Wrapper(torch.nn.Module):
+    """Keeps a cache, or makes a mask, that its caller does not see."""
+
+    def __init__(self, part: Any, *, caches: bool) -> None:
+        super().__init__()
+        self.part, self.caches, self.cache = part, caches, None
+
+    def forward(self, input_ids: Any) -> Any:
+        if not self.caches:
+            return self.part(input_ids, attention_mask=(input_ids != 0).long())
+        out = self.part(input_ids, past_key_values=self.cache, use_cache=True)
+        self.cache = out.past_key_values
+        return out
+
+
+def test_a_part_that_goes_on_from_a_hidden_cache_leaves_doubt(model: Any, recorder: MemoryRecorder) -> None:
+    """Seen from outside every pass begins at position 0; where the part's cache says otherwise nothing is delivered."""
+    wrapper = Wrapper(model, caches=True)
+    with actscope.capture(wrapper, sites="part.model.layers.2", recorder=recorder) as cap:
+        for ids in ([1, 2, 3], [4], [5]):
+            wrapper(torch.tensor([ids]))
+    assert [step.n_rows for step in recorder.steps if step.n_rows] == [3]
+    assert cap.stats().reasons == {"the model ran a part of itself on other inputs, or twice": 2}
+
+
+def test_a_mask_that_is_made_within_the_model_leaves_doubt(model: Any, recorder: MemoryRecorder) -> None:
+    wrapper = Wrapper(model, caches=False)
+    with actscope.capture(wrapper, sites="part.model.layers.2", recorder=recorder) as cap:
+        wrapper(torch.tensor([[0, 0, 3, 4], [1, 2, 3, 4]]))
+        wrapper(torch.tensor([[1, 2, 3]]))
+    assert [step.n_rows for step in recorder.steps if step.n_rows] == [3]
+    assert cap.stats().unowned_rows == 8
+
+
+class OtherCache(torch.nn.Module):
+    def __init__(self, part: Any) -> None:
+        super().__init__()
+        self.part = part
+
+    def forward(self, input_ids: Any, kv_cache: Any = None, start_pos: int = 0) -> Any:
+        return self.part(inputs_embeds=self.part.get_input_embeddings()(input_ids), past_key_values=kv_cache)
+
+
+@pytest.mark.parametrize("given", ["kv_cache", "start_pos"])
+def test_a_cache_under_another_name_leaves_doubt(model: Any, recorder: MemoryRecorder, given: str) -> None:
+    other = OtherCache(model)
+    with actscope.capture(other, sites="part.model.layers.2", recorder=recorder) as cap:
+        cache = other(torch.tensor([[1, 2, 3]])).past_key_values
+        other(torch.tensor([[4]]), **{given: cache if given == "kv_cache" else 3})
+    assert [step.n_rows for step in recorder.steps if step.n_rows] == [3]
+    assert cap.stats().unowned_rows == 1
+
+
+class TimeFirst(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = torch.nn.Embedding(50, 16)
+        self.block = torch.nn.TransformerEncoderLayer(16, 2, 32, batch_first=False)
+
+    def forward(self, input_ids: Any) -> Any:
+        return self.block(self.embedding(input_ids).transpose(0, 1)).transpose(0, 1)
+
+
+def test_rows_that_lie_time_first_do_not_pass_for_others_in_a_square_batch(recorder: MemoryRecorder) -> None:
+    """[3, 3, d] fits both ways; a site that has shown in another pass how its rows lie is sure of it."""
+    model = TimeFirst().eval()
+    with actscope.capture(model, sites="embedding,block", recorder=recorder) as cap:
+        model(torch.arange(9).reshape(3, 3))
+        model(torch.arange(6).reshape(2, 3))
+        model(torch.arange(9).reshape(3, 3))
+    assert {site for _, site in recorder.computed} == {"embedding"}
+    assert cap.stats().reasons == {
+        "a batch of as many sequences as columns may lie [time, batch] in this model": 9 + 9 + 9,
+        "a module's rows are others than the tokens of the pass": 6,
+    }
+    last = recorder.requests[-1]
+    assert torch.equal(recorder.rows(last, "embedding"), model.embedding(torch.tensor([6, 7, 8])))
+
+
+def test_square_batches_of_transformers_models_are_sure(model: Any, recorder: MemoryRecorder) -> None:
+    with actscope.capture(model, sites="2", recorder=recorder) as cap:
+        model(torch.tensor(prompts(4, 4, 4, 4)))
+    assert cap.stats().unowned_rows == 0
+    assert len(recorder.requests) == 4
+
+
+class Plain(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = torch.nn.Linear(4, 4)
+
+    def forward(self, x: Any) -> Any:
+        return self.inner(x)
+
+
+def test_rows_of_a_copy_do_not_pass_for_the_models(recorder: MemoryRecorder) -> None:
+    """A copy that is made while a capture runs has its hooks, but is another model."""
+    model = Plain()
+    with actscope.capture(model, sites="inner", recorder=recorder) as cap:
+        copy.deepcopy(model)(torch.randn(2, 3, 4))
+        model(torch.randn(2, 3, 4))
+    assert len(recorder.requests) == 2
+    assert cap.stats().reasons == {"a module ran outside the model's own forward pass": 6}

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+import os
+import signal
+import subprocess
+import sys
 import threading
 from typing import Any
 
@@ -242,3 +247,78 @@ def test_rows_go_straight_to_the_sink_on_a_cpu(recorder: MemoryRecorder) -> None
     handover.drain()
     handover.close()
     assert handover._ferry is None
+
+
+def test_a_copy_that_is_made_meanwhile_generates_with_its_own_weights(model: Any, recorder: MemoryRecorder) -> None:
+    with actscope.capture(model, sites="2", recorder=recorder):
+        other = copy.deepcopy(model)
+        with torch.no_grad():
+            other.lm_head.weight.neg_()
+        inside = other.generate(IDS, max_new_tokens=4, do_sample=False, pad_token_id=0)
+    after = other.generate(IDS, max_new_tokens=4, do_sample=False, pad_token_id=0)
+    mine = model.generate(IDS, max_new_tokens=4, do_sample=False, pad_token_id=0)
+    assert torch.equal(inside, after)
+    assert not torch.equal(inside, mine)
+    assert not recorder.requests
+
+
+def test_rows_that_the_recording_refuses_are_counted_and_the_tap_stays(model: Any, tmp_path: Any) -> None:
+    with actscope.capture(model, sites="2", to=tmp_path / "r.acts") as cap:
+        for dtype in (torch.float32, torch.bfloat16, torch.float32):
+            model.to(dtype)(IDS)
+    stats = cap.stats()
+    assert (stats.tokens, stats.rows, stats.unowned_rows) == (24, 16, 8)
+    assert len(actscope.open(tmp_path / "r.acts")["layers.2.resid_post"]) == 16
+
+
+def test_every_row_that_passes_a_tap_that_is_off_is_counted(model: Any, recorder: MemoryRecorder) -> None:
+    def fail(site: str) -> None:
+        raise ValueError("no")
+
+    recorder.on_put = fail
+    with actscope.capture(model, sites="2", recorder=recorder) as cap:
+        for _ in range(3):
+            model(IDS)
+    assert cap.stats().reasons == {"a fault of actscope's own": 16}
+    assert cap.stats().faults == 1
+
+
+def test_a_forked_child_runs_the_model_unrecorded_and_leaves_the_recording_alone(model: Any, tmp_path: Any) -> None:
+    """The child has none of the threads that write: its rows would fill the queue and then wait for ever."""
+    with actscope.capture(model, sites="all", to=tmp_path / "r.acts", memory="16MiB", codec="none") as cap:
+        model(IDS)
+        child = os.fork()
+        if not child:  # pragma: no cover
+            signal.alarm(60)
+            torch.set_num_threads(1)  # torch's own threads are not there either
+            for _ in range(8):
+                model(IDS.repeat(200, 10))
+            cap.stop()
+            os._exit(0)
+        assert os.waitpid(child, 0)[1] == 0
+        model(IDS)
+    found = actscope.open(tmp_path / "r.acts")
+    assert (len(found.requests), found.complete, found.damage) == (2, True, [])
+
+
+def test_a_capture_that_nobody_stops_is_finished_when_the_interpreter_ends(tmp_path: Any) -> None:
+    lines = (
+        "import sys, torch, actscope",
+        "model = torch.nn.Sequential(torch.nn.Linear(4, 4))",
+        "actscope.capture(model, sites='0', to=sys.argv[1]).start()",
+        "model(torch.randn(2, 3, 4))",
+    )
+    subprocess.run([sys.executable, "-c", "\n".join(lines), str(tmp_path / "r.acts")], check=True, timeout=120)
+    found = actscope.open(tmp_path / "r.acts")
+    assert (found.n_rows, len(found["0"]), found.complete) == (6, 6, True)
+
+
+def test_an_id_that_no_text_can_hold_is_refused_before_it_reaches_the_recording(
+    model: Any, recorder: MemoryRecorder
+) -> None:
+    with (
+        actscope.capture(model, sites="2", recorder=recorder) as cap,
+        pytest.raises(SettingsError, match="surrogate"),
+        cap.request("\ud800"),
+    ):
+        model(IDS)

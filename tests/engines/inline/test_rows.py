@@ -259,3 +259,58 @@ def test_a_compiled_model_is_captured_too() -> None:
         torch.compile(model, backend="eager")(ids)
     assert torch.equal(recorder.rows("r000001", _POST), plain[_POST][0][0])
     assert cap.stats().incomplete_passes == cap.stats().unowned_rows == 0
+
+
+def test_ids_that_a_user_gives_and_ids_that_are_counted_never_meet() -> None:
+    """Two sequences under one id would pass for one request."""
+    model, recorder = model_of("llama"), MemoryRecorder()
+    given = ["r000002", "a#2", "a", "a", "r000001"]
+    with actscope.capture(model, sites="2", recorder=recorder) as cap, torch.no_grad():
+        for n, request in enumerate(given[:4]):
+            with cap.request(request):
+                model(torch.tensor(prompts(4 + n, seed=n)))
+        for n in range(3):
+            model(torch.tensor(prompts(8 + n, seed=8 + n)))
+        with cap.request(given[4]):
+            model(torch.tensor(prompts(12, seed=12)))
+    assert recorder.requests == ["r000002", "a#2", "a", "a#3", "r000001", "r000003", "r000004", "r000001#2"]
+    assert [len(recorder.newest(request, _POST)) for request in recorder.requests] == [4, 5, 6, 7, 8, 9, 10, 12]
+
+
+def test_what_guidance_runs_beside_has_a_prompt_of_its_own() -> None:
+    """Classifier-free guidance runs the answer without its prompt: of that only the first token was given."""
+    model, recorder = model_of("llama"), MemoryRecorder()
+    with actscope.capture(model, sites="2", recorder=recorder) as cap, cap.request("a"):
+        model.generate(torch.tensor(prompts(5)), max_new_tokens=6, do_sample=False, guidance_scale=1.5, pad_token_id=0)
+    assert [flags == RowFlag.PREFILL for flags in recorder.flags("a", _POST)] == [True] * 5 + [False] * 5
+    assert [flags == RowFlag.PREFILL for flags in recorder.flags("a#2", _POST)] == [True] + [False] * 5
+
+
+def _bloom() -> Any:
+    from transformers import BloomConfig, BloomForCausalLM
+
+    return BloomForCausalLM(BloomConfig(vocab_size=64, hidden_size=32, n_layer=2, n_head=4))
+
+
+def _mpt() -> Any:
+    from transformers import MptConfig, MptForCausalLM
+
+    return MptForCausalLM(MptConfig(vocab_size=64, d_model=32, n_heads=4, n_layers=2))
+
+
+def _falcon() -> Any:
+    from transformers import FalconConfig, FalconForCausalLM
+
+    return FalconForCausalLM(FalconConfig(vocab_size=64, hidden_size=32, num_hidden_layers=2, num_attention_heads=4))
+
+
+@pytest.mark.parametrize("make", [_bloom, _mpt, _falcon])
+def test_attention_and_mlp_add_up_to_what_a_block_adds(make: Any) -> None:
+    """BLOOM and MPT make the sum within these modules: what comes out of them is not what they add."""
+    torch.manual_seed(0)
+    model, recorder = make().eval(), MemoryRecorder()
+    points = ("resid_pre", "attn_out", "mlp_out", "resid_post")
+    with actscope.capture(model, sites="1", points=points, recorder=recorder), torch.no_grad():
+        model(torch.tensor([[1, 2, 3, 4]]))
+    before, attention, mlp, after = (recorder.rows("r000001", f"layers.1.{point}") for point in points)
+    torch.testing.assert_close(before + attention + mlp, after)

@@ -14,7 +14,9 @@ from actscope.engines.inline import doubt
 from actscope.engines.inline.doubt import Uncertain
 
 #: Arguments under which models keep state that is no key-value cache.
-_STATES = ("cache_params", "state", "mems", "past_buckets_states")
+_STATES = ("cache_params", "state", "mems", "past_buckets_states", "inference_params")
+#: ... and caches under names that transformers does not use, and where in them a pass begins.
+_FOREIGN = ("past", "layer_past", "cache", "caches", "kv_cache", "kv_caches", "start_pos", "input_pos")
 #: Arguments that say that rows are packed, one sequence after another.
 _PACKING = ("cu_seq_lens_q", "cu_seq_lens_k", "cu_seqlens", "seq_idx")
 
@@ -34,6 +36,8 @@ class Inputs:
     """bool [lanes, past + columns], True for real tokens; None where all are."""
     positions: np.ndarray | None
     cache: Any
+    given_mask: Any = None
+    """The mask as it was given."""
 
     @property
     def real(self) -> np.ndarray:
@@ -67,6 +71,8 @@ def read(arguments: Mapping[str, Any]) -> Inputs:
         raise Uncertain(doubt.PACKED)
     if any(arguments.get(name) is not None for name in _STATES):
         raise Uncertain(doubt.STATE_CACHE)
+    if any(_says_something(arguments.get(name)) for name in _FOREIGN):
+        raise Uncertain(doubt.FOREIGN_CACHE)
     lanes, columns = tensor.shape[:2]
     cache = arguments.get("past_key_values")
     past = length_of(cache)
@@ -79,7 +85,31 @@ def read(arguments: Mapping[str, Any]) -> Inputs:
         _mask(arguments.get("attention_mask"), lanes, past + columns),
         _numpy(arguments["position_ids"]) if columns > 1 and arguments.get("position_ids") is not None else None,
         cache,
+        arguments.get("attention_mask"),
     )
+
+
+def same_columns(inputs: Inputs, arguments: Mapping[str, Any], takes_cache: bool) -> bool:
+    """Whether a part of the model goes on from the same column, and has the same columns masked, as far as it is told.
+
+    A model may keep a cache of its own, or make a mask of its own: its arguments then do not say what its parts compute.
+    """
+    try:
+        if takes_cache and length_of(arguments.get("past_key_values")) != inputs.past:
+            return False
+        mask = arguments.get("attention_mask")
+        if mask is inputs.given_mask or not isinstance(mask, Tensor) or mask.ndim != 2:
+            return True
+        real = _mask(mask, inputs.lanes, inputs.past + inputs.columns)
+    except Uncertain:
+        return False
+    assert real is not None
+    return bool(real.all()) if inputs.mask is None else np.array_equal(inputs.mask, real)
+
+
+def _says_something(value: Any) -> bool:
+    """None, False and 0 do not."""
+    return value is not None and not (isinstance(value, int) and not value)
 
 
 def tokens_of(arguments: Mapping[str, Any]) -> Tensor | None:

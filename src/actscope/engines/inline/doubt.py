@@ -43,6 +43,10 @@ INNER_DIFFERS = Doubt(
 )
 RECURSION = Doubt("the model called itself", "capture the part that does not")
 SHAPE = Doubt("a module's rows are others than the tokens of the pass", "choose sites with one row for each token")
+TURNED = Doubt(
+    "a batch of as many sequences as columns may lie [time, batch] in this model",
+    "run another number of sequences first: it shows how rows lie",
+)
 TWICE = Doubt("a module ran more than once in a pass", "nothing: its first run was kept")
 OUTSIDE = Doubt("a module ran outside the model's own forward pass", "call the model that is being captured")
 NO_INPUT = Doubt("the module was called without a tensor that has a batch", "pass tensors of [batch, ...]")

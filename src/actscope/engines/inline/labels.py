@@ -207,7 +207,8 @@ def _prompt_columns(inputs: Inputs, scope: Scope, sequences: Sequences) -> np.nd
     Within `generate` that is known. Elsewhere the first pass, and any pass of several columns, is given text.
     """
     generation = scope.generation
-    if generation is not None:
+    whole = 0 if sequences.passes else inputs.columns
+    if generation is not None and generation.is_of(sequences.requests, whole):
         return np.arange(inputs.past, inputs.past + inputs.columns) < generation.prompt_end(inputs.past)
     return np.full(inputs.columns, sequences.passes == 0 or inputs.columns > 1)
 

@@ -22,7 +22,7 @@ class Naming:
 
     def __init__(self, known: Iterable[str] = ()) -> None:
         numbers = [int(match[1]) for request in known if (match := _COUNTED.fullmatch(request))]
-        self._count = max(numbers, default=0)
+        self._count = self._known_count = max(numbers, default=0)
         self._uses: dict[str, int] = {}
         self._lock = threading.Lock()
 
@@ -30,16 +30,31 @@ class Naming:
         """Ids for `lanes` new sequences. Raises Uncertain when the ids given do not fit so many."""
         with self._lock:
             if not ids:
-                self._count += lanes
-                return [f"r{number:06d}" for number in range(self._count - lanes + 1, self._count + 1)]
+                return [self._counted() for _ in range(lanes)]
             if lanes % len(ids):
                 raise Uncertain(doubt.IDS_DO_NOT_FIT)
             copies = lanes // len(ids)
             return [self._unused(_lane_id(ids[i // copies], i % copies, copies)) for i in range(lanes)]
 
+    def _counted(self) -> str:
+        self._count += 1
+        while (request := f"r{self._count:06d}") in self._uses:  # an id that the user has given
+            self._count += 1
+        return request
+
     def _unused(self, request: str) -> str:
-        uses = self._uses[request] = self._uses.get(request, 0) + 1
-        return request if uses == 1 else f"{request}#{uses}"
+        found = request
+        while self._is_taken(found):
+            uses = self._uses[request] = self._uses.get(request, 1) + 1
+            found = f"{request}#{uses}"
+        self._uses.setdefault(found, 1)
+        return found
+
+    def _is_taken(self, request: str) -> bool:
+        if request in self._uses:
+            return True
+        number = int(match[1]) if (match := _COUNTED.fullmatch(request)) else 0
+        return self._known_count < number <= self._count and request == f"r{number:06d}"
 
 
 def _lane_id(request: str, copy: int, copies: int) -> str:

@@ -9,12 +9,15 @@ A pass that turns out to be uncertain while it runs, or that raises, ends as inc
 
 from __future__ import annotations
 
+import copy
 import functools
 import itertools
 import logging
+import os
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import weakref
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from math import prod
@@ -27,7 +30,7 @@ from torch.utils.hooks import RemovableHandle
 
 from actscope.clock import monotonic_ns
 from actscope.engines.inline import doubt
-from actscope.engines.inline.arguments import Inputs, Signature, read, tokens_of
+from actscope.engines.inline.arguments import Inputs, Signature, read, same_columns, tokens_of
 from actscope.engines.inline.cachewatch import CACHES
 from actscope.engines.inline.doubt import Doubt, Uncertain
 from actscope.engines.inline.handover import Handover
@@ -43,7 +46,11 @@ from actscope.taps.rows import RowTaps, tensor_of
 
 log = logging.getLogger("actscope.capture")
 
+#: Types of transformers' models whose blocks, or parts of them, take [time, batch, d].
+_TIME_FIRST = {"xlnet", "transfo-xl", "fsmt", "chatglm", "longformer", "led"}
+
 _STOPPED = Doubt("the recording takes no more rows", "see the error in the log")
+_REFUSED = Doubt("the recording did not take these rows", "see the error in the log")
 
 
 @dataclass(slots=True, eq=False)
@@ -77,6 +84,30 @@ class Pass:
         return self.index[device]
 
 
+class Orientation:
+    """Whether the rows of a site lie [batch, time] or [time, batch]: where both are as many, only another pass tells.
+
+    Models of transformers lie [batch, time], but for a few; a module that takes no tokens does unless a part of it says
+    that it is not `batch_first`. Thread-safe.
+    """
+
+    def __init__(self, model: nn.Module, entries: Collection[nn.Module]) -> None:
+        kinds = {getattr(getattr(module, "config", None), "model_type", "") for module in (model, *entries)}
+        known = any(base.__module__.startswith("transformers.") for module in entries for base in type(module).__mro__)
+        says_otherwise = any(getattr(module, "batch_first", True) is False for module in model.modules())
+        self._certain = not kinds & _TIME_FIRST and not says_otherwise and (known or not entries)
+        self._seen: set[int] = set()
+
+    def doubt_of(self, number: int, found: tuple[int, ...], shape: tuple[int, ...]) -> Doubt | None:
+        """The doubt about rows that lie as `found`, [batch, time] if that is what `shape` is."""
+        if self._certain or len(found) < 2 or number in self._seen:
+            return None
+        if shape[0] == shape[1]:
+            return doubt.TURNED if shape[0] > 1 else None
+        self._seen.add(number)
+        return None
+
+
 class _Current(threading.local):
     """The pass that this thread runs."""
 
@@ -105,6 +136,8 @@ class Passes:
         self._raises = raises
         self._signatures = {m: s for m in model.modules() if (s := _entry_signature(m, model)) is not None}
         self._by_tokens = bool(self._signatures)
+        self._entries = dict.fromkeys(self._signatures or (model,))
+        self._orientation = Orientation(model, self._signatures)
         self._taps = RowTaps(places, _not_compiled(self._on_rows))
         self._names = [site.name for site in places]
         self._off: set[int] = set()
@@ -119,16 +152,24 @@ class Passes:
     def attach(self) -> None:
         """Register all hooks."""
         enter, leave = _not_compiled(self._on_enter), _not_compiled(self._on_leave)
-        for entry in self._signatures or (self.model,):
+        for entry in self._entries:
             self._hooks.append(entry.register_forward_pre_hook(enter, with_kwargs=True))
             self._hooks.append(entry.register_forward_hook(leave, with_kwargs=True, always_call=True))
             self._wrap_generate(entry)
         self._taps.attach()
+        _ATTACHED.add(self)
         CACHES.subscribe(self._on_cache)
 
     def detach(self) -> None:
         """Remove all hooks. A pass under way on this thread ends as incomplete."""
         CACHES.unsubscribe(self._on_cache)
+        self.unhook()
+        if self._current.one is not None:
+            self._guarded("ending a pass", self._end, self._current.one, False)
+
+    def unhook(self) -> None:
+        """Take everything off the model, and nothing else."""
+        _ATTACHED.discard(self)
         self._taps.detach()
         for hook in self._hooks:
             hook.remove()
@@ -138,8 +179,6 @@ class Passes:
             else:
                 entry.__dict__["generate"] = before
         self._hooks, self._generates = [], []
-        if self._current.one is not None:
-            self._guarded("ending a pass", self._end, self._current.one, False)
 
     def finish(self, *, aborted: bool = False) -> None:
         """Everything has run, or an exception has ended it: say which requests have ended."""
@@ -183,16 +222,24 @@ class Passes:
             return
         self._generates.append((entry, entry.__dict__.get("generate")))
 
-        @functools.wraps(original)
-        def generate(*args: Any, **kwargs: Any) -> Any:
-            with self.scopes.generate(generation_of(entry, args, kwargs)) as story, self._closing(story):
-                return original(*args, **kwargs)
+        entry.__dict__["generate"] = _Generate(self, entry, original)
 
-        entry.__dict__["generate"] = generate
+    @contextmanager
+    def generation(self, entry: nn.Module, args: Sequence[Any], kwargs: dict[str, Any]) -> Iterator[None]:
+        """Passes within, on this thread, are of one call of `generate`."""
+        try:
+            generation = generation_of(entry, args, kwargs)
+        except Exception:  # the call itself will say what is wrong with its arguments, if anything is
+            self._counter.fault("reading what generate is called with")
+            generation = None
+        with self.scopes.generate(generation) as story, self._closing(story):
+            yield
 
     # --- hooks ------------------------------------------------------------------------------------------------------------
 
     def _on_enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if module not in self._entries:  # a copy of the model has its hooks too
+            return
         current = self._current.one
         if current is not None and _on_stack(current.frame):
             current.depth += module is current.entry
@@ -220,9 +267,15 @@ class Passes:
 
     def _on_rows(self, number: int, value: Any) -> None:
         if number in self._off:
+            self._guarded("counting rows", self._count_off, number, value)
             return
         if not self._guarded(f"the tap at {self._names[number]}", self._take, number, value):
             self._off.add(number)
+
+    def _count_off(self, number: int, value: Any) -> None:
+        """A tap that has failed takes no rows; those that are seen to pass it are counted."""
+        hidden = tensor_of(value)
+        self._counter.unowned(doubt.FAULT, prod(hidden.shape[:-1]), self._names[number])
 
     def _on_cache(self, cache: Any, lanes: list[int] | None) -> None:
         sequences = self._tokens.requests.of(cache)
@@ -244,7 +297,7 @@ class Passes:
                 self._stop(error)
                 return True
             self._counter.fault(what)
-            return False
+            return True  # what it did not take now it may take later
         except Exception:
             self._counter.fault(what)
             return False
@@ -284,9 +337,7 @@ class Passes:
             current.doubt = doubt.RECURSION
         elif not self._by_tokens or current.inputs is None:
             return
-        elif id(module) in current.inner or not _same(
-            current.inputs, tokens_of(self._signatures[module].named(args, kwargs))
-        ):
+        elif id(module) in current.inner or not _same(current.inputs, self._signatures[module], args, kwargs):
             current.doubt = doubt.INNER_DIFFERS
         current.inner.add(id(module))
 
@@ -302,6 +353,8 @@ class Passes:
         if current.doubt is None and not self._by_tokens and current.labelled is None:
             self._label_items(current, hidden)
         reason = current.doubt or _misfit(current, number, hidden)
+        if reason is None and current.labelled is not None:
+            reason = self._orientation.doubt_of(number, tuple(hidden.shape[:-1]), current.labelled.shape)
         if reason is not None:
             self._counter.unowned(reason, rows, self._names[number])
             return
@@ -325,8 +378,9 @@ class Passes:
         rows = _copy(hidden, current.chosen(hidden.device))
         try:
             self._handover.put(labelled.step, self._names[number], rows)
-        except RecordingError:
-            self._counter.unowned(_STOPPED, len(rows), self._names[number])
+        except RecordingError as error:
+            reason = _STOPPED if isinstance(error, RecordingPoisoned) else _REFUSED
+            self._counter.unowned(reason, len(rows), self._names[number])
             raise
         current.handed_rows += len(rows)
         current.handed_bytes += rows.nbytes
@@ -368,6 +422,35 @@ class Passes:
             self._tokens.finish(labelled, current.inputs, current.scope, cache)
 
 
+class _Generate:
+    """`generate` of a model while a capture runs."""
+
+    def __init__(self, passes: Passes, entry: nn.Module, original: Callable[..., Any]) -> None:
+        functools.update_wrapper(self, original)
+        self._passes, self._entry, self._original = passes, entry, original
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        with self._passes.generation(self._entry, args, kwargs):
+            return self._original(*args, **kwargs)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        """A copy of the model generates by itself, with its own weights."""
+        return copy.deepcopy(self._original, memo)
+
+
+#: Passes whose hooks are on a model.
+_ATTACHED: weakref.WeakSet[Passes] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    """A fork()ed child has none of our threads: rows would wait for ever. The recording is its parent's."""
+    for passes in list(_ATTACHED):
+        passes.unhook()
+
+
+os.register_at_fork(after_in_child=_after_fork)
+
+
 def _misfit(current: Pass, number: int, hidden: Tensor) -> Doubt | None:
     if current.labelled is None:
         return doubt.SHAPE
@@ -398,8 +481,15 @@ def _entry_signature(module: nn.Module, model: nn.Module) -> Signature | None:
     return signature if fits and (module is model or "attention_mask" in signature.names) else None
 
 
-def _same(inputs: Inputs, tensor: Tensor | None) -> bool:
-    """Whether a part of the model is called with the pass's own tokens, or with as many embeddings."""
+def _same(inputs: Inputs, signature: Signature, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether a part of the model is called with the pass's own columns."""
+    arguments = signature.named(args, kwargs)
+    takes_cache = "past_key_values" in signature.names
+    return _same_tokens(inputs, tokens_of(arguments)) and same_columns(inputs, arguments, takes_cache)
+
+
+def _same_tokens(inputs: Inputs, tensor: Tensor | None) -> bool:
+    """Whether these are the pass's own tokens, or as many embeddings."""
     if tensor is None or tensor.shape[:2] != inputs.tensor.shape[:2]:
         return False
     if tensor is inputs.tensor or tensor.ndim == 3 or inputs.tensor.ndim == 3:

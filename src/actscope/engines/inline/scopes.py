@@ -21,6 +21,16 @@ class Generation:
     prompt_columns: int
     ends: np.ndarray
     _prompt_end: int = -1
+    _requests: frozenset[str] = frozenset()
+
+    def is_of(self, requests: Sequence[str], columns: int) -> bool:
+        """Whether a pass of these requests holds the prompt, or goes on with it: `columns` are new, from the first on.
+
+        `generate` may run other sequences beside: classifier-free guidance has one without the prompt.
+        """
+        if not self._requests:
+            self._requests = frozenset(requests)
+        return self._requests.issuperset(requests) or columns >= self.prompt_columns
 
     def prompt_end(self, past: int) -> int:
         """The column after the prompt. The first pass, which finds `past` columns in the cache, settles it.
@@ -66,7 +76,7 @@ class Scopes(threading.local):
             yield story
 
     @contextmanager
-    def generate(self, generation: Generation) -> Iterator[Story | None]:
+    def generate(self, generation: Generation | None) -> Iterator[Story | None]:
         """Passes within are of one call of `generate`; gives the story that ends with it, if it is its own."""
         outer = self.current
         story = outer.story or Story()
@@ -87,6 +97,8 @@ def check_ids(ids: str | Sequence[str]) -> tuple[str, ...]:
     found = (ids,) if isinstance(ids, str) else tuple(ids)
     if not found or not all(isinstance(i, str) and i for i in found) or len(set(found)) != len(found):
         raise SettingsError(f"request ids {ids!r}: expected one, or several different ones, none empty")
+    if any("\ud800" <= character <= "\udfff" for i in found for character in i):
+        raise SettingsError(f"request ids {ids!r}: expected text that UTF-8 can hold, found half a surrogate pair")
     return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 import threading
@@ -85,7 +86,9 @@ class Capture:
         self._handover: Handover | None = None
         self._requests: Requests | None = None
         self._begun = self._seconds = 0.0
-        self._ended = False
+        self._ended = self._text_failed = False
+        self._to_close = False
+        self._pid = os.getpid()
         self._recorded: dict[str, int] = {}
 
     @property
@@ -120,6 +123,8 @@ class Capture:
     def _open(self) -> None:
         if self._recorder is None:
             self._recorder = Recorder.create(self.path, self._spec(), self.config.pipeline(), resume=self._resume)
+        self._to_close, self._pid = True, os.getpid()
+        atexit.register(self._at_exit)
         if self._tokenizer is not None and self.config.text:
             self._recorder.texts = self._texts
         keep, sample = (lambda request: True), self.config.sample
@@ -148,25 +153,44 @@ class Capture:
         return RecordingSpec(self.sites, codec, model=shape_of(self._model).facts(), settings=settings)
 
     def stop(self, *, aborted: bool = False) -> None:
-        """Detach from the model, write everything, close the recording. A second call does nothing.
+        """Detach from the model, write everything, close the recording. A second call does nothing, but go on where an
+        interrupt has ended the first. Nor does a call in a fork()ed child: the recording is its parent's.
 
         With `aborted`, requests that could still go on are said to have been cut short.
 
         Raises RecordingPoisoned when the disk failed on the way, and under policy "error" what the recorder raises.
         """
-        if self._passes is None or self._handover is None:
+        passes, self._passes = self._passes, None
+        atexit.unregister(self._at_exit)
+        if os.getpid() != self._pid:
             return
-        passes, handover = self._passes, self._handover
-        self._passes, self._ended = None, True
+        if passes is None or self._handover is None:
+            self._close_recorder()
+            return
+        self._ended = True
         try:
             passes.detach()
             passes.finish(aborted=aborted)
-            handover.close()
+            self._handover.close()
         finally:
             self._release()
             self._seconds = time.monotonic() - self._begun
-            self._recorder.close()
+            self._close_recorder()
         self._tell()
+
+    def _at_exit(self) -> None:
+        """The interpreter ends and nobody has called `stop`: rows wait, and the threads that would write them end too."""
+        self.stop(aborted=True)
+
+    def _close_recorder(self) -> None:
+        if not self._to_close:
+            return
+        try:
+            self._recorder.close()
+        except Exception:
+            self._to_close = False
+            raise
+        self._to_close = False  # after an interrupt it is still to be done
 
     close = stop
 
@@ -284,7 +308,17 @@ class Capture:
         return self._requests
 
     def _texts(self, ids: Sequence[int]) -> list[str]:
-        return [self._tokenizer.decode([i]) if i >= 0 else "" for i in ids]
+        return [self._text(i) for i in ids]
+
+    def _text(self, token_id: int) -> str:
+        """ "" where the tokenizer has none: a model may know more ids than its tokenizer."""
+        try:
+            return str(self._tokenizer.decode([token_id])) if token_id >= 0 else ""
+        except Exception:
+            if not self._text_failed:
+                self._text_failed = True
+                log.exception("the tokenizer has no text for token %d; further ones are not mentioned", token_id)
+            return ""
 
 
 def capture(

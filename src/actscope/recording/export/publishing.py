@@ -12,6 +12,7 @@ from pathlib import Path
 import msgspec
 
 from actscope.errors import RecordingError
+from actscope.recording.packets import HEADER, scan_packets
 from actscope.store.files import sync_directory
 
 DESCRIPTION = "export.json"
@@ -21,8 +22,7 @@ DESCRIPTION = "export.json"
 def publishing(to: Path, *, force: bool) -> Iterator[Path]:
     """A path beside `to` to write a file or a folder at; renamed to `to` when the block ends well, removed when it does not.
 
-    Raises RecordingError, before anything is written, when something is there: unless `force` is set and it is an earlier export
-    (or a plain file, for the form that is one).
+    Raises RecordingError, before anything is written, when something is there: unless `force` is set and it is an earlier export.
     """
     check_free(to, force=force)
     to.parent.mkdir(parents=True, exist_ok=True)
@@ -41,7 +41,7 @@ def check_free(to: Path, *, force: bool) -> None:
         return
     if not force:
         raise RecordingError(f"{to} exists already; choose another path, or replace it with --force")
-    if to.is_symlink() or not (to.is_file() or _is_export(to)):
+    if to.is_symlink() or not (_is_packets(to) if to.is_file() else _is_export(to)):
         raise RecordingError(
             f"{to} is not an earlier export: it is not replaced, with --force neither; choose another path"
         )
@@ -55,12 +55,22 @@ def _is_export(path: Path) -> bool:
     return isinstance(found, dict) and found.get("format") == "actscope-export"
 
 
+def _is_packets(path: Path) -> bool:
+    """Whether a file is a packet stream of ours, or empty."""
+    try:
+        with path.open("rb") as file:
+            first = next(scan_packets(file, str(path)), None)
+    except (OSError, RecordingError):
+        return False
+    return first is None or first.name == HEADER
+
+
 def _put_in_place(temporary: Path, to: Path) -> None:
-    if to.is_dir():
+    if to.is_dir() or (to.is_file() and temporary.is_dir()):
         old = to.with_name(f"{temporary.name}.old")
         to.rename(old)
         temporary.rename(to)
-        shutil.rmtree(old)
+        _remove(old)
     else:
         temporary.replace(to)
     sync_directory(to.parent)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import msgspec
 
-from actscope.errors import SettingsError
+from actscope.errors import ActscopeError, RecordingError, SettingsError
 from actscope.recording.export import npy, packets, parquet, safetensors, zarr
 from actscope.recording.export.options import ExportOptions, ExportReport, Progress, silent
 from actscope.recording.export.publishing import DESCRIPTION, check_free, publishing
@@ -46,11 +46,16 @@ def export(
     path = Path(to).absolute()
     check_free(path, force=options.force)
     source = Source(recording, selection or Selection(), options)
-    with publishing(path, force=options.force) as temporary:
-        stored = FORMATS[format](source, temporary, progress)
-        if temporary.is_dir():
-            description = {"form": format, **source.describe(stored)}
-            (temporary / DESCRIPTION).write_bytes(msgspec.json.format(msgspec.json.encode(description), indent=1))
+    try:
+        with publishing(path, force=options.force) as temporary:
+            stored = FORMATS[format](source, temporary, progress)
+            if temporary.is_dir():
+                description = {"form": format, **source.describe(stored)}
+                (temporary / DESCRIPTION).write_bytes(msgspec.json.format(msgspec.json.encode(description), indent=1))
+    except ActscopeError:
+        raise
+    except OSError as error:
+        raise RecordingError(f"{path}: the export cannot be written there: {error.strerror or error}") from error
     files = [path] if path.is_file() else [found for found in path.rglob("*") if found.is_file()]
     rows = {site.name: len(site) for site in source.sites}
     return ExportReport(path, format, rows, stored, len(files), sum(found.stat().st_size for found in files))

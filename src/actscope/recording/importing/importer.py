@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from actscope.codecs import DTYPES
-from actscope.errors import RecordingError
+from actscope.errors import ActscopeError, RecordingError
 from actscope.recording.importing.foreign import ForeignStream
 from actscope.recording.importing.options import ImportOptions
 from actscope.recording.importing.own import OwnStream, decode
@@ -57,8 +57,11 @@ def import_packets(
             header = _header_of(file, str(path))
             stream: Stream = OwnStream(file, path, header, options) if header else ForeignStream(file, path, options)
             _record(stream, target, progress)
-    except FileNotFoundError as error:
-        raise RecordingError(f"{path}: {error.strerror}") from error
+    except ActscopeError:
+        raise
+    except OSError as error:
+        where = error.filename if error.filename is not None else path
+        raise RecordingError(f"{where}: {error.strerror or error}") from error
     count = stream.count
     sites = stream.spec.sites
     return ImportReport(
