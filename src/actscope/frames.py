@@ -41,7 +41,11 @@ ROW_META = np.dtype([("position", "<i8"), ("token_id", "<i4"), ("flags", "<u4"),
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """Rows `offset .. offset + n_rows` of a step: positions `first_position ..` of one request."""
+    """Rows `offset .. offset + n_rows` of a step: positions `first_position ..` of one request.
+
+    In a span with SpanFlag.END and no rows, a `first_position` above 0 is how many tokens the request has in the end: rows at
+    or behind it were of drafts that were not accepted.
+    """
 
     request: str
     first_position: int

@@ -37,6 +37,7 @@ class Labels:
         self._n_prompt: list[int] = []
         self._flags: list[int] = []
         self._present: list[int] = []
+        self._final: list[int] = []  # how many tokens the request has in the end; 0: not told
         parts, ids = [np.empty(0, LABEL)], [np.empty(0, np.int64)]
         for batch in batches:
             parts.append(self._take(batch))
@@ -45,6 +46,7 @@ class Labels:
         order = np.argsort(row_ids, kind="stable")
         self.row_ids: np.ndarray = row_ids[order]
         self.all: np.ndarray = np.concatenate(parts)[order]
+        self._flag_what_lies_behind_the_end()
         self._edges: tuple[np.ndarray, np.ndarray] | None = None
 
     def _take(self, batch: LedgerBatch) -> np.ndarray:
@@ -55,6 +57,8 @@ class Labels:
             self._n_prompt[request] = max(self._n_prompt[request], int(span["n_prompt"]))
             after = int(span["first_position"]) + int(span["n_rows"])
             self._present[request] = max(self._present[request], after)
+            ends = not span["n_rows"] and span["flags"] & SpanFlag.END
+            self._final[request] = after if ends else 0  # a request that goes on has not ended yet
         labels = batch.labels.copy()
         if len(numbers):
             labels["request"] = numbers[labels["request"]]
@@ -64,9 +68,17 @@ class Labels:
         if request not in self._number:
             self._number[request] = len(self.requests)
             self.requests.append(request)
-            for column in (self._n_prompt, self._flags, self._present):
+            for column in (self._n_prompt, self._flags, self._present, self._final):
                 column.append(0)
         return self._number[request]
+
+    def _flag_what_lies_behind_the_end(self) -> None:
+        """Rows of drafts that the last pass computed, and that were not accepted."""
+        final = np.array(self._final, np.int64)
+        if final.any():
+            end = final[self.all["request"]]
+            self.all["flags"][(end > 0) & (self.all["position"] >= end)] |= np.uint32(RowFlag.REJECTED)
+            self._present = [min(p, f) if f else p for p, f in zip(self._present, self._final, strict=True)]
 
     def number_of(self, request: str) -> int | None:
         return self._number.get(request)

@@ -121,3 +121,27 @@ def test_a_capture_that_saw_no_pass_says_so(model: Any, tmp_path: Path, caplog: 
     with actscope.capture(model, sites="2", to=tmp_path / "a", memory="64MiB"):
         pass
     assert "no forward pass was seen" in caplog.text
+
+
+def test_drafts_of_the_last_pass_are_no_tokens_of_the_request(model: Any, tmp_path: Path) -> None:
+    """Prompt lookup computes drafts that may not be accepted; the last pass leaves them in the cache."""
+    pattern = prompts(9)[0] * 3
+    outs, extra = {}, 0
+    with actscope.capture(model, sites="2", to=tmp_path / "a", memory="64MiB") as cap:
+        for new in range(3, 24):
+            with cap.request(f"new{new}"):
+                outs[f"new{new}"] = model.generate(
+                    torch.tensor([pattern]),
+                    prompt_lookup_num_tokens=3,
+                    max_new_tokens=new,
+                    do_sample=False,
+                    eos_token_id=None,
+                )[0].tolist()
+    recording = actscope.open(tmp_path / "a")
+    for request, ids in outs.items():
+        tokens = recording.tokens(request)
+        assert [token.token_id for token in tokens] == ids[: len(tokens)]
+        assert len(ids) - 1 <= len(tokens) <= len(ids)
+        labels = recording.labels(request)
+        extra += int(((labels["flags"] & RowFlag.REJECTED) > 0).sum())
+    assert extra > 0, "no last pass left a draft behind: choose other prompts"

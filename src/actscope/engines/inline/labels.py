@@ -131,9 +131,10 @@ class Requests:
         while self._ended:
             sequences = self._ended.popleft()
             flags = SpanFlag.END | SpanFlag.ABORTED if sequences.aborted else SpanFlag.END
-            for request, kept in zip(sequences.requests, sequences.kept.tolist(), strict=True):
+            lanes = zip(sequences.requests, sequences.kept.tolist(), sequences.final.tolist(), strict=True)
+            for request, kept, final in lanes:
                 if kept:
-                    found[request] = Span(request, 0, 0, offset, flags)
+                    found[request] = Span(request, final, 0, offset, flags)
         return list(found.values())
 
     def take_back(self, step: Step) -> None:

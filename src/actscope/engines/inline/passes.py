@@ -225,15 +225,23 @@ class Passes:
         entry.__dict__["generate"] = _Generate(self, entry, original)
 
     @contextmanager
-    def generation(self, entry: nn.Module, args: Sequence[Any], kwargs: dict[str, Any]) -> Iterator[None]:
-        """Passes within, on this thread, are of one call of `generate`."""
+    def generation(
+        self, entry: nn.Module, args: Sequence[Any], kwargs: dict[str, Any]
+    ) -> Iterator[Callable[[Any], None]]:
+        """Passes within, on this thread, are of one call of `generate`; what it gives back is to be given to what this gives."""
         try:
             generation = generation_of(entry, args, kwargs)
         except Exception:  # the call itself will say what is wrong with its arguments, if anything is
             self._counter.fault("reading what generate is called with")
             generation = None
         with self.scopes.generate(generation) as story, self._closing(story):
-            yield
+            yield lambda result: self._guarded("reading what generate gave back", self._settle, result)
+
+    def _settle(self, result: Any) -> None:
+        story = self.scopes.current.story
+        told = getattr(result, "sequences", result)
+        if story is not None and story.latest is not None and isinstance(told, Tensor) and told.ndim == 2:
+            story.latest.settle(told.cpu().numpy())
 
     # --- hooks ------------------------------------------------------------------------------------------------------------
 
@@ -430,8 +438,10 @@ class _Generate:
         self._passes, self._entry, self._original = passes, entry, original
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        with self._passes.generation(self._entry, args, kwargs):
-            return self._original(*args, **kwargs)
+        with self._passes.generation(self._entry, args, kwargs) as settle:
+            result = self._original(*args, **kwargs)
+            settle(result)
+            return result
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         """A copy of the model generates by itself, with its own weights."""

@@ -39,6 +39,8 @@ class Sequences:
     """bool [lanes, capacity]: which columns are tokens; the first `columns` of them are known."""
     history: np.ndarray
     """int64 [lanes, capacity]: token ids by position; -1 where not known."""
+    final: np.ndarray
+    """int64: how many tokens the sequence has in the end, where the last passes computed more (drafts); 0 elsewhere."""
     columns: int = 0
     passes: int = 0
     trouble: Doubt | None = None
@@ -59,6 +61,7 @@ class Sequences:
             np.full(lanes, _NEVER),
             np.zeros((lanes, 64), bool),
             np.full((lanes, 64), -1, np.int64),
+            np.zeros(lanes, np.int64),
         )
 
     @classmethod
@@ -73,7 +76,15 @@ class Sequences:
     def again(self) -> Sequences:
         """The same requests, from their first column on; this object is good for nothing after."""
         self.trouble = doubt.CACHE_TAKEN
-        return replace(self, seen=self.seen.copy(), history=self.history.copy(), columns=0, trouble=None, holders=0)
+        return replace(
+            self,
+            seen=self.seen.copy(),
+            history=self.history.copy(),
+            final=self.final.copy(),
+            columns=0,
+            trouble=None,
+            holders=0,
+        )
 
     @property
     def length(self) -> np.ndarray:
@@ -121,6 +132,19 @@ class Sequences:
         else:
             self.history[lanes, positions[lanes, columns]] = -1
         np.maximum(self.reach, self.length, out=self.reach)
+        self.final[:] = 0
+
+    def settle(self, told: np.ndarray) -> None:
+        """Take in what `generate` gave back, token ids int64 [1, n]: drafts that the last pass computed may not be in it."""
+        if len(told) != 1 or len(self.requests) != 1:
+            return  # drafts are of one sequence
+        known = self.history[0, : self.reach[0]]
+        n, n_prompt = min(len(known), told.shape[1]), max(1, int(self.n_prompt[0]))
+        if n < n_prompt or not np.array_equal(known[:n_prompt], told[0, :n_prompt]):
+            return  # the prompt was given as embeddings, or is not part of what came back
+        other = np.flatnonzero(known[:n] != told[0, :n])
+        valid = int(other[0]) if len(other) else n
+        self.final[0] = valid if valid < len(known) else 0
 
     def end_at(self, positions: np.ndarray, ends: np.ndarray) -> None:
         """Note the first of `positions` [lanes, columns] that holds a token which ends its request."""
@@ -138,7 +162,7 @@ class Sequences:
             return
         chosen = np.asarray(lanes, np.int64)
         self.requests = [self.requests[lane] for lane in lanes]
-        for name in ("kept", "n_prompt", "reach", "ended_at", "seen", "history"):
+        for name in ("kept", "n_prompt", "reach", "ended_at", "seen", "history", "final"):
             setattr(self, name, getattr(self, name)[chosen])
 
     def _reserve(self, columns: int) -> None:
