@@ -9,6 +9,17 @@ import sys
 
 from actscope.errors import ActscopeError, MissingExtra, UpstreamError
 
+#: Packages whose absence a command finds out only when it needs them, and the extras that bring them.
+_EXTRAS = {
+    **dict.fromkeys(("typer", "rich", "httpx"), "cli"),
+    **dict.fromkeys(("torch", "transformers", "safetensors", "tokenizers"), "hf"),
+    **dict.fromkeys(("fastapi", "starlette", "uvicorn", "aiohttp"), "gateway"),
+    **dict.fromkeys(("crc32c", "lz4", "mcap", "zstandard"), "record"),
+    **dict.fromkeys(("pyarrow", "zarr"), "export"),
+    **dict.fromkeys(("matplotlib", "networkx", "scipy"), "analyze"),
+    "sklearn": "probes",
+}
+
 
 def main() -> None:
     """Run the command line; every error of ours is one message on standard error."""
@@ -26,6 +37,11 @@ def main() -> None:
         _fail(error, 2)
     except KeyboardInterrupt:
         sys.exit(130)
+    except ModuleNotFoundError as error:
+        extra = _EXTRAS.get(error.name or "")
+        if extra is None:
+            raise
+        _fail(MissingExtra(extra, str(error.name)), 2)
     except OSError as error:  # a path of the user's; one without a name is a fault of ours, and keeps its traceback
         if error.filename is None:
             raise

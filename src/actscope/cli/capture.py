@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import json
+import logging
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from actscope.cli import options
-from actscope.errors import SettingsError
+from actscope.errors import ActscopeError, SettingsError
 
 if TYPE_CHECKING:
     from actscope.engines.hf.loading import LoadedModel
+    from actscope.engines.inline.config import CaptureConfig
     from actscope.engines.inline.prompts import Prompt
+    from actscope.engines.inline.session import Capture
     from actscope.engines.inline.stats import CaptureStats
     from actscope.recording.reader import Recording
+    from actscope.recording.spec import RecordingSpec
 
 
 def capture(
@@ -105,7 +110,7 @@ def _record(
     model: str,
     todo: list[Prompt],
     to: Path,
-    config: Any,
+    config: CaptureConfig,
     max_tokens: int,
     batch: int,
     *,
@@ -115,10 +120,10 @@ def _record(
 ) -> None:
     from actscope.cli.progress import Progress
     from actscope.engines.inline.prompts import run_prompts
-    from actscope.engines.inline.session import Capture
 
+    _log_plainly()
     loaded = _load(model, device, dtype)
-    session = Capture(loaded.model, to, config, resume=resume, tokenizer=loaded.tokenizer)
+    session = _session(loaded, to, config, resume=resume)
     done = 0
 
     def told(so_far: int, total: int) -> None:
@@ -137,6 +142,32 @@ def _record(
     _warn(session.stats())
 
 
+def _session(loaded: LoadedModel, to: Path, config: CaptureConfig, *, resume: bool) -> Capture:
+    """A capture whose recording names the model as it was asked for, with its revision, so that probes find it again."""
+    from actscope.engines.inline.session import Capture
+
+    class NamedCapture(Capture):
+        def _spec(self) -> RecordingSpec:
+            spec = super()._spec()
+            facts = {"name": loaded.name, "revision": loaded.revision, "max_context": loaded.max_context}
+            return replace(spec, model={**spec.model, **facts})
+
+    return NamedCapture(loaded.model, to, config, resume=resume, tokenizer=loaded.tokenizer)
+
+
+def _log_plainly() -> None:
+    """Warnings of the capture, one line each; a traceback only for what is no error that actscope raises on purpose."""
+
+    class Plain(logging.Formatter):
+        def formatException(self, ei: Any) -> str:
+            return "" if isinstance(ei[1], ActscopeError) else super().formatException(ei)
+
+    handler = logging.StreamHandler()
+    handler.setFormatter(Plain("actscope: %(message)s"))
+    log = logging.getLogger("actscope")
+    log.handlers[:], log.propagate = [handler], False
+
+
 def _load(model: str, device: str, dtype: str) -> LoadedModel:
     """The model, behind a spinner; transformers' own bars are not drawn."""
     from rich.console import Console
@@ -147,7 +178,6 @@ def _load(model: str, device: str, dtype: str) -> LoadedModel:
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     with Console(stderr=True).status(f"loading {model} …"):
         loaded = load(model, device=device, dtype=dtype)
-    loaded.config._name_or_path = loaded.name  # the recording says the name that was asked for, not where its files lie
     return loaded
 
 

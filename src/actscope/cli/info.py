@@ -121,7 +121,8 @@ def _text(found: dict[str, Any]) -> str:
         f"  rows       {found['rows']} at each of {len(found['sites'])} sites"
         + (f"; {over} after a request's end" if over else ""),
         f"  size       {_mib(found['bytes'])} on disk, {_number(found['bytes_per_token'], '.0f')} bytes a row of all sites",
-        f"  smaller    {_number(found['ratio_fp32'], '.2f')} x than float32, {_number(found['ratio_source'], '.2f')} x than it came",
+        f"  smaller    {_number(found['ratio_fp32'], '.2f')} x than float32, "
+        f"{_number(found['ratio_source'], '.2f')} x than it came",
         f"  sessions   {found['sessions']}; {state}{direct}",
         f"  dropped    {_dropped(found['dropped_rows'])}",
         f"  marks      {len(found['marks'])}",

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 from urllib.parse import quote
 
 import typer
 
 from actscope.errors import RecordingError, SettingsError, UpstreamError
+
+if TYPE_CHECKING:
+    import httpx
 
 _WORDS = {
     "keeping": "kept so far, and it goes on until the request ends",
@@ -64,8 +67,19 @@ def _ask(engine: str, path: str, body: dict[str, Any]) -> Any:
     except httpx.TransportError as error:
         raise UpstreamError(f"the engine {card.id} does not answer: {error}") from error
     if answer.is_error:
-        raise RecordingError(answer.json()["error"]["message"])
+        raise RecordingError(_refusal(card.model, answer))
     return answer.json()
+
+
+def _refusal(model: str, answer: httpx.Response) -> str:
+    """The engine's own words; an engine that cannot record (a replay, say) has none for this."""
+    try:
+        return str(answer.json()["error"]["message"])
+    except (ValueError, KeyError, TypeError):
+        return (
+            f"the engine that runs ({model}) keeps no recording (status {answer.status_code}); "
+            "start one that does with: actscope serve MODEL --record DIR"
+        )
 
 
 def _line(marked: dict[str, Any]) -> str:

@@ -80,7 +80,8 @@ def _probes(directories: list[Path] | None, model: RecordedModel, *, any_model: 
     found = directories or _usual_probes(model.name)
     loaded = [probe for directory in found for probe in load_probes(_checked(directory))]
     fitting, unfit = sort_out(loaded, model, any_model=any_model, lenient=not directories)
-    reasons = "".join(f"\n  {one.why}" for one in unfit)
+    reasons = "".join(f"\n  {one.why}" for one in unfit[:3])
+    reasons += f"\n  and {len(unfit) - 3} more" if len(unfit) > 3 else ""
     if directories and not fitting:
         where = ", ".join(map(str, directories))
         raise ProbeError(

@@ -227,7 +227,7 @@ class Passes:
     @contextmanager
     def generation(
         self, entry: nn.Module, args: Sequence[Any], kwargs: dict[str, Any]
-    ) -> Iterator[Callable[[Any], None]]:
+    ) -> Iterator[Callable[[Any], bool]]:
         """Passes within, on this thread, are of one call of `generate`; what it gives back is to be given to what this gives."""
         try:
             generation = generation_of(entry, args, kwargs)
