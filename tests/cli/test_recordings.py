@@ -254,5 +254,5 @@ def test_analyze_prints_a_table_and_writes_a_report(real: Path, tmp_path: Path) 
     assert found["features"][0]["features"][0]["rate"] == pytest.approx(0.5, abs=0.05)
     assert json.loads((tmp_path / "out/report.json").read_text()) == found
     text = run(*arguments, "--graph")
-    for said in ("eff. rank", "layers.1.resid_post", "1 of 1 fire", "not causation"):
+    for said in ("effective rank", "layers.1.resid_post", "1 of 1 fire", "not causation"):
         assert said in text

@@ -28,7 +28,7 @@ class Finding:
 
 
 def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
-    """Say what works on this machine, and what to do about what does not. Exits 1 when the demo would not run.
+    """Say what works on this machine, and what to do about what does not. Exits 1 when something is marked NO.
 
     Example: actscope doctor
     """
@@ -45,7 +45,7 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] 
 
 
 def _checks() -> tuple[Callable[[], Finding], ...]:
-    services = (_python, _engine, _gateway, _probes, _recordings, _direct)
+    services = (_python, _engine, _gateway, _probes, _recordings, _exports, _analysis, _direct)
     return (*services, _page, _shared_memory, _runtime, _gpu, _engines)
 
 
@@ -56,11 +56,15 @@ def _python() -> Finding:
     )
 
 
-def _extra(what: str, extra: str, *modules: str) -> Callable[[], Finding]:
+def _extra(what: str, extra: str, *modules: str, needed: bool = True) -> Callable[[], Finding]:
+    """Whether an extra is installed; one that is not `needed` may be absent."""
+
     def check() -> Finding:
         absent = [module for module in modules if find_spec(module) is None]
         remedy = f"pip install 'actscope[{extra}]'" if absent else ""
-        return Finding(what, not absent, f"missing {', '.join(absent)}" if absent else ", ".join(modules), remedy)
+        return Finding(
+            what, not (absent and needed), f"missing {', '.join(absent)}" if absent else ", ".join(modules), remedy
+        )
 
     return check
 
@@ -69,6 +73,8 @@ _engine = _extra("HF engine", "hf", "torch", "transformers", "starlette", "uvico
 _gateway = _extra("gateway", "gateway", "fastapi", "uvicorn", "aiohttp", "tokenizers")
 _probes = _extra("probe training", "probes", "sklearn")
 _recordings = _extra("recordings", "record", "crc32c", "lz4", "mcap", "zstandard")
+_exports = _extra("zarr, parquet", "export", "pyarrow", "zarr", needed=False)
+_analysis = _extra("plots, graphs", "analyze", "matplotlib", "networkx", "scipy", needed=False)
 
 
 def _direct() -> Finding:

@@ -1,0 +1,164 @@
+"""What a command says when something is wrong: one message, where and what to do, and no traceback."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from pathlib import Path
+
+import pytest
+from recording.making import frames_of, step_of
+from typer.testing import CliRunner
+
+from actscope import cli
+from actscope.cli.app import app
+from actscope.cli.progress import Progress
+from actscope.errors import CodecError, RecordingError, SettingsError
+from actscope.recording.recorder import Recorder
+from actscope.recording.spec import RecordingSpec
+
+SITE = "layers.0.resid_post"
+
+
+@pytest.fixture
+def recorded(tmp_path: Path) -> Path:
+    with Recorder.create(tmp_path / "run.acts", RecordingSpec((SITE,), codec="none")) as recorder:
+        step = step_of(1, [("chatcmpl-0123456789abcdef0123456789abcdef", 0, 4)])
+        recorder.write(step, frames_of(step, (SITE,)))
+        recorder.mark("chatcmpl-0123456789abcdef0123456789abcdef", "the wolf")
+    return tmp_path / "run.acts"
+
+
+def main(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
+    """Exit code of the command line itself."""
+    monkeypatch.setattr(sys, "argv", ["actscope", *map(str, arguments)])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    return int(ended.value.code or 0)
+
+
+def refused(*arguments: object) -> BaseException:
+    error = CliRunner().invoke(app, [str(argument) for argument in arguments]).exception
+    assert error is not None
+    return error
+
+
+@pytest.mark.parametrize("command", ["info", "verify", "recover", "analyze", "replay"])
+def test_a_recording_that_is_not_there_is_one_message_and_exit_2(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(monkeypatch, command, tmp_path / "nowhere") == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith(f"actscope: {tmp_path}/nowhere: there is no such directory")
+    assert err.count("\n") == 1
+
+
+def test_an_error_of_the_file_system_with_a_path_is_one_message(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail() -> None:
+        (tmp_path / "absent").read_bytes()
+
+    monkeypatch.setattr("actscope.cli.app.app", fail)
+    assert main(monkeypatch) == 2
+    assert capsys.readouterr().err == f"actscope: {tmp_path}/absent: No such file or directory\n"
+
+
+def test_a_package_that_is_missed_late_is_told_with_its_extra(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail() -> None:
+        raise ModuleNotFoundError("No module named 'zstandard'", name="zstandard")
+
+    monkeypatch.setattr("actscope.cli.app.app", fail)
+    assert main(monkeypatch) == 2
+    assert "pip install 'actscope[record]'" in capsys.readouterr().err
+
+
+def test_a_module_of_our_own_that_is_missing_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> None:
+        raise ModuleNotFoundError("No module named 'actscope.lost'", name="actscope.lost")
+
+    monkeypatch.setattr("actscope.cli.app.app", fail)
+    monkeypatch.setattr(sys, "argv", ["actscope"])
+    with pytest.raises(ModuleNotFoundError):
+        cli.main()
+
+
+def test_capture_refuses_a_bad_codec_before_anything_is_loaded_or_made(tmp_path: Path) -> None:
+    (tmp_path / "p.txt").write_text("hello\n")
+    error = refused("capture", "no/model", tmp_path / "p.txt", "--to", tmp_path / "run", "--codec", "svd:0")
+    assert isinstance(error, CodecError) and not (tmp_path / "run").exists()
+
+
+def test_capture_refuses_a_place_that_is_taken_before_the_model_is_loaded(recorded: Path, tmp_path: Path) -> None:
+    (tmp_path / "p.txt").write_text("hello\n")
+    error = refused("capture", "no/model", tmp_path / "p.txt", "--to", recorded)
+    assert isinstance(error, SettingsError) and "--resume" in str(error)
+    error = refused("capture", "no/model", tmp_path / "p.txt", "--to", tmp_path / "p.txt")
+    assert isinstance(error, SettingsError) and "is a file" in str(error)
+
+
+def test_capture_does_not_run_prompts_that_the_sample_leaves_out(tmp_path: Path) -> None:
+    (tmp_path / "p.txt").write_text("hello\n")
+    error = refused("capture", "no/model", tmp_path / "p.txt", "--to", tmp_path / "run", "--sample", "0")
+    assert isinstance(error, SettingsError) and "none of the prompts" in str(error)
+
+
+@pytest.mark.parametrize("form", ["npy", "packets"])
+def test_export_with_force_does_not_replace_a_file_that_is_no_export(recorded: Path, tmp_path: Path, form: str) -> None:
+    (tmp_path / "thesis.txt").write_text("dear reader, this is what I have found")
+    error = refused("export", recorded, "--to", tmp_path / "thesis.txt", "--format", form, "--force")
+    assert isinstance(error, RecordingError) and "not an earlier export" in str(error)
+    assert (tmp_path / "thesis.txt").read_text().startswith("dear reader")
+
+
+def test_export_with_force_replaces_packets_by_a_folder_and_back(recorded: Path, tmp_path: Path) -> None:
+    for form in ("packets", "npy", "packets"):
+        result = CliRunner().invoke(
+            app, ["export", str(recorded), "--to", str(tmp_path / "out"), "--format", form, "--force"]
+        )
+        assert result.exit_code == 0, result.output
+        assert (tmp_path / "out").is_dir() == (form == "npy")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "run.acts"]
+
+
+def test_export_analyze_and_import_say_where_they_cannot_write_or_read(recorded: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    inside = tmp_path / "file" / "x"
+    for arguments in (
+        ("export", recorded, "--to", inside),
+        ("analyze", recorded, "--to", inside),
+        ("import", tmp_path, "--to", tmp_path / "y"),
+    ):
+        error = refused(*arguments)
+        assert isinstance(error, RecordingError) and str(tmp_path) in str(error), arguments
+
+
+def test_info_fits_80_columns_and_gives_ids_in_full(recorded: Path) -> None:
+    said = CliRunner().invoke(app, ["info", str(recorded)]).stdout
+    assert said.count("chatcmpl-0123456789abcdef0123456789abcdef") == 2  # the mark's, and in the list
+    lines = [line for line in said.splitlines() if str(recorded) not in line]
+    assert max(map(len, lines)) <= 80
+
+
+def test_recover_names_the_option_of_the_command_line(recorded: Path) -> None:
+    (segment,) = recorded.glob("*.mcap")
+    raw = bytearray(segment.read_bytes())
+    raw[len(raw) // 3] ^= 1
+    segment.write_bytes(raw)
+    found = json.loads(CliRunner().invoke(app, ["recover", str(recorded), "--json"]).stdout)
+    assert not found["ok"] and "--salvage" in found["error"]
+
+
+def test_progress_off_a_terminal_is_silent_for_what_is_soon_over(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with Progress() as progress:
+        progress.update("bytes", 1, 2)
+    assert capsys.readouterr() == ("", "")
+    monkeypatch.setattr("actscope.cli.progress._EVERY_S", -1.0)
+    with Progress() as progress:
+        progress.update("bytes", 500_000, 1_000_000)
+    assert re.fullmatch("bytes: 50%\n", capsys.readouterr().err)
