@@ -105,6 +105,17 @@ def test_a_row_that_was_computed_again_replaces_the_first(tmp_path: Path) -> Non
     rows = found.rows(SITES[0], "a")
     assert rows.labels["position"].tolist() == [0, 1, 2] and rows.labels["step"].tolist() == [1, 2, 2]
     assert (rows.values[1:] == 1).all() and len(found[SITES[0]]) == 6
+    assert repr(found).endswith("1 requests, 6 rows, 2 sites, complete>")
+    assert repr(found[SITES[0]]) == "<SiteRows 'layers.0.resid_post': 6 x 8 float32>"
+
+
+def test_what_was_computed_after_the_end_does_not_count_as_present(tmp_path: Path) -> None:
+    step = step_of(1, [("a", 0, 6)])
+    step.meta["flags"][4:] = RowFlag.AFTER_EOS
+    with Recorder.create(tmp_path / "r.acts", spec()) as recorder:
+        recorder.write(step, frames_of(step, SITES))
+    summary = Recording.open(tmp_path / "r.acts").request("a")
+    assert (summary.present, summary.computed) == (4, 4)
 
 
 def test_rows_of_a_step_that_did_not_end_are_not_delivered(tmp_path: Path) -> None:

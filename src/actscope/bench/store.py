@@ -143,15 +143,24 @@ def _raw(target: Path, n_steps: int) -> dict[str, float]:
     return {"gbps": n_steps * STEP_BYTES / (time.perf_counter() - begin) / 1e9}
 
 
-def _slow(target: Path, n_steps: int) -> dict[str, float]:
-    """A disk of about 100 MB/s: every write of the store's thread sleeps. The peak of our memory, and what was lost."""
-    pwrite = os.pwrite
+def _slow_down_writes() -> None:
+    """From now on this process writes at about 100 MB/s."""
+    pwrite, pwritev = os.pwrite, os.pwritev
 
     def slow_pwrite(fd: int, data: Any, offset: int) -> int:
         time.sleep(len(data) / 100e6)
         return pwrite(fd, data, offset)
 
-    os.pwrite = slow_pwrite
+    def slow_pwritev(fd: int, parts: Any, offset: int, flags: int = 0) -> int:
+        time.sleep(sum(map(len, parts)) / 100e6)
+        return pwritev(fd, parts, offset, flags)
+
+    os.pwrite, os.pwritev = slow_pwrite, slow_pwritev
+
+
+def _slow(target: Path, n_steps: int) -> dict[str, float]:
+    """A disk of about 100 MB/s: every write of the store's thread sleeps. The peak of our memory, and what was lost."""
+    _slow_down_writes()
     first = next(steps(1))
     del first
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -159,7 +168,6 @@ def _slow(target: Path, n_steps: int) -> dict[str, float]:
         for step, frames in steps(n_steps):
             recorder.write(step, frames)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    os.pwrite = pwrite
     found = Recording.open(target)
     right = sum(int((rows.values[:, 0] == rows.labels["position"]).sum()) for s in SITES for rows in found.iter_rows(s))
     put = n_steps * ROWS * len(SITES)

@@ -108,10 +108,12 @@ class Labels:
         flags = SpanFlag(self._flags[request])
         computed = self.newest(rows)
         last = int(self.all["position"][computed].max(initial=-1)) + 1
+        after_end = (self.all["flags"][rows] & int(RowFlag.AFTER_EOS)) > 0
+        known = min(self._present[request], int(self.all["position"][rows[after_end]].min(initial=1 << 62)))
         return RequestSummary(
             self.requests[request],
             self._n_prompt[request],
-            max(last, self._present[request]),
+            max(last, known),
             len(computed),
             int(times.min()) if len(times) else 0,
             int(times.max()) if len(times) else 0,

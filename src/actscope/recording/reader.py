@@ -48,6 +48,11 @@ class Recording:
         self.info: dict[str, Any] = store.manifest
         self.sites: tuple[str, ...] = tuple(store.manifest["sites"])
 
+    def __repr__(self) -> str:
+        state = "complete" if self.complete else "not complete"
+        size = f"{len(self.requests)} requests, {self.n_rows} rows, {len(self.sites)} sites"
+        return f"<Recording {str(self.path)!r}: {size}, {state}>"
+
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> Recording:
         """Raises RecordingError when there is no recording, or one of another version."""

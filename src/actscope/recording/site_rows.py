@@ -149,6 +149,9 @@ class SiteRows:
         self._ids: np.ndarray = row_ids[here]
         self.labels: np.ndarray = labels[here]
 
+    def __repr__(self) -> str:
+        return f"<SiteRows {self.name!r}: {len(self)} x {self.width} {self.source_dtype}>"
+
     def __len__(self) -> int:
         return len(self._ids)
 

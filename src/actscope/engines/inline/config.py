@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, fields, replace
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, Literal
 
+from actscope.codecs import encoder
 from actscope.engines.inline.granularity import Granularity
 from actscope.engines.inline.presets import PRESETS
 from actscope.engines.inline.speeds import CODEC_SPEEDS
@@ -72,6 +73,7 @@ class CaptureConfig:
         if unknown or not self.points:
             raise SettingsError(f"points {list(self.points)}: expected some of {', '.join(POINTS)}")
         Granularity.parse(self.granularity)
+        encoder(self.codec)  # refuses one that does not exist
         if self.policy not in ("block", "drop", "error"):
             raise SettingsError(f"policy {self.policy!r}: expected block, drop or error")
         if self.direct not in ("auto", "yes", "no"):
