@@ -25,10 +25,11 @@ OPTIONS = st.builds(
 
 
 def snapshot(path: Path, to: Path) -> Path:
-    """What kill -9 would leave: the watermark first, as files only grow behind it."""
+    """What kill -9 would leave: the watermark first, as files only grow, and only come, behind it."""
     to.mkdir()
-    names = ["watermark", "manifest.json", *sorted(one.name for one in path.glob("segment-*.mcap"))]
-    for name in names:
+    for name in ("watermark", "manifest.json"):
+        shutil.copyfile(path / name, to / name)
+    for name in sorted(one.name for one in path.glob("segment-*.mcap")):
         shutil.copyfile(path / name, to / name)
     return to
 
