@@ -23,6 +23,7 @@ class RowFlag(IntFlag):
     RECOMPUTED = 2  # computed once more, after preemption
     REJECTED = 4  # a draft token that was not accepted
     AFTER_EOS = 8  # computed after the request had ended
+    CACHED = 16  # not computed for this request: taken over from the request that filled the prefix cache
 
 
 class SpanFlag(IntFlag):

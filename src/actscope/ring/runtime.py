@@ -43,7 +43,12 @@ Count = Annotated[int, Meta(ge=0, le=1 << 40)]
 
 
 class EngineCard(msgspec.Struct, frozen=True):
-    """What a running engine says of itself. `ring` is a segment's name, `endpoint` where it takes requests."""
+    """What a running engine says of itself. `ring` is a segment's name, `endpoint` where it takes requests.
+
+    `endpoint` is "" where that is not known (vLLM's own server says nothing of its port); probes, marks and the recording are
+    then found at `control`. An engine whose blocks are spread over several processes (pipeline parallel) has a card and a ring
+    for each: `group` is the same for all of them, `part` of `parts` tells them apart.
+    """
 
     id: Annotated[str, Meta(pattern=rf"\A{_ID}\Z")]
     pid: Annotated[int, Meta(ge=1, le=1 << 31)]
@@ -63,6 +68,10 @@ class EngineCard(msgspec.Struct, frozen=True):
     started_ns: Annotated[int, Meta(ge=0, le=(1 << 63) - 1)]
     boot_id: Annotated[str, Meta(max_length=64)]
     has_chat_template: bool = True
+    control: Text = ""
+    group: Annotated[str, Meta(max_length=64)] = ""
+    part: Annotated[int, Meta(ge=0, le=4096)] = 0
+    parts: Annotated[int, Meta(ge=1, le=4096)] = 1
 
 
 def runtime_dir() -> Path:

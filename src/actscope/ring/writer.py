@@ -27,10 +27,10 @@ _log = logging.getLogger(__name__)
 
 @dataclass(slots=True)
 class _Payload:
-    """What of a step goes into the ring: `rows` is None when none of them does, and `flags` says why."""
+    """What of a step goes into the ring: `rows`, in column blocks, is None when none of them does, and `flags` says why."""
 
     n_spans: int
-    rows: np.ndarray | None
+    rows: tuple[np.ndarray, ...] | None
     flags: StepFlag = NO_FLAGS
 
 
@@ -59,7 +59,10 @@ class RingWriter:
         return writer
 
     def write(self, step: Step, frames: list[Frame]) -> None:
-        """Publish one step with the rows of the frame called `frames.SCORES`, and wake the readers."""
+        """Publish one step with the rows of the frame called `frames.SCORES`, and wake the readers.
+
+        The rows may come as a tuple of column blocks, which lie side by side in the ring: that spares the caller a copy.
+        """
         segment = self._segment
         if segment is None:
             self._stats.dropped_rows += step.n_rows
@@ -121,24 +124,31 @@ class RingWriter:
         fields = (span.first_position, span.n_rows, span.offset, span.flags, span.n_prompt, len(request), 0, request)
         SPAN_STRUCT.pack_into(self._scratch, index * SPAN_STRUCT.size, *fields)
 
-    def _rows_of(self, step: Step, frames: list[Frame]) -> np.ndarray | None:
+    def _rows_of(self, step: Step, frames: list[Frame]) -> tuple[np.ndarray, ...] | None:
         if step.meta.dtype is not ROW_META and step.meta.dtype != ROW_META:
             raise RingError(f"step {step.number}: meta must be ROW_META, found {step.meta.dtype}")
         scores = [frame.rows for frame in frames if frame.site == SCORES]
         if not scores:
-            return None if step.n_rows else np.empty((0, self.spec.width), self._dtype)
-        rows = np.asarray(scores[0])
+            return None if step.n_rows else (np.empty((0, self.spec.width), self._dtype),)
+        blocks = scores[0] if isinstance(scores[0], tuple) else (scores[0],)
+        rows = tuple(self._as_ours(step, np.asarray(block)) for block in blocks)
+        shape = (len(rows[0]), sum(block.shape[1] for block in rows))
+        if shape != (step.n_rows, self.spec.width) or any(len(block) != step.n_rows for block in rows):
+            raise RingError(
+                f"step {step.number}: scores must be [{step.n_rows}, {self.spec.width}], found {list(shape)}"
+            )
+        return rows
+
+    def _as_ours(self, step: Step, rows: np.ndarray) -> np.ndarray:
+        if rows.ndim != 2:
+            raise RingError(f"step {step.number}: scores must be [{step.n_rows}, {self.spec.width}], found {rows.shape}")
         if rows.dtype is not self._dtype and not np.can_cast(rows.dtype, self._dtype, "same_kind"):
             raise RingError(f"step {step.number}: scores are {rows.dtype}, the ring holds {self.spec.dtype}")
-        if rows.shape != (step.n_rows, self.spec.width):
-            raise RingError(
-                f"step {step.number}: scores must be [{step.n_rows}, {self.spec.width}], found {list(rows.shape)}"
-            )
         return rows if rows.dtype is self._dtype else rows.astype(self._dtype, copy=False)
 
     def _publish(self, segment: Segment, step: Step, payload: _Payload) -> None:
         rows, n_spans = payload.rows, payload.n_spans
-        n_rows = 0 if rows is None else len(rows)
+        n_rows = 0 if rows is None else len(rows[0])
         dropped = step.n_rows - n_rows
         first_row, first_span, index = self._row, self._span, self._step
         self._row, self._span, self._step = first_row + n_rows, first_span + n_spans, index + 1
@@ -155,7 +165,7 @@ class RingWriter:
         small = n_rows * self._row_bytes < futex.STREAMING_BYTES
         futex.fence() if small else futex.full_fence()
         if rows is not None and n_rows:
-            _copy_in(segment.rows, first_row, rows)
+            self._copy_rows_in(segment.rows, first_row, rows)
             _copy_in(segment.meta, first_row, _opaque(step.meta))
         self._copy_spans_in(segment.spans, first_span, n_spans)
         where = index % self.spec.step_capacity * STEP_STRUCT.size
@@ -165,6 +175,15 @@ class RingWriter:
         futex.wake(segment.published_address)
         words[Word.HEARTBEAT_NS] = time.monotonic_ns()
         self._stats = SinkStats(self._step, self._row, dropped_total)
+
+    def _copy_rows_in(self, ring: np.ndarray, start: int, blocks: tuple[np.ndarray, ...]) -> None:
+        if len(blocks) == 1:
+            _copy_in(ring, start, blocks[0])
+            return
+        column = 0
+        for block in blocks:
+            _copy_in(ring[:, column : column + block.shape[1]], start, block)
+            column += block.shape[1]
 
     def _copy_spans_in(self, ring: memoryview, start: int, count: int) -> None:
         begin, size = start % self.spec.span_capacity, SPAN_STRUCT.size

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import inspect
 import os
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from actscope.engines import builtin
+from actscope.engines.revision import fingerprint
 from actscope.errors import EngineError, SettingsError, SiteError
 from actscope.taps.anatomy import blocks, text_config
 
@@ -123,16 +123,6 @@ def adopt(model: PreTrainedModel, tokenizer: Any, *, name: str, path: str = "") 
     model.train(False).requires_grad_(False)
     commit = getattr(model.config, "_commit_hash", None)
     return LoadedModel(model, tokenizer, name, commit or fingerprint(Path(path)), path)
-
-
-def fingerprint(directory: Path) -> str:
-    """16 hex digits of local weights, all of their bytes, so that edited weights are another revision. "" without any."""
-    digest = hashlib.sha256()
-    files = sorted(p for kind in ("*.safetensors", "*.bin") for p in directory.glob(kind)) if directory.name else []
-    for path in files:
-        with path.open("rb") as file:
-            digest.update(f"{path.name} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
-    return digest.hexdigest()[:16] if files else ""
 
 
 def cache_dir(kind: str, loaded: LoadedModel) -> Path:

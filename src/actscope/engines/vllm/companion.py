@@ -1,0 +1,146 @@
+"""The model's side of its sidecar: started, listened to, and started again when it dies. Nothing here can hold a pass up."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+
+from actscope.engines.vllm.bank import StagedBank
+from actscope.engines.vllm.control import Began, SetBank, Staged, Start, pack, receive, send
+from actscope.errors import EngineError
+
+log = logging.getLogger("actscope.vllm")
+
+#: A sidecar that dies is started again, but not in a loop.
+_RESTARTS, _RESTART_PAUSE_S = 5, 2.0
+#: What may wait to be sent; beyond it, requests go to the recording without what they asked for, and are counted.
+_OUTBOX = 4096
+
+
+class Companion:
+    """Owns the sidecar process and a thread that talks to it. `staged` and `tell` are for the model's thread; neither waits.
+
+    `on_idle` is called on the companion's thread when a bank has been staged, since the next pass may be long in coming.
+    """
+
+    def __init__(self, start: Start, d: int, width: int) -> None:
+        self._start, self._d, self._width = start, d, width
+        self._staged: StagedBank | None = None
+        self._lock = threading.Lock()
+        self._outbox: deque[bytes] = deque(maxlen=_OUTBOX)
+        self._something = threading.Event()
+        self._closing = False
+        self._process: subprocess.Popen[bytes] | None = None
+        self._connection: socket.socket | None = None
+        self.untold = 0
+        self.deaths = 0
+        threading.Thread(target=self._keep_alive, name="actscope-companion", daemon=True).start()
+        threading.Thread(target=self._post, name="actscope-post", daemon=True).start()
+
+    # --- on the model's thread ---
+
+    def staged(self) -> StagedBank | None:
+        """What is to be put in force now, once."""
+        if self._staged is None:
+            return None
+        with self._lock:
+            staged, self._staged = self._staged, None
+        return staged
+
+    def tell(self, began: Began) -> None:
+        """Say that a request has begun. Where the sidecar does not keep up, the oldest such word is lost and counted."""
+        if len(self._outbox) == _OUTBOX:
+            self.untold += 1
+        self._outbox.append(pack(began))
+        self._something.set()
+
+    # --- from any thread ---
+
+    def close(self) -> None:
+        """End the sidecar in good order: it finishes its recording, then goes. Waits for that, within reason."""
+        self._closing = True
+        self._something.set()
+        connection, process = self._connection, self._process
+        if connection is not None:
+            try:
+                connection.shutdown(socket.SHUT_RDWR)
+            except OSError:
+                pass  # it has gone already
+        if process is not None:
+            try:
+                process.wait(timeout=30)
+            except subprocess.TimeoutExpired:
+                log.error("the sidecar (pid %d) does not end; it is killed, its recording can be recovered", process.pid)
+                process.kill()
+                process.wait()
+
+    # --- on the companion's threads ---
+
+    def _keep_alive(self) -> None:
+        while not self._closing and self.deaths <= _RESTARTS:
+            try:
+                self._live_once()
+            except Exception as error:  # the boundary: whatever befalls the sidecar, the model goes on
+                log.error("the sidecar could not be used: %s: %s", type(error).__name__, error)
+            if self._closing:
+                return
+            self.deaths += 1
+            code = self._process.wait() if self._process is not None else None
+            again = "it is started again" if self.deaths <= _RESTARTS else "it is not started again"
+            log.error(
+                "the sidecar has ended (exit code %s); %s. Scores go on; probes, marks and recordings wait for it", code, again
+            )
+            time.sleep(_RESTART_PAUSE_S)
+
+    def _live_once(self) -> None:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            self._process = _spawn(theirs)
+        send(ours, self._start)
+        self._connection = ours
+        try:
+            while (message := receive(ours)) is not None:
+                if isinstance(message, SetBank):
+                    self._stage(message)
+                    send(ours, Staged(message.generation))
+        finally:
+            self._connection = None
+            ours.close()
+
+    def _stage(self, message: SetBank) -> None:
+        staged = StagedBank.of(message, self._d, self._width)
+        with self._lock:
+            self._staged = staged.over(self._staged)
+
+    def _post(self) -> None:
+        while not self._closing:
+            self._something.wait()
+            self._something.clear()
+            while self._outbox and not self._closing:
+                connection = self._connection
+                if connection is None:
+                    time.sleep(0.05)  # it is being started
+                    continue
+                data = self._outbox.popleft()
+                try:
+                    connection.sendall(data)
+                except OSError:
+                    self.untold += 1
+
+
+def _spawn(connection: socket.socket) -> subprocess.Popen[bytes]:
+    env = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "KMP_", "LD_PRELOAD"))}
+    env["CUDA_VISIBLE_DEVICES"] = ""
+    command = [sys.executable, "-m", "actscope.engines.vllm.sidecar", str(connection.fileno())]
+    try:
+        return subprocess.Popen(command, pass_fds=[connection.fileno()], stdin=subprocess.DEVNULL, env=env)
+    except OSError as error:
+        raise EngineError(f"the sidecar cannot be started: {error}") from error
+
+

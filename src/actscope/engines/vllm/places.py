@@ -1,0 +1,87 @@
+"""Where vLLM's models keep their sites, and how the row is read there.
+
+Most decoder layers of vLLM return (hidden, residual) and leave their sum to the next norm: the residual stream is that sum.
+Others (GPT-2, OPT, Falcon, Granite) return the stream itself. A final norm's second value is not part of its row.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from actscope.errors import SiteError
+from actscope.sites import Site, select
+from actscope.taps.anatomy import Location, blocks, locate
+
+#: What a tap is told: (hidden, residual), the row being their sum, or hidden alone.
+Read = Callable[[Tensor, Tensor | None], None]
+
+
+def sites_here(model: nn.Module, selection: str) -> tuple[Site, ...]:
+    """The sites of a selection whose modules are in this process; the others are another pipeline stage's.
+
+    Raises SiteError for what no stage has.
+    """
+    if not selection:
+        return ()
+    chosen = select(selection, len(blocks(model)))
+    return tuple(site for site in chosen if not _elsewhere(locate(model, site).module))
+
+
+def _elsewhere(module: nn.Module) -> bool:
+    return type(module).__name__ == "PPMissingLayer"
+
+
+def attach(model: nn.Module, site: Site, read: Read) -> RemovableHandle:
+    """Have `read` called with what passes at `site`, from the next forward pass on."""
+    location = locate(model, site)
+    if location.side == "input":
+        return _attach_input(site, location, read)
+    pair = _stream_of if site.point == "resid_post" else _first_of
+
+    def hook(module: nn.Module, args: Any, output: Any) -> None:
+        found = pair(output)
+        if found is not None:
+            read(*found)
+
+    return location.module.register_forward_hook(hook)
+
+
+def _attach_input(site: Site, location: Location, read: Read) -> RemovableHandle:
+    names = list(inspect.signature(location.module.forward).parameters)
+    if "hidden_states" not in names:
+        raise SiteError(f"{site}: {type(location.module).__name__} takes no hidden_states, but {', '.join(names)}")
+    at, residual_at = names.index("hidden_states"), names.index("residual") if "residual" in names else None
+
+    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        hidden = _argument(args, kwargs, at, "hidden_states")
+        residual = None if residual_at is None else _argument(args, kwargs, residual_at, "residual")
+        if isinstance(hidden, Tensor):
+            read(hidden, residual)
+
+    return location.module.register_forward_pre_hook(hook, with_kwargs=True)
+
+
+def _argument(args: Sequence[Any], kwargs: dict[str, Any], at: int, name: str) -> Any:
+    return args[at] if at < len(args) else kwargs.get(name)
+
+
+def _stream_of(output: Any) -> tuple[Tensor, Tensor | None] | None:
+    """What a block returns; None where that is neither a tensor nor (tensor, tensor or None)."""
+    if isinstance(output, Tensor):
+        return output, None
+    if not isinstance(output, tuple) or not output or not isinstance(output[0], Tensor):
+        return None
+    if len(output) == 1 or output[1] is None:
+        return output[0], None
+    same = isinstance(output[1], Tensor) and output[1].shape == output[0].shape
+    return (output[0], output[1]) if same and len(output) == 2 else None
+
+
+def _first_of(output: Any) -> tuple[Tensor, None] | None:
+    first = output[0] if isinstance(output, tuple) and output else output
+    return (first, None) if isinstance(first, Tensor) else None

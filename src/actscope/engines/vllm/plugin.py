@@ -1,0 +1,225 @@
+"""The entry point that vLLM calls in each of its processes (`vllm.general_plugins`): idempotent, light, and never fatal.
+
+It changes four methods of vLLM's, of which each goes on to do what it did:
+
+    EngineArgs.create_engine_config               our settings are read; what the graph depends on joins the compile cache key
+    Request.get_skip_reading_prefix_cache         a request that asked for its full prompt is computed without the prefix cache
+    WorkerWrapperBase.init_device                 the worker's `load_model` is followed by a Session on its runner
+    WorkerWrapperBase.shutdown                    the session ends first
+"""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import os
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from actscope.engines.vllm.control import options_of
+from actscope.engines.vllm.settings import CARRIER, KEY, VllmSettings, disabled, read_settings
+from actscope.engines.vllm.versions import is_tested, tested_range
+from actscope.errors import ActscopeError, EngineError
+
+log = logging.getLogger("actscope.vllm")
+
+_MARK = "_actscope"
+
+
+def register() -> None:
+    """Called by vLLM, perhaps more than once. With ACTSCOPE_DISABLE=1 nothing is touched."""
+    if disabled():
+        return
+    _log_where_vllm_logs()
+    try:
+        _wrap_all()
+    except Exception as error:  # a vLLM that is built otherwise goes on without us, and says so
+        log.error(
+            "actscope does not fit this vLLM (%s; tested with %s) and is off: %s: %s",
+            _version(),
+            tested_range(),
+            type(error).__name__,
+            error,
+        )
+
+
+def _wrap_all() -> None:
+    from vllm.engine.arg_utils import EngineArgs
+    from vllm.v1.request import Request
+    from vllm.v1.worker.worker_base import WorkerWrapperBase
+
+    _wrap(EngineArgs, "create_engine_config", _with_settings)
+    _wrap(Request, "get_skip_reading_prefix_cache", _with_full_prompt)
+    _wrap(WorkerWrapperBase, "init_device", _with_session)
+    _wrap(WorkerWrapperBase, "shutdown", _with_end)
+
+
+def _wrap(owner: type, name: str, wrapper: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
+    """Put `wrapper(original)` in the place of a method, once. Raises AttributeError where there is no such method."""
+    original = getattr(owner, name)
+    if not hasattr(original, _MARK):
+        changed = wrapper(original)
+        setattr(changed, _MARK, original)
+        setattr(owner, name, changed)
+
+
+def _log_where_vllm_logs() -> None:
+    """vLLM sets up its own loggers only: without a handler of theirs, what we say below WARNING would be lost."""
+    root = logging.getLogger("actscope")
+    theirs = logging.getLogger("vllm")
+    if not root.handlers and theirs.handlers:
+        root.handlers, root.propagate = list(theirs.handlers), False
+        root.setLevel(theirs.level or logging.INFO)
+
+
+def _version() -> str:
+    import vllm
+
+    return str(vllm.__version__)
+
+
+# --- in the first process ---
+
+
+def _with_settings(original: Callable[..., Any]) -> Callable[..., Any]:
+    def create_engine_config(self: Any, *args: Any, **kwargs: Any) -> Any:
+        given = dict(self.additional_config or {})
+        settings = _settings_from(given.get(KEY, {}))
+        self.additional_config = {**given, KEY: msgspec.to_builtins(settings.graph)}
+        os.environ[CARRIER] = msgspec.json.encode(settings).decode()
+        return original(self, *args, **kwargs)
+
+    return create_engine_config
+
+
+def _settings_from(config: Any) -> VllmSettings:
+    """What the user wrote; or, where this process has read it before (a second engine, a copy of the arguments), that again."""
+    carried = os.environ.get(CARRIER)
+    if carried and config:
+        settings = msgspec.json.decode(carried, type=VllmSettings)
+        if msgspec.to_builtins(settings.graph) == config:
+            return settings
+    return read_settings(config)
+
+
+# --- in the scheduler's process ---
+
+
+def _with_full_prompt(original: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    def get_skip_reading_prefix_cache(self: Any) -> bool:
+        params = self.sampling_params
+        if params is not None and params.extra_args and options_of(params.extra_args).get("full_prompt") is True:
+            return True
+        return original(self)
+
+    return get_skip_reading_prefix_cache
+
+
+# --- in each worker ---
+
+
+def _with_session(original: Callable[..., Any]) -> Callable[..., Any]:
+    def init_device(self: Any, *args: Any, **kwargs: Any) -> Any:
+        result = original(self, *args, **kwargs)
+        worker = self.worker
+        load = worker.load_model
+
+        def load_model(*args: Any, **kwargs: Any) -> Any:
+            loaded = load(*args, **kwargs)
+            watch(worker)
+            return loaded
+
+        worker.load_model = load_model
+        return result
+
+    return init_device
+
+
+def _with_end(original: Callable[..., Any]) -> Callable[..., Any]:
+    def shutdown(self: Any, *args: Any, **kwargs: Any) -> Any:
+        _end(getattr(self, "worker", None))
+        return original(self, *args, **kwargs)
+
+    return shutdown
+
+
+def watch(worker: Any) -> None:
+    """Attach a session to a worker whose model has been loaded. What stands against it is an error in the log, and no more.
+
+    Settings that cannot be met are the exception: they raise SettingsError, for nothing is being served yet.
+    """
+    from actscope.engines.vllm.session import Session
+    from actscope.errors import SettingsError
+
+    try:
+        carried = os.environ.get(CARRIER)
+        settings = msgspec.json.decode(carried, type=VllmSettings) if carried else VllmSettings()
+        if not is_tested(_version()):
+            log.warning("actscope was tested with vLLM %s, this is %s: it is watched all the same", tested_range(), _version())
+        _end(worker)
+        session = Session(worker.model_runner, settings, place_of(worker))
+    except SettingsError:
+        raise
+    except ActscopeError as error:
+        log.error("actscope cannot watch this engine and is off: %s", error)
+        return
+    except Exception:
+        log.exception("actscope does not fit this vLLM (%s; tested with %s) and is off", _version(), tested_range())
+        return
+    worker._actscope_session = session
+    atexit.register(session.close)
+    _around_passes(worker.model_runner, session)
+
+
+def _end(worker: Any) -> None:
+    session = getattr(worker, "_actscope_session", None)
+    if session is not None:
+        session.close()
+        worker._actscope_session = None
+
+
+def place_of(worker: Any) -> Any:
+    """Where this worker stands. Raises EngineError for what would make labels or rows uncertain."""
+    from vllm.distributed.parallel_state import get_pp_group, get_tp_group
+
+    from actscope.engines.vllm.session import Place
+
+    config = worker.vllm_config
+    parallel, compilation = config.parallel_config, config.compilation_config
+    refused = {
+        "data parallel engines behind one port": parallel.data_parallel_size > 1,
+        "prefill context parallel": getattr(parallel, "prefill_context_parallel_size", 1) > 1,
+        "decode context parallel": getattr(parallel, "decode_context_parallel_size", 1) > 1,
+        "dual batch overlap (microbatches)": bool(getattr(parallel, "use_ubatching", False)),
+        "sequence parallelism": bool(getattr(compilation.pass_config, "enable_sp", False)),
+        "speculative decoding with pipeline stages": config.speculative_config is not None
+        and parallel.pipeline_parallel_size > 1,
+        "encoder-decoder models": config.model_config.is_encoder_decoder,
+        "pooling models": config.model_config.runner_type != "generate",
+    }
+    found = [what for what, is_so in refused.items() if is_so]
+    if found:
+        raise EngineError(f"{', '.join(found)}: whose row is whose cannot be told for certain yet; turn it off to watch")
+    pp, tp = get_pp_group(), get_tp_group()
+    return Place(tp.rank_in_group == 0, config.instance_id, pp.rank_in_group, pp.world_size)
+
+
+def _around_passes(runner: Any, session: Any) -> None:
+    execute, sample = runner.execute_model, runner.sample_tokens
+
+    def execute_model(scheduled: Any, *args: Any, **kwargs: Any) -> Any:
+        if kwargs.get("dummy_run"):
+            return execute(scheduled, *args, **kwargs)
+        session.before(scheduled)
+        result = execute(scheduled, *args, **kwargs)
+        session.after(scheduled)
+        return result
+
+    def sample_tokens(*args: Any, **kwargs: Any) -> Any:
+        result = sample(*args, **kwargs)
+        session.sampled()
+        return result
+
+    runner.execute_model, runner.sample_tokens = execute_model, sample_tokens

@@ -1,0 +1,80 @@
+"""Scores that survive prefix hits: what each slot of the KV cache had for scores when its keys and values were computed.
+
+vLLM decides which prompts share blocks; it hashes tokens, adapters and salts for that. The scores lie here at the same slots as
+the keys and values in its cache, so a block that is found again brings its scores with it, and one that is overwritten loses
+them with its keys. Nothing is hashed a second time, and nothing can disagree.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from actscope.engines.vllm.labels import Known
+from actscope.frames import ROW_META, RowFlag
+
+#: Rows that are no part of what a later prompt can find.
+_SPURIOUS = int(RowFlag.REJECTED)
+
+
+class PrefixScores:
+    """Scores by KV slot, in host memory: float32 [n_slots, width], touched only where rows were computed.
+
+    `since` of a column is the generation at which its probe was put there: what was scored before says nothing of it.
+    """
+
+    def __init__(self, n_blocks: int, block_size: int, width: int) -> None:
+        n_slots = n_blocks * block_size
+        self._block_size = block_size
+        self._scores = np.zeros((n_slots, width), np.float32)
+        self._token = np.full(n_slots, -1, np.int32)
+        self._position = np.full(n_slots, -1, np.int64)
+        self._generation = np.zeros(n_slots, np.int64)
+        self.since = np.zeros(width, np.int64)
+
+    def keep(self, slots: np.ndarray, meta: np.ndarray, scores: np.ndarray, generation: int) -> None:
+        """Rows have been computed into these slots; a slot below 0 is none."""
+        good = (slots >= 0) & (slots < len(self._token)) & ((meta["flags"] & _SPURIOUS) == 0)
+        if not good.all():
+            slots, meta, scores = slots[good], meta[good], scores[good]
+        self._scores[slots] = scores
+        self._token[slots] = meta["token_id"]
+        self._position[slots] = meta["position"]
+        self._generation[slots] = generation
+
+    def copy_blocks(self, pairs: Sequence[tuple[int, int]]) -> None:
+        """vLLM has copied blocks (source, destination)."""
+        size = self._block_size
+        for source, target in pairs:
+            into, out_of = slice(target * size, (target + 1) * size), slice(source * size, (source + 1) * size)
+            for column in (self._scores, self._token, self._position, self._generation):
+                column[into] = column[out_of]
+
+    def find(self, known: Known, n: int, chunk: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """(labels, scores) of the first `n` positions of a request, as far as they are known, in runs of at most `chunk`.
+
+        A slot that holds another position than the one that is looked for is not used.
+        """
+        blocks = np.asarray(known.blocks, np.int64)
+        n = min(n, len(blocks) * self._block_size)
+        positions = np.arange(n)
+        slots = blocks[positions // self._block_size] * self._block_size + positions % self._block_size
+        good = self._position[slots] == positions
+        for start, stop in _runs(good, chunk):
+            part = slots[start:stop]
+            meta = np.zeros(stop - start, ROW_META)
+            meta["position"], meta["token_id"] = positions[start:stop], self._token[part]
+            flags = np.where(meta["position"] < known.n_prompt, int(RowFlag.PREFILL), 0)
+            meta["flags"] = flags | int(RowFlag.CACHED)
+            scores = self._scores[part]
+            scores[self._generation[part][:, None] < self.since[None, :]] = np.nan
+            yield meta, scores
+
+
+def _runs(good: np.ndarray, chunk: int) -> Iterator[tuple[int, int]]:
+    """(start, stop) of what is good without a gap, in pieces."""
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], good, [False]]).astype(np.int8)))
+    for start, stop in zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True):
+        for at in range(start, stop, chunk):
+            yield at, min(at + chunk, stop)

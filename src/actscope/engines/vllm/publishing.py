@@ -1,0 +1,217 @@
+"""From what a pass wrote to what readers get: labels, the ring of scores, the ring of raw rows. One thread at a time."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from actscope.clock import monotonic_ns
+from actscope.engines.vllm.crossing import Landed
+from actscope.engines.vllm.labels import Known, Labels, Register
+from actscope.engines.vllm.prefix import PrefixScores
+from actscope.frames import ROW_META, SCORES, Frame, Span, SpanFlag, Step
+from actscope.ring.host import RingWriter
+
+log = logging.getLogger("actscope.vllm")
+
+#: Rows of a cached prefix that are published at once.
+_CHUNK = 4096
+
+
+@dataclass(slots=True)
+class PassNote:
+    """What the host knew of a pass when it was launched: handed on with the copies, in order.
+
+    `since` int64 [width]: the generation at which each column got its probe. `blocks`: KV blocks that requests were given, and
+    whether they are all that the request has now. `copies`: KV blocks that vLLM copies before the pass.
+    """
+
+    requests: Sequence[str]
+    starts: np.ndarray
+    begun: Sequence[Known]
+    ended: Sequence[str]
+    generation: int
+    columns_of: dict[int, list[int]]
+    since: np.ndarray
+    blocks: Sequence[tuple[str, list[int], bool]] = ()
+    copies: Sequence[tuple[int, int]] = ()
+    rejected: np.ndarray | None = None
+    n_rows: int = 0
+
+
+@dataclass(slots=True)
+class Counts:
+    """What became of the rows of all passes, exactly. A row is one token of one pass, whatever the number of sites."""
+
+    passes: int = 0
+    rows: int = 0
+    uncertain_rows: int = 0
+    dropped_rows: int = 0
+    cached_rows: int = 0
+    tap_faults: int = 0
+    raw_rows: int = 0
+    raw_dropped_rows: int = 0
+
+
+class Publisher:
+    """Writes both rings. `rows_ring` is None where no raw rows are kept, `prefix` where scores of cached prompts are not."""
+
+    def __init__(
+        self,
+        ring: RingWriter,
+        rows_ring: RingWriter | None,
+        prefix: PrefixScores | None,
+        sites: Sequence[str],
+        kept: Sequence[int],
+        width: int,
+    ) -> None:
+        self._ring, self._rows_ring, self._prefix = ring, rows_ring, prefix
+        self._sites, self._kept, self._width = sites, kept, width
+        self._register = Register()
+        self._fired = np.zeros(len(sites), np.int64)
+        self._silent: set[int] = set()
+        self._step = 0
+        self.counts = Counts()
+
+    def forget_passes(self, fired: np.ndarray) -> None:
+        """What the taps did so far was no request's pass: warm-up, profiling, graph capture."""
+        self._fired = fired.copy()
+
+    def publish(self, note: PassNote, landed: Landed | None) -> None:
+        """One pass; `landed` is None when its rows were dropped on their way, or there was no pass and requests only ended."""
+        ended = self._register.end(note.ended)
+        for known in note.begun:
+            self._register.add(known)
+        for request, blocks, anew in note.blocks:
+            self._more_blocks(request, blocks, anew)
+        if landed is None:
+            self._publish_without_rows(note, ended)
+            return
+        self._step += 1
+        self.counts.passes += 1
+        if self._prefix is not None:
+            self._prefix.copy_blocks(note.copies)
+            self._prefix.since = note.since
+            self._publish_cached(note, self._prefix)
+        labels = self._register.label(
+            note.requests, note.starts, landed.positions, landed.token_ids, self._step, note.rejected
+        )
+        self.counts.uncertain_rows += labels.uncertain
+        silent = self._silent_sites(landed.fired)
+        scores = self._scores(landed.scores, labels, silent, note.columns_of)
+        step = Step(self._step, monotonic_ns(), labels.spans + ended, labels.meta, note.generation)
+        self._ring.write(step, [Frame(SCORES, scores)])
+        self.counts.rows += step.n_rows
+        if landed.rows is not None and self._rows_ring is not None:
+            self._publish_rows(step, ended, labels, scores, landed.rows, silent, self._rows_ring)
+        if self._prefix is not None and landed.slots is not None:
+            slots = landed.slots if labels.index is None else landed.slots[labels.index]
+            self._prefix.keep(slots, labels.meta, scores, note.generation)
+
+    # --- parts of a pass ---
+
+    def _publish_without_rows(self, note: PassNote, ended: tuple[Span, ...]) -> None:
+        self.counts.dropped_rows += note.n_rows
+        if self._rows_ring is not None and note.n_rows:
+            self.counts.raw_dropped_rows += note.n_rows
+        if not ended:
+            return
+        step = Step(self._step, monotonic_ns(), ended, np.empty(0, ROW_META), note.generation)
+        self._ring.write(step, [Frame(SCORES, np.empty((0, self._width), np.float32))])
+        if self._rows_ring is not None:
+            self._rows_ring.write(step, [])
+
+    def _more_blocks(self, request: str, blocks: list[int], anew: bool) -> None:
+        known = self._register.get(request)
+        if known is not None:
+            known.blocks = list(blocks) if anew else known.blocks + blocks
+
+    def _silent_sites(self, fired: np.ndarray) -> list[int]:
+        """The sites whose tap did not run exactly once in this pass: nothing of theirs is delivered."""
+        ran = fired - self._fired
+        self._fired = fired.copy()
+        silent = np.flatnonzero(ran != 1).tolist()
+        if silent:
+            self.counts.tap_faults += len(silent)
+            new = [site for site in silent if site not in self._silent]
+            self._silent.update(new)
+            for site in new:
+                log.error(
+                    "the tap at %s ran %d times in a pass, expected once: its scores and rows are not delivered "
+                    "(further ones are only counted); generation goes on",
+                    self._sites[site],
+                    ran[site],
+                )
+        return silent
+
+    def _scores(
+        self, scores: np.ndarray, labels: Labels, silent: list[int], columns_of: dict[int, list[int]]
+    ) -> np.ndarray:
+        chosen = scores if labels.index is None else scores[labels.index]
+        columns = [column for site in silent for column in columns_of.get(site, ())]
+        if columns:
+            chosen = chosen.copy()
+            chosen[:, columns] = np.nan
+        return chosen
+
+    def _publish_rows(
+        self,
+        step: Step,
+        ended: tuple[Span, ...],
+        labels: Labels,
+        scores: np.ndarray,
+        rows: np.ndarray,
+        silent: list[int],
+        ring: RingWriter,
+    ) -> None:
+        """The raw rows of the requests that want them, with their scores at the head of each row."""
+        if any(site in self._kept for site in silent):
+            self.counts.raw_dropped_rows += step.n_rows
+            return
+        wanting = [known.wants_rows for known in labels.known]
+        if not any(wanting) and not ended:
+            return
+        if labels.index is not None:
+            rows = rows[labels.index]
+        if not all(wanting):
+            step, mask = _only(step, labels, wanting, ended)
+            scores, rows = scores[mask], rows[mask]
+        heads = np.ascontiguousarray(scores).view(rows.dtype)
+        ring.write(step, [Frame(SCORES, (heads, rows))])
+        self.counts.raw_rows += step.n_rows
+
+    def _publish_cached(self, note: PassNote, prefix: PrefixScores) -> None:
+        """The scores of prompts that come again, from the requests that computed them."""
+        for new in note.begun:
+            known = self._register.get(new.request)
+            if known is None or known.told or not new.n_cached or not known.labelled:
+                continue
+            for meta, scores in prefix.find(known, new.n_cached, _CHUNK):
+                meta["step"] = self._step
+                flags = SpanFlag(0) if known.told else SpanFlag.FIRST
+                span = Span(known.request, int(meta["position"][0]), len(meta), 0, flags, known.n_prompt)
+                known.told = True
+                step = Step(self._step, monotonic_ns(), (span,), meta, note.generation)
+                self._ring.write(step, [Frame(SCORES, scores)])
+                self.counts.cached_rows += len(meta)
+
+
+def _only(
+    step: Step, labels: Labels, wanting: list[bool], ended: tuple[Span, ...]
+) -> tuple[Step, np.ndarray]:
+    """The step with the spans of some requests only, and which of its rows those are."""
+    spans: list[Span] = []
+    offset = 0
+    for span, wants in zip(labels.spans, wanting, strict=True):
+        if wants:
+            spans.append(replace(span, offset=offset))
+            offset += span.n_rows
+    mask = np.array(wanting, bool)[labels.meta["span"].astype(np.intp)] if len(labels.meta) else np.zeros(0, bool)
+    meta = labels.meta[mask]
+    meta["span"] = np.repeat(np.arange(len(spans)), [span.n_rows for span in spans])
+    return Step(step.number, step.time_ns, (*spans, *ended), meta, step.generation), mask
+
+

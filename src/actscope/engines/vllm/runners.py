@@ -1,0 +1,161 @@
+"""The two model runners of vLLM: what a pass was about, read out of each. Nothing else knows their attributes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from actscope.errors import EngineError
+
+
+@dataclass(slots=True)
+class PassBatch:
+    """The real tokens of one forward pass; padding lies behind `n_tokens`.
+
+    Row `starts[i] .. starts[i + 1]` of everything that the pass wrote belongs to `requests[i]`. `positions` int64,
+    `token_ids` int32 and `slots` int64 (where each token's keys and values lie in the KV cache) are buffers on the model's
+    device, of at least `n_tokens`, which the next pass overwrites.
+    """
+
+    requests: list[str]
+    starts: np.ndarray  # int [n + 1]
+    n_tokens: int
+    positions: Tensor
+    token_ids: Tensor
+    slots: Tensor | None
+    drafts: np.ndarray | None = None  # int [n]: speculative tokens at the end of each request's rows
+
+
+class Runner(Protocol):
+    """An adapter: `batch` after a pass, `rejected` after sampling, where drafts were in the pass."""
+
+    name: str
+
+    def batch(self, scheduled: Any) -> PassBatch: ...
+
+    def watch_rejections(self, tell: Callable[[np.ndarray], None]) -> None: ...
+
+
+#: Attributes without which an adapter cannot work; looked at before anything is attached.
+_V1_NEEDS = ("execute_model", "sample_tokens", "input_batch", "query_start_loc", "positions", "input_ids", "_update_states_after_model_execute")  # fmt: skip
+_V2_NEEDS = ("execute_model", "sample_tokens", "sample", "input_buffers", "req_states", "execute_model_state")
+
+
+def adapt(runner: Any) -> Runner:
+    """The adapter for a model runner. Raises EngineError, naming what is missing, for one that it does not know."""
+    names = [f"{kind.__module__}.{kind.__qualname__}" for kind in type(runner).__mro__]
+    if "vllm.v1.worker.gpu.model_runner.GPUModelRunner" in names:
+        _need(runner, _V2_NEEDS)
+        return V2Runner(runner)
+    if "vllm.v1.worker.gpu_model_runner.GPUModelRunner" in names:
+        _need(runner, _V1_NEEDS)
+        return V1Runner(runner)
+    raise EngineError(f"expected vLLM's V1 or V2 model runner, found {names[0]}")
+
+
+def _need(runner: Any, attributes: Sequence[str]) -> None:
+    absent = [name for name in attributes if not hasattr(runner, name)]
+    if absent:
+        raise EngineError(f"{type(runner).__name__}: expected attributes {', '.join(absent)}, which are not there")
+
+
+def full_attention_layer(runner: Any) -> tuple[int, str] | None:
+    """(group, layer) of full attention in the KV cache, whose blocks are never dropped while a request lives; or None."""
+    config = getattr(runner, "kv_cache_config", None)
+    for index, group in enumerate(config.kv_cache_groups if config is not None else ()):
+        if type(group.kv_cache_spec).__name__ in ("FullAttentionSpec", "MLAAttentionSpec"):
+            return index, group.layer_names[0]
+    return None
+
+
+class V1Runner:
+    """`vllm.v1.worker.gpu_model_runner`: its batch stays as it is until the next call of `execute_model`."""
+
+    name = "V1"
+
+    def __init__(self, runner: Any) -> None:
+        self._runner = runner
+
+    def batch(self, scheduled: Any) -> PassBatch:
+        runner, n = self._runner, scheduled.total_num_scheduled_tokens
+        requests = list(runner.input_batch.req_ids)
+        starts = np.array(runner.query_start_loc.np[: len(requests) + 1])
+        drafts = scheduled.scheduled_spec_decode_tokens
+        return PassBatch(
+            requests,
+            starts,
+            n,
+            _device(runner.positions),
+            _device(runner.input_ids),
+            self._slots(),
+            np.array([len(drafts.get(r, ())) for r in requests]) if drafts else None,
+        )
+
+    def watch_rejections(self, tell: Callable[[np.ndarray], None]) -> None:
+        """Call `tell` with the number of rejected drafts of each request, after sampling."""
+        original = self._runner._update_states_after_model_execute
+
+        def update(output_token_ids: Tensor, scheduled: Any) -> None:
+            valid = (output_token_ids != -1).sum(dim=1).cpu().numpy()
+            drafts = scheduled.scheduled_spec_decode_tokens
+            had = np.array([len(drafts.get(r, ())) for r in self._runner.input_batch.req_ids])
+            tell(np.where(had > 0, had + 1 - valid, 0))
+            original(output_token_ids, scheduled)
+
+        self._runner._update_states_after_model_execute = update
+
+    def _slots(self) -> Tensor | None:
+        place = full_attention_layer(self._runner)
+        if place is None:
+            return None
+        found: Tensor = self._runner.input_batch.block_table[place[0]].slot_mapping.gpu
+        return found
+
+
+class V2Runner:
+    """`vllm.v1.worker.gpu.model_runner`: its batch lies in the state that `execute_model` leaves to `sample_tokens`."""
+
+    name = "V2"
+
+    def __init__(self, runner: Any) -> None:
+        self._runner = runner
+
+    def batch(self, scheduled: Any) -> PassBatch:
+        state = self._runner.execute_model_state
+        if state is None:
+            raise EngineError("execute_model left no state behind, although tokens were scheduled")
+        batch = state.input_batch
+        n = batch.num_reqs
+        place = full_attention_layer(self._runner)
+        slots = (state.slot_mappings_by_layer or {}).get(place[1]) if place else None
+        return PassBatch(
+            list(batch.req_ids),
+            np.array(batch.query_start_loc_np[: n + 1]),
+            batch.num_tokens,
+            batch.positions,
+            batch.input_ids,
+            slots,
+            batch.num_draft_tokens_per_req if batch.num_draft_tokens else None,
+        )
+
+    def watch_rejections(self, tell: Callable[[np.ndarray], None]) -> None:
+        """Call `tell` with the number of rejected drafts of each request, after sampling."""
+        original = self._runner.sample
+
+        def sample(*args: Any, **kwargs: Any) -> Any:
+            result = original(*args, **kwargs)
+            tell(result[2].cpu().numpy())
+            return result
+
+        self._runner.sample = sample
+
+
+def _device(buffer: Any) -> Tensor:
+    """The tensor on the device of what is one, or a pair of buffers on host and device."""
+    found: Tensor = buffer if isinstance(buffer, torch.Tensor) else buffer.gpu
+    return found

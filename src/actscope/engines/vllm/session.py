@@ -1,0 +1,343 @@
+"""One model runner being watched: hooks on its model, buffers on its device, and what happens around each of its passes."""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+import numpy as np
+import torch
+
+from actscope.engines.vllm.bank import InForce
+from actscope.engines.vllm.companion import Companion
+from actscope.engines.vllm.control import Began, ModelFacts, Start, options_of, rows_ring_spec
+from actscope.engines.vllm.crossing import CudaCrossing, HostCrossing
+from actscope.engines.vllm.labels import known_of
+from actscope.engines.vllm.places import attach, sites_here
+from actscope.engines.vllm.prefix import PrefixScores
+from actscope.engines.vllm.publishing import Counts, PassNote, Publisher
+from actscope.engines.vllm.runners import PassBatch, adapt, full_attention_layer
+from actscope.engines.vllm.settings import VllmSettings
+from actscope.errors import SettingsError
+from actscope.ring.host import RingSpec, RingWriter
+from actscope.ring.process import process_start
+from actscope.ring.segment import SHM_DIR
+from actscope.sampling import keeps
+from actscope.sites import Site, in_model_order
+from actscope.taps.anatomy import text_config
+from actscope.taps.tap import TapBuffers
+
+log = logging.getLogger("actscope.vllm")
+
+#: Rows of raw activations that readers may lag behind, if memory allows.
+_ROWS_AT_HAND = 65536
+#: Scores of cached prompts may take this much memory of the host.
+_PREFIX_BYTES = 8 << 30
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where this process stands in its engine: `part` of `parts` pipeline stages; only one tensor parallel rank of each publishes."""
+
+    publishes: bool
+    group: str
+    part: int = 0
+    parts: int = 1
+
+
+class Session:
+    """Made after the model is loaded and before its first pass. `before` and `after` never raise, and never wait for a reader.
+
+    On ranks that do not publish (tensor parallel ranks but the first) only the taps are there: all ranks must compile the same
+    graph, or their collectives would not meet.
+    """
+
+    def __init__(self, runner: Any, settings: VllmSettings, place: Place) -> None:
+        self._runner, self._settings, self._place = runner, settings, place
+        self._adapter = adapt(runner)
+        config = runner.vllm_config
+        self._max_rows = config.scheduler_config.max_num_batched_tokens
+        graph = settings.graph
+        scored = sites_here(runner.model, graph.sites)
+        kept = sites_here(runner.model, graph.row_sites)
+        self.sites: tuple[Site, ...] = in_model_order([*scored, *kept])
+        self.kept = [self.sites.index(site) for site in kept]
+        self._d = int(text_config(runner.model).hidden_size)
+        self.buffers = TapBuffers(
+            n_sites=len(self.sites),
+            kept=self.kept,
+            d=self._d,
+            width=graph.width,
+            max_rows=self._max_rows,
+            dtype=runner.model_config.dtype,
+            device=torch.device(runner.device),
+        )
+        self._hooks = [attach(runner.model, site, self._reader(i)) for i, site in enumerate(self.sites)]
+        self._bank = InForce({}, np.zeros(graph.width, np.int64))
+        self._publisher: Publisher | None = None
+        self._companion: Companion | None = None
+        self._waiting: tuple[PassNote, PassBatch] | None = None
+        self._with_rows = False
+        self._wanting: set[str] = set()
+        self._faults = 0
+        self._group: int | None = None
+        if place.publishes:
+            self._open(config)
+
+    def _reader(self, index: int) -> Any:
+        buffers = self.buffers
+
+        def read(hidden: torch.Tensor, residual: torch.Tensor | None) -> None:
+            buffers.tap(index, hidden, residual)
+
+        return read
+
+    def _open(self, config: Any) -> None:
+        """What only the publishing rank has: rings, the crossing, the sidecar."""
+        self._ring = RingWriter.create(_score_ring(self._settings))
+        self._rows_ring = self._open_rows_ring() if self.kept else None
+        on_gpu = self.buffers.board.is_cuda
+        self._crossing = CudaCrossing(self.buffers, self._max_rows) if on_gpu else HostCrossing(self.buffers)
+        if config.speculative_config is not None:
+            self._adapter.watch_rejections(self._note_rejections)
+        start = self._start(config)
+        self._companion = Companion(start, self._d, self._settings.width)
+        log.info(
+            "watching %s: %d sites, raw rows of %d, %s runner, ring %s",
+            start.facts.served,
+            len(self.sites),
+            len(self.kept),
+            self._adapter.name,
+            self._ring.name,
+        )
+
+    def _open_rows_ring(self) -> RingWriter:
+        dtype = str(self.buffers.store.dtype).removeprefix("torch.")
+        spec = rows_ring_spec(len(self.kept), self._d, self._settings.width, dtype, _ROWS_AT_HAND)
+        limit = min(self._settings.buffer_gb * 1e9, shutil.disk_usage(SHM_DIR).free / 2)
+        rows = min(_ROWS_AT_HAND, int(limit // spec.row_bytes))
+        if rows < self._max_rows:
+            raise SettingsError(
+                f"buffer_gb {self._settings.buffer_gb}: a row of {len(self.kept)} sites has {spec.row_bytes} bytes, and a pass up to "
+                f"{self._max_rows} rows: {self._max_rows * spec.row_bytes / 1e9:.2f} GB are needed, {limit / 1e9:.2f} GB may be used. "
+                "Tap fewer sites, lower --max-num-batched-tokens, or give /dev/shm and buffer_gb more"
+            )
+        return RingWriter.create(rows_ring_spec(len(self.kept), self._d, self._settings.width, dtype, rows))
+
+    def _start(self, config: Any) -> Start:
+        model, place = config.model_config, self._place
+        served = model.served_model_name
+        hf = text_config(self._runner.model)
+        facts = ModelFacts(
+            served=served if isinstance(served, str) else served[0],
+            source=str(model.model),
+            commit=str(getattr(model.hf_config, "_commit_hash", None) or ""),
+            tokenizer=str(model.tokenizer or model.model),
+            device=str(self._runner.device),
+            dtype=str(model.dtype).removeprefix("torch."),
+            n_layers=int(hf.num_hidden_layers),
+            d_model=self._d,
+            max_context=int(model.max_model_len),
+            vllm=_vllm_version(),
+            runner=self._adapter.name,
+        )
+        return Start(
+            card_id=secrets.token_hex(8),
+            group=place.group,
+            part=place.part,
+            parts=place.parts,
+            pid=os.getpid(),
+            pid_start=process_start(os.getpid()) or 0,
+            settings=msgspec.json.encode(self._settings),
+            facts=facts,
+            ring=self._ring.name,
+            rows_ring=self._rows_ring.name if self._rows_ring else "",
+            sites=[site.name for site in self.sites],
+            kept=[self.sites[i].name for i in self.kept],
+        )
+
+    # --- around a pass, on the model's thread ---
+
+    def before(self, scheduled: Any) -> None:
+        """A pass is about to be prepared: put new probes in force, and learn which requests come and go."""
+        try:
+            self._before(scheduled)
+        except Exception:  # the model being watched never dies of us
+            self._fault("before a pass")
+
+    def after(self, scheduled: Any) -> None:
+        """The pass has been launched. With drafts in it, it is published only when it is known which were accepted."""
+        try:
+            self._after(scheduled)
+        except Exception:
+            self._fault("after a pass")
+
+    def sampled(self) -> None:
+        """Tokens have been sampled: what waited for that is published now."""
+        try:
+            waiting, self._waiting = self._waiting, None
+            if waiting is not None:
+                self._cross(*waiting)
+        except Exception:
+            self._fault("after sampling")
+
+    def _before(self, scheduled: Any) -> None:
+        if self._companion is None:
+            return
+        self._crossing.before_pass()
+        publisher = self._publisher or self._make_publisher()
+        if not self.buffers.fired.is_cuda:  # where it can be looked at, a dummy pass in between is no fault
+            publisher.forget_passes(self.buffers.fired.numpy())
+        staged = self._companion.staged()
+        if staged is not None:
+            self._bank = staged.put(self.buffers, self._bank)
+        self._wanting.difference_update(scheduled.finished_req_ids)
+        for new in scheduled.scheduled_new_reqs:
+            self._welcome(new)
+        with_rows = not self._wanting.isdisjoint(scheduled.num_scheduled_tokens)
+        if with_rows != self._with_rows:
+            self._with_rows = with_rows
+            self.buffers.wanted.fill_(int(with_rows))
+
+    def _welcome(self, new: Any) -> None:
+        """A request is scheduled for the first time, or again after preemption: does it want its rows to be kept?"""
+        params = new.sampling_params
+        options = options_of(params.extra_args) if params is not None else {}
+        asked, keep = options.get("rows"), options.get("keep")
+        settings = self._settings
+        wants = bool(asked) if asked is not None else settings.rows == "all" or bool(keep)
+        if settings.sample and keeps(new.req_id, settings.sample):
+            wants = True
+        if wants and self.kept:
+            self._wanting.add(new.req_id)
+        if self._companion is not None and (asked or keep):
+            adapter = new.lora_request.lora_name if new.lora_request is not None else ""
+            rows, why = asked if isinstance(asked, str) else "", keep if isinstance(keep, str) else ""
+            why = why or ("asked" if asked else "")
+            self._companion.tell(Began(new.req_id, new.prompt_len, new.num_computed_tokens, adapter, rows, why))
+
+    def _after(self, scheduled: Any) -> None:
+        if self._companion is None:
+            return
+        n, publisher = scheduled.total_num_scheduled_tokens, self._publisher
+        if publisher is None:
+            return
+        if not n:
+            if scheduled.finished_req_ids or scheduled.scheduled_new_reqs:
+                publisher.publish(self._note(scheduled, [], np.zeros(1, np.int64)), None)
+            return
+        batch = self._adapter.batch(scheduled)
+        note = self._note(scheduled, batch.requests, batch.starts)
+        note.n_rows = n
+        if batch.drafts is not None and batch.drafts.any():
+            self._waiting = note, batch
+        else:
+            self._cross(note, batch)
+
+    def _cross(self, note: PassNote, batch: PassBatch) -> None:
+        publisher = self._publisher
+        assert publisher is not None
+        if not self._crossing.cross(batch, self._with_rows, lambda landed: publisher.publish(note, landed)):
+            publisher.publish(note, None)
+
+    def _note_rejections(self, rejected: np.ndarray) -> None:
+        if self._waiting is not None:
+            self._waiting[0].rejected = rejected
+
+    def _note(self, scheduled: Any, requests: Sequence[str], starts: np.ndarray) -> PassNote:
+        group = self._group
+        cached = scheduled.scheduled_cached_reqs
+        blocks = [
+            (request, new[group], request in cached.resumed_req_ids)
+            for request, new in zip(cached.req_ids, cached.new_block_ids, strict=True)
+            if group is not None and new is not None
+        ]
+        begun = [known_of(new, group, rows=new.req_id in self._wanting) for new in scheduled.scheduled_new_reqs]
+        copies = [(copy.src_block_id, copy.dst_block_id) for copy in scheduled.kv_cache_block_copies or ()]
+        return PassNote(
+            requests,
+            starts,
+            begun,
+            list(scheduled.finished_req_ids),
+            self._bank.generation,
+            self._bank.columns_of,
+            self._bank.since,
+            blocks,
+            copies,
+        )
+
+    def _make_publisher(self) -> Publisher:
+        """Before the first pass of a request: the KV cache is there by now, and all that the taps did so far was warm-up."""
+        place = full_attention_layer(self._runner)
+        prefix = self._prefix_scores(place[0]) if place is not None else None
+        self._group = place[0] if prefix is not None and place is not None else None
+        self._publisher = Publisher(
+            self._ring, self._rows_ring, prefix, [site.name for site in self.sites], self.kept, self._settings.width
+        )
+        self._publisher.forget_passes(self.buffers.fired.cpu().numpy())
+        return self._publisher
+
+    def _prefix_scores(self, group: int) -> PrefixScores | None:
+        config = self._runner.vllm_config
+        if not (self._settings.prefix_scores and config.cache_config.enable_prefix_caching):
+            return None
+        if config.kv_transfer_config is not None:
+            log.warning("a KV connector brings keys and values that were computed elsewhere: scores of cached prompts are off")
+            return None
+        kv = self._runner.kv_cache_config
+        size = kv.kv_cache_groups[group].kv_cache_spec.block_size
+        needed = kv.num_blocks * size * (self._settings.width * 4 + 20)
+        if needed > _PREFIX_BYTES:
+            log.warning(
+                "scores of cached prompts would need %.1f GB of host memory (%d slots), more than %.1f: they are off",
+                needed / 1e9,
+                kv.num_blocks * size,
+                _PREFIX_BYTES / 1e9,
+            )
+            return None
+        return PrefixScores(kv.num_blocks, size, self._settings.width)
+
+    # --- the rest ---
+
+    def counts(self) -> Counts:
+        """What became of the rows so far."""
+        return self._publisher.counts if self._publisher else Counts()
+
+    def _fault(self, when: str) -> None:
+        self._faults += 1
+        if self._faults == 1:
+            log.exception("actscope failed %s (further ones are only counted); generation goes on", when)
+
+    def close(self) -> None:
+        """Take the hooks off and end the sidecar in good order. A second call does nothing."""
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = []
+        companion, self._companion = self._companion, None
+        if companion is None:
+            return
+        self._crossing.close()
+        self._ring.close()
+        if self._rows_ring is not None:
+            self._rows_ring.close()
+        companion.close()
+
+
+def _score_ring(settings: VllmSettings) -> RingSpec:
+    """Room for `ring_rows` rows; a step of decoding has one row a request."""
+    steps = max(4096, settings.ring_rows // 8)
+    return RingSpec(
+        settings.ring_rows, settings.width, step_capacity=steps, span_capacity=max(steps * 2, settings.ring_rows)
+    )
+
+
+def _vllm_version() -> str:
+    import vllm
+
+    return str(vllm.__version__)

@@ -1,0 +1,167 @@
+"""`python -m actscope.engines.vllm.sidecar FD`: started by the plugin in vLLM's worker, which holds the other end of the socket."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from functools import partial
+from pathlib import Path
+
+import msgspec
+import uvicorn
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from actscope.clock import boot_id
+from actscope.engines.controls import control_routes
+from actscope.engines.http import json_response, listening
+from actscope.engines.vllm.control import Began, SetBank, Staged, Start, receive, send
+from actscope.engines.vllm.settings import VllmSettings
+from actscope.engines.vllm.sidecar.desk import Desk
+from actscope.engines.vllm.sidecar.drain import Drain
+from actscope.engines.vllm.sidecar.facts import Known, know
+from actscope.engines.vllm.sidecar.flight import open_flight
+from actscope.errors import ActscopeError
+from actscope.probes import Bank, ModelFacts
+from actscope.recording.flight import FlightRecorder
+from actscope.ring import runtime
+
+log = logging.getLogger("actscope.vllm")
+
+
+def main(fd: int) -> int:
+    """Serve until the model's process closes the socket, or dies. Returns the exit code."""
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # vLLM's own process decides
+    _be_modest()
+    connection = socket.socket(fileno=fd)
+    start = receive(connection)
+    if not isinstance(start, Start):
+        return 1
+    try:
+        Sidecar(connection, start).run()
+    except ActscopeError as error:
+        log.error("%s", error)
+        return 2
+    return 0
+
+
+def _be_modest() -> None:
+    """The model comes first: run where it is not bound to, and behind it."""
+    with contextlib.suppress(OSError):
+        os.nice(5)
+        os.sched_setaffinity(0, range(os.cpu_count() or 1))
+
+
+class Sidecar:
+    """The parts of one sidecar, and their order of beginning and end."""
+
+    def __init__(self, connection: socket.socket, start: Start) -> None:
+        self._connection, self._start = connection, start
+        self._sending = threading.Lock()
+        self._settings = msgspec.json.decode(start.settings, type=VllmSettings)
+        self._known = know(start.facts, self._settings)
+        self._drain: Drain | None = None
+        facts = start.facts
+        bank = Bank(ModelFacts(self._known.name, self._known.revision, facts.d_model, facts.n_layers), self._settings.width)
+        self._desk = Desk(bank, start.sites, start.parts, partial(runtime.publish_table, start.card_id), self._hand_over)
+
+    def run(self) -> None:
+        runtime.sweep()
+        self._desk.load(self._known.probes)
+        self._desk.begin()
+        flight = open_flight(self._start, self._settings, self._known) if self._settings.record else None
+        card = card_of(self._start, self._known)
+        try:
+            if flight is not None and self._start.rows_ring:
+                self._drain = Drain(self._start, flight, self._settings.width)
+                self._drain.start()
+            with listening(Path(card.control.removeprefix("unix:"))) as listener:
+                asyncio.run(self._serve(listener, card, flight))
+        finally:
+            runtime.withdraw_card(card)
+            if self._drain is not None:
+                self._drain.close()
+            if flight is not None:
+                flight.close()
+
+    def _hand_over(self, message: SetBank) -> None:
+        with self._sending:
+            send(self._connection, message)
+
+    async def _serve(self, listener: socket.socket, card: runtime.EngineCard, flight: FlightRecorder | None) -> None:
+        routes = [Route("/health", _health), *control_routes(self._desk, flight)]
+        config = uvicorn.Config(
+            Starlette(routes=routes), log_level="warning", access_log=False, timeout_graceful_shutdown=2, lifespan="off"
+        )
+        server = uvicorn.Server(config)
+        loop = asyncio.get_running_loop()
+
+        def stop() -> None:
+            server.should_exit = True
+
+        threading.Thread(
+            target=self._listen, args=(lambda: loop.call_soon_threadsafe(stop),), name="actscope-ear", daemon=True
+        ).start()
+        runtime.publish_card(card)
+        log.info("ready: %d probes, card %s", len(msgspec.json.decode(self._desk.table())["probes"]), card.id)
+        await server.serve(sockets=[listener])
+
+    def _listen(self, ended: partial[None] | object) -> None:
+        """Until the model's process has gone."""
+        try:
+            while (message := receive(self._connection)) is not None:
+                if isinstance(message, Staged):
+                    self._desk.note_staged(message.generation)
+                elif isinstance(message, Began) and self._drain is not None:
+                    self._drain.begin(message)
+        except ActscopeError as error:
+            log.error("%s", error)
+        finally:
+            ended()  # type: ignore[operator]
+
+
+async def _health(http: Request) -> Response:
+    return json_response({"status": "ok"})
+
+
+def card_of(start: Start, known: Known) -> runtime.EngineCard:
+    """The card of the model's process; it lives as long as that does."""
+    facts = start.facts
+    return runtime.EngineCard(
+        id=start.card_id,
+        pid=start.pid,
+        pid_start=start.pid_start,
+        kind="vllm",
+        model=facts.served,
+        revision=known.revision,
+        device=facts.device,
+        dtype=facts.dtype,
+        n_layers=facts.n_layers,
+        d_model=facts.d_model,
+        max_context=facts.max_context,
+        has_chat_template=known.has_chat_template,
+        special_ids=list(known.special_ids),
+        tokenizer=known.tokenizer,
+        ring=start.ring,
+        endpoint="",
+        started_ns=time.time_ns(),
+        boot_id=boot_id(),
+        control=f"unix:{runtime.runtime_dir()}/engine-{start.card_id}.sock",
+        group=start.group,
+        part=start.part,
+        parts=start.parts,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main(int(sys.argv[1])))

@@ -1,0 +1,139 @@
+"""Where probes come in: checked here, published for readers, handed to the model, and acknowledged when it has them."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from actscope.engines.controls import shown
+from actscope.engines.vllm.control import SetBank, SiteBank
+from actscope.errors import ActscopeError, EngineError, ProbeError, RequestRefused
+from actscope.probes import ACTIVATIONS, Bank, Probe, load_probes
+
+log = logging.getLogger("actscope.vllm")
+
+#: How long the model's process may take to stage a bank: it copies some numbers on a thread of its own.
+_STAGING_S = 10.0
+
+
+class Desk:
+    """Changes the bank of one pipeline stage. `publish` makes a generation known to readers, `hand_over` sends it to the model."""
+
+    def __init__(
+        self,
+        bank: Bank,
+        sites: Sequence[str],
+        parts: int,
+        publish: Callable[[bytes, int], object],
+        hand_over: Callable[[SetBank], None],
+    ) -> None:
+        self._bank, self._sites, self._parts = bank, list(sites), parts
+        self._publish, self._hand_over = publish, hand_over
+        self._changing = threading.Lock()
+        self._staged = threading.Condition()
+        self._staged_generation = -1
+
+    # --- ProbeDesk ---
+
+    def table(self) -> bytes:
+        return self._bank.table()
+
+    async def put(self, probe: Probe) -> dict[str, Any]:
+        self._check_site(probe)
+        slot = await asyncio.to_thread(self._change, lambda bank: bank.put(probe))
+        return shown(self._bank, slot)
+
+    async def remove(self, probe_id: str) -> None:
+        await asyncio.to_thread(self._change, lambda bank: bank.remove(probe_id))
+
+    # --- the rest ---
+
+    def load(self, directories: Iterable[Path]) -> None:
+        """Load probes at start. One that does not fit is an error in the log, not the end of the others."""
+        for directory in directories:
+            try:
+                found = load_probes(directory)
+                if not found:
+                    log.warning("%s: no probes there", directory)
+            except ActscopeError as error:
+                log.error("probes of %s are not loaded: %s", directory, error)
+                continue
+            for probe in found:
+                self._load_one(probe)
+
+    def _load_one(self, probe: Probe) -> None:
+        if probe.info.site not in self._sites and self._parts > 1:
+            return  # another stage's
+        try:
+            self._check_site(probe)
+            self._bank.put(probe)
+        except ActscopeError as error:
+            log.error("probe %s is not loaded: %s", probe.id, error)
+
+    def begin(self) -> None:
+        """Publish what was loaded, and hand it to the model."""
+        self._publish(self._bank.table(), self._bank.generation)
+        self._hand_over(self._message(self._bank, self._sites))
+
+    def note_staged(self, generation: int) -> None:
+        with self._staged:
+            self._staged_generation = max(self._staged_generation, generation)
+            self._staged.notify_all()
+
+    def _check_site(self, probe: Probe) -> None:
+        site = probe.info.site
+        if site in self._sites:
+            return
+        if self._parts > 1:
+            raise RequestRefused(f"{site} is not in this stage of the model", code="site_elsewhere")
+        raise ProbeError(
+            f"probe {probe.id!r} is at {site}, which is not tapped; tapped are {_listed(self._sites)}. Start vLLM with "
+            'ACTSCOPE_SITES="all" or with that site named, since taps are part of the compiled graph'
+        )
+
+    def _change(self, change: Callable[[Bank], Any]) -> Any:
+        """Change a copy; take it over once readers have its table and the model has its numbers."""
+        with self._changing:
+            changed = self._bank.copy()
+            before = {probe.info.site for _, probe in changed.items()}
+            result = change(changed)
+            sites = before | {probe.info.site for _, probe in changed.items()}
+            self._publish(changed.table(), changed.generation)
+            self._hand_over(self._message(changed, sorted(sites)))
+            with self._staged:
+                if not self._staged.wait_for(lambda: self._staged_generation >= changed.generation, _STAGING_S):
+                    raise EngineError("the model's process has not taken the probes over; see vLLM's log, and try again")
+            self._bank = changed
+        return result
+
+    def _message(self, bank: Bank, sites: Iterable[str]) -> SetBank:
+        by_site = {site: [(c, p) for c, p in bank.items() if p.info.site == site] for site in sites}
+        since = {probe["slot"]: probe["since"] for probe in bank.describe()}
+        return SetBank(
+            bank.generation,
+            [_site_bank(self._sites.index(site), members, since) for site, members in by_site.items()],
+        )
+
+
+def _site_bank(index: int, members: list[tuple[int, Probe]], since: dict[Any, Any]) -> SiteBank:
+    infos = [probe.info for _, probe in members]
+    weight = np.stack([p.weight for _, p in members], axis=1) if members else np.empty(0, np.float32)
+    return SiteBank(
+        index,
+        np.ascontiguousarray(weight, np.float32).tobytes(),
+        np.array([info.bias for info in infos], np.float32).tobytes(),
+        np.array([info.jump for info in infos], np.float32).tobytes(),
+        [ACTIVATIONS[info.activation] for info in infos],
+        [column for column, _ in members],
+        [int(since[column]) for column, _ in members],
+    )
+
+
+def _listed(sites: Sequence[str]) -> str:
+    return ", ".join(sites) if len(sites) <= 8 else f"{', '.join(sites[:3])} … {sites[-1]} ({len(sites)} sites)"

@@ -1,0 +1,173 @@
+"""Raw rows out of shared memory, into the flight recorder."""
+
+from __future__ import annotations
+
+import logging
+import re
+import threading
+from collections import OrderedDict
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from actscope.engines.vllm.control import Began, Start, row_layout
+from actscope.errors import ActscopeError, RingError
+from actscope.frames import SCORES, Frame, Span, Step
+from actscope.recording.flight import FlightRecorder
+from actscope.ring.host import RingReader, StepRecord
+from actscope.ring.runtime import read_table
+from actscope.sites import select
+
+log = logging.getLogger("actscope.vllm")
+
+_SUFFIX = re.compile(r"-[0-9a-f]{8}$")
+_REMEMBERED = 1 << 16
+
+
+class Names:
+    """What recordings call requests: the id that clients know, unless that has been used before; then the engine's own."""
+
+    def __init__(self, used: frozenset[str]) -> None:
+        self._used = set(used)
+        self._names: OrderedDict[str, str] = OrderedDict()
+
+    def name(self, request: str) -> str:
+        found = self._names.get(request)
+        if found is None:
+            external = _SUFFIX.sub("", request)
+            found = request if external in self._used else external
+            self._used.add(found)
+            self._names[request] = found
+            if len(self._names) > _REMEMBERED:
+                self._names.popitem(last=False)
+        return found
+
+
+@dataclass(slots=True)
+class DrainStats:
+    """Exact: `missed_rows` were overwritten before they were read, `dropped_rows` never were in shared memory."""
+
+    steps: int = 0
+    rows: int = 0
+    missed_rows: int = 0
+    dropped_rows: int = 0
+
+
+@dataclass(slots=True)
+class _Wanted:
+    """Sites, by their place among those that are kept, that a request asked for; requests that did not ask are not here."""
+
+    sites: OrderedDict[str, tuple[int, ...]] = field(default_factory=OrderedDict)
+
+
+class Drain:
+    """One thread from the ring of wide rows to `flight`. A request that asked for some sites gets only those."""
+
+    def __init__(self, start: Start, flight: FlightRecorder, width: int) -> None:
+        self._start, self._flight, self._width = start, flight, width
+        self._reader = RingReader.attach(start.rows_ring, from_oldest=True)
+        self._heads = row_layout(width, self._reader.spec.dtype)
+        self._names = Names(frozenset(flight.recorder.known_requests))
+        self._wanted = _Wanted()
+        self._generation = -1
+        self._missed = 0
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="actscope-drain", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def close(self) -> None:
+        """Take what is still in the ring, then end."""
+        self._stop.set()
+        self._thread.join(timeout=20)
+
+    def name(self, request: str) -> str:
+        return self._names.name(request)
+
+    def stats(self) -> DrainStats:
+        known = self._reader.stats()
+        return DrainStats(known.steps, known.rows, known.missed_rows, known.dropped_rows)
+
+    def begin(self, began: Began) -> None:
+        """A request has begun that asked for something."""
+        name = self.name(began.request)
+        if began.rows:
+            try:
+                chosen = {site.name for site in select(began.rows, self._start.facts.n_layers)}
+            except ActscopeError as error:
+                log.warning("request %s: rows %r: %s; all sites that are kept are recorded", name, began.rows, error)
+            else:
+                self._wanted.sites[began.request] = tuple(i for i, site in enumerate(self._start.kept) if site in chosen)
+                if len(self._wanted.sites) > _REMEMBERED:
+                    self._wanted.sites.popitem(last=False)
+        if began.keep:
+            self._flight.mark(name, began.keep, wait_seconds=600.0)
+
+    def _run(self) -> None:
+        while True:
+            ending = self._stop.is_set()
+            try:
+                batch = self._reader.read()
+            except RingError as error:
+                log.error("raw rows: %s; no more are recorded", error)
+                return
+            if batch is None:
+                if ending:
+                    return
+                self._reader.wait(0.2)
+                continue
+            for step in batch.steps:
+                try:
+                    self._take(step)
+                except Exception:  # the boundary: one step that cannot be taken must not end the recording
+                    log.exception("a step of raw rows could not be recorded")
+            self._tell_of_missed()
+
+    def _tell_of_missed(self) -> None:
+        missed = self._reader.stats().missed_rows
+        if missed and not self._missed:
+            log.warning("raw rows come faster than they are recorded: %d were overwritten unread so far (counted on)", missed)
+        self._missed = missed
+
+    def _take(self, step: StepRecord) -> None:
+        if step.generation != self._generation:
+            self._flight.learn(read_table(self._start.card_id, step.generation))
+            self._generation = step.generation
+        groups: dict[tuple[int, ...] | None, list[Span]] = {}
+        for span in step.spans:
+            groups.setdefault(self._wanted.sites.get(span.request), []).append(span)
+        for sites, spans in groups.items():
+            self._write(step, sites, spans, whole=len(groups) == 1)
+
+    def _write(self, step: StepRecord, sites: tuple[int, ...] | None, spans: list[Span], *, whole: bool) -> None:
+        named = tuple(replace(span, request=self.name(span.request)) for span in spans)
+        rows, meta = step.rows, step.meta
+        if len(rows) != sum(span.n_rows for span in step.spans):
+            rows, meta = rows[:0], meta[:0]  # they never were in the ring; what ended, ended all the same
+            named = tuple(replace(span, n_rows=0, offset=0) for span in named if span.flags)
+        elif not whole:
+            index = np.concatenate([np.arange(s.offset, s.offset + s.n_rows) for s in spans]) if spans else []
+            rows, meta = rows[index], meta[index].copy()
+            named, meta["span"] = _packed(named)
+        if not named:
+            return
+        frames = [Frame(SCORES, np.ascontiguousarray(rows[:, : self._heads]).view(np.float32))]
+        if len(rows):
+            frames += [self._frame(rows, i) for i in (range(len(self._start.kept)) if sites is None else sites)]
+        self._flight.write(Step(step.number, step.time_ns, named, meta, step.generation), frames)
+
+    def _frame(self, rows: np.ndarray, index: int) -> Frame:
+        d = self._start.facts.d_model
+        at = self._heads + index * d
+        dtype = "bfloat16" if self._reader.spec.dtype == "bfloat16" else None
+        return Frame(self._start.kept[index], np.ascontiguousarray(rows[:, at : at + d]), dtype)
+
+
+def _packed(spans: tuple[Span, ...]) -> tuple[tuple[Span, ...], np.ndarray]:
+    """The same spans with their rows one behind the other, and the `span` of each row."""
+    moved, offset = [], 0
+    for span in spans:
+        moved.append(replace(span, offset=offset))
+        offset += span.n_rows
+    return tuple(moved), np.repeat(np.arange(len(spans)), [span.n_rows for span in spans])

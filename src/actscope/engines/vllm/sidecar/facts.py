@@ -1,0 +1,81 @@
+"""What readers and probes need to know of the model that vLLM serves, found without loading it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from actscope.engines import builtin
+from actscope.engines.revision import fingerprint
+from actscope.engines.vllm.control import ModelFacts
+from actscope.engines.vllm.settings import VllmSettings
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """`name` is what probes call the model, `revision` a hub commit or a fingerprint of local weights; `tokenizer` a directory or ""."""
+
+    name: str
+    revision: str
+    tokenizer: str
+    special_ids: tuple[int, ...]
+    has_chat_template: bool
+    probes: tuple[Path, ...]
+
+
+def know(facts: ModelFacts, settings: VllmSettings) -> Known:
+    """Look at the model's directory, or the hub's cache. Reads all local weights once, for their fingerprint."""
+    local = Path(facts.source)
+    is_builtin = local.is_dir() and local.resolve() == builtin.model_path().resolve()
+    name = settings.model_name or (builtin.NAME if is_builtin else facts.source)
+    directory = _tokenizer_directory(facts)
+    return Known(
+        name,
+        facts.commit or fingerprint(local),
+        str(directory) if directory else "",
+        _special_ids(directory),
+        _has_chat_template(directory),
+        _probe_directories(settings, name, is_builtin),
+    )
+
+
+def _probe_directories(settings: VllmSettings, name: str, is_builtin: bool) -> tuple[Path, ...]:
+    """Those of the settings; else the model's own in `probes/`, and the built-in model's."""
+    if settings.probes:
+        return tuple(Path(directory) for directory in settings.probes)
+    if is_builtin:
+        return (builtin.probes_path(),)
+    found = [Path("probes") / name, Path("probes") / Path(name).name]
+    return tuple(path for path in dict.fromkeys(found) if path.is_dir())
+
+
+def _tokenizer_directory(facts: ModelFacts) -> Path | None:
+    local = Path(facts.tokenizer)
+    if (local / "tokenizer.json").is_file():
+        return local.resolve()
+    try:
+        from huggingface_hub import try_to_load_from_cache
+
+        found = try_to_load_from_cache(facts.tokenizer, "tokenizer.json", revision=facts.commit or None)
+    except (ImportError, ValueError):  # no hub client, or no name that a hub could have
+        return None
+    return Path(found).parent if isinstance(found, str) else None
+
+
+def _special_ids(directory: Path | None) -> tuple[int, ...]:
+    if directory is None:
+        return ()
+    added: dict[int, Any] = Tokenizer.from_file(str(directory / "tokenizer.json")).get_added_tokens_decoder()
+    return tuple(sorted(i for i, token in added.items() if token.special))
+
+
+def _has_chat_template(directory: Path | None) -> bool:
+    if directory is None:
+        return True
+    if any(directory.glob("chat_template*")):
+        return True
+    config = directory / "tokenizer_config.json"
+    return config.is_file() and '"chat_template"' in config.read_text(encoding="utf-8", errors="replace")
