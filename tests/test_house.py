@@ -98,3 +98,10 @@ def test_importing_actscope_is_light() -> None:
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert out.strip() == "[]"
+
+
+def test_probes_marks_and_recording_are_served_without_torch() -> None:
+    """A process beside the model's own, which has no model, can answer for its probes and its recording."""
+    code = "import sys, actscope.engines.controls, actscope.engines.http; print('torch' in sys.modules)"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert out.strip() == "False"

@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 
 from actscope.cli import analyze, export, import_, info, recover, verify
 from actscope.errors import RecordingError, SettingsError
+from actscope.frames import RowFlag
 from actscope.probes import Probe, ProbeInfo, save_probe
 from actscope.recording.reader import Recording
 from actscope.recording.recorder import Recorder
@@ -115,6 +116,17 @@ def test_info_tells_of_drops_marks_and_measured_errors(tmp_path: Path) -> None:
     assert 0 < found["sites"][SITES[0]]["error"]["worst"] <= 1e-2 and not found["sites"][SITES[1]]["error"]["worst"]
     assert [(mark["request"], mark["why"]) for mark in found["marks"]] == [("r", "the wolf")]
     assert "r: the wolf" in run("info", tmp_path / "rec")
+
+
+def test_info_tells_rows_after_the_end_of_an_answer_where_a_recording_has_such(tmp_path: Path) -> None:
+    step = step_of(1, [("r", 0, 6)])
+    step.meta["flags"][4:] = RowFlag.AFTER_EOS
+    with Recorder.create(tmp_path / "rec", RecordingSpec(SITES)) as recorder:
+        recorder.write(step, frames_of(step, SITES))
+    found = run_json("info", tmp_path / "rec")
+    assert (found["rows"], found["rows_after_end"]) == (6, 2)
+    assert found["tokens"] == {"computed": 4, "present": 4, "coverage": 1.0}
+    assert "2 after a request's end" in run("info", tmp_path / "rec")
 
 
 def test_info_refuses_what_is_no_recording(tmp_path: Path) -> None:

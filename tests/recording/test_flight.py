@@ -321,7 +321,9 @@ def _no_space(*_: Any) -> int:
     raise OSError(28, "No space left on device")
 
 
-def test_a_recording_that_has_failed_costs_its_rows_only_and_they_are_counted(tmp_path: Path) -> None:
+def test_a_recording_that_has_failed_costs_its_rows_only_they_are_counted_and_it_is_told_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     with flying(tmp_path / "r") as pilot:
         pilot.step({"a": 3})
         pilot.flight.settle()
@@ -332,6 +334,9 @@ def test_a_recording_that_has_failed_costs_its_rows_only_and_they_are_counted(tm
         told = pilot.flight.describe()
     assert answer.rows == 3
     assert told["failure"] == "the disk is full"
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{tmp_path / 'r'}: recording has stopped: the disk is full"
+    ]
     assert told["kept"]["lost_rows"] == 5
     assert told["flight"]["rows"] == 5
 

@@ -314,7 +314,9 @@ def test_a_codec_that_fails_costs_no_rows(tmp_path: Path, caplog: pytest.LogCapt
     assert "the codec failed" in caplog.text
 
 
-def test_a_failed_disk_is_told_and_what_was_acknowledged_stays(tmp_path: Path) -> None:
+def test_a_failed_disk_is_told_once_with_its_place_and_what_was_acknowledged_stays(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     recorder = Recorder.create(tmp_path / "r.acts", spec())
     step = step_of(1, [("a", 0, 5)])
     recorder.write(step, frames_of(step, SITES))
@@ -326,14 +328,31 @@ def test_a_failed_disk_is_told_and_what_was_acknowledged_stays(tmp_path: Path) -
     recorder._store.append = failing  # type: ignore[method-assign]
     late = step_of(2, [("a", 5, 1)])
     recorder.write(late, frames_of(late, SITES))
-    with pytest.raises(RecordingPoisoned, match="no space"):
-        recorder.sync()
-    with pytest.raises(RecordingPoisoned, match="no space"):
-        recorder.close()
+    for use in (recorder.sync, recorder.flush, recorder.close):
+        with pytest.raises(RecordingPoisoned, match=r"r\.acts: recording has stopped: no space"):
+            use()
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{tmp_path / 'r.acts'}: recording has stopped: no space left on device"
+    ]
+    assert recorder._drops == []  # nothing is kept for a recording that can say nothing any more
     assert recorder.stats().dropped_rows == 2  # one row at two sites
     np.testing.assert_array_equal(
         Recording.open(tmp_path / "r.acts").rows(SITES[0], "a").values, rows_of(step, SITES[0])
     )
+
+
+def test_a_disk_that_fails_only_at_the_end_is_told_too(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    recorder = Recorder.create(tmp_path / "r.acts", spec())
+    close = recorder._store.close
+
+    def failing() -> None:
+        close()
+        raise RecordingPoisoned("no space left on device")
+
+    recorder._store.close = failing  # type: ignore[method-assign]
+    with pytest.raises(RecordingPoisoned, match=r"r\.acts: recording has stopped: no space"):
+        recorder.close()
+    assert "r.acts: recording has stopped" in caplog.text and recorder.failure is not None
 
 
 def test_wrong_rows_and_wrong_options_are_refused(tmp_path: Path) -> None:

@@ -229,7 +229,17 @@ def test_a_rule_waits_for_its_probe_says_so_once_and_follows_it_to_another_colum
     assert kept(tmp_path / "r", "a") == [2, 3]
     said = [record.getMessage() for record in caplog.records]
     assert len(said) == 1
-    assert "its probe is not loaded; loaded are: joy" in said[0]
+    assert "waits: probe danger is not loaded (it may be added later); loaded are: joy" in said[0]
+
+
+def test_a_rule_whose_probe_is_not_there_says_so_before_anything_has_run(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with flying(tmp_path / "r", rules("probe danger > 3", "probe joy > 1")) as pilot:
+        pilot.learn("joy")
+        pilot.flight.settle()
+        (said,) = (record.getMessage() for record in caplog.records)
+    assert "probe danger" in said and "loaded are: joy" in said
 
 
 def test_a_mean_does_not_mix_the_scores_of_a_probe_and_the_one_that_replaced_it(tmp_path: Path) -> None:

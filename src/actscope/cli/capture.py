@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -21,7 +20,6 @@ if TYPE_CHECKING:
     from actscope.engines.inline.session import Capture
     from actscope.engines.inline.stats import CaptureStats
     from actscope.recording.reader import Recording
-    from actscope.recording.spec import RecordingSpec
 
 
 def capture(
@@ -146,13 +144,8 @@ def _session(loaded: LoadedModel, to: Path, config: CaptureConfig, *, resume: bo
     """A capture whose recording names the model as it was asked for, with its revision, so that probes find it again."""
     from actscope.engines.inline.session import Capture
 
-    class NamedCapture(Capture):
-        def _spec(self) -> RecordingSpec:
-            spec = super()._spec()
-            facts = {"name": loaded.name, "revision": loaded.revision, "max_context": loaded.max_context}
-            return replace(spec, model={**spec.model, **facts})
-
-    return NamedCapture(loaded.model, to, config, resume=resume, tokenizer=loaded.tokenizer)
+    facts = {"name": loaded.name, "revision": loaded.revision, "max_context": loaded.max_context}
+    return Capture(loaded.model, to, config, resume=resume, tokenizer=loaded.tokenizer, model_facts=facts)
 
 
 def _log_plainly() -> None:

@@ -66,7 +66,7 @@ def describe(recording: Recording, n_requests: int = 5) -> dict[str, Any]:
 
 
 def rows_after_end(recording: Recording) -> int:
-    """Rows that a batch computed for requests whose answer had ended; they are labelled so, and no token of the request."""
+    """Rows that a batch computed for requests whose answer had ended, labelled so; a capture leaves them out."""
     return int(np.count_nonzero(recording.labels()["flags"] & int(RowFlag.AFTER_EOS)))
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from actscope.clock import monotonic_ns
-from actscope.errors import RecordingError, SettingsError
+from actscope.errors import RecordingError, RecordingPoisoned, SettingsError
 from actscope.frames import SCORES, Frame, SinkStats, Step
 from actscope.recording.history import FlightOptions
 from actscope.recording.keeper import Keeper
@@ -241,6 +241,8 @@ class FlightRecorder:
             self._queue.get()()
         try:
             self.recorder.close()
+        except RecordingPoisoned:
+            return  # the recorder said so when it happened
         except RecordingError as error:
             log.error("%s", error)
 

@@ -146,8 +146,9 @@ class Outbox:
             self._report(error)
 
     def _report(self, error: Exception) -> None:
-        if isinstance(error, RecordingPoisoned):  # the recorder's own threads may see it later
+        if isinstance(error, RecordingPoisoned):  # the recorder has said so itself; its own threads may see it later
             self._poisoned = error
+            return
         if not self._reported:
             self._reported = True
             log.error("what was to be kept is lost (further losses are only counted): %s", error)

@@ -34,7 +34,7 @@ from actscope.store.files import publish
 
 log = logging.getLogger("actscope.recording")
 
-#: Labels are written at least this often, in rows.
+#: Rows whose labels share a message, at most; a step that is larger has one of its own.
 _LEDGER_ROWS = 1 << 16
 
 
@@ -76,7 +76,6 @@ class Recorder:
         self._shapes: dict[str, tuple[str, int]] = dict(begun.shapes)  # dtype and width of each site
         self._open: dict[int, int] = {}  # first row of each step under way, by its number
         self._unwritten: list[tuple[Step, int]] = []
-        self._unwritten_rows = 0
         self._drops: list[records.Drop] = []
         self._known_texts: set[int] = set()
         self._checkpointed = begun.next_row
@@ -158,7 +157,8 @@ class Recorder:
             return True
         if self._failure is None and self._lanes.offer(site, piece, wait=self.options.policy == "block"):
             return True
-        self._lose(site, piece)
+        self._lose(site, [piece])
+        self._refuse()
         return False
 
     def _check(self, step: Step, site: str, rows: np.ndarray, dtype: str) -> None:
@@ -176,19 +176,21 @@ class Recorder:
                 "record another dtype or width into a folder of its own"
             )
 
-    def _lose(self, site: str, piece: Piece) -> None:
-        policy, failure = self.options.policy, self._failure
+    def _lose(self, site: str, pieces: Sequence[Piece]) -> None:
+        """Count rows that are not kept; the recording says which, unless it can say nothing any more."""
         with self._lock:
-            self._stats.dropped_rows += len(piece.rows)
-            self._stats.dropped_by_site[site] += len(piece.rows)
-            self._drops.append(
-                records.Drop(site, piece.first_row, len(piece.rows), "disk" if failure else "queue full")
-            )
-        if policy == "drop":
+            for piece in pieces:
+                self._stats.dropped_rows += len(piece.rows)
+                self._stats.dropped_by_site[site] += len(piece.rows)
+                if self._failure is None:
+                    self._drops.append(records.Drop(site, piece.first_row, len(piece.rows)))
+
+    def _refuse(self) -> None:
+        """Raise, where the policy is not to drop, for what has just been lost."""
+        if self.options.policy == "drop":
             return
-        if failure is not None:
-            raise RecordingPoisoned(f"{self.path}: recording has stopped: {failure}") from failure
-        if policy == "error":
+        self._check_alive()
+        if self.options.policy == "error":
             raise RecordingError(
                 f"{self.path}: the queue is full ({self.options.queue_bytes >> 20} MiB): rows come faster than they can be "
                 "encoded and written. Choose fewer sites, a faster codec, more memory, or policy 'block' or 'drop'"
@@ -208,7 +210,6 @@ class Recorder:
             self._stats.rows += step.n_rows
             numbered = Step(step.number + self._step_base, step.time_ns, step.spans, step.meta, step.generation)
             self._unwritten.append((numbered, first))
-            self._unwritten_rows += step.n_rows
 
     # --- from any thread ------------------------------------------------------------------------------------------------
 
@@ -295,9 +296,9 @@ class Recorder:
                 self._write_notes()
                 self._note(Kind.SESSION, self._session(ended=True))
         finally:
-            self._store.close()
-        if self._failure is not None:
-            raise RecordingPoisoned(f"{self.path}: recording has stopped: {self._failure}") from self._failure
+            with self._noticing_failure():
+                self._store.close()
+        self._check_alive()
         self._written = self._durable = self._next_row
         (self.path / "checkpoint.json").unlink(missing_ok=True)
 
@@ -318,23 +319,25 @@ class Recorder:
                 if self._failure is None:
                     self._keep(lane, pieces)
                 else:
-                    self._count_loss(lane.site, pieces)
+                    self._lose(lane.site, pieces)
             except Exception as error:  # the disk's failure: nothing after it would be in order
                 self._fail(error)
-                self._count_loss(lane.site, pieces)
+                self._lose(lane.site, pieces)
             finally:
                 self._lanes.give_back(lane, pieces)
-
-    def _count_loss(self, site: str, pieces: list[Piece]) -> None:
-        lost = sum(len(piece.rows) for piece in pieces)
-        with self._lock:
-            self._stats.dropped_rows += lost
-            self._stats.dropped_by_site[site] += lost
 
     def _fail(self, error: Exception) -> None:
         if self._failure is None:
             self._failure = error
             log.error("%s: recording has stopped: %s", self.path, error)
+
+    def _check_alive(self) -> None:
+        """RecordingPoisoned once the recording has stopped."""
+        if self._failure is not None:
+            raise self._stopped(self._failure) from self._failure
+
+    def _stopped(self, failure: Exception) -> RecordingPoisoned:
+        return RecordingPoisoned(f"{self.path}: recording has stopped: {failure}")
 
     def _keep(self, lane: Lane, pieces: list[Piece]) -> None:
         first = pieces[0]
@@ -417,25 +420,23 @@ class Recorder:
             yield
         except RecordingPoisoned as error:
             self._fail(error)
-            raise
+            raise self._stopped(error) from error
 
     def _hand_over(self) -> tuple[int, int]:
         """Give the store all rows and labels put so far. The row after the last one, and the last message's number."""
-        if self._failure is not None:
-            raise RecordingPoisoned(f"{self.path}: recording has stopped: {self._failure}") from self._failure
+        self._check_alive()
         with self._lock:
             upto = min([self._next_row, *self._open.values()])
         self._lanes.drain(upto)
         number = self._write_notes()
-        if self._failure is not None:
-            raise RecordingPoisoned(f"{self.path}: recording has stopped: {self._failure}") from self._failure
+        self._check_alive()
         return upto, number
 
     def _write_notes(self) -> int:
         """Write labels, texts and drops that wait. The number of the last message so far."""
         with self._notes:
             with self._lock:
-                steps, self._unwritten, self._unwritten_rows = self._unwritten, [], 0
+                steps, self._unwritten = self._unwritten, []
                 drops, self._drops = self._drops, []
             if steps:
                 self._write_labels(steps)

@@ -75,8 +75,8 @@ class Watcher:
     """Evaluates rules on scores float32 [n, width]. One thread uses it; no rule costs more than a few array operations a
     step, but those that take a mean, which cost a little for each request.
 
-    Probes are found by id in the table that was in force when the step ran. A rule whose probe is not loaded warns once
-    and waits. When a probe is swapped, its rule forgets the scores of the one before.
+    Probes are found by id in the table that was in force when the step ran. A rule whose probe is not in a table warns once,
+    as soon as the table is known, and waits. When a probe is swapped, its rule forgets the scores of the one before.
     """
 
     def __init__(self, rules: Sequence[ProbeRule], special_ids: Collection[int] = ()) -> None:
@@ -90,8 +90,18 @@ class Watcher:
         """A table of probes (`Bank.table`) is in force from its generation on."""
         found = msgspec.json.decode(table, type=_Table)
         self._tables[found.generation] = {column.id: column for column in found.probes}
+        self._warn_of_absent({column.id for column in found.probes})
         while len(self._tables) > 16:
             del self._tables[min(self._tables)]
+
+    def _warn_of_absent(self, loaded: set[str]) -> None:
+        for watch in self._watches:
+            if watch.rule.probe not in loaded and not watch.warned:
+                watch.warned = True
+                log.warning(
+                    "trigger %r waits: probe %s is not loaded (it may be added later); loaded are: %s",
+                    watch.rule.text, watch.rule.probe, ", ".join(sorted(loaded)) or "none",
+                )  # fmt: skip
 
     def state(self) -> list[dict[str, object]]:
         """Each rule with its firings (runs of rows at which it held), and whether its probe is loaded."""
@@ -128,10 +138,6 @@ class Watcher:
             before, watch.column = watch.column, table.get(watch.rule.probe)
             if before is None or watch.column is None or before.since != watch.column.since:
                 watch.memories.clear()
-            if watch.column is None and not watch.warned:
-                watch.warned = True
-                loaded = ", ".join(sorted(table)) or "none"
-                log.warning("trigger %r waits: its probe is not loaded; loaded are: %s", watch.rule.text, loaded)
 
     def _look(self, watch: _Watch, step: Step, scores: np.ndarray, eligible: np.ndarray) -> list[Firing]:
         if watch.column is None:

@@ -141,7 +141,9 @@ class RingWriter:
 
     def _as_ours(self, step: Step, rows: np.ndarray) -> np.ndarray:
         if rows.ndim != 2:
-            raise RingError(f"step {step.number}: scores must be [{step.n_rows}, {self.spec.width}], found {rows.shape}")
+            raise RingError(
+                f"step {step.number}: scores must be [{step.n_rows}, {self.spec.width}], found {rows.shape}"
+            )
         if rows.dtype is not self._dtype and not np.can_cast(rows.dtype, self._dtype, "same_kind"):
             raise RingError(f"step {step.number}: scores are {rows.dtype}, the ring holds {self.spec.dtype}")
         return rows if rows.dtype is self._dtype else rows.astype(self._dtype, copy=False)

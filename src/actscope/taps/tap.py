@@ -6,12 +6,14 @@ feels. Its operands are whole buffers (`TapBuffers`) and an integer; changing wh
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from actscope.taps.ops import activate
 
-_LIBRARY = torch.library.Library("actscope", "FRAGMENT")
+_LIBRARY: Any = torch.library.Library("actscope", "FRAGMENT")  # type: ignore[no-untyped-call]
 _LIBRARY.define(
     "tap(Tensor hidden, Tensor? residual, Tensor(a!) board, Tensor(b!) store, Tensor weight, Tensor bias, Tensor jump, "
     "Tensor activation, Tensor columns, Tensor active, Tensor keep, Tensor wanted, Tensor(c!) fired, int site) -> ()"
@@ -46,7 +48,15 @@ class TapBuffers(torch.nn.Module):
     fired: Tensor
 
     def __init__(
-        self, *, n_sites: int, kept: list[int], d: int, width: int, max_rows: int, dtype: torch.dtype, device: torch.device
+        self,
+        *,
+        n_sites: int,
+        kept: list[int],
+        d: int,
+        width: int,
+        max_rows: int,
+        dtype: torch.dtype,
+        device: torch.device,
     ) -> None:
         super().__init__()
         self.d, self.width, self.n_kept = d, width, len(kept)
@@ -90,8 +100,9 @@ def _tap_cpu(
         if place >= 0:
             store[:n, place * d : (place + 1) * d] = rows
         if n_probes:
-            scores = _scores(rows, weight[site, :, :n_probes], bias[site, :n_probes], jump[site, :n_probes], activation[site, :n_probes])  # fmt: skip
-            board[:n].index_copy_(1, columns[site, :n_probes], scores)
+            used = (site, slice(n_probes))
+            scores = _scores(rows, weight[site, :, :n_probes], bias[used], jump[used], activation[used])
+            board[:n].index_copy_(1, columns[used], scores)
     fired.numpy()[site] += 1
 
 
@@ -115,7 +126,7 @@ def _scores(rows: Tensor, weight: Tensor, bias: Tensor, jump: Tensor, activation
     return z.nan_to_num_(nan=torch.inf, posinf=torch.inf, neginf=-torch.inf)
 
 
-def _tap_cuda(*operands: Tensor) -> None:
+def _tap_cuda(*operands: Any) -> None:
     from actscope.taps import kernels
 
     kernels.tap_cuda(*operands)

@@ -179,6 +179,13 @@ def test_wanted_positions_are_those_of_the_definition(text: str) -> None:
             assert got[p] == expected
 
 
+@pytest.mark.parametrize(("workers", "said"), [(1, "1 worker:"), (2, "2 workers:")])
+def test_explaining_counts_workers(workers: int, said: str) -> None:
+    plan = CaptureConfig(codec="none", throughput=1e9, workers=workers).explain(model_of("llama"))
+    assert said in str(plan)
+    assert "= 1 worker, of" in str(plan)
+
+
 def test_explaining_states_bytes_per_token() -> None:
     model = model_of("llama")
     plan = CaptureConfig(sites="0,1", points=("attn_out", "resid_post")).explain(model, tokens_per_s=1000)

@@ -59,6 +59,36 @@ def test_tokens_have_their_text_where_a_tokenizer_is_given(model: Any, tmp_path:
     assert (last.request, last.position, last.token_id) == ("greeting", 6, int(out[0, -1]))
 
 
+def test_facts_that_are_given_of_the_model_are_the_recordings_and_it_goes_on_under_them_only(
+    model: Any, tmp_path: Path
+) -> None:
+    facts = {"name": "tiny/llama", "revision": "abc", "max_context": 512}
+    with actscope.capture(model, sites="2", to=tmp_path / "a", memory="64MiB", model_facts=facts):
+        pass
+    told = actscope.open(tmp_path / "a").info["model"]
+    assert told.items() >= facts.items() and (told["n_layers"], told["d_model"]) == (4, 64)
+    with actscope.capture(model, sites="2", to=tmp_path / "a", memory="64MiB", resume=True, model_facts=facts):
+        pass
+    other = actscope.capture(
+        model, sites="2", to=tmp_path / "a", memory="64MiB", resume=True, model_facts=facts | {"revision": "abd"}
+    )
+    with pytest.raises(RecordingError, match="its revision are abc, now asked for abd"):
+        other.start()
+
+
+def test_a_recording_that_fails_is_told_once_and_the_users_own_error_comes_first(
+    model: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    cap = actscope.capture(model, sites="2", to=tmp_path / "a", memory="64MiB")
+    with pytest.raises(KeyError), cap, torch.no_grad():
+        cap._recorder._fail(OSError("no space left on device"))
+        model(torch.tensor(prompts(4)))
+        raise KeyError("the user's own")
+    told = [record.getMessage() for record in caplog.records if "no space left" in record.getMessage()]
+    assert told == [f"{tmp_path / 'a'}: recording has stopped: no space left on device"]
+    assert cap.stats().reasons == {"the recording takes no more rows": 4}
+
+
 def test_a_recording_that_goes_on_counts_on(model: Any, tmp_path: Path) -> None:
     """Counted ids do not come twice; a second capture to the same place is refused unless it resumes."""
     ids = torch.tensor(prompts(4))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -96,19 +97,89 @@ def test_sampling_several_answers_to_one_prompt() -> None:
         assert recorder.ids(request, _POST) == out[lane, padding:-1].tolist()
 
 
-def test_what_is_fed_after_the_end_of_an_answer_is_flagged() -> None:
-    """In a batch, a lane that has ended goes on being computed: its rows say so."""
-    model, recorder = model_of("llama"), MemoryRecorder()
-    batch = padded(prompts(5, 8), left=True)
+@pytest.fixture
+def uneven() -> tuple[Any, dict[str, torch.Tensor], int]:
+    """A model, a batch of prompts of 5 and 8 tokens, and the token that ends the first answer early, the other not."""
+    model, batch = model_of("llama"), padded(prompts(5, 8), left=True)
     free = model.generate(**batch, max_new_tokens=8, do_sample=False, eos_token_id=None)
-    end = int(free[0, 10])  # what lane 0 says third becomes its end
+    end = int(free[0, 10])  # what lane 0 says third
     assert end not in free[1, 8:-1].tolist()
-    with actscope.capture(model, sites="2", recorder=recorder):
-        out = model.generate(**batch, max_new_tokens=8, do_sample=False, eos_token_id=end, pad_token_id=7)
+    return model, batch, end
+
+
+@pytest.mark.parametrize("use_cache", [True, False])
+def test_what_is_fed_after_the_end_of_an_answer_is_not_recorded(
+    uneven: tuple[Any, dict[str, torch.Tensor], int], use_cache: bool
+) -> None:
+    """In a batch, a lane that has ended goes on being computed: it has no rows of that, and no loss either."""
+    model, batch, end = uneven
+    recorder = MemoryRecorder()
+    with (
+        plain_hooks({_POST: (model.model.layers[2], "out")}) as plain,
+        actscope.capture(model, sites="2", recorder=recorder) as cap,
+    ):
+        out = model.generate(
+            **batch, max_new_tokens=8, do_sample=False, eos_token_id=end, pad_token_id=7, use_cache=use_cache
+        )
     first = out[0, 8:].tolist().index(end)
     flags = recorder.flags("r000001", _POST)
-    assert flags == [RowFlag.PREFILL] * 5 + [RowFlag(0)] * first + [RowFlag.AFTER_EOS] * (7 - first)
-    assert RowFlag.AFTER_EOS not in recorder.flags("r000002", _POST)
+    assert len(flags) == 5 + first and RowFlag.AFTER_EOS not in flags
+    assert len(recorder.flags("r000002", _POST)) == 8 + 7
+    if use_cache:
+        computed = torch.cat(plain[_POST], dim=1)
+        torch.testing.assert_close(recorder.rows("r000001", _POST), computed[0, 3 : 8 + first], rtol=0, atol=0)
+        torch.testing.assert_close(recorder.rows("r000002", _POST), computed[1], rtol=0, atol=0)
+        assert cap.stats().after_end_tokens == 7 - first
+    stats = cap.stats()
+    assert (stats.unowned_rows, stats.left_out_tokens, stats.faults) == (0, 0, 0)
+
+
+def test_a_token_recorded_by_hand_comes_right_after_the_answer_not_after_what_was_fed_behind_it(
+    uneven: tuple[Any, dict[str, torch.Tensor], int],
+) -> None:
+    model, batch, end = uneven
+    recorder = MemoryRecorder()
+    with actscope.capture(model, sites="2", recorder=recorder) as cap, cap.request(["a", "b"]):
+        out = model.generate(**batch, max_new_tokens=8, do_sample=False, eos_token_id=end, pad_token_id=7)
+        cap.record_token(end, request="a")
+        cap.record_token(int(out[1, -1]), request="b")
+    first = out[0, 8:].tolist().index(end)
+    assert [token[:3] for token in recorder.tokens] == [("a", 5 + first, end), ("b", 8 + 7, int(out[1, -1]))]
+
+
+def test_text_that_is_given_after_the_end_is_recorded_again(
+    uneven: tuple[Any, dict[str, torch.Tensor], int],
+) -> None:
+    """A second turn over the same cache: the request of the lane that had ended goes on."""
+    model, batch, end = uneven
+    recorder = MemoryRecorder()
+    options = {"do_sample": False, "pad_token_id": 7, "return_dict_in_generate": True}
+    with actscope.capture(model, sites="2", recorder=recorder) as cap:
+        told = model.generate(**batch, max_new_tokens=8, eos_token_id=end, **options)
+        after_first = len(recorder.flags("r000001", _POST))
+        turn = torch.cat([told.sequences, torch.tensor([[1, 2, 3], [4, 5, 6]])], dim=1)
+        mask = torch.cat([batch["attention_mask"], torch.ones(2, 11, dtype=torch.long)], dim=1)
+        model.generate(
+            input_ids=turn, attention_mask=mask, past_key_values=told.past_key_values, max_new_tokens=3,
+            eos_token_id=None, **options,
+        )  # fmt: skip
+    flags = recorder.flags("r000001", _POST)
+    assert flags[after_first:] == [RowFlag.PREFILL] * 4 + [RowFlag(0)] * 2
+    assert recorder.ids("r000001", _POST)[-5:-2] == [1, 2, 3]
+    assert cap.stats().unowned_rows == 0
+
+
+def test_where_positions_are_left_out_a_request_still_reaches_to_its_end_and_no_further(
+    uneven: tuple[Any, dict[str, torch.Tensor], int], tmp_path: Path
+) -> None:
+    model, batch, end = uneven
+    sampled = {"granularity": "sampled:4", "memory": "64MiB"}
+    with actscope.capture(model, sites="2", to=tmp_path / "r", **sampled) as cap, cap.request(["a", "b"]):
+        out = model.generate(**batch, max_new_tokens=8, do_sample=False, eos_token_id=end, pad_token_id=7)
+    first = out[0, 8:].tolist().index(end)
+    recording = actscope.open(tmp_path / "r")
+    assert [recording.request(name).present for name in ("a", "b")] == [5 + first, 8 + 7]
+    assert [recording.request(name).computed for name in ("a", "b")] == [-(-(5 + first) // 4), 4]
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2", "gemma2"])

@@ -10,8 +10,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -27,7 +26,8 @@ from actscope.engines.hf.engine import Engine, EngineOptions
 from actscope.engines.hf.loading import LoadedModel, cache_dir, load
 from actscope.engines.hf.server import Mailboxes, create_app
 from actscope.engines.hf.settings import EngineSettings
-from actscope.errors import ActscopeError, RingError
+from actscope.engines.http import listening
+from actscope.errors import ActscopeError
 from actscope.frames import TeeSink
 from actscope.probes import Probe, load_probes
 from actscope.recording.flight import FlightRecorder
@@ -88,7 +88,7 @@ async def _serve(settings: EngineSettings, loaded: LoadedModel, probes: list[Pro
         try:
             if flight is not None:
                 engine.keep_rows(select(settings.record_sites, loaded.n_layers)).result()
-            with _listening(card.endpoint.removeprefix("unix:")) as listener:
+            with listening(Path(card.endpoint.removeprefix("unix:"))) as listener:
                 app = create_app(engine, mailboxes, flight)
                 await _serve_http(parent, app, engine, listener, card, ring)
         finally:
@@ -211,24 +211,6 @@ class Parent:
         if self._loop is None or self._stop is None:
             os._exit(0)  # nothing has been published yet
         self._loop.call_soon_threadsafe(self._stop)
-
-
-@contextmanager
-def _listening(path: str) -> Iterator[socket.socket]:
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    mask = os.umask(0o177)
-    try:
-        listener.bind(path)
-    except OSError as error:
-        raise RingError(f"{path}: cannot listen there ({error}): set ACTSCOPE_RUNTIME_DIR to a shorter path") from error
-    finally:
-        os.umask(mask)
-    listener.listen(256)
-    try:
-        yield listener
-    finally:
-        listener.close()
-        Path(path).unlink(missing_ok=True)
 
 
 def _card(settings: EngineSettings, loaded: LoadedModel, ring: str) -> runtime.EngineCard:

@@ -173,8 +173,8 @@ class CaptureConfig:
             if needed <= for_workers or name == list(ladder)[-1]:
                 break
         why = (
-            f"{wanted:.2f} GB/s / {speed:g} GB/s a core ({name}) = {needed} workers, of {for_workers} that half of the "
-            f"cores give"
+            f"{wanted:.2f} GB/s / {speed:g} GB/s a core ({name}) = {needed} worker{'s' * (needed != 1)}, of {for_workers} "
+            f"that half of the cores give"
         )
         return name, self.workers or min(needed, for_workers), why
 

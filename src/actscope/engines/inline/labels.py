@@ -32,6 +32,8 @@ class Labelled:
     sequences: Sequences
     left_out: int
     """Rows of real tokens that the sample or the granularity leaves out."""
+    after_end: int
+    """Rows fed to requests whose answer had ended: no tokens of theirs, and not taken."""
     finish: Callable[[], None]
     """To be called when the pass has run to its end, before the next one over these sequences."""
 
@@ -109,11 +111,13 @@ class Requests:
         return tuple(latest.requests) if latest is not None else ()
 
     def reach_of(self, request: str) -> int:
-        """The position after the last one that this thread's last pass has given a request; 0 where it has none."""
+        """The position after the last one that this thread's last pass has given a request; 0 where it has none. What is
+        fed to a request after its end does not count."""
         latest: Sequences | None = getattr(self._here, "latest", None)
         if latest is None or request not in latest.requests:
             return 0
-        return int(latest.reach[latest.requests.index(request)])
+        lane = latest.requests.index(request)
+        return int(min(latest.reach[lane], latest.ended_at[lane]))
 
     def close_all(self, *, aborted: bool = False) -> None:
         """Nothing goes on any more, because of an exception if `aborted`."""
@@ -221,6 +225,7 @@ def _flags(
     flags = np.where(prompt[None, :], np.uint32(RowFlag.PREFILL), np.uint32(0))
     flags = flags | np.where(positions < sequences.reach[:, None], np.uint32(RowFlag.RECOMPUTED), np.uint32(0))
     if scope.generation is not None and inputs.ids is not None and len(scope.generation.ends):
+        sequences.go_on_at(positions, real & prompt[None, :])
         sequences.end_at(positions, np.isin(inputs.ids, scope.generation.ends) & real & ~prompt[None, :])
         over = positions >= sequences.ended_at[:, None]
         flags = flags | np.where(over, np.uint32(RowFlag.AFTER_EOS), np.uint32(0))
@@ -245,13 +250,16 @@ def assemble(
     number: int,
     finish: Callable[[], None],
 ) -> Labelled:
-    """The step of these cells, less what the sample and the granularity leave out."""
-    keep = cells.real & sequences.kept[:, None]
+    """The step of these cells, less what the sample and the granularity leave out, and what is fed after the end."""
+    over = (cells.flags & np.uint32(RowFlag.AFTER_EOS)) > 0
+    mine = cells.real & ~over
+    keep = mine & sequences.kept[:, None]
     if granularity.selects:
         keep &= granularity.wanted(cells.positions, sequences.n_prompt)
     counts = keep.sum(axis=1)
     n_rows = int(counts.sum())
-    spans = _spans(sequences, cells.positions, keep, counts, whole=not granularity.selects)
+    reach = np.where(mine, cells.positions + 1, 0).max(axis=1)
+    spans = _spans(sequences, cells.positions, keep, counts, None if not granularity.selects else reach)
     ended = requests.take_ended(n_rows)
     meta = np.zeros(n_rows, ROW_META)
     meta["position"], meta["flags"], meta["step"] = cells.positions[keep], cells.flags[keep], number
@@ -262,25 +270,26 @@ def assemble(
         None if n_rows == keep.size else np.flatnonzero(keep),
         keep.shape,
         sequences,
-        int(np.count_nonzero(cells.real)) - n_rows,
+        int(np.count_nonzero(mine)) - n_rows,
+        int(np.count_nonzero(cells.real & over)),
         finish,
     )
 
 
 def _spans(
-    sequences: Sequences, positions: np.ndarray, keep: np.ndarray, counts: np.ndarray, *, whole: bool
+    sequences: Sequences, positions: np.ndarray, keep: np.ndarray, counts: np.ndarray, reach: np.ndarray | None
 ) -> list[Span]:
-    """One span for each lane that has rows. Where positions are left out, one without rows says how far the request is."""
+    """One span for each lane that has rows. Where positions are left out, one without rows says how far the request is:
+    to `reach` int64 [lanes], 0 where this pass has no token of it."""
     spans: list[Span] = []
     offset = 0
     firsts = positions[np.arange(len(positions)), keep.argmax(axis=1)].tolist()
-    lasts = positions.max(axis=1).tolist()
     for lane, count in enumerate(counts.tolist()):
         request, n_prompt = sequences.requests[lane], int(sequences.n_prompt[lane])
         if count:
             flags = SpanFlag.FIRST if not sequences.passes or not firsts[lane] else NO_FLAGS
             spans.append(Span(request, firsts[lane], count, offset, flags, n_prompt))
             offset += count
-        if not whole and sequences.kept[lane] and lasts[lane] >= 0:
-            spans.append(Span(request, lasts[lane] + 1, 0, offset, NO_FLAGS, n_prompt))
+        if reach is not None and sequences.kept[lane] and reach[lane]:
+            spans.append(Span(request, int(reach[lane]), 0, offset, NO_FLAGS, n_prompt))
     return spans

@@ -314,7 +314,8 @@ class Passes:
     def _stop(self, error: Exception) -> None:
         if not self._stopped:
             self._stopped = True
-            log.error("recording has stopped, the model goes on: %s", error)
+            if getattr(self._handover.sink, "failure", None) is None:  # a Recorder has said so itself
+                log.error("recording has stopped, the model goes on: %s", error)
 
     # --- a pass -----------------------------------------------------------------------------------------------------------
 
@@ -417,6 +418,7 @@ class Passes:
         self._counter.add(
             tokens=labelled.step.n_rows,
             left_out_tokens=labelled.left_out,
+            after_end_tokens=labelled.after_end,
             requests=sum(bool(span.flags & SpanFlag.FIRST) for span in labelled.step.spans),
             rows=current.handed_rows,
             bytes=current.handed_bytes,

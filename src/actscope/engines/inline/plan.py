@@ -94,7 +94,8 @@ class Plan:
         lines = [
             f"model       {shape.architecture}: {shape.n_layers or '?'} layers of width {shape.d_model or '?'}, {shape.dtype}",
             f"sites       {len(self.sites)}: {_shortened(self.sites)}",
-            f"codec       {codec}" + (f", {workers} workers: {why}" if config.throughput else _expectation(codec)),
+            f"codec       {codec}"
+            + (f", {workers} worker{'s' * (workers != 1)}: {why}" if config.throughput else _expectation(codec)),
             f"policy      {config.policy}, {config.memory_bytes / 1e9:.2f} GB of host memory at most",
             f"size        {_size(self.bytes_per_token)} a token, {_size(1000 * self.bytes_per_token)} per 1,000 tokens, "
             "before compression",

@@ -146,6 +146,10 @@ class Sequences:
         valid = int(other[0]) if len(other) else n
         self.final[0] = valid if valid < len(known) else 0
 
+    def go_on_at(self, positions: np.ndarray, given: np.ndarray) -> None:
+        """Forget the end of lanes that are `given` text, bool [lanes, columns], behind it: their request goes on."""
+        self.ended_at[(given & (positions >= self.ended_at[:, None])).any(axis=1)] = _NEVER
+
     def end_at(self, positions: np.ndarray, ends: np.ndarray) -> None:
         """Note the first of `positions` [lanes, columns] that holds a token which ends its request."""
         first = np.where(ends, positions, _NEVER).min(axis=1)

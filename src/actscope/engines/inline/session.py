@@ -8,7 +8,7 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from types import TracebackType
@@ -24,7 +24,7 @@ from actscope.engines.inline.naming import Naming
 from actscope.engines.inline.passes import Passes
 from actscope.engines.inline.plan import shape_of
 from actscope.engines.inline.stats import CaptureStats, Counter
-from actscope.errors import SettingsError
+from actscope.errors import RecordingPoisoned, SettingsError
 from actscope.recording.recorder import Recorder
 from actscope.recording.spec import RecordingSpec
 from actscope.sampling import keeps
@@ -71,6 +71,7 @@ class Capture:
         *,
         resume: bool = False,
         tokenizer: Any = None,
+        model_facts: Mapping[str, Any] | None = None,
         recorder: Any = None,
     ) -> None:
         """Raises SiteError for sites that the model does not have, SettingsError for what cannot be captured."""
@@ -80,6 +81,7 @@ class Capture:
         self._places = resolve(self._model, config.sites, config.read_points)
         self._resume = resume
         self._tokenizer = _tokenizer(tokenizer)
+        self._model_facts = dict(model_facts or {})
         self._recorder = recorder
         self._counter = Counter()
         self._passes: Passes | None = None
@@ -150,7 +152,8 @@ class Capture:
             "why": self.config.reason,
             "throughput": why,
         }
-        return RecordingSpec(self.sites, codec, model=shape_of(self._model).facts(), settings=settings)
+        facts = shape_of(self._model).facts() | self._model_facts
+        return RecordingSpec(self.sites, codec, model=facts, settings=settings)
 
     def stop(self, *, aborted: bool = False) -> None:
         """Detach from the model, write everything, close the recording. A second call does nothing, but go on where an
@@ -206,9 +209,11 @@ class Capture:
     ) -> None:
         try:
             self.stop(aborted=error is not None)
-        except Exception:
+        except Exception as failed:
             if error is None:
                 raise
+            if isinstance(failed, RecordingPoisoned):
+                return  # said when it happened
             log.exception("%s: the recording could not be finished", self.path)  # the user's own error comes first
 
     def _tell(self) -> None:
@@ -329,6 +334,7 @@ def capture(
     config: CaptureConfig | None = None,
     resume: bool = False,
     tokenizer: Any = None,
+    model_facts: Mapping[str, Any] | None = None,
     recorder: Any = None,
     **settings: Any,
 ) -> Capture:
@@ -336,13 +342,23 @@ def capture(
 
     `preset` (default "balanced") or `config` says what and how; keywords change single fields of it (see `CaptureConfig`).
     `resume` goes on with a recording that is there. `tokenizer`, an object or a name, has the text of tokens kept.
+    `model_facts` go into the recording's manifest, over what the model itself tells: "name", "revision" and "max_context" are
+    what probes and replays look at; the values must be JSON. A recording goes on only under the same name and revision.
     `recorder` takes the rows instead of a recording (see `actscope.engines.inline.handover.RowSink`). Raises
     SettingsError for unknown settings, SiteError for sites that the model does not have.
     """
     if preset is not None and config is not None:
         raise SettingsError("give a preset or a config, not both: a config may begin as CaptureConfig.preset(...)")
     chosen = config or CaptureConfig.preset(preset or "balanced")
-    return Capture(model, to, chosen.override(settings), resume=resume, tokenizer=tokenizer, recorder=recorder)
+    return Capture(
+        model,
+        to,
+        chosen.override(settings),
+        resume=resume,
+        tokenizer=tokenizer,
+        model_facts=model_facts,
+        recorder=recorder,
+    )
 
 
 def _checked(model: Any) -> nn.Module:

@@ -28,6 +28,8 @@ class CaptureStats:
     """Their size as the model computed them."""
     left_out_tokens: int = 0
     """Positions that the sample or the granularity left out."""
+    after_end_tokens: int = 0
+    """What batches computed for requests whose answer had ended, while others went on: no tokens of theirs, not delivered."""
     unowned_rows: int = 0
     """Rows that were computed and not delivered, because their labels were not certain; padding included."""
     reasons: dict[str, int] = field(default_factory=dict)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import socket
@@ -10,6 +11,7 @@ import sys
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 
 from actscope.engines.vllm.bank import StagedBank
 from actscope.engines.vllm.control import Began, SetBank, Staged, Start, pack, receive, send
@@ -21,15 +23,19 @@ log = logging.getLogger("actscope.vllm")
 _RESTARTS, _RESTART_PAUSE_S = 5, 2.0
 #: What may wait to be sent; beyond it, requests go to the recording without what they asked for, and are counted.
 _OUTBOX = 4096
+_BEAT_S = 5.0
+#: A server that shuts down waits so long for its recording to be finished; the sidecar needs no one to finish it later.
+_PATIENCE_S = 4.0
 
 
 class Companion:
-    """Owns the sidecar process and a thread that talks to it. `staged` and `tell` are for the model's thread; neither waits.
+    """Owns the sidecar process and two threads that talk to it. `staged` and `tell` are for the model's thread; neither waits.
 
-    `on_idle` is called on the companion's thread when a bank has been staged, since the next pass may be long in coming.
+    `beat` is called every few seconds.
     """
 
-    def __init__(self, start: Start, d: int, width: int) -> None:
+    def __init__(self, start: Start, d: int, width: int, beat: Callable[[], None]) -> None:
+        self._beat = beat
         self._start, self._d, self._width = start, d, width
         self._staged: StagedBank | None = None
         self._lock = threading.Lock()
@@ -68,17 +74,15 @@ class Companion:
         self._something.set()
         connection, process = self._connection, self._process
         if connection is not None:
-            try:
+            with contextlib.suppress(OSError):  # it has gone already
                 connection.shutdown(socket.SHUT_RDWR)
-            except OSError:
-                pass  # it has gone already
         if process is not None:
             try:
-                process.wait(timeout=30)
+                process.wait(timeout=_PATIENCE_S)
             except subprocess.TimeoutExpired:
-                log.error("the sidecar (pid %d) does not end; it is killed, its recording can be recovered", process.pid)
-                process.kill()
-                process.wait()
+                log.warning(
+                    "the sidecar (pid %d) is still writing its recording; it ends when that is done", process.pid
+                )
 
     # --- on the companion's threads ---
 
@@ -94,7 +98,9 @@ class Companion:
             code = self._process.wait() if self._process is not None else None
             again = "it is started again" if self.deaths <= _RESTARTS else "it is not started again"
             log.error(
-                "the sidecar has ended (exit code %s); %s. Scores go on; probes, marks and recordings wait for it", code, again
+                "the sidecar has ended (exit code %s); %s. Scores go on; probes, marks and recordings wait for it",
+                code,
+                again,
             )
             time.sleep(_RESTART_PAUSE_S)
 
@@ -120,8 +126,9 @@ class Companion:
 
     def _post(self) -> None:
         while not self._closing:
-            self._something.wait()
+            self._something.wait(_BEAT_S)
             self._something.clear()
+            self._beat()
             while self._outbox and not self._closing:
                 connection = self._connection
                 if connection is None:
@@ -142,5 +149,3 @@ def _spawn(connection: socket.socket) -> subprocess.Popen[bytes]:
         return subprocess.Popen(command, pass_fds=[connection.fileno()], stdin=subprocess.DEVNULL, env=env)
     except OSError as error:
         raise EngineError(f"the sidecar cannot be started: {error}") from error
-
-

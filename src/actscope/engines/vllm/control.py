@@ -24,7 +24,7 @@ _LENGTH = struct.Struct("<I")
 
 
 class SiteBank(msgspec.Struct, frozen=True, tag="site"):
-    """The probes of one site: weight float32 [d, k], bias and jump float32 [k] as bytes; codes, columns, and since when of each."""
+    """The probes of one site: weight float32 [d, k], bias and jump float32 [k], as bytes; code, column and since when of each."""
 
     site: int
     weight: bytes
@@ -47,7 +47,7 @@ class Staged(msgspec.Struct, frozen=True, tag="staged"):
 
 
 class Began(msgspec.Struct, frozen=True, tag="began"):
-    """`rows`: a selection of sites that this request asked for, "" for all that are kept. `keep`: why it is to be kept, or ""."""
+    """`rows`: the sites that this request asked for, a selection, "" for all that are kept. `keep`: why to keep it, or ""."""
 
     request: str
     n_prompt: int
@@ -58,7 +58,7 @@ class Began(msgspec.Struct, frozen=True, tag="began"):
 
 
 class ModelFacts(msgspec.Struct, frozen=True, kw_only=True):
-    """The model as vLLM runs it. `served` is its name for clients, `source` a hub id or a directory, `commit` a hub commit or ""."""
+    """`served` is its name for clients, `source` a hub id or a directory, `commit` the hub's, or ""."""
 
     served: str
     source: str
@@ -74,7 +74,7 @@ class ModelFacts(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Start(msgspec.Struct, frozen=True, kw_only=True, tag="start"):
-    """`settings` are VllmSettings as JSON. `sites` are tapped here, `kept` of them have raw rows; `rows_spec` is of their ring."""
+    """`settings` are VllmSettings as JSON. `sites` are tapped here, `kept` of them with raw rows."""
 
     card_id: str
     group: str
@@ -91,7 +91,7 @@ class Start(msgspec.Struct, frozen=True, kw_only=True, tag="start"):
 
 
 Message = SetBank | Staged | Began | Start
-_decoder = msgspec.msgpack.Decoder(Message)
+_decoder: msgspec.msgpack.Decoder[Message] = msgspec.msgpack.Decoder(Message)
 _encode = msgspec.msgpack.Encoder().encode
 
 M = TypeVar("M")
@@ -146,7 +146,8 @@ def row_layout(width: int, dtype: str) -> int:
 def rows_ring_spec(n_sites: int, d: int, width: int, dtype: str, rows: int) -> RingSpec:
     """The ring of wide rows: a row is `width` scores as float32 bits, then each kept site's vector, one behind the other."""
     steps = max(4096, rows // 8)
-    return RingSpec(rows, row_layout(width, dtype) + n_sites * d, step_capacity=steps, span_capacity=max(2 * steps, rows), dtype=dtype)  # fmt: skip
+    elements = row_layout(width, dtype) + n_sites * d
+    return RingSpec(rows, elements, step_capacity=steps, span_capacity=max(2 * steps, rows), dtype=dtype)
 
 
 def options_of(extra_args: Any) -> dict[str, Any]:

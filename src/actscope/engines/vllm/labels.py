@@ -23,7 +23,8 @@ class Known:
 
     `high`: positions below it have been computed, and not rejected. `blocks`: its KV blocks in the full-attention group.
     `stop_ids` end an answer, and a row at `limit` or behind is of a token that is the last one allowed.
-    `wants_rows`: whether its rows leave the model's process. `labelled` is False where token ids mean nothing (prompt embeddings).
+    `wants_rows`: whether its rows leave the model's process. `labelled` is False for prompt embeddings,
+    whose token ids mean nothing.
     """
 
     request: str

@@ -4,7 +4,8 @@ It changes four methods of vLLM's, of which each goes on to do what it did:
 
     EngineArgs.create_engine_config               our settings are read; what the graph depends on joins the compile cache key
     Request.get_skip_reading_prefix_cache         a request that asked for its full prompt is computed without the prefix cache
-    WorkerWrapperBase.init_device                 the worker's `load_model` is followed by a Session on its runner
+    WorkerWrapperBase.init_device                 the worker's `load_model` is followed by a Session on its runner, which
+                                                  looks away while the worker warms up
     WorkerWrapperBase.shutdown                    the session ends first
 """
 
@@ -13,7 +14,8 @@ from __future__ import annotations
 import atexit
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import msgspec
@@ -131,10 +133,30 @@ def _with_session(original: Callable[..., Any]) -> Callable[..., Any]:
             watch(worker)
             return loaded
 
-        worker.load_model = load_model
+        warm_up = worker.compile_or_warm_up_model
+
+        def compile_or_warm_up_model(*args: Any, **kwargs: Any) -> Any:
+            with _warming(worker):
+                return warm_up(*args, **kwargs)
+
+        worker.load_model, worker.compile_or_warm_up_model = load_model, compile_or_warm_up_model
         return result
 
     return init_device
+
+
+@contextmanager
+def _warming(worker: Any) -> Iterator[None]:
+    """The V2 runner warms up with requests that look real; they are nobody's."""
+    session = getattr(worker, "_actscope_session", None)
+    if session is None:
+        yield
+        return
+    session.warming = True
+    try:
+        yield
+    finally:
+        session.warming = False
 
 
 def _with_end(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -157,7 +179,9 @@ def watch(worker: Any) -> None:
         carried = os.environ.get(CARRIER)
         settings = msgspec.json.decode(carried, type=VllmSettings) if carried else VllmSettings()
         if not is_tested(_version()):
-            log.warning("actscope was tested with vLLM %s, this is %s: it is watched all the same", tested_range(), _version())
+            log.warning(
+                "actscope was tested with vLLM %s, this is %s: it is watched all the same", tested_range(), _version()
+            )
         _end(worker)
         session = Session(worker.model_runner, settings, place_of(worker))
     except SettingsError:
@@ -201,7 +225,9 @@ def place_of(worker: Any) -> Any:
     }
     found = [what for what, is_so in refused.items() if is_so]
     if found:
-        raise EngineError(f"{', '.join(found)}: whose row is whose cannot be told for certain yet; turn it off to watch")
+        raise EngineError(
+            f"{', '.join(found)}: whose row is whose cannot be told for certain yet; turn it off to watch"
+        )
     pp, tp = get_pp_group(), get_tp_group()
     return Place(tp.rank_in_group == 0, config.instance_id, pp.rank_in_group, pp.world_size)
 

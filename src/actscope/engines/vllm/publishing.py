@@ -199,9 +199,7 @@ class Publisher:
                 self.counts.cached_rows += len(meta)
 
 
-def _only(
-    step: Step, labels: Labels, wanting: list[bool], ended: tuple[Span, ...]
-) -> tuple[Step, np.ndarray]:
+def _only(step: Step, labels: Labels, wanting: list[bool], ended: tuple[Span, ...]) -> tuple[Step, np.ndarray]:
     """The step with the spans of some requests only, and which of its rows those are."""
     spans: list[Span] = []
     offset = 0
@@ -213,5 +211,3 @@ def _only(
     meta = labels.meta[mask]
     meta["span"] = np.repeat(np.arange(len(spans)), [span.n_rows for span in spans])
     return Step(step.number, step.time_ns, (*spans, *ended), meta, step.generation), mask
-
-

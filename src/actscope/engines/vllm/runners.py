@@ -42,7 +42,10 @@ class Runner(Protocol):
 
 
 #: Attributes without which an adapter cannot work; looked at before anything is attached.
-_V1_NEEDS = ("execute_model", "sample_tokens", "input_batch", "query_start_loc", "positions", "input_ids", "_update_states_after_model_execute")  # fmt: skip
+_V1_NEEDS = (
+    "execute_model", "sample_tokens", "input_batch", "query_start_loc", "positions", "input_ids",
+    "_update_states_after_model_execute",
+)  # fmt: skip
 _V2_NEEDS = ("execute_model", "sample_tokens", "sample", "input_buffers", "req_states", "execute_model_state")
 
 

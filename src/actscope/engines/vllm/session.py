@@ -43,7 +43,7 @@ _PREFIX_BYTES = 8 << 30
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where this process stands in its engine: `part` of `parts` pipeline stages; only one tensor parallel rank of each publishes."""
+    """Where this process stands in its engine: `part` of `parts` pipeline stages. One tensor parallel rank of each publishes."""
 
     publishes: bool
     group: str
@@ -85,6 +85,7 @@ class Session:
         self._waiting: tuple[PassNote, PassBatch] | None = None
         self._with_rows = False
         self._wanting: set[str] = set()
+        self.warming = False
         self._faults = 0
         self._group: int | None = None
         if place.publishes:
@@ -107,7 +108,7 @@ class Session:
         if config.speculative_config is not None:
             self._adapter.watch_rejections(self._note_rejections)
         start = self._start(config)
-        self._companion = Companion(start, self._d, self._settings.width)
+        self._companion = Companion(start, self._d, self._settings.width, beat=self._beat)
         log.info(
             "watching %s: %d sites, raw rows of %d, %s runner, ring %s",
             start.facts.served,
@@ -124,8 +125,9 @@ class Session:
         rows = min(_ROWS_AT_HAND, int(limit // spec.row_bytes))
         if rows < self._max_rows:
             raise SettingsError(
-                f"buffer_gb {self._settings.buffer_gb}: a row of {len(self.kept)} sites has {spec.row_bytes} bytes, and a pass up to "
-                f"{self._max_rows} rows: {self._max_rows * spec.row_bytes / 1e9:.2f} GB are needed, {limit / 1e9:.2f} GB may be used. "
+                f"buffer_gb {self._settings.buffer_gb}: a row of {len(self.kept)} sites has {spec.row_bytes} bytes, and a "
+                f"pass up to {self._max_rows} rows: {self._max_rows * spec.row_bytes / 1e9:.2f} GB are needed, "
+                f"{limit / 1e9:.2f} GB may be used. "
                 "Tap fewer sites, lower --max-num-batched-tokens, or give /dev/shm and buffer_gb more"
             )
         return RingWriter.create(rows_ring_spec(len(self.kept), self._d, self._settings.width, dtype, rows))
@@ -188,7 +190,7 @@ class Session:
             self._fault("after sampling")
 
     def _before(self, scheduled: Any) -> None:
-        if self._companion is None:
+        if self._companion is None or self.warming:
             return
         self._crossing.before_pass()
         publisher = self._publisher or self._make_publisher()
@@ -226,7 +228,7 @@ class Session:
         if self._companion is None:
             return
         n, publisher = scheduled.total_num_scheduled_tokens, self._publisher
-        if publisher is None:
+        if publisher is None or self.warming:
             return
         if not n:
             if scheduled.finished_req_ids or scheduled.scheduled_new_reqs:
@@ -288,7 +290,9 @@ class Session:
         if not (self._settings.prefix_scores and config.cache_config.enable_prefix_caching):
             return None
         if config.kv_transfer_config is not None:
-            log.warning("a KV connector brings keys and values that were computed elsewhere: scores of cached prompts are off")
+            log.warning(
+                "a KV connector brings keys and values that were computed elsewhere: scores of cached prompts are off"
+            )
             return None
         kv = self._runner.kv_cache_config
         size = kv.kv_cache_groups[group].kv_cache_spec.block_size
@@ -304,6 +308,12 @@ class Session:
         return PrefixScores(kv.num_blocks, size, self._settings.width)
 
     # --- the rest ---
+
+    def _beat(self) -> None:
+        """Tell readers in other containers that this process lives although it idles."""
+        self._ring.beat()
+        if self._rows_ring is not None:
+            self._rows_ring.beat()
 
     def counts(self) -> Counts:
         """What became of the rows so far."""

@@ -1,4 +1,4 @@
-"""`python -m actscope.engines.vllm.sidecar FD`: started by the plugin in vLLM's worker, which holds the other end of the socket."""
+"""`python -m actscope.engines.vllm.sidecar FD`: started by the plugin in vLLM's worker, which has the socket's other end."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -34,6 +35,7 @@ from actscope.errors import ActscopeError
 from actscope.probes import Bank, ModelFacts
 from actscope.recording.flight import FlightRecorder
 from actscope.ring import runtime
+from actscope.ring.segment import unlink
 
 log = logging.getLogger("actscope.vllm")
 
@@ -72,8 +74,12 @@ class Sidecar:
         self._known = know(start.facts, self._settings)
         self._drain: Drain | None = None
         facts = start.facts
-        bank = Bank(ModelFacts(self._known.name, self._known.revision, facts.d_model, facts.n_layers), self._settings.width)
-        self._desk = Desk(bank, start.sites, start.parts, partial(runtime.publish_table, start.card_id), self._hand_over)
+        bank = Bank(
+            ModelFacts(self._known.name, self._known.revision, facts.d_model, facts.n_layers), self._settings.width
+        )
+        self._desk = Desk(
+            bank, start.sites, start.parts, partial(runtime.publish_table, start.card_id), self._hand_over
+        )
 
     def run(self) -> None:
         runtime.sweep()
@@ -91,6 +97,7 @@ class Sidecar:
             runtime.withdraw_card(card)
             if self._drain is not None:
                 self._drain.close()
+                unlink(self._start.rows_ring)  # its owner has gone, perhaps without having removed it
             if flight is not None:
                 flight.close()
 
@@ -116,7 +123,7 @@ class Sidecar:
         log.info("ready: %d probes, card %s", len(msgspec.json.decode(self._desk.table())["probes"]), card.id)
         await server.serve(sockets=[listener])
 
-    def _listen(self, ended: partial[None] | object) -> None:
+    def _listen(self, ended: Callable[[], object]) -> None:
         """Until the model's process has gone."""
         try:
             while (message := receive(self._connection)) is not None:
@@ -127,7 +134,7 @@ class Sidecar:
         except ActscopeError as error:
             log.error("%s", error)
         finally:
-            ended()  # type: ignore[operator]
+            ended()
 
 
 async def _health(http: Request) -> Response:

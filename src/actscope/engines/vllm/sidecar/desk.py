@@ -23,7 +23,7 @@ _STAGING_S = 10.0
 
 
 class Desk:
-    """Changes the bank of one pipeline stage. `publish` makes a generation known to readers, `hand_over` sends it to the model."""
+    """Changes one pipeline stage's bank: `publish` makes a generation known to readers, `hand_over` sends it to the model."""
 
     def __init__(
         self,
@@ -108,7 +108,9 @@ class Desk:
             self._hand_over(self._message(changed, sorted(sites)))
             with self._staged:
                 if not self._staged.wait_for(lambda: self._staged_generation >= changed.generation, _STAGING_S):
-                    raise EngineError("the model's process has not taken the probes over; see vLLM's log, and try again")
+                    raise EngineError(
+                        "the model's process has not taken the probes over; see vLLM's log, and try again"
+                    )
             self._bank = changed
         return result
 

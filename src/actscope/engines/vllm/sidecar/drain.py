@@ -98,7 +98,9 @@ class Drain:
             except ActscopeError as error:
                 log.warning("request %s: rows %r: %s; all sites that are kept are recorded", name, began.rows, error)
             else:
-                self._wanted.sites[began.request] = tuple(i for i, site in enumerate(self._start.kept) if site in chosen)
+                self._wanted.sites[began.request] = tuple(
+                    i for i, site in enumerate(self._start.kept) if site in chosen
+                )
                 if len(self._wanted.sites) > _REMEMBERED:
                     self._wanted.sites.popitem(last=False)
         if began.keep:
@@ -127,7 +129,9 @@ class Drain:
     def _tell_of_missed(self) -> None:
         missed = self._reader.stats().missed_rows
         if missed and not self._missed:
-            log.warning("raw rows come faster than they are recorded: %d were overwritten unread so far (counted on)", missed)
+            log.warning(
+                "raw rows come faster than they are recorded: %d were overwritten unread so far (counted on)", missed
+            )
         self._missed = missed
 
     def _take(self, step: StepRecord) -> None:
@@ -147,7 +151,7 @@ class Drain:
             rows, meta = rows[:0], meta[:0]  # they never were in the ring; what ended, ended all the same
             named = tuple(replace(span, n_rows=0, offset=0) for span in named if span.flags)
         elif not whole:
-            index = np.concatenate([np.arange(s.offset, s.offset + s.n_rows) for s in spans]) if spans else []
+            index = np.concatenate([np.arange(span.offset, span.offset + span.n_rows) for span in spans])
             rows, meta = rows[index], meta[index].copy()
             named, meta["span"] = _packed(named)
         if not named:

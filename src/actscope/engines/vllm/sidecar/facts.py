@@ -16,7 +16,7 @@ from actscope.engines.vllm.settings import VllmSettings
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """`name` is what probes call the model, `revision` a hub commit or a fingerprint of local weights; `tokenizer` a directory or ""."""
+    """`name` is what probes call the model, `revision` a hub commit or a fingerprint of the weights; `tokenizer` a directory."""
 
     name: str
     revision: str
@@ -48,7 +48,7 @@ def _probe_directories(settings: VllmSettings, name: str, is_builtin: bool) -> t
         return tuple(Path(directory) for directory in settings.probes)
     if is_builtin:
         return (builtin.probes_path(),)
-    found = [Path("probes") / name, Path("probes") / Path(name).name]
+    found = [Path("probes") / name.strip("/"), Path("probes") / Path(name).name]
     return tuple(path for path in dict.fromkeys(found) if path.is_dir())
 
 

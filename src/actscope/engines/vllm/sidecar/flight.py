@@ -25,7 +25,9 @@ def open_flight(start: Start, settings: VllmSettings, known: Known) -> FlightRec
     Raises SettingsError, CodecError and RecordingError for what cannot be.
     """
     if not start.kept:
-        raise SettingsError(f"record {settings.record}: no sites are kept here; set row_sites, e.g. ACTSCOPE_ROW_SITES=all")
+        raise SettingsError(
+            f"record {settings.record}: no sites are kept here; set row_sites, e.g. ACTSCOPE_ROW_SITES=all"
+        )
     rules = [parse_rule(text) for text in settings.triggers]
     if settings.sample:
         rules.append(parse_rule(f"sample {settings.sample}"))
@@ -40,11 +42,17 @@ def open_flight(start: Start, settings: VllmSettings, known: Known) -> FlightRec
         "d_model": facts.d_model,
         "max_context": facts.max_context,
     }
-    by = {"by": f"vLLM {facts.vllm}, {facts.runner} runner", "triggers": list(settings.triggers), "sample": settings.sample}
+    by = {
+        "by": f"vLLM {facts.vllm}, {facts.runner} runner",
+        "triggers": list(settings.triggers),
+        "sample": settings.sample,
+    }
     spec = RecordingSpec(tuple(start.kept), codec=settings.codec, model=model, settings=by)
     options = FlightOptions(int(settings.flight_gb * 1e9), settings.flight_seconds, settings.flight_dir)
     directory = Path(settings.record) / f"stage-{start.part}" if start.parts > 1 else Path(settings.record)
-    recorder = Recorder.create(str(directory), spec, PipelineOptions(policy="drop", memory_bytes=256 << 20), resume=True)
+    recorder = Recorder.create(
+        str(directory), spec, PipelineOptions(policy="drop", memory_bytes=256 << 20), resume=True
+    )
     if known.tokenizer:
         recorder.texts = partial(_texts, Tokenizer.from_file(f"{known.tokenizer}/tokenizer.json"))
     try:

@@ -1,0 +1,98 @@
+"""What the engines' HTTP servers have in common: answers, errors in OpenAI's form, bodies of bounded size, the unix socket."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+
+from actscope.errors import ActscopeError, RequestRefused, RingError
+
+MAX_BODY = 32 << 20
+_BACKLOG = 256
+_STATUS = {"model_not_found": 404, "overloaded": 429, "shutting_down": 503}
+
+Self = TypeVar("Self")
+Handler = Callable[[Self, Request], Awaitable[Response]]
+
+
+def answering_errors(handler: Handler[Self]) -> Handler[Self]:
+    """A method that answers 400, or what the error's code stands for, where `handler` raises an ActscopeError."""
+
+    async def answer(self: Self, http: Request) -> Response:
+        try:
+            return await handler(self, http)
+        except RequestRefused as error:
+            return error_response(_STATUS.get(error.code or "", 400), str(error), param=error.param, code=error.code)
+        except ActscopeError as error:
+            return error_response(400, str(error))
+
+    return answer
+
+
+async def read_body(http: Request, limit: int = MAX_BODY) -> bytes:
+    """The whole body. Raises RequestRefused as soon as it is larger than `limit` bytes."""
+    body = bytearray()
+    async for part in http.stream():
+        body += part
+        if len(body) > limit:
+            raise RequestRefused(f"the body is larger than {limit >> 20} MiB")
+    return bytes(body)
+
+
+async def read_json(http: Request) -> Any:
+    """The body as JSON. Raises RequestRefused when it is none, or too large."""
+    try:
+        return msgspec.json.decode(await read_body(http))
+    except msgspec.DecodeError as error:
+        raise RequestRefused(f"the body is not valid JSON: {error}") from error
+
+
+def json_response(data: Any, status: int = 200) -> Response:
+    return Response(msgspec.json.encode(data), status, media_type="application/json")
+
+
+def model_list(name: str, max_context: int) -> Response:
+    """The answer of GET /v1/models for the one model there is; `max_context` in tokens."""
+    model = {"id": name, "object": "model", "created": 0, "owned_by": "actscope", "max_model_len": max_context}
+    return json_response({"object": "list", "data": [model]})
+
+
+def error_response(
+    status: int, message: str, *, param: str | None = None, code: str | None = None, kind: str = "invalid_request_error"
+) -> Response:
+    return json_response(error_body(message, kind, param, code), status)
+
+
+def error_body(message: str, kind: str, param: str | None = None, code: str | None = None) -> dict[str, Any]:
+    """What OpenAI's clients read errors from."""
+    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+
+
+@contextmanager
+def listening(path: Path) -> Iterator[socket.socket]:
+    """A unix socket that listens at `path`, for this user only; removed afterwards. Raises RingError where none can be."""
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        _listen(listener, path)
+        try:
+            yield listener
+        finally:
+            path.unlink(missing_ok=True)
+    finally:
+        listener.close()
+
+
+def _listen(listener: socket.socket, path: Path) -> None:
+    try:
+        listener.bind(str(path))
+        path.chmod(0o600)  # nobody can connect before `listen`; a umask would be that of all threads
+    except OSError as error:
+        raise RingError(f"{path}: cannot listen there ({error}): set ACTSCOPE_RUNTIME_DIR to a shorter path") from error
+    listener.listen(_BACKLOG)
