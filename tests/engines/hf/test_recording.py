@@ -15,7 +15,7 @@ import torch
 from harness import Harness, hidden_states, random_probes, random_prompts
 from tiny import tiny
 
-from actscope.engines.hf.__main__ import open_flight
+from actscope.engines.hf.__main__ import open_recording
 from actscope.engines.hf.engine import Engine
 from actscope.engines.hf.loading import LoadedModel
 from actscope.engines.hf.server import Mailboxes, create_app
@@ -46,7 +46,7 @@ def recording(
 ) -> Iterator[tuple[Harness, FlightRecorder]]:
     """An engine whose steps go to a list and to a flight recorder."""
     asked = settings(path, **fields)
-    flight = open_flight(asked, model)
+    flight = open_recording(asked, model)
     with Harness(
         model, probes=random_probes(), on_table=lambda _, table: flight.learn(table), **(options or {})
     ) as run:
@@ -180,11 +180,11 @@ def test_a_server_that_starts_again_goes_on_with_its_recording(model: LoadedMode
 def test_settings_that_cannot_be_met_are_refused_with_the_reason(
     model: LoadedModel, tmp_path: Path, fields: dict[str, Any], error: type[Exception], said: str
 ) -> None:
-    open_flight(settings(tmp_path / "r"), model).close()
+    open_recording(settings(tmp_path / "r"), model).close()
     asked = settings(tmp_path / "r")
     with pytest.raises(error, match=said):
-        open_flight(_changed(asked, fields), model)
-    open_flight(asked, model).close()  # nothing is left locked
+        open_recording(_changed(asked, fields), model)
+    open_recording(asked, model).close()  # nothing is left locked
 
 
 def _changed(asked: EngineSettings, fields: dict[str, Any]) -> EngineSettings:
@@ -254,7 +254,7 @@ async def client(model: LoadedModel, tmp_path: Path) -> AsyncIterator[httpx.Asyn
     """An engine that records, runs one request at a time, and forgets after a megabyte."""
     from actscope.engines.hf.engine import EngineOptions
 
-    flight = open_flight(settings(tmp_path / "r", flight_bytes=1 << 20), model)
+    flight = open_recording(settings(tmp_path / "r", flight_bytes=1 << 20), model)
     mailboxes = Mailboxes()
     engine = Engine(model, sink=flight, deliver=mailboxes.deliver, options=EngineOptions(max_batch=1)).start()
     engine.keep_rows(select("all", 4)).result()

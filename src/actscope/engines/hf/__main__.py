@@ -10,7 +10,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from starlette.applications import Starlette
 from transformers.utils import logging as transformers_logging
 
 from actscope.clock import boot_id
+from actscope.engines.flights import open_flight
 from actscope.engines.hf.default_probes import default_probes
 from actscope.engines.hf.engine import Engine, EngineOptions
 from actscope.engines.hf.loading import LoadedModel, cache_dir, load
@@ -32,9 +33,6 @@ from actscope.frames import TeeSink
 from actscope.probes import Probe, load_probes
 from actscope.recording.flight import FlightRecorder
 from actscope.recording.history import FlightOptions
-from actscope.recording.recorder import Recorder
-from actscope.recording.spec import PipelineOptions, RecordingSpec
-from actscope.recording.triggers import parse_rule
 from actscope.ring import runtime
 from actscope.ring.host import RingWriter
 from actscope.ring.layout import RingSpec
@@ -69,7 +67,7 @@ def main(argument: str) -> int:
 
 
 async def _serve(settings: EngineSettings, loaded: LoadedModel, probes: list[Probe], parent: Parent) -> None:
-    flight = open_flight(settings, loaded) if settings.record else None
+    flight = open_recording(settings, loaded) if settings.record else None
     ring = RingWriter.create(_ring_spec(settings))
     card = _card(settings, loaded, ring.name)
     mailboxes = Mailboxes()
@@ -100,16 +98,9 @@ async def _serve(settings: EngineSettings, loaded: LoadedModel, probes: list[Pro
             flight.close()
 
 
-def open_flight(settings: EngineSettings, loaded: LoadedModel) -> FlightRecorder:
-    """The flight recorder that the settings ask for; a recording that is there already goes on.
-
-    Raises SettingsError, SiteError, CodecError and RecordingError for what cannot be.
-    """
-    rules = [parse_rule(text) for text in settings.triggers]
-    if settings.sample:
-        rules.append(parse_rule(f"sample {settings.sample}"))
-    sites = select(settings.record_sites, loaded.n_layers)
-    facts = {
+def open_recording(settings: EngineSettings, loaded: LoadedModel) -> FlightRecorder:
+    """The flight recorder that the settings ask for. Raises SettingsError, SiteError, CodecError, RecordingError."""
+    model = {
         "name": loaded.name,
         "revision": loaded.revision,
         "path": loaded.path,
@@ -119,25 +110,18 @@ def open_flight(settings: EngineSettings, loaded: LoadedModel) -> FlightRecorder
         "d_model": loaded.d_model,
         "max_context": loaded.max_context,
     }
-    spec = RecordingSpec(
-        tuple(site.name for site in sites),
+    return open_flight(
+        Path(settings.record),
+        [site.name for site in select(settings.record_sites, loaded.n_layers)],
         codec=settings.record_codec,
-        model=facts,
-        settings={"by": "serve", "triggers": list(settings.triggers), "sample": settings.sample},
+        model=model,
+        by="serve",
+        triggers=settings.triggers,
+        sample=settings.sample,
+        options=FlightOptions(settings.flight_bytes, settings.flight_seconds, settings.flight_dir),
+        texts=lambda ids: [loaded.tokenizer.decode([i]) for i in ids],
+        special_ids=loaded.tokenizer.all_special_ids,
     )
-    options = FlightOptions(settings.flight_bytes, settings.flight_seconds, settings.flight_dir)
-    pipeline = PipelineOptions(policy="drop", memory_bytes=256 << 20)
-    recorder = Recorder.create(settings.record, spec, pipeline, resume=True)
-    recorder.texts = partial(_texts, loaded)
-    try:
-        return FlightRecorder(recorder, options, rules, special_ids=loaded.tokenizer.all_special_ids)
-    except BaseException:
-        recorder.close()
-        raise
-
-
-def _texts(loaded: LoadedModel, ids: Sequence[int]) -> list[str]:
-    return [loaded.tokenizer.decode([i]) for i in ids]
 
 
 def _publish_table(card_id: str, flight: FlightRecorder | None, generation: int, table: bytes) -> None:

@@ -30,7 +30,7 @@ from actscope.engines.vllm.settings import VllmSettings
 from actscope.engines.vllm.sidecar.desk import Desk
 from actscope.engines.vllm.sidecar.drain import Drain
 from actscope.engines.vllm.sidecar.facts import Known, know
-from actscope.engines.vllm.sidecar.flight import open_flight
+from actscope.engines.vllm.sidecar.flight import open_recording
 from actscope.errors import ActscopeError
 from actscope.probes import Bank, ModelFacts
 from actscope.recording.flight import FlightRecorder
@@ -85,7 +85,7 @@ class Sidecar:
         runtime.sweep()
         self._desk.load(self._known.probes)
         self._desk.begin()
-        flight = open_flight(self._start, self._settings, self._known) if self._settings.record else None
+        flight = open_recording(self._start, self._settings, self._known) if self._settings.record else None
         card = card_of(self._start, self._known)
         try:
             if flight is not None and self._start.rows_ring:
