@@ -1,6 +1,6 @@
-"""The two operations that run inside the model's forward pass, as `torch.library` custom ops.
+"""The operations that run inside the model's forward pass, as `torch.library` custom ops.
 
-Both write into the whole of a buffer that outlives the step, and say so (`mutates_args`): a view would be cloned, and
+All write into the whole of buffers that outlive the step, and say so (`mutates_args`): a view would be cloned, and
 an op that declares no mutation would be removed as dead code when the model is compiled.
 """
 

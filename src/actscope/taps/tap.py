@@ -1,16 +1,21 @@
-"""`actscope::tap`: the one op of compiled models and CUDA graphs: scores, raw rows, and the proof that it ran.
+"""`actscope::tap` and `actscope::encode`, the ops of compiled models and CUDA graphs: scores, rows, SAE features, and the proof.
 
-It is defined without `torch.library.custom_op`, whose checks cost some 15 µs a call, which a decoder layer of a small model
-feels. Its operands are whole buffers (`TapBuffers`) and an integer; changing what lies in the buffers never compiles again.
+They are defined without `torch.library.custom_op`, whose checks cost some 15 µs a call, which a decoder layer of a small model
+feels. Their operands are whole buffers and integers; changing what lies in the buffers never compiles again. A call that fails is
+logged once and leaves no proof behind, so that nothing of it is delivered; the model goes on.
 """
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from actscope.probes.encoder import ENCODERS, Encoder
+from actscope.taps.encode import encode_reference
 from actscope.taps.ops import activate
 
 _LIBRARY: Any = torch.library.Library("actscope", "FRAGMENT")  # type: ignore[no-untyped-call]
@@ -18,19 +23,28 @@ _LIBRARY.define(
     "tap(Tensor hidden, Tensor? residual, Tensor(a!) board, Tensor(b!) store, Tensor weight, Tensor bias, Tensor jump, "
     "Tensor activation, Tensor columns, Tensor active, Tensor keep, Tensor wanted, Tensor(c!) fired, int site) -> ()"
 )
+_LIBRARY.define(
+    "encode(Tensor hidden, Tensor? residual, Tensor(a!) board, int first, int places, Tensor weight, Tensor bias, "
+    "Tensor pre_bias, Tensor threshold, int activation, int k, str normalisation, Tensor(b!) fired, int site) -> ()"
+)
+
+log = logging.getLogger("actscope.taps")
+_reported: set[str] = set()
 
 
 class TapBuffers(torch.nn.Module):
     """Everything that the taps of one model read and write, on the model's device, for as long as the model lives.
 
-    board       float32 [max_rows, width + 1]    scores; NaN is "not computed"; the last column is a spare
+    board       float32 [max_rows, width + 2 * n_features + 1]
+                                                 scores, then the strongest SAE features as (number, activation) pairs;
+                                                 NaN is "not computed"; the last column is a spare
     store       dtype [max_rows, n_kept * d]     raw rows, one site beside the other
     weight      float32 [n_sites, d, width]      probes of each site in its first slots; bias, jump float32, activation
                                                  int64, columns int64 [n_sites, width] likewise; unused slots point to the spare
     active      int32 [n_sites]                  slots in use
     keep        int32 [n_sites]                  which part of a row of `store` is the site's, or -1
     wanted      int32 [1]                        whether any raw rows are wanted in this pass
-    fired       int64 [n_sites]                  how often each tap has run: the proof that it was not compiled away
+    fired       int64 [n_sites (+ 1)]            how often each tap has run, and the SAE: the proof that it was not compiled away
 
     They are buffers of a module only so that `to` and `repr` work; they are no part of any model's state.
     """
@@ -57,24 +71,25 @@ class TapBuffers(torch.nn.Module):
         max_rows: int,
         dtype: torch.dtype,
         device: torch.device,
+        n_features: int = 0,
     ) -> None:
         super().__init__()
-        self.d, self.width, self.n_kept = d, width, len(kept)
+        self.d, self.width, self.n_columns = d, width, width + 2 * n_features
         places = torch.full((n_sites,), -1, dtype=torch.int32)
         for place, site in enumerate(kept):
             places[site] = place
         tensors = {
-            "board": torch.full((max_rows, width + 1), torch.nan),
+            "board": torch.full((max_rows, self.n_columns + 1), torch.nan),
             "store": torch.zeros((max_rows, max(len(kept), 1) * d) if kept else (1, d), dtype=dtype),
             "weight": torch.zeros(n_sites, d, width),
             "bias": torch.zeros(n_sites, width),
             "jump": torch.zeros(n_sites, width),
             "activation": torch.zeros(n_sites, width, dtype=torch.int64),
-            "columns": torch.full((n_sites, width), width, dtype=torch.int64),
+            "columns": torch.full((n_sites, width), self.n_columns, dtype=torch.int64),
             "active": torch.zeros(n_sites, dtype=torch.int32),
             "keep": places,
             "wanted": torch.zeros(1, dtype=torch.int32),
-            "fired": torch.zeros(n_sites, dtype=torch.int64),
+            "fired": torch.zeros(n_sites + (n_features > 0), dtype=torch.int64),
         }
         for name, tensor in tensors.items():
             self.register_buffer(name, tensor.to(device), persistent=False)
@@ -85,6 +100,45 @@ class TapBuffers(torch.nn.Module):
 
     def _bank(self) -> tuple[Tensor, ...]:
         return self.weight, self.bias, self.jump, self.activation, self.columns, self.active, self.keep, self.wanted
+
+
+class SaeBuffers(torch.nn.Module):
+    """An SAE's encoder on the model's device: weight float32 [d, m], bias and threshold [m], pre_bias [d].
+
+    Its `places` strongest features of each row go to the columns of `TapBuffers.board` behind the scores.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    pre_bias: Tensor
+    threshold: Tensor
+
+    def __init__(self, encoder: Encoder, places: int, device: torch.device) -> None:
+        super().__init__()
+        self.places = places
+        self.k = min(places, encoder.k) if encoder.k else places
+        self.activation, self.normalisation = ENCODERS[encoder.activation], encoder.normalisation
+        for name in ("weight", "bias", "pre_bias", "threshold"):
+            self.register_buffer(name, torch.from_numpy(getattr(encoder, name)).to(device), persistent=False)
+
+    def encode(self, buffers: TapBuffers, hidden: Tensor, residual: Tensor | None) -> None:
+        """Read its site: `hidden` [n, d], or the sum of it and `residual`."""
+        torch.ops.actscope.encode(
+            hidden,
+            residual,
+            buffers.board,
+            buffers.width,
+            self.places,
+            self.weight,
+            self.bias,
+            self.pre_bias,
+            self.threshold,
+            self.activation,
+            self.k,
+            self.normalisation,
+            buffers.fired,
+            len(buffers.fired) - 1,
+        )
 
 
 def _tap_cpu(
@@ -132,6 +186,34 @@ def _tap_cuda(*operands: Any) -> None:
     kernels.tap_cuda(*operands)
 
 
-_LIBRARY.impl("tap", _tap_cpu, "CPU")
-_LIBRARY.impl("tap", _tap_cuda, "CUDA")
+def _encode(
+    hidden: Tensor, residual: Tensor | None, board: Tensor, first: int, places: int, weight: Tensor, bias: Tensor,
+    pre_bias: Tensor, threshold: Tensor, activation: int, k: int, normalisation: str, fired: Tensor, site: int,
+) -> None:  # fmt: skip
+    features = board[:, first : first + 2 * places]
+    encode_reference(hidden, residual, weight, bias, pre_bias, threshold, activation, features, k, normalisation)
+    fired[site].add_(1)
+
+
+def _surviving(op: Callable[..., None]) -> Callable[..., None]:
+    """The same op, but what it raises is logged once: the model being watched never dies of us."""
+
+    def survive(*operands: Any) -> None:
+        try:
+            op(*operands)
+        except Exception:
+            if op.__name__ not in _reported:
+                _reported.add(op.__name__)
+                log.exception(
+                    "%s failed; what it should have read is not delivered (further ones are counted)", op.__name__
+                )
+
+    return survive
+
+
+_LIBRARY.impl("tap", _surviving(_tap_cpu), "CPU")
+_LIBRARY.impl("tap", _surviving(_tap_cuda), "CUDA")
 _LIBRARY.impl("tap", lambda *operands: None, "Meta")
+_LIBRARY.impl("encode", _surviving(_encode), "CPU")
+_LIBRARY.impl("encode", _surviving(_encode), "CUDA")
+_LIBRARY.impl("encode", lambda *operands: None, "Meta")

@@ -55,7 +55,7 @@ class StagedBank:
         for site, slots in self.sites.items():
             k = slots.weight.shape[1]
             buffers.active[site] = 0
-            buffers.columns[site] = buffers.width
+            buffers.columns[site] = buffers.n_columns  # the spare
             buffers.weight[site, :, :k] = slots.weight
             for name in ("bias", "jump", "activation", "columns"):
                 getattr(buffers, name)[site, :k] = getattr(slots, name)

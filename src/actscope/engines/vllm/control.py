@@ -10,6 +10,7 @@ A message is its length (4 bytes, little-endian) and MessagePack. The sidecar en
 
 from __future__ import annotations
 
+import re
 import socket
 import struct
 from typing import Any, TypeVar
@@ -73,6 +74,15 @@ class ModelFacts(msgspec.Struct, frozen=True, kw_only=True):
     runner: str
 
 
+class Features(msgspec.Struct, frozen=True):
+    """An SAE in the graph: of each row at `site` the `k` strongest of `n_features`, in the columns behind the scores."""
+
+    site: str
+    k: int
+    n_features: int
+    name: str
+
+
 class Start(msgspec.Struct, frozen=True, kw_only=True, tag="start"):
     """`settings` are VllmSettings as JSON. `sites` are tapped here, `kept` of them with raw rows."""
 
@@ -88,6 +98,8 @@ class Start(msgspec.Struct, frozen=True, kw_only=True, tag="start"):
     rows_ring: str
     sites: list[str]
     kept: list[str]
+    columns: int
+    features: Features | None = None
 
 
 Message = SetBank | Staged | Began | Start
@@ -138,16 +150,24 @@ def _read(connection: socket.socket, size: int) -> bytearray | None:
     return data
 
 
-def row_layout(width: int, dtype: str) -> int:
+def row_layout(columns: int, dtype: str) -> int:
     """How many elements of `dtype` the float32 scores at the head of a wide row take."""
-    return width if dtype == "float32" else 2 * width
+    return columns if dtype == "float32" else 2 * columns
 
 
-def rows_ring_spec(n_sites: int, d: int, width: int, dtype: str, rows: int) -> RingSpec:
-    """The ring of wide rows: a row is `width` scores as float32 bits, then each kept site's vector, one behind the other."""
+def rows_ring_spec(n_sites: int, d: int, columns: int, dtype: str, rows: int) -> RingSpec:
+    """The ring of wide rows: a row is `columns` scores as float32 bits, then each kept site's vector, one behind the other."""
     steps = max(4096, rows // 8)
-    elements = row_layout(width, dtype) + n_sites * d
+    elements = row_layout(columns, dtype) + n_sites * d
     return RingSpec(rows, elements, step_capacity=steps, span_capacity=max(2 * steps, rows), dtype=dtype)
+
+
+_SUFFIX = re.compile(r"-[0-9a-f]{8}$")
+
+
+def external_id(request: str) -> str:
+    """The id that clients know: vLLM makes its own of it by adding eight hexadecimal digits."""
+    return _SUFFIX.sub("", request)
 
 
 def options_of(extra_args: Any) -> dict[str, Any]:

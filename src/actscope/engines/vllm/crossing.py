@@ -53,7 +53,7 @@ class HostCrossing:
         """Publish what the pass wrote. True: it was not dropped."""
         buffers, n = self._buffers, batch.n_tokens
         landed = Landed(
-            buffers.board[:n, : buffers.width].numpy(),
+            buffers.board[:n, : buffers.n_columns].numpy(),
             as_bits(buffers.store[:n]) if with_rows else None,
             batch.positions[:n].numpy(),
             batch.token_ids[:n].numpy(),
@@ -104,7 +104,7 @@ class CudaCrossing:
         def land() -> None:
             try:
                 done.synchronize()
-                publish(berth.landed(self._buffers.width, n, with_rows, has_slots))
+                publish(berth.landed(self._buffers.n_columns, n, with_rows, has_slots))
             finally:
                 self._free.put(berth)
 

@@ -21,15 +21,14 @@ _FIRST, _NONE, _END = SpanFlag.FIRST, SpanFlag(0), SpanFlag.END
 class Known:
     """What is remembered of a request that runs.
 
-    `high`: positions below it have been computed, and not rejected. `blocks`: its KV blocks in the full-attention group.
-    `stop_ids` end an answer, and a row at `limit` or behind is of a token that is the last one allowed.
-    `wants_rows`: whether its rows leave the model's process. `labelled` is False for prompt embeddings,
-    whose token ids mean nothing.
+    `high`: positions below it have been told of: computed and not rejected, or cached. `blocks`: its KV blocks in the
+    full-attention group, and `prompt` its tokens, where scores of cached prompts are kept. `stop_ids` end an answer, and a row
+    at `limit` or behind is of a token that is the last one allowed. `wants_rows`: whether its rows leave the model's process.
+    `labelled` is False for prompt embeddings, whose token ids mean nothing.
     """
 
     request: str
     n_prompt: int
-    n_cached: int = 0
     high: int = 0
     stop_ids: frozenset[int] = frozenset()
     limit: int = 1 << 62
@@ -37,18 +36,22 @@ class Known:
     told: bool = False
     wants_rows: bool = False
     labelled: bool = True
-    adapter: str = ""
     blocks: list[int] = field(default_factory=list)
+    prompt: Sequence[int] | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Labels:
-    """The rows of a pass that can be labelled: their places `index` in the pass (None: all, in order), spans and labels."""
+    """The rows of a pass that can be labelled: their places `index` in the pass (None: all, in order), spans and labels.
+
+    `gaps`: (request, from, to): positions before the request's rows that were never told of, since they came from the cache.
+    """
 
     index: np.ndarray | None
     spans: tuple[Span, ...]
     meta: np.ndarray
     known: tuple[Known, ...]
+    gaps: tuple[tuple[Known, int, int], ...] = ()
     uncertain: int = 0
 
 
@@ -102,7 +105,8 @@ class Register:
         chosen = [k for k, ok in zip(known, good, strict=True) if ok and k is not None]
         fewer = None if rejected is None else rejected[keep]
         labels = self._label(chosen, sizes[keep], index, positions[index], token_ids[index], step, fewer)
-        return Labels(index, labels.spans, labels.meta, labels.known, int(sizes.sum()) - len(index))
+        uncertain = int(sizes.sum()) - len(index)
+        return Labels(index, labels.spans, labels.meta, labels.known, labels.gaps, uncertain)
 
     def _label(
         self,
@@ -127,22 +131,15 @@ class Register:
             behind = ends[span_of] - np.arange(len(positions)) <= rejected[span_of]
             flags |= np.where(behind, int(RowFlag.REJECTED), 0)
         meta["flags"] = flags
-        spans = self._spans(known, sizes, ends, positions, token_ids, meta)
+        firsts = positions[ends - sizes].tolist() if known else []
+        gaps = tuple((k, k.high, first) for k, first in zip(known, firsts, strict=True) if first > k.high)
+        spans = self._spans(known, sizes, firsts, meta)
         self._advance(known, sizes, ends, positions, rejected)
-        return Labels(index, spans, meta, tuple(known))
+        return Labels(index, spans, meta, tuple(known), gaps)
 
-    def _spans(
-        self,
-        known: list[Known],
-        sizes: np.ndarray,
-        ends: np.ndarray,
-        positions: np.ndarray,
-        token_ids: np.ndarray,
-        meta: np.ndarray,
-    ) -> tuple[Span, ...]:
+    def _spans(self, known: list[Known], sizes: np.ndarray, firsts: list[int], meta: np.ndarray) -> tuple[Span, ...]:
         spans = []
         offset = 0
-        firsts = positions[ends - sizes].tolist() if len(known) else []
         for k, n, first in zip(known, sizes.tolist(), firsts, strict=True):
             spans.append(Span(k.request, first, n, offset, _NONE if k.told else _FIRST, k.n_prompt))
             k.told = True
@@ -203,11 +200,10 @@ def known_of(new: Any, group: int | None, *, rows: bool) -> Known:
     return Known(
         new.req_id,
         new.prompt_len,
-        n_cached=new.num_computed_tokens,
         stop_ids=stop,
         limit=limit,
         wants_rows=rows,
         labelled=new.prompt_embeds is None,
-        adapter=new.lora_request.lora_name if new.lora_request is not None else "",
         blocks=blocks,
+        prompt=new.prompt_token_ids if group is not None else None,
     )

@@ -33,6 +33,13 @@ class PrefixScores:
         self._generation = np.zeros(n_slots, np.int64)
         self.since = np.zeros(width, np.int64)
 
+    def forget(self, slots: np.ndarray | None = None) -> None:
+        """What lies in these slots, or in all, is not known any more: rows went there that nobody has seen."""
+        if slots is None:
+            self._position.fill(-1)
+        else:
+            self._position[slots[(slots >= 0) & (slots < len(self._position))]] = -1
+
     def keep(self, slots: np.ndarray, meta: np.ndarray, scores: np.ndarray, generation: int) -> None:
         """Rows have been computed into these slots; a slot below 0 is none."""
         good = (slots >= 0) & (slots < len(self._token)) & ((meta["flags"] & _SPURIOUS) == 0)
@@ -51,16 +58,18 @@ class PrefixScores:
             for column in (self._scores, self._token, self._position, self._generation):
                 column[into] = column[out_of]
 
-    def find(self, known: Known, n: int, chunk: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """(labels, scores) of the first `n` positions of a request, as far as they are known, in runs of at most `chunk`.
+    def find(self, known: Known, low: int, high: int, chunk: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """(labels, scores) of positions `low .. high` of a request, as far as they are known, in runs of at most `chunk`.
 
-        A slot that holds another position than the one that is looked for is not used.
+        A slot is used only if it holds that position, and in a prompt that token: whatever else lies there is not this request's.
         """
         blocks = np.asarray(known.blocks, np.int64)
-        n = min(n, len(blocks) * self._block_size)
-        positions = np.arange(n)
+        positions = np.arange(low, min(high, len(blocks) * self._block_size))
         slots = blocks[positions // self._block_size] * self._block_size + positions % self._block_size
         good = self._position[slots] == positions
+        if known.prompt is not None:
+            expected = np.asarray(known.prompt[low : positions[-1] + 1] if len(positions) else [], np.int64)
+            good[: len(expected)] &= self._token[slots[: len(expected)]] == expected
         for start, stop in _runs(good, chunk):
             part = slots[start:stop]
             meta = np.zeros(stop - start, ROW_META)

@@ -14,6 +14,7 @@ from actscope.engines.vllm.labels import Known, Labels, Register
 from actscope.engines.vllm.prefix import PrefixScores
 from actscope.frames import ROW_META, SCORES, Frame, Span, SpanFlag, Step
 from actscope.ring.host import RingWriter
+from actscope.taps.tap import TapBuffers
 
 log = logging.getLogger("actscope.vllm")
 
@@ -66,12 +67,13 @@ class Publisher:
         prefix: PrefixScores | None,
         sites: Sequence[str],
         kept: Sequence[int],
-        width: int,
+        buffers: TapBuffers,
     ) -> None:
         self._ring, self._rows_ring, self._prefix = ring, rows_ring, prefix
-        self._sites, self._kept, self._width = sites, kept, width
+        self._sites, self._kept = [*sites, "the SAE's site"], kept
+        self._width, self._n_columns = buffers.width, buffers.n_columns
         self._register = Register()
-        self._fired = np.zeros(len(sites), np.int64)
+        self._fired = np.zeros(len(buffers.fired), np.int64)
         self._silent: set[int] = set()
         self._step = 0
         self.counts = Counts()
@@ -92,35 +94,34 @@ class Publisher:
             return
         self._step += 1
         self.counts.passes += 1
-        if self._prefix is not None:
-            self._prefix.copy_blocks(note.copies)
-            self._prefix.since = note.since
-            self._publish_cached(note, self._prefix)
         labels = self._register.label(
             note.requests, note.starts, landed.positions, landed.token_ids, self._step, note.rejected
         )
         self.counts.uncertain_rows += labels.uncertain
         silent = self._silent_sites(landed.fired)
         scores = self._scores(landed.scores, labels, silent, note.columns_of)
-        step = Step(self._step, monotonic_ns(), labels.spans + ended, labels.meta, note.generation)
+        spans = labels.spans
+        if self._prefix is not None and landed.slots is not None:
+            self._keep(note, labels, scores, landed.slots, self._prefix)
+            spans = self._publish_cached(note, labels, self._prefix)
+        step = Step(self._step, monotonic_ns(), spans + ended, labels.meta, note.generation)
         self._ring.write(step, [Frame(SCORES, scores)])
         self.counts.rows += step.n_rows
         if landed.rows is not None and self._rows_ring is not None:
             self._publish_rows(step, ended, labels, scores, landed.rows, silent, self._rows_ring)
-        if self._prefix is not None and landed.slots is not None:
-            slots = landed.slots if labels.index is None else landed.slots[labels.index]
-            self._prefix.keep(slots, labels.meta, scores, note.generation)
 
     # --- parts of a pass ---
 
     def _publish_without_rows(self, note: PassNote, ended: tuple[Span, ...]) -> None:
         self.counts.dropped_rows += note.n_rows
+        if note.n_rows and self._prefix is not None:
+            self._prefix.forget()
         if self._rows_ring is not None and note.n_rows:
             self.counts.raw_dropped_rows += note.n_rows
         if not ended:
             return
         step = Step(self._step, monotonic_ns(), ended, np.empty(0, ROW_META), note.generation)
-        self._ring.write(step, [Frame(SCORES, np.empty((0, self._width), np.float32))])
+        self._ring.write(step, [Frame(SCORES, np.empty((0, self._n_columns), np.float32))])
         if self._rows_ring is not None:
             self._rows_ring.write(step, [])
 
@@ -152,6 +153,8 @@ class Publisher:
     ) -> np.ndarray:
         chosen = scores if labels.index is None else scores[labels.index]
         columns = [column for site in silent for column in columns_of.get(site, ())]
+        if len(self._sites) - 1 in silent:
+            columns += range(self._width, self._n_columns)
         if columns:
             chosen = chosen.copy()
             chosen[:, columns] = np.nan
@@ -183,20 +186,33 @@ class Publisher:
         ring.write(step, [Frame(SCORES, (heads, rows))])
         self.counts.raw_rows += step.n_rows
 
-    def _publish_cached(self, note: PassNote, prefix: PrefixScores) -> None:
-        """The scores of prompts that come again, from the requests that computed them."""
-        for new in note.begun:
-            known = self._register.get(new.request)
-            if known is None or known.told or not new.n_cached or not known.labelled:
-                continue
-            for meta, scores in prefix.find(known, new.n_cached, _CHUNK):
+    def _keep(
+        self, note: PassNote, labels: Labels, scores: np.ndarray, slots: np.ndarray, prefix: PrefixScores
+    ) -> None:
+        """The scores of this pass, before those of cached prompts are looked up: vLLM shares blocks that it only computes now."""
+        prefix.copy_blocks(note.copies)
+        prefix.since = note.since
+        if labels.index is not None:
+            prefix.forget(slots)
+            slots = slots[labels.index]
+        prefix.keep(slots, labels.meta, scores, note.generation)
+
+    def _publish_cached(self, note: PassNote, labels: Labels, prefix: PrefixScores) -> tuple[Span, ...]:
+        """The scores of positions that this pass found in the cache, from the requests that computed them.
+
+        Returns the spans of the pass; one that is not its request's first any more says so no longer.
+        """
+        spans = {span.request: span for span in labels.spans}
+        for known, low, high in labels.gaps:
+            for meta, scores in prefix.find(known, low, high, _CHUNK):
                 meta["step"] = self._step
-                flags = SpanFlag(0) if known.told else SpanFlag.FIRST
-                span = Span(known.request, int(meta["position"][0]), len(meta), 0, flags, known.n_prompt)
-                known.told = True
+                own = spans[known.request]
+                span = Span(known.request, int(meta["position"][0]), len(meta), 0, own.flags, known.n_prompt)
+                spans[known.request] = replace(own, flags=SpanFlag(0))
                 step = Step(self._step, monotonic_ns(), (span,), meta, note.generation)
                 self._ring.write(step, [Frame(SCORES, scores)])
                 self.counts.cached_rows += len(meta)
+        return tuple(spans.values())
 
 
 def _only(step: Step, labels: Labels, wanting: list[bool], ended: tuple[Span, ...]) -> tuple[Step, np.ndarray]:

@@ -8,6 +8,8 @@ import secrets
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -16,22 +18,23 @@ import torch
 
 from actscope.engines.vllm.bank import InForce
 from actscope.engines.vllm.companion import Companion
-from actscope.engines.vllm.control import Began, ModelFacts, Start, options_of, rows_ring_spec
+from actscope.engines.vllm.control import Began, Features, ModelFacts, Start, external_id, options_of, rows_ring_spec
 from actscope.engines.vllm.crossing import CudaCrossing, HostCrossing
 from actscope.engines.vllm.labels import known_of
 from actscope.engines.vllm.places import attach, sites_here
 from actscope.engines.vllm.prefix import PrefixScores
 from actscope.engines.vllm.publishing import Counts, PassNote, Publisher
 from actscope.engines.vllm.runners import PassBatch, adapt, full_attention_layer
-from actscope.engines.vllm.settings import VllmSettings
+from actscope.engines.vllm.settings import GraphSpec, VllmSettings
 from actscope.errors import SettingsError
+from actscope.probes.sae import load_encoder
 from actscope.ring.host import RingSpec, RingWriter
 from actscope.ring.process import process_start
 from actscope.ring.segment import SHM_DIR
 from actscope.sampling import keeps
 from actscope.sites import Site, in_model_order
 from actscope.taps.anatomy import text_config
-from actscope.taps.tap import TapBuffers
+from actscope.taps.tap import SaeBuffers, TapBuffers
 
 log = logging.getLogger("actscope.vllm")
 
@@ -69,6 +72,7 @@ class Session:
         self.sites: tuple[Site, ...] = in_model_order([*scored, *kept])
         self.kept = [self.sites.index(site) for site in kept]
         self._d = int(text_config(runner.model).hidden_size)
+        self._sae: Features | None = None
         self.buffers = TapBuffers(
             n_sites=len(self.sites),
             kept=self.kept,
@@ -77,9 +81,12 @@ class Session:
             max_rows=self._max_rows,
             dtype=runner.model_config.dtype,
             device=torch.device(runner.device),
+            n_features=graph.sae_top_k if graph.sae else 0,
         )
         self._hooks = [attach(runner.model, site, self._reader(i)) for i, site in enumerate(self.sites)]
-        self._bank = InForce({}, np.zeros(graph.width, np.int64))
+        if graph.sae:
+            self._attach_sae(graph)
+        self._bank = InForce({}, np.zeros(self.buffers.n_columns, np.int64))
         self._publisher: Publisher | None = None
         self._companion: Companion | None = None
         self._waiting: tuple[PassNote, PassBatch] | None = None
@@ -99,9 +106,26 @@ class Session:
 
         return read
 
+    def _attach_sae(self, graph: GraphSpec) -> None:
+        """Hook the SAE's encoder in. Another stage's is not loaded; its columns stay "not computed"."""
+        encoder = load_encoder(Path(graph.sae), graph.sae_site or None)
+        if encoder.site is None:
+            raise SettingsError(
+                f"sae {graph.sae}: it does not say where it belongs; set sae_site, e.g. layers.12.resid_post"
+            )
+        if encoder.d != self._d:
+            raise SettingsError(
+                f"sae {graph.sae}: it reads rows of width {encoder.d}, this model has d_model {self._d}"
+            )
+        buffers = self.buffers
+        for site in sites_here(self._runner.model, encoder.site):
+            sae = SaeBuffers(encoder, graph.sae_top_k, buffers.board.device)
+            self._hooks.append(attach(self._runner.model, site, partial(sae.encode, buffers)))
+            self._sae = Features(site.name, graph.sae_top_k, encoder.n_features, encoder.name or Path(graph.sae).name)
+
     def _open(self, config: Any) -> None:
         """What only the publishing rank has: rings, the crossing, the sidecar."""
-        self._ring = RingWriter.create(_score_ring(self._settings))
+        self._ring = RingWriter.create(_score_ring(self._settings, self.buffers.n_columns))
         self._rows_ring = self._open_rows_ring() if self.kept else None
         on_gpu = self.buffers.board.is_cuda
         self._crossing = CudaCrossing(self.buffers, self._max_rows) if on_gpu else HostCrossing(self.buffers)
@@ -120,7 +144,7 @@ class Session:
 
     def _open_rows_ring(self) -> RingWriter:
         dtype = str(self.buffers.store.dtype).removeprefix("torch.")
-        spec = rows_ring_spec(len(self.kept), self._d, self._settings.width, dtype, _ROWS_AT_HAND)
+        spec = rows_ring_spec(len(self.kept), self._d, self.buffers.n_columns, dtype, _ROWS_AT_HAND)
         limit = min(self._settings.buffer_gb * 1e9, shutil.disk_usage(SHM_DIR).free / 2)
         rows = min(_ROWS_AT_HAND, int(limit // spec.row_bytes))
         if rows < self._max_rows:
@@ -130,7 +154,7 @@ class Session:
                 f"{limit / 1e9:.2f} GB may be used. "
                 "Tap fewer sites, lower --max-num-batched-tokens, or give /dev/shm and buffer_gb more"
             )
-        return RingWriter.create(rows_ring_spec(len(self.kept), self._d, self._settings.width, dtype, rows))
+        return RingWriter.create(rows_ring_spec(len(self.kept), self._d, self.buffers.n_columns, dtype, rows))
 
     def _start(self, config: Any) -> Start:
         model, place = config.model_config, self._place
@@ -162,6 +186,8 @@ class Session:
             rows_ring=self._rows_ring.name if self._rows_ring else "",
             sites=[site.name for site in self.sites],
             kept=[self.sites[i].name for i in self.kept],
+            features=self._sae,
+            columns=self.buffers.n_columns,
         )
 
     # --- around a pass, on the model's thread ---
@@ -214,7 +240,7 @@ class Session:
         asked, keep = options.get("rows"), options.get("keep")
         settings = self._settings
         wants = bool(asked) if asked is not None else settings.rows == "all" or bool(keep)
-        if settings.sample and keeps(new.req_id, settings.sample):
+        if settings.sample and keeps(external_id(new.req_id), settings.sample):
             wants = True
         if wants and self.kept:
             self._wanting.add(new.req_id)
@@ -280,7 +306,7 @@ class Session:
         prefix = self._prefix_scores(place[0]) if place is not None else None
         self._group = place[0] if prefix is not None and place is not None else None
         self._publisher = Publisher(
-            self._ring, self._rows_ring, prefix, [site.name for site in self.sites], self.kept, self._settings.width
+            self._ring, self._rows_ring, prefix, [site.name for site in self.sites], self.kept, self.buffers
         )
         self._publisher.forget_passes(self.buffers.fired.cpu().numpy())
         return self._publisher
@@ -296,7 +322,7 @@ class Session:
             return None
         kv = self._runner.kv_cache_config
         size = kv.kv_cache_groups[group].kv_cache_spec.block_size
-        needed = kv.num_blocks * size * (self._settings.width * 4 + 20)
+        needed = kv.num_blocks * size * (self.buffers.n_columns * 4 + 20)
         if needed > _PREFIX_BYTES:
             log.warning(
                 "scores of cached prompts would need %.1f GB of host memory (%d slots), more than %.1f: they are off",
@@ -305,7 +331,7 @@ class Session:
                 _PREFIX_BYTES / 1e9,
             )
             return None
-        return PrefixScores(kv.num_blocks, size, self._settings.width)
+        return PrefixScores(kv.num_blocks, size, self.buffers.n_columns)
 
     # --- the rest ---
 
@@ -339,12 +365,10 @@ class Session:
         companion.close()
 
 
-def _score_ring(settings: VllmSettings) -> RingSpec:
+def _score_ring(settings: VllmSettings, width: int) -> RingSpec:
     """Room for `ring_rows` rows; a step of decoding has one row a request."""
     steps = max(4096, settings.ring_rows // 8)
-    return RingSpec(
-        settings.ring_rows, settings.width, step_capacity=steps, span_capacity=max(steps * 2, settings.ring_rows)
-    )
+    return RingSpec(settings.ring_rows, width, step_capacity=steps, span_capacity=max(steps * 2, settings.ring_rows))
 
 
 def _vllm_version() -> str:

@@ -77,9 +77,8 @@ class Sidecar:
         bank = Bank(
             ModelFacts(self._known.name, self._known.revision, facts.d_model, facts.n_layers), self._settings.width
         )
-        self._desk = Desk(
-            bank, start.sites, start.parts, partial(runtime.publish_table, start.card_id), self._hand_over
-        )
+        publish = partial(runtime.publish_table, start.card_id)
+        self._desk = Desk(bank, start, publish, self._hand_over)
 
     def run(self) -> None:
         runtime.sweep()
@@ -89,7 +88,7 @@ class Sidecar:
         card = card_of(self._start, self._known)
         try:
             if flight is not None and self._start.rows_ring:
-                self._drain = Drain(self._start, flight, self._settings.width)
+                self._drain = Drain(self._start, flight)
                 self._drain.start()
             with listening(Path(card.control.removeprefix("unix:"))) as listener:
                 asyncio.run(self._serve(listener, card, flight))

@@ -9,10 +9,11 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from actscope.engines.controls import shown
-from actscope.engines.vllm.control import SetBank, SiteBank
+from actscope.engines.vllm.control import SetBank, SiteBank, Start
 from actscope.errors import ActscopeError, EngineError, ProbeError, RequestRefused
 from actscope.probes import ACTIVATIONS, Bank, Probe, load_probes
 
@@ -28,12 +29,12 @@ class Desk:
     def __init__(
         self,
         bank: Bank,
-        sites: Sequence[str],
-        parts: int,
+        start: Start,
         publish: Callable[[bytes, int], object],
         hand_over: Callable[[SetBank], None],
     ) -> None:
-        self._bank, self._sites, self._parts = bank, list(sites), parts
+        self._bank, self._sites, self._parts = bank, start.sites, start.parts
+        self._features = _described(start)
         self._publish, self._hand_over = publish, hand_over
         self._changing = threading.Lock()
         self._staged = threading.Condition()
@@ -42,7 +43,7 @@ class Desk:
     # --- ProbeDesk ---
 
     def table(self) -> bytes:
-        return self._bank.table()
+        return self._table(self._bank)
 
     async def put(self, probe: Probe) -> dict[str, Any]:
         self._check_site(probe)
@@ -78,8 +79,15 @@ class Desk:
 
     def begin(self) -> None:
         """Publish what was loaded, and hand it to the model."""
-        self._publish(self._bank.table(), self._bank.generation)
+        self._publish(self.table(), self._bank.generation)
         self._hand_over(self._message(self._bank, self._sites))
+
+    def _table(self, bank: Bank) -> bytes:
+        """The bank's table; with an SAE, also which columns its features have: `{"features": {"site", "k", "first", ...}}`."""
+        table = bank.table()
+        if self._features is None:
+            return table
+        return msgspec.json.encode({**msgspec.json.decode(table), "features": self._features})
 
     def note_staged(self, generation: int) -> None:
         with self._staged:
@@ -104,7 +112,7 @@ class Desk:
             before = {probe.info.site for _, probe in changed.items()}
             result = change(changed)
             sites = before | {probe.info.site for _, probe in changed.items()}
-            self._publish(changed.table(), changed.generation)
+            self._publish(self._table(changed), changed.generation)
             self._hand_over(self._message(changed, sorted(sites)))
             with self._staged:
                 if not self._staged.wait_for(lambda: self._staged_generation >= changed.generation, _STAGING_S):
@@ -121,6 +129,13 @@ class Desk:
             bank.generation,
             [_site_bank(self._sites.index(site), members, since) for site, members in by_site.items()],
         )
+
+
+def _described(start: Start) -> dict[str, Any] | None:
+    if start.features is None:
+        return None
+    found: dict[str, Any] = msgspec.to_builtins(start.features)
+    return {**found, "first": start.columns - 2 * start.features.k}
 
 
 def _site_bank(index: int, members: list[tuple[int, Probe]], since: dict[Any, Any]) -> SiteBank:

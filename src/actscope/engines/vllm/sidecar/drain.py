@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import logging
-import re
 import threading
 from collections import OrderedDict
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from actscope.engines.vllm.control import Began, Start, row_layout
+from actscope.engines.vllm.control import Began, Start, external_id, row_layout
 from actscope.errors import ActscopeError, RingError
 from actscope.frames import SCORES, Frame, Span, Step
 from actscope.recording.flight import FlightRecorder
@@ -20,7 +19,6 @@ from actscope.sites import select
 
 log = logging.getLogger("actscope.vllm")
 
-_SUFFIX = re.compile(r"-[0-9a-f]{8}$")
 _REMEMBERED = 1 << 16
 
 
@@ -34,7 +32,7 @@ class Names:
     def name(self, request: str) -> str:
         found = self._names.get(request)
         if found is None:
-            external = _SUFFIX.sub("", request)
+            external = external_id(request)
             found = request if external in self._used else external
             self._used.add(found)
             self._names[request] = found
@@ -63,10 +61,10 @@ class _Wanted:
 class Drain:
     """One thread from the ring of wide rows to `flight`. A request that asked for some sites gets only those."""
 
-    def __init__(self, start: Start, flight: FlightRecorder, width: int) -> None:
-        self._start, self._flight, self._width = start, flight, width
+    def __init__(self, start: Start, flight: FlightRecorder) -> None:
+        self._start, self._flight = start, flight
         self._reader = RingReader.attach(start.rows_ring, from_oldest=True)
-        self._heads = row_layout(width, self._reader.spec.dtype)
+        self._heads = row_layout(start.columns, self._reader.spec.dtype)
         self._names = Names(frozenset(flight.recorder.known_requests))
         self._wanted = _Wanted()
         self._generation = -1

@@ -1,0 +1,46 @@
+"""Load the encoder of a sparse autoencoder, whatever layout it was published in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from actscope.errors import ProbeError
+from actscope.probes import sae_layouts
+from actscope.probes.encoder import ENCODERS, NORMALISATIONS, Encoder
+from actscope.probes.sae_layouts import site_of_hook
+
+__all__ = ["ENCODERS", "NORMALISATIONS", "Encoder", "load_encoder", "site_of_hook"]
+
+#: A folder is of the first layout whose file it holds.
+_FOLDERS: dict[str, Callable[[Path, str | None], Encoder]] = {
+    "sae_weights.safetensors": sae_layouts.saelens,
+    "params.npz": lambda path, site: sae_layouts.gemma_scope(path / "params.npz", site),
+    "params.safetensors": sae_layouts.gemma_scope_2,
+    "hyperparams.json": sae_layouts.llama_scope,
+    "sae.safetensors": sae_layouts.sparsify,
+    "ae.safetensors": sae_layouts.dictionary_learning,
+    "ae.pt": sae_layouts.dictionary_learning,
+}
+
+
+def load_encoder(path: Path, site: str | None = None) -> Encoder:
+    """Read a file or folder of any layout in `sae_layouts`; `site` overrides what it says of itself.
+
+    Raises ProbeError, naming the file. Nothing is unpickled.
+    """
+    try:
+        return _layout(path)(path, site)
+    except ProbeError as error:
+        raise ProbeError(f"{path}: {error}") from error
+    except OSError as error:
+        raise ProbeError(f"{path}: cannot be read: {error.strerror or error}") from error
+
+
+def _layout(path: Path) -> Callable[[Path, str | None], Encoder]:
+    if not path.is_dir():
+        return sae_layouts.gemma_scope if path.suffix == ".npz" else sae_layouts.plain
+    for name, layout in _FOLDERS.items():
+        if (path / name).exists():
+            return layout
+    raise ProbeError(f"no autoencoder in this folder: it has none of {', '.join(_FOLDERS)}")
