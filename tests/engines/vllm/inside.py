@@ -1,0 +1,71 @@
+"""What tests do inside an engine's process, by `Offline.call("engines.vllm.inside:<name>")`: look at the plugin, or break it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+import torch
+
+
+def session(llm: Any) -> Any:
+    """The plugin's session in this process; None where it does not watch."""
+    return getattr(llm.llm_engine.model_executor.driver_worker.worker, "_actscope_session", None)
+
+
+def watched(llm: Any) -> bool:
+    return session(llm) is not None
+
+
+def wrapped(llm: Any) -> list[str]:
+    """What of vLLM's is not as vLLM wrote it."""
+    from vllm.engine.arg_utils import EngineArgs
+    from vllm.v1.request import Request
+    from vllm.v1.worker.worker_base import WorkerWrapperBase
+
+    owned = [(EngineArgs, "create_engine_config"), (Request, "get_skip_reading_prefix_cache")]
+    owned += [(WorkerWrapperBase, "init_device"), (WorkerWrapperBase, "shutdown")]
+    found = [name for owner, name in owned if hasattr(getattr(owner, name), "_actscope")]
+    worker = llm.llm_engine.model_executor.driver_worker.worker
+    for owner in (worker, worker.model_runner):
+        found += [name for name, value in vars(owner).items() if getattr(value, "__module__", "").startswith("actscope")]
+    hooks = [m for m in worker.model_runner.model.modules() if m._forward_hooks or m._forward_pre_hooks]
+    return found + [type(module).__name__ for module in hooks]
+
+
+def counts(llm: Any) -> dict[str, int]:
+    """The plugin's account of all rows, and how often it failed around a pass."""
+    found = session(llm)
+    return {**asdict(found.counts()), "faults": found._faults, "deaths": found._companion.deaths}
+
+
+def sidecar(llm: Any) -> int:
+    """The pid of the sidecar that runs now."""
+    pid: int = session(llm)._companion._process.pid
+    return pid
+
+
+def rows_ring(llm: Any) -> dict[str, int]:
+    """What the writer of the ring of raw rows has taken and dropped."""
+    return asdict(session(llm)._rows_ring.stats())
+
+
+def silence(llm: Any, site: int) -> None:
+    """Take one hook off, as if the compiler had skipped its module."""
+    session(llm)._hooks[site].remove()
+
+
+def break_tap(llm: Any, site: int) -> None:
+    """Point a probe of one site to a column that does not exist: its op fails from now on."""
+    session(llm).buffers.columns[site] = 1 << 40
+
+
+def compiled(llm: Any) -> dict[str, int]:
+    """How often this process traced a graph, and found it compiled already, or not."""
+    found = torch._dynamo.utils.counters
+    inductor = found["inductor"]
+    return {
+        "graphs": found["stats"]["unique_graphs"],
+        "hits": inductor["fxgraph_cache_hit"],
+        "misses": inductor["fxgraph_cache_miss"],
+    }

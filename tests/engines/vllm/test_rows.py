@@ -1,0 +1,77 @@
+"""Every row and every score of real vLLM, against transformers on the same weights and ids; see `mixed.drive` for the run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from engines.vllm import mixed
+from engines.vllm.bed import Configuration, Offline
+from engines.vllm.conftest import Engines, short_directory
+from engines.vllm.watching import write_probes
+
+from actscope.frames import RowFlag
+
+PROBES = mixed.draw_probes()
+WAYS = {
+    f"{name} {way}": (name, {"runner": way.split()[0], "compile": way.split()[1]})
+    for name in ("llama", "qwen3", "gemma2", "gpt2")
+    for way in ("v1 eager", "v1 compiled", "v2 eager")
+}
+
+
+def recording_all(directory: Path) -> dict[str, str]:
+    """The environment that records every row of every layer, with probes at several layers."""
+    return {
+        "ACTSCOPE_RECORD": str(directory / "record"),
+        "ACTSCOPE_ROW_SITES": "all",
+        "ACTSCOPE_SAMPLE": "1",
+        "ACTSCOPE_PROBES": str(write_probes(directory / "probes", PROBES)),
+    }
+
+
+@pytest.fixture(scope="module", params=WAYS)
+def ran(request: pytest.FixtureRequest, model: Callable[[str], Path], engines: Engines) -> Iterator[mixed.Ran]:
+    """The mixed run of one configuration."""
+    name, way = WAYS[request.param]
+    directory = short_directory()
+    configuration = Configuration(model(name), **way, arguments=mixed.CROWDED, environment=recording_all(directory))
+    engine = engines.start(Offline, configuration)
+    yield mixed.run(engine, PROBES, directory / "record")
+    engines.end()
+
+
+def test_every_position_of_every_text_is_there(ran: mixed.Ran) -> None:
+    """Once each, with the text's token: computed or from the cache; what preemption made vLLM compute again comes besides."""
+    mixed.check_labels(ran)
+
+
+def test_the_run_had_in_it_what_it_is_for(ran: mixed.Ran) -> None:
+    """Chunks, prefix hits, preemptions and aborts really happened."""
+    rows = {key: seen.rows for key, seen in ran.seen.items()}
+    assert len(set(rows["long", 0]["step"][:300].tolist())) >= 5
+    assert ran.seen["long-again", 0].having(RowFlag.CACHED).sum() == 288
+    assert ran.seen["ragged-70-again", 0].having(RowFlag.CACHED).sum() == 64
+    assert sum(seen.having(RowFlag.RECOMPUTED).any() for seen in ran.seen.values()) >= 3
+    assert not ran.texts["aborted", 0].finished and ("aborted-in-prefill", 0) not in ran.texts
+
+
+def test_the_account_is_exact(ran: mixed.Ran) -> None:
+    """Every tap fired once in every pass, and every row that was counted was seen."""
+    mixed.check_counts(ran)
+
+
+def test_the_text_is_that_of_the_reference(ran: mixed.Ran) -> None:
+    """Greedy tokens, whatever happened to the request on its way."""
+    mixed.check_tokens(ran)
+
+
+def test_every_score_is_right(ran: mixed.Ran) -> None:
+    """Four activations at three layers, for each request and position, those from the prefix cache too."""
+    assert mixed.check_scores(ran, PROBES) > 30_000
+
+
+def test_every_recorded_row_is_right(ran: mixed.Ran) -> None:
+    """All layers, all computed rows, recomputed ones too."""
+    assert mixed.check_recording(ran) > 10_000

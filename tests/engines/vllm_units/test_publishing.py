@@ -1,0 +1,166 @@
+"""Labels, cached scores and raw rows of random schedules, against what the scheduler itself knows of each row."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from random import Random
+
+import numpy as np
+import pytest
+import torch
+from engines.vllm_units.schedules import BLOCK, WIDTH, Pass, Scheduler, play, scores_of
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from actscope.engines.vllm.labels import Known, Register
+from actscope.engines.vllm.prefix import PrefixScores
+from actscope.engines.vllm.publishing import Publisher
+from actscope.frames import ListSink, RowFlag, SpanFlag, Step
+from actscope.taps.tap import TapBuffers
+
+#: Prompts that often share beginnings, so that prefixes are found again.
+PROMPTS = st.lists(
+    st.tuples(st.integers(0, 2), st.integers(1, 24)).map(lambda stem: [(stem[0] * 7 + i) % 50 for i in range(stem[1])]),
+    min_size=1,
+    max_size=12,
+)
+
+
+def publisher(scheduler: Scheduler, prefix: bool = True) -> tuple[Publisher, ListSink]:
+    ring = ListSink()
+    scores = PrefixScores(scheduler.n_slots // BLOCK, BLOCK, WIDTH) if prefix else None
+    cpu = torch.device("cpu")
+    buffers = TapBuffers(n_sites=1, kept=[], d=2, width=WIDTH, max_rows=64, dtype=torch.float32, device=cpu)
+    return Publisher(ring, None, scores, ["layers.0.resid_post"], [], buffers), ring  # type: ignore[arg-type]  # writes alike
+
+
+def steps_of(ring: ListSink, since: int) -> list[tuple[Step, np.ndarray]]:
+    return [(step, frames[0].rows) for step, frames in ring.steps[since:]]
+
+
+@settings(max_examples=300, deadline=None)
+@given(seed=st.integers(0, 1 << 30), prompts=PROMPTS, as_new=st.booleans(), n_blocks=st.integers(9, 24))
+def test_each_row_of_a_random_schedule_has_its_own_label(
+    seed: int, prompts: list[list[int]], as_new: bool, n_blocks: int
+) -> None:
+    """Chunks, drafts, preemptions, prefix hits, aborts: request, position, token, flags and scores are the scheduler's."""
+    random = Random(seed)
+    scheduler = Scheduler(random, n_blocks=n_blocks, resumed_as_new=as_new)
+    watched, ring = publisher(scheduler)
+
+    def see(one: Pass) -> None:
+        before = len(ring.steps)
+        watched.publish(one.note, one.landed)
+        if one.landed is not None:
+            _check_computed(one, *steps_of(ring, before)[-1])
+
+    play(scheduler, random, prompts, see)
+    assert watched.counts.uncertain_rows == watched.counts.tap_faults == 0
+
+
+def _check_computed(one: Pass, step: Step, scores: np.ndarray) -> None:
+    assert len(step.meta) == len(one.rows)
+    spans = [span for span in step.spans if span.n_rows]
+    for row, meta, score in zip(one.rows, step.meta, scores, strict=True):
+        assert spans[meta["span"]].request == row.request
+        flags = row.prefill * RowFlag.PREFILL | row.again * RowFlag.RECOMPUTED | row.rejected * RowFlag.REJECTED
+        assert (meta["position"], meta["token_id"], meta["flags"]) == (row.position, row.token, int(flags)), row
+        np.testing.assert_array_equal(score, row.scores)
+
+
+@settings(max_examples=300, deadline=None)
+@given(seed=st.integers(0, 1 << 30), prompts=PROMPTS, as_new=st.booleans(), n_blocks=st.integers(9, 24))
+def test_no_position_of_a_text_is_left_out(
+    seed: int, prompts: list[list[int]], as_new: bool, n_blocks: int
+) -> None:
+    """What vLLM takes from its prefix cache comes as cached rows, with the scores of the same text, before what is computed."""
+    random = Random(seed)
+    scheduler = Scheduler(random, n_blocks=n_blocks, resumed_as_new=as_new)
+    watched, ring = publisher(scheduler)
+    delivered: dict[str, dict[int, tuple[int, ...]]] = defaultdict(dict)
+
+    def see(one: Pass) -> None:
+        before = len(ring.steps)
+        watched.publish(one.note, one.landed)
+        found: dict[str, list[int]] = defaultdict(list)
+        for step, scores in steps_of(ring, before):
+            _take(step, scores, delivered, found)
+        assert found == {request: list(positions) for request, positions in one.cached.items()}
+
+    play(scheduler, random, prompts, see)
+
+
+def _take(step: Step, scores: np.ndarray, delivered: dict[str, dict[int, int]], found: dict[str, list[int]]) -> None:
+    """Checks that scores are those of the text that was delivered so far; cached positions go to `found`."""
+    for span in step.spans:
+        for meta, score in zip(step.meta[span.offset :][: span.n_rows], scores[span.offset :], strict=False):
+            position, text = int(meta["position"]), delivered[span.request]
+            if meta["flags"] & RowFlag.REJECTED:
+                continue
+            assert position == 0 or position - 1 in text, f"{span.request}: {position} comes before what precedes it"
+            text[position] = int(meta["token_id"])
+            np.testing.assert_array_equal(score, scores_of(tuple(text[p] for p in range(position + 1))))
+            if meta["flags"] & RowFlag.CACHED:
+                found[span.request].append(position)
+
+
+@settings(max_examples=100, deadline=None)
+@given(seed=st.integers(0, 1 << 30), prompts=PROMPTS, as_new=st.booleans())
+def test_a_request_begins_once_and_ends_once(seed: int, prompts: list[list[int]], as_new: bool) -> None:
+    """The first span is FIRST, the last is END without rows, and nothing of the request is kept in memory afterwards."""
+    random = Random(seed)
+    scheduler = Scheduler(random, resumed_as_new=as_new)
+    watched, ring = publisher(scheduler)
+    play(scheduler, random, prompts, lambda one: watched.publish(one.note, one.landed))
+    spans = defaultdict(list)
+    for step, _ in steps_of(ring, 0):
+        for span in step.spans:
+            spans[span.request].append(span)
+    for found in spans.values():
+        assert [bool(span.flags & SpanFlag.FIRST) for span in found] == [True] + [False] * (len(found) - 1)
+        assert [bool(span.flags & SpanFlag.END) for span in found] == [False] * (len(found) - 1) + [True]
+    assert len(watched._register) == 0
+
+
+@settings(max_examples=100, deadline=None)
+@given(seed=st.integers(0, 1 << 30), prompts=PROMPTS, lost=st.integers(2, 5))
+def test_counts_are_exact_when_passes_are_dropped(seed: int, prompts: list[list[int]], lost: int) -> None:
+    """Rows that were published and rows that were dropped are all rows; those after a dropped pass still have their labels."""
+    random = Random(seed)
+    scheduler = Scheduler(random)
+    watched, ring = publisher(scheduler)
+    rows = passes = 0
+
+    def see(one: Pass) -> None:
+        nonlocal rows, passes
+        rows, passes = rows + len(one.rows), passes + 1
+        landed = None if passes % lost == 0 else one.landed
+        before = len(ring.steps)
+        watched.publish(one.note, landed)
+        if landed is not None:
+            step, _ = steps_of(ring, before)[-1]
+            assert step.meta["position"].tolist() == [row.position for row in one.rows]
+
+    play(scheduler, random, prompts, see)
+    counts = watched.counts
+    assert counts.rows + counts.dropped_rows == rows and counts.uncertain_rows == 0
+
+
+def test_rows_of_unknown_requests_and_of_broken_positions_are_left_out_and_counted() -> None:
+    """Nothing is labelled by guesswork: the others' rows keep their scores."""
+    register = Register()
+    for name in ("good", "broken"):
+        register.add(Known(name, n_prompt=4))
+    positions = np.array([0, 1, 0, 2, 5, 6, 7])
+    starts = np.array([0, 2, 4, 7])
+    labels = register.label(["good", "broken", "stranger"], starts, positions, np.arange(7), step=1)
+    assert labels.index is not None and labels.index.tolist() == [0, 1] and labels.uncertain == 5
+    assert [span.request for span in labels.spans] == ["good"]
+    assert labels.meta["token_id"].tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("n_rows", [0, 1, 5])
+def test_a_pass_that_holds_nothing_certain_is_empty(n_rows: int) -> None:
+    """Labels of no rows are no error."""
+    labels = Register().label(["stranger"], np.array([0, n_rows]), np.arange(n_rows), np.arange(n_rows), step=1)
+    assert len(labels.meta) == 0 and labels.spans == ()
