@@ -45,13 +45,17 @@ class ProbeDesk(Protocol):
 
 
 def control_routes(
-    desk: ProbeDesk, flight: FlightRecorder | None = None, has: Callable[[str], bool] = lambda request: False
+    desk: ProbeDesk,
+    flight: FlightRecorder | None = None,
+    has: Callable[[str], bool] = lambda request: False,
+    also: Callable[[], dict[str, Any]] = dict,
 ) -> list[Route]:
     """Probes, and the recording; without a flight recorder it is said that there is none, and marks are refused.
 
-    `has` says whether a request has come and not ended, though it may have no row yet: marks wait for such a one.
+    `also` is what this engine has to say of its recording besides. `has` says whether a request has come and not ended, though it
+    may have no row yet: marks wait for such a one.
     """
-    return [*probe_routes(desk), *recording_routes(flight, has)]
+    return [*probe_routes(desk), *recording_routes(flight, has, also)]
 
 
 def probe_routes(desk: ProbeDesk) -> list[Route]:
@@ -64,9 +68,11 @@ def probe_routes(desk: ProbeDesk) -> list[Route]:
     ]
 
 
-def recording_routes(flight: FlightRecorder | None, has: Callable[[str], bool]) -> list[Route]:
+def recording_routes(
+    flight: FlightRecorder | None, has: Callable[[str], bool], also: Callable[[], dict[str, Any]] = dict
+) -> list[Route]:
     """GET /v1/actscope/recording, and marks of one request by its id, of the last one, or of all that run."""
-    recording = RecordingRoutes(flight, has)
+    recording = RecordingRoutes(flight, has, also)
     return [
         Route("/v1/actscope/recording", recording.describe),
         Route("/v1/actscope/recording/marks", recording.mark_several, methods=["POST"]),
@@ -130,12 +136,15 @@ class SeveralBody(MarkBody):
 class RecordingRoutes:
     """What is kept of the engine's requests. Without a flight recorder nothing is, and marks are refused."""
 
-    def __init__(self, flight: FlightRecorder | None, has: Callable[[str], bool]) -> None:
+    def __init__(
+        self, flight: FlightRecorder | None, has: Callable[[str], bool], also: Callable[[], dict[str, Any]]
+    ) -> None:
         self._flight = flight
         self._has = has
+        self._also = also
 
     async def describe(self, http: Request) -> Response:
-        return json_response(self._flight.describe() if self._flight else {"recording": False})
+        return json_response({**self._flight.describe(), **self._also()} if self._flight else {"recording": False})
 
     @answering_errors
     async def mark(self, http: Request) -> Response:

@@ -239,9 +239,11 @@ class Session:
         options = options_of(params.extra_args) if params is not None else {}
         asked, keep = options.get("rows"), options.get("keep")
         settings = self._settings
-        wants = bool(asked) if asked is not None else settings.rows == "all" or bool(keep)
-        if settings.sample and keeps(external_id(new.req_id), settings.sample):
-            wants = True
+        if asked is not None:
+            wants = bool(asked)
+        else:
+            sampled = settings.sample > 0 and keeps(external_id(new.req_id), settings.sample)
+            wants = settings.rows == "all" or bool(keep) or sampled
         if wants and self.kept:
             self._wanting.add(new.req_id)
         if self._companion is not None and (asked or keep):

@@ -28,7 +28,7 @@ from actscope.engines.http import json_response, listening
 from actscope.engines.vllm.control import Began, SetBank, Staged, Start, receive, send
 from actscope.engines.vllm.settings import VllmSettings
 from actscope.engines.vllm.sidecar.desk import Desk
-from actscope.engines.vllm.sidecar.drain import Drain
+from actscope.engines.vllm.sidecar.drain import Drain, DrainStats
 from actscope.engines.vllm.sidecar.facts import Known, know
 from actscope.engines.vllm.sidecar.flight import open_recording
 from actscope.errors import ActscopeError
@@ -100,12 +100,17 @@ class Sidecar:
             if flight is not None:
                 flight.close()
 
+    def _missed(self) -> dict[str, int]:
+        """Raw rows that did not get this far: overwritten before they were read, or never in shared memory."""
+        stats = self._drain.stats() if self._drain is not None else DrainStats()
+        return {"missed_rows": stats.missed_rows, "unsent_rows": stats.dropped_rows}
+
     def _hand_over(self, message: SetBank) -> None:
         with self._sending:
             send(self._connection, message)
 
     async def _serve(self, listener: socket.socket, card: runtime.EngineCard, flight: FlightRecorder | None) -> None:
-        routes = [Route("/health", _health), *control_routes(self._desk, flight)]
+        routes = [Route("/health", _health), *control_routes(self._desk, flight, also=self._missed)]
         config = uvicorn.Config(
             Starlette(routes=routes), log_level="warning", access_log=False, timeout_graceful_shutdown=2, lifespan="off"
         )
