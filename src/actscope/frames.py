@@ -32,6 +32,7 @@ class SpanFlag(IntFlag):
     FIRST = 1  # the request's first span
     END = 2  # the request has ended; such a span may have no rows
     ABORTED = 4  # ... because it was cancelled
+    WISH = 8  # it asked for something, which comes on another way: wait for that before its rows are used
 
 
 NO_FLAGS = SpanFlag(0)

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import msgspec
+import numpy as np
 
 from actscope.errors import ProbeError
-from actscope.probes.format import Probe
+from actscope.probes.format import Probe, ProbeInfo
 from actscope.sites import Site
 
 
@@ -76,6 +77,21 @@ class Bank:
     def copy(self) -> Bank:
         """A bank that can be changed without changing this one."""
         return Bank(self.facts, self.width, self.generation, dict(self._slots), dict(self._since))
+
+    def dump(self) -> bytes:
+        """The whole of it, vectors too, for `load`."""
+        probes = [
+            (slot, self._since[p.id], p.info, np.ascontiguousarray(p.weight, np.float32).tobytes())
+            for slot, p in self.items()
+        ]
+        return msgspec.msgpack.encode((self.generation, probes))
+
+    def load(self, state: bytes) -> None:
+        """Become what was dumped: the same probes in the same columns, since when they were there, the same generation."""
+        generation, probes = msgspec.msgpack.decode(state, type=tuple[int, list[tuple[int, int, ProbeInfo, bytes]]])
+        found = {slot: Probe(info, np.frombuffer(raw, np.float32).copy()) for slot, _, info, raw in probes}
+        self.generation, self._slots = generation, found
+        self._since = {info.id: since for _, since, info, _ in probes}
 
     def describe(self) -> list[dict[str, object]]:
         """The probes as clients are shown them: facts, what follows from them, column, and since which generation."""

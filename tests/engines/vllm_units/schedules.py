@@ -108,7 +108,7 @@ class Scheduler:
             if request not in self.running:
                 continue
             n, drafts = self._wanted(request, left)
-            if not n or not (given := self._room(request, request.computed + n, chosen)) and given is None:
+            if not n or (not (given := self._room(request, request.computed + n, chosen)) and given is None):
                 continue
             chosen.append((request, n, drafts))
             left -= n
@@ -150,7 +150,9 @@ class Scheduler:
             drafts = drafts[: max(0, left - 1)]
         return min(left, behind + len(drafts)), drafts
 
-    def _room(self, request: Running, n_tokens: int, chosen: list[tuple[Running, int, list[int]]] | None) -> list[int] | None:
+    def _room(
+        self, request: Running, n_tokens: int, chosen: list[tuple[Running, int, list[int]]] | None
+    ) -> list[int] | None:
         """New blocks for a request, preempting the youngest where that is allowed; None when there are not enough."""
         need = -(-n_tokens // BLOCK) - len(request.blocks)
         while need > len(self._free):
@@ -257,10 +259,9 @@ class Scheduler:
         fired: np.ndarray,
     ) -> Pass:
         starts = np.concatenate([[0], np.cumsum([n for _, n, _ in chosen])]).astype(np.int64)
-        note = PassNote(
-            [request.name for request, _, _ in chosen], starts, begun, ended, 1, {0: [0, 1, 2]}, np.zeros(WIDTH, np.int64), blocks,
-            rejected=rejected if rejected.any() else None, n_rows=len(rows),
-        )  # fmt: skip
+        names, since = [request.name for request, _, _ in chosen], np.zeros(WIDTH, np.int64)
+        bad = rejected if rejected.any() else None
+        note = PassNote(names, starts, begun, ended, 1, {0: [0, 1, 2]}, since, blocks, rejected=bad, n_rows=len(rows))
         if not rows:
             return Pass(note, None, rows, cached)
         fired += 1

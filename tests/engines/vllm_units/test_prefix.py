@@ -37,7 +37,9 @@ def test_blocks_that_are_found_again_bring_their_scores() -> None:
 
 def test_long_prefixes_come_in_pieces() -> None:
     """At most `chunk` rows at once, in order."""
-    pieces = [labels["position"].tolist() for labels, _ in filled().find(Known("r", n_prompt=9, blocks=[2, 4]), 0, 8, 3)]
+    pieces = [
+        labels["position"].tolist() for labels, _ in filled().find(Known("r", n_prompt=9, blocks=[2, 4]), 0, 8, 3)
+    ]
     assert pieces == [[0, 1, 2], [3, 4, 5], [6, 7]]
 
 

@@ -70,9 +70,7 @@ def _check_computed(one: Pass, step: Step, scores: np.ndarray) -> None:
 
 @settings(max_examples=300, deadline=None)
 @given(seed=st.integers(0, 1 << 30), prompts=PROMPTS, as_new=st.booleans(), n_blocks=st.integers(9, 24))
-def test_no_position_of_a_text_is_left_out(
-    seed: int, prompts: list[list[int]], as_new: bool, n_blocks: int
-) -> None:
+def test_no_position_of_a_text_is_left_out(seed: int, prompts: list[list[int]], as_new: bool, n_blocks: int) -> None:
     """What vLLM takes from its prefix cache comes as cached rows, with the scores of the same text, before what is computed."""
     random = Random(seed)
     scheduler = Scheduler(random, n_blocks=n_blocks, resumed_as_new=as_new)

@@ -13,8 +13,10 @@ import time
 from collections import deque
 from collections.abc import Callable
 
+import msgspec
+
 from actscope.engines.vllm.bank import StagedBank
-from actscope.engines.vllm.control import Began, SetBank, Staged, Start, pack, receive, send
+from actscope.engines.vllm.control import SetBank, Staged, Start, Taken, Wish, pack, receive, send
 from actscope.errors import EngineError
 
 log = logging.getLogger("actscope.vllm")
@@ -59,11 +61,11 @@ class Companion:
             staged, self._staged = self._staged, None
         return staged
 
-    def tell(self, began: Began) -> None:
-        """Say that a request has begun. Where the sidecar does not keep up, the oldest such word is lost and counted."""
+    def tell(self, wish: Wish) -> None:
+        """Say what a request asks for. Where the sidecar does not keep up, the oldest such word is lost and counted."""
         if len(self._outbox) == _OUTBOX:
             self.untold += 1
-        self._outbox.append(pack(began))
+        self._outbox.append(pack(wish))
         self._something.set()
 
     # --- from any thread ---
@@ -112,12 +114,19 @@ class Companion:
         self._connection = ours
         try:
             while (message := receive(ours)) is not None:
-                if isinstance(message, SetBank):
-                    self._stage(message)
-                    send(ours, Staged(message.generation))
+                self._hear(ours, message)
         finally:
             self._connection = None
             ours.close()
+
+    def _hear(self, connection: socket.socket, message: object) -> None:
+        """A message, and what of it the next sidecar must know."""
+        if isinstance(message, SetBank):
+            self._stage(message)
+            self._start = msgspec.structs.replace(self._start, state=message.state)
+            send(connection, Staged(message.generation))
+        elif isinstance(message, Taken):
+            self._start = msgspec.structs.replace(self._start, taken=message.step)
 
     def _stage(self, message: SetBank) -> None:
         staged = StagedBank.of(message, self._d, self._width)

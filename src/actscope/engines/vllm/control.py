@@ -1,8 +1,9 @@
 """What the model's process and its sidecar say to each other, over a socket pair that nobody else has an end of.
 
     sidecar → model     SetBank           the probes that are in force from the next pass on
-    model → sidecar     Start             once: what the sidecar needs to know
-                        Began             a request is scheduled for the first time, and what it asks for
+                        Taken             how far raw rows have been taken out of shared memory
+    model → sidecar     Start             once: what the sidecar needs to know, also of the one before it
+                        Wish              a request has begun that asks for something
                         Staged            a bank has come, and will be in force at the next pass
 
 A message is its length (4 bytes, little-endian) and MessagePack. The sidecar ends when the socket does.
@@ -37,25 +38,33 @@ class SiteBank(msgspec.Struct, frozen=True, tag="site"):
 
 
 class SetBank(msgspec.Struct, frozen=True, tag="bank"):
-    """The probes of the sites that have changed; other sites stay as they are."""
+    """The probes of the sites that have changed; other sites stay as they are. `state` is for the next sidecar, see Start."""
 
     generation: int
     sites: list[SiteBank]
+    state: bytes = b""
 
 
 class Staged(msgspec.Struct, frozen=True, tag="staged"):
     generation: int
 
 
-class Began(msgspec.Struct, frozen=True, tag="began"):
+#: Longest text that is taken over from a request's wish.
+MAX_WISH = 1000
+
+
+class Wish(msgspec.Struct, frozen=True, tag="wish"):
     """`rows`: the sites that this request asked for, a selection, "" for all that are kept. `keep`: why to keep it, or ""."""
 
     request: str
-    n_prompt: int
-    n_cached: int
-    adapter: str
     rows: str
     keep: str
+
+
+class Taken(msgspec.Struct, frozen=True, tag="taken"):
+    """`step`: the last one whose raw rows have been taken out of shared memory."""
+
+    step: int
 
 
 class ModelFacts(msgspec.Struct, frozen=True, kw_only=True):
@@ -84,7 +93,10 @@ class Features(msgspec.Struct, frozen=True):
 
 
 class Start(msgspec.Struct, frozen=True, kw_only=True, tag="start"):
-    """`settings` are VllmSettings as JSON. `sites` are tapped here, `kept` of them with raw rows."""
+    """`settings` are VllmSettings as JSON. `sites` are tapped here, `kept` of them with raw rows.
+
+    A sidecar in the place of one that died gets the last `state` of its bank, and the last step that it had `taken` (-1: none).
+    """
 
     card_id: str
     group: str
@@ -100,9 +112,11 @@ class Start(msgspec.Struct, frozen=True, kw_only=True, tag="start"):
     kept: list[str]
     columns: int
     features: Features | None = None
+    state: bytes = b""
+    taken: int = -1
 
 
-Message = SetBank | Staged | Began | Start
+Message = SetBank | Staged | Wish | Taken | Start
 _decoder: msgspec.msgpack.Decoder[Message] = msgspec.msgpack.Decoder(Message)
 _encode = msgspec.msgpack.Encoder().encode
 
@@ -180,6 +194,6 @@ def options_of(extra_args: Any) -> dict[str, Any]:
     if isinstance(asked, str):
         try:
             asked = msgspec.json.decode(asked)
-        except msgspec.DecodeError:
+        except (msgspec.DecodeError, RecursionError, UnicodeError):  # brackets without end, halves of characters
             return {}
     return asked if isinstance(asked, dict) else {}

@@ -63,6 +63,10 @@ class HostCrossing:
         publish(landed)
         return True
 
+    def pass_over(self, publish: Callable[[], None]) -> None:
+        """Publish something that has no rows, behind what is under way: nothing is."""
+        publish()
+
     def close(self) -> None:
         """Nothing is under way."""
 
@@ -110,6 +114,10 @@ class CudaCrossing:
 
         self._landings.put(land)
         return True
+
+    def pass_over(self, publish: Callable[[], None]) -> None:
+        """Publish something that has no rows, behind what is under way, and on the same thread."""
+        self._landings.put(publish)
 
     def close(self) -> None:
         """Publish what is under way, then end."""

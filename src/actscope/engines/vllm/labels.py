@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from actscope.frames import ROW_META, RowFlag, Span, SpanFlag
+from actscope.ring.layout import MAX_REQUEST_ID
 
 _FIRST, _NONE, _END = SpanFlag.FIRST, SpanFlag(0), SpanFlag.END
 
@@ -24,7 +25,8 @@ class Known:
     `high`: positions below it have been told of: computed and not rejected, or cached. `blocks`: its KV blocks in the
     full-attention group, and `prompt` its tokens, where scores of cached prompts are kept. `stop_ids` end an answer, and a row
     at `limit` or behind is of a token that is the last one allowed. `wants_rows`: whether its rows leave the model's process.
-    `labelled` is False for prompt embeddings, whose token ids mean nothing.
+    `labelled` is False for prompt embeddings, whose token ids mean nothing, and for an id that no ring holds, which would take
+    the rows of all others in the pass with it. `computed`: its positions in the KV cache when it was scheduled.
     """
 
     request: str
@@ -35,7 +37,9 @@ class Known:
     ended: bool = False
     told: bool = False
     wants_rows: bool = False
+    wish: bool = False
     labelled: bool = True
+    computed: int = 0
     blocks: list[int] = field(default_factory=list)
     prompt: Sequence[int] | None = None
 
@@ -72,13 +76,15 @@ class Register:
         before = self._known.get(known.request)
         if before is not None:
             known.high, known.told, known.ended = before.high, before.told, before.ended
+            if known.n_prompt != before.n_prompt:  # streaming input: what was computed ahead of the new text is void
+                known.high, known.ended = min(before.high, known.computed), False
         self._known[known.request] = known
         return known
 
     def end(self, requests: Iterable[str]) -> tuple[Span, ...]:
         """These requests are over: their END spans. What never had a row has none."""
         gone = [self._known.pop(request, None) for request in sorted(requests)]
-        return tuple(Span(k.request, 0, 0, 0, _END, k.n_prompt) for k in gone if k is not None)
+        return tuple(Span(k.request, 0, 0, 0, _END, k.n_prompt) for k in gone if k is not None and k.told)
 
     def label(
         self,
@@ -188,8 +194,8 @@ def _contiguous(positions: np.ndarray, starts: np.ndarray) -> np.ndarray:
     return np.asarray(bad[starts[1:]] - bad[starts[:-1]] == 0)
 
 
-def known_of(new: Any, group: int | None, *, rows: bool) -> Known:
-    """What vLLM's NewRequestData says of a request. `rows` is what holds where the request itself says nothing."""
+def known_of(new: Any, group: int | None, *, rows: bool, wish: bool) -> Known:
+    """What vLLM's NewRequestData says of a request; `rows`: its raw rows are wanted; `wish`: it asked for something."""
     params = new.sampling_params
     stop: frozenset[int] = frozenset()
     limit = 1 << 62
@@ -203,7 +209,9 @@ def known_of(new: Any, group: int | None, *, rows: bool) -> Known:
         stop_ids=stop,
         limit=limit,
         wants_rows=rows,
-        labelled=new.prompt_embeds is None,
+        wish=wish,
+        labelled=new.prompt_embeds is None and len(new.req_id.encode(errors="replace")) <= MAX_REQUEST_ID,
+        computed=new.num_computed_tokens,
         blocks=blocks,
         prompt=new.prompt_token_ids if group is not None else None,
     )

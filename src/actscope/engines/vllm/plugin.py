@@ -14,7 +14,7 @@ from __future__ import annotations
 import atexit
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -23,7 +23,7 @@ import msgspec
 from actscope.engines.vllm.control import options_of
 from actscope.engines.vllm.settings import CARRIER, KEY, VllmSettings, disabled, read_settings
 from actscope.engines.vllm.versions import is_tested, tested_range
-from actscope.errors import ActscopeError, EngineError
+from actscope.errors import ActscopeError, EngineError, SettingsError
 
 log = logging.getLogger("actscope.vllm")
 
@@ -98,6 +98,8 @@ def _with_settings(original: Callable[..., Any]) -> Callable[..., Any]:
 
 def _settings_from(config: Any) -> VllmSettings:
     """What the user wrote; or, where this process has read it before (a second engine, a copy of the arguments), that again."""
+    if not isinstance(config, Mapping):
+        raise SettingsError(f"additional_config['{KEY}']: expected an object with settings, found {config!r}")
     carried = os.environ.get(CARRIER)
     if carried and config:
         settings = msgspec.json.decode(carried, type=VllmSettings)
@@ -173,7 +175,6 @@ def watch(worker: Any) -> None:
     Settings that cannot be met are the exception: they raise SettingsError, for nothing is being served yet.
     """
     from actscope.engines.vllm.session import Session
-    from actscope.errors import SettingsError
 
     try:
         carried = os.environ.get(CARRIER)

@@ -75,12 +75,13 @@ class Publisher:
         self._register = Register()
         self._fired = np.zeros(len(buffers.fired), np.int64)
         self._silent: set[int] = set()
+        self._unseen = 0  # passes that ran since the last one that landed
         self._step = 0
         self.counts = Counts()
 
     def forget_passes(self, fired: np.ndarray) -> None:
         """What the taps did so far was no request's pass: warm-up, profiling, graph capture."""
-        self._fired = fired.copy()
+        self._fired, self._unseen = fired.copy(), 0
 
     def publish(self, note: PassNote, landed: Landed | None) -> None:
         """One pass; `landed` is None when its rows were dropped on their way, or there was no pass and requests only ended."""
@@ -114,6 +115,7 @@ class Publisher:
 
     def _publish_without_rows(self, note: PassNote, ended: tuple[Span, ...]) -> None:
         self.counts.dropped_rows += note.n_rows
+        self._unseen += note.n_rows > 0
         if note.n_rows and self._prefix is not None:
             self._prefix.forget()
         if self._rows_ring is not None and note.n_rows:
@@ -132,8 +134,8 @@ class Publisher:
 
     def _silent_sites(self, fired: np.ndarray) -> list[int]:
         """The sites whose tap did not run exactly once in this pass: nothing of theirs is delivered."""
-        ran = fired - self._fired
-        self._fired = fired.copy()
+        ran = fired - self._fired - self._unseen
+        self._fired, self._unseen = fired.copy(), 0
         silent = np.flatnonzero(ran != 1).tolist()
         if silent:
             self.counts.tap_faults += len(silent)
@@ -183,7 +185,7 @@ class Publisher:
             step, mask = _only(step, labels, wanting, ended)
             scores, rows = scores[mask], rows[mask]
         heads = np.ascontiguousarray(scores).view(rows.dtype)
-        ring.write(step, [Frame(SCORES, (heads, rows))])
+        ring.write(_with_wishes(step, labels), [Frame(SCORES, (heads, rows))])
         self.counts.raw_rows += step.n_rows
 
     def _keep(
@@ -213,6 +215,15 @@ class Publisher:
                 self._ring.write(step, [Frame(SCORES, scores)])
                 self.counts.cached_rows += len(meta)
         return tuple(spans.values())
+
+
+def _with_wishes(step: Step, labels: Labels) -> Step:
+    """The step, its spans marked where the request's wish is to be looked at before its rows are recorded."""
+    wishing = {known.request for known in labels.known if known.wish}
+    if not wishing:
+        return step
+    spans = tuple(replace(s, flags=s.flags | SpanFlag.WISH) if s.request in wishing else s for s in step.spans)
+    return replace(step, spans=spans)
 
 
 def _only(step: Step, labels: Labels, wanting: list[bool], ended: tuple[Span, ...]) -> tuple[Step, np.ndarray]:

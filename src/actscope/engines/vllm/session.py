@@ -6,7 +6,6 @@ import logging
 import os
 import secrets
 import shutil
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,7 +17,16 @@ import torch
 
 from actscope.engines.vllm.bank import InForce
 from actscope.engines.vllm.companion import Companion
-from actscope.engines.vllm.control import Began, Features, ModelFacts, Start, external_id, options_of, rows_ring_spec
+from actscope.engines.vllm.control import (
+    MAX_WISH,
+    Features,
+    ModelFacts,
+    Start,
+    Wish,
+    external_id,
+    options_of,
+    rows_ring_spec,
+)
 from actscope.engines.vllm.crossing import CudaCrossing, HostCrossing
 from actscope.engines.vllm.labels import known_of
 from actscope.engines.vllm.places import attach, sites_here
@@ -92,6 +100,7 @@ class Session:
         self._waiting: tuple[PassNote, PassBatch] | None = None
         self._with_rows = False
         self._wanting: set[str] = set()
+        self._wishing: set[str] = set()
         self.warming = False
         self._faults = 0
         self._group: int | None = None
@@ -218,6 +227,7 @@ class Session:
     def _before(self, scheduled: Any) -> None:
         if self._companion is None or self.warming:
             return
+        self.sampled()  # what waited for a sampling that never came
         self._crossing.before_pass()
         publisher = self._publisher or self._make_publisher()
         if not self.buffers.fired.is_cuda:  # where it can be looked at, a dummy pass in between is no fault
@@ -226,6 +236,7 @@ class Session:
         if staged is not None:
             self._bank = staged.put(self.buffers, self._bank)
         self._wanting.difference_update(scheduled.finished_req_ids)
+        self._wishing.difference_update(scheduled.finished_req_ids)
         for new in scheduled.scheduled_new_reqs:
             self._welcome(new)
         with_rows = not self._wanting.isdisjoint(scheduled.num_scheduled_tokens)
@@ -246,27 +257,29 @@ class Session:
             wants = settings.rows == "all" or bool(keep) or sampled
         if wants and self.kept:
             self._wanting.add(new.req_id)
-        if self._companion is not None and (asked or keep):
-            adapter = new.lora_request.lora_name if new.lora_request is not None else ""
+        if self._companion is not None and (asked or keep) and new.req_id not in self._wishing:
+            self._wishing.add(new.req_id)
             rows, why = asked if isinstance(asked, str) else "", keep if isinstance(keep, str) else ""
             why = why or ("asked" if asked else "")
-            self._companion.tell(Began(new.req_id, new.prompt_len, new.num_computed_tokens, adapter, rows, why))
+            self._companion.tell(Wish(new.req_id, rows[:MAX_WISH], why[:MAX_WISH]))
 
     def _after(self, scheduled: Any) -> None:
-        if self._companion is None:
+        if self._companion is None or self._publisher is None or self.warming:
             return
-        n, publisher = scheduled.total_num_scheduled_tokens, self._publisher
-        if publisher is None or self.warming:
-            return
+        n = scheduled.total_num_scheduled_tokens
+        note = self._note(scheduled, n)
         if not n:
-            if scheduled.finished_req_ids or scheduled.scheduled_new_reqs:
-                publisher.publish(self._note(scheduled, [], np.zeros(1, np.int64)), None)
+            if note.ended or note.begun:
+                self._pass_over(note)
             return
-        batch = self._adapter.batch(scheduled)
-        note = self._note(scheduled, batch.requests, batch.starts)
-        note.n_rows = n
+        try:
+            batch = self._adapter.batch(scheduled)
+        except Exception:
+            self._pass_over(note)  # requests come and go all the same
+            raise
+        note.requests, note.starts = batch.requests, batch.starts
         if int(batch.starts[-1]) != batch.n_tokens:  # the device has divided the rows otherwise than the host knows
-            publisher.publish(note, None)
+            self._pass_over(note)
         elif batch.drafts is not None and batch.drafts.any():
             self._waiting = note, batch
         else:
@@ -276,13 +289,19 @@ class Session:
         publisher = self._publisher
         assert publisher is not None
         if not self._crossing.cross(batch, self._with_rows, lambda landed: publisher.publish(note, landed)):
-            publisher.publish(note, None)
+            self._pass_over(note)
+
+    def _pass_over(self, note: PassNote) -> None:
+        """Publish what is known of a pass whose rows are not to be had."""
+        publisher = self._publisher
+        assert publisher is not None
+        self._crossing.pass_over(lambda: publisher.publish(note, None))
 
     def _note_rejections(self, rejected: np.ndarray) -> None:
         if self._waiting is not None:
             self._waiting[0].rejected = rejected
 
-    def _note(self, scheduled: Any, requests: Sequence[str], starts: np.ndarray) -> PassNote:
+    def _note(self, scheduled: Any, n_rows: int) -> PassNote:
         group = self._group
         cached = scheduled.scheduled_cached_reqs
         blocks = [
@@ -290,11 +309,14 @@ class Session:
             for request, new in zip(cached.req_ids, cached.new_block_ids, strict=True)
             if group is not None and new is not None
         ]
-        begun = [known_of(new, group, rows=new.req_id in self._wanting) for new in scheduled.scheduled_new_reqs]
+        begun = [
+            known_of(new, group, rows=new.req_id in self._wanting, wish=new.req_id in self._wishing)
+            for new in scheduled.scheduled_new_reqs
+        ]
         copies = [(copy.src_block_id, copy.dst_block_id) for copy in scheduled.kv_cache_block_copies or ()]
         return PassNote(
-            requests,
-            starts,
+            [],
+            np.zeros(1, np.int64),
             begun,
             list(scheduled.finished_req_ids),
             self._bank.generation,
@@ -302,6 +324,7 @@ class Session:
             self._bank.since,
             blocks,
             copies,
+            n_rows=n_rows,
         )
 
     def _make_publisher(self) -> Publisher:

@@ -25,7 +25,7 @@ from starlette.routing import Route
 from actscope.clock import boot_id
 from actscope.engines.controls import control_routes
 from actscope.engines.http import json_response, listening
-from actscope.engines.vllm.control import Began, SetBank, Staged, Start, receive, send
+from actscope.engines.vllm.control import SetBank, Staged, Start, Taken, Wish, receive, send
 from actscope.engines.vllm.settings import VllmSettings
 from actscope.engines.vllm.sidecar.desk import Desk
 from actscope.engines.vllm.sidecar.drain import Drain, DrainStats
@@ -43,7 +43,8 @@ log = logging.getLogger("actscope.vllm")
 def main(fd: int) -> int:
     """Serve until the model's process closes the socket, or dies. Returns the exit code."""
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # vLLM's own process decides
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # vLLM's own process decides: the end of its socket is our end
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     _be_modest()
     connection = socket.socket(fileno=fd)
     start = receive(connection)
@@ -73,6 +74,7 @@ class Sidecar:
         self._settings = msgspec.json.decode(start.settings, type=VllmSettings)
         self._known = know(start.facts, self._settings)
         self._drain: Drain | None = None
+        self._model_gone = False
         facts = start.facts
         bank = Bank(
             ModelFacts(self._known.name, self._known.revision, facts.d_model, facts.n_layers), self._settings.width
@@ -82,23 +84,38 @@ class Sidecar:
 
     def run(self) -> None:
         runtime.sweep()
-        self._desk.load(self._known.probes)
+        if self._start.state:
+            self._desk.resume(self._start.state)
+        else:
+            self._desk.load(self._known.probes)
         self._desk.begin()
         flight = open_recording(self._start, self._settings, self._known) if self._settings.record else None
         card = card_of(self._start, self._known)
         try:
             if flight is not None and self._start.rows_ring:
-                self._drain = Drain(self._start, flight)
+                self._drain = Drain(self._start, flight, self._tell_taken)
                 self._drain.start()
-            with listening(Path(card.control.removeprefix("unix:"))) as listener:
+            path = Path(card.control.removeprefix("unix:"))
+            path.unlink(missing_ok=True)  # of a sidecar that died: the name is this engine's own
+            with listening(path) as listener:
                 asyncio.run(self._serve(listener, card, flight))
         finally:
-            runtime.withdraw_card(card)
             if self._drain is not None:
                 self._drain.close()
-                unlink(self._start.rows_ring)  # its owner has gone, perhaps without having removed it
             if flight is not None:
                 flight.close()
+            if self._model_gone:
+                self._clear_up(card)
+
+    def _clear_up(self, card: runtime.EngineCard) -> None:
+        """Remove what the model's process may not have had time to remove. As long as it lives, that is its own."""
+        runtime.withdraw_card(card)
+        if self._start.rows_ring:
+            unlink(self._start.rows_ring)
+
+    def _tell_taken(self, step: int) -> None:
+        with self._sending, contextlib.suppress(OSError):  # the model's process has gone: nobody needs to know
+            send(self._connection, Taken(step))
 
     def _missed(self) -> dict[str, int]:
         """Raw rows that did not get this far: overwritten before they were read, or never in shared memory."""
@@ -115,6 +132,7 @@ class Sidecar:
             Starlette(routes=routes), log_level="warning", access_log=False, timeout_graceful_shutdown=2, lifespan="off"
         )
         server = uvicorn.Server(config)
+        server.capture_signals = contextlib.nullcontext  # type: ignore[assignment]  # it would take SIGTERM for an end
         loop = asyncio.get_running_loop()
 
         def stop() -> None:
@@ -133,11 +151,12 @@ class Sidecar:
             while (message := receive(self._connection)) is not None:
                 if isinstance(message, Staged):
                     self._desk.note_staged(message.generation)
-                elif isinstance(message, Began) and self._drain is not None:
-                    self._drain.begin(message)
+                elif isinstance(message, Wish) and self._drain is not None:
+                    self._drain.hear(message)
         except ActscopeError as error:
             log.error("%s", error)
         finally:
+            self._model_gone = True
             ended()
 
 

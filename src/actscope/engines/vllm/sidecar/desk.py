@@ -77,6 +77,10 @@ class Desk:
         except ActscopeError as error:
             log.error("probe %s is not loaded: %s", probe.id, error)
 
+    def resume(self, state: bytes) -> None:
+        """Go on with the bank of a sidecar that died."""
+        self._bank.load(state)
+
     def begin(self) -> None:
         """Publish what was loaded, and hand it to the model."""
         self._publish(self.table(), self._bank.generation)
@@ -112,14 +116,18 @@ class Desk:
             before = {probe.info.site for _, probe in changed.items()}
             result = change(changed)
             sites = before | {probe.info.site for _, probe in changed.items()}
-            self._publish(self._table(changed), changed.generation)
-            self._hand_over(self._message(changed, sorted(sites)))
+            try:
+                self._publish(self._table(changed), changed.generation)
+                self._hand_over(self._message(changed, sorted(sites)))
+            except Exception:
+                self._bank.generation = changed.generation  # its table may lie there: the number is used up
+                raise
+            self._bank = changed  # it is on its way, and nothing can call it back
             with self._staged:
                 if not self._staged.wait_for(lambda: self._staged_generation >= changed.generation, _STAGING_S):
                     raise EngineError(
-                        "the model's process has not taken the probes over; see vLLM's log, and try again"
+                        "the model's process has not confirmed the probes yet; they come into force when it goes on"
                     )
-            self._bank = changed
         return result
 
     def _message(self, bank: Bank, sites: Iterable[str]) -> SetBank:
@@ -128,6 +136,7 @@ class Desk:
         return SetBank(
             bank.generation,
             [_site_bank(self._sites.index(site), members, since) for site, members in by_site.items()],
+            bank.dump(),
         )
 
 

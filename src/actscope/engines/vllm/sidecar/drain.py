@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 import threading
 from collections import OrderedDict
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from actscope.engines.vllm.control import Began, Start, external_id, row_layout
+from actscope.engines.vllm.control import Start, Wish, external_id, row_layout
 from actscope.errors import ActscopeError, RingError
-from actscope.frames import SCORES, Frame, Span, Step
+from actscope.frames import SCORES, Frame, Span, SpanFlag, Step
 from actscope.recording.flight import FlightRecorder
 from actscope.ring.host import RingReader, StepRecord
 from actscope.ring.runtime import read_table
@@ -20,6 +21,8 @@ from actscope.sites import select
 log = logging.getLogger("actscope.vllm")
 
 _REMEMBERED = 1 << 16
+#: How long a wish may come behind its request's first row, and a mark before it.
+_WISH_S, _MARK_WAITS_S = 1.0, 600.0
 
 
 class Names:
@@ -51,22 +54,18 @@ class DrainStats:
     dropped_rows: int = 0
 
 
-@dataclass(slots=True)
-class _Wanted:
-    """Sites, by their place among those that are kept, that a request asked for; requests that did not ask are not here."""
-
-    sites: OrderedDict[str, tuple[int, ...]] = field(default_factory=OrderedDict)
-
-
 class Drain:
     """One thread from the ring of wide rows to `flight`. A request that asked for some sites gets only those."""
 
-    def __init__(self, start: Start, flight: FlightRecorder) -> None:
-        self._start, self._flight = start, flight
+    def __init__(self, start: Start, flight: FlightRecorder, tell_taken: Callable[[int], None]) -> None:
+        self._start, self._flight, self._tell_taken = start, flight, tell_taken
+        self._taken = start.taken
         self._reader = RingReader.attach(start.rows_ring, from_oldest=True)
         self._heads = row_layout(start.columns, self._reader.spec.dtype)
         self._names = Names(frozenset(flight.recorder.known_requests))
-        self._wanted = _Wanted()
+        self._wishes: OrderedDict[str, tuple[int, ...] | None] = OrderedDict()
+        self._heard = threading.Condition()
+        self._untabled: set[int] = set()
         self._generation = -1
         self._missed = 0
         self._stop = threading.Event()
@@ -87,22 +86,33 @@ class Drain:
         known = self._reader.stats()
         return DrainStats(known.steps, known.rows, known.missed_rows, known.dropped_rows)
 
-    def begin(self, began: Began) -> None:
+    def hear(self, wish: Wish) -> None:
         """A request has begun that asked for something."""
-        name = self.name(began.request)
-        if began.rows:
-            try:
-                chosen = {site.name for site in select(began.rows, self._start.facts.n_layers)}
-            except ActscopeError as error:
-                log.warning("request %s: rows %r: %s; all sites that are kept are recorded", name, began.rows, error)
-            else:
-                self._wanted.sites[began.request] = tuple(
-                    i for i, site in enumerate(self._start.kept) if site in chosen
-                )
-                if len(self._wanted.sites) > _REMEMBERED:
-                    self._wanted.sites.popitem(last=False)
-        if began.keep:
-            self._flight.mark(name, began.keep, wait_seconds=600.0)
+        name = self.name(wish.request)
+        with self._heard:
+            self._wishes[wish.request] = self._chosen(name, wish.rows) if wish.rows else None
+            if len(self._wishes) > _REMEMBERED:
+                self._wishes.popitem(last=False)
+            self._heard.notify_all()
+        if wish.keep:
+            self._flight.mark(name, wish.keep, wait_seconds=_MARK_WAITS_S)
+
+    def _chosen(self, name: str, selection: str) -> tuple[int, ...] | None:
+        """Places of the sites that are named among those that are kept; None, with a warning, where it cannot be read."""
+        try:
+            chosen = {site.name for site in select(selection, self._start.facts.n_layers)}
+        except ActscopeError as error:
+            log.warning("request %s: rows %r: %s; all sites that are kept are recorded", name, selection, error)
+            return None
+        return tuple(i for i, site in enumerate(self._start.kept) if site in chosen)
+
+    def _wish_of(self, span: Span) -> tuple[int, ...] | None:
+        """The sites that a request asked for. Its wish is on its way before its first row is; it may take a moment more."""
+        if SpanFlag.WISH not in span.flags:
+            return None
+        with self._heard:
+            self._heard.wait_for(lambda: span.request in self._wishes, _WISH_S)
+            return self._wishes.get(span.request)
 
     def _run(self) -> None:
         while True:
@@ -118,10 +128,14 @@ class Drain:
                 self._reader.wait(0.2)
                 continue
             for step in batch.steps:
+                if step.number < self._taken or (step.number == self._taken and step.meta.size):
+                    continue  # a sidecar before this one had it
                 try:
                     self._take(step)
                 except Exception:  # the boundary: one step that cannot be taken must not end the recording
                     log.exception("a step of raw rows could not be recorded")
+            self._taken = batch.steps[-1].number
+            self._tell_taken(self._taken)
             self._tell_of_missed()
 
     def _tell_of_missed(self) -> None:
@@ -134,13 +148,22 @@ class Drain:
 
     def _take(self, step: StepRecord) -> None:
         if step.generation != self._generation:
-            self._flight.learn(read_table(self._start.card_id, step.generation))
-            self._generation = step.generation
+            self._learn(step.generation)
         groups: dict[tuple[int, ...] | None, list[Span]] = {}
         for span in step.spans:
-            groups.setdefault(self._wanted.sites.get(span.request), []).append(span)
+            groups.setdefault(self._wish_of(span), []).append(replace(span, flags=span.flags & ~SpanFlag.WISH))
         for sites, spans in groups.items():
             self._write(step, sites, spans, whole=len(groups) == 1)
+
+    def _learn(self, generation: int) -> None:
+        """Have rules read the right columns from now on."""
+        self._generation = generation
+        try:
+            self._flight.learn(read_table(self._start.card_id, generation))
+        except RingError as error:
+            if generation not in self._untabled:
+                self._untabled.add(generation)
+                log.error("probe table %d: %s; rules do not fire on its scores", generation, error)
 
     def _write(self, step: StepRecord, sites: tuple[int, ...] | None, spans: list[Span], *, whole: bool) -> None:
         named = tuple(replace(span, request=self.name(span.request)) for span in spans)

@@ -1,0 +1,83 @@
+"""What must hold where passes are dropped, ids are hostile, sidecars come back and sessions go on."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from actscope.engines.vllm.control import options_of
+from actscope.engines.vllm.crossing import Landed
+from actscope.engines.vllm.labels import Known, Register, known_of
+from actscope.engines.vllm.publishing import PassNote, Publisher
+from actscope.frames import ListSink, RowFlag
+from actscope.ring.layout import request_bytes
+from actscope.taps.tap import TapBuffers
+
+
+def _publisher() -> tuple[Publisher, ListSink]:
+    ring = ListSink()
+    buffers = TapBuffers(
+        n_sites=1, kept=[], d=2, width=1, max_rows=8, dtype=torch.float32, device=torch.device("cpu")
+    )
+    return Publisher(ring, None, None, ["layers.0.resid_post"], [], buffers), ring  # type: ignore[arg-type]  # writes alike
+
+
+def _landed(n: int, first: int, fired: int) -> Landed:
+    return Landed(
+        np.zeros((n, 1), np.float32), None, np.arange(first, first + n), np.zeros(n, np.int32), None, np.array([fired])
+    )
+
+
+def _note(first: int, n: int, begun: tuple[Known, ...] = ()) -> PassNote:
+    return PassNote(["a"], np.array([0, n]), begun, (), 0, {0: [0]}, np.zeros(1, np.int64), n_rows=n)
+
+
+def test_the_pass_after_a_dropped_one_is_delivered() -> None:
+    """One pass lost on its way costs that pass, not the next one's scores as well."""
+    publisher, ring = _publisher()
+    publisher.publish(_note(0, 2, (Known("a", 8),)), _landed(2, 0, fired=1))
+    publisher.publish(_note(2, 2), None)
+    publisher.publish(_note(4, 2), _landed(2, 4, fired=3))
+    assert not np.isnan(ring.steps[-1][1][0].rows).any()
+    assert publisher.counts.tap_faults == 0
+
+
+def _new(request: str, prompt: int = 4, computed: int = 0) -> SimpleNamespace:
+    return SimpleNamespace(
+        req_id=request, prompt_len=prompt, sampling_params=None, block_ids=None, prompt_embeds=None,
+        prompt_token_ids=list(range(prompt)), num_computed_tokens=computed,
+    )  # fmt: skip
+
+
+def test_an_id_too_long_for_a_ring_keeps_nothing_of_others_from_it() -> None:
+    """The spans of a batch with such a request can all be written, those of its end too."""
+    register = Register()
+    for request in ("a" * 300, "b"):
+        register.add(known_of(_new(request), None, rows=False))
+    positions = np.array([0, 1, 0, 1])
+    labels = register.label(["a" * 300, "b"], np.array([0, 2, 4]), positions, np.zeros(4, np.int32), 1)
+    for span in (*labels.spans, *register.end(["a" * 300, "b"])):
+        request_bytes(span.request)
+
+
+def test_a_session_that_goes_on_after_its_answer_is_not_after_its_end() -> None:
+    """Streaming input: the prompt has grown, so the stop token that was computed in advance is none of the session's."""
+    register = Register()
+    first = _new("a", 2)
+    register.add(known_of(first, None, rows=False))
+    register.get("a").stop_ids = frozenset([9])  # type: ignore[union-attr]
+    tokens = np.array([1, 2, 3, 9], np.int32)
+    meta = register.label(["a"], np.array([0, 4]), np.arange(4), tokens, 1).meta
+    assert meta["flags"][3] & RowFlag.AFTER_EOS
+    register.add(known_of(_new("a", 6, computed=3), None, rows=False))
+    meta = register.label(["a"], np.array([0, 3]), np.arange(3, 6), np.array([4, 5, 6], np.int32), 2).meta
+    assert meta["flags"].tolist() == [int(RowFlag.PREFILL)] * 3
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"a":' * 5000, '"\ud800"'])
+def test_options_that_cannot_be_understood_ask_for_nothing(text: str) -> None:
+    """Whatever a client writes there, no request fails of it."""
+    assert options_of({"actscope": text}) == {}

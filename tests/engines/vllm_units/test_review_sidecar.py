@@ -1,0 +1,116 @@
+"""The sidecar as a process: what signals, odd wishes and another start of it do to what it holds."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import msgspec
+import pytest
+
+from actscope.engines import builtin
+from actscope.engines.vllm.control import ModelFacts, SetBank, Staged, Start, Wish, receive, rows_ring_spec, send
+from actscope.engines.vllm.settings import VllmSettings
+from actscope.ring.host import RingSpec, RingWriter
+from actscope.ring.process import process_start
+from actscope.ring.segment import segment_path
+
+ID = "00112233445566aa"
+
+
+@pytest.fixture
+def rings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[RingWriter, RingWriter]]:
+    monkeypatch.setenv("ACTSCOPE_RUNTIME_DIR", str(tmp_path / "run"))
+    writers = RingWriter.create(RingSpec(256, 64, 64, 256)), RingWriter.create(rows_ring_spec(1, 8, 64, "float32", 256))
+    yield writers
+    for writer in writers:
+        writer.close()
+
+
+def start_of(rings: tuple[RingWriter, RingWriter], record: Path) -> Start:
+    path = str(builtin.model_path())
+    facts = ModelFacts(
+        served="m", source=path, commit="", tokenizer=path, device="cpu", dtype="float32", n_layers=2, d_model=8,
+        max_context=64, vllm="0", runner="V1",
+    )  # fmt: skip
+    return Start(
+        card_id=ID, group="g", part=0, parts=1, pid=os.getpid(), pid_start=process_start(os.getpid()) or 0,
+        settings=msgspec.json.encode(VllmSettings(record=str(record))), facts=facts, ring=rings[0].name,
+        rows_ring=rings[1].name, sites=["layers.0.resid_post"], kept=["layers.0.resid_post"], columns=64,
+    )  # fmt: skip
+
+
+@contextmanager
+def sidecar(start: Start) -> Iterator[tuple[subprocess.Popen[bytes], socket.socket]]:
+    """One that is ready."""
+    ours, theirs = socket.socketpair()
+    command = [sys.executable, "-m", "actscope.engines.vllm.sidecar", str(theirs.fileno())]
+    with (
+        ours,
+        subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, stderr=subprocess.PIPE) as one,
+    ):
+        theirs.close()
+        try:
+            send(ours, start)
+            bank = receive(ours)
+            assert isinstance(bank, SetBank)
+            send(ours, Staged(bank.generation))
+            _wait_until_ready(one)
+            yield one, ours
+        finally:
+            ours.close()
+            one.communicate(timeout=30)
+
+
+def _wait_until_ready(process: subprocess.Popen[bytes]) -> None:
+    assert process.stderr is not None
+    assert any(b"ready" in line for line in iter(process.stderr.readline, b"")), "it ended before it was ready"
+
+
+def healthy(tmp_path: Path) -> bool:
+    transport = httpx.HTTPTransport(uds=str(tmp_path / "run" / f"engine-{ID}.sock"), retries=0)
+    with httpx.Client(transport=transport) as client:
+        return client.get("http://sidecar/health").status_code == 200
+
+
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_only_the_end_of_its_socket_ends_it(
+    tmp_path: Path, rings: tuple[RingWriter, RingWriter], sent: signal.Signals
+) -> None:
+    """A signal to the whole process group leaves it to vLLM to decide; the recording is finished in the end."""
+    with sidecar(start_of(rings, tmp_path / "rec")) as (process, connection):
+        process.send_signal(sent)
+        assert healthy(tmp_path)
+        connection.close()
+        assert process.wait(timeout=20) == 0
+
+
+@pytest.mark.parametrize("rows", ["0-999999999999", "9" * 5000, "nothing"])
+def test_no_wish_of_a_client_ends_it(tmp_path: Path, rings: tuple[RingWriter, RingWriter], rows: str) -> None:
+    """Sites that cannot be are a warning; the sidecar goes on, and so does what it recorded."""
+    with sidecar(start_of(rings, tmp_path / "rec")) as (process, connection):
+        send(connection, Wish("r-00000000", rows, ""))
+        send(connection, Staged(99))
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(timeout=1.5)
+        assert healthy(tmp_path)
+
+
+def test_one_that_is_killed_and_started_again_finds_the_rings(
+    tmp_path: Path, rings: tuple[RingWriter, RingWriter]
+) -> None:
+    """While the model's process lives and has its rings open, their names stay."""
+    start = start_of(rings, tmp_path / "rec")
+    with sidecar(start) as (process, connection):
+        connection.close()
+        process.wait(timeout=20)
+    assert segment_path(start.ring).exists()
+    with sidecar(start):
+        assert healthy(tmp_path)
