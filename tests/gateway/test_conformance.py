@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from actscope.testing.gateway_conformance import OpenAIConformance, sync_client
+from actscope.testing.gateway_stage import Place
 
-__all__ = ["TestScriptedEngine", "sync_client"]
+__all__ = ["TestScriptedEngine", "TestScriptedStages", "TestScriptedVllm", "sync_client"]
 
 
 @pytest.fixture
@@ -22,3 +23,19 @@ def node_project() -> Path:
 
 class TestScriptedEngine(OpenAIConformance):
     """The whole suite."""
+
+
+class TestScriptedVllm(OpenAIConformance):
+    """The whole suite, in front of an engine that shows itself as vLLM's plugin does."""
+
+    @pytest.fixture
+    def place(self, vllm_place: Place) -> Place:
+        return vllm_place
+
+
+class TestScriptedStages(OpenAIConformance):
+    """The whole suite, in front of one in two stages."""
+
+    @pytest.fixture
+    def place(self, parts_place: Place) -> Place:
+        return parts_place

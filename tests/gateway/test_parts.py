@@ -18,10 +18,10 @@ from hypothesis.extra import numpy as npst
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from actscope.errors import SettingsError
-from actscope.gateway import GatewaySettings, create_app, upstream
+from actscope.gateway import GatewaySettings, create_app, finding, upstream
 from actscope.gateway.asking import read_call
 from actscope.gateway.log import RequestLog
-from actscope.gateway.matching import Matcher, external_id
+from actscope.gateway.matching import Matcher, RingPart, external_id
 from actscope.gateway.models import ActscopePayload, DoneEvent, ProbeFinalEvent, ProbeUpdateEvent, TokenEvent
 from actscope.gateway.probeset import Columns, table_of
 from actscope.gateway.sessions import Sessions
@@ -167,7 +167,7 @@ def test_the_ring_is_read_on_after_rows_that_cannot_be_used(caplog: pytest.LogCa
     card: Any = SimpleNamespace(kind="hf", special_ids=[], ring="x")
 
     async def run() -> None:
-        matcher = Matcher(Sessions(GatewaySettings()), card, reader, TokenTexts.unknown())
+        matcher = Matcher(Sessions(GatewaySettings()), [RingPart(card, reader)], TokenTexts.unknown())
         matcher.start()
         while reader.reads < 6:
             await asyncio.sleep(0.001)
@@ -185,13 +185,13 @@ def test_the_engine_is_looked_for_again_after_any_failure(
     def broken(target: str) -> None:
         raise KeyError("endpoint")
 
-    monkeypatch.setattr(upstream, "find", broken)
+    monkeypatch.setattr(finding, "by_card", broken)
 
     async def run() -> None:
         followed = upstream.Upstream(GatewaySettings(discovery_seconds=0.001))
         await followed.open(Sessions(GatewaySettings()))
         await asyncio.sleep(0.05)
-        monkeypatch.setattr(upstream, "find", lambda target: found.set())
+        monkeypatch.setattr(finding, "by_card", lambda target: found.set())
         async with asyncio.timeout(5):
             await asyncio.to_thread(found.wait, 5)
         await followed.close()
@@ -293,8 +293,8 @@ def test_sessions_forget_the_oldest_ended_first() -> None:
 def test_ids_of_choices() -> None:
     """vLLM's names, for each kind of request."""
 
-    def of(path: str, **body: object) -> tuple[str, ...]:
-        call = read_call(path, msgspec.json.encode(body), 16)
+    def of(path: str, kind: str = "hf", **body: object) -> tuple[str, ...]:
+        call = read_call(path, msgspec.json.encode(body), 16, kind)
         return tuple(c.replace(call.request_id, "R") for c in call.choices)
 
     assert of("/v1/chat/completions", messages=[]) == ("chatcmpl-R",)

@@ -20,7 +20,7 @@ def test_every_score_is_the_one_of_its_request_position_and_token(client: httpx.
     assert_exact(found)
     assert found.letters("joy") == "c" * 25 + "n"
     assert found.letters("danger") == "mmcccm" + "c" * 19 + "n"
-    assert found.final == {"finish_reason": "length", "present": 26, "computed": 25}
+    assert found.final == {"finish_reason": "length", "present": 26, "computed": 25, "cached": 0}
 
 
 def test_token_bytes_join_to_the_text(client: httpx.Client) -> None:

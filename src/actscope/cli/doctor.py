@@ -7,24 +7,16 @@ import os
 import shutil
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from actscope.cli import doctor_vllm
+from actscope.cli.findings import Finding
 from actscope.errors import ActscopeError
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One check: whether it holds, what was found, and what to do where it does not."""
-
-    what: str
-    ok: bool
-    found: str
-    remedy: str = ""
 
 
 def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
@@ -44,9 +36,12 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] 
         raise typer.Exit(1)
 
 
+_VLLM = (doctor_vllm.vllm, doctor_vllm.plugin, doctor_vllm.engines)
+
+
 def _checks() -> tuple[Callable[[], Finding], ...]:
     services = (_python, _engine, _gateway, _probes, _recordings, _exports, _analysis, _direct)
-    return (*services, _page, _shared_memory, _runtime, _gpu, _engines)
+    return (*services, _page, _shared_memory, _runtime, _gpu, _engines, *_VLLM)
 
 
 def _python() -> Finding:

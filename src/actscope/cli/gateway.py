@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from dataclasses import replace
 from typing import Annotated
 
 import typer
@@ -12,7 +14,13 @@ from actscope.cli.running import announce
 
 def gateway(
     upstream: Annotated[
-        str, typer.Option(help="An engine's card id or unix:/path; the newest engine that runs here if not given.")
+        str,
+        typer.Option(
+            help="vLLM's http://host:port, an engine's card id, or unix:/path; the newest engine here by default."
+        ),
+    ] = "",
+    upstream_key: Annotated[
+        str, typer.Option(help="API key of that server, sent nowhere else.", envvar="ACTSCOPE_UPSTREAM_KEY")
     ] = "",
     host: options.Host = "127.0.0.1",
     port: options.Port = 6969,
@@ -23,9 +31,14 @@ def gateway(
 ) -> None:
     """Put the gateway and the scope in front of an engine. Waits for the engine, and again when it restarts.
 
-    Example: actscope gateway --port 7000 --cors-origin http://localhost:5173
+    A vLLM server that runs with actscope's plugin is named by its address; one without it is proxied, without scores.
+
+    Example: actscope gateway --upstream http://localhost:8000
     """
     from actscope.gateway.server import serve
 
+    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s")
+    logging.getLogger("actscope").setLevel(logging.INFO)
     settings = options.gateway_settings(host, port, token, allow_host, cors_origin, upstream)
+    settings = replace(settings, upstream_key=upstream_key)
     serve(settings, lambda taken: announce(taken, upstream or "the newest engine", browser=browser))

@@ -8,7 +8,8 @@ from urllib.parse import quote
 
 import typer
 
-from actscope.errors import RecordingError, SettingsError, UpstreamError
+from actscope.cli.engines import ask, engine_cards, refusal
+from actscope.errors import RecordingError, SettingsError
 
 if TYPE_CHECKING:
     import httpx
@@ -52,34 +53,25 @@ def mark(
 
 
 def _ask(engine: str, path: str, body: dict[str, Any]) -> Any:
-    """One call over the engine's own socket. Raises UpstreamError when none runs, RecordingError with what it refuses."""
-    import httpx
+    """One call to each part of the engine; what the first one says.
 
-    from actscope.ring.runtime import read_cards
-
-    card = next((c for c in read_cards() if engine in ("", c.id)), None)
-    if card is None:
-        raise UpstreamError("no engine runs; start one with: actscope serve MODEL --record DIR")
-    transport = httpx.HTTPTransport(uds=card.endpoint.removeprefix("unix:"))
-    try:
-        with httpx.Client(transport=transport, base_url="http://engine", timeout=60) as client:
-            answer = client.post(path, json=body)
-    except httpx.TransportError as error:
-        raise UpstreamError(f"the engine {card.id} does not answer: {error}") from error
-    if answer.is_error:
-        raise RecordingError(_refusal(card.model, answer))
-    return answer.json()
+    Raises UpstreamError when none runs, RecordingError with what it refuses.
+    """
+    cards = engine_cards(engine)
+    answers = [ask(card, "POST", path, body) for card in cards]
+    for card, answer in zip(cards, answers, strict=True):
+        if answer.is_error:
+            raise RecordingError(_refusal(card.model, answer))
+    return answers[0].json()
 
 
 def _refusal(model: str, answer: httpx.Response) -> str:
     """The engine's own words; an engine that cannot record (a replay, say) has none for this."""
-    try:
-        return str(answer.json()["error"]["message"])
-    except (ValueError, KeyError, TypeError):
-        return (
-            f"the engine that runs ({model}) keeps no recording (status {answer.status_code}); "
-            "start one that does with: actscope serve MODEL --record DIR"
-        )
+    return str(
+        refusal(answer).get("message")
+        or f"the engine that runs ({model}) keeps no recording (status {answer.status_code}); "
+        "start one that does with: actscope serve MODEL --record DIR"
+    )
 
 
 def _line(marked: dict[str, Any]) -> str:

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 import typer
 
-from actscope.errors import ProbeError, UpstreamError
+from actscope.cli.engines import ask, engine_cards, refusal
+from actscope.errors import ProbeError
+
+if TYPE_CHECKING:
+    import httpx
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="List, train, test, add and remove probes.")
 
@@ -35,7 +39,7 @@ def list_probes(
             raise ProbeError(f"{directory}: not a directory")
         probes = [msgspec.structs.asdict(probe.info) for probe in load_probes(directory)]
     else:
-        probes = _ask_engine("GET", "/v1/actscope/probes", engine)["probes"]
+        probes = _list_engine(engine)
     typer.echo(json.dumps(probes, indent=2) if as_json else _table(probes))
 
 
@@ -66,7 +70,7 @@ def add(
 
     for probe in [load_probe(path) for path in files]:
         body = {**msgspec.structs.asdict(probe.info), "vector": probe.weight.tolist()}
-        added = _ask_engine("PUT", f"/v1/actscope/probes/{probe.id}", engine, body)
+        added = _change_engine("PUT", probe.id, engine, body)
         typer.echo(f"{added['id']}: column {added['slot']}, at {added['site']}")
 
 
@@ -74,7 +78,7 @@ def add(
 def remove(ids: Annotated[list[str], typer.Argument(help="Ids of probes.")], engine: EngineOption = "") -> None:
     """Take probes out of a running engine. Example: actscope probe remove danger joy"""
     for probe_id in ids:
-        _ask_engine("DELETE", f"/v1/actscope/probes/{probe_id}", engine)
+        _change_engine("DELETE", probe_id, engine)
         typer.echo(f"{probe_id}: removed")
 
 
@@ -134,21 +138,35 @@ def train(
     typer.echo(f"{len(kept)} probes written to {out}", err=True)
 
 
-def _ask_engine(method: str, path: str, engine: str, body: dict[str, Any] | None = None) -> Any:
-    """One call over the engine's own socket. Raises UpstreamError when none runs, ProbeError with what it refuses."""
-    import httpx
+def _list_engine(engine: str) -> list[dict[str, Any]]:
+    """The probes of all parts of an engine."""
+    answers = [ask(card, "GET", "/v1/actscope/probes") for card in engine_cards(engine)]
+    return [probe for answer in answers for probe in _checked(answer).json()["probes"]]
 
-    from actscope.ring.runtime import read_cards
 
-    card = next((c for c in read_cards() if engine in ("", c.id)), None)
-    if card is None:
-        raise UpstreamError("no engine runs; start one with: actscope serve MODEL")
-    transport = httpx.HTTPTransport(uds=card.endpoint.removeprefix("unix:"))
-    with httpx.Client(transport=transport, base_url="http://engine", timeout=60) as client:
-        answer = client.request(method, path, json=body)
+def _change_engine(method: str, probe_id: str, engine: str, body: dict[str, Any] | None = None) -> Any:
+    """Ask the parts of an engine one after the other, until one has the site, or the probe.
+
+    Raises UpstreamError when none runs, ProbeError with what it refuses.
+    """
+    path, cards = f"/v1/actscope/probes/{probe_id}", engine_cards(engine)
+    for card in cards:
+        answer = ask(card, method, path, body)
+        elsewhere = refusal(answer).get("code") == "site_elsewhere" if body else answer.status_code == 404
+        if not (answer.is_error and elsewhere):
+            break
+    found = _checked(answer)
+    for other in cards if body else ():
+        if other is not card:  # a probe that has moved is not to stay where it was
+            ask(other, "DELETE", path)
+    return found.json() if found.content else None
+
+
+def _checked(answer: httpx.Response) -> httpx.Response:
     if answer.is_error:
-        raise ProbeError(answer.json()["error"]["message"])
-    return answer.json() if answer.content else None
+        words = refusal(answer).get("message") or f"the engine answers {answer.status_code}: {answer.text[:200]}"
+        raise ProbeError(str(words))
+    return answer
 
 
 def _table(probes: list[dict[str, Any]]) -> str:

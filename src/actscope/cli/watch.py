@@ -43,7 +43,8 @@ def _follow(engine: str, from_oldest: bool, wanted: set[str]) -> Iterator[tuple[
     """Steps of one engine after another, as they come and go, each with the columns of its own generation."""
     while True:
         card = _await_engine(engine)
-        _say(f"watching {card.model} ({card.device}, {card.dtype}), engine {card.id}")
+        part = f", part {card.part + 1} of {card.parts}: choose another with --engine" if card.parts > 1 else ""
+        _say(f"watching {card.model} ({card.device}, {card.dtype}), engine {card.id}{part}")
         try:
             with closing(RingReader.attach(card.ring, from_oldest=from_oldest)) as reader:
                 tables = _Tables(card, wanted)
@@ -76,7 +77,8 @@ def _await_engine(engine: str) -> EngineCard:
         if card is not None:
             return card
         if not told:
-            _say(f"no engine {engine} runs yet; waiting (start one with: actscope serve MODEL)".replace("  ", " "))
+            who = f"engine {engine}" if engine else "engine"
+            _say(f"no {who} runs yet; waiting (start one with: actscope serve MODEL, or vLLM with actscope's plugin)")
             told = True
         time.sleep(0.25)
 

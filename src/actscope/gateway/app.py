@@ -14,7 +14,7 @@ from actscope.gateway.document import describe
 from actscope.gateway.events import OpenStreams
 from actscope.gateway.page import STATIC, install_page
 from actscope.gateway.problems import install_handlers
-from actscope.gateway.routes import openai, recording, scope
+from actscope.gateway.routes import openai, passed, recording, scope
 from actscope.gateway.security import Guard
 from actscope.gateway.sessions import Sessions
 from actscope.gateway.settings import GatewaySettings
@@ -44,6 +44,7 @@ def create_app(settings: GatewaySettings, upstream: Upstream | None = None, *, p
     app.include_router(openai.router)
     app.include_router(scope.router)
     app.include_router(recording.router)
+    app.include_router(passed.router)
     install_page(app, page)
     app.add_middleware(Guard, settings=settings)
     describe(app)

@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 import uuid
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
+from msgspec import Raw
 
+from actscope.gateway.options import XARGS, Options, into_xargs
 from actscope.gateway.problems import Problem
+
+CHAT = "/v1/chat/completions"
+COMPLETIONS = "/v1/completions"
+
+_fields = msgspec.json.Decoder(dict[str, Raw]).decode
+_value = msgspec.json.decode
+_TRUE = Raw(b"true")
+#: Of all prompts together; each is a request of its own in the engine.
+_MOST_CHOICES = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,6 +28,7 @@ class Ask:
 
     probes: tuple[str, ...] | None = None
     prompt: bool = True
+    options: Options = field(default_factory=Options)
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,43 +37,75 @@ class Call:
 
     path: str
     body: bytes
-    """What the engine is sent: the client's own body, with token ids asked for and `actscope` taken out."""
+    """What the engine is sent: the client's own bytes, with token ids asked for and `actscope` taken out."""
     request_id: str
     """`X-Request-Id` of the upstream request."""
     response: str
     """Id of the answer."""
     choices: tuple[str, ...]
     """The engine's request id of each choice, by its index."""
+    n: int
+    """Choices for each prompt: choice `i` is of prompt `i // n`."""
     model: str
     stream: bool
     ask: Ask | None
     wants_token_ids: bool
     """Whether the client itself asked for token ids."""
+    has_token_ids: bool
+    """Whether the answer will have them."""
+
+    @property
+    def is_chat(self) -> bool:
+        return self.path == CHAT
 
 
-def read_call(path: str, raw: bytes, max_n: int) -> Call:
-    """Understand the body of a completion request (its types have been checked); raises Problem."""
+def read_call(path: str, raw: bytes, max_n: int, kind: str) -> Call:
+    """Understand the body of a completion request (its types have been checked); raises Problem.
+
+    Fields that are not the gateway's business keep their bytes. `kind` is the engine's, "" for one that says nothing of
+    itself, which is sent nothing that the client has not said.
+    """
     try:
-        body = msgspec.json.decode(raw)
+        fields = _fields(raw)
     except (msgspec.DecodeError, RecursionError) as error:
         raise Problem(400, f"the body is not valid JSON: {error}", code="invalid_json") from error
-    ask = _read_ask(body.pop("actscope", None))
-    wants_token_ids = body.get("return_token_ids") is True
-    body["return_token_ids"] = True
-    n, prompts = _count(body, max_n)
+    ask = _read_ask(_take(fields, "actscope"))
+    wants_token_ids = _get(fields, "return_token_ids") is True
+    adds_token_ids = not wants_token_ids and bool(kind) and not _echoes(path, fields)
+    if adds_token_ids:
+        fields["return_token_ids"] = _TRUE
+    if kind == "vllm" and ask is not None and ask.options.given:
+        fields[XARGS] = into_xargs(fields, ask.options)
+    n, prompts = _count(fields, max_n)
     request_id = uuid.uuid4().hex
-    response = f"chatcmpl-{request_id}" if path.endswith("/chat/completions") else f"cmpl-{request_id}"
+    response = f"chatcmpl-{request_id}" if path == CHAT else f"cmpl-{request_id}"
     return Call(
         path=path,
-        body=msgspec.json.encode(body),
+        body=msgspec.json.encode(fields),
         request_id=request_id,
         response=response,
         choices=_choice_ids(response, n, prompts),
-        model=str(body.get("model") or ""),
-        stream=body.get("stream") is True,
+        n=n,
+        model=str(_get(fields, "model") or ""),
+        stream=_get(fields, "stream") is True,
         ask=ask,
         wants_token_ids=wants_token_ids,
+        has_token_ids=wants_token_ids or adds_token_ids,
     )
+
+
+def _get(fields: dict[str, Raw], name: str) -> Any:
+    return _value(fields[name]) if name in fields else None
+
+
+def _take(fields: dict[str, Raw], name: str) -> Any:
+    raw = fields.pop(name, None)
+    return None if raw is None else _value(raw)
+
+
+def _echoes(path: str, fields: dict[str, Raw]) -> bool:
+    """Whether the prompt's text is to be in the answer: vLLM leaves it out when token ids are asked for too."""
+    return path == COMPLETIONS and bool(_get(fields, "echo"))
 
 
 def _read_ask(field: Any) -> Ask | None:
@@ -70,25 +114,31 @@ def _read_ask(field: Any) -> Ask | None:
     if field is True:
         return Ask()
     probes = field.get("probes")
-    prompt = field.get("prompt")
-    return Ask(None if probes is None else tuple(dict.fromkeys(probes)), prompt is not False)
+    options = Options(field.get("rows"), field.get("full_prompt"), field.get("keep"))
+    return Ask(None if probes is None else tuple(dict.fromkeys(probes)), field.get("prompt") is not False, options)
 
 
-def _count(body: dict[str, Any], max_n: int) -> tuple[int, int]:
+def _count(fields: dict[str, Raw], max_n: int) -> tuple[int, int]:
     """Choices for each prompt, and prompts (0 for a chat)."""
-    n = body.get("n") or 1
-    prompt = body.get("prompt")
-    prompts = 0 if "messages" in body else 1
-    if isinstance(prompt, list) and prompt and not isinstance(prompt[0], int):
-        prompts = len(prompt)
-    if n * max(prompts, 1) > max_n:
-        raise Problem(
-            400,
-            f"n: at most {max_n} choices in one request, found {n * max(prompts, 1)}",
-            param="n",
-            code="invalid_value",
-        )
+    n = _get(fields, "n") or 1
+    prompts = 0 if "messages" in fields else _prompts(_get(fields, "prompt")) + _embedded(_get(fields, "prompt_embeds"))
+    if n > max_n:
+        raise Problem(400, f"n: at most {max_n} choices of one prompt, found {n}", param="n", code="invalid_value")
+    if n * prompts > _MOST_CHOICES:
+        message = f"prompt: at most {_MOST_CHOICES} choices in one request, found {n * prompts}"
+        raise Problem(400, message, param="prompt", code="invalid_value")
     return n, prompts
+
+
+def _prompts(prompt: Any) -> int:
+    if prompt is None:
+        return 0
+    return len(prompt) if isinstance(prompt, list) and prompt and not isinstance(prompt[0], int) else 1
+
+
+def _embedded(embeds: Any) -> int:
+    """vLLM's `prompt_embeds`: prompts as tensors, one or several."""
+    return len(embeds) if isinstance(embeds, list) else 0 if embeds is None else 1
 
 
 def _choice_ids(response: str, n: int, prompts: int) -> tuple[str, ...]:

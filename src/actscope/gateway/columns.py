@@ -38,7 +38,8 @@ class Segment:
 class ScoreColumn:
     """Scores of positions 0, 1, 2, … without holes: a row that was never computed is there, and says so.
 
-    A cell is NaN where nothing was computed; `computed(a, b)` tells rows without any computation apart.
+    A cell is NaN where nothing was computed; `computed(a, b)` tells rows without any computation apart. A byte for each
+    row: 0 never computed, 1 computed, 2 computed for an earlier request and kept with the cached prefix.
     """
 
     def __init__(self) -> None:
@@ -50,10 +51,14 @@ class ScoreColumn:
 
     @property
     def n_computed(self) -> int:
-        return self._computed.count(1)
+        return len(self._computed) - self._computed.count(0)
+
+    @property
+    def n_cached(self) -> int:
+        return self._computed.count(2)
 
     def append(self, columns: Columns, values: np.ndarray, computed: bytes) -> None:
-        """Add rows `[n, len(columns.ids)]`; `computed` has one byte for each."""
+        """Add rows `[n, len(columns.ids)]`; `computed` has one byte for each: 0, 1 or 2."""
         self._segment(columns).append(values)
         self._computed += computed
 
@@ -93,7 +98,8 @@ class ScoreColumn:
         return out
 
     def computed(self, a: int, b: int) -> bytes:
-        return bytes(self._computed[a:b])
+        """1 for each row of `a .. b` that was computed, 0 for one that never was."""
+        return bytes(self._computed[a:b]).replace(b"\x02", b"\x01")
 
     def _segment(self, columns: Columns) -> Segment:
         last = self.segments[-1] if self.segments else None

@@ -1,4 +1,8 @@
-"""One completion: the engine's answer written through, with scores added on the way."""
+"""One completion: the engine's answer written through, with scores added on the way.
+
+Answers are taken apart into fields whose bytes are kept: what the gateway neither adds nor takes out arrives as the engine
+wrote it.
+"""
 
 from __future__ import annotations
 
@@ -8,21 +12,30 @@ from typing import Any
 
 import aiohttp
 import msgspec
+from msgspec import Raw
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from actscope.errors import UpstreamError
 from actscope.gateway.asking import Call
+from actscope.gateway.engine import Engine
 from actscope.gateway.log import RequestLog, State
 from actscope.gateway.problems import Problem, error_object, problem_response
 from actscope.gateway.sessions import Flight, Sessions
 from actscope.gateway.sse import SseSplitter
-from actscope.gateway.upstream import Engine, Upstream
+from actscope.gateway.upstream import Upstream
 from actscope.gateway.wire import ChoiceView, encode
 
 _log = logging.getLogger(__name__)
-_decode = msgspec.json.Decoder().decode
+_value = msgspec.json.decode
+_fields = msgspec.json.Decoder(dict[str, Raw]).decode
+_many_fields = msgspec.json.Decoder(list[dict[str, Raw]]).decode
 
+Fields = dict[str, Any]
+"""A JSON object: the bytes of each value, or a value that is yet to be written."""
+
+_NULL = Raw(b"null")
+_IDS = ("prompt_token_ids", "token_ids")
 _FAILURES = (aiohttp.ClientError, UpstreamError, OSError, asyncio.TimeoutError, msgspec.DecodeError)
 _DONE = b"data: [DONE]\n\n"
 
@@ -52,7 +65,9 @@ class CompletionResponse(Response):
         self._logs = [self._new_log(request) for request in call.choices]
         self._views = self._new_views()
         self._started = self._ended = self._broken = False
-        self._last: dict[str, Any] = {}
+        self._last: Fields = {}
+        self._verbatim = call.ask is None and call.wants_token_ids >= call.has_token_ids
+        self._has_nulls = engine.kind == "vllm"
         self.background = None
         self.status_code = 200
         self.flight = Flight(call.response, self._logs)
@@ -61,7 +76,8 @@ class CompletionResponse(Response):
         call, matcher = self._call, self._engine.matcher
         if matcher is None:
             return RequestLog(request, response=call.response, model=self._model, texts=self._engine.texts)
-        return matcher.new_log(request, call.response, self._model, follows_rows=not call.stream)
+        follows_rows = not (call.stream and call.has_token_ids)
+        return matcher.new_log(request, call.response, self._model, follows_rows=follows_rows)
 
     def _new_views(self) -> list[ChoiceView | None]:
         ask = self._call.ask
@@ -102,7 +118,7 @@ class CompletionResponse(Response):
 
     async def _relay(self, send: Send) -> None:
         try:
-            response = await self._engine.send("POST", self._call.path, self._call.body, self._headers_up)
+            response = await self._engine.endpoint.send("POST", self._call.path, self._call.body, self._headers_up)
         except _FAILURES as error:
             await self._fail(send, error)
             return
@@ -158,8 +174,7 @@ class CompletionResponse(Response):
         """The last chunk of a cancelled choice."""
         view = self._views[index]
         choice: dict[str, Any] = {"index": index, "finish_reason": "abort"}
-        is_chat = self._call.path.endswith("/chat/completions")
-        choice["delta" if is_chat else "text"] = {} if is_chat else ""
+        choice["delta" if self._call.is_chat else "text"] = {} if self._call.is_chat else ""
         if view is not None:
             choice["actscope"] = view.payload(final=True)
         head = {key: self._last[key] for key in ("id", "object", "created", "model") if key in self._last}
@@ -195,12 +210,12 @@ class CompletionResponse(Response):
             data = await response.content.readany()
             if not data:
                 raise UpstreamError("the connection closed before the end of the answer")
-            out = [self._plain(event) or await self._rich(event) for event in splitter.feed(data)]
+            out = [await self._event(event) for event in splitter.feed(data) if not self._broken]
             if splitter.done or self._broken:
                 self._finish_all("done", None)
                 await self._send_last(send, b"".join(out))
                 return
-            if out:
+            if any(out):
                 await send({"type": "http.response.body", "body": b"".join(out), "more_body": True})
 
     async def _start_stream(self, send: Send) -> None:
@@ -213,60 +228,81 @@ class CompletionResponse(Response):
         ]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
 
-    def _plain(self, event: bytes) -> bytes | None:
-        """An event that is not a chunk goes through as it came."""
+    async def _event(self, event: bytes) -> bytes:
+        """One event as the client gets it; what is not a chunk goes through as it came."""
         if event == b"data: [DONE]":
             return _DONE
-        return None if event.startswith(b"data:") else event + b"\n\n"
-
-    async def _rich(self, event: bytes) -> bytes:
-        chunk = _decode(event[5:])
-        if chunk.get("error"):
+        if not event.startswith(b"data:"):
+            return event + b"\n\n"
+        chunk: Fields = _fields(event[5:])
+        if _get(chunk, "error"):
             self._broken = True
-            self._finish_all("failed", "error", str(chunk["error"]))
+            self._finish_all("failed", "error", str(_get(chunk, "error")))
             return event + b"\n\n"
         self._last = chunk
+        choices = _many_fields(chunk["choices"]) if bytes(chunk.get("choices", _NULL)) != b"null" else []
+        await self._take_chunk(chunk, choices)
+        if self._verbatim:
+            return event + b"\n\n"
+        if choices:
+            chunk["choices"] = choices
+        return b"" if self._is_void(chunk, choices) else b"data: " + encode(chunk) + b"\n\n"
+
+    async def _take_chunk(self, chunk: Fields, choices: list[Fields]) -> None:
         if self._engine.matcher is not None:
             self._engine.matcher.drain()
-        self._take_prompt(chunk)
-        if not chunk.get("choices"):
-            return b"data: " + encode(chunk) + b"\n\n"
-        for choice in chunk["choices"]:
-            if choice.get("index", 0) < len(self._logs):
-                await self._add(choice)
-        return b"data: " + encode(chunk) + b"\n\n"
-
-    def _take_prompt(self, answer: dict[str, Any]) -> list[int] | None:
-        """The prompt's tokens, which all choices of a chat share and of which the client is told if it asked."""
-        prompt = answer.get("prompt_token_ids") if self._call.wants_token_ids else answer.pop("prompt_token_ids", None)
-        if prompt is not None and self._call.stream:
+        prompt = self._take_ids(chunk)["prompt_token_ids"]
+        if prompt is not None:
             for log in self._logs:
                 log.set_prompt(prompt)
-        return prompt
+        for choice in choices:
+            if _index(choice) < len(self._logs):
+                await self._add(choice)
 
-    def _take_ids(self, choice: dict[str, Any]) -> tuple[list[int] | None, list[int]]:
-        """The prompt's tokens, if they stand here, and the tokens of this choice."""
-        found = choice.get("prompt_token_ids"), choice.get("token_ids") or []
+    def _is_void(self, chunk: Fields, choices: list[Fields]) -> bool:
+        """Whether this chunk is there only for the token ids that the client has not asked for: it would say nothing."""
+        return (
+            self._has_nulls
+            and self._call.is_chat
+            and bool(choices)
+            and "usage" not in chunk
+            and all(map(_says_nothing, choices))
+        )
+
+    def _take_ids(self, fields: Fields) -> dict[str, Any]:
+        """The token ids that stand here. The client does not get them unless it has asked; vLLM has null then."""
+        found = {name: _get(fields, name) for name in _IDS}
         if not self._call.wants_token_ids:
-            choice.pop("token_ids", None)
-            choice.pop("prompt_token_ids", None)
+            for name in _IDS:
+                if self._has_nulls and name in fields:
+                    fields[name] = _NULL
+                else:
+                    fields.pop(name, None)
         return found
 
-    async def _add(self, choice: dict[str, Any]) -> None:
+    async def _add(self, choice: Fields) -> None:
         """Write one choice of a chunk to its log, and give it what its view has to say."""
-        index = choice.get("index", 0)
-        log, view = self._logs[index], self._views[index]
-        prompt, ids = self._take_ids(choice)
-        if prompt is not None:
-            log.set_prompt(prompt)
-        if ids and log.n_prompt is not None:
-            log.add_tokens(ids)
-        reason = choice.get("finish_reason")
+        log, view = self._logs[_index(choice)], self._views[_index(choice)]
+        withheld = self._call.has_token_ids and bytes(choice.get("token_ids", b"")) == b"null"
+        found = self._take_ids(choice)
+        if found["prompt_token_ids"] is not None:
+            self._set_prompt(_index(choice), found["prompt_token_ids"])
+        if withheld or (found["token_ids"] and log.n_prompt is None):
+            log.follow_rows()  # vLLM does not show the tokens of reasoning that is not to be seen
+        elif not log.follows_rows:
+            log.add_tokens(found["token_ids"] or ())
+        reason = _get(choice, "finish_reason")
         if reason is not None:
             await self._end(log, reason)
         payload = view.payload(final=reason is not None) if view is not None else None
         if payload is not None:
             choice["actscope"] = payload
+
+    def _set_prompt(self, index: int, prompt: list[int]) -> None:
+        """All choices of one prompt have its tokens; vLLM may tell them of the first alone."""
+        first = index - index % self._call.n
+        for log in self._logs[first : first + self._call.n]:
+            log.set_prompt(prompt)
 
     async def _end(self, log: RequestLog, reason: str | None) -> None:
         """Wait a moment for rows that are still to come, then close the log."""
@@ -277,35 +313,55 @@ class CompletionResponse(Response):
                         await log.changed()
             except TimeoutError:
                 pass
+        if self._engine.matcher is not None:
+            self._engine.matcher.flush(log)
         log.finish("done", reason)
 
     # All at once
 
     async def _answer(self, response: aiohttp.ClientResponse, send: Send) -> None:
-        answer = _decode(await response.read())
+        body = await response.read()
+        answer: Fields = _fields(body)
         if self._engine.matcher is not None:
             self._engine.matcher.drain()
-        prompt = self._take_prompt(answer)
-        for choice in answer.get("choices") or ():
-            if choice.get("index", 0) < len(self._logs):
+        prompt = self._take_ids(answer)["prompt_token_ids"]
+        choices = _many_fields(answer.get("choices", b"[]"))
+        for choice in choices:
+            if _index(choice) < len(self._logs):
                 await self._settle(choice, prompt)
-        await self._send_whole(send, 200, encode(answer))
+        await self._send_whole(send, 200, body if self._verbatim else encode(answer | {"choices": choices}))
 
-    async def _settle(self, choice: dict[str, Any], prompt: list[int] | None) -> None:
-        index = choice.get("index", 0)
-        log, view = self._logs[index], self._views[index]
-        own_prompt, ids = self._take_ids(choice)
-        prompt = own_prompt if own_prompt is not None else prompt
-        if prompt is not None:
-            log.settle(prompt, ids)
-        await self._end(log, choice.get("finish_reason"))
+    async def _settle(self, choice: Fields, prompt: list[int] | None) -> None:
+        log, view = self._logs[_index(choice)], self._views[_index(choice)]
+        found = self._take_ids(choice)
+        prompt = prompt if found["prompt_token_ids"] is None else found["prompt_token_ids"]
+        if prompt is not None and found["token_ids"] is not None:
+            log.settle(prompt, found["token_ids"])
+        await self._end(log, _get(choice, "finish_reason"))
         if view is not None:
             choice["actscope"] = view.payload(final=True)
 
 
+def _get(fields: Fields, name: str) -> Any:
+    return _value(fields[name]) if name in fields else None
+
+
+def _index(choice: Fields) -> int:
+    return int(_get(choice, "index") or 0)
+
+
+def _says_nothing(choice: Fields) -> bool:
+    bare = ("logprobs", "finish_reason", *_IDS)
+    return (
+        bytes(choice.get("delta", b"")) == b"{}"
+        and "actscope" not in choice
+        and all(bytes(choice.get(name, _NULL)) == b"null" for name in bare)
+    )
+
+
 def _is_error(body: bytes) -> bool:
     try:
-        found = _decode(body)
+        found = _value(body)
     except msgspec.DecodeError:
         return False
     return isinstance(found, dict) and isinstance(found.get("error"), dict)

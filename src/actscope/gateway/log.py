@@ -23,6 +23,8 @@ from actscope.gateway.tokens import TokenTexts
 State = Literal["running", "done", "aborted", "failed"]
 Source = Literal["gateway", "engine"]
 
+_COMPUTED, _CACHED = b"\x01", b"\x02"
+
 #: Id of a token that the gateway has not seen (requests that went to the engine directly).
 UNKNOWN_TOKEN = -1
 
@@ -35,10 +37,11 @@ class ParkedRows:
     ids: np.ndarray
     values: np.ndarray
     columns: Columns
+    cached: bool
 
     def since(self, n: int) -> ParkedRows:
         """All but the first `n`."""
-        return ParkedRows(self.position + n, self.ids[n:], self.values[n:], self.columns)
+        return ParkedRows(self.position + n, self.ids[n:], self.values[n:], self.columns, self.cached)
 
 
 class RequestLog:
@@ -65,6 +68,8 @@ class RequestLog:
         self.response = response or request
         self.model = model
         self.source = source
+        self.engine_id = ""
+        """The request's id in the ring, once a row has come: vLLM adds to the one that its clients see."""
         self.follows_rows = follows_rows
         self.began_ns = monotonic_ns() if began_ns is None else began_ns
         self.created = clock_pair().wall_of(self.began_ns) / 1e9
@@ -80,6 +85,7 @@ class RequestLog:
         self.events = EventColumn()
         self.first_columns = NO_COLUMNS
         self.engine_ended = False
+        self._answered = False
         self._on_mismatch = on_mismatch
         self._parked: deque[ParkedRows] = deque()
         self._waiters: list[asyncio.Future[None]] = []
@@ -97,8 +103,18 @@ class RequestLog:
         if ids:
             self._add_tokens(ids, monotonic_ns())
 
+    def follow_rows(self) -> None:
+        """The answer does not tell its tokens: they are the rows' from here on, of those that wait too."""
+        if self.follows_rows:
+            return
+        self.follows_rows = True
+        parked, self._parked = self._parked, deque()
+        for rows in parked:
+            self.take_rows(rows.position, rows.ids, rows.values, rows.columns, monotonic_ns(), rows.cached)
+
     def settle(self, prompt: Sequence[int], generated: Sequence[int]) -> None:
         """The whole answer of a request that followed its rows: rows that had another token lose their scores."""
+        self._answered = True
         truth = [*prompt, *generated]
         wrong = [i for i, (a, b) in enumerate(zip(self.tokens, truth, strict=False)) if a != b and a != UNKNOWN_TOKEN]
         for i in wrong:
@@ -121,8 +137,13 @@ class RequestLog:
 
     # Rows
 
-    def take_rows(self, position: int, ids: np.ndarray, values: np.ndarray, columns: Columns, now_ns: int) -> None:
-        """Rows of positions `position ..`, with their token ids. Positions that came before are skipped."""
+    def take_rows(
+        self, position: int, ids: np.ndarray, values: np.ndarray, columns: Columns, now_ns: int, cached: bool = False
+    ) -> None:
+        """Rows of positions `position ..`, with their token ids. Positions that came before are skipped.
+
+        `cached`: they were computed for an earlier request with the same beginning.
+        """
         told = self._n_received - position
         if told > 0:
             position, ids, values = position + told, ids[told:], values[told:]
@@ -133,17 +154,19 @@ class RequestLog:
         known = len(self.tokens) - position
         if known < len(ids):
             known = max(known, 0)
-            self._parked.append(ParkedRows(position + known, ids[known:], values[known:], columns))
+            self._parked.append(ParkedRows(position + known, ids[known:], values[known:], columns, cached))
         if known > 0:
-            self._take(position, ids[:known], values[:known], columns)
+            self._take(position, ids[:known], values[:known], columns, cached)
 
-    def take_row(self, position: int, token_id: int, values: np.ndarray, columns: Columns, now_ns: int) -> None:
+    def take_row(
+        self, position: int, token_id: int, values: np.ndarray, columns: Columns, now_ns: int, cached: bool = False
+    ) -> None:
         """One row. The next one due, of a token that is known and the same, needs no arrays."""
         due = position == len(self.scores) and position < len(self.tokens) and self.tokens[position] == token_id
         if not due:
-            self.take_rows(position, np.array([token_id]), values, columns, now_ns)
+            self.take_rows(position, np.array([token_id]), values, columns, now_ns, cached)
             return
-        self.scores.append(columns, values, b"\x01")
+        self.scores.append(columns, values, _CACHED if cached else _COMPUTED)
         self.events.append(EventKind.PROBE_UPDATE, position, position + 1)
         self._notify()
 
@@ -167,16 +190,16 @@ class RequestLog:
             known = len(self.tokens) - rows.position
             if known < len(rows.ids):
                 self._parked.appendleft(rows.since(known))
-            self._take(rows.position, rows.ids[:known], rows.values[:known], rows.columns)
+            self._take(rows.position, rows.ids[:known], rows.values[:known], rows.columns, rows.cached)
 
-    def _take(self, position: int, ids: np.ndarray, values: np.ndarray, columns: Columns) -> None:
+    def _take(self, position: int, ids: np.ndarray, values: np.ndarray, columns: Columns, cached: bool) -> None:
         """Append rows whose tokens are known; what lies before them and has not come will not come."""
         start = len(self.scores)
         if position > start:
             self.scores.append_missing(columns, position - start)
         agree = ids == np.array(self.tokens[position : position + len(ids)])
         self._report(len(ids) - int(np.count_nonzero(agree)))
-        self.scores.append(columns, values, agree.tobytes())
+        self.scores.append(columns, values, agree.tobytes().replace(_COMPUTED, _CACHED) if cached else agree.tobytes())
         self.events.append(EventKind.PROBE_UPDATE, start, len(self.scores))
         self._notify()
 
@@ -186,8 +209,12 @@ class RequestLog:
 
     @property
     def owes_rows(self) -> bool:
-        """Whether rows may still come: all but the last token's are expected until the engine says END."""
-        return not self.engine_ended and len(self.scores) < len(self.tokens) - 1
+        """Whether rows may still come: all but the last token's are expected until the engine says END.
+
+        Where only the rows tell the tokens, nothing but END does.
+        """
+        told_by_rows = self.follows_rows and not self._answered
+        return not self.engine_ended and (told_by_rows or len(self.scores) < len(self.tokens) - 1)
 
     # The end
 
@@ -215,6 +242,11 @@ class RequestLog:
     @property
     def computed(self) -> int:
         return self.scores.n_computed
+
+    @property
+    def cached(self) -> int:
+        """How many of the computed positions were computed for an earlier request."""
+        return self.scores.n_cached
 
     @property
     def completion_tokens(self) -> int:

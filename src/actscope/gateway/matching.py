@@ -5,28 +5,31 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import Any
 
-import msgspec
 import numpy as np
 
 from actscope.errors import RingError
 from actscope.frames import RowFlag, Span, SpanFlag
+from actscope.gateway.joining import Joiner, PartRows, Seams
 from actscope.gateway.log import RequestLog
-from actscope.gateway.probeset import EMPTY_TABLE, Table, read_table_bytes
+from actscope.gateway.probeset import Table, join_tables
 from actscope.gateway.sessions import Sessions
+from actscope.gateway.tables import Tables
 from actscope.gateway.tokens import TokenTexts
 from actscope.ring.host import Batch, RingReader, StepRecord
-from actscope.ring.runtime import EngineCard, read_table
+from actscope.ring.runtime import EngineCard
 
 _log = logging.getLogger(__name__)
 
 #: Rows that say nothing of a token that is part of the request.
 _SPURIOUS = int(RowFlag.REJECTED | RowFlag.AFTER_EOS)
 
+_CACHED = int(RowFlag.CACHED)
 _END = int(SpanFlag.END)
 
 _VLLM_SUFFIX = re.compile(r"-[0-9a-f]{8}$")
@@ -46,7 +49,7 @@ def external_id(kind: str) -> Callable[[str], str]:
 
 @dataclass(slots=True)
 class MatchCounts:
-    """What came out of the ring, and what could not be used, exactly."""
+    """What came out of the ring, and what could not be used, exactly; the sums over an engine's parts."""
 
     steps: int = 0
     rows: int = 0
@@ -58,28 +61,43 @@ class MatchCounts:
     unreadable_tables: int = 0
 
 
+class RingPart:
+    """One part's ring, with its probe tables."""
+
+    def __init__(self, card: EngineCard, reader: RingReader) -> None:
+        self.card = card
+        self.reader = reader
+        self.tables = Tables(card)
+
+
 class Matcher:
-    """Reads one engine's ring and hands each row to the log that it belongs to.
+    """Reads one engine's ring, or those of all its parts, and hands each row to the log that it belongs to.
 
     `drain` is called when a token has come (the rows before it are in the ring by then), and by a timer for requests
     that others sent. A timer and not a thread on the ring's futex: `RingReader.wait` excludes `read` while it sleeps,
     and a second thread costs the token path a turn of the GIL.
     """
 
-    def __init__(self, sessions: Sessions, card: EngineCard, reader: RingReader, texts: TokenTexts) -> None:
+    def __init__(self, sessions: Sessions, parts: Sequence[RingPart], texts: TokenTexts) -> None:
         self._sessions = sessions
-        self._card = card
-        self._reader = reader
+        self.parts = tuple(parts)
+        self._card = parts[0].card
         self._texts = texts
-        self._external = external_id(card.kind)
-        self._special = frozenset(card.special_ids)
-        self._tables: dict[int, Table | None] = {}
-        self._spurious = self._unreadable = self._mismatched = 0
+        self._external = external_id(self._card.kind)
+        self._special = frozenset(self._card.special_ids)
+        self._joiners: dict[str, Joiner] = {}
+        self._seams = Seams()
+        self._spurious = self._mismatched = 0
         self._logged: set[str] = set()
         self._quiet = 0
         self._timer: asyncio.TimerHandle | None = None
         self._closed = False
-        self.table = EMPTY_TABLE
+
+    @property
+    def table(self) -> Table:
+        """The probes in force as far as they are known, of all parts."""
+        latest = [part.tables.latest for part in self.parts]
+        return latest[0] if len(latest) == 1 else join_tables(latest)
 
     def start(self) -> None:
         """Begin to look at the ring by itself, until `close`."""
@@ -92,41 +110,43 @@ class Matcher:
     def drain(self) -> None:
         """Take everything that is in the ring now. What goes wrong with a row harms no other request."""
         self._quiet += 1
-        try:
-            self._take_all()
-        except Exception:
-            if "drain" not in self._logged:
-                self._logged.add("drain")
-                _log.exception("ring %s: rows could not be used; it is read on", self._card.ring)
+        for part in self.parts:
+            try:
+                self._take_all(part)
+            except Exception:
+                if "drain" not in self._logged:
+                    self._logged.add("drain")
+                    _log.exception("ring %s: rows could not be used; it is read on", part.card.ring)
 
-    def _take_all(self) -> None:
+    def _take_all(self, part: RingPart) -> None:
         while not self._closed:
             try:
-                batch = self._reader.read()
+                batch = part.reader.read()
             except RingError as error:
-                self._once("ring", f"ring {self._card.ring}: {error}")
+                self._once("ring", f"ring {part.card.ring}: {error}")
                 self.close()
                 return
             if batch is None:
                 return
             self._quiet = 0
-            self._route(batch)
+            self._route(part, batch)
 
     def counts(self) -> MatchCounts:
         """The counts up to the last drain."""
-        known = {f: v for f, v in asdict(self._reader.stats()).items() if f in MatchCounts.__slots__}
-        return MatchCounts(
-            **known,
-            spurious_rows=self._spurious,
-            mismatched_rows=self._mismatched,
-            unreadable_tables=self._unreadable,
-        )
+        counts = MatchCounts(spurious_rows=self._spurious, mismatched_rows=self._mismatched)
+        for part in self.parts:
+            for name, value in asdict(part.reader.stats()).items():
+                if name in MatchCounts.__slots__:
+                    setattr(counts, name, getattr(counts, name) + value)
+            counts.unreadable_tables += part.tables.unreadable
+        return counts
 
     def close(self) -> None:
         """Stop reading. What the logs have stays."""
         if not self._closed:
             self._closed = True
-            self._reader.close()
+            for part in self.parts:
+                part.reader.close()
             if self._timer is not None:
                 self._timer.cancel()
 
@@ -140,13 +160,19 @@ class Matcher:
         log.first_columns = self.table.columns
         return log
 
-    def _route(self, batch: Batch) -> None:
+    def flush(self, log: RequestLog) -> None:
+        """Give a log that is about to end the rows that not all parts have told."""
+        joiner = self._joiners.pop(log.request, None)
+        if joiner is not None:
+            joiner.flush(time.monotonic_ns())
+
+    def _route(self, part: RingPart, batch: Batch) -> None:
         for step in batch.steps:
-            table = self._table(step.generation)
+            table = part.tables.of(step.generation)
             for span in step.spans:
                 log = self._log_of(span, step)
                 if log is not None:
-                    self._deliver(log, span, step, table)
+                    self._deliver(log, part, span, step, table)
 
     def _log_of(self, span: Span, step: StepRecord) -> RequestLog | None:
         request = self._external(span.request)
@@ -170,59 +196,60 @@ class Matcher:
             "mismatch", f"request {log.request}: a row's token id is not the token at its position; it is not delivered"
         )
 
-    def _deliver(self, log: RequestLog, span: Span, step: StepRecord, table: Table | None) -> None:
+    def _deliver(self, log: RequestLog, part: RingPart, span: Span, step: StepRecord, table: Table | None) -> None:
         if log.follows_rows and log.n_prompt is None and span.n_prompt:
             log.n_prompt = span.n_prompt
+        if not log.engine_id:
+            log.engine_id = span.request
+        taker = log if len(self.parts) == 1 else self._joiner(log).parts[part.card.part]
         if table is not None and span.n_rows and len(step.rows):
             if span.n_rows == 1:
-                self._take_one(log, span.offset, step, table)
+                self._take_one(taker, span.offset, step, table)
             else:
-                self._take(log, span, step, table)
+                self._take(taker, span, step, table)
         if int.__and__(span.flags, _END):  # IntFlag's own `&` costs 1 µs
-            log.note_engine_end()
-            if log.source == "engine":
-                aborted = bool(span.flags & SpanFlag.ABORTED)
-                log.finish("aborted" if aborted else "done", "abort" if aborted else None)
+            self._end(log, taker, span, step.time_ns)
 
-    def _take_one(self, log: RequestLog, at: int, step: StepRecord, table: Table) -> None:
+    def _joiner(self, log: RequestLog) -> Joiner:
+        joiner = self._joiners.get(log.request)
+        if joiner is None or joiner.log is not log:
+            self._joiners = {name: j for name, j in self._joiners.items() if j.log.state == "running"}
+            latest = [part.tables.latest.columns for part in self.parts]
+            joiner = self._joiners[log.request] = Joiner(log, latest, self._seams, self._note_mismatch)
+        return joiner
+
+    def _end(self, log: RequestLog, taker: RequestLog | PartRows, span: Span, now_ns: int) -> None:
+        if isinstance(taker, PartRows):
+            taker.end(now_ns)
+            if not self._joiners[log.request].ended:
+                return
+            del self._joiners[log.request]
+        log.note_engine_end()
+        if log.source == "engine":
+            aborted = bool(span.flags & SpanFlag.ABORTED)
+            log.finish("aborted" if aborted else "done", "abort" if aborted else None)
+
+    def _take_one(self, taker: RequestLog | PartRows, at: int, step: StepRecord, table: Table) -> None:
         """The ordinary step: one row, without making arrays of its label."""
         position, token_id, flags, _, _ = step.meta[at].item()
         if flags & _SPURIOUS:
             self._spurious += 1
         else:
-            log.take_row(position, token_id, table.gather(step.rows[at : at + 1]), table.columns, step.time_ns)
+            values = table.gather(step.rows[at : at + 1])
+            taker.take_row(position, token_id, values, table.columns, step.time_ns, bool(flags & _CACHED))
 
-    def _take(self, log: RequestLog, span: Span, step: StepRecord, table: Table) -> None:
+    def _take(self, taker: RequestLog | PartRows, span: Span, step: StepRecord, table: Table) -> None:
         part = slice(span.offset, span.offset + span.n_rows)
         meta, rows = step.meta[part], step.rows[part]
         flags = meta["flags"]
-        if flags.any():
+        if (flags & _SPURIOUS).any():
             genuine = (flags & _SPURIOUS) == 0
             self._spurious += len(meta) - int(np.count_nonzero(genuine))
-            meta, rows = meta[genuine], rows[genuine]
-        for run in _runs(meta["position"]):
-            values = table.gather(rows[run])
-            log.take_rows(int(meta["position"][run.start]), meta["token_id"][run], values, table.columns, step.time_ns)
-
-    def _table(self, generation: int) -> Table | None:
-        if generation not in self._tables:
-            self._tables[generation] = self._read_table(generation)
-            while len(self._tables) > 64:
-                self._tables.pop(next(iter(self._tables)))
-        table = self._tables[generation]
-        if table is not None and table is not self.table and table.generation >= self.table.generation:
-            self.table = table
-        return table
-
-    def _read_table(self, generation: int) -> Table | None:
-        try:
-            return read_table_bytes(read_table(self._card.id, generation))
-        except (OSError, ValueError, KeyError, TypeError, msgspec.MsgspecError) as error:
-            self._unreadable += 1
-            self._once(
-                "table", f"probe table {generation} of engine {self._card.id}: {error}; its scores are not delivered"
-            )
-            return None
+            meta, rows, flags = meta[genuine], rows[genuine], flags[genuine]
+        cached = (flags & _CACHED) != 0
+        for run in _runs(meta["position"], cached):
+            first, ids, values = int(meta["position"][run.start]), meta["token_id"][run], table.gather(rows[run])
+            taker.take_rows(first, ids, values, table.columns, step.time_ns, bool(cached[run.start]))
 
     def _once(self, kind: str, message: str) -> None:
         if kind not in self._logged:
@@ -230,11 +257,11 @@ class Matcher:
             _log.warning(message)
 
 
-def _runs(positions: np.ndarray) -> list[slice]:
-    """Slices of consecutive positions."""
+def _runs(positions: np.ndarray, cached: np.ndarray) -> list[slice]:
+    """Slices of consecutive positions that are all cached, or all not."""
     n = len(positions)
     if n <= 1:
         return [slice(0, 1)] if n else []
-    breaks = np.flatnonzero(np.diff(positions) != 1) + 1
+    breaks = np.flatnonzero((np.diff(positions) != 1) | (cached[1:] != cached[:-1])) + 1
     edges = [0, *breaks.tolist(), n]
     return [slice(a, b) for a, b in pairwise(edges)]

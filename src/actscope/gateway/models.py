@@ -33,6 +33,15 @@ class ActscopeAsk(Exact):
         None, description="ids of the probes to send; all by default", max_length=4096
     )
     prompt: StrictBool | None = Field(None, description="send the prompt's tokens and scores too (default true)")
+    rows: StrictBool | StrictStr | None = Field(
+        None, description="whether rows leave the engine for its recording; vLLM: or of which sites, such as `0,7,15`"
+    )
+    full_prompt: StrictBool | None = Field(
+        None, description="compute the whole prompt again even where it is cached, so that every position has its score"
+    )
+    keep: Annotated[StrictStr, Field(max_length=1000)] | None = Field(
+        None, description="keep the request in the recording, and why"
+    )
 
 
 class StreamOptions(Lenient):
@@ -46,7 +55,7 @@ class Completing(Lenient):
     stream: StrictBool | None = None
     stream_options: StreamOptions | None = None
     n: Annotated[StrictInt, Field(ge=1)] | None = None
-    max_tokens: Annotated[StrictInt, Field(ge=1)] | None = None
+    max_tokens: Annotated[StrictInt, Field(ge=0)] | None = None
     temperature: StrictFloat | StrictInt | None = None
     top_p: StrictFloat | StrictInt | None = None
     seed: Annotated[StrictInt, Field(ge=-(2**63), le=2**64 - 1)] | None = None
@@ -65,13 +74,13 @@ class ChatCompletionRequest(Completing):
     """OpenAI's chat completion request; fields not named here go to the engine as they are."""
 
     messages: list[ChatMessage] = Field(min_length=1)
-    max_completion_tokens: Annotated[StrictInt, Field(ge=1)] | None = None
+    max_completion_tokens: Annotated[StrictInt, Field(ge=0)] | None = None
 
 
 class CompletionRequest(Completing):
     """OpenAI's completion request; fields not named here go to the engine as they are."""
 
-    prompt: StrictStr | list[StrictStr] | list[StrictInt] | list[list[StrictInt]]
+    prompt: StrictStr | list[StrictStr] | list[StrictInt] | list[list[StrictInt]] | None = None
 
 
 # Scores
@@ -113,6 +122,7 @@ class Final(BaseModel):
     finish_reason: str | None
     present: int
     computed: int
+    cached: int = Field(description="of the computed ones, those that came with a cached prefix")
 
 
 class ActscopePayload(BaseModel):
@@ -231,6 +241,7 @@ class ProbeFinalEvent(BaseModel):
     v: Literal[1]
     present: int
     computed: int
+    cached: int
     probes: dict[str, ProbeSummary]
 
 
@@ -391,6 +402,9 @@ class MarkRequest(Exact):
     )
     after: StrictStr | Annotated[StrictInt, Field(ge=0)] | None = Field(
         None, description="how much after its last row, likewise; all if absent"
+    )
+    wait: Annotated[FiniteFloat, Field(ge=0, le=3600)] | None = Field(
+        None, description="seconds to wait for a request that has not begun"
     )
 
 

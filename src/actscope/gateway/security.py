@@ -19,7 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from actscope.gateway.problems import Problem, problem_response
 from actscope.gateway.settings import GatewaySettings
 
-_METHODS: Final = "GET, POST, PUT, DELETE, OPTIONS"
+_METHODS: Final = "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"
 _HEADERS: Final = "Authorization, Content-Type, Last-Event-ID"
 _CSP: Final = (
     "default-src 'self'; img-src 'self' data: blob:; object-src 'none'; base-uri 'none'; form-action 'none'; "

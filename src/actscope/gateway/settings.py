@@ -23,7 +23,10 @@ class GatewaySettings:
     token: str = field(default_factory=_new_token, repr=False)
     """What every client must present; a new random one each start unless given."""
     upstream: str = ""
-    """Engine to sit in front of: "" (the newest one running here), an engine card's id, `unix:/path`, or `http://host:port`."""
+    """Engine to sit in front of: "" (the newest one running here that says where it takes requests), an engine card's id,
+    `unix:/path`, or `http://host:port` (vLLM's server)."""
+    upstream_key: str = field(default="", repr=False)
+    """API key of the server at `upstream`; sent there and nowhere else."""
     allowed_hosts: tuple[str, ...] = ()
     """`Host` values accepted besides 127.0.0.1, localhost and [::1] with the port."""
     cors_origins: tuple[str, ...] = ()
@@ -33,7 +36,7 @@ class GatewaySettings:
     max_head_bytes: int = 32 * 1024
     """Largest request line plus headers."""
     max_in_flight: int = 64
-    """Completions running at once; more are answered with 429."""
+    """Completions running at once, and requests of other kinds passed on at once; more are answered with 429."""
     max_streams: int = 128
     """Event streams open at once; more are answered with 429."""
     max_n: int = 16
@@ -60,6 +63,8 @@ class GatewaySettings:
             raise SettingsError(f"gateway port: expected 0 to 65535, found {self.port}")
         if len(self.token) < 8:
             raise SettingsError(f"gateway token: expected at least 8 characters, found {len(self.token)}")
+        if any(c.isspace() or not c.isprintable() for c in self.upstream_key):
+            raise SettingsError("gateway upstream_key: expected printable characters without blanks")
         for name in (
             "max_body_bytes",
             "max_head_bytes",

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated
 
 from fastapi import Depends, Request
 
 from actscope.gateway.events import OpenStreams
+from actscope.gateway.passing import Passing
 from actscope.gateway.sessions import Sessions
 from actscope.gateway.settings import GatewaySettings
 from actscope.gateway.upstream import Upstream
@@ -21,6 +22,7 @@ class Gateway:
     upstream: Upstream
     sessions: Sessions
     streams: OpenStreams
+    passing: Passing = field(default_factory=Passing)
 
 
 async def _gateway(request: Request) -> Gateway:

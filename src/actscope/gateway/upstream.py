@@ -5,151 +5,46 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Mapping
-from dataclasses import dataclass
-from pathlib import Path
+import time
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import aiohttp
 import msgspec
 
-from actscope.errors import RingError, SettingsError, UpstreamError
-from actscope.gateway.matching import Matcher
-from actscope.gateway.probeset import EMPTY_TABLE, Table, table_of
+from actscope.errors import RingError, UpstreamError
+from actscope.gateway import finding
+from actscope.gateway.connection import Connection
+from actscope.gateway.controls import Answer, Controls
+from actscope.gateway.engine import Engine
+from actscope.gateway.finding import Found
 from actscope.gateway.problems import Problem
 from actscope.gateway.sessions import Sessions
 from actscope.gateway.settings import GatewaySettings
-from actscope.gateway.tokens import TokenTexts
-from actscope.ring.host import RingReader
-from actscope.ring.runtime import EngineCard, read_cards
+from actscope.ring.runtime import read_cards
 
 _log = logging.getLogger(__name__)
 
-#: The only headers of a client that reach the engine.
-FORWARDED = frozenset({"accept", "content-type", "traceparent", "tracestate"})
+#: A server without a card is matched with the cards anew when these change, and after this long.
+_DOUBT_SECONDS = 5.0
 
-_CONNECT_SECONDS = 5.0
-_ASK_SECONDS = 30.0
-_FAILURES = (aiohttp.ClientError, UpstreamError, RingError, OSError, asyncio.TimeoutError, ValueError)
+FAILURES = (aiohttp.ClientError, UpstreamError, RingError, OSError, asyncio.TimeoutError, ValueError)
 
-
-@dataclass(frozen=True, slots=True)
-class Found:
-    """Where an engine answers, and its card if it has one."""
-
-    endpoint: str
-    card: EngineCard | None
-
-
-def find(target: str) -> Found | None:
-    """The engine that `target` means (see GatewaySettings.upstream), or None while there is none."""
-    cards = read_cards()
-    if not target:
-        return next((Found(c.endpoint, c) for c in cards if c.endpoint), None)
-    if target.startswith(("unix:", "http://", "https://")):
-        matching = [c for c in cards if c.endpoint == target] or [
-            c for c in cards if c.kind == "vllm" and not c.endpoint
-        ]
-        return Found(target, matching[0] if matching else None)
-    return next((Found(c.endpoint, c) for c in cards if c.id == target), None)
-
-
-class Engine:
-    """A connection to one engine: its HTTP side, its tokenizer, and its ring if it has one."""
-
-    def __init__(self, found: Found, http: aiohttp.ClientSession, base: str, texts: TokenTexts) -> None:
-        self.endpoint = found.endpoint
-        self.card = found.card
-        self.texts = texts
-        self.matcher: Matcher | None = None
-        self._http = http
-        self._base = base
-        self._users = 0
-        self._given_up = False
-
-    @property
-    def table(self) -> Table:
-        """The probe table in force, as far as it is known."""
-        return self.matcher.table if self.matcher else EMPTY_TABLE
-
-    async def send(
-        self, method: str, path: str, body: bytes | None = None, headers: Mapping[str, str] | None = None
-    ) -> aiohttp.ClientResponse:
-        """One request; the answer's head has come, its body has not. Redirects are not followed, but refused."""
-        response = await self._http.request(
-            method, self._base + path, data=body, headers=headers, allow_redirects=False
-        )
-        if 300 <= response.status < 400:
-            response.close()
-            raise UpstreamError(f"the engine answered {response.status}: redirects are not followed")
-        return response
-
-    async def ask(self, method: str, path: str, body: bytes | None = None) -> tuple[int, bytes]:
-        """Status and body of one short request."""
-        headers = {"content-type": "application/json"} if body is not None else None
-        async with asyncio.timeout(_ASK_SECONDS):
-            async with await self.send(method, path, body, headers) as response:
-                return response.status, await response.read()
-
-    async def refresh_table(self) -> Table:
-        """Ask the engine for its probe table."""
-        status, body = await self.ask("GET", "/v1/actscope/probes")
-        table = table_of(msgspec.json.decode(body)) if status == 200 else EMPTY_TABLE
-        if self.matcher:
-            self.matcher.table = table
-        return table
-
-    @contextlib.asynccontextmanager
-    async def in_use(self) -> AsyncIterator[None]:
-        """Keeps the connections open until the block is left, even if the engine is given up meanwhile."""
-        self._users += 1
-        try:
-            yield
-        finally:
-            self._users -= 1
-            if self._given_up and not self._users:
-                await self._http.close()
-
-    async def close(self) -> None:
-        """Give the engine up. Answers that are being read end by themselves: aiohttp does not wake their readers."""
-        self._given_up = True
-        if self.matcher:
-            self.matcher.close()
-        if not self._users:
-            await self._http.close()
-
-
-def _open_http(endpoint: str) -> tuple[aiohttp.ClientSession, str]:
-    """A client and the base of its URLs for `unix:/path` or `http://host:port`."""
-    if endpoint.startswith("unix:"):
-        connector: aiohttp.BaseConnector = aiohttp.UnixConnector(endpoint.removeprefix("unix:"), limit=0)
-        base = "http://engine"
-    elif endpoint.startswith(("http://", "https://")):
-        connector = aiohttp.TCPConnector(limit=0)
-        base = endpoint.rstrip("/")
-    else:
-        raise SettingsError(f"upstream: expected unix:/path or http://host:port, found {endpoint!r}")
-    timeout = aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_SECONDS)
-    http = aiohttp.ClientSession(
-        connector=connector,
-        timeout=timeout,
-        cookie_jar=aiohttp.DummyCookieJar(),
-        headers={"accept-encoding": "identity"},
-        read_bufsize=1 << 18,
-        trust_env=False,
-    )
-    return http, base
-
-
-def forwarded(headers: Mapping[str, str]) -> dict[str, str]:
-    """Of a client's headers, those that may reach the engine."""
-    return {name: value for name, value in headers.items() if name.lower() in FORWARDED}
+_UNPLUGGED = (
+    "the engine at %s runs without actscope: it is proxied, and has no scores. Install the plugin where it runs "
+    "(pip install 'actscope[vllm]') and start it again, without ACTSCOPE_DISABLE, as the same user on this machine%s"
+)
+_HOMELESS = (
+    "no engine here says where it takes requests, but engine %s (%s) runs: name its server, "
+    "for instance with --upstream http://localhost:8000"
+)
 
 
 class Upstream:
     """Keeps a connection to the engine that the settings name: waits until it is up, follows it when it restarts.
 
-    While the present engine lives it is kept, even if a newer one has started.
+    While the present engine lives it is kept, even if a newer one has started. One without a card is proxied, and looked
+    at again when a card appears.
     """
 
     def __init__(self, settings: GatewaySettings) -> None:
@@ -157,6 +52,8 @@ class Upstream:
         self._sessions: Sessions | None = None
         self._follower: asyncio.Task[None] | None = None
         self._complaint = ""
+        self._told: set[str] = set()
+        self._doubted: tuple[frozenset[str], float] = (frozenset(), 0.0)
         self.engine: Engine | None = None
 
     async def open(self, sessions: Sessions) -> None:
@@ -183,15 +80,29 @@ class Upstream:
         message = "the engine is not up; it is waited for: try again"
         return Problem(503, message, code="engine_not_up", headers={"Retry-After": wait})
 
-    async def ask(self, method: str, path: str, body: bytes | None = None) -> tuple[int, bytes]:
-        """One short request to the engine; every failure is a Problem."""
+    def failed(self, error: BaseException) -> Problem:
+        """What a client is told when the engine could not be asked, or has not answered properly."""
+        if isinstance(error, aiohttp.ClientConnectorError):
+            return self.not_up()
+        return Problem(502, f"the engine failed: {error or type(error).__name__}", code="engine_failed")
+
+    async def ask(self, method: str, path: str, body: bytes | None = None) -> Answer:
+        """One short request to the engine's OpenAI side; every failure is a Problem."""
         engine = self.require()
         try:
-            return await engine.ask(method, path, body)
-        except aiohttp.ClientConnectorError as error:
-            raise self.not_up() from error
-        except _FAILURES as error:
-            raise Problem(502, f"the engine failed: {error or type(error).__name__}", code="engine_failed") from error
+            return await engine.endpoint.ask(method, path, body)
+        except FAILURES as error:
+            raise self.failed(error) from error
+
+    async def control(self, ask: Callable[[Controls], Awaitable[Answer]]) -> Answer:
+        """The same to its control side: `control(lambda c: c.probes())`."""
+        engine = self.require()
+        try:
+            return await ask(engine.controls)
+        except FAILURES as error:
+            raise self.failed(error) from error
+
+    # Looking
 
     async def _follow(self) -> None:
         while True:
@@ -202,7 +113,7 @@ class Upstream:
         try:
             await self._look()
             self._complaint = ""
-        except _FAILURES as error:
+        except FAILURES as error:
             complaint = f"cannot use the engine yet: {error or type(error).__name__}"
             if complaint != self._complaint:
                 self._complaint = complaint
@@ -215,50 +126,63 @@ class Upstream:
 
     async def _look(self) -> None:
         if self.engine is not None and await self._still_there(self.engine):
+            if self.engine.found.cards or not await self._has_card_now(self.engine):
+                return
+        else:
+            await self._disconnect()
+        target = self._settings.upstream
+        if finding.is_address(target):
+            await self._connect_to(target)
             return
-        await self._disconnect()
-        found = await asyncio.to_thread(find, self._settings.upstream)
+        found = await asyncio.to_thread(finding.by_card, target)
         if found is not None:
             await self._connect(found)
+        else:
+            await self._say_if_homeless()
 
     async def _still_there(self, engine: Engine) -> bool:
-        if engine.card is None:
-            found = await asyncio.to_thread(find, self._settings.upstream)
-            return found is not None and found.card is None and await self._healthy(engine)
+        if not engine.found.cards:
+            return await _answers(engine.endpoint)
         if engine.matcher and engine.matcher.closed:
             return False
         cards = await asyncio.to_thread(read_cards)
-        return any(card.id == engine.card.id for card in cards)
+        return {card.id for card in cards}.issuperset(engine.found.ids)
 
-    async def _healthy(self, engine: Engine) -> bool:
-        try:
-            status, _ = await engine.ask("GET", "/health")
-        except _FAILURES:
+    async def _has_card_now(self, engine: Engine) -> bool:
+        """Whether a card has appeared that is this server's. Looked at when there are other cards than last time."""
+        ids = frozenset(card.id for card in await asyncio.to_thread(read_cards))
+        known, since = self._doubted
+        if not ids or (ids == known and time.monotonic() - since < _DOUBT_SECONDS):
             return False
-        return status == 200
+        self._doubted = (ids, time.monotonic())
+        return bool((await _at_address(engine.endpoint)).cards)
+
+    # Connecting
+
+    async def _connect_to(self, address: str) -> None:
+        """The server at an address, with its cards if it has any."""
+        asked = Connection(address, self._settings.upstream_key)
+        try:
+            found = await _at_address(asked) if await _answers(asked) else None
+        finally:
+            await asked.close()
+        if found is not None:
+            await self._connect(found)
 
     async def _connect(self, found: Found) -> None:
-        http, base = _open_http(found.endpoint)
-        engine = Engine(found, http, base, TokenTexts.unknown())
+        """Make this the engine, in place of one that was there if that still answers."""
+        key = self._settings.upstream_key if finding.is_address(self._settings.upstream) else ""
+        engine, before = Engine(found, Connection(found.endpoint, key)), self.engine
         try:
-            if await self._healthy(engine):
-                await self._attach(engine)
+            if await _answers(engine.endpoint):
+                assert self._sessions is not None
+                await engine.attach(self._sessions)
                 self.engine = engine
+                self._say_which(found)
         finally:
-            if self.engine is not engine:
-                await engine.close()
-
-    async def _attach(self, engine: Engine) -> None:
-        """The tokenizer and the ring. A gateway that starts late begins with the oldest rows that are still there."""
-        card = engine.card
-        if card is None:
-            return
-        if card.tokenizer:
-            engine.texts = await asyncio.to_thread(_load_texts, Path(card.tokenizer))
-        assert self._sessions is not None
-        engine.matcher = Matcher(self._sessions, card, RingReader.attach(card.ring, from_oldest=True), engine.texts)
-        await engine.refresh_table()
-        engine.matcher.start()
+            given_up = before if self.engine is engine else engine
+            if given_up is not None:
+                await given_up.close()
 
     async def _disconnect(self) -> None:
         engine, self.engine = self.engine, None
@@ -269,13 +193,54 @@ class Upstream:
             if log.source == "engine":
                 log.finish("failed", "error", "the engine has gone")
 
+    # Telling
 
-def _load_texts(directory: Path) -> TokenTexts:
+    def _say_which(self, found: Found) -> None:
+        """Log which engine was taken, and what may be wrong with that: never a wrong one silently."""
+        if not found.cards:
+            self._once(_UNPLUGGED, found.endpoint, f" ({found.doubt})" if found.doubt else "")
+            return
+        card, parts = found.cards[0], len(found.cards)
+        many = f" in {parts} parts" if parts > 1 else ""
+        _log.info("engine %s: %s, %s%s, at %s", card.id, card.model, card.kind, many, found.endpoint)
+        if found.doubt:
+            _log.warning("engine %s was taken for the one at %s: %s", card.id, found.endpoint, found.doubt)
+
+    async def _say_if_homeless(self) -> None:
+        cards = await asyncio.to_thread(finding.homeless)
+        if cards:
+            self._once(_HOMELESS, cards[0].id, cards[0].model)
+
+    def _once(self, message: str, *arguments: str) -> None:
+        text = message % arguments
+        if text not in self._told:
+            self._told.add(text)
+            _log.warning(text)
+
+
+async def _answers(endpoint: Connection) -> bool:
+    """Whether a server is there that says it is well, or does not know the question."""
     try:
-        return TokenTexts.load(directory)
-    except UpstreamError as error:
-        _log.warning("tokens have no text: %s", error)
-        return TokenTexts.unknown()
+        status, _ = await endpoint.ask("GET", "/health")
+    except FAILURES:
+        return False
+    return status < 500
+
+
+async def _at_address(endpoint: Connection) -> Found:
+    own = await asyncio.to_thread(finding.claimed, endpoint.address)
+    if own is not None:
+        return own
+    return await asyncio.to_thread(finding.at_address, endpoint.address, await _models_of(endpoint))
+
+
+async def _models_of(endpoint: Connection) -> list[str]:
+    """What the server calls its models, and what they were loaded from (`root`)."""
+    status, body = await endpoint.ask("GET", "/v1/models")
+    if status in (401, 403):
+        raise UpstreamError(f"{endpoint.address} answers {status}: give its key with --upstream-key")
+    listed = json_object(body).get("data") or () if status == 200 else ()
+    return [str(model[name]) for model in listed for name in ("id", "root") if model.get(name)]
 
 
 def json_object(body: bytes) -> dict[str, Any]:

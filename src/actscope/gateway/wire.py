@@ -128,7 +128,7 @@ class ChoiceView:
         if len(log.scores) > self._scores:
             self._add_scores(payload)
         if final:
-            payload["final"] = {"finish_reason": log.finish_reason, "present": log.present, "computed": log.computed}
+            payload["final"] = {"finish_reason": log.finish_reason, **coverage(log)}
         return payload if len(payload) > 1 else None
 
     def _begin(self, payload: dict[str, Any]) -> None:
@@ -177,7 +177,7 @@ def event_bytes(log: RequestLog, i: int) -> bytes:
     elif kind is EventKind.PROBE_UPDATE:
         data = _score_event(log, a, b)
     elif kind is EventKind.PROBE_FINAL:
-        data = {"v": VERSION, "present": log.present, "computed": log.computed, "probes": summary(log)}
+        data = {"v": VERSION, **coverage(log), "probes": summary(log)}
     else:
         data = {"v": VERSION, "finish_reason": log.finish_reason, "usage": usage(log)}
     return b"id: %d\nevent: %s\ndata: %s\n\n" % (i + 1, kind.name.lower().encode(), encode(data))
@@ -197,6 +197,11 @@ def _score_event(log: RequestLog, a: int, b: int) -> dict[str, Any]:
     if columns != before:
         data["probes"] = columns.header()
     return data | {"scores": score_block(log, a, b, columns)}
+
+
+def coverage(log: RequestLog) -> dict[str, int]:
+    """Positions, those of them with scores, and those of these that came with a cached prefix."""
+    return {"present": log.present, "computed": log.computed, "cached": log.cached}
 
 
 def usage(log: RequestLog) -> dict[str, int]:

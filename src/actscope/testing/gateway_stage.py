@@ -59,6 +59,8 @@ class EngineProcess:
     endpoint: str
 
     def client(self) -> httpx.Client:
+        if self.endpoint.startswith("http"):
+            return httpx.Client(base_url=self.endpoint, timeout=30, trust_env=False)
         transport = httpx.HTTPTransport(uds=self.endpoint.removeprefix("unix:"))
         return httpx.Client(base_url="http://engine", transport=transport, timeout=30)
 
@@ -66,6 +68,10 @@ class EngineProcess:
         with self.client() as client:
             found: dict[str, Any] = client.get("/scripted/state").json()
             return found
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
 
     def release(self) -> None:
         with self.client() as client:
@@ -92,6 +98,11 @@ class Stage:
         if up:
             await_engine(place)
         return place
+
+    def command(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """`actscope <arguments>` where these engines are."""
+        command = [sys.executable, "-m", "actscope", *arguments]
+        return subprocess.run(command, capture_output=True, text=True, env=self._environment, timeout=60)
 
     def close(self) -> None:
         for process in reversed(self._processes):
@@ -132,6 +143,12 @@ def until(condition: Callable[[], Any], seconds: float = 10.0) -> Any:
 def await_engine(place: Place) -> None:
     with place.client() as client:
         until(lambda: client.get("/health").json()["engine"] == "up")
+
+
+def await_scores(place: Place) -> None:
+    """Until the gateway has the engine, and its ring."""
+    with place.client() as client:
+        until(lambda: client.get("/v1/actscope/info").json()["ring"] is not None)
 
 
 def chat(place_model: str | None = None, content: str = "hi snow", **fields: Any) -> dict[str, Any]:

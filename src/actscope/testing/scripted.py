@@ -40,6 +40,9 @@ FIRST_PROBES: tuple[dict[str, Any], ...] = (
 )
 
 
+N_LAYERS = 6
+
+
 class Script(msgspec.Struct, forbid_unknown_fields=True):
     """What a request is to do. Positions are absolute; counts are of generated tokens."""
 
@@ -61,6 +64,14 @@ class Script(msgspec.Struct, forbid_unknown_fields=True):
     inf_at: int | None = None
     cached: int = 0
     """The first so many prompt positions are not computed."""
+    kept: int = 0
+    """The first so many prompt positions are told as scores of a cached prefix."""
+    withhold_ids: bool = False
+    """Tokens are generated, and not shown: what vLLM does with hidden reasoning."""
+    late_part: int | None = None
+    """This part's rows come when the request ends, and not before."""
+    missing_in_part: list[int] = []
+    """Rows that the last part never tells."""
     late_rows: float = 0.0
     """Seconds by which rows come after their tokens."""
     twice_at: int | None = None
@@ -83,13 +94,14 @@ class Sequence:
     """One choice: its tokens so far, and what it was asked for."""
 
     request: str
+    ring_id: str
     prompt: list[int]
     n_tokens: int
     ends: bool
     script: Script
     words: Iterator[int]
     tokens: list[int] = field(default_factory=list)
-    told: int = 0
+    held: list[tuple[int, list[int], RowFlag]] = field(default_factory=list)
 
     @property
     def finish_reason(self) -> str | None:
@@ -104,59 +116,25 @@ class Sequence:
         return token
 
 
-class ScriptedEngine:
-    """Tokens, scores and the ring. One event loop runs everything, so steps are never interleaved."""
+class Part:
+    """One stage's ring, probe table and card. Columns have the same numbers in all parts: each has its own probes in them."""
 
-    def __init__(self, model: str, has_chat_template: bool = True) -> None:
-        sweep()
-        self.model = model
-        self.has_chat_template = has_chat_template
-        self.tokens = ScriptedTokens()
+    def __init__(self, engine: ScriptedEngine, number: int, parts: int) -> None:
+        self.engine = engine
+        self.number = number
         self.ring = RingWriter.create(RingSpec(1 << 17, WIDTH, 1 << 15, 1 << 15))
+        per_part = -(-(N_LAYERS + 1) // parts)  # of two, the first has 4 blocks and the second 2
+        self.layers = range(number * per_part, min((number + 1) * per_part, N_LAYERS))
         self.generation = 0
         self.probes: dict[int, dict[str, Any]] = {}
-        self.released = asyncio.Event()
-        self.last_headers: dict[str, str] = {}
-        self.aborted: list[str] = []
         self._step = 0
-        self._directory = tempfile.TemporaryDirectory(prefix="actscope-scripted-")
-        self.tokens.save(Path(self._directory.name))
-        self.card = self._make_card()
-        for slot, probe in enumerate(FIRST_PROBES):
-            self.put(slot, probe)
-        self.new_generation()
-
-    def _make_card(self) -> EngineCard:
-        name = secrets.token_hex(8)
-        pid = os.getpid()
-        return EngineCard(
-            id=name,
-            pid=pid,
-            pid_start=process_start(pid) or 0,
-            kind="hf",
-            model=self.model,
-            revision="0",
-            device="cpu",
-            dtype="float32",
-            n_layers=6,
-            d_model=4,
-            max_context=MAX_CONTEXT,
-            special_ids=list(SPECIAL_IDS),
-            tokenizer=self._directory.name,
-            ring=self.ring.name,
-            endpoint=f"unix:{runtime_dir() / f'engine-{name}.sock'}",
-            started_ns=time.time_ns(),
-            boot_id=boot_id(),
-            has_chat_template=self.has_chat_template,
-        )
-
-    def close(self) -> None:
-        withdraw_card(self.card)
-        self.ring.close()
-        self._directory.cleanup()
+        self.card = engine.make_card(self.ring.name, number, parts)
 
     def table(self) -> dict[str, Any]:
         return {"generation": self.generation, "probes": [{"slot": s, **p} for s, p in sorted(self.probes.items())]}
+
+    def has(self, site: str) -> bool:
+        return int(site.split(".")[1]) in self.layers
 
     def put(self, slot: int, probe: dict[str, Any]) -> None:
         """Add or swap a probe, as of the next generation."""
@@ -166,31 +144,37 @@ class ScriptedEngine:
         self.generation += 1
         publish_table(self.card.id, msgspec.json.encode(self.table()), self.generation)
 
-    # Rows
+    def publish(self, seq: Sequence, position: int, ids: list[int], flags: RowFlag) -> None:
+        if seq.script.late_part == self.number:
+            seq.held.append((position, ids, flags))
+            return
+        meta = self._labels(seq, position, ids, flags)
+        rows = np.array([self._row(seq, position + i, t) for i, t in enumerate(ids)], np.float32)
+        first = SpanFlag.FIRST if not position else SpanFlag(0)
+        self._write(Span(seq.ring_id, position, len(ids), 0, first, len(seq.prompt)), meta, rows)
 
-    def compute(self, seq: Sequence, first: int, last: int) -> None:
-        """One pass over positions `first .. last`: rows into the ring."""
-        every = (seq.prompt + seq.tokens)[first:last]
-        keep = [i for i in range(first, last) if i not in seq.script.missing_rows and i >= seq.script.cached]
-        for start, stop in _runs(keep):
-            self._publish(seq, start, every[start - first : stop - first], RowFlag(0))
-        if seq.script.twice_at is not None and first <= seq.script.twice_at < last:
-            at = seq.script.twice_at
-            self._publish(seq, at, [every[at - first] + 1], RowFlag.RECOMPUTED)
+    def end(self, seq: Sequence, flags: SpanFlag) -> None:
+        if seq.script.late_part == self.number:
+            held, seq.held = seq.held, []
+            seq.script = msgspec.structs.replace(seq.script, late_part=None)
+            for position, ids, row_flags in held:
+                self.publish(seq, position, ids, row_flags)
+        span = Span(seq.ring_id, len(seq.prompt) + len(seq.tokens), 0, 0, flags, len(seq.prompt))
+        self._write(span, np.zeros(0, ROW_META), np.zeros((0, WIDTH), np.float32))
 
-    def _publish(self, seq: Sequence, position: int, ids: list[int], flags: RowFlag) -> None:
-        self._step += 1
+    def _labels(self, seq: Sequence, position: int, ids: list[int], flags: RowFlag) -> np.ndarray:
         meta = np.zeros(len(ids), ROW_META)
         meta["position"] = np.arange(position, position + len(ids))
         meta["token_id"] = ids
         meta["flags"] = int(flags) | (RowFlag.PREFILL if position < len(seq.prompt) else 0)
-        meta["step"] = self._step
-        rows = np.array([self._row(seq, position + i, t) for i, t in enumerate(ids)], np.float32)
-        if seq.script.wrong_token_at is not None and position <= seq.script.wrong_token_at < position + len(ids):
-            meta["token_id"][seq.script.wrong_token_at - position] += 1
-        span = Span(
-            seq.request, position, len(ids), 0, SpanFlag.FIRST if not position else SpanFlag(0), len(seq.prompt)
-        )
+        meta["step"] = self._step + 1
+        wrong = seq.script.wrong_token_at
+        if wrong is not None and position <= wrong < position + len(ids):
+            meta["token_id"][wrong - position] += 1
+        return meta
+
+    def _write(self, span: Span, meta: np.ndarray, rows: np.ndarray) -> None:
+        self._step += 1
         self.ring.write(Step(self._step, time.monotonic_ns(), (span,), meta, self.generation), [Frame(SCORES, rows)])
 
     def _row(self, seq: Sequence, position: int, token_id: int) -> list[float]:
@@ -201,13 +185,108 @@ class ScriptedEngine:
             row[1] = float("inf")
         return row
 
+
+class ScriptedEngine:
+    """Tokens, scores and rings. One event loop runs everything, so steps are never interleaved.
+
+    `kind` "vllm" is an engine as vLLM's plugin shows it: its cards name no endpoint, their control sides are apart, and the ids
+    in the ring have a suffix. It may be in several `parts`, each with the probes of its own layers.
+    """
+
+    def __init__(self, model: str, has_chat_template: bool = True, kind: str = "hf", parts: int = 1) -> None:
+        sweep()
+        self.model = model
+        self.has_chat_template = has_chat_template
+        self.kind = kind
+        self.group = secrets.token_hex(8) if parts > 1 else ""
+        self.tokens = ScriptedTokens()
+        self.released = asyncio.Event()
+        self.last_headers: dict[str, str] = {}
+        self.last_body = b""
+        self.marks: list[dict[str, Any]] = []
+        self.aborted: list[str] = []
+        self._directory = tempfile.TemporaryDirectory(prefix="actscope-scripted-")
+        self.tokens.save(Path(self._directory.name))
+        self.parts = [Part(self, number, parts) for number in range(parts)]
+        for slot, probe in enumerate(FIRST_PROBES):
+            for part in self.parts:
+                if part.has(probe["site"]):
+                    part.put(slot, probe)
+        for part in self.parts:
+            part.new_generation()
+
+    @property
+    def is_vllm(self) -> bool:
+        return self.kind == "vllm"
+
+    @property
+    def card(self) -> EngineCard:
+        """The first part's."""
+        return self.parts[0].card
+
+    def make_card(self, ring: str, part: int, parts: int) -> EngineCard:
+        name = secrets.token_hex(8)
+        pid = os.getpid()
+        address = f"unix:{runtime_dir() / f'engine-{name}.sock'}"
+        return EngineCard(
+            id=name,
+            pid=pid,
+            pid_start=process_start(pid) or 0,
+            kind=self.kind,
+            model=self.model,
+            revision="0",
+            device="cpu",
+            dtype="float32",
+            n_layers=N_LAYERS,
+            d_model=4,
+            max_context=MAX_CONTEXT,
+            special_ids=list(SPECIAL_IDS),
+            tokenizer=self._directory.name,
+            ring=ring,
+            endpoint="" if self.is_vllm else address,
+            started_ns=time.time_ns(),
+            boot_id=boot_id(),
+            has_chat_template=self.has_chat_template,
+            control=address if self.is_vllm else "",
+            group=self.group,
+            part=part,
+            parts=parts,
+        )
+
+    def close(self) -> None:
+        for part in self.parts:
+            withdraw_card(part.card)
+            part.ring.close()
+        self._directory.cleanup()
+
+    def ring_id(self, request: str) -> str:
+        """What the ring calls a request: vLLM adds eight digits of its own."""
+        return f"{request}-{secrets.token_hex(4)}" if self.is_vllm else request
+
+    # Rows
+
+    def compute(self, seq: Sequence, first: int, last: int) -> None:
+        """One pass over positions `first .. last`: rows into the ring."""
+        every = (seq.prompt + seq.tokens)[first:last]
+        script = seq.script
+        if first < script.kept:
+            self._publish(seq, first, every[: script.kept - first], RowFlag.CACHED)
+        keep = [i for i in range(first, last) if i not in script.missing_rows and i >= max(script.cached, script.kept)]
+        for start, stop in _runs(keep):
+            self._publish(seq, start, every[start - first : stop - first], RowFlag(0))
+        if script.twice_at is not None and first <= script.twice_at < last:
+            self._publish(seq, script.twice_at, [every[script.twice_at - first] + 1], RowFlag.RECOMPUTED)
+
+    def _publish(self, seq: Sequence, position: int, ids: list[int], flags: RowFlag) -> None:
+        for part in self.parts:
+            left_out = seq.script.missing_in_part if part is self.parts[-1] else []
+            for start, stop in _runs([i for i in range(position, position + len(ids)) if i not in left_out]):
+                part.publish(seq, start, ids[start - position : stop - position], flags)
+
     def end(self, seq: Sequence, aborted: bool = False) -> None:
-        self._step += 1
         flags = SpanFlag.END | (SpanFlag.ABORTED if aborted else SpanFlag(0))
-        span = Span(seq.request, len(seq.prompt) + len(seq.tokens), 0, 0, flags, len(seq.prompt))
-        empty = np.zeros(0, ROW_META)
-        rows = np.zeros((0, WIDTH), np.float32)
-        self.ring.write(Step(self._step, time.monotonic_ns(), (span,), empty, self.generation), [Frame(SCORES, rows)])
+        for part in self.parts:
+            part.end(seq, flags)
         if aborted:
             self.aborted.append(seq.request)
 

@@ -1,6 +1,7 @@
-"""The scripted engine as a process: `python -m actscope.testing.scripted_engine [--model NAME] [--no-chat-template]`.
+"""The scripted engine as a process: `python -m actscope.testing.scripted_engine [--model NAME] [--kind vllm] [--parts N] …`.
 
-It prints its card's id and its address when it is up, and ends on SIGTERM or SIGINT.
+It prints its card's id and its address when it is up, and ends on SIGTERM or SIGINT. One of kind "vllm" listens on a
+port, as vLLM does, and serves its control sides over sockets.
 """
 
 from __future__ import annotations
@@ -9,38 +10,71 @@ import argparse
 import asyncio
 import contextlib
 import json
+import signal
 
 from aiohttp import web
 
 from actscope.ring.runtime import publish_card
 from actscope.testing.scripted import ScriptedEngine
-from actscope.testing.scripted_http import make_app
+from actscope.testing.scripted_http import make_app, make_control_app
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="scripted")
     parser.add_argument("--no-chat-template", action="store_true", help="say so, and refuse chats")
-    given = parser.parse_args()
-    asyncio.run(_serve(given.model, not given.no_chat_template))
+    parser.add_argument("--kind", default="hf", choices=("hf", "vllm"))
+    parser.add_argument("--parts", type=int, default=1, help="stages, each with a ring of its own")
+    parser.add_argument("--port", type=int, default=0, help="of kind vllm")
+    parser.add_argument("--key", default="", help="refuse requests under /v1 without it")
+    parser.add_argument("--no-card", action="store_true", help="as if no plugin were installed, until SIGUSR1")
+    asyncio.run(_serve(parser.parse_args()))
 
 
-async def _serve(model: str, has_chat_template: bool) -> None:
-    engine = ScriptedEngine(model, has_chat_template)
-    runner = web.AppRunner(make_app(engine), handler_cancellation=True)
+async def _serve(given: argparse.Namespace) -> None:
+    engine = ScriptedEngine(given.model, not given.no_chat_template, given.kind, given.parts)
+    runners = [await _runner(make_app(engine, given.key))]
+    endpoint = await _listen(runners[0], engine, given.port)
+    for part in engine.parts if engine.is_vllm else ():
+        runners.append(await _runner(make_control_app(engine, part)))
+        await web.UnixSite(runners[-1], part.card.control.removeprefix("unix:")).start()
+    if not given.no_card:
+        _publish(engine)
+    asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, _publish, engine)
+    print(json.dumps({"card": engine.card.id, "endpoint": endpoint}), flush=True)
+    await _until_stopped()
+    with contextlib.suppress(OSError):
+        engine.close()
+    for runner in runners:
+        await runner.cleanup()
+
+
+def _publish(engine: ScriptedEngine) -> None:
+    for part in engine.parts:
+        publish_card(part.card)
+
+
+async def _runner(app: web.Application) -> web.AppRunner:
+    runner = web.AppRunner(app, handler_cancellation=True)
     await runner.setup()
-    await web.UnixSite(runner, engine.card.endpoint.removeprefix("unix:")).start()
-    publish_card(engine.card)
-    print(json.dumps({"card": engine.card.id, "endpoint": engine.card.endpoint}), flush=True)
+    return runner
+
+
+async def _listen(runner: web.AppRunner, engine: ScriptedEngine, port: int) -> str:
+    """Serve where the card says, or on a port that no card names; the address."""
+    if not engine.is_vllm:
+        await web.UnixSite(runner, engine.card.endpoint.removeprefix("unix:")).start()
+        return engine.card.endpoint
+    site = web.TCPSite(runner, "127.0.0.1", port)
+    await site.start()
+    return f"http://127.0.0.1:{runner.addresses[0][1]}"
+
+
+async def _until_stopped() -> None:
     stopped = asyncio.Event()
     for number in (2, 15):
         asyncio.get_running_loop().add_signal_handler(number, stopped.set)
-    try:
-        await stopped.wait()
-    finally:
-        with contextlib.suppress(OSError):
-            engine.close()
-        await runner.cleanup()
+    await stopped.wait()
 
 
 if __name__ == "__main__":

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import codecs
 import time
+import zlib
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 import msgspec
 from aiohttp import web
 
-from actscope.testing.scripted import MAX_CONTEXT, SENTENCE, Script, ScriptedEngine, Sequence
+from actscope.testing.scripted import MAX_CONTEXT, SENTENCE, Part, Script, ScriptedEngine, Sequence
 from actscope.testing.scripted_tokens import ASSISTANT, BOS, USER
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -26,20 +27,96 @@ class Refused(Exception):
         self.body = {"error": {"message": message, "type": "invalid_request_error", "param": param, "code": code}}
 
 
-def make_app(engine: ScriptedEngine) -> web.Application:
-    """The engine's paths."""
-    app = web.Application(client_max_size=1 << 26)
+def make_app(engine: ScriptedEngine, key: str = "") -> web.Application:
+    """The engine's paths; vLLM's control side is apart. With a `key`, those under /v1 need it."""
+    app = web.Application(client_max_size=1 << 26, middlewares=[_guard(key)] if key else [])
     http = ScriptedHttp(engine)
     app.router.add_post("/v1/chat/completions", http.chat)
     app.router.add_post("/v1/completions", http.text)
     app.router.add_get("/v1/models", http.models)
     app.router.add_get("/health", http.health)
-    app.router.add_get("/v1/actscope/probes", http.probes)
-    app.router.add_put("/v1/actscope/probes/{id}", http.put_probe)
-    app.router.add_delete("/v1/actscope/probes/{id}", http.delete_probe)
     app.router.add_post("/scripted/release", http.release)
     app.router.add_get("/scripted/state", http.state)
+    app.router.add_post("/v1/embeddings", http.echo)
+    app.router.add_post("/tokenize", http.echo)
+    app.router.add_route("*", "/v1/echo", http.echo)
+    app.router.add_route("*", "/v1/echo/{rest:.*}", http.echo)
+    app.router.add_post("/v1/responses", http.slowly)
+    app.router.add_post("/v1/moved", http.moved)
+    app.router.add_post("/sleep", http.echo)
+    if not engine.is_vllm:
+        _add_controls(app, ScriptedControls(engine, engine.parts[0]))
     return app
+
+
+def _guard(key: str) -> Any:
+    @web.middleware
+    async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
+        if request.path.startswith("/v1") and request.headers.get("authorization") != f"Bearer {key}":
+            return web.json_response({"error": "Unauthorized"}, status=401)
+        return await handler(request)
+
+    return guard
+
+
+def make_control_app(engine: ScriptedEngine, part: Part) -> web.Application:
+    """One part's control side."""
+    app = web.Application()
+    _add_controls(app, ScriptedControls(engine, part))
+    app.router.add_get("/v1/actscope/recording", lambda request: _recording(part))
+    app.router.add_post("/v1/actscope/requests/{id}/mark", ScriptedControls(engine, part).mark)
+    return app
+
+
+def _add_controls(app: web.Application, controls: ScriptedControls) -> None:
+    app.router.add_get("/v1/actscope/probes", controls.probes)
+    app.router.add_put("/v1/actscope/probes/{id}", controls.put_probe)
+    app.router.add_delete("/v1/actscope/probes/{id}", controls.delete_probe)
+
+
+async def _recording(part: Part) -> web.Response:
+    return web.json_response({"recording": True, "sites": [f"layers.{n}.resid_post" for n in part.layers]})
+
+
+class ScriptedControls:
+    """Probes of one part, and marks, which are only written down."""
+
+    def __init__(self, engine: ScriptedEngine, part: Part) -> None:
+        self._engine = engine
+        self._part = part
+
+    async def probes(self, request: web.Request) -> web.Response:
+        return web.json_response(self._part.table())
+
+    async def put_probe(self, request: web.Request) -> web.Response:
+        part, name, body = self._part, request.match_info["id"], await request.json()
+        if len(body["vector"]) != part.card.d_model:
+            message = f"vector: expected {part.card.d_model} numbers, found {len(body['vector'])}"
+            return _error(Refused(400, message, "vector", "invalid_probe"))
+        if not part.has(body["site"]):
+            return _error(Refused(400, f"{body['site']} is another stage's", "site", "site_elsewhere"))
+        every = [(slot, probe) for p in self._engine.parts for slot, probe in p.probes.items()]
+        taken = [slot for slot, probe in every if probe["id"] == name]
+        slot = taken[0] if taken else next(s for s in range(100) if s not in dict(every))
+        del body["vector"]
+        part.put(slot, {**body, "id": name})
+        part.new_generation()
+        return web.json_response({"slot": slot, **part.probes[slot]})
+
+    async def delete_probe(self, request: web.Request) -> web.Response:
+        part, name = self._part, request.match_info["id"]
+        for slot, probe in list(part.probes.items()):
+            if probe["id"] == name:
+                del part.probes[slot]
+                part.new_generation()
+                return web.json_response(probe)
+        return _error(Refused(404, f"no probe {name!r}", None, "probe_not_found"))
+
+    async def mark(self, request: web.Request) -> web.Response:
+        found = {"part": self._part.number, "request": request.match_info["id"], **await request.json()}
+        self._engine.marks.append(found)
+        told = {"request": found["request"], "state": "pending", "running": False, "rows": 0, "missing": 0}
+        return web.json_response({**told, "forgotten": [], "dropped": []})
 
 
 class ScriptedHttp:
@@ -52,9 +129,8 @@ class ScriptedHttp:
         return web.json_response({"status": "ok"})
 
     async def models(self, request: web.Request) -> web.Response:
-        return web.json_response(
-            {"object": "list", "data": [{"id": self._engine.model, "object": "model", "created": 0, "owned_by": "x"}]}
-        )
+        model = {"id": self._engine.model, "object": "model", "created": 0, "owned_by": "x", "root": self._engine.model}
+        return web.json_response({"object": "list", "data": [model]})
 
     async def release(self, request: web.Request) -> web.Response:
         self._engine.released.set()
@@ -63,33 +139,40 @@ class ScriptedHttp:
         return web.json_response({})
 
     async def state(self, request: web.Request) -> web.Response:
-        return web.json_response({"headers": self._engine.last_headers, "aborted": self._engine.aborted})
+        engine = self._engine
+        state = {"headers": engine.last_headers, "aborted": engine.aborted, "marks": engine.marks}
+        return web.json_response({**state, "body": engine.last_body.decode()})
 
-    # Probes
+    # Paths that a gateway only passes on
 
-    async def probes(self, request: web.Request) -> web.Response:
-        return web.json_response(self._engine.table())
+    async def echo(self, request: web.Request) -> web.Response:
+        """What has come, and a header that is nobody's business."""
+        self._engine.last_headers = dict(request.headers)
+        body = await request.read()
+        what = {"method": request.method, "path": request.raw_path, "n": len(body), "crc": zlib.crc32(body)}
+        headers = {"x-secret": "1", "set-cookie": "a=b", "content-disposition": "inline"}
+        return web.json_response(what, status=201, headers=headers)
 
-    async def put_probe(self, request: web.Request) -> web.Response:
-        engine, name, body = self._engine, request.match_info["id"], await request.json()
-        if len(body["vector"]) != engine.card.d_model:
-            message = f"vector: expected {engine.card.d_model} numbers, found {len(body['vector'])}"
-            return _error(Refused(400, message, "vector", "invalid_probe"))
-        taken = [s for s, p in engine.probes.items() if p["id"] == name]
-        slot = taken[0] if taken else next(s for s in range(100) if s not in engine.probes)
-        del body["vector"]
-        engine.put(slot, {**body, "id": name})
-        engine.new_generation()
-        return web.json_response({"slot": slot, **engine.probes[slot]})
+    async def slowly(self, request: web.Request) -> web.StreamResponse:
+        """Answer each line of the body as it comes; a line says what else is to happen."""
+        kind = "text/event-stream" if request.query.get("events") else "application/x-test"
+        response = web.StreamResponse(headers={"content-type": kind})
+        await response.prepare(request)
+        try:
+            while line := await request.content.readline():
+                await response.write(b"data: " + line.strip() + b"\n\n")
+                if line == b"hang up\n":
+                    assert request.transport is not None
+                    request.transport.close()
+                if line == b"hold\n":
+                    await self._engine.released.wait()
+        except (asyncio.CancelledError, ConnectionResetError):
+            self._engine.aborted.append("slowly")
+            raise
+        return response
 
-    async def delete_probe(self, request: web.Request) -> web.Response:
-        engine, name = self._engine, request.match_info["id"]
-        for slot, probe in list(engine.probes.items()):
-            if probe["id"] == name:
-                del engine.probes[slot]
-                engine.new_generation()
-                return web.json_response(probe)
-        return _error(Refused(404, f"no probe {name!r}", None, "probe_not_found"))
+    async def moved(self, request: web.Request) -> web.Response:
+        raise web.HTTPTemporaryRedirect("/v1/echo")
 
     # Completions
 
@@ -101,6 +184,7 @@ class ScriptedHttp:
 
     async def _complete(self, request: web.Request, chat: bool) -> web.StreamResponse:
         self._engine.last_headers = dict(request.headers)
+        self._engine.last_body = await request.read()
         body = await request.json()
         script = msgspec.convert(body.get("scripted") or {}, Script)
         if script.redirect:
@@ -154,7 +238,9 @@ class ScriptedCall:
             raise Refused(400, message, "messages", "context_length_exceeded")
         ends = self.script.eos_after is not None and self.script.eos_after < wanted
         n = self.script.eos_after + 1 if ends and self.script.eos_after is not None else wanted
-        return Sequence(request, prompt, n, ends, self.script, self.engine.tokens.cycle(SENTENCE))
+        return Sequence(
+            request, self.engine.ring_id(request), prompt, n, ends, self.script, self.engine.tokens.cycle(SENTENCE)
+        )
 
     async def whole(self) -> web.Response:
         texts = []
@@ -166,18 +252,26 @@ class ScriptedCall:
             self._whole_choice(i, seq, text) for i, (seq, text) in enumerate(zip(self.sequences, texts, strict=True))
         ]
         answer = self._envelope(choices, "") | {"usage": self._usage()}
-        if self.chat and self._ids_wanted:
-            answer["prompt_token_ids"] = self.sequences[0].prompt
-        return web.json_response(answer)
+        if self.chat:
+            self._tell(answer, "prompt_token_ids", self.sequences[0].prompt)
+        return web.Response(body=msgspec.json.encode(answer), content_type="application/json")
 
     def _whole_choice(self, index: int, seq: Sequence, text: str) -> dict[str, Any]:
         choice: dict[str, Any] = {"index": index, "finish_reason": seq.finish_reason, "logprobs": None}
         choice |= {"message": {"role": "assistant", "content": text}} if self.chat else {"text": text}
-        if self._ids_wanted:
-            choice["token_ids"] = seq.tokens
-            if not self.chat:
-                choice["prompt_token_ids"] = seq.prompt
+        self._tell(choice, "token_ids", None if self.script.withhold_ids else seq.tokens)
+        if not self.chat:
+            self._tell(choice, "prompt_token_ids", seq.prompt)
+        if self.body.get("echo") and not self._ids_wanted:
+            choice["text"] = str(self.body["prompt"]) + choice["text"]
         return choice
+
+    def _tell(self, fields: dict[str, Any], name: str, ids: list[int] | None) -> None:
+        """Token ids where they are asked for; vLLM has null where they are not, or are not to be seen."""
+        if self._ids_wanted:
+            fields[name] = ids
+        elif self.engine.is_vllm:
+            fields[name] = None
 
     async def stream(self, request: web.Request) -> web.StreamResponse:
         response = web.StreamResponse(headers={"content-type": "text/event-stream"})
@@ -205,17 +299,27 @@ class ScriptedCall:
         async for ids in self.engine.run(seq):
             if first and self.chat:
                 opening = {"index": index, "delta": {"role": "assistant", "content": ""}, "finish_reason": None}
-                extra = {"prompt_token_ids": seq.prompt} if self._ids_wanted else {}
-                await self._send(response, self._envelope([opening], ".chunk") | extra)
+                head = self._envelope([opening], ".chunk")
+                self._tell(head, "prompt_token_ids", seq.prompt)
+                await self._send(response, head)
             text = decoder.decode(b"".join(self.engine.tokens.bytes_of[t] for t in ids), seq.finish_reason is not None)
             choice: dict[str, Any] = {"index": index, "finish_reason": seq.finish_reason, "logprobs": None}
             choice |= {"delta": {"content": text}} if self.chat else {"text": text}
-            if self._ids_wanted:
-                choice["token_ids"] = ids
-                if first and not self.chat:
-                    choice["prompt_token_ids"] = seq.prompt
+            self._tell(choice, "token_ids", None if self.script.withhold_ids else ids)
+            if not self.chat:
+                self._tell(choice, "prompt_token_ids", seq.prompt if first else None)
+            if self.body.get("echo") and first and not self._ids_wanted:
+                choice["text"] = str(self.body["prompt"]) + choice["text"]
             first = False
+            if self.chat and not text and seq.finish_reason is None and self.engine.is_vllm:
+                await self._send_void(response, choice)
+                continue
             await self._send(response, self._envelope([choice], ".chunk"))
+
+    async def _send_void(self, response: web.StreamResponse, choice: dict[str, Any]) -> None:
+        """A token without text: vLLM's parsers send a chunk for it only if token ids are asked for."""
+        if self._ids_wanted:
+            await self._send(response, self._envelope([choice | {"delta": {}}], ".chunk"))
 
     @property
     def _ids_wanted(self) -> bool:

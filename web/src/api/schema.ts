@@ -390,6 +390,11 @@ export interface components {
             present: number;
             /** Computed */
             computed: number;
+            /**
+             * Cached
+             * @description of the computed ones, those that came with a cached prefix
+             */
+            cached: number;
         };
         /**
          * ProbeFinalEvent
@@ -405,6 +410,8 @@ export interface components {
             present: number;
             /** Computed */
             computed: number;
+            /** Cached */
+            cached: number;
             /** Probes */
             probes: {
                 [key: string]: components["schemas"]["ProbeSummary"];
@@ -575,6 +582,21 @@ export interface components {
              * @description send the prompt's tokens and scores too (default true)
              */
             prompt?: boolean | null;
+            /**
+             * Rows
+             * @description whether rows leave the engine for its recording; vLLM: or of which sites, such as `0,7,15`
+             */
+            rows?: boolean | string | null;
+            /**
+             * Full Prompt
+             * @description compute the whole prompt again even where it is cached, so that every position has its score
+             */
+            full_prompt?: boolean | null;
+            /**
+             * Keep
+             * @description keep the request in the recording, and why
+             */
+            keep?: string | null;
         };
         /** Cancelled */
         Cancelled: {
@@ -690,7 +712,7 @@ export interface components {
              */
             actscope?: boolean | components["schemas"]["ActscopeAsk"] | null;
             /** Prompt */
-            prompt: string | string[] | number[] | number[][];
+            prompt?: string | string[] | number[] | number[][] | null;
         } & {
             [key: string]: unknown;
         };
@@ -856,6 +878,11 @@ export interface components {
              * @description how much after its last row, likewise; all if absent
              */
             after?: string | number | null;
+            /**
+             * Wait
+             * @description seconds to wait for a request that has not begun
+             */
+            wait?: number | null;
         };
         /**
          * Marked

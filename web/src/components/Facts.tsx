@@ -55,7 +55,8 @@ function RequestFacts({ trace }: { trace: Trace }) {
 function coverageOf({ final }: Trace): string {
   if (!final) return "when it ends";
   const share = final.present === 0 ? 0 : (100 * final.computed) / final.present;
-  return `${share.toFixed(1)} % (${final.computed} of ${final.present})`;
+  const cached = final.cached ? `, ${formatCount(final.cached)} cached` : "";
+  return `${share.toFixed(1)} % (${final.computed} of ${final.present}${cached})`;
 }
 
 function speedOf({ timing: { sent, first, last } }: Turn, tokens: number): string {

@@ -14,8 +14,8 @@ export interface WatchHooks {
 export function applyEvent(trace: Trace, { event, data }: ServerEvent): string | null {
   if (event === "token" || event === "probe_update") trace.apply(JSON.parse(data) as ScopePayload);
   if (event === "probe_final") {
-    const { present, computed } = JSON.parse(data) as FinalBlock;
-    trace.apply({ v: 1, final: { present, computed } });
+    const { present, computed, cached } = JSON.parse(data) as FinalBlock;
+    trace.apply({ v: 1, final: { present, computed, cached } });
   }
   if (event !== "done") return null;
   return (JSON.parse(data) as DoneEvent).finish_reason ?? "done";

@@ -28,6 +28,8 @@ export interface FinalBlock {
   finish_reason?: string | null;
   present: number;
   computed: number;
+  /** Of the computed ones, those that came with a cached prefix. */
+  cached?: number | undefined;
 }
 
 export interface ScopePayload {

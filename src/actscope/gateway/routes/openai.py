@@ -8,15 +8,21 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from actscope.gateway import models
-from actscope.gateway.asking import Ask, read_call
+from actscope.gateway.asking import CHAT, COMPLETIONS, Ask, Call, read_call
 from actscope.gateway.completion import CompletionResponse
+from actscope.gateway.controls import error_code, error_message
+from actscope.gateway.engine import Engine
+from actscope.gateway.headers import forwarded
+from actscope.gateway.options import check_sites, mark_body
 from actscope.gateway.problems import Problem
 from actscope.gateway.state import Gateway, Here
-from actscope.gateway.upstream import Engine, forwarded
 
 ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": models.ErrorBody} for status in (400, 401, 403, 404, 413, 429, 502, 503)
 }
+
+#: How long a mark waits for the request that it was sent ahead of.
+_MARK_WAITS_SECONDS = 60.0
 
 router = APIRouter(tags=["openai"], responses=ERRORS)
 
@@ -28,19 +34,19 @@ def _answers(whole: type, chunk: type) -> dict[int | str, dict[str, Any]]:
 
 
 @router.post(
-    "/v1/chat/completions",
+    CHAT,
     responses=_answers(models.ChatCompletion, models.ChatCompletionChunk),
     response_class=Response,
 )
 async def create_chat_completion(body: models.ChatCompletionRequest, request: Request, gateway: Here) -> Response:
     """Chat completion; with `actscope` in the body, scores ride on `choices[i].actscope`."""
-    return await _complete("/v1/chat/completions", request, gateway)
+    return await _complete(CHAT, request, gateway)
 
 
-@router.post("/v1/completions", responses=_answers(models.Completion, models.Completion), response_class=Response)
+@router.post(COMPLETIONS, responses=_answers(models.Completion, models.Completion), response_class=Response)
 async def create_completion(body: models.CompletionRequest, request: Request, gateway: Here) -> Response:
     """Plain completion; with `actscope` in the body, scores ride on `choices[i].actscope`."""
-    return await _complete("/v1/completions", request, gateway)
+    return await _complete(COMPLETIONS, request, gateway)
 
 
 @router.get("/v1/models", response_model=models.Models)
@@ -51,16 +57,34 @@ async def list_models(gateway: Here) -> Response:
 
 
 async def _complete(path: str, request: Request, gateway: Gateway) -> Response:
-    settings = gateway.settings
-    call = read_call(path, await request.body(), settings.max_n)
-    engine = gateway.upstream.require()
+    settings, engine = gateway.settings, gateway.upstream.engine
+    call = read_call(path, await request.body(), settings.max_n, engine.kind if engine else "")
+    engine = engine or gateway.upstream.require()
     if call.ask is not None:
         await _check_probes(call.ask, engine)
+        await _record(call, call.ask, engine, gateway)
     if gateway.sessions.n_in_flight >= settings.max_in_flight:
         message = f"at most {settings.max_in_flight} completions may be in flight: try again"
         raise Problem(429, message, code="too_many_requests", headers={"Retry-After": "1"})
     headers = forwarded(request.headers)
     return CompletionResponse(call, gateway.upstream, engine, gateway.sessions, settings.row_grace_seconds, headers)
+
+
+async def _record(call: Call, ask: Ask, engine: Engine, gateway: Gateway) -> None:
+    """What the request wants recorded: vLLM reads it from the request itself, other engines are sent marks before it."""
+    if engine.card is not None:
+        check_sites(ask.options, engine.card.n_layers)
+    if engine.kind == "vllm" or not ask.options.wants_mark:
+        return
+    mark = mark_body(ask.options, _MARK_WAITS_SECONDS)
+    for choice in call.choices:
+        status, answer = await gateway.upstream.control(lambda c, choice=choice: c.mark([choice], mark))  # type: ignore[misc]
+        if status in (404, 405, 409):
+            name = "keep" if ask.options.keep is not None else "rows"
+            message = f"actscope.{name}: this engine keeps no recording"
+            raise Problem(400, message, param=f"actscope.{name}", code="not_recording")
+        if status >= 300:
+            raise Problem(status, error_message(answer), param="actscope", code=error_code(answer))
 
 
 async def _check_probes(ask: Ask, engine: Engine) -> None:

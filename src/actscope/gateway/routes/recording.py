@@ -10,6 +10,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from actscope.gateway import models
+from actscope.gateway.controls import error_code
 from actscope.gateway.problems import Problem
 from actscope.gateway.routes.openai import ERRORS
 from actscope.gateway.state import Gateway, Here
@@ -29,7 +30,7 @@ router = APIRouter(tags=["actscope"], responses=ERRORS)
 @router.get("/v1/actscope/recording", response_model=models.RecordingState)
 async def get_recording(gateway: Here) -> Response:
     """What the engine records, what it still has at hand, and what was lost."""
-    status, body = await gateway.upstream.ask("GET", "/v1/actscope/recording")
+    status, body = await gateway.upstream.control(lambda c: c.recording())
     if status == 404:  # an engine that does not know how
         return Response(msgspec.json.encode({"recording": False}), media_type="application/json")
     json_object(body)
@@ -39,32 +40,27 @@ async def get_recording(gateway: Here) -> Response:
 @router.post("/v1/actscope/requests/{id}/mark", response_model=models.Marked, responses=_MARK_ERRORS)
 async def mark_request(id: str, request: Request, gateway: Here, body: models.MarkRequest | None = None) -> Response:
     """Keep a request: what is still at hand of it, and what comes until it ends. Marking again changes nothing."""
-    path = f"/v1/actscope/requests/{_engines_id(gateway, id)}/mark"
-    status, answer = await gateway.upstream.ask("POST", path, await request.body())
-    if status == 404 and _code(answer) != "request_not_found":  # an engine that does not know how
+    names, asked = _engines_names(gateway, id), await request.body()
+    status, answer = await gateway.upstream.control(lambda c: c.mark(names, asked))
+    if status == 404 and error_code(answer) != "request_not_found":  # an engine that does not know how
         raise Problem(409, "this engine keeps no recording", code="not_recording")
     json_object(answer)
     return Response(answer, status, media_type="application/json")
 
 
-def _engines_id(gateway: Gateway, request: str) -> str:
-    """The engine's id of a request; what the gateway has forgotten, or never knew, the engine may still have."""
+def _engines_names(gateway: Gateway, request: str) -> list[str]:
+    """What the engine may call a request; one that the gateway has forgotten, or never knew, it may still have.
+
+    vLLM's recording has the name that clients know, but for a request whose name had been used before: that has the ring's.
+    """
     if not _ID.fullmatch(request):
         raise Problem(404, f"no request {request[:200]!r}", code="request_not_found")
     log = gateway.sessions.get(request)
     if log is not None:
-        return log.request
+        return list(dict.fromkeys(filter(None, (log.engine_id, log.request))))
     choices = gateway.sessions.choices(request)
     if choices:
         raise Problem(
             404, f"{request} has {len(choices)} choices; mark one of {', '.join(choices)}", code="request_not_found"
         )
-    return request
-
-
-def _code(body: bytes) -> str | None:
-    try:
-        found = msgspec.json.decode(body)
-        return found["error"]["code"]  # type: ignore[no-any-return]
-    except (msgspec.DecodeError, KeyError, TypeError):
-        return None
+    return [request]

@@ -55,7 +55,7 @@ def _engine_info(gateway: Gateway) -> models.EngineInfo:
     names = models.EngineInfo.model_fields.keys() - {"state", "has_chat_template"}
     return models.EngineInfo(
         state="up",
-        has_chat_template=getattr(engine.card, "has_chat_template", True),
+        has_chat_template=engine.card.has_chat_template if engine.card else True,
         **{name: getattr(engine.card, name, None) for name in names},
     )
 
@@ -63,7 +63,9 @@ def _engine_info(gateway: Gateway) -> models.EngineInfo:
 @router.get("/v1/actscope/probes", response_model=models.Probes)
 async def list_probes(gateway: Here) -> Response:
     """The probes that the engine has loaded."""
-    status, body = await gateway.upstream.ask("GET", "/v1/actscope/probes")
+    status, body = await gateway.upstream.control(lambda c: c.probes())
+    if status == 404 and not gateway.upstream.require().found.cards:  # it runs without actscope: there are none
+        status, body = 200, encode({"generation": 0, "probes": []})
     if status != 200:
         return _pass(status, body)
     found = json_object(body)
@@ -75,18 +77,20 @@ async def list_probes(gateway: Here) -> Response:
 @router.put("/v1/actscope/probes/{id}", response_model=models.Probe)
 async def put_probe(id: ProbeId, body: models.ProbeUpload, request: Request, gateway: Here) -> Response:
     """Add a probe, or swap it for the one of that id, while the engine runs."""
-    status, answer = await gateway.upstream.ask("PUT", f"/v1/actscope/probes/{id}", await request.body())
-    return await _changed(gateway, status, answer)
+    probe = await request.body()
+    return await _changed(gateway, *await gateway.upstream.control(lambda c: c.put_probe(id, probe)))
 
 
 @router.delete("/v1/actscope/probes/{id}", response_model=models.Probe)
 async def delete_probe(id: ProbeId, gateway: Here) -> Response:
     """Remove a probe while the engine runs."""
-    return await _changed(gateway, *await gateway.upstream.ask("DELETE", f"/v1/actscope/probes/{id}"))
+    return await _changed(gateway, *await gateway.upstream.control(lambda c: c.delete_probe(id)))
 
 
 async def _changed(gateway: Gateway, status: int, answer: bytes) -> Response:
     """Pass the engine's answer on, and learn the new table."""
+    if status in (404, 405) and not gateway.upstream.require().found.cards:
+        raise Problem(409, "the engine runs without actscope: it has no probes", code="no_probes")
     if status >= 300:
         return _pass(status, answer)
     await gateway.upstream.require().refresh_table()

@@ -1,0 +1,143 @@
+"""Requests that are the engine's business alone: their bytes go to it and its bytes come back, as they come."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from urllib.parse import quote
+
+import aiohttp
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.types import Message, Receive, Scope, Send
+
+from actscope.gateway.engine import Engine
+from actscope.gateway.headers import passed, returned
+from actscope.gateway.problems import Problem, error_object, problem_response
+from actscope.gateway.upstream import FAILURES, Upstream
+from actscope.gateway.wire import encode
+
+_log = logging.getLogger(__name__)
+
+_OURS = "/v1/actscope"
+_SAFE = "/!$&'()*+,;=:@~"
+
+
+class Passing:
+    """How many requests are being passed on."""
+
+    def __init__(self) -> None:
+        self.n = 0
+
+
+def target_of(request: Request) -> str:
+    """The path and query that the engine is asked for; 404 for the gateway's own, and for one that could climb out.
+
+    What is checked is what the engine will see: the path is unquoted once, checked, and quoted again.
+    """
+    path = str(request.scope["path"])
+    segments = path.split("/")[1:]
+    ours = path == _OURS or path.startswith(_OURS + "/")
+    if ours or "\\" in path or any(s in ("", ".", "..") for s in segments) or not path.isprintable():
+        raise Problem(404, f"there is nothing at {path[:200]}", code="not_found")
+    query = request.scope.get("query_string", b"").decode("latin-1")
+    return quote(path, safe=_SAFE) + (f"?{query}" if query else "")
+
+
+class PassedResponse(Response):
+    """Sends one request on and its answer back, neither of them held whole. The client leaving closes the engine's side."""
+
+    def __init__(self, request: Request, target: str, engine: Engine, upstream: Upstream, passing: Passing) -> None:
+        self._method = request.method
+        self._target = target
+        self._headers_up = passed(request.headers)
+        self._has_body = "content-length" in request.headers or "transfer-encoding" in request.headers
+        self._engine = engine
+        self._upstream = upstream
+        self._passing = passing
+        self._body_read = asyncio.Event()
+        self._refusal: HTTPException | None = None
+        self._started: Message | None = None
+        self.background = None
+        self.status_code = 200
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        work = asyncio.create_task(self._work(scope, receive, send))
+        watch = asyncio.create_task(self._watch(receive, work))
+        self._passing.n += 1
+        try:
+            await asyncio.wait([work])
+            if not work.cancelled():
+                work.result()
+        finally:
+            self._passing.n -= 1
+            work.cancel()
+            watch.cancel()
+
+    async def _watch(self, receive: Receive, work: asyncio.Task[None]) -> None:
+        """When the body has been read, the next message is that the client has left."""
+        await self._body_read.wait()
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        work.cancel()
+
+    async def _work(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async with self._engine.in_use():
+            try:
+                await self._relay(receive, send)
+            except FAILURES as error:
+                await self._fail(error, scope, receive, send)
+
+    async def _relay(self, receive: Receive, send: Send) -> None:
+        body = self._body(receive) if self._has_body else None
+        if body is None:
+            self._body_read.set()
+        response = await self._engine.endpoint.send(self._method, self._target, body, self._headers_up)
+        try:
+            self._started = _head(response)
+            await send(self._started)
+            async for piece in response.content.iter_any():
+                await send({"type": "http.response.body", "body": piece, "more_body": True})
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+        finally:
+            response.close()
+
+    async def _body(self, receive: Receive) -> AsyncIterator[bytes]:
+        """The client's body as it comes. A refusal (too large) is kept: aiohttp would tell of a broken connection only."""
+        more = True
+        while more:
+            try:
+                message = await receive()
+            except HTTPException as refusal:
+                self._refusal = refusal
+                raise
+            if message["type"] == "http.disconnect":
+                raise ClientDisconnect
+            more = message.get("more_body", False)
+            if message.get("body"):
+                yield message["body"]
+        self._body_read.set()
+
+    async def _fail(self, error: BaseException, scope: Scope, receive: Receive, send: Send) -> None:
+        """Tell the client, in the answer if that has begun and is a stream of events; else it is cut off."""
+        if self._started is None:
+            problem = self._refusal or self._upstream.failed(error)
+            await problem_response(problem)(scope, receive, send)
+            return
+        reason = str(error) or type(error).__name__
+        _log.warning("%s %s: the engine failed: %s", self._method, self._target.partition("?")[0], reason)
+        if _is_stream(self._started):
+            message = f"the engine failed while it answered: {reason}"
+            event = b"data: " + encode(error_object(502, message, code="engine_failed")) + b"\n\n"
+            await send({"type": "http.response.body", "body": event, "more_body": False})
+
+
+def _head(response: aiohttp.ClientResponse) -> Message:
+    headers = [(n.lower().encode(), v.encode("latin-1")) for n, v in returned(response.headers).items()]
+    return {"type": "http.response.start", "status": response.status, "headers": headers}
+
+
+def _is_stream(head: Message) -> bool:
+    return any(name == b"content-type" and value.startswith(b"text/event-stream") for name, value in head["headers"])
