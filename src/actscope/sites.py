@@ -23,10 +23,12 @@ from actscope.errors import SiteError
 
 POINTS = ("resid_pre", "attn_out", "mlp_out", "resid_post")
 OUTER = ("embed", "final_norm")
+_LONGEST_ITEM = 1000
 #: Ends the name of a site that is a module's input.
 INPUT = ":in"
 
-_ITEM = re.compile(r"^(?:layers\.)?(?P<layers>all|first|middle|last|-?\d+|\d+-\d+(?::\d+)?)(?:\.(?P<point>\w+))?$")
+_N = r"\d{1,9}"
+_ITEM = re.compile(rf"^(?:layers\.)?(?P<layers>all|first|middle|last|-?{_N}|{_N}-{_N}(?::{_N})?)(?:\.(?P<point>\w+))?$")
 _GLOB = {"**": r".*", "*": r"[^.]*", "?": r"[^.]"}
 
 
@@ -83,6 +85,8 @@ def select(selection: str, n_layers: int, point: str | Sequence[str] = "resid_po
 def items_of(selection: str) -> list[str]:
     """The items of a selection. Raises SiteError when there is none."""
     items = [item for part in selection.split(",") if (item := part.strip())]
+    if any(len(item) > _LONGEST_ITEM for item in items):
+        raise SiteError(f"an item of a selection has more than {_LONGEST_ITEM} characters")
     if not items:
         raise SiteError(f"selection {selection!r} names no site; try 'all', 'first,middle,last' or '0,7,15'")
     return items
@@ -150,6 +154,7 @@ def _layers(text: str, n_layers: int) -> list[int]:
     if text in named:
         return [named[text]]
     if bounds := re.fullmatch(r"(\d+)-(\d+)(?::(\d+))?", text):
-        return list(range(int(bounds[1]), int(bounds[2]) + 1, max(1, int(bounds[3] or 1))))
+        first, last, step = (int(bounds[i] or 1) for i in (1, 2, 3))
+        return list(range(first, min(last, n_layers) + 1, max(1, step)))  # n_layers is outside already, and refused
     layer = int(text)
     return [layer + n_layers if layer < 0 else layer]

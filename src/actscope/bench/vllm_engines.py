@@ -211,6 +211,7 @@ class Engine:
         """The caller's variables without what steers vLLM or us, then this configuration's; OMP_NUM_THREADS may be chosen."""
         kept = {name: value for name, value in os.environ.items() if not name.startswith(_OURS)}
         own = {
+            "VLLM_USE_AOT_COMPILE": "0",  # what it keeps cannot be loaded again on a CPU (vLLM 0.32), so that each start compiles
             "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_NO_USAGE_STATS": "1", "VLLM_CACHE_ROOT": str(cache),
             "TORCHINDUCTOR_CACHE_DIR": str(cache / "inductor"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": str(threads()),
             "ACTSCOPE_RUNTIME_DIR": str(self._runtime),

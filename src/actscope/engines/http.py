@@ -50,7 +50,7 @@ async def read_json(http: Request) -> Any:
     """The body as JSON. Raises RequestRefused when it is none, or too large."""
     try:
         return msgspec.json.decode(await read_body(http))
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, RecursionError) as error:
         raise RequestRefused(f"the body is not valid JSON: {error}") from error
 
 

@@ -28,6 +28,7 @@ class Ask:
 
     probes: tuple[str, ...] | None = None
     prompt: bool = True
+    features: bool = False
     options: Options = field(default_factory=Options)
 
 
@@ -115,7 +116,12 @@ def _read_ask(field: Any) -> Ask | None:
         return Ask()
     probes = field.get("probes")
     options = Options(field.get("rows"), field.get("full_prompt"), field.get("keep"))
-    return Ask(None if probes is None else tuple(dict.fromkeys(probes)), field.get("prompt") is not False, options)
+    return Ask(
+        None if probes is None else tuple(dict.fromkeys(probes)),
+        field.get("prompt") is not False,
+        field.get("features") is True,
+        options,
+    )
 
 
 def _count(fields: dict[str, Raw], max_n: int) -> tuple[int, int]:

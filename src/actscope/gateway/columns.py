@@ -58,13 +58,13 @@ class ScoreColumn:
         return self._computed.count(2)
 
     def append(self, columns: Columns, values: np.ndarray, computed: bytes) -> None:
-        """Add rows `[n, len(columns.ids)]`; `computed` has one byte for each: 0, 1 or 2."""
+        """Add rows `[n, columns.width]`; `computed` has one byte for each: 0, 1 or 2."""
         self._segment(columns).append(values)
         self._computed += computed
 
     def append_missing(self, columns: Columns, n: int) -> None:
         """Add `n` rows that were never computed."""
-        self.append(columns, np.full((n, len(columns.ids)), np.nan, np.float32), bytes(n))
+        self.append(columns, np.full((n, columns.width), np.nan, np.float32), bytes(n))
 
     def forget(self, position: int) -> None:
         """Turn one row into one that was never computed (its label has proved wrong)."""
@@ -85,7 +85,9 @@ class ScoreColumn:
         last = self.segments[-1]
         if a >= last.start and columns is last.columns:
             return last.values[a - last.start : b - last.start]
-        out = np.full((b - a, len(columns.ids)), np.nan, np.float32)
+        if a >= last.start and columns is last.columns.probes:
+            return last.values[a - last.start : b - last.start, : len(columns.ids)]
+        out = np.full((b - a, columns.width), np.nan, np.float32)
         for segment in self.segments:
             lo, hi = max(a, segment.start), min(b, segment.start + segment.n)
             if lo < hi:
@@ -104,7 +106,7 @@ class ScoreColumn:
     def _segment(self, columns: Columns) -> Segment:
         last = self.segments[-1] if self.segments else None
         if last is None or (last.columns is not columns and last.columns != columns):
-            self.segments.append(Segment(columns, len(self), np.empty((8, len(columns.ids)), np.float32)))
+            self.segments.append(Segment(columns, len(self), np.empty((8, columns.width), np.float32)))
         return self.segments[-1]
 
 
@@ -113,6 +115,8 @@ def _copy_same(out: np.ndarray, to: Columns, rows: np.ndarray, of: Columns) -> N
     for i, key in enumerate(to.keys):
         if key in known:
             out[:, i] = rows[:, known.index(key)]
+    if to.sae is not None and to.sae == of.sae:
+        out[:, len(to.ids) :] = rows[:, len(of.ids) :]
 
 
 class EventKind(IntEnum):

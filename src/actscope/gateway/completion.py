@@ -83,7 +83,7 @@ class CompletionResponse(Response):
         ask = self._call.ask
         if ask is None:
             return [None] * len(self._logs)
-        return [ChoiceView(log, ask.probes, ask.prompt) for log in self._logs]
+        return [ChoiceView(log, ask.probes, ask.prompt, ask.features) for log in self._logs]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self._sessions.begin(self.flight)

@@ -153,7 +153,7 @@ class Joiner:
     def _piece(self, part: PartRows, block: Block | None, ids: np.ndarray, start: int) -> np.ndarray:
         """One part's columns over `len(ids)` positions from `start`; NaN where it has no row, or another token's."""
         if block is None:
-            return np.full((len(ids), len(part.columns.ids)), np.nan, np.float32)
+            return np.full((len(ids), part.columns.width), np.nan, np.float32)
         of = slice(start - block.position, start - block.position + len(ids))
         values, wrong = block.values[of], block.ids[of] != ids
         if wrong.any():

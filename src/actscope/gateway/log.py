@@ -227,13 +227,17 @@ class RequestLog:
         self._parked.clear()
         missing = len(self.tokens) - len(self.scores)
         if missing > 0:
-            columns = self.scores.segments[-1].columns if self.scores.segments else self.first_columns
             start = len(self.scores)
-            self.scores.append_missing(columns, missing)
+            self.scores.append_missing(self.columns, missing)
             self.events.append(EventKind.PROBE_UPDATE, start, start + missing)
         self.events.append(EventKind.PROBE_FINAL)
         self.events.append(EventKind.DONE)
         self._notify()
+
+    @property
+    def columns(self) -> Columns:
+        """Those of the latest row."""
+        return self.scores.segments[-1].columns if self.scores.segments else self.first_columns
 
     @property
     def present(self) -> int:

@@ -33,6 +33,9 @@ class ActscopeAsk(Exact):
         None, description="ids of the probes to send; all by default", max_length=4096
     )
     prompt: StrictBool | None = Field(None, description="send the prompt's tokens and scores too (default true)")
+    features: StrictBool | None = Field(
+        None, description="send the strongest features of the engine's SAE too (default false; refused without an SAE)"
+    )
     rows: StrictBool | StrictStr | None = Field(
         None, description="whether rows leave the engine for its recording; vLLM: or of which sites, such as `0,7,15`"
     )
@@ -116,6 +119,25 @@ class ScoreBlock(BaseModel):
     )
 
 
+class Sae(BaseModel):
+    """A sparse autoencoder that the engine computes."""
+
+    site: str
+    name: str
+    k: int = Field(description="how many of the features of a row are told: the strongest ones")
+    n_features: int = Field(description="how many it has")
+
+
+class FeatureBlock(BaseModel):
+    """The strongest features of consecutive positions, strongest first; null for a position where none were computed."""
+
+    start: int
+    ids: list[list[int] | None] = Field(description="the features' numbers in the SAE")
+    values: list[list[float | None] | None] = Field(
+        description="their activations, in the same places; null where not finite"
+    )
+
+
 class Final(BaseModel):
     """The end of a choice, with its coverage."""
 
@@ -134,8 +156,10 @@ class ActscopePayload(BaseModel):
     probes: list[ProbeHeader] | None = Field(
         None, description="on the first payload, and whenever the set of probes changes or one is swapped"
     )
+    sae: Sae | None = Field(None, description="on the first payload, if features were asked for")
     tokens: TokenBlock | None = None
     scores: ScoreBlock | None = None
+    features: FeatureBlock | None = Field(None, description="beside `scores`, of the same positions, if asked for")
     final: Final | None = Field(None, description="on the last payload of a choice")
 
 
@@ -282,6 +306,7 @@ class EngineInfo(BaseModel):
     has_chat_template: bool | None = Field(
         default=None, description="false: only /v1/completions works with this model"
     )
+    sae: Sae | None = Field(default=None, description="whose features can be asked for; null where there are none")
 
 
 class Limits(BaseModel):

@@ -1,18 +1,32 @@
-"""The probes of one table: which column of the ring is which probe."""
+"""The probes of one table: which column of the ring is which probe, and where an SAE's features stand."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
-from functools import reduce
+from dataclasses import dataclass, field, replace
+from functools import cached_property, reduce
 from typing import Any
 
+import msgspec
 import numpy as np
+
+
+class Sae(msgspec.Struct, frozen=True):
+    """An SAE that the engine computes at `site`: of each row the `k` strongest of its `n_features` features."""
+
+    site: str
+    name: str
+    k: int
+    n_features: int
 
 
 @dataclass(frozen=True)
 class Columns:
-    """Probes in the order in which their scores are kept. Equal when every score means the same."""
+    """Probes in the order in which their scores are kept, and behind them the features. Equal when every cell means the same.
+
+    The features of an SAE are 2 k cells: number and activation of the strongest one, of the next one, …; the number is
+    -1 where there are no more, NaN where none were computed.
+    """
 
     ids: tuple[str, ...] = ()
     sites: tuple[str, ...] = ()
@@ -21,6 +35,22 @@ class Columns:
     since: tuple[int, ...] = ()
     """The table's generation at which each probe was put: another one under the same id is another probe."""
     thresholds: tuple[float | None, ...] = field(default=(), compare=False)
+    sae: Sae | None = None
+
+    @property
+    def width(self) -> int:
+        """How many cells a row has."""
+        return len(self.ids) + (2 * self.sae.k if self.sae else 0)
+
+    @cached_property
+    def probes(self) -> Columns:
+        """The probes alone; the same object each time, this very one where there is no SAE."""
+        return self if self.sae is None else replace(self, sae=None)
+
+    @cached_property
+    def features(self) -> Columns:
+        """The features alone; the same object each time."""
+        return Columns(sae=self.sae)
 
     @property
     def keys(self) -> tuple[tuple[str, int], ...]:
@@ -41,20 +71,21 @@ class Columns:
         between has its old place and is the later one."""
         both = self.beside(other)
         at = {name: i for i, name in enumerate(both.ids)}
-        return both.take(list(at.values()))
+        return replace(both.take(list(at.values())), sae=both.sae)
 
     def beside(self, other: Columns) -> Columns:
-        """These columns, then all of `other`."""
+        """These columns, then all of `other`; one SAE, the later one."""
         return Columns(
             self.ids + other.ids,
             self.sites + other.sites,
             self.masks + other.masks,
             self.since + other.since,
             self.thresholds + other.thresholds,
+            other.sae or self.sae,
         )
 
     def take(self, at: list[int]) -> Columns:
-        """The columns at these places, in this order."""
+        """The probes at these places, in this order, without features."""
         return Columns(
             tuple(self.ids[i] for i in at),
             tuple(self.sites[i] for i in at),
@@ -74,32 +105,39 @@ class Table:
     generation: int
     columns: Columns
     slots: np.ndarray
-    """Column of the ring for each probe, ascending."""
+    """Column of the ring for each cell of `columns`, ascending."""
     width: int
     """The last of those columns, plus one."""
 
     def gather(self, rows: np.ndarray) -> np.ndarray:
-        """`rows[n, width]` of the ring as `[n, number of probes]`; a probe beyond the ring's width has NaN."""
+        """`rows[n, width]` of the ring as `[n, columns.width]`; a cell beyond the ring's width is NaN."""
         width = self.width
         if rows.shape[1] < width:
             rows = np.pad(rows, ((0, 0), (0, width - rows.shape[1])), constant_values=np.nan)
-        return rows[:, :width] if width == len(self.columns.ids) else rows[:, self.slots]
+        return rows[:, :width] if width == len(self.slots) else rows[:, self.slots]
 
 
 EMPTY_TABLE = Table(0, NO_COLUMNS, np.zeros(0, np.intp), 0)
 
 
 def table_of(described: dict[str, Any], part: int = 0, parts: int = 1) -> Table:
-    """The Table of `{"generation": g, "probes": [{"slot": …, "id": …}]}`, of one part of the engine (see `numbered`)."""
+    """The Table of `{"generation": g, "probes": [{"slot": …, "id": …}], "features"?: {"first": …, "k": …}}`.
+
+    It is of one part of the engine (see `numbered`). Features stand in the ring from column `first` on, behind all probes.
+    """
     probes = sorted(described.get("probes") or (), key=lambda p: int(p["slot"]))
+    features = described.get("features")
+    sae = None if features is None else msgspec.convert(features, Sae)
     columns = Columns(
         tuple(str(p["id"]) for p in probes),
         tuple(str(p.get("site", "")) for p in probes),
         tuple(p.get("token_mask") == "special" for p in probes),
         tuple(numbered(int(p.get("since", 0)), part, parts) for p in probes),
         tuple(p.get("threshold") for p in probes),
+        sae,
     )
-    slots = np.array([int(p["slot"]) for p in probes], np.intp)
+    first = 0 if features is None else int(features["first"])
+    slots = np.array([*(int(p["slot"]) for p in probes), *range(first, first + columns.features.width)], np.intp)
     generation = numbered(int(described.get("generation", 0)), part, parts)
     return Table(generation, columns, slots, int(slots[-1]) + 1 if len(slots) else 0)
 
@@ -120,7 +158,20 @@ def join_columns(parts: Sequence[Columns]) -> tuple[Columns, np.ndarray]:
         if name not in newest or every.since[i] > every.since[newest[name]]:
             newest[name] = i
     at = sorted(newest.values())
-    return every.take(at), np.array(at, np.intp)
+    probe_cells, feature_cells = _cells(parts)
+    cells = [*(probe_cells[i] for i in at), *feature_cells]
+    return replace(every.take(at), sae=every.sae), np.array(cells, np.intp)
+
+
+def _cells(parts: Sequence[Columns]) -> tuple[list[int], list[int]]:
+    """Where all probes, and the features, stand among the concatenated cells of all parts."""
+    probes, features, start = list[int](), list[int](), 0
+    for part in parts:
+        end = start + len(part.ids)
+        probes += range(start, end)
+        start += part.width
+        features = list(range(end, start)) or features
+    return probes, features
 
 
 def join_tables(tables: Sequence[Table]) -> Table:

@@ -11,7 +11,7 @@ import numpy as np
 
 from actscope.gateway.columns import EventKind
 from actscope.gateway.log import RequestLog
-from actscope.gateway.probeset import Columns
+from actscope.gateway.probeset import Columns, Sae
 
 VERSION = 1
 
@@ -43,6 +43,22 @@ def score_block(log: RequestLog, a: int, b: int, columns: Columns) -> dict[str, 
     if states is not None:
         block["states"] = states
     return block
+
+
+def feature_block(log: RequestLog, a: int, b: int, features: Columns) -> dict[str, Any]:
+    """`features` of positions `a .. b`: numbers and activations, strongest first; null for a row without them."""
+    cells = log.scores.values(a, b, features)
+    numbers, strengths = cells[:, 0::2], cells[:, 1::2]
+    n_told = np.count_nonzero(numbers >= 0, axis=1).tolist()
+    computed = np.frombuffer(log.scores.computed(a, b), np.bool_) & ~np.isnan(numbers).all(axis=1)
+    ids = np.nan_to_num(numbers).astype(np.int64).tolist()
+    values = np.where(np.isfinite(strengths), _nine_digits(strengths), np.nan).tolist()
+    here = list(zip(n_told, computed.tolist(), strict=True))
+    return {
+        "start": a,
+        "ids": [row[:n] if known else None for row, (n, known) in zip(ids, here, strict=True)],
+        "values": [row[:n] if known else None for row, (n, known) in zip(values, here, strict=True)],
+    }
 
 
 Rendered = tuple[list[list[float | None]], list[str] | None]
@@ -106,11 +122,13 @@ def _nine_digits(values: np.ndarray) -> np.ndarray:
 class ChoiceView:
     """What one client has been sent of one choice, and what it is to be sent next."""
 
-    def __init__(self, log: RequestLog, wanted: tuple[str, ...] | None, prompt: bool) -> None:
+    def __init__(self, log: RequestLog, wanted: tuple[str, ...] | None, prompt: bool, features: bool = False) -> None:
         self.log = log
         self._wanted = wanted
         self._prompt = prompt
+        self._features = features
         self._header: Columns | None = None
+        self._sae: Sae | None = None
         self._tokens = 0
         self._scores = 0
 
@@ -136,33 +154,44 @@ class ChoiceView:
         payload["request"] = log.request
         payload["prompt_tokens"] = log.n_prompt
         self._set_header(self._choose(log.first_columns), payload)
+        if self._features:
+            self._set_sae(log.columns.sae, payload)
         if not self._prompt:
             self._tokens = self._scores = log.n_prompt or 0
 
     def _add_scores(self, payload: dict[str, Any]) -> None:
         a, b = self._scores, len(self.log.scores)
-        columns = self._choose(self.log.scores.columns_over(a, b))
+        every = self.log.scores.columns_over(a, b)
+        columns = self._choose(every)
         if columns is not self._header and columns != self._header:
             self._set_header(columns, payload)
         payload["scores"] = score_block(self.log, a, b, columns)
+        if self._features:
+            self._set_sae(every.sae, payload)
+            payload["features"] = feature_block(self.log, a, b, every.features)
         self._scores = b
+
+    def _set_sae(self, sae: Sae | None, payload: dict[str, Any]) -> None:
+        if sae is not None and sae != self._sae:
+            self._sae = payload["sae"] = sae
 
     def _set_header(self, columns: Columns, payload: dict[str, Any]) -> None:
         self._header = columns
         payload["probes"] = columns.header()
 
     def _choose(self, columns: Columns) -> Columns:
-        return columns if self._wanted is None else columns.pick(self._wanted)
+        return columns.probes if self._wanted is None else columns.pick(self._wanted)
 
 
-def whole(log: RequestLog, wanted: tuple[str, ...] | None = None, prompt: bool = True) -> dict[str, Any]:
+def whole(log: RequestLog, features: bool = False) -> dict[str, Any]:
     """All of one choice at once, in the non-streaming shape; `final` when it has ended."""
-    payload = ChoiceView(log, wanted, prompt).payload(final=log.state != "running")
+    payload = ChoiceView(log, None, True, features).payload(final=log.state != "running")
     return payload or {
         "v": VERSION,
         "request": log.request,
         "prompt_tokens": None,
         "probes": log.first_columns.header(),
+        **({"sae": log.columns.sae} if features else {}),
     }
 
 
@@ -191,10 +220,10 @@ def _token_event(log: RequestLog, i: int, a: int, b: int, seconds: float) -> dic
 
 
 def _score_event(log: RequestLog, a: int, b: int) -> dict[str, Any]:
-    columns = log.scores.columns_over(a, b)
+    columns = log.scores.columns_over(a, b).probes
     data: dict[str, Any] = {"v": VERSION}
     before = log.scores.columns_over(a - 1, a) if a else log.first_columns
-    if columns != before:
+    if columns != before.probes:
         data["probes"] = columns.header()
     return data | {"scores": score_block(log, a, b, columns)}
 
@@ -220,7 +249,7 @@ def summary(log: RequestLog) -> dict[str, dict[str, Any]]:
     Of a probe that was swapped, the last version only.
     """
     n = len(log.scores)
-    columns = log.scores.columns_over(0, n)
+    columns = log.scores.columns_over(0, n).probes
     if not n or not columns.ids:
         return {}
     values = log.scores.values(0, n, columns).astype(np.float64)

@@ -42,6 +42,9 @@ FIRST_PROBES: tuple[dict[str, Any], ...] = (
 
 N_LAYERS = 6
 
+SAE_SITE = "layers.4.resid_post"
+N_FEATURES = 64
+
 
 class Script(msgspec.Struct, forbid_unknown_fields=True):
     """What a request is to do. Positions are absolute; counts are of generated tokens."""
@@ -60,6 +63,8 @@ class Script(msgspec.Struct, forbid_unknown_fields=True):
     """Wait for POST /scripted/release."""
     wrong_token_at: int | None = None
     missing_rows: list[int] = []
+    without_features: list[int] = []
+    """Rows whose features are not computed."""
     nan_at: int | None = None
     inf_at: int | None = None
     cached: int = 0
@@ -87,6 +92,13 @@ def score(request: str, position: int, token_id: int, slot: int) -> float:
     """The score that this engine gives: a float32 in [0, 1) that no other row of a test is likely to have."""
     mixed = zlib.crc32(f"{request}/{position}/{token_id}/{slot}".encode())
     return float(np.float32(mixed / 2**32))
+
+
+def strongest(request: str, position: int, token_id: int, k: int) -> list[tuple[int, float]]:
+    """The features that this engine tells of a row, strongest first, as (number, activation): 0 to `k` of them."""
+    n = zlib.crc32(f"{request}/{position}/{token_id}/n".encode()) % (k + 1)
+    heights = sorted((score(request, position, token_id, 1000 + j) for j in range(n)), reverse=True)
+    return [(zlib.crc32(f"{request}/{position}/{j}".encode()) % N_FEATURES, height) for j, height in enumerate(heights)]
 
 
 @dataclass(slots=True)
@@ -122,16 +134,20 @@ class Part:
     def __init__(self, engine: ScriptedEngine, number: int, parts: int) -> None:
         self.engine = engine
         self.number = number
-        self.ring = RingWriter.create(RingSpec(1 << 17, WIDTH, 1 << 15, 1 << 15))
         per_part = -(-(N_LAYERS + 1) // parts)  # of two, the first has 4 blocks and the second 2
         self.layers = range(number * per_part, min((number + 1) * per_part, N_LAYERS))
+        self.n_features = engine.n_features if self.has(SAE_SITE) else 0
+        self.width = WIDTH + 2 * self.n_features
+        self.ring = RingWriter.create(RingSpec(1 << 17, self.width, 1 << 15, 1 << 15))
         self.generation = 0
         self.probes: dict[int, dict[str, Any]] = {}
         self._step = 0
         self.card = engine.make_card(self.ring.name, number, parts)
 
     def table(self) -> dict[str, Any]:
-        return {"generation": self.generation, "probes": [{"slot": s, **p} for s, p in sorted(self.probes.items())]}
+        table = {"generation": self.generation, "probes": [{"slot": s, **p} for s, p in sorted(self.probes.items())]}
+        sae = {"site": SAE_SITE, "k": self.n_features, "n_features": N_FEATURES, "name": "scripted-sae", "first": WIDTH}
+        return table | {"features": sae} if self.n_features else table
 
     def has(self, site: str) -> bool:
         return int(site.split(".")[1]) in self.layers
@@ -160,7 +176,7 @@ class Part:
             for position, ids, row_flags in held:
                 self.publish(seq, position, ids, row_flags)
         span = Span(seq.ring_id, len(seq.prompt) + len(seq.tokens), 0, 0, flags, len(seq.prompt))
-        self._write(span, np.zeros(0, ROW_META), np.zeros((0, WIDTH), np.float32))
+        self._write(span, np.zeros(0, ROW_META), np.zeros((0, self.width), np.float32))
 
     def _labels(self, seq: Sequence, position: int, ids: list[int], flags: RowFlag) -> np.ndarray:
         meta = np.zeros(len(ids), ROW_META)
@@ -183,18 +199,30 @@ class Part:
             row[1] = float("nan")
         if position == seq.script.inf_at:
             row[1] = float("inf")
-        return row
+        return row + self._features(seq, position, token_id)
+
+    def _features(self, seq: Sequence, position: int, token_id: int) -> list[float]:
+        """Two cells for each: its number, -1 where there are no more, and its activation; all NaN: not computed."""
+        if position in seq.script.without_features:
+            return [float("nan")] * (2 * self.n_features)
+        told = strongest(seq.request, position, token_id, self.n_features)
+        told += [(-1, 0.0)] * (self.n_features - len(told))
+        return [float(cell) for pair in told for cell in pair]
 
 
 class ScriptedEngine:
     """Tokens, scores and rings. One event loop runs everything, so steps are never interleaved.
 
     `kind` "vllm" is an engine as vLLM's plugin shows it: its cards name no endpoint, their control sides are apart, and the ids
-    in the ring have a suffix. It may be in several `parts`, each with the probes of its own layers.
+    in the ring have a suffix. It may be in several `parts`, each with the probes of its own layers, and it may have an
+    SAE, in the part that has its site, of which it tells `n_features` features of each row.
     """
 
-    def __init__(self, model: str, has_chat_template: bool = True, kind: str = "hf", parts: int = 1) -> None:
+    def __init__(
+        self, model: str, has_chat_template: bool = True, kind: str = "hf", parts: int = 1, n_features: int = 0
+    ) -> None:
         sweep()
+        self.n_features = n_features
         self.model = model
         self.has_chat_template = has_chat_template
         self.kind = kind

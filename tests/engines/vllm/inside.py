@@ -28,7 +28,9 @@ def wrapped(llm: Any) -> list[str]:
     found = [name for owner, name in owned if hasattr(getattr(owner, name), "_actscope")]
     worker = llm.llm_engine.model_executor.driver_worker.worker
     for owner in (worker, worker.model_runner):
-        found += [name for name, value in vars(owner).items() if getattr(value, "__module__", "").startswith("actscope")]
+        found += [
+            name for name, value in vars(owner).items() if getattr(value, "__module__", "").startswith("actscope")
+        ]
     hooks = [m for m in worker.model_runner.model.modules() if m._forward_hooks or m._forward_pre_hooks]
     return found + [type(module).__name__ for module in hooks]
 
@@ -50,14 +52,18 @@ def rows_ring(llm: Any) -> dict[str, int]:
     return asdict(session(llm)._rows_ring.stats())
 
 
-def silence(llm: Any, site: int) -> None:
+def _index(llm: Any, site: str) -> int:
+    return [one.name for one in session(llm).sites].index(site)
+
+
+def silence(llm: Any, site: str) -> None:
     """Take one hook off, as if the compiler had skipped its module."""
-    session(llm)._hooks[site].remove()
+    session(llm)._hooks[_index(llm, site)].remove()
 
 
-def break_tap(llm: Any, site: int) -> None:
+def break_tap(llm: Any, site: str) -> None:
     """Point a probe of one site to a column that does not exist: its op fails from now on."""
-    session(llm).buffers.columns[site] = 1 << 40
+    session(llm).buffers.columns[_index(llm, site)] = 1 << 40
 
 
 def compiled(llm: Any) -> dict[str, int]:

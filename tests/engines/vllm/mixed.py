@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import torch
 from engines.vllm import reference
 from engines.vllm.bed import Generated, Offline
 from engines.vllm.models import LAYERS, VOCABULARY, WIDTH
 from engines.vllm.watching import Control, Ring, Seen, card, external, recording_of
 
 from actscope.frames import RowFlag, SpanFlag
-from actscope.probes import Probe, ProbeInfo
+from actscope.probes import ACTIVATIONS, Probe, ProbeInfo
 from actscope.probes.score import activate
 from actscope.recording.reader import Recording
+from actscope.taps.anatomy import hidden_of, resolve
 
 #: How far a row may be from the reference, as a share of the row's greatest number; a score, as a share of its column's.
 ROW_TOLERANCE = 1e-4
@@ -24,19 +27,23 @@ SCORE_TOLERANCE = 1e-4
 
 #: A KV cache of 21 blocks of 32 (one is vLLM's own), passes of at most 64 tokens, and a few requests at once.
 CROWDED = {"max_num_batched_tokens": 64, "max_num_seqs": 16, "num_gpu_blocks_override": 22, "max_model_len": 512}
-SITES = [f"layers.{layer}.resid_post" for layer in range(LAYERS)]
+#: Every kind of place that has a name: what is tapped and recorded.
+SITES = "embed,all.resid_pre,all.attn_out,all.mlp_out,all.resid_post,final_norm"
+STREAM = [f"layers.{layer}.resid_post" for layer in range(LAYERS)]
 
 
-def draw_probes(seed: int = 7, prefix: str = "") -> list[Probe]:
-    """One probe of every activation at each of three layers."""
+def draw_probes(seed: int = 7) -> list[Probe]:
+    """Every activation at each of three layers, and one probe at each other kind of place."""
+    places = [(site, activation) for site in (STREAM[0], STREAM[2], STREAM[3]) for activation in ACTIVATIONS]
+    places += [(site, "identity") for site in ("embed", "layers.1.resid_pre", "layers.1.mlp_out", "layers.2.attn_out")]
+    places += [("final_norm", "relu")]
     random = np.random.default_rng(seed)
     probes = []
-    for layer in (0, 2, 3):
-        for activation in ("identity", "relu", "sigmoid", "jumprelu"):
-            weight = (random.standard_normal(WIDTH) * 0.05).astype(np.float32)
-            jump = 0.2 if activation == "jumprelu" else 0.0
-            info = ProbeInfo(id=f"{prefix}{activation}-{layer}", site=SITES[layer], activation=activation, bias=0.1, jump=jump)
-            probes.append(Probe(info, weight))
+    for site, activation in places:
+        weight = (random.standard_normal(WIDTH) * 0.05).astype(np.float32)
+        jump = 0.2 if activation == "jumprelu" else 0.0
+        info = ProbeInfo(id=f"{activation}-{site}", site=site, activation=activation, bias=0.1, jump=jump)
+        probes.append(Probe(info, weight))
     return probes
 
 
@@ -89,7 +96,7 @@ class Driver:
 
     def add(self, id: str, prompt: Sequence[int], **params: object) -> None:
         self._prompts[id] = list(prompt)
-        if not params.get("temperature"):
+        if not params.get("temperature") and "allowed_token_ids" not in params:
             self.greedy.add(id)
         self.engine.add(id, prompt, **params)
 
@@ -137,7 +144,7 @@ def run(engine: Offline, probes: Sequence[Probe], record: Path | None, drive: Ca
     """Run it all and end the engine."""
     found = card(engine)
     control = Control(found)
-    status, answer = control.put_probe(probes[0])  # answered when the model's process has this one, and so all before it
+    status, answer = control.put_probe(probes[0])  # answered when the model has this one, and so all before it
     assert status == 200, answer
     columns = {probe: shown["slot"] for probe, shown in control.table().items()}
     ring = Ring(found)
@@ -157,9 +164,28 @@ def run(engine: Offline, probes: Sequence[Probe], record: Path | None, drive: Ca
 
 
 @cache
-def truth(model: Path, ids: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
-    """(rows [layers, n, d], logits [n, vocabulary]) of a text."""
-    return reference.resid_post(model, ids), reference.logits(model, ids).numpy()
+@torch.inference_mode()
+def truth(model: Path, ids: tuple[int, ...]) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """(rows [n, d] of each of SITES, logits [n, vocabulary]) of a text: plain hooks on transformers' model, fp32."""
+    network = reference.load(model)
+    rows: dict[str, np.ndarray] = {}
+    hooks = []
+    for site, location in resolve(network, SITES).items():
+
+        def take(module: Any, args: Any, kwargs: Any, output: Any = None, name: str = site.name) -> None:
+            value = output if output is not None else (args[0] if args else kwargs["hidden_states"])
+            rows[name] = hidden_of(value)[0].clone().numpy()
+
+        if location.side == "input":
+            hooks.append(location.module.register_forward_pre_hook(take, with_kwargs=True))
+        else:
+            hooks.append(location.module.register_forward_hook(take, with_kwargs=True))
+    try:
+        logits = network(torch.tensor([list(ids)]), use_cache=False).logits[0].numpy()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return rows, logits
 
 
 def check_labels(ran: Ran) -> None:
@@ -211,9 +237,7 @@ def check_scores(ran: Ran, probes: Sequence[Probe], tolerance: float = SCORE_TOL
         rows, _ = truth(ran.model, text.ids)
         kept, scores = seen.rows[seen.kept], seen.scores[seen.kept]
         for probe in probes:
-            layer = probe.info.layer
-            assert layer is not None
-            right, z = expected_scores(probe, rows[layer][kept["position"]])
+            right, z = expected_scores(probe, rows[probe.info.site][kept["position"]])
             found = scores[:, ran.columns[probe.id]]
             slack = tolerance * max(1.0, float(np.abs(z).max()))
             close = np.abs(found - right) <= slack
@@ -225,7 +249,7 @@ def check_scores(ran: Ran, probes: Sequence[Probe], tolerance: float = SCORE_TOL
 
 
 def check_recording(ran: Ran, tolerance: float = ROW_TOLERANCE) -> int:
-    """Every recorded row of every layer, whatever its flags but for drafts in vain; how many were compared.
+    """Every recorded row of every site, whatever its flags but for drafts in vain; how many were compared.
 
     Rows that were computed are all recorded: those of the ring without the cached ones.
     """
@@ -235,7 +259,7 @@ def check_recording(ran: Ran, tolerance: float = ROW_TOLERANCE) -> int:
         rows = ran.recording.rows(site)
         for number, request in enumerate(ran.recording.requests):
             mine = rows.labels["request"] == number
-            compared += _check_rows(ran, _key(request), SITES.index(site), rows.values[mine], rows.labels[mine], tolerance)
+            compared += _check_rows(ran, _key(request), site, rows.values[mine], rows.labels[mine], tolerance)
     return compared
 
 
@@ -245,7 +269,7 @@ def _key(request: str) -> tuple[str, int]:
 
 
 def _check_rows(
-    ran: Ran, key: tuple[str, int], layer: int, values: np.ndarray, labels: np.ndarray, tolerance: float
+    ran: Ran, key: tuple[str, int], site: str, values: np.ndarray, labels: np.ndarray, tolerance: float
 ) -> int:
     text, seen = ran.texts.get(key), ran.seen[key]
     spurious = (labels["flags"] & int(RowFlag.REJECTED | RowFlag.AFTER_EOS)) != 0
@@ -254,11 +278,7 @@ def _check_rows(
     assert labels["token_id"].tolist() == computed["token_id"].tolist(), key
     if text is None:  # it was aborted before its first token: its prompt is all there is
         return 0
-    right = truth(ran.model, text.ids)[0][layer][labels["position"][~spurious]]
+    right = truth(ran.model, text.ids)[0][site][labels["position"][~spurious]]
     worst = np.abs(values[~spurious] - right).max(axis=1) / np.abs(right).max(axis=1)
-    assert (worst <= tolerance).all(), f"{key} layer {layer}: {worst.max():.2g} at row {int(worst.argmax())}"
+    assert (worst <= tolerance).all(), f"{key} {site}: {worst.max():.2g} at row {int(worst.argmax())}"
     return len(right)
-
-
-def same_texts(one: Mapping[tuple[str, int], Text], other: Mapping[tuple[str, int], Text]) -> bool:
-    return {key: text.answer for key, text in one.items()} == {key: text.answer for key, text in other.items()}

@@ -9,6 +9,7 @@ import pytest
 from engines.vllm import mixed
 from engines.vllm.bed import Configuration, Offline
 from engines.vllm.conftest import Engines, short_directory
+from engines.vllm.models import LAYERS
 from engines.vllm.watching import write_probes
 
 from actscope.frames import RowFlag
@@ -22,10 +23,10 @@ WAYS = {
 
 
 def recording_all(directory: Path) -> dict[str, str]:
-    """The environment that records every row of every layer, with probes at several layers."""
+    """The environment that records every row of every site, with probes at many of them."""
     return {
         "ACTSCOPE_RECORD": str(directory / "record"),
-        "ACTSCOPE_ROW_SITES": "all",
+        "ACTSCOPE_ROW_SITES": mixed.SITES,
         "ACTSCOPE_SAMPLE": "1",
         "ACTSCOPE_PROBES": str(write_probes(directory / "probes", PROBES)),
     }
@@ -68,10 +69,25 @@ def test_the_text_is_that_of_the_reference(ran: mixed.Ran) -> None:
 
 
 def test_every_score_is_right(ran: mixed.Ran) -> None:
-    """Four activations at three layers, for each request and position, those from the prefix cache too."""
+    """Every activation, and every kind of place, for each request and position, those from the prefix cache too."""
     assert mixed.check_scores(ran, PROBES) > 30_000
 
 
 def test_every_recorded_row_is_right(ran: mixed.Ran) -> None:
-    """All layers, all computed rows, recomputed ones too."""
-    assert mixed.check_recording(ran) > 10_000
+    """Embedding, what goes into blocks, what attention and MLP add, the stream behind, the last norm; recomputed rows too."""
+    assert ran.recording is not None and len(ran.recording.sites) == 4 * LAYERS + 2
+    assert mixed.check_recording(ran) > 40_000
+
+
+@pytest.mark.parametrize("ran", ["llama v1 eager", "llama v1 compiled"], indirect=True)
+def test_the_text_is_that_of_vllm_without_the_plugin(
+    ran: mixed.Ran, request: pytest.FixtureRequest, model: Callable[[str], Path], engines: Engines
+) -> None:
+    """The same run with ACTSCOPE_DISABLE=1, token for token, samples of a temperature too."""
+    name, way = WAYS[request.node.callspec.params["ran"]]
+    off = {"ACTSCOPE_DISABLE": "1"}
+    engine = engines.start(Offline, Configuration(model(name), **way, arguments=mixed.CROWDED, environment=off))
+    driver = mixed.Driver(engine)
+    mixed.drive(driver)
+    ours = {key: text.answer for key, text in ran.texts.items() if key[0] != "last"}
+    assert {key: text.answer for key, text in driver.texts.items()} == ours

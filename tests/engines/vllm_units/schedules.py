@@ -261,13 +261,13 @@ class Scheduler:
         starts = np.concatenate([[0], np.cumsum([n for _, n, _ in chosen])]).astype(np.int64)
         names, since = [request.name for request, _, _ in chosen], np.zeros(WIDTH, np.int64)
         bad = rejected if rejected.any() else None
-        note = PassNote(names, starts, begun, ended, 1, {0: [0, 1, 2]}, since, blocks, rejected=bad, n_rows=len(rows))
+        note = PassNote(names, starts, begun, ended, 1, {0: [0, 1, 2]}, since, blocks, n_rows=len(rows))
         if not rows:
             return Pass(note, None, rows, cached)
         fired += 1
         landed = Landed(
             np.stack([row.scores for row in rows]), None, np.array([row.position for row in rows], np.int64),
-            np.array([row.token for row in rows], np.int32), np.array(slots, np.int64), fired.copy(),
+            np.array([row.token for row in rows], np.int32), np.array(slots, np.int64), fired.copy(), bad,
         )  # fmt: skip
         return Pass(note, landed, rows, cached)
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from actscope.engines.vllm.labels import Known, Register
 from actscope.engines.vllm.prefix import PrefixScores
 from actscope.engines.vllm.publishing import Publisher
-from actscope.frames import ListSink, RowFlag, SpanFlag, Step
+from actscope.frames import Frame, ListSink, RowFlag, SpanFlag, Step
 from actscope.taps.tap import TapBuffers
 
 #: Prompts that often share beginnings, so that prefixes are found again.
@@ -29,9 +29,19 @@ PROMPTS = st.lists(
 def publisher(scheduler: Scheduler, prefix: bool = True) -> tuple[Publisher, ListSink]:
     ring = ListSink()
     scores = PrefixScores(scheduler.n_slots // BLOCK, BLOCK, WIDTH) if prefix else None
-    cpu = torch.device("cpu")
-    buffers = TapBuffers(n_sites=1, kept=[], d=2, width=WIDTH, max_rows=64, dtype=torch.float32, device=cpu)
-    return Publisher(ring, None, scores, ["layers.0.resid_post"], [], buffers), ring  # type: ignore[arg-type]  # writes alike
+    return Publisher(ring, None, scores, ["layers.0.resid_post"], [], buffers()), ring  # type: ignore[arg-type]  # writes alike
+
+
+def buffers(kept: list[int] | None = None) -> TapBuffers:
+    cpu, dtype = torch.device("cpu"), torch.float32
+    return TapBuffers(n_sites=1, kept=kept or [], d=2, width=WIDTH, max_rows=64, dtype=dtype, device=cpu)
+
+
+class WideSink(ListSink):
+    """Takes rows in two parts, as the ring does."""
+
+    def write(self, step: Step, frames: list[Frame]) -> None:
+        super().write(step, [Frame(frame.site, np.concatenate(frame.rows, axis=1)) for frame in frames])
 
 
 def steps_of(ring: ListSink, since: int) -> list[tuple[Step, np.ndarray]]:
@@ -118,6 +128,44 @@ def test_a_request_begins_once_and_ends_once(seed: int, prompts: list[list[int]]
         assert [bool(span.flags & SpanFlag.FIRST) for span in found] == [True] + [False] * (len(found) - 1)
         assert [bool(span.flags & SpanFlag.END) for span in found] == [False] * (len(found) - 1) + [True]
     assert len(watched._register) == 0
+
+
+@settings(max_examples=100, deadline=None)
+@given(seed=st.integers(0, 1 << 30), prompts=PROMPTS, as_new=st.booleans())
+def test_raw_rows_are_those_of_the_requests_that_want_them(seed: int, prompts: list[list[int]], as_new: bool) -> None:
+    """Each row has its scores before it and its own label; other requests' rows stay where they are, and all are told of ends."""
+    random = Random(seed)
+    scheduler = Scheduler(random, resumed_as_new=as_new)
+    rows_ring = WideSink()
+    watched = Publisher(ListSink(), rows_ring, None, ["layers.0.resid_post"], [0], buffers(kept=[0]))  # type: ignore[arg-type]
+    begun: set[str] = set()
+    ended: set[str] = set()
+    expected = []
+
+    def wants(request: str) -> bool:
+        return int(request[1:].split("-")[0]) % 2 == 0
+
+    def see(one: Pass) -> None:
+        begun.update(row.request for row in one.rows)
+        ended.update(one.note.ended)
+        for known in one.note.begun:
+            known.wants_rows = wants(known.request)
+        if one.landed is not None:
+            one.landed.rows = np.array([[row.position, row.token] for row in one.rows], np.float32)
+        expected.extend((row.request, row.position, row.token, *row.scores) for row in one.rows if wants(row.request))
+        watched.publish(one.note, one.landed)
+
+    play(scheduler, random, prompts, see)
+    found, told = [], set()
+    for step, frames in rows_ring.steps:
+        told |= {span.request for span in step.spans if span.flags & SpanFlag.END}
+        spans = [span for span in step.spans if span.n_rows]
+        for meta, row in zip(step.meta, frames[0].rows if frames else [], strict=True):
+            span = spans[meta["span"]]
+            assert row[WIDTH] == meta["position"] and row[WIDTH + 1] == meta["token_id"]
+            found.append((span.request, meta["position"], meta["token_id"], *row[:WIDTH]))
+    assert found == expected and watched.counts.raw_rows == len(expected)
+    assert told == begun & ended
 
 
 @settings(max_examples=100, deadline=None)

@@ -19,9 +19,7 @@ from actscope.taps.tap import TapBuffers
 
 def _publisher() -> tuple[Publisher, ListSink]:
     ring = ListSink()
-    buffers = TapBuffers(
-        n_sites=1, kept=[], d=2, width=1, max_rows=8, dtype=torch.float32, device=torch.device("cpu")
-    )
+    buffers = TapBuffers(n_sites=1, kept=[], d=2, width=1, max_rows=8, dtype=torch.float32, device=torch.device("cpu"))
     return Publisher(ring, None, None, ["layers.0.resid_post"], [], buffers), ring  # type: ignore[arg-type]  # writes alike
 
 
@@ -56,7 +54,7 @@ def test_an_id_too_long_for_a_ring_keeps_nothing_of_others_from_it() -> None:
     """The spans of a batch with such a request can all be written, those of its end too."""
     register = Register()
     for request in ("a" * 300, "b"):
-        register.add(known_of(_new(request), None, rows=False))
+        register.add(known_of(_new(request), None, rows=False, wish=False))
     positions = np.array([0, 1, 0, 1])
     labels = register.label(["a" * 300, "b"], np.array([0, 2, 4]), positions, np.zeros(4, np.int32), 1)
     for span in (*labels.spans, *register.end(["a" * 300, "b"])):
@@ -67,12 +65,12 @@ def test_a_session_that_goes_on_after_its_answer_is_not_after_its_end() -> None:
     """Streaming input: the prompt has grown, so the stop token that was computed in advance is none of the session's."""
     register = Register()
     first = _new("a", 2)
-    register.add(known_of(first, None, rows=False))
+    register.add(known_of(first, None, rows=False, wish=False))
     register.get("a").stop_ids = frozenset([9])  # type: ignore[union-attr]
     tokens = np.array([1, 2, 3, 9], np.int32)
     meta = register.label(["a"], np.array([0, 4]), np.arange(4), tokens, 1).meta
     assert meta["flags"][3] & RowFlag.AFTER_EOS
-    register.add(known_of(_new("a", 6, computed=3), None, rows=False))
+    register.add(known_of(_new("a", 6, computed=3), None, rows=False, wish=False))
     meta = register.label(["a"], np.array([0, 3]), np.arange(3, 6), np.array([4, 5, 6], np.int32), 2).meta
     assert meta["flags"].tolist() == [int(RowFlag.PREFILL)] * 3
 

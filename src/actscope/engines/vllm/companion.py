@@ -22,12 +22,13 @@ from actscope.errors import EngineError
 log = logging.getLogger("actscope.vllm")
 
 #: A sidecar that dies is started again, but not in a loop.
-_RESTARTS, _RESTART_PAUSE_S = 5, 2.0
+_RESTARTS, _RESTART_PAUSE_S, _FORGIVEN_AFTER_S = 5, 2.0, 600.0
 #: What may wait to be sent; beyond it, requests go to the recording without what they asked for, and are counted.
 _OUTBOX = 4096
 _BEAT_S = 5.0
-#: A server that shuts down waits so long for its recording to be finished; the sidecar needs no one to finish it later.
-_PATIENCE_S = 4.0
+#: A server that shuts down waits so long for its recording to be finished. Not longer: vLLM kills all descendants of a process
+#: that does not end in a few seconds, while a sidecar whose parent has gone finishes in peace.
+_PATIENCE_S = 1.0
 
 
 class Companion:
@@ -41,6 +42,8 @@ class Companion:
         self._start, self._d, self._width = start, d, width
         self._staged: StagedBank | None = None
         self._lock = threading.Lock()
+        self._sending = threading.Lock()  # two threads send, and a message must stay whole
+        self._over = threading.Event()
         self._outbox: deque[bytes] = deque(maxlen=_OUTBOX)
         self._something = threading.Event()
         self._closing = False
@@ -50,6 +53,7 @@ class Companion:
         self.deaths = 0
         threading.Thread(target=self._keep_alive, name="actscope-companion", daemon=True).start()
         threading.Thread(target=self._post, name="actscope-post", daemon=True).start()
+        threading.Thread(target=self._pulse, name="actscope-pulse", daemon=True).start()
 
     # --- on the model's thread ---
 
@@ -69,6 +73,10 @@ class Companion:
         self._something.set()
 
     # --- from any thread ---
+
+    def hush(self) -> None:
+        """No more beats: the rings are about to be closed."""
+        self._over.set()
 
     def close(self) -> None:
         """End the sidecar in good order: it finishes its recording, then goes. Waits for that, within reason."""
@@ -90,13 +98,14 @@ class Companion:
 
     def _keep_alive(self) -> None:
         while not self._closing and self.deaths <= _RESTARTS:
+            born = time.monotonic()
             try:
                 self._live_once()
             except Exception as error:  # the boundary: whatever befalls the sidecar, the model goes on
                 log.error("the sidecar could not be used: %s: %s", type(error).__name__, error)
             if self._closing:
                 return
-            self.deaths += 1
+            self.deaths = 1 if time.monotonic() - born > _FORGIVEN_AFTER_S else self.deaths + 1
             code = self._process.wait() if self._process is not None else None
             again = "it is started again" if self.deaths <= _RESTARTS else "it is not started again"
             log.error(
@@ -124,7 +133,8 @@ class Companion:
         if isinstance(message, SetBank):
             self._stage(message)
             self._start = msgspec.structs.replace(self._start, state=message.state)
-            send(connection, Staged(message.generation))
+            with self._sending:
+                send(connection, Staged(message.generation))
         elif isinstance(message, Taken):
             self._start = msgspec.structs.replace(self._start, taken=message.step)
 
@@ -135,9 +145,8 @@ class Companion:
 
     def _post(self) -> None:
         while not self._closing:
-            self._something.wait(_BEAT_S)
+            self._something.wait()
             self._something.clear()
-            self._beat()
             while self._outbox and not self._closing:
                 connection = self._connection
                 if connection is None:
@@ -145,9 +154,14 @@ class Companion:
                     continue
                 data = self._outbox.popleft()
                 try:
-                    connection.sendall(data)
+                    with self._sending:
+                        connection.sendall(data)
                 except OSError:
                     self.untold += 1
+
+    def _pulse(self) -> None:
+        while not self._over.wait(_BEAT_S):
+            self._beat()
 
 
 def _spawn(connection: socket.socket) -> subprocess.Popen[bytes]:

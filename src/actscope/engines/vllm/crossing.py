@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from actscope.engines.vllm.runners import PassBatch
+from actscope.errors import SettingsError
 from actscope.taps.tap import TapBuffers
 
 log = logging.getLogger("actscope.vllm")
@@ -35,6 +36,7 @@ class Landed:
     token_ids: np.ndarray
     slots: np.ndarray | None
     fired: np.ndarray
+    rejected: np.ndarray | None = None
 
 
 Publish = Callable[[Landed], None]
@@ -59,6 +61,7 @@ class HostCrossing:
             batch.token_ids[:n].numpy(),
             None if batch.slots is None else batch.slots[:n].numpy(),
             buffers.fired.numpy(),
+            None if batch.rejected is None else batch.rejected.numpy(),
         )
         publish(landed)
         return True
@@ -74,12 +77,13 @@ class HostCrossing:
 class CudaCrossing:
     """For models on a GPU: at most `depth` passes are under way; one more is dropped, which the caller counts."""
 
-    def __init__(self, buffers: TapBuffers, max_rows: int, depth: int = 4) -> None:
+    def __init__(self, buffers: TapBuffers, max_rows: int, max_requests: int, limit_bytes: float) -> None:
+        """Raises SettingsError where not even two passes' raw rows fit into `limit_bytes` of pinned memory."""
         self._buffers = buffers
         self._stream = torch.cuda.Stream(buffers.board.device)  # type: ignore[no-untyped-call]
         self._free: queue.SimpleQueue[_Berth] = queue.SimpleQueue()
-        for _ in range(depth):
-            self._free.put(_Berth.like(buffers, max_rows))
+        for _ in range(_depth(buffers, limit_bytes)):
+            self._free.put(_Berth.like(buffers, max_rows, max_requests))
         self._landings: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._last: torch.cuda.Event | None = None
         self._thread = threading.Thread(target=self._run, name="actscope-crossing", daemon=True)
@@ -104,11 +108,15 @@ class CudaCrossing:
             done.record(self._stream)
         self._last = done
         has_slots = batch.slots is not None
+        n_rejected = 0 if batch.rejected is None else len(batch.rejected)
 
         def land() -> None:
             try:
                 done.synchronize()
-                publish(berth.landed(self._buffers.n_columns, n, with_rows, has_slots))
+                publish(berth.landed(self._buffers.n_columns, n, with_rows, has_slots, n_rejected))
+                batch.rejected = (
+                    None  # kept until here, so that nobody was given its memory before the copy had read it
+                )
             finally:
                 self._free.put(berth)
 
@@ -122,7 +130,7 @@ class CudaCrossing:
     def close(self) -> None:
         """Publish what is under way, then end."""
         self._landings.put(None)
-        self._thread.join(timeout=10)
+        self._thread.join(timeout=2)
 
     def _run(self) -> None:
         while (land := self._landings.get()) is not None:
@@ -130,6 +138,17 @@ class CudaCrossing:
                 land()
             except Exception:  # the boundary: a pass that cannot be published must not end the thread
                 log.exception("a pass could not be published")
+
+
+def _depth(buffers: TapBuffers, limit_bytes: float) -> int:
+    """How many passes may be under way: four, or as many as memory allows, but two."""
+    size = buffers.store.numel() * buffers.store.element_size()
+    if 2 * size > limit_bytes:
+        raise SettingsError(
+            f"raw rows of a pass may take {size / 1e9:.2f} GB, and two passes are under way at least: that is more than "
+            f"buffer_gb {limit_bytes / 1e9:.2f}. Tap fewer sites, lower --max-num-batched-tokens, or raise buffer_gb"
+        )
+    return min(4, int(limit_bytes // size))
 
 
 @dataclass(slots=True)
@@ -142,9 +161,10 @@ class _Berth:
     token_ids: Tensor
     slots: Tensor
     fired: Tensor
+    rejected: Tensor
 
     @classmethod
-    def like(cls, buffers: TapBuffers, max_rows: int) -> _Berth:
+    def like(cls, buffers: TapBuffers, max_rows: int, max_requests: int) -> _Berth:
         def pinned(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
             return torch.empty(shape, dtype=dtype, pin_memory=True)
 
@@ -155,6 +175,7 @@ class _Berth:
             pinned((max_rows,), torch.int32),
             pinned((max_rows,), torch.int64),
             pinned(tuple(buffers.fired.shape), torch.int64),
+            pinned((max_requests,), torch.int64),
         )
 
     def take(self, buffers: TapBuffers, batch: PassBatch, n: int, with_rows: bool) -> None:
@@ -164,10 +185,12 @@ class _Berth:
         self.fired.copy_(buffers.fired, non_blocking=True)
         if batch.slots is not None:
             self.slots[:n].copy_(batch.slots[:n], non_blocking=True)
+        if batch.rejected is not None:
+            self.rejected[: len(batch.rejected)].copy_(batch.rejected, non_blocking=True)
         if with_rows:
             self.store[:n].copy_(buffers.store[:n], non_blocking=True)
 
-    def landed(self, width: int, n: int, with_rows: bool, has_slots: bool) -> Landed:
+    def landed(self, width: int, n: int, with_rows: bool, has_slots: bool, n_rejected: int) -> Landed:
         return Landed(
             self.board[:n, :width].numpy(),
             as_bits(self.store[:n]) if with_rows else None,
@@ -175,6 +198,7 @@ class _Berth:
             self.token_ids[:n].numpy(),
             self.slots[:n].numpy() if has_slots else None,
             self.fired.numpy(),
+            self.rejected[:n_rejected].numpy() if n_rejected else None,
         )
 
 

@@ -45,7 +45,7 @@ def attach(model: nn.Module, site: Site, read: Read) -> RemovableHandle:
 
     def hook(module: nn.Module, args: Any, output: Any) -> None:
         found = pair(output)
-        if found is not None:
+        if found is not None and found[0].dim() == 2:  # of several streams side by side, none is the row
             read(*found)
 
     return location.module.register_forward_hook(hook)
@@ -60,7 +60,7 @@ def _attach_input(site: Site, location: Location, read: Read) -> RemovableHandle
     def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         hidden = _argument(args, kwargs, at, "hidden_states")
         residual = None if residual_at is None else _argument(args, kwargs, residual_at, "residual")
-        if isinstance(hidden, Tensor):
+        if isinstance(hidden, Tensor) and hidden.dim() == 2:
             read(hidden, residual)
 
     return location.module.register_forward_pre_hook(hook, with_kwargs=True)

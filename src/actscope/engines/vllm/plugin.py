@@ -21,7 +21,7 @@ from typing import Any
 import msgspec
 
 from actscope.engines.vllm.control import options_of
-from actscope.engines.vllm.settings import CARRIER, KEY, VllmSettings, disabled, read_settings
+from actscope.engines.vllm.settings import CARRIER, KEY, GraphSpec, VllmSettings, disabled, read_settings
 from actscope.engines.vllm.versions import is_tested, tested_range
 from actscope.errors import ActscopeError, EngineError, SettingsError
 
@@ -91,6 +91,9 @@ def _with_settings(original: Callable[..., Any]) -> Callable[..., Any]:
         settings = _settings_from(given.get(KEY, {}))
         self.additional_config = {**given, KEY: msgspec.to_builtins(settings.graph)}
         os.environ[CARRIER] = msgspec.json.encode(settings).decode()
+        copied = os.environ.get("VLLM_RAY_EXTRA_ENV_VARS_TO_COPY", "")
+        if CARRIER not in copied:
+            os.environ["VLLM_RAY_EXTRA_ENV_VARS_TO_COPY"] = ",".join(filter(None, [copied, CARRIER]))
         return original(self, *args, **kwargs)
 
     return create_engine_config
@@ -105,7 +108,12 @@ def _settings_from(config: Any) -> VllmSettings:
         settings = msgspec.json.decode(carried, type=VllmSettings)
         if msgspec.to_builtins(settings.graph) == config:
             return settings
-    return read_settings(config)
+    return read_settings(_without_prints(config))
+
+
+def _without_prints(graph: Mapping[str, Any]) -> dict[str, Any]:
+    """What a user could have written: the graph's part has more in it, which is computed."""
+    return {name: value for name, value in graph.items() if name not in GraphSpec.computed}
 
 
 # --- in the scheduler's process ---
@@ -174,11 +182,10 @@ def watch(worker: Any) -> None:
 
     Settings that cannot be met are the exception: they raise SettingsError, for nothing is being served yet.
     """
-    from actscope.engines.vllm.session import Session
-
     try:
-        carried = os.environ.get(CARRIER)
-        settings = msgspec.json.decode(carried, type=VllmSettings) if carried else VllmSettings()
+        from actscope.engines.vllm.session import Session
+
+        settings = _carried(worker.vllm_config)
         if not is_tested(_version()):
             log.warning(
                 "actscope was tested with vLLM %s, this is %s: it is watched all the same", tested_range(), _version()
@@ -198,9 +205,24 @@ def watch(worker: Any) -> None:
     _around_passes(worker.model_runner, session)
 
 
+def _carried(config: Any) -> VllmSettings:
+    """The settings of the first process; where the environment was not handed on (Ray), what is here, and the graph's part."""
+    graph = (config.additional_config or {}).get(KEY, {})
+    carried = os.environ.get(CARRIER)
+    if carried:
+        settings = msgspec.json.decode(carried, type=VllmSettings)
+        if msgspec.to_builtins(settings.graph) == graph:
+            return settings
+    log.warning(
+        "settings of the first process have not come along; set ACTSCOPE_* on every node for all but the graph's"
+    )
+    return read_settings(_without_prints(graph))
+
+
 def _end(worker: Any) -> None:
     session = getattr(worker, "_actscope_session", None)
     if session is not None:
+        atexit.unregister(session.close)
         session.close()
         worker._actscope_session = None
 
@@ -219,6 +241,10 @@ def place_of(worker: Any) -> Any:
         "decode context parallel": getattr(parallel, "decode_context_parallel_size", 1) > 1,
         "dual batch overlap (microbatches)": bool(getattr(parallel, "use_ubatching", False)),
         "sequence parallelism": bool(getattr(compilation.pass_config, "enable_sp", False)),
+        "adaptive verification of drafts": bool(
+            getattr(config.speculative_config, "enable_adaptive_verification", False)
+        ),
+        "fast prefill with shared KV layers": bool(getattr(config.cache_config, "kv_sharing_fast_prefill", False)),
         "speculative decoding with pipeline stages": config.speculative_config is not None
         and parallel.pipeline_parallel_size > 1,
         "encoder-decoder models": config.model_config.is_encoder_decoder,
@@ -230,7 +256,7 @@ def place_of(worker: Any) -> Any:
             f"{', '.join(found)}: whose row is whose cannot be told for certain yet; turn it off to watch"
         )
     pp, tp = get_pp_group(), get_tp_group()
-    return Place(tp.rank_in_group == 0, config.instance_id, pp.rank_in_group, pp.world_size)
+    return Place(tp.rank_in_group == 0, config.instance_id, pp.rank_in_group, pp.world_size, shared=tp.world_size > 1)
 
 
 def _around_passes(runner: Any, session: Any) -> None:

@@ -39,7 +39,6 @@ class PassNote:
     since: np.ndarray
     blocks: Sequence[tuple[str, list[int], bool]] = ()
     copies: Sequence[tuple[int, int]] = ()
-    rejected: np.ndarray | None = None
     n_rows: int = 0
 
 
@@ -96,7 +95,7 @@ class Publisher:
         self._step += 1
         self.counts.passes += 1
         labels = self._register.label(
-            note.requests, note.starts, landed.positions, landed.token_ids, self._step, note.rejected
+            note.requests, note.starts, landed.positions, landed.token_ids, self._step, landed.rejected
         )
         self.counts.uncertain_rows += labels.uncertain
         silent = self._silent_sites(landed.fired)
@@ -116,8 +115,10 @@ class Publisher:
     def _publish_without_rows(self, note: PassNote, ended: tuple[Span, ...]) -> None:
         self.counts.dropped_rows += note.n_rows
         self._unseen += note.n_rows > 0
-        if note.n_rows and self._prefix is not None:
-            self._prefix.forget()
+        if self._prefix is not None:
+            self._prefix.copy_blocks(note.copies)
+            if note.n_rows:
+                self._prefix.forget()
         if self._rows_ring is not None and note.n_rows:
             self.counts.raw_dropped_rows += note.n_rows
         if not ended:

@@ -29,6 +29,7 @@ class PassBatch:
     token_ids: Tensor
     slots: Tensor | None
     drafts: np.ndarray | None = None  # int [n]: speculative tokens at the end of each request's rows
+    rejected: Tensor | None = None  # int [n], on the device: how many of those were in vain, known after sampling
 
 
 class Runner(Protocol):
@@ -38,7 +39,7 @@ class Runner(Protocol):
 
     def batch(self, scheduled: Any) -> PassBatch: ...
 
-    def watch_rejections(self, tell: Callable[[np.ndarray], None]) -> None: ...
+    def watch_rejections(self, waiting: Callable[[], PassBatch | None]) -> None: ...
 
 
 #: Attributes without which an adapter cannot work; looked at before anything is attached.
@@ -85,29 +86,30 @@ class V1Runner:
         self._runner = runner
 
     def batch(self, scheduled: Any) -> PassBatch:
-        runner, n = self._runner, scheduled.total_num_scheduled_tokens
+        runner = self._runner
         requests = list(runner.input_batch.req_ids)
         starts = np.array(runner.query_start_loc.np[: len(requests) + 1])
         drafts = scheduled.scheduled_spec_decode_tokens
         return PassBatch(
             requests,
             starts,
-            n,
+            int(starts[-1]),
             _device(runner.positions),
             _device(runner.input_ids),
             self._slots(),
-            np.array([len(drafts.get(r, ())) for r in requests]) if drafts else None,
+            np.minimum([len(drafts.get(r, ())) for r in requests], np.diff(starts) - 1) if drafts else None,
         )
 
-    def watch_rejections(self, tell: Callable[[np.ndarray], None]) -> None:
-        """Call `tell` with the number of rejected drafts of each request, after sampling."""
+    def watch_rejections(self, waiting: Callable[[], PassBatch | None]) -> None:
+        """After sampling, tell the pass that waits for it how many drafts of each request were rejected; on the device."""
         original = self._runner._update_states_after_model_execute
 
         def update(output_token_ids: Tensor, scheduled: Any) -> None:
-            valid = (output_token_ids != -1).sum(dim=1).cpu().numpy()
-            drafts = scheduled.scheduled_spec_decode_tokens
-            had = np.array([len(drafts.get(r, ())) for r in self._runner.input_batch.req_ids])
-            tell(np.where(had > 0, had + 1 - valid, 0))
+            batch = waiting()
+            if batch is not None and batch.drafts is not None:
+                drafts = torch.from_numpy(batch.drafts).to(output_token_ids.device, non_blocking=True)
+                valid = (output_token_ids != -1).sum(dim=1)
+                batch.rejected = torch.where(drafts > 0, drafts + 1 - valid, 0).clamp_(min=0)
             original(output_token_ids, scheduled)
 
         self._runner._update_states_after_model_execute = update
@@ -146,13 +148,15 @@ class V2Runner:
             batch.num_draft_tokens_per_req if batch.num_draft_tokens else None,
         )
 
-    def watch_rejections(self, tell: Callable[[np.ndarray], None]) -> None:
-        """Call `tell` with the number of rejected drafts of each request, after sampling."""
+    def watch_rejections(self, waiting: Callable[[], PassBatch | None]) -> None:
+        """After sampling, tell the pass that waits for it how many drafts of each request were rejected; on the device."""
         original = self._runner.sample
 
         def sample(*args: Any, **kwargs: Any) -> Any:
             result = original(*args, **kwargs)
-            tell(result[2].cpu().numpy())
+            batch = waiting()
+            if batch is not None:
+                batch.rejected = result[2]
             return result
 
         self._runner.sample = sample

@@ -54,12 +54,15 @@ _PREFIX_BYTES = 8 << 30
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where this process stands in its engine: `part` of `parts` pipeline stages. One tensor parallel rank of each publishes."""
+    """Where this process stands in its engine: `part` of `parts` pipeline stages. One tensor parallel rank of each
+    publishes; `shared` where there are several.
+    """
 
     publishes: bool
     group: str
     part: int = 0
     parts: int = 1
+    shared: bool = False
 
 
 class Session:
@@ -105,7 +108,11 @@ class Session:
         self._faults = 0
         self._group: int | None = None
         if place.publishes:
-            self._open(config)
+            try:
+                self._open(config)
+            except Exception:
+                self._give_up()
+                raise
 
     def _reader(self, index: int) -> Any:
         buffers = self.buffers
@@ -137,9 +144,9 @@ class Session:
         self._ring = RingWriter.create(_score_ring(self._settings, self.buffers.n_columns))
         self._rows_ring = self._open_rows_ring() if self.kept else None
         on_gpu = self.buffers.board.is_cuda
-        self._crossing = CudaCrossing(self.buffers, self._max_rows) if on_gpu else HostCrossing(self.buffers)
+        self._crossing = self._open_crossing(config) if on_gpu else HostCrossing(self.buffers)
         if config.speculative_config is not None:
-            self._adapter.watch_rejections(self._note_rejections)
+            self._adapter.watch_rejections(lambda: self._waiting[1] if self._waiting else None)
         start = self._start(config)
         self._companion = Companion(start, self._d, self._settings.width, beat=self._beat)
         log.info(
@@ -150,6 +157,10 @@ class Session:
             self._adapter.name,
             self._ring.name,
         )
+
+    def _open_crossing(self, config: Any) -> CudaCrossing:
+        limit = self._settings.buffer_gb * 1e9
+        return CudaCrossing(self.buffers, self._max_rows, config.scheduler_config.max_num_seqs, limit)
 
     def _open_rows_ring(self) -> RingWriter:
         dtype = str(self.buffers.store.dtype).removeprefix("torch.")
@@ -227,7 +238,9 @@ class Session:
     def _before(self, scheduled: Any) -> None:
         if self._companion is None or self.warming:
             return
-        self.sampled()  # what waited for a sampling that never came
+        waiting, self._waiting = self._waiting, None
+        if waiting is not None:  # for a sampling that never came: nobody can say which drafts were accepted
+            self._pass_over(waiting[0])
         self._crossing.before_pass()
         publisher = self._publisher or self._make_publisher()
         if not self.buffers.fired.is_cuda:  # where it can be looked at, a dummy pass in between is no fault
@@ -296,10 +309,6 @@ class Session:
         publisher = self._publisher
         assert publisher is not None
         self._crossing.pass_over(lambda: publisher.publish(note, None))
-
-    def _note_rejections(self, rejected: np.ndarray) -> None:
-        if self._waiting is not None:
-            self._waiting[0].rejected = rejected
 
     def _note(self, scheduled: Any, n_rows: int) -> PassNote:
         group = self._group
@@ -377,6 +386,16 @@ class Session:
         if self._faults == 1:
             log.exception("actscope failed %s (further ones are only counted); generation goes on", when)
 
+    def _give_up(self) -> None:
+        """Leave nothing behind of what could not be opened. Other ranks have the same hooks: their graphs must stay alike."""
+        if not self._place.shared:
+            for hook in self._hooks:
+                hook.remove()
+        for name in ("_ring", "_rows_ring"):
+            ring = getattr(self, name, None)
+            if ring is not None:
+                ring.close()
+
     def close(self) -> None:
         """Take the hooks off and end the sidecar in good order. A second call does nothing."""
         for hook in self._hooks:
@@ -385,6 +404,7 @@ class Session:
         companion, self._companion = self._companion, None
         if companion is None:
             return
+        companion.hush()
         self._crossing.close()
         self._ring.close()
         if self._rows_ring is not None:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping
-from typing import Annotated, Any
+from pathlib import Path
+from typing import Annotated, Any, ClassVar
 
 import msgspec
 from msgspec import Meta
 
+from actscope import __version__
 from actscope.errors import SettingsError
 
 log = logging.getLogger("actscope.vllm")
@@ -25,8 +27,10 @@ class GraphSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
     `sites` are tapped for scores, `row_sites` for raw rows ("" for none); both are selections. `width` is how many probes
     can be loaded at once. `sae` is a directory or file with an SAE whose strongest `sae_top_k` features are computed at
-    `sae_site` for every token.
+    `sae_site` for every token; `sae_print` tells one content of it from another. `version` is ours: the ops are in the graph.
     """
+
+    computed: ClassVar[tuple[str, ...]] = ("sae_print", "version")
 
     sites: str = "all"
     row_sites: str = ""
@@ -34,6 +38,8 @@ class GraphSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     sae: str = ""
     sae_site: str = ""
     sae_top_k: Annotated[int, Meta(ge=1, le=256)] = 32
+    sae_print: str = ""
+    version: str = __version__
 
 
 class VllmSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -82,7 +88,14 @@ class VllmSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             sae=self.sae,
             sae_site=self.sae_site,
             sae_top_k=self.sae_top_k,
+            sae_print=_print_of(Path(self.sae)) if self.sae else "",
         )
+
+
+def _print_of(path: Path) -> str:
+    """Changes when a file does: its shape, and its activation, are constants of the graph."""
+    files = sorted(path.iterdir()) if path.is_dir() else [path] if path.exists() else []
+    return ";".join(f"{f.name} {f.stat().st_size} {f.stat().st_mtime_ns}" for f in files if f.is_file())
 
 
 #: Variables of older tools, and what they are called here.

@@ -62,6 +62,7 @@ async def _complete(path: str, request: Request, gateway: Gateway) -> Response:
     engine = engine or gateway.upstream.require()
     if call.ask is not None:
         await _check_probes(call.ask, engine)
+        await _check_features(call.ask, engine)
         await _record(call, call.ask, engine, gateway)
     if gateway.sessions.n_in_flight >= settings.max_in_flight:
         message = f"at most {settings.max_in_flight} completions may be in flight: try again"
@@ -97,3 +98,15 @@ async def _check_probes(ask: Ask, engine: Engine) -> None:
         missing, there = (", ".join(map(repr, names)) or "none" for names in (unknown, known))
         message = f"actscope.probes: no probe {missing}; known are {there}"
         raise Problem(400, message, param="actscope.probes", code="unknown_probe")
+
+
+async def _check_features(ask: Ask, engine: Engine) -> None:
+    """Features can be asked for where the engine has an SAE; a table that may be old is asked for again."""
+    if ask.features and engine.table.columns.sae is None and (await engine.refresh_table()).columns.sae is None:
+        raise no_features("actscope.features")
+
+
+def no_features(param: str) -> Problem:
+    """The refusal of a client that asks for features where there are none."""
+    message = f"{param}: the engine computes no features; vLLM does with ACTSCOPE_SAE set to an SAE"
+    return Problem(400, message, param=param, code="no_features")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Annotated, Any
 
+import msgspec
 from fastapi import APIRouter, Header, Query, Request
 from fastapi import Path as PathParam
 from starlette.responses import Response
@@ -14,7 +15,7 @@ from actscope.gateway import models
 from actscope.gateway.events import EventStream, resume_point
 from actscope.gateway.log import RequestLog
 from actscope.gateway.problems import Problem
-from actscope.gateway.routes.openai import ERRORS
+from actscope.gateway.routes.openai import ERRORS, no_features
 from actscope.gateway.state import Gateway, Here
 from actscope.gateway.upstream import json_object
 from actscope.gateway.wire import encode, whole
@@ -52,10 +53,12 @@ def _engine_info(gateway: Gateway) -> models.EngineInfo:
     engine = gateway.upstream.engine
     if engine is None:
         return models.EngineInfo(state="waiting")
-    names = models.EngineInfo.model_fields.keys() - {"state", "has_chat_template"}
+    names = models.EngineInfo.model_fields.keys() - {"state", "has_chat_template", "sae"}
+    sae = engine.table.columns.sae
     return models.EngineInfo(
         state="up",
         has_chat_template=engine.card.has_chat_template if engine.card else True,
+        sae=models.Sae(**msgspec.structs.asdict(sae)) if sae else None,
         **{name: getattr(engine.card, name, None) for name in names},
     )
 
@@ -69,6 +72,7 @@ async def list_probes(gateway: Here) -> Response:
     if status != 200:
         return _pass(status, body)
     found = json_object(body)
+    found.pop("features", None)  # where they stand in the ring is nobody's business; `info` tells what they are
     for probe in found.get("probes", ()):
         probe.pop("slot", None)
     return Response(encode(found), media_type="application/json")
@@ -126,10 +130,16 @@ def _summary(log: RequestLog) -> models.RequestSummary:
 
 
 @router.get("/v1/actscope/requests/{id}", response_model=models.WholeRequest)
-async def get_request(id: str, gateway: Here) -> Response:
+async def get_request(
+    id: str,
+    gateway: Here,
+    features: Annotated[bool, Query(description="with the features of the engine's SAE")] = False,
+) -> Response:
     """All of one request at once."""
     log = _log(gateway, id)
-    return Response(encode({**whole(log), "state": log.state}), media_type="application/json")
+    if features and log.columns.sae is None:
+        raise no_features("features")
+    return Response(encode({**whole(log, features), "state": log.state}), media_type="application/json")
 
 
 @router.delete("/v1/actscope/requests/{id}")

@@ -35,7 +35,8 @@ from actscope.errors import ActscopeError
 from actscope.probes import Bank, ModelFacts
 from actscope.recording.flight import FlightRecorder
 from actscope.ring import runtime
-from actscope.ring.segment import unlink
+from actscope.ring.process import process_start
+from actscope.ring.segment import segment_path, unlink
 
 log = logging.getLogger("actscope.vllm")
 
@@ -74,7 +75,6 @@ class Sidecar:
         self._settings = msgspec.json.decode(start.settings, type=VllmSettings)
         self._known = know(start.facts, self._settings)
         self._drain: Drain | None = None
-        self._model_gone = False
         facts = start.facts
         bank = Bank(
             ModelFacts(self._known.name, self._known.revision, facts.d_model, facts.n_layers), self._settings.width
@@ -104,8 +104,13 @@ class Sidecar:
                 self._drain.close()
             if flight is not None:
                 flight.close()
-            if self._model_gone:
+            if not self._model_goes_on():
                 self._clear_up(card)
+
+    def _model_goes_on(self) -> bool:
+        """Its process lives and its ring has a name: a session that closes takes the name away before it closes the socket."""
+        start = self._start
+        return process_start(start.pid) == start.pid_start and segment_path(start.ring).exists()
 
     def _clear_up(self, card: runtime.EngineCard) -> None:
         """Remove what the model's process may not have had time to remove. As long as it lives, that is its own."""
@@ -149,15 +154,21 @@ class Sidecar:
         """Until the model's process has gone."""
         try:
             while (message := receive(self._connection)) is not None:
-                if isinstance(message, Staged):
-                    self._desk.note_staged(message.generation)
-                elif isinstance(message, Wish) and self._drain is not None:
-                    self._drain.hear(message)
+                self._hear(message)
         except ActscopeError as error:
             log.error("%s", error)
         finally:
-            self._model_gone = True
             ended()
+
+    def _hear(self, message: object) -> None:
+        """What the model's process says; one word that cannot be taken must not end all."""
+        try:
+            if isinstance(message, Staged):
+                self._desk.note_staged(message.generation)
+            elif isinstance(message, Wish) and self._drain is not None:
+                self._drain.hear(message)
+        except Exception:
+            log.exception("a message of the model's process could not be taken: %s", type(message).__name__)
 
 
 async def _health(http: Request) -> Response:

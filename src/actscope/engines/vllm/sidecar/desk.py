@@ -83,6 +83,8 @@ class Desk:
 
     def begin(self) -> None:
         """Publish what was loaded, and hand it to the model."""
+        if self._bank.generation:
+            self._publish(self._table(Bank(self._bank.facts, self._bank.width)), 0)  # of passes before this bank
         self._publish(self.table(), self._bank.generation)
         self._hand_over(self._message(self._bank, self._sites))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -23,6 +24,8 @@ log = logging.getLogger("actscope.vllm")
 _REMEMBERED = 1 << 16
 #: How long a wish may come behind its request's first row, and a mark before it.
 _WISH_S, _MARK_WAITS_S = 1.0, 600.0
+#: How often the model's process is told what has been taken: what was taken later comes again if the sidecar dies.
+_TELL_EVERY_S = 0.02
 
 
 class Names:
@@ -31,8 +34,14 @@ class Names:
     def __init__(self, used: frozenset[str]) -> None:
         self._used = set(used)
         self._names: OrderedDict[str, str] = OrderedDict()
+        self._lock = threading.Lock()
 
     def name(self, request: str) -> str:
+        """Any thread may ask; all are told the same."""
+        with self._lock:
+            return self._name(request)
+
+    def _name(self, request: str) -> str:
         found = self._names.get(request)
         if found is None:
             external = external_id(request)
@@ -59,7 +68,7 @@ class Drain:
 
     def __init__(self, start: Start, flight: FlightRecorder, tell_taken: Callable[[int], None]) -> None:
         self._start, self._flight, self._tell_taken = start, flight, tell_taken
-        self._taken = start.taken
+        self._taken, self._told_at = start.taken, 0.0
         self._reader = RingReader.attach(start.rows_ring, from_oldest=True)
         self._heads = row_layout(start.columns, self._reader.spec.dtype)
         self._names = Names(frozenset(flight.recorder.known_requests))
@@ -111,8 +120,10 @@ class Drain:
         if SpanFlag.WISH not in span.flags:
             return None
         with self._heard:
-            self._heard.wait_for(lambda: span.request in self._wishes, _WISH_S)
-            return self._wishes.get(span.request)
+            known = span.request in self._wishes
+            if not known and not self._heard.wait_for(lambda: span.request in self._wishes, _WISH_S):
+                self._wishes[span.request] = None  # it is not waited for again: all sites, from now on
+            return self._wishes[span.request]
 
     def _run(self) -> None:
         while True:
@@ -135,7 +146,9 @@ class Drain:
                 except Exception:  # the boundary: one step that cannot be taken must not end the recording
                     log.exception("a step of raw rows could not be recorded")
             self._taken = batch.steps[-1].number
-            self._tell_taken(self._taken)
+            if time.monotonic() - self._told_at > _TELL_EVERY_S:
+                self._told_at = time.monotonic()
+                self._tell_taken(self._taken)
             self._tell_of_missed()
 
     def _tell_of_missed(self) -> None:

@@ -1,0 +1,182 @@
+"""Taps that fail, recorders that die or have no room: generation goes on with the same tokens, and every loss is counted."""
+
+from __future__ import annotations
+
+import os
+import resource
+import shutil
+import signal
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from engines.vllm import mixed
+from engines.vllm.bed import Configuration, Offline
+from engines.vllm.conftest import Engines, short_directory
+from engines.vllm.mixed import draw_probes
+from engines.vllm.test_rows import PROBES, recording_all
+from engines.vllm.watching import Control, Ring, card, cards, external, recording_of, until
+
+from actscope.engines.vllm.control import external_id
+from actscope.recording.reader import Recording
+
+INSIDE = "engines.vllm.inside:"
+EARLY, LATE = mixed.STREAM[0], mixed.STREAM[2]
+PROMPTS = [mixed.prompt(n, 40) for n in range(8)]
+
+
+@pytest.fixture
+def directory() -> Iterator[Path]:
+    found = short_directory()
+    yield found
+    shutil.rmtree(found, ignore_errors=True)
+
+
+@pytest.fixture
+def begin(model: Callable[[str], Path], engines: Engines, directory: Path) -> Iterator[Callable[..., Offline]]:
+    """`begin(ACTSCOPE_X="...")`: an engine that records all, ready, without a prefix cache."""
+
+    def start(**environment: str) -> Offline:
+        variables = recording_all(directory) | environment
+        arguments = {"max_num_batched_tokens": 64, "enable_prefix_caching": False}
+        engine = engines.start(Offline, Configuration(model("llama"), environment=variables, arguments=arguments))
+        assert Control(card(engine)).put_probe(PROBES[0])[0] == 200
+        return engine
+
+    yield start
+    engines.end()
+
+
+def answers(engine: Offline, stem: str) -> list[tuple[int, ...]]:
+    """The greedy tokens of the eight prompts; 47 rows each."""
+    ids = [f"{stem}-{n}" for n in range(len(PROMPTS))]
+    return [one.token_ids for one in engine.generate(PROMPTS, ids=ids)]
+
+
+ROWS = len(PROMPTS) * (40 + 8 - 1)
+
+
+def recorded(recording: Recording) -> Counter[str]:
+    """Rows by external id, whatever the recording calls the request."""
+    found: Counter[str] = Counter()
+    for request in recording.requests:
+        found[external_id(request)] += len(recording.labels(request))
+    return found
+
+
+def test_what_a_tap_did_not_compute_is_not_delivered(begin: Callable[..., Offline], directory: Path) -> None:
+    """A hook that is gone and an op that fails: NaN in their columns only, counted, logged once, the text unchanged."""
+    engine = begin()
+    ring = Ring(card(engine))
+    columns = {id: shown["slot"] for id, shown in Control(card(engine)).table().items()}
+    before = answers(engine, "before")
+    engine.call(INSIDE + "silence", site=LATE)
+    silent = answers(engine, "silent")
+    engine.call(INSIDE + "break_tap", site=EARLY)
+    broken = answers(engine, "broken")
+    assert before == silent == broken
+    seen = {external(request)[0]: one for request, one in ring.read().items()}
+    ring.close()
+    counts = engine.call(INSIDE + "counts")
+    engine.close()
+    for probe in PROBES:
+        for stem, gone in (("before", []), ("silent", [LATE]), ("broken", [LATE, EARLY])):
+            scores = np.concatenate([seen[f"{stem}-{n}"].scores[:, columns[probe.id]] for n in range(len(PROMPTS))])
+            assert np.isnan(scores).all() if probe.info.site in gone else not np.isnan(scores).any(), (probe.id, stem)
+    assert counts["rows"] == 3 * ROWS == counts["raw_rows"] + counts["raw_dropped_rows"]
+    assert counts["raw_rows"] == ROWS == sum(recorded(recording_of(directory / "record")).values())
+    passes = counts["passes"] * 2 // 3
+    assert counts["tap_faults"] == passes + passes // 2
+    assert engine.log.count(f"the tap at {LATE} ran 0 times") == 1
+    assert engine.log.count(f"the tap at {EARLY} ran 0 times") == 1
+
+
+def test_a_recorder_that_stands_still_costs_rows_and_no_time(begin: Callable[..., Offline], directory: Path) -> None:
+    """The ring of raw rows is overwritten unread; what is recorded and what was missed are all rows."""
+    engine = begin(ACTSCOPE_BUFFER_GB="0.0004")
+    control = Control(card(engine))
+    before = answers(engine, "before")
+    until(
+        lambda: control.recording()["flight"]["rows"] + control.recording()["kept"]["rows"] >= ROWS,
+        "rows in the recorder",
+    )
+    pid = engine.call(INSIDE + "sidecar")
+    os.kill(pid, signal.SIGSTOP)
+    during = answers(engine, "during")
+    os.kill(pid, signal.SIGCONT)
+    after = answers(engine, "after")
+    counts = engine.call(INSIDE + "counts")
+    ring = engine.call(INSIDE + "rows_ring")
+    state = control.recording()
+    engine.close()
+    assert before == during == after
+    assert counts["raw_rows"] == 3 * ROWS
+    found = recorded(recording_of(directory / "record"))
+    missed, unsent = state["missed_rows"], state["unsent_rows"]
+    assert 0 < missed < 2 * ROWS
+    assert sum(found.values()) + missed + unsent == 3 * ROWS and unsent == ring["dropped_rows"]
+    assert engine.log.count("were overwritten unread") == 1
+
+
+def test_a_recorder_that_is_killed_is_started_again(begin: Callable[..., Offline], directory: Path) -> None:
+    """It goes on with the probes that were there, in the same directory, where the other stopped: no row is there twice."""
+    engine = begin()
+    old = card(engine)
+    ring = Ring(old)
+    added = draw_probes(seed=8)[0].renamed("added")
+    assert Control(old).put_probe(added)[0] == 200
+    before = answers(engine, "before")
+    pid = engine.call(INSIDE + "sidecar")
+    os.kill(pid, signal.SIGKILL)
+    during = answers(engine, "during")
+    until(lambda: engine.call(INSIDE + "sidecar") != pid, "another sidecar")
+    found = until(lambda: [one for one in cards(engine) if _answers(Control(one))], "its card")[0]
+    assert (found.id, found.ring) == (old.id, old.ring)
+    assert set(Control(found).table()) == {probe.id for probe in [*PROBES, added]}
+    assert Control(found).put_probe(added)[0] == 200
+    after = answers(engine, "after")
+    counts = engine.call(INSIDE + "counts")
+    generations = np.concatenate([seen.rows["generation"] for seen in ring.read().values()])
+    ring.close()
+    engine.close()
+    assert before == during == after
+    assert counts["deaths"] == 1 and counts["raw_rows"] == 3 * ROWS and counts["faults"] == 0
+    assert (np.diff(generations) >= 0).all() and generations[-1] > generations[0]
+    rows = recorded(recording_of(directory / "record"))
+    whole = {f"{stem}-{n}": ROWS // len(PROMPTS) for stem in ("during", "after") for n in range(len(PROMPTS))}
+    assert {id: n for id, n in rows.items() if not id.startswith("before")} == whole
+    assert all(n <= 47 for n in rows.values()), "the dead one may have taken rows with it, but none comes twice"
+    assert engine.log.count("the sidecar has ended") == 1
+
+
+def _answers(control: Control) -> bool:
+    try:
+        return control.ask("GET", "/health")[0] == 200
+    except OSError:
+        return False
+
+
+def test_a_full_disk_ends_the_recording_and_nothing_else(begin: Callable[..., Offline], directory: Path) -> None:
+    """Scores and text go on; the recording says that it has failed, the log says it once, and what was kept can be read."""
+    engine = begin()
+    found = card(engine)
+    ring = Ring(found)
+    before = answers(engine, "before")
+    pid = engine.call(INSIDE + "sidecar")
+    resource.prlimit(pid, resource.RLIMIT_FSIZE, (64 << 10, 64 << 10))
+    during = answers(engine, "during")
+    until(
+        lambda: answers(engine, "more") == before and Control(found).recording()["failure"], "the recording's failure"
+    )
+    after = answers(engine, "after")
+    counts = engine.call(INSIDE + "counts")
+    seen = ring.read()
+    ring.close()
+    engine.close()
+    assert before == during == after
+    assert counts["faults"] == counts["deaths"] == 0
+    assert sum(len(one.rows) for one in seen.values()) == counts["rows"]
+    assert engine.log.count("Traceback") == 0
+    Recording.open(directory / "record")

@@ -1,0 +1,48 @@
+"""Draining raw rows goes on where a wish is lost on its way."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from engines.vllm_units.test_review_sidecar import rings, start_of
+
+from actscope.engines.vllm.sidecar.drain import Drain
+from actscope.frames import Span, SpanFlag
+from actscope.ring.host import RingWriter
+
+__all__ = ["rings"]
+
+
+class _Patience:
+    """A condition that counts how often somebody waited in vain."""
+
+    def __init__(self) -> None:
+        self.waits = 0
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, *what: object) -> None: ...
+
+    def wait_for(self, true: Any, timeout: float) -> bool:
+        self.waits += 1
+        return bool(true())
+
+
+@pytest.fixture
+def drain(tmp_path: Path, rings: tuple[RingWriter, RingWriter]) -> Iterator[Drain]:
+    flight: Any = SimpleNamespace(recorder=SimpleNamespace(known_requests=()))
+    yield Drain(start_of(rings, tmp_path / "rec"), flight, lambda step: None)
+
+
+def test_a_wish_that_never_comes_is_waited_for_once(drain: Drain, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sidecar that was started again has heard none of the wishes of what runs: that must not cost a second every step."""
+    patience = _Patience()
+    monkeypatch.setattr(drain, "_heard", patience)
+    span = Span("r-00000000", 0, 1, 0, SpanFlag.WISH)
+    waited = [drain._wish_of(span) for _ in range(3)]
+    assert waited == [None] * 3
+    assert patience.waits == 1
