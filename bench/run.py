@@ -1,4 +1,7 @@
-"""Runs the benches and keeps their results: `python bench/run.py [NAME ...]` writes bench/runs/<date>/<name>.json."""
+"""Runs the benches and keeps their results: `python bench/run.py [NAME ...]` writes bench/runs/<date>/<name>.json.
+
+`vllm` runs in the environment that has vLLM, .venv-vllm; where that has not been made, it is left out unless it is asked for.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ from pathlib import Path
 from actscope.cli.bench import BENCHES
 
 RUNS = Path(__file__).parent / "runs"
+VLLM = Path(__file__).parents[1] / ".venv-vllm" / "bin" / "python"
 
 
 def main(names: list[str]) -> int:
@@ -18,10 +22,12 @@ def main(names: list[str]) -> int:
     folder = RUNS / datetime.date.today().isoformat()
     folder.mkdir(parents=True, exist_ok=True)
     missed = 0
-    for name in names or list(BENCHES):
+    for name in names or [name for name in BENCHES if name != "vllm" or VLLM.exists()]:
         done = subprocess.run(
-            [sys.executable, "-m", "actscope", "bench", name, "--json"], stdout=subprocess.PIPE, text=True
+            [_python(name), "-m", "actscope", "bench", name, "--json"], stdout=subprocess.PIPE, text=True
         )
+        if not done.stdout:
+            return done.returncode  # it has said why
         report = json.loads(done.stdout)
         (folder / f"{name}.json").write_text(json.dumps(report, indent=1) + "\n")
         for result in report["results"]:
@@ -30,6 +36,10 @@ def main(names: list[str]) -> int:
             )
         missed |= done.returncode
     return missed
+
+
+def _python(name: str) -> str:
+    return str(VLLM) if name == "vllm" and VLLM.exists() else sys.executable
 
 
 if __name__ == "__main__":

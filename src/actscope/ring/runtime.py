@@ -30,6 +30,7 @@ _log = logging.getLogger(__name__)
 
 MAX_CARD_BYTES = 64 << 10
 MAX_TABLE_BYTES = 64 << 20
+KEPT_TABLES = 1024
 #: A file that belongs to no card may belong to an engine that is still starting; after this long it does not.
 ORPHAN_AGE_S = 600.0
 
@@ -241,11 +242,13 @@ def _table_path(card_id: str, generation: int) -> Path:
 
 
 def publish_table(card_id: str, table: bytes, generation: int) -> Path:
-    """Publish a probe table whole, before the first step of its generation."""
+    """Publish a probe table whole, before the first step of its generation. Those of long ago go: no ring has steps of them."""
     if len(table) > MAX_TABLE_BYTES:
         raise RingError(f"probe table: {len(table)} bytes, at most {MAX_TABLE_BYTES} are accepted: load fewer probes")
     path = _table_path(card_id, generation)
     publish_private(path, table)
+    if generation >= KEPT_TABLES:
+        _remove(_table_path(card_id, generation - KEPT_TABLES))
     return path
 
 

@@ -167,6 +167,7 @@ class Companion:
 def _spawn(connection: socket.socket) -> subprocess.Popen[bytes]:
     env = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "KMP_", "LD_PRELOAD"))}
     env["CUDA_VISIBLE_DEVICES"] = ""
+    env.setdefault("OPENBLAS_NUM_THREADS", "1")  # fitting an SVD must not take the model's cores
     command = [sys.executable, "-m", "actscope.engines.vllm.sidecar", str(connection.fileno())]
     try:
         return subprocess.Popen(command, pass_fds=[connection.fileno()], stdin=subprocess.DEVNULL, env=env)
