@@ -41,6 +41,23 @@ def test_a_step_comes_back_with_every_field(make_ring):
     assert reader.read() is None
 
 
+def test_every_flag_of_a_span_arrives(make_ring):
+    writer, reader = make_ring()
+    spans = tuple(Span(str(i), 0, 0, 0, SpanFlag(i)) for i in range(2 * max(SpanFlag)))
+    writer.write(Step(1, 0, spans, np.zeros(0, ROW_META)), [])
+    (record,) = reader.read().steps
+    assert record.spans == spans
+
+
+def test_rows_in_column_blocks_lie_side_by_side(make_ring):
+    writer, reader = make_ring(rows=4)
+    for number in (1, 2, 3):  # the third goes around the end of the ring
+        step, (frame,) = a_step(number)
+        writer.write(step, [Frame(SCORES, (frame.rows[:, :1], frame.rows[:, 1:]))])
+        (record,) = reader.read().steps
+        assert np.array_equal(record.rows, frame.rows)
+
+
 def test_what_was_read_stays_as_it_was_when_the_ring_moves_on(make_ring):
     writer, reader = make_ring(rows=4)
     writer.write(*a_step(1))

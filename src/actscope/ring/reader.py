@@ -25,7 +25,7 @@ MAX_BYTES_PER_READ = 32 << 20
 _ATTEMPTS = 8
 _NAP_S = 0.25  # how soon a sleeper notices that the writer was killed
 _FOREIGN_SILENCE_NS = 30_000_000_000
-_SPAN_FLAGS = [SpanFlag(bits) for bits in range(8)]  # making one costs more than the rest of a span
+_SPAN_FLAGS = [SpanFlag(bits) for bits in range(16)]  # making one costs more than the rest of a span
 _STEP_FLAGS = [StepFlag(bits) for bits in range(8)]
 
 
@@ -324,7 +324,7 @@ class RingReader:
             name = request[:length].decode()
         except ValueError as error:
             raise self._damaged(f"a span's request id cannot be read ({error})") from error
-        return Span(name, position, n, offset, _SPAN_FLAGS[flags & 7], n_prompt)
+        return Span(name, position, n, offset, _SPAN_FLAGS[flags & 15], n_prompt)
 
     def _steps(self, records: list[_Record], rows: np.ndarray, meta: np.ndarray, spans: list[Span]) -> list[StepRecord]:
         row, span = records[0].first_row, records[0].first_span

@@ -95,7 +95,7 @@ def test_what_a_tap_did_not_compute_is_not_delivered(begin: Callable[..., Offlin
 
 def test_a_recorder_that_stands_still_costs_rows_and_no_time(begin: Callable[..., Offline], directory: Path) -> None:
     """The ring of raw rows is overwritten unread; what is recorded and what was missed are all rows."""
-    engine = begin(ACTSCOPE_BUFFER_GB="0.0004")
+    engine = begin(ACTSCOPE_BUFFER_GB="0.0012")
     control = Control(card(engine))
     before = answers(engine, "before")
     until(

@@ -15,6 +15,7 @@ from engines.vllm import mixed
 from engines.vllm.bed import Configuration, Offline
 from engines.vllm.conftest import Engines
 
+from actscope.engines.vllm.settings import VllmSettings
 from actscope.errors import EngineError
 from actscope.ring.segment import SHM_DIR, read_header
 
@@ -124,6 +125,7 @@ def worker_of(**changes: Any) -> Any:
     config = SimpleNamespace(
         parallel_config=parallel,
         compilation_config=SimpleNamespace(pass_config=SimpleNamespace(enable_sp=False)),
+        cache_config=SimpleNamespace(kv_sharing_fast_prefill=False),
         speculative_config=None,
         model_config=SimpleNamespace(is_encoder_decoder=False, runner_type="generate"),
     )
@@ -145,6 +147,8 @@ def worker_of(**changes: Any) -> Any:
         ({"parallel_config__use_ubatching": True}, "microbatches"),
         ({"compilation_config__pass_config__enable_sp": True}, "sequence parallelism"),
         ({"parallel_config__pipeline_parallel_size": 2, "speculative_config": object()}, "speculative decoding"),
+        ({"cache_config__kv_sharing_fast_prefill": True}, "fast prefill"),
+        ({"speculative_config": SimpleNamespace(enable_adaptive_verification=True)}, "adaptive verification"),
         ({"model_config__is_encoder_decoder": True}, "encoder-decoder"),
         ({"model_config__runner_type": "pooling"}, "pooling"),
     ],
@@ -166,7 +170,8 @@ def test_another_version_is_said_loudly(monkeypatch: pytest.MonkeyPatch, caplog:
         "actscope.engines.vllm.session.Session", lambda *a: (_ for _ in ()).throw(EngineError("enough"))
     )
     monkeypatch.setattr(plugin, "place_of", lambda worker: None)
+    monkeypatch.setattr(plugin, "_carried", lambda config: VllmSettings())
     with caplog.at_level("WARNING", "actscope.vllm"):
-        plugin.watch(SimpleNamespace(model_runner=None))
+        plugin.watch(SimpleNamespace(model_runner=None, vllm_config=None))
     assert any("0.98.x to 0.99.x" in r.message and "0.32" in r.message for r in caplog.records)
     assert any("enough" in r.message for r in caplog.records if r.levelname == "ERROR")

@@ -192,6 +192,23 @@ def test_counts_are_exact_when_passes_are_dropped(seed: int, prompts: list[list[
     assert counts.rows + counts.dropped_rows == rows and counts.uncertain_rows == 0
 
 
+def test_a_draft_in_vain_behind_the_last_token_ends_nothing() -> None:
+    """Only an accepted token where the answer must end makes what follows be after the end."""
+    register = Register()
+    register.add(Known("r", n_prompt=2, limit=5))
+    after = int(RowFlag.AFTER_EOS)
+
+    def flags(first: int, n: int, rejected: int) -> list[bool]:
+        positions = np.arange(first, first + n)
+        labels = register.label(["r"], np.array([0, n]), positions, positions, step=1, rejected=np.array([rejected]))
+        return [bool(flag & after) for flag in labels.meta["flags"].tolist()]
+
+    register.label(["r"], np.array([0, 2]), np.arange(2), np.arange(2), step=1)
+    assert not any(flags(2, 4, rejected=3)[:3])
+    assert flags(3, 4, rejected=0) == [False, False, True, True]
+    assert flags(7, 1, rejected=0) == [True]
+
+
 def test_rows_of_unknown_requests_and_of_broken_positions_are_left_out_and_counted() -> None:
     """Nothing is labelled by guesswork: the others' rows keep their scores."""
     register = Register()
