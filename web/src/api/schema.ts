@@ -278,8 +278,12 @@ export interface components {
              * @description on the first payload, and whenever the set of probes changes or one is swapped
              */
             probes?: components["schemas"]["ProbeHeader"][] | null;
+            /** @description on the first payload, if features were asked for */
+            sae?: components["schemas"]["Sae"] | null;
             tokens?: components["schemas"]["TokenBlock"] | null;
             scores?: components["schemas"]["ScoreBlock"] | null;
+            /** @description beside `scores`, of the same positions, if asked for */
+            features?: components["schemas"]["FeatureBlock"] | null;
             /** @description on the last payload of a choice */
             final?: components["schemas"]["Final"] | null;
         };
@@ -380,6 +384,24 @@ export interface components {
             done: components["schemas"]["DoneEvent"];
         };
         /**
+         * FeatureBlock
+         * @description The strongest features of consecutive positions, strongest first; null for a position where none were computed.
+         */
+        FeatureBlock: {
+            /** Start */
+            start: number;
+            /**
+             * Ids
+             * @description the features' numbers in the SAE
+             */
+            ids: (number[] | null)[];
+            /**
+             * Values
+             * @description their activations, in the same places; null where not finite
+             */
+            values: ((number | null)[] | null)[];
+        };
+        /**
          * Final
          * @description The end of a choice, with its coverage.
          */
@@ -468,6 +490,26 @@ export interface components {
              */
             probes: components["schemas"]["ProbeHeader"][] | null;
             scores: components["schemas"]["ScoreBlock"];
+        };
+        /**
+         * Sae
+         * @description A sparse autoencoder that the engine computes.
+         */
+        Sae: {
+            /** Site */
+            site: string;
+            /** Name */
+            name: string;
+            /**
+             * K
+             * @description how many of the features of a row are told: the strongest ones
+             */
+            k: number;
+            /**
+             * N Features
+             * @description how many it has
+             */
+            n_features: number;
         };
         /**
          * ScoreBlock
@@ -582,6 +624,11 @@ export interface components {
              * @description send the prompt's tokens and scores too (default true)
              */
             prompt?: boolean | null;
+            /**
+             * Features
+             * @description send the strongest features of the engine's SAE too (default false; refused without an SAE)
+             */
+            features?: boolean | null;
             /**
              * Rows
              * @description whether rows leave the engine for its recording; vLLM: or of which sites, such as `0,7,15`
@@ -747,6 +794,8 @@ export interface components {
              * @description false: only /v1/completions works with this model
              */
             has_chat_template?: boolean | null;
+            /** @description whose features can be asked for; null where there are none */
+            sae?: components["schemas"]["Sae"] | null;
         };
         /**
          * ErrorBody
@@ -1206,8 +1255,12 @@ export interface components {
              * @description on the first payload, and whenever the set of probes changes or one is swapped
              */
             probes?: components["schemas"]["ProbeHeader"][] | null;
+            /** @description on the first payload, if features were asked for */
+            sae?: components["schemas"]["Sae"] | null;
             tokens?: components["schemas"]["TokenBlock"] | null;
             scores?: components["schemas"]["ScoreBlock"] | null;
+            /** @description beside `scores`, of the same positions, if asked for */
+            features?: components["schemas"]["FeatureBlock"] | null;
             /** @description on the last payload of a choice */
             final?: components["schemas"]["Final"] | null;
             /**
@@ -2111,7 +2164,10 @@ export interface operations {
     };
     getRequest: {
         parameters: {
-            query?: never;
+            query?: {
+                /** @description with the features of the engine's SAE */
+                features?: boolean;
+            };
             header?: never;
             path: {
                 id: string;

@@ -1,19 +1,23 @@
 import { useState } from "react";
 import { isOver } from "../heatmap/paint";
 import { useCell } from "../lib/cell";
-import { formatScore } from "../lib/numbers";
+import { formatActivation, formatScore } from "../lib/numbers";
 import { type Spot, unpin } from "../state/focus";
 import { probes, selection, slotOf } from "../state/probes";
 import { viewUrl } from "../state/view-url";
-import { type Column, STATE_WORDS } from "../trace/column";
+import { CellState, type Column, STATE_WORDS } from "../trace/column";
 import { visible } from "../trace/marks";
+import type { Feature } from "../trace/trace";
 import { useTraceValue } from "../trace/use-trace";
 
-/** Everything known about one position: token, id, and every probe's score exactly as it came. */
+const FEATURES_SHOWN = 5;
+
+/** Everything known about one position: token, id, every probe's score exactly as it came, and its strongest features. */
 export function TokenCard({ spot: { trace, position }, pinned }: { spot: Spot; pinned: boolean }) {
   useTraceValue(trace, (t) =>
     t.columns.map((column) => `${column.stateAt(position)}${column.scoreAt(position)}`).join(),
   );
+  useTraceValue(trace, (t) => t.featuresAt(position, 1).length);
   return (
     <>
       <header className="token-head">
@@ -40,6 +44,7 @@ export function TokenCard({ spot: { trace, position }, pinned }: { spot: Spot; p
           ))}
         </tbody>
       </table>
+      <FeatureList features={trace.featuresAt(position, FEATURES_SHOWN)} />
       {pinned && <CopyLink request={trace.request} position={position} />}
     </>
   );
@@ -66,6 +71,19 @@ function ScoreRow({ column, position }: { column: Column; position: number }) {
       <td title={score === null ? state : String(score)}>{score === null ? state : formatScore(score)}</td>
       <td className="over-mark">{over ? "over" : ""}</td>
     </tr>
+  );
+}
+
+function FeatureList({ features }: { features: readonly Feature[] }) {
+  if (features.length === 0) return null;
+  return (
+    <ol className="token-features numbers" aria-label="Strongest features" data-testid="features">
+      {features.map(({ id, value }) => (
+        <li key={id}>
+          #{id} {value === null ? STATE_WORDS[CellState.notFinite] : formatActivation(value)}
+        </li>
+      ))}
+    </ol>
   );
 }
 

@@ -1,6 +1,6 @@
 import { Cell } from "../lib/cell";
 import type { ChatMessage, ChatRequest, TextRequest } from "../wire/types";
-import { chats, engine, engineInfo, recheckEngine } from "./engine";
+import { chats, engine, engineInfo, hasFeatures, recheckEngine } from "./engine";
 import { active, unpin } from "./focus";
 import { settings } from "./settings";
 import { isOpen, newTurn, runTurn, type Turn } from "./turn";
@@ -39,7 +39,8 @@ function start(user: string, before: readonly Turn[]): void {
   unpin();
   turns.set([...before, turn]);
   active.set(turn.trace);
-  void runTurn(turn, requestFor(user, before), running.signal, replace).then(() => recheckEngine());
+  const features = hasFeatures(engine.get());
+  void runTurn(turn, requestFor(user, before), running.signal, replace, features).then(() => recheckEngine());
 }
 
 function replace(turn: Turn): void {

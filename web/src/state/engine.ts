@@ -68,6 +68,11 @@ export function chats(view: EngineView): boolean {
   return engineInfo(view)?.engine.has_chat_template !== false;
 }
 
+/** Whether the engine has an SAE, whose features can be asked for. */
+export function hasFeatures(view: EngineView): boolean {
+  return Boolean(engineInfo(view)?.engine.sae);
+}
+
 /** Whether what runs is a recording: its requests can be watched, and nothing can be asked. */
 export function replays(view: EngineView): boolean {
   return engineInfo(view)?.engine.kind === "replay";

@@ -48,12 +48,13 @@ export function isOpen(turn: Turn | undefined): boolean {
   return turn?.status === "waiting" || turn?.status === "streaming";
 }
 
-/** Runs a turn's request to its end; every state on the way goes to `show`. Never throws. */
+/** Runs a turn's request to its end, with features if asked for; every state on the way goes to `show`. Never throws. */
 export async function runTurn(
   turn: Turn,
   request: ChatRequest | TextRequest,
   signal: AbortSignal,
   show: (turn: Turn) => void,
+  features = false,
 ): Promise<void> {
   let now = turn;
   const showLatest = () => show(now);
@@ -63,7 +64,7 @@ export async function runTurn(
     void settle(now.trace);
   };
   try {
-    for await (const chunk of streamCompletion(request, signal)) {
+    for await (const chunk of streamCompletion(request, signal, features)) {
       now = { ...now, ...absorb(now, chunk) };
       beforePaint(showLatest);
     }

@@ -1,7 +1,13 @@
 import { beforePaint } from "../lib/frame";
-import type { FinalBlock, HeaderProbe, ScopePayload, ScoreBlock, TokenBlock } from "../wire/types";
+import type { FeatureBlock, FinalBlock, HeaderProbe, ScopePayload, ScoreBlock, TokenBlock } from "../wire/types";
 import { CellState, Column } from "./column";
 import { fromBase64, Units } from "./units";
+
+/** One feature of an SAE on one token; an activation that is not finite is null. */
+export interface Feature {
+  readonly id: number;
+  readonly value: number | null;
+}
 
 /** Told once per frame which positions changed: `[from, to)`. */
 export type TraceListener = (from: number, to: number) => void;
@@ -17,6 +23,7 @@ let keys = 0;
  *   ids        Int32Array            token ids, -1 where a token was not sent
  *   columns    one Column a probe    every probe that any header named, in order of appearance; of a
  *                                    probe that was swapped, the latest version
+ *   features   what an SAE found, strongest first; nothing where none were computed or asked for
  *
  * Payloads may arrive twice (a resumed stream): what is known stays as it is.
  */
@@ -33,6 +40,7 @@ export class Trace {
   columnsVersion = 0;
   readonly units = new Units();
   private readonly texts: string[] = [];
+  private readonly features: Feature[][] = [];
   private header: Column[] = [];
   /** Whether the header names all columns. */
   private complete = true;
@@ -61,12 +69,18 @@ export class Trace {
     if (payload.probes) this.setHeader(payload.probes);
     if (payload.tokens) this.appendTokens(payload.tokens);
     if (payload.scores) this.setScores(payload.scores);
+    if (payload.features) this.setFeatures(payload.features);
     if (payload.final) this.final = payload.final;
     this.touch(this.length, this.length);
   }
 
   textAt(position: number): string {
     return this.texts[position] ?? "";
+  }
+
+  /** The strongest features of a position, at most `count` of them. */
+  featuresAt(position: number, count: number): Feature[] {
+    return this.features[position]?.slice(0, count) ?? [];
   }
 
   column(id: string): Column | undefined {
@@ -133,6 +147,13 @@ export class Trace {
       this.endRemoved(position);
     });
     this.touch(start, start + rows.length);
+  }
+
+  private setFeatures({ start, ids, values }: FeatureBlock): void {
+    ids.forEach((row, i) => {
+      if (row) this.features[start + i] = row.map((id, j) => ({ id, value: values[i]?.[j] ?? null }));
+    });
+    this.touch(start, start + ids.length);
   }
 
   /** A probe that left the header has no cell in this row, and never will. */

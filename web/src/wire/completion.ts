@@ -2,10 +2,11 @@ import { fromDetail, fromResponse, networkLost } from "./errors";
 import { readEvents } from "./sse";
 import type { ChatRequest, CompletionChunk, TextRequest } from "./types";
 
-/** The chunks of one streamed completion. Ends after `[DONE]`; a stream that stops before it is a lost network. */
+/** The chunks of one streamed completion, with features if asked for. Ends after `[DONE]`; a stream that stops before it is a lost network. */
 export async function* streamCompletion(
   request: ChatRequest | TextRequest,
   signal: AbortSignal,
+  features = false,
 ): AsyncGenerator<CompletionChunk> {
   const path = "prompt" in request ? "/v1/completions" : "/v1/chat/completions";
   const response = await fetch(path, {
@@ -16,7 +17,7 @@ export async function* streamCompletion(
       ...request,
       stream: true,
       stream_options: { include_usage: true },
-      actscope: true,
+      actscope: features ? { features } : true,
     }),
     signal,
   });

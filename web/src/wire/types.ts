@@ -24,6 +24,22 @@ export interface ScoreBlock {
   states?: string[];
 }
 
+/** The SAE whose features are told; on the first payload. */
+export interface SaeHeader {
+  site: string;
+  name: string;
+  /** How many features of a row are told: the strongest ones. */
+  k: number;
+  n_features: number;
+}
+
+/** `ids[i][j]` and `values[i][j]` are the j-th strongest feature of position `start + i`; null where none were computed. */
+export interface FeatureBlock {
+  start: number;
+  ids: (number[] | null)[];
+  values: ((number | null)[] | null)[];
+}
+
 export interface FinalBlock {
   finish_reason?: string | null;
   present: number;
@@ -37,8 +53,10 @@ export interface ScopePayload {
   request?: string;
   prompt_tokens?: number;
   probes?: HeaderProbe[];
+  sae?: SaeHeader;
   tokens?: TokenBlock;
   scores?: ScoreBlock;
+  features?: FeatureBlock;
   final?: FinalBlock;
 }
 

@@ -174,7 +174,7 @@ def _mark_what_follows_the_end(known: Known, meta: np.ndarray) -> None:
         generated = meta["position"] >= known.n_prompt
         rejected = (meta["flags"] & int(RowFlag.REJECTED)) != 0
         stops = generated & ~rejected & np.isin(meta["token_id"], list(known.stop_ids))
-        stops |= meta["position"] >= known.limit
+        stops |= (meta["position"] >= known.limit) & ~rejected
         known.ended = bool(stops.any())
         first = int(np.argmax(stops)) if known.ended else len(meta)
     else:
