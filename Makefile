@@ -58,7 +58,7 @@ test: setup $(STAMP)/node_clients
 
 test-vllm: $(STAMP)/vllm
 	bash scripts/vllm.sh
-	$(VLLM)/bin/python -m pytest tests/engines/vllm $(ARGS)
+	$(VLLM)/bin/python -m pytest tests/engines/vllm $(or $(ARGS),--numprocesses 2 --dist loadfile)
 
 lint: $(STAMP)/python $(STAMP)/page
 	$(BIN)/ruff check .

@@ -70,7 +70,6 @@ def test_every_setting_of_the_vllm_plugin_is_in_its_table() -> None:
     assert [name for name in VllmSettings.__struct_fields__ if f"`{name}`" not in table] == []
 
 
-
 def test_every_relative_link_of_the_docs_leads_somewhere() -> None:
     pages = [ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "web/README.md", *(ROOT / "docs").glob("*.md")]
     broken = [

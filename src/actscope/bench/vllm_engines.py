@@ -282,12 +282,13 @@ class Engine:
         return sum(map(int, ticks)) / os.sysconf("SC_CLK_TCK")
 
     def _sidecar(self) -> int | None:
-        """The worker's child that is a sidecar."""
-        for task in Path(f"/proc/{self._process.pid}/task").iterdir():
-            for child in (task / "children").read_text().split():
-                with suppress(OSError):
-                    if b"actscope.engines.vllm.sidecar" in Path(f"/proc/{child}/cmdline").read_bytes():
-                        return int(child)
+        """The sidecar of this engine: nobody's child, so it is known by its command and its runtime directory."""
+        own = f"ACTSCOPE_RUNTIME_DIR={self._runtime}".encode()
+        for process in Path("/proc").glob("[0-9]*"):
+            with suppress(OSError):
+                is_one = b"actscope.engines.vllm.sidecar" in (process / "cmdline").read_bytes()
+                if is_one and own in (process / "environ").read_bytes().split(b"\0"):
+                    return int(process.name)
         return None
 
 

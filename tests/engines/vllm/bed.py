@@ -147,6 +147,9 @@ class EngineProcess:
         for path in ("run", "xdg-run"):
             (directory / path).mkdir(mode=0o700, parents=True, exist_ok=True)
 
+    #: Otherwise standard output is part of the log: a pipe that nobody reads would stop the engine when it is full.
+    answers_on_stdout = True
+
     def command(self) -> list[str]:
         raise NotImplementedError
 
@@ -159,7 +162,7 @@ class EngineProcess:
         with self.log_path.open("w") as log:
             self.process = subprocess.Popen(
                 self.command(), env=self.environment, cwd=self.directory, stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE, stderr=log, text=True, start_new_session=True,
+                stdout=subprocess.PIPE if self.answers_on_stdout else log, stderr=log, text=True, start_new_session=True,
             )  # fmt: skip
         try:
             self.ready()
@@ -303,6 +306,8 @@ class Offline(EngineProcess):
 
 class Served(EngineProcess):
     """`vllm serve` on a free port of loopback: its API server and its engine, each a process of its own."""
+
+    answers_on_stdout = False
 
     def __init__(self, configuration: Configuration, directory: Path, cache: Path | None = None) -> None:
         super().__init__(configuration, directory, cache)

@@ -25,20 +25,11 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.write_line("tests/engines/vllm: not run here, vLLM is not installed; run `make test-vllm`")
 
 
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """An engine that hangs fails its test instead of the night."""
     for item in items:
         if Path(__file__).parent in item.path.parents and item.get_closest_marker("timeout") is None:
             item.add_marker(pytest.mark.timeout(SECONDS_PER_TEST))
-        if config.pluginmanager.hasplugin("xdist"):
-            item.add_marker(pytest.mark.xdist_group(_engine_of(item)))
-
-
-def _engine_of(item: pytest.Item) -> str:
-    """What must stay together when tests are spread over processes: those that share an engine."""
-    callspec = getattr(item, "callspec", None)
-    parameter = callspec.params.get("ran") if callspec is not None else None
-    return f"{item.path.name} {parameter or ''}"
 
 
 @pytest.fixture(scope="session")

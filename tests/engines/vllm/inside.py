@@ -43,7 +43,7 @@ def counts(llm: Any) -> dict[str, int]:
 
 def sidecar(llm: Any) -> int:
     """The pid of the sidecar that runs now."""
-    pid: int = session(llm)._companion._process.pid
+    pid: int = session(llm)._companion.pid
     return pid
 
 

@@ -21,6 +21,9 @@ WAYS = {
     for way in ("v1 eager", "v1 compiled", "v2 eager")
 }
 
+#: Where as many requests as that have the same prompt at once; each way to run has it for one model at least.
+SIXTY_FOUR = {way for way in WAYS if way.startswith("llama") or way.endswith("v1 eager")}
+
 
 def recording_all(directory: Path) -> dict[str, str]:
     """The environment that records every row of every site, with probes at many of them."""
@@ -37,9 +40,10 @@ def ran(request: pytest.FixtureRequest, model: Callable[[str], Path], engines: E
     """The mixed run of one configuration."""
     name, way = WAYS[request.param]
     directory = short_directory()
-    configuration = Configuration(model(name), **way, arguments=mixed.CROWDED, environment=recording_all(directory))
-    engine = engines.start(Offline, configuration)
-    yield mixed.run(engine, PROBES, directory / "record")
+    variables = {"VLLM_USE_AOT_COMPILE": "0", **recording_all(directory)}  # what it saves cannot be loaded on a CPU
+    engine = engines.start(Offline, Configuration(model(name), **way, arguments=mixed.CROWDED, environment=variables))
+    copies = 64 if request.param in SIXTY_FOUR else 16
+    yield mixed.run(engine, PROBES, directory / "record", lambda driver: mixed.drive(driver, copies=copies))
     engines.end()
 
 

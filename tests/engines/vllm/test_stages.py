@@ -22,6 +22,7 @@ from engines.vllm.watching import Control, Ring, cards, external, recording_of, 
 
 from actscope.frames import RowFlag
 from actscope.probes import Probe
+from actscope.recording.reader import Recording
 from actscope.ring.runtime import EngineCard
 from actscope.testing.gateway_stage import Picture, Place, chat, chunks, picture
 
@@ -126,14 +127,22 @@ def watch(engine: Served, record: Path) -> Watched:
     seen = [{external(request): one for request, one in ring.read().items()} for ring in rings]
     for ring in rings:
         ring.close()
-    engine.close()
+    recordings = _end(engine, [record / f"stage-{part}" for part in range(2)])
     greedy = {name for name, _ in texts if "several" not in name}
     stages = [
-        mixed.Ran(engine.configuration.model, texts, seen[part], _slots(tables[part]),
-                  recording_of(record / f"stage-{part}"), engine.log, greedy)
-        for part in range(2)
-    ]  # fmt: skip
+        mixed.Ran(engine.configuration.model, texts, seen[n], _slots(tables[n]), recordings[n], engine.log, greedy)
+        for n in range(2)
+    ]
     return Watched(found, stages, refused, joined, swapped)
+
+
+def _end(engine: Served, records: Sequence[Path]) -> list[Recording]:
+    """End it as a terminal does; its sidecars are given the time to finish their recordings."""
+    engine.ask_to_end()
+    engine.process.wait(60)
+    until(lambda: all(Recording.open(record).complete for record in records), "finished recordings")
+    engine.close()
+    return [recording_of(record) for record in records]
 
 
 def _slots(table: dict[str, Any]) -> dict[str, int]:

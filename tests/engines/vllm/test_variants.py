@@ -57,12 +57,14 @@ def check_everything(ran: mixed.Ran) -> None:
 WAYS: dict[str, dict[str, Any]] = {
     "v2 compiled": {"runner": "v2", "compile": "compiled"},
     "two ranks": {"tensor_parallel": 2},
+    "v1 ahead": {"async_scheduling": True},
+    "v2 ahead": {"async_scheduling": True, "runner": "v2"},
 }
 
 
 @pytest.mark.parametrize("way", WAYS)
 def test_rows_and_scores_are_right_in_other_ways_to_run(way: str, run: Callable[..., mixed.Ran]) -> None:
-    """The whole mixed run, of which one rank of two publishes."""
+    """The whole mixed run: one rank of two publishes; "ahead", steps are scheduled before the last one's tokens are known."""
     ran = run(lambda driver: mixed.drive(driver, copies=16), **WAYS[way])
     check_everything(ran)
     assert sum(seen.having(RowFlag.RECOMPUTED).any() for seen in ran.seen.values()) >= 1

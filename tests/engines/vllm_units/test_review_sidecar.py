@@ -59,8 +59,8 @@ def sidecar(start: Start) -> Iterator[tuple[subprocess.Popen[bytes], socket.sock
         theirs.close()
         try:
             send(ours, start)
-            bank = receive(ours)
-            assert isinstance(bank, SetBank)
+            alive, bank = receive(ours), receive(ours)
+            assert isinstance(alive, Alive) and alive.pid == one.pid and isinstance(bank, SetBank)
             send(ours, Staged(bank.generation))
             _wait_until_ready(one)
             yield one, ours

@@ -16,7 +16,7 @@ from collections.abc import Callable
 import msgspec
 
 from actscope.engines.vllm.bank import StagedBank
-from actscope.engines.vllm.control import SetBank, Staged, Start, Taken, Wish, pack, receive, send
+from actscope.engines.vllm.control import Alive, SetBank, Staged, Start, Taken, Wish, pack, receive, send
 from actscope.errors import EngineError
 
 log = logging.getLogger("actscope.vllm")
@@ -26,13 +26,12 @@ _RESTARTS, _RESTART_PAUSE_S, _FORGIVEN_AFTER_S = 5, 2.0, 600.0
 #: What may wait to be sent; beyond it, requests go to the recording without what they asked for, and are counted.
 _OUTBOX = 4096
 _BEAT_S = 5.0
-#: A server that shuts down waits so long for its recording to be finished. Not longer: vLLM kills all descendants of a process
-#: that does not end in a few seconds, while a sidecar whose parent has gone finishes in peace.
+#: A server that shuts down waits so long for its recording to be finished; the sidecar goes on without it.
 _PATIENCE_S = 1.0
 
 
 class Companion:
-    """Owns the sidecar process and two threads that talk to it. `staged` and `tell` are for the model's thread; neither waits.
+    """Owns the sidecar and the threads that talk to it. `staged` and `tell` are for the model's thread; neither waits.
 
     `beat` is called every few seconds.
     """
@@ -47,7 +46,8 @@ class Companion:
         self._outbox: deque[bytes] = deque(maxlen=_OUTBOX)
         self._something = threading.Event()
         self._closing = False
-        self._process: subprocess.Popen[bytes] | None = None
+        self._gone = threading.Event()
+        self.pid: int | None = None
         self._connection: socket.socket | None = None
         self.untold = 0
         self.deaths = 0
@@ -82,17 +82,13 @@ class Companion:
         """End the sidecar in good order: it finishes its recording, then goes. Waits for that, within reason."""
         self._closing = True
         self._something.set()
-        connection, process = self._connection, self._process
-        if connection is not None:
-            with contextlib.suppress(OSError):  # it has gone already
-                connection.shutdown(socket.SHUT_RDWR)
-        if process is not None:
-            try:
-                process.wait(timeout=_PATIENCE_S)
-            except subprocess.TimeoutExpired:
-                log.warning(
-                    "the sidecar (pid %d) is still writing its recording; it ends when that is done", process.pid
-                )
+        connection = self._connection
+        if connection is None:
+            return
+        with contextlib.suppress(OSError):  # it has gone already
+            connection.shutdown(socket.SHUT_WR)
+        if not self._gone.wait(_PATIENCE_S):
+            log.info("the sidecar (pid %s) finishes its recording, then it ends", self.pid)
 
     # --- on the companion's threads ---
 
@@ -106,11 +102,10 @@ class Companion:
             if self._closing:
                 return
             self.deaths = 1 if time.monotonic() - born > _FORGIVEN_AFTER_S else self.deaths + 1
-            code = self._process.wait() if self._process is not None else None
             again = "it is started again" if self.deaths <= _RESTARTS else "it is not started again"
             log.error(
-                "the sidecar has ended (exit code %s); %s. Scores go on; probes, marks and recordings wait for it",
-                code,
+                "the sidecar (pid %s) has ended; %s. Scores go on; probes, marks and recordings wait for it",
+                self.pid,
                 again,
             )
             time.sleep(_RESTART_PAUSE_S)
@@ -118,7 +113,8 @@ class Companion:
     def _live_once(self) -> None:
         ours, theirs = socket.socketpair()
         with theirs:
-            self._process = _spawn(theirs)
+            _spawn(theirs)
+        self._gone.clear()
         send(ours, self._start)
         self._connection = ours
         try:
@@ -127,6 +123,7 @@ class Companion:
         finally:
             self._connection = None
             ours.close()
+            self._gone.set()
 
     def _hear(self, connection: socket.socket, message: object) -> None:
         """A message, and what of it the next sidecar must know."""
@@ -135,6 +132,8 @@ class Companion:
             self._start = msgspec.structs.replace(self._start, state=message.state)
             with self._sending:
                 send(connection, Staged(message.generation))
+        elif isinstance(message, Alive):
+            self.pid = message.pid
         elif isinstance(message, Taken):
             self._start = msgspec.structs.replace(self._start, taken=message.step)
 
@@ -164,12 +163,13 @@ class Companion:
             self._beat()
 
 
-def _spawn(connection: socket.socket) -> subprocess.Popen[bytes]:
+def _spawn(connection: socket.socket) -> None:
+    """Start a sidecar with that end of the socket, outside of this process's descendants; see `sidecar.launch`."""
     env = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "KMP_", "LD_PRELOAD"))}
     env["CUDA_VISIBLE_DEVICES"] = ""
     env.setdefault("OPENBLAS_NUM_THREADS", "1")  # fitting an SVD must not take the model's cores
-    command = [sys.executable, "-m", "actscope.engines.vllm.sidecar", str(connection.fileno())]
+    command = [sys.executable, "-m", "actscope.engines.vllm.sidecar.launch", str(connection.fileno())]
     try:
-        return subprocess.Popen(command, pass_fds=[connection.fileno()], stdin=subprocess.DEVNULL, env=env)
-    except OSError as error:
+        subprocess.run(command, pass_fds=[connection.fileno()], stdin=subprocess.DEVNULL, env=env, check=True)
+    except (OSError, subprocess.SubprocessError) as error:
         raise EngineError(f"the sidecar cannot be started: {error}") from error

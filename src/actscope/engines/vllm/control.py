@@ -1,6 +1,7 @@
 """What the model's process and its sidecar say to each other, over a socket pair that nobody else has an end of.
 
-    sidecar → model     SetBank           the probes that are in force from the next pass on
+    sidecar → model     Alive             once: its process
+                        SetBank           the probes that are in force from the next pass on
                         Taken             how far raw rows have been taken out of shared memory
     model → sidecar     Start             once: what the sidecar needs to know, also of the one before it
                         Wish              a request has begun that asks for something
@@ -61,6 +62,10 @@ class Wish(msgspec.Struct, frozen=True, tag="wish"):
     keep: str
 
 
+class Alive(msgspec.Struct, frozen=True, tag="alive"):
+    pid: int
+
+
 class Taken(msgspec.Struct, frozen=True, tag="taken"):
     """`step`: the last one whose raw rows have been taken out of shared memory."""
 
@@ -116,7 +121,7 @@ class Start(msgspec.Struct, frozen=True, kw_only=True, tag="start"):
     taken: int = -1
 
 
-Message = SetBank | Staged | Wish | Taken | Start
+Message = Alive | SetBank | Staged | Wish | Taken | Start
 _decoder: msgspec.msgpack.Decoder[Message] = msgspec.msgpack.Decoder(Message)
 _encode = msgspec.msgpack.Encoder().encode
 

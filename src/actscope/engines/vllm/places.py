@@ -28,11 +28,23 @@ def sites_here(model: nn.Module, selection: str) -> tuple[Site, ...]:
     """
     if not selection:
         return ()
+    missing = [name for name, module in model.named_modules(remove_duplicate=False) if _is_placeholder(module)]
     chosen = select(selection, len(blocks(model)))
-    return tuple(site for site in chosen if not _elsewhere(locate(model, site).module))
+    return tuple(site for site in chosen if not _elsewhere(model, site, missing))
 
 
-def _elsewhere(module: nn.Module) -> bool:
+def _elsewhere(model: nn.Module, site: Site, missing: Sequence[str]) -> bool:
+    """Whether it is, or lies within, one of the `missing` modules: those have no children to be found."""
+    if site.is_module:
+        return any(f"{site.point}.".startswith((f"{name}.", f"{name}:")) for name in missing)
+    layers = blocks(model)
+    if site.layer is not None and site.layer < len(layers) and _is_placeholder(layers[site.layer]):
+        return True
+    return _is_placeholder(locate(model, site).module)
+
+
+def _is_placeholder(module: nn.Module) -> bool:
+    """What vLLM has in the place of a module of another stage."""
     return type(module).__name__ == "PPMissingLayer"
 
 

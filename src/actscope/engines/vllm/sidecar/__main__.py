@@ -25,7 +25,7 @@ from starlette.routing import Route
 from actscope.clock import boot_id
 from actscope.engines.controls import control_routes
 from actscope.engines.http import json_response, listening
-from actscope.engines.vllm.control import SetBank, Staged, Start, Taken, Wish, receive, send
+from actscope.engines.vllm.control import Alive, SetBank, Staged, Start, Taken, Wish, receive, send
 from actscope.engines.vllm.settings import VllmSettings
 from actscope.engines.vllm.sidecar.desk import Desk
 from actscope.engines.vllm.sidecar.drain import Drain, DrainStats
@@ -39,6 +39,8 @@ from actscope.ring.process import process_start
 from actscope.ring.segment import segment_path, unlink
 
 log = logging.getLogger("actscope.vllm")
+
+_DYING_S = 2.0
 
 
 def main(fd: int) -> int:
@@ -83,6 +85,8 @@ class Sidecar:
         self._desk = Desk(bank, start, publish, self._hand_over)
 
     def run(self) -> None:
+        with self._sending:
+            send(self._connection, Alive(os.getpid()))
         runtime.sweep()
         if self._start.state:
             self._desk.resume(self._start.state)
@@ -109,8 +113,12 @@ class Sidecar:
 
     def _model_goes_on(self) -> bool:
         """Its process lives and its ring has a name: a session that closes takes the name away before it closes the socket."""
-        start = self._start
-        return process_start(start.pid) == start.pid_start and segment_path(start.ring).exists()
+        start, until = self._start, time.monotonic() + _DYING_S
+        while process_start(start.pid) == start.pid_start and segment_path(start.ring).exists():
+            if time.monotonic() > until:
+                return True
+            time.sleep(0.05)  # a process that is being killed closes its sockets before it is gone
+        return False
 
     def _clear_up(self, card: runtime.EngineCard) -> None:
         """Remove what the model's process may not have had time to remove. As long as it lives, that is its own."""
