@@ -16,7 +16,7 @@ import msgspec
 import pytest
 
 from actscope.engines import builtin
-from actscope.engines.vllm.control import ModelFacts, SetBank, Staged, Start, Wish, receive, rows_ring_spec, send
+from actscope.engines.vllm.control import Alive, ModelFacts, SetBank, Staged, Start, Wish, receive, rows_ring_spec, send
 from actscope.engines.vllm.settings import VllmSettings
 from actscope.ring.host import RingSpec, RingWriter
 from actscope.ring.process import process_start
