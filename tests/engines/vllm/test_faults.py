@@ -148,7 +148,7 @@ def test_a_recorder_that_is_killed_is_started_again(begin: Callable[..., Offline
     whole = {f"{stem}-{n}": ROWS // len(PROMPTS) for stem in ("during", "after") for n in range(len(PROMPTS))}
     assert {id: n for id, n in rows.items() if not id.startswith("before")} == whole
     assert all(n <= 47 for n in rows.values()), "the dead one may have taken rows with it, but none comes twice"
-    assert engine.log.count("the sidecar has ended") == 1
+    assert engine.log.count("has ended; it is started again") == 1
 
 
 def _answers(control: Control) -> bool:

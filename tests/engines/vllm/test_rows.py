@@ -58,7 +58,7 @@ def test_the_run_had_in_it_what_it_is_for(ran: mixed.Ran) -> None:
     assert len(set(rows["long", 0]["step"][:300].tolist())) >= 5
     assert ran.seen["long-again", 0].having(RowFlag.CACHED).sum() == 288
     assert ran.seen["ragged-70-again", 0].having(RowFlag.CACHED).sum() == 64
-    assert sum(seen.having(RowFlag.RECOMPUTED).any() for seen in ran.seen.values()) >= 3
+    assert sum(seen.having(RowFlag.RECOMPUTED).any() for seen in ran.seen.values()) >= 2
     assert not ran.texts["aborted", 0].finished and ("aborted-in-prefill", 0) not in ran.texts
 
 
@@ -80,7 +80,7 @@ def test_every_score_is_right(ran: mixed.Ran) -> None:
 def test_every_recorded_row_is_right(ran: mixed.Ran) -> None:
     """Embedding, what goes into blocks, what attention and MLP add, the stream behind, the last norm; recomputed rows too."""
     assert ran.recording is not None and len(ran.recording.sites) == 4 * LAYERS + 2
-    assert mixed.check_recording(ran) > 40_000
+    assert mixed.check_recording(ran) > 20_000
 
 
 @pytest.mark.parametrize("ran", ["llama v1 eager", "llama v1 compiled"], indirect=True)
