@@ -15,7 +15,7 @@ VLLM   := .venv-vllm
 STAMP  := .stamps
 WEB    := $(shell find web/src web/index.html web/package.json web/vite.config.ts -type f 2>/dev/null)
 
-.PHONY: setup demo test test-main test-vllm lint bench builtin api clean
+.PHONY: setup demo test test-vllm lint bench builtin api clean
 
 setup: $(STAMP)/python $(STAMP)/page $(STAMP)/vllm
 
@@ -50,15 +50,13 @@ $(STAMP)/node_clients: tests/gateway/node/package.json tests/gateway/node/packag
 demo: $(STAMP)/python $(STAMP)/page
 	$(BIN)/actscope demo $(ARGS)
 
-# The two sets run beside each other: the main one mostly waits, the other mostly starts engines.
 test: setup $(STAMP)/node_clients
 	bash scripts/browser.sh
 	cd web && npm run --silent test
-	$(if $(ARGS),$(BIN)/python -m pytest $(ARGS),$(MAKE) --no-print-directory --jobs 2 --output-sync=target test-main test-vllm)
+	$(BIN)/python -m pytest $(ARGS)
+	$(if $(ARGS),,$(MAKE) --no-print-directory test-vllm)
 
-test-main: $(STAMP)/python $(STAMP)/page $(STAMP)/node_clients
-	$(BIN)/python -m pytest
-
+# Every model in every way to run: VLLM_TESTS=all make test-vllm
 test-vllm: $(STAMP)/vllm
 	bash scripts/vllm.sh
 	$(VLLM)/bin/python -m pytest tests/engines/vllm $(or $(ARGS),--numprocesses 2 --dist loadfile)

@@ -14,6 +14,8 @@ import pytest
 HAS_VLLM = find_spec("vllm") is not None
 collect_ignore_glob = [] if HAS_VLLM else ["test_*.py"]
 SECONDS_PER_TEST = 400
+#: `make test` takes one way to run of each kind; with VLLM_TESTS=all every model is run in every way, which takes twice as long.
+ALL = os.environ.get("VLLM_TESTS") == "all"
 
 if HAS_VLLM:
     from engines.vllm.models import make_adapter, make_model

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from engines.vllm import mixed, reference
 from engines.vllm.bed import Configuration, Offline
-from engines.vllm.conftest import Engines, short_directory
+from engines.vllm.conftest import ALL, Engines, short_directory
 from engines.vllm.watching import Control, Ring, Seen, card
 from safetensors.numpy import save_file
 
@@ -39,7 +39,7 @@ def write_sae(directory: Path, d: int) -> Path:
     return directory
 
 
-@pytest.fixture(scope="module", params=["eager", "compiled"])
+@pytest.fixture(scope="module", params=["compiled", *(["eager"] if ALL else [])])
 def seen(request: pytest.FixtureRequest, model: Callable[[str], Path], engines: Engines) -> Iterator[dict[str, object]]:
     """Two requests with one prompt, the second from the prefix cache."""
     directory = short_directory()
