@@ -13,13 +13,13 @@ from actscope import __version__
 from actscope.gateway.document import describe
 from actscope.gateway.events import OpenStreams
 from actscope.gateway.page import STATIC, install_page
-from actscope.gateway.problems import install_handlers
 from actscope.gateway.routes import openai, passed, recording, scope
-from actscope.gateway.security import Guard
 from actscope.gateway.sessions import Sessions
 from actscope.gateway.settings import GatewaySettings
 from actscope.gateway.state import Gateway
 from actscope.gateway.upstream import Upstream
+from actscope.serving.guard import Guard
+from actscope.serving.problems import install_handlers
 
 _DESCRIPTION = "OpenAI-compatible completions with live probe scores; see docs/wire.md."
 

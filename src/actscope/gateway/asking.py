@@ -10,7 +10,7 @@ import msgspec
 from msgspec import Raw
 
 from actscope.gateway.options import XARGS, Options, into_xargs
-from actscope.gateway.problems import Problem
+from actscope.serving.problems import Problem
 
 CHAT = "/v1/chat/completions"
 COMPLETIONS = "/v1/completions"

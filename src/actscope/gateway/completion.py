@@ -20,11 +20,11 @@ from actscope.errors import UpstreamError
 from actscope.gateway.asking import Call
 from actscope.gateway.engine import Engine
 from actscope.gateway.log import RequestLog, State
-from actscope.gateway.problems import Problem, error_object, problem_response
 from actscope.gateway.sessions import Flight, Sessions
 from actscope.gateway.sse import SseSplitter
 from actscope.gateway.upstream import Upstream
 from actscope.gateway.wire import ChoiceView, encode
+from actscope.serving.problems import Problem, error_object, problem_response
 
 _log = logging.getLogger(__name__)
 _value = msgspec.json.decode

@@ -15,9 +15,9 @@ from starlette.types import Message, Receive, Scope, Send
 
 from actscope.gateway.engine import Engine
 from actscope.gateway.headers import passed, returned
-from actscope.gateway.problems import Problem, error_object, problem_response
 from actscope.gateway.upstream import FAILURES, Upstream
 from actscope.gateway.wire import encode
+from actscope.serving.problems import Problem, error_object, problem_response
 
 _log = logging.getLogger(__name__)
 

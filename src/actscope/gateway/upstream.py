@@ -18,10 +18,10 @@ from actscope.gateway.connection import Connection
 from actscope.gateway.controls import Answer, Controls
 from actscope.gateway.engine import Engine
 from actscope.gateway.finding import Found
-from actscope.gateway.problems import Problem
 from actscope.gateway.sessions import Sessions
 from actscope.gateway.settings import GatewaySettings
 from actscope.ring.runtime import read_cards
+from actscope.serving.problems import Problem
 
 _log = logging.getLogger(__name__)
 

@@ -14,8 +14,8 @@ from actscope.gateway.controls import error_code, error_message
 from actscope.gateway.engine import Engine
 from actscope.gateway.headers import forwarded
 from actscope.gateway.options import check_sites, mark_body
-from actscope.gateway.problems import Problem
 from actscope.gateway.state import Gateway, Here
+from actscope.serving.problems import Problem
 
 ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": models.ErrorBody} for status in (400, 401, 403, 404, 413, 429, 502, 503)

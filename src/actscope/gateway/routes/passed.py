@@ -6,8 +6,8 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from actscope.gateway.passing import PassedResponse, target_of
-from actscope.gateway.problems import Problem
 from actscope.gateway.state import Here
+from actscope.serving.problems import Problem
 
 METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
 

@@ -11,10 +11,10 @@ from starlette.responses import Response
 
 from actscope.gateway import models
 from actscope.gateway.controls import error_code
-from actscope.gateway.problems import Problem
 from actscope.gateway.routes.openai import ERRORS
 from actscope.gateway.state import Gateway, Here
 from actscope.gateway.upstream import json_object
+from actscope.serving.problems import Problem
 
 _MARK_ERRORS: dict[int | str, dict[str, Any]] = {
     409: {"model": models.ErrorBody, "description": "The engine keeps no recording"},

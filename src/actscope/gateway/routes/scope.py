@@ -14,11 +14,11 @@ from actscope import __version__
 from actscope.gateway import models
 from actscope.gateway.events import EventStream, resume_point
 from actscope.gateway.log import RequestLog
-from actscope.gateway.problems import Problem
 from actscope.gateway.routes.openai import ERRORS, no_features
 from actscope.gateway.state import Gateway, Here
 from actscope.gateway.upstream import json_object
 from actscope.gateway.wire import encode, whole
+from actscope.serving.problems import Problem
 
 router = APIRouter(tags=["actscope"], responses=ERRORS)
 

@@ -16,8 +16,8 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from actscope.gateway.problems import Problem, problem_response
-from actscope.gateway.settings import GatewaySettings
+from actscope.serving.problems import Problem, problem_response
+from actscope.serving.settings import ServingSettings
 
 _METHODS: Final = "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"
 _HEADERS: Final = "Authorization, Content-Type, Last-Event-ID"
@@ -27,14 +27,14 @@ _CSP: Final = (
 )
 _PAGE: Final = (
     "<!doctype html><meta charset=utf-8><title>actscope</title>"
-    "<p>This page needs the token that the gateway printed when it started: open the link that it printed beside it."
+    "<p>This page needs the token that the server printed when it started: open the link that it printed beside it."
 )
 
 
 class Guard:
     """Lets a request through to `app` when it may pass."""
 
-    def __init__(self, app: ASGIApp, settings: GatewaySettings) -> None:
+    def __init__(self, app: ASGIApp, settings: ServingSettings) -> None:
         self._app = app
         self._settings = settings
         self._hosts = settings.hosts
@@ -69,7 +69,7 @@ class Guard:
         await (answer or self._app)(scope, receive, send)
 
     def _cross_origin(self, headers: Headers) -> str | None:
-        """The Origin, unless it is the gateway's own."""
+        """The Origin, unless it is the server's own."""
         found = headers.getlist("origin")
         if not found or (len(found) == 1 and found[0].lower() in self._own_origins):
             return None
@@ -84,11 +84,11 @@ class Guard:
         hosts = headers.getlist("host")
         if len(hosts) != 1 or hosts[0].lower() not in self._hosts:
             raise Problem(
-                403, "Host is not on the allow-list of this gateway (setting: allowed hosts)", code="host_not_allowed"
+                403, "Host is not on the allow-list of this server (setting: allowed hosts)", code="host_not_allowed"
             )
         if origin is not None and origin not in self._cors:
             raise Problem(
-                403, "Origin is not on the CORS list of this gateway (setting: CORS origins)", code="origin_not_allowed"
+                403, "Origin is not on the CORS list of this server (setting: CORS origins)", code="origin_not_allowed"
             )
 
     def _preflight(self, scope: Scope, headers: Headers, origin: str | None) -> Response | None:
@@ -107,9 +107,7 @@ class Guard:
         if not given:
             return None
         if not hmac.compare_digest(given[0].encode(), self._token):
-            raise _unauthorized(
-                "the token in the address is not this gateway's: it makes a new one each time it starts"
-            )
+            raise _unauthorized("the token in the address is not this server's: it makes a new one each time it starts")
         view = urlencode(asked, doseq=True)
         response = RedirectResponse(f"/?{view}" if view else "/", 303)
         response.set_cookie(self._cookie_name, self._cookie, path="/", httponly=True, samesite="strict")
@@ -124,7 +122,7 @@ class Guard:
                 or scheme.lower() != "bearer"
                 or not hmac.compare_digest(token.strip().encode(), self._token)
             ):
-                raise _unauthorized("wrong token: use the one that the gateway printed when it started")
+                raise _unauthorized("wrong token: use the one that the server printed when it started")
         elif not hmac.compare_digest(_cookie(headers, self._cookie_name).encode(), self._cookie.encode()):
             raise _unauthorized("no token: send `Authorization: Bearer <token>` (`api_key` in OpenAI clients)")
 
