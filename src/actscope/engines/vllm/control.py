@@ -7,23 +7,18 @@
                         Wish              a request has begun that asks for something
                         Staged            a bank has come, and will be in force at the next pass
 
-A message is its length (4 bytes, little-endian) and MessagePack. The sidecar ends when the socket does.
+The sidecar ends when the socket does.
 """
 
 from __future__ import annotations
 
 import re
-import socket
-import struct
-from typing import Any, TypeVar
+from typing import Any
 
 import msgspec
 
-from actscope.errors import EngineError
 from actscope.ring.layout import RingSpec
-
-MAX_MESSAGE = 1 << 30
-_LENGTH = struct.Struct("<I")
+from actscope.serving.messages import Messages
 
 
 class SiteBank(msgspec.Struct, frozen=True, tag="site"):
@@ -122,51 +117,8 @@ class Start(msgspec.Struct, frozen=True, kw_only=True, tag="start"):
 
 
 Message = Alive | SetBank | Staged | Wish | Taken | Start
-_decoder: msgspec.msgpack.Decoder[Message] = msgspec.msgpack.Decoder(Message)
-_encode = msgspec.msgpack.Encoder().encode
-
-M = TypeVar("M")
-
-
-def pack(message: Message) -> bytes:
-    body = _encode(message)
-    return _LENGTH.pack(len(body)) + body
-
-
-def send(connection: socket.socket, message: Message) -> None:
-    """Send a message whole; waits while the other side does not read."""
-    connection.sendall(pack(message))
-
-
-def receive(connection: socket.socket) -> Message | None:
-    """The next message, or None when the other side has gone. Raises EngineError for what is none."""
-    head = _read(connection, _LENGTH.size)
-    if head is None:
-        return None
-    size = _LENGTH.unpack(head)[0]
-    if size > MAX_MESSAGE:
-        raise EngineError(f"a message of {size} bytes: expected at most {MAX_MESSAGE}")
-    body = _read(connection, size)
-    if body is None:
-        return None
-    try:
-        return _decoder.decode(body)
-    except msgspec.DecodeError as error:
-        raise EngineError(f"a message that cannot be read: {error}") from error
-
-
-def _read(connection: socket.socket, size: int) -> bytearray | None:
-    data = bytearray(size)
-    view, have = memoryview(data), 0
-    while have < size:
-        try:
-            n = connection.recv_into(view[have:])
-        except (ConnectionError, OSError):
-            return None
-        if not n:
-            return None
-        have += n
-    return data
+_messages: Messages[Message] = Messages(Message, most_bytes=1 << 30)
+pack, send, receive = _messages.pack, _messages.send, _messages.receive
 
 
 def row_layout(columns: int, dtype: str) -> int:

@@ -1,0 +1,33 @@
+"""The feed: fresh, shuffled activations for trainers, out of a buffer in shared memory that a generator keeps full.
+
+    generator process  --rows-->  windows in shared memory  --claims-->  HTTP, or the memory itself on the same machine
+
+`actscope feed` serves; `FeedClient` and `AsyncFeedClient` take.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from actscope.feed.client import AsyncFeedClient, FeedClient
+    from actscope.feed.dataset import FeedDataset
+    from actscope.feed.settings import FeedSettings
+
+__all__ = ["AsyncFeedClient", "FeedClient", "FeedDataset", "FeedSettings"]
+
+_HOMES = {
+    "AsyncFeedClient": "actscope.feed.client",
+    "FeedClient": "actscope.feed.client",
+    "FeedDataset": "actscope.feed.dataset",
+    "FeedSettings": "actscope.feed.settings",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'actscope.feed' has no attribute {name!r}; it has {', '.join(__all__)}")
+    from importlib import import_module
+
+    found = globals()[name] = getattr(import_module(_HOMES[name]), name)
+    return found
