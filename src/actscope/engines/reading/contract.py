@@ -21,8 +21,11 @@ class Texts(Protocol):
 
     name: str
     """What it was asked for by."""
-    fingerprint: str
-    """Changes whenever any text does; hex."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes whenever any text does; hex. It may take a while to compute when it is first asked for."""
+        ...
 
     def __len__(self) -> int: ...
 
@@ -70,7 +73,11 @@ class Rows:
 
 @dataclass(frozen=True, slots=True)
 class ReaderFacts:
-    """What a reader says of its model. `dtype` is that of its rows: "float32", "bfloat16" or "float16"."""
+    """What a reader says of its model. `dtype` is that of its rows: "float32", "bfloat16" or "float16".
+
+    `deterministic`: whether the same pieces in the same order give the same bits; where not, it is the engine's kernels that
+    cannot promise it.
+    """
 
     engine: str
     model: str
@@ -78,6 +85,7 @@ class ReaderFacts:
     sites: tuple[str, ...]
     d_model: int
     dtype: str
+    deterministic: bool = True
 
 
 class Reader(Protocol):
@@ -86,7 +94,8 @@ class Reader(Protocol):
     facts: ReaderFacts
 
     def read(self, pieces: Sequence[Piece]) -> Rows:
-        """The rows of these pieces. The same pieces in the same order give the same bits, whatever was read before.
+        """The rows of these pieces. The same pieces in the same order give the same bits, whatever was read before; see
+        `facts.deterministic`.
 
         Raises EngineError when the model fails, or when a row cannot be had: never fewer rows than the pieces want.
         """

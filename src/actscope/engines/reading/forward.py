@@ -1,0 +1,92 @@
+"""Forward passes that end as soon as the last of some sites has been read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from actscope.engines.hf.loading import LoadedModel
+from actscope.errors import ActscopeError, EngineError
+from actscope.sites import Site
+from actscope.taps.anatomy import Location
+from actscope.taps.rows import RowTaps, tensor_of
+
+#: Called with the number of a site and its rows [batch * width, d], while the model runs; it must copy what it keeps.
+TakeRows = Callable[[int, Tensor], None]
+
+#: What torch and the models of transformers raise when a pass fails.
+_FAILURES = (RuntimeError, IndexError, ValueError, TypeError, AttributeError, KeyError, AssertionError)
+
+
+class _Enough(Exception):
+    """The last site was read: what lies above it, and the head, need not be computed."""
+
+
+class Forward:
+    """A model and the places where it is read. `widths[i]` is the width of the i-th site's rows.
+
+    Which site comes last is found by one pass over a few tokens, which also shows that each is reached exactly once and gives
+    a row for each token: EngineError otherwise.
+    """
+
+    def __init__(self, loaded: LoadedModel, places: Mapping[Site, Location]) -> None:
+        self._loaded = loaded
+        self._taps = RowTaps(places, self._on_tap)
+        self._keep: TakeRows = lambda number, rows: None
+        self._shape = torch.Size((2, 3))
+        self._fired: list[int] = []
+        self._last: int | None = None
+        self.widths = self._look()
+
+    def run(self, input_ids: Tensor, attention_mask: Tensor | None, take: TakeRows) -> None:
+        """One pass without gradients and without a cache; `take` gets every site's rows once. Raises EngineError."""
+        self._shape, self._keep, self._fired = input_ids.shape, take, []
+        given = {} if attention_mask is None else {"attention_mask": attention_mask}
+        self._taps.attach()
+        try:
+            with torch.inference_mode():
+                self._loaded.model(input_ids=input_ids, use_cache=False, **given, **self._loaded.last_logits_only)
+        except _Enough:
+            pass
+        except ActscopeError:
+            raise
+        except _FAILURES as error:
+            raise EngineError(
+                f"{self._loaded.name} failed on a batch of {' x '.join(map(str, self._shape))} tokens: {error}"
+            ) from error
+        finally:
+            self._taps.detach()
+        self._check_fired()
+
+    def _look(self) -> list[int]:
+        widths: dict[int, int] = {}
+        ids = torch.arange(6, device=self._loaded.device).reshape(self._shape)
+        self.run(ids, None, lambda number, rows: widths.__setitem__(number, rows.shape[1]))
+        self._last = self._fired[-1]
+        return [widths[number] for number in range(len(self._taps.sites))]
+
+    def _on_tap(self, number: int, value: Any) -> None:
+        self._fired.append(number)
+        self._keep(number, self._rows_of(number, value))
+        if number == self._last:
+            raise _Enough
+
+    def _rows_of(self, number: int, value: Any) -> Tensor:
+        found = tensor_of(value)
+        n = self._shape.numel()
+        if found.ndim < 2 or found.shape[:-1] not in (self._shape, torch.Size((n,))):
+            raise EngineError(
+                f"{self._taps.sites[number]}: expected a row for each of {' x '.join(map(str, self._shape))} tokens, found a "
+                f"tensor of shape {tuple(found.shape)}; this module cannot be read row by row"
+            )
+        return found.reshape(n, found.shape[-1])
+
+    def _check_fired(self) -> None:
+        sites = self._taps.sites
+        wrong = {str(sites[i]): n for i in range(len(sites)) if (n := self._fired.count(i)) != 1}
+        if wrong:
+            found = ", ".join(f"{site} {n} times" for site, n in wrong.items())
+            raise EngineError(f"{self._loaded.name}: one pass reached {found}; expected every site once")

@@ -1,0 +1,49 @@
+"""Texts that the project makes up itself, any of them by its number."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from hashlib import blake2b
+
+from actscope.engines.builtin.text import KINDS, SPLITS, generate
+from actscope.errors import SettingsError
+
+#: So many texts, evenly spread, stand for all in the fingerprint: a change of the generator shows in most of its texts.
+_SAMPLE = 256
+
+
+class Generated:
+    """`n` texts of one kind. Text i is the first that `builtin.text.generate` gives for seed i."""
+
+    def __init__(self, name: str, kind: str, split: str, n: int) -> None:
+        if kind not in KINDS:
+            raise SettingsError(f"texts {name!r}: expected builtin or one of {_named(KINDS)}")
+        if split not in SPLITS:
+            raise SettingsError(f"texts {name!r}: no split {split!r}: expected one of {', '.join(SPLITS)}")
+        self.name = name
+        self._kind, self._split, self._n = kind, split, n
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Of the kind, how many there are, and a sample of the texts."""
+        numbers = sorted({i * self._n // _SAMPLE for i in range(_SAMPLE)})
+        digest = blake2b(f"{self._kind}/{self._split}/{self._n}".encode(), digest_size=16)
+        for text in self.read(numbers):
+            digest.update(text.encode() + b"\0")
+        return digest.hexdigest()
+
+    def __len__(self) -> int:
+        return self._n
+
+    def read(self, numbers: Sequence[int]) -> list[str]:
+        return [self._text(int(number)) for number in numbers]
+
+    def _text(self, number: int) -> str:
+        if not 0 <= number < self._n:
+            raise IndexError(f"{self.name}: text {number} of {self._n}")
+        return next(generate(number, self._kind, self._split)).text
+
+
+def _named(kinds: Sequence[str]) -> str:
+    return ", ".join(f"builtin:{kind}" for kind in kinds)

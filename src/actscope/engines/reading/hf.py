@@ -1,0 +1,129 @@
+"""Reading pieces with a model of transformers, in this process."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from actscope.engines.hf.loading import LoadedModel
+from actscope.engines.reading.batching import BATCH_TOKENS, Batch, batches
+from actscope.engines.reading.contract import ROW_LABEL, Piece, ReaderFacts, Rows
+from actscope.engines.reading.forward import Forward
+from actscope.engines.reading.landing import Landing
+from actscope.errors import EngineError, SettingsError
+from actscope.taps.anatomy import resolve
+
+#: What rows can be given as; "auto" is what the model computes in.
+ROW_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class HfReader:
+    """Reads pieces in right-padded batches of at most `batch_tokens` tokens, no further up than the last site.
+
+    `dtype` is that of the rows; `threads` sets torch's for the whole process, 0 leaves them. The bits of rows depend on the
+    pieces given together, the number of threads and the device. Raises SettingsError for sites of different widths.
+    """
+
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        sites: str,
+        *,
+        dtype: str = "auto",
+        batch_tokens: int = BATCH_TOKENS,
+        threads: int = 0,
+    ) -> None:
+        if batch_tokens < 1:
+            raise SettingsError(f"batch_tokens {batch_tokens}: expected at least 1")
+        self._dtype = _row_dtype(dtype, loaded.dtype)
+        if threads:
+            torch.set_num_threads(threads)
+        places = resolve(loaded.model, sites)
+        names = tuple(str(site) for site in places)
+        self._loaded = loaded
+        self._batch_tokens = batch_tokens
+        self._forward: Forward | None = Forward(loaded, places)
+        self._widths = self._forward.widths
+        self._pad = _pad_id(loaded.tokenizer)
+        self._edge = length_edge(loaded.config)
+        self.facts = ReaderFacts(
+            "hf", loaded.name, loaded.revision, names, _one_width(names, self._widths), _name_of(self._dtype)
+        )
+
+    def read(self, pieces: Sequence[Piece]) -> Rows:
+        """The rows of these pieces, in their order."""
+        if self._forward is None:
+            raise EngineError(f"{self.facts.model}: this reader is closed")
+        self._check(pieces)
+        starts = np.cumsum([0, *(piece.n_rows for piece in pieces)])
+        landing = Landing(int(starts[-1]), self._widths, self._dtype)
+        for batch in batches(pieces, self._batch_tokens, self._edge):
+            self._read_batch(self._forward, pieces, batch, starts, landing)
+        labels = [np.empty(0, ROW_LABEL), *(piece.labels() for piece in pieces)]
+        return Rows(dict(zip(self.facts.sites, landing.finish(), strict=True)), np.concatenate(labels))
+
+    def close(self) -> None:
+        """Let go of the model."""
+        self._forward = None
+        del self._loaded
+
+    def _read_batch(
+        self, forward: Forward, pieces: Sequence[Piece], batch: Batch, starts: np.ndarray, landing: Landing
+    ) -> None:
+        ids = np.full((len(batch.places), batch.width), self._pad, np.int64)
+        real, wanted = np.zeros(ids.shape, bool), np.zeros(ids.shape, bool)
+        for line, place in enumerate(batch.places):
+            piece = pieces[place]
+            n = len(piece.token_ids)
+            ids[line, :n], real[line, :n], wanted[line, :n] = piece.token_ids, True, piece.wanted
+        places = np.concatenate([np.arange(starts[place], starts[place + 1]) for place in batch.places])
+        device = self._loaded.device
+        chosen = torch.from_numpy(np.flatnonzero(wanted)).to(device)
+        targets = torch.from_numpy(places)
+        forward.run(
+            torch.from_numpy(ids).to(device),
+            None if real.all() else torch.from_numpy(real.astype(np.int64)).to(device),
+            lambda number, rows: landing.put(number, rows, chosen, targets),
+        )
+
+    def _check(self, pieces: Sequence[Piece]) -> None:
+        longest = max((len(piece.token_ids) for piece in pieces), default=0)
+        if longest > self._loaded.max_context:
+            raise EngineError(
+                f"a piece has {longest} tokens: {self.facts.model} reads at most {self._loaded.max_context} at once; "
+                "cut the texts to a smaller context"
+            )
+
+
+def length_edge(config: Any) -> int | None:
+    """The length beyond which this model reads its whole batch with other rotary frequencies (LongRoPE); None for most."""
+    given: dict[str, Any] = getattr(config, "rope_parameters", None) or {}
+    layers = [given, *(kind for kind in given.values() if isinstance(kind, dict))]
+    edges = [p.get("original_max_position_embeddings") for p in layers if p.get("rope_type") == "longrope"]
+    return min((int(edge) for edge in edges if edge), default=None)
+
+
+def _row_dtype(name: str, own: torch.dtype) -> torch.dtype:
+    if name != "auto" and name not in ROW_DTYPES:
+        raise SettingsError(f"dtype {name!r}: expected one of auto, {', '.join(ROW_DTYPES)}")
+    chosen = own if name == "auto" else ROW_DTYPES[name]
+    return chosen if chosen in ROW_DTYPES.values() else torch.float32
+
+
+def _name_of(dtype: torch.dtype) -> str:
+    return next(name for name, known in ROW_DTYPES.items() if known == dtype)
+
+
+def _one_width(names: Sequence[str], widths: Sequence[int]) -> int:
+    if len(set(widths)) > 1:
+        found = ", ".join(f"{name} {width}" for name, width in zip(names, widths, strict=True))
+        raise SettingsError(f"sites of one width are needed, found {found}: read them apart")
+    return widths[0]
+
+
+def _pad_id(tokenizer: Any) -> int:
+    known = (tokenizer.pad_token_id, tokenizer.eos_token_id)
+    return next((int(given) for given in known if given is not None), 0)

@@ -1,0 +1,52 @@
+"""Silence of the package `datasets` and of the hub's client: no progress bars, no warnings, as long as a block lasts."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """What they have to say comes in the errors that they raise; everything is as it was after the block."""
+    import datasets
+    from huggingface_hub.utils import logging as hub_logging
+
+    with ExitStack() as stack:
+        stack.enter_context(_no_bars())
+        for log in (datasets.logging, hub_logging):
+            stack.enter_context(_errors_only(log))
+        stack.enter_context(warnings.catch_warnings())
+        warnings.simplefilter("ignore")
+        yield
+
+
+@contextmanager
+def _errors_only(log: Any) -> Iterator[None]:
+    before = log.get_verbosity()
+    log.set_verbosity(log.CRITICAL)
+    try:
+        yield
+    finally:
+        log.set_verbosity(before)
+
+
+@contextmanager
+def _no_bars() -> Iterator[None]:
+    from datasets import disable_progress_bars, enable_progress_bars, is_progress_bar_enabled
+    from huggingface_hub.utils.tqdm import are_progress_bars_disabled
+    from huggingface_hub.utils.tqdm import disable_progress_bars as disable_hub_bars
+    from huggingface_hub.utils.tqdm import enable_progress_bars as enable_hub_bars
+
+    own, hub = is_progress_bar_enabled(), not are_progress_bars_disabled()
+    disable_progress_bars()
+    disable_hub_bars()
+    try:
+        yield
+    finally:
+        if own:
+            enable_progress_bars()
+        if hub:
+            enable_hub_bars()

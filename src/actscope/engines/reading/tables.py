@@ -1,0 +1,174 @@
+"""Texts in files and on the Hugging Face hub: one column of a table that the package `datasets` maps into memory."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from glob import glob
+from hashlib import blake2b
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from actscope.engines.reading.quiet import quiet
+from actscope.errors import MissingExtra, SettingsError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+#: Which reader of `datasets` takes a file, by the end of its name; what it is compressed with may follow.
+_READERS = {
+    ".txt": "text",
+    ".jsonl": "json",
+    ".ndjson": "json",
+    ".json": "json",
+    ".parquet": "parquet",
+    ".arrow": "arrow",
+}
+_COMPRESSED = (".gz", ".zst", ".xz", ".bz2")
+_AT_ONCE = 10_000
+_GLOB = re.compile(r"[*?\[]")
+
+
+class Table:
+    """One column of text, read by number from files that are mapped into memory."""
+
+    def __init__(self, name: str, dataset: Dataset, column: str) -> None:
+        self.name = name
+        self._column = column
+        self._dataset = dataset
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Of the texts and nothing else: neither files, their format, nor how they are divided matter.
+
+        Reads all of the column when it is first asked for, at about 1 GB/s.
+        """
+        texts, lengths = blake2b(digest_size=16), blake2b(digest_size=16)
+        for values in self._columns():
+            texts.update(_joined(values))
+            lengths.update(_lengths(values))
+        return blake2b(texts.digest() + lengths.digest(), digest_size=16).hexdigest()
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    def read(self, numbers: Sequence[int]) -> list[str]:
+        found = self._dataset[[int(number) for number in numbers]][self._column] if len(numbers) else []
+        return [text or "" for text in found]
+
+    def _columns(self) -> Iterator[Any]:
+        """The column, piece by piece: arrays of pyarrow, of large_string without nulls."""
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        for part in self._dataset.with_format("arrow").iter(batch_size=_AT_ONCE):
+            for chunk in part.column(self._column).chunks:
+                yield pc.fill_null(chunk.cast(pa.large_string()), "")
+
+
+def _joined(values: Any) -> memoryview:
+    """The UTF-8 of a large_string array, text after text."""
+    _, offsets, data = values.buffers()
+    ends = memoryview(offsets).cast("q")[values.offset : values.offset + len(values) + 1]
+    return memoryview(data or b"")[ends[0] : ends[-1]]
+
+
+def _lengths(values: Any) -> bytes:
+    import pyarrow.compute as pc
+
+    found: bytes = pc.binary_length(values).to_numpy(zero_copy_only=False).astype("<i8").tobytes()
+    return found
+
+
+def open_table(spec: str, *, split: str, column: str, n: int | None) -> Table:
+    """The texts of a column of what `spec` names; see `open_texts`."""
+    try:
+        import datasets
+    except ModuleNotFoundError as error:
+        raise MissingExtra("feed", "datasets") from error
+    with quiet():
+        try:
+            found = _load(spec, split)
+        except SettingsError:
+            raise
+        except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+            raise SettingsError(f"texts {spec!r}: {_reason(error)}") from error
+    _check_column(spec, found, column)
+    if not len(found):
+        raise SettingsError(f"texts {spec!r}: there is no text in it")
+    chosen = found.select_columns(column)
+    return Table(spec, chosen if n is None else chosen.select(range(min(n, len(chosen)))), column)
+
+
+def _load(spec: str, split: str) -> Dataset:
+    from datasets import load_dataset
+
+    path = Path(spec).expanduser()
+    if path.is_dir() and any((path / name).is_file() for name in ("state.json", "dataset_dict.json")):
+        return _saved(spec, path, split)
+    files = _files(spec, path)
+    if files:
+        return load_dataset(_reader(spec, files), data_files=[str(file) for file in files], split=split)
+    name, _, config = spec.partition(":")
+    return load_dataset(name, config or None, split=split)
+
+
+def _reason(error: BaseException) -> str:
+    """What went wrong at the bottom, which `datasets` wraps in "an error occurred while generating the dataset"."""
+    if type(error).__name__ == "SchemaInferenceError":
+        return "there is no text in it"
+    wraps = type(error).__name__ == "DatasetGenerationError"
+    return _reason(error.__cause__) if wraps and error.__cause__ is not None else str(error)
+
+
+def _saved(spec: str, path: Path, split: str) -> Dataset:
+    from datasets import DatasetDict, load_from_disk
+
+    found = load_from_disk(str(path))
+    splits = found if isinstance(found, DatasetDict) else {str(found.split or "train"): found}
+    if split not in splits:
+        raise SettingsError(f"texts {spec!r}: no split {split!r}: expected one of {', '.join(splits)}")
+    return splits[split]
+
+
+def _files(spec: str, path: Path) -> list[Path]:
+    """The files that are meant, sorted by name; none where `spec` is no path. Raises SettingsError for a path to nothing."""
+    if path.is_file():
+        return [path]
+    if path.is_dir():
+        found = sorted(file for file in path.rglob("*") if file.is_file() and _ending(file) in _READERS)
+    elif _GLOB.search(spec):
+        found = sorted(Path(file) for file in glob(str(path), recursive=True) if Path(file).is_file())
+    elif spec.startswith((".", "/", "~")) or _ending(path) in _READERS:
+        raise SettingsError(f"texts {spec!r}: there is no such file")
+    else:
+        return []
+    if not found:
+        raise SettingsError(f"texts {spec!r}: no files there; expected some that end in {', '.join(_READERS)}")
+    return found
+
+
+def _reader(spec: str, files: Sequence[Path]) -> str:
+    unknown = next((file for file in files if _ending(file) not in _READERS), None)
+    if unknown is not None:
+        raise SettingsError(f"texts {spec!r}: {unknown.name}: expected a name that ends in {', '.join(_READERS)}")
+    readers = {_READERS[_ending(file)] for file in files}
+    if len(readers) > 1:
+        raise SettingsError(
+            f"texts {spec!r}: files of several kinds ({', '.join(sorted(readers))}); name one with a glob"
+        )
+    return readers.pop()
+
+
+def _ending(file: Path) -> str:
+    """What kind of file it is by its name, whatever it is compressed with."""
+    return (file.with_suffix("") if file.suffix in _COMPRESSED else file).suffix.lower()
+
+
+def _check_column(spec: str, found: Dataset, column: str) -> None:
+    if column not in found.column_names:
+        raise SettingsError(f"texts {spec!r}: no column {column!r}: its columns are {', '.join(found.column_names)}")
+    kind = getattr(found.features[column], "dtype", type(found.features[column]).__name__)
+    if kind not in ("string", "large_string"):
+        raise SettingsError(f"texts {spec!r}: column {column!r} holds {kind}, expected strings")
