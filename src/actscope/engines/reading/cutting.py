@@ -38,7 +38,7 @@ class Cutter:
         self._tokenizer = tokenizer
         self._bos = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.cls_token_id
         self._marks = tuple(tokenizer.all_special_tokens)
-        self._special = np.array(sorted(_special_ids(tokenizer)), np.int32)
+        self._special = np.array(sorted(special_ids(tokenizer)), np.int32)
 
     def cut(self, numbers: Sequence[int], texts: Sequence[str]) -> list[Piece]:
         """The pieces of these texts, text by text. A piece of which no row is wanted is left out; its number is not reused."""
@@ -102,7 +102,7 @@ def tokenizer_of(model: str) -> Any:
     return tokenizer
 
 
-def _special_ids(tokenizer: Any) -> set[int]:
+def special_ids(tokenizer: Any) -> set[int]:
     """Those that the tokenizer has a role for, and those that its vocabulary merely calls special."""
     added = tokenizer.added_tokens_decoder.items()
-    return {*tokenizer.all_special_ids, *(number for number, token in added if token.special)}
+    return {*tokenizer.allspecial_ids, *(number for number, token in added if token.special)}
