@@ -105,4 +105,4 @@ def tokenizer_of(model: str) -> Any:
 def special_ids(tokenizer: Any) -> set[int]:
     """Those that the tokenizer has a role for, and those that its vocabulary merely calls special."""
     added = tokenizer.added_tokens_decoder.items()
-    return {*tokenizer.allspecial_ids, *(number for number, token in added if token.special)}
+    return {*tokenizer.all_special_ids, *(number for number, token in added if token.special)}
