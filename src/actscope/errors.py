@@ -13,6 +13,11 @@
     │   └── RecordingPoisoned                  a write or fsync failed: nothing more is promised by this writer
     ├── EngineError         (RuntimeError)     the engine cannot run this model, or has failed
     │   └── RequestRefused  (ValueError)       one request that the engine cannot take
+    ├── FeedError           (RuntimeError)     the feed cannot give rows
+    │   ├── FeedNotReady                       not yet: ask again
+    │   └── FeedEnded                          no more: all epochs have been served
+    ├── HarvestError        (OSError)          a harvest that cannot be made, shared or opened, or storage that fails it
+    │   └── HarvestDamaged                     what was committed is missing or changed
     └── UpstreamError       (ConnectionError)  the engine behind the gateway does not answer
 
 A message says where, what was expected, what was found, and what to do.
@@ -83,6 +88,31 @@ class RequestRefused(EngineError, ValueError):
         self.param = param
         self.code = code
         super().__init__(message)
+
+
+class FeedError(ActscopeError, RuntimeError):
+    """The feed cannot give rows."""
+
+
+class FeedNotReady(FeedError):
+    """There are not so many rows yet; `available` are there. Ask again after `retry_after` seconds."""
+
+    def __init__(self, message: str, available: int = 0, retry_after: float = 1.0) -> None:
+        self.available = available
+        self.retry_after = retry_after
+        super().__init__(message)
+
+
+class FeedEnded(FeedError):
+    """All epochs have been served: there will be no more rows."""
+
+
+class HarvestError(ActscopeError, OSError):
+    """A harvest that cannot be made, shared or opened, or storage that fails it."""
+
+
+class HarvestDamaged(HarvestError):
+    """What was committed is missing or changed."""
 
 
 class UpstreamError(ActscopeError, ConnectionError):

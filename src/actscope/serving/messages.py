@@ -41,6 +41,22 @@ class Messages(Generic[M]):
         body = None if head is None else _read(connection, self._size(head))
         return None if body is None else self._decode(body)
 
+    def send_with(self, connection: socket.socket, message: M, fd: int) -> None:
+        """Send a message, and a descriptor with it (SCM_RIGHTS; unix sockets only)."""
+        data = self.pack(message)
+        sent = socket.send_fds(connection, [data], [fd])
+        if sent < len(data):
+            connection.sendall(data[sent:])
+
+    def receive_with(self, connection: socket.socket) -> tuple[M | None, int | None]:
+        """The next message, and the descriptor that came with it, which is ours to close, or None."""
+        head, fds, _, _ = socket.recv_fds(connection, _LENGTH.size, 1)
+        fd = fds[0] if fds else None
+        if len(head) < _LENGTH.size:
+            return None, fd
+        body = _read(connection, self._size(head))
+        return (None if body is None else self._decode(body)), fd
+
     def take(self, buffer: bytearray) -> M | None:
         """The first message in `buffer`, and out of it; None while it is not whole. Raises EngineError for what is none."""
         if len(buffer) < _LENGTH.size:

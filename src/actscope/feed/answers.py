@@ -1,0 +1,163 @@
+"""Rows as HTTP answers. What can be sent from the memory itself is not copied; the rows are held until they have gone."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from actscope.feed.buffer import Grant
+from actscope.feed.desk import Desk
+from actscope.feed.extents import labels_of, values_of
+
+#: Sent at once. Behind the last view come so many bytes that are copies: when they have been taken, no view is left in a buffer.
+CHUNK = 1 << 20
+_TAIL = 256 << 10
+_LABELS = ("text", "piece", "position", "token_id")
+
+
+class Batch:
+    """The rows of a grant at some sites."""
+
+    def __init__(self, desk: Desk, grant: Grant, sites: Sequence[int]) -> None:
+        assert desk.memory is not None and desk.facts is not None
+        self._memory, self._seed = desk.memory, desk.settings.seed
+        self.grant, self.sites = grant, sites
+        layout = self._memory.layout
+        self.dtype = layout.dtype
+        self.shape = (grant.n_rows, layout.width) if len(sites) == 1 else (grant.n_rows, len(sites), layout.width)
+        self._names = [desk.facts.sites[i] for i in sites]
+        self._model = f"{desk.facts.model}@{desk.facts.revision}"
+
+    def parts(self) -> list[np.ndarray]:
+        """The rows, stretch by stretch: [n, width], or [n, sites, width]. Views of the memory where they can be."""
+        return [self._part(extent) for extent in self.grant.extents]
+
+    def _part(self, extent: Any) -> np.ndarray:
+        planes = [values_of(self._memory, extent, site, self._seed) for site in self.sites]
+        return planes[0] if len(planes) == 1 else np.stack(planes, axis=1)
+
+    def labels(self) -> dict[str, np.ndarray]:
+        """Of each row: text, piece, position, token_id, as int64 [n]."""
+        labels = labels_of(self._memory, self.grant.extents, self._seed)
+        return {name: labels[name].astype(np.int64) for name in _LABELS}
+
+    def headers(self) -> dict[str, str]:
+        """What a client needs to know of the bytes, and where they stand in the feed."""
+        return {
+            "X-Actscope-Shape": ",".join(map(str, self.shape)),
+            "X-Actscope-Dtype": self.dtype,
+            "X-Actscope-Sites": ",".join(self._names),
+            "X-Actscope-Position": str(self.grant.position),
+            "X-Actscope-Next": str(self.grant.next),
+            "X-Actscope-Missed-Rows": str(self.grant.missed),
+            "X-Actscope-Model": self._model.encode("ascii", "backslashreplace").decode(),
+        }
+
+    def as_json(self, *, labels: bool) -> bytes:
+        """Everything as one JSON object. Values that are not finite are null."""
+        rows = np.concatenate([_as_floats(part, self.dtype) for part in self.parts()])
+        found: dict[str, Any] = {
+            "shape": list(self.shape),
+            "dtype": self.dtype,
+            "sites": self._names,
+            "position": str(self.grant.position),
+            "next": str(self.grant.next),
+            "missed_rows": self.grant.missed,
+            "activations": rows.tolist() if np.isfinite(rows).all() else _with_nulls(rows),
+        }
+        if labels:
+            found["labels"] = {name: values.tolist() for name, values in self.labels().items()}
+        return json.dumps(found, separators=(",", ":"), allow_nan=False).encode()
+
+    def as_safetensors(self) -> bytes:
+        """One safetensors file: `activations`, and the labels of its rows."""
+        import torch  # only here: numpy has no bfloat16, and the server is light without it
+        from safetensors.torch import save
+
+        rows = torch.from_numpy(np.concatenate(self.parts())).view(getattr(torch, self.dtype))
+        labels = {name: torch.from_numpy(values) for name, values in self.labels().items()}
+        about = {name.removeprefix("X-Actscope-").lower(): value for name, value in self.headers().items()}
+        return save({"activations": rows, **labels}, about)
+
+
+class RowsResponse(Response):
+    """Sends the rows of a batch out of the memory, and releases its grant when they have gone, or cannot go."""
+
+    media_type = "application/octet-stream"
+
+    def __init__(self, batch: Batch, release: Callable[[bool], None], *, patience_s: float) -> None:
+        self._parts = batch.parts()
+        self._release, self._patience_s = release, patience_s
+        self.status_code = 200
+        self.background = None
+        self.body = b""
+        size = sum(part.nbytes for part in self._parts)
+        self.init_headers({**batch.headers(), "Content-Length": str(size)})
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        sent = False
+        try:
+            await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+            for data in chunks_of(self._parts):
+                async with asyncio.timeout(self._patience_s):  # a client that does not read must not hold rows for ever
+                    await send({"type": "http.response.body", "body": data, "more_body": True})
+            sent = not await _has_gone(receive)
+        finally:
+            self._parts = []
+            self._release(sent)
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+async def _has_gone(receive: Receive) -> bool:
+    """Whether the client has closed its connection: what was sent since then went nowhere."""
+    news = asyncio.ensure_future(receive())
+    await asyncio.sleep(0)
+    if news.done():
+        return bool(news.result()["type"] == "http.disconnect")
+    news.cancel()
+    return False
+
+
+def _bytes_of(rows: np.ndarray) -> memoryview:
+    whole: Any = np.ascontiguousarray(rows).view(np.uint8).reshape(-1)
+    return memoryview(whole)
+
+
+def chunks_of(rows: Sequence[np.ndarray]) -> list[memoryview | bytes]:
+    """The bytes of some rows: views of the memory, then a tail that is copied, then nothing.
+
+    A server waits before it takes a chunk until most of the one before is gone. So when it has taken the last one, the empty one,
+    no view of the memory is left in its buffers, and the rows can be given up.
+    """
+    parts = [_bytes_of(part) for part in rows]
+    chunks: list[memoryview | bytes] = []
+    left = sum(len(part) for part in parts)
+    for part in parts:
+        for start in range(0, len(part), CHUNK):
+            piece = part[start : start + CHUNK]
+            views = max(0, min(len(piece), left - _TAIL))
+            if views:
+                chunks.append(piece[:views])
+            if views < len(piece):
+                chunks.append(bytes(piece[views:]))
+            left -= len(piece)
+    return [*chunks, b""]
+
+
+def _as_floats(rows: np.ndarray, dtype: str) -> np.ndarray:
+    """float32; bfloat16, whose bits numpy holds as uint16, is the upper half of one."""
+    if dtype == "bfloat16":
+        return (rows.astype(np.uint32) << np.uint32(16)).view(np.float32)
+    return rows.astype(np.float32)
+
+
+def _with_nulls(rows: np.ndarray) -> Any:
+    found = rows.astype(object)
+    found[~np.isfinite(rows)] = None
+    return found.tolist()

@@ -1,0 +1,308 @@
+"""The feed over HTTP: which path does what."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import asdict
+from functools import partial
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, FastAPI, Query, Request
+from starlette.responses import Response
+
+from actscope import __version__
+from actscope.clock import boot_id
+from actscope.errors import FeedEnded, FeedError, FeedNotReady, RequestRefused, SiteError
+from actscope.feed import shapes
+from actscope.feed.answers import Batch, RowsResponse
+from actscope.feed.buffer import Grant
+from actscope.feed.choosing import choose
+from actscope.feed.service import Service
+from actscope.feed.streaming import StreamResponse
+from actscope.serving.guard import Guard
+from actscope.serving.problems import Problem, install_handlers
+
+_ENDPOINTS = {
+    "GET /activations": "rows as JSON",
+    "GET /activations/tensor": "rows as bytes, or as a safetensors file",
+    "GET /activations/stream": "batch after batch in one answer",
+    "GET /stats": "how the feed does",
+    "GET /statistics": "mean and standard deviation of each dimension",
+    "POST /refresh": "drop what is ready; new rows follow",
+    "GET /near": "where consumers on the same machine get the memory itself",
+    "GET /openapi.json": "this API",
+}
+_MOST = 1 << 40
+_GROUP = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
+
+NumSamples = Annotated[int, Query(ge=1, le=_MOST, description="how many rows; all of them, or none")]
+Sites = Annotated[
+    str, Query(max_length=2000, description="of the feed's sites: `all`, `0-3`, `last`, full names; all by default")
+]
+Group = Annotated[
+    str, Query(pattern=_GROUP, description="within a group each row goes to one consumer; every group gets all rows")
+]
+Wait = Annotated[float, Query(ge=0, le=86400, description="wait so many seconds for rows that are not there yet")]
+WithLabels = Annotated[bool, Query(description="say whose each row is")]
+_REFUSALS: dict[int | str, dict[str, Any]] = {
+    status: {"model": shapes.Error, "description": what}
+    for status, what in {
+        400: "bad parameters, or too many samples",
+        401: "no token, or a wrong one",
+        403: "Host or Origin is not on the list",
+        404: "the feed has no such site",
+        410: "all epochs have been served",
+        429: "too many requests, or groups, at once",
+        503: "not there yet: see Retry-After; or the feed has failed",
+    }.items()
+}
+_REFUSALS[429]["headers"] = _REFUSALS[503]["headers"] = {
+    "Retry-After": {"description": "seconds", "schema": {"type": "integer"}}
+}
+_BINARY = {"content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}}
+
+router = APIRouter(responses=_REFUSALS)
+
+
+def create_app(service: Service) -> FastAPI:
+    """The feed as an ASGI application. The service is opened and closed with it."""
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        async with service.running():
+            yield
+
+    app = FastAPI(
+        title="actscope feed",
+        version=__version__,
+        description="Fresh, shuffled activations for trainers; see docs/feed.md.",
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+    )
+    app.state.service = service
+    install_handlers(app)
+    app.include_router(router)
+    app.add_middleware(Guard, settings=service.settings)
+    return app
+
+
+def _service(request: Request) -> Service:
+    service: Service = request.app.state.service
+    return service
+
+
+Feed = Annotated[Service, Depends(_service)]
+
+
+@router.get("/", operation_id="about")
+async def about(feed: Feed) -> shapes.About:
+    """What this feed is, and where its rows are."""
+    return shapes.About(version=__version__, endpoints=_ENDPOINTS, **feed.desk.describe())
+
+
+@router.get("/activations", operation_id="activations", response_model=shapes.Activations)
+async def activations(
+    feed: Feed,
+    num_samples: NumSamples = 1,
+    sites: Sites = "",
+    group: Group = "default",
+    wait: Wait = 0.0,
+    labels: WithLabels = False,
+) -> Response:
+    """The next rows of a group, as JSON."""
+    most = feed.settings.max_json_samples
+    if num_samples > most:
+        raise _too_many(num_samples, most, " as JSON: ask for /activations/tensor")
+    async with _admitted(feed):
+        chosen = _chosen(feed, sites)
+        owner = object()
+        grant = await _take(feed, group, num_samples, owner, wait)
+        try:
+            body = await asyncio.to_thread(Batch(feed.desk, grant, chosen).as_json, labels=labels)
+        except BaseException:
+            feed.desk.release(grant.id, owner, delivered=False)
+            raise
+        feed.desk.release(grant.id, owner, delivered=True)
+        return Response(body, media_type="application/json")
+
+
+@router.get(
+    "/activations/tensor",
+    operation_id="activationsTensor",
+    response_class=Response,
+    responses={200: _BINARY | {"description": "the rows; shape, dtype, sites and position in X-Actscope-* headers"}},
+)
+async def activations_tensor(
+    feed: Feed,
+    num_samples: NumSamples = 1024,
+    sites: Sites = "",
+    group: Group = "default",
+    wait: Wait = 0.0,
+    format: Annotated[
+        str, Query(pattern="^(raw|safetensors)$", description="little-endian values, or a safetensors file with labels")
+    ] = "raw",
+) -> Response:
+    """The next rows of a group, as bytes: [num_samples, width], or [num_samples, sites, width] of several sites."""
+    async with _admitted(feed):
+        chosen = _chosen(feed, sites)
+        owner = object()
+        grant = await _take(feed, group, num_samples, owner, wait)
+        release = partial(_release, feed, grant, owner)
+        batch = Batch(feed.desk, grant, chosen)
+        try:
+            if format == "raw":
+                return RowsResponse(batch, release, patience_s=feed.settings.lease_seconds)
+            file = await asyncio.to_thread(batch.as_safetensors)
+        except BaseException:
+            release(False)
+            raise
+        release(True)
+        return Response(file, media_type="application/octet-stream", headers=batch.headers())
+
+
+@router.get(
+    "/activations/stream",
+    operation_id="activationsStream",
+    response_class=Response,
+    responses={200: _BINARY | {"description": "batches, one behind the other; the headers say the shape of one"}},
+)
+async def activations_stream(
+    feed: Feed,
+    batch_size: Annotated[int, Query(ge=1, le=_MOST, description="rows of a batch")] = 4096,
+    batches: Annotated[int, Query(ge=1, le=_MOST, description="how many batches")] = 1,
+    sites: Sites = "",
+    group: Group = "default",
+    wait: Wait = 60.0,
+) -> Response:
+    """Batch after batch in one answer, each as soon as it is there.
+
+    The answer ends early when the epochs do, or when a batch is not there within `wait` seconds: a shorter answer than its
+    Content-Length would be, which is why it has none. A batch is whole or missing, but for the last one of the last epoch.
+    """
+    chosen = _chosen(feed, sites)
+    if batch_size > feed.desk.most_rows:
+        raise _too_many(batch_size, feed.desk.most_rows, "", param="batch_size")
+    first_owner = object()
+    async with _admitted(feed):
+        first = await _take(feed, group, batch_size, first_owner, wait)
+    return StreamResponse(feed, chosen, group, batch_size, batches, wait, first, first_owner)
+
+
+@router.get("/stats", operation_id="stats")
+async def stats(feed: Feed) -> shapes.Stats:
+    """How the feed does."""
+    desk = feed.desk
+    return shapes.Stats(
+        state=feed.state,
+        ready=desk.buffer.available("") > 0,
+        failure=desk.failure or None,
+        ready_rows=desk.buffer.available(""),
+        window_rows=feed.settings.window_rows,
+        windows=desk.buffer.windows(),  # type: ignore[arg-type]  # pydantic checks them
+        serves=feed.settings.serves,
+        max_samples=desk.most_rows,
+        memory_bytes=desk.memory.layout.total_bytes if desk.memory else 0,
+        seed=feed.settings.seed,
+        position=str(desk.buffer.lowest_position()),
+        groups=desk.buffer.groups(),  # type: ignore[arg-type]
+        counts=shapes.Counts(**asdict(desk.buffer.counts), held_rows=desk.buffer.held_rows),
+        consumers=feed.n_consumers,
+        generator=shapes.Generator(**feed.generator_stats()),
+        sites={name: shapes.Normalisation(**one.summary()) for name, one in desk.statistics.items()},
+        uptime_seconds=time.monotonic() - feed.started,
+    )
+
+
+@router.get("/statistics", operation_id="statistics")
+async def statistics(feed: Feed) -> shapes.Statistics:
+    """Normalisation statistics of each site, over all rows so far, dimension by dimension."""
+    if feed.desk.facts is None:
+        raise _not_ready(FeedNotReady("the model is being loaded", retry_after=2))
+    return shapes.Statistics(
+        sites={name: shapes.SiteStatistics(**one.vectors()) for name, one in feed.desk.statistics.items()}
+    )
+
+
+@router.post("/refresh", operation_id="refresh")
+async def refresh(feed: Feed) -> shapes.Refreshed:
+    """Drop the rows that are ready, for all groups, so that what comes next is new."""
+    return shapes.Refreshed(dropped_rows=feed.desk.refresh())
+
+
+@router.get("/near", operation_id="near")
+async def near(feed: Feed) -> shapes.Near:
+    """Where consumers on the same machine get the memory itself."""
+    return shapes.Near(socket=feed.socket_path, boot_id=boot_id())
+
+
+# --- parts ---
+
+
+@asynccontextmanager
+async def _admitted(feed: Service) -> AsyncIterator[None]:
+    """One of the requests that are answered at once, or a 429."""
+    if feed.in_flight >= feed.settings.max_requests:
+        raise Problem(
+            429,
+            f"{feed.in_flight} requests for rows are being answered; at most {feed.settings.max_requests} at once",
+            code="too_many_requests",
+            headers={"Retry-After": "1"},
+        )
+    feed.in_flight += 1
+    try:
+        yield
+    finally:
+        feed.in_flight -= 1
+
+
+def _chosen(feed: Service, sites: str) -> list[int]:
+    facts = feed.desk.facts
+    if facts is None:
+        if feed.desk.failure:
+            raise _failed(FeedError(f"the feed has failed: {feed.desk.failure}"))
+        raise _not_ready(FeedNotReady("the model is being loaded", retry_after=2))
+    try:
+        return choose(sites, facts.sites)
+    except SiteError as error:
+        raise Problem(404, str(error), param="sites", code="unknown_site") from error
+
+
+async def _take(feed: Service, group: str, n: int, owner: object, wait: float) -> Grant:
+    try:
+        return await feed.desk.take(group, n, owner, wait=wait)
+    except FeedNotReady as error:
+        raise _not_ready(error) from error
+    except FeedEnded as error:
+        raise Problem(410, str(error), code="ended") from error
+    except RequestRefused as error:
+        status = 429 if error.code == "too_many_groups" else 400
+        raise Problem(
+            status,
+            str(error),
+            param=error.param,
+            code=error.code,
+            headers={"Retry-After": "1"} if status == 429 else None,
+        ) from error
+    except FeedError as error:
+        raise _failed(error) from error
+
+
+def _release(feed: Service, grant: Grant, owner: object, delivered: bool) -> None:
+    feed.desk.release(grant.id, owner, delivered=delivered)
+
+
+def _too_many(n: int, most: int, where: str, param: str = "num_samples") -> Problem:
+    return Problem(400, f"{param} {n}: expected 1 to {most}{where}", param=param, code="too_many_samples")
+
+
+def _not_ready(error: FeedNotReady) -> Problem:
+    after = max(1, round(error.retry_after))
+    return Problem(503, f"{error}; ask again, or with wait=", code="not_ready", headers={"Retry-After": str(after)})
+
+
+def _failed(error: FeedError) -> Problem:
+    return Problem(503, str(error), code="feed_failed", headers={"Retry-After": "60"})

@@ -1,0 +1,405 @@
+"""Who may write and who may read which part of the buffer: the one place that decides, in one process, without any memory.
+
+A window goes round:
+
+    FREE ──begin──▶ FILLING ──filled──▶ READY ──every group has had it, and nobody holds it──▶ FREE
+                       └────abandon──▶ FREE          (the generator died; the window is filled again, with the same rows)
+
+Rows are claimed by *groups*: within a group each row goes to one consumer, and every group gets every row, `serves` times. A
+claim is a *grant* of stretches of windows, which are held until it is released: a window that somebody holds is never filled
+again. What a consumer held when it died is counted and not served again: at most `serves` times is a promise, whoever crashes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from itertools import count
+from math import inf
+
+from actscope.errors import FeedEnded, FeedNotReady, RequestRefused
+from actscope.feed.position import Mark, Position
+
+
+class State(Enum):
+    """What a window is doing."""
+
+    FREE = "free"
+    FILLING = "filling"
+    READY = "ready"
+
+
+@dataclass(frozen=True, slots=True)
+class Fill:
+    """An order to fill window `window` with the `number`-th window of an epoch, whose rows begin at `mark`; None: find it."""
+
+    window: int
+    generation: int
+    epoch: int
+    number: int
+    mark: Mark | None
+
+
+@dataclass(frozen=True, slots=True)
+class Extent:
+    """Rows start .. start + n - 1 of a window, in the order of its `turn`-th time round; turn 0 is the order in memory."""
+
+    window: int
+    generation: int
+    epoch: int
+    number: int
+    turn: int
+    window_rows: int
+    start: int
+    n: int
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """What one claim got. `position` is that of its first row, `next` that behind its last; `missed` rows lie before it that this
+    group should have had, but did not (a refresh, or a group that was away too long)."""
+
+    id: int
+    extents: tuple[Extent, ...]
+    position: Position
+    next: Position
+    missed: int = 0
+
+    @property
+    def n_rows(self) -> int:
+        return sum(extent.n for extent in self.extents)
+
+
+@dataclass(slots=True)
+class _Window:
+    number_in_memory: int
+    generation: int = 0
+    state: State = State.FREE
+    ordinal: int = -1  # how many windows were filled before it since the start
+    epoch: int = 0
+    number: int = 0
+    mark: Mark | None = None
+    n_rows: int = 0
+    filled_rows: int = 0
+    first: int = 0  # rows that were to be served before it since the start
+    holders: int = 0
+
+
+@dataclass(slots=True)
+class _Group:
+    ordinal: int
+    offset: int = 0
+    rows: int = 0
+    missed: int = 0
+    untold: int = 0  # of the missed ones, those that no grant has said yet
+    used: float = 0.0
+    starved: float = -inf
+
+
+@dataclass(slots=True)
+class _Lease:
+    owner: object
+    group: str
+    extents: tuple[Extent, ...]
+    until: float
+    lasts: float
+
+
+@dataclass(slots=True)
+class Counts:
+    """What became of the rows, exactly; a row is one position, whatever the number of sites.
+
+    Every row that was granted is in one of delivered, abandoned (its consumer went, or was silent for too long) and held.
+    """
+
+    filled_rows: int = 0
+    filled_windows: int = 0
+    granted_rows: int = 0
+    delivered_rows: int = 0
+    abandoned_rows: int = 0
+    refreshed_rows: int = 0
+    refills: int = 0
+    expired_leases: int = 0
+    forgotten_groups: int = 0
+
+
+class Buffer:
+    """The state of all windows and groups. Not thread-safe: one thread decides. Times are seconds of a monotonic clock."""
+
+    def __init__(
+        self,
+        *,
+        windows: int,
+        window_rows: int,
+        serves: int = 1,
+        start: Position | None = None,
+        epochs: int = 0,
+        max_groups: int = 16,
+        group_seconds: float = 600.0,
+    ) -> None:
+        self.window_rows, self.serves, self.epochs = window_rows, serves, epochs
+        self.counts = Counts()
+        self.ended = False
+        self._start = start or Position(0)
+        self._windows = [_Window(i) for i in range(windows)]
+        self._groups: dict[str, _Group] = {}
+        self._gone: dict[str, int] = {}
+        self._leases: dict[int, _Lease] = {}
+        self._ids = count(1)
+        self._max_groups, self._group_seconds = max_groups, group_seconds
+        self._next_ordinal = 0  # of the window that is, or will be, filled next
+        self._floor = 0  # windows before this one are of no use to anybody
+        self._filled_until = 0  # rows to be served, of all windows filled
+        served_by_window = window_rows * serves
+        number, self._first_offset = divmod(self._start.cursor, served_by_window)
+        mark = self._start.mark or (None if number else Mark())
+        self._next: tuple[int, int, Mark | None] = (self._start.epoch, number, mark)
+
+    # --- the generator's side ---
+
+    def begin(self) -> Fill | None:
+        """Have the next window filled, if one is free and none is being filled. None otherwise, and at the end."""
+        window = next((w for w in self._windows if w.state is State.FREE), None)
+        if window is None or self.ended or any(w.state is State.FILLING for w in self._windows):
+            return None
+        window.state, window.generation = State.FILLING, window.generation + 1
+        window.epoch, window.number, window.mark = self._next
+        window.n_rows = window.filled_rows = 0
+        return Fill(window.number_in_memory, window.generation, *self._next)
+
+    def progress(self, window: int, rows: int) -> None:
+        """So many rows of the window that is being filled are there."""
+        self._windows[window].filled_rows = rows
+
+    def filled(self, window: int, n_rows: int, begun: Mark, after: Mark, *, epoch_over: bool) -> None:
+        """The window can be served. Its rows began at `begun`; the next one's begin at `after`, or with the next epoch."""
+        filled = self._windows[window]
+        assert filled.state is State.FILLING
+        assert 0 <= n_rows <= self.window_rows
+        self._next = (filled.epoch + 1, 0, Mark()) if epoch_over else (filled.epoch, filled.number + 1, after)
+        self.ended = bool(epoch_over and self.epochs and filled.epoch + 1 >= self.epochs)
+        if n_rows == 0:
+            filled.state = State.FREE
+            return
+        filled.state, filled.n_rows, filled.filled_rows, filled.mark = State.READY, n_rows, n_rows, begun
+        filled.ordinal = self._next_ordinal
+        filled.first, self._filled_until = self._filled_until, self._filled_until + n_rows * self.serves
+        self._next_ordinal += 1
+        self.counts.filled_rows += n_rows
+        self.counts.filled_windows += 1
+        self._retire()
+
+    def abandon(self) -> None:
+        """The generator is gone: what it was filling will be filled again, from the same mark."""
+        for window in self._windows:
+            if window.state is State.FILLING:
+                window.state, window.filled_rows = State.FREE, 0
+                self.counts.refills += 1
+
+    # --- the consumers' side ---
+
+    def claim(self, group: str, n: int, owner: object, now: float, lease_seconds: float = inf) -> Grant:
+        """The next `n` rows of a group, held until they are released, or until `owner` has been silent for `lease_seconds`.
+
+        At the end of the last epoch a grant may have fewer. Raises FeedNotReady when there are not so many yet, FeedEnded when
+        there will be no more, RequestRefused for one group too many; nothing is granted then.
+        """
+        state = self._group(group, now)
+        state.used = now
+        self._step_over(state)
+        there = self._available(state)
+        if there < n and not (self.ended and there):
+            if self.ended:
+                raise FeedEnded(f"all {self.epochs} epochs have been served to group {group!r}")
+            state.starved = now
+            raise FeedNotReady(f"{there} rows are ready, {n} were asked for", there)
+        position = self._position(state)
+        extents = tuple(self._take(state, min(n, there)))
+        granted = sum(extent.n for extent in extents)
+        state.rows += granted
+        self.counts.granted_rows += granted
+        missed, state.untold = state.untold, 0
+        grant = Grant(next(self._ids), extents, position, self._position(state), missed)
+        self._leases[grant.id] = _Lease(owner, group, extents, now + lease_seconds, lease_seconds)
+        return grant
+
+    def release(self, grant: int, owner: object, *, delivered: bool = True) -> bool:
+        """Say that the rows have arrived, or not. False when the grant is not, or no longer, the owner's."""
+        lease = self._leases.get(grant)
+        if lease is None or lease.owner is not owner:
+            return False
+        self._end(grant, delivered=delivered)
+        return True
+
+    def release_owner(self, owner: object) -> int:
+        """A consumer has gone: what it held is counted as abandoned. How many rows that was."""
+        held = [grant for grant, lease in self._leases.items() if lease.owner is owner]
+        return sum(self._end(grant, delivered=False) for grant in held)
+
+    def heard(self, owner: object, now: float) -> None:
+        """A consumer lives: its leases run anew."""
+        for lease in self._leases.values():
+            if lease.owner is owner:
+                lease.until = now + lease.lasts
+
+    def expire(self, now: float) -> None:
+        """Take back what silent consumers hold; forget groups that take nothing while others wait for their windows."""
+        for grant in [grant for grant, lease in self._leases.items() if lease.until < now]:
+            self.counts.expired_leases += 1
+            self._end(grant, delivered=False)
+        for name, group in list(self._groups.items()):
+            waited_for = any(other.starved > group.used for other in self._groups.values() if other is not group)
+            if waited_for and now - group.used > self._group_seconds and not self._holds(name):
+                self._gone[name] = self._place(group)
+                del self._groups[name]
+                self.counts.forgotten_groups += 1
+        self._retire()
+
+    def refresh(self) -> int:
+        """Drop all rows that are ready, so that what comes next is new. How many rows some group has not had, or nobody."""
+        dropped = 0
+        ready = [w for w in self._windows if w.state is State.READY and w.ordinal >= self._floor]
+        for group in self._groups.values():
+            missed = self._available(group)
+            group.missed, group.untold = group.missed + missed, group.untold + missed
+            group.ordinal, group.offset = self._next_ordinal, 0
+            dropped = max(dropped, missed)
+        if not self._groups:
+            dropped = sum(w.n_rows * self.serves for w in ready)
+        self._floor, self._first_offset = self._next_ordinal, 0
+        self.counts.refreshed_rows += dropped
+        self._retire()
+        return dropped
+
+    # --- what there is ---
+
+    def available(self, group: str) -> int:
+        """Rows that a group could claim now."""
+        known = self._groups.get(group)
+        return self._available(known if known is not None else self._newcomer(0.0))
+
+    def lowest_position(self) -> Position:
+        """How far all groups are: before this position nobody needs anything."""
+        groups = self._groups.values()
+        if not groups:
+            return self._position(self._newcomer(0.0))
+        return self._position(min(groups, key=lambda g: (g.ordinal, g.offset)))
+
+    def windows(self) -> list[dict[str, object]]:
+        """The windows, for people."""
+        return [
+            {"state": w.state.value, "generation": w.generation, "epoch": w.epoch, "number": w.number,
+             "rows": w.filled_rows, "held_by": w.holders}
+            for w in self._windows
+        ]  # fmt: skip
+
+    def groups(self) -> dict[str, dict[str, object]]:
+        """The groups, for people."""
+        return {
+            name: {
+                "rows": group.rows,
+                "missed_rows": group.missed,
+                "ready_rows": self._available(group),
+                "position": str(self._position(group)),
+            }
+            for name, group in self._groups.items()
+        }
+
+    @property
+    def held_rows(self) -> int:
+        """Rows that are granted and not yet released."""
+        return sum(extent.n for lease in self._leases.values() for extent in lease.extents)
+
+    # --- parts ---
+
+    def _newcomer(self, now: float) -> _Group:
+        """A group begins at the oldest window that is there; the very first one at the position that the feed began with."""
+        ready = [w.ordinal for w in self._windows if w.state is State.READY and w.ordinal >= self._floor]
+        ordinal = min(ready, default=self._next_ordinal)
+        return _Group(ordinal, self._first_offset if ordinal == 0 else 0, used=now)
+
+    def _group(self, name: str, now: float) -> _Group:
+        known = self._groups.get(name)
+        if known is not None:
+            return known
+        if len(self._groups) >= self._max_groups:
+            raise RequestRefused(
+                f"group {name!r}: there are {self._max_groups} groups already: {', '.join(sorted(self._groups))[:200]}",
+                param="group",
+                code="too_many_groups",
+            )
+        group = self._groups[name] = self._newcomer(now)
+        if name in self._gone:
+            group.missed = group.untold = max(0, self._place(group) - self._gone.pop(name))
+        return group
+
+    def _place(self, group: _Group) -> int:
+        """How many rows were to be served before a group's next one, since the start."""
+        window = self._ready(group.ordinal)
+        return self._filled_until if window is None else window.first + group.offset
+
+    def _ready(self, ordinal: int) -> _Window | None:
+        return next((w for w in self._windows if w.state is State.READY and w.ordinal == ordinal), None)
+
+    def _available(self, group: _Group) -> int:
+        windows = [w for w in self._windows if w.state is State.READY and w.ordinal >= group.ordinal]
+        return sum(w.n_rows for w in windows) * self.serves - (group.offset if windows else 0)
+
+    def _take(self, group: _Group, n: int) -> list[Extent]:
+        extents = []
+        while n:
+            window = self._ready(group.ordinal)
+            assert window is not None
+            turn, start = divmod(group.offset, window.n_rows)
+            if turn >= self.serves:
+                group.ordinal, group.offset = group.ordinal + 1, 0
+                continue
+            taken = min(n, window.n_rows - start)
+            extents.append(
+                Extent(
+                    window.number_in_memory, window.generation, window.epoch, window.number, turn, window.n_rows, start, taken
+                )
+            )  # fmt: skip
+            window.holders += 1
+            group.offset += taken
+            n -= taken
+        self._step_over(group)
+        return extents
+
+    def _step_over(self, group: _Group) -> None:
+        """A group that has had all of a window is done with it."""
+        window = self._ready(group.ordinal)
+        if window is not None and group.offset >= window.n_rows * self.serves:
+            group.ordinal, group.offset = group.ordinal + 1, 0
+            self._retire()
+
+    def _position(self, group: _Group) -> Position:
+        window = self._ready(group.ordinal)
+        if window is not None:
+            served_before = window.number * self.window_rows * self.serves
+            return Position(self._start.seed, window.epoch, served_before + group.offset, window.mark)
+        epoch, number, mark = self._next
+        offset = group.offset if group.ordinal == 0 else 0
+        return Position(self._start.seed, epoch, number * self.window_rows * self.serves + offset, mark)
+
+    def _end(self, grant: int, *, delivered: bool) -> int:
+        lease = self._leases.pop(grant)
+        rows = sum(extent.n for extent in lease.extents)
+        for extent in lease.extents:
+            self._windows[extent.window].holders -= 1
+        if delivered:
+            self.counts.delivered_rows += rows
+        else:
+            self.counts.abandoned_rows += rows
+        self._retire()
+        return rows
+
+    def _holds(self, group: str) -> bool:
+        return any(lease.group == group for lease in self._leases.values())
+
+    def _retire(self) -> None:
+        """Free the windows that every group has had and nobody holds."""
+        wanted_from = min((g.ordinal for g in self._groups.values()), default=self._floor)
+        for window in self._windows:
+            if window.state is State.READY and window.holders == 0 and window.ordinal < wanted_from:
+                window.state = State.FREE

@@ -1,0 +1,463 @@
+"""Taking rows from a feed: over HTTP, or straight out of its memory on the same machine, which the client finds out by itself.
+
+client = FeedClient("http://127.0.0.1:6970", token)
+client.wait_for_data()
+for batch in client.iter(4096, device="cuda", prefetch=4):
+    loss = sae(batch)
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import queue
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Literal, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from actscope.clock import boot_id
+from actscope.engines.reading.contract import ROW_LABEL
+from actscope.errors import (
+    ActscopeError,
+    FeedEnded,
+    FeedError,
+    FeedNotReady,
+    MissingExtra,
+    SettingsError,
+    UpstreamError,
+)
+from actscope.feed.choosing import choose
+from actscope.feed.far import FarFeed
+from actscope.feed.near import DTYPES, NearFeed
+
+log = logging.getLogger("actscope.feed")
+
+Transport = Literal["auto", "near", "http"]
+_SLICE_S = 20.0  # of one wait that the feed is asked for; longer ones are asked for again
+_POLL_S = 0.2
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Batch:
+    """Some rows: values [n, width], or [n, sites, width] of several sites.
+
+    `position` is where its first row stands in the feed's order, `next` where the row after its last one does: a feed that is
+    started with `--resume` and that position goes on with exactly that row. `missed` rows before it were never had. `labels`,
+    where asked for, is ROW_LABEL [n].
+    """
+
+    values: Tensor
+    sites: tuple[str, ...]
+    position: str
+    next: str
+    missed: int = 0
+    labels: np.ndarray | None = None
+
+
+class FeedClient:
+    """One consumer of a feed. Not for several threads at once; use as a context manager, or close it.
+
+    token: what the feed printed when it started, else $ACTSCOPE_TOKEN. group: within a group each row goes to one consumer,
+    and every group gets all rows. transport: "auto" takes the feed's own memory where it is on this machine and of this user.
+    """
+
+    def __init__(
+        self,
+        url: str = "http://127.0.0.1:6970",
+        token: str | None = None,
+        *,
+        group: str = "default",
+        transport: Transport = "auto",
+        timeout: float = 300.0,
+    ) -> None:
+        if transport not in ("auto", "near", "http"):
+            raise SettingsError(f"transport {transport!r}: expected auto, near or http")
+        self.group, self.timeout = group, timeout
+        self._token = token if token is not None else os.environ.get("ACTSCOPE_TOKEN", "")
+        self._transport = transport
+        self._far = FarFeed(url, self._token, timeout=max(timeout, _SLICE_S + 30))
+        self._near: NearFeed | None = None
+        self._sites: tuple[str, ...] = ()
+        self.position = ""
+        """Where the row after the last one taken stands."""
+
+    # --- what there is ---
+
+    def wait_for_data(self, num_samples: int = 1, timeout: float | None = None) -> dict[str, Any]:
+        """Wait until so many rows are ready; the feed need not be up yet. Its stats.
+
+        Raises FeedError when the feed has failed or ended, UpstreamError when it does not come in time.
+        """
+        until = time.monotonic() + (self.timeout if timeout is None else timeout)
+        while True:
+            try:
+                stats = self.get_stats()
+                mine = stats["groups"].get(self.group, {}).get("ready_rows", stats["ready_rows"])
+                if mine >= num_samples:
+                    return stats
+                if stats["state"] in ("failed", "ended"):
+                    raise FeedError(
+                        f"the feed has {stats['state']}: {stats['failure'] or 'all epochs have been served'}"
+                    )
+                problem: ActscopeError = UpstreamError(f"{mine} rows are ready ({stats['generator']['phase']})")
+            except (UpstreamError, FeedNotReady) as error:
+                problem = error
+            if time.monotonic() > until:
+                raise UpstreamError(f"{num_samples} rows were not there in time: {problem}") from problem
+            time.sleep(_POLL_S)  # the feed may not be up yet: there is nothing to wait on
+
+    def get_stats(self) -> dict[str, Any]:
+        """How the feed does: `GET /stats`."""
+        stats: dict[str, Any] = self._far.json("/stats")
+        return stats
+
+    def get_statistics(self) -> dict[str, dict[str, Any]]:
+        """Of each site: rows, mean_norm, norm_scale, mean and std [width] over all rows so far."""
+        sites: dict[str, dict[str, Any]] = self._far.json("/statistics")["sites"]
+        return sites
+
+    def about(self) -> dict[str, Any]:
+        """Model, dataset, sites, width and dtype: `GET /`."""
+        about: dict[str, Any] = self._far.json("/")
+        return about
+
+    def refresh(self) -> int:
+        """Drop the rows that are ready, for all groups. How many those were."""
+        return int(self._far.json("/refresh", method="POST")["dropped_rows"])
+
+    # --- rows ---
+
+    def get_activations_tensor(
+        self, num_samples: int, *, sites: str = "", device: str | torch.device | None = None, out: Tensor | None = None
+    ) -> Tensor:
+        """The next rows: [n, width], or [n, sites, width] of several sites, in the feed's dtype. See `take`."""
+        values = self.take(num_samples, sites=sites, out=out).values
+        return values if device is None else values.to(device)
+
+    def get_activations(self, num_samples: int, *, sites: str = "") -> list[Any]:
+        """The next rows as lists of floats."""
+        rows: list[Any] = self.take(num_samples, sites=sites).values.to(torch.float32).tolist()
+        return rows
+
+    def take(
+        self,
+        num_samples: int,
+        *,
+        sites: str = "",
+        labels: bool = False,
+        out: Tensor | None = None,
+        timeout: float | None = None,
+    ) -> Batch:
+        """The next `num_samples` rows of the group; waits for them, at most `timeout` seconds. Fewer at the end of the epochs.
+
+        out: a contiguous CPU tensor of the feed's dtype with room for them, which is used instead of a new one. Raises
+        FeedNotReady when they are not there in time, FeedEnded when there will be no more, UpstreamError when the feed has gone.
+        """
+        seconds = self.timeout if timeout is None else timeout
+        batch = self._waited(lambda wait: self._take(num_samples, sites, labels, out, wait), seconds)
+        self.position = batch.next
+        return batch
+
+    def _waited(self, ask: Callable[[float], T], seconds: float) -> T:
+        """What `ask(wait)` gives, asked again until it is there or the time is over."""
+        until = time.monotonic() + seconds
+        while True:
+            left = until - time.monotonic()
+            try:
+                return ask(min(max(0.0, left), _SLICE_S))
+            except FeedNotReady as error:
+                left = until - time.monotonic()
+                if left <= 0:
+                    raise
+                time.sleep(min(error.retry_after, _POLL_S, left))
+
+    def iter(
+        self,
+        batch_size: int,
+        *,
+        sites: str = "",
+        device: str | torch.device | None = None,
+        prefetch: int = 2,
+        normalize: bool = False,
+        drop_last: bool = False,
+        zero_copy: bool = False,
+    ) -> Iterator[Tensor]:
+        """Batches [batch_size, width], or [batch_size, sites, width], until the epochs end; a thread takes `prefetch` ahead.
+
+        normalize: rows times the feed's `norm_scale` as it was at the start, so that their mean norm is sqrt(width).
+        zero_copy: batches of one site lie in the feed's own memory (same machine only): each is valid until the next one is
+        asked for, and must not be written to. `self.position` is always that behind the batch last given.
+        """
+        if batch_size < 1:
+            raise SettingsError(f"batch_size {batch_size}: expected at least 1")
+        if zero_copy:
+            yield from self._views(batch_size, sites, drop_last=drop_last)
+            return
+        scale: float | Tensor | None = None
+        for batch in ahead(lambda: self._batches(batch_size, sites, device), prefetch):
+            if drop_last and len(batch.values) < batch_size:
+                return
+            if normalize and scale is None:
+                scale = self._scale(batch)
+            self.position = batch.next
+            yield batch.values if scale is None else batch.values * scale
+
+    def _batches(self, n: int, sites: str, device: str | torch.device | None) -> Iterator[Batch]:
+        """Batches until the end. What was taken ahead and never given counts as delivered: resume by `position`."""
+        while True:
+            try:
+                batch = self._waited(lambda wait: self._take(n, sites, False, None, wait), self.timeout)
+            except FeedEnded:
+                return
+            if device is not None:
+                moved = batch.values.to(device, non_blocking=False)
+                batch = Batch(moved, batch.sites, batch.position, batch.next, batch.missed, batch.labels)
+            yield batch
+
+    def _views(self, n: int, sites: str, *, drop_last: bool) -> Iterator[Tensor]:
+        near = self._opened()
+        if near is None:
+            raise SettingsError("zero_copy needs a feed of this user on this machine; this one is reached over HTTP")
+        chosen = choose(sites, self._sites)
+        if len(chosen) != 1:
+            raise SettingsError(f"zero_copy gives the rows of one site; sites={sites!r} names {len(chosen)}")
+        while True:
+            try:
+                granted = self._waited(lambda wait: near.claim(n, wait), self.timeout)
+            except FeedEnded:
+                return
+            if drop_last and sum(e.n for e in granted.extents) < n:
+                return near.release(granted)
+            try:
+                yield near.views(granted, chosen[0])
+                if not near.whole(granted):
+                    log.warning(
+                        "these rows were taken back while they were used: this consumer was silent for too long"
+                    )
+                self.position = granted.next
+            finally:
+                near.release(granted)
+
+    # --- parts ---
+
+    def _take(self, n: int, sites: str, labels: bool, out: Tensor | None, wait: float) -> Batch:
+        near = self._opened()
+        if near is not None:
+            return self._take_near(near, n, sites, labels, out, wait)
+        return self._take_far(n, sites, labels, out, wait)
+
+    def _opened(self) -> NearFeed | None:
+        """The feed's memory, if it can be had; looked for once."""
+        if self._near is not None or self._transport == "http":
+            return self._near
+        try:
+            place = self._far.json("/near")
+            if place["boot_id"] != boot_id() or not os.path.exists(place["socket"]):
+                raise UpstreamError("the feed runs on another machine, or in another container")
+            self._near = NearFeed(place["socket"], self._token, self.group)
+            self._sites = tuple(self._near.welcome.sites)
+        except FeedNotReady:
+            raise
+        except (ActscopeError, OSError) as error:
+            if self._transport == "near":
+                raise
+            log.info("rows come over HTTP: %s", error)
+            self._transport = "http"
+        return self._near
+
+    def _take_near(self, near: NearFeed, n: int, sites: str, labels: bool, out: Tensor | None, wait: float) -> Batch:
+        chosen = choose(sites, self._sites)
+        while True:
+            granted = near.claim(n, wait)
+            rows = sum(extent.n for extent in granted.extents)
+            values = _room(out, _shape(rows, len(chosen), near.layout.width), near.dtype)
+            near.read(granted, chosen, values)
+            found = near.labels(granted) if labels else None
+            whole = near.whole(granted)
+            near.release(granted, delivered=whole)
+            if whole:
+                names = tuple(self._sites[i] for i in chosen)
+                return Batch(values, names, granted.position, granted.next, granted.missed, found)
+            log.warning("%d rows were taken back while they were read: this consumer was silent for too long", rows)
+
+    def _take_far(self, n: int, sites: str, labels: bool, out: Tensor | None, wait: float) -> Batch:
+        format = "safetensors" if labels else "raw"
+        answer = self._far.ask(
+            "/activations/tensor", num_samples=n, sites=sites, group=self.group, wait=wait, format=format
+        )
+        about = {name: answer.headers[f"X-Actscope-{name}"] for name in ("Shape", "Dtype", "Sites", "Position", "Next")}
+        shape = tuple(int(size) for size in about["Shape"].split(","))
+        values = _room(out, shape, DTYPES[about["Dtype"]])
+        found = None
+        if labels:
+            found = _of_safetensors(self._far.read(answer), values)
+        else:
+            self._far.read_into(answer, memoryview(values.view(torch.uint8).reshape(-1).numpy()))  # type: ignore[arg-type]
+        missed = int(answer.headers["X-Actscope-Missed-Rows"])
+        return Batch(values, tuple(about["Sites"].split(",")), about["Position"], about["Next"], missed, found)
+
+    def _scale(self, batch: Batch) -> float | Tensor:
+        stats = self.get_stats()["sites"]
+        scales = [stats[name]["norm_scale"] for name in batch.sites]
+        if len(scales) == 1:
+            return float(scales[0])
+        return torch.tensor(scales, dtype=batch.values.dtype, device=batch.values.device)[:, None]
+
+    def close(self) -> None:
+        """Leave the feed."""
+        near, self._near = self._near, None
+        if near is not None:
+            near.close()
+        self._far.close()
+
+    def __enter__(self) -> FeedClient:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class AsyncFeedClient:
+    """The same for asyncio: each call runs on a thread of its own, so that the loop goes on. One call at a time."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        self._client = FeedClient(*arguments, **options)
+        self._lock = asyncio.Lock()
+
+    async def _run(self, do: Callable[..., T], *arguments: Any, **options: Any) -> T:
+        async with self._lock:
+            return await asyncio.to_thread(do, *arguments, **options)
+
+    @property
+    def position(self) -> str:
+        """Where the row after the last one taken stands."""
+        return self._client.position
+
+    async def wait_for_data(self, num_samples: int = 1, timeout: float | None = None) -> dict[str, Any]:
+        """As `FeedClient.wait_for_data`."""
+        return await self._run(self._client.wait_for_data, num_samples, timeout)
+
+    async def get_stats(self) -> dict[str, Any]:
+        """As `FeedClient.get_stats`."""
+        return await self._run(self._client.get_stats)
+
+    async def get_statistics(self) -> dict[str, dict[str, Any]]:
+        """As `FeedClient.get_statistics`."""
+        return await self._run(self._client.get_statistics)
+
+    async def refresh(self) -> int:
+        """As `FeedClient.refresh`."""
+        return await self._run(self._client.refresh)
+
+    async def get_activations_tensor(self, num_samples: int, **options: Any) -> Tensor:
+        """As `FeedClient.get_activations_tensor`."""
+        return await self._run(self._client.get_activations_tensor, num_samples, **options)
+
+    async def take(self, num_samples: int, **options: Any) -> Batch:
+        """As `FeedClient.take`."""
+        return await self._run(self._client.take, num_samples, **options)
+
+    async def iter(self, batch_size: int, **options: Any) -> AsyncIterator[Tensor]:
+        """As `FeedClient.iter`."""
+        batches = self._client.iter(batch_size, **options)
+        end = object()
+        while (batch := await self._run(next, batches, end)) is not end:
+            assert isinstance(batch, Tensor)
+            yield batch
+
+    async def close(self) -> None:
+        """Leave the feed."""
+        await self._run(self._client.close)
+
+    async def __aenter__(self) -> AsyncFeedClient:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+
+def ahead(make: Callable[[], Iterator[T]], n: int) -> Iterator[T]:
+    """The items of an iterator, up to `n` made ahead on a thread; what it raises is raised here. n = 0: no thread."""
+    if n <= 0:
+        yield from make()
+        return
+    made: queue.Queue[tuple[bool, Any]] = queue.Queue(maxsize=n)
+    over = threading.Event()
+
+    def put(item: tuple[bool, Any]) -> bool:
+        while not over.is_set():
+            try:
+                made.put(item, timeout=0.1)
+                return True
+            except queue.Full:
+                continue
+        return False
+
+    def work() -> None:
+        try:
+            for item in make():
+                if not put((True, item)):
+                    return
+            put((False, None))
+        except BaseException as error:
+            put((False, error))
+
+    thread = threading.Thread(target=work, name="actscope-prefetch", daemon=True)
+    thread.start()
+    try:
+        while True:
+            there, item = made.get()
+            if there:
+                yield item
+            elif item is None:
+                return
+            else:
+                raise item
+    finally:
+        over.set()
+        thread.join()
+
+
+def _shape(n: int, n_sites: int, width: int) -> tuple[int, ...]:
+    return (n, width) if n_sites == 1 else (n, n_sites, width)
+
+
+def _room(out: Tensor | None, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """Where rows go: the first rows of `out`, or a new tensor."""
+    if out is None:
+        return torch.empty(tuple(shape), dtype=dtype)
+    fits = out.dtype == dtype and tuple(out.shape[1:]) == tuple(shape[1:]) and len(out) >= shape[0]
+    if not fits or not out.is_contiguous() or out.device.type != "cpu":
+        raise SettingsError(
+            f"out: expected a contiguous CPU tensor {dtype} of at least {tuple(shape)}, "
+            f"found {out.dtype} {tuple(out.shape)} on {out.device}"
+        )
+    return out[: shape[0]]
+
+
+def _of_safetensors(file: bytes, out: Tensor) -> np.ndarray:
+    """Labels of a safetensors answer; its rows go to `out`."""
+    try:
+        from safetensors.torch import load
+    except ModuleNotFoundError as error:
+        raise MissingExtra("feed", "safetensors") from error
+    tensors = load(file)
+    out.copy_(tensors["activations"])
+    labels = np.empty(len(out), ROW_LABEL)
+    for name in ROW_LABEL.names or ():
+        labels[name] = tensors[name].numpy()
+    return labels

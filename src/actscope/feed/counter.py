@@ -1,0 +1,209 @@
+"""The counter for consumers on the same machine: a unix socket over which they get the memory itself, and claims on its rows.
+
+The socket lies in the runtime directory, which only this user can enter; who connects must be this user, and show the token.
+A consumer that goes, or is silent for `lease_seconds`, loses what it holds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hmac
+import logging
+import os
+import secrets
+import socket
+import struct
+import time
+from pathlib import Path
+
+from actscope.errors import ActscopeError, FeedEnded, FeedError, FeedNotReady, RequestRefused, RingError
+from actscope.feed.buffer import Grant
+from actscope.feed.desk import Desk
+from actscope.feed.messages import (
+    FROM_CONSUMER,
+    TO_CONSUMER,
+    Beat,
+    Claim,
+    Ended,
+    FromConsumer,
+    Granted,
+    Hello,
+    Memory,
+    NotReady,
+    Refused,
+    Release,
+    Stretch,
+    ToConsumer,
+    Welcome,
+)
+from actscope.ring.runtime import runtime_dir
+
+log = logging.getLogger("actscope.feed")
+
+_BACKLOG = 64
+_HELLO_S = 5.0
+
+
+class Counter:
+    """Listens while it is open. `path` is where."""
+
+    def __init__(self, desk: Desk, token: str) -> None:
+        self._desk, self._token = desk, token.encode()
+        self.path = runtime_dir() / f"feed-{secrets.token_hex(8)}.sock"
+        self._listener = _listening(self.path)
+        self._consumers: set[asyncio.Task[None]] = set()
+
+    @property
+    def n_consumers(self) -> int:
+        """Consumers that are connected."""
+        return len(self._consumers)
+
+    async def run(self) -> None:
+        """Take consumers in, for ever."""
+        loop = asyncio.get_running_loop()
+        while True:
+            connection, _ = await loop.sock_accept(self._listener)
+            if len(self._consumers) >= self._desk.settings.max_consumers or not _is_ours(connection):
+                connection.close()
+                continue
+            task = loop.create_task(self._serve(connection))
+            self._consumers.add(task)
+            task.add_done_callback(self._consumers.discard)
+
+    async def close(self) -> None:
+        """Send everybody away; nothing of the socket is left."""
+        self.path.unlink(missing_ok=True)
+        self._listener.close()
+        for task in self._consumers:
+            task.cancel()
+        await asyncio.gather(*self._consumers, return_exceptions=True)
+
+    async def _serve(self, connection: socket.socket) -> None:
+        consumer = _Consumer(self._desk, connection)
+        try:
+            async with asyncio.timeout(_HELLO_S):
+                hello = await consumer.receive()
+            if not isinstance(hello, Hello) or not hmac.compare_digest(hello.token.encode(), self._token):
+                return
+            await consumer.serve(hello.group)
+        except (OSError, TimeoutError, ActscopeError) as error:
+            log.debug("a consumer's connection ended: %s", error)
+        finally:
+            rows = self._desk.release_owner(consumer)
+            if rows:
+                log.warning("a consumer went with %d rows that it held: they are counted as abandoned", rows)
+            connection.close()
+
+
+class _Consumer:
+    """One connection; the owner of what it claims."""
+
+    def __init__(self, desk: Desk, connection: socket.socket) -> None:
+        self._desk, self._connection = desk, connection
+        self._buffer = bytearray()
+        self._loop = asyncio.get_running_loop()
+
+    async def receive(self) -> FromConsumer | None:
+        while (message := FROM_CONSUMER.take(self._buffer)) is None:
+            data = await self._loop.sock_recv(self._connection, 1 << 16)
+            if not data:
+                return None
+            self._buffer += data
+        return message
+
+    async def _send(self, message: ToConsumer) -> None:
+        await self._loop.sock_sendall(self._connection, TO_CONSUMER.pack(message))
+
+    async def serve(self, group: str) -> None:
+        """Answer until it goes. A claim that waits is dropped when it goes: what nobody can take is not granted."""
+        if not await self._welcome():
+            return
+        waiting: asyncio.Task[None] | None = None
+        try:
+            while (message := await self.receive()) is not None:
+                self._desk.buffer.heard(self, time.monotonic())
+                if isinstance(message, Claim):
+                    if waiting is not None:
+                        await waiting
+                    waiting = self._loop.create_task(self._answer(group, message))
+                elif isinstance(message, Release):
+                    self._desk.release(message.grant, self, delivered=message.delivered)
+                elif not isinstance(message, Beat):
+                    return
+        finally:
+            if waiting is not None:
+                waiting.cancel()
+                await asyncio.gather(waiting, return_exceptions=True)
+
+    async def _answer(self, group: str, claim: Claim) -> None:
+        await self._send(await self._claim(group, claim))
+
+    async def _welcome(self) -> bool:
+        desk = self._desk
+        facts, memory = desk.facts, desk.memory
+        if facts is None or memory is None:
+            await self._send(NotReady("the model is being loaded", 0))
+            return False
+        layout = memory.layout
+        welcome = Welcome(
+            memory=Memory(layout.n_windows, layout.window_rows, layout.n_sites, layout.width, layout.dtype),
+            sites=facts.sites,
+            model=facts.model,
+            revision=facts.revision,
+            seed=desk.settings.seed,
+            shuffle=desk.settings.shuffle,
+            most_rows=desk.most_rows,
+            lease_seconds=desk.settings.lease_seconds,
+        )
+        readable = os.open(f"/proc/self/fd/{memory.fd}", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            TO_CONSUMER.send_with(
+                self._connection, welcome, readable
+            )  # fits the socket's buffer: the first thing in it
+        finally:
+            os.close(readable)
+        return True
+
+    async def _claim(self, group: str, claim: Claim) -> ToConsumer:
+        """The answer to a claim."""
+        lease = self._desk.settings.lease_seconds
+        try:
+            taking = self._desk.take(group, claim.n, self, wait=claim.wait, lease=lease)
+            return _granted(await taking)
+        except FeedNotReady as error:
+            return NotReady(str(error), error.available)
+        except FeedEnded as error:
+            return Ended(str(error))
+        except (RequestRefused, FeedError) as error:
+            return Refused(str(error))
+
+
+def _granted(grant: Grant) -> Granted:
+    stretches = [
+        Stretch(e.window, e.generation, e.epoch, e.number, e.turn, e.window_rows, e.start, e.n) for e in grant.extents
+    ]
+    return Granted(grant.id, stretches, str(grant.position), str(grant.next), grant.missed)
+
+
+def _listening(path: Path) -> socket.socket:
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        listener.bind(str(path))
+        path.chmod(0o600)
+        listener.listen(_BACKLOG)
+        listener.setblocking(False)
+    except OSError as error:
+        listener.close()
+        with contextlib.suppress(OSError):
+            path.unlink()
+        raise RingError(f"{path}: cannot listen there ({error}): set ACTSCOPE_RUNTIME_DIR to a shorter path") from error
+    return listener
+
+
+def _is_ours(connection: socket.socket) -> bool:
+    """Whether the process at the other end is this user's."""
+    connection.setblocking(False)
+    data = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+    _, uid, _ = struct.unpack("3i", data)
+    return bool(uid == os.geteuid())

@@ -1,0 +1,154 @@
+"""Where rows are asked for: the buffer's state, its memory, and whoever waits, all on one event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any
+
+from actscope.errors import FeedError, FeedNotReady, RequestRefused
+from actscope.feed.buffer import Buffer, Grant
+from actscope.feed.memory import FeedMemory
+from actscope.feed.messages import Filled, Loaded
+from actscope.feed.position import Mark, Position
+from actscope.feed.settings import FeedSettings
+from actscope.feed.statistics import Statistics
+
+_EXPIRE_S = 0.25
+
+
+class Desk:
+    """Hands rows out and takes them back. `facts` and `memory` are there once the generator has loaded its model."""
+
+    def __init__(self, settings: FeedSettings, start: Position) -> None:
+        self.settings = settings
+        self.start = start
+        self.buffer = Buffer(
+            windows=settings.windows,
+            window_rows=settings.window_rows,
+            serves=settings.serves,
+            start=start,
+            epochs=settings.epochs,
+            max_groups=settings.max_groups,
+            group_seconds=settings.group_seconds,
+        )
+        self.facts: Loaded | None = None
+        self.memory: FeedMemory | None = None
+        self.statistics: dict[str, Statistics] = {}
+        self.failure = ""
+        self._changed = asyncio.Event()
+        self.room = asyncio.Event()
+        """Set when a window may have become free."""
+
+    @property
+    def most_rows(self) -> int:
+        """How many rows one claim may ask for: more could wait for ever."""
+        return min(self.settings.max_samples, self.settings.window_rows * self.settings.serves)
+
+    def open(self, facts: Loaded, memory: FeedMemory) -> None:
+        """The generator has loaded: from now on it is known what rows there will be."""
+        self.facts, self.memory = facts, memory
+        self.statistics = {site: Statistics(facts.width) for site in facts.sites}
+
+    def filled(self, message: Filled) -> None:
+        """A window can be served."""
+        self.buffer.filled(
+            message.window, message.n_rows, Mark(*message.begun), Mark(*message.after), epoch_over=message.epoch_over
+        )
+        for statistics, sums in zip(self.statistics.values(), message.sums, strict=True):
+            statistics.add(message.n_rows, sums)
+        self.notify()
+
+    def fail(self, why: str) -> None:
+        """There will be no more rows, and this is why. What is ready can still be had."""
+        self.failure = why
+        self.notify()
+
+    def notify(self) -> None:
+        """Something changed: whoever waits looks again."""
+        self._changed.set()
+        self._changed = asyncio.Event()
+        self.room.set()
+
+    async def take(self, group: str, n: int, owner: object, *, wait: float = 0.0, lease: float = float("inf")) -> Grant:
+        """The next `n` rows of a group, as soon as they are there, for at most `wait` seconds.
+
+        Raises FeedNotReady, FeedEnded, RequestRefused as `Buffer.claim` does, and FeedError when the feed has failed.
+        """
+        if not 1 <= n <= self.most_rows:
+            raise RequestRefused(
+                f"num_samples {n}: expected 1 to {self.most_rows}", param="num_samples", code="too_many_samples"
+            )
+        until = time.monotonic() + min(wait, self.settings.wait_seconds)
+        while True:
+            changed = self._changed
+            try:
+                return self._claim(group, n, owner, lease)
+            except FeedNotReady as error:
+                if self.failure:
+                    raise FeedError(f"the feed has failed: {self.failure}") from error
+                left = until - time.monotonic()
+                if left <= 0:
+                    error.retry_after = self._retry_after()
+                    raise
+                await _within(changed, left)
+
+    def _claim(self, group: str, n: int, owner: object, lease: float) -> Grant:
+        try:
+            return self.buffer.claim(group, n, owner, time.monotonic(), lease)
+        finally:
+            self.room.set()
+
+    def release(self, grant: int, owner: object, *, delivered: bool) -> bool:
+        """The rows have arrived, or not."""
+        released = self.buffer.release(grant, owner, delivered=delivered)
+        self.room.set()
+        return released
+
+    def release_owner(self, owner: object) -> int:
+        """A consumer has gone."""
+        rows = self.buffer.release_owner(owner)
+        self.room.set()
+        return rows
+
+    def refresh(self) -> int:
+        """Drop what is ready. How many rows that was."""
+        dropped = self.buffer.refresh()
+        self.notify()
+        return dropped
+
+    async def keep_time(self) -> None:
+        """Let leases run out, for ever."""
+        while True:
+            await asyncio.sleep(_EXPIRE_S)
+            self.buffer.expire(time.monotonic())
+            self.room.set()
+
+    def _retry_after(self) -> float:
+        """When a new window may be there, by how fast the present one fills."""
+        return 1.0 if self.facts is not None else 2.0
+
+    def describe(self) -> dict[str, Any]:
+        """What rows there are: for `GET /` and for consumers."""
+        facts = self.facts
+        if facts is None:
+            return {"model": self.settings.model, "dataset": self.settings.dataset, "sites": None, "width": None}
+        return {
+            "model": facts.model,
+            "revision": facts.revision,
+            "engine": facts.engine,
+            "dataset": facts.dataset,
+            "dataset_fingerprint": facts.fingerprint,
+            "texts": facts.n_texts,
+            "sites": facts.sites,
+            "width": facts.width,
+            "dtype": facts.dtype,
+            "deterministic": facts.deterministic,
+        }
+
+
+async def _within(event: asyncio.Event, seconds: float) -> None:
+    try:
+        await asyncio.wait_for(event.wait(), seconds)
+    except TimeoutError:
+        return

@@ -1,0 +1,103 @@
+"""A consumer over HTTP. One connection that is kept; bytes go from the socket into the tensor, and nowhere between."""
+
+from __future__ import annotations
+
+import http.client
+import json
+from typing import Any
+from urllib.parse import urlencode, urlsplit
+
+from actscope.errors import (
+    ActscopeError,
+    FeedEnded,
+    FeedError,
+    FeedNotReady,
+    RequestRefused,
+    SettingsError,
+    UpstreamError,
+)
+
+
+class FarFeed:
+    """Talks to one feed. One request at a time, from one thread."""
+
+    def __init__(self, url: str, token: str, *, timeout: float) -> None:
+        parts = urlsplit(url if "//" in url else f"http://{url}")
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise SettingsError(f"feed {url!r}: expected http://host:port")
+        kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+        self.url = f"{parts.scheme}://{parts.netloc}"
+        self._connection = kind(parts.hostname, parts.port, timeout=timeout)
+        self._headers = {"Authorization": f"Bearer {token}"}
+
+    def ask(self, path: str, *, method: str = "GET", **query: Any) -> http.client.HTTPResponse:
+        """The answer, its body not yet read. Raises what a refusal stands for, and UpstreamError when nobody answers."""
+        target = f"{path}?{urlencode(query)}" if query else path
+        for attempt in (1, 2):
+            fresh = self._connection.sock is None
+            try:
+                self._connection.request(method, target, headers=self._headers)
+                answer = self._connection.getresponse()
+                break
+            except (http.client.RemoteDisconnected, BrokenPipeError, ConnectionResetError) as error:
+                self._connection.close()  # a kept connection that the feed has closed meanwhile is no failure
+                if fresh or attempt == 2:
+                    raise self._silent(error) from error
+            except (OSError, http.client.HTTPException) as error:
+                self._connection.close()
+                raise self._silent(error) from error
+        if answer.status >= 400:
+            raise _refusal(answer)
+        return answer
+
+    def json(self, path: str, *, method: str = "GET", **query: Any) -> Any:
+        """The answer as JSON."""
+        return json.loads(self.read(self.ask(path, method=method, **query)))
+
+    def read(self, answer: http.client.HTTPResponse) -> bytes:
+        """The body."""
+        try:
+            return answer.read()
+        except (OSError, http.client.HTTPException) as error:
+            self._connection.close()
+            raise self._silent(error) from error
+
+    def read_into(self, answer: http.client.HTTPResponse, out: memoryview) -> None:
+        """The body, which must be as long as `out`."""
+        have = 0
+        try:
+            while have < len(out) and (n := answer.readinto(out[have:])):
+                have += n
+            rest = answer.read() if have == len(out) else b""
+        except (OSError, http.client.HTTPException) as error:
+            self._connection.close()
+            raise self._silent(error) from error
+        if have < len(out) or rest:
+            self._connection.close()
+            raise UpstreamError(f"{self.url}: expected {len(out)} bytes of rows, got {have}: the feed has gone")
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._connection.close()
+
+    def _silent(self, error: Exception) -> UpstreamError:
+        return UpstreamError(
+            f"{self.url}: no feed answers ({type(error).__name__}: {error}); is `actscope feed` running?"
+        )
+
+
+def _refusal(answer: http.client.HTTPResponse) -> ActscopeError:
+    try:
+        error = json.loads(answer.read())["error"]
+        message, code, param = str(error["message"]), error.get("code"), error.get("param")
+    except (ValueError, KeyError, TypeError):
+        message, code, param = f"HTTP {answer.status}", None, None
+    if answer.status == 410:
+        return FeedEnded(message)
+    if code == "not_ready" or answer.status == 429:
+        return FeedNotReady(message, retry_after=float(answer.headers.get("Retry-After") or 1))
+    if answer.status in (401, 403):
+        return SettingsError(f"the feed refuses: {message}")
+    if answer.status >= 500:
+        return FeedError(message)
+    return RequestRefused(message, param=param, code=code)

@@ -1,0 +1,123 @@
+"""Filling one window: chunk after chunk of the epoch's stream, each row at the place where it will be served."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from actscope.engines.reading.contract import ROW_LABEL, Reader, Rows
+from actscope.engines.reading.stream import Stream
+from actscope.errors import FeedError
+from actscope.feed.memory import FeedMemory
+from actscope.feed.messages import Filled, FillWindow, SiteSums
+from actscope.feed.order import places
+
+_TORCH = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_OPAQUE = np.dtype(f"V{ROW_LABEL.itemsize}")  # numpy copies those as memory, structured ones field by field
+_BLOCK = 16384
+
+Progress = Callable[[int], None]
+
+
+class Filler:
+    """Fills windows of `memory`. `stream_of(epoch)` is the stream of an epoch."""
+
+    def __init__(
+        self, reader: Reader, stream_of: Callable[[int], Stream], memory: FeedMemory, *, seed: int, shuffle: bool
+    ) -> None:
+        self._reader, self._stream_of, self._memory = reader, stream_of, memory
+        self._seed, self._shuffle = seed, shuffle
+        self._layout = memory.layout
+        self._last: tuple[tuple[int, int], Rows] | None = None
+
+    def fill(self, order: FillWindow, progress: Progress) -> Filled:
+        """Fill it. Raises FeedError where the dataset has no row at all, and EngineError where the model fails."""
+        begin = time.monotonic()
+        stream = self._stream_of(order.epoch)
+        begun = order.mark if order.mark is not None else stream.locate(order.number * self._layout.window_rows)
+        sums = [_Sums(self._layout.width) for _ in self._reader.facts.sites]
+        (chunk, skip), n = begun, 0
+        while n < self._layout.window_rows and chunk < stream.n_chunks:
+            rows = self._read(order.epoch, chunk, stream)
+            stop = min(len(rows.labels), skip + self._layout.window_rows - n)
+            self._put(order, rows, skip, stop, n, sums)
+            n += stop - skip
+            chunk, skip = (chunk + 1, 0) if stop == len(rows.labels) else (chunk, stop)
+            progress(n)
+        if n == 0 and order.number == 0:
+            raise FeedError(
+                "the dataset gives no row: all its texts are empty, or the token mask leaves nothing of them"
+            )
+        if 0 < n < self._layout.window_rows:
+            self._close_ranks(order, n)
+        return Filled(
+            window=order.window,
+            n_rows=n,
+            begun=begun,
+            after=(chunk, skip),
+            epoch_over=chunk >= stream.n_chunks,
+            seconds=time.monotonic() - begin,
+            sums=[one.message() for one in sums],
+        )
+
+    def _read(self, epoch: int, chunk: int, stream: Stream) -> Rows:
+        """The rows of a chunk; the last one is kept, since the next window often begins in its middle."""
+        if self._last is None or self._last[0] != (epoch, chunk):
+            self._last = None
+            self._last = (epoch, chunk), self._reader.read(stream.pieces(chunk))
+        return self._last[1]
+
+    def _put(self, order: FillWindow, rows: Rows, skip: int, stop: int, n: int, sums: list[_Sums]) -> None:
+        layout = self._layout
+        to = places(
+            layout.window_rows, n, n + stop - skip, self._seed, order.epoch, order.number, shuffle=self._shuffle
+        )
+        self._memory.labels(order.window).view(_OPAQUE)[to] = rows.labels[skip:stop].view(_OPAQUE)
+        index = torch.from_numpy(to)
+        for i, site in enumerate(self._reader.facts.sites):
+            values = rows.values[site][skip:stop]
+            self._plane(order.window, i).index_copy_(0, index, values)
+            sums[i].add(values)
+
+    def _plane(self, window: int, site: int) -> Tensor:
+        """The memory of one site's rows, [window_rows, width]."""
+        return torch.from_numpy(self._memory.plane(window, site)).view(_TORCH[self._layout.dtype])
+
+    def _close_ranks(self, order: FillWindow, n: int) -> None:
+        """The last window of an epoch is not full: its rows move up, in their order, which stays a uniform one."""
+        taken = np.sort(
+            places(self._layout.window_rows, 0, n, self._seed, order.epoch, order.number, shuffle=self._shuffle)
+        )
+        labels = self._memory.labels(order.window).view(_OPAQUE)
+        planes = [self._plane(order.window, i) for i in range(self._layout.n_sites)]
+        for start in range(0, n, _BLOCK):  # a row never moves down, so that none is overwritten before it has moved
+            block = taken[start : start + _BLOCK]
+            labels[start : start + len(block)] = labels[block]
+            index = torch.from_numpy(block)
+            for plane in planes:
+                plane[start : start + len(block)] = plane[index]
+
+
+class _Sums:
+    """Sums over a window's rows at one site, in float64."""
+
+    def __init__(self, width: int) -> None:
+        self._values = np.zeros(width)
+        self._squares = np.zeros(width)
+        self._norms = 0.0
+
+    def add(self, rows: Tensor) -> None:
+        if not len(rows):
+            return
+        values = rows.to(torch.float64)
+        squares = values.square()
+        self._values += values.sum(0).numpy()
+        self._squares += squares.sum(0).numpy()
+        self._norms += float(squares.sum(1).sqrt().sum())
+
+    def message(self) -> SiteSums:
+        return SiteSums(self._values.tobytes(), self._squares.tobytes(), self._norms)

@@ -1,0 +1,179 @@
+"""A consumer on the same machine: claims rows over a unix socket, and reads them out of the feed's own memory.
+
+Nothing is copied but from that memory into the trainer's batch. A claim's rows are held until they are released; a thread tells
+the feed now and then that this process lives.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import socket
+import threading
+import warnings
+from collections.abc import Sequence
+
+import msgspec
+import numpy as np
+import torch
+from torch import Tensor
+
+from actscope.errors import FeedEnded, FeedError, FeedNotReady, UpstreamError
+from actscope.feed.extents import labels_of, unchanged
+from actscope.feed.layout import Layout
+from actscope.feed.memory import FeedMemory
+from actscope.feed.messages import (
+    FROM_CONSUMER,
+    TO_CONSUMER,
+    Beat,
+    Claim,
+    Ended,
+    FromConsumer,
+    Granted,
+    Hello,
+    NotReady,
+    Release,
+    Stretch,
+    Welcome,
+)
+from actscope.feed.order import served
+
+log = logging.getLogger("actscope.feed")
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_CONNECT_S = 10.0
+
+
+class NearFeed:
+    """One connection. One claim at a time; `claim`, `release` and `close` may come from several threads."""
+
+    def __init__(self, path: str, token: str, group: str) -> None:
+        self._connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._connection.settimeout(_CONNECT_S)
+        try:
+            self._connection.connect(path)
+            FROM_CONSUMER.send(self._connection, Hello(token, group))
+            self.welcome, fd = self._received_welcome()
+        except BaseException:
+            self._connection.close()
+            raise
+        self._connection.settimeout(None)
+        layout = Layout(*msgspec.structs.astuple(self.welcome.memory))
+        self._memory = FeedMemory.attach(fd, layout)
+        self._planes = [[self._plane(w, s) for s in range(layout.n_sites)] for w in range(layout.n_windows)]
+        self._sending, self._asking = threading.Lock(), threading.Lock()
+        self._closed = threading.Event()
+        threading.Thread(target=self._beat, name="actscope-beat", daemon=True).start()
+
+    def _received_welcome(self) -> tuple[Welcome, int]:
+        message, fd = TO_CONSUMER.receive_with(self._connection)
+        if isinstance(message, NotReady):
+            raise FeedNotReady(message.message)
+        if not isinstance(message, Welcome) or fd is None:
+            raise UpstreamError("the feed does not take this consumer in: its token is wrong, or there are too many")
+        return message, fd
+
+    def _plane(self, window: int, site: int) -> Tensor:
+        with warnings.catch_warnings():
+            warnings.filterwarnings(
+                "ignore", message=".*not writable.*"
+            )  # it is mapped to be read; nothing here writes
+            return torch.from_numpy(self._memory.plane(window, site)).view(DTYPES[self._memory.layout.dtype])
+
+    # --- claims ---
+
+    def claim(self, n: int, wait: float) -> Granted:
+        """The next `n` rows of the group. Raises FeedNotReady, FeedEnded, FeedError, UpstreamError."""
+        with self._asking:
+            self._send(Claim(n, wait))
+            answer = TO_CONSUMER.receive(self._connection)
+        if isinstance(answer, Granted):
+            return answer
+        if isinstance(answer, NotReady):
+            raise FeedNotReady(answer.message, answer.available)
+        if isinstance(answer, Ended):
+            raise FeedEnded(answer.message)
+        if answer is None:
+            raise UpstreamError("the feed has gone: start it again")
+        raise FeedError(getattr(answer, "message", f"an answer that makes no sense: {answer}"))
+
+    def release(self, granted: Granted, *, delivered: bool = True) -> None:
+        """Give the rows up."""
+        with contextlib.suppress(UpstreamError):  # a feed that has gone holds nothing
+            self._send(Release(granted.grant, delivered))
+
+    def whole(self, granted: Granted) -> bool:
+        """Whether what was read of these rows until now is whole; False when they were taken back, for we were silent."""
+        return unchanged(self._memory, granted.extents)
+
+    # --- rows ---
+
+    def read(self, granted: Granted, sites: Sequence[int], out: Tensor) -> None:
+        """Copy the rows: to out [n, width] of one site, to [n, sites, width] of several."""
+        begin = 0
+        for extent in granted.extents:
+            part = out[begin : begin + extent.n]
+            for place, site in enumerate(sites):
+                self._copy(extent, site, part if len(sites) == 1 else part[:, place])
+            begin += extent.n
+
+    def views(self, granted: Granted, site: int) -> Tensor:
+        """The rows of one site, [n, width], in the feed's own memory where they lie together, else a copy.
+
+        They are the feed's: valid until they are released, and writing to them ends the process.
+        """
+        first = granted.extents[0]
+        if len(granted.extents) == 1 and first.turn == 0:
+            return self._planes[first.window][site][first.start : first.start + first.n]
+        out = torch.empty(sum(e.n for e in granted.extents), self._memory.layout.width, dtype=self.dtype)
+        self.read(granted, [site], out)
+        return out
+
+    def labels(self, granted: Granted) -> np.ndarray:
+        """ROW_LABEL [n]: whose each row is."""
+        return labels_of(self._memory, granted.extents, self.welcome.seed)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return DTYPES[self._memory.layout.dtype]
+
+    @property
+    def layout(self) -> Layout:
+        return self._memory.layout
+
+    def _copy(self, extent: Stretch, site: int, out: Tensor) -> None:
+        plane, stop = self._planes[extent.window][site], extent.start + extent.n
+        if extent.turn == 0:
+            out.copy_(plane[extent.start : stop])
+            return
+        order = served(
+            extent.window_rows, extent.start, stop, self.welcome.seed, extent.epoch, extent.number, extent.turn
+        )
+        out.copy_(plane.index_select(0, torch.from_numpy(order)))
+
+    # --- the rest ---
+
+    def _send(self, message: FromConsumer) -> None:
+        try:
+            with self._sending:
+                FROM_CONSUMER.send(self._connection, message)
+        except OSError as error:
+            raise UpstreamError("the feed has gone: start it again") from error
+
+    def _beat(self) -> None:
+        while not self._closed.wait(max(0.02, self.welcome.lease_seconds / 4)):
+            try:
+                self._send(Beat())
+            except UpstreamError:
+                return
+
+    def close(self) -> None:
+        """Leave. What is still held is counted as abandoned."""
+        if self._closed.is_set():
+            return
+        self._closed.set()
+        with contextlib.suppress(OSError):
+            self._connection.shutdown(socket.SHUT_RDWR)
+        self._connection.close()
+        self._planes = []
+        self._memory.close()

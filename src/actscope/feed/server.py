@@ -1,0 +1,57 @@
+"""Running the feed: its port, and one uvicorn."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable
+from dataclasses import replace
+
+import uvicorn
+from fastapi import FastAPI
+
+from actscope.feed.app import create_app
+from actscope.feed.service import Service
+from actscope.feed.settings import FeedSettings
+from actscope.serving.listening import listen, uvicorn_config
+
+
+class FeedServer(uvicorn.Server):
+    """uvicorn that lets nobody wait for rows when it is told to stop. `settings` has the port that was taken."""
+
+    def __init__(self, app: FastAPI, service: Service, sock: socket.socket) -> None:
+        super().__init__(uvicorn_config(app, service.settings))
+        self.service = service
+        self.settings = service.settings
+        self.on_started: Callable[[FeedSettings], None] | None = None
+        self._socket = sock
+
+    def run_here(self) -> None:
+        """Serve until SIGINT, SIGTERM or `should_exit`."""
+        self.run(sockets=[self._socket])
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.on_started is not None and self.started:
+            self.on_started(self.settings)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self.service.stop()
+        await super().shutdown(sockets)
+
+
+def open_server(settings: FeedSettings) -> FeedServer:
+    """Listen (so that the port is known and taken), and make the server. Raises SettingsError when it cannot."""
+    sock = listen(settings)
+    try:
+        service = Service(replace(settings, port=sock.getsockname()[1]))
+    except BaseException:
+        sock.close()
+        raise
+    return FeedServer(create_app(service), service, sock)
+
+
+def serve(settings: FeedSettings, on_started: Callable[[FeedSettings], None] | None = None) -> None:
+    """Run the feed until it is told to stop. `on_started` gets the settings with the port that was taken."""
+    server = open_server(settings)
+    server.on_started = on_started
+    server.run_here()

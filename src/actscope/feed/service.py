@@ -1,0 +1,117 @@
+"""The parts of a running feed, put together: the desk, the generator, the counter for near consumers, the state file."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from actscope.errors import SettingsError
+from actscope.feed.counter import Counter
+from actscope.feed.desk import Desk
+from actscope.feed.position import Position
+from actscope.feed.settings import FeedSettings
+from actscope.feed.state import StateFile
+from actscope.feed.supervisor import Supervisor
+
+log = logging.getLogger("actscope.feed")
+
+
+class Service:
+    """One feed. Everything of it runs on one event loop, from `running` on."""
+
+    def __init__(self, settings: FeedSettings) -> None:
+        self.settings = settings
+        self._file = StateFile.open(settings) if settings.state else None
+        start = _start(settings, self._file)
+        self.desk: Desk
+        self._start = start
+        self._supervisor: Supervisor | None = None
+        self._counter: Counter | None = None
+        self.started = time.monotonic()
+        self.in_flight = 0
+        self.stopping = False
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """The feed, from its first process to its last."""
+        self.desk = Desk(self.settings, self._start)
+        self._supervisor = Supervisor(self.desk)
+        self._counter = Counter(self.desk, self.settings.token)
+        tasks = [asyncio.create_task(work) for work in self._work(self._supervisor, self._counter)]
+        for task in tasks:
+            task.add_done_callback(_report)
+        try:
+            yield
+        finally:
+            self.stop()
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            await self._counter.close()
+            await self._supervisor.close()
+            if self._file is not None:
+                await asyncio.to_thread(self._file.write, self.desk.buffer.lowest_position(), self.desk.facts)
+            if self.desk.memory is not None:
+                self.desk.memory.close()
+
+    def _work(self, supervisor: Supervisor, counter: Counter) -> list[Any]:
+        work = [supervisor.run(), counter.run(), self.desk.keep_time()]
+        return [*work, self._file.keep(self.desk)] if self._file is not None else work
+
+    def stop(self) -> None:
+        """Let nobody wait any longer."""
+        self.stopping = True
+        if not self.desk.failure:
+            self.desk.fail("it is being stopped")
+
+    @property
+    def state(self) -> str:
+        """In one word."""
+        desk = self.desk
+        if desk.failure:
+            return "failed"
+        if desk.facts is None:
+            return "loading"
+        if desk.buffer.available(""):
+            return "serving"
+        return "ended" if desk.buffer.ended else "filling"
+
+    @property
+    def socket_path(self) -> str:
+        """Where near consumers connect."""
+        assert self._counter is not None
+        return str(self._counter.path)
+
+    @property
+    def n_consumers(self) -> int:
+        """Near consumers that are connected."""
+        return self._counter.n_consumers if self._counter else 0
+
+    def generator_stats(self) -> dict[str, Any]:
+        """How the generator does."""
+        assert self._supervisor is not None
+        return self._supervisor.stats()
+
+
+def _start(settings: FeedSettings, file: StateFile | None) -> Position:
+    """Where to begin: where the settings say, else where the state file says, else at the beginning."""
+    found = Position.parse(settings.resume) if settings.resume else file.position if file else None
+    if found is None:
+        return Position(settings.seed)
+    if found.seed != settings.seed:
+        raise SettingsError(
+            f"feed resume {found}: it is of seed {found.seed}, the settings say {settings.seed}: an order goes on with its seed"
+        )
+    if settings.epochs and found.epoch >= settings.epochs:
+        raise SettingsError(f"feed resume {found}: all {settings.epochs} epochs have been served")
+    return found
+
+
+def _report(task: asyncio.Task[None]) -> None:
+    """A part that failed is a fault of ours: it must not go unseen."""
+    if not task.cancelled() and (error := task.exception()) is not None:
+        log.error("a part of the feed failed", exc_info=error)

@@ -1,0 +1,82 @@
+"""The file that says how far a feed has come, so that the next one goes on there.
+
+It is behind by a second at most: what was served since is served again after a crash. A trainer that keeps the position of its
+last batch in its own checkpoint, and resumes from that, goes on exactly.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from actscope.errors import RecordingError, SettingsError
+from actscope.feed.messages import Loaded
+from actscope.feed.position import Position
+from actscope.feed.settings import FeedSettings
+from actscope.store.files import publish, read_file
+
+if TYPE_CHECKING:
+    from actscope.feed.desk import Desk
+
+_EVERY_S = 1.0
+_MOST = 1 << 16
+#: What the order depends on: with other values, a position means other rows.
+_ORDER = (
+    "model", "dataset", "split", "column", "texts", "sites", "context", "mask", "chunk_texts", "window_rows", "serves", "seed",
+    "shuffle",
+)  # fmt: skip
+
+
+class _Content(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    format: str
+    position: str
+    order: dict[str, str]
+    revision: str = ""
+    fingerprint: str = ""
+
+
+class StateFile:
+    """One file; written whole or not at all."""
+
+    def __init__(self, path: Path, order: dict[str, str], position: Position | None) -> None:
+        self._path, self._order = path, order
+        self.position = position
+        self._written: Position | None = None
+
+    @classmethod
+    def open(cls, settings: FeedSettings) -> StateFile:
+        """The file that the settings name; it need not exist. Raises SettingsError when it is none, or of another order."""
+        path = Path(settings.state)
+        order = {name: str(getattr(settings, name)) for name in _ORDER}
+        if not path.parent.is_dir():
+            raise SettingsError(f"feed state {path}: there is no directory {path.parent}")
+        try:
+            content = msgspec.json.decode(read_file(path, _MOST), type=_Content)
+        except FileNotFoundError:
+            return cls(path, order, None)
+        except (msgspec.DecodeError, RecordingError) as error:
+            raise SettingsError(f"feed state {path}: is no state file of a feed: {error}") from error
+        differing = [name for name in _ORDER if content.order.get(name) != order[name]]
+        if differing:
+            told = ", ".join(f"{name} (was {content.order.get(name)}, is {order[name]})" for name in differing)
+            raise SettingsError(f"feed state {path}: it is of another order: {told}; remove the file to begin anew")
+        return cls(path, order, Position.parse(content.position))
+
+    async def keep(self, desk: Desk) -> None:
+        """Write it whenever it has changed, for ever."""
+        while True:
+            await asyncio.sleep(_EVERY_S)
+            position = desk.buffer.lowest_position()
+            if position != self._written and desk.facts is not None:
+                await asyncio.to_thread(self.write, position, desk.facts)
+
+    def write(self, position: Position, facts: Loaded | None) -> None:
+        """Make it say so, durably."""
+        if facts is None:
+            return
+        content = _Content("actscope-feed-state", str(position), self._order, facts.revision, facts.fingerprint)
+        publish(self._path, msgspec.json.format(msgspec.json.encode(content), indent=1) + b"\n")
+        self._written = position

@@ -1,0 +1,78 @@
+"""Batch after batch in one HTTP answer."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from actscope.errors import FeedError
+from actscope.feed.answers import Batch, chunks_of
+from actscope.feed.buffer import Grant
+from actscope.feed.service import Service
+
+
+class StreamResponse(Response):
+    """Sends `batches` batches of `batch_size` rows; the first one is granted already. Holds one batch at a time."""
+
+    media_type = "application/octet-stream"
+
+    def __init__(
+        self,
+        feed: Service,
+        sites: Sequence[int],
+        group: str,
+        batch_size: int,
+        batches: int,
+        wait: float,
+        first: Grant,
+        owner: object,
+    ) -> None:
+        self._feed, self._sites, self._group, self._wait = feed, sites, group, wait
+        self._batch_size, self._batches = batch_size, batches
+        self._grant: Grant | None = first
+        self._owner = owner
+        self.status_code, self.background, self.body = 200, None, b""
+        self.init_headers(Batch(feed.desk, first, sites).headers())
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        gone = asyncio.ensure_future(_disconnected(receive))
+        try:
+            await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+            await self._send_batches(send, gone)
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+        finally:
+            gone.cancel()
+            self._release(delivered=False)
+
+    async def _send_batches(self, send: Send, gone: asyncio.Future[None]) -> None:
+        for number in range(self._batches):
+            if number and not await self._next():
+                return
+            assert self._grant is not None
+            for data in chunks_of(Batch(self._feed.desk, self._grant, self._sites).parts()):
+                async with asyncio.timeout(self._feed.settings.lease_seconds):
+                    await send({"type": "http.response.body", "body": data, "more_body": True})
+            self._release(delivered=not gone.done())
+            if gone.done() or self._feed.stopping:
+                return
+
+    async def _next(self) -> bool:
+        try:
+            desk = self._feed.desk
+            self._grant = await desk.take(self._group, self._batch_size, self._owner, wait=self._wait)
+        except FeedError:
+            return False
+        return True
+
+    def _release(self, *, delivered: bool) -> None:
+        grant, self._grant = self._grant, None
+        if grant is not None:
+            self._feed.desk.release(grant.id, self._owner, delivered=delivered)
+
+
+async def _disconnected(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        continue

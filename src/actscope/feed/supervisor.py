@@ -1,0 +1,263 @@
+"""The server's side of the generator: started, listened to, killed when it is silent, and started again when it dies."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import msgspec
+
+from actscope.errors import ActscopeError, FeedError
+from actscope.feed.desk import Desk
+from actscope.feed.layout import Layout
+from actscope.feed.memory import FeedMemory
+from actscope.feed.messages import (
+    FROM_GENERATOR,
+    TO_GENERATOR,
+    Failed,
+    Filled,
+    FillWindow,
+    FromGenerator,
+    Loaded,
+    Loading,
+    Memory,
+    Progress,
+    Start,
+)
+
+log = logging.getLogger("actscope.feed")
+
+_WATCH_S = 0.25
+_GRACE_S = 2.0
+_SECRET = "-" * 8
+
+
+class _Child:
+    """One generator: its process, its socket, and the thread that listens to it. Callbacks come on that thread."""
+
+    def __init__(self, settings: bytes, hear: Callable[[_Child, FromGenerator | None], None]) -> None:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            command = [sys.executable, "-m", "actscope.feed.generator", str(theirs.fileno())]
+            self.process = subprocess.Popen(
+                command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, stdout=2, start_new_session=True
+            )
+        self.connection = ours
+        self.heard = time.monotonic()
+        TO_GENERATOR.send(ours, Start(settings))
+        threading.Thread(target=self._listen, args=(hear,), name="actscope-generator", daemon=True).start()
+
+    def _listen(self, hear: Callable[[_Child, FromGenerator | None], None]) -> None:
+        try:
+            while (message := FROM_GENERATOR.receive(self.connection)) is not None:
+                self.heard = time.monotonic()
+                hear(self, message)
+        except ActscopeError as error:
+            log.error("the generator said what cannot be read: %s", error)
+        hear(self, None)
+
+    def end(self, grace_s: float = 0.0) -> int:
+        """Close the socket, which ends it; kill it when it does not. Its exit code."""
+        with contextlib.suppress(OSError):
+            self.connection.shutdown(socket.SHUT_RDWR)
+        self.connection.close()
+        try:
+            return self.process.wait(grace_s)
+        except subprocess.TimeoutExpired:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.process.pid, 9)  # what it has started too
+            return self.process.wait()
+
+
+class Supervisor:
+    """Keeps a generator at work for a desk. Everything but `_Child`'s thread is on the event loop."""
+
+    def __init__(self, desk: Desk) -> None:
+        self._desk = desk
+        self._settings = desk.settings
+        self._loop = asyncio.get_running_loop()
+        self._child: _Child | None = None
+        self._order: FillWindow | None = None
+        self._filling: asyncio.Task[None] | None = None
+        self._closed = False
+        self._last_words: Failed | None = None
+        self.deaths = 0
+        self.deaths_in_a_row = 0
+        self.phase = "starting"
+        self.rows_per_second = 0.0
+        self.padding = 0.0
+
+    @property
+    def pid(self) -> int | None:
+        """The generator's process; None while there is none."""
+        return self._child.process.pid if self._child is not None else None
+
+    async def run(self) -> None:
+        """Keep it going, for ever."""
+        self._spawn()
+        while not self._closed:
+            self._look()
+            try:
+                await asyncio.wait_for(self._desk.room.wait(), _WATCH_S)
+            except TimeoutError:
+                continue
+            self._desk.room.clear()
+            self._send_order()
+
+    async def close(self) -> None:
+        """End the generator; nothing of it is left."""
+        self._closed = True
+        child, self._child = self._child, None
+        if child is not None:
+            await asyncio.to_thread(child.end, _GRACE_S)
+
+    def stats(self) -> dict[str, Any]:
+        """How the generator does."""
+        return {
+            "pid": self.pid,
+            "phase": self.phase,
+            "restarts": self.deaths,
+            "rows_per_second": round(self.rows_per_second, 1),
+            "padding": round(self.padding, 4),
+            "window": self._order.window if self._order else None,
+        }
+
+    # --- on the event loop ---
+
+    def _spawn(self) -> None:
+        settings = msgspec.json.encode(replace(self._settings, token=_SECRET))
+        self._last_words, self._order, self.phase = None, None, "starting"
+        self._child = _Child(settings, self._hear_from_thread)
+
+    def _hear_from_thread(self, child: _Child, message: FromGenerator | None) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop has ended
+            self._loop.call_soon_threadsafe(self._hear, child, message)
+
+    def _hear(self, child: _Child, message: FromGenerator | None) -> None:
+        if child is not self._child:
+            return
+        if message is None:
+            self._on_death(child)
+        elif isinstance(message, Loading):
+            self.phase = message.what
+        elif isinstance(message, Loaded):
+            self._filling = self._loop.create_task(self._on_loaded(child, message))
+        elif isinstance(message, Progress):
+            self.padding = message.padding
+            self._desk.buffer.progress(message.window, message.rows)
+        elif isinstance(message, Filled):
+            self._on_filled(message)
+        elif isinstance(message, Failed):
+            self._last_words = message
+
+    async def _on_loaded(self, child: _Child, facts: Loaded) -> None:
+        try:
+            memory = await self._memory_for(facts)
+        except ActscopeError as error:
+            self._give_up(str(error))
+            return
+        layout = memory.layout
+        described = Memory(layout.n_windows, layout.window_rows, layout.n_sites, layout.width, layout.dtype)
+        self.phase = "waiting"
+        try:
+            TO_GENERATOR.send_with(child.connection, described, memory.fd)
+        except OSError:
+            return  # it has died, which is told on its own
+        self._send_order()
+        self._desk.notify()
+
+    async def _memory_for(self, facts: Loaded) -> FeedMemory:
+        """The memory; made for the first generator, and fit for each later one. Raises SettingsError, FeedError."""
+        desk, settings = self._desk, self._settings
+        if desk.memory is not None and desk.facts is not None:
+            _check_same(desk.facts, facts)
+            return desk.memory
+        if settings.width and settings.width != facts.width:
+            raise FeedError(
+                f"{facts.model} gives rows of width {facts.width}, expected {settings.width} (setting: width)"
+            )
+        layout = Layout(settings.windows, settings.window_rows, len(facts.sites), facts.width, settings.dtype)
+        self.phase = f"allocating {layout.total_bytes / 1e9:.2f} GB"
+        memory = await asyncio.to_thread(FeedMemory.create, layout, huge_pages=settings.huge_pages, numa=settings.numa)
+        desk.open(facts, memory)
+        return memory
+
+    def _on_filled(self, message: Filled) -> None:
+        self._order, self.phase = None, "waiting"
+        self.deaths_in_a_row = 0
+        if message.seconds > 0:
+            self.rows_per_second = message.n_rows / message.seconds
+        self._desk.filled(message)
+        self._send_order()
+
+    def _send_order(self) -> None:
+        """Have the next window filled, where one is free and the generator is ready."""
+        desk, child = self._desk, self._child
+        if child is None or desk.memory is None or self._order is not None or self.phase != "waiting":
+            return
+        fill = desk.buffer.begin()
+        if fill is None:
+            return
+        desk.memory.generations[fill.window] = fill.generation  # before a row of it is written
+        mark = (fill.mark.chunk, fill.mark.skip) if fill.mark else None
+        self._order = FillWindow(fill.window, fill.generation, fill.epoch, fill.number, mark)
+        self.phase = "filling"
+        with contextlib.suppress(OSError):
+            TO_GENERATOR.send(child.connection, self._order)
+
+    def _look(self) -> None:
+        child = self._child
+        if child is None or time.monotonic() - child.heard < self._settings.heartbeat_seconds:
+            return
+        log.error("the generator (pid %d) is silent: it is killed", child.process.pid)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(child.process.pid, 9)
+        child.heard = time.monotonic()
+
+    def _on_death(self, child: _Child) -> None:
+        self._child, self._order = None, None
+        code = child.end(_GRACE_S)
+        self._desk.buffer.abandon()
+        if self._closed:
+            return
+        words = self._last_words
+        why = words.message if words else f"the generator ended (exit code {code})"
+        self.deaths += 1
+        self.deaths_in_a_row += 1
+        if (words and words.fatal) or self.deaths_in_a_row > self._settings.max_restarts:
+            self._give_up(why)
+            return
+        log.error("%s; it is started again, and goes on with the same rows (restart %d)", why, self.deaths)
+        self._loop.call_later(min(0.1 * 2**self.deaths_in_a_row, 10.0), self._respawn)
+
+    def _respawn(self) -> None:
+        if not self._closed and self._child is None:
+            self._spawn()
+
+    def _give_up(self, why: str) -> None:
+        log.error("the feed has failed: %s", why)
+        self.phase = "failed"
+        self._desk.fail(why)
+        child, self._child = self._child, None
+        if child is not None:
+            child.end()
+
+
+def _check_same(first: Loaded, now: Loaded) -> None:
+    """A generator in the place of another must read the same texts with the same model."""
+    for name in ("revision", "sites", "width", "dtype", "fingerprint", "n_texts"):
+        if getattr(first, name) != getattr(now, name):
+            raise FeedError(
+                f"the model or the dataset has changed under the feed: {name} was {getattr(first, name)!r}, "
+                f"is {getattr(now, name)!r}; start the feed anew"
+            )
