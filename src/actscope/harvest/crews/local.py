@@ -1,0 +1,167 @@
+"""Workers as processes of this machine, each in a session of its own, so that Ctrl-C reaches only the harvest itself."""
+
+from __future__ import annotations
+
+import selectors
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import msgspec
+
+from actscope.errors import EngineError
+from actscope.harvest import plan as plans
+from actscope.harvest.crews.contract import Died, Done, Event, Failed
+from actscope.harvest.crews.messages import (
+    Answer,
+    Job,
+    Open,
+    Opened,
+    Order,
+    Propose,
+    Proposed,
+    Raised,
+    Ran,
+    Run,
+    error_of,
+)
+from actscope.harvest.crews.station import answers, orders
+from actscope.harvest.plan import Plan, Proposal
+
+_GRACE_S = 5.0
+
+
+class LocalCrew:
+    """`size` processes at most."""
+
+    def __init__(self, job: Job, size: int = 1) -> None:
+        self.size = size
+        self._job = job
+        self._children: list[_Child] = []
+
+    def propose(self) -> Proposal:
+        child = self._started()
+        child.send(Propose())
+        answer = child.wait()
+        if isinstance(answer, Proposed):
+            child.idle = True
+            return answer.proposal
+        self._let_go(child)
+        raise (
+            error_of(answer) if isinstance(answer, Raised) else EngineError(f"a worker {child.ending()} as it started")
+        )
+
+    def muster(self, n: int) -> None:
+        while len(self._children) < min(n, self.size):
+            self._started().send(Open())
+
+    @property
+    def free(self) -> int:
+        return sum(child.idle for child in self._children)
+
+    def submit(self, plan: Plan, unit: int) -> None:
+        child = next(child for child in self._children if child.idle)
+        child.idle, child.unit = False, unit
+        child.send(Run(plans.encode(plan), unit))
+
+    def wait(self, timeout_s: float) -> list[Event]:
+        with selectors.DefaultSelector() as waiting:
+            for child in self._children:
+                waiting.register(child.connection, selectors.EVENT_READ, child)
+            ready = [key.data for key, _ in waiting.select(timeout_s)]
+        return [event for child in ready for event in self._heard(child)]
+
+    def close(self) -> None:
+        for child in self._children:
+            child.terminate()
+        while self._children:
+            self._children.pop().reap()
+
+    @property
+    def pids(self) -> list[int]:
+        """Of the workers."""
+        return [child.process.pid for child in self._children]
+
+    def _started(self) -> _Child:
+        child = _Child(self._job)
+        self._children.append(child)
+        return child
+
+    def _heard(self, child: _Child) -> Iterator[Event]:
+        answer = child.take()
+        if answer is None and not child.gone:
+            return  # half a message: the rest is under way
+        unit, child.unit, child.idle = child.unit, None, True
+        if isinstance(answer, Ran):
+            yield Done(answer.receipt)
+        elif not isinstance(answer, Opened):
+            self._let_go(child)
+            yield Failed(unit, error_of(answer)) if isinstance(answer, Raised) else Died(unit, child.ending())
+
+    def _let_go(self, child: _Child) -> None:
+        child.terminate()
+        child.reap()
+        self._children.remove(child)
+
+
+class _Child:
+    """A process at the other end of a socket."""
+
+    def __init__(self, job: Job) -> None:
+        self.unit: int | None = None
+        self.idle = False
+        self.gone = False
+        self.connection, theirs = socket.socketpair()
+        self._buffer = bytearray()
+        with theirs:
+            number = theirs.fileno()
+            command = [sys.executable, "-m", "actscope.harvest.crews.station", str(number)]
+            self.process = subprocess.Popen(
+                [*command, msgspec.json.encode(job).decode()],
+                pass_fds=[number],
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,
+            )
+
+    def send(self, order: Order) -> None:
+        try:
+            orders.send(self.connection, order)
+        except OSError:
+            self.gone = True  # noticed when its answer is waited for
+
+    def take(self) -> Answer | None:
+        """An answer, when one is whole. Reads once; None and `gone` when the process has ended."""
+        try:
+            data = self.connection.recv(1 << 16)
+        except OSError:
+            data = b""
+        self.gone = self.gone or not data
+        self._buffer += data
+        return answers.take(self._buffer)
+
+    def wait(self) -> Answer | None:
+        """Its next answer; None when it has ended instead."""
+        while (answer := self.take()) is None and not self.gone:
+            pass
+        return answer
+
+    def ending(self) -> str:
+        """How it ended, for a message."""
+        code = self.process.poll()
+        if code is not None and code < 0:
+            return f"was killed by {signal.Signals(-code).name}"
+        return f"ended with exit code {code}"
+
+    def terminate(self) -> None:
+        self.connection.close()
+        if not self.gone:  # else it is ending already, and how is of interest
+            self.process.terminate()
+
+    def reap(self) -> None:
+        try:
+            self.process.wait(_GRACE_S)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()

@@ -1,0 +1,197 @@
+"""Workers as actors of a Ray cluster: Ray Core, not Ray Data.
+
+A unit is a closed piece of work whose result lies in storage; what comes back is a receipt of some hundred bytes. Ray Data
+would move rows through its object store and order blocks by itself; here each actor holds the model, writes shards straight
+to the storage, and the harvest, which has to know about claims and receipts anyway, hands out and repeats units.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from typing import Any
+
+import msgspec
+
+from actscope.errors import EngineError, MissingExtra, SettingsError
+from actscope.harvest import plan as plans
+from actscope.harvest.crews.contract import Died, Done, Event, Failed
+from actscope.harvest.crews.messages import (
+    Answer,
+    Job,
+    Open,
+    Opened,
+    Order,
+    Propose,
+    Proposed,
+    Raised,
+    Ran,
+    Run,
+    error_of,
+)
+from actscope.harvest.plan import Plan, Proposal
+
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # read when Ray is imported
+try:
+    import ray
+    from ray.exceptions import RayError
+except ImportError as error:
+    raise MissingExtra("ray", "ray") from error
+
+_encode = msgspec.msgpack.encode
+_orders: msgspec.msgpack.Decoder[Order] = msgspec.msgpack.Decoder(Order)
+_answers: msgspec.msgpack.Decoder[Answer] = msgspec.msgpack.Decoder(Answer)
+
+
+class RayCrew:
+    """Up to `size` actors, spread over the nodes; 0 takes as many as the cluster has room for.
+
+    Joins the cluster at `address`, or the one that RAY_ADDRESS names, or one that runs on this machine, or starts one. Every node
+    must have this version of actscope, see the dataset under the same name, and have the storage's credentials.
+    """
+
+    def __init__(
+        self, job: Job, size: int = 0, *, address: str = "", cpus_per_worker: float = 0, gpus_per_worker: float = 0
+    ) -> None:
+        self._ours = _join(address)
+        self._needs = {"CPU": cpus_per_worker or float(job.settings.threads), "GPU": float(gpus_per_worker)}
+        self.size = _size(size, self._needs)
+        self._job = _encode(job)
+        self._seats: list[_Seat] = []
+
+    def propose(self) -> Proposal:
+        seat = self._started(Propose())
+        answer = seat.answer()
+        if isinstance(answer, Proposed):
+            seat.idle = True
+            return answer.proposal
+        self._let_go(seat)
+        raise error_of(answer) if isinstance(answer, Raised) else EngineError(f"a worker {answer} as it started")
+
+    def muster(self, n: int) -> None:
+        while len(self._seats) < min(n, self.size):
+            self._started(Open())
+
+    @property
+    def free(self) -> int:
+        return sum(seat.idle for seat in self._seats)
+
+    def submit(self, plan: Plan, unit: int) -> None:
+        seat = next(seat for seat in self._seats if seat.idle)
+        seat.idle, seat.unit = False, unit
+        seat.send(Run(plans.encode(plan), unit))
+
+    def wait(self, timeout_s: float) -> list[Event]:
+        pending = {seat.reference: seat for seat in self._seats if seat.reference is not None}
+        if not pending:
+            return []
+        ready, _ = ray.wait(list(pending), num_returns=1, timeout=timeout_s)
+        return [event for reference in ready for event in self._heard(pending[reference])]
+
+    def close(self) -> None:
+        for seat in list(self._seats):
+            self._let_go(seat)
+        if self._ours:
+            ray.shutdown()
+
+    def _started(self, order: Order) -> _Seat:
+        seat = _Seat(self._job, self._needs)
+        self._seats.append(seat)
+        seat.send(order)
+        return seat
+
+    def _heard(self, seat: _Seat) -> list[Event]:
+        answer = seat.answer()
+        unit, seat.unit, seat.idle = seat.unit, None, True
+        if isinstance(answer, Ran):
+            return [Done(answer.receipt)]
+        if isinstance(answer, Opened):
+            return []
+        self._let_go(seat)
+        return [Failed(unit, error_of(answer)) if isinstance(answer, Raised) else Died(unit, str(answer))]
+
+    def _let_go(self, seat: _Seat) -> None:
+        self._seats.remove(seat)
+        seat.end()
+
+
+class _Seat:
+    """An actor, and what it was last asked."""
+
+    def __init__(self, job: bytes, needs: dict[str, float]) -> None:
+        self.unit: int | None = None
+        self.idle = False
+        self.reference: Any = None
+        # no restarts by Ray: a unit has to be handed out again anyway, and then to whoever is free
+        options: Any = {
+            "num_cpus": needs["CPU"],
+            "num_gpus": needs["GPU"],
+            "max_restarts": 0,
+            "scheduling_strategy": "SPREAD",
+        }
+        self._actor: Any = ray.remote(**options)(_Station).remote(job)
+
+    def send(self, order: Order) -> None:
+        self.reference = self._actor.obey.remote(_encode(order))
+
+    def answer(self) -> Answer | str:
+        """What it answered; how it ended, when it did not. Waits for it."""
+        reference, self.reference = self.reference, None
+        try:
+            return _answers.decode(ray.get(reference))
+        except RayError as error:
+            return f"was lost ({type(error).__name__}: {_brief(error)})"
+
+    def end(self) -> None:
+        ray.kill(self._actor)
+
+
+class _Station:
+    """The actor: bytes in, bytes out, so that what Ray pickles is nothing but bytes."""
+
+    def __init__(self, job: bytes) -> None:
+        from actscope.harvest.crews.station import Station
+
+        self._station = Station(msgspec.msgpack.decode(job, type=Job))
+
+    def obey(self, order: bytes) -> bytes:
+        return _encode(self._station.obey(_orders.decode(order)))
+
+
+def _join(address: str) -> bool:
+    """Connect to a cluster. Whether the connection is ours to close."""
+    if ray.is_initialized():
+        return False
+    try:
+        ray.init(
+            address=address or None,
+            include_dashboard=False if address == "local" else None,
+            configure_logging=True,
+            logging_level=logging.ERROR,
+            log_to_driver=False,
+        )
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        where = f"the Ray cluster at {address}" if address else "a Ray cluster"
+        raise EngineError(
+            f"{where} cannot be joined: {_brief(error)}; see `ray status`, or start one with `ray start`"
+        ) from error
+    return True
+
+
+def _size(asked: int, needs: dict[str, float]) -> int:
+    """As many as were asked for, or as the whole cluster has room for. Raises SettingsError without room for one."""
+    has: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    room = min(int(has.get(kind, 0) / need) for kind, need in needs.items() if need)
+    if room < 1:
+        wanted = ", ".join(f"{need:g} {kind}" for kind, need in needs.items() if need)
+        found = ", ".join(f"{has.get(kind, 0):g} {kind}" for kind in needs)
+        raise SettingsError(
+            f"a worker needs {wanted}; the whole Ray cluster has {found}: see --cpus-per-worker, --threads"
+        )
+    return min(asked, room) if asked else room
+
+
+def _brief(error: BaseException) -> str:
+    """The first line of what Ray says."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0].rstrip(".") if lines else type(error).__name__

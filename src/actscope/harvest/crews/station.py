@@ -1,0 +1,76 @@
+"""A worker's end: `python -m actscope.harvest.crews.station FD`, started by the local crew, ends when the crew has gone.
+
+A unit that is being computed when the crew goes is computed to its end and committed: nothing is lost by it.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import sys
+import traceback
+
+import msgspec
+
+from actscope.errors import ActscopeError
+from actscope.harvest import plan as plans
+from actscope.harvest.crews.messages import Answer, Job, Opened, Order, Propose, Proposed, Ran, Run, raised
+from actscope.harvest.storage import open_storage
+from actscope.harvest.worker import Worker
+from actscope.serving.messages import Messages
+
+MOST_BYTES = 16 << 20
+answers: Messages[Answer] = Messages(Answer, most_bytes=MOST_BYTES)
+orders: Messages[Order] = Messages(Order, most_bytes=MOST_BYTES)
+
+
+class Station:
+    """A worker that is opened by its first order, so that what goes wrong then is an answer too."""
+
+    def __init__(self, job: Job) -> None:
+        self._job = job
+        self._worker: Worker | None = None
+
+    def obey(self, order: Order) -> Answer:
+        """What came of an order; errors are answers. One that actscope does not raise on purpose leaves its trace on stderr."""
+        try:
+            worker = self._worker = self._worker or _open(self._job)
+            if isinstance(order, Run):
+                return Ran(worker.run(plans.decode(order.plan, "the plan that was handed out"), order.unit))
+            return Proposed(worker.propose()) if isinstance(order, Propose) else Opened()
+        except Exception as error:  # the boundary of this process: the crew decides what is done about it
+            if not isinstance(error, ActscopeError):
+                traceback.print_exc()
+            return raised(error)
+
+
+def _open(job: Job) -> Worker:
+    _prepare_process()
+    return Worker(job.settings, open_storage(job.out, allow_http=job.allow_http))
+
+
+def _prepare_process() -> None:
+    """Kernels that give the same bits each time, and no bars on the crew's terminal."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # as many threads as there are cores, for every worker
+    import torch
+    from transformers.utils import logging as transformers_logging
+
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    logging.getLogger("torch").setLevel(logging.ERROR)
+
+
+def main() -> None:
+    connection = socket.socket(fileno=int(sys.argv[1]))
+    station = Station(msgspec.json.decode(sys.argv[2], type=Job))
+    while (order := orders.receive(connection)) is not None:
+        try:
+            answers.send(connection, station.obey(order))
+        except OSError:
+            return  # the crew has gone
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,113 @@
+"""The pieces of a unit: what the model reads, and whose every token is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from actscope.engines.reading.contract import Piece
+from actscope.engines.reading.cutting import Cutter, special_ids
+
+#: The text of a token that belongs to none: what stands at the start of a packed context, or between two texts.
+NO_TEXT = -1
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class OwnedPiece:
+    """A piece with the text of each of its tokens: int64 [n], NO_TEXT where it is a separator's."""
+
+    piece: Piece
+    texts: np.ndarray
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Cut:
+    """All pieces of a unit, and how many tokens at its end filled none."""
+
+    pieces: list[OwnedPiece]
+    left_over: int = 0
+
+    @property
+    def n_tokens(self) -> int:
+        return sum(len(owned.piece.token_ids) for owned in self.pieces)
+
+    @property
+    def n_rows(self) -> int:
+        return sum(owned.piece.n_rows for owned in self.pieces)
+
+
+class Apart:
+    """Every text on its own, in pieces of at most `context` tokens: see Cutter."""
+
+    def __init__(self, cutter: Cutter) -> None:
+        self._cutter = cutter
+
+    def cut(self, numbers: Sequence[int], texts: Sequence[str]) -> Cut:
+        pieces = self._cutter.cut(numbers, texts)
+        return Cut([OwnedPiece(piece, np.full(len(piece.token_ids), piece.text, np.int64)) for piece in pieces])
+
+
+class Packed:
+    """Texts one after the other in contexts of exactly `context` tokens, as SAELens packs them (concat_and_batch_sequences).
+
+    Every context begins with the BOS, and between two texts stands the separator, which is not doubled where the next text
+    brings it along. The model reads a context as one sequence: tokens see the texts before theirs in it. A text that does
+    not fit goes on in the next context. What is left at the end of a unit fills no context and is left out.
+
+    A piece's number is that of the context in its unit, its text that of the context's first token that has one.
+    """
+
+    def __init__(self, whole: Cutter, tokenizer: Any, *, context: int, separator: str, mask: str) -> None:
+        """`whole` cuts nothing: it only encodes. `mask`: which tokens give no row, as Cutter has it."""
+        self._whole = whole
+        self._context = context
+        self._bos = _id(tokenizer, "bos_token_id", "cls_token_id")
+        self._separator = {"bos": self._bos, "eos": _id(tokenizer, "eos_token_id", "sep_token_id")}.get(separator)
+        bos = [] if self._bos is None else [self._bos]
+        self._masked = np.array({"special": sorted(special_ids(tokenizer)), "bos": bos}.get(mask, []), np.int32)
+
+    def cut(self, numbers: Sequence[int], texts: Sequence[str]) -> Cut:
+        found: list[OwnedPiece] = []
+        ids: list[int] = []
+        owners: list[int] = []
+        for piece in self._whole.cut(numbers, texts):
+            own = piece.token_ids.tolist()
+            own = own[1:] if own and own[0] == self._bos else own
+            for token, owner in self._lead(ids, own):
+                self._push(token, owner, ids, owners, found)
+            for token in own:
+                if not ids:
+                    self._begin(token, ids, owners)
+                self._push(token, piece.text, ids, owners, found)
+        return Cut(found, left_over=len(ids))
+
+    def _lead(self, ids: list[int], own: list[int]) -> Iterator[tuple[int, int]]:
+        """The separator before a text that does not begin a context."""
+        if ids and own and self._separator is not None and own[0] != self._separator:
+            yield self._separator, NO_TEXT
+
+    def _begin(self, token: int, ids: list[int], owners: list[int]) -> None:
+        if self._bos is not None and token != self._bos:
+            ids.append(self._bos)
+            owners.append(NO_TEXT)
+
+    def _push(self, token: int, owner: int, ids: list[int], owners: list[int], found: list[OwnedPiece]) -> None:
+        ids.append(token)
+        owners.append(owner)
+        if len(ids) == self._context:
+            found.append(self._context_of(len(found), ids, owners))
+            ids.clear()
+            owners.clear()
+
+    def _context_of(self, number: int, ids: list[int], owners: list[int]) -> OwnedPiece:
+        token_ids, texts = np.array(ids, np.int32), np.array(owners, np.int64)
+        wanted = ~np.isin(token_ids, self._masked)
+        known = texts[texts != NO_TEXT]
+        return OwnedPiece(Piece(int(known[0]) if len(known) else 0, number, token_ids, wanted), texts)
+
+
+def _id(tokenizer: Any, *names: str) -> int | None:
+    return next((int(found) for name in names if (found := getattr(tokenizer, name, None)) is not None), None)

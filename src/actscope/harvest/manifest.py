@@ -1,0 +1,77 @@
+"""The manifest: what a finished harvest consists of, the same bytes whoever computed which unit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+
+from actscope.errors import HarvestDamaged
+from actscope.harvest.plan import FORMAT, VERSION, Plan
+from actscope.harvest.receipt import Receipt
+from actscope.harvest.statistics import SiteStatistics, added, statistics_of
+
+
+class ShardEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A shard, and how many rows of each site it has."""
+
+    unit: int
+    name: str
+    bytes: int
+    sha256: str
+    rows: int
+
+
+class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Everything that was harvested, unit by unit."""
+
+    format: str = FORMAT
+    version: int = VERSION
+    plan_id: str
+    plan: Plan
+    texts: int
+    tokens: int
+    left_over: int
+    rows: int
+    bytes: int
+    shards: tuple[ShardEntry, ...]
+    sites: dict[str, SiteStatistics]
+
+
+def manifest_of(plan: Plan, receipts: Sequence[Receipt]) -> Manifest:
+    """From the receipts of all units, in the order of the units."""
+    assert [receipt.unit for receipt in receipts] == list(range(plan.n_units))
+    shards = tuple(
+        ShardEntry(unit=receipt.unit, name=file.name, bytes=file.bytes, sha256=file.sha256, rows=receipt.rows)
+        for receipt in receipts
+        for file in receipt.files
+    )
+    return Manifest(
+        plan_id=plan.id,
+        plan=plan,
+        texts=sum(receipt.texts for receipt in receipts),
+        tokens=sum(receipt.tokens for receipt in receipts),
+        left_over=sum(receipt.left_over for receipt in receipts),
+        rows=sum(receipt.rows for receipt in receipts),
+        bytes=sum(shard.bytes for shard in shards),
+        shards=shards,
+        sites={
+            site: statistics_of(added(r.sums[site] for r in receipts if site in r.sums), plan.d_model)
+            for site in plan.sites
+        },
+    )
+
+
+def encode(manifest: Manifest) -> bytes:
+    return msgspec.json.format(msgspec.json.encode(manifest, order="deterministic"), indent=1) + b"\n"
+
+
+def decode(data: bytes, where: str) -> Manifest:
+    """Raises HarvestDamaged, naming `where`, for what is no manifest, or one whose plan does not match its id."""
+    try:
+        manifest = msgspec.json.decode(data, type=Manifest)
+    except msgspec.DecodeError as error:
+        raise HarvestDamaged(f"{where}: is no manifest of a harvest: {error}") from error
+    if manifest.plan.id != manifest.plan_id:
+        raise HarvestDamaged(f"{where}: its plan has the id {manifest.plan.id}, and it says {manifest.plan_id}")
+    return manifest

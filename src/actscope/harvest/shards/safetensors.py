@@ -1,0 +1,99 @@
+"""A shard as a safetensors file: https://github.com/huggingface/safetensors#format
+
+text       int64 [n]    the text's number in the dataset; -1 where the token belongs to none
+piece      int32 [n]    which piece of the text, or, packed, which context of the unit
+position   int32 [n]    the token's position in the piece, as the model took it
+token_id   int32 [n]
+<site>     [n, d]       float32, bfloat16 or float16
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from actscope.harvest.cutting import OwnedPiece
+from actscope.harvest.plan import Plan, Unit
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+#: How safetensors names a dtype, and bytes of a value.
+TYPES = {"float32": ("F32", 4), "bfloat16": ("BF16", 2), "float16": ("F16", 2)}
+LABELS = {"text": ("I64", 8), "piece": ("I32", 4), "position": ("I32", 4), "token_id": ("I32", 4)}
+
+
+class SafetensorsShard:
+    """Memory: the file, once. It is laid out when the number of rows is known, and filled in place."""
+
+    suffix = "safetensors"
+
+    def __init__(self, plan: Plan, unit: Unit, n_rows: int) -> None:
+        self._n, self._at = n_rows, 0
+        header, self._offsets = _header(plan, unit, n_rows)
+        self._row_bytes = plan.d_model * TYPES[plan.dtype][1]
+        self._data = bytearray(len(header) + self._offsets["end"])
+        self._data[: len(header)] = header
+        self._start = len(header)
+
+    def add(self, pieces: Sequence[OwnedPiece], values: dict[str, Tensor]) -> None:
+        import torch
+
+        labels = _labels(pieces)
+        for name, (_, size) in LABELS.items():
+            self._put(name, size, labels[name])
+        for site, rows in values.items():
+            self._put(site, self._row_bytes, rows.contiguous().view(torch.uint8).numpy())
+        self._at += len(labels["text"])
+
+    def finish(self) -> memoryview:
+        assert self._at == self._n, f"{self._at} rows of {self._n}"
+        return memoryview(self._data)
+
+    def _put(self, name: str, row_bytes: int, rows: np.ndarray) -> None:
+        begin = self._start + self._offsets[name] + self._at * row_bytes
+        view = np.frombuffer(self._data, np.uint8)[begin : begin + rows.nbytes]
+        view[:] = rows.reshape(-1).view(np.uint8)
+
+
+def _header(plan: Plan, unit: Unit, n: int) -> tuple[bytes, dict[str, int]]:
+    """The header, with its length in front, padded to 8 bytes; and where each tensor begins behind it."""
+    dtype, size = TYPES[plan.dtype]
+    tensors = [(name, kind, [n], n * width) for name, (kind, width) in LABELS.items()]
+    tensors += [(site, dtype, [n, plan.d_model], n * plan.d_model * size) for site in plan.sites]
+    entries: dict[str, object] = {"__metadata__": _metadata(plan, unit)}
+    offsets, end = {}, 0
+    for name, kind, shape, length in tensors:
+        entries[name] = {"dtype": kind, "shape": shape, "data_offsets": [end, end + length]}
+        offsets[name], end = end, end + length
+    text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return struct.pack("<Q", len(text)) + text, {**offsets, "end": end}
+
+
+def _metadata(plan: Plan, unit: Unit) -> dict[str, str]:
+    return {
+        "format": "pt",
+        "actscope_harvest": plan.id,
+        "unit": str(unit.number),
+        "unit_id": unit.id,
+        "model": plan.model,
+        "revision": plan.revision,
+        "dataset": plan.dataset,
+    }
+
+
+def _labels(pieces: Sequence[OwnedPiece]) -> dict[str, np.ndarray]:
+    wanted = [owned.piece.labels() for owned in pieces]
+    labels = np.concatenate(wanted)
+    texts = np.concatenate([owned.texts[owned.piece.wanted] for owned in pieces])
+    return {
+        "text": texts.astype("<i8"),
+        "piece": labels["piece"].astype("<i4"),
+        "position": labels["position"].astype("<i4"),
+        "token_id": labels["token_id"].astype("<i4"),
+    }

@@ -1,0 +1,111 @@
+"""Object storage behind the contract: S3 and what speaks like it, Google Cloud Storage, Azure, through obstore.
+
+Credentials and endpoints come from the environment, under the names that the clouds' own tools read: AWS_ACCESS_KEY_ID,
+AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN, AWS_REGION, AWS_ENDPOINT_URL; GOOGLE_APPLICATION_CREDENTIALS; AZURE_STORAGE_*.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any
+from urllib.parse import urlsplit
+
+from actscope.errors import HarvestError, MissingExtra
+from actscope.harvest.storage.contract import Data
+
+try:
+    import obstore
+    from obstore.exceptions import AlreadyExistsError, BaseError, PreconditionError
+    from obstore.store import from_url
+except ImportError as error:
+    raise MissingExtra("harvest", "obstore") from error
+
+#: A server that is away for less than this is waited for.
+PATIENCE_S = 60.0
+_LOOPBACK = ("localhost", "127.0.0.1", "::1")
+_ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")
+_CHUNK = 8 << 20
+#: What is larger goes up in several parts; S3 takes at most 5 GiB in one.
+_PART = 16 << 20
+
+
+class ObjectStorage:
+    """A prefix of a bucket. `put_new` is a PUT with If-None-Match: *, of one part, so at most 5 GiB."""
+
+    def __init__(self, url: str, *, allow_http: bool = False, patience_s: float = PATIENCE_S) -> None:
+        self.url = url.rstrip("/")
+        retry: Any = {
+            "max_retries": 10,
+            "retry_timeout": timedelta(seconds=patience_s),
+            "backoff": {"init_backoff": timedelta(milliseconds=100), "max_backoff": timedelta(seconds=5), "base": 2},
+        }
+        try:
+            client: Any = {"allow_http": allow_http or _endpoint_is_here(), "timeout": timedelta(seconds=120)}
+            self._store: Any = from_url(self.url, client_options=client, retry_config=retry)
+        except (BaseError, ValueError) as error:
+            raise HarvestError(f"{url}: cannot be opened: {_brief(error)}") from error
+
+    def put_new(self, name: str, data: Data) -> bool:
+        with self._naming(name, "writing"):
+            try:
+                obstore.put(self._store, name, data, mode="create")
+            except (AlreadyExistsError, PreconditionError):
+                # also when an earlier try of this very call got through and its answer was lost
+                return self.get(name) == data
+        return True
+
+    def put(self, name: str, data: Data) -> None:
+        with self._naming(name, "writing"):
+            obstore.put(self._store, name, data, chunk_size=_PART, use_multipart=len(data) > 4 * _PART)
+
+    def get(self, name: str) -> bytes | None:
+        with self._naming(name, "reading"):
+            try:
+                return bytes(obstore.get(self._store, name).bytes())
+            except FileNotFoundError:
+                return None
+
+    def size(self, name: str) -> int | None:
+        with self._naming(name, "reading"):
+            try:
+                return int(obstore.head(self._store, name)["size"])
+            except FileNotFoundError:
+                return None
+
+    def chunks(self, name: str) -> Iterator[Data]:
+        with self._naming(name, "reading"):
+            for chunk in obstore.get(self._store, name).stream(min_chunk_size=_CHUNK):
+                yield memoryview(chunk)
+
+    def names(self, folder: str) -> list[str]:
+        with self._naming(f"{folder}/", "listing"):
+            found = obstore.list(self._store, f"{folder}/", chunk_size=1000)
+            return sorted(entry["path"] for entries in found for entry in entries)
+
+    def delete(self, names: list[str]) -> None:
+        with self._naming(names[0] if names else "", "removing"):
+            for start in range(0, len(names), 1000):
+                obstore.delete(self._store, names[start : start + 1000])
+
+    @contextmanager
+    def _naming(self, name: str, doing: str) -> Iterator[None]:
+        try:
+            yield
+        except (BaseError, OSError, ValueError) as error:
+            if isinstance(error, HarvestError):
+                raise
+            raise HarvestError(f"{self.url}/{name}: {doing} failed: {_brief(error)}") from error
+
+
+def _endpoint_is_here() -> bool:
+    """Whether the environment names an S3 endpoint on this very machine: only there is plain HTTP taken without asking."""
+    named = next((os.environ[name] for name in _ENDPOINTS if os.environ.get(name)), "")
+    return urlsplit(named).hostname in _LOOPBACK
+
+
+def _brief(error: BaseException) -> str:
+    """What obstore says, without the structures it prints for those who debug it."""
+    return " ".join(str(error).split("Debug source:")[0].split())

@@ -1,0 +1,218 @@
+"""A worker: it holds the model, and turns one unit after the other into a published shard and a receipt."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from importlib.metadata import version
+from typing import Any
+
+from actscope.engines.reading.contract import Reader, Texts
+from actscope.engines.reading.cutting import Cutter, tokenizer_of
+from actscope.engines.reading.opening import open_reader
+from actscope.engines.reading.texts import open_texts
+from actscope.errors import SettingsError
+from actscope.harvest import layout
+from actscope.harvest import plan as plans
+from actscope.harvest import receipt as receipts
+from actscope.harvest.cutting import Apart, Cut, OwnedPiece, Packed
+from actscope.harvest.plan import Plan, Proposal, Unit
+from actscope.harvest.receipt import Receipt, ShardFile
+from actscope.harvest.settings import HarvestSettings
+from actscope.harvest.shards.contract import Shard
+from actscope.harvest.statistics import SiteSums, added, sums_of
+from actscope.harvest.storage import Storage
+
+#: Texts by which rows are counted in advance.
+_SAMPLE = 512
+#: So many forwards' worth of tokens are read at once: pieces of like length are found among them.
+_FORWARDS = 8
+#: A file that is not cut by the special tokens of any context.
+_WHOLE = 1 << 30
+
+
+class Worker:
+    """Reads texts, runs the model, writes shards straight to the storage. One unit at a time; memory: a unit's rows."""
+
+    def __init__(self, settings: HarvestSettings, storage: Storage) -> None:
+        self._settings = settings
+        self._storage = storage
+        self._texts: Texts = open_texts(settings.dataset, split=settings.split, column=settings.column)
+        self._tokenizer = tokenizer_of(settings.model)
+        self._reader = _open(settings)
+        self._cutting = _cutting(settings, self._tokenizer)
+        self._accepted = ""
+
+    def propose(self) -> Proposal:
+        """The plan that the settings come to with this model, dataset and environment. Needs no forward pass."""
+        n = len(self._texts)
+        sample = self._plan(min(n, _SAMPLE))
+        counted = self._cut(sample.text_numbers(Unit(0, 0, sample.texts, sample.id)))
+        rows = (counted.n_rows + counted.left_over) / sample.texts
+        plan = self._plan(self._texts_for(n, rows))
+        return Proposal(plan=plan, rows_per_text=rows, tokens_per_text=counted.n_tokens / sample.texts)
+
+    def run(self, plan: Plan, number: int) -> Receipt:
+        """Compute a unit, publish its shard, commit its receipt. Running it again changes nothing.
+
+        Raises SettingsError when this worker would compute other bytes than the plan says.
+        """
+        self._accept(plan)
+        unit = plan.unit(number)
+        cut = self._cut(plan.text_numbers(unit))
+        receipt = self._computed(plan, unit, cut)
+        name = layout.receipt(number)
+        if not self._storage.put_new(name, receipts.encode(receipt)):
+            held = self._storage.get(name)
+            assert held is not None
+            return receipts.decode(held, f"{self._storage.url}/{name}")  # another was first: what it published counts
+        return receipt
+
+    def close(self) -> None:
+        self._reader.close()
+
+    def _computed(self, plan: Plan, unit: Unit, cut: Cut) -> Receipt:
+        rows = cut.n_rows
+        shard = _shard(plan, unit, rows)
+        sums: dict[str, list[SiteSums]] = {site: [] for site in plan.sites}
+        for pieces in _groups(cut.pieces, plan):
+            values = self._reader.read([owned.piece for owned in pieces]).values
+            shard.add(pieces, values)
+            for site, parts in sums.items():
+                parts.append(sums_of(values[site]))
+        return Receipt(
+            unit=unit.number,
+            id=unit.id,
+            texts=unit.stop - unit.start,
+            tokens=cut.n_tokens,
+            left_over=cut.left_over,
+            rows=rows,
+            files=(self._published(unit, shard),) if rows else (),
+            sums={site: added(parts) for site, parts in sums.items()},
+        )
+
+    def _published(self, unit: Unit, shard: Shard) -> ShardFile:
+        data = shard.finish()
+        digest = hashlib.sha256(data).hexdigest()
+        name = layout.shard(unit.number, digest, shard.suffix)
+        if self._storage.size(name) != len(data):
+            self._storage.put(name, data)
+        return ShardFile(name=name, bytes=len(data), sha256=digest)
+
+    def _cut(self, numbers: list[int]) -> Cut:
+        return self._cutting.cut(numbers, self._texts.read(numbers))
+
+    def _texts_for(self, n: int, rows_per_text: float) -> int:
+        settings = self._settings
+        if settings.tokens is None:
+            return min(n, settings.texts or n)
+        if not rows_per_text:
+            raise SettingsError(
+                f"{settings.dataset}: the first {min(n, _SAMPLE)} texts give no row; see mask and column"
+            )
+        return max(1, min(n, round(settings.tokens / rows_per_text)))
+
+    def _accept(self, plan: Plan) -> None:
+        if self._accepted != plan.id:
+            plans.check_same(plan, self._plan(plan.texts), f"{self._storage.url}/{layout.PLAN}")
+            self._accepted = plan.id
+
+    def _plan(self, texts: int) -> Plan:
+        asked, facts = self._settings, self._reader.facts
+        if not texts:
+            raise SettingsError(f"{asked.dataset}: has no texts")
+        return Plan(
+            model=asked.model,
+            revision=facts.revision,
+            reader=facts.engine,
+            tokenizer=fingerprint_of(self._tokenizer),
+            dataset=asked.dataset,
+            split=asked.split,
+            column=asked.column,
+            dataset_fingerprint=self._texts.fingerprint,
+            dataset_texts=len(self._texts),
+            texts=texts,
+            seed=asked.seed,
+            shuffle=asked.shuffle,
+            unit_texts=asked.unit_texts,
+            sites=facts.sites,
+            d_model=facts.d_model,
+            dtype=facts.dtype,
+            model_dtype=asked.model_dtype,
+            context=asked.context,
+            mask=asked.masked,
+            pack=asked.is_packed,
+            separator=asked.separator if asked.is_packed else "none",
+            shard_format=asked.format,
+            columns=asked.columns if asked.format == "arrow" else "sites",
+            device=_device_kind(asked.device),
+            threads=asked.threads,
+            batch_tokens=asked.batch_tokens,
+            torch=version("torch"),
+            transformers=version("transformers"),
+        )
+
+
+def fingerprint_of(tokenizer: Any) -> str:
+    """16 hex digits of everything that decides a fast tokenizer's ids, and of which of them are special."""
+    parts = [
+        tokenizer.backend_tokenizer.to_str(),
+        repr(sorted(tokenizer.all_special_ids)),
+        repr(tokenizer.bos_token_id),
+    ]
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
+
+
+def _open(settings: HarvestSettings) -> Reader:
+    is_hf = settings.reader == "hf"
+    return open_reader(
+        settings.reader,  # type: ignore[arg-type]  # it says itself which readers there are
+        settings.model,
+        settings.sites,
+        dtype=settings.dtype,
+        batch_tokens=settings.batch_tokens,
+        context=settings.context,
+        device=settings.device if is_hf else "auto",
+        model_dtype=settings.model_dtype if is_hf else "auto",
+        threads=settings.threads if is_hf else 0,
+    )
+
+
+def _cutting(settings: HarvestSettings, tokenizer: Any) -> Apart | Packed:
+    mask: Any = settings.masked
+    if not settings.is_packed:
+        return Apart(Cutter(tokenizer, context=settings.context, mask=mask))
+    whole = Cutter(tokenizer, context=_WHOLE, mask="none")
+    return Packed(whole, tokenizer, context=settings.context, separator=settings.separator, mask=mask)
+
+
+def _shard(plan: Plan, unit: Unit, rows: int) -> Shard:
+    if plan.shard_format == "arrow":
+        from actscope.harvest.shards.arrow import ArrowShard
+
+        return ArrowShard(plan)
+    from actscope.harvest.shards.safetensors import SafetensorsShard
+
+    return SafetensorsShard(plan, unit, rows)
+
+
+def _groups(pieces: Sequence[OwnedPiece], plan: Plan) -> Iterator[list[OwnedPiece]]:
+    """The pieces in order, in groups of some forwards; Arrow counts the values of a group in 31 bits."""
+    most = min(_FORWARDS * plan.batch_tokens, ((1 << 31) - 1) // plan.d_model)
+    group: list[OwnedPiece] = []
+    tokens = 0
+    for owned in pieces:
+        length = len(owned.piece.token_ids)
+        if group and tokens + length > most:
+            yield group
+            group, tokens = [], 0
+        group.append(owned)
+        tokens += length
+    if group:
+        yield group
+
+
+def _device_kind(device: str) -> str:
+    import torch
+
+    return ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device.partition(":")[0]
