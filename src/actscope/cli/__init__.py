@@ -18,6 +18,9 @@ _EXTRAS = {
     **dict.fromkeys(("pyarrow", "zarr"), "export"),
     **dict.fromkeys(("matplotlib", "networkx", "scipy"), "analyze"),
     "sklearn": "probes",
+    "datasets": "feed",
+    "obstore": "harvest",
+    "ray": "ray",
 }
 
 

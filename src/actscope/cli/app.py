@@ -15,6 +15,7 @@ from actscope.cli import (
     doctor,
     export,
     gateway,
+    harvest,
     import_,
     info,
     mark,
@@ -59,5 +60,6 @@ app.command("export")(export.export)
 app.command("import")(import_.import_)
 app.command("replay")(replay.replay)
 app.command("analyze")(analyze.analyze)
+app.command("harvest")(harvest.harvest)
 app.command("bench")(bench.bench)
 app.command("doctor")(doctor.doctor)

@@ -18,13 +18,11 @@ TEMPORARY = ".writing-"
 
 
 class LocalStorage:
-    """Objects are files below `root`, which is made. Any file system with hard links will do, shared ones too."""
+    """Objects are files below `root`, which the first makes. Any file system with hard links will do, shared ones too."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
         self.url = str(root)
-        with self._naming(root, "making the directory"):
-            root.mkdir(parents=True, exist_ok=True)
 
     def put_new(self, name: str, data: Data) -> bool:
         path = self._path(name)

@@ -1,0 +1,261 @@
+"""actscope harvest: a dataset goes through a model on many workers, and the rows of its tokens are kept."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from actscope.cli import options
+from actscope.errors import SettingsError
+
+if TYPE_CHECKING:
+    from actscope.harvest.crews.contract import Crew
+    from actscope.harvest.crews.messages import Job
+    from actscope.harvest.harvesting import Report
+    from actscope.harvest.plan import Proposal
+    from actscope.harvest.settings import HarvestSettings
+
+
+def harvest(
+    out: Annotated[
+        str,
+        typer.Option(help="A directory, s3://bucket/prefix, gs://… or az://….", metavar="PLACE", show_default=False),
+    ],
+    model: Annotated[str, typer.Option(help="Hugging Face id, a local directory, or actscope/builtin.")] = "",
+    dataset: Annotated[
+        str, typer.Option(help="builtin, files or a folder of texts, what save_to_disk wrote, or a dataset of the hub.")
+    ] = "",
+    sites: Annotated[str, typer.Option(help="e.g. 0,7,15, first,middle,last, all, 19.mlp_out.")] = "middle",
+    engine: Annotated[str, typer.Option(help="Where workers run: local (processes) or ray (a cluster).")] = "local",
+    split: Annotated[str, typer.Option(help="The dataset's split.")] = "train",
+    column: Annotated[str, typer.Option(help="The dataset's column of texts.")] = "text",
+    texts: Annotated[int, typer.Option(min=0, help="So many texts; 0 takes all.")] = 0,
+    tokens: Annotated[int, typer.Option(min=0, help="About so many rows, as many texts as that takes; 0: all.")] = 0,
+    context: Annotated[int, typer.Option(min=2, help="Tokens that the model reads at once.")] = 256,
+    pack: Annotated[bool, typer.Option("--pack", help="Join texts into full contexts; arrow always does.")] = False,
+    separator: Annotated[str, typer.Option(help="With packing, between two texts: bos, eos or none.")] = "bos",
+    mask: Annotated[
+        str, typer.Option(help="Tokens without a row: special, bos or none.", show_default="special; packed: none")
+    ] = "",
+    dtype: Annotated[str, typer.Option(help="Of the rows: auto, float32, bfloat16 or float16.")] = "auto",
+    model_dtype: Annotated[str, typer.Option(help="What the model computes in; auto as for serve.")] = "auto",
+    form: Annotated[
+        str, typer.Option("--format", help="safetensors, or arrow for datasets and SAELens' cached activations.")
+    ] = "safetensors",
+    columns: Annotated[
+        str, typer.Option(help="Column names of arrow: transformer_lens (blocks.3.hook_resid_post) or sites.")
+    ] = "transformer_lens",
+    seed: Annotated[int, typer.Option(help="Of the order of the texts.")] = 0,
+    shuffle: Annotated[bool, typer.Option(help="Give units texts in a shuffled order.")] = True,
+    unit_texts: Annotated[int, typer.Option(min=1, help="Texts of a unit of work; its rows are one shard.")] = 1024,
+    workers: Annotated[
+        int, typer.Option(min=0, help="Workers at most; 0 is one here, and as many as there is room for on Ray.")
+    ] = 0,
+    ray_address: Annotated[
+        str, typer.Option(help="Ray cluster to join; local starts one.", show_default="RAY_ADDRESS, or this machine's")
+    ] = "",
+    cpus_per_worker: Annotated[float, typer.Option(min=0, help="CPUs of a worker on Ray; 0: its threads.")] = 0,
+    gpus_per_worker: Annotated[float, typer.Option(min=0, help="GPUs of a worker on Ray.")] = 0,
+    reader: Annotated[str, typer.Option(help="What runs the model: hf (transformers) or vllm.")] = "hf",
+    device: options.Device = "auto",
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads of a worker: part of the plan.")] = 1,
+    batch_tokens: Annotated[int, typer.Option(min=1, help="Tokens of one forward pass.")] = 8192,
+    lease: Annotated[
+        float,
+        typer.Option(min=1, help="Seconds without a heartbeat after which another harvest's units are taken over."),
+    ] = 60.0,
+    allow_http: Annotated[
+        bool, typer.Option("--allow-http", help="Talk plain HTTP to other machines' storage.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be harvested, and change nothing.")
+    ] = False,
+    verify: Annotated[bool, typer.Option("--verify", help="Check every byte of the harvest at --out instead.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Run a dataset through a model on many workers, and keep the rows of its tokens as shards with checksums.
+
+    The same command goes on where an earlier one was stopped, and several at once on one --out share the work. Exits 1 when
+    --verify finds damage.
+
+    Example: actscope harvest --model actscope/builtin --dataset builtin --sites first,last --texts 2000 --out rows
+    """
+    from actscope.harvest.settings import HarvestSettings
+
+    if verify:
+        _verify(out, allow_http=allow_http, as_json=as_json)
+        return
+    if not model or not dataset:
+        raise SettingsError(
+            "say what is harvested: --model and --dataset, e.g. --model actscope/builtin --dataset builtin"
+        )
+    settings = HarvestSettings(
+        model=model,
+        dataset=dataset,
+        sites=sites,
+        split=split,
+        column=column,
+        texts=texts or None,
+        tokens=tokens or None,
+        context=context,
+        pack=pack,
+        separator=separator,  # type: ignore[arg-type]  # checked there
+        mask=mask,
+        dtype=dtype,
+        model_dtype=model_dtype,
+        format=form,  # type: ignore[arg-type]
+        columns=columns,  # type: ignore[arg-type]
+        seed=seed,
+        shuffle=shuffle,
+        unit_texts=unit_texts,
+        reader=reader,
+        device="cuda" if gpus_per_worker and device == "auto" else device,
+        threads=threads,
+        batch_tokens=batch_tokens,
+    )
+    from actscope.harvest.crews.messages import Job
+
+    where = _whole(out)
+    job = Job(settings=settings, out=where, allow_http=allow_http)
+    crew = _crew(engine, job, workers, ray_address, cpus_per_worker, gpus_per_worker)
+    if dry_run:
+        _propose(crew, settings, as_json)
+    else:
+        _run(crew, where, allow_http, lease, as_json)
+
+
+def _whole(out: str) -> str:
+    """A directory by its whole path: workers may stand elsewhere."""
+    from pathlib import Path
+
+    from actscope.harvest.storage.opening import is_local
+
+    return str(Path(out.removeprefix("file://")).absolute()) if is_local(out) else out
+
+
+def _crew(engine: str, job: Job, workers: int, address: str, cpus: float, gpus: float) -> Crew:
+    if engine == "ray":
+        from actscope.harvest.crews.ray import RayCrew
+
+        return RayCrew(job, workers, address=address, cpus_per_worker=cpus, gpus_per_worker=gpus)
+    if engine != "local":
+        raise SettingsError(f"--engine {engine}: expected local or ray")
+    if address or cpus or gpus:
+        raise SettingsError("--ray-address, --cpus-per-worker and --gpus-per-worker are for --engine ray")
+    from actscope.harvest.crews.local import LocalCrew
+
+    return LocalCrew(job, workers or 1)
+
+
+def _run(crew: Crew, out: str, allow_http: bool, lease: float, as_json: bool) -> None:
+    from actscope.cli.progress import Progress
+    from actscope.harvest.harvesting import harvest as carry_out
+    from actscope.harvest.storage import open_storage
+
+    done, total = 0, 0
+
+    def told(stage: str, so_far: int, all_of: int) -> None:
+        nonlocal done, total
+        done, total = so_far, all_of
+        bars.update(stage, so_far, all_of)
+
+    try:
+        with Progress() as bars:
+            report = carry_out(open_storage(out, allow_http=allow_http), crew, told, lease_s=lease)
+    except KeyboardInterrupt:
+        if total:
+            typer.echo(f"interrupted: {out} has {done} of {total} units; the same command goes on", err=True)
+        raise
+    typer.echo(json.dumps(summary_of(report, out)) if as_json else _told(report, out))
+
+
+def summary_of(report: Report, out: str) -> dict[str, Any]:
+    """What a program reads of a finished harvest; the whole of it is in the manifest."""
+    import msgspec
+
+    manifest = report.manifest
+    return {
+        "path": out,
+        "plan": manifest.plan_id,
+        "units": manifest.plan.n_units,
+        "units_here": report.units_here,
+        "shards": len(manifest.shards),
+        "texts": manifest.texts,
+        "tokens": manifest.tokens,
+        "left_over": manifest.left_over,
+        "rows": manifest.rows,
+        "bytes": manifest.bytes,
+        "seconds": report.seconds,
+        "tokens_per_s": report.tokens_here / report.seconds if report.seconds else 0.0,
+        "workers_lost": report.workers_lost,
+        "sites": msgspec.to_builtins(manifest.sites),
+    }
+
+
+def _told(report: Report, out: str) -> str:
+    summary = summary_of(report, out)
+    left = f", {summary['left_over']} tokens left over" if summary["left_over"] else ""
+    lines = [
+        f"{out}: {summary['rows']} rows of {summary['texts']} texts at {len(summary['sites'])} sites, "
+        f"{summary['shards']} shards, {summary['bytes'] / (1 << 20):.1f} MiB{left}",
+        f"  {summary['units_here']} of {summary['units']} units here, {summary['tokens_per_s']:.0f} tokens/s",
+    ]
+    lines += [f"  {summary['workers_lost']} workers were lost; their units were done again"] * bool(report.workers_lost)
+    for site, found in report.manifest.sites.items():
+        bad = f", {found.not_finite} rows are not finite" if found.not_finite else ""
+        if found.mean is not None:
+            lines.append(f"  {site}: mean {found.mean:.4g}, std {found.std:.4g}, mean norm {found.mean_norm:.4g}{bad}")
+    return "\n".join(lines)
+
+
+def _propose(crew: Crew, settings: HarvestSettings, as_json: bool) -> None:
+    import msgspec
+
+    try:
+        proposal = crew.propose()
+    finally:
+        crew.close()
+    plan = proposal.plan
+    estimate = estimate_of(proposal)
+    if as_json:
+        typer.echo(json.dumps({"plan": msgspec.to_builtins(plan), "id": plan.id, **estimate}))
+        return
+    typer.echo(
+        f"{plan.model} ({plan.revision[:12] or 'local'}) at {', '.join(plan.sites)}: {plan.texts} of {plan.dataset_texts} "
+        f"texts of {plan.dataset}\n"
+        f"  {plan.n_units} units; about {estimate['rows']} rows, {estimate['bytes'] / (1 << 20):.1f} MiB, of it a unit "
+        f"{estimate['unit_bytes'] / (1 << 20):.1f} MiB, which a worker holds in memory"
+    )
+
+
+def estimate_of(proposal: Proposal) -> dict[str, Any]:
+    """Rows and bytes, as a sample of the texts foretells them."""
+    plan = proposal.plan
+    rows = round(proposal.rows_per_text * plan.texts)
+    width = 4 if plan.dtype == "float32" or (plan.dtype, plan.shard_format) == ("bfloat16", "arrow") else 2
+    row_bytes = len(plan.sites) * plan.d_model * width + (12 if plan.shard_format == "arrow" else 20)
+    return {
+        "units": plan.n_units,
+        "rows": rows,
+        "bytes": rows * row_bytes,
+        "unit_bytes": round(proposal.rows_per_text * min(plan.unit_texts, plan.texts)) * row_bytes,
+    }
+
+
+def _verify(out: str, *, allow_http: bool, as_json: bool) -> None:
+    from pathlib import Path
+
+    from actscope.cli.progress import Progress
+    from actscope.harvest.storage import open_storage
+    from actscope.harvest.storage.opening import is_local
+    from actscope.harvest.verifying import verify
+
+    if is_local(out) and not Path(_whole(out)).is_dir():
+        raise SettingsError(f"--out {out}: there is no such directory")
+    with Progress() as bars:
+        verdict = verify(open_storage(out, allow_http=allow_http), bars.update)
+    typer.echo(json.dumps(verdict.as_dict()) if as_json else verdict.as_text())
+    if not verdict.ok:
+        raise typer.Exit(1)
