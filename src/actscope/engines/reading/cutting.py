@@ -38,7 +38,7 @@ class Cutter:
         self._tokenizer = tokenizer
         self._bos = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.cls_token_id
         self._marks = tuple(tokenizer.all_special_tokens)
-        self._special = np.array(sorted(special_ids(tokenizer)), np.int32)
+        self._special = _table(special_ids(tokenizer))
 
     def cut(self, numbers: Sequence[int], texts: Sequence[str]) -> list[Piece]:
         """The pieces of these texts, text by text. A piece of which no row is wanted is left out; its number is not reused."""
@@ -81,7 +81,8 @@ class Cutter:
 
     def _wanted(self, ids: np.ndarray) -> np.ndarray:
         if self.mask == "special":
-            return ~np.isin(ids, self._special)
+            special: np.ndarray = self._special[np.minimum(ids, len(self._special) - 1)]
+            return ~special
         wanted = np.ones(len(ids), bool)
         if self.mask == "bos":
             wanted[:1] = ids[:1] != self._bos
@@ -106,3 +107,10 @@ def special_ids(tokenizer: Any) -> set[int]:
     """Those that the tokenizer has a role for, and those that its vocabulary merely calls special."""
     added = tokenizer.added_tokens_decoder.items()
     return {*tokenizer.all_special_ids, *(number for number, token in added if token.special)}
+
+
+def _table(ids: set[int]) -> np.ndarray:
+    """bool, true at these ids; its last place, for all ids that are higher, is false."""
+    table = np.zeros(max(ids, default=0) + 2, bool)
+    table[list(ids)] = True
+    return table

@@ -47,7 +47,6 @@ class HfReader:
         self._batch_tokens = batch_tokens
         self._forward: Forward | None = Forward(loaded, places)
         self._widths = self._forward.widths
-        self._pad = _pad_id(loaded.tokenizer)
         self._edge = length_edge(loaded.config)
         self.facts = ReaderFacts(
             "hf", loaded.name, loaded.revision, names, _one_width(names, self._widths), _name_of(self._dtype)
@@ -62,8 +61,10 @@ class HfReader:
         landing = Landing(int(starts[-1]), self._widths, self._dtype)
         for batch in batches(pieces, self._batch_tokens, self._edge):
             self._read_batch(self._forward, pieces, batch, starts, landing)
-        labels = [np.empty(0, ROW_LABEL), *(piece.labels() for piece in pieces)]
-        return Rows(dict(zip(self.facts.sites, landing.finish(), strict=True)), np.concatenate(labels))
+        labels = np.concatenate([np.empty(0, ROW_LABEL), *(piece.labels() for piece in pieces)])
+        rows = Rows(dict(zip(self.facts.sites, landing.finish(), strict=True)), labels)
+        self._check_finite(rows)
+        return rows
 
     def close(self) -> None:
         """Let go of the model."""
@@ -73,7 +74,7 @@ class HfReader:
     def _read_batch(
         self, forward: Forward, pieces: Sequence[Piece], batch: Batch, starts: np.ndarray, landing: Landing
     ) -> None:
-        ids = np.full((len(batch.places), batch.width), self._pad, np.int64)
+        ids = np.zeros((len(batch.places), batch.width), np.int64)  # what pads does not matter: no row sees it
         real, wanted = np.zeros(ids.shape, bool), np.zeros(ids.shape, bool)
         for line, place in enumerate(batch.places):
             piece = pieces[place]
@@ -96,6 +97,17 @@ class HfReader:
                 f"a piece has {longest} tokens: {self.facts.model} reads at most {self._loaded.max_context} at once; "
                 "cut the texts to a smaller context"
             )
+
+    def _check_finite(self, rows: Rows) -> None:
+        for site, values in rows.values.items():
+            if not torch.isfinite(values).all():
+                bad = int((~torch.isfinite(values)).any(1).nonzero()[0])
+                label = rows.labels[bad]
+                raise EngineError(
+                    f"{self.facts.model}: the row of {site} at position {label['position']} of text {label['text']} (piece "
+                    f"{label['piece']}) is not finite as {self.facts.dtype}; read it as float32 or bfloat16, which reach further "
+                    "than float16, or leave that text out"
+                )
 
 
 def length_edge(config: Any) -> int | None:
@@ -122,8 +134,3 @@ def _one_width(names: Sequence[str], widths: Sequence[int]) -> int:
         found = ", ".join(f"{name} {width}" for name, width in zip(names, widths, strict=True))
         raise SettingsError(f"sites of one width are needed, found {found}: read them apart")
     return widths[0]
-
-
-def _pad_id(tokenizer: Any) -> int:
-    known = (tokenizer.pad_token_id, tokenizer.eos_token_id)
-    return next((int(given) for given in known if given is not None), 0)
