@@ -14,6 +14,7 @@ from actscope.cli import (
     demo,
     doctor,
     export,
+    feed,
     gateway,
     harvest,
     import_,
@@ -61,5 +62,6 @@ app.command("import")(import_.import_)
 app.command("replay")(replay.replay)
 app.command("analyze")(analyze.analyze)
 app.command("harvest")(harvest.harvest)
+app.command("feed")(feed.feed)
 app.command("bench")(bench.bench)
 app.command("doctor")(doctor.doctor)

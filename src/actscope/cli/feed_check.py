@@ -1,0 +1,165 @@
+"""What `actscope feed --check` proves in seconds and without a model: that a feed with these settings could start here."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
+
+from actscope.cli.findings import Finding
+from actscope.engines.reading.contract import Texts
+from actscope.engines.reading.texts import BUILTIN, open_texts
+from actscope.errors import ActscopeError, MissingExtra, SettingsError
+from actscope.feed.layout import Layout
+from actscope.feed.machine import gigabytes, has_gpu, this_machine
+from actscope.feed.memory import FeedMemory
+from actscope.feed.models import facts_of
+from actscope.feed.settings import FeedSettings
+from actscope.feed.sizing import Estimate, check_fits, estimate, shape_of
+
+_NEEDED = ("torch", "transformers", "fastapi", "starlette", "uvicorn", "uvloop", "httpx")
+#: What is mapped where the whole buffer is not asked for.
+_SMALL = Layout(2, 1024, 1, 256, "float32")
+_SHOWN = 40
+
+
+def check(settings: FeedSettings, *, whole: bool = False) -> Iterator[Finding]:
+    """One finding after the other. With `whole`, the buffer is mapped as it will be, and let go again."""
+    yield _packages(settings)
+    yield _settings(settings)
+    yield _of("start", lambda: _start(settings), "see the messages of --resume and --state in docs/feed.md")
+    yield _of("runtime folder", _runtime, "set ACTSCOPE_RUNTIME_DIR to a private directory")
+    yield _of("dataset", lambda: _dataset(settings), "--dataset, --split, --column")
+    yield _of("model", lambda: _model(settings), "--model; or --width, where the hub is out of reach")
+    yield _device(settings)
+    yield from _shape(settings, whole=whole)
+    yield _of("port", lambda: _port(settings), "--port, --host")
+
+
+def _of(what: str, find: Callable[[], str], remedy: str) -> Finding:
+    """What `find` says; a refusal of ours is a NO."""
+    try:
+        return Finding(what, True, find())
+    except ActscopeError as error:
+        return Finding(what, False, str(error), str(error) if isinstance(error, MissingExtra) else remedy)
+
+
+def _packages(settings: FeedSettings) -> Finding:
+    needed = (*_NEEDED, *(("datasets",) if _is_table(settings) else ()))
+    absent = [name for name in needed if find_spec(name) is None]
+    if absent:
+        return Finding("packages", False, f"missing {', '.join(absent)}", "pip install 'actscope[feed]'")
+    if settings.engine == "vllm" and find_spec("vllm") is None:
+        return Finding("packages", False, "vllm is not installed", "pip install vllm, or --engine hf")
+    return Finding("packages", True, ", ".join(needed))
+
+
+def _settings(settings: FeedSettings) -> Finding:
+    order = f"shuffled, seed {settings.seed}" if settings.shuffle else "in the order of the dataset"
+    epochs = f"{settings.epochs} epochs" if settings.epochs else "for ever"
+    serves = "once" if settings.serves == 1 else f"{settings.serves} times"
+    found = f"{settings.buffer_rows:,} rows in {settings.windows} windows, {order}, {epochs}, each row {serves} a group"
+    return Finding("settings", True, found)
+
+
+def _start(settings: FeedSettings) -> str:
+    from actscope.feed.position import Position
+    from actscope.feed.service import Service
+
+    Service(settings)  # reads the position and the state file, and starts nothing
+    if settings.state and not os.access(Path(settings.state).parent, os.W_OK):
+        raise SettingsError(f"feed state {settings.state}: its directory cannot be written to")
+    if settings.resume:
+        return f"at {Position.parse(settings.resume)}"
+    return f"where {settings.state} says" if settings.state and Path(settings.state).exists() else "at the beginning"
+
+
+def _runtime() -> str:
+    from actscope.ring.runtime import runtime_dir
+
+    return str(runtime_dir())
+
+
+def _is_table(settings: FeedSettings) -> bool:
+    return settings.dataset.partition(":")[0] != BUILTIN
+
+
+def _dataset(settings: FeedSettings) -> str:
+    from actscope.cli.feed_texts import first_text, is_of_hub
+
+    if _is_table(settings) and is_of_hub(settings.dataset):
+        return first_text(settings)
+    texts: Texts = open_texts(settings.dataset, split=settings.split, column=settings.column, n=settings.texts or None)
+    return f"{settings.dataset}: {len(texts):,} texts; the first begins {beginning(texts.read([0])[0])}"
+
+
+def beginning(text: str) -> str:
+    """A text's first words, in quotes, on one line."""
+    line = " ".join(text[: 4 * _SHOWN].split())
+    return f'"{line[:_SHOWN]}…"' if len(line) > _SHOWN else f'"{line}"'
+
+
+def _model(settings: FeedSettings) -> str:
+    facts = facts_of(settings.model)
+    numbers = f"{facts.parameters / 1e6:,.1f} M parameters" if facts.parameters else "size of its weights not known"
+    return f"{settings.model}: {facts.n_layers} blocks, {facts.width} wide, {numbers} ({facts.source})"
+
+
+def _device(settings: FeedSettings) -> Finding:
+    if settings.device.startswith("cuda") and not has_gpu():
+        return Finding("device", False, f"{settings.device}: there is no driver for a GPU here", "--device cpu")
+    if settings.device == "auto":
+        return Finding("device", True, "a GPU, if torch finds it too" if has_gpu() else "the CPU: there is no GPU here")
+    return Finding("device", True, settings.device)
+
+
+def _shape(settings: FeedSettings, *, whole: bool) -> Iterator[Finding]:
+    try:
+        shape = shape_of(settings)
+    except ActscopeError as error:
+        yield Finding("sites", False, str(error), "--sites, --width, --context")
+        return
+    names = ", ".join(shape.sites[:4]) + (" …" if len(shape.sites) > 4 else "")
+    unknown = f"; not known before the model is loaded: {shape.unknown}" if shape.unknown else ""
+    yield Finding("sites", True, f"{shape.n_sites} x {shape.width} {settings.dtype}: {names}{unknown}")
+    estimated = estimate(settings, shape)
+    yield (memory := _memory(estimated))
+    if memory.ok or not whole:
+        yield _of("shared memory", lambda: _mapped(settings, estimated.layout if whole else _SMALL), "--buffer-rows")
+
+
+def _memory(estimated: Estimate) -> Finding:
+    try:
+        machine = this_machine()
+        check_fits(estimated, machine)
+    except SettingsError as error:
+        said, *more = str(error).splitlines()
+        return Finding("memory", False, "\n".join([said, *more[:-1]]), more[-1] if more else "")
+    found = f"needs {gigabytes(estimated.total_bytes)}; there are {machine.why}"
+    return Finding("memory", True, "\n".join([found, *(f"    {line}" for line in estimated.lines())]))
+
+
+def _mapped(settings: FeedSettings, layout: Layout) -> str:
+    """Map it, write to both of its ends, and read that through a second mapping."""
+    with (
+        closing(FeedMemory.create(layout, huge_pages=settings.huge_pages, numa=settings.numa)) as ours,
+        closing(FeedMemory.attach(os.dup(ours.fd), layout)) as theirs,
+    ):
+        last = layout.total_bytes - 1
+        ours.generations[0], ours.bytes[last] = 7, 42
+        if (theirs.generations[0], theirs.bytes[last]) != (7, 42):
+            raise SettingsError("feed buffer: what one process writes, another does not see")
+    asked = settings.huge_pages and this_machine().huge_pages in ("never", "deny", "")
+    huge = "; huge pages: not for shared memory on this kernel" if asked else ""
+    return f"{gigabytes(layout.total_bytes)} mapped twice, written and read{huge}"
+
+
+def _port(settings: FeedSettings) -> str:
+    from actscope.serving.listening import listen
+
+    with listen(settings) as sock:
+        taken = replace(settings, port=sock.getsockname()[1])
+    return f"{taken.url} is free" if settings.port else "a free one will be taken"

@@ -1,0 +1,94 @@
+"""A feed in the foreground: where it is, said at the start, and how its first window fills."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+from actscope.cli.progress import Progress
+from actscope.errors import FeedError
+from actscope.feed.machine import gigabytes
+from actscope.feed.settings import FeedSettings
+from actscope.feed.sizing import estimate
+
+if TYPE_CHECKING:
+    from actscope.feed.server import FeedServer
+
+log = logging.getLogger("actscope.feed")
+
+_LOOK_S = 0.2
+
+
+def run(settings: FeedSettings, *, as_json: bool, handlers: Sequence[logging.Handler]) -> None:
+    """Serve until interrupted. Raises FeedError when the feed fails before it has a row.
+
+    A feed that fails later goes on answering: what is ready can be had, and who asks for more is told why there is none.
+    """
+    from actscope.feed.server import open_server
+
+    server = open_server(settings)
+    logging.getLogger("uvicorn").handlers[:] = handlers
+    filling: list[asyncio.Task[str]] = []
+
+    def started(taken: FeedSettings) -> None:
+        if as_json:
+            print(_as_json(taken), flush=True)
+        else:
+            announce(taken)
+        filling.append(asyncio.get_running_loop().create_task(_first_window(server)))
+
+    server.on_started = started
+    server.run_here()
+    failures = [task.result() for task in filling if task.done() and not task.cancelled()]
+    if any(failures):
+        raise FeedError(f"the feed could not start: {failures[0]}")
+
+
+async def _first_window(server: FeedServer) -> str:
+    """Show how it comes about; why it does not, where the feed fails first, which is then told to stop."""
+    service, told = server.service, ""
+    with Progress() as bars:
+        while service.state in ("loading", "filling") and not service.stopping:
+            phase = service.generator_stats()["phase"]
+            rows = next((w["rows"] for w in service.desk.buffer.windows() if w["state"] == "filling"), None)
+            if rows is not None:
+                bars.update("first window", int(str(rows)), server.settings.window_rows)
+            elif phase != told:
+                log.info("%s", phase)
+                told = phase
+            await asyncio.sleep(_LOOK_S)
+    if service.state == "failed" and not service.stopping:
+        server.should_exit = True
+        return service.desk.failure
+    if service.state == "serving":
+        log.info("serving: the first window is full, %.0f rows/s", service.generator_stats()["rows_per_second"])
+    return ""
+
+
+def announce(settings: FeedSettings) -> None:
+    """Say what it is, and how rows are taken."""
+    url, layout = settings.url, estimate(settings).layout
+    where = f"{layout.n_sites} site(s) x {layout.width} {layout.dtype}"
+    print(
+        f"\n  actscope feeds {settings.model} ({settings.sites}) over {settings.dataset}\n\n"
+        f"  address  {url}\n"
+        f"  token    {settings.token}\n"
+        f"  buffer   {gigabytes(layout.total_bytes)}: {settings.buffer_rows:,} rows, {where}; mixed over "
+        f"{settings.window_rows:,} rows\n\n"
+        f'  curl     curl -H "Authorization: Bearer {settings.token}" "{url}/activations?num_samples=2&wait=60"\n'
+        f"  Python   from actscope.feed import FeedClient\n"
+        f'           FeedClient("{url}", token="{settings.token}").get_activations_tensor(1024)\n\n'
+        "  Ctrl-C stops it.\n",
+        file=sys.stderr,
+        flush=True,
+    )
+
+
+def _as_json(settings: FeedSettings) -> str:
+    told = asdict(settings)
+    return json.dumps({"url": settings.url, "token": told.pop("token"), "settings": told})

@@ -1,0 +1,71 @@
+"""Looking at the first text of a dataset of the hub, without downloading the dataset."""
+
+from __future__ import annotations
+
+from itertools import islice
+from pathlib import Path
+
+from actscope.engines.reading.quiet import quiet
+from actscope.errors import MissingExtra, SettingsError
+from actscope.feed.settings import FeedSettings
+
+_TIMEOUT_S = 5.0
+
+
+def is_of_hub(spec: str) -> bool:
+    """Whether a dataset is named by its id, rather than by a file, a directory or a glob."""
+    path = Path(spec).expanduser()
+    is_path = spec.startswith((".", "/", "~")) or any(mark in spec for mark in "*?[") or path.suffix in _ENDINGS
+    return not is_path and not path.exists()
+
+
+_ENDINGS = (".txt", ".json", ".jsonl", ".ndjson", ".parquet", ".arrow", ".gz", ".zst", ".xz", ".bz2")
+
+
+def first_text(settings: FeedSettings) -> str:
+    """What is found, in words. Raises SettingsError for what the hub does not have, and where it is out of reach."""
+    try:
+        import datasets
+    except ModuleNotFoundError as error:
+        raise MissingExtra("feed", "datasets") from error
+    from actscope.cli.feed_check import beginning
+
+    name, _, config = settings.dataset.partition(":")
+    if not _answers(name):
+        return _cached(name, settings)
+    try:
+        with quiet():
+            stream = datasets.load_dataset(name, config or None, split=settings.split, streaming=True)
+            row = next(islice(stream, 1), None)
+    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+        raise SettingsError(f"texts {settings.dataset!r}: {error}") from error
+    if row is None or not isinstance(row.get(settings.column), str):
+        found = ", ".join(row) if row else "no row at all"
+        raise SettingsError(f"texts {settings.dataset!r}: no column {settings.column!r} of strings: found {found}")
+    return f"{settings.dataset} on the hub; the first text begins {beginning(row[settings.column])}"
+
+
+def _answers(name: str) -> bool:
+    """Whether the hub does, at once; its own client would try for half a minute."""
+    import httpx
+    from huggingface_hub import constants
+    from huggingface_hub.utils._headers import build_hf_headers
+
+    if constants.HF_HUB_OFFLINE:
+        return False
+    try:
+        httpx.get(f"{constants.ENDPOINT}/api/datasets/{name}", headers=build_hf_headers(), timeout=_TIMEOUT_S)
+    except httpx.HTTPError:
+        return False
+    return True
+
+
+def _cached(name: str, settings: FeedSettings) -> str:
+    from datasets import config
+
+    if (Path(config.HF_DATASETS_CACHE) / name.replace("/", "___")).is_dir():
+        return f"{settings.dataset} is in the local cache; the hub does not answer, so it was not looked into"
+    raise SettingsError(
+        f"texts {settings.dataset!r}: it is not in the local cache, and the hub does not answer; name files instead, or "
+        "the built-in text (--dataset builtin)"
+    )

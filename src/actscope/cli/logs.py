@@ -1,0 +1,59 @@
+"""Where a server's log goes: to the terminal, and to a file that only its owner may read."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from io import TextIOWrapper
+from logging.handlers import RotatingFileHandler
+from pathlib import Path
+
+from actscope.errors import SettingsError
+
+LEVELS = ("debug", "info", "warning", "error")
+_LINE = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+_MOST_BYTES = 10 << 20
+_KEPT = 3
+
+
+def log_to(level: str, file: Path | None = None) -> list[logging.Handler]:
+    """Send what `actscope` logs to standard error, and to `file` if one is given; what did so before no longer does.
+
+    The file is made with mode 0600, no link is followed, and at 10 MiB it moves aside; three older ones are kept. Raises
+    SettingsError for a level that there is none of, and for a file that cannot be written.
+    """
+    if level not in LEVELS:
+        raise SettingsError(f"--log-level {level!r}: expected one of {', '.join(LEVELS)}")
+    handlers: list[logging.Handler] = [_Console(), *([_file(file)] if file is not None else [])]
+    for handler in handlers:
+        handler.setFormatter(logging.Formatter(_LINE))
+    log = logging.getLogger("actscope")
+    log.handlers[:], log.propagate = handlers, False
+    log.setLevel(level.upper())
+    return handlers
+
+
+class _Console(logging.Handler):
+    """Writes to what standard error is at that moment: beside a progress bar, that is the bar's."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            print(self.format(record), file=sys.stderr, flush=True)
+        except OSError:
+            self.handleError(record)
+
+
+class _PrivateFile(RotatingFileHandler):
+    def _open(self) -> TextIOWrapper:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
+        fd = os.open(self.baseFilename, flags, 0o600)
+        os.fchmod(fd, 0o600)
+        return os.fdopen(fd, "a", encoding="utf-8")
+
+
+def _file(path: Path) -> logging.Handler:
+    try:
+        return _PrivateFile(path, maxBytes=_MOST_BYTES, backupCount=_KEPT, encoding="utf-8")
+    except OSError as error:
+        raise SettingsError(f"--log-file {path}: cannot be written: {error.strerror}") from error
