@@ -31,6 +31,7 @@ CASES: dict[str, dict[str, Any]] = {
     "unknown": {"config": {"actscope": {"sights": "all"}}},
     "no number": {"env": {"ACTSCOPE_WIDTH": "many"}},
     "out of range": {"config": {"actscope": {"width": 0}}},
+    "nobody to record": {"config": {"actscope": {"record": "/tmp/nowhere", "sidecar": False}}},
     "not an object": {"config": {"actscope": "all"}},
     "legacy": {
         "env": {
@@ -72,6 +73,7 @@ def test_the_compile_key_follows_the_graph_and_nothing_else(configured: dict[str
         ("unknown", ["sights", "settings are sites, row_sites"]),
         ("no number", ["width", "int"]),
         ("out of range", ["width"]),
+        ("nobody to record", ["record", "sidecar"]),
         ("not an object", ["actscope", "an object", "'all'"]),
     ],
 )

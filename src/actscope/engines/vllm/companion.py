@@ -163,6 +163,27 @@ class Companion:
             self._beat()
 
 
+class Nobody:
+    """In the place of a companion where no sidecar is wanted: it brings nothing, and what it is told is lost."""
+
+    pid: int | None = None
+    untold = 0
+    deaths = 0
+
+    def staged(self) -> StagedBank | None:
+        """There are never any probes."""
+        return None
+
+    def tell(self, wish: Wish) -> None:
+        """Nobody listens."""
+
+    def hush(self) -> None:
+        """Nothing beats."""
+
+    def close(self) -> None:
+        """There is nothing to end."""
+
+
 def _spawn(connection: socket.socket) -> None:
     """Start a sidecar with that end of the socket, outside of this process's descendants; see `sidecar.launch`."""
     env = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "KMP_", "LD_PRELOAD"))}

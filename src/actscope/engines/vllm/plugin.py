@@ -180,8 +180,10 @@ def _with_end(original: Callable[..., Any]) -> Callable[..., Any]:
 def watch(worker: Any) -> None:
     """Attach a session to a worker whose model has been loaded. What stands against it is an error in the log, and no more.
 
-    Settings that cannot be met are the exception: they raise SettingsError, for nothing is being served yet.
+    Settings that cannot be met are the exception: they raise SettingsError, for nothing is being served yet. So does everything
+    where there is to be no sidecar: such an engine is run for its rows alone.
     """
+    settings = VllmSettings()
     try:
         from actscope.engines.vllm.session import Session
 
@@ -195,6 +197,8 @@ def watch(worker: Any) -> None:
     except SettingsError:
         raise
     except ActscopeError as error:
+        if not settings.sidecar:
+            raise
         log.error("actscope cannot watch this engine and is off: %s", error)
         return
     except Exception:

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from actscope.engines.vllm.bank import InForce
-from actscope.engines.vllm.companion import Companion
+from actscope.engines.vllm.companion import Companion, Nobody
 from actscope.engines.vllm.control import (
     MAX_WISH,
     Features,
@@ -48,6 +48,8 @@ log = logging.getLogger("actscope.vllm")
 
 #: Rows of raw activations that readers may lag behind, if memory allows.
 _ROWS_AT_HAND = 65536
+#: The same in passes, for a reader that drives the engine and reads after each pass.
+_PASSES_AT_HAND = 4
 #: Scores of cached prompts may take this much memory of the host.
 _PREFIX_BYTES = 8 << 30
 
@@ -69,7 +71,7 @@ class Session:
     """Made after the model is loaded and before its first pass. `before` and `after` never raise, and never wait for a reader.
 
     On ranks that do not publish (tensor parallel ranks but the first) only the taps are there: all ranks must compile the same
-    graph, or their collectives would not meet.
+    graph, or their collectives would not meet. `start` says where the rings of one that publishes lie, and what is in them.
     """
 
     def __init__(self, runner: Any, settings: VllmSettings, place: Place) -> None:
@@ -99,7 +101,8 @@ class Session:
             self._attach_sae(graph)
         self._bank = InForce({}, np.zeros(self.buffers.n_columns, np.int64))
         self._publisher: Publisher | None = None
-        self._companion: Companion | None = None
+        self._companion: Companion | Nobody | None = None
+        self.start: Start | None = None
         self._waiting: tuple[PassNote, PassBatch] | None = None
         self._with_rows = False
         self._wanting: set[str] = set()
@@ -147,8 +150,8 @@ class Session:
         self._crossing = self._open_crossing(config) if on_gpu else HostCrossing(self.buffers)
         if config.speculative_config is not None:
             self._adapter.watch_rejections(lambda: self._waiting[1] if self._waiting else None)
-        start = self._start(config)
-        self._companion = Companion(start, self._d, self._settings.width, beat=self._beat)
+        self.start = start = self._start(config)
+        self._companion = self._open_companion(start)
         log.info(
             "watching %s: %d sites, raw rows of %d, %s runner, ring %s",
             start.facts.served,
@@ -158,15 +161,21 @@ class Session:
             self._ring.name,
         )
 
+    def _open_companion(self, start: Start) -> Companion | Nobody:
+        if not self._settings.sidecar:
+            return Nobody()
+        return Companion(start, self._d, self._settings.width, beat=self._beat)
+
     def _open_crossing(self, config: Any) -> CudaCrossing:
         limit = self._settings.buffer_gb * 1e9
         return CudaCrossing(self.buffers, self._max_rows, config.scheduler_config.max_num_seqs, limit)
 
     def _open_rows_ring(self) -> RingWriter:
         dtype = str(self.buffers.store.dtype).removeprefix("torch.")
-        spec = rows_ring_spec(len(self.kept), self._d, self.buffers.n_columns, dtype, _ROWS_AT_HAND)
+        at_hand = _ROWS_AT_HAND if self._settings.sidecar else _PASSES_AT_HAND * self._max_rows
+        spec = rows_ring_spec(len(self.kept), self._d, self.buffers.n_columns, dtype, at_hand)
         limit = min(self._settings.buffer_gb * 1e9, shutil.disk_usage(SHM_DIR).free / 2)
-        rows = min(_ROWS_AT_HAND, int(limit // spec.row_bytes))
+        rows = min(at_hand, int(limit // spec.row_bytes))
         if rows < self._max_rows:
             raise SettingsError(
                 f"buffer_gb {self._settings.buffer_gb}: a row of {len(self.kept)} sites has {spec.row_bytes} bytes, and a "

@@ -55,6 +55,9 @@ class VllmSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     "all" requests', or only of those that "asked". `sample`: a share of requests that is kept, chosen by their ids. `codec`,
     `triggers`, `flight_gb`, `flight_seconds`, `flight_dir`: as for `actscope serve`. `buffer_gb`: shared memory between
     the model's process and the recorder, at most; when it is full, rows are dropped and counted.
+
+    `sidecar`: whether the process that brings probes in and records is started. Without it there is no card either: raw rows
+    lie in shared memory, those of four passes, for whoever runs the engine and asks it where (`actscope.engines.vllm.reader`).
     """
 
     sites: str = "all"
@@ -76,6 +79,12 @@ class VllmSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     flight_seconds: Annotated[float, Meta(ge=0)] = 0.0
     flight_dir: str = ""
     buffer_gb: Annotated[float, Meta(gt=0)] = 2.0
+    sidecar: bool = True
+
+    def __post_init__(self) -> None:
+        needs = [name for name in ("record", "probes", "triggers") if getattr(self, name)]
+        if needs and not self.sidecar:
+            raise ValueError(f"{', '.join(needs)}: without a sidecar nobody would see to it")
 
     @property
     def graph(self) -> GraphSpec:
