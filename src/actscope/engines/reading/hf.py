@@ -43,13 +43,19 @@ class HfReader:
             torch.set_num_threads(threads)
         places = resolve(loaded.model, sites)
         names = tuple(str(site) for site in places)
-        self._loaded = loaded
+        self._device, self._max_context = loaded.device, loaded.max_context
         self._batch_tokens = batch_tokens
         self._forward: Forward | None = Forward(loaded, places)
         self._widths = self._forward.widths
         self._edge = length_edge(loaded.config)
         self.facts = ReaderFacts(
-            "hf", loaded.name, loaded.revision, names, _one_width(names, self._widths), _name_of(self._dtype)
+            engine="hf",
+            model=loaded.name,
+            revision=loaded.revision,
+            sites=names,
+            d_model=_one_width(names, self._widths),
+            dtype=_name_of(self._dtype),
+            deterministic=loaded.device.type == "cpu",  # experts of some models add up in any order on a GPU
         )
 
     def read(self, pieces: Sequence[Piece]) -> Rows:
@@ -67,9 +73,8 @@ class HfReader:
         return rows
 
     def close(self) -> None:
-        """Let go of the model."""
+        """Let go of the model. A second call does nothing."""
         self._forward = None
-        del self._loaded
 
     def _read_batch(
         self, forward: Forward, pieces: Sequence[Piece], batch: Batch, starts: np.ndarray, landing: Landing
@@ -81,7 +86,7 @@ class HfReader:
             n = len(piece.token_ids)
             ids[line, :n], real[line, :n], wanted[line, :n] = piece.token_ids, True, piece.wanted
         places = np.concatenate([np.arange(starts[place], starts[place + 1]) for place in batch.places])
-        device = self._loaded.device
+        device = self._device
         chosen = torch.from_numpy(np.flatnonzero(wanted)).to(device)
         targets = torch.from_numpy(places)
         forward.run(
@@ -92,9 +97,9 @@ class HfReader:
 
     def _check(self, pieces: Sequence[Piece]) -> None:
         longest = max((len(piece.token_ids) for piece in pieces), default=0)
-        if longest > self._loaded.max_context:
+        if longest > self._max_context:
             raise EngineError(
-                f"a piece has {longest} tokens: {self.facts.model} reads at most {self._loaded.max_context} at once; "
+                f"a piece has {longest} tokens: {self.facts.model} reads at most {self._max_context} at once; "
                 "cut the texts to a smaller context"
             )
 

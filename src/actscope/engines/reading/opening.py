@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 from actscope.engines.reading.batching import BATCH_TOKENS
 from actscope.engines.reading.contract import Reader
 from actscope.errors import MissingExtra, SettingsError
+
+if TYPE_CHECKING:
+    from actscope.engines.hf.loading import LoadedModel
 
 EngineName = Literal["hf", "vllm"]
 CONTEXT = 512
@@ -26,37 +29,33 @@ def open_reader(
 ) -> Reader:
     """A reader of `model` at `sites`: a selection such as "layers.2.resid_post", "first,middle,last" or a module's path.
 
-    dtype: of the rows; "auto" is what the model computes in. context: the longest piece that will be read. batch_tokens: tokens
-    of one forward. device, model_dtype and threads are for "hf"; vLLM has settings of its own. Raises SettingsError,
-    SiteError, EngineError, and MissingExtra for an engine that is not installed.
+    dtype: of the rows; "auto" is what the model computes in, and that is `model_dtype`. context: the longest piece that will be
+    read. batch_tokens: tokens of one forward, padding included. threads: on a CPU; 0 is the engine's own choice. device: for
+    "hf", where "auto" is a GPU if there is one; vLLM runs where it was installed for. Raises SettingsError, SiteError,
+    EngineError, and MissingExtra for an engine that is not installed.
     """
-    if engine == "hf":
-        return _open_hf(model, sites, dtype, batch_tokens, context, device, model_dtype, threads)
-    if engine != "vllm":
+    if engine not in get_args(EngineName):
         raise SettingsError(f"engine {engine!r}: expected one of {', '.join(get_args(EngineName))}")
-    if (device, model_dtype, threads) != ("auto", "auto", 0):
-        raise SettingsError("device, model_dtype and threads are for the hf engine: vLLM has settings of its own")
-    return _open_vllm(model, sites, dtype, batch_tokens, context)
+    if engine == "hf":
+        loaded = _load(model, device, model_dtype, context)
+        from actscope.engines.reading.hf import HfReader
+
+        return HfReader(loaded, sites, dtype=dtype, batch_tokens=batch_tokens, threads=threads)
+    if device != "auto":
+        raise SettingsError(f"device {device!r}: vLLM runs on the device that it was installed for; leave it out")
+    from actscope.engines.vllm.reader import VllmReader
+
+    return VllmReader(
+        model, sites, dtype=dtype, batch_tokens=batch_tokens, context=context, threads=threads, model_dtype=model_dtype
+    )
 
 
-def _open_hf(
-    model: str, sites: str, dtype: str, batch_tokens: int, context: int, device: str, model_dtype: str, threads: int
-) -> Reader:
+def _load(model: str, device: str, model_dtype: str, context: int) -> LoadedModel:
     try:
         from actscope.engines.hf.loading import load
-        from actscope.engines.reading.hf import HfReader
     except ModuleNotFoundError as error:
         raise MissingExtra("feed", error.name or "transformers") from error
     loaded = load(model, device=device, dtype=model_dtype)
     if context > loaded.max_context:
         raise SettingsError(f"context {context}: {model} reads at most {loaded.max_context} tokens at once")
-    return HfReader(loaded, sites, dtype=dtype, batch_tokens=batch_tokens, threads=threads)
-
-
-def _open_vllm(model: str, sites: str, dtype: str, batch_tokens: int, context: int) -> Reader:
-    from importlib import import_module
-
-    reader: Reader = import_module("actscope.engines.vllm.reader").VllmReader(
-        model=model, sites=sites, dtype=dtype, batch_tokens=batch_tokens, context=context
-    )
-    return reader
+    return loaded
