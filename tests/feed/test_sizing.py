@@ -13,8 +13,8 @@ from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
-import huggingface_hub
 import pytest
+from huggingface_hub import constants
 
 from actscope.engines.builtin import NAME
 from actscope.engines.hf.loading import load
@@ -37,7 +37,7 @@ SMALL = FeedSettings(buffer_rows=1 << 16, device="cpu")
 @pytest.fixture
 def offline(monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a machine that may not ask the hub."""
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
 
 
 @contextmanager
@@ -57,7 +57,7 @@ def hub(answers: dict[str, object], monkeypatch: pytest.MonkeyPatch) -> Iterator
             pass
 
     with HTTPServer(("127.0.0.1", 0), Handler) as server:
-        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+        monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{server.server_port}")
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         try:

@@ -30,7 +30,7 @@ def check(settings: FeedSettings, *, whole: bool = False) -> Iterator[Finding]:
     """One finding after the other. With `whole`, the buffer is mapped as it will be, and let go again."""
     yield _packages(settings)
     yield _settings(settings)
-    yield _of("start", lambda: _start(settings), "see the messages of --resume and --state in docs/feed.md")
+    yield _of("start", lambda: _start(settings), "--resume, --state, --seed")
     yield _of("runtime folder", _runtime, "set ACTSCOPE_RUNTIME_DIR to a private directory")
     yield _of("dataset", lambda: _dataset(settings), "--dataset, --split, --column")
     yield _of("model", lambda: _model(settings), "--model; or --width, where the hub is out of reach")

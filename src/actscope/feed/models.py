@@ -191,6 +191,7 @@ def _refused(model: str, status: int) -> SettingsError:
 def _hub() -> Any:
     try:
         import huggingface_hub
+        import huggingface_hub.constants
         import huggingface_hub.errors
         import huggingface_hub.utils
     except ModuleNotFoundError as error:

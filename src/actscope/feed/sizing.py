@@ -78,7 +78,7 @@ def _unread_shape(settings: FeedSettings, error: Unreachable) -> Shape:
         raise SettingsError(
             f"{error}; so how many blocks it has is not known: name sites by number, not {settings.sites!r}"
         )
-    unknown = f"how deep {settings.model} is and how large its weights are ({error})"
+    unknown = f"how many blocks {settings.model} has, and how large its weights are"
     return Shape(settings.width, len(named) + len(modules), (settings.sites,), None, unknown)
 
 
@@ -224,7 +224,8 @@ def check_fits(estimated: Estimate, machine: Machine) -> None:
 def _advice(estimated: Estimate, machine: Machine) -> str:
     rows = estimated.most_rows(machine)
     if rows < estimated.settings.windows:
-        return "no buffer fits beside this model: take a smaller one, fewer batch_tokens, or a machine with more memory"
+        elsewhere = "a machine with more memory" if estimated.on_gpu else "a GPU for it, or a machine with more memory"
+        return f"no buffer fits beside this model: take a smaller one, fewer batch_tokens, {elsewhere}"
     smaller = [] if estimated.settings.item_bytes == 2 else ["dtype bfloat16 (half the bytes)"]
     fewer = ["fewer sites"] if estimated.shape.n_sites > 1 else []
     return f"what fits: at most buffer_rows {rows} (--buffer-rows {rows})" + "".join(
