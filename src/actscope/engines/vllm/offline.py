@@ -31,8 +31,8 @@ _SEQUENCES = 256
 class OfflineEngine:
     """An engine whose raw rows of `sites` go to shared memory: `add` requests, `step`, and read them there.
 
-    `starts` says where, for each pipeline stage that has any; `vocabulary` is how many tokens there are. A process can hold
-    one at a time.
+    `starts` says where, for each pipeline stage that has any; `vocabulary` is how many tokens there are,
+    `ranks` how many workers share the model. A process can hold one engine at a time.
     """
 
     def __init__(self, model: str, sites: str, dtype: str, batch_tokens: int, context: int, more: Mapping[str, Any]):
@@ -52,6 +52,7 @@ class OfflineEngine:
             raise EngineError(f"vLLM cannot run {model}: {type(error).__name__}: {error}") from error
         self._params = self._greedy()
         self.vocabulary = int(self._engine.model_config.get_vocab_size())
+        self.ranks = int(self._engine.vllm_config.parallel_config.world_size)
         try:
             self.starts = self._find_starts()
         except BaseException:

@@ -38,9 +38,9 @@ class VllmReader:
     Nothing is written to disk and no other process is started, but those of parallel ranks. The rings' names are gone as soon as
     they are mapped: nothing is left in shared memory, whatever ends this process.
 
-    The same pieces in the same order share the same passes, so that they give the same bits on a CPU: for as many threads, and
-    whatever was read before. On a GPU the passes are the same, but no kernel of vLLM's promises as much: `facts.deterministic`
-    is False. Other pieces beside a piece, or another order, may change its last bits anywhere.
+    The same pieces in the same order share the same passes, so that one worker on a CPU gives the same bits for them: with as
+    many threads, and whatever was read before. On a GPU, or with several ranks, the passes are the same, but no kernel of vLLM's
+    promises as much: `facts.deterministic` is False. Other pieces beside a piece, or another order, may change its last bits.
     """
 
     def __init__(
@@ -66,7 +66,8 @@ class VllmReader:
         starts = self._engine.starts
         self._rings = [_attach(start) for start in starts]
         self._cuts = [_cut(start, ring) for start, ring in zip(starts, self._rings, strict=True)]
-        self.facts = _facts(starts, self._cuts, self._rings[0].spec.dtype if dtype == "auto" else dtype)
+        found = self._rings[0].spec.dtype if dtype == "auto" else dtype
+        self.facts = _facts(starts, self._cuts, found, alone=self._engine.ranks == 1)
 
     def read(self, pieces: Sequence[Piece]) -> Rows:
         """The rows of these pieces. All of them are in vLLM's queue at once, and what a pass computed is taken after it.
@@ -180,7 +181,7 @@ def _cut(start: Start, ring: RingReader) -> Cut:
     return Cut(row_layout(start.columns, dtype), tuple(start.kept), start.facts.d_model, getattr(torch, dtype))
 
 
-def _facts(starts: Sequence[Start], cuts: Sequence[Cut], dtype: str) -> ReaderFacts:
+def _facts(starts: Sequence[Start], cuts: Sequence[Cut], dtype: str, *, alone: bool) -> ReaderFacts:
     facts = starts[0].facts
     return ReaderFacts(
         engine="vllm",
@@ -189,5 +190,5 @@ def _facts(starts: Sequence[Start], cuts: Sequence[Cut], dtype: str) -> ReaderFa
         sites=tuple(site for cut in cuts for site in cut.sites),
         d_model=facts.d_model,
         dtype=dtype,
-        deterministic=facts.device == "cpu",
+        deterministic=facts.device == "cpu" and alone,
     )
