@@ -212,7 +212,7 @@ class Buffer:
             if self.ended:
                 raise FeedEnded(f"all {self.epochs} epochs have been served to group {group!r}")
             state.starved = now
-            raise FeedNotReady(f"{there} rows are ready, {n} were asked for", there)
+            raise FeedNotReady(f"{there} rows are ready, {n} were asked for{self._held_up(state, now)}", there)
         position = self._position(state)
         extents = tuple(self._take(state, min(n, there)))
         granted = sum(extent.n for extent in extents)
@@ -344,6 +344,16 @@ class Buffer:
     def _available(self, group: _Group) -> int:
         windows = [w for w in self._windows if w.state is State.READY and w.ordinal >= group.ordinal]
         return sum(w.n_rows for w in windows) * self.serves - (group.offset if windows else 0)
+
+    def _held_up(self, group: _Group, now: float) -> str:
+        """Who keeps the windows from being filled, where that is another group."""
+        if any(w.state is not State.READY for w in self._windows):
+            return ""
+        slowest = min(self._groups, key=lambda name: self._place(self._groups[name]))
+        behind = self._groups[slowest]
+        if behind is group:
+            return ""
+        return f"; group {slowest!r} has not taken them, and took nothing for {now - behind.used:.0f} s: all groups get all rows"
 
     def _take(self, group: _Group, n: int) -> list[Extent]:
         extents = []

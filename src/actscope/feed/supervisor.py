@@ -39,6 +39,7 @@ log = logging.getLogger("actscope.feed")
 
 _WATCH_S = 0.25
 _GRACE_S = 2.0
+_FIRST_WORD_S = 60.0  # starting Python may take long on a busy machine
 _SECRET = "-" * 8
 
 
@@ -53,7 +54,7 @@ class _Child:
                 command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, stdout=2, start_new_session=True
             )
         self.connection = ours
-        self.heard = time.monotonic()
+        self.heard = time.monotonic() + _FIRST_WORD_S
         TO_GENERATOR.send(ours, Start(settings))
         threading.Thread(target=self._listen, args=(hear,), name="actscope-generator", daemon=True).start()
 
@@ -234,7 +235,8 @@ class Supervisor:
         why = words.message if words else f"the generator ended (exit code {code})"
         self.deaths += 1
         self.deaths_in_a_row += 1
-        if (words and words.fatal) or self.deaths_in_a_row > self._settings.max_restarts:
+        never_loaded = words is not None and self._desk.facts is None  # it said why: another would say the same
+        if never_loaded or (words and words.fatal) or self.deaths_in_a_row > self._settings.max_restarts:
             self._give_up(why)
             return
         log.error("%s; it is started again, and goes on with the same rows (restart %d)", why, self.deaths)

@@ -1,0 +1,19 @@
+"""One feed for the tests that only take rows from it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from feed.feeding import Feeding, feeding
+
+
+@pytest.fixture(scope="module")
+def feed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Feeding]:
+    """An endless feed of two sites, with rows; each test takes as a group of its own, which must not hold the others up."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ACTSCOPE_RUNTIME_DIR", str(tmp_path_factory.mktemp("run", numbered=True)))
+        with feeding(sites="1,2", group_seconds=0.2) as running:
+            with running.client() as client:
+                client.wait_for_data(2000)
+            yield running

@@ -1,0 +1,218 @@
+"""What dies, and what is left: consumers, generators, the server itself."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from feed.feeding import TOKEN, Feeding, feeding
+
+from actscope.errors import FeedError, FeedNotReady, UpstreamError
+from actscope.feed.buffer import Extent
+from actscope.feed.extents import unchanged
+from actscope.feed.layout import Layout
+from actscope.feed.memory import FeedMemory
+from actscope.feed.near import NearFeed
+
+
+def until(holds: Callable[[], bool], seconds: float = 30.0) -> None:
+    """Wait until something holds that another process brings about."""
+    end = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < end, "it did not come about"
+        time.sleep(0.02)
+
+
+_CONSUMER = """
+import sys
+from actscope.feed.client import FeedClient
+client = FeedClient(sys.argv[1], sys.argv[2], group=sys.argv[3], transport="near")
+client._opened().claim(200, 60.0)
+print("holding", flush=True)
+sys.stdin.read()
+"""
+
+
+def consumer(feed: Feeding, group: str) -> subprocess.Popen[str]:
+    """Another process that holds 200 rows."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", _CONSUMER, feed.url, TOKEN, group],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stdout is not None and process.stdout.readline().strip() == "holding"
+    return process
+
+
+def ended(process: subprocess.Popen[str]) -> None:
+    process.kill()
+    process.communicate()
+
+
+@pytest.fixture(scope="module")
+def impatient(tmp_path_factory: pytest.TempPathFactory) -> object:
+    """A feed whose leases are short."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ACTSCOPE_RUNTIME_DIR", str(tmp_path_factory.mktemp("run", numbered=True)))
+        with feeding(lease_seconds=1.0, group_seconds=0.2) as running:
+            with running.client() as client:
+                client.wait_for_data(1000)
+            yield running
+
+
+def test_a_consumer_that_is_killed_gives_up_what_it_held(impatient: Feeding) -> None:
+    """Its rows are counted as abandoned at once, its window goes on, and nobody gets the rows a second time."""
+    buffer = impatient.server.service.desk.buffer
+    before = buffer.counts.abandoned_rows
+    process = consumer(impatient, "killed")
+    assert buffer.held_rows == 200
+    ended(process)
+    until(lambda: buffer.counts.abandoned_rows == before + 200)
+    assert buffer.held_rows == 0
+
+
+def test_a_consumer_that_is_stopped_loses_its_lease_and_a_living_one_does_not(impatient: Feeding) -> None:
+    """One that is silent for `lease_seconds` loses its rows; one that merely takes long keeps them, for its thread is heard."""
+    buffer = impatient.server.service.desk.buffer
+    living, stopped = consumer(impatient, "living"), consumer(impatient, "stopped")
+    expired = buffer.counts.expired_leases
+    os.kill(stopped.pid, signal.SIGSTOP)
+    until(lambda: buffer.counts.expired_leases == expired + 1)
+    assert buffer.held_rows == 200
+    ended(stopped)
+    ended(living)
+    until(lambda: buffer.held_rows == 0)
+
+
+def test_rows_that_were_taken_back_are_not_delivered() -> None:
+    """A reader whose window has begun to be filled again is told that what it copied may be torn."""
+    memory = FeedMemory.create(Layout(2, 8, 1, 4, "float32"))
+    extents = [Extent(1, 3, 0, 0, 0, 8, 0, 8)]
+    memory.generations[1] = 3
+    assert unchanged(memory, extents)
+    memory.generations[1] = 4
+    assert not unchanged(memory, extents)
+    memory.close()
+
+
+def test_a_consumer_cannot_write_into_the_memory(impatient: Feeding) -> None:
+    """What it is given can be mapped for reading alone."""
+    with impatient.client(group="reader", transport="near") as client:
+        near = client._opened()
+        assert near is not None
+        with pytest.raises(PermissionError):
+            FeedMemory(near._memory.fd, near.layout, writable=True)
+
+
+def test_the_socket_of_near_consumers_wants_the_token(impatient: Feeding) -> None:
+    """A process of this user without the token is not let in; nor is one that talks nonsense; the feed goes on."""
+    path = impatient.server.service.socket_path
+    assert oct(os.stat(path).st_mode & 0o777) == "0o600"
+    with pytest.raises(UpstreamError, match="token"):
+        NearFeed(path, "another token", "g")
+    for nonsense in (b"\xff" * 64, b"", b"\x04\x00\x00\x00abcd"):
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.connect(path)
+            connection.sendall(nonsense)
+            connection.shutdown(socket.SHUT_WR)
+            assert connection.recv(1) == b""
+    with impatient.client(group="after", transport="near") as client:
+        assert len(client.take(10).values) == 10
+
+
+def test_a_client_that_does_not_read_gets_no_torn_rows_and_holds_nothing_for_ever(impatient: Feeding) -> None:
+    """A download that stalls is ended, its rows are counted as abandoned, and others go on."""
+    buffer = impatient.server.service.desk.buffer
+    before = buffer.counts.abandoned_rows
+    port = impatient.server.settings.port
+    with socket.socket() as slow:
+        slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        slow.connect(("127.0.0.1", port))
+        slow.sendall(
+            f"GET /activations/stream?batch_size=2000&batches=1000&group=slow HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n"
+            f"Authorization: Bearer {TOKEN}\r\n\r\n".encode()
+        )
+        until(lambda: buffer.counts.abandoned_rows > before)
+    until(lambda: buffer.held_rows == 0)
+
+
+def test_a_generator_that_cannot_begin_is_told_with_its_reason() -> None:
+    """A dataset that is not there is no reason to try again: the feed fails at once, and says why to whoever asks."""
+    with feeding(dataset="no/such/file.txt") as feed, feed.client(transport="http") as client:
+        with pytest.raises(FeedError, match=r"failed: .*no/such/file\.txt"):
+            client.wait_for_data()
+        with pytest.raises(FeedError, match=r"no/such/file\.txt"):
+            client.take(1)
+        assert client.get_stats()["state"] == "failed"
+
+
+def test_a_silent_generator_is_killed_and_another_goes_on() -> None:
+    """A generator that is stopped is seen, killed and replaced."""
+    with feeding(heartbeat_seconds=3.0, texts=120) as feed, feed.client() as client:
+        client.wait_for_data(100)
+        first = feed.generator_pid
+        os.kill(first, signal.SIGSTOP)
+        until(lambda: feed.server.service.generator_stats()["pid"] not in (None, first), 60)
+        assert len(client.take(1500).values) == 1500
+        assert not Path(f"/proc/{first}").exists()
+
+
+_SERVER = """
+import sys, json
+from actscope.feed.server import serve
+from actscope.feed.settings import FeedSettings
+serve(FeedSettings(**json.loads(sys.argv[1])), lambda settings: print(settings.url, flush=True))
+"""
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+def test_a_server_that_ends_leaves_nothing_behind(how: signal.Signals, runtime_directory: Path) -> None:
+    """Killed or told to go: its generator ends, no shared memory has a name, and a waiting client gets an error."""
+    from actscope.feed.client import FeedClient
+
+    settings = {
+        "port": 0, "token": TOKEN, "sites": "2", "texts": 100, "buffer_rows": 2000, "threads": 1,
+        "state": str(runtime_directory / "feed-state.json"),
+    }  # fmt: skip
+    before = set(os.listdir("/dev/shm"))
+    server = subprocess.Popen([sys.executable, "-c", _SERVER, json.dumps(settings)], stdout=subprocess.PIPE, text=True)
+    assert server.stdout is not None
+    client = FeedClient(server.stdout.readline().strip(), TOKEN, timeout=60.0)
+    client.wait_for_data(500)
+    batch = client.take(500)
+    generator = client.get_stats()["generator"]["pid"]
+    failed: list[Exception] = []
+    waiting = threading.Thread(target=lambda: failed.append(_error_of(client)))
+    os.kill(generator, signal.SIGSTOP)  # so that the client waits
+    waiting.start()
+    until(lambda: True)
+    server.send_signal(how)
+    os.kill(generator, signal.SIGCONT)
+    server.wait(30)
+    until(lambda: not Path(f"/proc/{generator}").exists())
+    waiting.join(30)
+    assert isinstance(failed[0], UpstreamError | FeedError) and not isinstance(failed[0], FeedNotReady)
+    assert set(os.listdir("/dev/shm")) == before
+    assert torch.isfinite(batch.values).all()  # what was taken is the client's own
+    client.close()
+    server.stdout.close()
+    if how is signal.SIGTERM:
+        assert json.loads(Path(settings["state"]).read_text())["position"].startswith("0:0:")
+        assert not list(runtime_directory.glob("feed-*.sock"))
+
+
+def _error_of(client: object) -> Exception:
+    try:
+        while True:
+            client.take(1000)  # type: ignore[attr-defined]
+    except Exception as error:
+        return error
