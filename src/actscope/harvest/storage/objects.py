@@ -35,11 +35,11 @@ _PART = 16 << 20
 class ObjectStorage:
     """A prefix of a bucket. `put_new` is a PUT with If-None-Match: *, of one part, so at most 5 GiB."""
 
-    def __init__(self, url: str, *, allow_http: bool = False, patience_s: float = PATIENCE_S) -> None:
+    def __init__(self, url: str, *, allow_http: bool = False, patience_s: float | None = None) -> None:
         self.url = url.rstrip("/")
         retry: Any = {
             "max_retries": 10,
-            "retry_timeout": timedelta(seconds=patience_s),
+            "retry_timeout": timedelta(seconds=PATIENCE_S if patience_s is None else patience_s),
             "backoff": {"init_backoff": timedelta(milliseconds=100), "max_backoff": timedelta(seconds=5), "base": 2},
         }
         try:
