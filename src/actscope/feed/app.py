@@ -21,6 +21,7 @@ from actscope.feed.answers import Batch, RowsResponse
 from actscope.feed.buffer import Grant
 from actscope.feed.choosing import choose
 from actscope.feed.service import Service
+from actscope.feed.settings import FeedSettings
 from actscope.feed.streaming import StreamResponse
 from actscope.serving.guard import Guard
 from actscope.serving.problems import Problem, install_handlers
@@ -87,7 +88,28 @@ def create_app(service: Service) -> FastAPI:
     install_handlers(app)
     app.include_router(router)
     app.add_middleware(Guard, settings=service.settings)
+    _describe_limits(app, service.settings)
     return app
+
+
+def _describe_limits(app: FastAPI, settings: FeedSettings) -> None:
+    """Let the OpenAPI document say how many rows this very feed gives at once."""
+    plain = app.openapi
+    limits = {
+        ("/activations", "num_samples"): min(settings.most_rows, settings.max_json_samples),
+        ("/activations/tensor", "num_samples"): settings.most_rows,
+        ("/activations/stream", "batch_size"): settings.most_rows,
+    }
+
+    def openapi() -> dict[str, Any]:
+        document = plain()
+        for (path, name), most in limits.items():
+            for parameter in document["paths"][path]["get"]["parameters"]:
+                if parameter["name"] == name:
+                    parameter["schema"]["maximum"] = most
+        return document
+
+    app.openapi = openapi  # type: ignore[method-assign]
 
 
 def _service(request: Request) -> Service:
@@ -114,7 +136,7 @@ async def activations(
     labels: WithLabels = False,
 ) -> Response:
     """The next rows of a group, as JSON."""
-    most = feed.settings.max_json_samples
+    most = min(feed.settings.most_rows, feed.settings.max_json_samples)
     if num_samples > most:
         raise _too_many(num_samples, most, " as JSON: ask for /activations/tensor")
     async with _admitted(feed):
@@ -138,7 +160,7 @@ async def activations(
 )
 async def activations_tensor(
     feed: Feed,
-    num_samples: NumSamples = 1024,
+    num_samples: NumSamples = 1,
     sites: Sites = "",
     group: Group = "default",
     wait: Wait = 0.0,
@@ -172,7 +194,7 @@ async def activations_tensor(
 )
 async def activations_stream(
     feed: Feed,
-    batch_size: Annotated[int, Query(ge=1, le=_MOST, description="rows of a batch")] = 4096,
+    batch_size: Annotated[int, Query(ge=1, le=_MOST, description="rows of a batch")],
     batches: Annotated[int, Query(ge=1, le=_MOST, description="how many batches")] = 1,
     sites: Sites = "",
     group: Group = "default",
@@ -184,8 +206,8 @@ async def activations_stream(
     Content-Length would be, which is why it has none. A batch is whole or missing, but for the last one of the last epoch.
     """
     chosen = _chosen(feed, sites)
-    if batch_size > feed.desk.most_rows:
-        raise _too_many(batch_size, feed.desk.most_rows, "", param="batch_size")
+    if batch_size > feed.settings.most_rows:
+        raise _too_many(batch_size, feed.settings.most_rows, "", param="batch_size")
     first_owner = object()
     async with _admitted(feed):
         first = await _take(feed, group, batch_size, first_owner, wait)
@@ -204,7 +226,7 @@ async def stats(feed: Feed) -> shapes.Stats:
         window_rows=feed.settings.window_rows,
         windows=desk.buffer.windows(),  # type: ignore[arg-type]  # pydantic checks them
         serves=feed.settings.serves,
-        max_samples=desk.most_rows,
+        max_samples=feed.settings.most_rows,
         memory_bytes=desk.memory.layout.total_bytes if desk.memory else 0,
         seed=feed.settings.seed,
         position=str(desk.buffer.lowest_position()),

@@ -153,7 +153,7 @@ class _Consumer:
             revision=facts.revision,
             seed=desk.settings.seed,
             shuffle=desk.settings.shuffle,
-            most_rows=desk.most_rows,
+            most_rows=desk.settings.most_rows,
             lease_seconds=desk.settings.lease_seconds,
         )
         readable = os.open(f"/proc/self/fd/{memory.fd}", os.O_RDONLY | os.O_CLOEXEC)

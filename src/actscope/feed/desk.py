@@ -40,11 +40,6 @@ class Desk:
         self.room = asyncio.Event()
         """Set when a window may have become free."""
 
-    @property
-    def most_rows(self) -> int:
-        """How many rows one claim may ask for: more could wait for ever."""
-        return min(self.settings.max_samples, self.settings.window_rows * self.settings.serves)
-
     def open(self, facts: Loaded, memory: FeedMemory) -> None:
         """The generator has loaded: from now on it is known what rows there will be."""
         self.facts, self.memory = facts, memory
@@ -75,9 +70,11 @@ class Desk:
 
         Raises FeedNotReady, FeedEnded, RequestRefused as `Buffer.claim` does, and FeedError when the feed has failed.
         """
-        if not 1 <= n <= self.most_rows:
+        if not 1 <= n <= self.settings.most_rows:
             raise RequestRefused(
-                f"num_samples {n}: expected 1 to {self.most_rows}", param="num_samples", code="too_many_samples"
+                f"num_samples {n}: expected 1 to {self.settings.most_rows}",
+                param="num_samples",
+                code="too_many_samples",
             )
         until = time.monotonic() + min(wait, self.settings.wait_seconds)
         while True:

@@ -149,7 +149,7 @@ class NearFeed:
         order = served(
             extent.window_rows, extent.start, stop, self.welcome.seed, extent.epoch, extent.number, extent.turn
         )
-        out.copy_(plane.index_select(0, torch.from_numpy(order)))
+        torch.index_select(plane, 0, torch.from_numpy(order), out=out)  # through a tensor of its own: 3 to 7 times slower
 
     # --- the rest ---
 

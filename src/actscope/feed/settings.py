@@ -115,6 +115,11 @@ class FeedSettings(ServingSettings):
         return self.buffer_rows // self.windows
 
     @property
+    def most_rows(self) -> int:
+        """How many rows one request may ask for: more than a window's could wait for ever."""
+        return min(self.max_samples, self.window_rows * self.serves)
+
+    @property
     def item_bytes(self) -> int:
         """Bytes of one value."""
         return ITEM_BYTES[self.dtype]

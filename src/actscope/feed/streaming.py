@@ -36,6 +36,7 @@ class StreamResponse(Response):
         self._owner = owner
         self.status_code, self.background, self.body = 200, None, b""
         self.init_headers(Batch(feed.desk, first, sites).headers())
+        del self.headers["content-length"]  # how long it will be is not known
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         gone = asyncio.ensure_future(_disconnected(receive))
