@@ -82,7 +82,7 @@ def test_the_same_texts_are_the_same_in_every_kind_of_file(name: str, tmp_path: 
     assert texts.read([4, 0, 3, 0]) == [TEXTS[4], TEXTS[0], TEXTS[3], TEXTS[0]]
     assert texts.read(range(5)) == TEXTS
     assert texts.read([]) == []
-    assert texts.fingerprint == "cdd00b41962c1b74913d0cb7806b5e9a"
+    assert texts.fingerprint == "0f361dabb61b1b026bfd09117fb9bb2b"
 
 
 def test_a_directory_or_a_glob_is_its_files_in_order_of_their_names(tmp_path: Path) -> None:

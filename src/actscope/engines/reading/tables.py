@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from glob import glob
-from hashlib import blake2b
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,13 +42,14 @@ class Table:
     def fingerprint(self) -> str:
         """Of the texts and nothing else: neither files, their format, nor how they are divided matter.
 
-        Reads all of the column when it is first asked for, at about 1 GB/s.
+        Reads all of the column when it is first asked for, at about 1 GB/s; blake2b was a third as fast as SHA-256, which has
+        instructions of its own.
         """
-        texts, lengths = blake2b(digest_size=16), blake2b(digest_size=16)
+        texts, lengths = sha256(), sha256()
         for values in self._columns():
             texts.update(_joined(values))
             lengths.update(_lengths(values))
-        return blake2b(texts.digest() + lengths.digest(), digest_size=16).hexdigest()
+        return sha256(texts.digest() + lengths.digest()).hexdigest()[:32]
 
     def __len__(self) -> int:
         return len(self._dataset)
