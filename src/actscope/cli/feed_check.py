@@ -9,6 +9,7 @@ from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
+from actscope.cli.feed_texts import beginning, first_text, is_of_hub
 from actscope.cli.findings import Finding
 from actscope.engines.reading.contract import Texts
 from actscope.engines.reading.texts import BUILTIN, open_texts
@@ -23,7 +24,6 @@ from actscope.feed.sizing import Estimate, check_fits, estimate, shape_of
 _NEEDED = ("torch", "transformers", "fastapi", "starlette", "uvicorn", "uvloop", "httpx")
 #: What is mapped where the whole buffer is not asked for.
 _SMALL = Layout(2, 1024, 1, 256, "float32")
-_SHOWN = 40
 
 
 def check(settings: FeedSettings, *, whole: bool = False) -> Iterator[Finding]:
@@ -88,18 +88,10 @@ def _is_table(settings: FeedSettings) -> bool:
 
 
 def _dataset(settings: FeedSettings) -> str:
-    from actscope.cli.feed_texts import first_text, is_of_hub
-
     if _is_table(settings) and is_of_hub(settings.dataset):
         return first_text(settings)
     texts: Texts = open_texts(settings.dataset, split=settings.split, column=settings.column, n=settings.texts or None)
     return f"{settings.dataset}: {len(texts):,} texts; the first begins {beginning(texts.read([0])[0])}"
-
-
-def beginning(text: str) -> str:
-    """A text's first words, in quotes, on one line."""
-    line = " ".join(text[: 4 * _SHOWN].split())
-    return f'"{line[:_SHOWN]}…"' if len(line) > _SHOWN else f'"{line}"'
 
 
 def _model(settings: FeedSettings) -> str:

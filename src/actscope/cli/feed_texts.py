@@ -10,6 +10,7 @@ from actscope.errors import MissingExtra, SettingsError
 from actscope.feed.settings import FeedSettings
 
 _TIMEOUT_S = 5.0
+_SHOWN = 40
 
 
 def is_of_hub(spec: str) -> bool:
@@ -28,7 +29,6 @@ def first_text(settings: FeedSettings) -> str:
         import datasets
     except ModuleNotFoundError as error:
         raise MissingExtra("feed", "datasets") from error
-    from actscope.cli.feed_check import beginning
 
     name, _, config = settings.dataset.partition(":")
     if not _answers(name):
@@ -43,6 +43,12 @@ def first_text(settings: FeedSettings) -> str:
         found = ", ".join(row) if row else "no row at all"
         raise SettingsError(f"texts {settings.dataset!r}: no column {settings.column!r} of strings: found {found}")
     return f"{settings.dataset} on the hub; the first text begins {beginning(row[settings.column])}"
+
+
+def beginning(text: str) -> str:
+    """A text's first words, in quotes, on one line."""
+    line = " ".join(text[: 4 * _SHOWN].split())
+    return f'"{line[:_SHOWN]}…"' if len(line) > _SHOWN else f'"{line}"'
 
 
 def _answers(name: str) -> bool:
