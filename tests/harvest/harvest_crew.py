@@ -76,7 +76,6 @@ class CrewHere:
         assert isinstance(answer, Ran)
         return Done(answer.receipt)
 
-
     def _obey(self, order: Order) -> Answer:
         with _ONE_AT_A_TIME:
             if (worker := _OPEN.get(self._job.settings)) is not None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sys
+from contextlib import redirect_stdout
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -162,7 +164,8 @@ def _run(crew: Crew, out: str, allow_http: bool, lease: float, as_json: bool) ->
         bars.update(stage, so_far, all_of)
 
     try:
-        with Progress() as bars:
+        # Ray prints what its raylets have to say on standard output, whatever it is told
+        with Progress() as bars, redirect_stdout(sys.stderr):
             report = carry_out(open_storage(out, allow_http=allow_http), crew, told, lease_s=lease)
     except KeyboardInterrupt:
         if total:

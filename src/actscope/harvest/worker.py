@@ -23,11 +23,11 @@ from actscope.harvest.shards.contract import Shard
 from actscope.harvest.statistics import SiteSums, added, sums_of
 from actscope.harvest.storage import Storage
 
-#: Texts by which rows are counted in advance.
-_SAMPLE = 512
+#: Texts by which rows are counted in advance: where the number of texts follows from it, and where it is only told.
+_SAMPLE, _GLANCE = 1024, 64
 #: So many forwards' worth of tokens are read at once: pieces of like length are found among them.
 _FORWARDS = 8
-#: A file that is not cut by the special tokens of any context.
+#: A context that no text fills.
 _WHOLE = 1 << 30
 
 
@@ -46,7 +46,7 @@ class Worker:
     def propose(self) -> Proposal:
         """The plan that the settings come to with this model, dataset and environment. Needs no forward pass."""
         n = len(self._texts)
-        sample = self._plan(min(n, _SAMPLE))
+        sample = self._plan(min(n, _SAMPLE if self._settings.tokens else _GLANCE))
         counted = self._cut(sample.text_numbers(Unit(0, 0, sample.texts, sample.id)))
         rows = (counted.n_rows + counted.left_over) / sample.texts
         plan = self._plan(self._texts_for(n, rows))
