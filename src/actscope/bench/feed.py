@@ -1,0 +1,77 @@
+"""`actscope bench feed`: how fast rows reach a trainer, beside a bare server, httpx, memcpy, a DataLoader and SAELens's store.
+
+Transport is measured on a feed whose buffer is full: two windows of 64 MiB, rows 2048 wide in bfloat16, which its generator
+has filled from a random model of that width. A group that has taken one row keeps them from being filled again, and each
+measurement is a group of its own, which gets every row twice: first as rows lie in memory, then gathered from all over the
+window (`serves=2`). Where a name does not say "gather", rows as they lie are meant.
+
+Against SAELens both sides read the built-in model over the same texts while rows are taken, in turn; what the feed has
+ready beforehand does not count. Values are medians of rounds, ratios of pairs in the same round.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from pathlib import Path
+
+from actscope.bench import feed_generating
+from actscope.bench.feed_loader import Loaders
+from actscope.bench.feed_servers import WIDTH, bare, feed, make_wide_model
+from actscope.bench.feed_transport import ANSWER_BYTES, BATCH, SETTINGS, SMALL, WINDOWS, Rounds, all_rows, keep
+from actscope.bench.samples import Progress, Result, Samples, result
+
+MIN_ROUNDS = 3
+_HTTP = f"{ANSWER_BYTES >> 20} MiB an answer"
+
+
+def run(seconds: float, progress: Progress) -> list[Result]:
+    """All results, in about `seconds` beside what it takes to start: half for transport, half for rows as they are made."""
+    with tempfile.TemporaryDirectory(prefix="actscope-bench-") as name:
+        results = transport(Path(name), seconds / 2, progress)
+    return results + feed_generating.measure(seconds / 2, progress)
+
+
+def transport(folder: Path, seconds: float, progress: Progress) -> list[Result]:
+    """Rows that are ready, to a consumer. Files go to `folder`."""
+    progress("filling a buffer")
+    with feed(model=make_wide_model(folder / "model"), **SETTINGS) as running, bare(ANSWER_BYTES, WINDOWS) as plain:
+        keep(running)
+        rounds = Rounds(running, plain, Loaders(folder / "rows.safetensors", all_rows(running), BATCH))
+        until = time.monotonic() + seconds
+        while rounds.done < MIN_ROUNDS or time.monotonic() < until:
+            progress(f"transport, round {rounds.done + 1}")
+            rounds.one()
+    return _results(rounds.samples)
+
+
+def _results(samples: Samples) -> list[Result]:
+    of, ratios = samples.of, samples.ratios
+    memory = f"none: an absolute figure; {BATCH} rows of {WIDTH} bf16 a batch"
+    loaders = ("loader", "loader_2_workers", "loader_by_batch")
+    best = [max(speeds) for speeds in zip(*(of[name] for name in loaders), strict=True)]
+    bare_uvicorn = f"a bare uvicorn, {_HTTP}, the same reader"
+    small = f"none: an absolute figure; {SMALL} rows"
+    return [
+        result("http_ratio", ratios("http", "bare"), "x", bare_uvicorn, bar=0.9),
+        result("http_gather_ratio", ratios("http_gathered", "bare"), "x", bare_uvicorn),
+        result("http_gbps", of["http"], "GB/s", "none: an absolute figure"),
+        result("bare_http_gbps", of["bare"], "GB/s", "none: the baseline itself"),
+        result("client_vs_httpx", ratios("client", "httpx"), "x", f"httpx .get().content, {_HTTP}, the same feed", bar=4.0),
+        result("client_new_tensor_vs_httpx", ratios("client_new", "httpx"), "x", "the same; a new tensor each time"),
+        result("client_http_gbps", of["client"], "GB/s", "none: an absolute figure"),
+        result("httpx_gbps", of["httpx"], "GB/s", "none: the baseline itself"),
+        result("zero_copy_gbps", of["near"], "GB/s", f"{memory}, copied to the trainer's own", bar=10.0),
+        result("zero_copy_vs_memcpy", ratios("near", "memcpy"), "x", "torch's copy_ of the same bytes"),
+        result("memcpy_gbps", of["memcpy"], "GB/s", "none: the baseline itself"),
+        result("first_round_gbps", of["near_first"], "GB/s", f"{memory}, whose pages are mapped meanwhile"),
+        result("zero_copy_view_gbps", of["view"], "GB/s", f"{memory}, of which one value a page is looked at"),
+        result("turn_gather_gbps", of["near_gathered"], "GB/s", f"{memory}, from all over a window"),
+        result("near_rows_per_s", [v * 1e9 / WIDTH / 2 for v in of["near"]], "rows/s", memory),
+        result("vs_dataloader", [a / b for a, b in zip(of["near"], best, strict=True)], "x",
+               "the best of three DataLoaders over mapped safetensors of the same rows, shuffled"),
+        result("dataloader_gbps", of["loader"], "GB/s", "none: row by row, in the trainer's process"),
+        result("dataloader_2_workers_gbps", of["loader_2_workers"], "GB/s", "none: row by row, two workers"),
+        result("dataloader_by_batch_gbps", of["loader_by_batch"], "GB/s", "none: a list of rows at once"),
+        *(result(name, of[name], "ms", small) for name in of if name.endswith("_ms")),
+    ]  # fmt: skip

@@ -1,0 +1,201 @@
+"""Rows that are ready, to a consumer: one round measures every way once, each as a group of its own."""
+
+from __future__ import annotations
+
+import http.client
+import time
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from itertools import count
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx
+import numpy as np
+import torch
+from torch import Tensor
+
+from actscope.bench.feed_loader import Loaders
+from actscope.bench.feed_servers import WIDTH, Feed
+from actscope.bench.samples import Samples
+from actscope.feed.client import FeedClient
+
+WINDOWS, WINDOW_ROWS, SERVES = 2, 16384, 2
+BATCH = 4096
+SMALL, SMALL_TAKES = 16, 100
+_ROW_BYTES = WIDTH * 2
+_GROUP_ROWS = WINDOWS * WINDOW_ROWS * SERVES
+ANSWER_BYTES = WINDOW_ROWS * _ROW_BYTES
+#: A feed whose groups get each row twice, and which forgets none of them.
+SETTINGS: dict[str, Any] = {
+    "sites": "0", "dtype": "bfloat16", "buffer_rows": WINDOWS * WINDOW_ROWS, "windows": WINDOWS, "serves": SERVES,
+    "max_groups": 100_000, "group_seconds": 1e6, "texts": 4000,
+}  # fmt: skip
+
+
+def keep(running: Feed) -> None:
+    """Take one row as a group that takes no more, and wait until all windows are full: from then on they stay as they are."""
+    with FeedClient(running.url, running.token, group="keeper", transport="http") as keeper:
+        keeper.take(1)
+        keeper.wait_for_data(_GROUP_ROWS - 1)
+
+
+def all_rows(running: Feed) -> Tensor:
+    """Every row once, [WINDOWS * WINDOW_ROWS, WIDTH]."""
+    with FeedClient(running.url, running.token, group="all") as client:
+        turns = [client.take(WINDOW_ROWS).values for _ in range(WINDOWS * SERVES)]
+    return torch.cat(turns[::SERVES])
+
+
+class Rounds:
+    """Each round begins with another way. Speeds are GB/s, of takes in order and of gathered ones apart; latencies ms."""
+
+    def __init__(self, running: Feed, plain: str, loaders: Loaders) -> None:
+        self.samples = Samples()
+        self.done = 0
+        self._feed, self._plain, self._loaders = running, plain, loaders
+        self._groups = (f"round-{n}" for n in count())
+        self._answer = torch.zeros(WINDOW_ROWS, WIDTH, dtype=torch.bfloat16)
+        self._batch = torch.zeros(BATCH, WIDTH, dtype=torch.bfloat16)
+        self._source = self._answer.repeat(WINDOWS, 1)
+        self._ways = [
+            self._bare, self._http, self._client, self._client_new, self._httpx, self._near, self._near_first, self._views,
+            self._memcpy, self._loader, self._small,
+        ]  # fmt: skip
+
+    def one(self) -> None:
+        """One round."""
+        by = self.done % len(self._ways)
+        for way in self._ways[by:] + self._ways[:by]:
+            way()
+        self.done += 1
+
+    # --- over HTTP ---
+
+    def _bare(self) -> None:
+        with closing(_connection(self._plain)) as connection:
+            _get(connection, "/", {}, self._bytes)
+            spent = [_seconds(lambda: _get(connection, "/", {}, self._bytes)) for _ in range(WINDOWS)]
+        self.samples.add("bare", _gbps(spent, WINDOW_ROWS))
+
+    def _http(self) -> None:
+        path = f"/activations/tensor?num_samples={WINDOW_ROWS}&group={next(self._groups)}"
+        with closing(_connection(self._feed.url)) as connection:
+            _get(connection, "/near", self._headers, None)
+            self._all("http", lambda: _get(connection, path, self._headers, self._bytes), WINDOW_ROWS)
+
+    def _client(self) -> None:
+        with self._consumer("http") as client:
+            self._all("client", lambda: client.take(WINDOW_ROWS, out=self._answer), WINDOW_ROWS)
+
+    def _client_new(self) -> None:
+        with self._consumer("http") as client:
+            self._all("client_new", lambda: client.take(WINDOW_ROWS), WINDOW_ROWS)
+
+    def _httpx(self) -> None:
+        params: dict[str, str | int] = {"num_samples": WINDOW_ROWS, "group": next(self._groups)}
+        with httpx.Client(base_url=self._feed.url, headers=self._headers) as client:
+            client.get("/near")
+            self._all("httpx", lambda: client.get("/activations/tensor", params=params).content, WINDOW_ROWS)
+
+    # --- out of the memory ---
+
+    def _near(self) -> None:
+        with self._consumer("near") as client:
+            _touch(client)
+            self._all("near", lambda: client.take(BATCH, out=self._batch), BATCH)
+
+    def _near_first(self) -> None:
+        """The same, but pages are mapped while they are read: what a consumer's first time round the buffer is like."""
+        with self._consumer("near") as client:
+            self._all("near_first", lambda: client.take(BATCH, out=self._batch), BATCH)
+
+    def _views(self) -> None:
+        with self._consumer("near") as client:
+            _touch(client)
+            batches = client.iter(BATCH, zero_copy=True)
+            self._all("view", lambda: float(_one_a_page(next(batches)).sum()), BATCH)
+            batches.close()  # type: ignore[attr-defined]  # a generator's, which gives its rows up
+
+    def _memcpy(self) -> None:
+        parts = [self._source[i : i + BATCH] for i in range(0, len(self._source), BATCH)]
+        spent = [_seconds(lambda part=part: self._batch.copy_(part)) for part in parts]  # type: ignore[misc]
+        self.samples.add("memcpy", _gbps(spent, BATCH))
+
+    def _loader(self) -> None:
+        for name, seconds in self._loaders.epoch().items():
+            self.samples.add(name, _gbps([seconds], WINDOWS * WINDOW_ROWS))
+
+    def _small(self) -> None:
+        for way in ("near", "http"):
+            with self._consumer(way) as client:
+                spent = [_seconds(lambda: client.take(SMALL)) * 1e3 for _ in range(SMALL_TAKES)]
+            for percent in (50, 99):
+                self.samples.add(f"{way}_take_p{percent}_ms", float(np.percentile(spent, percent)))
+
+    # --- parts ---
+
+    @property
+    def _bytes(self) -> memoryview:
+        return memoryview(self._answer.view(torch.uint8).reshape(-1).numpy())  # type: ignore[arg-type]
+
+    @property
+    def _headers(self) -> dict[str, str]:
+        return {"Authorization": f"Bearer {self._feed.token}"}
+
+    def _consumer(self, transport: Any) -> FeedClient:
+        """Of a new group; its connections are there."""
+        client = FeedClient(self._feed.url, self._feed.token, group=next(self._groups), transport=transport)
+        client.get_stats()
+        client._opened()
+        return client
+
+    def _all(self, name: str, take: Callable[[], object], n: int) -> None:
+        """All that the group gets, `n` rows at a time."""
+        each = WINDOW_ROWS // n
+        spent = np.array([_seconds(take) for _ in range(_GROUP_ROWS // n)]).reshape(WINDOWS, SERVES, each)
+        for turn, called in enumerate(("", "_gathered")):
+            self.samples.add(name + called, _gbps(spent[:, turn].ravel().tolist(), n))
+
+
+def _connection(url: str) -> http.client.HTTPConnection:
+    parts = urlsplit(url)
+    return http.client.HTTPConnection(parts.hostname or "", parts.port)
+
+
+def _get(connection: http.client.HTTPConnection, path: str, headers: dict[str, str], out: memoryview | None) -> None:
+    """The whole body, into `out`, which must be as long."""
+    connection.request("GET", path, headers=headers)
+    answer = connection.getresponse()
+    if out is None:
+        answer.read()
+        return
+    have = 0
+    while have < len(out) and (n := answer.readinto(out[have:])):
+        have += n
+    assert have == len(out) and answer.status == 200 and not answer.read()
+
+
+def _touch(client: FeedClient) -> None:
+    """Have every page of the memory mapped, as it is for a consumer that has been once round the buffer."""
+    near = client._opened()
+    assert near is not None
+    for window in near._planes:
+        for plane in window:
+            _one_a_page(plane).sum()
+
+
+def _one_a_page(rows: Tensor) -> Tensor:
+    """One value of each page of rows of `WIDTH`, which are a page long."""
+    return rows[:, 0]
+
+
+def _seconds(do: Callable[[], object]) -> float:
+    begin = time.perf_counter()
+    do()
+    return time.perf_counter() - begin
+
+
+def _gbps(spent: Sequence[float], n: int) -> float:
+    """Of takes of `n` rows each, together."""
+    return len(spent) * n * _ROW_BYTES / sum(spent) / 1e9

@@ -1,0 +1,143 @@
+"""`actscope bench sae`: an SAE trained on rows of our feed, beside the same one trained on SAELens's own ActivationsStore.
+
+SAELens's trainer trains both, from the same initial weights and with the same numbers, on layer 2 of the built-in model over
+the same texts; only its data provider is another. Both begin with empty buffers. What comes of them is judged on rows of
+texts that neither has read. More seconds are more rows: 20 are a sketch of an SAE, 120 one that can be looked at.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from actscope.bench import saelens
+from actscope.bench.feed_servers import Feed, feed
+from actscope.bench.samples import Progress, Result, Samples, result
+from actscope.engines import builtin
+from actscope.engines.reading.cutting import Cutter, tokenizer_of
+from actscope.engines.reading.opening import open_reader
+from actscope.engines.reading.texts import open_texts
+from actscope.errors import MissingExtra
+from actscope.feed.client import FeedClient
+
+LAYER, CONTEXT, BATCH = 2, 128, 1024
+WIDTH, FEATURES, ACTIVE = 256, 2048, 16
+#: Rows that each of them is trained on, for each second.
+ROWS_PER_SECOND = 4096
+_ROWS_PER_TEXT = 40  # fewer than there are, so that no text comes a second time
+_JUDGED_TEXTS = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """Of rows that took no part in training. `dead`: features that none of them activates."""
+
+    explained_variance: float
+    l0: float
+    dead: int
+
+
+def run(seconds: float, progress: Progress) -> list[Result]:
+    """Both trainings, in about `seconds` beside what it takes to start. Raises MissingExtra without sae-lens."""
+    if not saelens.installed():
+        raise MissingExtra("peers", "sae-lens")
+    rows = max(2, round(seconds * ROWS_PER_SECOND / BATCH)) * BATCH
+    texts = rows // _ROWS_PER_TEXT
+    progress("reading the rows that both are judged on")
+    judged = heldout_rows()
+    samples = Samples()
+    progress("starting the feed")
+    with feed(sites=LAYER, context=CONTEXT, buffer_rows=16384, texts=texts) as running, saelens.quiet():
+        progress(f"training on {rows} rows of the feed")
+        _train(samples, "feed", _of_feed(running), rows, judged)
+    with saelens.quiet():
+        progress(f"training on {rows} rows of SAELens's store")
+        store = saelens.open_store(
+            saelens.open_model(LAYER), saelens.texts(texts), layer=LAYER, context=CONTEXT, batch=BATCH
+        )
+        _train(samples, "saelens", store, rows, judged)
+    return _results(samples, rows, len(judged))
+
+
+def _of_feed(running: Feed) -> Iterator[Tensor]:
+    client = FeedClient(running.url, running.token)
+    client.wait_for_data()
+    client.refresh()
+    return client.iter(BATCH)
+
+
+def heldout_rows() -> Tensor:
+    """[n, WIDTH]: rows of texts of the split that the feed does not read."""
+    texts = open_texts("builtin", split="heldout", n=_JUDGED_TEXTS)
+    cutter = Cutter(tokenizer_of(builtin.NAME), context=CONTEXT)
+    reader = open_reader("hf", builtin.NAME, str(LAYER), context=CONTEXT)
+    pieces = cutter.cut(range(len(texts)), texts.read(range(len(texts))))
+    [rows] = reader.read(pieces).values.values()
+    return rows
+
+
+def new_sae() -> Any:
+    """A TopK SAE of SAELens; the same weights each time."""
+    from sae_lens import TopKTrainingSAE, TopKTrainingSAEConfig
+
+    torch.manual_seed(0)
+    return TopKTrainingSAE(
+        TopKTrainingSAEConfig(
+            d_in=WIDTH, d_sae=FEATURES, k=ACTIVE, device="cpu", normalize_activations="expected_average_only_in"
+        )
+    )
+
+
+def trainer_of(sae: Any, provider: Iterator[Tensor], rows: int) -> Any:
+    """SAELens's trainer."""
+    from sae_lens.config import SAETrainerConfig
+    from sae_lens.training.sae_trainer import SAETrainer
+
+    numbers = SAETrainerConfig(
+        total_training_samples=rows,
+        train_batch_size_samples=BATCH,
+        lr=2e-3,
+        lr_warm_up_steps=rows // BATCH // 20,
+        lr_decay_steps=rows // BATCH // 5,
+        n_batches_for_norm_estimate=8,
+    )
+    return SAETrainer(numbers, sae, data_provider=provider)
+
+
+def _train(samples: Samples, name: str, provider: Iterator[Tensor], rows: int, judged: Tensor) -> None:
+    trainer = trainer_of(new_sae(), provider, rows)
+    begin = time.perf_counter()
+    sae = trainer.fit()
+    samples.add(f"{name}_train_s", time.perf_counter() - begin)
+    found = judge(sae, judged)
+    samples.add(f"{name}_explained_variance", found.explained_variance)
+    samples.add(f"{name}_l0", found.l0)
+    samples.add(f"{name}_dead_features", found.dead)
+
+
+@torch.inference_mode()
+def judge(sae: Any, rows: Tensor) -> Judgement:
+    """Of rows [n, WIDTH] as the model gives them: a trainer that has ended has folded its scale into the weights."""
+    active = sae.encode(rows)
+    lost = (rows - sae.decode(active)).square().sum()
+    there = (rows - rows.mean(0)).square().sum()
+    fired = active > 0
+    return Judgement(float(1 - lost / there), float(fired.sum(1).float().mean()), int((~fired.any(0)).sum()))
+
+
+def _results(samples: Samples, rows: int, judged: int) -> list[Result]:
+    units = {"train_s": "s", "explained_variance": "", "l0": "features", "dead_features": "features"}
+    where = f"{rows} rows of training, {judged} held out"
+    sides = {"feed": "our feed", "saelens": "SAELens's ActivationsStore"}
+    found = [
+        result(f"{name}_{what}", samples.of[f"{name}_{what}"], unit, f"{side}; {where}")
+        for what, unit in units.items()
+        for name, side in sides.items()
+    ]
+    faster = samples.ratios("saelens_train_s", "feed_train_s")
+    return [result("train_speed_ratio", faster, "x", "the same training on SAELens's ActivationsStore"), *found]
