@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers.utils.logging import disable_progress_bar
 
 from actscope.bench import saelens
 from actscope.bench.feed_servers import Feed, feed
@@ -46,6 +47,7 @@ def run(seconds: float, progress: Progress) -> list[Result]:
     """Both trainings, in about `seconds` beside what it takes to start. Raises MissingExtra without sae-lens."""
     if not saelens.installed():
         raise MissingExtra("peers", "sae-lens")
+    disable_progress_bar()  # type: ignore[no-untyped-call]
     rows = max(2, round(seconds * ROWS_PER_SECOND / BATCH)) * BATCH
     texts = rows // _ROWS_PER_TEXT
     progress("reading the rows that both are judged on")
@@ -102,6 +104,7 @@ def trainer_of(sae: Any, provider: Iterator[Tensor], rows: int) -> Any:
         total_training_samples=rows,
         train_batch_size_samples=BATCH,
         lr=2e-3,
+        lr_end=2e-4,
         lr_warm_up_steps=rows // BATCH // 20,
         lr_decay_steps=rows // BATCH // 5,
         n_batches_for_norm_estimate=8,
