@@ -188,13 +188,14 @@ class FeedClient:
         sites: str = "",
         device: str | torch.device | None = None,
         prefetch: int = 2,
-        normalize: bool = False,
+        normalize: bool | float = False,
         drop_last: bool = False,
         zero_copy: bool = False,
     ) -> Iterator[Tensor]:
         """Batches [batch_size, width], or [batch_size, sites, width], until the epochs end; a thread takes `prefetch` ahead.
 
-        normalize: rows times the feed's `norm_scale` as it was at the start, so that their mean norm is sqrt(width).
+        normalize: rows times the feed's `norm_scale` as it is at the start, so that their mean norm is sqrt(width); a number is
+        that scale itself, for whoever goes on with a training, or needs to know it.
         zero_copy: batches of one site lie in the feed's own memory (same machine only): each is valid until the next one is
         asked for, and must not be written to. `self.position` is always that behind the batch last given.
         """
@@ -203,7 +204,7 @@ class FeedClient:
         if zero_copy:
             yield from self._views(batch_size, sites, drop_last=drop_last)
             return
-        scale: float | Tensor | None = None
+        scale: float | Tensor | None = None if isinstance(normalize, bool) else normalize
         for batch in ahead(lambda: self._batches(batch_size, sites, device), prefetch):
             if drop_last and len(batch.values) < batch_size:
                 return
