@@ -6,6 +6,15 @@ from collections.abc import Iterator
 
 import pytest
 from feed.feeding import Feeding, feeding
+from feed.known import Known, known
+
+TEXTS, CONTEXT = 60, 64
+
+
+@pytest.fixture(scope="session")
+def rows() -> Known:
+    """The rows of layers 1 and 2 of the first texts."""
+    return known(TEXTS, CONTEXT, (1, 2))
 
 
 @pytest.fixture(scope="module")

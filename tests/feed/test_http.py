@@ -162,6 +162,9 @@ def test_schemathesis_finds_nothing(feed: Feeding) -> None:
         @given(case=operation.ok().as_strategy())
         @settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
         def check(case: Any) -> None:
+            for name in ("batches", "wait"):  # an endless stream is what it is asked for, and no finding
+                if isinstance(case.query.get(name), int | float):
+                    case.query[name] = min(case.query[name], 2)
             answer = case.call_and_validate(
                 headers=headers, base_url=feed.url, timeout=90, excluded_checks=[not_a_server_error]
             )

@@ -9,15 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from feed.conftest import CONTEXT, TEXTS
 from feed.feeding import Feeding, feeding
+from feed.known import Known
 
-from actscope.engines.hf.loading import load
-from actscope.engines.reading.cutting import Cutter
-from actscope.engines.reading.texts import open_texts
 from actscope.errors import FeedEnded
 from actscope.feed.client import Batch, FeedClient
-
-TEXTS, CONTEXT = 60, 64
 
 
 def everything(client: FeedClient, n: int = 300, **options: Any) -> list[Batch]:
@@ -34,26 +31,8 @@ def labels_of(batches: list[Batch]) -> np.ndarray:
     return np.concatenate([batch.labels for batch in batches if batch.labels is not None])
 
 
-@pytest.fixture(scope="module")
-def wanted() -> dict[tuple[int, int, int], tuple[int, np.ndarray]]:
-    """(text, piece, position) -> (token, the row of layers 1 and 2 by transformers' own hidden states), for each text alone."""
-    loaded = load("actscope/builtin")
-    texts = open_texts("builtin", n=TEXTS)
-    pieces = Cutter(loaded.tokenizer, context=CONTEXT, mask="special").cut(range(TEXTS), texts.read(range(TEXTS)))
-    found = {}
-    for piece in pieces:
-        with torch.inference_mode():
-            out = loaded.model(torch.from_numpy(piece.token_ids).long()[None], output_hidden_states=True)
-        states = torch.stack([out.hidden_states[layer + 1][0] for layer in (1, 2)], dim=1).numpy()
-        for position in np.flatnonzero(piece.wanted).tolist():
-            found[piece.text, piece.number, position] = int(piece.token_ids[position]), states[position]
-    return found
-
-
 @pytest.mark.parametrize("transport", ["near", "http"])
-def test_one_epoch_is_every_row_once_and_each_is_the_models_own(
-    wanted: dict[tuple[int, int, int], tuple[int, np.ndarray]], transport: Any
-) -> None:
+def test_one_epoch_is_every_row_once_and_each_is_the_models_own(rows: Known, transport: Any) -> None:
     """Over an epoch every wanted position comes exactly once, labelled, and equals transformers' hidden state (fp32, 1e-4)."""
     with (
         feeding(sites="1,2", texts=TEXTS, context=CONTEXT, buffer_rows=3000, epochs=1) as feed,
@@ -62,13 +41,8 @@ def test_one_epoch_is_every_row_once_and_each_is_the_models_own(
         batches = everything(client)
         assert all(batch.values.shape[1:] == (2, 256) for batch in batches)
     labels = labels_of(batches)
-    keys = [(int(label["text"]), int(label["piece"]), int(label["position"])) for label in labels]
-    assert sorted(keys) == sorted(wanted)
-    values = np.concatenate([batch.values.numpy() for batch in batches])
-    expected = np.stack([wanted[key][1] for key in keys])
-    assert [wanted[key][0] for key in keys] == labels["token_id"].tolist()
-    scale = np.linalg.norm(expected, axis=-1, keepdims=True)
-    assert (np.abs(values - expected) / scale).max() < 1e-4
+    found = rows.check(labels, np.concatenate([batch.values.numpy() for batch in batches]))
+    assert sorted(found.tolist()) == list(range(len(rows.labels)))
     assert neighbours(labels["text"], 1500) == pytest.approx(0, abs=0.02)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,6 +15,8 @@ from starlette.types import Receive, Scope, Send
 from actscope.feed.buffer import Grant
 from actscope.feed.desk import Desk
 from actscope.feed.extents import labels_of, values_of
+
+log = logging.getLogger("actscope.feed")
 
 #: Sent at once. Behind the last view come so many bytes that are copies: when they have been taken, no view is left in a buffer.
 CHUNK = 1 << 20
@@ -104,14 +107,21 @@ class RowsResponse(Response):
         sent = False
         try:
             await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-            for data in chunks_of(self._parts):
-                async with asyncio.timeout(self._patience_s):  # a client that does not read must not hold rows for ever
-                    await send({"type": "http.response.body", "body": data, "more_body": True})
+            await send_rows(self._parts, send, self._patience_s)
             sent = not await _has_gone(receive)
+        except TimeoutError:
+            return log.warning("a client did not read its rows for %g s: its connection is ended", self._patience_s)
         finally:
             self._parts = []
             self._release(sent)
         await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+async def send_rows(rows: Sequence[np.ndarray], send: Send, patience_s: float) -> None:
+    """Send the bytes of some rows. Raises TimeoutError for a client that does not read, which must not hold rows for ever."""
+    for data in chunks_of(rows):
+        async with asyncio.timeout(patience_s):
+            await send({"type": "http.response.body", "body": data, "more_body": True})
 
 
 async def _has_gone(receive: Receive) -> bool:

@@ -140,7 +140,7 @@ async def activations(
     if num_samples > most:
         raise _too_many(num_samples, most, " as JSON: ask for /activations/tensor")
     async with _admitted(feed):
-        chosen = _chosen(feed, sites)
+        chosen = await _chosen(feed, sites, wait)
         owner = object()
         grant = await _take(feed, group, num_samples, owner, wait)
         try:
@@ -170,7 +170,7 @@ async def activations_tensor(
 ) -> Response:
     """The next rows of a group, as bytes: [num_samples, width], or [num_samples, sites, width] of several sites."""
     async with _admitted(feed):
-        chosen = _chosen(feed, sites)
+        chosen = await _chosen(feed, sites, wait)
         owner = object()
         grant = await _take(feed, group, num_samples, owner, wait)
         release = partial(_release, feed, grant, owner)
@@ -205,7 +205,7 @@ async def activations_stream(
     The answer ends early when the epochs do, or when a batch is not there within `wait` seconds: a shorter answer than its
     Content-Length would be, which is why it has none. A batch is whole or missing, but for the last one of the last epoch.
     """
-    chosen = _chosen(feed, sites)
+    chosen = await _chosen(feed, sites, wait)
     if batch_size > feed.settings.most_rows:
         raise _too_many(batch_size, feed.settings.most_rows, "", param="batch_size")
     first_owner = object()
@@ -281,8 +281,8 @@ async def _admitted(feed: Service) -> AsyncIterator[None]:
         feed.in_flight -= 1
 
 
-def _chosen(feed: Service, sites: str) -> list[int]:
-    facts = feed.desk.facts
+async def _chosen(feed: Service, sites: str, wait: float) -> list[int]:
+    facts = await feed.desk.loaded(wait)
     if facts is None:
         if feed.desk.failure:
             raise _failed(FeedError(f"the feed has failed: {feed.desk.failure}"))

@@ -278,6 +278,7 @@ class FeedClient:
 
     def _take_near(self, near: NearFeed, n: int, sites: str, labels: bool, out: Tensor | None, wait: float) -> Batch:
         chosen = choose(sites, self._sites)
+        _check_room(out, _shape(n, len(chosen), near.layout.width), near.dtype)
         while True:
             granted = near.claim(n, wait)
             rows = sum(extent.n for extent in granted.extents)
@@ -292,20 +293,25 @@ class FeedClient:
             log.warning("%d rows were taken back while they were read: this consumer was silent for too long", rows)
 
     def _take_far(self, n: int, sites: str, labels: bool, out: Tensor | None, wait: float) -> Batch:
+        if out is not None:
+            about = self._far.json("/")
+            n_sites = len(choose(sites, about["sites"] or ()))
+            if about["sites"]:
+                _check_room(out, _shape(n, n_sites, about["width"]), DTYPES[about["dtype"]])
         format = "safetensors" if labels else "raw"
         answer = self._far.ask(
             "/activations/tensor", num_samples=n, sites=sites, group=self.group, wait=wait, format=format
         )
-        about = {name: answer.headers[f"X-Actscope-{name}"] for name in ("Shape", "Dtype", "Sites", "Position", "Next")}
-        shape = tuple(int(size) for size in about["Shape"].split(","))
-        values = _room(out, shape, DTYPES[about["Dtype"]])
+        head = {name: answer.headers[f"X-Actscope-{name}"] for name in ("Shape", "Dtype", "Sites", "Position", "Next")}
+        shape = tuple(int(size) for size in head["Shape"].split(","))
+        values = _room(out, shape, DTYPES[head["Dtype"]])
         found = None
         if labels:
             found = _of_safetensors(self._far.read(answer), values)
         else:
             self._far.read_into(answer, memoryview(values.view(torch.uint8).reshape(-1).numpy()))  # type: ignore[arg-type]
         missed = int(answer.headers["X-Actscope-Missed-Rows"])
-        return Batch(values, tuple(about["Sites"].split(",")), about["Position"], about["Next"], missed, found)
+        return Batch(values, tuple(head["Sites"].split(",")), head["Position"], head["Next"], missed, found)
 
     def _scale(self, batch: Batch) -> float | Tensor:
         stats = self.get_stats()["sites"]
@@ -437,17 +443,21 @@ def _shape(n: int, n_sites: int, width: int) -> tuple[int, ...]:
     return (n, width) if n_sites == 1 else (n, n_sites, width)
 
 
-def _room(out: Tensor | None, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-    """Where rows go: the first rows of `out`, or a new tensor."""
+def _check_room(out: Tensor | None, shape: Sequence[int], dtype: torch.dtype) -> None:
+    """Before anything is taken: SettingsError unless the rows will fit into `out`."""
     if out is None:
-        return torch.empty(tuple(shape), dtype=dtype)
+        return
     fits = out.dtype == dtype and tuple(out.shape[1:]) == tuple(shape[1:]) and len(out) >= shape[0]
     if not fits or not out.is_contiguous() or out.device.type != "cpu":
         raise SettingsError(
             f"out: expected a contiguous CPU tensor {dtype} of at least {tuple(shape)}, "
             f"found {out.dtype} {tuple(out.shape)} on {out.device}"
         )
-    return out[: shape[0]]
+
+
+def _room(out: Tensor | None, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """Where rows go: the first rows of `out`, or a new tensor."""
+    return torch.empty(tuple(shape), dtype=dtype) if out is None else out[: shape[0]]
 
 
 def _of_safetensors(file: bytes, out: Tensor) -> np.ndarray:

@@ -176,7 +176,7 @@ class _Consumer:
         except FeedEnded as error:
             return Ended(str(error))
         except (RequestRefused, FeedError) as error:
-            return Refused(str(error))
+            return Refused(str(error), failed=isinstance(error, FeedError))
 
 
 def _granted(grant: Grant) -> Granted:

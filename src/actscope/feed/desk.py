@@ -65,6 +65,13 @@ class Desk:
         self._changed = asyncio.Event()
         self.room.set()
 
+    async def loaded(self, wait: float) -> Loaded | None:
+        """What rows there will be, as soon as it is known, for at most `wait` seconds; None when it is not, or never will be."""
+        until = time.monotonic() + min(wait, self.settings.wait_seconds)
+        while self.facts is None and not self.failure and (left := until - time.monotonic()) > 0:
+            await _within(self._changed, left)
+        return self.facts
+
     async def take(self, group: str, n: int, owner: object, *, wait: float = 0.0, lease: float = float("inf")) -> Grant:
         """The next `n` rows of a group, as soon as they are there, for at most `wait` seconds.
 

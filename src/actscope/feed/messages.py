@@ -161,7 +161,10 @@ class Ended(msgspec.Struct, frozen=True, tag="ended"):
 
 
 class Refused(msgspec.Struct, frozen=True, tag="refused"):
+    """`failed`: the feed has failed, else it is the claim that is wrong."""
+
     message: str
+    failed: bool
 
 
 FromGenerator = Loading | Loaded | Progress | Filled | Failed | Beat

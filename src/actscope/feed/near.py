@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from actscope.errors import FeedEnded, FeedError, FeedNotReady, UpstreamError
+from actscope.errors import FeedEnded, FeedError, FeedNotReady, RequestRefused, UpstreamError
 from actscope.feed.extents import labels_of, unchanged
 from actscope.feed.layout import Layout
 from actscope.feed.memory import FeedMemory
@@ -32,6 +32,7 @@ from actscope.feed.messages import (
     Granted,
     Hello,
     NotReady,
+    Refused,
     Release,
     Stretch,
     Welcome,
@@ -83,7 +84,7 @@ class NearFeed:
     # --- claims ---
 
     def claim(self, n: int, wait: float) -> Granted:
-        """The next `n` rows of the group. Raises FeedNotReady, FeedEnded, FeedError, UpstreamError."""
+        """The next `n` rows of the group. Raises FeedNotReady, FeedEnded, RequestRefused, FeedError, UpstreamError."""
         with self._asking:
             self._send(Claim(n, wait))
             answer = TO_CONSUMER.receive(self._connection)
@@ -95,6 +96,8 @@ class NearFeed:
             raise FeedEnded(answer.message)
         if answer is None:
             raise UpstreamError("the feed has gone: start it again")
+        if isinstance(answer, Refused) and not answer.failed:
+            raise RequestRefused(answer.message)
         raise FeedError(getattr(answer, "message", f"an answer that makes no sense: {answer}"))
 
     def release(self, granted: Granted, *, delivered: bool = True) -> None:
@@ -149,7 +152,9 @@ class NearFeed:
         order = served(
             extent.window_rows, extent.start, stop, self.welcome.seed, extent.epoch, extent.number, extent.turn
         )
-        torch.index_select(plane, 0, torch.from_numpy(order), out=out)  # through a tensor of its own: 3 to 7 times slower
+        torch.index_select(
+            plane, 0, torch.from_numpy(order), out=out
+        )  # through a tensor of its own: 3 to 7 times slower
 
     # --- the rest ---
 

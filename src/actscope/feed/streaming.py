@@ -9,7 +9,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from actscope.errors import FeedError
-from actscope.feed.answers import Batch, chunks_of
+from actscope.feed.answers import Batch, log, send_rows
 from actscope.feed.buffer import Grant
 from actscope.feed.service import Service
 
@@ -44,6 +44,8 @@ class StreamResponse(Response):
             await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
             await self._send_batches(send, gone)
             await send({"type": "http.response.body", "body": b"", "more_body": False})
+        except TimeoutError:
+            log.warning("a client did not read its stream: its connection is ended")
         finally:
             gone.cancel()
             self._release(delivered=False)
@@ -53,9 +55,8 @@ class StreamResponse(Response):
             if number and not await self._next():
                 return
             assert self._grant is not None
-            for data in chunks_of(Batch(self._feed.desk, self._grant, self._sites).parts()):
-                async with asyncio.timeout(self._feed.settings.lease_seconds):
-                    await send({"type": "http.response.body", "body": data, "more_body": True})
+            batch = Batch(self._feed.desk, self._grant, self._sites)
+            await send_rows(batch.parts(), send, self._feed.settings.lease_seconds)
             self._release(delivered=not gone.done())
             if gone.done() or self._feed.stopping:
                 return

@@ -51,12 +51,18 @@ class _Child:
         with theirs:
             command = [sys.executable, "-m", "actscope.feed.generator", str(theirs.fileno())]
             self.process = subprocess.Popen(
-                command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, stdout=2, start_new_session=True
+                command,
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
             )
         self.connection = ours
         self.heard = time.monotonic() + _FIRST_WORD_S
         TO_GENERATOR.send(ours, Start(settings))
         threading.Thread(target=self._listen, args=(hear,), name="actscope-generator", daemon=True).start()
+        threading.Thread(target=self._overhear, name="actscope-generator-log", daemon=True).start()
 
     def _listen(self, hear: Callable[[_Child, FromGenerator | None], None]) -> None:
         try:
@@ -66,6 +72,13 @@ class _Child:
         except ActscopeError as error:
             log.error("the generator said what cannot be read: %s", error)
         hear(self, None)
+
+    def _overhear(self) -> None:
+        """What it and its libraries print belongs into our log, wherever that goes."""
+        assert self.process.stdout is not None
+        with self.process.stdout as lines:
+            for line in lines:
+                log.warning("generator: %s", line.decode(errors="replace").rstrip())
 
     def end(self, grace_s: float = 0.0) -> int:
         """Close the socket, which ends it; kill it when it does not. Its exit code."""

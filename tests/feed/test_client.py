@@ -1,0 +1,150 @@
+"""The clients: synchronous, asynchronous, and as a torch dataset."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+import torch
+from feed.feeding import TOKEN, Feeding
+from torch.utils.data import DataLoader
+
+from actscope.errors import RequestRefused, SettingsError, SiteError, UpstreamError
+from actscope.feed import AsyncFeedClient, FeedClient, FeedDataset
+from actscope.feed.client import ahead
+from actscope.feed.position import Position
+
+
+def test_the_client_finds_the_memory_by_itself_and_falls_back_to_http(
+    feed: Feeding, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On the same machine rows come out of memory without a word; from another boot they come over HTTP."""
+    with feed.client(group="auto") as client:
+        client.take(1)
+        assert client._near is not None
+    monkeypatch.setattr("actscope.feed.client.boot_id", lambda: "another")
+    with feed.client(group="auto") as client:
+        client.take(1)
+        assert client._near is None
+    with feed.client(group="auto", transport="near") as client, pytest.raises(UpstreamError, match="another machine"):
+        client.take(1)
+
+
+@pytest.mark.parametrize("transport", ["near", "http"])
+def test_rows_go_into_the_tensor_that_is_given(feed: Feeding, transport: str) -> None:
+    """`out` is used, whichever way rows come; one that does not fit is refused before anything is taken."""
+    out = torch.full((50, 256), torch.nan)
+    with feed.client(group=f"out-{transport}", transport=transport) as client:
+        found = client.get_activations_tensor(50, sites="1", out=out)
+        assert found.data_ptr() == out.data_ptr() and torch.isfinite(out).all()
+        for wrong in (torch.empty(50, 255), torch.empty(49, 256), torch.empty(50, 256, dtype=torch.float16)):
+            with pytest.raises(SettingsError, match=r"out: expected a contiguous CPU tensor torch\.float32"):
+                client.take(50, sites="1", out=wrong)
+
+
+@pytest.mark.parametrize("transport", ["near", "http"])
+def test_refusals_are_errors_that_say_what_to_do(feed: Feeding, transport: str) -> None:
+    """Too many rows, and sites that are not there, are refused with what is possible."""
+    with feed.client(group="refused", transport=transport) as client:
+        with pytest.raises(RequestRefused, match="expected 1 to 2000"):
+            client.take(5000)
+        with pytest.raises((SiteError, RequestRefused), match=r"this feed has layers\.1\.resid_post"):
+            client.take(1, sites="9")
+
+
+def test_a_wrong_token_and_an_absent_feed_are_told_apart(feed: Feeding) -> None:
+    """What must be done differs: give the token, or start the feed."""
+    with FeedClient(feed.url, "wrong token", timeout=1.0) as client, pytest.raises(SettingsError, match="wrong token"):
+        client.get_stats()
+    with FeedClient("http://127.0.0.1:9", TOKEN, timeout=0.3) as client:
+        with pytest.raises(UpstreamError, match="is `actscope feed` running"):
+            client.take(1)
+        with pytest.raises(UpstreamError, match="not there in time"):
+            client.wait_for_data()
+
+
+@pytest.mark.parametrize("prefetch", [0, 3])
+def test_iterating_gives_batches_and_says_where_it_stands(feed: Feeding, prefetch: int) -> None:
+    """Batches come one after the other; `position` is that behind the last one given, whatever was taken ahead."""
+    with feed.client(group=f"iter{prefetch}") as client:
+        batches = client.iter(100, sites="2", prefetch=prefetch)
+        first, before = next(batches), Position.parse(client.position)
+        second, after = next(batches), Position.parse(client.position)
+        assert first.shape == second.shape == (100, 256)
+        assert after.cursor - before.cursor in (100, 100 - before.cursor) or after.epoch > before.epoch
+        batches.close()
+
+
+def test_normalised_rows_have_the_norm_that_trainers_expect(feed: Feeding) -> None:
+    """normalize=True scales so that the mean norm is sqrt(width), each site by its own."""
+    with feed.client(group="norm") as client:
+        batch = next(client.iter(1500, normalize=True))
+    assert batch.norm(dim=-1).mean(0).tolist() == pytest.approx([16.0, 16.0], rel=0.1)
+
+
+def test_views_are_the_feeds_own_memory(feed: Feeding) -> None:
+    """zero_copy gives the rows where they lie: no bytes move, and they are those that a copy has."""
+    with feed.client(group="views") as client, feed.client(group="copies", transport="http") as other:
+        copy = other.take(100, sites="2")
+        for view in client.iter(100, sites="2", zero_copy=True):
+            assert view.shape == (100, 256)
+            assert client._near is not None
+            plane = client._near._planes
+            inside = any(p[1].data_ptr() <= view.data_ptr() < p[1].data_ptr() + p[1].nbytes for p in plane)
+            assert inside
+            if feed.server.service.desk.buffer.groups()["views"]["position"] == copy.next:
+                assert torch.equal(view, copy.values)
+            break
+        with pytest.raises(SettingsError, match="names 2"):
+            next(client.iter(100, zero_copy=True))
+
+
+async def test_the_async_client_does_the_same(feed: Feeding) -> None:
+    """Every call is there, and iterating too."""
+    async with AsyncFeedClient(feed.url, TOKEN, group="async", timeout=60.0) as client:
+        stats = await client.wait_for_data()
+        assert stats["ready"]
+        assert (await client.get_activations_tensor(20, sites="1")).shape == (20, 256)
+        assert set(await client.get_statistics()) == {"layers.1.resid_post", "layers.2.resid_post"}
+        n = 0
+        async for batch in client.iter(50, prefetch=0):
+            assert batch.shape == (50, 2, 256)
+            n += 1
+            if n == 3:
+                break
+        assert client.position
+
+
+def test_the_workers_of_a_data_loader_share_the_rows(feed: Feeding) -> None:
+    """Two worker processes are two consumers of one group: no row comes twice."""
+    dataset = FeedDataset(
+        feed.url, TOKEN, batch_size=100, sites="2", prefetch=1, connect={"group": "loader", "timeout": 60.0}
+    )
+    loader = DataLoader(dataset, batch_size=None, num_workers=2, multiprocessing_context="spawn")
+    batches = iter(loader)
+    rows = torch.cat([next(batches) for _ in range(6)])
+    del batches
+    assert rows.shape == (600, 256)
+    assert len(torch.unique(rows, dim=0)) > 550  # texts that begin alike have rows alike
+
+
+def test_what_runs_ahead_raises_where_it_is_used_and_ends_with_its_reader() -> None:
+    """An error of the thread comes out of the iterator; a reader that stops early leaves no thread."""
+
+    def failing():  # type: ignore[no-untyped-def]
+        yield 1
+        raise ValueError("gone")
+
+    items = ahead(failing, 2)
+    assert next(items) == 1
+    with pytest.raises(ValueError, match="gone"):
+        next(items)
+
+    def endless():  # type: ignore[no-untyped-def]
+        while True:
+            yield 0
+
+    items = ahead(endless, 2)
+    next(items)
+    items.close()  # type: ignore[attr-defined]
+    assert not [thread for thread in threading.enumerate() if thread.name == "actscope-prefetch"]
