@@ -15,7 +15,7 @@ from pathlib import Path
 
 
 class RayCluster:
-    """The first node is the head. Every node has one CPU, so one worker. Use as a context manager; takes about 15 s to come up."""
+    """The first node is the head. Every node has one CPU, so one worker. Use as a context manager."""
 
     def __init__(self, nodes: int, environment: dict[str, str]) -> None:
         with socket.socket() as free:

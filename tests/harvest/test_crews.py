@@ -127,5 +127,5 @@ def test_a_harvest_on_a_cluster_is_the_local_one_also_when_a_worker_is_killed(
         )
     assert report["workers_lost"] == 1 and report["units_here"] == 30
     assert tree(out) == whole
-    assert all("(raylet)" in line or not line.strip() for line in done.stderr.split("\n")[:1]), done.stderr
+    assert "Traceback" not in done.stderr
     assert refused.returncode == 2 and "1 GPU; the whole Ray cluster has" in refused.stderr

@@ -65,7 +65,7 @@ def test_another_plan_is_refused_with_the_difference(tmp_path: Path) -> None:
     """Another context and seed on the same place: both are named, and nothing is changed."""
     harvest(open_storage(str(tmp_path)), crew(tmp_path), quiet)
     before = contents(open_storage(str(tmp_path)))
-    with pytest.raises(SettingsError, match="seed: 0, not 1.*context: 48, not 32"):
+    with pytest.raises(SettingsError, match=r"seed: 0, not 1.*context: 48, not 32"):
         harvest(open_storage(str(tmp_path)), crew(tmp_path, seed=1, context=32), quiet)
     assert contents(open_storage(str(tmp_path))) == before
 

@@ -82,7 +82,7 @@ def test_a_window_of_all_shards_mixes_them_all(out: Path) -> None:
 
 def test_what_cannot_be_asked_of_a_harvest_is_said(out: Path, tmp_path: Path) -> None:
     opened = open_harvest(out)
-    with pytest.raises(SettingsError, match="this harvest has layers.0"):
+    with pytest.raises(SettingsError, match=r"this harvest has layers\.0"):
         opened.batches("layers.1.resid_post", 8)
     with pytest.raises(HarvestError, match="no harvest here"):
         open_harvest(tmp_path / "nowhere")

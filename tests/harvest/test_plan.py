@@ -53,7 +53,7 @@ def test_what_is_no_plan_of_ours_is_named() -> None:
     """Damage, another format and another version are three errors, each with the place."""
     raw = msgspec.json.decode(plans.encode(plan()))
     for data in (b"{", b"[]", msgspec.json.encode({**raw, "more": 1}), msgspec.json.encode({**raw, "format": "x"})):
-        with pytest.raises(HarvestDamaged, match="rows/plan.json"):
+        with pytest.raises(HarvestDamaged, match=r"rows/plan\.json"):
             plans.decode(data, "rows/plan.json")
     with pytest.raises(SettingsError, match="version 9"):
         plans.decode(msgspec.json.encode({**raw, "version": 9}), "rows/plan.json")

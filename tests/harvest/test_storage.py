@@ -98,7 +98,7 @@ def test_files_are_durable_before_they_have_a_name(tmp_path: Path, monkeypatch: 
 def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     """A file where the directory should be is an error that names it."""
     (tmp_path / "rows").write_text("a file")
-    with pytest.raises(HarvestError, match="rows/plan.json: writing failed"):
+    with pytest.raises(HarvestError, match=r"rows/plan\.json: writing failed"):
         open_storage(str(tmp_path / "rows")).put_new("plan.json", b"")
 
 

