@@ -18,11 +18,10 @@ from pathlib import Path
 from actscope.bench import feed_generating
 from actscope.bench.feed_loader import Loaders
 from actscope.bench.feed_servers import WIDTH, bare, feed, make_wide_model
-from actscope.bench.feed_transport import ANSWER_BYTES, BATCH, SETTINGS, SMALL, WINDOWS, Rounds, all_rows, keep
+from actscope.bench.feed_transport import SMALL, WINDOWS, Rounds, Sizes, all_rows, keep
 from actscope.bench.samples import Progress, Result, Samples, result
 
 MIN_ROUNDS = 3
-_HTTP = f"{ANSWER_BYTES >> 20} MiB an answer"
 
 
 def run(seconds: float, progress: Progress) -> list[Result]:
@@ -32,32 +31,35 @@ def run(seconds: float, progress: Progress) -> list[Result]:
     return results + feed_generating.measure(seconds / 2, progress)
 
 
-def transport(folder: Path, seconds: float, progress: Progress) -> list[Result]:
+def transport(folder: Path, seconds: float, progress: Progress, sizes: Sizes = Sizes()) -> list[Result]:  # noqa: B008
     """Rows that are ready, to a consumer. Files go to `folder`."""
     progress("filling a buffer")
-    with feed(model=make_wide_model(folder / "model"), **SETTINGS) as running, bare(ANSWER_BYTES, WINDOWS) as plain:
-        keep(running)
-        rounds = Rounds(running, plain, Loaders(folder / "rows.safetensors", all_rows(running), BATCH))
+    model = make_wide_model(folder / "model")
+    with feed(model=model, **sizes.settings) as running, bare(sizes.answer_bytes, WINDOWS) as plain:
+        keep(running, sizes)
+        loaders = Loaders(folder / "rows.safetensors", all_rows(running, sizes), sizes.batch)
+        rounds = Rounds(running, plain, loaders, sizes)
         until = time.monotonic() + seconds
         while rounds.done < MIN_ROUNDS or time.monotonic() < until:
             progress(f"transport, round {rounds.done + 1}")
             rounds.one()
-    return _results(rounds.samples)
+    return _results(rounds.samples, sizes)
 
 
-def _results(samples: Samples) -> list[Result]:
+def _results(samples: Samples, sizes: Sizes) -> list[Result]:
     of, ratios = samples.of, samples.ratios
-    memory = f"none: an absolute figure; {BATCH} rows of {WIDTH} bf16 a batch"
+    answer = f"{sizes.answer_bytes / (1 << 20):g} MiB an answer"
+    memory = f"none: an absolute figure; {sizes.batch} rows of {WIDTH} bf16 a batch"
     loaders = ("loader", "loader_2_workers", "loader_by_batch")
     best = [max(speeds) for speeds in zip(*(of[name] for name in loaders), strict=True)]
-    bare_uvicorn = f"a bare uvicorn, {_HTTP}, the same reader"
+    bare_uvicorn = f"a bare uvicorn, {answer}, the same reader"
     small = f"none: an absolute figure; {SMALL} rows"
     return [
         result("http_ratio", ratios("http", "bare"), "x", bare_uvicorn, bar=0.9),
         result("http_gather_ratio", ratios("http_gathered", "bare"), "x", bare_uvicorn),
         result("http_gbps", of["http"], "GB/s", "none: an absolute figure"),
         result("bare_http_gbps", of["bare"], "GB/s", "none: the baseline itself"),
-        result("client_vs_httpx", ratios("client", "httpx"), "x", f"httpx .get().content, {_HTTP}, the same feed", bar=4.0),
+        result("client_vs_httpx", ratios("client", "httpx"), "x", f"httpx .get().content, {answer}, the same feed", bar=4.0),
         result("client_new_tensor_vs_httpx", ratios("client_new", "httpx"), "x", "the same; a new tensor each time"),
         result("client_http_gbps", of["client"], "GB/s", "none: an absolute figure"),
         result("httpx_gbps", of["httpx"], "GB/s", "none: the baseline itself"),

@@ -6,6 +6,7 @@ import http.client
 import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
+from dataclasses import dataclass
 from itertools import count
 from typing import Any
 from urllib.parse import urlsplit
@@ -20,43 +21,60 @@ from actscope.bench.feed_servers import WIDTH, Feed
 from actscope.bench.samples import Samples
 from actscope.feed.client import FeedClient
 
-WINDOWS, WINDOW_ROWS, SERVES = 2, 16384, 2
-BATCH = 4096
+WINDOWS, SERVES = 2, 2
 SMALL, SMALL_TAKES = 16, 100
 _ROW_BYTES = WIDTH * 2
-_GROUP_ROWS = WINDOWS * WINDOW_ROWS * SERVES
-ANSWER_BYTES = WINDOW_ROWS * _ROW_BYTES
-#: A feed whose groups get each row twice, and which forgets none of them.
-SETTINGS: dict[str, Any] = {
-    "sites": "0", "dtype": "bfloat16", "buffer_rows": WINDOWS * WINDOW_ROWS, "windows": WINDOWS, "serves": SERVES,
-    "max_groups": 100_000, "group_seconds": 1e6, "texts": 4000,
-}  # fmt: skip
 
 
-def keep(running: Feed) -> None:
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """Rows of a window, which are one answer over HTTP, and of a batch out of the memory."""
+
+    window_rows: int = 16384
+    batch: int = 4096
+
+    @property
+    def answer_bytes(self) -> int:
+        return self.window_rows * _ROW_BYTES
+
+    @property
+    def rows(self) -> int:
+        """Of the buffer."""
+        return WINDOWS * self.window_rows
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """A feed whose groups get each row twice, and which forgets none of them."""
+        return {
+            "sites": "0", "dtype": "bfloat16", "buffer_rows": self.rows, "windows": WINDOWS, "serves": SERVES,
+            "max_groups": 100_000, "group_seconds": 1e6, "texts": 4000,
+        }  # fmt: skip
+
+
+def keep(running: Feed, sizes: Sizes) -> None:
     """Take one row as a group that takes no more, and wait until all windows are full: from then on they stay as they are."""
     with FeedClient(running.url, running.token, group="keeper", transport="http") as keeper:
         keeper.take(1)
-        keeper.wait_for_data(_GROUP_ROWS - 1)
+        keeper.wait_for_data(sizes.rows * SERVES - 1)
 
 
-def all_rows(running: Feed) -> Tensor:
-    """Every row once, [WINDOWS * WINDOW_ROWS, WIDTH]."""
+def all_rows(running: Feed, sizes: Sizes) -> Tensor:
+    """Every row once, [sizes.rows, WIDTH]."""
     with FeedClient(running.url, running.token, group="all") as client:
-        turns = [client.take(WINDOW_ROWS).values for _ in range(WINDOWS * SERVES)]
+        turns = [client.take(sizes.window_rows).values for _ in range(WINDOWS * SERVES)]
     return torch.cat(turns[::SERVES])
 
 
 class Rounds:
     """Each round begins with another way. Speeds are GB/s, of takes in order and of gathered ones apart; latencies ms."""
 
-    def __init__(self, running: Feed, plain: str, loaders: Loaders) -> None:
+    def __init__(self, running: Feed, plain: str, loaders: Loaders, sizes: Sizes) -> None:
         self.samples = Samples()
         self.done = 0
-        self._feed, self._plain, self._loaders = running, plain, loaders
+        self._feed, self._plain, self._loaders, self._sizes = running, plain, loaders, sizes
         self._groups = (f"round-{n}" for n in count())
-        self._answer = torch.zeros(WINDOW_ROWS, WIDTH, dtype=torch.bfloat16)
-        self._batch = torch.zeros(BATCH, WIDTH, dtype=torch.bfloat16)
+        self._answer = torch.zeros(sizes.window_rows, WIDTH, dtype=torch.bfloat16)
+        self._batch = torch.zeros(sizes.batch, WIDTH, dtype=torch.bfloat16)
         self._source = self._answer.repeat(WINDOWS, 1)
         self._ways = [
             self._bare, self._http, self._client, self._client_new, self._httpx, self._near, self._near_first, self._views,
@@ -76,55 +94,58 @@ class Rounds:
         with closing(_connection(self._plain)) as connection:
             _get(connection, "/", {}, self._bytes)
             spent = [_seconds(lambda: _get(connection, "/", {}, self._bytes)) for _ in range(WINDOWS)]
-        self.samples.add("bare", _gbps(spent, WINDOW_ROWS))
+        self.samples.add("bare", _gbps(spent, self._sizes.window_rows))
 
     def _http(self) -> None:
-        path = f"/activations/tensor?num_samples={WINDOW_ROWS}&group={next(self._groups)}"
+        path = f"/activations/tensor?num_samples={self._sizes.window_rows}&group={next(self._groups)}"
         with closing(_connection(self._feed.url)) as connection:
             _get(connection, "/near", self._headers, None)
-            self._all("http", lambda: _get(connection, path, self._headers, self._bytes), WINDOW_ROWS)
+            self._all("http", lambda: _get(connection, path, self._headers, self._bytes), self._sizes.window_rows)
 
     def _client(self) -> None:
         with self._consumer("http") as client:
-            self._all("client", lambda: client.take(WINDOW_ROWS, out=self._answer), WINDOW_ROWS)
+            self._all("client", lambda: client.take(self._sizes.window_rows, out=self._answer), self._sizes.window_rows)
 
     def _client_new(self) -> None:
         with self._consumer("http") as client:
-            self._all("client_new", lambda: client.take(WINDOW_ROWS), WINDOW_ROWS)
+            self._all("client_new", lambda: client.take(self._sizes.window_rows), self._sizes.window_rows)
 
     def _httpx(self) -> None:
-        params: dict[str, str | int] = {"num_samples": WINDOW_ROWS, "group": next(self._groups)}
+        params: dict[str, str | int] = {"num_samples": self._sizes.window_rows, "group": next(self._groups)}
         with httpx.Client(base_url=self._feed.url, headers=self._headers) as client:
             client.get("/near")
-            self._all("httpx", lambda: client.get("/activations/tensor", params=params).content, WINDOW_ROWS)
+            self._all(
+                "httpx", lambda: client.get("/activations/tensor", params=params).content, self._sizes.window_rows
+            )
 
     # --- out of the memory ---
 
     def _near(self) -> None:
         with self._consumer("near") as client:
             _touch(client)
-            self._all("near", lambda: client.take(BATCH, out=self._batch), BATCH)
+            self._all("near", lambda: client.take(self._sizes.batch, out=self._batch), self._sizes.batch)
 
     def _near_first(self) -> None:
         """The same, but pages are mapped while they are read: what a consumer's first time round the buffer is like."""
         with self._consumer("near") as client:
-            self._all("near_first", lambda: client.take(BATCH, out=self._batch), BATCH)
+            self._all("near_first", lambda: client.take(self._sizes.batch, out=self._batch), self._sizes.batch)
 
     def _views(self) -> None:
         with self._consumer("near") as client:
             _touch(client)
-            batches = client.iter(BATCH, zero_copy=True)
-            self._all("view", lambda: float(_one_a_page(next(batches)).sum()), BATCH)
+            batches = client.iter(self._sizes.batch, zero_copy=True)
+            self._all("view", lambda: float(_one_a_page(next(batches)).sum()), self._sizes.batch)
             batches.close()  # type: ignore[attr-defined]  # a generator's, which gives its rows up
 
     def _memcpy(self) -> None:
-        parts = [self._source[i : i + BATCH] for i in range(0, len(self._source), BATCH)]
+        starts = range(0, self._sizes.rows, self._sizes.batch)
+        parts = [self._source[start : start + self._sizes.batch] for start in starts]
         spent = [_seconds(lambda part=part: self._batch.copy_(part)) for part in parts]  # type: ignore[misc]
-        self.samples.add("memcpy", _gbps(spent, BATCH))
+        self.samples.add("memcpy", _gbps(spent, self._sizes.batch))
 
     def _loader(self) -> None:
         for name, seconds in self._loaders.epoch().items():
-            self.samples.add(name, _gbps([seconds], WINDOWS * WINDOW_ROWS))
+            self.samples.add(name, _gbps([seconds], self._sizes.rows))
 
     def _small(self) -> None:
         for way in ("near", "http"):
@@ -152,8 +173,8 @@ class Rounds:
 
     def _all(self, name: str, take: Callable[[], object], n: int) -> None:
         """All that the group gets, `n` rows at a time."""
-        each = WINDOW_ROWS // n
-        spent = np.array([_seconds(take) for _ in range(_GROUP_ROWS // n)]).reshape(WINDOWS, SERVES, each)
+        each = self._sizes.window_rows // n
+        spent = np.array([_seconds(take) for _ in range(self._sizes.rows * SERVES // n)]).reshape(WINDOWS, SERVES, each)
         for turn, called in enumerate(("", "_gathered")):
             self.samples.add(name + called, _gbps(spent[:, turn].ravel().tolist(), n))
 
