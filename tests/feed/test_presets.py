@@ -74,6 +74,7 @@ def test_every_setting_has_a_variable() -> None:
         "engine": "vllm",
         "mask": "bos",
         "dtype": "float16",
+        "model_dtype": "bfloat16",
         "numa": "local",
         "cors_origins": "http://a,http://b",
     }

@@ -37,6 +37,9 @@ class FeedSettings(ServingSettings):
     """Width that rows are expected to have; 0 takes the model's. Another width is refused."""
     dtype: str = "float32"
     """What rows are held and served in: float32, bfloat16 or float16."""
+    model_dtype: str = "auto"
+    """What the model computes in: auto, float32, bfloat16 or float16. auto is the engine's choice: of hf the checkpoint's own
+    on a GPU and float32 on a CPU, of vllm its own, which is half precision for float32 checkpoints."""
     context: int = 256
     """Longest piece of a text that the model reads at once, in tokens; longer texts are cut."""
     mask: str = "special"
@@ -95,6 +98,7 @@ class FeedSettings(ServingSettings):
         self._check_choice("engine", ENGINES)
         self._check_choice("mask", MASKS)
         self._check_choice("dtype", tuple(ITEM_BYTES))
+        self._check_choice("model_dtype", ("auto", *ITEM_BYTES))
         self._check_choice("numa", ("auto", "local"))
         for name, least in _LEAST.items():
             if getattr(self, name) < least:

@@ -25,8 +25,8 @@ _EVERY_S = 1.0
 _MOST = 1 << 16
 #: What the order depends on: with other values, a position means other rows.
 _ORDER = (
-    "model", "dataset", "split", "column", "texts", "sites", "context", "mask", "chunk_texts", "window_rows", "serves", "seed",
-    "shuffle",
+    "model", "dataset", "split", "column", "texts", "sites", "model_dtype", "context", "mask", "chunk_texts", "window_rows",
+    "serves", "seed", "shuffle",
 )  # fmt: skip
 
 

@@ -40,6 +40,7 @@ def run(server: ServerLink, settings: FeedSettings) -> None:
         batch_tokens=settings.batch_tokens,
         context=settings.context,
         device=settings.device,
+        model_dtype=settings.model_dtype,
         threads=settings.threads,
     )
     cutter = Cutter(tokenizer_of(settings.model), context=settings.context, mask=settings.mask)  # type: ignore[arg-type]
