@@ -19,6 +19,7 @@ from harvest_crew import SETTINGS, crew, quiet, settings
 from actscope.errors import EngineError, MissingExtra, SettingsError
 from actscope.harvest.crews.local import LocalCrew
 from actscope.harvest.crews.messages import Job, error_of, raised
+from actscope.harvest.crews.ray import _size
 from actscope.harvest.harvesting import harvest
 from actscope.harvest.storage import open_storage
 
@@ -106,12 +107,12 @@ def test_what_goes_wrong_at_a_worker_is_raised_here(tmp_path: Path) -> None:
 def test_a_harvest_on_a_cluster_is_the_local_one_also_when_a_worker_is_killed(
     tmp_path: Path, whole: dict[str, bytes]
 ) -> None:
-    """Three raylets, an actor on each, one killed by SIGKILL in the middle: the same shards, receipts, plan and manifest."""
+    """Three raylets, actors on two of them, one killed by SIGKILL in the middle: the same shards, receipts, plan and manifest."""
     out = tmp_path / "rows"
     with RayCluster(3, {}) as cluster:
         killer = kill_one(lambda: committed(out) >= 3, cluster.workers)
         done = subprocess.run(
-            command(out, "--engine", "ray", "--ray-address", cluster.address),
+            command(out, "--engine", "ray", "--workers", "2", "--ray-address", cluster.address),
             env=cluster.environment,
             capture_output=True,
             text=True,
@@ -119,13 +120,14 @@ def test_a_harvest_on_a_cluster_is_the_local_one_also_when_a_worker_is_killed(
         killer.join()
         assert done.returncode == 0, done.stderr
         report = json.loads(done.stdout)
-        refused = subprocess.run(
-            command(out, "--engine", "ray", "--ray-address", cluster.address, "--gpus-per-worker", "1"),
-            env=cluster.environment,
-            capture_output=True,
-            text=True,
-        )
     assert report["workers_lost"] == 1 and report["units_here"] == 30
     assert tree(out) == whole
     assert "Traceback" not in done.stderr
-    assert refused.returncode == 2 and "1 GPU; the whole Ray cluster has" in refused.stderr
+
+
+def test_a_cluster_without_room_for_a_worker_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a worker needs and what there is are named; else there are as many workers as were asked for and fit."""
+    monkeypatch.setattr("ray.cluster_resources", lambda: {"CPU": 16.0})
+    with pytest.raises(SettingsError, match="needs 1 CPU, 1 GPU; the whole Ray cluster has 16 CPU, 0 GPU"):
+        _size(0, {"CPU": 1.0, "GPU": 1.0})
+    assert [_size(asked, {"CPU": 3.0, "GPU": 0.0}) for asked in (0, 2, 9)] == [5, 2, 5]
