@@ -53,7 +53,8 @@ demo: $(STAMP)/python $(STAMP)/page
 test: setup $(STAMP)/node_clients
 	bash scripts/browser.sh
 	cd web && npm run --silent test
-	$(BIN)/python -m pytest $(ARGS)
+	$(if $(ARGS),$(BIN)/python -m pytest $(ARGS),$(BIN)/python -m pytest --ignore tests/bench --numprocesses 2 --dist loadfile)
+	$(if $(ARGS),,$(BIN)/python -m pytest tests/bench)
 	$(if $(ARGS),,$(MAKE) --no-print-directory test-vllm)
 
 # Every model in every way to run: VLLM_TESTS=all make test-vllm

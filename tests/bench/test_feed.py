@@ -52,6 +52,8 @@ def test_an_sae_is_trained_on_both_sides_and_judged_alike(monkeypatch: pytest.Mo
 
     monkeypatch.setattr(saelens, "_BUFFER", 2048)
     monkeypatch.setattr(sae, "BATCH", 256)
+    monkeypatch.setattr(sae, "_ROUNDS", 1)
+    monkeypatch.setattr(sae, "_BUFFER", 2048)
     monkeypatch.setattr(sae, "_JUDGED_TEXTS", 20)
     with saelens.quiet():
         import sae_lens  # noqa: F401  # warns while it is imported

@@ -1,16 +1,18 @@
 """`actscope bench sae`: an SAE trained on rows of our feed, beside the same one trained on SAELens's own ActivationsStore.
 
 SAELens's trainer trains both, from the same initial weights and with the same numbers, on layer 2 of the built-in model over
-the same texts; only its data provider is another. Both begin with empty buffers. What comes of them is judged on rows of
-texts that neither has read. More seconds are more rows: 20 are a sketch of an SAE, 120 one that can be looked at.
+the same texts; only its data provider is another. Each of two rounds has a seed and an order of its own. The feed begins with
+an empty buffer, and rests while the other one trains. What comes of them is judged on rows of texts that neither has read.
+More seconds are more rows: 20 are a sketch of an SAE, 120 one that can be looked at.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -28,8 +30,9 @@ from actscope.feed.client import FeedClient
 
 LAYER, CONTEXT, BATCH = 2, 128, 1024
 WIDTH, FEATURES, ACTIVE = 256, 2048, 16
-#: Rows that each of them is trained on, for each second.
+#: Rows that each of them is trained on, all rounds together, for each second.
 ROWS_PER_SECOND = 4096
+_ROUNDS, _BUFFER = 2, 16384
 _ROWS_PER_TEXT = 40  # fewer than there are, so that no text comes a second time
 _JUDGED_TEXTS = 200
 
@@ -48,29 +51,33 @@ def run(seconds: float, progress: Progress) -> list[Result]:
     if not saelens.installed():
         raise MissingExtra("peers", "sae-lens")
     disable_progress_bar()  # type: ignore[no-untyped-call]
-    rows = max(2, round(seconds * ROWS_PER_SECOND / BATCH)) * BATCH
-    texts = rows // _ROWS_PER_TEXT
+    rows = max(2, round(seconds * ROWS_PER_SECOND / BATCH / _ROUNDS)) * BATCH
+    texts = _ROUNDS * rows // _ROWS_PER_TEXT
     progress("reading the rows that both are judged on")
-    judged = heldout_rows()
-    samples = Samples()
-    progress("starting the feed")
-    with feed(sites=LAYER, context=CONTEXT, buffer_rows=16384, texts=texts) as running, saelens.quiet():
-        progress(f"training on {rows} rows of the feed")
-        _train(samples, "feed", _of_feed(running), rows, judged)
-    with saelens.quiet():
-        progress(f"training on {rows} rows of SAELens's store")
-        store = saelens.open_store(
-            saelens.open_model(LAYER), saelens.texts(texts), layer=LAYER, context=CONTEXT, batch=BATCH
-        )
-        _train(samples, "saelens", store, rows, judged)
+    judged, samples = heldout_rows(), Samples()
+    progress("starting both")
+    with feed(sites=LAYER, context=CONTEXT, buffer_rows=_BUFFER, texts=texts) as running, saelens.quiet():
+        model, read = saelens.open_model(LAYER), saelens.texts(texts)
+        store = saelens.open_store(model, read, layer=LAYER, context=CONTEXT, batch=BATCH)
+        for seed in range(_ROUNDS):
+            for name in ("feed", "saelens") if seed % 2 == 0 else ("saelens", "feed"):
+                progress(f"training {seed + 1} of {_ROUNDS} on {rows} rows: {name}")
+                with _rows_of(name, running, store) as provider:
+                    _train(samples, name, provider, rows, judged, seed)
     return _results(samples, rows, len(judged))
 
 
-def _of_feed(running: Feed) -> Iterator[Tensor]:
-    client = FeedClient(running.url, running.token)
-    client.wait_for_data()
-    client.refresh()
-    return client.iter(BATCH)
+@contextmanager
+def _rows_of(name: str, running: Feed, store: Iterator[Tensor]) -> Iterator[Iterator[Tensor]]:
+    """What a trainer gets. The feed's generator rests while the other one trains, and has nothing ready when its own turn comes."""
+    with FeedClient(running.url, running.token) as client:
+        client.wait_for_data(_BUFFER)
+        if name == "saelens":
+            yield store
+        else:
+            client.refresh()
+            with closing(cast(Generator[Tensor, None, None], client.iter(BATCH))) as batches:
+                yield batches
 
 
 def heldout_rows() -> Tensor:
@@ -83,11 +90,11 @@ def heldout_rows() -> Tensor:
     return rows
 
 
-def new_sae() -> Any:
-    """A TopK SAE of SAELens; the same weights each time."""
+def new_sae(seed: int) -> Any:
+    """A TopK SAE of SAELens; the same weights for the same seed."""
     from sae_lens import TopKTrainingSAE, TopKTrainingSAEConfig
 
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     return TopKTrainingSAE(
         TopKTrainingSAEConfig(
             d_in=WIDTH, d_sae=FEATURES, k=ACTIVE, device="cpu", normalize_activations="expected_average_only_in"
@@ -112,8 +119,8 @@ def trainer_of(sae: Any, provider: Iterator[Tensor], rows: int) -> Any:
     return SAETrainer(numbers, sae, data_provider=provider)
 
 
-def _train(samples: Samples, name: str, provider: Iterator[Tensor], rows: int, judged: Tensor) -> None:
-    trainer = trainer_of(new_sae(), provider, rows)
+def _train(samples: Samples, name: str, provider: Iterator[Tensor], rows: int, judged: Tensor, seed: int) -> None:
+    trainer = trainer_of(new_sae(seed), provider, rows)
     begin = time.perf_counter()
     sae = trainer.fit()
     samples.add(f"{name}_train_s", time.perf_counter() - begin)
