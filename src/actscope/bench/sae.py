@@ -69,7 +69,7 @@ def run(seconds: float, progress: Progress) -> list[Result]:
 
 @contextmanager
 def _rows_of(name: str, running: Feed, store: Iterator[Tensor]) -> Iterator[Iterator[Tensor]]:
-    """What a trainer gets. The feed's generator rests while the other one trains, and has nothing ready when its own turn comes."""
+    """What a trainer gets. The feed's generator rests while the other one trains, and has nothing ready when its turn comes."""
     with FeedClient(running.url, running.token) as client:
         client.wait_for_data(_BUFFER)
         if name == "saelens":

@@ -36,7 +36,9 @@ _MEASURED_WITH = (
 
 
 def bench(
-    name: Annotated[str, typer.Argument(help="capture, codec, feed, gateway, harvest, ring, sae, soak, store or vllm.")],
+    name: Annotated[
+        str, typer.Argument(help="capture, codec, feed, gateway, harvest, ring, sae, soak, store or vllm.")
+    ],
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
     seconds: Annotated[float, typer.Option(help="About how long to measure.")] = 20.0,
 ) -> None:
