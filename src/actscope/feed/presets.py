@@ -33,7 +33,7 @@ _BIG: Final = {
 }
 PRESETS: Final[Mapping[str, Mapping[str, Any]]] = MappingProxyType(
     {
-        "test": {"buffer_rows": 1 << 16, "windows": 8},
+        "test": {"buffer_rows": 1 << 16, "windows": 8, "chunk_texts": 64},
         "production": {**_BIG, "model": "Qwen/Qwen3-8B-Base", "buffer_rows": 4 << 20, "windows": 4},
         "large-scale": {
             **_BIG,

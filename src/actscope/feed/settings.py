@@ -46,7 +46,7 @@ class FeedSettings(ServingSettings):
     """Tokens whose rows are left out: special (BOS, EOS and the like), bos, or none. Padding never has rows."""
     batch_tokens: int = 8192
     """Tokens that the model reads at once, padding included."""
-    chunk_texts: int = 64
+    chunk_texts: int = 256
     """Texts that are cut, sorted by length and read together. Part of the order's definition."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1 ..."""

@@ -24,8 +24,6 @@ from actscope.sites import is_named, items_of, select
 _PROCESSES = {"cpu": 600 << 20, "gpu": 4 << 30}
 #: Float32 rows of the model's width that a pass on the CPU holds for each token (measured on the built-in model, rounded up).
 _ROWS_OF_A_PASS = 32
-#: The sums of a window are taken in float64: a site's rows of a chunk, and their squares.
-_BYTES_OF_A_SUM = 16
 #: Texts of people's datasets are longer than the context more often than not; the built-in ones never are.
 _TOKENS_OF_A_TEXT = 1024
 #: Share of what is free that is never asked for.
@@ -191,11 +189,8 @@ class Estimate:
     def _chunk(self) -> Part:
         s, width, sites = self.settings, self.shape.width, self.shape.n_sites
         tokens = s.context if s.dataset.partition(":")[0] == BUILTIN else max(s.context, _TOKENS_OF_A_TEXT)
-        how = (
-            f"{s.chunk_texts} texts x {tokens} tokens x {width} x ({sites} x {s.item_bytes} + {_BYTES_OF_A_SUM}) bytes"
-        )
-        size = s.chunk_texts * tokens * width * (sites * s.item_bytes + _BYTES_OF_A_SUM)
-        return Part("chunk", how, size)
+        how = f"{s.chunk_texts} texts x {tokens} tokens x {width} x {sites} x {s.item_bytes} bytes"
+        return Part("chunk", how, s.chunk_texts * tokens * width * sites * s.item_bytes)
 
 
 def estimate(settings: FeedSettings, shape: Shape | None = None) -> Estimate:

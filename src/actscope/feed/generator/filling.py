@@ -19,6 +19,7 @@ from actscope.feed.order import places
 _TORCH = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _OPAQUE = np.dtype(f"V{ROW_LABEL.itemsize}")  # numpy copies those as memory, structured ones field by field
 _BLOCK = 16384
+_SUMMED_AT_ONCE = 1024  # in float64, which is up to eight times the rows' own size
 
 Progress = Callable[[int], None]
 
@@ -111,13 +112,12 @@ class _Sums:
         self._norms = 0.0
 
     def add(self, rows: Tensor) -> None:
-        if not len(rows):
-            return
-        values = rows.to(torch.float64)
-        squares = values.square()
-        self._values += values.sum(0).numpy()
-        self._squares += squares.sum(0).numpy()
-        self._norms += float(squares.sum(1).sqrt().sum())
+        for block in rows.split(_SUMMED_AT_ONCE):
+            values = block.to(torch.float64)
+            squares = values.square()
+            self._values += values.sum(0).numpy()
+            self._squares += squares.sum(0).numpy()
+            self._norms += float(squares.sum(1).sqrt().sum())
 
     def message(self) -> SiteSums:
         return SiteSums(self._values.tobytes(), self._squares.tobytes(), self._norms)
