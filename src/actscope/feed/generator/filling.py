@@ -112,8 +112,8 @@ class _Sums:
         self._norms = 0.0
 
     def add(self, rows: Tensor) -> None:
-        for block in rows.split(_SUMMED_AT_ONCE):
-            values = block.to(torch.float64)
+        for start in range(0, len(rows), _SUMMED_AT_ONCE):
+            values = rows[start : start + _SUMMED_AT_ONCE].to(torch.float64)
             squares = values.square()
             self._values += values.sum(0).numpy()
             self._squares += squares.sum(0).numpy()
