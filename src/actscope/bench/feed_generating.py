@@ -11,7 +11,7 @@ from contextlib import closing
 import torch
 
 from actscope.bench import saelens
-from actscope.bench.feed_servers import Feed, feed
+from actscope.bench.feed_servers import Feed, feed, settle
 from actscope.bench.samples import Progress, Result, Samples, absent, result
 from actscope.feed.client import FeedClient
 
@@ -40,8 +40,8 @@ class Draining:
         return windows * WINDOW_ROWS / (time.perf_counter() - begin)
 
     def settle(self) -> None:
-        """Wait until the windows are full again and the generator rests: the next one to be measured has the machine."""
-        self._client.wait_for_data(2 * WINDOW_ROWS)
+        """Let the generator rest: the next one to be measured has the machine."""
+        settle(self._client)
 
 
 def measure(seconds: float, progress: Progress) -> list[Result]:

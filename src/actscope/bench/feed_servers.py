@@ -12,16 +12,21 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from actscope.errors import FeedError
 
+if TYPE_CHECKING:
+    from actscope.feed.client import FeedClient  # torch: the bare server needs none
+
 CHUNK = 1 << 20
 WIDTH = 2048
+_LOOK_S = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +46,12 @@ def feed(**settings: Any) -> Iterator[Feed]:
     with _child(command, environment) as said:
         start = json.loads(said)
         yield Feed(start["url"], start["token"])
+
+
+def settle(client: FeedClient) -> None:
+    """Wait until all windows are full, so that the generator rests. The last window of an epoch is full with fewer rows."""
+    while any(window["state"] != "ready" for window in client.wait_for_data()["windows"]):
+        time.sleep(_LOOK_S)  # the feed says only when it is asked
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers.utils.logging import disable_progress_bar
 
 from actscope.bench import saelens
-from actscope.bench.feed_servers import Feed, feed
+from actscope.bench.feed_servers import Feed, feed, settle
 from actscope.bench.samples import Progress, Result, Samples, result
 from actscope.engines import builtin
 from actscope.engines.reading.cutting import Cutter, tokenizer_of
@@ -71,7 +71,7 @@ def run(seconds: float, progress: Progress) -> list[Result]:
 def _rows_of(name: str, running: Feed, store: Iterator[Tensor]) -> Iterator[Iterator[Tensor]]:
     """What a trainer gets. The feed's generator rests while the other one trains, and has nothing ready when its turn comes."""
     with FeedClient(running.url, running.token) as client:
-        client.wait_for_data(_BUFFER)
+        settle(client)
         if name == "saelens":
             yield store
         else:
