@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 
 import pytest
@@ -11,7 +12,7 @@ from torch.utils.data import DataLoader
 
 from actscope.errors import RequestRefused, SettingsError, SiteError, UpstreamError
 from actscope.feed import AsyncFeedClient, FeedClient, FeedDataset
-from actscope.feed.client import ahead
+from actscope.feed.ahead import ahead
 from actscope.feed.position import Position
 
 
@@ -75,10 +76,14 @@ def test_iterating_gives_batches_and_says_where_it_stands(feed: Feeding, prefetc
         batches.close()
 
 
-def test_normalised_rows_have_the_norm_that_trainers_expect(feed: Feeding) -> None:
-    """normalize=True scales so that the mean norm is sqrt(width), each site by its own."""
-    with feed.client(group="norm") as client:
-        batch = next(client.iter(1500, normalize=True))
+@pytest.mark.parametrize("transport", ["near", "http"])
+def test_normalised_rows_have_the_norm_that_trainers_expect(feed: Feeding, transport: str) -> None:
+    """normalize=True scales so that the mean norm is sqrt(width), each site by its own; also while rows come on a thread."""
+    with feed.client(group=f"norm-{transport}", transport=transport) as client:
+        batches = client.iter(1500, normalize=True)
+        batch = next(batches)
+        assert client.get_stats()["ready"] in (True, False)
+        batches.close()
     assert batch.norm(dim=-1).mean(0).tolist() == pytest.approx([16.0, 16.0], rel=0.1)
 
 
@@ -97,6 +102,22 @@ def test_views_are_the_feeds_own_memory(feed: Feeding) -> None:
             break
         with pytest.raises(SettingsError, match="names 2"):
             next(client.iter(100, zero_copy=True))
+
+
+async def test_a_call_that_is_cancelled_is_waited_for_by_the_next(feed: Feeding) -> None:
+    """Two calls never run at once, and the position does not pass rows that nobody got."""
+    async with AsyncFeedClient(feed.url, TOKEN, group="cancelled", timeout=60.0) as client:
+        await client.take(10)
+        before = client.position
+        for _ in range(3):
+            call = asyncio.ensure_future(client.take(10))
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+            call.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await call
+        after = await client.take(10)
+        assert len(after.values) == 10 and client.position == after.next != before
 
 
 async def test_the_async_client_does_the_same(feed: Feeding) -> None:
@@ -131,7 +152,7 @@ def test_the_workers_of_a_data_loader_share_the_rows(feed: Feeding) -> None:
 def test_what_runs_ahead_raises_where_it_is_used_and_ends_with_its_reader() -> None:
     """An error of the thread comes out of the iterator; a reader that stops early leaves no thread."""
 
-    def failing():  # type: ignore[no-untyped-def]
+    def failing(over):  # type: ignore[no-untyped-def]
         yield 1
         raise ValueError("gone")
 
@@ -140,7 +161,7 @@ def test_what_runs_ahead_raises_where_it_is_used_and_ends_with_its_reader() -> N
     with pytest.raises(ValueError, match="gone"):
         next(items)
 
-    def endless():  # type: ignore[no-untyped-def]
+    def endless(over):  # type: ignore[no-untyped-def]
         while True:
             yield 0
 

@@ -76,6 +76,7 @@ def test_every_setting_has_a_variable() -> None:
         "dtype": "float16",
         "model_dtype": "bfloat16",
         "numa": "local",
+        "heartbeat_seconds": "7.5",
         "cors_origins": "http://a,http://b",
     }
     for field in fields(FeedSettings):

@@ -21,6 +21,7 @@ log = logging.getLogger("actscope.feed")
 #: Sent at once. Behind the last view come so many bytes that are copies: when they have been taken, no view is left in a buffer.
 CHUNK = 1 << 20
 _TAIL = 256 << 10
+_LEAST_RATE = 1 << 20  # bytes per second that a client must take
 _LABELS = ("text", "piece", "position", "token_id")
 
 
@@ -40,6 +41,15 @@ class Batch:
     def parts(self) -> list[np.ndarray]:
         """The rows, stretch by stretch: [n, width], or [n, sites, width]. Views of the memory where they can be."""
         return [self._part(extent) for extent in self.grant.extents]
+
+    @property
+    def is_copied(self) -> bool:
+        """Whether `parts` must copy, which takes its time."""
+        return len(self.sites) > 1 or any(extent.turn for extent in self.grant.extents)
+
+    async def gathered(self) -> list[np.ndarray]:
+        """The parts; made on a thread where they are copies."""
+        return await asyncio.to_thread(self.parts) if self.is_copied else self.parts()
 
     def _part(self, extent: Any) -> np.ndarray:
         planes = [values_of(self._memory, extent, site, self._seed) for site in self.sites]
@@ -94,8 +104,10 @@ class RowsResponse(Response):
 
     media_type = "application/octet-stream"
 
-    def __init__(self, batch: Batch, release: Callable[[bool], None], *, patience_s: float) -> None:
-        self._parts = batch.parts()
+    def __init__(
+        self, batch: Batch, parts: list[np.ndarray], release: Callable[[bool], None], *, patience_s: float
+    ) -> None:
+        self._parts = parts
         self._release, self._patience_s = release, patience_s
         self.status_code = 200
         self.background = None
@@ -117,21 +129,50 @@ class RowsResponse(Response):
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
+class HeldResponse(Response):
+    """Bytes that were made of a batch; its grant is released when they have gone, or cannot go."""
+
+    def __init__(self, content: bytes, release: Callable[[bool], None], *, patience_s: float, **options: Any) -> None:
+        super().__init__(content, **options)
+        self._release, self._patience_s = release, patience_s
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        sent = False
+        try:
+            await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+            async with asyncio.timeout(self._patience_s + len(self.body) / _LEAST_RATE):
+                await send({"type": "http.response.body", "body": self.body, "more_body": True})
+                await send({"type": "http.response.body", "body": b"", "more_body": True})  # waits for the one before
+            sent = not await _has_gone(receive)
+        except TimeoutError:
+            return log.warning("a client did not read its rows: its connection is ended")
+        finally:
+            self._release(sent)
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
 async def send_rows(rows: Sequence[np.ndarray], send: Send, patience_s: float) -> None:
-    """Send the bytes of some rows. Raises TimeoutError for a client that does not read, which must not hold rows for ever."""
-    for data in chunks_of(rows):
-        async with asyncio.timeout(patience_s):
-            await send({"type": "http.response.body", "body": data, "more_body": True})
+    """Send the bytes of some rows. Raises TimeoutError for a client that reads too slowly: it must not hold rows for ever."""
+    size = sum(part.nbytes for part in rows)
+    async with asyncio.timeout(patience_s + size / _LEAST_RATE):
+        for data in chunks_of(rows):
+            async with asyncio.timeout(patience_s):
+                await send({"type": "http.response.body", "body": data, "more_body": True})
 
 
 async def _has_gone(receive: Receive) -> bool:
     """Whether the client has closed its connection: what was sent since then went nowhere."""
-    news = asyncio.ensure_future(receive())
-    await asyncio.sleep(0)
-    if news.done():
-        return bool(news.result()["type"] == "http.disconnect")
+    news = asyncio.ensure_future(disconnected(receive))
+    for _ in range(3):  # the request itself may come first
+        await asyncio.sleep(0)
     news.cancel()
-    return False
+    return news.done() and not news.cancelled()
+
+
+async def disconnected(receive: Receive) -> None:
+    """Returns when the client has gone."""
+    while (await receive())["type"] != "http.disconnect":
+        continue
 
 
 def _bytes_of(rows: np.ndarray) -> memoryview:

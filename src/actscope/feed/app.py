@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import asdict
-from functools import partial
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, FastAPI, Query, Request
@@ -17,9 +16,10 @@ from actscope import __version__
 from actscope.clock import boot_id
 from actscope.errors import FeedEnded, FeedError, FeedNotReady, RequestRefused, SiteError
 from actscope.feed import shapes
-from actscope.feed.answers import Batch, RowsResponse
+from actscope.feed.answers import Batch, HeldResponse, RowsResponse, disconnected
 from actscope.feed.buffer import Grant
 from actscope.feed.choosing import choose
+from actscope.feed.messages import GROUP
 from actscope.feed.service import Service
 from actscope.feed.settings import FeedSettings
 from actscope.feed.streaming import StreamResponse
@@ -37,14 +37,13 @@ _ENDPOINTS = {
     "GET /openapi.json": "this API",
 }
 _MOST = 1 << 40
-_GROUP = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 
 NumSamples = Annotated[int, Query(ge=1, le=_MOST, description="how many rows; all of them, or none")]
 Sites = Annotated[
     str, Query(max_length=2000, description="of the feed's sites: `all`, `0-3`, `last`, full names; all by default")
 ]
 Group = Annotated[
-    str, Query(pattern=_GROUP, description="within a group each row goes to one consumer; every group gets all rows")
+    str, Query(pattern=GROUP, description="within a group each row goes to one consumer; every group gets all rows")
 ]
 Wait = Annotated[float, Query(ge=0, le=86400, description="wait so many seconds for rows that are not there yet")]
 WithLabels = Annotated[bool, Query(description="say whose each row is")]
@@ -128,6 +127,7 @@ async def about(feed: Feed) -> shapes.About:
 
 @router.get("/activations", operation_id="activations", response_model=shapes.Activations)
 async def activations(
+    request: Request,
     feed: Feed,
     num_samples: NumSamples = 1,
     sites: Sites = "",
@@ -139,17 +139,10 @@ async def activations(
     most = min(feed.settings.most_rows, feed.settings.max_json_samples)
     if num_samples > most:
         raise _too_many(num_samples, most, " as JSON: ask for /activations/tensor")
-    async with _admitted(feed):
-        chosen = await _chosen(feed, sites, wait)
-        owner = object()
-        grant = await _take(feed, group, num_samples, owner, wait)
-        try:
-            body = await asyncio.to_thread(Batch(feed.desk, grant, chosen).as_json, labels=labels)
-        except BaseException:
-            feed.desk.release(grant.id, owner, delivered=False)
-            raise
-        feed.desk.release(grant.id, owner, delivered=True)
-        return Response(body, media_type="application/json")
+    async with _held(request, feed, sites, group, num_samples, wait, most_values=feed.settings.max_json_values) as held:
+        body = await asyncio.to_thread(held.batch.as_json, labels=labels)
+        patience = feed.settings.lease_seconds
+        return HeldResponse(body, held.hand_over(), patience_s=patience, media_type="application/json")
 
 
 @router.get(
@@ -159,6 +152,7 @@ async def activations(
     responses={200: _BINARY | {"description": "the rows; shape, dtype, sites and position in X-Actscope-* headers"}},
 )
 async def activations_tensor(
+    request: Request,
     feed: Feed,
     num_samples: NumSamples = 1,
     sites: Sites = "",
@@ -169,21 +163,19 @@ async def activations_tensor(
     ] = "raw",
 ) -> Response:
     """The next rows of a group, as bytes: [num_samples, width], or [num_samples, sites, width] of several sites."""
-    async with _admitted(feed):
-        chosen = await _chosen(feed, sites, wait)
-        owner = object()
-        grant = await _take(feed, group, num_samples, owner, wait)
-        release = partial(_release, feed, grant, owner)
-        batch = Batch(feed.desk, grant, chosen)
-        try:
-            if format == "raw":
-                return RowsResponse(batch, release, patience_s=feed.settings.lease_seconds)
-            file = await asyncio.to_thread(batch.as_safetensors)
-        except BaseException:
-            release(False)
-            raise
-        release(True)
-        return Response(file, media_type="application/octet-stream", headers=batch.headers())
+    async with _held(request, feed, sites, group, num_samples, wait) as held:
+        batch = held.batch
+        if format == "raw":
+            parts = await batch.gathered()
+            return RowsResponse(batch, parts, held.hand_over(), patience_s=feed.settings.lease_seconds)
+        file = await asyncio.to_thread(batch.as_safetensors)
+        return HeldResponse(
+            file,
+            held.hand_over(),
+            patience_s=feed.settings.lease_seconds,
+            media_type="application/octet-stream",
+            headers=batch.headers(),
+        )
 
 
 @router.get(
@@ -193,6 +185,7 @@ async def activations_tensor(
     responses={200: _BINARY | {"description": "batches, one behind the other; the headers say the shape of one"}},
 )
 async def activations_stream(
+    request: Request,
     feed: Feed,
     batch_size: Annotated[int, Query(ge=1, le=_MOST, description="rows of a batch")],
     batches: Annotated[int, Query(ge=1, le=_MOST, description="how many batches")] = 1,
@@ -202,16 +195,14 @@ async def activations_stream(
 ) -> Response:
     """Batch after batch in one answer, each as soon as it is there.
 
-    The answer ends early when the epochs do, or when a batch is not there within `wait` seconds: a shorter answer than its
-    Content-Length would be, which is why it has none. A batch is whole or missing, but for the last one of the last epoch.
+    The answer ends early when the epochs do, behind a batch that is shorter than the others, or when a batch is not there
+    within `wait` seconds: how long it will be is not known, which is why it has no Content-Length.
     """
-    chosen = await _chosen(feed, sites, wait)
     if batch_size > feed.settings.most_rows:
         raise _too_many(batch_size, feed.settings.most_rows, "", param="batch_size")
-    first_owner = object()
-    async with _admitted(feed):
-        first = await _take(feed, group, batch_size, first_owner, wait)
-    return StreamResponse(feed, chosen, group, batch_size, batches, wait, first, first_owner)
+    async with _held(request, feed, sites, group, batch_size, wait) as held:
+        held.hand_over()
+        return StreamResponse(feed, held.batch.sites, group, batch_size, batches, wait, held.batch.grant, held.owner)
 
 
 @router.get("/stats", operation_id="stats")
@@ -264,21 +255,48 @@ async def near(feed: Feed) -> shapes.Near:
 # --- parts ---
 
 
+class _Held:
+    """The rows of one request, and its place among those that are answered at once: whoever sends the answer gives both up."""
+
+    def __init__(self, feed: Service, batch: Batch, owner: object) -> None:
+        self._feed, self.batch, self.owner = feed, batch, owner
+        self.handed_over = False
+
+    def hand_over(self) -> Callable[[bool], None]:
+        """From now on it is the answer's; what it must call at its end, with whether the rows have arrived."""
+        self.handed_over = True
+        return self._give_up
+
+    def _give_up(self, delivered: bool) -> None:
+        self._feed.desk.release(self.batch.grant.id, self.owner, delivered=delivered)
+        self._feed.leave()
+
+
 @asynccontextmanager
-async def _admitted(feed: Service) -> AsyncIterator[None]:
-    """One of the requests that are answered at once, or a 429."""
-    if feed.in_flight >= feed.settings.max_requests:
+async def _held(
+    request: Request, feed: Service, sites: str, group: str, n: int, wait: float, *, most_values: int = 0
+) -> AsyncIterator[_Held]:
+    """The next rows of a group, as long as the client is there. Given up when the block ends without having handed them over."""
+    if not feed.enter():
         raise Problem(
             429,
-            f"{feed.in_flight} requests for rows are being answered; at most {feed.settings.max_requests} at once",
+            f"{feed.settings.max_requests} requests for rows are being answered, which is as many as there may be at once",
             code="too_many_requests",
             headers={"Retry-After": "1"},
         )
-    feed.in_flight += 1
+    held: _Held | None = None
     try:
-        yield
+        chosen = await _chosen(feed, sites, wait)
+        _check_values(feed, n, len(chosen), most_values)
+        owner = object()
+        grant = await _take(request, feed, group, n, owner, wait)
+        held = _Held(feed, Batch(feed.desk, grant, chosen), owner)
+        yield held
     finally:
-        feed.in_flight -= 1
+        if held is None:
+            feed.leave()
+        elif not held.handed_over:
+            held.hand_over()(False)
 
 
 async def _chosen(feed: Service, sites: str, wait: float) -> list[int]:
@@ -293,9 +311,14 @@ async def _chosen(feed: Service, sites: str, wait: float) -> list[int]:
         raise Problem(404, str(error), param="sites", code="unknown_site") from error
 
 
-async def _take(feed: Service, group: str, n: int, owner: object, wait: float) -> Grant:
+async def _take(request: Request, feed: Service, group: str, n: int, owner: object, wait: float) -> Grant:
+    taking = asyncio.ensure_future(feed.desk.take(group, n, owner, wait=wait))
+    gone = asyncio.ensure_future(disconnected(request.receive))
     try:
-        return await feed.desk.take(group, n, owner, wait=wait)
+        await asyncio.wait({taking, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if not taking.done():
+            raise Problem(408, "the client has gone", code="gone")
+        return taking.result()
     except FeedNotReady as error:
         raise _not_ready(error) from error
     except FeedEnded as error:
@@ -311,10 +334,17 @@ async def _take(feed: Service, group: str, n: int, owner: object, wait: float) -
         ) from error
     except FeedError as error:
         raise _failed(error) from error
+    finally:
+        taking.cancel()
+        gone.cancel()
 
 
-def _release(feed: Service, grant: Grant, owner: object, delivered: bool) -> None:
-    feed.desk.release(grant.id, owner, delivered=delivered)
+def _check_values(feed: Service, n: int, n_sites: int, most: int) -> None:
+    """Before anything is taken: 400 for more values than may be made JSON of; 0 sets no limit."""
+    assert feed.desk.facts is not None
+    a_row = n_sites * feed.desk.facts.width
+    if most and n * a_row > most:
+        raise _too_many(n, max(1, most // a_row), f" as JSON of {a_row} values a row: ask for /activations/tensor")
 
 
 def _too_many(n: int, most: int, where: str, param: str = "num_samples") -> Problem:

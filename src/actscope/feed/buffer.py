@@ -20,6 +20,9 @@ from math import inf
 from actscope.errors import FeedEnded, FeedNotReady, RequestRefused
 from actscope.feed.position import Mark, Position
 
+_WAITING_S = 60.0  # a group that asked within this time is one that waits
+_MOST_GONE = 1024
+
 
 class State(Enum):
     """What a window is doing."""
@@ -201,14 +204,15 @@ class Buffer:
     def claim(self, group: str, n: int, owner: object, now: float, lease_seconds: float = inf) -> Grant:
         """The next `n` rows of a group, held until they are released, or until `owner` has been silent for `lease_seconds`.
 
-        At the end of the last epoch a grant may have fewer. Raises FeedNotReady when there are not so many yet, FeedEnded when
+        A grant has fewer at the end of the last epoch, and where the windows are too short for so many: what is missing could
+        only come when these rows are gone. Raises FeedNotReady when there are not so many yet, FeedEnded when
         there will be no more, RequestRefused for one group too many; nothing is granted then.
         """
         state = self._group(group, now)
         state.used = now
         self._step_over(state)
         there = self._available(state)
-        if there < n and not (self.ended and there):
+        if there < n and not (there and (self.ended or self._alone_with(state))):
             if self.ended:
                 raise FeedEnded(f"all {self.epochs} epochs have been served to group {group!r}")
             state.starved = now
@@ -243,17 +247,22 @@ class Buffer:
                 lease.until = now + lease.lasts
 
     def expire(self, now: float) -> None:
-        """Take back what silent consumers hold; forget groups that take nothing while others wait for their windows."""
+        """Take back what silent consumers hold; forget a group that takes nothing while another waits for what it holds up."""
         for grant in [grant for grant, lease in self._leases.items() if lease.until < now]:
             self.counts.expired_leases += 1
             self._end(grant, delivered=False)
-        for name, group in list(self._groups.items()):
-            waited_for = any(other.starved > group.used for other in self._groups.values() if other is not group)
-            if waited_for and now - group.used > self._group_seconds and not self._holds(name):
-                self._gone[name] = self._place(group)
-                del self._groups[name]
-                self.counts.forgotten_groups += 1
         self._retire()
+        name = self._slowest() if all(w.state is State.READY for w in self._windows) else None
+        if name is None or now - self._groups[name].used <= self._group_seconds or self._holds(name):
+            return
+        behind = self._groups[name]
+        since = max(behind.used, now - _WAITING_S)
+        if any(group.starved > since for group in self._groups.values() if group is not behind):
+            if len(self._gone) < _MOST_GONE:
+                self._gone[name] = self._place(behind)
+            del self._groups[name]
+            self.counts.forgotten_groups += 1
+            self._retire()
 
     def refresh(self) -> int:
         """Drop all rows that are ready, so that what comes next is new. How many rows some group has not had, or nobody."""
@@ -262,11 +271,12 @@ class Buffer:
         for group in self._groups.values():
             missed = self._available(group)
             group.missed, group.untold = group.missed + missed, group.untold + missed
-            group.ordinal, group.offset = self._next_ordinal, 0
+            if group.ordinal < self._next_ordinal:
+                group.ordinal, group.offset = self._next_ordinal, 0
             dropped = max(dropped, missed)
         if not self._groups:
             dropped = sum(w.n_rows * self.serves for w in ready)
-        self._floor, self._first_offset = self._next_ordinal, 0
+        self._floor = self._next_ordinal
         self.counts.refreshed_rows += dropped
         self._retire()
         return dropped
@@ -313,9 +323,11 @@ class Buffer:
     # --- parts ---
 
     def _newcomer(self, now: float) -> _Group:
-        """A group begins at the oldest window that is there; the very first one at the position that the feed began with."""
-        ready = [w.ordinal for w in self._windows if w.state is State.READY and w.ordinal >= self._floor]
-        ordinal = min(ready, default=self._next_ordinal)
+        """A group begins at the oldest window from which on none is missing; the very first one where the feed began."""
+        ready = {w.ordinal for w in self._windows if w.state is State.READY and w.ordinal >= self._floor}
+        ordinal = self._next_ordinal
+        while ordinal - 1 in ready:
+            ordinal -= 1
         return _Group(ordinal, self._first_offset if ordinal == 0 else 0, used=now)
 
     def _group(self, name: str, now: float) -> _Group:
@@ -345,21 +357,29 @@ class Buffer:
         windows = [w for w in self._windows if w.state is State.READY and w.ordinal >= group.ordinal]
         return sum(w.n_rows for w in windows) * self.serves - (group.offset if windows else 0)
 
+    def _slowest(self) -> str | None:
+        """The group that has had least."""
+        return min(self._groups, key=lambda name: self._place(self._groups[name]), default=None)
+
     def _held_up(self, group: _Group, now: float) -> str:
         """Who keeps the windows from being filled, where that is another group."""
         if any(w.state is not State.READY for w in self._windows):
             return ""
-        slowest = min(self._groups, key=lambda name: self._place(self._groups[name]))
-        behind = self._groups[slowest]
+        slowest = self._slowest()
+        behind = self._groups[slowest] if slowest is not None else group
         if behind is group:
             return ""
         return f"; group {slowest!r} has not taken them, and took nothing for {now - behind.used:.0f} s: all groups get all rows"
+
+    def _alone_with(self, group: _Group) -> bool:
+        """Whether no window can become free before this group takes rows: all are ready, and it has had none of them."""
+        return all(w.state is State.READY and w.ordinal >= group.ordinal for w in self._windows)
 
     def _take(self, group: _Group, n: int) -> list[Extent]:
         extents = []
         while n:
             window = self._ready(group.ordinal)
-            assert window is not None
+            assert window is not None, "the windows from a group's own on have no gap"
             turn, start = divmod(group.offset, window.n_rows)
             if turn >= self.serves:
                 group.ordinal, group.offset = group.ordinal + 1, 0

@@ -8,13 +8,11 @@ for batch in client.iter(4096, device="cuda", prefetch=4):
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import os
-import queue
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Literal, TypeVar
@@ -34,6 +32,7 @@ from actscope.errors import (
     SettingsError,
     UpstreamError,
 )
+from actscope.feed.ahead import ahead
 from actscope.feed.choosing import choose
 from actscope.feed.far import FarFeed
 from actscope.feed.near import DTYPES, NearFeed
@@ -42,6 +41,7 @@ log = logging.getLogger("actscope.feed")
 
 Transport = Literal["auto", "near", "http"]
 _SLICE_S = 20.0  # of one wait that the feed is asked for; longer ones are asked for again
+_WANTED_S = 1.0  # ... on a thread that somebody may wait for
 _POLL_S = 0.2
 
 T = TypeVar("T")
@@ -85,8 +85,13 @@ class FeedClient:
         self.group, self.timeout = group, timeout
         self._token = token if token is not None else os.environ.get("ACTSCOPE_TOKEN", "")
         self._transport = transport
-        self._far = FarFeed(url, self._token, timeout=max(timeout, _SLICE_S + 30))
+        self._far = FarFeed(url, self._token, timeout=_SLICE_S + 60)
+        self._rows = FarFeed(
+            url, self._token, timeout=_SLICE_S + 60
+        )  # a connection of their own: they may come on a thread
         self._near: NearFeed | None = None
+        self._closed = False
+        self._about: dict[str, Any] | None = None
         self._sites: tuple[str, ...] = ()
         self.position = ""
         """Where the row after the last one taken stands."""
@@ -168,16 +173,17 @@ class FeedClient:
         self.position = batch.next
         return batch
 
-    def _waited(self, ask: Callable[[float], T], seconds: float) -> T:
-        """What `ask(wait)` gives, asked again until it is there or the time is over."""
+    def _waited(self, ask: Callable[[float], T], seconds: float, over: threading.Event | None = None) -> T:
+        """What `ask(wait)` gives, asked again until it is there, the time is over, or nobody wants it any more."""
         until = time.monotonic() + seconds
+        at_once = _SLICE_S if over is None else _WANTED_S
         while True:
             left = until - time.monotonic()
             try:
-                return ask(min(max(0.0, left), _SLICE_S))
+                return ask(min(max(0.0, left), at_once))
             except FeedNotReady as error:
                 left = until - time.monotonic()
-                if left <= 0:
+                if left <= 0 or (over is not None and over.is_set()):
                     raise
                 time.sleep(min(error.retry_after, _POLL_S, left))
 
@@ -202,10 +208,16 @@ class FeedClient:
         if batch_size < 1:
             raise SettingsError(f"batch_size {batch_size}: expected at least 1")
         if zero_copy:
+            if normalize or device is not None:
+                raise SettingsError(
+                    "zero_copy gives the feed's own memory as it is: scale and move the batches yourself"
+                )
             yield from self._views(batch_size, sites, drop_last=drop_last)
             return
         scale: float | Tensor | None = None if isinstance(normalize, bool) else normalize
-        for batch in ahead(lambda: self._batches(batch_size, sites, device), prefetch):
+        for batch in ahead(lambda over: self._batches(batch_size, sites, device, over), prefetch):
+            if batch.missed:
+                log.warning("%d rows before these were never had by group %s", batch.missed, self.group)
             if drop_last and len(batch.values) < batch_size:
                 return
             if normalize and scale is None:
@@ -213,13 +225,17 @@ class FeedClient:
             self.position = batch.next
             yield batch.values if scale is None else batch.values * scale
 
-    def _batches(self, n: int, sites: str, device: str | torch.device | None) -> Iterator[Batch]:
+    def _batches(self, n: int, sites: str, device: str | torch.device | None, over: threading.Event) -> Iterator[Batch]:
         """Batches until the end. What was taken ahead and never given counts as delivered: resume by `position`."""
         while True:
             try:
-                batch = self._waited(lambda wait: self._take(n, sites, False, None, wait), self.timeout)
+                batch = self._waited(lambda wait: self._take(n, sites, False, None, wait), self.timeout, over)
             except FeedEnded:
                 return
+            except FeedNotReady:
+                if over.is_set():
+                    return
+                raise
             if device is not None:
                 moved = batch.values.to(device, non_blocking=False)
                 batch = Batch(moved, batch.sites, batch.position, batch.next, batch.missed, batch.labels)
@@ -238,14 +254,14 @@ class FeedClient:
             except FeedEnded:
                 return
             if drop_last and sum(e.n for e in granted.extents) < n:
-                return near.release(granted)
+                return near.release(granted, delivered=False)
+            self.position = granted.next
             try:
                 yield near.views(granted, chosen[0])
                 if not near.whole(granted):
                     log.warning(
                         "these rows were taken back while they were used: this consumer was silent for too long"
                     )
-                self.position = granted.next
             finally:
                 near.release(granted)
 
@@ -259,10 +275,14 @@ class FeedClient:
 
     def _opened(self) -> NearFeed | None:
         """The feed's memory, if it can be had; looked for once."""
+        if self._closed:
+            raise UpstreamError("this client has been closed: make another")
+        if self._near is not None and self._near.closed:
+            self._near = None
         if self._near is not None or self._transport == "http":
             return self._near
         try:
-            place = self._far.json("/near")
+            place = self._rows.json("/near")
             if place["boot_id"] != boot_id() or not os.path.exists(place["socket"]):
                 raise UpstreamError("the feed runs on another machine, or in another container")
             self._near = NearFeed(place["socket"], self._token, self.group)
@@ -272,7 +292,7 @@ class FeedClient:
         except (ActscopeError, OSError) as error:
             if self._transport == "near":
                 raise
-            log.info("rows come over HTTP: %s", error)
+            log.warning("rows come over HTTP: %s", error)
             self._transport = "http"
         return self._near
 
@@ -282,11 +302,14 @@ class FeedClient:
         while True:
             granted = near.claim(n, wait)
             rows = sum(extent.n for extent in granted.extents)
-            values = _room(out, _shape(rows, len(chosen), near.layout.width), near.dtype)
-            near.read(granted, chosen, values)
-            found = near.labels(granted) if labels else None
-            whole = near.whole(granted)
-            near.release(granted, delivered=whole)
+            whole = False
+            try:
+                values = _room(out, _shape(rows, len(chosen), near.layout.width), near.dtype)
+                near.read(granted, chosen, values)
+                found = near.labels(granted) if labels else None
+                whole = near.whole(granted)
+            finally:
+                near.release(granted, delivered=whole)
             if whole:
                 names = tuple(self._sites[i] for i in chosen)
                 return Batch(values, names, granted.position, granted.next, granted.missed, found)
@@ -294,12 +317,9 @@ class FeedClient:
 
     def _take_far(self, n: int, sites: str, labels: bool, out: Tensor | None, wait: float) -> Batch:
         if out is not None:
-            about = self._far.json("/")
-            n_sites = len(choose(sites, about["sites"] or ()))
-            if about["sites"]:
-                _check_room(out, _shape(n, n_sites, about["width"]), DTYPES[about["dtype"]])
+            self._check_far_room(out, n, sites)
         format = "safetensors" if labels else "raw"
-        answer = self._far.ask(
+        answer = self._rows.ask(
             "/activations/tensor", num_samples=n, sites=sites, group=self.group, wait=wait, format=format
         )
         head = {name: answer.headers[f"X-Actscope-{name}"] for name in ("Shape", "Dtype", "Sites", "Position", "Next")}
@@ -307,11 +327,19 @@ class FeedClient:
         values = _room(out, shape, DTYPES[head["Dtype"]])
         found = None
         if labels:
-            found = _of_safetensors(self._far.read(answer), values)
+            found = _of_safetensors(self._rows.read(answer), values)
         else:
-            self._far.read_into(answer, memoryview(values.view(torch.uint8).reshape(-1).numpy()))  # type: ignore[arg-type]
+            self._rows.read_into(answer, memoryview(values.view(torch.uint8).reshape(-1).numpy()))  # type: ignore[arg-type]
         missed = int(answer.headers["X-Actscope-Missed-Rows"])
         return Batch(values, tuple(head["Sites"].split(",")), head["Position"], head["Next"], missed, found)
+
+    def _check_far_room(self, out: Tensor, n: int, sites: str) -> None:
+        if self._about is None:
+            about = self._rows.json("/")
+            self._about = about if about["sites"] else None  # not known before the model is there
+        if self._about is not None:
+            shape = _shape(n, len(choose(sites, self._about["sites"])), self._about["width"])
+            _check_room(out, shape, DTYPES[self._about["dtype"]])
 
     def _scale(self, batch: Batch) -> float | Tensor:
         stats = self.get_stats()["sites"]
@@ -322,9 +350,11 @@ class FeedClient:
 
     def close(self) -> None:
         """Leave the feed."""
+        self._closed = True
         near, self._near = self._near, None
         if near is not None:
             near.close()
+        self._rows.close()
         self._far.close()
 
     def __enter__(self) -> FeedClient:
@@ -334,109 +364,6 @@ class FeedClient:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-
-class AsyncFeedClient:
-    """The same for asyncio: each call runs on a thread of its own, so that the loop goes on. One call at a time."""
-
-    def __init__(self, *arguments: Any, **options: Any) -> None:
-        self._client = FeedClient(*arguments, **options)
-        self._lock = asyncio.Lock()
-
-    async def _run(self, do: Callable[..., T], *arguments: Any, **options: Any) -> T:
-        async with self._lock:
-            return await asyncio.to_thread(do, *arguments, **options)
-
-    @property
-    def position(self) -> str:
-        """Where the row after the last one taken stands."""
-        return self._client.position
-
-    async def wait_for_data(self, num_samples: int = 1, timeout: float | None = None) -> dict[str, Any]:
-        """As `FeedClient.wait_for_data`."""
-        return await self._run(self._client.wait_for_data, num_samples, timeout)
-
-    async def get_stats(self) -> dict[str, Any]:
-        """As `FeedClient.get_stats`."""
-        return await self._run(self._client.get_stats)
-
-    async def get_statistics(self) -> dict[str, dict[str, Any]]:
-        """As `FeedClient.get_statistics`."""
-        return await self._run(self._client.get_statistics)
-
-    async def refresh(self) -> int:
-        """As `FeedClient.refresh`."""
-        return await self._run(self._client.refresh)
-
-    async def get_activations_tensor(self, num_samples: int, **options: Any) -> Tensor:
-        """As `FeedClient.get_activations_tensor`."""
-        return await self._run(self._client.get_activations_tensor, num_samples, **options)
-
-    async def take(self, num_samples: int, **options: Any) -> Batch:
-        """As `FeedClient.take`."""
-        return await self._run(self._client.take, num_samples, **options)
-
-    async def iter(self, batch_size: int, **options: Any) -> AsyncIterator[Tensor]:
-        """As `FeedClient.iter`."""
-        batches = self._client.iter(batch_size, **options)
-        end = object()
-        while (batch := await self._run(next, batches, end)) is not end:
-            assert isinstance(batch, Tensor)
-            yield batch
-
-    async def close(self) -> None:
-        """Leave the feed."""
-        await self._run(self._client.close)
-
-    async def __aenter__(self) -> AsyncFeedClient:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.close()
-
-
-def ahead(make: Callable[[], Iterator[T]], n: int) -> Iterator[T]:
-    """The items of an iterator, up to `n` made ahead on a thread; what it raises is raised here. n = 0: no thread."""
-    if n <= 0:
-        yield from make()
-        return
-    made: queue.Queue[tuple[bool, Any]] = queue.Queue(maxsize=n)
-    over = threading.Event()
-
-    def put(item: tuple[bool, Any]) -> bool:
-        while not over.is_set():
-            try:
-                made.put(item, timeout=0.1)
-                return True
-            except queue.Full:
-                continue
-        return False
-
-    def work() -> None:
-        try:
-            for item in make():
-                if not put((True, item)):
-                    return
-            put((False, None))
-        except BaseException as error:
-            put((False, error))
-
-    thread = threading.Thread(target=work, name="actscope-prefetch", daemon=True)
-    thread.start()
-    try:
-        while True:
-            there, item = made.get()
-            if there:
-                yield item
-            elif item is None:
-                return
-            else:
-                raise item
-    finally:
-        over.set()
-        thread.join()
 
 
 def _shape(n: int, n_sites: int, width: int) -> tuple[int, ...]:

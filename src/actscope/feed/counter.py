@@ -43,6 +43,7 @@ log = logging.getLogger("actscope.feed")
 
 _BACKLOG = 64
 _HELLO_S = 5.0
+_PAUSE_S = 0.5
 
 
 class Counter:
@@ -63,7 +64,12 @@ class Counter:
         """Take consumers in, for ever."""
         loop = asyncio.get_running_loop()
         while True:
-            connection, _ = await loop.sock_accept(self._listener)
+            try:
+                connection, _ = await loop.sock_accept(self._listener)
+            except OSError as error:  # no descriptor is left, say: consumers go, and leave some
+                log.error("a consumer could not be taken in: %s", error)
+                await asyncio.sleep(_PAUSE_S)
+                continue
             if len(self._consumers) >= self._desk.settings.max_consumers or not _is_ours(connection):
                 connection.close()
                 continue
@@ -137,7 +143,12 @@ class _Consumer:
                 await asyncio.gather(waiting, return_exceptions=True)
 
     async def _answer(self, group: str, claim: Claim) -> None:
-        await self._send(await self._claim(group, claim))
+        try:
+            await self._send(await self._claim(group, claim))
+        except Exception as error:  # whoever waits for an answer must not wait for ever
+            log.error("a claim could not be answered: %s: %s", type(error).__name__, error)
+            with contextlib.suppress(OSError):
+                self._connection.shutdown(socket.SHUT_RDWR)
 
     async def _welcome(self) -> bool:
         desk = self._desk

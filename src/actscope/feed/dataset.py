@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 from torch.utils.data import IterableDataset
 
+from actscope.errors import SettingsError
 from actscope.feed.client import FeedClient
 
 
@@ -27,6 +28,10 @@ class FeedDataset(IterableDataset[Tensor]):
         connect: dict[str, Any] | None = None,
         **options: Any,
     ) -> None:
+        if options.get("zero_copy"):
+            raise SettingsError(
+                "a DataLoader passes batches on after the next one was asked for: zero_copy cannot be used with it"
+            )
         self._url, self._token, self._connect = url, token, dict(connect or {})
         self._batch_size, self._options = batch_size, options
 

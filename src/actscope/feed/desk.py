@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 from typing import Any
 
 from actscope.errors import FeedError, FeedNotReady, RequestRefused
@@ -20,8 +21,12 @@ _EXPIRE_S = 0.25
 class Desk:
     """Hands rows out and takes them back. `facts` and `memory` are there once the generator has loaded its model."""
 
-    def __init__(self, settings: FeedSettings, start: Position) -> None:
+    def __init__(
+        self, settings: FeedSettings, start: Position, check: Callable[[Loaded], None] = lambda facts: None
+    ) -> None:
         self.settings = settings
+        self.check = check
+        """Raises FeedError when these are not the model and the dataset that were expected."""
         self.start = start
         self.buffer = Buffer(
             windows=settings.windows,
@@ -67,7 +72,7 @@ class Desk:
 
     async def loaded(self, wait: float) -> Loaded | None:
         """What rows there will be, as soon as it is known, for at most `wait` seconds; None when it is not, or never will be."""
-        until = time.monotonic() + min(wait, self.settings.wait_seconds)
+        until = time.monotonic() + self._patience(wait)
         while self.facts is None and not self.failure and (left := until - time.monotonic()) > 0:
             await _within(self._changed, left)
         return self.facts
@@ -83,7 +88,7 @@ class Desk:
                 param="num_samples",
                 code="too_many_samples",
             )
-        until = time.monotonic() + min(wait, self.settings.wait_seconds)
+        until = time.monotonic() + self._patience(wait)
         while True:
             changed = self._changed
             try:
@@ -93,7 +98,6 @@ class Desk:
                     raise FeedError(f"the feed has failed: {self.failure}") from error
                 left = until - time.monotonic()
                 if left <= 0:
-                    error.retry_after = self._retry_after()
                     raise
                 await _within(changed, left)
 
@@ -128,9 +132,9 @@ class Desk:
             self.buffer.expire(time.monotonic())
             self.room.set()
 
-    def _retry_after(self) -> float:
-        """When a new window may be there, by how fast the present one fills."""
-        return 1.0 if self.facts is not None else 2.0
+    def _patience(self, wait: float) -> float:
+        """So many seconds of those that were asked for; not a number counts as none."""
+        return min(wait, self.settings.wait_seconds) if wait > 0 else 0.0
 
     def describe(self) -> dict[str, Any]:
         """What rows there are: for `GET /` and for consumers."""

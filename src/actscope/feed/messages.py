@@ -19,10 +19,14 @@ All over unix sockets that only this user can have. A process ends its part when
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import msgspec
 
 from actscope.serving.messages import Messages
 
+GROUP = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
+"""What a group may be called."""
 Place = tuple[int, int]
 """A Mark: (chunk, skip)."""
 
@@ -106,7 +110,7 @@ class FillWindow(msgspec.Struct, frozen=True, tag="fill"):
 
 class Hello(msgspec.Struct, frozen=True, tag="hello"):
     token: str
-    group: str
+    group: Annotated[str, msgspec.Meta(pattern=GROUP)]
 
 
 class Welcome(msgspec.Struct, frozen=True, kw_only=True, tag="welcome"):

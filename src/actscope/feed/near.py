@@ -43,6 +43,7 @@ log = logging.getLogger("actscope.feed")
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _CONNECT_S = 10.0
+_ANSWER_S = 30.0
 
 
 class NearFeed:
@@ -86,8 +87,13 @@ class NearFeed:
     def claim(self, n: int, wait: float) -> Granted:
         """The next `n` rows of the group. Raises FeedNotReady, FeedEnded, RequestRefused, FeedError, UpstreamError."""
         with self._asking:
-            self._send(Claim(n, wait))
-            answer = TO_CONSUMER.receive(self._connection)
+            try:
+                self._send(Claim(n, wait))
+                self._connection.settimeout(wait + _ANSWER_S)
+                answer = TO_CONSUMER.receive(self._connection)
+            except BaseException:  # an answer that comes later would be taken for that of the next claim
+                self.close()
+                raise
         if isinstance(answer, Granted):
             return answer
         if isinstance(answer, NotReady):
@@ -95,7 +101,8 @@ class NearFeed:
         if isinstance(answer, Ended):
             raise FeedEnded(answer.message)
         if answer is None:
-            raise UpstreamError("the feed has gone: start it again")
+            self.close()
+            raise UpstreamError("the feed has gone, or does not answer: start it again")
         if isinstance(answer, Refused) and not answer.failed:
             raise RequestRefused(answer.message)
         raise FeedError(getattr(answer, "message", f"an answer that makes no sense: {answer}"))
@@ -135,6 +142,10 @@ class NearFeed:
     def labels(self, granted: Granted) -> np.ndarray:
         """ROW_LABEL [n]: whose each row is."""
         return labels_of(self._memory, granted.extents, self.welcome.seed)
+
+    @property
+    def closed(self) -> bool:
+        return self._closed.is_set()
 
     @property
     def dtype(self) -> torch.dtype:

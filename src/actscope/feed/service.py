@@ -32,18 +32,18 @@ class Service:
         self._supervisor: Supervisor | None = None
         self._counter: Counter | None = None
         self.started = time.monotonic()
-        self.in_flight = 0
+        self._in_flight = 0
         self.stopping = False
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """The feed, from its first process to its last."""
-        self.desk = Desk(self.settings, self._start)
+        self.desk = Desk(self.settings, self._start, check=self._file.check if self._file else lambda facts: None)
         self._supervisor = Supervisor(self.desk)
         self._counter = Counter(self.desk, self.settings.token)
         tasks = [asyncio.create_task(work) for work in self._work(self._supervisor, self._counter)]
         for task in tasks:
-            task.add_done_callback(_report)
+            task.add_done_callback(self._report)
         try:
             yield
         finally:
@@ -53,20 +53,44 @@ class Service:
             await asyncio.gather(*tasks, return_exceptions=True)
             await self._counter.close()
             await self._supervisor.close()
-            if self._file is not None:
-                await asyncio.to_thread(self._file.write, self.desk.buffer.lowest_position(), self.desk.facts)
+            await self._remember()
             if self.desk.memory is not None:
                 self.desk.memory.close()
+
+    async def _remember(self) -> None:
+        if self._file is None:
+            return
+        try:
+            await asyncio.to_thread(self._file.write, self.desk.buffer.lowest_position(), self.desk.facts)
+        except OSError as error:
+            log.error("how far the feed has come could not be written: %s", error)
 
     def _work(self, supervisor: Supervisor, counter: Counter) -> list[Any]:
         work = [supervisor.run(), counter.run(), self.desk.keep_time()]
         return [*work, self._file.keep(self.desk)] if self._file is not None else work
+
+    def enter(self) -> bool:
+        """Whether one more request for rows may be answered now; it must `leave` when its last byte has gone."""
+        if self._in_flight >= self.settings.max_requests:
+            return False
+        self._in_flight += 1
+        return True
+
+    def leave(self) -> None:
+        """A request for rows has been answered."""
+        self._in_flight -= 1
 
     def stop(self) -> None:
         """Let nobody wait any longer."""
         self.stopping = True
         if not self.desk.failure:
             self.desk.fail("it is being stopped")
+
+    def _report(self, task: asyncio.Task[None]) -> None:
+        """A part that failed is a fault of ours: it must not go unseen, and nobody must wait for it."""
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("a part of the feed failed", exc_info=error)
+            self.desk.fail(f"a part of it has failed ({type(error).__name__}: {error})")
 
     @property
     def state(self) -> str:
@@ -109,9 +133,3 @@ def _start(settings: FeedSettings, file: StateFile | None) -> Position:
     if settings.epochs and found.epoch >= settings.epochs:
         raise SettingsError(f"feed resume {found}: all {settings.epochs} epochs have been served")
     return found
-
-
-def _report(task: asyncio.Task[None]) -> None:
-    """A part that failed is a fault of ours: it must not go unseen."""
-    if not task.cancelled() and (error := task.exception()) is not None:
-        log.error("a part of the feed failed", exc_info=error)

@@ -72,6 +72,8 @@ class FeedSettings(ServingSettings):
     """Most rows that one request may ask for."""
     max_json_samples: int = 4096
     """Most rows that one request may ask for as JSON."""
+    max_json_values: int = 1 << 20
+    """Most values of all these rows together: making JSON of more would hold everybody up."""
     wait_seconds: float = 60.0
     """Longest that a request may ask to wait for rows."""
     lease_seconds: float = 60.0
@@ -85,7 +87,9 @@ class FeedSettings(ServingSettings):
     max_requests: int = 64
     """Requests for rows that are answered at once; more are answered with 429."""
     heartbeat_seconds: float = 30.0
-    """A generator that is silent for so long is killed and started again."""
+    """A generator that is silent for so long is killed and started again. At least 3."""
+    stall_seconds: float = 1800.0
+    """A generator that makes no headway with a window for so long is killed and started again, although it lives."""
     max_restarts: int = 5
     """Generators that may die in a row, without having filled a window between, before the feed gives up."""
     huge_pages: bool = True
@@ -131,6 +135,7 @@ class FeedSettings(ServingSettings):
 
 _LEAST = {
     "width": 0, "texts": 0, "context": 2, "batch_tokens": 1, "chunk_texts": 1, "threads": 0, "windows": 2, "serves": 1, "seed": 0,
-    "epochs": 0, "max_samples": 1, "max_json_samples": 1, "wait_seconds": 0, "lease_seconds": 0.05, "group_seconds": 0.05,
-    "max_groups": 1, "max_consumers": 1, "max_requests": 1, "heartbeat_seconds": 1, "max_restarts": 0, "buffer_rows": 1,
+    "epochs": 0, "max_samples": 1, "max_json_samples": 1, "max_json_values": 1, "wait_seconds": 0, "lease_seconds": 0.05,
+    "group_seconds": 0.05, "max_groups": 1, "max_consumers": 1, "max_requests": 1, "heartbeat_seconds": 3, "stall_seconds": 1,
+    "max_restarts": 0, "buffer_rows": 1,
 }  # fmt: skip

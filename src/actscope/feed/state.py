@@ -7,12 +7,14 @@ last batch in its own checkpoint, and resumes from that, goes on exactly.
 from __future__ import annotations
 
 import asyncio
+import logging
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
 
-from actscope.errors import RecordingError, SettingsError
+from actscope.errors import FeedError, RecordingError, SettingsError
 from actscope.feed.messages import Loaded
 from actscope.feed.position import Position
 from actscope.feed.settings import FeedSettings
@@ -20,6 +22,8 @@ from actscope.store.files import publish, read_file
 
 if TYPE_CHECKING:
     from actscope.feed.desk import Desk
+
+log = logging.getLogger("actscope.feed")
 
 _EVERY_S = 1.0
 _MOST = 1 << 16
@@ -41,9 +45,10 @@ class _Content(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class StateFile:
     """One file; written whole or not at all."""
 
-    def __init__(self, path: Path, order: dict[str, str], position: Position | None) -> None:
-        self._path, self._order = path, order
-        self.position = position
+    def __init__(self, path: Path, order: dict[str, str], found: _Content | None) -> None:
+        self._path, self._order, self._found = path, order, found
+        self.position = Position.parse(found.position) if found else None
+        self._writing = threading.Lock()
         self._written: Position | None = None
 
     @classmethod
@@ -63,20 +68,38 @@ class StateFile:
         if differing:
             told = ", ".join(f"{name} (was {content.order.get(name)}, is {order[name]})" for name in differing)
             raise SettingsError(f"feed state {path}: it is of another order: {told}; remove the file to begin anew")
-        return cls(path, order, Position.parse(content.position))
+        return cls(path, order, content)
+
+    def check(self, facts: Loaded) -> None:
+        """Raises FeedError when what it was written for, the model or the dataset, is another one by now."""
+        for name, was, now in (
+            ("the model", self._found and self._found.revision, facts.revision),
+            ("the dataset", self._found and self._found.fingerprint, facts.fingerprint),
+        ):
+            if was and was != now:
+                raise FeedError(
+                    f"feed state {self._path}: {name} has changed since it was written (was {was}, is {now}), and the order with "
+                    "it; remove the file to begin anew"
+                )
 
     async def keep(self, desk: Desk) -> None:
         """Write it whenever it has changed, for ever."""
         while True:
             await asyncio.sleep(_EVERY_S)
             position = desk.buffer.lowest_position()
-            if position != self._written and desk.facts is not None:
+            if position == self._written or desk.facts is None:
+                continue
+            try:
                 await asyncio.to_thread(self.write, position, desk.facts)
+            except OSError as error:  # a full disk may have room again
+                log.error("feed state %s cannot be written (%s): it stays behind", self._path, error)
+                self._written = position
 
     def write(self, position: Position, facts: Loaded | None) -> None:
         """Make it say so, durably."""
         if facts is None:
             return
         content = _Content("actscope-feed-state", str(position), self._order, facts.revision, facts.fingerprint)
-        publish(self._path, msgspec.json.format(msgspec.json.encode(content), indent=1) + b"\n")
+        with self._writing:
+            publish(self._path, msgspec.json.format(msgspec.json.encode(content), indent=1) + b"\n")
         self._written = position

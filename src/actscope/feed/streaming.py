@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from typing import Any
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from actscope.errors import FeedError
-from actscope.feed.answers import Batch, log, send_rows
+from actscope.feed.answers import Batch, disconnected, log, send_rows
 from actscope.feed.buffer import Grant
 from actscope.feed.service import Service
 
@@ -39,7 +40,7 @@ class StreamResponse(Response):
         del self.headers["content-length"]  # how long it will be is not known
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        gone = asyncio.ensure_future(_disconnected(receive))
+        gone = asyncio.ensure_future(disconnected(receive))
         try:
             await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
             await self._send_batches(send, gone)
@@ -49,22 +50,32 @@ class StreamResponse(Response):
         finally:
             gone.cancel()
             self._release(delivered=False)
+            self._feed.leave()
 
     async def _send_batches(self, send: Send, gone: asyncio.Future[None]) -> None:
         for number in range(self._batches):
-            if number and not await self._next():
+            if number and not await self._next(gone):
                 return
             assert self._grant is not None
+            short = self._grant.n_rows < self._batch_size
             batch = Batch(self._feed.desk, self._grant, self._sites)
-            await send_rows(batch.parts(), send, self._feed.settings.lease_seconds)
+            await send_rows(await batch.gathered(), send, self._feed.settings.lease_seconds)
             self._release(delivered=not gone.done())
-            if gone.done() or self._feed.stopping:
+            if short or gone.done() or self._feed.stopping:
                 return
 
-    async def _next(self) -> bool:
+    async def _next(self, gone: asyncio.Future[None]) -> bool:
+        """Take the next batch, unless the client goes first."""
+        taking = asyncio.ensure_future(
+            self._feed.desk.take(self._group, self._batch_size, self._owner, wait=self._wait)
+        )
+        waiting: set[asyncio.Future[Any]] = {taking, gone}
+        await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+        if not taking.done():
+            taking.cancel()
+            return False
         try:
-            desk = self._feed.desk
-            self._grant = await desk.take(self._group, self._batch_size, self._owner, wait=self._wait)
+            self._grant = taking.result()
         except FeedError:
             return False
         return True
@@ -73,8 +84,3 @@ class StreamResponse(Response):
         grant, self._grant = self._grant, None
         if grant is not None:
             self._feed.desk.release(grant.id, self._owner, delivered=delivered)
-
-
-async def _disconnected(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        continue

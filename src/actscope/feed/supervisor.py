@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import replace
 from typing import Any
 
@@ -102,7 +102,9 @@ class Supervisor:
         self._loop = asyncio.get_running_loop()
         self._child: _Child | None = None
         self._order: FillWindow | None = None
-        self._filling: asyncio.Task[None] | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._allocating: asyncio.Task[FeedMemory] | None = None
+        self._moved = 0.0
         self._closed = False
         self._last_words: Failed | None = None
         self.deaths = 0
@@ -118,7 +120,7 @@ class Supervisor:
 
     async def run(self) -> None:
         """Keep it going, for ever."""
-        self._spawn()
+        self._respawn()
         while not self._closed:
             self._look()
             try:
@@ -161,25 +163,34 @@ class Supervisor:
         if child is not self._child:
             return
         if message is None:
-            self._on_death(child)
+            self._go(self._on_death(child))
         elif isinstance(message, Loading):
             self.phase = message.what
         elif isinstance(message, Loaded):
-            self._filling = self._loop.create_task(self._on_loaded(child, message))
+            self._go(self._on_loaded(child, message))
         elif isinstance(message, Progress):
+            self._moved = time.monotonic()
             self.padding = message.padding
             self._desk.buffer.progress(message.window, message.rows)
         elif isinstance(message, Filled):
             self._on_filled(message)
         elif isinstance(message, Failed):
             self._last_words = message
+            self._loop.call_later(_GRACE_S, self._kill, child)  # in case that it cannot even end
+
+    def _go(self, work: Coroutine[Any, Any, None]) -> None:
+        task = self._loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     async def _on_loaded(self, child: _Child, facts: Loaded) -> None:
         try:
             memory = await self._memory_for(facts)
         except ActscopeError as error:
-            self._give_up(str(error))
+            await self._give_up(str(error))
             return
+        if child is not self._child:
+            return  # it has died meanwhile
         layout = memory.layout
         described = Memory(layout.n_windows, layout.window_rows, layout.n_sites, layout.width, layout.dtype)
         self.phase = "waiting"
@@ -193,6 +204,7 @@ class Supervisor:
     async def _memory_for(self, facts: Loaded) -> FeedMemory:
         """The memory; made for the first generator, and fit for each later one. Raises SettingsError, FeedError."""
         desk, settings = self._desk, self._settings
+        desk.check(facts)
         if desk.memory is not None and desk.facts is not None:
             _check_same(desk.facts, facts)
             return desk.memory
@@ -202,8 +214,12 @@ class Supervisor:
             )
         layout = Layout(settings.windows, settings.window_rows, len(facts.sites), facts.width, settings.dtype)
         self.phase = f"allocating {layout.total_bytes / 1e9:.2f} GB"
-        memory = await asyncio.to_thread(FeedMemory.create, layout, huge_pages=settings.huge_pages, numa=settings.numa)
-        desk.open(facts, memory)
+        if self._allocating is None:  # once, also when the generator dies while it is being done
+            making = asyncio.to_thread(FeedMemory.create, layout, huge_pages=settings.huge_pages, numa=settings.numa)
+            self._allocating = self._loop.create_task(making)
+        memory = await self._allocating
+        if desk.memory is None:
+            desk.open(facts, memory)
         return memory
 
     def _on_filled(self, message: Filled) -> None:
@@ -225,22 +241,30 @@ class Supervisor:
         desk.memory.generations[fill.window] = fill.generation  # before a row of it is written
         mark = (fill.mark.chunk, fill.mark.skip) if fill.mark else None
         self._order = FillWindow(fill.window, fill.generation, fill.epoch, fill.number, mark)
-        self.phase = "filling"
+        self.phase, self._moved = "filling", time.monotonic()
         with contextlib.suppress(OSError):
             TO_GENERATOR.send(child.connection, self._order)
 
     def _look(self) -> None:
-        child = self._child
-        if child is None or time.monotonic() - child.heard < self._settings.heartbeat_seconds:
+        """Kill a generator that is silent, or makes no headway."""
+        child, now = self._child, time.monotonic()
+        if child is None:
             return
-        log.error("the generator (pid %d) is silent: it is killed", child.process.pid)
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(child.process.pid, 9)
-        child.heard = time.monotonic()
+        silent = now - child.heard >= self._settings.heartbeat_seconds
+        if silent or (self._order is not None and now - self._moved >= self._settings.stall_seconds):
+            what = "is silent" if silent else "makes no headway"
+            log.error("the generator (pid %d) %s: it is killed", child.process.pid, what)
+            self._kill(child)
+            child.heard = self._moved = now
 
-    def _on_death(self, child: _Child) -> None:
+    def _kill(self, child: _Child) -> None:
+        if child is self._child:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(child.process.pid, 9)  # what it has started too
+
+    async def _on_death(self, child: _Child) -> None:
         self._child, self._order = None, None
-        code = child.end(_GRACE_S)
+        code = await asyncio.to_thread(child.end, _GRACE_S)
         self._desk.buffer.abandon()
         if self._closed:
             return
@@ -250,22 +274,25 @@ class Supervisor:
         self.deaths_in_a_row += 1
         never_loaded = words is not None and self._desk.facts is None  # it said why: another would say the same
         if never_loaded or (words and words.fatal) or self.deaths_in_a_row > self._settings.max_restarts:
-            self._give_up(why)
+            await self._give_up(why)
             return
         log.error("%s; it is started again, and goes on with the same rows (restart %d)", why, self.deaths)
         self._loop.call_later(min(0.1 * 2**self.deaths_in_a_row, 10.0), self._respawn)
 
     def _respawn(self) -> None:
         if not self._closed and self._child is None:
-            self._spawn()
+            try:
+                self._spawn()
+            except OSError as error:
+                self._go(self._give_up(f"the generator cannot be started: {error}"))
 
-    def _give_up(self, why: str) -> None:
+    async def _give_up(self, why: str) -> None:
         log.error("the feed has failed: %s", why)
         self.phase = "failed"
         self._desk.fail(why)
         child, self._child = self._child, None
         if child is not None:
-            child.end()
+            await asyncio.to_thread(child.end)
 
 
 def _check_same(first: Loaded, now: Loaded) -> None:

@@ -20,6 +20,9 @@ from actscope.serving.problems import Problem, problem_response
 from actscope.serving.settings import ServingSettings
 
 _METHODS: Final = "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"
+_EXPOSED: Final = "X-Request-Id, Retry-After, " + ", ".join(
+    f"X-Actscope-{name}" for name in ("Shape", "Dtype", "Sites", "Position", "Next", "Missed-Rows", "Model")
+)
 _HEADERS: Final = "Authorization, Content-Type, Last-Event-ID"
 _CSP: Final = (
     "default-src 'self'; img-src 'self' data: blob:; object-src 'none'; base-uri 'none'; form-action 'none'; "
@@ -173,7 +176,7 @@ class _Decorated:
         headers.add_vary_header("Origin")
         if self._origin is not None:
             headers["Access-Control-Allow-Origin"] = self._origin
-            headers["Access-Control-Expose-Headers"] = "X-Request-Id, Retry-After"
+            headers["Access-Control-Expose-Headers"] = _EXPOSED
 
 
 def _unauthorized(message: str) -> Problem:

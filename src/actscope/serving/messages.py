@@ -50,7 +50,7 @@ class Messages(Generic[M]):
 
     def receive_with(self, connection: socket.socket) -> tuple[M | None, int | None]:
         """The next message, and the descriptor that came with it, which is ours to close, or None."""
-        head, fds, _, _ = socket.recv_fds(connection, _LENGTH.size, 1)
+        head, fds, _, _ = socket.recv_fds(connection, _LENGTH.size, 1, socket.MSG_CMSG_CLOEXEC)
         fd = fds[0] if fds else None
         if len(head) < _LENGTH.size:
             return None, fd

@@ -66,7 +66,7 @@ async def _on_http_exception(request: Request, exc: Exception) -> Response:
 
 async def _on_crash(request: Request, exc: Exception) -> Response:
     return problem_response(
-        Problem(500, "the gateway failed on this request; its log has the details", code="internal_error")
+        Problem(500, "the server failed on this request; its log has the details", code="internal_error")
     )
 
 

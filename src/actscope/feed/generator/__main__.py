@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import socket
 import sys
-import threading
 
 from actscope.errors import ActscopeError, EngineError
 from actscope.feed.generator.link import ServerLink
@@ -16,7 +15,9 @@ from actscope.feed.messages import Failed
 
 def main() -> None:
     """Run until the server goes. What cannot be mended by starting again is told as fatal; a crash is seen by the server."""
-    server = ServerLink(socket.socket(fileno=int(sys.argv[1])))
+    connection = socket.socket(fileno=int(sys.argv[1]))
+    connection.set_inheritable(False)
+    server = ServerLink(connection)
     settings = server.start()
     try:
         from actscope.feed.generator.work import run  # torch and all: the server hears heartbeats meanwhile
@@ -26,8 +27,6 @@ def main() -> None:
         server.tell(Failed(str(error), fatal=False))
     except (ActscopeError, OSError) as error:
         server.tell(Failed(str(error), fatal=True))
-    except KeyboardInterrupt:  # the terminal's Ctrl-C goes to the whole group; the server ends us in its own time
-        threading.Event().wait()
     sys.exit(1)
 
 

@@ -44,6 +44,10 @@ class Filler:
         (chunk, skip), n = begun, 0
         while n < self._layout.window_rows and chunk < stream.n_chunks:
             rows = self._read(order.epoch, chunk, stream)
+            if skip > len(rows.labels):
+                raise FeedError(
+                    f"chunk {chunk} has {len(rows.labels)} rows: the position, {skip} rows into it, is of another order"
+                )
             stop = min(len(rows.labels), skip + self._layout.window_rows - n)
             self._put(order, rows, skip, stop, n, sums)
             n += stop - skip
