@@ -170,6 +170,11 @@ class Buffer:
         window.n_rows = window.filled_rows = 0
         return Fill(window.number_in_memory, window.generation, *self._next)
 
+    @property
+    def has_room(self) -> bool:
+        """Whether a window could be filled."""
+        return any(w.state is State.FREE for w in self._windows)
+
     def progress(self, window: int, rows: int) -> None:
         """So many rows of the window that is being filled are there."""
         self._windows[window].filled_rows = rows

@@ -132,7 +132,7 @@ class _Consumer:
                 if isinstance(message, Claim):
                     if waiting is not None:
                         await waiting
-                    waiting = self._loop.create_task(self._answer(group, message))
+                    waiting = await self._answer_at_once(group, message)
                 elif isinstance(message, Release):
                     self._desk.release(message.grant, self, delivered=message.delivered)
                 elif not isinstance(message, Beat):
@@ -141,6 +141,15 @@ class _Consumer:
             if waiting is not None:
                 waiting.cancel()
                 await asyncio.gather(waiting, return_exceptions=True)
+
+    async def _answer_at_once(self, group: str, claim: Claim) -> asyncio.Task[None] | None:
+        """Answer where the rows are there, which is nearly always and takes no task; else the task that waits for them."""
+        try:
+            grant = self._desk.claim(group, claim.n, self, lease=self._desk.settings.lease_seconds)
+        except ActscopeError:
+            return self._loop.create_task(self._answer(group, claim))
+        await self._send(_granted(grant))
+        return None
 
     async def _answer(self, group: str, claim: Claim) -> None:
         try:

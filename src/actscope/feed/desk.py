@@ -43,7 +43,7 @@ class Desk:
         self.failure = ""
         self._changed = asyncio.Event()
         self.room = asyncio.Event()
-        """Set when a window may have become free."""
+        """Set when a window has become free."""
 
     def open(self, facts: Loaded, memory: FeedMemory) -> None:
         """The generator has loaded: from now on it is known what rows there will be."""
@@ -77,46 +77,46 @@ class Desk:
             await _within(self._changed, left)
         return self.facts
 
-    async def take(self, group: str, n: int, owner: object, *, wait: float = 0.0, lease: float = float("inf")) -> Grant:
-        """The next `n` rows of a group, as soon as they are there, for at most `wait` seconds.
-
-        Raises FeedNotReady, FeedEnded, RequestRefused as `Buffer.claim` does, and FeedError when the feed has failed.
-        """
+    def claim(self, group: str, n: int, owner: object, *, lease: float = float("inf")) -> Grant:
+        """The next `n` rows of a group, if they are there. Raises as `Buffer.claim` does; FeedError when the feed has failed."""
         if not 1 <= n <= self.settings.most_rows:
             raise RequestRefused(
                 f"num_samples {n}: expected 1 to {self.settings.most_rows}",
                 param="num_samples",
                 code="too_many_samples",
             )
+        try:
+            return self.buffer.claim(group, n, owner, time.monotonic(), lease)
+        except FeedNotReady as error:
+            if self.failure:
+                raise FeedError(f"the feed has failed: {self.failure}") from error
+            raise
+        finally:
+            self._look_for_room()
+
+    async def take(self, group: str, n: int, owner: object, *, wait: float = 0.0, lease: float = float("inf")) -> Grant:
+        """What `claim` gives, as soon as it is there, for at most `wait` seconds."""
         until = time.monotonic() + self._patience(wait)
         while True:
             changed = self._changed
             try:
-                return self._claim(group, n, owner, lease)
-            except FeedNotReady as error:
-                if self.failure:
-                    raise FeedError(f"the feed has failed: {self.failure}") from error
+                return self.claim(group, n, owner, lease=lease)
+            except FeedNotReady:
                 left = until - time.monotonic()
                 if left <= 0:
                     raise
                 await _within(changed, left)
 
-    def _claim(self, group: str, n: int, owner: object, lease: float) -> Grant:
-        try:
-            return self.buffer.claim(group, n, owner, time.monotonic(), lease)
-        finally:
-            self.room.set()
-
     def release(self, grant: int, owner: object, *, delivered: bool) -> bool:
         """The rows have arrived, or not."""
         released = self.buffer.release(grant, owner, delivered=delivered)
-        self.room.set()
+        self._look_for_room()
         return released
 
     def release_owner(self, owner: object) -> int:
         """A consumer has gone."""
         rows = self.buffer.release_owner(owner)
-        self.room.set()
+        self._look_for_room()
         return rows
 
     def refresh(self) -> int:
@@ -130,6 +130,11 @@ class Desk:
         while True:
             await asyncio.sleep(_EXPIRE_S)
             self.buffer.expire(time.monotonic())
+            self._look_for_room()
+
+    def _look_for_room(self) -> None:
+        """Wake the supervisor where a window is free: not at every claim."""
+        if self.buffer.has_room:
             self.room.set()
 
     def _patience(self, wait: float) -> float:
