@@ -82,7 +82,7 @@ def test_normalised_rows_have_the_norm_that_trainers_expect(feed: Feeding, trans
     with feed.client(group=f"norm-{transport}", transport=transport) as client:
         batches = client.iter(1500, normalize=True)
         batch = next(batches)
-        assert client.get_stats()["ready"] in (True, False)
+        assert client.get_stats()["counts"]["granted_rows"] >= 1500
         batches.close()
     assert batch.norm(dim=-1).mean(0).tolist() == pytest.approx([16.0, 16.0], rel=0.1)
 

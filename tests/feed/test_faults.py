@@ -206,7 +206,9 @@ def test_a_server_that_ends_leaves_nothing_behind(how: signal.Signals, runtime_d
     client.close()
     server.stdout.close()
     if how is signal.SIGTERM:
-        assert Position.parse(json.loads(Path(settings["state"]).read_text())["position"]).cursor >= 0
+        kept = Position.parse(json.loads(Path(settings["state"]).read_text())["position"])
+        taken = Position.parse(batch.next)
+        assert (kept.epoch, kept.cursor) >= (taken.epoch, taken.cursor)  # never before what was taken
         assert not list(runtime_directory.glob("feed-*.sock"))
 
 
