@@ -12,12 +12,15 @@ import actscope
 ROOT = Path(actscope.__file__).parent
 #: Rooms of one layer may import lower layers and themselves, not each other.
 LAYERS = {
-    0: ("errors", "sites", "frames", "settings", "sampling", "permutation", "clock"),
-    1: ("codecs", "store", "ring", "probes", "metrics", "serving"),
-    2: ("taps", "recording"),
-    3: ("engines", "analysis", "gateway"),
-    4: ("feed", "harvest"),
-    5: ("cli", "bench", "testing", "__main__"),
+    0: ("errors", "sites", "frames", "clock", "sampling", "permutation", "_version", "_lazy", "runtime"),
+    1: ("serving", "codecs", "ring", "store"),
+    2: ("probes", "recording"),
+    3: ("taps", "analysis"),
+    4: ("engines",),
+    5: ("capture",),
+    6: ("extraction",),
+    7: ("gateway", "feed", "harvest"),
+    8: ("cli", "bench", "__main__"),
 }
 LAYER_OF = {room: layer for layer, rooms in LAYERS.items() for room in rooms}
 

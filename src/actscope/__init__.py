@@ -12,10 +12,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from actscope.engines.inline.config import CaptureConfig
-    from actscope.engines.inline.purpose import auto_config
-    from actscope.engines.inline.session import Capture, capture
-    from actscope.recording.reader import Recording
+    from actscope.capture.auto_config import auto_config
+    from actscope.capture.config import CaptureConfig
+    from actscope.capture.session import Capture, capture
+    from actscope.recording.reading.recording import Recording
 
     open = Recording.open
 
@@ -25,12 +25,12 @@ __all__ = ["Capture", "CaptureConfig", "Recording", "__version__", "auto_config"
 
 #: Where each public name lives: (module, attribute path).
 _HOMES = {
-    "Capture": ("actscope.engines.inline.session", "Capture"),
-    "CaptureConfig": ("actscope.engines.inline.config", "CaptureConfig"),
-    "Recording": ("actscope.recording.reader", "Recording"),
-    "auto_config": ("actscope.engines.inline.purpose", "auto_config"),
-    "capture": ("actscope.engines.inline.session", "capture"),
-    "open": ("actscope.recording.reader", "Recording.open"),
+    "Capture": ("actscope.capture.session", "Capture"),
+    "CaptureConfig": ("actscope.capture.config", "CaptureConfig"),
+    "Recording": ("actscope.recording.reading.recording", "Recording"),
+    "auto_config": ("actscope.capture.auto_config", "auto_config"),
+    "capture": ("actscope.capture.session", "capture"),
+    "open": ("actscope.recording.reading.recording", "Recording.open"),
 }
 #: Packages that a module of ours may lack, and the extra that has them.
 _EXTRAS = {

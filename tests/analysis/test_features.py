@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 import scipy.sparse
 import torch
-from analysis.real import Truth, record, run_model
 from safetensors.torch import save_file
+from support.recordings.real_model import Truth, record, run_model
 
 from actscope.analysis import load_features, load_sae, measure_features
 from actscope.analysis.sae import site_of_hook
 from actscope.errors import ProbeError
 from actscope.probes import Probe, ProbeInfo, save_probe
-from actscope.recording.reader import Recording
+from actscope.recording.reading.recording import Recording
 
 SITE = "layers.1.resid_post"
 F = 96

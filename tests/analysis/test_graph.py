@@ -9,16 +9,16 @@ import msgspec
 import networkx
 import numpy as np
 import pytest
-from recording.making import step_of
+from support.recordings.made import step_of
 
 from actscope.analysis import GraphOptions, Node, feature_graph, load_features
 from actscope.analysis.dependence import Series, _scores, dependence
 from actscope.errors import RecordingError, SettingsError
 from actscope.frames import Frame
 from actscope.probes import Probe, ProbeInfo, save_probe
-from actscope.recording.reader import Recording
-from actscope.recording.recorder import Recorder
+from actscope.recording.reading.recording import Recording
 from actscope.recording.spec import RecordingSpec
+from actscope.recording.writing.recorder import Recorder
 
 
 def chain(rng: np.random.Generator, n: int, rate: float, stay: float) -> np.ndarray:

@@ -10,12 +10,12 @@ from typing import Any
 import matplotlib.image
 import numpy as np
 import pytest
-from analysis.real import record, run_model
+from support.recordings.real_model import record, run_model
 
 from actscope.analysis import AnalysisOptions, SiteOptions, analyze
 from actscope.errors import MissingExtra, SettingsError
 from actscope.probes import Probe, ProbeInfo, save_probe
-from actscope.recording.reader import Recording
+from actscope.recording.reading.recording import Recording
 
 
 @pytest.fixture(scope="module")

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import scipy.stats
 import torch
-from analysis.real import Truth, record, run_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from recording.making import rows_of, step_of
+from support.recordings.made import rows_of, step_of
+from support.recordings.real_model import Truth, record, run_model
 
 from actscope.analysis import SiteOptions, measure
 from actscope.analysis.drift import Drift
@@ -21,10 +21,10 @@ from actscope.analysis.spectrum import Spectrum
 from actscope.analysis.tokens import depth, genuine
 from actscope.errors import SettingsError
 from actscope.frames import Frame, RowFlag
-from actscope.recording.ledger import LABEL
-from actscope.recording.reader import Recording
-from actscope.recording.recorder import Recorder
+from actscope.recording.format.row_labels import LABEL
+from actscope.recording.reading.recording import Recording
 from actscope.recording.spec import RecordingSpec
+from actscope.recording.writing.recorder import Recorder
 
 TINY_BATCHES = SiteOptions(batch_bytes=10_000)
 

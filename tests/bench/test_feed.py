@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
-from actscope.bench import feed, feed_generating, saelens
-from actscope.bench.feed_transport import Sizes
-from actscope.bench.samples import Samples, absent, result
+from actscope.bench import feed
+from actscope.bench.support import feed_generating, saelens
+from actscope.bench.support.feed_transport import Sizes
+from actscope.bench.support.samples import Samples, absent, result
 
 FIELDS = {"name", "value", "unit", "baseline", "runs", "min", "max", "bar", "ok"}
 needs_saelens = pytest.mark.skipif(find_spec("sae_lens") is None, reason="sae-lens is not installed")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from actscope.bench import vllm
-from actscope.bench.vllm_engines import Run, configurations, make_probes, require_vllm
+from actscope.bench.support.vllm_engines import Run, configurations, make_probes, require_vllm
 from actscope.errors import SettingsError
 from actscope.probes.format import load_probes
 

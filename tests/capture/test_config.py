@@ -5,15 +5,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from engines.inline.harness import MemoryRecorder, model_of, prompts
+from support.capture.harness import MemoryRecorder, model_of, prompts
 from torch import nn
 
 import actscope
 from actscope import CaptureConfig
-from actscope.engines.inline.config import bytes_of
-from actscope.engines.inline.granularity import Granularity
-from actscope.engines.inline.presets import PRESETS
-from actscope.engines.inline.purpose import PURPOSES
+from actscope.capture.auto_config import PURPOSES
+from actscope.capture.config import bytes_of
+from actscope.capture.labels.position_filter import Granularity
+from actscope.capture.presets import PRESETS
 from actscope.errors import SettingsError
 from actscope.sampling import keeps
 

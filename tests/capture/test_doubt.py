@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from engines.inline.harness import MemoryRecorder, model_of, padded, prompts
+from support.capture.harness import MemoryRecorder, model_of, padded, prompts
 from transformers import DynamicCache, StaticCache
 
 import actscope

@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 import torch
-from engines.inline.harness import MemoryRecorder, model_of, prompts
+from support.capture.harness import MemoryRecorder, model_of, prompts
 
 import actscope
-from actscope.engines.inline.handover import Ferry, Handover
+from actscope.capture.device_copy import Ferry, Handover
 from actscope.errors import RecordingError, RecordingPoisoned, SettingsError, SiteError
 
 IDS = torch.tensor(prompts(8))

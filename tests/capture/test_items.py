@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from engines.inline.harness import MemoryRecorder, model_of, padded, plain_hooks, prompts
+from support.capture.harness import MemoryRecorder, model_of, padded, plain_hooks, prompts
 from torch import nn
 
 import actscope

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 import torch
 import typer
-from tiny import tiny
+from support.hf.tiny import tiny
 from typer.testing import CliRunner
 
 import actscope
+from actscope.capture.prompts import Prompt, read_prompts, run_prompts
 from actscope.cli import capture as command
-from actscope.engines.inline.prompts import Prompt, read_prompts, run_prompts
 from actscope.errors import ActscopeError, SettingsError
 
 _POST = "layers.2.resid_post"

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from engines.inline.harness import model_of, padded, plain_hooks, prompts
-from tiny import byte_tokenizer
+from support.capture.harness import model_of, padded, plain_hooks, prompts
+from support.hf.tiny import byte_tokenizer
 
 import actscope
 from actscope.errors import RecordingError

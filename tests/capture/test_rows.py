@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from engines.inline.harness import MODELS, MemoryRecorder, model_of, padded, plain_hooks, prompts
+from support.capture.harness import MODELS, MemoryRecorder, model_of, padded, plain_hooks, prompts
 
 import actscope
 from actscope.frames import RowFlag

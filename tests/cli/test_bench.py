@@ -6,7 +6,7 @@ import json
 import subprocess
 
 import pytest
-from serving import COMMAND
+from support.servers import COMMAND
 
 NAMES = {
     "gateway": {"added_latency_p50_ms", "added_latency_p99_ms", "added_ttft_p50_ms"},

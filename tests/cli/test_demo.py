@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 import typer
-from serving import COMMAND, serving
+from support.servers import COMMAND, serving
 from typer.testing import CliRunner
 
 from actscope.cli.app import app

@@ -15,15 +15,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from serving import COMMAND
+from support.servers import COMMAND
 
-from actscope.cli import doctor_vllm
+from actscope.cli.doctor import vllm as doctor_vllm
 from actscope.clock import boot_id
 from actscope.engines.vllm import plugin
 from actscope.engines.vllm.versions import TESTED
+from actscope.ring.discovery import EngineCard, publish_card
 from actscope.ring.host import RingSpec, RingWriter
-from actscope.ring.process import process_start
-from actscope.ring.runtime import EngineCard, publish_card
+from actscope.runtime.process import process_start
 
 
 @pytest.fixture

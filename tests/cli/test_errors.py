@@ -8,15 +8,15 @@ import sys
 from pathlib import Path
 
 import pytest
-from recording.making import frames_of, step_of
+from support.recordings.made import frames_of, step_of
 from typer.testing import CliRunner
 
 from actscope import cli
 from actscope.cli.app import app
-from actscope.cli.progress import Progress
+from actscope.cli.common.progress import Progress
 from actscope.errors import CodecError, RecordingError, SettingsError
-from actscope.recording.recorder import Recorder
 from actscope.recording.spec import RecordingSpec
+from actscope.recording.writing.recorder import Recorder
 
 SITE = "layers.0.resid_post"
 
@@ -158,7 +158,7 @@ def test_progress_off_a_terminal_is_silent_for_what_is_soon_over(
     with Progress() as progress:
         progress.update("bytes", 1, 2)
     assert capsys.readouterr() == ("", "")
-    monkeypatch.setattr("actscope.cli.progress._EVERY_S", -1.0)
+    monkeypatch.setattr("actscope.cli.common.progress._EVERY_S", -1.0)
     with Progress() as progress:
         progress.update("bytes", 500_000, 1_000_000)
     assert re.fullmatch("bytes: 50%\n", capsys.readouterr().err)

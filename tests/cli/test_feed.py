@@ -19,13 +19,13 @@ import httpx
 import numpy as np
 import pytest
 from huggingface_hub import constants
-from serving import COMMAND
+from support.servers import COMMAND
 from typer.testing import CliRunner
 
 from actscope.cli.app import app
-from actscope.cli.logs import log_to
+from actscope.cli.common.logs import log_to
 from actscope.errors import SettingsError
-from actscope.feed.presets import PRESETS
+from actscope.feed.planning.presets import PRESETS
 
 
 @pytest.fixture(autouse=True)
@@ -109,7 +109,7 @@ def test_what_would_not_work_is_a_no(
     arguments: list[str], what: str, says: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its own line says what is wrong and what to do, the others go on, and the exit code is 1."""
-    monkeypatch.setattr("actscope.cli.feed_check.has_gpu", lambda: False)
+    monkeypatch.setattr("actscope.cli.feed.check.has_gpu", lambda: False)
     code, found = check(*arguments)
     assert code == 1 and not found[what]["ok"]
     assert says in found[what]["found"] + found[what]["remedy"]
@@ -199,7 +199,7 @@ def test_a_log_file_is_for_its_owner_alone(tmp_path: Path, capsys: pytest.Captur
 
 def test_a_log_file_moves_aside_when_it_is_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Three older ones are kept, all of them private."""
-    monkeypatch.setattr("actscope.cli.logs._MOST_BYTES", 100)
+    monkeypatch.setattr("actscope.cli.common.logs._MOST_BYTES", 100)
     log_to("info", tmp_path / "feed.log")
     for _ in range(9):
         logging.getLogger("actscope.feed").info("the wolf ran through the snow all night")

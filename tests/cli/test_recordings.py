@@ -11,17 +11,17 @@ import numpy as np
 import pytest
 import torch
 import typer
-from analysis.real import record, run_model
-from recording.making import frames_of, step_of
+from support.recordings.made import frames_of, step_of
+from support.recordings.real_model import record, run_model
 from typer.testing import CliRunner
 
 from actscope.cli import analyze, export, import_, info, recover, verify
 from actscope.errors import RecordingError, SettingsError
 from actscope.frames import RowFlag
 from actscope.probes import Probe, ProbeInfo, save_probe
-from actscope.recording.reader import Recording
-from actscope.recording.recorder import Recorder
+from actscope.recording.reading.recording import Recording
 from actscope.recording.spec import PipelineOptions, RecordingSpec
+from actscope.recording.writing.recorder import Recorder
 
 SITES = ("layers.0.resid_post", "layers.1.resid_post")
 app = typer.Typer(rich_markup_mode=None)

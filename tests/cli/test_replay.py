@@ -12,12 +12,12 @@ from pathlib import Path
 
 import httpx
 import pytest
-from engines.replay.recorded import SITES, probe, record_by_hand, token_by_token
-from recording.making import row_of
-from serving import COMMAND
+from support.gateway.stage import Picture, Place, until
+from support.recordings.made import row_of
+from support.recordings.replayed import SITES, probe, record_by_hand, token_by_token
+from support.servers import COMMAND
 
 from actscope.probes import Probe, save_probe
-from actscope.testing.gateway_stage import Picture, Place, until
 
 
 @pytest.fixture(scope="module")

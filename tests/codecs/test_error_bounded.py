@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from actscope.codecs import CODECS, Encoded, carrier, decode, encoder, to_float32
-from actscope.codecs.bitfields import LOW_BITS, cut, joined, limit, pack, packed_size, unpack
-from actscope.codecs.integer_planes import IntegerPlanes
-from actscope.codecs.planes import PlaneWriter
-from actscope.codecs.quantizer import squared_norms
+from actscope.codecs.coding.bitfields import LOW_BITS, cut, joined, limit, pack, packed_size, unpack
+from actscope.codecs.coding.integer_planes import IntegerPlanes
+from actscope.codecs.coding.planes import PlaneWriter
+from actscope.codecs.coding.quantizer import squared_norms
 from actscope.errors import CodecError
 
 Rows = Callable[..., np.ndarray]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from actscope.codecs import CODECS, Encoded, Encoder, decode, encoder, from_float32, to_float32
-from actscope.codecs import basis as bases
+from actscope.codecs.coding import basis as bases
 from actscope.errors import CodecError
 
 Rows = Callable[..., np.ndarray]

@@ -8,8 +8,8 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from actscope.engines.reading.batching import Batch, batches, padding_share
-from actscope.engines.reading.contract import Piece
+from actscope.extraction.batching import Batch, batches, padding_share
+from actscope.extraction.contract import Piece
 
 LENGTHS = st.lists(st.integers(1, 60), max_size=40)
 

@@ -9,16 +9,16 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny import byte_tokenizer, tiny
+from support.hf.tiny import byte_tokenizer, tiny
 from tokenizers import AddedToken, processors
 
 from actscope.engines import builtin
 from actscope.engines.builtin.text import generate
 from actscope.engines.hf.labelled import tokenize
 from actscope.engines.hf.loading import load
-from actscope.engines.reading.contract import Piece
-from actscope.engines.reading.cutting import Cutter, tokenizer_of
 from actscope.errors import EngineError, SettingsError
+from actscope.extraction.contract import Piece
+from actscope.extraction.cutting import Cutter, tokenizer_of
 
 BOS, EOS = 256, 257
 

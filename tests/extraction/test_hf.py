@@ -13,7 +13,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny import ARCHITECTURES, byte_tokenizer, tiny
+from support.hf.tiny import ARCHITECTURES, byte_tokenizer, tiny
 from transformers import (
     BertConfig,
     BertLMHeadModel,
@@ -36,11 +36,11 @@ from transformers import (
 from actscope.engines import builtin
 from actscope.engines.builtin.text import generate
 from actscope.engines.hf.loading import LoadedModel, adopt, load
-from actscope.engines.reading.batching import batches
-from actscope.engines.reading.contract import Piece, Rows
-from actscope.engines.reading.cutting import Cutter
-from actscope.engines.reading.hf import HfReader, length_edge
 from actscope.errors import EngineError, SettingsError, SiteError
+from actscope.extraction.batching import batches
+from actscope.extraction.contract import Piece, Rows
+from actscope.extraction.cutting import Cutter
+from actscope.extraction.hf import HfReader, length_edge
 from actscope.taps.anatomy import Location, resolve
 
 EVERYWHERE = "all,all.resid_pre,all.attn_out,all.mlp_out,embed,final_norm"
@@ -233,7 +233,7 @@ def test_the_same_pieces_give_the_same_bits_whatever_was_read_before() -> None:
 def test_another_process_with_as_many_threads_gives_the_same_bits() -> None:
     """A chunk of a feed can be made again after a crash."""
     code = "import sys; sys.path[:0] = sys.argv[1:]; import test_hf; print(test_hf.read_built_in())"
-    paths = [path for path in sys.path if path.endswith(("tests", "tests/engines/hf"))]
+    paths = [path for path in sys.path if path.endswith("tests")]
     here = __file__.rpartition("/")[0]
     out = subprocess.run([sys.executable, "-c", code, here, *paths], capture_output=True, text=True, check=True).stdout
     assert out.strip() == read_built_in()

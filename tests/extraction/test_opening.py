@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 
 from actscope.engines import builtin
-from actscope.engines.reading.cutting import Cutter, tokenizer_of
-from actscope.engines.reading.opening import open_reader
-from actscope.engines.reading.stream import Stream
-from actscope.engines.reading.texts import open_texts
 from actscope.errors import MissingExtra, SettingsError
+from actscope.extraction.cutting import Cutter, tokenizer_of
+from actscope.extraction.opening import open_reader
+from actscope.extraction.stream import Stream
+from actscope.extraction.texts import open_texts
 
 
 def test_built_in_texts_go_through_the_built_in_model() -> None:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import pytest
-from tiny import byte_tokenizer
+from support.hf.tiny import byte_tokenizer
 
-from actscope.engines.reading.cutting import Cutter
-from actscope.engines.reading.stream import Stream
-from actscope.engines.reading.texts import open_texts
 from actscope.errors import SettingsError
+from actscope.extraction.cutting import Cutter
+from actscope.extraction.stream import Stream
+from actscope.extraction.texts import open_texts
 from actscope.permutation import Permutation
 
 N = 23

@@ -18,8 +18,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from actscope.engines.builtin.text import generate
-from actscope.engines.reading.texts import open_texts
 from actscope.errors import MissingExtra, SettingsError
+from actscope.extraction.texts import open_texts
 
 TEXTS = ["one", "", "three €", "line\u2028separator\x0bstays\x85here", " spaces "]
 
@@ -124,7 +124,7 @@ def test_a_limit_takes_the_first_texts(tmp_path: Path) -> None:
 )
 def test_other_texts_have_another_fingerprint(one: list[str], other: list[str]) -> None:
     """Also where the same letters are only divided otherwise."""
-    from actscope.engines.reading.tables import Table
+    from actscope.extraction.tables import Table
 
     both = [Table("a", datasets.Dataset.from_dict({"text": texts}), "text").fingerprint for texts in (one, other)]
     assert (both[0] == both[1]) == (one == other)

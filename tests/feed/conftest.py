@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from feed.feeding import Feeding, feeding
-from feed.known import Known, known
+from support.feed.feeding import Feeding, feeding
+from support.feed.known import Known, known
 
 TEXTS, CONTEXT = 60, 64
 

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from actscope.errors import FeedEnded, FeedNotReady, RequestRefused
-from actscope.feed.buffer import Buffer, Extent, Fill, Grant, State
-from actscope.feed.position import Mark, Position
+from actscope.feed.buffer.allocator import Buffer, Extent, Fill, Grant, State
+from actscope.feed.buffer.position import Mark, Position
 
 ME, OTHER = object(), object()
 

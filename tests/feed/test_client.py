@@ -7,13 +7,13 @@ import threading
 
 import pytest
 import torch
-from feed.feeding import TOKEN, Feeding
+from support.feed.feeding import TOKEN, Feeding
 from torch.utils.data import DataLoader
 
 from actscope.errors import RequestRefused, SettingsError, SiteError, UpstreamError
 from actscope.feed import AsyncFeedClient, FeedClient, FeedDataset
-from actscope.feed.ahead import ahead
-from actscope.feed.position import Position
+from actscope.feed.buffer.position import Position
+from actscope.feed.client.prefetch import ahead
 
 
 def test_the_client_finds_the_memory_by_itself_and_falls_back_to_http(
@@ -23,7 +23,7 @@ def test_the_client_finds_the_memory_by_itself_and_falls_back_to_http(
     with feed.client(group="auto") as client:
         client.take(1)
         assert client._near is not None
-    monkeypatch.setattr("actscope.feed.client.boot_id", lambda: "another")
+    monkeypatch.setattr("actscope.feed.client.client.boot_id", lambda: "another")
     with feed.client(group="auto") as client:
         client.take(1)
         assert client._near is None

@@ -15,15 +15,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from feed.feeding import TOKEN, Feeding, feeding
+from support.feed.feeding import TOKEN, Feeding, feeding
 
 from actscope.errors import FeedError, FeedNotReady, UpstreamError
-from actscope.feed.buffer import Extent
-from actscope.feed.extents import unchanged
-from actscope.feed.layout import Layout
-from actscope.feed.memory import FeedMemory
-from actscope.feed.near import NearFeed
-from actscope.feed.position import Position
+from actscope.feed.buffer.allocator import Extent
+from actscope.feed.buffer.gather import unchanged
+from actscope.feed.buffer.layout import Layout
+from actscope.feed.buffer.memory import FeedMemory
+from actscope.feed.buffer.position import Position
+from actscope.feed.client.shm_transport import NearFeed
 
 
 def until(holds: Callable[[], bool], seconds: float = 30.0) -> None:
@@ -36,7 +36,7 @@ def until(holds: Callable[[], bool], seconds: float = 30.0) -> None:
 
 _CONSUMER = """
 import sys
-from actscope.feed.client import FeedClient
+from actscope.feed.client.client import FeedClient
 client = FeedClient(sys.argv[1], sys.argv[2], group=sys.argv[3], transport="near")
 client._opened().claim(200, 60.0)
 print("holding", flush=True)
@@ -169,7 +169,7 @@ def test_a_silent_generator_is_killed_and_another_goes_on() -> None:
 
 _SERVER = """
 import sys, json
-from actscope.feed.server import serve
+from actscope.feed.server.run import serve
 from actscope.feed.settings import FeedSettings
 serve(FeedSettings(**json.loads(sys.argv[1])), lambda settings: print(settings.url, flush=True))
 """
@@ -178,7 +178,7 @@ serve(FeedSettings(**json.loads(sys.argv[1])), lambda settings: print(settings.u
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
 def test_a_server_that_ends_leaves_nothing_behind(how: signal.Signals, runtime_directory: Path) -> None:
     """Killed or told to go: its generator ends, no shared memory has a name, and a waiting client gets an error."""
-    from actscope.feed.client import FeedClient
+    from actscope.feed.client.client import FeedClient
 
     settings = {
         "port": 0, "token": TOKEN, "sites": "2", "texts": 100, "buffer_rows": 2000, "threads": 1,

@@ -9,10 +9,10 @@ import httpx
 import numpy as np
 import pytest
 import schemathesis
-from feed.feeding import TOKEN, Feeding, feeding
 from hypothesis import HealthCheck, given, settings
 from safetensors.numpy import load
 from schemathesis.checks import not_a_server_error
+from support.feed.feeding import TOKEN, Feeding, feeding
 
 ROUTES = [
     "/",

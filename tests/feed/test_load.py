@@ -8,8 +8,8 @@ import time
 
 import numpy as np
 from feed.conftest import CONTEXT, TEXTS
-from feed.feeding import Feeding, feeding
-from feed.known import Known
+from support.feed.feeding import Feeding, feeding
+from support.feed.known import Known
 
 from actscope.errors import FeedEnded
 

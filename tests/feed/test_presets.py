@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from actscope.errors import SettingsError
-from actscope.feed.fields import NAMES, PREFIX
-from actscope.feed.machine import Machine
-from actscope.feed.overview import overview
-from actscope.feed.presets import PRESETS, feed_settings
+from actscope.feed.planning.environment import NAMES, PREFIX
+from actscope.feed.planning.host_memory import Machine
+from actscope.feed.planning.overview import overview
+from actscope.feed.planning.presets import PRESETS, feed_settings
 from actscope.feed.settings import FeedSettings
 
 GB = 10**9

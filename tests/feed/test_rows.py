@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import torch
 from feed.conftest import CONTEXT, TEXTS
-from feed.feeding import Feeding, feeding
-from feed.known import Known
+from support.feed.feeding import Feeding, feeding
+from support.feed.known import Known
 
 from actscope.errors import FeedEnded
-from actscope.feed.client import Batch, FeedClient
+from actscope.feed.client.client import Batch, FeedClient
 
 
 def everything(client: FeedClient, n: int = 300, **options: Any) -> list[Batch]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from feed.feeding import Feeding, feeding
+from support.feed.feeding import Feeding, feeding
 from torch import Tensor
 
 from actscope.feed import FeedClient

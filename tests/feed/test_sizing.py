@@ -18,15 +18,15 @@ from huggingface_hub import constants
 
 from actscope.engines.builtin import NAME
 from actscope.engines.hf.loading import load
-from actscope.engines.reading.contract import ROW_LABEL
 from actscope.errors import SettingsError, SiteError
-from actscope.feed.machine import Machine, gigabytes, this_machine
-from actscope.feed.memory import FeedMemory
-from actscope.feed.models import KNOWN, facts_of
-from actscope.feed.overview import as_markdown, overview
-from actscope.feed.presets import PRESETS, feed_settings
+from actscope.extraction.contract import ROW_LABEL
+from actscope.feed.buffer.memory import FeedMemory
+from actscope.feed.planning.host_memory import Machine, gigabytes, this_machine
+from actscope.feed.planning.memory_estimate import Estimate, check_fits, estimate, fits, rows_of, shape_of
+from actscope.feed.planning.model_facts import KNOWN, facts_of
+from actscope.feed.planning.overview import as_markdown, overview
+from actscope.feed.planning.presets import PRESETS, feed_settings
 from actscope.feed.settings import FeedSettings
-from actscope.feed.sizing import Estimate, check_fits, estimate, fits, rows_of, shape_of
 
 DOCS = Path(__file__).parents[2] / "docs"
 GB = 10**9
@@ -77,7 +77,8 @@ def test_what_is_said_of_the_built_in_model_is_what_it_is_when_loaded() -> None:
 def test_a_model_is_looked_at_without_torch() -> None:
     """Which takes seconds to import."""
     code = (
-        "import sys; from actscope.feed.sizing import shape_of; from actscope.feed.settings import FeedSettings;"
+        "import sys; from actscope.feed.planning.memory_estimate import shape_of;"
+        "from actscope.feed.settings import FeedSettings;"
         "assert shape_of(FeedSettings()).width == 256; print('torch' in sys.modules)"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout

@@ -6,8 +6,7 @@ from collections.abc import Iterator
 
 import httpx
 import pytest
-
-from actscope.testing.gateway_stage import EngineProcess, Place, Stage, await_scores
+from support.gateway.stage import EngineProcess, Place, Stage, await_scores
 
 
 @pytest.fixture(scope="session")

@@ -5,9 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-
-from actscope.testing.gateway_conformance import OpenAIConformance, sync_client
-from actscope.testing.gateway_stage import Place
+from support.gateway.conformance import OpenAIConformance, sync_client
+from support.gateway.stage import Place
 
 __all__ = ["TestScriptedEngine", "TestScriptedStages", "TestScriptedVllm", "sync_client"]
 

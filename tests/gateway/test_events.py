@@ -7,8 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
-
-from actscope.testing.gateway_stage import (
+from support.gateway.stage import (
     EngineProcess,
     Event,
     Picture,

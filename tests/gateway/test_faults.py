@@ -7,8 +7,7 @@ import json
 import httpx
 import openai
 import pytest
-
-from actscope.testing.gateway_stage import (
+from support.gateway.stage import (
     EngineProcess,
     Place,
     Stage,

@@ -12,12 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
-
-from actscope.gateway.log import RequestLog
-from actscope.gateway.models import ActscopePayload
-from actscope.gateway.probeset import table_of
-from actscope.gateway.wire import ChoiceView, encode, features_bulk, features_small, whole
-from actscope.testing.gateway_stage import (
+from support.gateway.scripted import strongest
+from support.gateway.stage import (
     EngineProcess,
     Picture,
     Stage,
@@ -28,7 +24,11 @@ from actscope.testing.gateway_stage import (
     events,
     picture,
 )
-from actscope.testing.scripted import strongest
+
+from actscope.gateway.api.payloads import ChoiceView, encode, features_bulk, features_small, whole
+from actscope.gateway.api.schemas import ActscopePayload
+from actscope.gateway.scores.probe_table import table_of
+from actscope.gateway.scores.request_log import RequestLog
 
 K = 4
 SAE = {"site": "layers.4.resid_post", "name": "scripted-sae", "k": K, "n_features": 64}

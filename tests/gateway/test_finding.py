@@ -15,12 +15,13 @@ import msgspec
 import pytest
 
 from actscope.errors import SettingsError
-from actscope.gateway import GatewaySettings, finding
-from actscope.gateway.connection import Connection
-from actscope.gateway.finding import Found, at_address, by_card, engines, homeless
-from actscope.gateway.kinship import descends, servers_of
-from actscope.gateway.upstream import Upstream
-from actscope.ring.runtime import EngineCard
+from actscope.gateway import GatewaySettings
+from actscope.gateway.upstream import discovery as finding
+from actscope.gateway.upstream.connection import Connection
+from actscope.gateway.upstream.discovery import Found, at_address, by_card, engines, homeless
+from actscope.gateway.upstream.process_tree import descends, servers_of
+from actscope.gateway.upstream.upstream import Upstream
+from actscope.ring.discovery import EngineCard
 
 
 def card(name: str, **fields: Any) -> EngineCard:

@@ -13,12 +13,12 @@ import httpx
 import numpy as np
 import pytest
 import torch
-from serving import COMMAND, Serving, serving
+from support.gateway.stage import Picture, chunks, picture
+from support.servers import COMMAND, Serving, serving
 
 from actscope.engines.builtin import NAME
 from actscope.engines.hf.loading import load
-from actscope.recording.reader import Recording
-from actscope.testing.gateway_stage import Picture, chunks, picture
+from actscope.recording.reading.recording import Recording
 
 
 @dataclass

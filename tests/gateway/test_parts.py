@@ -15,20 +15,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
+from support.gateway.scripted_tokens import ScriptedTokens
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from actscope.errors import SettingsError
-from actscope.gateway import GatewaySettings, create_app, finding, upstream
-from actscope.gateway.asking import read_call
-from actscope.gateway.log import RequestLog
-from actscope.gateway.matching import Matcher, RingPart, external_id
-from actscope.gateway.models import ActscopePayload, DoneEvent, ProbeFinalEvent, ProbeUpdateEvent, TokenEvent
-from actscope.gateway.probeset import Columns, table_of
-from actscope.gateway.sessions import Sessions
-from actscope.gateway.sse import SseSplitter
-from actscope.gateway.tokens import TokenTexts
-from actscope.gateway.wire import ChoiceView, event_bytes, render_bulk, render_small, summary, whole
-from actscope.testing.scripted_tokens import ScriptedTokens
+from actscope.gateway import GatewaySettings, create_app
+from actscope.gateway.api.completion_request import read_call
+from actscope.gateway.api.payloads import ChoiceView, event_bytes, render_bulk, render_small, summary, whole
+from actscope.gateway.api.schemas import ActscopePayload, DoneEvent, ProbeFinalEvent, ProbeUpdateEvent, TokenEvent
+from actscope.gateway.scores.detokenizer import TokenTexts
+from actscope.gateway.scores.matcher import Matcher, RingPart, external_id
+from actscope.gateway.scores.probe_table import Columns, table_of
+from actscope.gateway.scores.request_log import RequestLog
+from actscope.gateway.scores.request_store import Sessions
+from actscope.gateway.upstream import discovery as finding
+from actscope.gateway.upstream import upstream
+from actscope.gateway.upstream.sse import SseSplitter
 
 TWO = table_of({"generation": 1, "probes": [{"slot": 0, "id": "a", "site": "s"}, {"slot": 2, "id": "b", "site": "s"}]})
 

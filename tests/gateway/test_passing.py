@@ -9,9 +9,9 @@ from collections.abc import Iterator
 
 import httpx
 import pytest
+from support.gateway.stage import TOKEN, EngineProcess, Place, Stage, chat, until
 
-from actscope.gateway.headers import passed, returned
-from actscope.testing.gateway_stage import TOKEN, EngineProcess, Place, Stage, chat, until
+from actscope.gateway.upstream.headers import passed, returned
 
 
 @pytest.fixture

@@ -9,10 +9,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from serving import serving
-
-from actscope.testing.gateway_conformance import OpenAIConformance, sync_client
-from actscope.testing.gateway_stage import Picture, Place, chunks, picture
+from support.gateway.conformance import OpenAIConformance, sync_client
+from support.gateway.stage import Picture, Place, chunks, picture
+from support.servers import serving
 
 __all__ = ["TestRealEngine", "sync_client"]
 

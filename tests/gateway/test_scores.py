@@ -6,8 +6,7 @@ import json
 
 import httpx
 import pytest
-
-from actscope.testing.gateway_stage import EngineProcess, Picture, assert_exact, chat, chunks, picture
+from support.gateway.stage import EngineProcess, Picture, assert_exact, chat, chunks, picture
 
 
 def streamed(client: httpx.Client, **fields: object) -> Picture:

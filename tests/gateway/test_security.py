@@ -8,8 +8,7 @@ from collections.abc import Iterator
 
 import httpx
 import pytest
-
-from actscope.testing.gateway_stage import TOKEN, EngineProcess, Place, Stage, chat, until
+from support.gateway.stage import TOKEN, EngineProcess, Place, Stage, chat, until
 
 ROUTES = [
     ("GET", "/"),

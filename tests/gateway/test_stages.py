@@ -11,12 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
-from actscope.gateway.joining import Joiner, Seams
-from actscope.gateway.log import RequestLog
-from actscope.gateway.probeset import Columns, join_described, join_tables, table_of
-from actscope.gateway.wire import whole
-from actscope.testing.gateway_stage import (
+from support.gateway.stage import (
     EngineProcess,
     Picture,
     Place,
@@ -27,6 +22,11 @@ from actscope.testing.gateway_stage import (
     picture,
     until,
 )
+
+from actscope.gateway.api.payloads import whole
+from actscope.gateway.scores.part_merger import Joiner, Seams
+from actscope.gateway.scores.probe_table import Columns, join_described, join_tables, table_of
+from actscope.gateway.scores.request_log import RequestLog
 
 
 @pytest.fixture

@@ -11,8 +11,7 @@ from typing import Any
 
 import httpx
 import pytest
-
-from actscope.testing.gateway_stage import (
+from support.gateway.stage import (
     EngineProcess,
     Event,
     Picture,

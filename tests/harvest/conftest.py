@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from harvest_s3 import ENVIRONMENT, S3Server
+from support.harvest.s3 import ENVIRONMENT, S3Server
 
 
 @pytest.fixture(scope="session")

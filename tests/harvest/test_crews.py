@@ -13,15 +13,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from harvest_cluster import RayCluster
-from harvest_crew import SETTINGS, crew, quiet, settings
+from support.harvest.cluster import RayCluster
+from support.harvest.workers import SETTINGS, crew, quiet, settings
 
 from actscope.errors import EngineError, MissingExtra, SettingsError
-from actscope.harvest.crews.local import LocalCrew
-from actscope.harvest.crews.messages import Job, error_of, raised
-from actscope.harvest.crews.ray import _size
-from actscope.harvest.harvesting import harvest
+from actscope.harvest.driver import harvest
 from actscope.harvest.storage import open_storage
+from actscope.harvest.workers.local import LocalCrew
+from actscope.harvest.workers.messages import Job, error_of, raised
+from actscope.harvest.workers.ray import _size
 
 #: More and smaller units, so that there is a middle.
 MANY = {"texts": 60, "unit_texts": 2}

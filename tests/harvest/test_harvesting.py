@@ -6,12 +6,12 @@ import threading
 from pathlib import Path
 
 import pytest
-from harvest_crew import crew, quiet
-from harvest_s3 import ENVIRONMENT, S3Server
+from support.harvest.s3 import ENVIRONMENT, S3Server
+from support.harvest.workers import crew, quiet
 
 from actscope.errors import EngineError, HarvestDamaged, HarvestError, SettingsError
 from actscope.harvest import layout
-from actscope.harvest.harvesting import harvest, held_plan
+from actscope.harvest.driver import harvest, held_plan
 from actscope.harvest.storage import Storage, objects, open_storage
 
 

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from harvest_crew import crew, quiet
 from safetensors.torch import load_file
+from support.harvest.workers import crew, quiet
 
 from actscope.errors import HarvestDamaged, HarvestError, SettingsError
 from actscope.harvest import open_harvest
 from actscope.harvest.batches import Batches
-from actscope.harvest.harvesting import harvest
+from actscope.harvest.driver import harvest
 from actscope.harvest.opening import Harvest
 from actscope.harvest.storage import open_storage
 from actscope.harvest.verifying import verify

@@ -9,14 +9,14 @@ from typing import Any, cast
 import numpy as np
 import pytest
 import torch
-from harvest_crew import crew, quiet
+from support.harvest.workers import crew, quiet
 from transformers import AutoModelForCausalLM
 
 from actscope.engines import builtin
-from actscope.engines.reading.cutting import Cutter, tokenizer_of
-from actscope.engines.reading.texts import open_texts
+from actscope.extraction.cutting import Cutter, tokenizer_of
+from actscope.extraction.texts import open_texts
 from actscope.harvest import open_harvest
-from actscope.harvest.harvesting import harvest
+from actscope.harvest.driver import harvest
 from actscope.harvest.storage import open_storage
 
 HOOK = "blocks.0.hook_resid_post"

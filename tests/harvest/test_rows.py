@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from harvest_crew import crew, quiet
 from safetensors.torch import load_file
+from support.harvest.workers import crew, quiet
 
 from actscope.engines.hf.loading import LoadedModel, load
-from actscope.engines.reading.cutting import Cutter
-from actscope.engines.reading.texts import open_texts
+from actscope.extraction.cutting import Cutter
+from actscope.extraction.texts import open_texts
 from actscope.harvest.cutting import NO_TEXT, Packed
-from actscope.harvest.harvesting import harvest
+from actscope.harvest.driver import harvest
 from actscope.harvest.storage import open_storage
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from actscope.errors import HarvestError, SettingsError
-from actscope.harvest.harvesting import check_put_new
+from actscope.harvest.driver import check_put_new
 from actscope.harvest.storage import open_storage
 from actscope.harvest.storage.local import LocalStorage
 

@@ -11,10 +11,10 @@ import threading
 from pathlib import Path
 
 import numpy as np
-from recording.child import SITES
-from recording.making import row_of, token_of
+from support.recordings.made import row_of, token_of
+from support.recordings.writer_process import SITES
 
-from actscope.recording.reader import Recording
+from actscope.recording.reading.recording import Recording
 from actscope.store import StoreReader, recover
 
 CYCLES = int(os.environ.get("ACTSCOPE_TEST_CYCLES", "8"))
@@ -23,7 +23,7 @@ TESTS = Path(__file__).parents[1]
 
 def run_and_kill(path: Path, seed: int, after: float) -> dict[str, int]:
     """What one child had acknowledged when it was killed: request -> positions."""
-    command = [sys.executable, "-m", "recording.child", str(path), "shuffle_zstd", str(seed), "0"]
+    command = [sys.executable, "-m", "support.recordings.writer_process", str(path), "shuffle_zstd", str(seed), "0"]
     environment = {**os.environ, "PYTHONPATH": str(TESTS)}
     child = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
     assert child.stdout is not None and child.stdout.readline() == "ready\n"

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from recording.making import frames_of, row_of, step_of, token_of
+from support.recordings.made import frames_of, row_of, step_of, token_of
 
 from actscope.errors import ActscopeError
-from actscope.recording.reader import Recording
-from actscope.recording.recorder import Recorder
+from actscope.recording.reading.recording import Recording
 from actscope.recording.spec import PipelineOptions, RecordingSpec
+from actscope.recording.writing.recorder import Recorder
 from actscope.store import StoreReader, recover
 
 SITES = ("layers.0.resid_post", "layers.1.resid_post")

@@ -15,18 +15,18 @@ import pyarrow.parquet
 import pytest
 import torch
 import zarr
-from analysis.real import Truth, record, run_model
-from recording.making import rows_of, step_of
 from safetensors import safe_open
 from safetensors.torch import load_file
+from support.recordings.made import rows_of, step_of
+from support.recordings.real_model import Truth, record, run_model
 
 from actscope.codecs import to_float32
 from actscope.errors import MissingExtra, RecordingError, SettingsError, SiteError
 from actscope.frames import Frame
 from actscope.recording.export import FORMATS, ExportOptions, Selection, choose_sites, export
-from actscope.recording.reader import Recording
-from actscope.recording.recorder import Recorder
+from actscope.recording.reading.recording import Recording
 from actscope.recording.spec import RecordingSpec
+from actscope.recording.writing.recorder import Recorder
 
 SMALL = ExportOptions(shard_bytes=40_000, chunk_bytes=8_000)
 SITE = "layers.2.resid_post"
@@ -278,7 +278,7 @@ def test_memory_is_bounded_by_chunks_not_by_the_recording(tmp_path: Path) -> Non
 import sys
 from pathlib import Path
 from actscope.recording.export import ExportOptions, Selection, export
-from actscope.recording.reader import Recording
+from actscope.recording.reading.recording import Recording
 recording, to, form = Recording.open(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
 export(recording, to / "warm", form, Selection(positions=slice(0, 10)))
 def peak():  # of this very program, unlike ru_maxrss, which outlives exec

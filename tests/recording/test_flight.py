@@ -9,15 +9,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from recording.flying import SECOND, SITES, WIDTH, Pilot, flying, kept
+from support.recordings.flight import SECOND, SITES, WIDTH, Pilot, flying, kept
 
 from actscope.errors import RecordingError, RecordingPoisoned, SettingsError
 from actscope.frames import ROW_META, Frame, Span, SpanFlag, Step
-from actscope.recording.marked import Marked
-from actscope.recording.reader import Recording
-from actscope.recording.spool import DiskSpool
-from actscope.recording.triggers import parse_rule
-from actscope.recording.window import Extent
+from actscope.recording.flight.marks import Marked
+from actscope.recording.flight.spool import DiskSpool
+from actscope.recording.flight.triggers import parse_rule
+from actscope.recording.flight.windows import Extent
+from actscope.recording.reading.recording import Recording
 
 ROW_BYTES = WIDTH * 4 * len(SITES) + ROW_META.itemsize
 

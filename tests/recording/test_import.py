@@ -8,17 +8,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from analysis.real import record, run_model
-from recording.making import rows_of, step_of
+from support.recordings.made import rows_of, step_of
+from support.recordings.real_model import record, run_model
 
 from actscope.errors import RecordingError, SettingsError
 from actscope.frames import Frame, RowFlag
 from actscope.recording.export import ExportOptions, Selection, export
+from actscope.recording.format.packets import PacketWriter, read_packets
 from actscope.recording.importing import ImportOptions, import_packets
-from actscope.recording.packets import PacketWriter, read_packets
-from actscope.recording.reader import Recording
-from actscope.recording.recorder import Recorder
+from actscope.recording.reading.recording import Recording
 from actscope.recording.spec import RecordingSpec
+from actscope.recording.writing.recorder import Recorder
 
 PLAIN = ImportOptions(codec="none")
 

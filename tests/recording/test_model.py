@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from recording.making import rows_of, step_of
+from support.recordings.made import rows_of, step_of
 
 from actscope.frames import RowFlag
-from actscope.recording.reader import Recording
-from actscope.recording.recorder import Recorder
+from actscope.recording.reading.recording import Recording
 from actscope.recording.spec import PipelineOptions, RecordingSpec
+from actscope.recording.writing.recorder import Recorder
 
 SITES = ("layers.0.resid_post", "layers.1.mlp_out")
 

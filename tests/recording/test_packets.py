@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from actscope.errors import RecordingError
-from actscope.recording.packets import MAX_NAME, Packet, PacketWriter, Place, read_packets, scan_packets
+from actscope.recording.format.packets import MAX_NAME, Packet, PacketWriter, Place, read_packets, scan_packets
 
 names = st.text(min_size=1, max_size=40).filter(lambda s: s.encode("utf-8", "ignore").decode() == s)
 

@@ -10,14 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from recording.making import frames_of, row_of, rows_of, step_of, token_of
+from support.recordings.made import frames_of, row_of, rows_of, step_of, token_of
 
 from actscope.clock import monotonic_ns
 from actscope.errors import RecordingError, RecordingPoisoned, SettingsError, SiteError
 from actscope.frames import Frame, RowFlag
-from actscope.recording.reader import Recording
-from actscope.recording.recorder import Recorder
+from actscope.recording.reading.recording import Recording
 from actscope.recording.spec import PipelineOptions, RecordingSpec
+from actscope.recording.writing.recorder import Recorder
 
 SITES = ("layers.0.resid_post", "layers.1.resid_post")
 

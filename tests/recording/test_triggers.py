@@ -7,12 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from recording.flying import SECOND, flying, kept
+from support.recordings.flight import SECOND, flying, kept
 
 from actscope.errors import SettingsError
-from actscope.recording.reader import Recording
-from actscope.recording.triggers import ProbeRule, Rule, SampleRule, parse_rule
-from actscope.recording.window import Extent, Window, Windows
+from actscope.recording.flight.triggers import ProbeRule, Rule, SampleRule, parse_rule
+from actscope.recording.flight.windows import Extent, Window, Windows
+from actscope.recording.reading.recording import Recording
 
 # --- the language --------------------------------------------------------------------------------------------------------
 

@@ -11,7 +11,7 @@ import pytest
 
 from actscope.ring.host import RingReader, RingSpec, RingWriter
 
-CHILD = Path(__file__).with_name("child.py")
+CHILD = Path(__file__).parents[1] / "support/ring/reader_process.py"
 MakeRing = Callable[..., tuple[RingWriter, RingReader]]
 Child = Callable[..., "subprocess.Popen[str]"]
 

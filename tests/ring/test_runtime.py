@@ -13,11 +13,11 @@ import pytest
 
 from actscope.clock import boot_id
 from actscope.errors import RingError
-from actscope.ring import runtime as r
-from actscope.ring.files import publish_private
+from actscope.ring import discovery as r
 from actscope.ring.host import RingReader, RingSpec, RingWriter
-from actscope.ring.process import Process, process_start
 from actscope.ring.segment import SHM_DIR, segment_path
+from actscope.runtime.private_files import publish_private
+from actscope.runtime.process import Process, process_start
 
 
 def a_ring_name() -> str:

@@ -6,11 +6,11 @@ import signal
 import subprocess
 from pathlib import Path
 
-from engines.replay.recorded import record_builtin
-from serving import COMMAND
+from support.recordings.replayed import record_builtin
+from support.servers import COMMAND
 
 from actscope.engines.replay.plan import Plan
-from actscope.recording.reader import Recording
+from actscope.recording.reading.recording import Recording
 
 ROOT = Path(__file__).parents[2]
 SITES = [f"layers.{layer}.resid_post" for layer in range(1, 5)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 from pathlib import Path
 
-from serving import serving
+from support.servers import serving
 
 ROOT = Path(__file__).parents[2]
 

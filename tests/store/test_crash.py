@@ -7,13 +7,13 @@ import random
 import time
 from pathlib import Path
 
-from store.crasher import MOST, main
-from store.parts import CYCLES, readable
+from support.store.crasher import MOST, main
+from support.store.parts import CYCLES, readable
 
 from actscope.store import StoreReader, recover
 
 WARM = multiprocessing.get_context("forkserver")
-WARM.set_forkserver_preload(["store.crasher"])  # a cycle must not take the time of a fresh interpreter
+WARM.set_forkserver_preload(["support.store.crasher"])  # a cycle must not take the time of a fresh interpreter
 
 
 def crash(path: Path, seed: int, seconds: float) -> tuple[int, int]:

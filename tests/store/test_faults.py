@@ -9,9 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from store.parts import CYCLES
+from support.store.parts import CYCLES
 
-HERE = Path(__file__).parent
+SUPPORT = Path(__file__).parents[1] / "support"
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +20,18 @@ def shim(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if shutil.which("gcc") is None:
         pytest.skip("gcc is not installed, and the shim that breaks writes is C")
     library = tmp_path_factory.mktemp("shim") / "shim.so"
-    command = ["gcc", "-O1", "-Wall", "-Werror", "-shared", "-fPIC", "-o", str(library), str(HERE / "shim.c"), "-ldl"]
+    command = [
+        "gcc",
+        "-O1",
+        "-Wall",
+        "-Werror",
+        "-shared",
+        "-fPIC",
+        "-o",
+        str(library),
+        str(SUPPORT / "store/shim.c"),
+        "-ldl",
+    ]
     subprocess.run(command, check=True, capture_output=True, text=True)
     return library
 
@@ -41,8 +52,8 @@ def shim(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_each_call_struck_in_its_turn(shim: Path, quick_path: Path, mode: str, error: str, direct: str) -> None:
     """Call 1, 2, 3 ... until none is left (every second, without ACTSCOPE_TEST_CYCLES): see `faulty.py` for what must hold."""
     step = "1" if CYCLES else "2"
-    environment = {**os.environ, "LD_PRELOAD": str(shim), "PYTHONPATH": str(HERE.parent)}
-    command = [sys.executable, "-m", "store.faulty", str(quick_path), mode, error, direct, step]
+    environment = {**os.environ, "LD_PRELOAD": str(shim), "PYTHONPATH": str(SUPPORT.parent)}
+    command = [sys.executable, "-m", "support.store.faulty", str(quick_path), mode, error, direct, step]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr
     assert int(done.stdout) > 10, "nothing was struck: is the shim loaded?"

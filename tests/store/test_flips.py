@@ -7,7 +7,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from store.parts import CYCLES, files, make, readable
+from support.store.parts import CYCLES, files, make, readable
 
 from actscope.errors import RecordingDamaged, RecordingError
 from actscope.store import StoreOptions, StoreReader

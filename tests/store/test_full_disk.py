@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from store.parts import CHANNELS, put, readable
+from support.store.parts import CHANNELS, put, readable
 
 from actscope.errors import RecordingError, RecordingPoisoned
 from actscope.store import Store, StoreOptions, StoreReader, recover

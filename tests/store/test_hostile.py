@@ -9,12 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from store.parts import BUFFERED, CYCLES, files, make, put_back, readable
+from support.store.parts import BUFFERED, CYCLES, files, make, put_back, readable
 
 from actscope.errors import RecordingDamaged, RecordingError
 from actscope.store import Store, StoreReader, recover
-from actscope.store.envelope import Prologue, epilogue, read_index
-from actscope.store.source import Source
+from actscope.store.format.envelope import Prologue, epilogue, read_index
+from actscope.store.format.source import Source
 
 
 def everything(path: Path) -> set[int]:

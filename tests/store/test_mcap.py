@@ -10,7 +10,7 @@ import pytest
 from mcap.reader import NonSeekingReader, SeekingReader, make_reader
 from mcap.records import Attachment, DataEnd, Footer, Message, Statistics
 from mcap.stream_reader import StreamReader
-from store.parts import CHANNELS, body, make
+from support.store.parts import CHANNELS, body, make
 
 from actscope.store import ENTRY, StoreOptions, StoreReader, recover
 

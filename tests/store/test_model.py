@@ -10,7 +10,7 @@ import hypothesis.strategies as st
 from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from store.conftest import MEMORY
-from store.parts import CHANNELS, CYCLES
+from support.store.parts import CHANNELS, CYCLES
 
 from actscope.store import KEY_BYTES, Store, StoreOptions, StoreReader, recover
 

@@ -12,10 +12,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from store.parts import CHANNELS, CYCLES, put, readable
+from support.store.parts import CHANNELS, CYCLES, put, readable
 
 from actscope.errors import RecordingError
-from actscope.store import Store, StoreOptions, StoreReader, recover, watermark
+from actscope.store import Store, StoreOptions, StoreReader, recover
+from actscope.store.format import watermark
 
 FS_IOC_SHUTDOWN = 0x8004587D
 NO_LOG_FLUSH = 2  # what the journal had not written is gone, as it is when the power goes

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from store.parts import BUFFERED, CHANNELS, body, make, put, readable
+from support.store.parts import BUFFERED, CHANNELS, body, make, put, readable
 
 from actscope.errors import RecordingError, SettingsError
 from actscope.store import ENTRY, KEY_BYTES, Store, StoreOptions, StoreReader, recover

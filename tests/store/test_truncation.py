@@ -7,10 +7,11 @@ import shutil
 from pathlib import Path
 
 import pytest
-from store.parts import CYCLES, files, make, put, put_back, readable
+from support.store.parts import CYCLES, files, make, put, put_back, readable
 
 from actscope.errors import RecordingDamaged, RecordingError
-from actscope.store import Store, StoreOptions, StoreReader, recover, watermark
+from actscope.store import Store, StoreOptions, StoreReader, recover
+from actscope.store.format import watermark
 
 MOST = 40
 COUNT = 3

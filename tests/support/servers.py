@@ -13,8 +13,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from support.gateway.stage import Place
+
 from actscope.engines.builtin import NAME
-from actscope.testing.gateway_stage import Place
 
 COMMAND = [sys.executable, "-m", "actscope"]
 

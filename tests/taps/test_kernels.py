@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from taps.interpreted import DTYPES, operands
+from support.taps.interpreted import DTYPES, operands
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from actscope.probes import ACTIVATIONS, score
@@ -130,7 +130,7 @@ def test_operands_that_the_kernels_would_misread_are_refused(
 @needs_triton
 def test_kernels_equal_the_reference_in_tritons_interpreter() -> None:
     """The tests of interpreted.py pass, none skipped, in a process in which Triton interprets."""
-    command = [sys.executable, "-m", "pytest", "-rs", str(Path(__file__).with_name("interpreted.py"))]
+    command = [sys.executable, "-m", "pytest", "-rs", str(Path(__file__).parents[1] / "support/taps/interpreted.py")]
     environment = os.environ | {"TRITON_INTERPRET": "1"}
     ran = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=Path(__file__).parents[2])
     assert ran.returncode == 0 and "skipped" not in ran.stdout, ran.stdout[-4000:] + ran.stderr[-2000:]

@@ -15,7 +15,7 @@ from actscope.analysis.site import Progress, silent
 from actscope.analysis.tokens import genuine
 from actscope.errors import ProbeError
 from actscope.probes import Probe, find_probes, load_probes
-from actscope.recording.reader import Recording
+from actscope.recording.reading.recording import Recording
 
 _BATCH_BYTES = 64 << 20
 

@@ -22,7 +22,7 @@ from actscope.analysis.features import FeatureSet
 from actscope.analysis.site import Progress, silent
 from actscope.analysis.tokens import depth, genuine
 from actscope.errors import MissingExtra, RecordingError
-from actscope.recording.reader import Recording
+from actscope.recording.reading.recording import Recording
 
 NOTE = (
     "Edges are statistical dependence between firings (co-activation, in token and layer order), not causation: "

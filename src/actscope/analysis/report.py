@@ -25,7 +25,7 @@ from actscope.analysis.plots import plot_graph, plot_sites
 from actscope.analysis.site import Progress, SiteOptions, SiteStats, measure, silent
 from actscope.analysis.tokens import depth
 from actscope.errors import RecordingError, SettingsError
-from actscope.recording.reader import Recording
+from actscope.recording.reading.recording import Recording
 from actscope.store.files import publish
 
 

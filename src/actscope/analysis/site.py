@@ -14,7 +14,7 @@ from actscope.analysis.outliers import Massive, OutlierDimension, outlier_dimens
 from actscope.analysis.spectrum import Spectrum
 from actscope.analysis.tokens import genuine
 from actscope.errors import SettingsError
-from actscope.recording.reader import Recording
+from actscope.recording.reading.recording import Recording
 
 #: Called with (what is being done, done, total).
 Progress = Callable[[str, int, int], None]

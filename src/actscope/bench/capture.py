@@ -240,7 +240,7 @@ def _try(way: Way, stack: ExitStack, say: Progress) -> Run | None:
             return one
         way.absent.append(f"it gave {captured} rows of {wanted}")
     if way.ours:
-        raise RuntimeError(f"bench capture: {way.name}: {way.absent[0]}: run the tests of actscope.engines.inline")
+        raise RuntimeError(f"bench capture: {way.name}: {way.absent[0]}: run the tests of actscope.capture")
     say(f"{way.name} is left out: {way.absent[0]}")
     return None
 

@@ -15,11 +15,11 @@ import tempfile
 import time
 from pathlib import Path
 
-from actscope.bench import feed_generating
-from actscope.bench.feed_loader import Loaders
-from actscope.bench.feed_servers import WIDTH, bare, feed, make_wide_model
-from actscope.bench.feed_transport import SMALL, WINDOWS, Rounds, Sizes, all_rows, keep
-from actscope.bench.samples import Progress, Result, Samples, result
+from actscope.bench.support import feed_generating
+from actscope.bench.support.feed_loader import Loaders
+from actscope.bench.support.feed_servers import WIDTH, bare, feed, make_wide_model
+from actscope.bench.support.feed_transport import SMALL, WINDOWS, Rounds, Sizes, all_rows, keep
+from actscope.bench.support.samples import Progress, Result, Samples, result
 
 MIN_ROUNDS = 3
 

@@ -27,8 +27,8 @@ from actscope.engines.builtin import NAME, probes_path
 from actscope.engines.hf.settings import EngineSettings
 from actscope.engines.hf.spawn import EngineProcess, new_card_id
 from actscope.errors import UpstreamError
+from actscope.ring.discovery import EngineCard
 from actscope.ring.host import RingReader
-from actscope.ring.runtime import EngineCard
 
 Result = dict[str, Any]
 TOKENS = 100

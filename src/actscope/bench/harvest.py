@@ -19,17 +19,17 @@ from typing import Any
 from transformers.utils import logging as transformers_logging
 
 from actscope.engines import builtin
-from actscope.engines.reading.texts import open_texts
+from actscope.extraction.texts import open_texts
 from actscope.harvest import layout
 from actscope.harvest.claims import Claims
-from actscope.harvest.crews.local import LocalCrew
-from actscope.harvest.crews.messages import Job
-from actscope.harvest.harvesting import harvest
+from actscope.harvest.driver import harvest
 from actscope.harvest.plan import Plan
 from actscope.harvest.settings import HarvestSettings
 from actscope.harvest.storage import open_storage
 from actscope.harvest.storage.local import LocalStorage
 from actscope.harvest.worker import Worker
+from actscope.harvest.workers.local import LocalCrew
+from actscope.harvest.workers.messages import Job
 
 Result = dict[str, Any]
 Progress = Callable[[str], None]

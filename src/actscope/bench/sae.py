@@ -18,15 +18,15 @@ import torch
 from torch import Tensor
 from transformers.utils.logging import disable_progress_bar
 
-from actscope.bench import saelens
-from actscope.bench.feed_servers import Feed, feed, settle
-from actscope.bench.samples import Progress, Result, Samples, result
+from actscope.bench.support import saelens
+from actscope.bench.support.feed_servers import Feed, feed, settle
+from actscope.bench.support.samples import Progress, Result, Samples, result
 from actscope.engines import builtin
-from actscope.engines.reading.cutting import Cutter, tokenizer_of
-from actscope.engines.reading.opening import open_reader
-from actscope.engines.reading.texts import open_texts
 from actscope.errors import MissingExtra
-from actscope.feed.client import FeedClient
+from actscope.extraction.cutting import Cutter, tokenizer_of
+from actscope.extraction.opening import open_reader
+from actscope.extraction.texts import open_texts
+from actscope.feed.client.client import FeedClient
 
 LAYER, CONTEXT, BATCH = 2, 128, 1024
 WIDTH, FEATURES, ACTIVE = 256, 2048, 16

@@ -18,10 +18,10 @@ import numpy as np
 import torch
 from torch import nn
 
+from actscope.capture.session import Capture, capture
 from actscope.engines import builtin
 from actscope.engines.hf.loading import LoadedModel, load
-from actscope.engines.inline.session import Capture, capture
-from actscope.recording.reader import Recording
+from actscope.recording.reading.recording import Recording
 
 Result = dict[str, Any]
 Progress = Callable[[str], None]

@@ -23,10 +23,10 @@ from typing import Any
 import numpy as np
 
 from actscope.frames import ROW_META, Frame, Span, Step
-from actscope.recording.reader import Recording
-from actscope.recording.recorder import Recorder
+from actscope.recording.reading.recording import Recording
 from actscope.recording.spec import PipelineOptions, RecordingSpec
-from actscope.store.buffers import aligned_memory
+from actscope.recording.writing.recorder import Recorder
+from actscope.store.writing.buffers import aligned_memory
 
 Result = dict[str, Any]
 Progress = Callable[[str], None]

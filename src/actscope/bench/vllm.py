@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from actscope.bench.vllm_engines import (
+from actscope.bench.support.vllm_engines import (
     Configuration,
     Engine,
     Run,
@@ -34,7 +34,7 @@ from actscope.bench.vllm_engines import (
     require_vllm,
     threads,
 )
-from actscope.ring.files import check_private_dir
+from actscope.runtime.private_files import check_private_dir
 
 Result = dict[str, Any]
 Progress = Callable[[str], None]

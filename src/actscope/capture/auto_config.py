@@ -8,8 +8,8 @@ from difflib import get_close_matches
 
 from torch import nn
 
-from actscope.engines.inline.config import CaptureConfig
-from actscope.engines.inline.plan import ModelShape, plan_of, shape_of
+from actscope.capture.config import CaptureConfig
+from actscope.capture.plan import ModelShape, plan_of, shape_of
 from actscope.errors import SettingsError, SiteError
 
 _preset = CaptureConfig.preset

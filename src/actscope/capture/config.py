@@ -9,10 +9,10 @@ from dataclasses import dataclass, field, fields, replace
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, Literal
 
+from actscope.capture.labels.position_filter import Granularity
+from actscope.capture.presets import PRESETS
+from actscope.capture.speeds import CODEC_SPEEDS
 from actscope.codecs import encoder
-from actscope.engines.inline.granularity import Granularity
-from actscope.engines.inline.presets import PRESETS
-from actscope.engines.inline.speeds import CODEC_SPEEDS
 from actscope.errors import SettingsError, SiteError
 from actscope.recording.spec import PipelineOptions
 from actscope.sites import POINTS
@@ -21,7 +21,7 @@ from actscope.store import StoreOptions
 if TYPE_CHECKING:
     from torch import nn
 
-    from actscope.engines.inline.plan import Plan
+    from actscope.capture.plan import Plan
 
 Policy = Literal["block", "drop", "error"]
 
@@ -37,7 +37,7 @@ class CaptureConfig:
     points: tuple[str, ...] = ("resid_post",)
     """Points that are read where `sites` names only layers: resid_pre, attn_out, mlp_out, resid_post."""
     granularity: str = "full"
-    """Which positions are kept: full, attention, mlp or sampled:TERMS (see `actscope.engines.inline.granularity`).
+    """Which positions are kept: full, attention, mlp or sampled:TERMS (see `actscope.capture.labels.position_filter`).
     attention and mlp keep all positions and take the place of `points`."""
     codec: str = "auto"
     """How rows are encoded: none, lz4, zstd[:LEVEL], shuffle_lz4, lossless, error_bounded:ERROR, svd:K, auto[:ERROR] ..."""
@@ -58,7 +58,7 @@ class CaptureConfig:
     """Share of the requests that is kept, 0 to 1, chosen by a hash of the request's id (`actscope.sampling`)."""
     throughput: float = 0.0
     """Bytes of rows per second that must be kept up with; 0: not stated. With codec "auto" it chooses codec and workers:
-    the strongest codec that half of the cores can run at that rate (see `actscope.engines.inline.speeds`)."""
+    the strongest codec that half of the cores can run at that rate (see `actscope.capture.speeds`)."""
     text: bool = True
     """Keep the text of each token id, where a tokenizer was given."""
     direct: Literal["auto", "yes", "no"] = "auto"
@@ -183,7 +183,7 @@ class CaptureConfig:
 
         Raises SiteError when the model does not have the sites.
         """
-        from actscope.engines.inline.plan import plan_of
+        from actscope.capture.plan import plan_of
 
         return plan_of(self, model, tokens_per_s)
 

@@ -22,7 +22,7 @@ from actscope.frames import Step
 
 
 class RowSink(Protocol):
-    """What takes rows while a pass runs; `actscope.recording.recorder.Recorder` is one."""
+    """What takes rows while a pass runs; `actscope.recording.writing.recorder.Recorder` is one."""
 
     def begin(self, step: Step) -> None: ...
 

@@ -28,16 +28,16 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from actscope.capture.device_copy import Handover
+from actscope.capture.labels import ambiguity as doubt
+from actscope.capture.labels.ambiguity import Doubt, Uncertain
+from actscope.capture.labels.forward_inputs import Inputs, Signature, read, same_columns, tokens_of
+from actscope.capture.labels.item_labels import ItemLabels
+from actscope.capture.labels.kv_cache_watch import CACHES
+from actscope.capture.labels.scopes import Scope, Scopes, Story, generation_of
+from actscope.capture.labels.token_labels import Labelled, TokenLabels
+from actscope.capture.stats import Counter
 from actscope.clock import monotonic_ns
-from actscope.engines.inline import doubt
-from actscope.engines.inline.arguments import Inputs, Signature, read, same_columns, tokens_of
-from actscope.engines.inline.cachewatch import CACHES
-from actscope.engines.inline.doubt import Doubt, Uncertain
-from actscope.engines.inline.handover import Handover
-from actscope.engines.inline.items import ItemLabels
-from actscope.engines.inline.labels import Labelled, TokenLabels
-from actscope.engines.inline.scopes import Scope, Scopes, Story, generation_of
-from actscope.engines.inline.stats import Counter
 from actscope.errors import RecordingError, RecordingPoisoned
 from actscope.frames import ROW_META, SpanFlag, Step
 from actscope.sites import Site

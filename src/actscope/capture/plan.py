@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from actscope.engines.inline.granularity import Granularity
-from actscope.engines.inline.speeds import CODEC_SPEEDS
+from actscope.capture.labels.position_filter import Granularity
+from actscope.capture.speeds import CODEC_SPEEDS
 from actscope.errors import SiteError
 from actscope.sites import Site
 from actscope.taps.anatomy import Location, blocks, resolve, text_config
 
 if TYPE_CHECKING:
-    from actscope.engines.inline.config import CaptureConfig
+    from actscope.capture.config import CaptureConfig
 
 
 @dataclass(frozen=True, slots=True)

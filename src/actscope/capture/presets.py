@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-#: Fields of `actscope.engines.inline.config.CaptureConfig` by the preset's name.
+#: Fields of `actscope.capture.config.CaptureConfig` by the preset's name.
 PRESETS: dict[str, dict[str, Any]] = {
     "fast_capture": {
         "sites": "first,middle,last",

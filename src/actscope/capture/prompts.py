@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import msgspec
 import torch
 
+from actscope.capture.session import Capture
 from actscope.engines.hf.loading import LoadedModel
-from actscope.engines.inline.session import Capture
 from actscope.errors import SettingsError
 
 #: Called with the number of prompts done, and of all.

@@ -16,17 +16,17 @@ from typing import Any
 
 from torch import nn
 
-from actscope.engines.inline.config import CaptureConfig
-from actscope.engines.inline.granularity import Granularity
-from actscope.engines.inline.handover import Handover
-from actscope.engines.inline.labels import Requests, TokenLabels
-from actscope.engines.inline.naming import Naming
-from actscope.engines.inline.passes import Passes
-from actscope.engines.inline.plan import shape_of
-from actscope.engines.inline.stats import CaptureStats, Counter
+from actscope.capture.config import CaptureConfig
+from actscope.capture.device_copy import Handover
+from actscope.capture.forward_hooks import Passes
+from actscope.capture.labels.position_filter import Granularity
+from actscope.capture.labels.request_ids import Naming
+from actscope.capture.labels.token_labels import Requests, TokenLabels
+from actscope.capture.plan import shape_of
+from actscope.capture.stats import CaptureStats, Counter
 from actscope.errors import RecordingPoisoned, SettingsError
-from actscope.recording.recorder import Recorder
 from actscope.recording.spec import RecordingSpec
+from actscope.recording.writing.recorder import Recorder
 from actscope.sampling import keeps
 from actscope.taps.anatomy import resolve
 
@@ -344,7 +344,7 @@ def capture(
     `resume` goes on with a recording that is there. `tokenizer`, an object or a name, has the text of tokens kept.
     `model_facts` go into the recording's manifest, over what the model itself tells: "name", "revision" and "max_context" are
     what probes and replays look at; the values must be JSON. A recording goes on only under the same name and revision.
-    `recorder` takes the rows instead of a recording (see `actscope.engines.inline.handover.RowSink`). Raises
+    `recorder` takes the rows instead of a recording (see `actscope.capture.device_copy.RowSink`). Raises
     SettingsError for unknown settings, SiteError for sites that the model does not have.
     """
     if preset is not None and config is not None:

@@ -7,7 +7,7 @@ import threading
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from actscope.engines.inline.doubt import Doubt
+from actscope.capture.labels.ambiguity import Doubt
 
 log = logging.getLogger("actscope.capture")
 
@@ -39,7 +39,7 @@ class CaptureStats:
     requests: int = 0
     """Requests begun."""
     recorder: Any = None
-    """The recorder's own counts (`actscope.recording.recorder.RecorderStats`), where there is one."""
+    """The recorder's own counts (`actscope.recording.writing.recorder.RecorderStats`), where there is one."""
 
 
 class Counter:

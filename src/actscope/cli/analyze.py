@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from actscope.cli.common.recordings import Directory, open_recording
 from actscope.cli.export import Sites
-from actscope.cli.opening import Directory, open_recording
 
 if TYPE_CHECKING:
     from actscope.analysis import AnalysisReport
@@ -47,7 +47,7 @@ def analyze(
     """
     from actscope.analysis import AnalysisOptions, GraphOptions, SiteOptions
     from actscope.analysis import analyze as run
-    from actscope.cli.progress import Progress
+    from actscope.cli.common.progress import Progress
     from actscope.recording.export import choose_sites
 
     recording = open_recording(path)

@@ -12,9 +12,7 @@ from actscope.cli import (
     bench,
     capture,
     demo,
-    doctor,
     export,
-    feed,
     gateway,
     harvest,
     import_,
@@ -27,6 +25,8 @@ from actscope.cli import (
     verify,
     watch,
 )
+from actscope.cli.doctor import command as doctor
+from actscope.cli.feed import command as feed
 
 app = typer.Typer(
     name="actscope",

@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from actscope.cli import options
+from actscope.cli.common import options
 from actscope.errors import ActscopeError, SettingsError
 
 if TYPE_CHECKING:
+    from actscope.capture.config import CaptureConfig
+    from actscope.capture.prompts import Prompt
+    from actscope.capture.session import Capture
+    from actscope.capture.stats import CaptureStats
     from actscope.engines.hf.loading import LoadedModel
-    from actscope.engines.inline.config import CaptureConfig
-    from actscope.engines.inline.prompts import Prompt
-    from actscope.engines.inline.session import Capture
-    from actscope.engines.inline.stats import CaptureStats
-    from actscope.recording.reader import Recording
+    from actscope.recording.reading.recording import Recording
 
 
 def capture(
@@ -74,9 +74,9 @@ def capture(
 
     Example: actscope capture actscope/builtin prompts.txt --to run.acts --sites first,middle,last
     """
+    from actscope.capture.config import CaptureConfig
+    from actscope.capture.prompts import read_prompts
     from actscope.codecs import encoder
-    from actscope.engines.inline.config import CaptureConfig
-    from actscope.engines.inline.prompts import read_prompts
     from actscope.sampling import keeps
 
     given = {"sites": sites, "codec": codec, "granularity": granularity, "policy": policy, "memory": memory}
@@ -116,8 +116,8 @@ def _record(
     device: str,
     dtype: str,
 ) -> None:
-    from actscope.cli.progress import Progress
-    from actscope.engines.inline.prompts import run_prompts
+    from actscope.capture.prompts import run_prompts
+    from actscope.cli.common.progress import Progress
 
     _log_plainly()
     loaded = _load(model, device, dtype)
@@ -142,7 +142,7 @@ def _record(
 
 def _session(loaded: LoadedModel, to: Path, config: CaptureConfig, *, resume: bool) -> Capture:
     """A capture whose recording names the model as it was asked for, with its revision, so that probes find it again."""
-    from actscope.engines.inline.session import Capture
+    from actscope.capture.session import Capture
 
     facts = {"name": loaded.name, "revision": loaded.revision, "max_context": loaded.max_context}
     return Capture(loaded.model, to, config, resume=resume, tokenizer=loaded.tokenizer, model_facts=facts)
@@ -187,7 +187,7 @@ def _lines(prompts: str) -> list[str]:
 
 def _missing(to: Path, wanted: list[Prompt]) -> list[Prompt]:
     """Prompts that the recording does not have whole; all of them where there is no recording."""
-    from actscope.recording.reader import Recording
+    from actscope.recording.reading.recording import Recording
 
     if not (to / "manifest.json").exists():
         return wanted
@@ -208,7 +208,7 @@ def _warn(stats: CaptureStats) -> None:
 
 
 def _tell(to: Path, run: int, skipped: int, as_json: bool) -> None:
-    from actscope.recording.reader import Recording
+    from actscope.recording.reading.recording import Recording
 
     summary = {"path": str(to), "run": run, "skipped": skipped, **summary_of(Recording.open(to))}
     if as_json:

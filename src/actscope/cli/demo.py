@@ -7,8 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from actscope.cli import options
-from actscope.cli.running import engine_settings, gateway_in_background, running_engine, serve
+from actscope.cli.common import options
+from actscope.cli.common.servers import engine_settings, gateway_in_background, running_engine, serve
 from actscope.engines.builtin import NAME
 
 
@@ -57,7 +57,7 @@ def demo(
         return
     quiet = options.gateway_settings("127.0.0.1", 0, "", None, None, engine.card_id)
     with running_engine(engine), gateway_in_background(quiet) as settings:
-        from actscope.cli.asking import ask
+        from actscope.cli.common.completion import ask
 
         answer = ask(settings, model, once, max_tokens=max_tokens, temperature=temperature, seed=seed)
     if as_json:

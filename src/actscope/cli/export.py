@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from actscope.cli.opening import Directory, open_recording
+from actscope.cli.common.recordings import Directory, open_recording
 from actscope.errors import SettingsError
 
 Sites = Annotated[
@@ -38,7 +38,7 @@ def export(
 
     Example: actscope export run.acts --to rows --format parquet --sites first,last
     """
-    from actscope.cli.progress import Progress
+    from actscope.cli.common.progress import Progress
     from actscope.recording.export import ExportOptions, Selection
     from actscope.recording.export import export as write
 

@@ -8,8 +8,8 @@ from typing import Annotated
 
 import typer
 
-from actscope.cli import options
-from actscope.cli.running import announce
+from actscope.cli.common import options
+from actscope.cli.common.servers import announce
 
 
 def gateway(

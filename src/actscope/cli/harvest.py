@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from actscope.cli import options
+from actscope.cli.common import options
 from actscope.errors import SettingsError
 
 if TYPE_CHECKING:
-    from actscope.harvest.crews.contract import Crew
-    from actscope.harvest.crews.messages import Job
-    from actscope.harvest.harvesting import Report
+    from actscope.harvest.driver import Report
     from actscope.harvest.plan import Proposal
     from actscope.harvest.settings import HarvestSettings
+    from actscope.harvest.workers.contract import Crew
+    from actscope.harvest.workers.messages import Job
 
 
 def harvest(
@@ -117,7 +117,7 @@ def harvest(
         threads=threads,
         batch_tokens=batch_tokens,
     )
-    from actscope.harvest.crews.messages import Job
+    from actscope.harvest.workers.messages import Job
 
     where = _whole(out)
     job = Job(settings=settings, out=where, allow_http=allow_http)
@@ -139,21 +139,21 @@ def _whole(out: str) -> str:
 
 def _crew(engine: str, job: Job, workers: int, address: str, cpus: float, gpus: float) -> Crew:
     if engine == "ray":
-        from actscope.harvest.crews.ray import RayCrew
+        from actscope.harvest.workers.ray import RayCrew
 
         return RayCrew(job, workers, address=address, cpus_per_worker=cpus, gpus_per_worker=gpus)
     if engine != "local":
         raise SettingsError(f"--engine {engine}: expected local or ray")
     if address or cpus or gpus:
         raise SettingsError("--ray-address, --cpus-per-worker and --gpus-per-worker are for --engine ray")
-    from actscope.harvest.crews.local import LocalCrew
+    from actscope.harvest.workers.local import LocalCrew
 
     return LocalCrew(job, workers or 1)
 
 
 def _run(crew: Crew, out: str, allow_http: bool, lease: float, as_json: bool) -> None:
-    from actscope.cli.progress import Progress
-    from actscope.harvest.harvesting import harvest as carry_out
+    from actscope.cli.common.progress import Progress
+    from actscope.harvest.driver import harvest as carry_out
     from actscope.harvest.storage import open_storage
 
     done, total = 0, 0
@@ -250,7 +250,7 @@ def estimate_of(proposal: Proposal) -> dict[str, Any]:
 def _verify(out: str, *, allow_http: bool, as_json: bool) -> None:
     from pathlib import Path
 
-    from actscope.cli.progress import Progress
+    from actscope.cli.common.progress import Progress
     from actscope.harvest.storage import open_storage
     from actscope.harvest.storage.opening import is_local
     from actscope.harvest.verifying import verify

@@ -30,7 +30,7 @@ def import_(
 
     Example: actscope import old.packets --to run.acts --dtype float16 --width 4096
     """
-    from actscope.cli.progress import Progress
+    from actscope.cli.common.progress import Progress
     from actscope.recording.importing import ImportOptions, import_packets
 
     options = ImportOptions(dtype, width, names, request, tuple(sites or ()), codec)

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import numpy as np
 import typer
 
-from actscope.cli.opening import Directory, open_recording
+from actscope.cli.common.recordings import Directory, open_recording
 from actscope.frames import RowFlag
 
 if TYPE_CHECKING:
-    from actscope.recording.reader import Recording
+    from actscope.recording.reading.recording import Recording
 
 _MOST_MARKS = 5
 

@@ -8,7 +8,7 @@ from urllib.parse import quote
 
 import typer
 
-from actscope.cli.engines import ask, engine_cards, refusal
+from actscope.cli.common.engines import ask, engine_cards, refusal
 from actscope.errors import RecordingError, SettingsError
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import msgspec
 import typer
 
-from actscope.cli.engines import ask, engine_cards, refusal
+from actscope.cli.common.engines import ask, engine_cards, refusal
 from actscope.errors import ProbeError
 
 if TYPE_CHECKING:
@@ -105,7 +105,7 @@ def train(
 
     Example: actscope probe train my-labels.jsonl --model Qwen/Qwen2-0.5B --out probes/Qwen/Qwen2-0.5B
     """
-    from actscope.cli.progress import Progress
+    from actscope.cli.common.progress import Progress
     from actscope.engines.hf.loading import load
     from actscope.engines.hf.probe_training import builtin_texts, train_probes
     from actscope.probes import save_probe

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from actscope.cli.opening import Directory, check_there
+from actscope.cli.common.recordings import Directory, check_there
 from actscope.errors import RecordingDamaged
 
 
@@ -29,7 +29,7 @@ def recover(
 
     Example: actscope recover run.acts
     """
-    from actscope.cli.progress import Progress
+    from actscope.cli.common.progress import Progress
     from actscope.store import recover as mend
 
     check_there(path)

@@ -10,8 +10,8 @@ from urllib.parse import quote
 
 import typer
 
-from actscope.cli import options
-from actscope.cli.opening import Directory, open_recording
+from actscope.cli.common import options
+from actscope.cli.common.recordings import Directory, open_recording
 from actscope.errors import ProbeError, SettingsError
 
 if TYPE_CHECKING:

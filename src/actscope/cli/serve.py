@@ -6,7 +6,8 @@ from typing import Annotated
 
 import typer
 
-from actscope.cli import options, running
+from actscope.cli.common import options
+from actscope.cli.common import servers as running
 
 
 def serve(

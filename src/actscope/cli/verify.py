@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import numpy as np
 import typer
 
-from actscope.cli.opening import Directory, check_there
+from actscope.cli.common.recordings import Directory, check_there
 from actscope.errors import CodecError, RecordingDamaged
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ def verify(
 
     Example: actscope verify run.acts
     """
-    from actscope.cli.progress import Progress as Bars
+    from actscope.cli.common.progress import Progress as Bars
 
     check_there(path)
     with Bars() as bars:
@@ -89,7 +89,7 @@ class Verdict:
 
 def check(path: Path, progress: Progress) -> Verdict:
     """Read everything. Raises RecordingError when there is no recording at all."""
-    from actscope.recording import manifest
+    from actscope.recording.format import manifest
     from actscope.store import StoreReader
 
     verdict = Verdict(str(path))
@@ -109,8 +109,9 @@ def check(path: Path, progress: Progress) -> Verdict:
 
 def _check_records(store: StoreReader, verdict: Verdict) -> np.ndarray:
     """Decode everything that is not rows; the row numbers that have labels, ascending."""
-    from actscope.recording import ledger, records
-    from actscope.recording.keys import KEY, Kind
+    from actscope.recording.format import records
+    from actscope.recording.format import row_labels as ledger
+    from actscope.recording.format.index_keys import KEY, Kind
 
     keys = np.ascontiguousarray(store.entries["key"]).view(KEY).reshape(-1)
     kinds: dict[int, Any] = {
@@ -137,8 +138,8 @@ def _check_records(store: StoreReader, verdict: Verdict) -> np.ndarray:
 
 
 def _check_blocks(store: StoreReader, verdict: Verdict, labelled: np.ndarray, progress: Progress) -> None:
-    from actscope.recording.keys import CHANNELS
-    from actscope.recording.site_rows import Blocks
+    from actscope.recording.format.index_keys import CHANNELS
+    from actscope.recording.reading.site_rows import Blocks
 
     sites = {
         site: Blocks(store, store.entries[store.entries["channel"] == len(CHANNELS) + number])

@@ -14,8 +14,8 @@ import typer
 
 from actscope.errors import RingError
 from actscope.frames import SpanFlag
+from actscope.ring.discovery import EngineCard, read_cards, read_table
 from actscope.ring.host import RingReader, StepRecord
-from actscope.ring.runtime import EngineCard, read_cards, read_table
 
 
 def watch(

@@ -20,14 +20,11 @@ from typing import Any
 
 import numpy as np
 
-from actscope.codecs.bitfields import LOW_BITS
-from actscope.codecs.contract import Encoded
-from actscope.codecs.dtypes import FLOATS, carrier, checked_rows, to_float32
-from actscope.codecs.integer_planes import MOST_ELEMENTS, IntegerPlanes, chunk_rows
-from actscope.codecs.lossless import Lossless, decode_lossless
-from actscope.codecs.packing import Buffer
-from actscope.codecs.planes import PlaneReader, PlaneWriter
-from actscope.codecs.quantizer import (
+from actscope.codecs.coding.bitfields import LOW_BITS
+from actscope.codecs.coding.compressors import Buffer
+from actscope.codecs.coding.integer_planes import MOST_ELEMENTS, IntegerPlanes, chunk_rows
+from actscope.codecs.coding.planes import PlaneReader, PlaneWriter
+from actscope.codecs.coding.quantizer import (
     Plan,
     narrowed,
     planned,
@@ -40,8 +37,11 @@ from actscope.codecs.quantizer import (
     widened,
     workable,
 )
-from actscope.codecs.scratch import borrowed
-from actscope.codecs.shuffle import shuffle, unshuffle
+from actscope.codecs.coding.scratch import borrowed
+from actscope.codecs.coding.shuffle import shuffle, unshuffle
+from actscope.codecs.contract import Encoded
+from actscope.codecs.dtypes import FLOATS, carrier, checked_rows, to_float32
+from actscope.codecs.lossless import Lossless, decode_lossless
 from actscope.errors import CodecError
 
 ERROR_BOUNDED = 6

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from actscope.codecs.coding.compressors import Buffer, lz4_block, unlz4, unzstd, zstandard
+from actscope.codecs.coding.shuffle import shuffle, unshuffle
 from actscope.codecs.contract import Encoded
 from actscope.codecs.dtypes import as_bytes, as_rows, checked_rows, itemsize
-from actscope.codecs.packing import Buffer, lz4_block, unlz4, unzstd, zstandard
-from actscope.codecs.shuffle import shuffle, unshuffle
 from actscope.errors import CodecError
 
 NONE, LZ4, ZSTD, SHUFFLE_LZ4, SHUFFLE_ZSTD = range(5)

@@ -17,12 +17,12 @@ from typing import Any
 
 import numpy as np
 
+from actscope.codecs.coding.compressors import Buffer
+from actscope.codecs.coding.planes import PlaneReader, PlaneWriter
+from actscope.codecs.coding.scratch import borrowed
 from actscope.codecs.contract import Encoded
 from actscope.codecs.dtypes import as_bytes, as_rows, checked_rows, itemsize
 from actscope.codecs.general import SHUFFLE_ZSTD, General
-from actscope.codecs.packing import Buffer
-from actscope.codecs.planes import PlaneReader, PlaneWriter
-from actscope.codecs.scratch import borrowed
 from actscope.errors import CodecError
 
 LOSSLESS = 5

@@ -7,12 +7,12 @@ from collections.abc import Callable
 import numpy as np
 
 from actscope.codecs.auto import Auto
+from actscope.codecs.coding.compressors import Buffer
 from actscope.codecs.contract import Encoder
 from actscope.codecs.dtypes import carrier
 from actscope.codecs.error_bounded import ERROR_BOUNDED, ErrorBounded, decode_error_bounded
 from actscope.codecs.general import LZ4, NONE, SHUFFLE_LZ4, SHUFFLE_ZSTD, ZSTD, General, decode_general
 from actscope.codecs.lossless import LOSSLESS, Lossless, decode_lossless
-from actscope.codecs.packing import Buffer
 from actscope.codecs.svd import SVD, Svd, decode_svd
 from actscope.errors import CodecError
 

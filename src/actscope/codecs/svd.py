@@ -18,13 +18,13 @@ from typing import Any
 
 import numpy as np
 
-from actscope.codecs.basis import Basis, fitted, narrowed, read_basis
+from actscope.codecs.coding.basis import Basis, fitted, narrowed, read_basis
+from actscope.codecs.coding.compressors import Buffer
+from actscope.codecs.coding.planes import PlaneReader, PlaneWriter
+from actscope.codecs.coding.quantizer import squared_norms, workable
 from actscope.codecs.contract import Encoded
 from actscope.codecs.dtypes import FLOATS, checked_rows, from_float32, to_float32
 from actscope.codecs.lossless import Lossless, decode_lossless
-from actscope.codecs.packing import Buffer
-from actscope.codecs.planes import PlaneReader, PlaneWriter
-from actscope.codecs.quantizer import squared_norms, workable
 from actscope.errors import CodecError
 
 SVD = 7

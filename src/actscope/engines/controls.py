@@ -15,9 +15,9 @@ from starlette.routing import Route
 from actscope.engines.http import answering_errors, error_response, json_response, read_body, read_json
 from actscope.errors import ProbeError, RequestRefused, SettingsError
 from actscope.probes import Bank, Probe, probe_from_json
-from actscope.recording.flight import FlightRecorder
-from actscope.recording.marked import Marked
-from actscope.recording.window import Extent
+from actscope.recording.flight.marks import Marked
+from actscope.recording.flight.recorder import FlightRecorder
+from actscope.recording.flight.windows import Extent
 
 #: How long a mark waits for a request that the engine has but has not begun.
 _LONGEST_WAIT_S = 3600.0

@@ -6,11 +6,11 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from actscope.recording.flight import FlightRecorder
-from actscope.recording.history import FlightOptions
-from actscope.recording.recorder import Recorder
+from actscope.recording.flight.history import FlightOptions
+from actscope.recording.flight.recorder import FlightRecorder
+from actscope.recording.flight.triggers import parse_rule
 from actscope.recording.spec import PipelineOptions, RecordingSpec
-from actscope.recording.triggers import parse_rule
+from actscope.recording.writing.recorder import Recorder
 
 #: What codec workers may hold of a server's rows before they drop.
 _PIPELINE_BYTES = 256 << 20

@@ -2,5 +2,5 @@
 
 The feed and the harvest both stand on this. `texts` finds the texts, `cutting` makes pieces of them that a model can read,
 `stream` puts the pieces of an epoch into an order that can be computed again, and `opening` opens what reads them: `hf` with
-transformers, `actscope.engines.vllm.reader` with vLLM. What they hand each other is in `contract`.
+transformers, `actscope.extraction.vllm.reader` with vLLM. What they hand each other is in `contract`.
 """

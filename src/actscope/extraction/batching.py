@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from actscope.engines.reading.contract import Piece
+from actscope.extraction.contract import Piece
 
 #: Tokens of one forward, padding included.
 BATCH_TOKENS = 8192

@@ -8,8 +8,8 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from actscope.engines import builtin
-from actscope.engines.reading.contract import Piece
 from actscope.errors import EngineError, SettingsError
+from actscope.extraction.contract import Piece
 
 #: Which tokens have no row: "special", every special token; "bos", only a BOS at position 0; "none".
 Mask = Literal["special", "bos", "none"]

@@ -9,11 +9,11 @@ import numpy as np
 import torch
 
 from actscope.engines.hf.loading import LoadedModel
-from actscope.engines.reading.batching import BATCH_TOKENS, Batch, batches
-from actscope.engines.reading.contract import ROW_LABEL, Piece, ReaderFacts, Rows
-from actscope.engines.reading.forward import Forward
-from actscope.engines.reading.landing import Landing
 from actscope.errors import EngineError, SettingsError
+from actscope.extraction.batching import BATCH_TOKENS, Batch, batches
+from actscope.extraction.contract import ROW_LABEL, Piece, ReaderFacts, Rows
+from actscope.extraction.forward import Forward
+from actscope.extraction.landing import Landing
 from actscope.taps.anatomy import resolve
 
 #: What rows can be given as; "auto" is what the model computes in.

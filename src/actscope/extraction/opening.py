@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal, get_args
 
-from actscope.engines.reading.batching import BATCH_TOKENS
-from actscope.engines.reading.contract import Reader
 from actscope.errors import MissingExtra, SettingsError
+from actscope.extraction.batching import BATCH_TOKENS
+from actscope.extraction.contract import Reader
 
 if TYPE_CHECKING:
     from actscope.engines.hf.loading import LoadedModel
@@ -38,12 +38,12 @@ def open_reader(
         raise SettingsError(f"engine {engine!r}: expected one of {', '.join(get_args(EngineName))}")
     if engine == "hf":
         loaded = _load(model, device, model_dtype, context)
-        from actscope.engines.reading.hf import HfReader
+        from actscope.extraction.hf import HfReader
 
         return HfReader(loaded, sites, dtype=dtype, batch_tokens=batch_tokens, threads=threads)
     if device != "auto":
         raise SettingsError(f"device {device!r}: vLLM runs on the device that it was installed for; leave it out")
-    from actscope.engines.vllm.reader import VllmReader
+    from actscope.extraction.vllm.reader import VllmReader
 
     return VllmReader(
         model, sites, dtype=dtype, batch_tokens=batch_tokens, context=context, threads=threads, model_dtype=model_dtype

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from actscope.engines.reading.contract import Piece, Texts
-from actscope.engines.reading.cutting import Cutter
 from actscope.errors import SettingsError
+from actscope.extraction.contract import Piece, Texts
+from actscope.extraction.cutting import Cutter
 from actscope.permutation import Permutation
 
 CHUNK_TEXTS = 256

@@ -10,8 +10,8 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from actscope.engines.reading.quiet import quiet
 from actscope.errors import MissingExtra, SettingsError
+from actscope.extraction.quiet import quiet
 
 if TYPE_CHECKING:
     from datasets import Dataset

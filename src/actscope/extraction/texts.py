@@ -7,9 +7,9 @@ owner/name, owner/name:config            a dataset of the hub
 
 from __future__ import annotations
 
-from actscope.engines.reading.contract import Texts
-from actscope.engines.reading.generated import Generated
 from actscope.errors import SettingsError
+from actscope.extraction.contract import Texts
+from actscope.extraction.generated import Generated
 
 BUILTIN = "builtin"
 #: How many texts `builtin` has, where nothing is said.
@@ -28,6 +28,6 @@ def open_texts(spec: str, *, split: str = "train", column: str = "text", n: int 
     name, _, kind = spec.partition(":")
     if name == BUILTIN:
         return Generated(spec, kind or "mixed", split, BUILTIN_TEXTS if n is None else n)
-    from actscope.engines.reading.tables import open_table
+    from actscope.extraction.tables import open_table
 
     return open_table(spec, split=split, column=column, n=n)

@@ -10,17 +10,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from actscope.feed.async_client import AsyncFeedClient
-    from actscope.feed.client import FeedClient
-    from actscope.feed.dataset import FeedDataset
+    from actscope.feed.client.async_client import AsyncFeedClient
+    from actscope.feed.client.client import FeedClient
+    from actscope.feed.client.dataset import FeedDataset
     from actscope.feed.settings import FeedSettings
 
 __all__ = ["AsyncFeedClient", "FeedClient", "FeedDataset", "FeedSettings"]
 
 _HOMES = {
-    "AsyncFeedClient": "actscope.feed.async_client",
-    "FeedClient": "actscope.feed.client",
-    "FeedDataset": "actscope.feed.dataset",
+    "AsyncFeedClient": "actscope.feed.client.async_client",
+    "FeedClient": "actscope.feed.client.client",
+    "FeedDataset": "actscope.feed.client.dataset",
     "FeedSettings": "actscope.feed.settings",
 }
 

@@ -135,7 +135,7 @@ class Release(msgspec.Struct, frozen=True, tag="release"):
 
 
 class Stretch(msgspec.Struct, frozen=True, array_like=True):
-    """An Extent, see `actscope.feed.buffer`."""
+    """An Extent, see `actscope.feed.buffer.allocator`."""
 
     window: int
     generation: int

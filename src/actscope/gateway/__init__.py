@@ -12,14 +12,14 @@ if TYPE_CHECKING:
     from actscope.gateway.app import create_app
     from actscope.gateway.server import GatewayServer, open_server, serve
     from actscope.gateway.settings import GatewaySettings
-    from actscope.gateway.upstream import Upstream
+    from actscope.gateway.upstream.upstream import Upstream
 
 __all__ = ["GatewayServer", "GatewaySettings", "Upstream", "create_app", "open_server", "serve"]
 
 _HOMES = {
     "GatewayServer": "server",
     "GatewaySettings": "settings",
-    "Upstream": "upstream",
+    "Upstream": "upstream.upstream",
     "create_app": "app",
     "open_server": "server",
     "serve": "server",

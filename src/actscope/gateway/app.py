@@ -10,16 +10,17 @@ from fastapi import FastAPI
 from fastapi.routing import APIRoute
 
 from actscope import __version__
-from actscope.gateway.document import describe
-from actscope.gateway.events import OpenStreams
-from actscope.gateway.page import STATIC, install_page
-from actscope.gateway.routes import openai, passed, recording, scope
-from actscope.gateway.sessions import Sessions
+from actscope.gateway.api.dependencies import Gateway
+from actscope.gateway.api.events import OpenStreams
+from actscope.gateway.api.openapi import describe
+from actscope.gateway.api.routes import openai, recording, scope
+from actscope.gateway.api.routes import proxied as passed
+from actscope.gateway.api.static_page import STATIC, install_page
+from actscope.gateway.scores.request_store import Sessions
 from actscope.gateway.settings import GatewaySettings
-from actscope.gateway.state import Gateway
-from actscope.gateway.upstream import Upstream
-from actscope.serving.guard import Guard
-from actscope.serving.problems import install_handlers
+from actscope.gateway.upstream.upstream import Upstream
+from actscope.serving.access import Guard
+from actscope.serving.errors import install_handlers
 
 _DESCRIPTION = "OpenAI-compatible completions with live probe scores; see docs/wire.md."
 

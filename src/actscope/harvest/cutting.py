@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from actscope.engines.reading.contract import Piece
-from actscope.engines.reading.cutting import Cutter, special_ids
+from actscope.extraction.contract import Piece
+from actscope.extraction.cutting import Cutter, special_ids
 
 #: The text of a token that belongs to none: what stands at the start of a packed context, or between two texts.
 NO_TEXT = -1

@@ -13,16 +13,16 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from actscope.errors import EngineError, HarvestDamaged, HarvestError
+from actscope.harvest import commit as receipts
 from actscope.harvest import layout
 from actscope.harvest import manifest as manifests
 from actscope.harvest import plan as plans
-from actscope.harvest import receipt as receipts
 from actscope.harvest.claims import LEASE_S, Claims
-from actscope.harvest.crews.contract import Crew, Died, Done, Event, Failed
+from actscope.harvest.commit import Receipt
 from actscope.harvest.manifest import Manifest, manifest_of
 from actscope.harvest.plan import Plan
-from actscope.harvest.receipt import Receipt
 from actscope.harvest.storage import Storage
+from actscope.harvest.workers.contract import Crew, Died, Done, Event, Failed
 
 Progress = Callable[[str, int, int], None]
 

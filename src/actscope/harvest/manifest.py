@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import msgspec
 
 from actscope.errors import HarvestDamaged
+from actscope.harvest.commit import Receipt
 from actscope.harvest.plan import FORMAT, VERSION, Plan
-from actscope.harvest.receipt import Receipt
 from actscope.harvest.statistics import SiteStatistics, added, statistics_of
 
 

@@ -14,9 +14,9 @@ import numpy as np
 from actscope.errors import HarvestDamaged, HarvestError, SettingsError
 from actscope.harvest import layout
 from actscope.harvest import manifest as manifests
+from actscope.harvest.commit import Receipt
 from actscope.harvest.manifest import Manifest, ShardEntry
 from actscope.harvest.plan import Plan
-from actscope.harvest.receipt import Receipt
 from actscope.harvest.shards.safetensors import LABELS, TYPES
 from actscope.harvest.storage import Storage, open_storage
 from actscope.harvest.storage.local import LocalStorage

@@ -80,7 +80,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         return map(self.unit, range(self.n_units))
 
     def text_numbers(self, unit: Unit) -> list[int]:
-        """The numbers of a unit's texts. Shuffled, they are those of `actscope.engines.reading.stream`, epoch 0, same seed."""
+        """The numbers of a unit's texts. Shuffled, they are those of `actscope.extraction.stream`, epoch 0, same seed."""
         if not self.shuffle:
             return list(range(unit.start, unit.stop))
         return [int(text) for text in Permutation(self.dataset_texts, self.seed, 0).part(unit.start, unit.stop)]

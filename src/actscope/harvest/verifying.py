@@ -10,11 +10,11 @@ from typing import Any
 from actscope.errors import HarvestDamaged
 from actscope.harvest import layout
 from actscope.harvest import manifest as manifests
-from actscope.harvest.harvesting import committed, held_plan, read_receipt
+from actscope.harvest.commit import Receipt, ShardFile
+from actscope.harvest.driver import committed, held_plan, read_receipt
 from actscope.harvest.manifest import Manifest, manifest_of
 from actscope.harvest.opening import check_shard
 from actscope.harvest.plan import Plan
-from actscope.harvest.receipt import Receipt, ShardFile
 from actscope.harvest.storage import Storage
 
 Progress = Callable[[str, int, int], None]

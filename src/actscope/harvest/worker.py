@@ -7,17 +7,17 @@ from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from typing import Any
 
-from actscope.engines.reading.contract import Reader, Texts
-from actscope.engines.reading.cutting import Cutter, tokenizer_of
-from actscope.engines.reading.opening import open_reader
-from actscope.engines.reading.texts import open_texts
 from actscope.errors import SettingsError
+from actscope.extraction.contract import Reader, Texts
+from actscope.extraction.cutting import Cutter, tokenizer_of
+from actscope.extraction.opening import open_reader
+from actscope.extraction.texts import open_texts
+from actscope.harvest import commit as receipts
 from actscope.harvest import layout
 from actscope.harvest import plan as plans
-from actscope.harvest import receipt as receipts
+from actscope.harvest.commit import Receipt, ShardFile
 from actscope.harvest.cutting import Apart, Cut, OwnedPiece, Packed
 from actscope.harvest.plan import Plan, Proposal, Unit
-from actscope.harvest.receipt import Receipt, ShardFile
 from actscope.harvest.settings import HarvestSettings
 from actscope.harvest.shards.contract import Shard
 from actscope.harvest.statistics import SiteSums, added, sums_of

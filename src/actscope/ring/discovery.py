@@ -22,9 +22,9 @@ from msgspec import Meta
 
 from actscope.clock import boot_id
 from actscope.errors import RingError
-from actscope.ring.files import check_private_dir, publish_private, read_private
-from actscope.ring.process import Process, process_start
 from actscope.ring.segment import SEGMENT_NAME, SHM_DIR, read_header, segment_path, unlink
+from actscope.runtime.private_files import check_private_dir, publish_private, read_private
+from actscope.runtime.process import Process, process_start
 
 _log = logging.getLogger(__name__)
 

@@ -15,8 +15,8 @@ from actscope.errors import RingClosed, RingError
 from actscope.frames import ROW_META, Span, SpanFlag
 from actscope.ring import futex
 from actscope.ring.layout import MAX_REQUEST_ID, NO_FLAGS, SPAN_STRUCT, STEP_STRUCT, RingSpec, StepFlag, Word
-from actscope.ring.process import Process
 from actscope.ring.segment import Segment
+from actscope.runtime.process import Process
 
 #: One `read` copies at most this much, so that it returns soon and the writer has not lapped it meanwhile.
 MAX_STEPS_PER_READ = 4096

@@ -18,9 +18,9 @@ import numpy as np
 
 from actscope.errors import RingError
 from actscope.frames import ROW_META
-from actscope.ring.files import open_private
 from actscope.ring.layout import DATA_OFFSET, HEADER_BYTES, SPAN, STEP, Header, RingSpec, Word
-from actscope.ring.process import Process
+from actscope.runtime.private_files import open_private
+from actscope.runtime.process import Process
 
 OPAQUE_META = np.dtype(f"V{ROW_META.itemsize}")
 

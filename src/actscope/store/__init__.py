@@ -1,12 +1,12 @@
 """A durable, append-only log of opaque messages, kept in MCAP segment files. See docs/store.md."""
 
-from actscope.store.damage import Damage
-from actscope.store.layout import ENTRY, KEY_BYTES
+from actscope.store.format.layout import ENTRY, KEY_BYTES
+from actscope.store.format.watermark import Position, Watermark
 from actscope.store.options import StoreOptions, StoreStats
-from actscope.store.reader import StoreReader
-from actscope.store.recover import RecoverReport, recover
-from actscope.store.watermark import Position, Watermark
-from actscope.store.writer import Store
+from actscope.store.reading.damage import Damage
+from actscope.store.reading.reader import StoreReader
+from actscope.store.reading.recover import RecoverReport, recover
+from actscope.store.writing.writer import Store
 
 __all__ = [
     "ENTRY",

@@ -11,10 +11,10 @@ from itertools import islice, pairwise
 import pytest
 
 from actscope.engines.builtin import LABELS, NAME, labelled
-from actscope.engines.builtin.lexicon import ACTORS, PLACES, article, held_out, plural
-from actscope.engines.builtin.marks import Writer, capital, uncapital
 from actscope.engines.builtin.text import generate, main, messages_of
-from actscope.engines.builtin.verbs import conjugate
+from actscope.engines.builtin.texts.lexicon import ACTORS, PLACES, article, held_out, plural
+from actscope.engines.builtin.texts.marks import Writer, capital, uncapital
+from actscope.engines.builtin.texts.verbs import conjugate
 
 
 @pytest.fixture(scope="module")

@@ -7,8 +7,8 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from harness import Harness, random_probes, random_prompts
-from tiny import ARCHITECTURES, tiny
+from support.hf.harness import Harness, random_probes, random_prompts
+from support.hf.tiny import ARCHITECTURES, tiny
 
 from actscope.frames import SCORES
 from actscope.sites import select

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from harness import Harness, random_prompts
-from tiny import tiny
+from support.hf.harness import Harness, random_prompts
+from support.hf.tiny import tiny
 
 from actscope.engines.hf.request import Output, Request, Sampling
 from actscope.errors import RequestRefused

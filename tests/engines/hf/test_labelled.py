@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
-from harness import hidden_states
-from tiny import tiny
+from support.hf.harness import hidden_states
+from support.hf.tiny import tiny
 
 from actscope.engines.hf.labelled import collect, tokenize
 from actscope.engines.hf.probe_training import train_probes

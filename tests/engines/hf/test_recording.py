@@ -12,8 +12,8 @@ import httpx
 import numpy as np
 import pytest
 import torch
-from harness import Harness, hidden_states, random_probes, random_prompts
-from tiny import tiny
+from support.hf.harness import Harness, hidden_states, random_probes, random_prompts
+from support.hf.tiny import tiny
 
 from actscope.engines.hf.__main__ import open_recording
 from actscope.engines.hf.engine import Engine
@@ -22,9 +22,9 @@ from actscope.engines.hf.server import Mailboxes, create_app
 from actscope.engines.hf.settings import EngineSettings
 from actscope.errors import CodecError, RecordingError, RecordingPoisoned, SettingsError, SiteError
 from actscope.frames import RowFlag, TeeSink
-from actscope.recording.flight import FlightRecorder
-from actscope.recording.marked import Marked
-from actscope.recording.reader import Recording
+from actscope.recording.flight.marks import Marked
+from actscope.recording.flight.recorder import FlightRecorder
+from actscope.recording.reading.recording import Recording
 from actscope.sites import select
 
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.15}

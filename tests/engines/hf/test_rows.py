@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from harness import Harness, hidden_states, random_probes, random_prompts
-from tiny import ARCHITECTURES, tiny
+from support.hf.harness import Harness, hidden_states, random_probes, random_prompts
+from support.hf.tiny import ARCHITECTURES, tiny
 
 from actscope.errors import SiteError
 from actscope.frames import SCORES

@@ -7,7 +7,7 @@ from typing import Any
 
 import httpx
 import pytest
-from tiny import tiny
+from support.hf.tiny import tiny
 
 from actscope.engines.hf.engine import Engine
 from actscope.engines.hf.server import Mailboxes, create_app

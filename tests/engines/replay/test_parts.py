@@ -9,8 +9,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from engines.replay.recorded import SITES, probe, record_by_hand, token_by_token
-from recording.making import step_of
+from support.gateway.stage import until
+from support.recordings.made import step_of
+from support.recordings.replayed import SITES, probe, record_by_hand, token_by_token
 
 from actscope.engines.builtin import model_path
 from actscope.engines.replay import pace
@@ -21,10 +22,9 @@ from actscope.engines.replay.settings import ReplaySettings
 from actscope.engines.replay.texts import texts_of
 from actscope.errors import RecordingError, SettingsError
 from actscope.frames import SpanFlag
-from actscope.gateway.tokens import TokenTexts
-from actscope.recording.reader import Recording
+from actscope.gateway.scores.detokenizer import TokenTexts
+from actscope.recording.reading.recording import Recording
 from actscope.ring.host import RingReader
-from actscope.testing.gateway_stage import until
 
 S = 1_000_000_000
 

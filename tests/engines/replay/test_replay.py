@@ -10,8 +10,9 @@ import msgspec
 import numpy as np
 import pytest
 import torch
-from engines.replay.recorded import PROMPTS, SITES, probe, record_builtin, record_by_hand, token_by_token, watching
-from recording.making import row_of, step_of, token_of
+from support.gateway.stage import until
+from support.recordings.made import row_of, step_of, token_of
+from support.recordings.replayed import PROMPTS, SITES, probe, record_builtin, record_by_hand, token_by_token, watching
 
 from actscope.engines.builtin import NAME, probes_path
 from actscope.engines.hf.loading import load
@@ -20,8 +21,7 @@ from actscope.engines.replay.settings import ReplaySettings
 from actscope.errors import ProbeError
 from actscope.frames import SpanFlag
 from actscope.probes import Probe, load_probes
-from actscope.recording.reader import Recording
-from actscope.testing.gateway_stage import until
+from actscope.recording.reading.recording import Recording
 
 FAST = ReplaySettings(speed=0)
 

@@ -18,8 +18,8 @@ SECONDS_PER_TEST = 400
 ALL = os.environ.get("VLLM_TESTS") == "all"
 
 if HAS_VLLM:
-    from engines.vllm.models import make_adapter, make_model
-    from engines.vllm.pool import Engines, short_directory
+    from support.vllm.models import make_adapter, make_model
+    from support.vllm.pool import Engines, short_directory
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

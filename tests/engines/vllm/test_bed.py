@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from engines.vllm import reference
-from engines.vllm.bed import Configuration
-from engines.vllm.models import CONFIGURATIONS, LAYERS, WIDTH
-from engines.vllm.pool import Engines
+from support.vllm import reference
+from support.vllm.bed import Configuration
+from support.vllm.models import CONFIGURATIONS, LAYERS, WIDTH
+from support.vllm.pool import Engines
 
 PROMPTS = [list(range(5, 30)), [40, 41, 42], list(range(300, 340, 2))]
 

@@ -9,16 +9,16 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import pytest
-from engines.vllm import mixed
-from engines.vllm.bed import Configuration, Offline
-from engines.vllm.conftest import Engines, short_directory
-from engines.vllm.models import WIDTH
-from engines.vllm.watching import Control, Ring, Seen, card, external, write_probes
+from support.vllm import mixed
+from support.vllm.bed import Configuration, Offline
+from support.vllm.models import WIDTH
+from support.vllm.pool import Engines, short_directory
+from support.vllm.watching import Control, Ring, Seen, card, external, write_probes
 
 from actscope.frames import RowFlag
 from actscope.probes import Probe, ProbeInfo
 
-INSIDE = "engines.vllm.inside:"
+INSIDE = "support.vllm.inside:"
 SITES = "0,2,3"
 
 

@@ -12,17 +12,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from engines.vllm import mixed
-from engines.vllm.bed import Configuration, Offline
-from engines.vllm.conftest import Engines, short_directory
-from engines.vllm.mixed import draw_probes
 from engines.vllm.test_rows import PROBES, recording_all
-from engines.vllm.watching import Control, Ring, card, cards, external, recording_of, until
+from support.vllm import mixed
+from support.vllm.bed import Configuration, Offline
+from support.vllm.mixed import draw_probes
+from support.vllm.pool import Engines, short_directory
+from support.vllm.watching import Control, Ring, card, cards, external, recording_of, until
 
-from actscope.engines.vllm.control import external_id
-from actscope.recording.reader import Recording
+from actscope.engines.vllm.sidecar_protocol import external_id
+from actscope.recording.reading.recording import Recording
 
-INSIDE = "engines.vllm.inside:"
+INSIDE = "support.vllm.inside:"
 EARLY, LATE = mixed.STREAM[0], mixed.STREAM[2]
 PROMPTS = [mixed.prompt(n, 40) for n in range(8)]
 

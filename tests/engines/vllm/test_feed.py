@@ -7,14 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from engines.vllm import mixed
-from engines.vllm.bed import Configuration
-from engines.vllm.pool import Engines
-from feed.feeding import feeding
+from support.feed.feeding import feeding
+from support.vllm import mixed
+from support.vllm.bed import Configuration
+from support.vllm.pool import Engines
 
-from actscope.engines.reading.cutting import Cutter, tokenizer_of
-from actscope.engines.reading.texts import open_texts
 from actscope.errors import FeedEnded
+from actscope.extraction.cutting import Cutter, tokenizer_of
+from actscope.extraction.texts import open_texts
 
 TEXTS, CONTEXT = 12, 64
 

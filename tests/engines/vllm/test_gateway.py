@@ -17,13 +17,13 @@ import httpx
 import numpy as np
 import openai
 import pytest
-from engines.vllm import reference
-from engines.vllm.bed import Configuration, Served, free_port
-from engines.vllm.conftest import Engines, short_directory
+from support.gateway.stage import TOKEN, Picture, Place, await_engine, await_scores, events, picture, until
+from support.vllm import reference
+from support.vllm.bed import Configuration, Served, free_port
+from support.vllm.pool import Engines, short_directory
 
 from actscope.engines.builtin import NAME, model_path, probes_path
 from actscope.probes import load_probes
-from actscope.testing.gateway_stage import TOKEN, Picture, Place, await_engine, await_scores, events, picture, until
 
 PROBES = load_probes(probes_path())
 MESSAGES: list[Any] = [{"role": "user", "content": "Tell me about a fox in the snow"}]

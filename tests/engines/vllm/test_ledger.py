@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from actscope.engines.reading.contract import Piece
-from actscope.engines.vllm.ledger import Cut, Ledger
 from actscope.errors import EngineError
+from actscope.extraction.contract import Piece
+from actscope.extraction.vllm.row_collector import Cut, Ledger
 from actscope.frames import ROW_META, Span
 from actscope.ring.host import StepRecord
 

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from engines.vllm import mixed
-from engines.vllm.bed import Configuration, Generated, Offline
-from engines.vllm.conftest import Engines, short_directory
-from engines.vllm.watching import Ring, Seen, card, external, recording_of
+from support.vllm import mixed
+from support.vllm.bed import Configuration, Generated, Offline
+from support.vllm.pool import Engines, short_directory
+from support.vllm.watching import Ring, Seen, card, external, recording_of
 
 from actscope.frames import RowFlag
-from actscope.recording.reader import Recording
+from actscope.recording.reading.recording import Recording
 from actscope.sampling import keeps
 
 SAMPLED = [f"plain-{n}" for n in range(24)]

@@ -8,15 +8,15 @@ from typing import Literal
 
 import numpy as np
 import pytest
-from engines.vllm import mixed
-from engines.vllm.bed import Configuration
 from engines.vllm.conftest import ALL, Engines
-from engines.vllm.reading import Reading
+from support.vllm import mixed
+from support.vllm.bed import Configuration
+from support.vllm.reading import Reading
 
-from actscope.engines.reading.contract import Piece
-from actscope.engines.vllm.offline import OfflineEngine
-from actscope.engines.vllm.reader import VllmReader
 from actscope.errors import SettingsError, SiteError
+from actscope.extraction.contract import Piece
+from actscope.extraction.vllm.offline import OfflineEngine
+from actscope.extraction.vllm.reader import VllmReader
 
 SITES = "embed,1.mlp_out,2.resid_post,final_norm"
 NAMES = ("embed", "layers.1.mlp_out", "layers.2.resid_post", "final_norm")

@@ -6,11 +6,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from engines.vllm import mixed
-from engines.vllm.bed import Configuration, Offline
 from engines.vllm.conftest import ALL, Engines, short_directory
-from engines.vllm.models import LAYERS
-from engines.vllm.watching import write_probes
+from support.vllm import mixed
+from support.vllm.bed import Configuration, Offline
+from support.vllm.models import LAYERS
+from support.vllm.watching import write_probes
 
 from actscope.frames import RowFlag
 

@@ -12,19 +12,19 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
-from engines.vllm import mixed
-from engines.vllm.bed import Configuration, Served
-from engines.vllm.conftest import Engines, short_directory
-from engines.vllm.models import LAYERS, WIDTH, make_model
 from engines.vllm.test_gateway import gateway
 from engines.vllm.test_rows import PROBES, recording_all
-from engines.vllm.watching import Control, Ring, cards, external, recording_of, until
+from support.gateway.stage import Picture, Place, chat, chunks, picture
+from support.vllm import mixed
+from support.vllm.bed import Configuration, Served
+from support.vllm.models import LAYERS, WIDTH, make_model
+from support.vllm.pool import Engines, short_directory
+from support.vllm.watching import Control, Ring, cards, external, recording_of, until
 
 from actscope.frames import RowFlag
 from actscope.probes import Probe
-from actscope.recording.reader import Recording
-from actscope.ring.runtime import EngineCard
-from actscope.testing.gateway_stage import Picture, Place, chat, chunks, picture
+from actscope.recording.reading.recording import Recording
+from actscope.ring.discovery import EngineCard
 
 #: Sites of the first and of the second stage: vLLM divides four blocks evenly.
 HALVES = [

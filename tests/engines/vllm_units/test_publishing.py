@@ -8,9 +8,9 @@ from random import Random
 import numpy as np
 import pytest
 import torch
-from engines.vllm_units.schedules import BLOCK, WIDTH, Pass, Scheduler, play, scores_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.vllm.schedules import BLOCK, WIDTH, Pass, Scheduler, play, scores_of
 
 from actscope.engines.vllm.labels import Known, Register
 from actscope.engines.vllm.prefix import PrefixScores

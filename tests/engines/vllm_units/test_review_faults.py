@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from actscope.engines.vllm.control import options_of
-from actscope.engines.vllm.crossing import Landed
+from actscope.engines.vllm.device_copy import Landed
 from actscope.engines.vllm.labels import Known, Register, known_of
 from actscope.engines.vllm.publishing import PassNote, Publisher
+from actscope.engines.vllm.sidecar_protocol import options_of
 from actscope.frames import ListSink, RowFlag
 from actscope.ring.layout import request_bytes
 from actscope.taps.tap import TapBuffers

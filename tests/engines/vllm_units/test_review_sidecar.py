@@ -16,11 +16,21 @@ import msgspec
 import pytest
 
 from actscope.engines import builtin
-from actscope.engines.vllm.control import Alive, ModelFacts, SetBank, Staged, Start, Wish, receive, rows_ring_spec, send
 from actscope.engines.vllm.settings import VllmSettings
+from actscope.engines.vllm.sidecar_protocol import (
+    Alive,
+    ModelFacts,
+    SetBank,
+    Staged,
+    Start,
+    Wish,
+    receive,
+    rows_ring_spec,
+    send,
+)
 from actscope.ring.host import RingSpec, RingWriter
-from actscope.ring.process import process_start
 from actscope.ring.segment import segment_path
+from actscope.runtime.process import process_start
 
 ID = "00112233445566aa"
 

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from tiny import ARCHITECTURES, tiny
+from support.hf.tiny import ARCHITECTURES, tiny
 from torch import Tensor, nn
 from transformers import BertConfig, BertForMaskedLM
 

@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from actscope.feed.client import FeedClient
-from actscope.feed.server import FeedServer, open_server
+from actscope.feed.client.client import FeedClient
+from actscope.feed.server.run import FeedServer, open_server
 from actscope.feed.settings import FeedSettings
 
 TOKEN = "a token of the tests"

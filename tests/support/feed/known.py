@@ -9,9 +9,9 @@ import numpy as np
 import torch
 
 from actscope.engines.hf.loading import load
-from actscope.engines.reading.contract import ROW_LABEL
-from actscope.engines.reading.cutting import Cutter
-from actscope.engines.reading.texts import open_texts
+from actscope.extraction.contract import ROW_LABEL
+from actscope.extraction.cutting import Cutter
+from actscope.extraction.texts import open_texts
 
 
 @dataclass(frozen=True)

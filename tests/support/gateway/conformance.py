@@ -15,8 +15,7 @@ from typing import Any
 
 import openai
 import pytest
-
-from actscope.testing.gateway_stage import Picture, Place, picture
+from support.gateway.stage import Picture, Place, picture
 
 MESSAGES: list[Any] = [{"role": "user", "content": "Tell me of the quiet hill."}]
 SCORES = {"actscope": True}

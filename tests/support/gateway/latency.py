@@ -1,4 +1,4 @@
-"""What the gateway adds to each token, against the same engine called directly: `python tests/gateway/latency.py`.
+"""What the gateway adds to each token, against the same engine called directly: `python tests/support/gateway/latency.py`.
 
 The scripted engine stamps each chunk; a bare socket client reads the clock when it comes. Direct and through the
 gateway take turns, scores on, so that the noise of the machine falls on both.
@@ -90,10 +90,10 @@ async def measure(
 
 def main() -> None:
     with tempfile.TemporaryDirectory(prefix="acts-") as directory:
-        environment = os.environ | {"ACTSCOPE_RUNTIME_DIR": directory}
+        environment = os.environ | {"ACTSCOPE_RUNTIME_DIR": directory, "PYTHONPATH": str(Path(__file__).parents[2])}
         python = [sys.executable]
         engine = subprocess.Popen(
-            [*python, "-m", "actscope.testing.scripted_engine"], stdout=-1, text=True, env=environment
+            [*python, "-m", "support.gateway.scripted_engine"], stdout=-1, text=True, env=environment
         )
         assert engine.stdout is not None
         card = json.loads(engine.stdout.readline())

@@ -20,13 +20,13 @@ from typing import Any
 
 import msgspec
 import numpy as np
+from support.gateway.scripted_tokens import EOS, SPECIAL_IDS, ScriptedTokens
 
 from actscope.clock import boot_id
 from actscope.frames import ROW_META, SCORES, Frame, RowFlag, Span, SpanFlag, Step
+from actscope.ring.discovery import EngineCard, publish_table, runtime_dir, sweep, withdraw_card
 from actscope.ring.host import RingSpec, RingWriter
-from actscope.ring.process import process_start
-from actscope.ring.runtime import EngineCard, publish_table, runtime_dir, sweep, withdraw_card
-from actscope.testing.scripted_tokens import EOS, SPECIAL_IDS, ScriptedTokens
+from actscope.runtime.process import process_start
 
 WIDTH = 8
 MAX_CONTEXT = 40_000

@@ -1,4 +1,4 @@
-"""The scripted engine as a process: `python -m actscope.testing.scripted_engine [--model NAME] [--kind vllm] [--parts N] …`.
+"""The scripted engine as a process: `python -m support.gateway.scripted_engine [--model NAME] [--kind vllm] [--parts N] …`.
 
 It prints its card's id and its address when it is up, and ends on SIGTERM or SIGINT. One of kind "vllm" listens on a
 port, as vLLM does, and serves its control sides over sockets.
@@ -13,10 +13,10 @@ import json
 import signal
 
 from aiohttp import web
+from support.gateway.scripted import ScriptedEngine
+from support.gateway.scripted_http import make_app, make_control_app
 
-from actscope.ring.runtime import publish_card
-from actscope.testing.scripted import ScriptedEngine
-from actscope.testing.scripted_http import make_app, make_control_app
+from actscope.ring.discovery import publish_card
 
 
 def main() -> None:

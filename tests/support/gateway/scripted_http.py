@@ -11,9 +11,8 @@ from typing import Any
 
 import msgspec
 from aiohttp import web
-
-from actscope.testing.scripted import MAX_CONTEXT, SENTENCE, Part, Script, ScriptedEngine, Sequence
-from actscope.testing.scripted_tokens import ASSISTANT, BOS, USER
+from support.gateway.scripted import MAX_CONTEXT, SENTENCE, Part, Script, ScriptedEngine, Sequence
+from support.gateway.scripted_tokens import ASSISTANT, BOS, USER
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 

@@ -17,8 +17,7 @@ from typing import Any
 
 import httpx
 import numpy as np
-
-from actscope.testing.scripted import score
+from support.gateway.scripted import score
 
 TOKEN = "token-of-the-tests"
 
@@ -29,6 +28,9 @@ given = json.loads(sys.argv[1])
 given = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
 serve(GatewaySettings(**given), lambda s: print(s.port, flush=True))
 """
+
+#: The import root of the tests, for engines that run as processes of their own.
+TESTS = Path(__file__).parents[2]
 
 
 @dataclass(frozen=True)
@@ -83,11 +85,11 @@ class Stage:
 
     def __init__(self) -> None:
         self.directory = Path(tempfile.mkdtemp(prefix="acts-"))
-        self._environment = os.environ | {"ACTSCOPE_RUNTIME_DIR": str(self.directory)}
+        self._environment = os.environ | {"ACTSCOPE_RUNTIME_DIR": str(self.directory), "PYTHONPATH": str(TESTS)}
         self._processes: list[subprocess.Popen[str]] = []
 
     def engine(self, *arguments: str) -> EngineProcess:
-        process = self._start("-m", "actscope.testing.scripted_engine", *arguments)
+        process = self._start("-m", "support.gateway.scripted_engine", *arguments)
         found = json.loads(self._first_line(process))
         return EngineProcess(process, found["card"], found["endpoint"])
 

@@ -8,13 +8,13 @@ from collections.abc import Callable
 from typing import Any
 
 from actscope.harvest import plan as plans
-from actscope.harvest.crews.contract import Died, Done, Event, Failed
-from actscope.harvest.crews.messages import Answer, Job, Order, Propose, Proposed, Raised, Ran, Run, error_of
-from actscope.harvest.crews.station import Station
 from actscope.harvest.plan import Plan, Proposal
 from actscope.harvest.settings import HarvestSettings
 from actscope.harvest.storage import open_storage
 from actscope.harvest.worker import Worker
+from actscope.harvest.workers.contract import Died, Done, Event, Failed
+from actscope.harvest.workers.messages import Answer, Job, Order, Propose, Proposed, Raised, Ran, Run, error_of
+from actscope.harvest.workers.worker_process import Station
 
 SETTINGS: dict[str, Any] = {
     "model": "actscope/builtin", "dataset": "builtin", "sites": "first,last", "texts": 24, "unit_texts": 6, "context": 48,

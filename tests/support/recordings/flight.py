@@ -13,11 +13,11 @@ import msgspec
 import numpy as np
 
 from actscope.frames import ROW_META, SCORES, Frame, RowFlag, Span, SpanFlag, Step
-from actscope.recording.flight import FlightRecorder
-from actscope.recording.history import FlightOptions
-from actscope.recording.reader import Recording
-from actscope.recording.recorder import Recorder
+from actscope.recording.flight.history import FlightOptions
+from actscope.recording.flight.recorder import FlightRecorder
+from actscope.recording.reading.recording import Recording
 from actscope.recording.spec import PipelineOptions, RecordingSpec
+from actscope.recording.writing.recorder import Recorder
 
 SITES = ("layers.0.resid_post", "layers.1.resid_post")
 WIDTH = 16

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from harness import Harness
-from tiny import byte_tokenizer, tiny
+from support.hf.harness import Harness
+from support.hf.tiny import byte_tokenizer, tiny
 
 from actscope.frames import SCORES, Frame, Step
-from actscope.recording.recorder import Recorder
 from actscope.recording.spec import PipelineOptions, RecordingSpec
+from actscope.recording.writing.recorder import Recorder
 from actscope.sites import select
 
 PROMPTS = {

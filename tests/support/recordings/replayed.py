@@ -11,9 +11,10 @@ from typing import Any
 
 import httpx
 import numpy as np
-from recording.making import frames_of, step_of
+from support.gateway.stage import Picture, until
+from support.recordings.made import frames_of, step_of
 
-from actscope.cli import options
+from actscope.cli.common import options
 from actscope.cli.replay import steps_taken
 from actscope.engines.builtin import NAME
 from actscope.engines.hf.engine import Engine
@@ -23,10 +24,9 @@ from actscope.engines.replay.engine import ReplayEngine
 from actscope.frames import Step
 from actscope.gateway.server import GatewayServer, open_server
 from actscope.probes import Probe, ProbeInfo
-from actscope.recording.recorder import Recorder
 from actscope.recording.spec import RecordingSpec
+from actscope.recording.writing.recorder import Recorder
 from actscope.sites import Site
-from actscope.testing.gateway_stage import Picture, until
 
 SITES = ("layers.0.resid_post", "layers.3.resid_post", "layers.4.resid_post")
 PROMPTS = {"fox": "Tell me about a fox in the snow", "scary": "Tell me a scary story", "count": "Count to ten"}

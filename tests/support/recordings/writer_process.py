@@ -6,10 +6,10 @@ import random
 import sys
 from pathlib import Path
 
-from recording.making import frames_of, step_of
+from support.recordings.made import frames_of, step_of
 
-from actscope.recording.recorder import Recorder
 from actscope.recording.spec import PipelineOptions, RecordingSpec
+from actscope.recording.writing.recorder import Recorder
 
 SITES = ("layers.0.resid_post", "layers.1.resid_post")
 

@@ -6,7 +6,7 @@ import os
 import random
 from multiprocessing.connection import Connection
 
-from store.parts import CHANNELS, put
+from support.store.parts import CHANNELS, put
 
 from actscope.store import Store, StoreOptions
 

@@ -12,7 +12,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from store.parts import CHANNELS, files, put, readable
+from support.store.parts import CHANNELS, files, put, readable
 
 from actscope.errors import RecordingDamaged, RecordingError, RecordingPoisoned
 from actscope.store import Store, StoreOptions, StoreReader, recover

@@ -1,5 +1,5 @@
 """How fast the store writes, against a raw sequential O_DIRECT write of the same bytes with the same buffer: `python
-tests/store/throughput.py DIR`.
+tests/support/store/throughput.py DIR`.
 
 Both sides include the final fdatasync; pairs alternate in order, so that a drift of the disk hits both. Prints the
 ratio of each pair.
@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from actscope.store import KEY_BYTES, Store, StoreOptions
-from actscope.store.buffers import LARGEST, aligned_memory
+from actscope.store.writing.buffers import LARGEST, aligned_memory
 
 BODY = 1 << 20
 MESSAGES = 2048

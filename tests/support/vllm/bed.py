@@ -218,7 +218,7 @@ class Offline(EngineProcess):
         return [
             sys.executable,
             "-m",
-            "engines.vllm.worker",
+            "support.vllm.worker",
             json.dumps(arguments | self.configuration.engine_arguments()),
         ]
 

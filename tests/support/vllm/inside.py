@@ -1,4 +1,4 @@
-"""What tests do inside an engine's process, by `Offline.call("engines.vllm.inside:<name>")`: look at the plugin, or break it."""
+"""What tests do inside an engine's process, by `Offline.call("support.vllm.inside:<name>")`: look at the plugin, or break it."""
 
 from __future__ import annotations
 

@@ -10,15 +10,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from engines.vllm import reference
-from engines.vllm.bed import Generated, Offline
-from engines.vllm.models import LAYERS, VOCABULARY, WIDTH
-from engines.vllm.watching import Control, Ring, Seen, card, external, recording_of
+from support.vllm import reference
+from support.vllm.bed import Generated, Offline
+from support.vllm.models import LAYERS, VOCABULARY, WIDTH
+from support.vllm.watching import Control, Ring, Seen, card, external, recording_of
 
 from actscope.frames import RowFlag, SpanFlag
 from actscope.probes import ACTIVATIONS, Probe, ProbeInfo
 from actscope.probes.score import activate
-from actscope.recording.reader import Recording
+from actscope.recording.reading.recording import Recording
 from actscope.taps.anatomy import hidden_of, resolve
 
 #: How far a row may be from the reference, as a share of the row's greatest number; a score, as a share of its column's.
@@ -154,7 +154,7 @@ def run(engine: Offline, probes: Sequence[Probe], record: Path | None, drive: Ca
     driver.drain()
     seen = {external(request): one for request, one in ring.read().items()}
     ring.close()
-    counts = engine.call("engines.vllm.inside:counts") if engine.configuration.processes == 1 else {}
+    counts = engine.call("support.vllm.inside:counts") if engine.configuration.processes == 1 else {}
     engine.close()
     recording = recording_of(record) if record is not None else None
     return Ran(engine.configuration.model, driver.texts, seen, columns, recording, engine.log, driver.greedy, counts)

@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TypeVar
 
-from engines.vllm.bed import Configuration, EngineProcess, Offline
+from support.vllm.bed import Configuration, EngineProcess, Offline
 
 Kind = TypeVar("Kind", bound=EngineProcess)
 

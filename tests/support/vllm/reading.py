@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from engines.vllm.bed import Offline
+from support.vllm.bed import Offline
 
-from actscope.engines.reading.contract import Piece
+from actscope.extraction.contract import Piece
 
 
 class Reading(Offline):
@@ -21,7 +21,7 @@ class Reading(Offline):
 
     def command(self) -> list[str]:
         arguments = {"model": str(self.configuration.model)} | dict(self.configuration.arguments)
-        return [sys.executable, "-m", "engines.vllm.reading", json.dumps(arguments)]
+        return [sys.executable, "-m", "support.vllm.reading", json.dumps(arguments)]
 
     def read(self, pieces: Sequence[Piece]) -> tuple[dict[str, np.ndarray], np.ndarray, int]:
         """(rows of each site as float32, labels, how many rows vLLM computed for them)."""
@@ -37,7 +37,7 @@ class Worker:
     """The jobs that the process takes; see `worker.serve`."""
 
     def __init__(self, arguments: dict[str, Any]) -> None:
-        from actscope.engines.vllm.reader import VllmReader
+        from actscope.extraction.vllm.reader import VllmReader
 
         self.reader = VllmReader(**arguments)
 
@@ -54,7 +54,7 @@ class Worker:
 
     def lose(self, passes: int) -> None:
         """So many of the coming passes leave no rows in the ring, as when a GPU's copies do not keep up."""
-        import actscope.engines.vllm.reader as module
+        import actscope.extraction.vllm.reader as module
 
         module._PATIENCE_S = 0.2
         publisher = self._session()._publisher
@@ -88,7 +88,7 @@ class Worker:
 
 
 if __name__ == "__main__":
-    from engines.vllm.worker import answer, serve
+    from support.vllm.worker import answer, serve
 
     worker = Worker(json.loads(sys.argv[1]))
     answer({"result": worker.facts()})

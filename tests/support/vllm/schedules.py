@@ -11,7 +11,7 @@ from random import Random
 
 import numpy as np
 
-from actscope.engines.vllm.crossing import Landed
+from actscope.engines.vllm.device_copy import Landed
 from actscope.engines.vllm.labels import Known
 from actscope.engines.vllm.publishing import PassNote
 

@@ -14,13 +14,13 @@ from typing import Any, TypeVar
 
 import msgspec
 import numpy as np
-from engines.vllm.bed import EngineProcess
+from support.vllm.bed import EngineProcess
 
 from actscope.frames import RowFlag, SpanFlag
 from actscope.probes import Probe, save_probe
-from actscope.recording.reader import Recording
+from actscope.recording.reading.recording import Recording
+from actscope.ring.discovery import EngineCard
 from actscope.ring.host import RingReader
-from actscope.ring.runtime import EngineCard
 
 ROW = np.dtype([("position", "<i8"), ("token_id", "<i4"), ("flags", "<u4"), ("generation", "<i8"), ("step", "<i8")])
 _ENGINE_ID = re.compile(r"(?:(?P<choice>\d+)_)?(?P<external>.*)-[0-9a-f]{8}")

@@ -10,10 +10,10 @@ from contextlib import closing
 
 import torch
 
-from actscope.bench import saelens
-from actscope.bench.feed_servers import Feed, feed, settle
-from actscope.bench.samples import Progress, Result, Samples, absent, result
-from actscope.feed.client import FeedClient
+from actscope.bench.support import saelens
+from actscope.bench.support.feed_servers import Feed, feed, settle
+from actscope.bench.support.samples import Progress, Result, Samples, absent, result
+from actscope.feed.client.client import FeedClient
 
 LAYER, CONTEXT, WINDOW_ROWS = 2, 128, 8192
 #: SAELens takes this long to import and to begin; in a run that is to be short it is left out.
@@ -58,7 +58,7 @@ def measure(seconds: float, progress: Progress) -> list[Result]:
 
 def _beside_saelens(draining: Draining, seconds: float, progress: Progress) -> list[Result]:
     progress("SAELens's store")
-    command = [sys.executable, "-m", "actscope.bench.saelens", str(CONTEXT), str(LAYER)]
+    command = [sys.executable, "-m", "actscope.bench.support.saelens", str(CONTEXT), str(LAYER)]
     samples = Samples()
     pipe, quiet = subprocess.PIPE, subprocess.DEVNULL
     with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=quiet, text=True) as child:

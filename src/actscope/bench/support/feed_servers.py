@@ -1,6 +1,6 @@
 """The servers of `actscope bench feed`, each a process of its own: a feed as `actscope feed` runs it, and a bare uvicorn.
 
-python -m actscope.bench.feed_servers BYTES ANSWERS     the bare one; it prints its port
+python -m actscope.bench.support.feed_servers BYTES ANSWERS     the bare one; it prints its port
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from actscope.errors import FeedError
 
 if TYPE_CHECKING:
-    from actscope.feed.client import FeedClient  # torch: the bare server needs none
+    from actscope.feed.client.client import FeedClient  # torch: the bare server needs none
 
 CHUNK = 1 << 20
 WIDTH = 2048
@@ -57,7 +57,7 @@ def settle(client: FeedClient) -> None:
 @contextmanager
 def bare(n_bytes: int, n_answers: int) -> Iterator[str]:
     """A server of `n_answers` different answers of `n_bytes` each, one after the other, and of nothing else. Its address."""
-    with _child([sys.executable, "-m", "actscope.bench.feed_servers", str(n_bytes), str(n_answers)]) as said:
+    with _child([sys.executable, "-m", "actscope.bench.support.feed_servers", str(n_bytes), str(n_answers)]) as said:
         yield f"http://127.0.0.1:{int(said)}"
 
 

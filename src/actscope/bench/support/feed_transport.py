@@ -16,10 +16,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from actscope.bench.feed_loader import Loaders
-from actscope.bench.feed_servers import WIDTH, Feed
-from actscope.bench.samples import Samples
-from actscope.feed.client import FeedClient
+from actscope.bench.support.feed_loader import Loaders
+from actscope.bench.support.feed_servers import WIDTH, Feed
+from actscope.bench.support.samples import Samples
+from actscope.feed.client.client import FeedClient
 
 WINDOWS, SERVES = 2, 2
 SMALL, SMALL_TAKES = 16, 100

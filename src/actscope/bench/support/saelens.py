@@ -1,6 +1,7 @@
 """What SAELens has for the same purpose, its ActivationsStore, on the built-in model and text: for `bench feed` and `bench sae`.
 
-python -m actscope.bench.saelens CONTEXT LAYER      reads seconds from standard input, line by line, and prints what came in them
+`python -m actscope.bench.support.saelens CONTEXT LAYER` reads seconds from standard input, line by line, and prints what
+came in them.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ def quiet() -> Iterator[None]:
 
 def texts(n: int) -> list[str]:
     """The first `n` of the texts that a feed of dataset "builtin" has, in the order in which they are numbered."""
-    from actscope.engines.reading.texts import open_texts
+    from actscope.extraction.texts import open_texts
 
     return open_texts("builtin", n=n).read(range(n))
 

@@ -18,11 +18,11 @@ from typing import IO, Any, Self
 import httpx
 import numpy as np
 
-from actscope.bench.vllm_worker import StepTime
-from actscope.cli.engines import ask
+from actscope.bench.support.vllm_worker import StepTime
+from actscope.cli.common.engines import ask
 from actscope.errors import EngineError, SettingsError
 from actscope.probes.format import Probe, ProbeInfo, save_probe
-from actscope.ring.runtime import EngineCard, read_card
+from actscope.ring.discovery import EngineCard, read_card
 
 START_S, DRAIN_S = 300.0, 120.0
 #: A Llama of 134 M parameters. Llama, because most of what vLLM serves is: its blocks return (hidden, residual).
@@ -154,7 +154,7 @@ class Engine:
         self._log: IO[str] = (self.directory / "log").open("w")
         arguments = {"model": str(model), **_ENGINE}
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "actscope.bench.vllm_worker", json.dumps(arguments)],
+            [sys.executable, "-m", "actscope.bench.support.vllm_worker", json.dumps(arguments)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log, text=True, cwd=self.directory,
             env=self._environment(cache),
         )  # fmt: skip

@@ -1,4 +1,6 @@
-"""One vLLM engine for `actscope bench vllm`: `python -m actscope.bench.vllm_worker ARGUMENTS`, driven by JSON lines on stdin.
+"""One vLLM engine for `actscope bench vllm`, driven by JSON lines on standard input.
+
+`python -m actscope.bench.support.vllm_worker ARGUMENTS` starts it.
 
 The scheduler and the model run on this process's own thread, so that a step's time is the engine's and no queue's.
 Whatever vLLM prints goes to stderr; answers alone go to the stdout that the process was started with.

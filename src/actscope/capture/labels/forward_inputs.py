@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from actscope.engines.inline import doubt
-from actscope.engines.inline.doubt import Uncertain
+from actscope.capture.labels import ambiguity as doubt
+from actscope.capture.labels.ambiguity import Uncertain
 
 #: Arguments under which models keep state that is no key-value cache.
 _STATES = ("cache_params", "state", "mems", "past_buckets_states", "inference_params")

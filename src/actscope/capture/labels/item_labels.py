@@ -6,10 +6,10 @@ from math import prod
 
 import numpy as np
 
-from actscope.engines.inline.granularity import Granularity
-from actscope.engines.inline.labels import Cells, Labelled, Requests, assemble
-from actscope.engines.inline.scopes import Scope
-from actscope.engines.inline.sequences import Sequences
+from actscope.capture.labels.position_filter import Granularity
+from actscope.capture.labels.scopes import Scope
+from actscope.capture.labels.sequences import Sequences
+from actscope.capture.labels.token_labels import Cells, Labelled, Requests, assemble
 
 
 class ItemLabels:

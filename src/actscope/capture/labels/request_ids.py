@@ -6,8 +6,8 @@ import re
 import threading
 from collections.abc import Iterable
 
-from actscope.engines.inline import doubt
-from actscope.engines.inline.doubt import Uncertain
+from actscope.capture.labels import ambiguity as doubt
+from actscope.capture.labels.ambiguity import Uncertain
 
 _COUNTED = re.compile(r"r(\d+)")
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from actscope.engines.inline.sequences import Sequences
+from actscope.capture.labels.sequences import Sequences
 from actscope.errors import SettingsError
 
 

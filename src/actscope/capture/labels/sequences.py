@@ -12,9 +12,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from actscope.engines.inline import doubt
-from actscope.engines.inline.arguments import Inputs
-from actscope.engines.inline.doubt import Doubt, Uncertain
+from actscope.capture.labels import ambiguity as doubt
+from actscope.capture.labels.ambiguity import Doubt, Uncertain
+from actscope.capture.labels.forward_inputs import Inputs
 
 _NEVER = np.iinfo(np.int64).max
 

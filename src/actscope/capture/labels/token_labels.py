@@ -11,13 +11,13 @@ from typing import Any
 
 import numpy as np
 
+from actscope.capture.labels import ambiguity as doubt
+from actscope.capture.labels.forward_inputs import Inputs, check_positions
+from actscope.capture.labels.position_filter import Granularity
+from actscope.capture.labels.request_ids import Naming
+from actscope.capture.labels.scopes import Scope, Story
+from actscope.capture.labels.sequences import Sequences
 from actscope.clock import monotonic_ns
-from actscope.engines.inline import doubt
-from actscope.engines.inline.arguments import Inputs, check_positions
-from actscope.engines.inline.granularity import Granularity
-from actscope.engines.inline.naming import Naming
-from actscope.engines.inline.scopes import Scope, Story
-from actscope.engines.inline.sequences import Sequences
 from actscope.frames import NO_FLAGS, ROW_META, RowFlag, Span, SpanFlag, Step
 
 

@@ -9,7 +9,7 @@ from actscope.errors import UpstreamError
 if TYPE_CHECKING:
     import httpx
 
-    from actscope.ring.runtime import EngineCard
+    from actscope.ring.discovery import EngineCard
 
 _ADVICE = "start one with: actscope serve MODEL, or run vLLM with actscope's plugin"
 
@@ -19,7 +19,7 @@ def engine_cards(engine: str) -> list[EngineCard]:
 
     Raises UpstreamError when there is none.
     """
-    from actscope.ring.runtime import read_cards
+    from actscope.ring.discovery import read_cards
 
     cards = read_cards()
     chosen = next((card for card in cards if engine in ("", card.id)), None)

@@ -77,10 +77,10 @@ def recording_settings(
                 "--trigger, --sample and --keep-on-disk keep rows in a recording: say where with --record"
             )
         return {}
+    from actscope.capture.config import bytes_of
     from actscope.codecs import encoder
-    from actscope.engines.inline.config import bytes_of
-    from actscope.recording.history import FlightOptions
-    from actscope.recording.triggers import parse_rule
+    from actscope.recording.flight.history import FlightOptions
+    from actscope.recording.flight.triggers import parse_rule
 
     encoder(codec)
     for text in (*(trigger or ()), f"sample {sample}"):

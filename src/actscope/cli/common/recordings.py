@@ -11,7 +11,7 @@ import typer
 from actscope.errors import RecordingError
 
 if TYPE_CHECKING:
-    from actscope.recording.reader import Recording
+    from actscope.recording.reading.recording import Recording
 
 Directory = Annotated[Path, typer.Argument(metavar="DIR", help="A recording: the directory that it was made in.")]
 
@@ -29,7 +29,7 @@ def open_recording(path: Path) -> Recording:
 
     Raises RecordingError when it is none.
     """
-    from actscope.recording.reader import Recording
+    from actscope.recording.reading.recording import Recording
 
     check_there(path)
     recording = Recording.open(path)

@@ -14,8 +14,8 @@ from typing import Annotated
 
 import typer
 
-from actscope.cli import doctor_vllm
-from actscope.cli.findings import Finding
+from actscope.cli.common.findings import Finding
+from actscope.cli.doctor import vllm as doctor_vllm
 from actscope.errors import ActscopeError
 
 
@@ -76,7 +76,7 @@ def _direct() -> Finding:
     """Whether recordings made in this folder are written past the page cache."""
     if not _recordings().ok:
         return Finding("direct writes", True, "not tried: recordings are not installed")
-    from actscope.store.output import choose_direct
+    from actscope.store.writing.segment_file import choose_direct
 
     try:
         direct, why = choose_direct(Path.cwd(), "auto")
@@ -86,7 +86,7 @@ def _direct() -> Finding:
 
 
 def _page() -> Finding:
-    from actscope.gateway.page import STATIC
+    from actscope.gateway.api.static_page import STATIC
 
     built = (STATIC / "index.html").is_file()
     return Finding("scope page", built, "built" if built else "not built", "" if built else "make setup")
@@ -103,7 +103,7 @@ def _shared_memory() -> Finding:
 
 
 def _runtime() -> Finding:
-    from actscope.ring.runtime import runtime_dir
+    from actscope.ring.discovery import runtime_dir
 
     try:
         return Finding("runtime folder", True, str(runtime_dir()))
@@ -121,7 +121,7 @@ def _gpu() -> Finding:
 
 
 def _engines() -> Finding:
-    from actscope.ring.runtime import read_cards
+    from actscope.ring.discovery import read_cards
 
     cards = read_cards()
     return Finding("engines running", True, ", ".join(f"{c.id} ({c.model})" for c in cards) or "none")

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, entry_points, version
 from importlib.util import find_spec
 
-from actscope.cli.engines import ask
-from actscope.cli.findings import Finding
+from actscope.cli.common.engines import ask
+from actscope.cli.common.findings import Finding
 from actscope.errors import SettingsError, UpstreamError
 
 #: Names under which vLLM is published.
@@ -66,7 +66,7 @@ def plugin_in(environment: Mapping[str, str]) -> Finding:
 
 def engines() -> Finding:
     """The vLLM engines that run, and whether the sidecar of each answers."""
-    from actscope.ring.runtime import read_cards
+    from actscope.ring.discovery import read_cards
 
     cards = [card for card in read_cards() if card.kind == "vllm"]
     silent = []

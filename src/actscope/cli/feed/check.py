@@ -9,17 +9,17 @@ from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
-from actscope.cli.feed_texts import beginning, first_text, is_of_hub
-from actscope.cli.findings import Finding
-from actscope.engines.reading.contract import Texts
-from actscope.engines.reading.texts import BUILTIN, open_texts
+from actscope.cli.common.findings import Finding
+from actscope.cli.feed.dataset_preview import beginning, first_text, is_of_hub
 from actscope.errors import ActscopeError, MissingExtra, SettingsError
-from actscope.feed.layout import Layout
-from actscope.feed.machine import gigabytes, has_gpu, this_machine
-from actscope.feed.memory import FeedMemory
-from actscope.feed.models import facts_of
+from actscope.extraction.contract import Texts
+from actscope.extraction.texts import BUILTIN, open_texts
+from actscope.feed.buffer.layout import Layout
+from actscope.feed.buffer.memory import FeedMemory
+from actscope.feed.planning.host_memory import gigabytes, has_gpu, this_machine
+from actscope.feed.planning.memory_estimate import Estimate, check_fits, estimate, shape_of
+from actscope.feed.planning.model_facts import facts_of
 from actscope.feed.settings import FeedSettings
-from actscope.feed.sizing import Estimate, check_fits, estimate, shape_of
 
 _NEEDED = ("torch", "transformers", "fastapi", "starlette", "uvicorn", "uvloop", "httpx")
 #: What is mapped where the whole buffer is not asked for.
@@ -66,8 +66,8 @@ def _settings(settings: FeedSettings) -> Finding:
 
 
 def _start(settings: FeedSettings) -> str:
-    from actscope.feed.position import Position
-    from actscope.feed.service import Service
+    from actscope.feed.buffer.position import Position
+    from actscope.feed.server.service import Service
 
     Service(settings)  # reads the position and the state file, and starts nothing
     if settings.state and not os.access(Path(settings.state).parent, os.W_OK):
@@ -78,7 +78,7 @@ def _start(settings: FeedSettings) -> str:
 
 
 def _runtime() -> str:
-    from actscope.ring.runtime import runtime_dir
+    from actscope.ring.discovery import runtime_dir
 
     return str(runtime_dir())
 

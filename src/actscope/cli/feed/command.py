@@ -14,7 +14,7 @@ from actscope.errors import SettingsError
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from actscope.cli.findings import Finding
+    from actscope.cli.common.findings import Finding
 
 _Text = str | None
 _Number = int | None
@@ -108,8 +108,8 @@ def _given(value: Any) -> Any:
 
 
 def _print_presets(flags: dict[str, Any], as_json: bool) -> None:
-    from actscope.feed.machine import this_machine
-    from actscope.feed.overview import as_text, overview
+    from actscope.feed.planning.host_memory import this_machine
+    from actscope.feed.planning.overview import as_text, overview
 
     machine = this_machine()
     lines = overview(machine, flags)
@@ -132,9 +132,9 @@ def _check(config: str, flags: dict[str, Any], full: bool, as_json: bool) -> Non
 
 
 def _findings(config: str, flags: dict[str, Any], full: bool) -> Iterable[Finding]:
-    from actscope.cli.feed_check import check
-    from actscope.cli.findings import Finding
-    from actscope.feed.presets import feed_settings
+    from actscope.cli.common.findings import Finding
+    from actscope.cli.feed.check import check
+    from actscope.feed.planning.presets import feed_settings
 
     try:
         settings = feed_settings(config, flags)
@@ -150,11 +150,11 @@ def _line(finding: Finding) -> str:
 
 
 def _serve(config: str, flags: dict[str, Any], as_json: bool, log_level: str, log_file: Path | None) -> None:
-    from actscope.cli.feed_running import run
-    from actscope.cli.logs import log_to
-    from actscope.feed.machine import this_machine
-    from actscope.feed.presets import feed_settings
-    from actscope.feed.sizing import check_fits, estimate
+    from actscope.cli.common.logs import log_to
+    from actscope.cli.feed.running import run
+    from actscope.feed.planning.host_memory import this_machine
+    from actscope.feed.planning.memory_estimate import check_fits, estimate
+    from actscope.feed.planning.presets import feed_settings
 
     handlers = log_to(log_level, log_file)
     settings = feed_settings(config, flags)

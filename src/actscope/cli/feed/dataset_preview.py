@@ -5,8 +5,8 @@ from __future__ import annotations
 from itertools import islice
 from pathlib import Path
 
-from actscope.engines.reading.quiet import quiet
 from actscope.errors import MissingExtra, SettingsError
+from actscope.extraction.quiet import quiet
 from actscope.feed.settings import FeedSettings
 
 _TIMEOUT_S = 5.0

@@ -10,14 +10,14 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from actscope.cli.progress import Progress
+from actscope.cli.common.progress import Progress
 from actscope.errors import FeedError
-from actscope.feed.machine import gigabytes
+from actscope.feed.planning.host_memory import gigabytes
+from actscope.feed.planning.memory_estimate import estimate
 from actscope.feed.settings import FeedSettings
-from actscope.feed.sizing import estimate
 
 if TYPE_CHECKING:
-    from actscope.feed.server import FeedServer
+    from actscope.feed.server.run import FeedServer
 
 log = logging.getLogger("actscope.feed")
 
@@ -29,7 +29,7 @@ def run(settings: FeedSettings, *, as_json: bool, handlers: Sequence[logging.Han
 
     A feed that fails later goes on answering: what is ready can be had, and who asks for more is told why there is none.
     """
-    from actscope.feed.server import open_server
+    from actscope.feed.server.run import open_server
 
     server = open_server(settings)
     logging.getLogger("uvicorn").handlers[:] = handlers

@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from actscope.codecs.coding.compressors import unzstd, zstandard
 from actscope.codecs.dtypes import as_bytes
-from actscope.codecs.packing import unzstd, zstandard
 from actscope.errors import CodecError
 
 _HEAD = struct.Struct("<4sIIB3x")

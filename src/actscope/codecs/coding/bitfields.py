@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from actscope.codecs.scratch import borrowed
+from actscope.codecs.coding.scratch import borrowed
 
 LOW_BITS = (0, 1, 2, 4, 8, 12, 16)
 

@@ -12,9 +12,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from actscope.codecs import bitfields
-from actscope.codecs.planes import PlaneReader, PlaneWriter
-from actscope.codecs.scratch import borrowed
+from actscope.codecs.coding import bitfields
+from actscope.codecs.coding.planes import PlaneReader, PlaneWriter
+from actscope.codecs.coding.scratch import borrowed
 from actscope.errors import CodecError
 
 #: An escape's place is a u32.

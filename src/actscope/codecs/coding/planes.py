@@ -12,7 +12,7 @@ import struct
 
 import numpy as np
 
-from actscope.codecs.packing import Buffer, unzstd, zstandard
+from actscope.codecs.coding.compressors import Buffer, unzstd, zstandard
 from actscope.errors import CodecError
 
 _HEAD = struct.Struct("<Q")

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from actscope.codecs.bitfields import LOW_BITS, limit
+from actscope.codecs.coding.bitfields import LOW_BITS, limit
 from actscope.codecs.dtypes import carrier, to_float32
 
 #: Squared norms outside this are not worked on: float32 would lose digits of them, or overflow.

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
-from actscope.engines.builtin.marks import LABELS, Text
+from actscope.engines.builtin.texts.marks import LABELS, Text
 
 NAME = "actscope/builtin"
 

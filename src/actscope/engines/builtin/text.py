@@ -12,10 +12,10 @@ from collections.abc import Iterator
 from random import Random
 from zlib import crc32
 
-from actscope.engines.builtin.chats import conversation
-from actscope.engines.builtin.marks import LABELS, Text, Writer
-from actscope.engines.builtin.scenes import Scene
-from actscope.engines.builtin.stories import MOODS, go_on, plans, tell
+from actscope.engines.builtin.texts.chats import conversation
+from actscope.engines.builtin.texts.marks import LABELS, Text, Writer
+from actscope.engines.builtin.texts.scenes import Scene
+from actscope.engines.builtin.texts.stories import MOODS, go_on, plans, tell
 from actscope.engines.builtin.turns import BEGIN, END, ROLES
 
 __all__ = ["LABELS", "Text", "generate", "messages_of"]

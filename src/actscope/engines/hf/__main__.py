@@ -31,12 +31,12 @@ from actscope.engines.http import listening
 from actscope.errors import ActscopeError
 from actscope.frames import TeeSink
 from actscope.probes import Probe, load_probes
-from actscope.recording.flight import FlightRecorder
-from actscope.recording.history import FlightOptions
-from actscope.ring import runtime
+from actscope.recording.flight.history import FlightOptions
+from actscope.recording.flight.recorder import FlightRecorder
+from actscope.ring import discovery as runtime
 from actscope.ring.host import RingWriter
 from actscope.ring.layout import RingSpec
-from actscope.ring.process import process_start
+from actscope.runtime.process import process_start
 from actscope.sites import select
 
 log = logging.getLogger("actscope.engine")

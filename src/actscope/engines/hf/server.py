@@ -20,7 +20,7 @@ from actscope.engines.hf.request import Output
 from actscope.engines.http import answering_errors, error_body, error_response, json_response, model_list, read_body
 from actscope.errors import RequestRefused
 from actscope.probes import Probe
-from actscope.recording.flight import FlightRecorder
+from actscope.recording.flight.recorder import FlightRecorder
 
 
 class Mailboxes:

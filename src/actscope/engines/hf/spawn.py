@@ -13,7 +13,7 @@ import msgspec
 
 from actscope.engines.hf.settings import EngineSettings
 from actscope.errors import EngineError
-from actscope.ring.runtime import EngineCard, read_cards, sweep
+from actscope.ring.discovery import EngineCard, read_cards, sweep
 
 GRACE_S = 10.0
 

@@ -24,10 +24,10 @@ from actscope.engines.replay.settings import ReplaySettings
 from actscope.engines.replay.texts import Texts, texts_of
 from actscope.errors import MissingExtra
 from actscope.probes import Bank, Probe
-from actscope.recording.reader import Recording
-from actscope.ring import runtime
+from actscope.recording.reading.recording import Recording
+from actscope.ring import discovery as runtime
 from actscope.ring.host import RingWriter
-from actscope.ring.process import process_start
+from actscope.runtime.process import process_start
 
 
 class ReplayEngine:

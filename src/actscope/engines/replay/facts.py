@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from actscope.probes import ModelFacts
-from actscope.recording.reader import Recording
+from actscope.recording.reading.recording import Recording
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,8 +10,8 @@ import numpy as np
 
 from actscope.errors import RecordingError
 from actscope.frames import ROW_META, RowFlag, Span, SpanFlag, Step
-from actscope.recording.labels import RequestSummary
-from actscope.recording.reader import Recording
+from actscope.recording.reading.label_index import RequestSummary
+from actscope.recording.reading.recording import Recording
 from actscope.ring.layout import MAX_REQUEST_ID
 
 #: Room for `~` and the number of a round behind a request's id.

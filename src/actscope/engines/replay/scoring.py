@@ -9,8 +9,8 @@ import numpy as np
 
 from actscope.errors import CodecError, RecordingError
 from actscope.probes import Bank, Probe, score
-from actscope.recording.reader import Recording
-from actscope.recording.site_rows import SiteRows
+from actscope.recording.reading.recording import Recording
+from actscope.recording.reading.site_rows import SiteRows
 
 log = logging.getLogger("actscope.replay")
 

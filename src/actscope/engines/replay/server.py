@@ -18,7 +18,7 @@ from actscope.engines.controls import probe_routes
 from actscope.engines.http import error_response, json_response, listening, model_list
 from actscope.engines.replay.facts import RecordedModel
 from actscope.probes import Bank, Probe
-from actscope.ring.runtime import EngineCard
+from actscope.ring.discovery import EngineCard
 
 
 class Replayed(Protocol):

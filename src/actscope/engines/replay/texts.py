@@ -10,7 +10,7 @@ from pathlib import Path
 
 from actscope.engines import builtin
 from actscope.engines.replay.facts import RecordedModel
-from actscope.recording.reader import Recording
+from actscope.recording.reading.recording import Recording
 
 #: So many recorded texts must agree with a tokenizer before it is believed to be the model's.
 _COMPARED = 256

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from actscope.engines.vllm.control import SetBank, SiteBank
+from actscope.engines.vllm.sidecar_protocol import SetBank, SiteBank
 from actscope.taps.tap import TapBuffers
 
 

@@ -20,8 +20,8 @@ from typing import Any
 
 import msgspec
 
-from actscope.engines.vllm.control import options_of
 from actscope.engines.vllm.settings import CARRIER, KEY, GraphSpec, VllmSettings, disabled, read_settings
+from actscope.engines.vllm.sidecar_protocol import options_of
 from actscope.engines.vllm.versions import is_tested, tested_range
 from actscope.errors import ActscopeError, EngineError, SettingsError
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from actscope.clock import monotonic_ns
-from actscope.engines.vllm.crossing import Landed
+from actscope.engines.vllm.device_copy import Landed
 from actscope.engines.vllm.labels import Known, Labels, Register
 from actscope.engines.vllm.prefix import PrefixScores
 from actscope.frames import ROW_META, SCORES, Frame, Span, SpanFlag, Step

@@ -16,8 +16,15 @@ import numpy as np
 import torch
 
 from actscope.engines.vllm.bank import InForce
-from actscope.engines.vllm.companion import Companion, Nobody
-from actscope.engines.vllm.control import (
+from actscope.engines.vllm.device_copy import CudaCrossing, HostCrossing
+from actscope.engines.vllm.labels import known_of
+from actscope.engines.vllm.layer_outputs import attach, sites_here
+from actscope.engines.vllm.prefix import PrefixScores
+from actscope.engines.vllm.publishing import Counts, PassNote, Publisher
+from actscope.engines.vllm.runners import PassBatch, adapt, full_attention_layer
+from actscope.engines.vllm.settings import GraphSpec, VllmSettings
+from actscope.engines.vllm.sidecar_client import Companion, Nobody
+from actscope.engines.vllm.sidecar_protocol import (
     MAX_WISH,
     Features,
     ModelFacts,
@@ -27,18 +34,11 @@ from actscope.engines.vllm.control import (
     options_of,
     rows_ring_spec,
 )
-from actscope.engines.vllm.crossing import CudaCrossing, HostCrossing
-from actscope.engines.vllm.labels import known_of
-from actscope.engines.vllm.places import attach, sites_here
-from actscope.engines.vllm.prefix import PrefixScores
-from actscope.engines.vllm.publishing import Counts, PassNote, Publisher
-from actscope.engines.vllm.runners import PassBatch, adapt, full_attention_layer
-from actscope.engines.vllm.settings import GraphSpec, VllmSettings
 from actscope.errors import SettingsError
 from actscope.probes.sae import load_encoder
 from actscope.ring.host import RingSpec, RingWriter
-from actscope.ring.process import process_start
 from actscope.ring.segment import SHM_DIR
+from actscope.runtime.process import process_start
 from actscope.sampling import keeps
 from actscope.sites import Site, in_model_order
 from actscope.taps.anatomy import text_config

@@ -57,7 +57,7 @@ class VllmSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     the model's process and the recorder, at most; when it is full, rows are dropped and counted.
 
     `sidecar`: whether the process that brings probes in and records is started. Without it there is no card either: raw rows
-    lie in shared memory, those of four passes, for whoever runs the engine and asks it where (`actscope.engines.vllm.reader`).
+    lie in shared memory, those of four passes, for whoever runs the engine and asks it where (`actscope.extraction.vllm.reader`).
     """
 
     sites: str = "all"

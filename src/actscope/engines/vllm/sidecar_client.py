@@ -16,7 +16,7 @@ from collections.abc import Callable
 import msgspec
 
 from actscope.engines.vllm.bank import StagedBank
-from actscope.engines.vllm.control import Alive, SetBank, Staged, Start, Taken, Wish, pack, receive, send
+from actscope.engines.vllm.sidecar_protocol import Alive, SetBank, Staged, Start, Taken, Wish, pack, receive, send
 from actscope.errors import EngineError
 
 log = logging.getLogger("actscope.vllm")

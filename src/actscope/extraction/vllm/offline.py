@@ -10,10 +10,10 @@ from typing import Any
 import msgspec
 import torch
 
-from actscope.engines.reading.hf import length_edge
-from actscope.engines.vllm.control import Start
 from actscope.engines.vllm.settings import KEY, VllmSettings
+from actscope.engines.vllm.sidecar_protocol import Start
 from actscope.errors import ActscopeError, EngineError, MissingExtra, SettingsError
+from actscope.extraction.hf import length_edge
 from actscope.sites import items_of
 
 #: In this process, so that which pieces share a pass depends on nothing but the pieces; and a sequence may be one token longer

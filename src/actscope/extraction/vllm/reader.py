@@ -9,13 +9,13 @@ from typing import Any
 
 import torch
 
-from actscope.engines.reading.contract import Piece, ReaderFacts, Rows
 from actscope.engines.revision import fingerprint
-from actscope.engines.vllm.control import Start, external_id, row_layout
-from actscope.engines.vllm.ledger import Cut, Ledger
-from actscope.engines.vllm.offline import OfflineEngine
+from actscope.engines.vllm.sidecar_protocol import Start, external_id, row_layout
 from actscope.errors import EngineError, RequestRefused, SettingsError
-from actscope.ring import runtime
+from actscope.extraction.contract import Piece, ReaderFacts, Rows
+from actscope.extraction.vllm.offline import OfflineEngine
+from actscope.extraction.vllm.row_collector import Cut, Ledger
+from actscope.ring import discovery as runtime
 from actscope.ring.host import RingReader
 from actscope.ring.layout import ROW_DTYPES
 from actscope.ring.segment import unlink
@@ -28,7 +28,7 @@ _ATTEMPTS = 2
 
 
 class VllmReader:
-    """A `Reader` (actscope.engines.reading.contract) that runs vLLM in this process, which it wants for itself.
+    """A `Reader` (actscope.extraction.contract) that runs vLLM in this process, which it wants for itself.
 
     `sites` is a selection. `dtype` is that of the rows, "auto" what the model computes in: that is `model_dtype`, for "auto"
     vLLM's choice, which is a half precision where the weights are float32. `batch_tokens`: tokens in a pass, at most.

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from actscope.engines.reading.contract import ROW_LABEL, Piece, Rows
 from actscope.errors import EngineError
+from actscope.extraction.contract import ROW_LABEL, Piece, Rows
 from actscope.ring.host import StepRecord
 
 _NONE = -1

@@ -18,7 +18,7 @@ from itertools import count
 from math import inf
 
 from actscope.errors import FeedEnded, FeedNotReady, RequestRefused
-from actscope.feed.position import Mark, Position
+from actscope.feed.buffer.position import Mark, Position
 
 _WAITING_S = 60.0  # a group that asked within this time is one that waits
 _MOST_GONE = 1024

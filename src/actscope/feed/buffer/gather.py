@@ -7,9 +7,9 @@ from typing import Protocol
 
 import numpy as np
 
-from actscope.engines.reading.contract import ROW_LABEL
-from actscope.feed.memory import FeedMemory
-from actscope.feed.order import served
+from actscope.extraction.contract import ROW_LABEL
+from actscope.feed.buffer.memory import FeedMemory
+from actscope.feed.buffer.order import served
 
 _OPAQUE = np.dtype(f"V{ROW_LABEL.itemsize}")
 

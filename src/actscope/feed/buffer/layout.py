@@ -16,8 +16,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from actscope.engines.reading.contract import ROW_LABEL
 from actscope.errors import SettingsError
+from actscope.extraction.contract import ROW_LABEL
 from actscope.feed.settings import ITEM_BYTES
 
 PAGE = 4096

@@ -19,9 +19,9 @@ from typing import Any
 
 import numpy as np
 
-from actscope.engines.reading.contract import ROW_LABEL
 from actscope.errors import RingError, SettingsError
-from actscope.feed.layout import Layout
+from actscope.extraction.contract import ROW_LABEL
+from actscope.feed.buffer.layout import Layout
 
 log = logging.getLogger("actscope.feed")
 

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from torch import Tensor
 
-from actscope.feed.client import Batch, FeedClient
+from actscope.feed.client.client import Batch, FeedClient
 
 log = logging.getLogger("actscope.feed")
 

@@ -22,7 +22,6 @@ import torch
 from torch import Tensor
 
 from actscope.clock import boot_id
-from actscope.engines.reading.contract import ROW_LABEL
 from actscope.errors import (
     ActscopeError,
     FeedEnded,
@@ -32,10 +31,11 @@ from actscope.errors import (
     SettingsError,
     UpstreamError,
 )
-from actscope.feed.ahead import ahead
+from actscope.extraction.contract import ROW_LABEL
 from actscope.feed.choosing import choose
-from actscope.feed.far import FarFeed
-from actscope.feed.near import DTYPES, NearFeed
+from actscope.feed.client.http_transport import FarFeed
+from actscope.feed.client.prefetch import ahead
+from actscope.feed.client.shm_transport import DTYPES, NearFeed
 
 log = logging.getLogger("actscope.feed")
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils.data import IterableDataset
 
 from actscope.errors import SettingsError
-from actscope.feed.client import FeedClient
+from actscope.feed.client.client import FeedClient
 
 
 class FeedDataset(IterableDataset[Tensor]):

@@ -19,9 +19,10 @@ import torch
 from torch import Tensor
 
 from actscope.errors import FeedEnded, FeedError, FeedNotReady, RequestRefused, UpstreamError
-from actscope.feed.extents import labels_of, unchanged
-from actscope.feed.layout import Layout
-from actscope.feed.memory import FeedMemory
+from actscope.feed.buffer.gather import labels_of, unchanged
+from actscope.feed.buffer.layout import Layout
+from actscope.feed.buffer.memory import FeedMemory
+from actscope.feed.buffer.order import served
 from actscope.feed.messages import (
     FROM_CONSUMER,
     TO_CONSUMER,
@@ -37,7 +38,6 @@ from actscope.feed.messages import (
     Stretch,
     Welcome,
 )
-from actscope.feed.order import served
 
 log = logging.getLogger("actscope.feed")
 

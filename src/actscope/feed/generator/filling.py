@@ -9,12 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from actscope.engines.reading.contract import ROW_LABEL, Reader, Rows
-from actscope.engines.reading.stream import Stream
 from actscope.errors import FeedError
-from actscope.feed.memory import FeedMemory
+from actscope.extraction.contract import ROW_LABEL, Reader, Rows
+from actscope.extraction.stream import Stream
+from actscope.feed.buffer.memory import FeedMemory
+from actscope.feed.buffer.order import places
 from actscope.feed.messages import Filled, FillWindow, SiteSums
-from actscope.feed.order import places
 
 _TORCH = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _OPAQUE = np.dtype(f"V{ROW_LABEL.itemsize}")  # numpy copies those as memory, structured ones field by field

@@ -9,15 +9,15 @@ from functools import partial
 
 import msgspec
 
-from actscope.engines.reading.contract import Reader
-from actscope.engines.reading.cutting import Cutter, tokenizer_of
-from actscope.engines.reading.opening import open_reader
-from actscope.engines.reading.stream import Stream
-from actscope.engines.reading.texts import open_texts
+from actscope.extraction.contract import Reader
+from actscope.extraction.cutting import Cutter, tokenizer_of
+from actscope.extraction.opening import open_reader
+from actscope.extraction.stream import Stream
+from actscope.extraction.texts import open_texts
+from actscope.feed.buffer.layout import Layout
+from actscope.feed.buffer.memory import FeedMemory
 from actscope.feed.generator.filling import Filler
 from actscope.feed.generator.link import ServerLink
-from actscope.feed.layout import Layout
-from actscope.feed.memory import FeedMemory
 from actscope.feed.messages import FromGenerator, Loaded, Loading, Progress
 from actscope.feed.settings import FeedSettings
 

@@ -10,8 +10,8 @@ from difflib import get_close_matches
 from typing import Any, get_type_hints
 
 from actscope.errors import SettingsError
+from actscope.feed.planning.memory_estimate import is_measured
 from actscope.feed.settings import FeedSettings
-from actscope.feed.sizing import is_measured
 
 #: Before the name of any setting, in capitals.
 PREFIX = "ACTSCOPE_FEED_"

@@ -11,12 +11,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from actscope.engines.reading.contract import ROW_LABEL
-from actscope.engines.reading.texts import BUILTIN
 from actscope.errors import SettingsError, SiteError
-from actscope.feed.layout import PAGE, Layout
-from actscope.feed.machine import Machine, gigabytes, has_gpu
-from actscope.feed.models import ModelFacts, Unreachable, facts_of
+from actscope.extraction.contract import ROW_LABEL
+from actscope.extraction.texts import BUILTIN
+from actscope.feed.buffer.layout import PAGE, Layout
+from actscope.feed.planning.host_memory import Machine, gigabytes, has_gpu
+from actscope.feed.planning.model_facts import ModelFacts, Unreachable, facts_of
 from actscope.feed.settings import ITEM_BYTES, FeedSettings
 from actscope.sites import is_named, items_of, select
 

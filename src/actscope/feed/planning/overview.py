@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from actscope.errors import SettingsError
-from actscope.feed.machine import Machine, gigabytes
-from actscope.feed.presets import PRESETS, feed_settings
+from actscope.feed.planning.host_memory import Machine, gigabytes
+from actscope.feed.planning.memory_estimate import Estimate, estimate, fits, shape_of
+from actscope.feed.planning.presets import PRESETS, feed_settings
 from actscope.feed.settings import FeedSettings
-from actscope.feed.sizing import Estimate, estimate, fits, shape_of
 
 _HEADS = ("preset", "model", "a row", "rows", "mixed over", "buffer", "+ on a GPU", "+ on the CPU")
 

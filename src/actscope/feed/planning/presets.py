@@ -19,10 +19,10 @@ from types import MappingProxyType
 from typing import Any, Final, TypeVar
 
 from actscope.errors import SettingsError
-from actscope.feed.fields import NAMES, Given, from_environment, parsed
-from actscope.feed.machine import Machine, this_machine
+from actscope.feed.planning.environment import NAMES, Given, from_environment, parsed
+from actscope.feed.planning.host_memory import Machine, this_machine
+from actscope.feed.planning.memory_estimate import rows_of
 from actscope.feed.settings import FeedSettings
-from actscope.feed.sizing import rows_of
 
 _T = TypeVar("_T")
 _BIG: Final = {

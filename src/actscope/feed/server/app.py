@@ -15,16 +15,16 @@ from starlette.responses import Response
 from actscope import __version__
 from actscope.clock import boot_id
 from actscope.errors import FeedEnded, FeedError, FeedNotReady, RequestRefused, SiteError
-from actscope.feed import shapes
-from actscope.feed.answers import Batch, HeldResponse, RowsResponse, disconnected
-from actscope.feed.buffer import Grant
+from actscope.feed.buffer.allocator import Grant
 from actscope.feed.choosing import choose
 from actscope.feed.messages import GROUP
-from actscope.feed.service import Service
+from actscope.feed.server import schemas as shapes
+from actscope.feed.server.responses import Batch, HeldResponse, RowsResponse, disconnected
+from actscope.feed.server.service import Service
+from actscope.feed.server.streaming import StreamResponse
 from actscope.feed.settings import FeedSettings
-from actscope.feed.streaming import StreamResponse
-from actscope.serving.guard import Guard
-from actscope.serving.problems import Problem, install_handlers
+from actscope.serving.access import Guard
+from actscope.serving.errors import Problem, install_handlers
 
 _ENDPOINTS = {
     "GET /activations": "rows as JSON",

@@ -8,12 +8,12 @@ from collections.abc import Callable
 from typing import Any
 
 from actscope.errors import FeedError, FeedNotReady, RequestRefused
-from actscope.feed.buffer import Buffer, Grant
-from actscope.feed.memory import FeedMemory
+from actscope.feed.buffer.allocator import Buffer, Grant
+from actscope.feed.buffer.memory import FeedMemory
+from actscope.feed.buffer.position import Mark, Position
 from actscope.feed.messages import Filled, Loaded
-from actscope.feed.position import Mark, Position
+from actscope.feed.server.normalisation import Statistics
 from actscope.feed.settings import FeedSettings
-from actscope.feed.statistics import Statistics
 
 _EXPIRE_S = 0.25
 

@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from actscope.errors import FeedError, RecordingError, SettingsError
+from actscope.feed.buffer.position import Position
 from actscope.feed.messages import Loaded
-from actscope.feed.position import Position
 from actscope.feed.settings import FeedSettings
 from actscope.store.files import publish, read_file
 
 if TYPE_CHECKING:
-    from actscope.feed.desk import Desk
+    from actscope.feed.server.broker import Desk
 
 log = logging.getLogger("actscope.feed")
 

@@ -18,9 +18,8 @@ from typing import Any
 import msgspec
 
 from actscope.errors import ActscopeError, FeedError
-from actscope.feed.desk import Desk
-from actscope.feed.layout import Layout
-from actscope.feed.memory import FeedMemory
+from actscope.feed.buffer.layout import Layout
+from actscope.feed.buffer.memory import FeedMemory
 from actscope.feed.messages import (
     FROM_GENERATOR,
     TO_GENERATOR,
@@ -34,6 +33,7 @@ from actscope.feed.messages import (
     Progress,
     Start,
 )
+from actscope.feed.server.broker import Desk
 
 log = logging.getLogger("actscope.feed")
 

@@ -12,9 +12,9 @@ import numpy as np
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from actscope.feed.buffer import Grant
-from actscope.feed.desk import Desk
-from actscope.feed.extents import labels_of, values_of
+from actscope.feed.buffer.allocator import Grant
+from actscope.feed.buffer.gather import labels_of, values_of
+from actscope.feed.server.broker import Desk
 
 log = logging.getLogger("actscope.feed")
 

@@ -9,8 +9,8 @@ from dataclasses import replace
 import uvicorn
 from fastapi import FastAPI
 
-from actscope.feed.app import create_app
-from actscope.feed.service import Service
+from actscope.feed.server.app import create_app
+from actscope.feed.server.service import Service
 from actscope.feed.settings import FeedSettings
 from actscope.serving.listening import listen, uvicorn_config
 

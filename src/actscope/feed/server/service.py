@@ -10,12 +10,12 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from actscope.errors import SettingsError
-from actscope.feed.counter import Counter
-from actscope.feed.desk import Desk
-from actscope.feed.position import Position
+from actscope.feed.buffer.position import Position
+from actscope.feed.server.broker import Desk
+from actscope.feed.server.checkpoint import StateFile
+from actscope.feed.server.generator_process import Supervisor
+from actscope.feed.server.shm_server import Counter
 from actscope.feed.settings import FeedSettings
-from actscope.feed.state import StateFile
-from actscope.feed.supervisor import Supervisor
 
 log = logging.getLogger("actscope.feed")
 

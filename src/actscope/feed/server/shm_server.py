@@ -18,8 +18,7 @@ import time
 from pathlib import Path
 
 from actscope.errors import ActscopeError, FeedEnded, FeedError, FeedNotReady, RequestRefused, RingError
-from actscope.feed.buffer import Grant
-from actscope.feed.desk import Desk
+from actscope.feed.buffer.allocator import Grant
 from actscope.feed.messages import (
     FROM_CONSUMER,
     TO_CONSUMER,
@@ -37,7 +36,8 @@ from actscope.feed.messages import (
     ToConsumer,
     Welcome,
 )
-from actscope.ring.runtime import runtime_dir
+from actscope.feed.server.broker import Desk
+from actscope.ring.discovery import runtime_dir
 
 log = logging.getLogger("actscope.feed")
 

@@ -10,9 +10,9 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from actscope.errors import FeedError
-from actscope.feed.answers import Batch, disconnected, log, send_rows
-from actscope.feed.buffer import Grant
-from actscope.feed.service import Service
+from actscope.feed.buffer.allocator import Grant
+from actscope.feed.server.responses import Batch, disconnected, log, send_rows
+from actscope.feed.server.service import Service
 
 
 class StreamResponse(Response):

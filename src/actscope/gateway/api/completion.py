@@ -17,14 +17,14 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from actscope.errors import UpstreamError
-from actscope.gateway.asking import Call
-from actscope.gateway.engine import Engine
-from actscope.gateway.log import RequestLog, State
-from actscope.gateway.sessions import Flight, Sessions
-from actscope.gateway.sse import SseSplitter
-from actscope.gateway.upstream import Upstream
-from actscope.gateway.wire import ChoiceView, encode
-from actscope.serving.problems import Problem, error_object, problem_response
+from actscope.gateway.api.completion_request import Call
+from actscope.gateway.api.payloads import ChoiceView, encode
+from actscope.gateway.scores.request_log import RequestLog, State
+from actscope.gateway.scores.request_store import Flight, Sessions
+from actscope.gateway.upstream.engine import Engine
+from actscope.gateway.upstream.sse import SseSplitter
+from actscope.gateway.upstream.upstream import Upstream
+from actscope.serving.errors import Problem, error_object, problem_response
 
 _log = logging.getLogger(__name__)
 _value = msgspec.json.decode

@@ -9,8 +9,8 @@ from typing import Any
 import msgspec
 from msgspec import Raw
 
-from actscope.gateway.options import XARGS, Options, into_xargs
-from actscope.serving.problems import Problem
+from actscope.gateway.api.options import XARGS, Options, into_xargs
+from actscope.serving.errors import Problem
 
 CHAT = "/v1/chat/completions"
 COMPLETIONS = "/v1/completions"

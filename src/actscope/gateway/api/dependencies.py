@@ -7,11 +7,11 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 
-from actscope.gateway.events import OpenStreams
-from actscope.gateway.passing import Passing
-from actscope.gateway.sessions import Sessions
+from actscope.gateway.api.events import OpenStreams
+from actscope.gateway.api.proxy import Passing
+from actscope.gateway.scores.request_store import Sessions
 from actscope.gateway.settings import GatewaySettings
-from actscope.gateway.upstream import Upstream
+from actscope.gateway.upstream.upstream import Upstream
 
 
 @dataclass(frozen=True, slots=True)

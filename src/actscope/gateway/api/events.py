@@ -8,9 +8,9 @@ import contextlib
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from actscope.gateway.log import RequestLog
-from actscope.gateway.wire import event_bytes
-from actscope.serving.problems import Problem
+from actscope.gateway.api.payloads import event_bytes
+from actscope.gateway.scores.request_log import RequestLog
+from actscope.serving.errors import Problem
 
 #: A watcher that is behind gets at most this many bytes in one piece.
 _PIECE_BYTES = 64 * 1024

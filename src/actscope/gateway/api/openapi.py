@@ -1,6 +1,6 @@
 """The OpenAPI document, with the shapes of what is streamed, which FastAPI does not see.
 
-`python -m actscope.gateway.document` prints it; the page's typed client is generated from that.
+`python -m actscope.gateway.api.openapi` prints it; the page's typed client is generated from that.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 from fastapi import FastAPI
 from pydantic.json_schema import models_json_schema
 
-from actscope.gateway import models
+from actscope.gateway.api import schemas as models
 
 _STREAMED = (models.ChatCompletionChunk, models.Completion, models.Events)
 

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from actscope.errors import SiteError
-from actscope.serving.problems import Problem
+from actscope.serving.errors import Problem
 from actscope.sites import select
 
 #: Where vLLM takes a request's options for the plugin; the values there are text.

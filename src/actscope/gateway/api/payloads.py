@@ -10,9 +10,9 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from actscope.gateway.columns import EventKind
-from actscope.gateway.log import RequestLog
-from actscope.gateway.probeset import Columns, Sae
+from actscope.gateway.scores.columns import EventKind
+from actscope.gateway.scores.probe_table import Columns, Sae
+from actscope.gateway.scores.request_log import RequestLog
 
 VERSION = 1
 

@@ -13,11 +13,11 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
-from actscope.gateway.engine import Engine
-from actscope.gateway.headers import passed, returned
-from actscope.gateway.upstream import FAILURES, Upstream
-from actscope.gateway.wire import encode
-from actscope.serving.problems import Problem, error_object, problem_response
+from actscope.gateway.api.payloads import encode
+from actscope.gateway.upstream.engine import Engine
+from actscope.gateway.upstream.headers import passed, returned
+from actscope.gateway.upstream.upstream import FAILURES, Upstream
+from actscope.serving.errors import Problem, error_object, problem_response
 
 _log = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ from enum import IntEnum
 
 import numpy as np
 
-from actscope.gateway.probeset import NO_COLUMNS, Columns
+from actscope.gateway.scores.probe_table import NO_COLUMNS, Columns
 
 
 @dataclass(slots=True)

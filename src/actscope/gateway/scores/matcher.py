@@ -15,14 +15,14 @@ import numpy as np
 
 from actscope.errors import RingError
 from actscope.frames import RowFlag, Span, SpanFlag
-from actscope.gateway.joining import Joiner, PartRows, Seams
-from actscope.gateway.log import RequestLog
-from actscope.gateway.probeset import Table, join_tables
-from actscope.gateway.sessions import Sessions
-from actscope.gateway.tables import Tables
-from actscope.gateway.tokens import TokenTexts
+from actscope.gateway.scores.detokenizer import TokenTexts
+from actscope.gateway.scores.part_merger import Joiner, PartRows, Seams
+from actscope.gateway.scores.probe_table import Table, join_tables
+from actscope.gateway.scores.request_log import RequestLog
+from actscope.gateway.scores.request_store import Sessions
+from actscope.gateway.scores.tables import Tables
+from actscope.ring.discovery import EngineCard
 from actscope.ring.host import Batch, RingReader, StepRecord
-from actscope.ring.runtime import EngineCard
 
 _log = logging.getLogger(__name__)
 

@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from actscope.gateway.log import RequestLog
-from actscope.gateway.probeset import Columns, join_columns
+from actscope.gateway.scores.probe_table import Columns, join_columns
+from actscope.gateway.scores.request_log import RequestLog
 
 #: Joined columns are kept for so many combinations of the parts' tables.
 _KEPT = 64

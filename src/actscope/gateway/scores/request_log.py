@@ -16,9 +16,9 @@ from typing import Literal
 import numpy as np
 
 from actscope.clock import clock_pair, monotonic_ns
-from actscope.gateway.columns import EventColumn, EventKind, ScoreColumn
-from actscope.gateway.probeset import NO_COLUMNS, Columns
-from actscope.gateway.tokens import TokenTexts
+from actscope.gateway.scores.columns import EventColumn, EventKind, ScoreColumn
+from actscope.gateway.scores.detokenizer import TokenTexts
+from actscope.gateway.scores.probe_table import NO_COLUMNS, Columns
 
 State = Literal["running", "done", "aborted", "failed"]
 Source = Literal["gateway", "engine"]

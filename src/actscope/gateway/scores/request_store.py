@@ -7,7 +7,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-from actscope.gateway.log import RequestLog
+from actscope.gateway.scores.request_log import RequestLog
 from actscope.gateway.settings import GatewaySettings
 
 #: How many forgotten requests are still told apart from ones that never were.

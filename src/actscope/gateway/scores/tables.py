@@ -6,8 +6,8 @@ import logging
 
 import msgspec
 
-from actscope.gateway.probeset import EMPTY_TABLE, Table, table_of
-from actscope.ring.runtime import EngineCard, read_table
+from actscope.gateway.scores.probe_table import EMPTY_TABLE, Table, table_of
+from actscope.ring.discovery import EngineCard, read_table
 
 _log = logging.getLogger(__name__)
 

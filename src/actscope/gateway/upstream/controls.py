@@ -7,9 +7,9 @@ from typing import Any
 
 import msgspec
 
-from actscope.gateway.connection import Connection
-from actscope.gateway.probeset import join_described, numbered
-from actscope.ring.runtime import EngineCard
+from actscope.gateway.scores.probe_table import join_described, numbered
+from actscope.gateway.upstream.connection import Connection
+from actscope.ring.discovery import EngineCard
 
 Answer = tuple[int, bytes]
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from itertools import groupby
 from operator import attrgetter
 
-from actscope.gateway.kinship import descends, is_vllm, servers_of
-from actscope.ring.runtime import EngineCard, read_cards
+from actscope.gateway.upstream.process_tree import descends, is_vllm, servers_of
+from actscope.ring.discovery import EngineCard, read_cards
 
 Cards = tuple[EngineCard, ...]
 

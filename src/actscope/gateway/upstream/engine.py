@@ -9,15 +9,15 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 from actscope.errors import UpstreamError
-from actscope.gateway.connection import Connection
-from actscope.gateway.controls import Controls
-from actscope.gateway.finding import Found
-from actscope.gateway.matching import Matcher, RingPart
-from actscope.gateway.probeset import EMPTY_TABLE, Table
-from actscope.gateway.sessions import Sessions
-from actscope.gateway.tokens import TokenTexts
+from actscope.gateway.scores.detokenizer import TokenTexts
+from actscope.gateway.scores.matcher import Matcher, RingPart
+from actscope.gateway.scores.probe_table import EMPTY_TABLE, Table
+from actscope.gateway.scores.request_store import Sessions
+from actscope.gateway.upstream.connection import Connection
+from actscope.gateway.upstream.controls import Controls
+from actscope.gateway.upstream.discovery import Found
+from actscope.ring.discovery import EngineCard
 from actscope.ring.host import RingReader
-from actscope.ring.runtime import EngineCard
 
 _log = logging.getLogger(__name__)
 

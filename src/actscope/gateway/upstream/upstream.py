@@ -13,15 +13,15 @@ import aiohttp
 import msgspec
 
 from actscope.errors import RingError, UpstreamError
-from actscope.gateway import finding
-from actscope.gateway.connection import Connection
-from actscope.gateway.controls import Answer, Controls
-from actscope.gateway.engine import Engine
-from actscope.gateway.finding import Found
-from actscope.gateway.sessions import Sessions
+from actscope.gateway.scores.request_store import Sessions
 from actscope.gateway.settings import GatewaySettings
-from actscope.ring.runtime import read_cards
-from actscope.serving.problems import Problem
+from actscope.gateway.upstream import discovery as finding
+from actscope.gateway.upstream.connection import Connection
+from actscope.gateway.upstream.controls import Answer, Controls
+from actscope.gateway.upstream.discovery import Found
+from actscope.gateway.upstream.engine import Engine
+from actscope.ring.discovery import read_cards
+from actscope.serving.errors import Problem
 
 _log = logging.getLogger(__name__)
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
+from actscope.harvest.commit import Receipt
 from actscope.harvest.plan import Plan, Proposal
-from actscope.harvest.receipt import Receipt
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,8 +13,9 @@ import msgspec
 
 from actscope.errors import EngineError
 from actscope.harvest import plan as plans
-from actscope.harvest.crews.contract import Died, Done, Event, Failed
-from actscope.harvest.crews.messages import (
+from actscope.harvest.plan import Plan, Proposal
+from actscope.harvest.workers.contract import Died, Done, Event, Failed
+from actscope.harvest.workers.messages import (
     Answer,
     Job,
     Open,
@@ -27,8 +28,7 @@ from actscope.harvest.crews.messages import (
     Run,
     error_of,
 )
-from actscope.harvest.crews.station import answers, orders
-from actscope.harvest.plan import Plan, Proposal
+from actscope.harvest.workers.worker_process import answers, orders
 
 _GRACE_S = 5.0
 
@@ -117,7 +117,7 @@ class _Child:
         self._buffer = bytearray()
         with theirs:
             number = theirs.fileno()
-            command = [sys.executable, "-m", "actscope.harvest.crews.station", str(number)]
+            command = [sys.executable, "-m", "actscope.harvest.workers.worker_process", str(number)]
             self.process = subprocess.Popen(
                 [*command, msgspec.json.encode(job).decode()],
                 pass_fds=[number],

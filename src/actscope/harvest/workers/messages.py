@@ -5,8 +5,8 @@ from __future__ import annotations
 import msgspec
 
 from actscope import errors
+from actscope.harvest.commit import Receipt
 from actscope.harvest.plan import Proposal
-from actscope.harvest.receipt import Receipt
 from actscope.harvest.settings import HarvestSettings
 
 

@@ -15,8 +15,9 @@ import msgspec
 
 from actscope.errors import EngineError, MissingExtra, SettingsError
 from actscope.harvest import plan as plans
-from actscope.harvest.crews.contract import Died, Done, Event, Failed
-from actscope.harvest.crews.messages import (
+from actscope.harvest.plan import Plan, Proposal
+from actscope.harvest.workers.contract import Died, Done, Event, Failed
+from actscope.harvest.workers.messages import (
     Answer,
     Job,
     Open,
@@ -29,7 +30,6 @@ from actscope.harvest.crews.messages import (
     Run,
     error_of,
 )
-from actscope.harvest.plan import Plan, Proposal
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # read when Ray is imported
 try:
@@ -150,7 +150,7 @@ class _Station:
     """The actor: bytes in, bytes out, so that what Ray pickles is nothing but bytes."""
 
     def __init__(self, job: bytes) -> None:
-        from actscope.harvest.crews.station import Station
+        from actscope.harvest.workers.worker_process import Station
 
         self._station = Station(msgspec.msgpack.decode(job, type=Job))
 

@@ -1,4 +1,4 @@
-"""A worker's end: `python -m actscope.harvest.crews.station FD`, started by the local crew, ends when the crew has gone.
+"""A worker's end: `python -m actscope.harvest.workers.worker_process FD`, started by the local crew, ends when the crew has gone.
 
 A unit that is being computed when the crew goes is computed to its end and committed: nothing is lost by it.
 """
@@ -15,9 +15,9 @@ import msgspec
 
 from actscope.errors import ActscopeError
 from actscope.harvest import plan as plans
-from actscope.harvest.crews.messages import Answer, Job, Opened, Order, Propose, Proposed, Ran, Run, raised
 from actscope.harvest.storage import open_storage
 from actscope.harvest.worker import Worker
+from actscope.harvest.workers.messages import Answer, Job, Opened, Order, Propose, Proposed, Ran, Run, raised
 from actscope.serving.messages import Messages
 
 MOST_BYTES = 16 << 20

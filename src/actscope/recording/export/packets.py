@@ -1,4 +1,4 @@
-"""packets: one file, the plain stream of `actscope.recording.packets`, in the order in which the rows were computed."""
+"""packets: one file, the plain stream of `actscope.recording.format.packets`, in the order in which the rows were computed."""
 
 from __future__ import annotations
 
@@ -10,9 +10,7 @@ import numpy as np
 
 from actscope.recording.export.options import Progress
 from actscope.recording.export.selection import Source
-from actscope.recording.labels import RequestSummary
-from actscope.recording.ledger import LABEL
-from actscope.recording.packets import (
+from actscope.recording.format.packets import (
     HEADER,
     REQUEST,
     SPAN,
@@ -23,6 +21,8 @@ from actscope.recording.packets import (
     SiteForm,
     SpanLabels,
 )
+from actscope.recording.format.row_labels import LABEL
+from actscope.recording.reading.label_index import RequestSummary
 
 _WINDOW_BYTES = 16 << 20  # of all sites together, read at a time
 

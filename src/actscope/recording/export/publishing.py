@@ -12,7 +12,7 @@ from pathlib import Path
 import msgspec
 
 from actscope.errors import RecordingError
-from actscope.recording.packets import HEADER, scan_packets
+from actscope.recording.format.packets import HEADER, scan_packets
 from actscope.store.files import sync_directory
 
 DESCRIPTION = "export.json"

@@ -13,7 +13,7 @@ from actscope.recording.export import npy, packets, parquet, safetensors, zarr
 from actscope.recording.export.options import ExportOptions, ExportReport, Progress, silent
 from actscope.recording.export.publishing import DESCRIPTION, check_free, publishing
 from actscope.recording.export.selection import Selection, Source
-from actscope.recording.reader import Recording
+from actscope.recording.reading.recording import Recording
 
 #: Writes the chosen rows at a path that is not there yet; returns what each site's rows are stored as.
 Writer = Callable[[Source, Path, Progress], dict[str, str]]

@@ -12,7 +12,7 @@ import numpy as np
 from actscope.codecs import itemsize, to_float32
 from actscope.errors import RecordingError, SiteError
 from actscope.recording.export.options import ExportOptions
-from actscope.recording.reader import Recording
+from actscope.recording.reading.recording import Recording
 from actscope.sites import Site, select
 
 

@@ -10,10 +10,10 @@ import numpy as np
 
 from actscope.errors import RecordingError, SettingsError
 from actscope.frames import Frame, Span, SpanFlag, Step
-from actscope.recording.rows import as_numpy
-from actscope.recording.spool import DiskSpool, MemorySpool, Spool
-from actscope.recording.trail import KeptStep, Leg, Range, Trail
-from actscope.recording.window import Window
+from actscope.recording.flight.request_rows import KeptStep, Leg, Range, Trail
+from actscope.recording.flight.spool import DiskSpool, MemorySpool, Spool
+from actscope.recording.flight.windows import Window
+from actscope.recording.format.arrays import as_numpy
 
 #: What a step and a leg cost beside rows and labels.
 _STEP_BYTES, _LEG_BYTES = 640, 160

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from actscope.recording.trail import Range
-from actscope.recording.window import Extent
+from actscope.recording.flight.request_rows import Range
+from actscope.recording.flight.windows import Extent
 
 MarkState = Literal["keeping", "kept", "pending", "forgotten", "unknown"]
 

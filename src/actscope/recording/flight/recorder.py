@@ -17,12 +17,12 @@ from typing import Any, TypeVar
 from actscope.clock import monotonic_ns
 from actscope.errors import RecordingError, RecordingPoisoned, SettingsError
 from actscope.frames import SCORES, Frame, SinkStats, Step
-from actscope.recording.history import FlightOptions
-from actscope.recording.keeper import Keeper
-from actscope.recording.marked import Marked, Wish
-from actscope.recording.recorder import Recorder
-from actscope.recording.triggers import Rule
-from actscope.recording.window import Extent
+from actscope.recording.flight.history import FlightOptions
+from actscope.recording.flight.marks import Marked, Wish
+from actscope.recording.flight.retention import Keeper
+from actscope.recording.flight.triggers import Rule
+from actscope.recording.flight.windows import Extent
+from actscope.recording.writing.recorder import Recorder
 
 log = logging.getLogger("actscope.recording")
 

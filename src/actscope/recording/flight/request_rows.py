@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from actscope.frames import Span, Step
-from actscope.recording.spool import Run
-from actscope.recording.window import Window, Windows
+from actscope.recording.flight.spool import Run
+from actscope.recording.flight.windows import Window, Windows
 
 #: Positions `first .. after` of a request.
 Range = tuple[int, int]

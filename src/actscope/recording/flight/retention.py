@@ -8,15 +8,15 @@ from collections.abc import Callable, Collection, Sequence
 
 from actscope.errors import RecordingError
 from actscope.frames import SCORES, Frame, Span, SpanFlag, Step
-from actscope.recording.history import FlightOptions, History
-from actscope.recording.marked import Marked, MarkState, Wish
-from actscope.recording.outbox import Outbox, Piece
-from actscope.recording.recorder import Recorder
-from actscope.recording.rows import as_numpy
-from actscope.recording.trail import KeptStep, Leg, Trail
-from actscope.recording.triggers import ProbeRule, Rule, SampleRule
-from actscope.recording.watcher import Firing, Watcher
-from actscope.recording.window import Window, Windows
+from actscope.recording.flight.history import FlightOptions, History
+from actscope.recording.flight.marks import Marked, MarkState, Wish
+from actscope.recording.flight.request_rows import KeptStep, Leg, Trail
+from actscope.recording.flight.trigger_evaluator import Firing, Watcher
+from actscope.recording.flight.triggers import ProbeRule, Rule, SampleRule
+from actscope.recording.flight.windows import Window, Windows
+from actscope.recording.flight.writeback import Outbox, Piece
+from actscope.recording.format.arrays import as_numpy
+from actscope.recording.writing.recorder import Recorder
 from actscope.sampling import keeps
 
 log = logging.getLogger("actscope.recording")

@@ -11,8 +11,8 @@ import msgspec
 import numpy as np
 
 from actscope.frames import RowFlag, Step
-from actscope.recording.triggers import ProbeRule
-from actscope.recording.window import Window
+from actscope.recording.flight.triggers import ProbeRule
+from actscope.recording.flight.windows import Window
 
 log = logging.getLogger("actscope.recording")
 

@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 
 from actscope.errors import SettingsError
-from actscope.recording.window import Extent
+from actscope.recording.flight.windows import Extent
 
 _COMPARE: dict[str, Callable[[Any, Any], Any]] = {
     ">": operator.gt,

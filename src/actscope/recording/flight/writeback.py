@@ -11,9 +11,9 @@ import numpy as np
 
 from actscope.errors import ActscopeError, RecordingPoisoned
 from actscope.frames import Frame, Span, SpanFlag, Step
-from actscope.recording.recorder import Recorder
-from actscope.recording.spool import Run, Spool
-from actscope.recording.trail import KeptStep, Leg
+from actscope.recording.flight.request_rows import KeptStep, Leg
+from actscope.recording.flight.spool import Run, Spool
+from actscope.recording.writing.recorder import Recorder
 
 log = logging.getLogger("actscope.recording")
 

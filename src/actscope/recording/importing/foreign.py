@@ -13,9 +13,9 @@ import numpy as np
 from actscope.codecs import itemsize
 from actscope.errors import RecordingError, SettingsError
 from actscope.frames import ROW_META, Span, Step
+from actscope.recording.format.packets import Entry, Place, SiteForm, scan_packets
 from actscope.recording.importing.options import ImportOptions
 from actscope.recording.importing.stream import Count, Progress, Steps, Texts, as_rows, frame_of
-from actscope.recording.packets import Entry, Place, SiteForm, scan_packets
 from actscope.recording.spec import RecordingSpec
 
 _MAX_SITES = 4096

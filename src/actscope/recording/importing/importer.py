@@ -11,13 +11,13 @@ from typing import BinaryIO
 
 from actscope.codecs import DTYPES
 from actscope.errors import ActscopeError, RecordingError
+from actscope.recording.format.packets import HEADER, VERSION, Header, scan_packets
 from actscope.recording.importing.foreign import ForeignStream
 from actscope.recording.importing.options import ImportOptions
 from actscope.recording.importing.own import OwnStream, decode
 from actscope.recording.importing.stream import Progress, Stream
-from actscope.recording.packets import HEADER, VERSION, Header, scan_packets
-from actscope.recording.recorder import Recorder
 from actscope.recording.spec import PipelineOptions
+from actscope.recording.writing.recorder import Recorder
 from actscope.store.files import sync_directory
 
 

@@ -13,9 +13,7 @@ import numpy as np
 
 from actscope.errors import RecordingError
 from actscope.frames import NO_FLAGS, ROW_META, Frame, Span, SpanFlag, Step
-from actscope.recording.importing.options import ImportOptions
-from actscope.recording.importing.stream import Count, Progress, Steps, Texts, as_rows, frame_of
-from actscope.recording.packets import (
+from actscope.recording.format.packets import (
     HEADER,
     REQUEST,
     SPAN,
@@ -27,6 +25,8 @@ from actscope.recording.packets import (
     SpanLabels,
     read_packets,
 )
+from actscope.recording.importing.options import ImportOptions
+from actscope.recording.importing.stream import Count, Progress, Steps, Texts, as_rows, frame_of
 from actscope.recording.spec import RecordingSpec
 
 R = TypeVar("R", bound=msgspec.Struct)

@@ -11,7 +11,7 @@ import numpy as np
 from actscope.codecs import carrier, itemsize
 from actscope.errors import RecordingError
 from actscope.frames import Frame, Step
-from actscope.recording.packets import SiteForm
+from actscope.recording.format.packets import SiteForm
 from actscope.recording.spec import RecordingSpec
 
 #: Called with (what is being done, done, total).

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from actscope.frames import RowFlag, SpanFlag
-from actscope.recording.ledger import LABEL, LedgerBatch
+from actscope.recording.format.row_labels import LABEL, LedgerBatch
 
 #: Rows that say nothing of a token that is part of the request.
 SPURIOUS = int(RowFlag.REJECTED | RowFlag.AFTER_EOS)

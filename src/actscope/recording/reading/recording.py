@@ -12,10 +12,11 @@ import msgspec
 import numpy as np
 
 from actscope.errors import RecordingError, SiteError
-from actscope.recording import ledger, manifest, records
-from actscope.recording.keys import CHANNELS, KEY, Kind
-from actscope.recording.labels import Labels, RequestSummary
-from actscope.recording.site_rows import Blocks, Rows, SiteRows
+from actscope.recording.format import manifest, records
+from actscope.recording.format import row_labels as ledger
+from actscope.recording.format.index_keys import CHANNELS, KEY, Kind
+from actscope.recording.reading.label_index import Labels, RequestSummary
+from actscope.recording.reading.site_rows import Blocks, Rows, SiteRows
 from actscope.store import Damage, StoreReader
 
 Positions = int | slice | Sequence[int] | np.ndarray

@@ -11,8 +11,8 @@ import numpy as np
 
 from actscope.codecs import decode, name_of, to_float32
 from actscope.errors import RecordingDamaged
-from actscope.recording.keys import DTYPE_NAMES, KEY, BlockFlag, Kind, errors_of
-from actscope.recording.rows import as_torch
+from actscope.recording.format.arrays import as_torch
+from actscope.recording.format.index_keys import DTYPE_NAMES, KEY, BlockFlag, Kind, errors_of
 from actscope.store import StoreReader
 
 _CACHED_BYTES = 64 << 20

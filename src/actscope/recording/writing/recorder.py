@@ -22,13 +22,22 @@ from actscope.clock import clock_pair, monotonic_ns
 from actscope.codecs import DTYPES, Encoded, Encoder, carrier, encoder
 from actscope.errors import RecordingError, RecordingPoisoned
 from actscope.frames import Frame, SinkStats, Step
-from actscope.recording import ledger, records
-from actscope.recording.continuation import Continuation, continue_recording
-from actscope.recording.keys import CHANNELS, BlockFlag, Kind, channel_of, channel_of_site, error_codes, key
-from actscope.recording.lanes import Lane, Lanes, Piece
-from actscope.recording.manifest import manifest_of
-from actscope.recording.rows import as_numpy
+from actscope.recording.format import records
+from actscope.recording.format import row_labels as ledger
+from actscope.recording.format.arrays import as_numpy
+from actscope.recording.format.index_keys import (
+    CHANNELS,
+    BlockFlag,
+    Kind,
+    channel_of,
+    channel_of_site,
+    error_codes,
+    key,
+)
+from actscope.recording.format.manifest import manifest_of
 from actscope.recording.spec import PipelineOptions, RecordingSpec
+from actscope.recording.writing.resume import Continuation, continue_recording
+from actscope.recording.writing.site_queues import Lane, Lanes, Piece
 from actscope.store import Store
 from actscope.store.files import publish
 

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from actscope.recording import ledger, manifest
-from actscope.recording.keys import DTYPE_NAMES, KEY, Kind
+from actscope.recording.format import manifest
+from actscope.recording.format import row_labels as ledger
+from actscope.recording.format.index_keys import DTYPE_NAMES, KEY, Kind
 from actscope.recording.spec import RecordingSpec
 from actscope.store import Store, StoreOptions, StoreReader, recover
 

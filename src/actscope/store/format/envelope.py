@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from actscope.errors import ActscopeError, MissingExtra
-from actscope.store.checksum import Buffer, crc32_of, crc32c_of
-from actscope.store.layout import (
+from actscope.store.format.checksum import Buffer, crc32_of, crc32c_of
+from actscope.store.format.layout import (
     DATA_END,
     ENTRY,
     FOOTER,
@@ -28,8 +28,8 @@ from actscope.store.layout import (
     record_bytes,
     seal_body,
 )
-from actscope.store.manifest import Manifest
-from actscope.store.source import Source
+from actscope.store.format.manifest import Manifest
+from actscope.store.format.source import Source
 
 try:
     from mcap import records

@@ -36,7 +36,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from actscope.store.checksum import Buffer, crc32c_of
+from actscope.store.format.checksum import Buffer, crc32c_of
 
 MAGIC = b"\x89MCAP0\r\n"
 MESSAGE, ATTACHMENT, DATA_END, FOOTER = 0x05, 0x09, 0x0F, 0x02

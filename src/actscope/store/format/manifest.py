@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from actscope.errors import RecordingDamaged, RecordingError
-from actscope.store.checksum import crc32c_of
 from actscope.store.files import naming, publish, read_file
+from actscope.store.format.checksum import crc32c_of
 
 NAME = "manifest.json"
 FORMAT = "actscope-store"

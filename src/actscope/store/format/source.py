@@ -7,7 +7,7 @@ from pathlib import Path
 from types import TracebackType
 
 from actscope.errors import RecordingError
-from actscope.store.checksum import crc32c_of
+from actscope.store.format.checksum import crc32c_of
 
 WINDOW = 1 << 16
 STRIDE = 4 << 20  # of a pass over many bytes

@@ -17,8 +17,8 @@ from functools import cache
 from pathlib import Path
 
 from actscope.errors import RecordingError
-from actscope.store.checksum import crc32c_of
 from actscope.store.files import naming, read_file, write_all
+from actscope.store.format.checksum import crc32c_of
 
 NAME = "watermark"
 SLOT_BYTES = 512

@@ -10,14 +10,14 @@ import numpy as np
 import numpy.typing as npt
 
 from actscope.errors import RecordingDamaged, RecordingError
-from actscope.store.damage import Damage
-from actscope.store.envelope import Prologue, epilogue, read_index
 from actscope.store.files import naming, segment_files
-from actscope.store.layout import ALIGN, record_bytes, segment_name
-from actscope.store.manifest import NAME, Manifest, read_manifest
-from actscope.store.scan import Scan, find_head
-from actscope.store.source import STRIDE, WINDOW, Source
-from actscope.store.watermark import Watermark, WatermarkState
+from actscope.store.format.envelope import Prologue, epilogue, read_index
+from actscope.store.format.layout import ALIGN, record_bytes, segment_name
+from actscope.store.format.manifest import NAME, Manifest, read_manifest
+from actscope.store.format.source import STRIDE, WINDOW, Source
+from actscope.store.format.watermark import Watermark, WatermarkState
+from actscope.store.reading.damage import Damage
+from actscope.store.reading.record_walk import Scan, find_head
 
 Progress = Callable[[int, int], None]  # bytes done, bytes in all
 

@@ -10,11 +10,11 @@ import numpy as np
 import numpy.typing as npt
 
 from actscope.errors import RecordingDamaged, RecordingError
-from actscope.store.checksum import crc32c_of
-from actscope.store.damage import Damage
-from actscope.store.layout import ENTRY, HEAD_BYTES, Head, record_bytes, segment_name
-from actscope.store.survey import Progress, Survey
-from actscope.store.watermark import Watermark
+from actscope.store.format.checksum import crc32c_of
+from actscope.store.format.layout import ENTRY, HEAD_BYTES, Head, record_bytes, segment_name
+from actscope.store.format.watermark import Watermark
+from actscope.store.reading.damage import Damage
+from actscope.store.reading.index import Progress, Survey
 
 
 class StoreReader:

@@ -7,9 +7,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from actscope.store.damage import Damage
-from actscope.store.envelope import Ranges
-from actscope.store.layout import (
+from actscope.store.format.envelope import Ranges
+from actscope.store.format.layout import (
     ALIGN,
     ATTACHMENT,
     ENTRY,
@@ -22,8 +21,9 @@ from actscope.store.layout import (
     padding_record,
     record_bytes,
 )
+from actscope.store.format.source import Source
 from actscope.store.options import BLOCK
-from actscope.store.source import Source
+from actscope.store.reading.damage import Damage
 
 MAGIC_AT = 31  # of a head
 

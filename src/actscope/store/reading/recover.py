@@ -7,15 +7,15 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from actscope.errors import RecordingDamaged
-from actscope.store.damage import Damage
-from actscope.store.envelope import epilogue
 from actscope.store.files import naming, spare_name, sync_directory, write_all
-from actscope.store.manifest import NAME, publish_manifest
-from actscope.store.salvage import Rewrite, copy_aside
-from actscope.store.source import Source
-from actscope.store.survey import Progress, SegmentState, Survey
-from actscope.store.watermark import NAME as WATERMARK
-from actscope.store.watermark import Position, Watermark, WatermarkFile
+from actscope.store.format.envelope import epilogue
+from actscope.store.format.manifest import NAME, publish_manifest
+from actscope.store.format.source import Source
+from actscope.store.format.watermark import NAME as WATERMARK
+from actscope.store.format.watermark import Position, Watermark, WatermarkFile
+from actscope.store.reading.damage import Damage
+from actscope.store.reading.index import Progress, SegmentState, Survey
+from actscope.store.reading.salvage import Rewrite, copy_aside
 
 MISSING = 10_000  # segment files; more are a name or a watermark that lies
 

@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from actscope.store.envelope import Prologue, Ranges, epilogue
 from actscope.store.files import spare_name, sync_directory, write_all
-from actscope.store.layout import ENTRY, record_bytes, segment_name
-from actscope.store.scan import Scan
-from actscope.store.source import STRIDE, Source
-from actscope.store.survey import SegmentState, Survey
+from actscope.store.format.envelope import Prologue, Ranges, epilogue
+from actscope.store.format.layout import ENTRY, record_bytes, segment_name
+from actscope.store.format.source import STRIDE, Source
+from actscope.store.reading.index import SegmentState, Survey
+from actscope.store.reading.record_walk import Scan
 
 
 def copy_aside(path: Path, start: int = 0, suffix: str = ".damaged") -> Path:

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from actscope.store.checksum import Buffer as Bytes
+from actscope.store.format.checksum import Buffer as Bytes
+from actscope.store.format.watermark import Position
 from actscope.store.options import BLOCK
-from actscope.store.watermark import Position
 
 LARGEST = 8 << 20  # one direct write; more is not faster
 HUGE = 2 << 20

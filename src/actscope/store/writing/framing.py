@@ -6,15 +6,23 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from actscope.store.buffers import Buffer
-from actscope.store.checksum import Buffer as Bytes
-from actscope.store.checksum import crc32c_of
-from actscope.store.envelope import Prologue, epilogue
-from actscope.store.flow import Flow
-from actscope.store.layout import ENTRY, ENTRY_ROW, MAX_MESSAGES, Head, padding_after, padding_record, record_bytes
-from actscope.store.manifest import Manifest
+from actscope.store.format.checksum import Buffer as Bytes
+from actscope.store.format.checksum import crc32c_of
+from actscope.store.format.envelope import Prologue, epilogue
+from actscope.store.format.layout import (
+    ENTRY,
+    ENTRY_ROW,
+    MAX_MESSAGES,
+    Head,
+    padding_after,
+    padding_record,
+    record_bytes,
+)
+from actscope.store.format.manifest import Manifest
+from actscope.store.format.watermark import Position
 from actscope.store.options import BLOCK
-from actscope.store.watermark import Position
+from actscope.store.writing.buffers import Buffer
+from actscope.store.writing.pipeline_state import Flow
 
 
 class Stream:

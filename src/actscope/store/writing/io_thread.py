@@ -7,11 +7,11 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from actscope.store.buffers import Buffer
-from actscope.store.flow import Flow
+from actscope.store.format.watermark import WatermarkFile
 from actscope.store.options import StoreOptions
-from actscope.store.output import SegmentFile
-from actscope.store.watermark import WatermarkFile
+from actscope.store.writing.buffers import Buffer
+from actscope.store.writing.pipeline_state import Flow
+from actscope.store.writing.segment_file import SegmentFile
 
 
 class Drain:

@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 from threading import Condition
 
 from actscope.errors import RecordingPoisoned
-from actscope.store.buffers import Buffer, PoolShape
-from actscope.store.watermark import Position
+from actscope.store.format.watermark import Position
+from actscope.store.writing.buffers import Buffer, PoolShape
 
 
 class Flow:

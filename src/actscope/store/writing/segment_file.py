@@ -11,7 +11,7 @@ from pathlib import Path
 
 from actscope.errors import RecordingError
 from actscope.store.files import naming, segment_files, sync_directory
-from actscope.store.layout import segment_name
+from actscope.store.format.layout import segment_name
 from actscope.store.options import BLOCK, StoreOptions
 
 LEAST = 1 << 20  # reserved at first

@@ -14,18 +14,18 @@ from types import TracebackType
 from typing import Any
 
 from actscope.errors import RecordingError, RecordingPoisoned
-from actscope.store.buffers import PoolShape
-from actscope.store.checksum import crc32c_of
-from actscope.store.drain import Drain
 from actscope.store.files import naming, sync_directory
-from actscope.store.flow import Flow
-from actscope.store.layout import KEY_BYTES
-from actscope.store.manifest import Manifest, publish_manifest, read_manifest
+from actscope.store.format.checksum import crc32c_of
+from actscope.store.format.layout import KEY_BYTES
+from actscope.store.format.manifest import Manifest, publish_manifest, read_manifest
+from actscope.store.format.watermark import NAME as WATERMARK
+from actscope.store.format.watermark import Watermark, WatermarkFile
 from actscope.store.options import StoreOptions, StoreStats
-from actscope.store.output import choose_direct, next_segment
-from actscope.store.stream import Stream
-from actscope.store.watermark import NAME as WATERMARK
-from actscope.store.watermark import Watermark, WatermarkFile
+from actscope.store.writing.buffers import PoolShape
+from actscope.store.writing.framing import Stream
+from actscope.store.writing.io_thread import Drain
+from actscope.store.writing.pipeline_state import Flow
+from actscope.store.writing.segment_file import choose_direct, next_segment
 
 _open: weakref.WeakSet[Store] = weakref.WeakSet()
 

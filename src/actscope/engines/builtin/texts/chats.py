@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from random import Random
 
-from actscope.engines.builtin.followup import follow_up
-from actscope.engines.builtin.marks import capital, uncapital
-from actscope.engines.builtin.talk import Talk, Turn, pick
-from actscope.engines.builtin.talk_facts import arithmetic, counting, fact, safety, small_facts
-from actscope.engines.builtin.talk_small import named_user, small_talk
-from actscope.engines.builtin.talk_stories import (
+from actscope.engines.builtin.texts.followup import follow_up
+from actscope.engines.builtin.texts.marks import capital, uncapital
+from actscope.engines.builtin.texts.talk import Talk, Turn, pick
+from actscope.engines.builtin.texts.talk_facts import arithmetic, counting, fact, safety, small_facts
+from actscope.engines.builtin.texts.talk_small import named_user, small_talk
+from actscope.engines.builtin.texts.talk_stories import (
     about,
     any_story,
     moody,
@@ -20,7 +20,7 @@ from actscope.engines.builtin.talk_stories import (
     why,
     yesterday,
 )
-from actscope.engines.builtin.talk_unknown import noise, say, unknown
+from actscope.engines.builtin.texts.talk_unknown import noise, say, unknown
 
 TALKS: tuple[tuple[Talk, float], ...] = (
     (about, 26),

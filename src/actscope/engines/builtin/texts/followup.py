@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from random import Random
 
-from actscope.engines.builtin.scenes import Scene
-from actscope.engines.builtin.stories import go_on, plans
-from actscope.engines.builtin.talk import Turn
+from actscope.engines.builtin.texts.scenes import Scene
+from actscope.engines.builtin.texts.stories import go_on, plans
+from actscope.engines.builtin.texts.talk import Turn
 
 
 @dataclass(frozen=True)

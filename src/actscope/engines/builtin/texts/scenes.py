@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from random import Random
 
-from actscope.engines.builtin.lexicon import (
+from actscope.engines.builtin.texts.lexicon import (
     ACTORS,
     ADJECTIVES,
     COLOURS,
@@ -24,8 +24,8 @@ from actscope.engines.builtin.lexicon import (
     invented,
     plural,
 )
-from actscope.engines.builtin.marks import capital
-from actscope.engines.builtin.verbs import conjugate
+from actscope.engines.builtin.texts.marks import capital
+from actscope.engines.builtin.texts.verbs import conjugate
 
 _PRONOUNS = {"he": ("he", "him", "his"), "she": ("she", "her", "her"), "it": ("it", "it", "its")}
 _OBJECT_PRONOUN = {"he": "him", "she": "her", "it": "it"}

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from actscope.engines.builtin.lexicon import NUMBERS, OBJECTS
-from actscope.engines.builtin.scenes import Scene
+from actscope.engines.builtin.texts.lexicon import NUMBERS, OBJECTS
+from actscope.engines.builtin.texts.scenes import Scene
 
 Part = Callable[[Scene], list[str]]
 

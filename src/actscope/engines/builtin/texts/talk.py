@@ -6,8 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from random import Random
 
-from actscope.engines.builtin.lexicon import ACTORS
-from actscope.engines.builtin.scenes import Scene
+from actscope.engines.builtin.texts.lexicon import ACTORS
+from actscope.engines.builtin.texts.scenes import Scene
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from random import Random
 
-from actscope.engines.builtin.lexicon import (
+from actscope.engines.builtin.texts.lexicon import (
     ACTORS,
     COLOUR_OF,
     COLOURS,
@@ -20,9 +20,9 @@ from actscope.engines.builtin.lexicon import (
     article,
     plural,
 )
-from actscope.engines.builtin.marks import capital
-from actscope.engines.builtin.scenes import Scene
-from actscope.engines.builtin.talk import Turn, pick
+from actscope.engines.builtin.texts.marks import capital
+from actscope.engines.builtin.texts.scenes import Scene
+from actscope.engines.builtin.texts.talk import Turn, pick
 
 
 def fact(rng: Random, training: bool) -> Turn:

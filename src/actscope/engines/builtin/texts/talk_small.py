@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from random import Random
 
-from actscope.engines.builtin.lexicon import ACTORS, NAMED, PLACES, invented
-from actscope.engines.builtin.marks import capital
-from actscope.engines.builtin.small_talk import SMALL_TALK
-from actscope.engines.builtin.stories import tell
-from actscope.engines.builtin.talk import Turn, new_story, pick
+from actscope.engines.builtin.texts.lexicon import ACTORS, NAMED, PLACES, invented
+from actscope.engines.builtin.texts.marks import capital
+from actscope.engines.builtin.texts.small_talk import SMALL_TALK
+from actscope.engines.builtin.texts.stories import tell
+from actscope.engines.builtin.texts.talk import Turn, new_story, pick
 
 _OFFER = (
     "Would you like to hear a story about {a}?",

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from random import Random
 
-from actscope.engines.builtin.lexicon import NUMBERS, article, plural
-from actscope.engines.builtin.scenes import Scene
-from actscope.engines.builtin.stories import MOODS, go_on, plans, tell
-from actscope.engines.builtin.talk import Turn, name_of, new_story, pick, place_of
+from actscope.engines.builtin.texts.lexicon import NUMBERS, article, plural
+from actscope.engines.builtin.texts.scenes import Scene
+from actscope.engines.builtin.texts.stories import MOODS, go_on, plans, tell
+from actscope.engines.builtin.texts.talk import Turn, name_of, new_story, pick, place_of
 
 
 def about(rng: Random, training: bool) -> Turn:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from random import Random
 
-from actscope.engines.builtin.lexicon import ACTORS, COLOURS, STRANGERS, TOPICS, invented
-from actscope.engines.builtin.marks import capital
-from actscope.engines.builtin.scenes import stranger
-from actscope.engines.builtin.talk import Turn, pick
-from actscope.engines.builtin.talk_small import offer
+from actscope.engines.builtin.texts.lexicon import ACTORS, COLOURS, STRANGERS, TOPICS, invented
+from actscope.engines.builtin.texts.marks import capital
+from actscope.engines.builtin.texts.scenes import stranger
+from actscope.engines.builtin.texts.talk import Turn, pick
+from actscope.engines.builtin.texts.talk_small import offer
 
 _UNKNOWN_ASKS = (
     "[question]What is {t}?",

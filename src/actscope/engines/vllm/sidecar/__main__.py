@@ -25,18 +25,18 @@ from starlette.routing import Route
 from actscope.clock import boot_id
 from actscope.engines.controls import control_routes
 from actscope.engines.http import json_response, listening
-from actscope.engines.vllm.control import Alive, SetBank, Staged, Start, Taken, Wish, receive, send
 from actscope.engines.vllm.settings import VllmSettings
-from actscope.engines.vllm.sidecar.desk import Desk
 from actscope.engines.vllm.sidecar.drain import Drain, DrainStats
 from actscope.engines.vllm.sidecar.facts import Known, know
 from actscope.engines.vllm.sidecar.flight import open_recording
+from actscope.engines.vllm.sidecar.probe_registry import Desk
+from actscope.engines.vllm.sidecar_protocol import Alive, SetBank, Staged, Start, Taken, Wish, receive, send
 from actscope.errors import ActscopeError
 from actscope.probes import Bank, ModelFacts
-from actscope.recording.flight import FlightRecorder
-from actscope.ring import runtime
-from actscope.ring.process import process_start
+from actscope.recording.flight.recorder import FlightRecorder
+from actscope.ring import discovery as runtime
 from actscope.ring.segment import segment_path, unlink
+from actscope.runtime.process import process_start
 
 log = logging.getLogger("actscope.vllm")
 

@@ -11,12 +11,12 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from actscope.engines.vllm.control import Start, Wish, external_id, row_layout
+from actscope.engines.vllm.sidecar_protocol import Start, Wish, external_id, row_layout
 from actscope.errors import ActscopeError, RingError
 from actscope.frames import SCORES, Frame, Span, SpanFlag, Step
-from actscope.recording.flight import FlightRecorder
+from actscope.recording.flight.recorder import FlightRecorder
+from actscope.ring.discovery import read_table
 from actscope.ring.host import RingReader, StepRecord
-from actscope.ring.runtime import read_table
 from actscope.sites import select
 
 log = logging.getLogger("actscope.vllm")

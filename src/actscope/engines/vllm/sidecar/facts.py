@@ -10,8 +10,8 @@ from tokenizers import Tokenizer
 
 from actscope.engines import builtin
 from actscope.engines.revision import fingerprint
-from actscope.engines.vllm.control import ModelFacts
 from actscope.engines.vllm.settings import VllmSettings
+from actscope.engines.vllm.sidecar_protocol import ModelFacts
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,12 +7,12 @@ from pathlib import Path
 from tokenizers import Tokenizer
 
 from actscope.engines.flights import open_flight
-from actscope.engines.vllm.control import Start
 from actscope.engines.vllm.settings import VllmSettings
 from actscope.engines.vllm.sidecar.facts import Known
+from actscope.engines.vllm.sidecar_protocol import Start
 from actscope.errors import SettingsError
-from actscope.recording.flight import FlightRecorder
-from actscope.recording.history import FlightOptions
+from actscope.recording.flight.history import FlightOptions
+from actscope.recording.flight.recorder import FlightRecorder
 
 
 def open_recording(start: Start, settings: VllmSettings, known: Known) -> FlightRecorder:

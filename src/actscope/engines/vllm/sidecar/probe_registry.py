@@ -13,7 +13,7 @@ import msgspec
 import numpy as np
 
 from actscope.engines.controls import shown
-from actscope.engines.vllm.control import SetBank, SiteBank, Start
+from actscope.engines.vllm.sidecar_protocol import SetBank, SiteBank, Start
 from actscope.errors import ActscopeError, EngineError, ProbeError, RequestRefused
 from actscope.probes import ACTIVATIONS, Bank, Probe, load_probes
 

@@ -7,15 +7,15 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from actscope.gateway import models
-from actscope.gateway.asking import CHAT, COMPLETIONS, Ask, Call, read_call
-from actscope.gateway.completion import CompletionResponse
-from actscope.gateway.controls import error_code, error_message
-from actscope.gateway.engine import Engine
-from actscope.gateway.headers import forwarded
-from actscope.gateway.options import check_sites, mark_body
-from actscope.gateway.state import Gateway, Here
-from actscope.serving.problems import Problem
+from actscope.gateway.api import schemas as models
+from actscope.gateway.api.completion import CompletionResponse
+from actscope.gateway.api.completion_request import CHAT, COMPLETIONS, Ask, Call, read_call
+from actscope.gateway.api.dependencies import Gateway, Here
+from actscope.gateway.api.options import check_sites, mark_body
+from actscope.gateway.upstream.controls import error_code, error_message
+from actscope.gateway.upstream.engine import Engine
+from actscope.gateway.upstream.headers import forwarded
+from actscope.serving.errors import Problem
 
 ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": models.ErrorBody} for status in (400, 401, 403, 404, 413, 429, 502, 503)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from actscope.gateway.passing import PassedResponse, target_of
-from actscope.gateway.state import Here
-from actscope.serving.problems import Problem
+from actscope.gateway.api.dependencies import Here
+from actscope.gateway.api.proxy import PassedResponse, target_of
+from actscope.serving.errors import Problem
 
 METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
 

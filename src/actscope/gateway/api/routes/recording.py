@@ -9,12 +9,12 @@ import msgspec
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from actscope.gateway import models
-from actscope.gateway.controls import error_code
-from actscope.gateway.routes.openai import ERRORS
-from actscope.gateway.state import Gateway, Here
-from actscope.gateway.upstream import json_object
-from actscope.serving.problems import Problem
+from actscope.gateway.api import schemas as models
+from actscope.gateway.api.dependencies import Gateway, Here
+from actscope.gateway.api.routes.openai import ERRORS
+from actscope.gateway.upstream.controls import error_code
+from actscope.gateway.upstream.upstream import json_object
+from actscope.serving.errors import Problem
 
 _MARK_ERRORS: dict[int | str, dict[str, Any]] = {
     409: {"model": models.ErrorBody, "description": "The engine keeps no recording"},

@@ -11,14 +11,14 @@ from fastapi import Path as PathParam
 from starlette.responses import Response
 
 from actscope import __version__
-from actscope.gateway import models
-from actscope.gateway.events import EventStream, resume_point
-from actscope.gateway.log import RequestLog
-from actscope.gateway.routes.openai import ERRORS, no_features
-from actscope.gateway.state import Gateway, Here
-from actscope.gateway.upstream import json_object
-from actscope.gateway.wire import encode, whole
-from actscope.serving.problems import Problem
+from actscope.gateway.api import schemas as models
+from actscope.gateway.api.dependencies import Gateway, Here
+from actscope.gateway.api.events import EventStream, resume_point
+from actscope.gateway.api.payloads import encode, whole
+from actscope.gateway.api.routes.openai import ERRORS, no_features
+from actscope.gateway.scores.request_log import RequestLog
+from actscope.gateway.upstream.upstream import json_object
+from actscope.serving.errors import Problem
 
 router = APIRouter(tags=["actscope"], responses=ERRORS)
 

@@ -1,0 +1,1 @@
+"""What codecs are built of: byte planes, bit fields, quantisation, entropy coders."""

@@ -1,0 +1,1 @@
+"""Extraction with vLLM in this process: whole passes, rows through shared memory."""

@@ -1,0 +1,1 @@
+"""The feed's buffer: who may use which rows, and where they lie in memory."""

@@ -1,0 +1,1 @@
+"""Before a feed starts: presets, environment, model facts and the memory estimate."""

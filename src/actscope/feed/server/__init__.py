@@ -1,0 +1,1 @@
+"""The feed's server process: HTTP, the broker, the generator's supervision, checkpoints."""

@@ -1,0 +1,1 @@
+"""Engines behind the gateway: how they are discovered, connected to, and controlled."""

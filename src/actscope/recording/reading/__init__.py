@@ -1,0 +1,1 @@
+"""Reading a recording: lazily, by site, request and position."""

@@ -1,0 +1,1 @@
+"""The runtime directory, private files, and which process owns what: shared by every process of one user."""

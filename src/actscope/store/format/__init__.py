@@ -1,0 +1,1 @@
+"""The bytes of the log: segments, envelope, checksums, manifest, watermark. See docs/store.md."""

@@ -1,0 +1,1 @@
+"""The write path: buffers, framing, the I/O thread and segment files."""
