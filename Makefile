@@ -73,7 +73,7 @@ bench: $(STAMP)/python $(STAMP)/page
 
 # The page's typed client, from the gateway's own OpenAPI.
 api: $(STAMP)/python $(STAMP)/node_modules
-	$(BIN)/python -m actscope.gateway.api.openapi > web/openapi.json
+	$(BIN)/python -m actscope.gateway > web/openapi.json
 	cd web && npm run --silent api
 
 builtin: $(STAMP)/python

@@ -12,7 +12,7 @@ import actscope
 ROOT = Path(actscope.__file__).parent
 #: Rooms of one layer may import lower layers and themselves, not each other.
 LAYERS = {
-    0: ("errors", "sites", "frames", "clock", "sampling", "permutation", "_version", "_lazy", "runtime"),
+    0: ("errors", "sites", "frames", "clock", "sampling", "permutation", "_version", "_lazy", "sizes", "runtime"),
     1: ("serving", "codecs", "ring", "store"),
     2: ("probes", "recording"),
     3: ("taps", "analysis"),
@@ -109,3 +109,14 @@ def test_probes_marks_and_recording_are_served_without_torch() -> None:
     code = "import sys, actscope.engines.controls, actscope.engines.http; print('torch' in sys.modules)"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert out.strip() == "False"
+
+
+def test_capture_is_callable_whatever_was_imported_before_it() -> None:
+    """`actscope.capture` is the name of a package and of a function; it is callable in every order of imports."""
+    for before in ("pass", "import actscope.capture.config", "from actscope import capture", "import actscope.capture"):
+        code = (
+            f"import inspect, actscope; {before}; found = actscope.capture; assert callable(found);"
+            "assert list(inspect.signature(found).parameters)[0] == 'model', inspect.signature(found);"
+            "from actscope.capture import capture; assert inspect.isfunction(capture)"
+        )
+        subprocess.run([sys.executable, "-c", code], check=True)

@@ -10,7 +10,7 @@ import pytest
 
 from actscope.bench import feed
 from actscope.bench.support import feed_generating, saelens
-from actscope.bench.support.feed_transport import Sizes
+from actscope.bench.support.feed_transport import TransportSizes
 from actscope.bench.support.samples import Samples, absent, result
 
 FIELDS = {"name", "value", "unit", "baseline", "runs", "min", "max", "bar", "ok"}
@@ -29,7 +29,7 @@ def of(results: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
 def test_transport_is_measured_by_every_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A real feed of a wide model, a bare server, and all ways to its rows: each gives a figure."""
     monkeypatch.setattr(feed, "MIN_ROUNDS", 1)
-    found = of(feed.transport(tmp_path, 0.0, quiet, Sizes(window_rows=1024, batch=256)))
+    found = of(feed.transport(tmp_path, 0.0, quiet, TransportSizes(window_rows=1024, batch=256)))
     assert {"http_ratio", "client_vs_httpx", "zero_copy_gbps", "zero_copy_view_gbps", "turn_gather_gbps"} <= set(found)
     assert {"memcpy_gbps", "vs_dataloader", "near_take_p99_ms", "http_take_p50_ms"} <= set(found)
     assert all(one["value"] > 0 for one in found.values())

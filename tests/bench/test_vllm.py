@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 
 from actscope.bench import vllm
-from actscope.bench.support.vllm_engines import Run, configurations, make_probes, require_vllm
+from actscope.bench.support.vllm_engines import EngineRun, configurations, make_probes, require_vllm
 from actscope.errors import SettingsError
 from actscope.probes.format import load_probes
 
 
-def run_of(seconds: float, tokens: int = 100, **more: float) -> Run:
-    return Run(seconds, ((seconds, tokens, 0),), **more)  # type: ignore[arg-type]
+def run_of(seconds: float, tokens: int = 100, **more: float) -> EngineRun:
+    return EngineRun(seconds, ((seconds, tokens, 0),), **more)  # type: ignore[arg-type]
 
 
 def rounds_of(*seconds: tuple[float, float, float]) -> list[vllm.Round]:
@@ -49,7 +49,7 @@ def test_all_names_of_the_design_are_there() -> None:
 
 def test_a_step_counts_once_for_every_token_that_another_came_before() -> None:
     """Prefill is not a gap between tokens, and a step of sixteen tokens is sixteen gaps."""
-    run = Run(12.0, ((10.0, 4, 4), (1.0, 4, 1), (0.5, 1, 0)))
+    run = EngineRun(12.0, ((10.0, 4, 4), (1.0, 4, 1), (0.5, 1, 0)))
     assert vllm.token_gap(run, 50) == 1.0
     assert vllm.token_gap(run, 0) == 0.5
     assert vllm.token_gap(run, 100) == 1.0
@@ -57,7 +57,7 @@ def test_a_step_counts_once_for_every_token_that_another_came_before() -> None:
 
 def test_what_the_sidecar_has_left_to_do_is_told() -> None:
     """Its processor time after the last token counts as if generation had waited."""
-    late = Run(1.0, ((1.0, 100, 0),), drain_cpu_s=1.0)
+    late = EngineRun(1.0, ((1.0, 100, 0),), drain_cpu_s=1.0)
     assert (vllm.speed(late), vllm.drained_speed(late)) == (100.0, 50.0)
 
 

@@ -15,7 +15,7 @@ import torch
 from support.capture.harness import MemoryRecorder, model_of, prompts
 
 import actscope
-from actscope.capture.device_copy import Ferry, Handover
+from actscope.capture.device_copy import DeviceCopy, Handover
 from actscope.errors import RecordingError, RecordingPoisoned, SettingsError, SiteError
 
 IDS = torch.tensor(prompts(8))
@@ -191,7 +191,7 @@ def test_a_site_that_the_model_does_not_have_is_refused_before_anything_is_made(
 
 
 def test_the_ferry_delivers_in_order_and_only_what_is_ready() -> None:
-    ferry, copied, delivered = Ferry(100), threading.Event(), []
+    ferry, copied, delivered = DeviceCopy(100), threading.Event(), []
     ferry.send(lambda: copied.wait(30) and None, lambda: delivered.append(1), 60)
     ferry.send(lambda: None, lambda: delivered.append(2), 30)
     assert delivered == []
@@ -202,7 +202,7 @@ def test_the_ferry_delivers_in_order_and_only_what_is_ready() -> None:
 
 
 def test_the_ferry_holds_no_more_than_its_limit() -> None:
-    ferry, copied, sent = Ferry(100), threading.Event(), threading.Event()
+    ferry, copied, sent = DeviceCopy(100), threading.Event(), threading.Event()
     ferry.send(lambda: copied.wait(30) and None, lambda: None, 80)
 
     def send_more() -> None:
@@ -219,7 +219,7 @@ def test_the_ferry_holds_no_more_than_its_limit() -> None:
 
 
 def test_what_a_delivery_raises_reaches_the_next_call_once() -> None:
-    ferry = Ferry(100)
+    ferry = DeviceCopy(100)
 
     def fail() -> None:
         raise RecordingError("full")

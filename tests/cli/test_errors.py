@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from actscope import cli
 from actscope.cli.app import app
-from actscope.cli.common.progress import Progress
+from actscope.cli.common.progress import ProgressBar
 from actscope.errors import CodecError, RecordingError, SettingsError
 from actscope.recording.spec import RecordingSpec
 from actscope.recording.writing.recorder import Recorder
@@ -155,10 +155,10 @@ def test_recover_names_the_option_of_the_command_line(recorded: Path) -> None:
 def test_progress_off_a_terminal_is_silent_for_what_is_soon_over(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with Progress() as progress:
+    with ProgressBar() as progress:
         progress.update("bytes", 1, 2)
     assert capsys.readouterr() == ("", "")
     monkeypatch.setattr("actscope.cli.common.progress._EVERY_S", -1.0)
-    with Progress() as progress:
+    with ProgressBar() as progress:
         progress.update("bytes", 500_000, 1_000_000)
     assert re.fullmatch("bytes: 50%\n", capsys.readouterr().err)

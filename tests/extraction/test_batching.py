@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from actscope.extraction.batching import Batch, batches, padding_share
+from actscope.extraction.batching import PieceBatch, batches, padding_share
 from actscope.extraction.contract import Piece
 
 LENGTHS = st.lists(st.integers(1, 60), max_size=40)
@@ -57,7 +57,7 @@ def test_no_other_division_is_cheaper(lengths: list[int], batch_tokens: int) -> 
 def test_the_longest_come_first_and_equal_ones_in_their_order() -> None:
     """Memory runs out at the first batch, if at all; and the order is no accident of sorting."""
     found = batches(pieces_of([8, 2000, 8, 8, 2000]), 4000)
-    assert found == [Batch((1, 4), 2000), Batch((0, 2, 3), 8)]
+    assert found == [PieceBatch((1, 4), 2000), PieceBatch((0, 2, 3), 8)]
     assert all(one.width >= other.width for one, other in pairwise(batches(pieces_of([5, 900, 30, 200] * 9), 2000)))
 
 

@@ -38,7 +38,7 @@ from actscope.engines.builtin.text import generate
 from actscope.engines.hf.loading import LoadedModel, adopt, load
 from actscope.errors import EngineError, SettingsError, SiteError
 from actscope.extraction.batching import batches
-from actscope.extraction.contract import Piece, Rows
+from actscope.extraction.contract import ExtractedRows, Piece
 from actscope.extraction.cutting import Cutter
 from actscope.extraction.hf import HfReader, length_edge
 from actscope.taps.anatomy import Location, resolve
@@ -118,7 +118,7 @@ def places_of(loaded: LoadedModel, sites: str) -> dict[str, Location]:
     return {str(site): place for site, place in resolve(loaded.model, sites).items()}
 
 
-def check_as_alone(loaded: LoadedModel, pieces: list[Piece], sites: str, found: Rows) -> None:
+def check_as_alone(loaded: LoadedModel, pieces: list[Piece], sites: str, found: ExtractedRows) -> None:
     places = places_of(loaded, sites)
     expected = [alone(loaded, piece, places) for piece in pieces]
     assert list(found.values) == list(places)
@@ -203,7 +203,7 @@ def test_any_pieces_in_any_batches_give_the_rows_of_each_alone(
 LLAMA = tiny("llama")
 
 
-def bits(rows: Rows) -> str:
+def bits(rows: ExtractedRows) -> str:
     digest = hashlib.sha256(rows.labels.tobytes())
     for values in rows.values.values():
         digest.update(values.view(torch.uint8).numpy().tobytes())

@@ -11,14 +11,14 @@ from actscope.engines import builtin
 from actscope.errors import MissingExtra, SettingsError
 from actscope.extraction.cutting import Cutter, tokenizer_of
 from actscope.extraction.opening import open_reader
-from actscope.extraction.stream import Stream
+from actscope.extraction.stream import TextStream
 from actscope.extraction.texts import open_texts
 
 
 def test_built_in_texts_go_through_the_built_in_model() -> None:
     """The whole way on a fresh machine: texts, pieces, rows with their labels; no download."""
     reader = open_reader("hf", builtin.NAME, "layers.2.resid_post", dtype="bfloat16", context=128)
-    stream = Stream(open_texts("builtin"), Cutter(tokenizer_of(builtin.NAME), context=128), chunk_texts=8)
+    stream = TextStream(open_texts("builtin"), Cutter(tokenizer_of(builtin.NAME), context=128), chunk_texts=8)
     rows = reader.read(stream.pieces(0))
     assert len(rows.labels) == stream.rows_in(0) > 300
     assert rows.values["layers.2.resid_post"].shape == (len(rows.labels), reader.facts.d_model)

@@ -7,16 +7,16 @@ from support.hf.tiny import byte_tokenizer
 
 from actscope.errors import SettingsError
 from actscope.extraction.cutting import Cutter
-from actscope.extraction.stream import Stream
+from actscope.extraction.stream import TextStream
 from actscope.extraction.texts import open_texts
 from actscope.permutation import Permutation
 
 N = 23
 
 
-def stream(**options: object) -> Stream:
+def stream(**options: object) -> TextStream:
     cutter = Cutter(byte_tokenizer(), context=100)
-    return Stream(open_texts("builtin:story", n=N), cutter, **{"chunk_texts": 5, **options})  # type: ignore[arg-type]
+    return TextStream(open_texts("builtin:story", n=N), cutter, **{"chunk_texts": 5, **options})  # type: ignore[arg-type]
 
 
 def test_every_text_comes_once_in_the_order_of_the_epoch() -> None:

@@ -124,9 +124,9 @@ def test_a_limit_takes_the_first_texts(tmp_path: Path) -> None:
 )
 def test_other_texts_have_another_fingerprint(one: list[str], other: list[str]) -> None:
     """Also where the same letters are only divided otherwise."""
-    from actscope.extraction.tables import Table
+    from actscope.extraction.tables import TextColumn
 
-    both = [Table("a", datasets.Dataset.from_dict({"text": texts}), "text").fingerprint for texts in (one, other)]
+    both = [TextColumn("a", datasets.Dataset.from_dict({"text": texts}), "text").fingerprint for texts in (one, other)]
     assert (both[0] == both[1]) == (one == other)
 
 

@@ -11,19 +11,19 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from actscope.errors import FeedEnded, FeedNotReady, RequestRefused
-from actscope.feed.buffer.allocator import Buffer, Extent, Fill, Grant, State
-from actscope.feed.buffer.position import Mark, Position
+from actscope.feed.buffer.allocator import Fill, Grant, RowRange, State, WindowAllocator
+from actscope.feed.buffer.position import Position, StreamMark
 
 ME, OTHER = object(), object()
 
 
-def filled(buffer: Buffer, rows: int | None = None, *, epoch_over: bool = False) -> Fill:
+def filled(buffer: WindowAllocator, rows: int | None = None, *, epoch_over: bool = False) -> Fill:
     """The next window, filled."""
     fill = buffer.begin()
     assert fill is not None
     n = buffer.window_rows if rows is None else rows
-    begun = fill.mark or Mark(100 * fill.number)
-    buffer.filled(fill.window, n, begun, Mark(begun.chunk + 1), epoch_over=epoch_over)
+    begun = fill.mark or StreamMark(100 * fill.number)
+    buffer.filled(fill.window, n, begun, StreamMark(begun.chunk + 1), epoch_over=epoch_over)
     return fill
 
 
@@ -34,7 +34,7 @@ def rows_of(grant: Grant) -> list[tuple[int, int, int, int]]:
 
 def test_a_claim_runs_on_from_one_window_into_the_next() -> None:
     """A batch may begin in one window and end in the next, and the rows follow each other."""
-    buffer = Buffer(windows=2, window_rows=10)
+    buffer = WindowAllocator(windows=2, window_rows=10)
     filled(buffer), filled(buffer)
     first = buffer.claim("g", 7, ME, 0.0)
     second = buffer.claim("g", 7, ME, 0.0)
@@ -44,7 +44,7 @@ def test_a_claim_runs_on_from_one_window_into_the_next() -> None:
 
 def test_a_claim_gets_all_or_nothing() -> None:
     """Where fewer rows are ready than asked for, none is granted, and it is said how many there are."""
-    buffer = Buffer(windows=2, window_rows=10)
+    buffer = WindowAllocator(windows=2, window_rows=10)
     filled(buffer)
     with pytest.raises(FeedNotReady, match="10 rows are ready, 11") as error:
         buffer.claim("g", 11, ME, 0.0)
@@ -54,7 +54,7 @@ def test_a_claim_gets_all_or_nothing() -> None:
 
 def test_a_window_that_is_held_is_not_filled_again() -> None:
     """A window is free only when every group has had it and nobody holds any of it."""
-    buffer = Buffer(windows=2, window_rows=10)
+    buffer = WindowAllocator(windows=2, window_rows=10)
     filled(buffer), filled(buffer)
     held = buffer.claim("g", 10, ME, 0.0)
     assert buffer.begin() is None
@@ -65,7 +65,7 @@ def test_a_window_that_is_held_is_not_filled_again() -> None:
 
 def test_each_group_gets_every_row_and_within_a_group_each_row_goes_to_one() -> None:
     """Groups are served apart; consumers of one group share."""
-    buffer = Buffer(windows=2, window_rows=10)
+    buffer = WindowAllocator(windows=2, window_rows=10)
     filled(buffer)
     a1, a2 = buffer.claim("a", 5, ME, 0.0), buffer.claim("a", 5, OTHER, 0.0)
     b = buffer.claim("b", 10, ME, 0.0)
@@ -79,7 +79,7 @@ def test_each_group_gets_every_row_and_within_a_group_each_row_goes_to_one() -> 
 
 def test_a_row_is_served_as_often_as_was_said() -> None:
     """With serves=3 every row of a window comes three times, once in each turn, and then the window is free."""
-    buffer = Buffer(windows=2, window_rows=4, serves=3)
+    buffer = WindowAllocator(windows=2, window_rows=4, serves=3)
     filled(buffer)
     grant = buffer.claim("g", 12, ME, 0.0)
     assert rows_of(grant) == [(0, 0, turn, place) for turn in range(3) for place in range(4)]
@@ -89,7 +89,7 @@ def test_a_row_is_served_as_often_as_was_said() -> None:
 
 def test_what_a_dead_consumer_held_is_counted_and_not_served_again() -> None:
     """At most once holds whoever crashes: abandoned rows are a number, not a second serving."""
-    buffer = Buffer(windows=2, window_rows=10)
+    buffer = WindowAllocator(windows=2, window_rows=10)
     filled(buffer)
     buffer.claim("g", 4, ME, 0.0)
     assert buffer.release_owner(ME) == 4
@@ -100,7 +100,7 @@ def test_what_a_dead_consumer_held_is_counted_and_not_served_again() -> None:
 
 def test_a_silent_consumer_loses_its_lease_and_one_that_is_heard_keeps_it() -> None:
     """A lease runs out so long after the last word of its owner."""
-    buffer = Buffer(windows=2, window_rows=10)
+    buffer = WindowAllocator(windows=2, window_rows=10)
     filled(buffer)
     silent, heard = buffer.claim("g", 5, ME, 0.0, 1.0), buffer.claim("g", 5, OTHER, 0.0, 1.0)
     buffer.heard(OTHER, 0.9)
@@ -112,7 +112,7 @@ def test_a_silent_consumer_loses_its_lease_and_one_that_is_heard_keeps_it() -> N
 
 def test_nobody_releases_what_another_holds() -> None:
     """A grant is its owner's."""
-    buffer = Buffer(windows=2, window_rows=10)
+    buffer = WindowAllocator(windows=2, window_rows=10)
     filled(buffer)
     grant = buffer.claim("g", 5, ME, 0.0)
     assert not buffer.release(grant.id, OTHER)
@@ -121,7 +121,7 @@ def test_nobody_releases_what_another_holds() -> None:
 
 def test_a_generator_that_dies_leaves_its_window_to_the_next_one() -> None:
     """The window is filled again from the same mark, under a new generation."""
-    buffer = Buffer(windows=2, window_rows=10)
+    buffer = WindowAllocator(windows=2, window_rows=10)
     filled(buffer)
     before = buffer.begin()
     buffer.abandon()
@@ -133,7 +133,7 @@ def test_a_generator_that_dies_leaves_its_window_to_the_next_one() -> None:
 
 def test_the_end_of_the_last_epoch_gives_what_is_left_and_then_says_so() -> None:
     """The last batch may be shorter; then there is nothing more, which is an error of its own."""
-    buffer = Buffer(windows=2, window_rows=10, epochs=1)
+    buffer = WindowAllocator(windows=2, window_rows=10, epochs=1)
     filled(buffer, 7, epoch_over=True)
     assert buffer.claim("g", 5, ME, 0.0).n_rows == 5
     assert buffer.claim("g", 5, ME, 0.0).n_rows == 2
@@ -144,10 +144,10 @@ def test_the_end_of_the_last_epoch_gives_what_is_left_and_then_says_so() -> None
 
 def test_a_short_window_ends_an_epoch_and_the_next_begins_at_nought() -> None:
     """Positions count within an epoch."""
-    buffer = Buffer(windows=2, window_rows=10)
+    buffer = WindowAllocator(windows=2, window_rows=10)
     filled(buffer, 3, epoch_over=True)
     fill = filled(buffer)
-    assert (fill.epoch, fill.number, fill.mark) == (1, 0, Mark())
+    assert (fill.epoch, fill.number, fill.mark) == (1, 0, StreamMark())
     grant = buffer.claim("g", 5, ME, 0.0)
     assert [(e.epoch, e.n) for e in grant.extents] == [(0, 3), (1, 2)]
     assert str(grant.next) == "0:1:2@0+0"
@@ -155,7 +155,7 @@ def test_a_short_window_ends_an_epoch_and_the_next_begins_at_nought() -> None:
 
 def test_an_epoch_whose_last_chunks_have_no_rows_goes_over_into_the_next() -> None:
     """A window that turned out empty is no window."""
-    buffer = Buffer(windows=2, window_rows=10)
+    buffer = WindowAllocator(windows=2, window_rows=10)
     filled(buffer)
     filled(buffer, 0, epoch_over=True)
     fill = filled(buffer)
@@ -165,20 +165,20 @@ def test_an_epoch_whose_last_chunks_have_no_rows_goes_over_into_the_next() -> No
 
 def test_a_feed_that_resumes_goes_on_with_the_very_next_row() -> None:
     """From any position that a grant gave, a new buffer grants what the old one would have granted next."""
-    first = Buffer(windows=2, window_rows=10, serves=2)
+    first = WindowAllocator(windows=2, window_rows=10, serves=2)
     filled(first), filled(first)
     position = first.claim("g", 27, ME, 0.0).next
     expected = first.claim("g", 5, ME, 0.0)
-    second = Buffer(windows=2, window_rows=10, serves=2, start=Position.parse(str(position)))
+    second = WindowAllocator(windows=2, window_rows=10, serves=2, start=Position.parse(str(position)))
     fill = filled(second)
-    assert (fill.epoch, fill.number) == (0, 1) and fill.mark == Mark(1)
+    assert (fill.epoch, fill.number) == (0, 1) and fill.mark == StreamMark(1)
     found = second.claim("g", 5, ME, 0.0)
     assert rows_of(found) == rows_of(expected) and found.next.cursor == expected.next.cursor
 
 
 def test_a_refresh_drops_what_is_ready_and_every_group_is_told_once() -> None:
     """What was dropped is counted as missed, and said with the next grant."""
-    buffer = Buffer(windows=2, window_rows=10)
+    buffer = WindowAllocator(windows=2, window_rows=10)
     filled(buffer), filled(buffer)
     buffer.release(buffer.claim("g", 3, ME, 0.0).id, ME)
     assert buffer.refresh() == 17
@@ -190,7 +190,7 @@ def test_a_refresh_drops_what_is_ready_and_every_group_is_told_once() -> None:
 
 def test_a_refresh_before_anybody_took_anything_frees_the_windows() -> None:
     """Nobody need be there for a refresh."""
-    buffer = Buffer(windows=2, window_rows=10)
+    buffer = WindowAllocator(windows=2, window_rows=10)
     filled(buffer), filled(buffer)
     assert buffer.refresh() == 20
     assert buffer.begin() is not None
@@ -198,7 +198,7 @@ def test_a_refresh_before_anybody_took_anything_frees_the_windows() -> None:
 
 def test_windows_that_are_short_do_not_stop_the_feed() -> None:
     """Where no window can come free before a group takes what is there, it gets that, although it asked for more."""
-    buffer = Buffer(windows=2, window_rows=100)
+    buffer = WindowAllocator(windows=2, window_rows=100)
     filled(buffer, 30, epoch_over=True), filled(buffer, 30, epoch_over=True)
     for _ in range(6):
         grant = buffer.claim("g", 41, ME, 0.0)
@@ -211,7 +211,7 @@ def test_windows_that_are_short_do_not_stop_the_feed() -> None:
 
 def test_a_new_group_begins_where_no_window_is_missing() -> None:
     """A window that a slow consumer holds, with later ones gone, is no place to begin: rows would not follow each other."""
-    buffer = Buffer(windows=3, window_rows=10)
+    buffer = WindowAllocator(windows=3, window_rows=10)
     for _ in range(3):
         filled(buffer)
     buffer.claim("g", 10, ME, 0.0)  # held: window 0
@@ -222,7 +222,7 @@ def test_a_new_group_begins_where_no_window_is_missing() -> None:
 
 def test_a_refresh_before_the_first_window_keeps_the_place_to_go_on() -> None:
     """There is nothing to drop yet, and so nothing changes."""
-    buffer = Buffer(windows=2, window_rows=100, start=Position(0, 0, 250))
+    buffer = WindowAllocator(windows=2, window_rows=100, start=Position(0, 0, 250))
     assert buffer.refresh() == 0
     filled(buffer)
     assert buffer.claim("g", 10, ME, 0.0).position.cursor == 250
@@ -230,7 +230,7 @@ def test_a_refresh_before_the_first_window_keeps_the_place_to_go_on() -> None:
 
 def test_a_group_that_sleeps_is_forgotten_only_when_another_waits_for_it() -> None:
     """One group cannot hold all others up for ever; what it missed is told when it comes back."""
-    buffer = Buffer(windows=2, window_rows=10, group_seconds=5.0)
+    buffer = WindowAllocator(windows=2, window_rows=10, group_seconds=5.0)
     filled(buffer), filled(buffer)
     buffer.release(buffer.claim("sleepy", 5, ME, 0.0).id, ME)
     buffer.release(buffer.claim("busy", 20, OTHER, 1.0).id, OTHER)
@@ -246,7 +246,7 @@ def test_a_group_that_sleeps_is_forgotten_only_when_another_waits_for_it() -> No
 
 def test_there_are_only_so_many_groups() -> None:
     """A client cannot make groups without end."""
-    buffer = Buffer(windows=2, window_rows=10, max_groups=2)
+    buffer = WindowAllocator(windows=2, window_rows=10, max_groups=2)
     filled(buffer)
     for name in ("a", "b"):
         buffer.claim(name, 1, ME, 0.0)
@@ -274,7 +274,9 @@ class Feeding(RuleBasedStateMachine):
         windows=st.integers(2, 4), rows=st.integers(1, 12), serves=st.integers(1, 3), epoch_windows=st.integers(1, 4)
     )
     def begin(self, windows: int, rows: int, serves: int, epoch_windows: int) -> None:
-        self.buffer = Buffer(windows=windows, window_rows=rows, serves=serves, group_seconds=30.0, max_groups=3)
+        self.buffer = WindowAllocator(
+            windows=windows, window_rows=rows, serves=serves, group_seconds=30.0, max_groups=3
+        )
         self.serves, self.epoch_windows = serves, epoch_windows
         self.now = 0.0
         self.filling: Fill | None = None
@@ -299,7 +301,7 @@ class Feeding(RuleBasedStateMachine):
         over = fill.number + 1 >= self.epoch_windows
         rows = min(short, self.buffer.window_rows) if over else self.buffer.window_rows
         self.rows_in[fill.epoch, fill.number] = rows
-        self.buffer.filled(fill.window, rows, fill.mark or Mark(), Mark(fill.number + 1), epoch_over=over)
+        self.buffer.filled(fill.window, rows, fill.mark or StreamMark(), StreamMark(fill.number + 1), epoch_over=over)
 
     @precondition(lambda self: self.filling is not None)
     @rule()
@@ -377,6 +379,6 @@ TestFeeding = Feeding.TestCase
 
 def test_an_extent_says_all_that_a_reader_needs() -> None:
     """Window, generation, epoch, number, turn and stretch come with each part of a grant."""
-    buffer = Buffer(windows=2, window_rows=10)
+    buffer = WindowAllocator(windows=2, window_rows=10)
     filled(buffer)
-    assert buffer.claim("g", 4, ME, 0.0).extents == (Extent(0, 1, 0, 0, 0, 10, 0, 4),)
+    assert buffer.claim("g", 4, ME, 0.0).extents == (RowRange(0, 1, 0, 0, 0, 10, 0, 4),)

@@ -18,12 +18,12 @@ import torch
 from support.feed.feeding import TOKEN, Feeding, feeding
 
 from actscope.errors import FeedError, FeedNotReady, UpstreamError
-from actscope.feed.buffer.allocator import Extent
+from actscope.feed.buffer.allocator import RowRange
 from actscope.feed.buffer.gather import unchanged
 from actscope.feed.buffer.layout import Layout
 from actscope.feed.buffer.memory import FeedMemory
 from actscope.feed.buffer.position import Position
-from actscope.feed.client.shm_transport import NearFeed
+from actscope.feed.client.shm_transport import ShmTransport
 
 
 def until(holds: Callable[[], bool], seconds: float = 30.0) -> None:
@@ -97,7 +97,7 @@ def test_a_consumer_that_is_stopped_loses_its_lease_and_a_living_one_does_not(im
 def test_rows_that_were_taken_back_are_not_delivered() -> None:
     """A reader whose window has begun to be filled again is told that what it copied may be torn."""
     memory = FeedMemory.create(Layout(2, 8, 1, 4, "float32"))
-    extents = [Extent(1, 3, 0, 0, 0, 8, 0, 8)]
+    extents = [RowRange(1, 3, 0, 0, 0, 8, 0, 8)]
     memory.generations[1] = 3
     assert unchanged(memory, extents)
     memory.generations[1] = 4
@@ -119,7 +119,7 @@ def test_the_socket_of_near_consumers_wants_the_token(impatient: Feeding) -> Non
     path = impatient.server.service.socket_path
     assert oct(os.stat(path).st_mode & 0o777) == "0o600"
     with pytest.raises(UpstreamError, match="token"):
-        NearFeed(path, "another token", "g")
+        ShmTransport(path, "another token", "g")
     for nonsense in (b"\xff" * 64, b"", b"\x04\x00\x00\x00abcd"):
         with socket.socket(socket.AF_UNIX) as connection:
             connection.connect(path)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from actscope.gateway.api.openapi import text
+from actscope.gateway.__main__ import text
 
 
 def test_the_openapi_that_the_page_is_built_from_is_the_gateways_own() -> None:

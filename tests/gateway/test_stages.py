@@ -24,7 +24,7 @@ from support.gateway.stage import (
 )
 
 from actscope.gateway.api.payloads import whole
-from actscope.gateway.scores.part_merger import Joiner, Seams
+from actscope.gateway.scores.part_merger import Joiner, PartMerger
 from actscope.gateway.scores.probe_table import Columns, join_described, join_tables, table_of
 from actscope.gateway.scores.request_log import RequestLog
 
@@ -144,7 +144,7 @@ def test_parts_in_any_order_make_the_log_of_one_ring(data: st.DataObject) -> Non
     holes = [data.draw(st.sets(st.integers(0, n - 1))) for _ in range(2)]
     log = RequestLog("r")
     log.set_prompt(list(range(n)))
-    joiner = Joiner(log, [A.columns, B.columns], Seams(), lambda log, rows: None)
+    joiner = Joiner(log, [A.columns, B.columns], PartMerger(), lambda log, rows: None)
     rest = [sorted(set(range(n)) - hole) for hole in holes]
     while any(rest):
         part = data.draw(st.sampled_from([p for p in (0, 1) if rest[p]]))
@@ -169,7 +169,7 @@ def test_a_part_with_another_token_at_a_position_has_no_cell_there() -> None:
     wrong: list[int] = []
     log = RequestLog("r")
     log.set_prompt([7, 8])
-    joiner = Joiner(log, [A.columns, B.columns], Seams(), lambda log, rows: wrong.append(rows))
+    joiner = Joiner(log, [A.columns, B.columns], PartMerger(), lambda log, rows: wrong.append(rows))
     joiner.parts[0].take_rows(0, np.array([7, 8]), np.ones((2, 1), np.float32), A.columns, 0)
     joiner.parts[1].take_rows(0, np.array([7, 9]), np.ones((2, 1), np.float32), B.columns, 0)
     assert wrong == [1]

@@ -20,7 +20,7 @@ from actscope.errors import EngineError, MissingExtra, SettingsError
 from actscope.harvest.driver import harvest
 from actscope.harvest.storage import open_storage
 from actscope.harvest.workers.local import LocalCrew
-from actscope.harvest.workers.messages import Job, error_of, raised
+from actscope.harvest.workers.messages import WorkerJob, error_of, raised
 from actscope.harvest.workers.ray import _size
 
 #: More and smaller units, so that there is a middle.
@@ -69,7 +69,7 @@ def test_a_process_that_is_killed_in_the_middle_loses_and_doubles_nothing(
     tmp_path: Path, whole: dict[str, bytes]
 ) -> None:
     """Two processes, one killed by SIGKILL after some units: the place holds the same bytes as if nothing had happened."""
-    workers = LocalCrew(Job(settings=settings(**MANY), out=str(tmp_path)), 2)
+    workers = LocalCrew(WorkerJob(settings=settings(**MANY), out=str(tmp_path)), 2)
     killer = kill_one(lambda: committed(tmp_path) >= 4, lambda: workers.pids)
     report = harvest(open_storage(str(tmp_path)), workers, quiet)
     killer.join()

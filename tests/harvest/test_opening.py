@@ -125,11 +125,11 @@ def test_names_that_lead_elsewhere_are_refused(out: Path) -> None:
 
 def test_a_header_that_lies_is_refused(out: Path) -> None:
     """Offsets beyond the file, other shapes, and a header of absurd size are damage, not memory errors."""
-    from actscope.harvest.opening import Shard
+    from actscope.harvest.opening import ShardRows
 
     opened = open_harvest(out)
     entry = opened.manifest.shards[0]
     data = bytearray((out / entry.name).read_bytes())
     for wrong in (b"\xff" * 8 + data[8:], data.replace(b'"F32"', b'"F16"', 1), b"", b"{}"):
         with pytest.raises(HarvestDamaged):
-            Shard(bytearray(wrong), opened.plan, entry.rows, "here")
+            ShardRows(bytearray(wrong), opened.plan, entry.rows, "here")

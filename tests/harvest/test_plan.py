@@ -9,7 +9,7 @@ import pytest
 
 from actscope.errors import HarvestDamaged, SettingsError
 from actscope.harvest import plan as plans
-from actscope.harvest.plan import Plan
+from actscope.harvest.plan import HarvestPlan
 from actscope.harvest.settings import HarvestSettings
 
 FIELDS: dict[str, Any] = {
@@ -21,8 +21,8 @@ FIELDS: dict[str, Any] = {
 }  # fmt: skip
 
 
-def plan(**changes: Any) -> Plan:
-    return Plan(**{**FIELDS, **changes})
+def plan(**changes: Any) -> HarvestPlan:
+    return HarvestPlan(**{**FIELDS, **changes})
 
 
 def test_units_cover_the_texts_once() -> None:

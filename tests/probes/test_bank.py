@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from actscope.errors import ProbeError
-from actscope.probes import Bank, ModelFacts, Probe, ProbeInfo
+from actscope.probes import Bank, Probe, ProbedModel, ProbeInfo
 
-FACTS = ModelFacts("some/model", "abc123", d_model=8, n_layers=4)
+FACTS = ProbedModel("some/model", "abc123", d_model=8, n_layers=4)
 
 
 def probe(name: str, **changes: object) -> Probe:

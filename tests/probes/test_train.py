@@ -9,7 +9,7 @@ import pytest
 
 from actscope.errors import ProbeError
 from actscope.probes.labels import LabelledText, read_labelled
-from actscope.probes.train import CHOOSE, FIT, Covariance, Examples, Fit, fit, to_probe
+from actscope.probes.train import CHOOSE, FIT, Examples, Fit, ShrunkCovariance, fit, to_probe
 
 
 def planted(strength: float, n: int = 3000, d: int = 24) -> Examples:
@@ -21,7 +21,7 @@ def planted(strength: float, n: int = 3000, d: int = 24) -> Examples:
 
 
 def fitted(examples: Examples) -> Fit:
-    return fit(examples, Covariance.of(examples.rows, examples.texts))
+    return fit(examples, ShrunkCovariance.of(examples.rows, examples.texts))
 
 
 def test_a_planted_direction_is_found_and_the_shuffled_control_is_not() -> None:

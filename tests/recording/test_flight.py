@@ -13,10 +13,10 @@ from support.recordings.flight import SECOND, SITES, WIDTH, Pilot, flying, kept
 
 from actscope.errors import RecordingError, RecordingPoisoned, SettingsError
 from actscope.frames import ROW_META, Frame, Span, SpanFlag, Step
-from actscope.recording.flight.marks import Marked
+from actscope.recording.flight.marks import MarkResult
 from actscope.recording.flight.spool import DiskSpool
 from actscope.recording.flight.triggers import parse_rule
-from actscope.recording.flight.windows import Extent
+from actscope.recording.flight.windows import TokensOrTime
 from actscope.recording.reading.recording import Recording
 
 ROW_BYTES = WIDTH * 4 * len(SITES) + ROW_META.itemsize
@@ -41,7 +41,7 @@ def test_a_mark_after_the_end_keeps_the_whole_request_and_nothing_of_the_others(
         decode(pilot, 10, "a", "b")
         pilot.end("a", "b")
         answer = pilot.flight.mark("a", "by hand").result()
-    assert answer == Marked("a", "kept", False, 15)
+    assert answer == MarkResult("a", "kept", False, 15)
     assert kept(tmp_path / "r", "a") == list(range(15))
     recording = Recording.open(tmp_path / "r")
     assert recording.requests == ["a"]
@@ -72,7 +72,7 @@ def test_a_mark_in_mid_request_keeps_the_past_and_the_future(tmp_path: Path, pla
         answer = pilot.flight.mark("a").result()
         decode(pilot, 8, "b", "a")
         pilot.end("a", "b")
-    assert answer == Marked("a", "keeping", True, 8)
+    assert answer == MarkResult("a", "keeping", True, 8)
     assert kept(tmp_path / "r", "a") == list(range(16))
     assert Recording.open(tmp_path / "r").requests == ["a"]
 
@@ -84,8 +84,8 @@ def test_marking_again_changes_nothing(tmp_path: Path, place: Place) -> None:
         second = pilot.flight.mark("a", "x").result()
         pilot.end("a")
         third = pilot.flight.mark("a", "x").result()
-    assert first == second == Marked("a", "keeping", True, 8)
-    assert third == Marked("a", "kept", False, 8)
+    assert first == second == MarkResult("a", "keeping", True, 8)
+    assert third == MarkResult("a", "kept", False, 8)
     assert Recording.open(tmp_path / "r").n_rows == 8
     assert len(Recording.open(tmp_path / "r").marks) == 1
 
@@ -93,7 +93,7 @@ def test_marking_again_changes_nothing(tmp_path: Path, place: Place) -> None:
 def test_windows_in_tokens_are_exact_to_the_row_also_within_a_chunk_of_the_prompt(tmp_path: Path, place: Place) -> None:
     with flying(tmp_path / "r", **place) as pilot:
         pilot.step({"b": 3, "a": 20})
-        answer = pilot.flight.mark("a", before=Extent(tokens=5), after=Extent(tokens=3)).result()
+        answer = pilot.flight.mark("a", before=TokensOrTime(tokens=5), after=TokensOrTime(tokens=3)).result()
         decode(pilot, 10, "a", "b")
     assert answer.rows == 6
     assert kept(tmp_path / "r", "a") == list(range(14, 23))
@@ -104,7 +104,7 @@ def test_windows_in_seconds_count_from_the_last_row(tmp_path: Path, place: Place
         for _ in range(10):
             pilot.now_ns += SECOND
             pilot.step({"a": 1})
-        pilot.flight.mark("a", before=Extent(ns=3 * SECOND), after=Extent(ns=2 * SECOND)).result()
+        pilot.flight.mark("a", before=TokensOrTime(ns=3 * SECOND), after=TokensOrTime(ns=2 * SECOND)).result()
         for _ in range(10):
             pilot.now_ns += SECOND
             pilot.step({"a": 1})
@@ -114,8 +114,8 @@ def test_windows_in_seconds_count_from_the_last_row(tmp_path: Path, place: Place
 def test_a_wider_mark_adds_only_what_the_first_left_out(tmp_path: Path, place: Place) -> None:
     with flying(tmp_path / "r", **place) as pilot:
         pilot.step({"a": 20})
-        pilot.flight.mark("a", before=Extent(tokens=2), after=Extent(tokens=0)).result()
-        pilot.flight.mark("a", before=Extent(tokens=9), after=Extent(tokens=0)).result()
+        pilot.flight.mark("a", before=TokensOrTime(tokens=2), after=TokensOrTime(tokens=0)).result()
+        pilot.flight.mark("a", before=TokensOrTime(tokens=9), after=TokensOrTime(tokens=0)).result()
         answer = pilot.flight.mark("a").result()
     assert answer.rows == 20
     assert kept(tmp_path / "r", "a") == list(range(20))
@@ -133,7 +133,7 @@ def test_what_the_bound_of_bytes_pushes_out_is_forgotten_and_named(tmp_path: Pat
         assert held.held_bytes_max <= 1 << 20
         assert held.held_bytes > (1 << 20) - 100 * ROW_BYTES - 2048
         assert held.forgotten_rows == gone
-        assert answer == Marked("a", "keeping", True, held.held_rows, ((0, gone),))
+        assert answer == MarkResult("a", "keeping", True, held.held_rows, ((0, gone),))
         assert answer.missing == gone
     assert kept(tmp_path / "r", "a") == list(range(gone, 10_000))
 
@@ -144,7 +144,7 @@ def test_what_is_older_than_the_bound_of_time_is_forgotten(tmp_path: Path, place
         for _ in range(10):
             pilot.now_ns += 10 * SECOND
             pilot.step({"a": 1})
-        assert pilot.flight.mark("old").result() == Marked("old", "forgotten", forgotten=((0, 4),))
+        assert pilot.flight.mark("old").result() == MarkResult("old", "forgotten", forgotten=((0, 4),))
         answer = pilot.flight.mark("a").result()
         assert (answer.rows, answer.forgotten) == (7, ((0, 3),))  # rows of 60 s ago are still there
         pilot.now_ns += 61 * SECOND
@@ -159,9 +159,9 @@ def test_rows_of_a_request_that_are_lost_outside_the_marks_window_are_not_missed
         for _ in range(10):
             pilot.now_ns += 10 * SECOND
             pilot.step({"a": 1})
-        assert pilot.flight.mark("a", before=Extent(tokens=4)).result().forgotten == ()
-        assert pilot.flight.mark("a", before=Extent(tokens=8)).result().forgotten == ((1, 3),)
-        assert pilot.flight.mark("a", before=Extent(ns=70 * SECOND)).result().forgotten == ((2, 3),)
+        assert pilot.flight.mark("a", before=TokensOrTime(tokens=4)).result().forgotten == ()
+        assert pilot.flight.mark("a", before=TokensOrTime(tokens=8)).result().forgotten == ((1, 3),)
+        assert pilot.flight.mark("a", before=TokensOrTime(ns=70 * SECOND)).result().forgotten == ((2, 3),)
 
 
 def test_an_id_that_is_not_known_is_told_from_one_that_is_forgotten(tmp_path: Path) -> None:
@@ -169,7 +169,7 @@ def test_an_id_that_is_not_known_is_told_from_one_that_is_forgotten(tmp_path: Pa
         pilot.step({"a": 3}, end=("a",))
         pilot.now_ns += 10 * SECOND
         pilot.flight.settle()
-        assert pilot.flight.mark("never").result() == Marked("never", "unknown")
+        assert pilot.flight.mark("never").result() == MarkResult("never", "unknown")
         assert pilot.flight.mark("a").result().state == "forgotten"
 
 
@@ -179,7 +179,7 @@ def test_what_was_kept_is_known_to_be_kept_when_its_history_has_left(tmp_path: P
         pilot.flight.mark("a").result()
         pilot.now_ns += 10 * SECOND
         pilot.flight.settle()
-        assert pilot.flight.mark("a").result() == Marked("a", "kept", False, 3)
+        assert pilot.flight.mark("a").result() == MarkResult("a", "kept", False, 3)
 
 
 def test_a_mark_before_the_request_begins_waits_for_it_and_not_for_ever(tmp_path: Path) -> None:
@@ -219,7 +219,7 @@ def test_an_id_that_is_used_again_is_another_request(tmp_path: Path) -> None:
     with flying(tmp_path / "r") as pilot:
         pilot.step({"a": 5}, end=("a",))
         pilot.step({"a": 2})
-        assert pilot.flight.mark("a").result() == Marked("a", "keeping", True, 2)
+        assert pilot.flight.mark("a").result() == MarkResult("a", "keeping", True, 2)
 
 
 def test_rows_computed_once_more_are_kept_as_they_came_and_are_no_longer_missed(tmp_path: Path) -> None:
@@ -229,7 +229,7 @@ def test_rows_computed_once_more_are_kept_as_they_came_and_are_no_longer_missed(
         pilot.positions["a"] = 0  # preempted: it begins again, under the same id and without an end
         pilot.step({"a": 6})
         answer = pilot.flight.mark("a").result()
-    assert answer == Marked("a", "keeping", True, 6)
+    assert answer == MarkResult("a", "keeping", True, 6)
     assert kept(tmp_path / "r", "a") == list(range(6))
 
 

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from actscope.errors import RecordingError
-from actscope.recording.format.packets import MAX_NAME, Packet, PacketWriter, Place, read_packets, scan_packets
+from actscope.recording.format.packets import MAX_NAME, Packet, PacketName, PacketWriter, read_packets, scan_packets
 
 names = st.text(min_size=1, max_size=40).filter(lambda s: s.encode("utf-8", "ignore").decode() == s)
 
@@ -106,15 +106,15 @@ def test_names_and_data_that_the_form_cannot_say_are_refused_when_written() -> N
 
 @given(st.text(min_size=1, max_size=20), st.text(max_size=20), st.integers(0, 1 << 50))
 def test_the_place_of_rows_survives_its_name(site: str, request_id: str, position: int) -> None:
-    place = Place(site, request_id, position)
+    place = PacketName(site, request_id, position)
     if all(part.encode("utf-8", "ignore").decode() == part for part in (site, request_id)):
-        assert Place.parse(place.name) == place
+        assert PacketName.parse(place.name) == place
         assert place.name.count("/") == 2
 
 
 @pytest.mark.parametrize("name", ["layers.3", "a/b", "a/b/c", "a/b/-1", "a/b/³", "/r/1", "a/b/1/2", "a/b/" + "9" * 19])
 def test_other_names_are_no_places(name: str) -> None:
-    assert Place.parse(name) is None
+    assert PacketName.parse(name) is None
 
 
 def test_the_data_of_a_packet_are_bytes() -> None:

@@ -11,12 +11,12 @@ from support.recordings.flight import SECOND, flying, kept
 
 from actscope.errors import SettingsError
 from actscope.recording.flight.triggers import ProbeRule, Rule, SampleRule, parse_rule
-from actscope.recording.flight.windows import Extent, Window, Windows
+from actscope.recording.flight.windows import KeepWindow, TokensOrTime, Windows
 from actscope.recording.reading.recording import Recording
 
 # --- the language --------------------------------------------------------------------------------------------------------
 
-_5S, _1MIN = Extent(ns=5 * SECOND), Extent(ns=60 * SECOND)
+_5S, _1MIN = TokensOrTime(ns=5 * SECOND), TokensOrTime(ns=60 * SECOND)
 
 
 @pytest.mark.parametrize(
@@ -25,11 +25,11 @@ _5S, _1MIN = Extent(ns=5 * SECOND), Extent(ns=60 * SECOND)
         ("probe danger > 3.2", ProbeRule("", "danger", ">", 3.2)),
         ("probe danger>3.2", ProbeRule("", "danger", ">", 3.2)),
         ("  probe a.b-c_1 <= -1e-3 ", ProbeRule("", "a.b-c_1", "<=", -1e-3)),
-        ("probe d > 1 before 20 tokens", ProbeRule("", "d", ">", 1.0, before=Extent(tokens=20))),
-        ("probe d >= 1 after 64tokens before 5s", ProbeRule("", "d", ">=", 1.0, before=_5S, after=Extent(tokens=64))),
+        ("probe d > 1 before 20 tokens", ProbeRule("", "d", ">", 1.0, before=TokensOrTime(tokens=20))),
+        ("probe d >= 1 after 64tokens before 5s", ProbeRule("", "d", ">=", 1.0, before=_5S, after=TokensOrTime(tokens=64))),
         ("probe d < 1 mean over 8 tokens cooldown 1 min", ProbeRule("", "d", "<", 1.0, mean_over=8, cooldown=_1MIN)),
         ("probe d > 1 before 1 token after 500 ms",
-         ProbeRule("", "d", ">", 1.0, before=Extent(tokens=1), after=Extent(ns=SECOND // 2))),
+         ProbeRule("", "d", ">", 1.0, before=TokensOrTime(tokens=1), after=TokensOrTime(ns=SECOND // 2))),
         ("sample 0.05", SampleRule("", 0.05)),
         ("sample 1", SampleRule("", 1.0)),
     ],
@@ -72,16 +72,17 @@ def test_what_cannot_be_read_is_refused_with_its_place(text: str, place: int, ex
 
 
 @pytest.mark.parametrize(
-    ("text", "extent"), [("20", Extent(tokens=20)), (20, Extent(tokens=20)), ("1.5s", Extent(ns=3 * SECOND // 2))]
+    ("text", "extent"),
+    [("20", TokensOrTime(tokens=20)), (20, TokensOrTime(tokens=20)), ("1.5s", TokensOrTime(ns=3 * SECOND // 2))],
 )
-def test_an_extent_is_a_number_of_tokens_or_a_time(text: str | int, extent: Extent) -> None:
-    assert Extent.parse(text) == extent
+def test_an_extent_is_a_number_of_tokens_or_a_time(text: str | int, extent: TokensOrTime) -> None:
+    assert TokensOrTime.parse(text) == extent
 
 
 @pytest.mark.parametrize("text", ["", "-1", "5 parsecs", "tokens", "1.5", "1.5 tokens", True])
 def test_anything_else_is_not_an_extent(text: str) -> None:
     with pytest.raises(SettingsError, match="extent"):
-        Extent.parse(text)
+        TokensOrTime.parse(text)
 
 
 def test_a_union_of_windows_chooses_what_any_of_them_does() -> None:
@@ -91,8 +92,8 @@ def test_a_union_of_windows_chooses_what_any_of_them_does() -> None:
         union, windows = Windows(), []
         for _ in range(rng.integers(1, 8)):
             first, first_ns = int(rng.integers(0, 50)), int(rng.integers(0, 50)) * int(rng.integers(0, 2))
-            last_ns = first_ns + int(rng.integers(0, 30)) if first_ns else Window().last_ns
-            windows.append(Window(first, first + int(rng.integers(0, 20)), first_ns, last_ns))
+            last_ns = first_ns + int(rng.integers(0, 30)) if first_ns else KeepWindow().last_ns
+            windows.append(KeepWindow(first, first + int(rng.integers(0, 20)), first_ns, last_ns))
             union.add(windows[-1])
         for time_ns in (0, 10, 25, 60):
             expected = [

@@ -9,7 +9,7 @@ from pathlib import Path
 from support.recordings.replayed import record_builtin
 from support.servers import COMMAND
 
-from actscope.engines.replay.plan import Plan
+from actscope.engines.replay.plan import ReplayPlan
 from actscope.recording.reading.recording import Recording
 
 ROOT = Path(__file__).parents[2]
@@ -21,7 +21,7 @@ SHOWN_S = 15.0
 def test_a_recording_plays_on_the_page_coloured_with_probes_and_stays_there(tmp_path: Path) -> None:
     """Live while it plays, whole for a page that comes late, with the gateway's numbers; in slow motion."""
     recording = record_builtin(tmp_path / "run.acts", max_tokens=150, sites=SITES)
-    speed = Plan(Recording.open(recording)).duration_ns / 1e9 / SHOWN_S
+    speed = ReplayPlan(Recording.open(recording)).duration_ns / 1e9 / SHOWN_S
     command = [*COMMAND, "replay", str(recording), "--port", "0", "--no-browser", "--speed", str(speed)]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None

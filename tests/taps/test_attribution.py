@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from actscope.frames import RowFlag, SpanFlag
-from actscope.taps.attribution import Lane, attribute
+from actscope.taps.attribution import PaddedSequence, attribute
 
 prompts = st.lists(st.integers(1, 12), min_size=1, max_size=6)
 
@@ -18,7 +18,7 @@ def test_chunked_left_padded_prefill_labels_every_position_once(lengths: list[in
     width = max(lengths) + n_new
     padding = [max(lengths) - n for n in lengths]
     ids = np.arange(len(lengths) * width).reshape(len(lengths), width)
-    lanes = [Lane(f"r{b}", pad, n) for b, (pad, n) in enumerate(zip(padding, lengths, strict=True))]
+    lanes = [PaddedSequence(f"r{b}", pad, n) for b, (pad, n) in enumerate(zip(padding, lengths, strict=True))]
     seen = {}
     for step, start in enumerate(range(0, width, chunk), 1):
         part = ids[:, start : start + chunk]

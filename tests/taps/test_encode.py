@@ -11,18 +11,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from actscope.probes.encoder import ENCODERS, NORMALISATIONS, Encoder
+from actscope.probes.encoder import ENCODERS, NORMALISATIONS, SaeEncoder
 from actscope.taps import encode
 
 
-def encoder(kind: str = "relu", *, d: int = 24, m: int = 100, k: int = 5, normalisation: str = "none") -> Encoder:
+def encoder(kind: str = "relu", *, d: int = 24, m: int = 100, k: int = 5, normalisation: str = "none") -> SaeEncoder:
     rng = np.random.default_rng(0)
 
     def numbers(*shape: int) -> np.ndarray:
         return rng.standard_normal(shape).astype(np.float32)
 
     threshold = np.abs(numbers(m)) * 2 if kind == "jumprelu" else np.zeros(m, np.float32)
-    return Encoder(
+    return SaeEncoder(
         numbers(d, m),
         numbers(m),
         numbers(d),
@@ -36,7 +36,7 @@ def encoder(kind: str = "relu", *, d: int = 24, m: int = 100, k: int = 5, normal
 
 
 def run(
-    one: Encoder, hidden: torch.Tensor, residual: torch.Tensor | None = None, places: int = 8, max_rows: int = 16
+    one: SaeEncoder, hidden: torch.Tensor, residual: torch.Tensor | None = None, places: int = 8, max_rows: int = 16
 ) -> torch.Tensor:
     features = torch.full((max_rows, 2 * places), 7.0)
     tensors = [torch.from_numpy(array) for array in (one.weight, one.bias, one.pre_bias, one.threshold)]

@@ -1,6 +1,6 @@
 """Sparse autoencoders, by the names that the analysis has for them; `actscope.probes.sae` reads them."""
 
-from actscope.probes.sae import Encoder as Sae
+from actscope.probes.sae import SaeEncoder as Sae
 from actscope.probes.sae import load_encoder as load_sae
 from actscope.probes.sae import site_of_hook
 

@@ -43,7 +43,7 @@ _RUNS = 5
 
 
 @dataclass(frozen=True, slots=True)
-class Pass:
+class BenchPass:
     """One pass over all rows: their bytes, the bytes that they became, and CPU seconds of both directions."""
 
     raw: int
@@ -179,7 +179,7 @@ def _blocks(rows: np.ndarray) -> Iterator[np.ndarray]:
     return (rows[begin : begin + BLOCK_ROWS] for begin in range(0, len(rows), BLOCK_ROWS))
 
 
-def _passed(spec: str, rows: np.ndarray, dtype: str) -> Pass:
+def _passed(spec: str, rows: np.ndarray, dtype: str) -> BenchPass:
     """A new encoder over all rows, each block decoded again; errors are measured here, in float64."""
     one = encoder(spec)
     packed, encode_s, decode_s, errors = 0, 0.0, 0.0, []
@@ -192,7 +192,7 @@ def _passed(spec: str, rows: np.ndarray, dtype: str) -> Pass:
         back = decode(encoded.codec, encoded.payload, *block.shape, dtype)  # type: ignore[call-arg]
         decode_s += time.process_time() - began
         errors.append(_errors(block, back, dtype))
-    return Pass(rows.nbytes, packed, encode_s, decode_s, np.concatenate(errors))
+    return BenchPass(rows.nbytes, packed, encode_s, decode_s, np.concatenate(errors))
 
 
 def _errors(rows: np.ndarray, back: np.ndarray, dtype: str) -> np.ndarray:
@@ -202,10 +202,10 @@ def _errors(rows: np.ndarray, back: np.ndarray, dtype: str) -> np.ndarray:
     return errors
 
 
-def _packed(pack: Packer, blocks: list[np.ndarray], raw: int, extra: int = 0) -> Pass:
+def _packed(pack: Packer, blocks: list[np.ndarray], raw: int, extra: int = 0) -> BenchPass:
     began = time.process_time()
     packed = sum(pack(block) for block in blocks)
-    return Pass(raw, packed + extra, time.process_time() - began)
+    return BenchPass(raw, packed + extra, time.process_time() - began)
 
 
 # -- peers, each on one thread --
@@ -302,7 +302,7 @@ def _shortened(model: Any) -> Any:
 # -- results --
 
 
-def _peer(ratio: str, gbps: str, name: str, passes: list[Pass], of: str) -> list[Result]:
+def _peer(ratio: str, gbps: str, name: str, passes: list[BenchPass], of: str) -> list[Result]:
     return [
         _result(f"{ratio}_{name}", [p.ratio for p in passes], "x", f"{name}: {of}"),
         _result(f"{gbps}_{name}", [p.raw / p.encode_s / 1e9 for p in passes], "GB/s", f"{name}: {of}"),

@@ -18,7 +18,7 @@ from pathlib import Path
 from actscope.bench.support import feed_generating
 from actscope.bench.support.feed_loader import Loaders
 from actscope.bench.support.feed_servers import WIDTH, bare, feed, make_wide_model
-from actscope.bench.support.feed_transport import SMALL, WINDOWS, Rounds, Sizes, all_rows, keep
+from actscope.bench.support.feed_transport import SMALL, WINDOWS, Rounds, TransportSizes, all_rows, keep
 from actscope.bench.support.samples import Progress, Result, Samples, result
 
 MIN_ROUNDS = 3
@@ -31,7 +31,12 @@ def run(seconds: float, progress: Progress) -> list[Result]:
     return results + feed_generating.measure(seconds / 2, progress)
 
 
-def transport(folder: Path, seconds: float, progress: Progress, sizes: Sizes = Sizes()) -> list[Result]:  # noqa: B008
+def transport(
+    folder: Path,
+    seconds: float,
+    progress: Progress,
+    sizes: TransportSizes = TransportSizes(),  # noqa: B008 - frozen
+) -> list[Result]:
     """Rows that are ready, to a consumer. Files go to `folder`."""
     progress("filling a buffer")
     model = make_wide_model(folder / "model")
@@ -46,7 +51,7 @@ def transport(folder: Path, seconds: float, progress: Progress, sizes: Sizes = S
     return _results(rounds.samples, sizes)
 
 
-def _results(samples: Samples, sizes: Sizes) -> list[Result]:
+def _results(samples: Samples, sizes: TransportSizes) -> list[Result]:
     of, ratios = samples.of, samples.ratios
     answer = f"{sizes.answer_bytes / (1 << 20):g} MiB an answer"
     memory = f"none: an absolute figure; {sizes.batch} rows of {WIDTH} bf16 a batch"

@@ -23,13 +23,13 @@ from actscope.extraction.texts import open_texts
 from actscope.harvest import layout
 from actscope.harvest.claims import Claims
 from actscope.harvest.driver import harvest
-from actscope.harvest.plan import Plan
+from actscope.harvest.plan import HarvestPlan
 from actscope.harvest.settings import HarvestSettings
 from actscope.harvest.storage import open_storage
 from actscope.harvest.storage.local import LocalStorage
-from actscope.harvest.worker import Worker
+from actscope.harvest.worker import UnitWorker
 from actscope.harvest.workers.local import LocalCrew
-from actscope.harvest.workers.messages import Job
+from actscope.harvest.workers.messages import WorkerJob
 
 Result = dict[str, Any]
 Progress = Callable[[str], None]
@@ -73,7 +73,7 @@ def _write_texts(path: Path) -> None:
 
 def _pairs(home: Path, seconds: float, progress: Progress) -> list[Result]:
     """Tokens per second of whole units, and of the bare reader over the same pieces, in turn."""
-    worker = Worker(settings(home), open_storage(str(home / "pairs")))
+    worker = UnitWorker(settings(home), open_storage(str(home / "pairs")))
     plan = worker.propose().plan
     worker.run(plan, 0)
     whole: list[float] = []
@@ -95,13 +95,13 @@ def _pairs(home: Path, seconds: float, progress: Progress) -> list[Result]:
     ]
 
 
-def _whole(worker: Worker, plan: Plan, unit: int) -> float:
+def _whole(worker: UnitWorker, plan: HarvestPlan, unit: int) -> float:
     begin = time.perf_counter()
     receipt = worker.run(plan, unit)
     return receipt.tokens / (time.perf_counter() - begin)
 
 
-def _bare(worker: Worker, plan: Plan, unit: int) -> float:
+def _bare(worker: UnitWorker, plan: HarvestPlan, unit: int) -> float:
     cut = worker._cut(plan.text_numbers(plan.unit(unit)))
     pieces = [owned.piece for owned in cut.pieces]
     begin = time.perf_counter()
@@ -114,7 +114,7 @@ def _bytes(home: Path, progress: Progress) -> list[Result]:
     found = []
     for form, width in (("safetensors", 2), ("arrow", 4)):
         progress(f"bytes of {form}")
-        worker = Worker(settings(home, format=form), open_storage(str(home / form)))
+        worker = UnitWorker(settings(home, format=form), open_storage(str(home / form)))
         plan = worker.propose().plan
         receipt = worker.run(plan, 0)
         worker.close()
@@ -175,7 +175,7 @@ def _scaling(home: Path, progress: Progress) -> list[Result]:
 def _steady_rate(home: Path, workers: int) -> tuple[float, float]:
     """Units per second while all workers are busy: between the receipts number 2 * workers and the last but one."""
     out = home / f"scaling-{workers}"
-    job = Job(settings=settings(home), out=str(out))
+    job = WorkerJob(settings=settings(home), out=str(out))
     times: list[float] = []
     begin = time.monotonic()
     crew = LocalCrew(job, workers)

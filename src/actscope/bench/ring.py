@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from actscope.frames import ROW_META, SCORES, Frame, Span, Step
-from actscope.ring.host import Batch, RingReader, RingSpec, RingWriter
+from actscope.ring.host import RingReader, RingSpec, RingWriter, StepBatch
 
 Result = dict[str, Any]
 Progress = Callable[[str], None]
@@ -72,7 +72,7 @@ class Verifier:
     miscounted_gaps: int = 0
     _next: tuple[int, int] = field(default=(1, 0))  # step number, row
 
-    def take(self, batch: Batch) -> None:
+    def take(self, batch: StepBatch) -> None:
         first = batch.steps[0]
         row = first.spans[0].first_position
         gap = (first.number - self._next[0], row - self._next[1])

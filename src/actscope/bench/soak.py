@@ -40,7 +40,7 @@ _SEGMENT = 64 << 20
 
 
 @dataclass(slots=True)
-class Run:
+class SoakRun:
     """What happened while it ran."""
 
     computed: int = 0  # real positions that the model saw
@@ -70,8 +70,8 @@ def run(seconds: float, progress: Progress, folder: Path | None = None) -> list[
     ]  # fmt: skip
 
 
-def _capture_for(loaded: LoadedModel, path: Path, seconds: float, progress: Progress) -> Run:
-    seen, chance, model = Run(), random.Random(0), loaded.model
+def _capture_for(loaded: LoadedModel, path: Path, seconds: float, progress: Progress) -> SoakRun:
+    seen, chance, model = SoakRun(), random.Random(0), loaded.model
     counting = model.get_input_embeddings().register_forward_pre_hook(
         lambda module, args: setattr(seen, "computed", seen.computed + args[0].numel())
     )
@@ -102,7 +102,7 @@ def _generate(loaded: LoadedModel, chance: random.Random) -> None:
         )  # fmt: skip
 
 
-def _note(seen: Run, session: Capture, elapsed: float, progress: Progress) -> None:
+def _note(seen: SoakRun, session: Capture, elapsed: float, progress: Progress) -> None:
     if seen.rss_mb and elapsed - seen.rss_mb[-1][0] < 1.0:
         return
     seen.rss_mb.append((elapsed, _rss_mb()))
@@ -119,14 +119,14 @@ def _rss_mb() -> float:
     return pages * 4096 / (1 << 20)
 
 
-def _growth(seen: Run, seconds: float) -> float:
+def _growth(seen: SoakRun, seconds: float) -> float:
     """Peak after the first tenth over the median of the second tenth, MiB."""
     settled = [mb for at, mb in seen.rss_mb if at >= 0.1 * seconds] or [seen.rss_mb[-1][1]]
     second = [mb for at, mb in seen.rss_mb if 0.1 * seconds <= at <= 0.2 * seconds] or settled[:1]
     return max(settled) - float(np.median(second))
 
 
-def _lost_rows(found: Recording, seen: Run, progress: Progress) -> int:
+def _lost_rows(found: Recording, seen: SoakRun, progress: Progress) -> int:
     """Rows that should be there and are not, every one decoded on the way."""
     lost = 0
     for site in found.sites:

@@ -25,9 +25,9 @@ from typing import Any
 import numpy as np
 
 from actscope.bench.support.vllm_engines import (
+    BenchEngine,
     Configuration,
-    Engine,
-    Run,
+    EngineRun,
     configurations,
     make_model,
     make_probes,
@@ -39,7 +39,7 @@ from actscope.runtime.private_files import check_private_dir
 Result = dict[str, Any]
 Progress = Callable[[str], None]
 #: Runs of one round by configuration, and the two with the plugin off around them.
-Round = tuple[Mapping[str, Run], tuple[Run, Run]]
+Round = tuple[Mapping[str, EngineRun], tuple[EngineRun, EngineRun]]
 BARS = {"probes": 0.97, "rows_3_layers": 0.95, "rows_all_layers": 0.90}
 #: Below this many seconds one round is run, which shows that it works and measures nothing.
 ROUNDS, ENOUGH_S = 6, 10.0
@@ -60,7 +60,7 @@ def run(seconds: float = 20.0, progress: Progress | None = None) -> list[Result]
         directory = Path(name)
         make_probes(directory / "probe-files")
         chosen = configurations(directory)
-        engines = _started(chosen, lambda c: stack.enter_context(Engine(c, model, directory, cache)), say)
+        engines = _started(chosen, lambda c: stack.enter_context(BenchEngine(c, model, directory, cache)), say)
         rounds = _rounds(engines, seconds, say)
     return results(chosen, rounds)
 
@@ -73,9 +73,11 @@ def cache_directory() -> Path:
     return path
 
 
-def _started(chosen: Sequence[Configuration], start: Callable[[Configuration], Engine], say: Progress) -> list[Engine]:
+def _started(
+    chosen: Sequence[Configuration], start: Callable[[Configuration], BenchEngine], say: Progress
+) -> list[BenchEngine]:
     """All engines, two starting at a time; those that compile the same graph one after the other."""
-    engines: list[Engine] = []
+    engines: list[BenchEngine] = []
     for i in range(0, len(chosen), _STARTING_AT_ONCE):
         say(f"starting engines, {i} of {len(chosen)}: minutes the first time, when vLLM compiles")
         starting = [start(configuration) for configuration in chosen[i : i + _STARTING_AT_ONCE]]
@@ -95,13 +97,13 @@ def workload(seed: int) -> tuple[list[list[int]], list[int]]:
     return [random.integers(10, 31000, n).tolist() for n in lengths], new.tolist()
 
 
-def rotated(items: Sequence[Engine], by: int) -> list[Engine]:
+def rotated(items: Sequence[BenchEngine], by: int) -> list[BenchEngine]:
     """The items from another one on each time, so that none always follows the same."""
     at = by % len(items)
     return [*items[at:], *items[:at]]
 
 
-def _rounds(engines: Sequence[Engine], seconds: float, say: Progress) -> list[Round]:
+def _rounds(engines: Sequence[BenchEngine], seconds: float, say: Progress) -> list[Round]:
     """What comes after one round comes before the next."""
     off, others = engines[0], engines[1:]
     for engine in engines:
@@ -134,24 +136,24 @@ def results(chosen: Sequence[Configuration], rounds: Sequence[Round]) -> list[Re
     return [*found, *probes, *_of_off(offs), _lost(rounds)]
 
 
-def speed(run: Run) -> float:
+def speed(run: EngineRun) -> float:
     """Tokens per second, prompts included in the time."""
     return run.tokens / run.seconds
 
 
-def drained_speed(run: Run) -> float:
+def drained_speed(run: EngineRun) -> float:
     """Tokens per second, had generation waited for what the sidecar still had to compute."""
     return run.tokens / (run.seconds + run.drain_cpu_s)
 
 
-def token_gap(run: Run, percentile: float) -> float:
+def token_gap(run: EngineRun, percentile: float) -> float:
     """That percentile of the seconds between two tokens of a request: each step counts once for every token but a first one."""
     gaps = [np.full(tokens - first, seconds) for seconds, tokens, first in run.steps]
     return float(np.percentile(np.concatenate(gaps), percentile))
 
 
 def against_off(
-    rounds: Iterable[Round], name: str, of: Callable[[Run], float], of_off: Callable[[Run], float]
+    rounds: Iterable[Round], name: str, of: Callable[[EngineRun], float], of_off: Callable[[EngineRun], float]
 ) -> list[float]:
     """`of` a configuration's run in each round, divided by the mean of `of_off` around it."""
     return [of(runs[name]) / statistics.mean(map(of_off, offs)) for runs, offs in rounds]
@@ -177,14 +179,14 @@ def _speed(configuration: Configuration, rounds: Sequence[Round]) -> Result:
 
 
 def _latency(rounds: Sequence[Round], name: str, percentile: int) -> Result:
-    def gap(run: Run) -> float:
+    def gap(run: EngineRun) -> float:
         return token_gap(run, percentile)
 
     baseline = "time between tokens with the plugin off, paired"
     return _result(f"itl_p{percentile}_ratio", against_off(rounds, name, gap, gap), "x", baseline)
 
 
-def _of_off(offs: Sequence[Run]) -> list[Result]:
+def _of_off(offs: Sequence[EngineRun]) -> list[Result]:
     """How fast it is without us, and how steady: the ratio of one run to the one before is what noise alone makes."""
     speeds = [speed(run) for run in offs]
     drift = [later / earlier for earlier, later in pairwise(speeds)]

@@ -9,7 +9,7 @@ from difflib import get_close_matches
 from torch import nn
 
 from actscope.capture.config import CaptureConfig
-from actscope.capture.plan import ModelShape, plan_of, shape_of
+from actscope.capture.plan import ModelShape, explain, shape_of
 from actscope.errors import SettingsError, SiteError
 
 _preset = CaptureConfig.preset
@@ -75,7 +75,7 @@ PURPOSES: dict[str, Callable[[ModelShape], CaptureConfig]] = {
 
 
 def auto_config(model: nn.Module, purpose: str = "general", tokens_per_s: float = 0.0) -> CaptureConfig:
-    """A configuration for a model and a purpose; its `reason` says why, `config.explain(model)` what it comes to.
+    """A configuration for a model and a purpose; its `reason` says why, `explain(config, model)` what it comes to.
 
     With `tokens_per_s` the codec is one that keeps up. Where the model's blocks cannot be found, the children of the model
     that hold the most parameters are read. Memory is room for two seconds of rows, 256 MiB to 4 GiB. Raises SettingsError
@@ -89,7 +89,7 @@ def auto_config(model: nn.Module, purpose: str = "general", tokens_per_s: float 
     config = PURPOSES[purpose](shape)
     if not shape.n_layers:
         config = _by_modules(config, model)
-    need = plan_of(config, model, tokens_per_s)
+    need = explain(config, model, tokens_per_s)
     rate = need.gigabytes_per_s * 1e9
     memory = min(max(int(2 * rate), 256 << 20), 4 << 30) if rate else config.memory_bytes
     reason = (

@@ -2,30 +2,22 @@
 
 from __future__ import annotations
 
-import os
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from difflib import get_close_matches
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
-from actscope.capture.labels.position_filter import Granularity
+from actscope.capture.codec_choice import choose_codec
+from actscope.capture.labels.position_filter import PositionFilter
 from actscope.capture.presets import PRESETS
-from actscope.capture.speeds import CODEC_SPEEDS
 from actscope.codecs import encoder
 from actscope.errors import SettingsError, SiteError
 from actscope.recording.spec import PipelineOptions
 from actscope.sites import POINTS
+from actscope.sizes import parse_bytes
 from actscope.store import StoreOptions
 
-if TYPE_CHECKING:
-    from torch import nn
-
-    from actscope.capture.plan import Plan
-
 Policy = Literal["block", "drop", "error"]
-
-_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +64,7 @@ class CaptureConfig:
         unknown = [point for point in self.points if point not in POINTS]
         if unknown or not self.points:
             raise SettingsError(f"points {list(self.points)}: expected some of {', '.join(POINTS)}")
-        Granularity.parse(self.granularity)
+        PositionFilter.parse(self.granularity)
         encoder(self.codec)  # refuses one that does not exist
         if self.policy not in ("block", "drop", "error"):
             raise SettingsError(f"policy {self.policy!r}: expected block, drop or error")
@@ -144,7 +136,7 @@ class CaptureConfig:
     @property
     def read_points(self) -> tuple[str, ...]:
         """The points that are read where `sites` names only layers."""
-        return Granularity.parse(self.granularity).points or self.points
+        return PositionFilter.parse(self.granularity).points or self.points
 
     def pipeline(self) -> PipelineOptions:
         """The recorder's options."""
@@ -156,55 +148,25 @@ class CaptureConfig:
             checkpoint_tokens=self.checkpoint_tokens,
             store=StoreOptions(direct=self.direct, segment_bytes=self.segment_bytes),
         )
-        workers = self.workers or (self.choice()[1] if self.throughput else 0)
+        workers = choose_codec(self.codec, self.workers, self.throughput).workers
         return replace(options, workers=workers) if workers else options
 
-    def choice(self, cores: int = 0) -> tuple[str, int, str]:
-        """Codec, workers (0: the recorder's own choice), and the arithmetic behind them."""
-        if not self.throughput:
-            return self.codec, self.workers, "no target throughput"
-        for_workers = max(1, (cores or os.cpu_count() or 1) // 2)
-        wanted = self.throughput / 1e9
-        ladder = CODEC_SPEEDS if self.codec == "auto" else {self.codec: CODEC_SPEEDS.get(self.codec, (0.4, 1.0))}
-        if self.codec == "auto":
-            ladder = {name: speed for name, speed in ladder.items() if not name.startswith("error_bounded")}
-        for name, (speed, _) in ladder.items():
-            needed = max(1, -int(-wanted // speed))
-            if needed <= for_workers or name == list(ladder)[-1]:
-                break
-        why = (
-            f"{wanted:.2f} GB/s / {speed:g} GB/s a core ({name}) = {needed} worker{'s' * (needed != 1)}, of {for_workers} "
-            f"that half of the cores give"
-        )
-        return name, self.workers or min(needed, for_workers), why
+    def explain(self, model: Any, tokens_per_s: float = 0.0) -> Any:
+        """Deprecated: call `actscope.explain(config, model)`."""
+        import warnings
 
-    def explain(self, model: nn.Module, tokens_per_s: float = 0.0) -> Plan:
-        """What this comes to for a model: sites, bytes per token and per 1,000 tokens, GB/s at `tokens_per_s`; printable.
+        import actscope
 
-        Raises SiteError when the model does not have the sites.
-        """
-        from actscope.capture.plan import plan_of
-
-        return plan_of(self, model, tokens_per_s)
+        warnings.warn("config.explain(model) is now actscope.explain(config, model)", DeprecationWarning, stacklevel=2)
+        return actscope.explain(self, model, tokens_per_s)
 
 
 _ALIASES = {"memory": "memory_bytes", "checkpoint": "checkpoint_tokens"}
 
 
-def bytes_of(text: str) -> int:
-    """A size such as "2GB", "512MiB" or "1e9". Raises SettingsError."""
-    match = re.fullmatch(r"\s*([0-9.eE+]+?)\s*([KMGT]I?)?B?(?:/S)?\s*", text.upper())
-    try:
-        if match is None:
-            raise ValueError
-        return int(float(match[1]) * _UNITS[match[2] or ""])
-    except ValueError:
-        raise SettingsError(f"size {text!r}: expected e.g. 2GB, 512MiB or a number of bytes") from None
-
-
 def _converted(name: str, value: Any) -> Any:
     if name in ("memory_bytes", "block_bytes", "segment_bytes", "throughput") and isinstance(value, str):
-        return bytes_of(value)
+        return parse_bytes(value)
     if name == "points":
         given = value.split(",") if isinstance(value, str) else value
         return tuple(part.strip() for part in given)

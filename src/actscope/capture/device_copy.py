@@ -39,7 +39,7 @@ class Handover:
 
     def __init__(self, sink: RowSink, *, in_flight_bytes: int = 256 << 20) -> None:
         self.sink = sink
-        self._ferry: Ferry | None = None
+        self._ferry: DeviceCopy | None = None
         self._in_flight_bytes = in_flight_bytes
         self._streams: dict[torch.device, torch.cuda.Stream] = {}
         self._lock = threading.Lock()
@@ -88,10 +88,10 @@ class Handover:
                 self._streams[device] = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
             return self._streams[device]
 
-    def _the_ferry(self) -> Ferry:
+    def _the_ferry(self) -> DeviceCopy:
         with self._lock:
             if self._ferry is None:
-                self._ferry = Ferry(self._in_flight_bytes)
+                self._ferry = DeviceCopy(self._in_flight_bytes)
             return self._ferry
 
 
@@ -106,7 +106,7 @@ class _Load:
     size: int
 
 
-class Ferry:
+class DeviceCopy:
     """One thread that waits for each copy to be done and then delivers it, in the order in which they were sent.
 
     At most `limit` bytes are under way; `send` waits beyond that. After a delivery has raised, the rest is still delivered

@@ -30,13 +30,13 @@ from torch.utils.hooks import RemovableHandle
 
 from actscope.capture.device_copy import Handover
 from actscope.capture.labels import ambiguity as doubt
-from actscope.capture.labels.ambiguity import Doubt, Uncertain
-from actscope.capture.labels.forward_inputs import Inputs, Signature, read, same_columns, tokens_of
+from actscope.capture.labels.ambiguity import Ambiguity, AmbiguousLabels
+from actscope.capture.labels.forward_inputs import ForwardInputs, Signature, read, same_columns, tokens_of
 from actscope.capture.labels.item_labels import ItemLabels
 from actscope.capture.labels.kv_cache_watch import CACHES
 from actscope.capture.labels.scopes import Scope, Scopes, Story, generation_of
 from actscope.capture.labels.token_labels import Labelled, TokenLabels
-from actscope.capture.stats import Counter
+from actscope.capture.stats import StatsCounter
 from actscope.clock import monotonic_ns
 from actscope.errors import RecordingError, RecordingPoisoned
 from actscope.frames import ROW_META, SpanFlag, Step
@@ -49,8 +49,8 @@ log = logging.getLogger("actscope.capture")
 #: Types of transformers' models whose blocks, or parts of them, take [time, batch, d].
 _TIME_FIRST = {"xlnet", "transfo-xl", "fsmt", "chatglm", "longformer", "led"}
 
-_STOPPED = Doubt("the recording takes no more rows", "see the error in the log")
-_REFUSED = Doubt("the recording did not take these rows", "see the error in the log")
+_STOPPED = Ambiguity("the recording takes no more rows", "see the error in the log")
+_REFUSED = Ambiguity("the recording did not take these rows", "see the error in the log")
 
 
 @dataclass(slots=True, eq=False)
@@ -62,10 +62,10 @@ class Pass:
     raised: BaseException | None
     """The exception that was being handled already when the pass began."""
     scope: Scope
-    inputs: Inputs | None = None
+    inputs: ForwardInputs | None = None
     items: int = 0
     labelled: Labelled | None = None
-    doubt: Doubt | None = None
+    doubt: Ambiguity | None = None
     depth: int = 0
     """How often the entry has been called again within."""
     inner: set[int] = field(default_factory=set)
@@ -98,7 +98,7 @@ class Orientation:
         self._certain = not kinds & _TIME_FIRST and not says_otherwise and (known or not entries)
         self._seen: set[int] = set()
 
-    def doubt_of(self, number: int, found: tuple[int, ...], shape: tuple[int, ...]) -> Doubt | None:
+    def doubt_of(self, number: int, found: tuple[int, ...], shape: tuple[int, ...]) -> Ambiguity | None:
         """The doubt about rows that lie as `found`, [batch, time] if that is what `shape` is."""
         if self._certain or len(found) < 2 or number in self._seen:
             return None
@@ -114,7 +114,7 @@ class _Current(threading.local):
     one: Pass | None = None
 
 
-class Passes:
+class ForwardHooks:
     """Hooks on one model, from `attach` to `detach`. Several threads may run the model, each its own pass."""
 
     def __init__(
@@ -123,7 +123,7 @@ class Passes:
         places: Mapping[Site, Location],
         tokens: TokenLabels,
         handover: Handover,
-        counter: Counter,
+        counter: StatsCounter,
         *,
         raises: bool = False,
     ) -> None:
@@ -329,7 +329,7 @@ class Passes:
         try:
             opened.inputs = read(self._signatures[module].named(args, kwargs))
             labelled = self._tokens.label(opened.inputs, opened.scope, next(self._numbers))
-        except Uncertain as uncertain:
+        except AmbiguousLabels as uncertain:
             opened.doubt = uncertain.doubt
             return
         self._open_step(opened, labelled)
@@ -376,7 +376,7 @@ class Passes:
             number = next(self._numbers)
             try:
                 self._open_step(current, self._items.label(tuple(hidden.shape[:-1]), current.scope, number))
-            except Uncertain as uncertain:
+            except AmbiguousLabels as uncertain:
                 current.doubt = uncertain.doubt
 
     def _hand_over(self, current: Pass, number: int, hidden: Tensor) -> None:
@@ -435,7 +435,7 @@ class Passes:
 class _Generate:
     """`generate` of a model while a capture runs."""
 
-    def __init__(self, passes: Passes, entry: nn.Module, original: Callable[..., Any]) -> None:
+    def __init__(self, passes: ForwardHooks, entry: nn.Module, original: Callable[..., Any]) -> None:
         functools.update_wrapper(self, original)
         self._passes, self._entry, self._original = passes, entry, original
 
@@ -451,7 +451,7 @@ class _Generate:
 
 
 #: Passes whose hooks are on a model.
-_ATTACHED: weakref.WeakSet[Passes] = weakref.WeakSet()
+_ATTACHED: weakref.WeakSet[ForwardHooks] = weakref.WeakSet()
 
 
 def _after_fork() -> None:
@@ -463,7 +463,7 @@ def _after_fork() -> None:
 os.register_at_fork(after_in_child=_after_fork)
 
 
-def _misfit(current: Pass, number: int, hidden: Tensor) -> Doubt | None:
+def _misfit(current: Pass, number: int, hidden: Tensor) -> Ambiguity | None:
     if current.labelled is None:
         return doubt.SHAPE
     if number in current.fired:
@@ -493,14 +493,14 @@ def _entry_signature(module: nn.Module, model: nn.Module) -> Signature | None:
     return signature if fits and (module is model or "attention_mask" in signature.names) else None
 
 
-def _same(inputs: Inputs, signature: Signature, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+def _same(inputs: ForwardInputs, signature: Signature, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     """Whether a part of the model is called with the pass's own columns."""
     arguments = signature.named(args, kwargs)
     takes_cache = "past_key_values" in signature.names
     return _same_tokens(inputs, tokens_of(arguments)) and same_columns(inputs, arguments, takes_cache)
 
 
-def _same_tokens(inputs: Inputs, tensor: Tensor | None) -> bool:
+def _same_tokens(inputs: ForwardInputs, tensor: Tensor | None) -> bool:
     """Whether these are the pass's own tokens, or as many embeddings."""
     if tensor is None or tensor.shape[:2] != inputs.tensor.shape[:2]:
         return False

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
 
-from actscope.capture.labels.position_filter import Granularity
-from actscope.capture.speeds import CODEC_SPEEDS
+from actscope.capture.codec_choice import CODEC_SPEEDS, choose_codec
+from actscope.capture.config import CaptureConfig
+from actscope.capture.labels.position_filter import PositionFilter
 from actscope.errors import SiteError
 from actscope.sites import Site
 from actscope.taps.anatomy import Location, blocks, resolve, text_config
-
-if TYPE_CHECKING:
-    from actscope.capture.config import CaptureConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +61,7 @@ def shape_of(model: nn.Module) -> ModelShape:
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class CapturePlan:
     """A configuration against a model. `str()` of it explains."""
 
     config: CaptureConfig
@@ -76,7 +74,7 @@ class Plan:
     @property
     def kept_share(self) -> float:
         """About which share of all rows is kept, by sample and granularity."""
-        return self.config.sample * Granularity.parse(self.config.granularity).share()
+        return self.config.sample * PositionFilter.parse(self.config.granularity).share()
 
     @property
     def bytes_per_token(self) -> float:
@@ -90,7 +88,8 @@ class Plan:
 
     def __str__(self) -> str:
         config, shape = self.config, self.shape
-        codec, workers, why = config.choice()
+        choice = choose_codec(config.codec, config.workers, config.throughput)
+        codec, workers, why = choice.codec, choice.workers, choice.reason
         lines = [
             f"model       {shape.architecture}: {shape.n_layers or '?'} layers of width {shape.d_model or '?'}, {shape.dtype}",
             f"sites       {len(self.sites)}: {_shortened(self.sites)}",
@@ -114,12 +113,24 @@ class Plan:
         return "\n".join(lines)
 
 
-def plan_of(config: CaptureConfig, model: nn.Module, tokens_per_s: float = 0.0) -> Plan:
-    """What a configuration comes to. Raises SiteError when the model does not have the sites."""
+def explain(config: CaptureConfig, model: nn.Module, tokens_per_s: float = 0.0) -> CapturePlan:
+    """Work out what a capture configuration comes to for a model.
+
+    Args:
+        config: The configuration.
+        model: The model to capture; it is not run.
+        tokens_per_s: Expected speed, for the rate in GB/s; 0 leaves it out.
+
+    Returns:
+        Sites, widths, bytes per token and the codec. `str()` of it is a report for people.
+
+    Raises:
+        SiteError: The model does not have the sites.
+    """
     shape = shape_of(model)
     places = resolve(model, config.sites, config.read_points)
     widths = {s.name: w for s, place in places.items() if (w := _width(s, place, shape))}
-    return Plan(config, shape, tuple(site.name for site in places), widths, tokens_per_s)
+    return CapturePlan(config, shape, tuple(site.name for site in places), widths, tokens_per_s)
 
 
 def _width(site: Site, place: Location, shape: ModelShape) -> int:

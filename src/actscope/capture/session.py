@@ -16,14 +16,15 @@ from typing import Any
 
 from torch import nn
 
+from actscope.capture.codec_choice import choose_codec
 from actscope.capture.config import CaptureConfig
 from actscope.capture.device_copy import Handover
-from actscope.capture.forward_hooks import Passes
-from actscope.capture.labels.position_filter import Granularity
-from actscope.capture.labels.request_ids import Naming
+from actscope.capture.forward_hooks import ForwardHooks
+from actscope.capture.labels.position_filter import PositionFilter
+from actscope.capture.labels.request_ids import RequestIds
 from actscope.capture.labels.token_labels import Requests, TokenLabels
 from actscope.capture.plan import shape_of
-from actscope.capture.stats import CaptureStats, Counter
+from actscope.capture.stats import CaptureStats, StatsCounter
 from actscope.errors import RecordingPoisoned, SettingsError
 from actscope.recording.spec import RecordingSpec
 from actscope.recording.writing.recorder import Recorder
@@ -38,7 +39,7 @@ _CAPTURED_LOCK = threading.Lock()
 
 
 @dataclass(frozen=True, slots=True)
-class Progress:
+class CaptureProgress:
     """How far a capture is: positions and rows so far, bytes as computed and as stored, and the rate since it began."""
 
     tokens: int
@@ -83,8 +84,8 @@ class Capture:
         self._tokenizer = _tokenizer(tokenizer)
         self._model_facts = dict(model_facts or {})
         self._recorder = recorder
-        self._counter = Counter()
-        self._passes: Passes | None = None
+        self._counter = StatsCounter()
+        self._passes: ForwardHooks | None = None
         self._handover: Handover | None = None
         self._requests: Requests | None = None
         self._begun = self._seconds = 0.0
@@ -132,28 +133,28 @@ class Capture:
         keep, sample = (lambda request: True), self.config.sample
         if sample < 1:
             keep = lambda request: keeps(request, sample)  # noqa: E731
-        self._requests = Requests(Naming(getattr(self._recorder, "known_requests", ())), keep)
+        self._requests = Requests(RequestIds(getattr(self._recorder, "known_requests", ())), keep)
         self._handover = Handover(self._recorder, in_flight_bytes=max(1, self.config.memory_bytes // 4))
-        labels = TokenLabels(self._requests, Granularity.parse(self.config.granularity))
-        self._passes = Passes(
+        labels = TokenLabels(self._requests, PositionFilter.parse(self.config.granularity))
+        self._passes = ForwardHooks(
             self._model, self._places, labels, self._handover, self._counter, raises=self.config.policy == "error"
         )
         self._begun = time.monotonic()
         self._passes.attach()
 
     def _spec(self) -> RecordingSpec:
-        codec, _, why = self.config.choice()
+        choice = choose_codec(self.config.codec, self.config.workers, self.config.throughput)
         settings = {
             "sites": self.config.sites,
             "granularity": self.config.granularity,
-            "codec": codec,
+            "codec": choice.codec,
             "policy": self.config.policy,
             "sample": self.config.sample,
             "why": self.config.reason,
-            "throughput": why,
+            "throughput": choice.reason,
         }
         facts = shape_of(self._model).facts() | self._model_facts
-        return RecordingSpec(self.sites, codec, model=facts, settings=settings)
+        return RecordingSpec(self.sites, choice.codec, model=facts, settings=settings)
 
     def stop(self, *, aborted: bool = False) -> None:
         """Detach from the model, write everything, close the recording. A second call does nothing, but go on where an
@@ -292,18 +293,20 @@ class Capture:
         return replace(self._counter.read(), recorder=stats() if stats is not None else None)
 
     @property
-    def progress(self) -> Progress:
+    def progress(self) -> CaptureProgress:
         """How far the capture is."""
         stats = self.stats()
         seconds = self._seconds or (time.monotonic() - self._begun if self._begun else 0.0)
-        return Progress(stats.tokens, stats.rows, stats.bytes, getattr(stats.recorder, "stored_bytes", 0), seconds)
+        return CaptureProgress(
+            stats.tokens, stats.rows, stats.bytes, getattr(stats.recorder, "stored_bytes", 0), seconds
+        )
 
     @property
     def known_requests(self) -> frozenset[str]:
         """Requests that the recording had when this session began to go on with it."""
         return frozenset(getattr(self._recorder, "known_requests", ()))
 
-    def _running(self) -> Passes:
+    def _running(self) -> ForwardHooks:
         if self._passes is None:
             raise SettingsError("this capture does not run: use it as a context manager, or call start() first")
         return self._passes

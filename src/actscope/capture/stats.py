@@ -7,7 +7,7 @@ import threading
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from actscope.capture.labels.ambiguity import Doubt
+from actscope.capture.labels.ambiguity import Ambiguity
 
 log = logging.getLogger("actscope.capture")
 
@@ -42,7 +42,7 @@ class CaptureStats:
     """The recorder's own counts (`actscope.recording.writing.recorder.RecorderStats`), where there is one."""
 
 
-class Counter:
+class StatsCounter:
     """Keeps a CaptureStats, and says each kind of loss once in the log. Thread-safe."""
 
     def __init__(self) -> None:
@@ -55,7 +55,7 @@ class Counter:
             for name, count in counts.items():
                 setattr(self._stats, name, getattr(self._stats, name) + count)
 
-    def unowned(self, doubt: Doubt, rows: int, what: str = "") -> None:
+    def unowned(self, doubt: Ambiguity, rows: int, what: str = "") -> None:
         """Count rows that were not delivered; the first time for this reason, say so."""
         with self._lock:
             self._stats.unowned_rows += rows

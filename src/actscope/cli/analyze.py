@@ -47,7 +47,7 @@ def analyze(
     """
     from actscope.analysis import AnalysisOptions, GraphOptions, SiteOptions
     from actscope.analysis import analyze as run
-    from actscope.cli.common.progress import Progress
+    from actscope.cli.common.progress import ProgressBar
     from actscope.recording.export import choose_sites
 
     recording = open_recording(path)
@@ -59,7 +59,7 @@ def analyze(
         site=SiteOptions(spectrum_rows=spectrum_rows),
         graph_options=GraphOptions(nodes=nodes, fdr=fdr),
     )
-    with Progress() as bars:
+    with ProgressBar() as bars:
         report = run(recording, options, to, bars.update)
     typer.echo(json.dumps(report.as_dict()) if as_json else _text(report))
 

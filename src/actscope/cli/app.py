@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from actscope import __version__
+from actscope._version import __version__
 from actscope.cli import (
     analyze,
     bench,

@@ -117,7 +117,7 @@ def _record(
     dtype: str,
 ) -> None:
     from actscope.capture.prompts import run_prompts
-    from actscope.cli.common.progress import Progress
+    from actscope.cli.common.progress import ProgressBar
 
     _log_plainly()
     loaded = _load(model, device, dtype)
@@ -130,7 +130,7 @@ def _record(
         bars.update("prompts", so_far, total)
 
     try:
-        with Progress() as bars, session:
+        with ProgressBar() as bars, session:
             run_prompts(loaded, todo, session, max_tokens=max_tokens, batch=batch, progress=told)
     except KeyboardInterrupt:
         typer.echo(

@@ -38,14 +38,14 @@ def export(
 
     Example: actscope export run.acts --to rows --format parquet --sites first,last
     """
-    from actscope.cli.common.progress import Progress
+    from actscope.cli.common.progress import ProgressBar
     from actscope.recording.export import ExportOptions, Selection
     from actscope.recording.export import export as write
 
     selection = Selection(tuple(sites or ()), tuple(requests or ()), read_positions(positions))
     options = ExportOptions(bf16=bf16, shard_bytes=shard_mib << 20, force=force)  # type: ignore[arg-type]
     recording = open_recording(path)
-    with Progress() as bars:
+    with ProgressBar() as bars:
         report = write(recording, to, form, selection, options, bars.update)
     if as_json:
         typer.echo(json.dumps({**asdict(report), "path": str(report.path)}))

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from actscope.harvest.plan import Proposal
     from actscope.harvest.settings import HarvestSettings
     from actscope.harvest.workers.contract import Crew
-    from actscope.harvest.workers.messages import Job
+    from actscope.harvest.workers.messages import WorkerJob
 
 
 def harvest(
@@ -117,10 +117,10 @@ def harvest(
         threads=threads,
         batch_tokens=batch_tokens,
     )
-    from actscope.harvest.workers.messages import Job
+    from actscope.harvest.workers.messages import WorkerJob
 
     where = _whole(out)
-    job = Job(settings=settings, out=where, allow_http=allow_http)
+    job = WorkerJob(settings=settings, out=where, allow_http=allow_http)
     crew = _crew(engine, job, workers, ray_address, cpus_per_worker, gpus_per_worker)
     if dry_run:
         _propose(crew, settings, as_json)
@@ -137,7 +137,7 @@ def _whole(out: str) -> str:
     return str(Path(out.removeprefix("file://")).absolute()) if is_local(out) else out
 
 
-def _crew(engine: str, job: Job, workers: int, address: str, cpus: float, gpus: float) -> Crew:
+def _crew(engine: str, job: WorkerJob, workers: int, address: str, cpus: float, gpus: float) -> Crew:
     if engine == "ray":
         from actscope.harvest.workers.ray import RayCrew
 
@@ -152,7 +152,7 @@ def _crew(engine: str, job: Job, workers: int, address: str, cpus: float, gpus: 
 
 
 def _run(crew: Crew, out: str, allow_http: bool, lease: float, as_json: bool) -> None:
-    from actscope.cli.common.progress import Progress
+    from actscope.cli.common.progress import ProgressBar
     from actscope.harvest.driver import harvest as carry_out
     from actscope.harvest.storage import open_storage
 
@@ -165,7 +165,7 @@ def _run(crew: Crew, out: str, allow_http: bool, lease: float, as_json: bool) ->
 
     try:
         # Ray prints what its raylets have to say on standard output, whatever it is told
-        with Progress() as bars, redirect_stdout(sys.stderr):
+        with ProgressBar() as bars, redirect_stdout(sys.stderr):
             report = carry_out(open_storage(out, allow_http=allow_http), crew, told, lease_s=lease)
     except KeyboardInterrupt:
         if total:
@@ -250,14 +250,14 @@ def estimate_of(proposal: Proposal) -> dict[str, Any]:
 def _verify(out: str, *, allow_http: bool, as_json: bool) -> None:
     from pathlib import Path
 
-    from actscope.cli.common.progress import Progress
+    from actscope.cli.common.progress import ProgressBar
     from actscope.harvest.storage import open_storage
     from actscope.harvest.storage.opening import is_local
     from actscope.harvest.verifying import verify
 
     if is_local(out) and not Path(_whole(out)).is_dir():
         raise SettingsError(f"--out {out}: there is no such directory")
-    with Progress() as bars:
+    with ProgressBar() as bars:
         verdict = verify(open_storage(out, allow_http=allow_http), bars.update)
     typer.echo(json.dumps(verdict.as_dict()) if as_json else verdict.as_text())
     if not verdict.ok:

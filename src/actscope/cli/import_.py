@@ -30,11 +30,11 @@ def import_(
 
     Example: actscope import old.packets --to run.acts --dtype float16 --width 4096
     """
-    from actscope.cli.common.progress import Progress
+    from actscope.cli.common.progress import ProgressBar
     from actscope.recording.importing import ImportOptions, import_packets
 
     options = ImportOptions(dtype, width, names, request, tuple(sites or ()), codec)
-    with Progress() as bars:
+    with ProgressBar() as bars:
         report = import_packets(packets, to, options, bars.update)
     if as_json:
         typer.echo(json.dumps({**asdict(report), "path": str(report.path)}))

@@ -105,7 +105,7 @@ def train(
 
     Example: actscope probe train my-labels.jsonl --model Qwen/Qwen2-0.5B --out probes/Qwen/Qwen2-0.5B
     """
-    from actscope.cli.common.progress import Progress
+    from actscope.cli.common.progress import ProgressBar
     from actscope.engines.hf.loading import load
     from actscope.engines.hf.probe_training import builtin_texts, train_probes
     from actscope.probes import save_probe
@@ -118,7 +118,7 @@ def train(
         if data
         else builtin_texts(loaded, texts)
     )
-    with Progress() as progress:
+    with ProgressBar() as progress:
         results = train_probes(loaded, chosen, select(sites, loaded.n_layers), label or None, progress=progress.update)
     kept = [r for r in results if r.fit.auroc >= min_auroc]
     for result in kept:

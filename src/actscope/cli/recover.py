@@ -29,12 +29,12 @@ def recover(
 
     Example: actscope recover run.acts
     """
-    from actscope.cli.common.progress import Progress
+    from actscope.cli.common.progress import ProgressBar
     from actscope.store import recover as mend
 
     check_there(path)
     try:
-        with Progress() as bars:
+        with ProgressBar() as bars:
             report = mend(path, salvage=salvage, progress=lambda done, total: bars.update("bytes", done, total))
     except RecordingDamaged as error:
         said = str(error).replace("salvage=True", "--salvage")

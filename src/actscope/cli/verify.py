@@ -31,7 +31,7 @@ def verify(
 
     Example: actscope verify run.acts
     """
-    from actscope.cli.common.progress import Progress as Bars
+    from actscope.cli.common.progress import ProgressBar as Bars
 
     check_there(path)
     with Bars() as bars:
@@ -42,7 +42,7 @@ def verify(
 
 
 @dataclass
-class Verdict:
+class RecordingVerdict:
     """What was found. `ok`: nothing that was acknowledged is missing or changed, and everything decodes.
 
     unlabelled   rows in blocks without a label: of steps that never ended; they are never delivered
@@ -87,12 +87,12 @@ class Verdict:
         return "\n".join(lines)
 
 
-def check(path: Path, progress: Progress) -> Verdict:
+def check(path: Path, progress: Progress) -> RecordingVerdict:
     """Read everything. Raises RecordingError when there is no recording at all."""
     from actscope.recording.format import manifest
     from actscope.store import StoreReader
 
-    verdict = Verdict(str(path))
+    verdict = RecordingVerdict(str(path))
     try:
         store = StoreReader.open(path)
         manifest.check(store.manifest, path)
@@ -107,7 +107,7 @@ def check(path: Path, progress: Progress) -> Verdict:
     return verdict
 
 
-def _check_records(store: StoreReader, verdict: Verdict) -> np.ndarray:
+def _check_records(store: StoreReader, verdict: RecordingVerdict) -> np.ndarray:
     """Decode everything that is not rows; the row numbers that have labels, ascending."""
     from actscope.recording.format import records
     from actscope.recording.format import row_labels as ledger
@@ -137,7 +137,7 @@ def _check_records(store: StoreReader, verdict: Verdict) -> np.ndarray:
     return np.sort(np.concatenate(ids))
 
 
-def _check_blocks(store: StoreReader, verdict: Verdict, labelled: np.ndarray, progress: Progress) -> None:
+def _check_blocks(store: StoreReader, verdict: RecordingVerdict, labelled: np.ndarray, progress: Progress) -> None:
     from actscope.recording.format.index_keys import CHANNELS
     from actscope.recording.reading.site_rows import Blocks
 

@@ -25,7 +25,7 @@ from actscope.codecs.coding.compressors import Buffer
 from actscope.codecs.coding.integer_planes import MOST_ELEMENTS, IntegerPlanes, chunk_rows
 from actscope.codecs.coding.planes import PlaneReader, PlaneWriter
 from actscope.codecs.coding.quantizer import (
-    Plan,
+    Quantization,
     narrowed,
     planned,
     quantised,
@@ -70,7 +70,7 @@ _AT_ONCE = 256 << 10
 
 
 @dataclass(slots=True)
-class Counts:
+class ErrorBoundedCounts:
     """What an encoder has done so far."""
 
     rows: int = 0
@@ -94,10 +94,10 @@ class ErrorBounded:
         self._writer = PlaneWriter()
         self._lossless = Lossless()
         self._lossless_for = 0
-        self._planned: Plan | None = None
+        self._planned: Quantization | None = None
         self._planned_for = ("", 0)
         self._plan_left = 0
-        self._counts = Counts()
+        self._counts = ErrorBoundedCounts()
 
     def encode(self, rows: np.ndarray, dtype: str) -> Encoded:
         rows = checked_rows(rows, dtype)
@@ -117,7 +117,7 @@ class ErrorBounded:
         self._count(block)
         return Encoded(ERROR_BOUNDED, payload, block.errors)
 
-    def _plan(self, rows: np.ndarray, dtype: str) -> Plan | None:
+    def _plan(self, rows: np.ndarray, dtype: str) -> Quantization | None:
         if dtype not in FLOATS or not 0 < rows.size < MOST_ELEMENTS:
             return None
         if self._lossless_for:
@@ -169,7 +169,7 @@ def _rows_at_once(d: int) -> int:
 class Block:
     """One block [n, d] while it is encoded."""
 
-    def __init__(self, rows: np.ndarray, dtype: str, plan: Plan, bound: float) -> None:
+    def __init__(self, rows: np.ndarray, dtype: str, plan: Quantization, bound: float) -> None:
         self._rows, self._dtype, self._plan, self._bound = rows, dtype, plan, np.float32(bound)
         n, d = rows.shape
         self.steps = np.zeros(n, np.uint16)

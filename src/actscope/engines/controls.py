@@ -15,9 +15,9 @@ from starlette.routing import Route
 from actscope.engines.http import answering_errors, error_response, json_response, read_body, read_json
 from actscope.errors import ProbeError, RequestRefused, SettingsError
 from actscope.probes import Bank, Probe, probe_from_json
-from actscope.recording.flight.marks import Marked
+from actscope.recording.flight.marks import MarkResult
 from actscope.recording.flight.recorder import FlightRecorder
-from actscope.recording.flight.windows import Extent
+from actscope.recording.flight.windows import TokensOrTime
 
 #: How long a mark waits for a request that the engine has but has not begun.
 _LONGEST_WAIT_S = 3600.0
@@ -25,7 +25,7 @@ _LONGEST_WAIT_S = 3600.0
 B = TypeVar("B", bound=msgspec.Struct)
 
 
-class ProbeDesk(Protocol):
+class ProbeRegistry(Protocol):
     """Where an engine takes changes of its probes. Called on the server's event loop, which must not be held up."""
 
     def table(self) -> bytes:
@@ -45,7 +45,7 @@ class ProbeDesk(Protocol):
 
 
 def control_routes(
-    desk: ProbeDesk,
+    desk: ProbeRegistry,
     flight: FlightRecorder | None = None,
     has: Callable[[str], bool] = lambda request: False,
     also: Callable[[], dict[str, Any]] = dict,
@@ -58,7 +58,7 @@ def control_routes(
     return [*probe_routes(desk), *recording_routes(flight, has, also)]
 
 
-def probe_routes(desk: ProbeDesk) -> list[Route]:
+def probe_routes(desk: ProbeRegistry) -> list[Route]:
     """GET /v1/actscope/probes, PUT and DELETE /v1/actscope/probes/{id}."""
     probes = ProbeRoutes(desk)
     return [
@@ -81,7 +81,7 @@ def recording_routes(
 
 
 class ProbeRoutes:
-    def __init__(self, desk: ProbeDesk) -> None:
+    def __init__(self, desk: ProbeRegistry) -> None:
         self._desk = desk
 
     async def table(self, http: Request) -> Response:
@@ -119,10 +119,10 @@ class MarkBody(msgspec.Struct, forbid_unknown_fields=True):
     after: str | int | None = None
     wait: Annotated[float, msgspec.Meta(ge=0, le=3600)] = 0.0  # seconds, for a request that has not begun
 
-    def extent(self, name: Literal["before", "after"]) -> Extent | None:
+    def extent(self, name: Literal["before", "after"]) -> TokensOrTime | None:
         text = getattr(self, name)
         try:
-            return None if text is None else Extent.parse(text)
+            return None if text is None else TokensOrTime.parse(text)
         except SettingsError as error:
             raise RequestRefused(str(error), param=name) from error
 
@@ -170,7 +170,7 @@ class RecordingRoutes:
         return _answer(self._flight, {"marks": [described(one) for one in marked]})
 
 
-def described(marked: Marked) -> dict[str, Any]:
+def described(marked: MarkResult) -> dict[str, Any]:
     """A mark's answer as JSON."""
     return {**asdict(marked), "missing": marked.missing}
 
@@ -183,7 +183,7 @@ def _answer(flight: FlightRecorder, data: dict[str, Any]) -> Response:
     return error_response(503, message, code="recording_failed")
 
 
-def _not_kept(marked: Marked) -> Response | None:
+def _not_kept(marked: MarkResult) -> Response | None:
     request = marked.request[:200]
     if marked.state == "unknown":
         return error_response(404, f"no request {request!r} is known to this engine", code="request_not_found")

@@ -16,7 +16,7 @@ _COST = 256
 
 
 @dataclass(frozen=True, slots=True)
-class Batch:
+class PieceBatch:
     """Pieces that go through the model in one forward: their places in the list that was given, and the longest's length."""
 
     places: tuple[int, ...]
@@ -27,7 +27,7 @@ class Batch:
         return self.width * len(self.places)
 
 
-def batches(pieces: Sequence[Piece], batch_tokens: int = BATCH_TOKENS, edge: int | None = None) -> list[Batch]:
+def batches(pieces: Sequence[Piece], batch_tokens: int = BATCH_TOKENS, edge: int | None = None) -> list[PieceBatch]:
     """Every piece in one batch, from the longest to the shortest; the same pieces always give the same batches.
 
     A batch has at most `batch_tokens` tokens with its padding, or one piece. Of all divisions of the pieces in order of
@@ -37,11 +37,11 @@ def batches(pieces: Sequence[Piece], batch_tokens: int = BATCH_TOKENS, edge: int
     lengths = np.array([len(piece.token_ids) for piece in pieces], np.int64)
     order = np.argsort(-lengths, kind="stable")
     ends = _ends(lengths[order], batch_tokens, edge)
-    found: list[Batch] = []
+    found: list[PieceBatch] = []
     start = 0
     while start < len(order):
         places = order[start : ends[start]].tolist()
-        found.append(Batch(tuple(places), int(lengths[places[0]])))
+        found.append(PieceBatch(tuple(places), int(lengths[places[0]])))
         start = ends[start]
     return found
 

@@ -61,7 +61,7 @@ class Piece:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Rows:
+class ExtractedRows:
     """The rows of some pieces: piece by piece, position by position.
 
     values[site] [n, d] on the CPU, in the reader's dtype; labels ROW_LABEL [n].
@@ -93,7 +93,7 @@ class Reader(Protocol):
 
     facts: ReaderFacts
 
-    def read(self, pieces: Sequence[Piece]) -> Rows:
+    def read(self, pieces: Sequence[Piece]) -> ExtractedRows:
         """The rows of these pieces. The same pieces in the same order give the same bits, whatever was read before; see
         `facts.deterministic`.
 

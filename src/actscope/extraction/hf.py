@@ -10,8 +10,8 @@ import torch
 
 from actscope.engines.hf.loading import LoadedModel
 from actscope.errors import EngineError, SettingsError
-from actscope.extraction.batching import BATCH_TOKENS, Batch, batches
-from actscope.extraction.contract import ROW_LABEL, Piece, ReaderFacts, Rows
+from actscope.extraction.batching import BATCH_TOKENS, PieceBatch, batches
+from actscope.extraction.contract import ROW_LABEL, ExtractedRows, Piece, ReaderFacts
 from actscope.extraction.forward import Forward
 from actscope.extraction.landing import Landing
 from actscope.taps.anatomy import resolve
@@ -58,7 +58,7 @@ class HfReader:
             deterministic=loaded.device.type == "cpu",  # experts of some models add up in any order on a GPU
         )
 
-    def read(self, pieces: Sequence[Piece]) -> Rows:
+    def read(self, pieces: Sequence[Piece]) -> ExtractedRows:
         """The rows of these pieces, in their order."""
         if self._forward is None:
             raise EngineError(f"{self.facts.model}: this reader is closed")
@@ -68,7 +68,7 @@ class HfReader:
         for batch in batches(pieces, self._batch_tokens, self._edge):
             self._read_batch(self._forward, pieces, batch, starts, landing)
         labels = np.concatenate([np.empty(0, ROW_LABEL), *(piece.labels() for piece in pieces)])
-        rows = Rows(dict(zip(self.facts.sites, landing.finish(), strict=True)), labels)
+        rows = ExtractedRows(dict(zip(self.facts.sites, landing.finish(), strict=True)), labels)
         self._check_finite(rows)
         return rows
 
@@ -77,7 +77,7 @@ class HfReader:
         self._forward = None
 
     def _read_batch(
-        self, forward: Forward, pieces: Sequence[Piece], batch: Batch, starts: np.ndarray, landing: Landing
+        self, forward: Forward, pieces: Sequence[Piece], batch: PieceBatch, starts: np.ndarray, landing: Landing
     ) -> None:
         ids = np.zeros((len(batch.places), batch.width), np.int64)  # what pads does not matter: no row sees it
         real, wanted = np.zeros(ids.shape, bool), np.zeros(ids.shape, bool)
@@ -103,7 +103,7 @@ class HfReader:
                 "cut the texts to a smaller context"
             )
 
-    def _check_finite(self, rows: Rows) -> None:
+    def _check_finite(self, rows: ExtractedRows) -> None:
         for site, values in rows.values.items():
             if not torch.isfinite(values).all():
                 bad = int((~torch.isfinite(values)).any(1).nonzero()[0])

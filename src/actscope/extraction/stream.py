@@ -12,7 +12,7 @@ from actscope.permutation import Permutation
 CHUNK_TEXTS = 256
 
 
-class Stream:
+class TextStream:
     """All texts once, in chunks of `chunk_texts`: chunk k holds the texts at places k * chunk_texts .. of the epoch's order.
 
     The order is `Permutation(len(texts), seed, epoch)`, or that of the dataset with shuffle=False. The same texts, cutter

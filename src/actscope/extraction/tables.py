@@ -30,7 +30,7 @@ _AT_ONCE = 10_000
 _GLOB = re.compile(r"[*?\[]")
 
 
-class Table:
+class TextColumn:
     """One column of text, read by number from files that are mapped into memory."""
 
     def __init__(self, name: str, dataset: Dataset, column: str) -> None:
@@ -82,7 +82,7 @@ def _lengths(values: Any) -> bytes:
     return found
 
 
-def open_table(spec: str, *, split: str, column: str, n: int | None) -> Table:
+def open_table(spec: str, *, split: str, column: str, n: int | None) -> TextColumn:
     """The texts of a column of what `spec` names; see `open_texts`."""
     try:
         import datasets
@@ -99,7 +99,7 @@ def open_table(spec: str, *, split: str, column: str, n: int | None) -> Table:
     if not len(found):
         raise SettingsError(f"texts {spec!r}: there is no text in it")
     chosen = found.select_columns(column)
-    return Table(spec, chosen if n is None else chosen.select(range(min(n, len(chosen)))), column)
+    return TextColumn(spec, chosen if n is None else chosen.select(range(min(n, len(chosen)))), column)
 
 
 def _load(spec: str, split: str) -> Dataset:

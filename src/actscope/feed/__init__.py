@@ -7,7 +7,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from actscope._lazy import attach
 
 if TYPE_CHECKING:
     from actscope.feed.client.async_client import AsyncFeedClient
@@ -17,18 +19,12 @@ if TYPE_CHECKING:
 
 __all__ = ["AsyncFeedClient", "FeedClient", "FeedDataset", "FeedSettings"]
 
-_HOMES = {
-    "AsyncFeedClient": "actscope.feed.client.async_client",
-    "FeedClient": "actscope.feed.client.client",
-    "FeedDataset": "actscope.feed.client.dataset",
-    "FeedSettings": "actscope.feed.settings",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'actscope.feed' has no attribute {name!r}; it has {', '.join(__all__)}")
-    from importlib import import_module
-
-    found = globals()[name] = getattr(import_module(_HOMES[name]), name)
-    return found
+__getattr__, __dir__ = attach(
+    __name__,
+    {
+        "AsyncFeedClient": "actscope.feed.client.async_client:AsyncFeedClient",
+        "FeedClient": "actscope.feed.client.client:FeedClient",
+        "FeedDataset": "actscope.feed.client.dataset:FeedDataset",
+        "FeedSettings": "actscope.feed.settings:FeedSettings",
+    },
+)

@@ -59,7 +59,7 @@ class Progress(msgspec.Struct, frozen=True, tag="progress"):
     padding: float = 0.0
 
 
-class SiteSums(msgspec.Struct, frozen=True, tag="sums"):
+class WindowSums(msgspec.Struct, frozen=True, tag="sums"):
     """Over a window's rows at one site: float64 [width] sums of values and of squares, as bytes, and the sum of L2 norms."""
 
     values: bytes
@@ -74,7 +74,7 @@ class Filled(msgspec.Struct, frozen=True, kw_only=True, tag="filled"):
     after: Place
     epoch_over: bool
     seconds: float
-    sums: list[SiteSums]
+    sums: list[WindowSums]
 
 
 class Failed(msgspec.Struct, frozen=True, tag="failed"):

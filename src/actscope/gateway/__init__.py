@@ -6,7 +6,9 @@ The names load on first use, so that importing the package loads no web framewor
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from actscope._lazy import attach
 
 if TYPE_CHECKING:
     from actscope.gateway.app import create_app
@@ -16,19 +18,14 @@ if TYPE_CHECKING:
 
 __all__ = ["GatewayServer", "GatewaySettings", "Upstream", "create_app", "open_server", "serve"]
 
-_HOMES = {
-    "GatewayServer": "server",
-    "GatewaySettings": "settings",
-    "Upstream": "upstream.upstream",
-    "create_app": "app",
-    "open_server": "server",
-    "serve": "server",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'actscope.gateway' has no attribute {name!r}")
-    from importlib import import_module
-
-    return getattr(import_module(f"actscope.gateway.{_HOMES[name]}"), name)
+__getattr__, __dir__ = attach(
+    __name__,
+    {
+        "GatewayServer": "actscope.gateway.server:GatewayServer",
+        "GatewaySettings": "actscope.gateway.settings:GatewaySettings",
+        "Upstream": "actscope.gateway.upstream.upstream:Upstream",
+        "create_app": "actscope.gateway.app:create_app",
+        "open_server": "actscope.gateway.server:open_server",
+        "serve": "actscope.gateway.server:serve",
+    },
+)

@@ -9,7 +9,7 @@ from pathlib import Path
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
 
-from actscope import __version__
+from actscope._version import __version__
 from actscope.gateway.api.dependencies import Gateway
 from actscope.gateway.api.events import OpenStreams
 from actscope.gateway.api.openapi import describe

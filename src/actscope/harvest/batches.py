@@ -14,13 +14,13 @@ from actscope.permutation import Permutation
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from actscope.harvest.opening import Harvest, Shard
+    from actscope.harvest.opening import Harvest, ShardRows
 
 WINDOW = 8
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class BatchCursor:
     """Where batches go on: an epoch, and how many of its rows were delivered."""
 
     epoch: int = 0
@@ -51,7 +51,7 @@ class Batches:
         dtype: Any = None,
         device: Any = None,
         epochs: int | None = None,
-        start: Place | dict[str, int] | None = None,
+        start: BatchCursor | dict[str, int] | None = None,
     ) -> None:
         """dtype, device: of the batches; None leaves rows as they are stored, on the CPU. start: a `place`, or `state_dict()`."""
         if batch_size < 1 or window < 1:
@@ -61,11 +61,11 @@ class Batches:
         if not harvest.n_rows:
             raise SettingsError("this harvest has no rows")
         self.batch_size = batch_size
-        self.place = Place(**start) if isinstance(start, dict) else start or Place()
+        self.place = BatchCursor(**start) if isinstance(start, dict) else start or BatchCursor()
         self._harvest, self._site, self._seed, self._window = harvest, site, seed, window
         self._dtype, self._device, self._epochs = dtype, device, epochs
         self._sizes = np.array([entry.rows for entry in harvest.manifest.shards], np.int64)
-        self._open: dict[int, Shard] = {}
+        self._open: dict[int, ShardRows] = {}
 
     def state_dict(self) -> dict[str, int]:
         """The place as plain numbers, for a checkpoint."""
@@ -95,7 +95,7 @@ class Batches:
         order = Permutation(total, self._seed, epoch, "rows", number)
         self._gather(order.part(done - before, done - before + n), shards, sizes, rows[:n])
         done += n
-        self.place = Place(epoch + 1, 0) if done == self._harvest.n_rows else Place(epoch, done)
+        self.place = BatchCursor(epoch + 1, 0) if done == self._harvest.n_rows else BatchCursor(epoch, done)
         return n
 
     def _window_at(self, epoch: int, done: int) -> tuple[int, np.ndarray, int]:
@@ -117,7 +117,7 @@ class Batches:
             source = self._shard(int(shards[i]), shards).rows(self._site)
             rows[torch.from_numpy(places)] = source.index_select(0, torch.from_numpy(wanted))
 
-    def _shard(self, number: int, window: np.ndarray) -> Shard:
+    def _shard(self, number: int, window: np.ndarray) -> ShardRows:
         if number not in self._open:
             self._open = {held: shard for held, shard in self._open.items() if held in window}
             self._open[number] = self._harvest.shard(number)

@@ -24,7 +24,7 @@ class OwnedPiece:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Cut:
+class UnitPieces:
     """All pieces of a unit, and how many tokens at its end filled none."""
 
     pieces: list[OwnedPiece]
@@ -45,9 +45,9 @@ class Apart:
     def __init__(self, cutter: Cutter) -> None:
         self._cutter = cutter
 
-    def cut(self, numbers: Sequence[int], texts: Sequence[str]) -> Cut:
+    def cut(self, numbers: Sequence[int], texts: Sequence[str]) -> UnitPieces:
         pieces = self._cutter.cut(numbers, texts)
-        return Cut([OwnedPiece(piece, np.full(len(piece.token_ids), piece.text, np.int64)) for piece in pieces])
+        return UnitPieces([OwnedPiece(piece, np.full(len(piece.token_ids), piece.text, np.int64)) for piece in pieces])
 
 
 class Packed:
@@ -69,7 +69,7 @@ class Packed:
         bos = [] if self._bos is None else [self._bos]
         self._masked = np.array({"special": sorted(special_ids(tokenizer)), "bos": bos}.get(mask, []), np.int32)
 
-    def cut(self, numbers: Sequence[int], texts: Sequence[str]) -> Cut:
+    def cut(self, numbers: Sequence[int], texts: Sequence[str]) -> UnitPieces:
         found: list[OwnedPiece] = []
         ids: list[int] = []
         owners: list[int] = []
@@ -82,7 +82,7 @@ class Packed:
                 if not ids:
                     self._begin(token, ids, owners)
                 self._push(token, piece.text, ids, owners, found)
-        return Cut(found, left_over=len(ids))
+        return UnitPieces(found, left_over=len(ids))
 
     def _lead(self, ids: list[int], own: list[int]) -> Iterator[tuple[int, int]]:
         """The separator before a text that does not begin a context."""

@@ -19,10 +19,10 @@ from actscope.harvest import manifest as manifests
 from actscope.harvest import plan as plans
 from actscope.harvest.claims import LEASE_S, Claims
 from actscope.harvest.commit import Receipt
-from actscope.harvest.manifest import Manifest, manifest_of
-from actscope.harvest.plan import Plan
+from actscope.harvest.manifest import HarvestManifest, manifest_of
+from actscope.harvest.plan import HarvestPlan
 from actscope.harvest.storage import Storage
-from actscope.harvest.workers.contract import Crew, Died, Done, Event, Failed
+from actscope.harvest.workers.contract import Crew, Died, Done, Event, WorkerFailed
 
 Progress = Callable[[str, int, int], None]
 
@@ -36,7 +36,7 @@ _READERS = 16
 class Report:
     """What a call of `harvest` did. `manifest` is of the whole harvest, whoever computed it."""
 
-    manifest: Manifest
+    manifest: HarvestManifest
     units_here: int
     rows_here: int
     tokens_here: int
@@ -62,7 +62,7 @@ def harvest(storage: Storage, crew: Crew, progress: Progress, *, lease_s: float 
         crew.close()
 
 
-def settle(storage: Storage, plan: Plan) -> None:
+def settle(storage: Storage, plan: HarvestPlan) -> None:
     """Make this the plan of the place. Raises SettingsError, naming every difference, when it has another one."""
     if not storage.put_new(layout.PLAN, plans.encode(plan)):
         where = f"{storage.url}/{layout.PLAN}"
@@ -70,7 +70,7 @@ def settle(storage: Storage, plan: Plan) -> None:
         raise HarvestDamaged(f"{where}: the same plan in other bytes; it was edited, or written by another program")
 
 
-def held_plan(storage: Storage) -> Plan:
+def held_plan(storage: Storage) -> HarvestPlan:
     """The plan of the place. Raises HarvestError when it has none."""
     data = storage.get(layout.PLAN)
     if data is None:
@@ -91,19 +91,19 @@ def check_put_new(storage: Storage) -> None:
         storage.delete([name])
 
 
-def committed(storage: Storage, plan: Plan) -> set[int]:
+def committed(storage: Storage, plan: HarvestPlan) -> set[int]:
     """The numbers of the units that have a receipt."""
     found = map(layout.unit_of_receipt, storage.names(layout.RECEIPTS))
     return {unit for unit in found if unit is not None and unit < plan.n_units}
 
 
-def all_receipts(storage: Storage, plan: Plan) -> list[Receipt]:
+def all_receipts(storage: Storage, plan: HarvestPlan) -> list[Receipt]:
     """Every unit's receipt. Raises HarvestDamaged when one is missing, or belongs to another plan."""
     with ThreadPoolExecutor(_READERS) as readers:
         return list(readers.map(lambda unit: read_receipt(storage, plan, unit), range(plan.n_units)))
 
 
-def read_receipt(storage: Storage, plan: Plan, unit: int) -> Receipt:
+def read_receipt(storage: Storage, plan: HarvestPlan, unit: int) -> Receipt:
     where = f"{storage.url}/{layout.receipt(unit)}"
     data = storage.get(layout.receipt(unit))
     if data is None:
@@ -122,7 +122,7 @@ class _Work:
     """
 
     def __init__(
-        self, storage: Storage, crew: Crew, claims: Claims, plan: Plan, progress: Progress, lease_s: float
+        self, storage: Storage, crew: Crew, claims: Claims, plan: HarvestPlan, progress: Progress, lease_s: float
     ) -> None:
         self._storage, self._crew, self._claims, self._plan = storage, crew, claims, plan
         self._progress = progress
@@ -200,7 +200,7 @@ class _Work:
             return
         self._lost += 1
         self._tries[event.unit] += 1
-        if isinstance(event, Failed) and not isinstance(event.error, EngineError):
+        if isinstance(event, WorkerFailed) and not isinstance(event.error, EngineError):
             raise event.error  # of settings or of the storage: another worker would say the same
         if self._tries[event.unit] >= _MOST_TRIES:
             raise _given_up(event, self._tries[event.unit])
@@ -211,7 +211,7 @@ class _Work:
         self._progress("units", len(self._done), self._plan.n_units)
 
 
-def publish_manifest(storage: Storage, plan: Plan) -> Manifest:
+def publish_manifest(storage: Storage, plan: HarvestPlan) -> HarvestManifest:
     """Write the manifest of a harvest whose every unit is committed, or find it written."""
     manifest = manifest_of(plan, all_receipts(storage, plan))
     if plan.shard_format == "arrow":
@@ -226,9 +226,9 @@ def publish_manifest(storage: Storage, plan: Plan) -> Manifest:
     return manifest
 
 
-def _given_up(event: Died | Failed, tries: int) -> Exception:
+def _given_up(event: Died | WorkerFailed, tries: int) -> Exception:
     what = "opening the model" if event.unit is None else f"unit {event.unit}"
-    if isinstance(event, Failed):
+    if isinstance(event, WorkerFailed):
         return EngineError(f"{what} failed {tries} times, at last: {event.error}")
     return EngineError(
         f"{what}: {tries} workers died of it, the last {event.why}; one that is killed by SIGKILL has mostly had too little "

@@ -8,7 +8,7 @@ import msgspec
 
 from actscope.errors import HarvestDamaged
 from actscope.harvest.commit import Receipt
-from actscope.harvest.plan import FORMAT, VERSION, Plan
+from actscope.harvest.plan import FORMAT, VERSION, HarvestPlan
 from actscope.harvest.statistics import SiteStatistics, added, statistics_of
 
 
@@ -22,13 +22,13 @@ class ShardEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     rows: int
 
 
-class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class HarvestManifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Everything that was harvested, unit by unit."""
 
     format: str = FORMAT
     version: int = VERSION
     plan_id: str
-    plan: Plan
+    plan: HarvestPlan
     texts: int
     tokens: int
     left_over: int
@@ -38,7 +38,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     sites: dict[str, SiteStatistics]
 
 
-def manifest_of(plan: Plan, receipts: Sequence[Receipt]) -> Manifest:
+def manifest_of(plan: HarvestPlan, receipts: Sequence[Receipt]) -> HarvestManifest:
     """From the receipts of all units, in the order of the units."""
     assert [receipt.unit for receipt in receipts] == list(range(plan.n_units))
     shards = tuple(
@@ -46,7 +46,7 @@ def manifest_of(plan: Plan, receipts: Sequence[Receipt]) -> Manifest:
         for receipt in receipts
         for file in receipt.files
     )
-    return Manifest(
+    return HarvestManifest(
         plan_id=plan.id,
         plan=plan,
         texts=sum(receipt.texts for receipt in receipts),
@@ -62,14 +62,14 @@ def manifest_of(plan: Plan, receipts: Sequence[Receipt]) -> Manifest:
     )
 
 
-def encode(manifest: Manifest) -> bytes:
+def encode(manifest: HarvestManifest) -> bytes:
     return msgspec.json.format(msgspec.json.encode(manifest, order="deterministic"), indent=1) + b"\n"
 
 
-def decode(data: bytes, where: str) -> Manifest:
+def decode(data: bytes, where: str) -> HarvestManifest:
     """Raises HarvestDamaged, naming `where`, for what is no manifest, or one whose plan does not match its id."""
     try:
-        manifest = msgspec.json.decode(data, type=Manifest)
+        manifest = msgspec.json.decode(data, type=HarvestManifest)
     except msgspec.DecodeError as error:
         raise HarvestDamaged(f"{where}: is no manifest of a harvest: {error}") from error
     if manifest.plan.id != manifest.plan_id:

@@ -15,8 +15,8 @@ from actscope.errors import HarvestDamaged, HarvestError, SettingsError
 from actscope.harvest import layout
 from actscope.harvest import manifest as manifests
 from actscope.harvest.commit import Receipt
-from actscope.harvest.manifest import Manifest, ShardEntry
-from actscope.harvest.plan import Plan
+from actscope.harvest.manifest import HarvestManifest, ShardEntry
+from actscope.harvest.plan import HarvestPlan
 from actscope.harvest.shards.safetensors import LABELS, TYPES
 from actscope.harvest.storage import Storage, open_storage
 from actscope.harvest.storage.local import LocalStorage
@@ -50,7 +50,7 @@ class Harvest:
     bucket are fetched whole. (One of arrow shards is opened with `datasets.load_from_disk`.)
     """
 
-    def __init__(self, storage: Storage, manifest: Manifest) -> None:
+    def __init__(self, storage: Storage, manifest: HarvestManifest) -> None:
         self.manifest = manifest
         self.plan = manifest.plan
         self._storage = storage
@@ -70,7 +70,7 @@ class Harvest:
     def n_shards(self) -> int:
         return len(self.manifest.shards)
 
-    def shard(self, number: int) -> Shard:
+    def shard(self, number: int) -> ShardRows:
         """Raises HarvestDamaged when its file is missing, cut off, or not what the manifest says."""
         entry = self.manifest.shards[number]
         where = f"{self._storage.url}/{entry.name}"
@@ -82,9 +82,9 @@ class Harvest:
         if data is None or len(data) != entry.bytes:
             found = "nothing" if data is None else f"{len(data)} bytes"
             raise HarvestDamaged(f"{where}: expected {entry.bytes} bytes, found {found}; check all: --verify")
-        return Shard(data, self.plan, entry.rows, where)
+        return ShardRows(data, self.plan, entry.rows, where)
 
-    def shards(self) -> Iterator[Shard]:
+    def shards(self) -> Iterator[ShardRows]:
         """All shards, in the order of the units."""
         return map(self.shard, range(self.n_shards))
 
@@ -107,10 +107,10 @@ class Harvest:
             raise HarvestDamaged(f"{self._storage.url}/{entry.name}: cannot be mapped: {error}") from error
 
 
-class Shard:
+class ShardRows:
     """The rows of a unit: `rows(site)` [n, d], and labels [n], without a copy."""
 
-    def __init__(self, data: Any, plan: Plan, n_rows: int, where: str) -> None:
+    def __init__(self, data: Any, plan: HarvestPlan, n_rows: int, where: str) -> None:
         self.n_rows = n_rows
         self._data, self._plan = data, plan
         entries, self._start = read_header(data, where)
@@ -137,7 +137,7 @@ class Shard:
         return np.frombuffer(self._data, dtype, self.n_rows, self._start + self._offsets[name])
 
 
-def check_shard(head: bytes, plan: Plan, receipt: Receipt) -> str | None:
+def check_shard(head: bytes, plan: HarvestPlan, receipt: Receipt) -> str | None:
     """What is wrong with a shard, as far as its first bytes say; None when nothing is."""
     if plan.shard_format != "safetensors":
         return None
@@ -162,7 +162,7 @@ def read_header(data: Any, where: str) -> tuple[dict[str, Any], int]:
     return entries, 8 + size
 
 
-def _check_entries(entries: dict[str, Any], plan: Plan, rows: int, length: int) -> str | None:
+def _check_entries(entries: dict[str, Any], plan: HarvestPlan, rows: int, length: int) -> str | None:
     """What of a header is not as it must be for this plan and so many rows."""
     expected = {name: (kind, [rows], width * rows) for name, (kind, width) in LABELS.items()}
     kind, width = TYPES[plan.dtype]

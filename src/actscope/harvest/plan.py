@@ -16,7 +16,7 @@ FORMAT = "actscope-harvest"
 VERSION = 1
 
 
-class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class HarvestPlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A harvest that anyone can carry out, or go on with: the same plan gives the same shards, whoever runs which unit.
 
     Versions of torch and transformers are in it, since kernels and models change with them, and so are threads and the
@@ -104,17 +104,17 @@ class Unit:
 class Proposal(msgspec.Struct, frozen=True, kw_only=True):
     """A plan, and what a sample of its texts says of its size."""
 
-    plan: Plan
+    plan: HarvestPlan
     rows_per_text: float
     tokens_per_text: float
 
 
-def encode(plan: Plan) -> bytes:
+def encode(plan: HarvestPlan) -> bytes:
     """The plan as JSON: the same plan gives the same bytes."""
     return msgspec.json.format(msgspec.json.encode(plan, order="deterministic"), indent=2) + b"\n"
 
 
-def decode(data: bytes, where: str) -> Plan:
+def decode(data: bytes, where: str) -> HarvestPlan:
     """Read a plan. Raises HarvestDamaged, naming `where`, for what is none, SettingsError for one of another version."""
     try:
         raw = msgspec.json.decode(data)
@@ -122,7 +122,7 @@ def decode(data: bytes, where: str) -> Plan:
             raise SettingsError(
                 f"{where}: a harvest of version {raw.get('version')}; this actscope reads {VERSION}: use the one that made it"
             )
-        plan = msgspec.convert(raw, Plan)
+        plan = msgspec.convert(raw, HarvestPlan)
     except msgspec.DecodeError as error:
         raise HarvestDamaged(f"{where}: is no plan of a harvest: {error}") from error
     if plan.format != FORMAT:
@@ -130,15 +130,15 @@ def decode(data: bytes, where: str) -> Plan:
     return plan
 
 
-def differences(held: Plan, wanted: Plan) -> list[str]:
+def differences(held: HarvestPlan, wanted: HarvestPlan) -> list[str]:
     """Every field in which two plans differ, as `field: held, not wanted`."""
     pairs: list[tuple[str, Any, Any]] = [
-        (name, getattr(held, name), getattr(wanted, name)) for name in Plan.__struct_fields__
+        (name, getattr(held, name), getattr(wanted, name)) for name in HarvestPlan.__struct_fields__
     ]
     return [f"{name}: {_shown(old)}, not {_shown(new)}" for name, old, new in pairs if old != new]
 
 
-def check_same(held: Plan, wanted: Plan, where: str) -> None:
+def check_same(held: HarvestPlan, wanted: HarvestPlan, where: str) -> None:
     """Raises SettingsError, naming every difference, unless the two are the same plan."""
     if found := differences(held, wanted):
         raise SettingsError(

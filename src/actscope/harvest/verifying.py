@@ -12,16 +12,16 @@ from actscope.harvest import layout
 from actscope.harvest import manifest as manifests
 from actscope.harvest.commit import Receipt, ShardFile
 from actscope.harvest.driver import committed, held_plan, read_receipt
-from actscope.harvest.manifest import Manifest, manifest_of
+from actscope.harvest.manifest import HarvestManifest, manifest_of
 from actscope.harvest.opening import check_shard
-from actscope.harvest.plan import Plan
+from actscope.harvest.plan import HarvestPlan
 from actscope.harvest.storage import Storage
 
 Progress = Callable[[str, int, int], None]
 
 
 @dataclass
-class Verdict:
+class HarvestVerdict:
     """What was found. `ok`: everything that is committed is there, whole, and as it was committed."""
 
     path: str
@@ -49,11 +49,11 @@ class Verdict:
         return "\n".join(lines)
 
 
-def verify(storage: Storage, progress: Progress) -> Verdict:
+def verify(storage: Storage, progress: Progress) -> HarvestVerdict:
     """Read everything; change nothing. Raises HarvestError when there is no harvest, or the storage fails."""
     plan = held_plan(storage)
     units = sorted(committed(storage, plan))
-    verdict = Verdict(storage.url, units=plan.n_units, committed=len(units))
+    verdict = HarvestVerdict(storage.url, units=plan.n_units, committed=len(units))
     receipts = [found for unit in units if (found := _receipt(storage, plan, unit, verdict)) is not None]
     known: set[str] = set()
     for done, receipt in enumerate(receipts, 1):
@@ -67,7 +67,7 @@ def verify(storage: Storage, progress: Progress) -> Verdict:
     return verdict
 
 
-def _receipt(storage: Storage, plan: Plan, unit: int, verdict: Verdict) -> Receipt | None:
+def _receipt(storage: Storage, plan: HarvestPlan, unit: int, verdict: HarvestVerdict) -> Receipt | None:
     try:
         return read_receipt(storage, plan, unit)
     except HarvestDamaged as error:
@@ -75,7 +75,9 @@ def _receipt(storage: Storage, plan: Plan, unit: int, verdict: Verdict) -> Recei
         return None
 
 
-def _check_shard(storage: Storage, plan: Plan, receipt: Receipt, file: ShardFile, verdict: Verdict) -> None:
+def _check_shard(
+    storage: Storage, plan: HarvestPlan, receipt: Receipt, file: ShardFile, verdict: HarvestVerdict
+) -> None:
     where = f"{storage.url}/{file.name}"
     size = storage.size(file.name)
     if size is None:
@@ -95,7 +97,7 @@ def _check_shard(storage: Storage, plan: Plan, receipt: Receipt, file: ShardFile
         verdict.problems.append(f"{where}: {wrong}")
 
 
-def _check_manifest(storage: Storage, plan: Plan, receipts: list[Receipt], verdict: Verdict) -> None:
+def _check_manifest(storage: Storage, plan: HarvestPlan, receipts: list[Receipt], verdict: HarvestVerdict) -> None:
     data = storage.get(layout.MANIFEST)
     where = f"{storage.url}/{layout.MANIFEST}"
     if data is None:
@@ -109,7 +111,7 @@ def _check_manifest(storage: Storage, plan: Plan, receipts: list[Receipt], verdi
         verdict.problems.append(f"{where}: does not say what the receipts say")
 
 
-def _read(data: bytes, where: str, verdict: Verdict) -> Manifest | None:
+def _read(data: bytes, where: str, verdict: HarvestVerdict) -> HarvestManifest | None:
     try:
         return manifests.decode(data, where)
     except HarvestDamaged as error:

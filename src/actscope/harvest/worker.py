@@ -16,10 +16,10 @@ from actscope.harvest import commit as receipts
 from actscope.harvest import layout
 from actscope.harvest import plan as plans
 from actscope.harvest.commit import Receipt, ShardFile
-from actscope.harvest.cutting import Apart, Cut, OwnedPiece, Packed
-from actscope.harvest.plan import Plan, Proposal, Unit
+from actscope.harvest.cutting import Apart, OwnedPiece, Packed, UnitPieces
+from actscope.harvest.plan import HarvestPlan, Proposal, Unit
 from actscope.harvest.settings import HarvestSettings
-from actscope.harvest.shards.contract import Shard
+from actscope.harvest.shards.contract import PendingShard
 from actscope.harvest.statistics import SiteSums, added, sums_of
 from actscope.harvest.storage import Storage
 
@@ -31,7 +31,7 @@ _FORWARDS = 8
 _WHOLE = 1 << 30
 
 
-class Worker:
+class UnitWorker:
     """Reads texts, runs the model, writes shards straight to the storage. One unit at a time; memory: a unit's rows."""
 
     def __init__(self, settings: HarvestSettings, storage: Storage) -> None:
@@ -52,7 +52,7 @@ class Worker:
         plan = self._plan(self._texts_for(n, rows))
         return Proposal(plan=plan, rows_per_text=rows, tokens_per_text=counted.n_tokens / sample.texts)
 
-    def run(self, plan: Plan, number: int) -> Receipt:
+    def run(self, plan: HarvestPlan, number: int) -> Receipt:
         """Compute a unit, publish its shard, commit its receipt. Running it again changes nothing.
 
         Raises SettingsError when this worker would compute other bytes than the plan says.
@@ -71,7 +71,7 @@ class Worker:
     def close(self) -> None:
         self._reader.close()
 
-    def _computed(self, plan: Plan, unit: Unit, cut: Cut) -> Receipt:
+    def _computed(self, plan: HarvestPlan, unit: Unit, cut: UnitPieces) -> Receipt:
         rows = cut.n_rows
         shard = _shard(plan, unit, rows)
         sums: dict[str, list[SiteSums]] = {site: [] for site in plan.sites}
@@ -91,7 +91,7 @@ class Worker:
             sums={site: added(parts) for site, parts in sums.items()},
         )
 
-    def _published(self, unit: Unit, shard: Shard) -> ShardFile:
+    def _published(self, unit: Unit, shard: PendingShard) -> ShardFile:
         data = shard.finish()
         digest = hashlib.sha256(data).hexdigest()
         name = layout.shard(unit.number, digest, shard.suffix)
@@ -99,7 +99,7 @@ class Worker:
             self._storage.put(name, data)
         return ShardFile(name=name, bytes=len(data), sha256=digest)
 
-    def _cut(self, numbers: list[int]) -> Cut:
+    def _cut(self, numbers: list[int]) -> UnitPieces:
         return self._cutting.cut(numbers, self._texts.read(numbers))
 
     def _texts_for(self, n: int, rows_per_text: float) -> int:
@@ -112,16 +112,16 @@ class Worker:
             )
         return max(1, min(n, round(settings.tokens / rows_per_text)))
 
-    def _accept(self, plan: Plan) -> None:
+    def _accept(self, plan: HarvestPlan) -> None:
         if self._accepted != plan.id:
             plans.check_same(plan, self._plan(plan.texts), f"{self._storage.url}/{layout.PLAN}")
             self._accepted = plan.id
 
-    def _plan(self, texts: int) -> Plan:
+    def _plan(self, texts: int) -> HarvestPlan:
         asked, facts = self._settings, self._reader.facts
         if not texts:
             raise SettingsError(f"{asked.dataset}: has no texts")
-        return Plan(
+        return HarvestPlan(
             model=asked.model,
             revision=facts.revision,
             reader=facts.engine,
@@ -186,7 +186,7 @@ def _cutting(settings: HarvestSettings, tokenizer: Any) -> Apart | Packed:
     return Packed(whole, tokenizer, context=settings.context, separator=settings.separator, mask=mask)
 
 
-def _shard(plan: Plan, unit: Unit, rows: int) -> Shard:
+def _shard(plan: HarvestPlan, unit: Unit, rows: int) -> PendingShard:
     if plan.shard_format == "arrow":
         from actscope.harvest.shards.arrow import ArrowShard
 
@@ -196,7 +196,7 @@ def _shard(plan: Plan, unit: Unit, rows: int) -> Shard:
     return SafetensorsShard(plan, unit, rows)
 
 
-def _groups(pieces: Sequence[OwnedPiece], plan: Plan) -> Iterator[list[OwnedPiece]]:
+def _groups(pieces: Sequence[OwnedPiece], plan: HarvestPlan) -> Iterator[list[OwnedPiece]]:
     """The pieces in order, in groups of some forwards; Arrow counts the values of a group in 31 bits."""
     most = min(_FORWARDS * plan.batch_tokens, ((1 << 31) - 1) // plan.d_model)
     group: list[OwnedPiece] = []

@@ -13,7 +13,7 @@ from actscope.sites import Site
 
 
 @dataclass(frozen=True, slots=True)
-class ModelFacts:
+class ProbedModel:
     """What a probe must fit: the width of its rows, the sites there are, and whose rows they are."""
 
     name: str
@@ -26,7 +26,7 @@ class ModelFacts:
 class Bank:
     """Probes in `width` numbered columns. Every change makes a new generation; a swap keeps the column."""
 
-    facts: ModelFacts
+    facts: ProbedModel
     width: int = 64
     generation: int = 0
     _slots: dict[int, Probe] = field(default_factory=dict)

@@ -14,7 +14,7 @@ NORMALISATIONS = ("none", "layer_norm", "constant_norm_rescale")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Encoder:
+class SaeEncoder:
     """`features = act((norm(row) - pre_bias) @ weight + bias)`. Raises ProbeError when it does not hold together.
 
     weight [d, m]; bias, threshold [m]; pre_bias [d]: all float32 and finite; zeros where there is none.

@@ -7,13 +7,13 @@ from pathlib import Path
 
 from actscope.errors import ProbeError
 from actscope.probes import sae_layouts
-from actscope.probes.encoder import ENCODERS, NORMALISATIONS, Encoder
+from actscope.probes.encoder import ENCODERS, NORMALISATIONS, SaeEncoder
 from actscope.probes.sae_layouts import site_of_hook
 
-__all__ = ["ENCODERS", "NORMALISATIONS", "Encoder", "load_encoder", "site_of_hook"]
+__all__ = ["ENCODERS", "NORMALISATIONS", "SaeEncoder", "load_encoder", "site_of_hook"]
 
 #: A folder is of the first layout whose file it holds.
-_FOLDERS: dict[str, Callable[[Path, str | None], Encoder]] = {
+_FOLDERS: dict[str, Callable[[Path, str | None], SaeEncoder]] = {
     "sae_weights.safetensors": sae_layouts.saelens,
     "params.npz": lambda path, site: sae_layouts.gemma_scope(path / "params.npz", site),
     "params.safetensors": sae_layouts.gemma_scope_2,
@@ -24,7 +24,7 @@ _FOLDERS: dict[str, Callable[[Path, str | None], Encoder]] = {
 }
 
 
-def load_encoder(path: Path, site: str | None = None) -> Encoder:
+def load_encoder(path: Path, site: str | None = None) -> SaeEncoder:
     """Read a file or folder of any layout in `sae_layouts`; `site` overrides what it says of itself.
 
     Raises ProbeError, naming the file. Nothing is unpickled.
@@ -37,7 +37,7 @@ def load_encoder(path: Path, site: str | None = None) -> Encoder:
         raise ProbeError(f"{path}: cannot be read: {error.strerror or error}") from error
 
 
-def _layout(path: Path) -> Callable[[Path, str | None], Encoder]:
+def _layout(path: Path) -> Callable[[Path, str | None], SaeEncoder]:
     if not path.is_dir():
         return sae_layouts.gemma_scope if path.suffix == ".npz" else sae_layouts.plain
     for name, layout in _FOLDERS.items():

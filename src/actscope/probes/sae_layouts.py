@@ -1,4 +1,4 @@
-"""The layouts in which encoders of sparse autoencoders are published, each read into an `Encoder`.
+"""The layouts in which encoders of sparse autoencoders are published, each read into an `SaeEncoder`.
 
 A setting that changes the numbers and is not computed here is an error: a plausible number from the wrong formula is worse than
 none. Read in the sources of SAELens 6.54 (`loading/pretrained_sae_loaders.py`, `saes/`), sparsify 1.3 (`sparse_coder.py`),
@@ -16,7 +16,7 @@ import numpy as np
 
 from actscope.errors import ProbeError, SiteError
 from actscope.probes.checkpoint import read_json, read_npz, read_safetensors
-from actscope.probes.encoder import Encoder
+from actscope.probes.encoder import SaeEncoder
 from actscope.sites import Site
 
 Tensors = dict[str, np.ndarray]
@@ -28,7 +28,7 @@ _POINTS = {
 }  # fmt: skip
 
 
-def plain(path: Path, site: str | None) -> Encoder:
+def plain(path: Path, site: str | None) -> SaeEncoder:
     """One `.safetensors` file: `W_enc` [d, m], `b_enc` [m], and if there are `b_dec` [d], `threshold` [m].
 
     Its metadata may say `activation` (relu, jumprelu, topk), `k`, `site` and `apply_b_dec_to_input`. With `test_inputs` [n, d]
@@ -42,7 +42,7 @@ def plain(path: Path, site: str | None) -> Encoder:
     return encoder
 
 
-def saelens(path: Path, site: str | None) -> Encoder:
+def saelens(path: Path, site: str | None) -> SaeEncoder:
     """SAELens: `cfg.json` and `sae_weights.safetensors`."""
     config = read_json(path / "cfg.json")
     _, tensors = read_safetensors(path / "sae_weights.safetensors", _NAMES)
@@ -71,7 +71,7 @@ def _saelens_kind(config: dict[str, Any], tensors: Tensors) -> str:
     return kind
 
 
-def gemma_scope(path: Path, site: str | None) -> Encoder:
+def gemma_scope(path: Path, site: str | None) -> SaeEncoder:
     """Gemma Scope 1 (arXiv:2408.05147): `params.npz`, JumpReLU; b_dec is not subtracted from the input.
 
     There is no config. Of the residual stream's encoders (`gemma-scope-…-res/layer_20/…`) the path tells the site.
@@ -85,7 +85,7 @@ def gemma_scope(path: Path, site: str | None) -> Encoder:
     return _gemma(path, read_npz(path, ("W_enc", "w_enc", "b_enc", "threshold", "scaling_factor")), site or said)
 
 
-def gemma_scope_2(path: Path, site: str | None) -> Encoder:
+def gemma_scope_2(path: Path, site: str | None) -> SaeEncoder:
     """Gemma Scope 2: `config.json` and `params.safetensors`, JumpReLU as in the first."""
     config = read_json(path / "config.json")
     if config.get("architecture") != "jump_relu":
@@ -95,7 +95,7 @@ def gemma_scope_2(path: Path, site: str | None) -> Encoder:
     return _gemma(path, tensors, site or (f"layers.{int(match[1])}.resid_post" if match else None))
 
 
-def _gemma(path: Path, tensors: Tensors, site: str | None) -> Encoder:
+def _gemma(path: Path, tensors: Tensors, site: str | None) -> SaeEncoder:
     if not np.allclose(tensors.pop("scaling_factor", np.ones(1)), 1):
         raise ProbeError("its features are scaled by a finetuned factor, which is not computed here")
     if "w_enc" in tensors:
@@ -103,7 +103,7 @@ def _gemma(path: Path, tensors: Tensors, site: str | None) -> Encoder:
     return build(path.parent.name if path.is_file() else path.name, tensors, "jumprelu", 0, site)
 
 
-def llama_scope(path: Path, site: str | None) -> Encoder:
+def llama_scope(path: Path, site: str | None) -> SaeEncoder:
     """Llama Scope (arXiv:2410.20526): `hyperparams.json` and `checkpoints/final.safetensors` (or `final.safetensors`).
 
     As OpenMOSS loads them: with s = sqrt(d) / average norm of the input, features = act((x @ W + b / s) * |decoder row|),
@@ -155,7 +155,7 @@ def _openmoss_scales(config: dict[str, Any], d: int) -> tuple[float, float]:
     )
 
 
-def sparsify(path: Path, site: str | None) -> Encoder:
+def sparsify(path: Path, site: str | None) -> SaeEncoder:
     """EleutherAI's sparsify: `cfg.json` and `sae.safetensors`, TopK, in a folder named by the module that it reads."""
     config = read_json(path / "cfg.json")
     if config.get("activation", "topk") != "topk" or config.get("signed"):
@@ -169,7 +169,7 @@ def sparsify(path: Path, site: str | None) -> Encoder:
     return build(path.name, found, "topk", config.get("k", 0), site or said, shift=not transcodes)
 
 
-def dictionary_learning(path: Path, site: str | None) -> Encoder:
+def dictionary_learning(path: Path, site: str | None) -> SaeEncoder:
     """dictionary_learning: `config.json` and `ae.safetensors`; the `ae.pt` that it writes itself is a pickle and not read."""
     if not (path / "ae.safetensors").exists():
         raise ProbeError(
@@ -213,7 +213,7 @@ def build(
     *,
     shift: bool = False,
     normalisation: str = "none",
-) -> Encoder:
+) -> SaeEncoder:
     """An encoder of `W_enc`, `b_enc` and, where `shift`, `b_dec` (zeros if absent). Raises ProbeError when it does not fit."""
     absent = {"W_enc", "b_enc"} - tensors.keys()
     if absent:
@@ -225,7 +225,7 @@ def build(
         threshold = np.exp(tensors["log_threshold"])
     if kind == "jumprelu" and threshold is None:
         raise ProbeError(f"{name}: jumprelu needs thresholds, and it has none")
-    return Encoder(
+    return SaeEncoder(
         np.ascontiguousarray(weight, np.float32),
         bias,
         tensors["b_dec"] if shift and "b_dec" in tensors else np.zeros(weight.shape[:1], np.float32),
@@ -271,7 +271,7 @@ def _linear(tensors: Tensors) -> tuple[np.ndarray, np.ndarray]:
     return weight.T, bias
 
 
-def _verify(encoder: Encoder, tensors: Tensors) -> None:
+def _verify(encoder: SaeEncoder, tensors: Tensors) -> None:
     if "test_inputs" not in tensors or "test_features" not in tensors:
         return
     rows, expected = tensors["test_inputs"], tensors["test_features"]

@@ -38,13 +38,13 @@ class Examples:
 
 
 @dataclass(frozen=True, slots=True)
-class Covariance:
+class ShrunkCovariance:
     """The covariance of a site's fitting rows, shrunk towards a multiple of the identity: float64 [d, d]."""
 
     matrix: np.ndarray
 
     @classmethod
-    def of(cls, rows: np.ndarray, texts: np.ndarray, shrinkage: float = 1e-3) -> Covariance:
+    def of(cls, rows: np.ndarray, texts: np.ndarray, shrinkage: float = 1e-3) -> ShrunkCovariance:
         """From rows float32 [n, d]; only the texts that fit take part."""
         train = rows[_place_of(texts) < FIT]
         centred = train - train.mean(0)
@@ -85,7 +85,7 @@ def _place_of(texts: np.ndarray) -> np.ndarray:
 
 
 def fit(
-    examples: Examples, covariance: Covariance, *, what: str = "label", seed: int = 0, with_control: bool = True
+    examples: Examples, covariance: ShrunkCovariance, *, what: str = "label", seed: int = 0, with_control: bool = True
 ) -> Fit:
     """Fit, choose a threshold at 1 % false positives, and measure on texts that took no part in either.
 
@@ -150,7 +150,7 @@ def _calibrate(direction: np.ndarray, train: Examples) -> tuple[np.ndarray, floa
     return (direction * (curve.coef_[0, 0] / spread)).astype(np.float32), float(curve.intercept_[0])
 
 
-def _control(covariance: Covariance, train: Examples, held: Examples, seed: int) -> float:
+def _control(covariance: ShrunkCovariance, train: Examples, held: Examples, seed: int) -> float:
     shuffled = np.random.default_rng(seed).permutation(train.labels)
     return _auroc(held.labels, held.rows @ covariance.discriminant(train.rows, shuffled))
 

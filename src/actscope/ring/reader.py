@@ -48,7 +48,7 @@ class StepRecord:
 
 
 @dataclass(slots=True, eq=False)
-class Batch:
+class StepBatch:
     """Consecutive steps, copied and whole. Just before the first, `missed_steps` steps with `missed_rows` were lost."""
 
     steps: list[StepRecord]
@@ -137,7 +137,7 @@ class RingReader:
             segment.close()
             raise
 
-    def read(self) -> Batch | None:
+    def read(self) -> StepBatch | None:
         """All steps since the last call, at most 4096 and 32 MiB of them; None when there is nothing new.
 
         Never waits. RingClosed after `close`; RingError when the writer has published nonsense.
@@ -209,7 +209,7 @@ class RingReader:
         with self._lock:
             return self._segment is not None and self._published(self._segment) != self._cursor.step
 
-    def _try_read(self, segment: Segment, published: int, attempt: int) -> Batch | None:
+    def _try_read(self, segment: Segment, published: int, attempt: int) -> StepBatch | None:
         """A batch, or None after having moved the cursor past steps that are lost."""
         oldest = _low(segment, Word.STEPS_RESERVED, self.spec.step_capacity)
         first = self._cursor.step
@@ -230,7 +230,7 @@ class RingReader:
             return None
         return self._deliver(wanted[raced:], wanted[0], rows, meta, spans)
 
-    def _read_one(self, segment: Segment) -> Batch | None:
+    def _read_one(self, segment: Segment) -> StepBatch | None:
         """The ordinary case by the shortest way: one new step, nothing lost, nothing odd. None: go the long way."""
         cursor, spec, words = self._cursor, self.spec, segment.words
         place = cursor.step % spec.step_capacity * STEP_STRUCT.size
@@ -299,7 +299,7 @@ class RingReader:
 
     def _deliver(
         self, intact: list[_Record], copied: _Record, rows: np.ndarray, meta: np.ndarray, spans: bytes
-    ) -> Batch:
+    ) -> StepBatch:
         """Turn the intact tail of what was copied from step `copied` on into a batch, and account for it."""
         row = intact[0].first_row - copied.first_row
         if row:
@@ -309,7 +309,7 @@ class RingReader:
         (missed_steps, missed_rows), self._gap = self._gap, (0, 0)
         self._stats.steps += len(steps)
         self._stats.rows += len(rows)
-        return Batch(steps, rows, meta, missed_steps, missed_rows)
+        return StepBatch(steps, rows, meta, missed_steps, missed_rows)
 
     def _decode(self, raw: bytes, first: int) -> list[Span]:
         """The spans from index `first` on; those before it may be torn."""

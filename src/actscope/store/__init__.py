@@ -1,7 +1,7 @@
 """A durable, append-only log of opaque messages, kept in MCAP segment files. See docs/store.md."""
 
 from actscope.store.format.layout import ENTRY, KEY_BYTES
-from actscope.store.format.watermark import Position, Watermark
+from actscope.store.format.watermark import LogPosition, Watermark
 from actscope.store.options import StoreOptions, StoreStats
 from actscope.store.reading.damage import Damage
 from actscope.store.reading.reader import StoreReader
@@ -12,7 +12,7 @@ __all__ = [
     "ENTRY",
     "KEY_BYTES",
     "Damage",
-    "Position",
+    "LogPosition",
     "RecoverReport",
     "Store",
     "StoreOptions",

@@ -15,7 +15,7 @@ from actscope.frames import ROW_META, RowFlag, Span, SpanFlag
 
 
 @dataclass(frozen=True, slots=True)
-class Lane:
+class PaddedSequence:
     """One sequence of a padded batch: how many columns of padding stand before its first token."""
 
     request: str
@@ -32,7 +32,7 @@ class Attribution:
     meta: np.ndarray  # ROW_META [n]
 
 
-def attribute(lanes: Sequence[Lane], token_ids: np.ndarray, start: int, step: int) -> Attribution:
+def attribute(lanes: Sequence[PaddedSequence], token_ids: np.ndarray, start: int, step: int) -> Attribution:
     """Label one pass over columns `start .. start + width` of `lanes`; token_ids is int [len(lanes), width].
 
     Padding has no row in the result. Positions beyond a request's prompt are generated tokens; the others carry

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from actscope.probes.encoder import ENCODERS, Encoder
+from actscope.probes.encoder import ENCODERS, SaeEncoder
 from actscope.taps.encode import encode_reference
 from actscope.taps.ops import activate
 
@@ -113,7 +113,7 @@ class SaeBuffers(torch.nn.Module):
     pre_bias: Tensor
     threshold: Tensor
 
-    def __init__(self, encoder: Encoder, places: int, device: torch.device) -> None:
+    def __init__(self, encoder: SaeEncoder, places: int, device: torch.device) -> None:
         super().__init__()
         self.places = places
         self.k = min(places, encoder.k) if encoder.k else places

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from actscope.engines.builtin.data import Rows, texts
+from actscope.engines.builtin.data import TokenRows, texts
 from actscope.engines.builtin.ngrams import Trigram, Unigram
 from actscope.engines.builtin.optimizer import Optimizer, orthogonal
 from actscope.engines.builtin.tokenizer import train_tokenizer
-from actscope.engines.builtin.train import WARM_UP, Run, new_model, rate
+from actscope.engines.builtin.train import WARM_UP, TrainingRun, new_model, rate
 
 
 @pytest.fixture(scope="module")
@@ -19,14 +19,14 @@ def tokenizer():
 
 
 def test_rows_are_the_same_for_the_same_seed_and_mostly_start_a_text(tokenizer):
-    one, other = (Rows(tokenizer, 3, texts_per_shard=200).batch(16, 64) for _ in range(2))
+    one, other = (TokenRows(tokenizer, 3, texts_per_shard=200).batch(16, 64) for _ in range(2))
     assert one.shape == (16, 65)
     assert (one == other).all()
     assert (one[:, 0] == tokenizer.bos_token_id).mean() > 0.7
 
 
 def test_rows_go_on_beyond_one_shard_with_new_texts(tokenizer):
-    rows = Rows(tokenizer, 3, texts_per_shard=20)
+    rows = TokenRows(tokenizer, 3, texts_per_shard=20)
     batches = [rows.batch(4, 64).tobytes() for _ in range(40)]
     assert len(set(batches)) == len(batches)
 
@@ -64,12 +64,12 @@ def test_optimizer_learns_and_goes_on_exactly_where_it_stopped():
 
 
 def test_checkpoint_brings_back_weights_and_progress(tokenizer, tmp_path):
-    run = Run(new_model(tokenizer), tokenizer, tmp_path, 60.0, 1)
+    run = TrainingRun(new_model(tokenizer), tokenizer, tmp_path, 60.0, 1)
     run.model.model(torch.ones(1, 4, dtype=torch.long)).last_hidden_state.sum().backward()
     run.optimizer.step(1.0)
     run.step, run.tokens, run.elapsed = 7, 70, 12.5
     run.save_checkpoint()
-    again = Run(new_model(tokenizer), tokenizer, tmp_path, 60.0, 1)
+    again = TrainingRun(new_model(tokenizer), tokenizer, tmp_path, 60.0, 1)
     again.load_checkpoint()
     assert (again.step, again.tokens, again.elapsed) == (7, 70, 12.5)
     assert all(torch.equal(a, b) for a, b in zip(run.model.parameters(), again.model.parameters(), strict=True))

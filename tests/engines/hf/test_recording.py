@@ -22,7 +22,7 @@ from actscope.engines.hf.server import Mailboxes, create_app
 from actscope.engines.hf.settings import EngineSettings
 from actscope.errors import CodecError, RecordingError, RecordingPoisoned, SettingsError, SiteError
 from actscope.frames import RowFlag, TeeSink
-from actscope.recording.flight.marks import Marked
+from actscope.recording.flight.marks import MarkResult
 from actscope.recording.flight.recorder import FlightRecorder
 from actscope.recording.reading.recording import Recording
 from actscope.sites import select
@@ -80,7 +80,7 @@ def test_a_mark_after_generation_keeps_rows_that_equal_a_plain_run_at_every_posi
         run.run(prompts)
         for name in ("r1", "r2"):
             answer = flight.mark(name, "by hand").result()
-            assert answer == Marked(name, "kept", False, len(prompts[name]) + 11)
+            assert answer == MarkResult(name, "kept", False, len(prompts[name]) + 11)
     for name in ("r1", "r2"):
         check(tmp_path / "r", loaded, name, [*prompts[name], *run.ids(name)])
     found = Recording.open(tmp_path / "r")
@@ -104,7 +104,7 @@ def test_a_mark_in_mid_generation_keeps_what_was_and_what_comes(model: LoadedMod
     until_then = sum(
         s.n_rows for step, _ in run.sink.steps if step.number <= 9 for s in step.spans if s.request == "r1"
     )
-    assert answers[0].result() == Marked("r1", "keeping", True, until_then)
+    assert answers[0].result() == MarkResult("r1", "keeping", True, until_then)
     assert 21 <= until_then < 50
     check(tmp_path / "r", model, "r1", [*prompts["r1"], *run.ids("r1")])
     assert Recording.open(tmp_path / "r").requests == ["r1"]

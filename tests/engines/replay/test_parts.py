@@ -17,7 +17,7 @@ from actscope.engines.builtin import model_path
 from actscope.engines.replay import pace
 from actscope.engines.replay.engine import ReplayEngine
 from actscope.engines.replay.facts import recorded_model
-from actscope.engines.replay.plan import Plan, shown_name
+from actscope.engines.replay.plan import ReplayPlan, shown_name
 from actscope.engines.replay.settings import ReplaySettings
 from actscope.engines.replay.texts import texts_of
 from actscope.errors import RecordingError, SettingsError
@@ -37,14 +37,14 @@ def test_pauses_between_requests_are_shortened_and_those_inside_of_one_are_kept(
         step_of(n, [(requests[n - 1], requests[: n - 1].count(requests[n - 1]), 1)], time_ns=at)
         for n, at in times.items()
     ]
-    plan = Plan(Recording.open(record_by_hand(tmp_path / "run", steps)), idle_seconds=0.5)
+    plan = ReplayPlan(Recording.open(record_by_hand(tmp_path / "run", steps)), idle_seconds=0.5)
     assert [step.due_ns / S for step in plan.steps] == [0, 3, 4, 4.5, 5.5, 5.5, 6.5]
     assert [one.id for one in plan.requests] == ["a", "b", "c"]
 
 
 def test_spans_are_runs_of_positions_and_a_request_ends_where_its_last_row_is(tmp_path: Path) -> None:
     steps = [step_of(1, [("a", 0, 2), ("a", 7, 2), ("b", 0, 1)]), step_of(2, [("b", 1, 1), ("a", 9, 1)])]
-    plan = Plan(Recording.open(record_by_hand(tmp_path / "run", steps)))
+    plan = ReplayPlan(Recording.open(record_by_hand(tmp_path / "run", steps)))
     found = [[(s.request, s.first_position, s.n_rows, s.offset, s.flags) for s in step.spans] for step in plan.steps]
     first, end, none = SpanFlag.FIRST, SpanFlag.END, SpanFlag(0)
     assert found == [
@@ -62,17 +62,17 @@ def test_a_request_without_a_known_prompt_has_the_rows_that_were_prefilled_and_o
     flagged = step_of(1, [("flagged", 0, 6)], n_prompt=4)
     flagged = replace(flagged, spans=tuple(replace(span, n_prompt=0) for span in flagged.spans))
     bare = step_of(2, [("bare", 0, 3)], n_prompt=0)
-    plan = Plan(Recording.open(record_by_hand(tmp_path / "run", [flagged, bare])))
+    plan = ReplayPlan(Recording.open(record_by_hand(tmp_path / "run", [flagged, bare])))
     assert [step.spans[0].n_prompt for step in plan.steps] == [4, 1]
 
 
 def test_a_request_that_is_not_there_is_refused_with_those_that_are(tmp_path: Path) -> None:
     recording = Recording.open(record_by_hand(tmp_path / "run", token_by_token("here", 5)))
     with pytest.raises(RecordingError, match="no request 'gone'; it has 1: here"):
-        Plan(recording, ["gone"])
+        ReplayPlan(recording, ["gone"])
     empty = Recording.open(record_by_hand(tmp_path / "empty", []))
     with pytest.raises(RecordingError, match="nothing to replay"):
-        Plan(empty)
+        ReplayPlan(empty)
 
 
 def test_names_that_no_ring_holds_are_cut_and_stay_different() -> None:

@@ -8,19 +8,19 @@ import torch
 
 from actscope.errors import EngineError
 from actscope.extraction.contract import Piece
-from actscope.extraction.vllm.row_collector import Cut, Ledger
+from actscope.extraction.vllm.row_collector import RowCollector, WideRowLayout
 from actscope.frames import ROW_META, Span
 from actscope.ring.host import StepRecord
 
 D = 2
-FLOATS = Cut(1, ("a", "b"), D, torch.float32)
+FLOATS = WideRowLayout(1, ("a", "b"), D, torch.float32)
 
 
 def piece(text: int, tokens: list[int], wanted: list[int]) -> Piece:
     return Piece(text, 0, np.array(tokens, np.int32), np.array(wanted, bool))
 
 
-def step(*spans: tuple[str, int, list[int]], shift: float = 0.0, cut: Cut = FLOATS) -> StepRecord:
+def step(*spans: tuple[str, int, list[int]], shift: float = 0.0, cut: WideRowLayout = FLOATS) -> StepRecord:
     """A pass with (request, first position, tokens) of each request; a row's elements are ten times its token, and up."""
     tokens = [token for _, _, of_one in spans for token in of_one]
     meta = np.zeros(len(tokens), ROW_META)
@@ -47,7 +47,7 @@ PIECES = [piece(5, [1, 2, 3], [0, 1, 1]), piece(6, [4, 5], [1, 0])]
 
 def test_rows_of_chunks_and_mixed_passes_come_in_the_order_of_the_pieces() -> None:
     """Whatever the order of the passes, with others' rows between them."""
-    ledger = Ledger(PIECES, [FLOATS], torch.float32)
+    ledger = RowCollector(PIECES, [FLOATS], torch.float32)
     ledger.take(0, step(("1", 0, [4, 5]), ("someone", 0, [9, 9]), ("0", 2, [3])), number_of)
     assert ledger.missing() == [0] and ledger.has(1)
     assert ledger.describe_missing() == "1 of 3 rows, the first of text 5, piece 0, at a, b"
@@ -61,7 +61,7 @@ def test_rows_of_chunks_and_mixed_passes_come_in_the_order_of_the_pieces() -> No
 
 def test_what_is_computed_again_is_taken_once() -> None:
     """The first row counts, and the token sampled behind the text is nobody's."""
-    ledger = Ledger(PIECES, [FLOATS], torch.float32)
+    ledger = RowCollector(PIECES, [FLOATS], torch.float32)
     ledger.take(0, step(("1", 0, [4, 5])), number_of)
     ledger.take(0, step(("1", 0, [4, 5, 77]), ("0", 0, [1, 2, 3]), shift=0.5), number_of)
     assert ledger.rows().values["a"][:, 0].tolist() == [21.5, 31.5, 41]
@@ -69,15 +69,15 @@ def test_what_is_computed_again_is_taken_once() -> None:
 
 def test_a_row_of_another_token_is_an_error() -> None:
     """A label that does not fit makes all others doubtful."""
-    ledger = Ledger(PIECES, [FLOATS], torch.float32)
+    ledger = RowCollector(PIECES, [FLOATS], torch.float32)
     with pytest.raises(EngineError, match="text 5, piece 0, position 1: expected a row of token 2, found one of 8"):
         ledger.take(0, step(("0", 0, [1, 8])), number_of)
 
 
 def test_a_row_is_there_when_all_stages_have_sent_it() -> None:
     """Pipeline stages send rows of their own sites, each at its own time."""
-    later = Cut(2, ("c",), D, torch.float32)
-    ledger = Ledger(PIECES[1:], [FLOATS, later], torch.float32)
+    later = WideRowLayout(2, ("c",), D, torch.float32)
+    ledger = RowCollector(PIECES[1:], [FLOATS, later], torch.float32)
     ledger.take(0, step(("0", 0, [4, 5])), number_of)
     assert ledger.describe_missing().endswith("at c")
     ledger.take(1, step(("0", 0, [4, 5]), cut=later), number_of)
@@ -87,8 +87,8 @@ def test_a_row_is_there_when_all_stages_have_sent_it() -> None:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
 def test_half_precision_rows_are_cast_to_what_was_asked(dtype: torch.dtype) -> None:
     """The ring holds bits; the scores at a row's head take two elements each."""
-    cut = Cut(2, ("a",), D, torch.bfloat16)
-    ledger = Ledger(PIECES, [cut], dtype)
+    cut = WideRowLayout(2, ("a",), D, torch.bfloat16)
+    ledger = RowCollector(PIECES, [cut], dtype)
     ledger.take(0, step(("0", 0, [1, 2, 3]), ("1", 0, [4, 5]), cut=cut), number_of)
     found = ledger.rows().values["a"]
     assert found.dtype == dtype and found.tolist() == [[22, 23], [32, 33], [42, 43]]

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from actscope.engines.vllm.labels import Known
+from actscope.engines.vllm.labels import RequestState
 from actscope.engines.vllm.prefix import PrefixScores
 from actscope.frames import ROW_META, RowFlag
 
@@ -29,7 +29,7 @@ def filled() -> PrefixScores:
 
 def test_blocks_that_are_found_again_bring_their_scores() -> None:
     """Labels say prompt and cached; the tokens are those that were computed."""
-    ((labels, scores),) = filled().find(Known("r", n_prompt=9, blocks=[2, 4]), 0, 8, 100)
+    ((labels, scores),) = filled().find(RequestState("r", n_prompt=9, blocks=[2, 4]), 0, 8, 100)
     assert labels["position"].tolist() == list(range(8)) and labels["token_id"].tolist() == list(range(100, 108))
     assert set(labels["flags"].tolist()) == {int(RowFlag.PREFILL | RowFlag.CACHED)}
     assert scores[:, 1].tolist() == list(range(10, 18))
@@ -38,22 +38,23 @@ def test_blocks_that_are_found_again_bring_their_scores() -> None:
 def test_long_prefixes_come_in_pieces() -> None:
     """At most `chunk` rows at once, in order."""
     pieces = [
-        labels["position"].tolist() for labels, _ in filled().find(Known("r", n_prompt=9, blocks=[2, 4]), 0, 8, 3)
+        labels["position"].tolist()
+        for labels, _ in filled().find(RequestState("r", n_prompt=9, blocks=[2, 4]), 0, 8, 3)
     ]
     assert pieces == [[0, 1, 2], [3, 4, 5], [6, 7]]
 
 
 def test_a_slot_that_holds_another_position_is_not_used() -> None:
     """Blocks in another order are another text."""
-    assert list(filled().find(Known("r", n_prompt=9, blocks=[4, 2]), 0, 8, 100)) == []
-    assert list(filled().find(Known("r", n_prompt=9, blocks=[0, 1]), 0, 8, 100)) == []
+    assert list(filled().find(RequestState("r", n_prompt=9, blocks=[4, 2]), 0, 8, 100)) == []
+    assert list(filled().find(RequestState("r", n_prompt=9, blocks=[0, 1]), 0, 8, 100)) == []
 
 
 def test_a_column_knows_nothing_from_before_its_probe() -> None:
     """Scores of an older generation than the probe are NaN, the other column's stay."""
     prefix = filled()
     prefix.since = np.array([4, 3])
-    ((_, scores),) = prefix.find(Known("r", n_prompt=9, blocks=[2, 4]), 0, 8, 100)
+    ((_, scores),) = prefix.find(RequestState("r", n_prompt=9, blocks=[2, 4]), 0, 8, 100)
     assert np.isnan(scores[:, 0]).all() and scores[:, 1].tolist() == list(range(10, 18))
 
 
@@ -61,21 +62,23 @@ def test_what_was_found_does_not_change_what_is_kept() -> None:
     """NaN for one reader is no NaN for the next."""
     prefix = filled()
     prefix.since = np.array([4, 4])
-    list(prefix.find(Known("r", n_prompt=9, blocks=[2, 4]), 0, 8, 100))
+    list(prefix.find(RequestState("r", n_prompt=9, blocks=[2, 4]), 0, 8, 100))
     prefix.since = np.zeros(WIDTH, np.int64)
-    ((_, scores),) = prefix.find(Known("r", n_prompt=9, blocks=[2, 4]), 0, 8, 100)
+    ((_, scores),) = prefix.find(RequestState("r", n_prompt=9, blocks=[2, 4]), 0, 8, 100)
     assert not np.isnan(scores).any()
 
 
 def test_drafts_in_vain_and_slots_that_are_none_are_not_kept() -> None:
     """A slot of -1, one outside the cache, and a rejected row leave everything as it was."""
     prefix = filled()
-    before = [piece[1].tolist() for piece in prefix.find(Known("r", n_prompt=9, blocks=[2, 4]), 0, 8, 100)]
+    before = [piece[1].tolist() for piece in prefix.find(RequestState("r", n_prompt=9, blocks=[2, 4]), 0, 8, 100)]
     junk = np.full((1, WIDTH), 99, np.float32)
     prefix.keep(np.array([-1]), meta([0]), junk, 3)
     prefix.keep(np.array([BLOCKS * BLOCK]), meta([0]), junk, 3)
     prefix.keep(np.array([8]), meta([0], int(RowFlag.REJECTED)), junk, 3)
-    assert [piece[1].tolist() for piece in prefix.find(Known("r", n_prompt=9, blocks=[2, 4]), 0, 8, 100)] == before
+    assert [
+        piece[1].tolist() for piece in prefix.find(RequestState("r", n_prompt=9, blocks=[2, 4]), 0, 8, 100)
+    ] == before
 
 
 @settings(max_examples=100, deadline=None)
@@ -97,5 +100,5 @@ def test_copied_and_overwritten_blocks_behave_as_memory_does(data: st.DataObject
             else:
                 plain.pop(block, None)
     for block in range(BLOCKS):
-        found = list(prefix.find(Known("r", n_prompt=9, blocks=[block]), 0, BLOCK, 100))
+        found = list(prefix.find(RequestState("r", n_prompt=9, blocks=[block]), 0, BLOCK, 100))
         assert [scores[0, 0] for _, scores in found] == ([plain[block]] if block in plain else [])

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.vllm.schedules import BLOCK, WIDTH, Pass, Scheduler, play, scores_of
 
-from actscope.engines.vllm.labels import Known, Register
+from actscope.engines.vllm.labels import Register, RequestState
 from actscope.engines.vllm.prefix import PrefixScores
 from actscope.engines.vllm.publishing import Publisher
 from actscope.frames import Frame, ListSink, RowFlag, SpanFlag, Step
@@ -195,7 +195,7 @@ def test_counts_are_exact_when_passes_are_dropped(seed: int, prompts: list[list[
 def test_a_draft_in_vain_behind_the_last_token_ends_nothing() -> None:
     """Only an accepted token where the answer must end makes what follows be after the end."""
     register = Register()
-    register.add(Known("r", n_prompt=2, limit=5))
+    register.add(RequestState("r", n_prompt=2, limit=5))
     after = int(RowFlag.AFTER_EOS)
 
     def flags(first: int, n: int, rejected: int) -> list[bool]:
@@ -213,7 +213,7 @@ def test_rows_of_unknown_requests_and_of_broken_positions_are_left_out_and_count
     """Nothing is labelled by guesswork: the others' rows keep their scores."""
     register = Register()
     for name in ("good", "broken"):
-        register.add(Known(name, n_prompt=4))
+        register.add(RequestState(name, n_prompt=4))
     positions = np.array([0, 1, 0, 2, 5, 6, 7])
     starts = np.array([0, 2, 4, 7])
     labels = register.label(["good", "broken", "stranger"], starts, positions, np.arange(7), step=1)

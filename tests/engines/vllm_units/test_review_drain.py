@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from engines.vllm_units.test_review_sidecar import rings, start_of
 
-from actscope.engines.vllm.sidecar.drain import Drain
+from actscope.engines.vllm.sidecar.drain import RowDrain
 from actscope.frames import Span, SpanFlag
 from actscope.ring.host import RingWriter
 
@@ -33,12 +33,12 @@ class _Patience:
 
 
 @pytest.fixture
-def drain(tmp_path: Path, rings: tuple[RingWriter, RingWriter]) -> Iterator[Drain]:
+def drain(tmp_path: Path, rings: tuple[RingWriter, RingWriter]) -> Iterator[RowDrain]:
     flight: Any = SimpleNamespace(recorder=SimpleNamespace(known_requests=()))
-    yield Drain(start_of(rings, tmp_path / "rec"), flight, lambda step: None)
+    yield RowDrain(start_of(rings, tmp_path / "rec"), flight, lambda step: None)
 
 
-def test_a_wish_that_never_comes_is_waited_for_once(drain: Drain, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wish_that_never_comes_is_waited_for_once(drain: RowDrain, monkeypatch: pytest.MonkeyPatch) -> None:
     """A sidecar that was started again has heard none of the wishes of what runs: that must not cost a second every step."""
     patience = _Patience()
     monkeypatch.setattr(drain, "_heard", patience)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from actscope.engines.vllm.device_copy import Landed
-from actscope.engines.vllm.labels import Known, Register, known_of
+from actscope.engines.vllm.labels import Register, RequestState, known_of
 from actscope.engines.vllm.publishing import PassNote, Publisher
 from actscope.engines.vllm.sidecar_protocol import options_of
 from actscope.frames import ListSink, RowFlag
@@ -29,14 +29,14 @@ def _landed(n: int, first: int, fired: int) -> Landed:
     )
 
 
-def _note(first: int, n: int, begun: tuple[Known, ...] = ()) -> PassNote:
+def _note(first: int, n: int, begun: tuple[RequestState, ...] = ()) -> PassNote:
     return PassNote(["a"], np.array([0, n]), begun, (), 0, {0: [0]}, np.zeros(1, np.int64), n_rows=n)
 
 
 def test_the_pass_after_a_dropped_one_is_delivered() -> None:
     """One pass lost on its way costs that pass, not the next one's scores as well."""
     publisher, ring = _publisher()
-    publisher.publish(_note(0, 2, (Known("a", 8),)), _landed(2, 0, fired=1))
+    publisher.publish(_note(0, 2, (RequestState("a", 8),)), _landed(2, 0, fired=1))
     publisher.publish(_note(2, 2), None)
     publisher.publish(_note(4, 2), _landed(2, 4, fired=3))
     assert not np.isnan(ring.steps[-1][1][0].rows).any()

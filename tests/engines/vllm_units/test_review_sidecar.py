@@ -19,11 +19,11 @@ from actscope.engines import builtin
 from actscope.engines.vllm.settings import VllmSettings
 from actscope.engines.vllm.sidecar_protocol import (
     Alive,
-    ModelFacts,
+    RequestOptions,
+    ServedModel,
     SetBank,
+    SidecarStart,
     Staged,
-    Start,
-    Wish,
     receive,
     rows_ring_spec,
     send,
@@ -44,13 +44,13 @@ def rings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Rin
         writer.close()
 
 
-def start_of(rings: tuple[RingWriter, RingWriter], record: Path) -> Start:
+def start_of(rings: tuple[RingWriter, RingWriter], record: Path) -> SidecarStart:
     path = str(builtin.model_path())
-    facts = ModelFacts(
+    facts = ServedModel(
         served="m", source=path, commit="", tokenizer=path, device="cpu", dtype="float32", n_layers=2, d_model=8,
         max_context=64, vllm="0", runner="V1",
     )  # fmt: skip
-    return Start(
+    return SidecarStart(
         card_id=ID, group="g", part=0, parts=1, pid=os.getpid(), pid_start=process_start(os.getpid()) or 0,
         settings=msgspec.json.encode(VllmSettings(record=str(record))), facts=facts, ring=rings[0].name,
         rows_ring=rings[1].name, sites=["layers.0.resid_post"], kept=["layers.0.resid_post"], columns=64,
@@ -58,7 +58,7 @@ def start_of(rings: tuple[RingWriter, RingWriter], record: Path) -> Start:
 
 
 @contextmanager
-def sidecar(start: Start) -> Iterator[tuple[subprocess.Popen[bytes], socket.socket]]:
+def sidecar(start: SidecarStart) -> Iterator[tuple[subprocess.Popen[bytes], socket.socket]]:
     """One that is ready."""
     ours, theirs = socket.socketpair()
     command = [sys.executable, "-m", "actscope.engines.vllm.sidecar", str(theirs.fileno())]
@@ -106,7 +106,7 @@ def test_only_the_end_of_its_socket_ends_it(
 def test_no_wish_of_a_client_ends_it(tmp_path: Path, rings: tuple[RingWriter, RingWriter], rows: str) -> None:
     """Sites that cannot be are a warning; the sidecar goes on, and so does what it recorded."""
     with sidecar(start_of(rings, tmp_path / "rec")) as (process, connection):
-        send(connection, Wish("r-00000000", rows, ""))
+        send(connection, RequestOptions("r-00000000", rows, ""))
         send(connection, Staged(99))
         with pytest.raises(subprocess.TimeoutExpired):
             process.wait(timeout=1.5)

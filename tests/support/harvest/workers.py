@@ -8,12 +8,22 @@ from collections.abc import Callable
 from typing import Any
 
 from actscope.harvest import plan as plans
-from actscope.harvest.plan import Plan, Proposal
+from actscope.harvest.plan import HarvestPlan, Proposal
 from actscope.harvest.settings import HarvestSettings
 from actscope.harvest.storage import open_storage
-from actscope.harvest.worker import Worker
-from actscope.harvest.workers.contract import Died, Done, Event, Failed
-from actscope.harvest.workers.messages import Answer, Job, Order, Propose, Proposed, Raised, Ran, Run, error_of
+from actscope.harvest.worker import UnitWorker
+from actscope.harvest.workers.contract import Died, Done, Event, WorkerFailed
+from actscope.harvest.workers.messages import (
+    Answer,
+    Order,
+    Propose,
+    Proposed,
+    Raised,
+    Ran,
+    RunUnit,
+    WorkerJob,
+    error_of,
+)
 from actscope.harvest.workers.worker_process import Station
 
 SETTINGS: dict[str, Any] = {
@@ -27,7 +37,7 @@ def settings(**changes: Any) -> HarvestSettings:
 
 
 #: Models that are open already, by what they were opened for: opening one takes seconds, and is not what is tested here.
-_OPEN: dict[HarvestSettings, Worker] = {}
+_OPEN: dict[HarvestSettings, UnitWorker] = {}
 _ONE_AT_A_TIME = threading.Lock()
 
 
@@ -36,11 +46,11 @@ class CrewHere:
 
     size = 1
 
-    def __init__(self, job: Job, dies: Callable[[int], bool] = lambda unit: False) -> None:
+    def __init__(self, job: WorkerJob, dies: Callable[[int], bool] = lambda unit: False) -> None:
         self._station = Station(job)
         self._job = job
         self._dies = dies
-        self._waiting: deque[tuple[Plan, int]] = deque()
+        self._waiting: deque[tuple[HarvestPlan, int]] = deque()
         self.ran: list[int] = []
 
     def propose(self) -> Proposal:
@@ -57,7 +67,7 @@ class CrewHere:
     def free(self) -> int:
         return 1 - len(self._waiting)
 
-    def submit(self, plan: Plan, unit: int) -> None:
+    def submit(self, plan: HarvestPlan, unit: int) -> None:
         self._waiting.append((plan, unit))
 
     def wait(self, timeout_s: float) -> list[Event]:
@@ -66,13 +76,13 @@ class CrewHere:
     def close(self) -> None:
         pass
 
-    def _run(self, plan: Plan, unit: int) -> Event:
+    def _run(self, plan: HarvestPlan, unit: int) -> Event:
         if self._dies(unit):
             return Died(unit, "was killed by SIGKILL")
         self.ran.append(unit)
-        answer = self._obey(Run(plans.encode(plan), unit))
+        answer = self._obey(RunUnit(plans.encode(plan), unit))
         if isinstance(answer, Raised):
-            return Failed(unit, error_of(answer))
+            return WorkerFailed(unit, error_of(answer))
         assert isinstance(answer, Ran)
         return Done(answer.receipt)
 
@@ -88,7 +98,7 @@ class CrewHere:
 
 
 def crew(out: Any, **changes: Any) -> CrewHere:
-    return CrewHere(Job(settings=settings(**changes), out=str(out)))
+    return CrewHere(WorkerJob(settings=settings(**changes), out=str(out)))
 
 
 def quiet(stage: str, done: int, total: int) -> None:

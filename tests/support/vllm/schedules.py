@@ -12,7 +12,7 @@ from random import Random
 import numpy as np
 
 from actscope.engines.vllm.device_copy import Landed
-from actscope.engines.vllm.labels import Known
+from actscope.engines.vllm.labels import RequestState
 from actscope.engines.vllm.publishing import PassNote
 
 BLOCK = 4
@@ -135,7 +135,7 @@ class Scheduler:
                 blocks.append((request.name, list(request.blocks), True))
             else:
                 prompt = list(request.text[: request.n_prompt])
-                begun.append(Known(request.name, request.n_prompt, blocks=list(request.blocks), prompt=prompt))
+                begun.append(RequestState(request.name, request.n_prompt, blocks=list(request.blocks), prompt=prompt))
             request.begun = True
             self._hash(request, hit + n)
         return self._compute(chosen, begun, ended, blocks, cached, fired)
@@ -211,7 +211,7 @@ class Scheduler:
     def _compute(
         self,
         chosen: list[tuple[Running, int, list[int]]],
-        begun: list[Known],
+        begun: list[RequestState],
         ended: list[str],
         blocks: list[tuple[str, list[int], bool]],
         cached: dict[str, range],
@@ -249,7 +249,7 @@ class Scheduler:
     def _told(
         self,
         chosen: list[tuple[Running, int, list[int]]],
-        begun: list[Known],
+        begun: list[RequestState],
         ended: list[str],
         blocks: list[tuple[str, list[int], bool]],
         cached: dict[str, range],

@@ -27,7 +27,7 @@ _ROW_BYTES = WIDTH * 2
 
 
 @dataclass(frozen=True, slots=True)
-class Sizes:
+class TransportSizes:
     """Rows of a window, which are one answer over HTTP, and of a batch out of the memory."""
 
     window_rows: int = 16384
@@ -51,14 +51,14 @@ class Sizes:
         }  # fmt: skip
 
 
-def keep(running: Feed, sizes: Sizes) -> None:
+def keep(running: Feed, sizes: TransportSizes) -> None:
     """Take one row as a group that takes no more, and wait until all windows are full: from then on they stay as they are."""
     with FeedClient(running.url, running.token, group="keeper", transport="http") as keeper:
         keeper.take(1)
         keeper.wait_for_data(sizes.rows * SERVES - 1)
 
 
-def all_rows(running: Feed, sizes: Sizes) -> Tensor:
+def all_rows(running: Feed, sizes: TransportSizes) -> Tensor:
     """Every row once, [sizes.rows, WIDTH]."""
     with FeedClient(running.url, running.token, group="all") as client:
         turns = [client.take(sizes.window_rows).values for _ in range(WINDOWS * SERVES)]
@@ -68,7 +68,7 @@ def all_rows(running: Feed, sizes: Sizes) -> Tensor:
 class Rounds:
     """Each round begins with another way. Speeds are GB/s, of takes in order and of gathered ones apart; latencies ms."""
 
-    def __init__(self, running: Feed, plain: str, loaders: Loaders, sizes: Sizes) -> None:
+    def __init__(self, running: Feed, plain: str, loaders: Loaders, sizes: TransportSizes) -> None:
         self.samples = Samples()
         self.done = 0
         self._feed, self._plain, self._loaders, self._sizes = running, plain, loaders, sizes

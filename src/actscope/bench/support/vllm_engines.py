@@ -122,7 +122,7 @@ def threads() -> int:
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
+class EngineRun:
     """One workload through one engine.
 
     `drain_s` is the time from the last token until all rows were on disk; `sidecar_cpu_s` and `drain_cpu_s` are what the
@@ -143,7 +143,7 @@ class Run:
         return sum(tokens for _, tokens, _ in self.steps)
 
 
-class Engine:
+class BenchEngine:
     """A vLLM engine process with one configuration. It is started by the constructor, and ready after `wait_ready`."""
 
     def __init__(self, configuration: Configuration, model: Path, directory: Path, cache: Path) -> None:
@@ -173,7 +173,7 @@ class Engine:
         if "ACTSCOPE_DISABLE" not in self.configuration.environment:
             self._wait_sidecar()
 
-    def run(self, prompts: list[list[int]], new: list[int]) -> Run:
+    def run(self, prompts: list[list[int]], new: list[int]) -> EngineRun:
         """One workload; what of its rows was still to be recorded when it ended is waited for, and told apart."""
         before, cpu_before = self._recorded(), self._sidecar_cpu_s()
         done = self._ask("generate", prompts=prompts, new=new)
@@ -181,7 +181,7 @@ class Engine:
         counts = self._ask("counts")
         faults = counts.get("uncertain_rows", 0) + counts.get("dropped_rows", 0) + counts.get("raw_dropped_rows", 0)
         after = self._drained(before, counts.get("raw_rows", 0))
-        return Run(
+        return EngineRun(
             done["seconds"],
             tuple((seconds, tokens, first) for seconds, tokens, first in done["steps"]),
             after["rows"] - before["rows"],

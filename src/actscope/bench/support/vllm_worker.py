@@ -19,7 +19,7 @@ from typing import Any
 StepTime = tuple[float, int, int]
 
 
-class Worker:
+class BenchWorker:
     """One `vllm.LLM`; a method for each job, arguments as in the job's JSON."""
 
     def __init__(self, arguments: dict[str, Any]) -> None:
@@ -69,7 +69,7 @@ def main(arguments: str) -> None:
     """Answer that the engine is there, then take jobs until stdin ends."""
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
-    worker = Worker(json.loads(arguments))
+    worker = BenchWorker(json.loads(arguments))
     answers.write(json.dumps({"result": os.getpid()}) + "\n")
     for line in sys.stdin:
         job = json.loads(line)

@@ -6,56 +6,60 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
-class Doubt:
+class Ambiguity:
     """A reason, under the name that it is counted by, and what the user can do about it."""
 
     name: str
     advice: str
 
 
-MASK_FORM = Doubt("attention mask is not [batch, columns]", "pass the 2-D mask of the tokenizer, or none")
-MASK_SHAPE = Doubt(
+MASK_FORM = Ambiguity("attention mask is not [batch, columns]", "pass the 2-D mask of the tokenizer, or none")
+MASK_SHAPE = Ambiguity(
     "attention mask does not cover the cache and this pass", "pass a mask of [batch, cached + new columns], or none"
 )
-MASK_CHANGED = Doubt("attention mask says otherwise of columns that ran before", "keep the mask of earlier columns")
-PACKED = Doubt(
+MASK_CHANGED = Ambiguity("attention mask says otherwise of columns that ran before", "keep the mask of earlier columns")
+PACKED = Ambiguity(
     "several sequences are packed in one row", "run one sequence a row, padded, with the mask that goes with it"
 )
-POSITIONS = Doubt("position ids do not count the tokens one by one", "leave position_ids to the model")
-STATIC_CACHE = Doubt("a static cache does not tell its length", "use the default dynamic cache while capturing")
-STATE_CACHE = Doubt("the model keeps a state that is no key-value cache", "pass whole sequences, with use_cache=False")
-FOREIGN_CACHE = Doubt("past_key_values is no cache that tells its length", "use a transformers Cache")
-CACHE_GREW = Doubt(
+POSITIONS = Ambiguity("position ids do not count the tokens one by one", "leave position_ids to the model")
+STATIC_CACHE = Ambiguity("a static cache does not tell its length", "use the default dynamic cache while capturing")
+STATE_CACHE = Ambiguity(
+    "the model keeps a state that is no key-value cache", "pass whole sequences, with use_cache=False"
+)
+FOREIGN_CACHE = Ambiguity("past_key_values is no cache that tells its length", "use a transformers Cache")
+CACHE_GREW = Ambiguity(
     "the cache has grown by passes that were not captured", "capture every pass over a cache, or begin with a new one"
 )
-CACHE_TAKEN = Doubt("the request goes on in another cache", "use the newer cache, or a new request id")
-CACHE_SPLIT = Doubt(
+CACHE_TAKEN = Ambiguity("the request goes on in another cache", "use the newer cache, or a new request id")
+CACHE_SPLIT = Ambiguity(
     "sequences of the cache were copied or reordered, as beam search does",
     "generate with num_beams=1, or run the finished text through the model once more",
 )
-BATCH_CHANGED = Doubt("the batch has another size than its cache", "keep the lanes of a batch as they began")
-INPUT_FORM = Doubt("neither input_ids [batch, columns] nor inputs_embeds [batch, columns, d]", "pass one of the two")
-IDS_DO_NOT_FIT = Doubt(
+BATCH_CHANGED = Ambiguity("the batch has another size than its cache", "keep the lanes of a batch as they began")
+INPUT_FORM = Ambiguity(
+    "neither input_ids [batch, columns] nor inputs_embeds [batch, columns, d]", "pass one of the two"
+)
+IDS_DO_NOT_FIT = Ambiguity(
     "the ids given to cap.request() do not fit the batch", "give one id for each sequence, or one for all"
 )
-INNER_DIFFERS = Doubt(
+INNER_DIFFERS = Ambiguity(
     "the model ran a part of itself on other inputs, or twice", "capture that part itself: actscope.capture(model.part)"
 )
-RECURSION = Doubt("the model called itself", "capture the part that does not")
-SHAPE = Doubt("a module's rows are others than the tokens of the pass", "choose sites with one row for each token")
-TURNED = Doubt(
+RECURSION = Ambiguity("the model called itself", "capture the part that does not")
+SHAPE = Ambiguity("a module's rows are others than the tokens of the pass", "choose sites with one row for each token")
+TURNED = Ambiguity(
     "a batch of as many sequences as columns may lie [time, batch] in this model",
     "run another number of sequences first: it shows how rows lie",
 )
-TWICE = Doubt("a module ran more than once in a pass", "nothing: its first run was kept")
-OUTSIDE = Doubt("a module ran outside the model's own forward pass", "call the model that is being captured")
-NO_INPUT = Doubt("the module was called without a tensor that has a batch", "pass tensors of [batch, ...]")
-FAULT = Doubt("a fault of actscope's own", "see the traceback in the log, and report it")
+TWICE = Ambiguity("a module ran more than once in a pass", "nothing: its first run was kept")
+OUTSIDE = Ambiguity("a module ran outside the model's own forward pass", "call the model that is being captured")
+NO_INPUT = Ambiguity("the module was called without a tensor that has a batch", "pass tensors of [batch, ...]")
+FAULT = Ambiguity("a fault of actscope's own", "see the traceback in the log, and report it")
 
 
-class Uncertain(Exception):
+class AmbiguousLabels(Exception):
     """Labels cannot be certain; nothing of this pass is delivered."""
 
-    def __init__(self, doubt: Doubt) -> None:
+    def __init__(self, doubt: Ambiguity) -> None:
         self.doubt = doubt
         super().__init__(doubt.name)

@@ -11,7 +11,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from actscope.capture.labels import ambiguity as doubt
-from actscope.capture.labels.ambiguity import Uncertain
+from actscope.capture.labels.ambiguity import AmbiguousLabels
 
 #: Arguments under which models keep state that is no key-value cache.
 _STATES = ("cache_params", "state", "mems", "past_buckets_states", "inference_params")
@@ -22,7 +22,7 @@ _PACKING = ("cu_seq_lens_q", "cu_seq_lens_k", "cu_seqlens", "seq_idx")
 
 
 @dataclass(frozen=True, slots=True)
-class Inputs:
+class ForwardInputs:
     """One pass over `columns` new columns of `lanes` sequences, of which `past` columns lie in the cache."""
 
     lanes: int
@@ -62,21 +62,21 @@ class Signature:
         return {**dict(zip(self.names, args, strict=False)), **kwargs}
 
 
-def read(arguments: Mapping[str, Any]) -> Inputs:
-    """What the arguments of a model's forward say. Raises Uncertain where that is not enough for exact labels."""
+def read(arguments: Mapping[str, Any]) -> ForwardInputs:
+    """What the arguments of a model's forward say. Raises AmbiguousLabels where that is not enough for exact labels."""
     tensor = tokens_of(arguments)
     if tensor is None:
-        raise Uncertain(doubt.INPUT_FORM)
+        raise AmbiguousLabels(doubt.INPUT_FORM)
     if any(arguments.get(name) is not None for name in _PACKING):
-        raise Uncertain(doubt.PACKED)
+        raise AmbiguousLabels(doubt.PACKED)
     if any(arguments.get(name) is not None for name in _STATES):
-        raise Uncertain(doubt.STATE_CACHE)
+        raise AmbiguousLabels(doubt.STATE_CACHE)
     if any(_says_something(arguments.get(name)) for name in _FOREIGN):
-        raise Uncertain(doubt.FOREIGN_CACHE)
+        raise AmbiguousLabels(doubt.FOREIGN_CACHE)
     lanes, columns = tensor.shape[:2]
     cache = arguments.get("past_key_values")
     past = length_of(cache)
-    return Inputs(
+    return ForwardInputs(
         lanes,
         columns,
         past,
@@ -89,7 +89,7 @@ def read(arguments: Mapping[str, Any]) -> Inputs:
     )
 
 
-def same_columns(inputs: Inputs, arguments: Mapping[str, Any], takes_cache: bool) -> bool:
+def same_columns(inputs: ForwardInputs, arguments: Mapping[str, Any], takes_cache: bool) -> bool:
     """Whether a part of the model goes on from the same column, and has the same columns masked, as far as it is told.
 
     A model may keep a cache of its own, or make a mask of its own: its arguments then do not say what its parts compute.
@@ -101,7 +101,7 @@ def same_columns(inputs: Inputs, arguments: Mapping[str, Any], takes_cache: bool
         if mask is inputs.given_mask or not isinstance(mask, Tensor) or mask.ndim != 2:
             return True
         real = _mask(mask, inputs.lanes, inputs.past + inputs.columns)
-    except Uncertain:
+    except AmbiguousLabels:
         return False
     assert real is not None
     return bool(real.all()) if inputs.mask is None else np.array_equal(inputs.mask, real)
@@ -122,19 +122,19 @@ def tokens_of(arguments: Mapping[str, Any]) -> Tensor | None:
 
 
 def length_of(cache: Any) -> int:
-    """How many columns a cache holds. Raises Uncertain where it does not tell."""
+    """How many columns a cache holds. Raises AmbiguousLabels where it does not tell."""
     if cache is None:
         return 0
     if getattr(cache, "is_compileable", False):
-        raise Uncertain(doubt.STATIC_CACHE)
+        raise AmbiguousLabels(doubt.STATIC_CACHE)
     try:
         return int(cache.get_seq_length())
     except (AttributeError, ValueError, TypeError):
-        raise Uncertain(doubt.FOREIGN_CACHE) from None
+        raise AmbiguousLabels(doubt.FOREIGN_CACHE) from None
 
 
 def check_positions(positions: np.ndarray | None, real: np.ndarray, counted: np.ndarray) -> None:
-    """Raise Uncertain unless position ids agree, but for a constant, with how the real tokens were counted.
+    """Raise AmbiguousLabels unless position ids agree, but for a constant, with how the real tokens were counted.
 
     Three-dimensional ones (time, height and width of multimodal models) may repeat and jump, but not go back.
     """
@@ -150,7 +150,7 @@ def check_positions(positions: np.ndarray | None, real: np.ndarray, counted: np.
         first = offsets[np.arange(len(real)), real.argmax(axis=1)]
         fits = bool((~real | (offsets == first[:, None])).all())
     if not fits:
-        raise Uncertain(doubt.PACKED if _goes_back(positions, real) else doubt.POSITIONS)
+        raise AmbiguousLabels(doubt.PACKED if _goes_back(positions, real) else doubt.POSITIONS)
 
 
 def _goes_back(positions: np.ndarray, real: np.ndarray) -> bool:
@@ -163,16 +163,16 @@ def _mask(mask: Any, lanes: int, columns: int) -> np.ndarray | None:
     if mask is None:
         return None
     if not isinstance(mask, Tensor) or mask.ndim != 2:
-        raise Uncertain(doubt.MASK_FORM)
+        raise AmbiguousLabels(doubt.MASK_FORM)
     if mask.shape != (lanes, columns):
-        raise Uncertain(doubt.MASK_SHAPE)
+        raise AmbiguousLabels(doubt.MASK_SHAPE)
     values = _numpy(mask)
     if values.dtype == bool:
         return values
     if values.max() > 1:  # some packers number the sequences of a row
-        raise Uncertain(doubt.PACKED)
+        raise AmbiguousLabels(doubt.PACKED)
     if values.min() < 0:
-        raise Uncertain(doubt.MASK_FORM)
+        raise AmbiguousLabels(doubt.MASK_FORM)
     real: np.ndarray = values != 0
     return real
 

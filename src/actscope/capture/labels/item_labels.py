@@ -6,7 +6,7 @@ from math import prod
 
 import numpy as np
 
-from actscope.capture.labels.position_filter import Granularity
+from actscope.capture.labels.position_filter import PositionFilter
 from actscope.capture.labels.scopes import Scope
 from actscope.capture.labels.sequences import Sequences
 from actscope.capture.labels.token_labels import Cells, Labelled, Requests, assemble
@@ -18,7 +18,7 @@ class ItemLabels:
     Every call begins new requests; within `cap.request(...)` they go on, and so do their positions.
     """
 
-    def __init__(self, requests: Requests, granularity: Granularity) -> None:
+    def __init__(self, requests: Requests, granularity: PositionFilter) -> None:
         self.requests = requests
         self._granularity = granularity
 

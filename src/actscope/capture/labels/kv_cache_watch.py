@@ -17,7 +17,7 @@ Changed = Callable[[Any, "list[int] | None"], None]
 _METHODS = ("reorder_cache", "batch_select_indices", "batch_repeat_interleave")
 
 
-class CacheWatch:
+class KvCacheWatch:
     """Tells every subscriber of changes of any cache in this process. Thread-safe."""
 
     def __init__(self) -> None:
@@ -93,4 +93,4 @@ def _lanes_kept(method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> l
 
 
 #: The one watch of this process.
-CACHES = CacheWatch()
+CACHES = KvCacheWatch()

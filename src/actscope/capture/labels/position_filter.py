@@ -26,7 +26,7 @@ _USAGE = (
 
 
 @dataclass(frozen=True, slots=True)
-class Granularity:
+class PositionFilter:
     """What `parse` has read. `points` is None where the granularity does not choose any."""
 
     points: tuple[str, ...] | None = None
@@ -37,7 +37,7 @@ class Granularity:
     generated: bool = False
 
     @classmethod
-    def parse(cls, text: str) -> Granularity:
+    def parse(cls, text: str) -> PositionFilter:
         """Read a granularity; raises SettingsError for anything else."""
         name, _, terms = text.partition(":")
         if name in ("full", *_POINTS) and not terms:

@@ -7,12 +7,12 @@ import threading
 from collections.abc import Iterable
 
 from actscope.capture.labels import ambiguity as doubt
-from actscope.capture.labels.ambiguity import Uncertain
+from actscope.capture.labels.ambiguity import AmbiguousLabels
 
 _COUNTED = re.compile(r"r(\d+)")
 
 
-class Naming:
+class RequestIds:
     """Gives every sequence an id that no other sequence of the recording has. Thread-safe.
 
     Counted ids are `r000001`, `r000002`...; in a recording that goes on they go on. An id that the user gives to a
@@ -27,12 +27,12 @@ class Naming:
         self._lock = threading.Lock()
 
     def name(self, ids: tuple[str, ...], lanes: int) -> list[str]:
-        """Ids for `lanes` new sequences. Raises Uncertain when the ids given do not fit so many."""
+        """Ids for `lanes` new sequences. Raises AmbiguousLabels when the ids given do not fit so many."""
         with self._lock:
             if not ids:
                 return [self._counted() for _ in range(lanes)]
             if lanes % len(ids):
-                raise Uncertain(doubt.IDS_DO_NOT_FIT)
+                raise AmbiguousLabels(doubt.IDS_DO_NOT_FIT)
             copies = lanes // len(ids)
             return [self._unused(_lane_id(ids[i // copies], i % copies, copies)) for i in range(lanes)]
 

@@ -13,8 +13,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from actscope.capture.labels import ambiguity as doubt
-from actscope.capture.labels.ambiguity import Doubt, Uncertain
-from actscope.capture.labels.forward_inputs import Inputs
+from actscope.capture.labels.ambiguity import Ambiguity, AmbiguousLabels
+from actscope.capture.labels.forward_inputs import ForwardInputs
 
 _NEVER = np.iinfo(np.int64).max
 
@@ -43,7 +43,7 @@ class Sequences:
     """int64: how many tokens the sequence has in the end, where the last passes computed more (drafts); 0 elsewhere."""
     columns: int = 0
     passes: int = 0
-    trouble: Doubt | None = None
+    trouble: Ambiguity | None = None
     aborted: bool = False
     """Whether an exception ended what ran it."""
     holders: int = 0
@@ -65,7 +65,7 @@ class Sequences:
         )
 
     @classmethod
-    def adopt(cls, requests: Sequence[str], keep: Callable[[str], bool], inputs: Inputs) -> Sequences:
+    def adopt(cls, requests: Sequence[str], keep: Callable[[str], bool], inputs: ForwardInputs) -> Sequences:
         """Sequences that come with a cache whose passes were not seen: their first positions are not computed here."""
         begun = cls.begin(requests, keep)
         begun._reserve(inputs.past)
@@ -96,7 +96,7 @@ class Sequences:
         counts: np.ndarray = np.count_nonzero(self.seen[:, :column], axis=1)
         return counts
 
-    def begins(self, inputs: Inputs) -> bool:
+    def begins(self, inputs: ForwardInputs) -> bool:
         """Whether a pass from the first column on holds these very sequences, each whole, and perhaps longer."""
         if inputs.ids is None or inputs.lanes != len(self.requests) or self.trouble is not None:
             return False
@@ -107,18 +107,18 @@ class Sequences:
                 return False
         return True
 
-    def check(self, inputs: Inputs) -> None:
-        """Raise Uncertain unless this pass can go on with these sequences."""
+    def check(self, inputs: ForwardInputs) -> None:
+        """Raise AmbiguousLabels unless this pass can go on with these sequences."""
         if inputs.lanes != len(self.requests):
             self.trouble = self.trouble or doubt.BATCH_CHANGED
         elif inputs.past > self.columns:
             self.trouble = self.trouble or doubt.CACHE_GREW
         if self.trouble is not None:
-            raise Uncertain(self.trouble)
+            raise AmbiguousLabels(self.trouble)
         if inputs.mask is not None and not np.array_equal(inputs.mask[:, : inputs.past], self.seen[:, : inputs.past]):
-            raise Uncertain(doubt.MASK_CHANGED)
+            raise AmbiguousLabels(doubt.MASK_CHANGED)
 
-    def advance(self, inputs: Inputs, positions: np.ndarray) -> None:
+    def advance(self, inputs: ForwardInputs, positions: np.ndarray) -> None:
         """Take in a pass that has run to its end; columns behind `inputs.past` were cut off before, if there are any."""
         after = inputs.past + inputs.columns
         self._reserve(after)

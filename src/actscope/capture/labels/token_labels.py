@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 
 from actscope.capture.labels import ambiguity as doubt
-from actscope.capture.labels.forward_inputs import Inputs, check_positions
-from actscope.capture.labels.position_filter import Granularity
-from actscope.capture.labels.request_ids import Naming
+from actscope.capture.labels.forward_inputs import ForwardInputs, check_positions
+from actscope.capture.labels.position_filter import PositionFilter
+from actscope.capture.labels.request_ids import RequestIds
 from actscope.capture.labels.scopes import Scope, Story
 from actscope.capture.labels.sequences import Sequences
 from actscope.clock import monotonic_ns
@@ -41,7 +41,7 @@ class Labelled:
 class Requests:
     """What became of every sequence that may still go on: by its cache, or by the scope that it ran in. Thread-safe."""
 
-    def __init__(self, naming: Naming, keep: Callable[[str], bool]) -> None:
+    def __init__(self, naming: RequestIds, keep: Callable[[str], bool]) -> None:
         self.naming = naming
         self.keep = keep
         self._by_cache: dict[int, tuple[weakref.ref[Any], Sequences]] = {}
@@ -55,7 +55,7 @@ class Requests:
         found = self._by_cache.get(id(cache))
         return found[1] if found is not None and found[0]() is cache else None
 
-    def begin(self, inputs: Inputs, scope: Scope) -> Sequences:
+    def begin(self, inputs: ForwardInputs, scope: Scope) -> Sequences:
         """Sequences for a pass that no known cache goes with; in a scope, the same ones again where their tokens say so."""
         story = scope.story
         earlier = story.latest if story is not None else None
@@ -160,12 +160,12 @@ class Requests:
 class TokenLabels:
     """Labels passes of a model that is called with token ids, or their embeddings. Thread-safe."""
 
-    def __init__(self, requests: Requests, granularity: Granularity) -> None:
+    def __init__(self, requests: Requests, granularity: PositionFilter) -> None:
         self.requests = requests
         self.granularity = granularity
 
-    def label(self, inputs: Inputs, scope: Scope, number: int) -> Labelled:
-        """The labels of a pass that is about to run, as step `number`. Raises Uncertain where they are not certain."""
+    def label(self, inputs: ForwardInputs, scope: Scope, number: int) -> Labelled:
+        """The labels of a pass that is about to run, as step `number`. Raises AmbiguousLabels where they are not certain."""
         sequences = self.requests.of(inputs.cache) if inputs.past else None
         if sequences is not None:
             sequences.check(inputs)
@@ -183,7 +183,13 @@ class TokenLabels:
         return self._labelled(inputs, scope, number, sequences, real, positions)
 
     def _labelled(
-        self, inputs: Inputs, scope: Scope, number: int, sequences: Sequences, real: np.ndarray, positions: np.ndarray
+        self,
+        inputs: ForwardInputs,
+        scope: Scope,
+        number: int,
+        sequences: Sequences,
+        real: np.ndarray,
+        positions: np.ndarray,
     ) -> Labelled:
         prompt = _prompt_columns(inputs, scope, sequences)
         if prompt.any():
@@ -194,7 +200,7 @@ class TokenLabels:
             self.requests, self.granularity, sequences, cells, number, lambda: sequences.advance(inputs, positions)
         )
 
-    def finish(self, labelled: Labelled, inputs: Inputs, scope: Scope, cache: Any) -> None:
+    def finish(self, labelled: Labelled, inputs: ForwardInputs, scope: Scope, cache: Any) -> None:
         """Take in a pass that has run to its end; `cache` is what it gave back to go on with."""
         sequences = labelled.sequences
         labelled.finish()
@@ -206,7 +212,7 @@ class TokenLabels:
         self.requests.end_if_done(sequences)
 
 
-def _prompt_columns(inputs: Inputs, scope: Scope, sequences: Sequences) -> np.ndarray:
+def _prompt_columns(inputs: ForwardInputs, scope: Scope, sequences: Sequences) -> np.ndarray:
     """bool [columns]: which columns of this pass are given text, rather than what the model itself has said.
 
     Within `generate` that is known. Elsewhere the first pass, and any pass of several columns, is given text.
@@ -219,7 +225,12 @@ def _prompt_columns(inputs: Inputs, scope: Scope, sequences: Sequences) -> np.nd
 
 
 def _flags(
-    inputs: Inputs, scope: Scope, sequences: Sequences, prompt: np.ndarray, positions: np.ndarray, real: np.ndarray
+    inputs: ForwardInputs,
+    scope: Scope,
+    sequences: Sequences,
+    prompt: np.ndarray,
+    positions: np.ndarray,
+    real: np.ndarray,
 ) -> np.ndarray:
     """uint32 [lanes, columns]: RowFlag of each row; notes on the way where sequences end."""
     flags = np.where(prompt[None, :], np.uint32(RowFlag.PREFILL), np.uint32(0))
@@ -244,7 +255,7 @@ class Cells:
 
 def assemble(
     requests: Requests,
-    granularity: Granularity,
+    granularity: PositionFilter,
     sequences: Sequences,
     cells: Cells,
     number: int,

@@ -77,15 +77,15 @@ def recording_settings(
                 "--trigger, --sample and --keep-on-disk keep rows in a recording: say where with --record"
             )
         return {}
-    from actscope.capture.config import bytes_of
     from actscope.codecs import encoder
     from actscope.recording.flight.history import FlightOptions
     from actscope.recording.flight.triggers import parse_rule
+    from actscope.sizes import parse_bytes
 
     encoder(codec)
     for text in (*(trigger or ()), f"sample {sample}"):
         parse_rule(text)
-    flight = FlightOptions(bytes_of(recent), minutes * 60, str(on_disk.resolve()) if on_disk else "")
+    flight = FlightOptions(parse_bytes(recent), minutes * 60, str(on_disk.resolve()) if on_disk else "")
     return {
         "record": str(record.resolve()),
         "record_sites": sites,

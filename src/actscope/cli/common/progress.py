@@ -14,7 +14,7 @@ _EVERY_S = 10.0  # where there is no terminal
 _MOST_BARS = 8  # older ones give way, so that they fit a small terminal
 
 
-class Progress:
+class ProgressBar:
     """One bar for each named stage of the work. Work that is over at once elsewhere than on a terminal says nothing."""
 
     def __init__(self) -> None:
@@ -46,7 +46,7 @@ class Progress:
             bars.start()
         bars.update(self._stages[stage], completed=done, total=total, shown=shown)
 
-    def __enter__(self) -> Progress:
+    def __enter__(self) -> ProgressBar:
         return self
 
     def __exit__(

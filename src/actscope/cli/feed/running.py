@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from actscope.cli.common.progress import Progress
+from actscope.cli.common.progress import ProgressBar
 from actscope.errors import FeedError
 from actscope.feed.planning.host_memory import gigabytes
 from actscope.feed.planning.memory_estimate import estimate
@@ -52,7 +52,7 @@ def run(settings: FeedSettings, *, as_json: bool, handlers: Sequence[logging.Han
 async def _first_window(server: FeedServer) -> str:
     """Show how it comes about; why it does not, where the feed fails first, which is then told to stop."""
     service, told = server.service, ""
-    with Progress() as bars:
+    with ProgressBar() as bars:
         while service.state in ("loading", "filling") and not service.stopping:
             phase = service.generator_stats()["phase"]
             rows = next((w["rows"] for w in service.desk.buffer.windows() if w["state"] == "filling"), None)

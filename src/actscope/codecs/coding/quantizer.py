@@ -57,7 +57,7 @@ def step_bits(squared: np.ndarray, error: float, d: int) -> np.ndarray:
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class Quantization:
     """How the rows of a block are quantised and laid out.
 
     integers: int16, or int32 where the sample asks for it. centres: [d] of these, zero where rows are few.
@@ -69,7 +69,7 @@ class Plan:
     k: int
 
 
-def planned(rows: np.ndarray, dtype: str, error: float) -> Plan | None:
+def planned(rows: np.ndarray, dtype: str, error: float) -> Quantization | None:
     """A plan from a sample of the rows [n, d]; None when no row of it can be quantised."""
     n, d = rows.shape
     sample = to_float32(rows[:: max(1, n // _SAMPLE_ROWS)], dtype)
@@ -84,7 +84,7 @@ def planned(rows: np.ndarray, dtype: str, error: float) -> Plan | None:
     centres = np.rint(q.mean(axis=0)) if n >= _ROWS_FOR_CENTRES and len(q) else np.zeros(d)
     wide = bool(len(q) and np.abs(q).max() > _NARROW)
     integers = np.dtype(np.int32 if wide else np.int16)
-    return Plan(integers, centres.astype(integers), _low_bits(q - centres, LOW_BITS if wide else LOW_BITS[:-2]))
+    return Quantization(integers, centres.astype(integers), _low_bits(q - centres, LOW_BITS if wide else LOW_BITS[:-2]))
 
 
 def _low_bits(q: np.ndarray, choices: tuple[int, ...]) -> int:

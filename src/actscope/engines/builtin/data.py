@@ -55,7 +55,7 @@ class Emphasis:
         return found
 
 
-class Rows:
+class TokenRows:
     """Batches of training rows from ever new texts.
 
     A row starts where a text starts, as a prompt does; every eighth starts anywhere, as a bare completion may. What is

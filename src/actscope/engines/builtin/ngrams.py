@@ -10,18 +10,18 @@ _DISCOUNT = 0.75
 
 
 @dataclass(frozen=True)
-class _Table:
+class _CountTable:
     """Sorted keys with their counts; keys that are not there count 0."""
 
     keys: np.ndarray
     counts: np.ndarray
 
     @classmethod
-    def of(cls, keys: np.ndarray) -> _Table:
+    def of(cls, keys: np.ndarray) -> _CountTable:
         return cls(*np.unique(keys, return_counts=True))
 
     @classmethod
-    def sums(cls, keys: np.ndarray, counts: np.ndarray) -> _Table:
+    def sums(cls, keys: np.ndarray, counts: np.ndarray) -> _CountTable:
         """Adds up the counts of equal keys; `keys` are sorted."""
         unique, first = np.unique(keys, return_index=True)
         return cls(unique, np.add.reduceat(counts, first))
@@ -49,14 +49,14 @@ class Trigram:
     def __init__(self, ids: np.ndarray, vocabulary: int) -> None:
         self._v = v = vocabulary
         ids = ids.astype(np.int64)
-        self._three = _Table.of((ids[:-2] * v + ids[1:-1]) * v + ids[2:])
+        self._three = _CountTable.of((ids[:-2] * v + ids[1:-1]) * v + ids[2:])
         context = self._three.keys // v
-        self._after_two = _Table.sums(context, self._three.counts)
-        self._kinds_after_two = _Table.of(context)
+        self._after_two = _CountTable.sums(context, self._three.counts)
+        self._kinds_after_two = _CountTable.of(context)
         # Lower orders count in how many different contexts a token was seen, not how often.
-        self._two = _Table.of(self._three.keys % (v * v))
-        self._after_one = _Table.sums(self._two.keys // v, self._two.counts)
-        self._kinds_after_one = _Table.of(self._two.keys // v)
+        self._two = _CountTable.of(self._three.keys % (v * v))
+        self._after_one = _CountTable.sums(self._two.keys // v, self._two.counts)
+        self._kinds_after_one = _CountTable.of(self._two.keys // v)
         kinds_before = np.bincount(self._two.keys % v, minlength=v) + 0.01
         self._one = kinds_before / kinds_before.sum()
 

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from actscope.engines.builtin import model_path
-from actscope.engines.builtin.data import Emphasis, Rows, texts, tokens
+from actscope.engines.builtin.data import Emphasis, TokenRows, texts, tokens
 from actscope.engines.builtin.evaluate import write_metrics
 from actscope.engines.builtin.optimizer import Optimizer
 from actscope.engines.builtin.tokenizer import save_tokenizer, train_tokenizer
@@ -68,7 +68,7 @@ def loss_of(model: LlamaForCausalLM, batch: torch.Tensor, weights: torch.Tensor)
 
 
 @dataclass
-class Run:
+class TrainingRun:
     """A training run: what it is made of, and how far it is."""
 
     model: LlamaForCausalLM
@@ -86,7 +86,7 @@ class Run:
 
     def train(self) -> None:
         """Trains until the time is over, and writes a checkpoint now and then."""
-        rows = Rows(self.tokenizer, self.seed + self.step)
+        rows = TokenRows(self.tokenizer, self.seed + self.step)
         self._emphasis = Emphasis(self.tokenizer, tokens(self.tokenizer, 2000, self.seed, "train"))
         self._compile()
         started, saved = time.monotonic() - self.elapsed, self.elapsed
@@ -107,7 +107,7 @@ class Run:
             self._loss_of(self.model, batch, torch.ones(batch[:, 1:].shape)).backward()  # type: ignore[no-untyped-call]
         self.model.zero_grad()
 
-    def _one_step(self, rows: Rows) -> torch.Tensor:
+    def _one_step(self, rows: TokenRows) -> torch.Tensor:
         length = LENGTHS[self.step % len(LENGTHS)]
         batch = rows.batch(BATCH_TOKENS // length, length)
         loss = self._loss_of(self.model, torch.from_numpy(batch), torch.from_numpy(self._emphasis.of(batch)))
@@ -162,13 +162,13 @@ class Run:
         write_metrics(out, "training", figures)
 
 
-def start(checkpoint: Path, minutes: float, seed: int, resume: bool) -> Run:
+def start(checkpoint: Path, minutes: float, seed: int, resume: bool) -> TrainingRun:
     """A new run, or the one whose checkpoint lies in that directory."""
     torch.manual_seed(seed)
     tokenizer: Any = (
         AutoTokenizer.from_pretrained(checkpoint) if resume else train_tokenizer(texts(30_000, seed, "train"))
     )
-    run = Run(new_model(tokenizer), tokenizer, checkpoint, minutes * 60, seed)
+    run = TrainingRun(new_model(tokenizer), tokenizer, checkpoint, minutes * 60, seed)
     if resume:
         run.load_checkpoint()
     return run

@@ -13,7 +13,7 @@ from transformers.cache_utils import DynamicCache, DynamicLayer
 from actscope.engines.hf.request import Request
 from actscope.engines.hf.sampling import Sampler
 from actscope.engines.hf.text import TextStream
-from actscope.taps.attribution import Lane
+from actscope.taps.attribution import PaddedSequence
 
 
 @dataclass(slots=True)
@@ -31,7 +31,7 @@ class Running:
 
 
 @dataclass(slots=True)
-class Batch:
+class SequenceBatch:
     """Sequences whose caches are aligned on the right. Column c of sequence b is position `c - padding[b]`."""
 
     sequences: list[Running] = field(default_factory=list)
@@ -39,8 +39,10 @@ class Batch:
     width: int = 0  # columns in the cache
     cache: DynamicCache = field(default_factory=DynamicCache)
 
-    def lanes(self) -> list[Lane]:
-        return [Lane(s.request.id, pad, s.n_prompt) for s, pad in zip(self.sequences, self.padding, strict=True)]
+    def lanes(self) -> list[PaddedSequence]:
+        return [
+            PaddedSequence(s.request.id, pad, s.n_prompt) for s, pad in zip(self.sequences, self.padding, strict=True)
+        ]
 
     def forward(self, model: nn.Module, token_ids: np.ndarray, **options: int) -> Tensor:
         """Run token_ids int64 [batch, n] as the next n columns. Returns the last column's logits [batch, vocabulary]."""
@@ -74,7 +76,7 @@ class Batch:
         self.width -= common
         return common
 
-    def join(self, other: Batch) -> None:
+    def join(self, other: SequenceBatch) -> None:
         """Take over the sequences of `other`, which is not to be used again."""
         if not self.sequences:
             self.sequences, self.padding, self.width, self.cache = (

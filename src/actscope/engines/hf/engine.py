@@ -14,14 +14,14 @@ import numpy as np
 import torch
 
 from actscope.clock import monotonic_ns
-from actscope.engines.hf.batch import Batch, Running, padded_prompts
+from actscope.engines.hf.batch import Running, SequenceBatch, padded_prompts
 from actscope.engines.hf.loading import LoadedModel
 from actscope.engines.hf.request import FinishReason, Output, Request
 from actscope.engines.hf.sampling import Sampler
 from actscope.engines.hf.text import TextStream
 from actscope.errors import EngineError, RequestRefused, SettingsError
 from actscope.frames import ROW_META, Sink, Span, SpanFlag, Step
-from actscope.probes import Bank, ModelFacts, Probe
+from actscope.probes import Bank, Probe, ProbedModel
 from actscope.sites import Site
 from actscope.taps.attribution import attribute
 from actscope.taps.hooks import Taps
@@ -64,7 +64,7 @@ class EngineStats:
 class _Prefill:
     """Prompts on their way through the model, a chunk of columns at a time."""
 
-    batch: Batch
+    batch: SequenceBatch
     ids: np.ndarray
 
     @property
@@ -114,7 +114,7 @@ class Engine:
         self.loaded = loaded
         self.options = options or EngineOptions()
         self.stats = EngineStats()
-        facts = ModelFacts(loaded.name, loaded.revision, loaded.d_model, loaded.n_layers)
+        facts = ProbedModel(loaded.name, loaded.revision, loaded.d_model, loaded.n_layers)
         self.bank = Bank(facts, self.options.probe_width)
         self._eos_ids = loaded.eos_ids
         self._forward_options = loaded.last_logits_only
@@ -126,7 +126,7 @@ class Engine:
             self.bank.put(probe)
         self._taps.set_probes(self.bank.items())
         self._publish_table(self.bank)
-        self._batch = Batch()
+        self._batch = SequenceBatch()
         self._prefill: _Prefill | None = None
         self._inbox = _Inbox()
         self._wake = threading.Condition()
@@ -274,7 +274,7 @@ class Engine:
             for r in requests
         ]
         ids, padding = padded_prompts(running, pad_id=tokenizer.pad_token_id or 0)
-        self._prefill = _Prefill(Batch(running, padding), ids)
+        self._prefill = _Prefill(SequenceBatch(running, padding), ids)
 
     def _iterate(self) -> None:
         if self._prefill is not None:
@@ -295,7 +295,7 @@ class Engine:
         if prefill.batch.sequences:
             self._batch.join(prefill.batch)
 
-    def _step(self, batch: Batch, ids: np.ndarray) -> torch.Tensor:
+    def _step(self, batch: SequenceBatch, ids: np.ndarray) -> torch.Tensor:
         """One pass over the next columns of a batch: run, label, publish. Returns the last column's logits."""
         lanes, start = batch.lanes(), batch.width
         self._taps.begin()
@@ -309,7 +309,7 @@ class Engine:
         self._sink.write(step, frames)
         return logits
 
-    def _advance(self, batch: Batch, logits: torch.Tensor) -> None:
+    def _advance(self, batch: SequenceBatch, logits: torch.Tensor) -> None:
         """Draw a token for each sequence, deliver, and let those that have ended leave."""
         greedy = logits.argmax(dim=-1).tolist()
         outputs = [self._output(s, row, best) for s, row, best in zip(batch.sequences, logits, greedy, strict=True)]
@@ -350,7 +350,7 @@ class Engine:
             if gone:
                 self._leave(batch, gone)
 
-    def _leave(self, batch: Batch, gone: Sequence[Running]) -> None:
+    def _leave(self, batch: SequenceBatch, gone: Sequence[Running]) -> None:
         staying = [i for i, s in enumerate(batch.sequences) if s not in gone]
         trimmed = batch.keep(staying)
         if self._prefill is not None and batch is self._prefill.batch:
@@ -360,7 +360,7 @@ class Engine:
 
     def _end_running(self, reason: FinishReason, message: str | None = None) -> None:
         gone = [*self._batch.sequences, *(self._prefill.batch.sequences if self._prefill else [])]
-        self._batch, self._prefill = Batch(), None
+        self._batch, self._prefill = SequenceBatch(), None
         if gone:
             self._publish_end(gone, SpanFlag.END | SpanFlag.ABORTED)
             self._emit([Output(s.request.id, finish_reason=reason, error=message) for s in gone])

@@ -19,7 +19,7 @@ MAX_CHOICES = 16
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
-class StreamOptions(msgspec.Struct):
+class StreamingOptions(msgspec.Struct):
     include_usage: bool = False
 
 
@@ -28,7 +28,7 @@ class _Body(msgspec.Struct, kw_only=True):
 
     model: str | None = None
     stream: bool = False
-    stream_options: StreamOptions | None = None
+    stream_options: StreamingOptions | None = None
     max_tokens: int | None = None
     temperature: float | None = None
     top_p: float | None = None
@@ -80,7 +80,7 @@ class Choice:
 
 
 @dataclass(slots=True)
-class Job:
+class CompletionJob:
     """One HTTP request as the sequences that it asks for, and how its answer is written."""
 
     kind: Literal["chat", "text"]
@@ -147,7 +147,7 @@ class Job:
         return {"id": self.id, "object": name, "created": self.created, "model": self.model, "choices": choices}
 
 
-def chat_job(engine: Engine, raw: bytes, request_id: str | None) -> Job:
+def chat_job(engine: Engine, raw: bytes, request_id: str | None) -> CompletionJob:
     """Read a chat body. Raises RequestRefused, naming the field, for what cannot be understood or run."""
     body = _decode(raw, ChatBody)
     _refuse(tools=body.tools, functions=body.functions, top_logprobs=body.top_logprobs)
@@ -157,7 +157,7 @@ def chat_job(engine: Engine, raw: bytes, request_id: str | None) -> Job:
     return _job(engine, "chat", body, [prompt], _first_given(body.max_completion_tokens, body.max_tokens), request_id)
 
 
-def completion_job(engine: Engine, raw: bytes, request_id: str | None) -> Job:
+def completion_job(engine: Engine, raw: bytes, request_id: str | None) -> CompletionJob:
     """Read a completions body; several prompts become several choices."""
     body = _decode(raw, CompletionBody)
     _refuse(echo=body.echo, suffix=body.suffix)
@@ -241,7 +241,7 @@ def _job(
     prompts: list[list[int]],
     max_tokens: int | None,
     given: str | None,
-) -> Job:
+) -> CompletionJob:
     name = engine.loaded.name
     if body.model not in (None, "", name):
         raise RequestRefused(
@@ -277,7 +277,7 @@ def _job(
             )
             choices.append(Choice(p * n + i, Request(base if n == 1 else f"{i}_{base}", prompt, own)))
     usage = body.stream_options is not None and body.stream_options.include_usage
-    return Job(kind, job_id, name, body.stream, usage, body.return_token_ids, choices)
+    return CompletionJob(kind, job_id, name, body.stream, usage, body.return_token_ids, choices)
 
 
 def _job_id(kind: str, given: str | None) -> str:

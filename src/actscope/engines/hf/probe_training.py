@@ -13,7 +13,7 @@ from actscope.engines.hf.loading import LoadedModel
 from actscope.errors import ProbeError
 from actscope.probes import Probe
 from actscope.probes.labels import LabelledText, known_labels
-from actscope.probes.train import Covariance, Examples, Fit, fit, to_probe
+from actscope.probes.train import Examples, Fit, ShrunkCovariance, fit, to_probe
 from actscope.sites import Site
 
 #: A later site is taken only if it is better than an earlier one by more than this on the choosing texts.
@@ -48,7 +48,7 @@ def train_probes(
     if unknown:
         raise ProbeError(f"no text is labelled {', '.join(unknown)}; the labels are {', '.join(known)}")
     rows = collect(loaded, texts, sites, progress=lambda done, total: progress("reading texts", done, total))
-    covariances = {site: Covariance.of(rows.rows[site.name], rows.texts) for site in sites}
+    covariances = {site: ShrunkCovariance.of(rows.rows[site.name], rows.texts) for site in sites}
     trained = []
     for done, label in enumerate(chosen, 1):
         try:
@@ -64,7 +64,7 @@ def _train(
     loaded: LoadedModel,
     texts: Sequence[LabelledText],
     rows: LabelledRows,
-    covariances: dict[Site, Covariance],
+    covariances: dict[Site, ShrunkCovariance],
     label: str,
 ) -> Trained:
     known, held = rows.labels(texts, label)

@@ -15,7 +15,7 @@ from starlette.routing import Route
 
 from actscope.engines.controls import control_routes, shown
 from actscope.engines.hf.engine import Engine
-from actscope.engines.hf.openai import Choice, Job, chat_job, completion_job
+from actscope.engines.hf.openai import Choice, CompletionJob, chat_job, completion_job
 from actscope.engines.hf.request import Output
 from actscope.engines.http import answering_errors, error_body, error_response, json_response, model_list, read_body
 from actscope.errors import RequestRefused
@@ -54,19 +54,19 @@ class Mailboxes:
 
 def create_app(engine: Engine, mailboxes: Mailboxes, flight: FlightRecorder | None = None) -> Starlette:
     """The routes of one engine; with a flight recorder, its requests can be marked."""
-    routes = _Routes(engine, mailboxes)
+    routes = _EngineRoutes(engine, mailboxes)
     return Starlette(
         routes=[
             Route("/health", routes.health),
             Route("/v1/models", routes.models),
             Route("/v1/chat/completions", routes.chat, methods=["POST"]),
             Route("/v1/completions", routes.completions, methods=["POST"]),
-            *control_routes(_Desk(engine), flight, engine.has),
+            *control_routes(_EngineProbes(engine), flight, engine.has),
         ]
     )
 
 
-class _Desk:
+class _EngineProbes:
     """The engine's probes, changed between two steps of the model's thread."""
 
     def __init__(self, engine: Engine) -> None:
@@ -83,7 +83,7 @@ class _Desk:
         await asyncio.wrap_future(self._engine.remove_probe(probe_id))
 
 
-class _Routes:
+class _EngineRoutes:
     def __init__(self, engine: Engine, mailboxes: Mailboxes) -> None:
         self._engine = engine
         self._mailboxes = mailboxes
@@ -106,7 +106,7 @@ class _Routes:
         job = completion_job(self._engine, await read_body(http), http.headers.get("x-request-id"))
         return await self._run(http, job)
 
-    async def _run(self, http: HttpRequest, job: Job) -> Response:
+    async def _run(self, http: HttpRequest, job: CompletionJob) -> Response:
         inbox = Inbox(self._engine, self._mailboxes, job)
         if job.stream:
             return StreamingResponse(_stream(job, inbox), media_type="text/event-stream")
@@ -116,7 +116,7 @@ class _Routes:
 class Inbox:
     """The outputs of one job, choice by choice, as they come. Leaving before the end aborts what still runs."""
 
-    def __init__(self, engine: Engine, mailboxes: Mailboxes, job: Job) -> None:
+    def __init__(self, engine: Engine, mailboxes: Mailboxes, job: CompletionJob) -> None:
         self._engine = engine
         self._mailboxes = mailboxes
         self._open: dict[str, Choice] = {}
@@ -146,7 +146,7 @@ class Inbox:
         self._open = {}
 
 
-async def _stream(job: Job, inbox: Inbox) -> AsyncIterator[bytes]:
+async def _stream(job: CompletionJob, inbox: Inbox) -> AsyncIterator[bytes]:
     ids: dict[int, list[int]] = {choice.index: [] for choice in job.choices}
     try:
         async for choice, output in inbox:
@@ -163,7 +163,7 @@ async def _stream(job: Job, inbox: Inbox) -> AsyncIterator[bytes]:
         inbox.close()
 
 
-async def _whole(job: Job, inbox: Inbox) -> Response:
+async def _whole(job: CompletionJob, inbox: Inbox) -> Response:
     n = len(job.choices)
     texts, ids, reasons = [""] * n, [[] for _ in range(n)], ["stop"] * n  # type: list[str], list[list[int]], list[str]
     try:

@@ -17,11 +17,11 @@ from actscope.clock import boot_id
 from actscope.engines.replay.facts import RecordedModel, recorded_model
 from actscope.engines.replay.fitting import fit
 from actscope.engines.replay.pace import Taken
-from actscope.engines.replay.plan import Plan
+from actscope.engines.replay.plan import ReplayPlan
 from actscope.engines.replay.player import Player, PlayerStats
 from actscope.engines.replay.scoring import Scorer
 from actscope.engines.replay.settings import ReplaySettings
-from actscope.engines.replay.texts import Texts, texts_of
+from actscope.engines.replay.texts import TokenizerFiles, texts_of
 from actscope.errors import MissingExtra
 from actscope.probes import Bank, Probe
 from actscope.recording.reading.recording import Recording
@@ -47,7 +47,7 @@ class ReplayEngine:
     ) -> None:
         self.settings = settings or ReplaySettings()
         self.model: RecordedModel = recorded_model(recording)
-        self.plan = Plan(recording, self.settings.requests, idle_seconds=self.settings.idle_seconds)
+        self.plan = ReplayPlan(recording, self.settings.requests, idle_seconds=self.settings.idle_seconds)
         bank = Bank(self.model.facts, self.settings.probe_width)
         for probe in probes:
             bank.put(fit(probe, self.model, any_model=self.settings.any_model))
@@ -134,7 +134,7 @@ def _described(bank: Bank, slot: int) -> dict[str, object]:
     return next(described for described in bank.describe() if described["slot"] == slot)
 
 
-def _card(model: RecordedModel, texts: Texts, ring: str) -> runtime.EngineCard:
+def _card(model: RecordedModel, texts: TokenizerFiles, ring: str) -> runtime.EngineCard:
     name, pid = secrets.token_hex(8), os.getpid()
     return runtime.EngineCard(
         id=name,

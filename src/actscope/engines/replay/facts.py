@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from actscope.probes import ModelFacts
+from actscope.probes import ProbedModel
 from actscope.recording.reading.recording import Recording
 
 
@@ -25,9 +25,9 @@ class RecordedModel:
     widths: Mapping[str, int]
 
     @property
-    def facts(self) -> ModelFacts:
+    def facts(self) -> ProbedModel:
         """As a bank of probes needs them."""
-        return ModelFacts(self.name, self.revision, self.d_model, self.n_layers)
+        return ProbedModel(self.name, self.revision, self.d_model, self.n_layers)
 
 
 def recorded_model(recording: Recording) -> RecordedModel:

@@ -33,7 +33,7 @@ class PlannedStep:
         return self.stop - self.start
 
 
-class Plan:
+class ReplayPlan:
     """Every row that is to be shown: its label, and its number in the recording (`row_ids`, int64 [n], ascending).
 
     A request ends with its last row: a recording made in a user's own loop may never have been told of an end, and one

@@ -12,7 +12,7 @@ import numpy as np
 
 from actscope.clock import monotonic_ns
 from actscope.engines.replay.pace import BEAT_S, Pace, Taken
-from actscope.engines.replay.plan import Plan, PlannedStep
+from actscope.engines.replay.plan import PlannedStep, ReplayPlan
 from actscope.engines.replay.scoring import Scorer
 from actscope.engines.replay.settings import ReplaySettings
 from actscope.frames import SCORES, Frame
@@ -44,7 +44,7 @@ class Player:
 
     def __init__(
         self,
-        plan: Plan,
+        plan: ReplayPlan,
         scorer: Scorer,
         ring: RingWriter,
         bank: Bank,

@@ -40,19 +40,19 @@ class Replayed(Protocol):
 
 def create_app(engine: Replayed) -> Starlette:
     """The routes that a gateway asks of an engine."""
-    routes = _Routes(engine)
+    routes = _ReplayRoutes(engine)
     return Starlette(
         routes=[
             Route("/health", routes.health),
             Route("/v1/models", routes.models),
             Route("/v1/chat/completions", routes.refuse, methods=["POST"]),
             Route("/v1/completions", routes.refuse, methods=["POST"]),
-            *probe_routes(_Desk(engine)),
+            *probe_routes(_ReplayProbes(engine)),
         ]
     )
 
 
-class _Desk:
+class _ReplayProbes:
     """The probes of the replay, changed off the event loop: a change waits for the one before it."""
 
     def __init__(self, engine: Replayed) -> None:
@@ -68,7 +68,7 @@ class _Desk:
         await run_in_threadpool(self._engine.remove_probe, probe_id)
 
 
-class _Routes:
+class _ReplayRoutes:
     def __init__(self, engine: Replayed) -> None:
         self._engine = engine
 

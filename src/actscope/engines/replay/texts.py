@@ -18,24 +18,24 @@ _MAX_SPECIAL = 4096  # as many as an engine's card holds
 
 
 @dataclass(frozen=True, slots=True)
-class Texts:
+class TokenizerFiles:
     """A directory with a `tokenizer.json` ("" where nothing is known), and the ids of special tokens."""
 
     directory: str = ""
     special_ids: tuple[int, ...] = ()
 
 
-def texts_of(recording: Recording, model: RecordedModel, scratch: Path) -> Texts:
+def texts_of(recording: Recording, model: RecordedModel, scratch: Path) -> TokenizerFiles:
     """The model's tokenizer where it is at hand and agrees with the recorded texts; else those, written to `scratch`."""
     known = {t.token_id: t.text for t in recording.recorded_tokens() if t.text} | recording.texts
     said = tuple(int(i) for i in recording.info["model"].get("special_ids") or ())[:_MAX_SPECIAL]
     for directory in _candidates(model):
         if (directory / "tokenizer.json").is_file() and _agrees(directory / "tokenizer.json", known):
-            return Texts(str(directory), said or _special_ids(directory / "tokenizer.json"))
+            return TokenizerFiles(str(directory), said or _special_ids(directory / "tokenizer.json"))
     if not known:
-        return Texts("", said)
+        return TokenizerFiles("", said)
     (scratch / "tokenizer.json").write_text(json.dumps(_description(known), ensure_ascii=False), encoding="utf-8")
-    return Texts(str(scratch), said)
+    return TokenizerFiles(str(scratch), said)
 
 
 def _candidates(model: RecordedModel) -> Iterator[Path]:

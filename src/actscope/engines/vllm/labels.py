@@ -19,7 +19,7 @@ _FIRST, _NONE, _END = SpanFlag.FIRST, SpanFlag(0), SpanFlag.END
 
 
 @dataclass(slots=True)
-class Known:
+class RequestState:
     """What is remembered of a request that runs.
 
     `high`: positions below it have been told of: computed and not rejected, or cached. `blocks`: its KV blocks in the
@@ -45,7 +45,7 @@ class Known:
 
 
 @dataclass(frozen=True, slots=True)
-class Labels:
+class PassLabels:
     """The rows of a pass that can be labelled: their places `index` in the pass (None: all, in order), spans and labels.
 
     `gaps`: (request, from, to): positions before the request's rows that were never told of, since they came from the cache.
@@ -54,8 +54,8 @@ class Labels:
     index: np.ndarray | None
     spans: tuple[Span, ...]
     meta: np.ndarray
-    known: tuple[Known, ...]
-    gaps: tuple[tuple[Known, int, int], ...] = ()
+    known: tuple[RequestState, ...]
+    gaps: tuple[tuple[RequestState, int, int], ...] = ()
     uncertain: int = 0
 
 
@@ -63,15 +63,15 @@ class Register:
     """The requests that run, by the engine's id. Not thread-safe: it lives on one thread."""
 
     def __init__(self) -> None:
-        self._known: dict[str, Known] = {}
+        self._known: dict[str, RequestState] = {}
 
     def __len__(self) -> int:
         return len(self._known)
 
-    def get(self, request: str) -> Known | None:
+    def get(self, request: str) -> RequestState | None:
         return self._known.get(request)
 
-    def add(self, known: Known) -> Known:
+    def add(self, known: RequestState) -> RequestState:
         """A request is scheduled for the first time, or once more after preemption: then what it had computed is remembered."""
         before = self._known.get(known.request)
         if before is not None:
@@ -94,7 +94,7 @@ class Register:
         token_ids: np.ndarray,
         step: int,
         rejected: np.ndarray | None = None,
-    ) -> Labels:
+    ) -> PassLabels:
         """Label one pass: rows `starts[i] .. starts[i + 1]` are of `requests[i]`; `rejected[i]` at their end are drafts in vain.
 
         A request is left out, and its rows counted as uncertain, where it is unknown or its positions do not follow
@@ -112,18 +112,18 @@ class Register:
         fewer = None if rejected is None else rejected[keep]
         labels = self._label(chosen, sizes[keep], index, positions[index], token_ids[index], step, fewer)
         uncertain = int(sizes.sum()) - len(index)
-        return Labels(index, labels.spans, labels.meta, labels.known, labels.gaps, uncertain)
+        return PassLabels(index, labels.spans, labels.meta, labels.known, labels.gaps, uncertain)
 
     def _label(
         self,
-        known: list[Known],
+        known: list[RequestState],
         sizes: np.ndarray,
         index: np.ndarray | None,
         positions: np.ndarray,
         token_ids: np.ndarray,
         step: int,
         rejected: np.ndarray | None,
-    ) -> Labels:
+    ) -> PassLabels:
         meta = np.zeros(len(positions), ROW_META)
         meta["position"], meta["token_id"], meta["step"] = positions, token_ids, step
         span_of = np.repeat(np.arange(len(known)), sizes)
@@ -141,9 +141,11 @@ class Register:
         gaps = tuple((k, k.high, first) for k, first in zip(known, firsts, strict=True) if first > k.high)
         spans = self._spans(known, sizes, firsts, meta)
         self._advance(known, sizes, ends, positions, rejected)
-        return Labels(index, spans, meta, tuple(known), gaps)
+        return PassLabels(index, spans, meta, tuple(known), gaps)
 
-    def _spans(self, known: list[Known], sizes: np.ndarray, firsts: list[int], meta: np.ndarray) -> tuple[Span, ...]:
+    def _spans(
+        self, known: list[RequestState], sizes: np.ndarray, firsts: list[int], meta: np.ndarray
+    ) -> tuple[Span, ...]:
         spans = []
         offset = 0
         for k, n, first in zip(known, sizes.tolist(), firsts, strict=True):
@@ -156,7 +158,7 @@ class Register:
 
     def _advance(
         self,
-        known: list[Known],
+        known: list[RequestState],
         sizes: np.ndarray,
         ends: np.ndarray,
         positions: np.ndarray,
@@ -168,7 +170,7 @@ class Register:
                 k.high = max(k.high, int(positions[last]) + 1)
 
 
-def _mark_what_follows_the_end(known: Known, meta: np.ndarray) -> None:
+def _mark_what_follows_the_end(known: RequestState, meta: np.ndarray) -> None:
     """A generated token that ends an answer is fed back only when the engine ran ahead: its row came after the end."""
     if not known.ended:
         generated = meta["position"] >= known.n_prompt
@@ -194,7 +196,7 @@ def _contiguous(positions: np.ndarray, starts: np.ndarray) -> np.ndarray:
     return np.asarray(bad[starts[1:]] - bad[starts[:-1]] == 0)
 
 
-def known_of(new: Any, group: int | None, *, rows: bool, wish: bool) -> Known:
+def known_of(new: Any, group: int | None, *, rows: bool, wish: bool) -> RequestState:
     """What vLLM's NewRequestData says of a request; `rows`: its raw rows are wanted; `wish`: it asked for something."""
     params = new.sampling_params
     stop: frozenset[int] = frozenset()
@@ -203,7 +205,7 @@ def known_of(new: Any, group: int | None, *, rows: bool, wish: bool) -> Known:
         stop = frozenset(i for i in (params.eos_token_id, *(params.stop_token_ids or ())) if i is not None)
         limit = new.prompt_len + (params.max_tokens or limit) - 1
     blocks = list(new.block_ids[group]) if group is not None and new.block_ids else []
-    return Known(
+    return RequestState(
         new.req_id,
         new.prompt_len,
         stop_ids=stop,

@@ -185,7 +185,7 @@ def watch(worker: Any) -> None:
     """
     settings = VllmSettings()
     try:
-        from actscope.engines.vllm.session import Session
+        from actscope.engines.vllm.session import RunnerSession
 
         settings = _carried(worker.vllm_config)
         if not is_tested(_version()):
@@ -193,7 +193,7 @@ def watch(worker: Any) -> None:
                 "actscope was tested with vLLM %s, this is %s: it is watched all the same", tested_range(), _version()
             )
         _end(worker)
-        session = Session(worker.model_runner, settings, place_of(worker))
+        session = RunnerSession(worker.model_runner, settings, place_of(worker))
     except SettingsError:
         raise
     except ActscopeError as error:
@@ -235,7 +235,7 @@ def place_of(worker: Any) -> Any:
     """Where this worker stands. Raises EngineError for what would make labels or rows uncertain."""
     from vllm.distributed.parallel_state import get_pp_group, get_tp_group
 
-    from actscope.engines.vllm.session import Place
+    from actscope.engines.vllm.session import StagePlacement
 
     config = worker.vllm_config
     parallel, compilation = config.parallel_config, config.compilation_config
@@ -260,7 +260,9 @@ def place_of(worker: Any) -> Any:
             f"{', '.join(found)}: whose row is whose cannot be told for certain yet; turn it off to watch"
         )
     pp, tp = get_pp_group(), get_tp_group()
-    return Place(tp.rank_in_group == 0, config.instance_id, pp.rank_in_group, pp.world_size, shared=tp.world_size > 1)
+    return StagePlacement(
+        tp.rank_in_group == 0, config.instance_id, pp.rank_in_group, pp.world_size, shared=tp.world_size > 1
+    )
 
 
 def _around_passes(runner: Any, session: Any) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from actscope.engines.vllm.labels import Known
+from actscope.engines.vllm.labels import RequestState
 from actscope.frames import ROW_META, RowFlag
 
 #: Rows that are no part of what a later prompt can find.
@@ -58,7 +58,7 @@ class PrefixScores:
             for column in (self._scores, self._token, self._position, self._generation):
                 column[into] = column[out_of]
 
-    def find(self, known: Known, low: int, high: int, chunk: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    def find(self, known: RequestState, low: int, high: int, chunk: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """(labels, scores) of positions `low .. high` of a request, as far as they are known, in runs of at most `chunk`.
 
         A slot is used only if it holds that position, and in a prompt that token: whatever else lies there is not this request's.

@@ -10,7 +10,7 @@ import numpy as np
 
 from actscope.clock import monotonic_ns
 from actscope.engines.vllm.device_copy import Landed
-from actscope.engines.vllm.labels import Known, Labels, Register
+from actscope.engines.vllm.labels import PassLabels, Register, RequestState
 from actscope.engines.vllm.prefix import PrefixScores
 from actscope.frames import ROW_META, SCORES, Frame, Span, SpanFlag, Step
 from actscope.ring.host import RingWriter
@@ -32,7 +32,7 @@ class PassNote:
 
     requests: Sequence[str]
     starts: np.ndarray
-    begun: Sequence[Known]
+    begun: Sequence[RequestState]
     ended: Sequence[str]
     generation: int
     columns_of: dict[int, list[int]]
@@ -43,7 +43,7 @@ class PassNote:
 
 
 @dataclass(slots=True)
-class Counts:
+class PublishedCounts:
     """What became of the rows of all passes, exactly. A row is one token of one pass, whatever the number of sites."""
 
     passes: int = 0
@@ -76,7 +76,7 @@ class Publisher:
         self._silent: set[int] = set()
         self._unseen = 0  # passes that ran since the last one that landed
         self._step = 0
-        self.counts = Counts()
+        self.counts = PublishedCounts()
 
     def forget_passes(self, fired: np.ndarray) -> None:
         """What the taps did so far was no request's pass: warm-up, profiling, graph capture."""
@@ -152,7 +152,7 @@ class Publisher:
         return silent
 
     def _scores(
-        self, scores: np.ndarray, labels: Labels, silent: list[int], columns_of: dict[int, list[int]]
+        self, scores: np.ndarray, labels: PassLabels, silent: list[int], columns_of: dict[int, list[int]]
     ) -> np.ndarray:
         chosen = scores if labels.index is None else scores[labels.index]
         columns = [column for site in silent for column in columns_of.get(site, ())]
@@ -167,7 +167,7 @@ class Publisher:
         self,
         step: Step,
         ended: tuple[Span, ...],
-        labels: Labels,
+        labels: PassLabels,
         scores: np.ndarray,
         rows: np.ndarray,
         silent: list[int],
@@ -190,7 +190,7 @@ class Publisher:
         self.counts.raw_rows += step.n_rows
 
     def _keep(
-        self, note: PassNote, labels: Labels, scores: np.ndarray, slots: np.ndarray, prefix: PrefixScores
+        self, note: PassNote, labels: PassLabels, scores: np.ndarray, slots: np.ndarray, prefix: PrefixScores
     ) -> None:
         """The scores of this pass, before those of cached prompts are looked up: vLLM shares blocks that it only computes now."""
         prefix.copy_blocks(note.copies)
@@ -200,7 +200,7 @@ class Publisher:
             slots = slots[labels.index]
         prefix.keep(slots, labels.meta, scores, note.generation)
 
-    def _publish_cached(self, note: PassNote, labels: Labels, prefix: PrefixScores) -> tuple[Span, ...]:
+    def _publish_cached(self, note: PassNote, labels: PassLabels, prefix: PrefixScores) -> tuple[Span, ...]:
         """The scores of positions that this pass found in the cache, from the requests that computed them.
 
         Returns the spans of the pass; one that is not its request's first any more says so no longer.
@@ -218,7 +218,7 @@ class Publisher:
         return tuple(spans.values())
 
 
-def _with_wishes(step: Step, labels: Labels) -> Step:
+def _with_wishes(step: Step, labels: PassLabels) -> Step:
     """The step, its spans marked where the request's wish is to be looked at before its rows are recorded."""
     wishing = {known.request for known in labels.known if known.wish}
     if not wishing:
@@ -227,7 +227,7 @@ def _with_wishes(step: Step, labels: Labels) -> Step:
     return replace(step, spans=spans)
 
 
-def _only(step: Step, labels: Labels, wanting: list[bool], ended: tuple[Span, ...]) -> tuple[Step, np.ndarray]:
+def _only(step: Step, labels: PassLabels, wanting: list[bool], ended: tuple[Span, ...]) -> tuple[Step, np.ndarray]:
     """The step with the spans of some requests only, and which of its rows those are."""
     spans: list[Span] = []
     offset = 0

@@ -20,16 +20,16 @@ from actscope.engines.vllm.device_copy import CudaCrossing, HostCrossing
 from actscope.engines.vllm.labels import known_of
 from actscope.engines.vllm.layer_outputs import attach, sites_here
 from actscope.engines.vllm.prefix import PrefixScores
-from actscope.engines.vllm.publishing import Counts, PassNote, Publisher
+from actscope.engines.vllm.publishing import PassNote, PublishedCounts, Publisher
 from actscope.engines.vllm.runners import PassBatch, adapt, full_attention_layer
 from actscope.engines.vllm.settings import GraphSpec, VllmSettings
-from actscope.engines.vllm.sidecar_client import Companion, Nobody
+from actscope.engines.vllm.sidecar_client import NoSidecar, Sidecar
 from actscope.engines.vllm.sidecar_protocol import (
     MAX_WISH,
     Features,
-    ModelFacts,
-    Start,
-    Wish,
+    RequestOptions,
+    ServedModel,
+    SidecarStart,
     external_id,
     options_of,
     rows_ring_spec,
@@ -55,7 +55,7 @@ _PREFIX_BYTES = 8 << 30
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class StagePlacement:
     """Where this process stands in its engine: `part` of `parts` pipeline stages. One tensor parallel rank of each
     publishes; `shared` where there are several.
     """
@@ -67,14 +67,14 @@ class Place:
     shared: bool = False
 
 
-class Session:
+class RunnerSession:
     """Made after the model is loaded and before its first pass. `before` and `after` never raise, and never wait for a reader.
 
     On ranks that do not publish (tensor parallel ranks but the first) only the taps are there: all ranks must compile the same
     graph, or their collectives would not meet. `start` says where the rings of one that publishes lie, and what is in them.
     """
 
-    def __init__(self, runner: Any, settings: VllmSettings, place: Place) -> None:
+    def __init__(self, runner: Any, settings: VllmSettings, place: StagePlacement) -> None:
         self._runner, self._settings, self._place = runner, settings, place
         self._adapter = adapt(runner)
         config = runner.vllm_config
@@ -101,8 +101,8 @@ class Session:
             self._attach_sae(graph)
         self._bank = InForce({}, np.zeros(self.buffers.n_columns, np.int64))
         self._publisher: Publisher | None = None
-        self._companion: Companion | Nobody | None = None
-        self.start: Start | None = None
+        self._companion: Sidecar | NoSidecar | None = None
+        self.start: SidecarStart | None = None
         self._waiting: tuple[PassNote, PassBatch] | None = None
         self._with_rows = False
         self._wanting: set[str] = set()
@@ -161,10 +161,10 @@ class Session:
             self._ring.name,
         )
 
-    def _open_companion(self, start: Start) -> Companion | Nobody:
+    def _open_companion(self, start: SidecarStart) -> Sidecar | NoSidecar:
         if not self._settings.sidecar:
-            return Nobody()
-        return Companion(start, self._d, self._settings.width, beat=self._beat)
+            return NoSidecar()
+        return Sidecar(start, self._d, self._settings.width, beat=self._beat)
 
     def _open_crossing(self, config: Any) -> CudaCrossing:
         limit = self._settings.buffer_gb * 1e9
@@ -185,11 +185,11 @@ class Session:
             )
         return RingWriter.create(rows_ring_spec(len(self.kept), self._d, self.buffers.n_columns, dtype, rows))
 
-    def _start(self, config: Any) -> Start:
+    def _start(self, config: Any) -> SidecarStart:
         model, place = config.model_config, self._place
         served = model.served_model_name
         hf = text_config(self._runner.model)
-        facts = ModelFacts(
+        facts = ServedModel(
             served=served if isinstance(served, str) else served[0],
             source=str(model.model),
             commit=str(getattr(model.hf_config, "_commit_hash", None) or ""),
@@ -202,7 +202,7 @@ class Session:
             vllm=_vllm_version(),
             runner=self._adapter.name,
         )
-        return Start(
+        return SidecarStart(
             card_id=secrets.token_hex(8),
             group=place.group,
             part=place.part,
@@ -283,7 +283,7 @@ class Session:
             self._wishing.add(new.req_id)
             rows, why = asked if isinstance(asked, str) else "", keep if isinstance(keep, str) else ""
             why = why or ("asked" if asked else "")
-            self._companion.tell(Wish(new.req_id, rows[:MAX_WISH], why[:MAX_WISH]))
+            self._companion.tell(RequestOptions(new.req_id, rows[:MAX_WISH], why[:MAX_WISH]))
 
     def _after(self, scheduled: Any) -> None:
         if self._companion is None or self._publisher is None or self.warming:
@@ -386,9 +386,9 @@ class Session:
         if self._rows_ring is not None:
             self._rows_ring.beat()
 
-    def counts(self) -> Counts:
+    def counts(self) -> PublishedCounts:
         """What became of the rows so far."""
-        return self._publisher.counts if self._publisher else Counts()
+        return self._publisher.counts if self._publisher else PublishedCounts()
 
     def _fault(self, when: str) -> None:
         self._faults += 1

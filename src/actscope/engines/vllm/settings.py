@@ -11,7 +11,7 @@ from typing import Annotated, Any, ClassVar
 import msgspec
 from msgspec import Meta
 
-from actscope import __version__
+from actscope._version import __version__
 from actscope.errors import SettingsError
 
 log = logging.getLogger("actscope.vllm")

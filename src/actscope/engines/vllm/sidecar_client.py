@@ -16,7 +16,17 @@ from collections.abc import Callable
 import msgspec
 
 from actscope.engines.vllm.bank import StagedBank
-from actscope.engines.vllm.sidecar_protocol import Alive, SetBank, Staged, Start, Taken, Wish, pack, receive, send
+from actscope.engines.vllm.sidecar_protocol import (
+    Alive,
+    RequestOptions,
+    SetBank,
+    SidecarStart,
+    Staged,
+    Taken,
+    pack,
+    receive,
+    send,
+)
 from actscope.errors import EngineError
 
 log = logging.getLogger("actscope.vllm")
@@ -30,13 +40,13 @@ _BEAT_S = 5.0
 _PATIENCE_S = 1.0
 
 
-class Companion:
+class Sidecar:
     """Owns the sidecar and the threads that talk to it. `staged` and `tell` are for the model's thread; neither waits.
 
     `beat` is called every few seconds.
     """
 
-    def __init__(self, start: Start, d: int, width: int, beat: Callable[[], None]) -> None:
+    def __init__(self, start: SidecarStart, d: int, width: int, beat: Callable[[], None]) -> None:
         self._beat = beat
         self._start, self._d, self._width = start, d, width
         self._staged: StagedBank | None = None
@@ -65,7 +75,7 @@ class Companion:
             staged, self._staged = self._staged, None
         return staged
 
-    def tell(self, wish: Wish) -> None:
+    def tell(self, wish: RequestOptions) -> None:
         """Say what a request asks for. Where the sidecar does not keep up, the oldest such word is lost and counted."""
         if len(self._outbox) == _OUTBOX:
             self.untold += 1
@@ -163,7 +173,7 @@ class Companion:
             self._beat()
 
 
-class Nobody:
+class NoSidecar:
     """In the place of a companion where no sidecar is wanted: it brings nothing, and what it is told is lost."""
 
     pid: int | None = None
@@ -174,7 +184,7 @@ class Nobody:
         """There are never any probes."""
         return None
 
-    def tell(self, wish: Wish) -> None:
+    def tell(self, wish: RequestOptions) -> None:
         """Nobody listens."""
 
     def hush(self) -> None:

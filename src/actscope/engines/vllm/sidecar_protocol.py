@@ -49,7 +49,7 @@ class Staged(msgspec.Struct, frozen=True, tag="staged"):
 MAX_WISH = 1000
 
 
-class Wish(msgspec.Struct, frozen=True, tag="wish"):
+class RequestOptions(msgspec.Struct, frozen=True, tag="wish"):
     """`rows`: the sites that this request asked for, a selection, "" for all that are kept. `keep`: why to keep it, or ""."""
 
     request: str
@@ -67,7 +67,7 @@ class Taken(msgspec.Struct, frozen=True, tag="taken"):
     step: int
 
 
-class ModelFacts(msgspec.Struct, frozen=True, kw_only=True):
+class ServedModel(msgspec.Struct, frozen=True, kw_only=True):
     """`served` is its name for clients, `source` a hub id or a directory, `commit` the hub's, or ""."""
 
     served: str
@@ -92,7 +92,7 @@ class Features(msgspec.Struct, frozen=True):
     name: str
 
 
-class Start(msgspec.Struct, frozen=True, kw_only=True, tag="start"):
+class SidecarStart(msgspec.Struct, frozen=True, kw_only=True, tag="start"):
     """`settings` are VllmSettings as JSON. `sites` are tapped here, `kept` of them with raw rows.
 
     A sidecar in the place of one that died gets the last `state` of its bank, and the last step that it had `taken` (-1: none).
@@ -105,7 +105,7 @@ class Start(msgspec.Struct, frozen=True, kw_only=True, tag="start"):
     pid: int
     pid_start: int
     settings: bytes
-    facts: ModelFacts
+    facts: ServedModel
     ring: str
     rows_ring: str
     sites: list[str]
@@ -116,7 +116,7 @@ class Start(msgspec.Struct, frozen=True, kw_only=True, tag="start"):
     taken: int = -1
 
 
-Message = Alive | SetBank | Staged | Wish | Taken | Start
+Message = Alive | SetBank | Staged | RequestOptions | Taken | SidecarStart
 _messages: Messages[Message] = Messages(Message, most_bytes=1 << 30)
 pack, send, receive = _messages.pack, _messages.send, _messages.receive
 

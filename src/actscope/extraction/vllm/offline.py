@@ -11,7 +11,7 @@ import msgspec
 import torch
 
 from actscope.engines.vllm.settings import KEY, VllmSettings
-from actscope.engines.vllm.sidecar_protocol import Start
+from actscope.engines.vllm.sidecar_protocol import SidecarStart
 from actscope.errors import ActscopeError, EngineError, MissingExtra, SettingsError
 from actscope.extraction.hf import length_edge
 from actscope.sites import items_of
@@ -90,7 +90,7 @@ class OfflineEngine:
 
         return SamplingParams(max_tokens=1, temperature=0.0, ignore_eos=True, detokenize=False)
 
-    def _find_starts(self) -> list[Start]:
+    def _find_starts(self) -> list[SidecarStart]:
         found = [start for start in self._engine.collective_rpc(_start_of) if start is not None and start.rows_ring]
         if not found:
             raise EngineError(
@@ -100,7 +100,7 @@ class OfflineEngine:
         return sorted(found, key=lambda start: start.part)
 
 
-def _start_of(worker: Any) -> Start | None:
+def _start_of(worker: Any) -> SidecarStart | None:
     """In each worker: where its rows lie; None where another rank publishes them, or nobody does."""
     session = getattr(worker.worker, "_actscope_session", None)
     return None if session is None else session.start

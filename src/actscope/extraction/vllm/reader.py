@@ -10,11 +10,11 @@ from typing import Any
 import torch
 
 from actscope.engines.revision import fingerprint
-from actscope.engines.vllm.sidecar_protocol import Start, external_id, row_layout
+from actscope.engines.vllm.sidecar_protocol import SidecarStart, external_id, row_layout
 from actscope.errors import EngineError, RequestRefused, SettingsError
-from actscope.extraction.contract import Piece, ReaderFacts, Rows
+from actscope.extraction.contract import ExtractedRows, Piece, ReaderFacts
 from actscope.extraction.vllm.offline import OfflineEngine
-from actscope.extraction.vllm.row_collector import Cut, Ledger
+from actscope.extraction.vllm.row_collector import RowCollector, WideRowLayout
 from actscope.ring import discovery as runtime
 from actscope.ring.host import RingReader
 from actscope.ring.layout import ROW_DTYPES
@@ -69,14 +69,14 @@ class VllmReader:
         found = self._rings[0].spec.dtype if dtype == "auto" else dtype
         self.facts = _facts(starts, self._cuts, found, alone=self._engine.ranks == 1)
 
-    def read(self, pieces: Sequence[Piece]) -> Rows:
+    def read(self, pieces: Sequence[Piece]) -> ExtractedRows:
         """The rows of these pieces. All of them are in vLLM's queue at once, and what a pass computed is taken after it.
 
         Should rows be lost on their way, which on a CPU cannot happen, all pieces are read once more, in the same passes. Raises
         RequestRefused for a piece that cannot be read, EngineError when vLLM fails or a row cannot be had.
         """
         self._check(pieces)
-        ledger = Ledger(pieces, self._cuts, getattr(torch, self.facts.dtype))
+        ledger = RowCollector(pieces, self._cuts, getattr(torch, self.facts.dtype))
         for _ in range(_ATTEMPTS):
             if ledger.missing():
                 self._read(pieces, ledger)
@@ -109,7 +109,7 @@ class VllmReader:
                     "cut texts with its own tokenizer"
                 )
 
-    def _check_finite(self, rows: Rows) -> None:
+    def _check_finite(self, rows: ExtractedRows) -> None:
         for site, values in rows.values.items():
             if not torch.isfinite(values).all():
                 label = rows.labels[int((~torch.isfinite(values)).any(1).nonzero()[0])]
@@ -121,7 +121,7 @@ class VllmReader:
 
     # --- one attempt ---
 
-    def _read(self, pieces: Sequence[Piece], ledger: Ledger) -> None:
+    def _read(self, pieces: Sequence[Piece], ledger: RowCollector) -> None:
         self._reads += 1
         prefix = f"{self._reads}-"
 
@@ -142,7 +142,7 @@ class VllmReader:
         finally:
             self._engine.forget(requests)
 
-    def _run(self, ledger: Ledger, number_of: Callable[[str], int]) -> None:
+    def _run(self, ledger: RowCollector, number_of: Callable[[str], int]) -> None:
         """Pass after pass; returns at once when rows do not come. At most one pass is computed before the last one's are here."""
         behind: list[int] = []
         while self._engine.busy():
@@ -152,7 +152,7 @@ class VllmReader:
             behind = done
         self._collect(ledger, number_of, behind)
 
-    def _collect(self, ledger: Ledger, number_of: Callable[[str], int], awaited: Sequence[int]) -> bool:
+    def _collect(self, ledger: RowCollector, number_of: Callable[[str], int], awaited: Sequence[int]) -> bool:
         """Take what is there, and wait for all rows of the awaited pieces; False when they do not come."""
         until = time.monotonic() + _PATIENCE_S
         while True:
@@ -168,7 +168,7 @@ class VllmReader:
                 ring.wait(_NAP_S)
 
 
-def _attach(start: Start) -> RingReader:
+def _attach(start: SidecarStart) -> RingReader:
     """Map a stage's rows. Nobody else is to find its rings: their names go now."""
     reader = RingReader.attach(start.rows_ring, from_oldest=True)
     unlink(start.rows_ring)
@@ -176,12 +176,14 @@ def _attach(start: Start) -> RingReader:
     return reader
 
 
-def _cut(start: Start, ring: RingReader) -> Cut:
+def _cut(start: SidecarStart, ring: RingReader) -> WideRowLayout:
     dtype = ring.spec.dtype
-    return Cut(row_layout(start.columns, dtype), tuple(start.kept), start.facts.d_model, getattr(torch, dtype))
+    return WideRowLayout(
+        row_layout(start.columns, dtype), tuple(start.kept), start.facts.d_model, getattr(torch, dtype)
+    )
 
 
-def _facts(starts: Sequence[Start], cuts: Sequence[Cut], dtype: str, *, alone: bool) -> ReaderFacts:
+def _facts(starts: Sequence[SidecarStart], cuts: Sequence[WideRowLayout], dtype: str, *, alone: bool) -> ReaderFacts:
     facts = starts[0].facts
     return ReaderFacts(
         engine="vllm",

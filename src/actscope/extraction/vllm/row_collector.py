@@ -12,14 +12,14 @@ import torch
 from torch import Tensor
 
 from actscope.errors import EngineError
-from actscope.extraction.contract import ROW_LABEL, Piece, Rows
+from actscope.extraction.contract import ROW_LABEL, ExtractedRows, Piece
 from actscope.ring.host import StepRecord
 
 _NONE = -1
 
 
 @dataclass(frozen=True, slots=True)
-class Cut:
+class WideRowLayout:
     """How a wide row is divided: `heads` elements of scores, then the `sites`, `d` elements each; in the model's `dtype`."""
 
     heads: int
@@ -33,13 +33,13 @@ class Cut:
         return {site: wide[:, self.heads + i * self.d :][:, : self.d] for i, site in enumerate(self.sites)}
 
 
-class Ledger:
+class RowCollector:
     """The rows of some pieces in `dtype`, filled in as they come. `cuts`: the wide rows of each pipeline stage: they come apart.
 
     A row is taken once, whatever is computed again after preemption. What nobody asked for is passed over.
     """
 
-    def __init__(self, pieces: Sequence[Piece], cuts: Sequence[Cut], dtype: torch.dtype) -> None:
+    def __init__(self, pieces: Sequence[Piece], cuts: Sequence[WideRowLayout], dtype: torch.dtype) -> None:
         self._pieces, self._cuts = pieces, cuts
         self._lengths = np.array([len(piece.token_ids) for piece in pieces], np.int64)
         self._first_token = _sums(self._lengths)
@@ -83,10 +83,10 @@ class Ledger:
         n = int((~self._come).any(axis=0).sum())
         return f"{n} of {self._come.shape[1]} rows, the first of text {first.text}, piece {first.number}, at {', '.join(sites)}"
 
-    def rows(self) -> Rows:
+    def rows(self) -> ExtractedRows:
         """Everything, when nothing is missing."""
         labels = [piece.labels() for piece in self._pieces]
-        return Rows(self._values, np.concatenate(labels) if labels else np.empty(0, ROW_LABEL))
+        return ExtractedRows(self._values, np.concatenate(labels) if labels else np.empty(0, ROW_LABEL))
 
     # --- one step ---
 

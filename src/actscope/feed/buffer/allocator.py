@@ -18,7 +18,7 @@ from itertools import count
 from math import inf
 
 from actscope.errors import FeedEnded, FeedNotReady, RequestRefused
-from actscope.feed.buffer.position import Mark, Position
+from actscope.feed.buffer.position import Position, StreamMark
 
 _WAITING_S = 60.0  # a group that asked within this time is one that waits
 _MOST_GONE = 1024
@@ -40,11 +40,11 @@ class Fill:
     generation: int
     epoch: int
     number: int
-    mark: Mark | None
+    mark: StreamMark | None
 
 
 @dataclass(frozen=True, slots=True)
-class Extent:
+class RowRange:
     """Rows start .. start + n - 1 of a window, in the order of its `turn`-th time round; turn 0 is the order in memory."""
 
     window: int
@@ -63,7 +63,7 @@ class Grant:
     group should have had, but did not (a refresh, or a group that was away too long)."""
 
     id: int
-    extents: tuple[Extent, ...]
+    extents: tuple[RowRange, ...]
     position: Position
     next: Position
     missed: int = 0
@@ -81,7 +81,7 @@ class _Window:
     ordinal: int = -1  # how many windows were filled before it since the start
     epoch: int = 0
     number: int = 0
-    mark: Mark | None = None
+    mark: StreamMark | None = None
     n_rows: int = 0
     filled_rows: int = 0
     first: int = 0  # rows that were to be served before it since the start
@@ -103,13 +103,13 @@ class _Group:
 class _Lease:
     owner: object
     group: str
-    extents: tuple[Extent, ...]
+    extents: tuple[RowRange, ...]
     until: float
     lasts: float
 
 
 @dataclass(slots=True)
-class Counts:
+class RowCounts:
     """What became of the rows, exactly; a row is one position, whatever the number of sites.
 
     Every row that was granted is in one of delivered, abandoned (its consumer went, or was silent for too long) and held.
@@ -126,7 +126,7 @@ class Counts:
     forgotten_groups: int = 0
 
 
-class Buffer:
+class WindowAllocator:
     """The state of all windows and groups. Not thread-safe: one thread decides. Times are seconds of a monotonic clock."""
 
     def __init__(
@@ -141,7 +141,7 @@ class Buffer:
         group_seconds: float = 600.0,
     ) -> None:
         self.window_rows, self.serves, self.epochs = window_rows, serves, epochs
-        self.counts = Counts()
+        self.counts = RowCounts()
         self.ended = False
         self._start = start or Position(0)
         self._windows = [_Window(i) for i in range(windows)]
@@ -155,8 +155,8 @@ class Buffer:
         self._filled_until = 0  # rows to be served, of all windows filled
         served_by_window = window_rows * serves
         number, self._first_offset = divmod(self._start.cursor, served_by_window)
-        mark = self._start.mark or (None if number else Mark())
-        self._next: tuple[int, int, Mark | None] = (self._start.epoch, number, mark)
+        mark = self._start.mark or (None if number else StreamMark())
+        self._next: tuple[int, int, StreamMark | None] = (self._start.epoch, number, mark)
 
     # --- the generator's side ---
 
@@ -179,12 +179,12 @@ class Buffer:
         """So many rows of the window that is being filled are there."""
         self._windows[window].filled_rows = rows
 
-    def filled(self, window: int, n_rows: int, begun: Mark, after: Mark, *, epoch_over: bool) -> None:
+    def filled(self, window: int, n_rows: int, begun: StreamMark, after: StreamMark, *, epoch_over: bool) -> None:
         """The window can be served. Its rows began at `begun`; the next one's begin at `after`, or with the next epoch."""
         filled = self._windows[window]
         assert filled.state is State.FILLING
         assert 0 <= n_rows <= self.window_rows
-        self._next = (filled.epoch + 1, 0, Mark()) if epoch_over else (filled.epoch, filled.number + 1, after)
+        self._next = (filled.epoch + 1, 0, StreamMark()) if epoch_over else (filled.epoch, filled.number + 1, after)
         self.ended = bool(epoch_over and self.epochs and filled.epoch + 1 >= self.epochs)
         if n_rows == 0:
             filled.state = State.FREE
@@ -380,7 +380,7 @@ class Buffer:
         """Whether no window can become free before this group takes rows: all are ready, and it has had none of them."""
         return all(w.state is State.READY and w.ordinal >= group.ordinal for w in self._windows)
 
-    def _take(self, group: _Group, n: int) -> list[Extent]:
+    def _take(self, group: _Group, n: int) -> list[RowRange]:
         extents = []
         while n:
             window = self._ready(group.ordinal)
@@ -391,7 +391,7 @@ class Buffer:
                 continue
             taken = min(n, window.n_rows - start)
             extents.append(
-                Extent(
+                RowRange(
                     window.number_in_memory, window.generation, window.epoch, window.number, turn, window.n_rows, start, taken
                 )
             )  # fmt: skip

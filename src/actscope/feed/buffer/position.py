@@ -11,7 +11,7 @@ _FORM = re.compile(r"(\d{1,18}):(\d{1,18}):(\d{1,18})(?:@(\d{1,18})\+(\d{1,18}))
 
 
 @dataclass(frozen=True, slots=True)
-class Mark:
+class StreamMark:
     """A place in the stream of an epoch: behind the first `skip` rows of chunk `chunk`."""
 
     chunk: int = 0
@@ -29,7 +29,7 @@ class Position:
     seed: int
     epoch: int = 0
     cursor: int = 0
-    mark: Mark | None = None
+    mark: StreamMark | None = None
 
     def __str__(self) -> str:
         mark = f"@{self.mark.chunk}+{self.mark.skip}" if self.mark else ""
@@ -42,5 +42,5 @@ class Position:
         if match is None:
             raise SettingsError(f"feed position {text[:80]!r}: expected seed:epoch:cursor, perhaps with @chunk+skip")
         seed, epoch, cursor = (int(match[i]) for i in (1, 2, 3))
-        mark = Mark(int(match[4]), int(match[5])) if match[4] else None
+        mark = StreamMark(int(match[4]), int(match[5])) if match[4] else None
         return cls(seed, epoch, cursor, mark)

@@ -33,9 +33,9 @@ from actscope.errors import (
 )
 from actscope.extraction.contract import ROW_LABEL
 from actscope.feed.choosing import choose
-from actscope.feed.client.http_transport import FarFeed
-from actscope.feed.client.prefetch import ahead
-from actscope.feed.client.shm_transport import DTYPES, NearFeed
+from actscope.feed.client.http_transport import HttpTransport
+from actscope.feed.client.prefetch import prefetch_iterator
+from actscope.feed.client.shm_transport import DTYPES, ShmTransport
 
 log = logging.getLogger("actscope.feed")
 
@@ -85,11 +85,11 @@ class FeedClient:
         self.group, self.timeout = group, timeout
         self._token = token if token is not None else os.environ.get("ACTSCOPE_TOKEN", "")
         self._transport = transport
-        self._far = FarFeed(url, self._token, timeout=_SLICE_S + 60)
-        self._rows = FarFeed(
+        self._far = HttpTransport(url, self._token, timeout=_SLICE_S + 60)
+        self._rows = HttpTransport(
             url, self._token, timeout=_SLICE_S + 60
         )  # a connection of their own: they may come on a thread
-        self._near: NearFeed | None = None
+        self._near: ShmTransport | None = None
         self._closed = False
         self._about: dict[str, Any] | None = None
         self._sites: tuple[str, ...] = ()
@@ -215,7 +215,7 @@ class FeedClient:
             yield from self._views(batch_size, sites, drop_last=drop_last)
             return
         scale: float | Tensor | None = None if isinstance(normalize, bool) else normalize
-        for batch in ahead(lambda over: self._batches(batch_size, sites, device, over), prefetch):
+        for batch in prefetch_iterator(lambda over: self._batches(batch_size, sites, device, over), prefetch):
             if batch.missed:
                 log.warning("%d rows before these were never had by group %s", batch.missed, self.group)
             if drop_last and len(batch.values) < batch_size:
@@ -273,7 +273,7 @@ class FeedClient:
             return self._take_near(near, n, sites, labels, out, wait)
         return self._take_far(n, sites, labels, out, wait)
 
-    def _opened(self) -> NearFeed | None:
+    def _opened(self) -> ShmTransport | None:
         """The feed's memory, if it can be had; looked for once."""
         if self._closed:
             raise UpstreamError("this client has been closed: make another")
@@ -285,7 +285,7 @@ class FeedClient:
             place = self._rows.json("/near")
             if place["boot_id"] != boot_id() or not os.path.exists(place["socket"]):
                 raise UpstreamError("the feed runs on another machine, or in another container")
-            self._near = NearFeed(place["socket"], self._token, self.group)
+            self._near = ShmTransport(place["socket"], self._token, self.group)
             self._sites = tuple(self._near.welcome.sites)
         except FeedNotReady:
             raise
@@ -296,7 +296,9 @@ class FeedClient:
             self._transport = "http"
         return self._near
 
-    def _take_near(self, near: NearFeed, n: int, sites: str, labels: bool, out: Tensor | None, wait: float) -> Batch:
+    def _take_near(
+        self, near: ShmTransport, n: int, sites: str, labels: bool, out: Tensor | None, wait: float
+    ) -> Batch:
         chosen = choose(sites, self._sites)
         _check_room(out, _shape(n, len(chosen), near.layout.width), near.dtype)
         while True:

@@ -18,7 +18,7 @@ from actscope.errors import (
 )
 
 
-class FarFeed:
+class HttpTransport:
     """Talks to one feed. One request at a time, from one thread."""
 
     def __init__(self, url: str, token: str, *, timeout: float) -> None:

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 
-def ahead(make: Callable[[threading.Event], Iterator[T]], n: int) -> Iterator[T]:
+def prefetch_iterator(make: Callable[[threading.Event], Iterator[T]], n: int) -> Iterator[T]:
     """The items of `make(over)`, up to `n` made ahead on a thread; what it raises is raised here. n = 0: no thread.
 
     `over` is set when nobody wants more: whatever waits in `make` should then give up soon, for this waits for it.

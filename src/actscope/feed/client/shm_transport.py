@@ -46,7 +46,7 @@ _CONNECT_S = 10.0
 _ANSWER_S = 30.0
 
 
-class NearFeed:
+class ShmTransport:
     """One connection. One claim at a time; `claim`, `release` and `close` may come from several threads."""
 
     def __init__(self, path: str, token: str, group: str) -> None:

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from actscope.errors import FeedError
-from actscope.extraction.contract import ROW_LABEL, Reader, Rows
-from actscope.extraction.stream import Stream
+from actscope.extraction.contract import ROW_LABEL, ExtractedRows, Reader
+from actscope.extraction.stream import TextStream
 from actscope.feed.buffer.memory import FeedMemory
 from actscope.feed.buffer.order import places
-from actscope.feed.messages import Filled, FillWindow, SiteSums
+from actscope.feed.messages import Filled, FillWindow, WindowSums
 
 _TORCH = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _OPAQUE = np.dtype(f"V{ROW_LABEL.itemsize}")  # numpy copies those as memory, structured ones field by field
@@ -28,19 +28,19 @@ class Filler:
     """Fills windows of `memory`. `stream_of(epoch)` is the stream of an epoch."""
 
     def __init__(
-        self, reader: Reader, stream_of: Callable[[int], Stream], memory: FeedMemory, *, seed: int, shuffle: bool
+        self, reader: Reader, stream_of: Callable[[int], TextStream], memory: FeedMemory, *, seed: int, shuffle: bool
     ) -> None:
         self._reader, self._stream_of, self._memory = reader, stream_of, memory
         self._seed, self._shuffle = seed, shuffle
         self._layout = memory.layout
-        self._last: tuple[tuple[int, int], Rows] | None = None
+        self._last: tuple[tuple[int, int], ExtractedRows] | None = None
 
     def fill(self, order: FillWindow, progress: Progress) -> Filled:
         """Fill it. Raises FeedError where the dataset has no row at all, and EngineError where the model fails."""
         begin = time.monotonic()
         stream = self._stream_of(order.epoch)
         begun = order.mark if order.mark is not None else stream.locate(order.number * self._layout.window_rows)
-        sums = [_Sums(self._layout.width) for _ in self._reader.facts.sites]
+        sums = [_FillSums(self._layout.width) for _ in self._reader.facts.sites]
         (chunk, skip), n = begun, 0
         while n < self._layout.window_rows and chunk < stream.n_chunks:
             rows = self._read(order.epoch, chunk, stream)
@@ -69,14 +69,14 @@ class Filler:
             sums=[one.message() for one in sums],
         )
 
-    def _read(self, epoch: int, chunk: int, stream: Stream) -> Rows:
+    def _read(self, epoch: int, chunk: int, stream: TextStream) -> ExtractedRows:
         """The rows of a chunk; the last one is kept, since the next window often begins in its middle."""
         if self._last is None or self._last[0] != (epoch, chunk):
             self._last = None
             self._last = (epoch, chunk), self._reader.read(stream.pieces(chunk))
         return self._last[1]
 
-    def _put(self, order: FillWindow, rows: Rows, skip: int, stop: int, n: int, sums: list[_Sums]) -> None:
+    def _put(self, order: FillWindow, rows: ExtractedRows, skip: int, stop: int, n: int, sums: list[_FillSums]) -> None:
         layout = self._layout
         to = places(
             layout.window_rows, n, n + stop - skip, self._seed, order.epoch, order.number, shuffle=self._shuffle
@@ -107,7 +107,7 @@ class Filler:
                 plane[start : start + len(block)] = plane[index]
 
 
-class _Sums:
+class _FillSums:
     """Sums over a window's rows at one site, in float64."""
 
     def __init__(self, width: int) -> None:
@@ -123,5 +123,5 @@ class _Sums:
             self._squares += squares.sum(0).numpy()
             self._norms += float(squares.sum(1).sqrt().sum())
 
-    def message(self) -> SiteSums:
-        return SiteSums(self._values.tobytes(), self._squares.tobytes(), self._norms)
+    def message(self) -> WindowSums:
+        return WindowSums(self._values.tobytes(), self._squares.tobytes(), self._norms)

@@ -12,7 +12,7 @@ import msgspec
 from actscope.extraction.contract import Reader
 from actscope.extraction.cutting import Cutter, tokenizer_of
 from actscope.extraction.opening import open_reader
-from actscope.extraction.stream import Stream
+from actscope.extraction.stream import TextStream
 from actscope.extraction.texts import open_texts
 from actscope.feed.buffer.layout import Layout
 from actscope.feed.buffer.memory import FeedMemory
@@ -69,8 +69,8 @@ def run(server: ServerLink, settings: FeedSettings) -> None:
         server.tell(filler.fill(order, _progress(server.tell, order.window, reader)))
 
 
-def _stream(texts: object, cutter: Cutter, settings: FeedSettings, epoch: int) -> Stream:
-    return Stream(
+def _stream(texts: object, cutter: Cutter, settings: FeedSettings, epoch: int) -> TextStream:
+    return TextStream(
         texts,  # type: ignore[arg-type]
         cutter,
         seed=settings.seed,

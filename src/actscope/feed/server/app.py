@@ -12,14 +12,14 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, FastAPI, Query, Request
 from starlette.responses import Response
 
-from actscope import __version__
+from actscope._version import __version__
 from actscope.clock import boot_id
 from actscope.errors import FeedEnded, FeedError, FeedNotReady, RequestRefused, SiteError
 from actscope.feed.buffer.allocator import Grant
 from actscope.feed.choosing import choose
 from actscope.feed.messages import GROUP
 from actscope.feed.server import schemas as shapes
-from actscope.feed.server.responses import Batch, HeldResponse, RowsResponse, disconnected
+from actscope.feed.server.responses import GrantedRows, HeldResponse, RowsResponse, disconnected
 from actscope.feed.server.service import Service
 from actscope.feed.server.streaming import StreamResponse
 from actscope.feed.settings import FeedSettings
@@ -258,7 +258,7 @@ async def near(feed: Feed) -> shapes.Near:
 class _Held:
     """The rows of one request, and its place among those that are answered at once: whoever sends the answer gives both up."""
 
-    def __init__(self, feed: Service, batch: Batch, owner: object) -> None:
+    def __init__(self, feed: Service, batch: GrantedRows, owner: object) -> None:
         self._feed, self.batch, self.owner = feed, batch, owner
         self.handed_over = False
 
@@ -290,7 +290,7 @@ async def _held(
         _check_values(feed, n, len(chosen), most_values)
         owner = object()
         grant = await _take(request, feed, group, n, owner, wait)
-        held = _Held(feed, Batch(feed.desk, grant, chosen), owner)
+        held = _Held(feed, GrantedRows(feed.desk, grant, chosen), owner)
         yield held
     finally:
         if held is None:

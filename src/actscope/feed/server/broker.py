@@ -8,17 +8,17 @@ from collections.abc import Callable
 from typing import Any
 
 from actscope.errors import FeedError, FeedNotReady, RequestRefused
-from actscope.feed.buffer.allocator import Buffer, Grant
+from actscope.feed.buffer.allocator import Grant, WindowAllocator
 from actscope.feed.buffer.memory import FeedMemory
-from actscope.feed.buffer.position import Mark, Position
+from actscope.feed.buffer.position import Position, StreamMark
 from actscope.feed.messages import Filled, Loaded
-from actscope.feed.server.normalisation import Statistics
+from actscope.feed.server.normalisation import SiteNormalisation
 from actscope.feed.settings import FeedSettings
 
 _EXPIRE_S = 0.25
 
 
-class Desk:
+class Broker:
     """Hands rows out and takes them back. `facts` and `memory` are there once the generator has loaded its model."""
 
     def __init__(
@@ -28,7 +28,7 @@ class Desk:
         self.check = check
         """Raises FeedError when these are not the model and the dataset that were expected."""
         self.start = start
-        self.buffer = Buffer(
+        self.buffer = WindowAllocator(
             windows=settings.windows,
             window_rows=settings.window_rows,
             serves=settings.serves,
@@ -39,7 +39,7 @@ class Desk:
         )
         self.facts: Loaded | None = None
         self.memory: FeedMemory | None = None
-        self.statistics: dict[str, Statistics] = {}
+        self.statistics: dict[str, SiteNormalisation] = {}
         self.failure = ""
         self._changed = asyncio.Event()
         self.room = asyncio.Event()
@@ -48,12 +48,16 @@ class Desk:
     def open(self, facts: Loaded, memory: FeedMemory) -> None:
         """The generator has loaded: from now on it is known what rows there will be."""
         self.facts, self.memory = facts, memory
-        self.statistics = {site: Statistics(facts.width) for site in facts.sites}
+        self.statistics = {site: SiteNormalisation(facts.width) for site in facts.sites}
 
     def filled(self, message: Filled) -> None:
         """A window can be served."""
         self.buffer.filled(
-            message.window, message.n_rows, Mark(*message.begun), Mark(*message.after), epoch_over=message.epoch_over
+            message.window,
+            message.n_rows,
+            StreamMark(*message.begun),
+            StreamMark(*message.after),
+            epoch_over=message.epoch_over,
         )
         for statistics, sums in zip(self.statistics.values(), message.sums, strict=True):
             statistics.add(message.n_rows, sums)
@@ -78,7 +82,10 @@ class Desk:
         return self.facts
 
     def claim(self, group: str, n: int, owner: object, *, lease: float = float("inf")) -> Grant:
-        """The next `n` rows of a group, if they are there. Raises as `Buffer.claim` does; FeedError when the feed has failed."""
+        """Grant the next `n` rows of a group, if they are there.
+
+        Raises as `WindowAllocator.claim` does; FeedError when the feed has failed.
+        """
         if not 1 <= n <= self.settings.most_rows:
             raise RequestRefused(
                 f"num_samples {n}: expected 1 to {self.settings.most_rows}",

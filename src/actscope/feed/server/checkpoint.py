@@ -21,7 +21,7 @@ from actscope.feed.settings import FeedSettings
 from actscope.store.files import publish, read_file
 
 if TYPE_CHECKING:
-    from actscope.feed.server.broker import Desk
+    from actscope.feed.server.broker import Broker
 
 log = logging.getLogger("actscope.feed")
 
@@ -82,7 +82,7 @@ class StateFile:
                     "it; remove the file to begin anew"
                 )
 
-    async def keep(self, desk: Desk) -> None:
+    async def keep(self, desk: Broker) -> None:
         """Write it whenever it has changed, for ever."""
         while True:
             await asyncio.sleep(_EVERY_S)

@@ -33,7 +33,7 @@ from actscope.feed.messages import (
     Progress,
     Start,
 )
-from actscope.feed.server.broker import Desk
+from actscope.feed.server.broker import Broker
 
 log = logging.getLogger("actscope.feed")
 
@@ -43,10 +43,10 @@ _FIRST_WORD_S = 60.0  # starting Python may take long on a busy machine
 _SECRET = "-" * 8
 
 
-class _Child:
+class _GeneratorProcess:
     """One generator: its process, its socket, and the thread that listens to it. Callbacks come on that thread."""
 
-    def __init__(self, settings: bytes, hear: Callable[[_Child, FromGenerator | None], None]) -> None:
+    def __init__(self, settings: bytes, hear: Callable[[_GeneratorProcess, FromGenerator | None], None]) -> None:
         ours, theirs = socket.socketpair()
         with theirs:
             command = [sys.executable, "-m", "actscope.feed.generator", str(theirs.fileno())]
@@ -64,7 +64,7 @@ class _Child:
         threading.Thread(target=self._listen, args=(hear,), name="actscope-generator", daemon=True).start()
         threading.Thread(target=self._overhear, name="actscope-generator-log", daemon=True).start()
 
-    def _listen(self, hear: Callable[[_Child, FromGenerator | None], None]) -> None:
+    def _listen(self, hear: Callable[[_GeneratorProcess, FromGenerator | None], None]) -> None:
         try:
             while (message := FROM_GENERATOR.receive(self.connection)) is not None:
                 self.heard = time.monotonic()
@@ -94,13 +94,13 @@ class _Child:
 
 
 class Supervisor:
-    """Keeps a generator at work for a desk. Everything but `_Child`'s thread is on the event loop."""
+    """Keeps a generator at work for a desk. Everything but `_GeneratorProcess`'s thread is on the event loop."""
 
-    def __init__(self, desk: Desk) -> None:
+    def __init__(self, desk: Broker) -> None:
         self._desk = desk
         self._settings = desk.settings
         self._loop = asyncio.get_running_loop()
-        self._child: _Child | None = None
+        self._child: _GeneratorProcess | None = None
         self._order: FillWindow | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._allocating: asyncio.Task[FeedMemory] | None = None
@@ -153,13 +153,13 @@ class Supervisor:
     def _spawn(self) -> None:
         settings = msgspec.json.encode(replace(self._settings, token=_SECRET))
         self._last_words, self._order, self.phase = None, None, "starting"
-        self._child = _Child(settings, self._hear_from_thread)
+        self._child = _GeneratorProcess(settings, self._hear_from_thread)
 
-    def _hear_from_thread(self, child: _Child, message: FromGenerator | None) -> None:
+    def _hear_from_thread(self, child: _GeneratorProcess, message: FromGenerator | None) -> None:
         with contextlib.suppress(RuntimeError):  # the loop has ended
             self._loop.call_soon_threadsafe(self._hear, child, message)
 
-    def _hear(self, child: _Child, message: FromGenerator | None) -> None:
+    def _hear(self, child: _GeneratorProcess, message: FromGenerator | None) -> None:
         if child is not self._child:
             return
         if message is None:
@@ -183,7 +183,7 @@ class Supervisor:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _on_loaded(self, child: _Child, facts: Loaded) -> None:
+    async def _on_loaded(self, child: _GeneratorProcess, facts: Loaded) -> None:
         try:
             memory = await self._memory_for(facts)
         except ActscopeError as error:
@@ -257,12 +257,12 @@ class Supervisor:
             self._kill(child)
             child.heard = self._moved = now
 
-    def _kill(self, child: _Child) -> None:
+    def _kill(self, child: _GeneratorProcess) -> None:
         if child is self._child:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(child.process.pid, 9)  # what it has started too
 
-    async def _on_death(self, child: _Child) -> None:
+    async def _on_death(self, child: _GeneratorProcess) -> None:
         self._child, self._order = None, None
         code = await asyncio.to_thread(child.end, _GRACE_S)
         self._desk.buffer.abandon()

@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from actscope.feed.messages import SiteSums
+from actscope.feed.messages import WindowSums
 
 
-class Statistics:
+class SiteNormalisation:
     """Of one site. Sums are float64."""
 
     def __init__(self, width: int) -> None:
@@ -23,7 +23,7 @@ class Statistics:
         self._squares = np.zeros(width)
         self._norms = 0.0
 
-    def add(self, n: int, sums: SiteSums) -> None:
+    def add(self, n: int, sums: WindowSums) -> None:
         """Another window's rows."""
         self.n += n
         self._values += np.frombuffer(sums.values)

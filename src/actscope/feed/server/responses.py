@@ -14,7 +14,7 @@ from starlette.types import Receive, Scope, Send
 
 from actscope.feed.buffer.allocator import Grant
 from actscope.feed.buffer.gather import labels_of, values_of
-from actscope.feed.server.broker import Desk
+from actscope.feed.server.broker import Broker
 
 log = logging.getLogger("actscope.feed")
 
@@ -25,10 +25,10 @@ _LEAST_RATE = 1 << 20  # bytes per second that a client must take
 _LABELS = ("text", "piece", "position", "token_id")
 
 
-class Batch:
+class GrantedRows:
     """The rows of a grant at some sites."""
 
-    def __init__(self, desk: Desk, grant: Grant, sites: Sequence[int]) -> None:
+    def __init__(self, desk: Broker, grant: Grant, sites: Sequence[int]) -> None:
         assert desk.memory is not None and desk.facts is not None
         self._memory, self._seed = desk.memory, desk.settings.seed
         self.grant, self.sites = grant, sites
@@ -105,7 +105,7 @@ class RowsResponse(Response):
     media_type = "application/octet-stream"
 
     def __init__(
-        self, batch: Batch, parts: list[np.ndarray], release: Callable[[bool], None], *, patience_s: float
+        self, batch: GrantedRows, parts: list[np.ndarray], release: Callable[[bool], None], *, patience_s: float
     ) -> None:
         self._parts = parts
         self._release, self._patience_s = release, patience_s

@@ -11,10 +11,10 @@ from typing import Any
 
 from actscope.errors import SettingsError
 from actscope.feed.buffer.position import Position
-from actscope.feed.server.broker import Desk
+from actscope.feed.server.broker import Broker
 from actscope.feed.server.checkpoint import StateFile
 from actscope.feed.server.generator_process import Supervisor
-from actscope.feed.server.shm_server import Counter
+from actscope.feed.server.shm_server import ShmServer
 from actscope.feed.settings import FeedSettings
 
 log = logging.getLogger("actscope.feed")
@@ -27,10 +27,10 @@ class Service:
         self.settings = settings
         self._file = StateFile.open(settings) if settings.state else None
         start = _start(settings, self._file)
-        self.desk: Desk
+        self.desk: Broker
         self._start = start
         self._supervisor: Supervisor | None = None
-        self._counter: Counter | None = None
+        self._counter: ShmServer | None = None
         self.started = time.monotonic()
         self._in_flight = 0
         self.stopping = False
@@ -38,9 +38,9 @@ class Service:
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """The feed, from its first process to its last."""
-        self.desk = Desk(self.settings, self._start, check=self._file.check if self._file else lambda facts: None)
+        self.desk = Broker(self.settings, self._start, check=self._file.check if self._file else lambda facts: None)
         self._supervisor = Supervisor(self.desk)
-        self._counter = Counter(self.desk, self.settings.token)
+        self._counter = ShmServer(self.desk, self.settings.token)
         tasks = [asyncio.create_task(work) for work in self._work(self._supervisor, self._counter)]
         for task in tasks:
             task.add_done_callback(self._report)
@@ -65,7 +65,7 @@ class Service:
         except OSError as error:
             log.error("how far the feed has come could not be written: %s", error)
 
-    def _work(self, supervisor: Supervisor, counter: Counter) -> list[Any]:
+    def _work(self, supervisor: Supervisor, counter: ShmServer) -> list[Any]:
         work = [supervisor.run(), counter.run(), self.desk.keep_time()]
         return [*work, self._file.keep(self.desk)] if self._file is not None else work
 

@@ -36,7 +36,7 @@ from actscope.feed.messages import (
     ToConsumer,
     Welcome,
 )
-from actscope.feed.server.broker import Desk
+from actscope.feed.server.broker import Broker
 from actscope.ring.discovery import runtime_dir
 
 log = logging.getLogger("actscope.feed")
@@ -46,10 +46,10 @@ _HELLO_S = 5.0
 _PAUSE_S = 0.5
 
 
-class Counter:
+class ShmServer:
     """Listens while it is open. `path` is where."""
 
-    def __init__(self, desk: Desk, token: str) -> None:
+    def __init__(self, desk: Broker, token: str) -> None:
         self._desk, self._token = desk, token.encode()
         self.path = runtime_dir() / f"feed-{secrets.token_hex(8)}.sock"
         self._listener = _listening(self.path)
@@ -105,7 +105,7 @@ class Counter:
 class _Consumer:
     """One connection; the owner of what it claims."""
 
-    def __init__(self, desk: Desk, connection: socket.socket) -> None:
+    def __init__(self, desk: Broker, connection: socket.socket) -> None:
         self._desk, self._connection = desk, connection
         self._buffer = bytearray()
         self._loop = asyncio.get_running_loop()

@@ -11,7 +11,7 @@ from starlette.types import Receive, Scope, Send
 
 from actscope.errors import FeedError
 from actscope.feed.buffer.allocator import Grant
-from actscope.feed.server.responses import Batch, disconnected, log, send_rows
+from actscope.feed.server.responses import GrantedRows, disconnected, log, send_rows
 from actscope.feed.server.service import Service
 
 
@@ -36,7 +36,7 @@ class StreamResponse(Response):
         self._grant: Grant | None = first
         self._owner = owner
         self.status_code, self.background, self.body = 200, None, b""
-        self.init_headers(Batch(feed.desk, first, sites).headers())
+        self.init_headers(GrantedRows(feed.desk, first, sites).headers())
         del self.headers["content-length"]  # how long it will be is not known
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -58,7 +58,7 @@ class StreamResponse(Response):
                 return
             assert self._grant is not None
             short = self._grant.n_rows < self._batch_size
-            batch = Batch(self._feed.desk, self._grant, self._sites)
+            batch = GrantedRows(self._feed.desk, self._grant, self._sites)
             await send_rows(await batch.gathered(), send, self._feed.settings.lease_seconds)
             self._release(delivered=not gone.done())
             if short or gone.done() or self._feed.stopping:

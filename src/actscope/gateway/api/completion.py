@@ -21,7 +21,7 @@ from actscope.gateway.api.completion_request import Call
 from actscope.gateway.api.payloads import ChoiceView, encode
 from actscope.gateway.scores.request_log import RequestLog, State
 from actscope.gateway.scores.request_store import Flight, Sessions
-from actscope.gateway.upstream.engine import Engine
+from actscope.gateway.upstream.engine import EngineConnection
 from actscope.gateway.upstream.sse import SseSplitter
 from actscope.gateway.upstream.upstream import Upstream
 from actscope.serving.errors import Problem, error_object, problem_response
@@ -50,7 +50,7 @@ class CompletionResponse(Response):
         self,
         call: Call,
         upstream: Upstream,
-        engine: Engine,
+        engine: EngineConnection,
         sessions: Sessions,
         grace_seconds: float,
         headers: dict[str, str],

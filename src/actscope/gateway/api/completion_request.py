@@ -23,7 +23,7 @@ _MOST_CHOICES = 1024
 
 
 @dataclass(frozen=True, slots=True)
-class Ask:
+class CompletionRequest:
     """The `actscope` field of a request, understood."""
 
     probes: tuple[str, ...] | None = None
@@ -49,7 +49,7 @@ class Call:
     """Choices for each prompt: choice `i` is of prompt `i // n`."""
     model: str
     stream: bool
-    ask: Ask | None
+    ask: CompletionRequest | None
     wants_token_ids: bool
     """Whether the client itself asked for token ids."""
     has_token_ids: bool
@@ -109,14 +109,14 @@ def _echoes(path: str, fields: dict[str, Raw]) -> bool:
     return path == COMPLETIONS and bool(_get(fields, "echo"))
 
 
-def _read_ask(field: Any) -> Ask | None:
+def _read_ask(field: Any) -> CompletionRequest | None:
     if field is None or field is False:
         return None
     if field is True:
-        return Ask()
+        return CompletionRequest()
     probes = field.get("probes")
     options = Options(field.get("rows"), field.get("full_prompt"), field.get("keep"))
-    return Ask(
+    return CompletionRequest(
         None if probes is None else tuple(dict.fromkeys(probes)),
         field.get("prompt") is not False,
         field.get("features") is True,

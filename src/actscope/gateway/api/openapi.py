@@ -1,11 +1,7 @@
-"""The OpenAPI document, with the shapes of what is streamed, which FastAPI does not see.
-
-`python -m actscope.gateway.api.openapi` prints it; the page's typed client is generated from that.
-"""
+"""The OpenAPI document, with the shapes of what is streamed, which FastAPI does not see."""
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from fastapi import FastAPI
@@ -33,14 +29,3 @@ def _schemas() -> dict[str, Any]:
     _, document = models_json_schema(wanted, ref_template="#/components/schemas/{model}")  # type: ignore[arg-type]
     found: dict[str, Any] = document["$defs"]
     return found
-
-
-def text() -> str:
-    """The document of a gateway with default settings, as it is kept in web/openapi.json."""
-    from actscope.gateway import GatewaySettings, create_app
-
-    return json.dumps(create_app(GatewaySettings()).openapi(), indent=1, ensure_ascii=False) + "\n"
-
-
-if __name__ == "__main__":
-    print(text(), end="")

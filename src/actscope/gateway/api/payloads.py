@@ -11,7 +11,7 @@ import msgspec
 import numpy as np
 
 from actscope.gateway.scores.columns import EventKind
-from actscope.gateway.scores.probe_table import Columns, Sae
+from actscope.gateway.scores.probe_table import Columns, SaeFacts
 from actscope.gateway.scores.request_log import RequestLog
 
 VERSION = 1
@@ -153,7 +153,7 @@ class ChoiceView:
         self._prompt = prompt
         self._features = features
         self._header: Columns | None = None
-        self._sae: Sae | None = None
+        self._sae: SaeFacts | None = None
         self._tokens = 0
         self._scores = 0
 
@@ -196,7 +196,7 @@ class ChoiceView:
             payload["features"] = feature_block(self.log, a, b, every.features)
         self._scores = b
 
-    def _set_sae(self, sae: Sae | None, payload: dict[str, Any]) -> None:
+    def _set_sae(self, sae: SaeFacts | None, payload: dict[str, Any]) -> None:
         if sae is not None and sae != self._sae:
             self._sae = payload["sae"] = sae
 

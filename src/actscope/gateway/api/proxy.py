@@ -14,7 +14,7 @@ from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from actscope.gateway.api.payloads import encode
-from actscope.gateway.upstream.engine import Engine
+from actscope.gateway.upstream.engine import EngineConnection
 from actscope.gateway.upstream.headers import passed, returned
 from actscope.gateway.upstream.upstream import FAILURES, Upstream
 from actscope.serving.errors import Problem, error_object, problem_response
@@ -49,7 +49,9 @@ def target_of(request: Request) -> str:
 class PassedResponse(Response):
     """Sends one request on and its answer back, neither of them held whole. The client leaving closes the engine's side."""
 
-    def __init__(self, request: Request, target: str, engine: Engine, upstream: Upstream, passing: Passing) -> None:
+    def __init__(
+        self, request: Request, target: str, engine: EngineConnection, upstream: Upstream, passing: Passing
+    ) -> None:
         self._method = request.method
         self._target = target
         self._headers_up = passed(request.headers)

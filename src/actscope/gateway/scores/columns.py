@@ -12,7 +12,7 @@ from actscope.gateway.scores.probe_table import NO_COLUMNS, Columns
 
 
 @dataclass(slots=True)
-class Segment:
+class ScoreSegment:
     """Scores from position `start` on, all under one set of columns."""
 
     columns: Columns
@@ -43,7 +43,7 @@ class ScoreColumn:
     """
 
     def __init__(self) -> None:
-        self.segments: list[Segment] = []
+        self.segments: list[ScoreSegment] = []
         self._computed = bytearray()
 
     def __len__(self) -> int:
@@ -103,10 +103,10 @@ class ScoreColumn:
         """1 for each row of `a .. b` that was computed, 0 for one that never was."""
         return bytes(self._computed[a:b]).replace(b"\x02", b"\x01")
 
-    def _segment(self, columns: Columns) -> Segment:
+    def _segment(self, columns: Columns) -> ScoreSegment:
         last = self.segments[-1] if self.segments else None
         if last is None or (last.columns is not columns and last.columns != columns):
-            self.segments.append(Segment(columns, len(self), np.empty((8, columns.width), np.float32)))
+            self.segments.append(ScoreSegment(columns, len(self), np.empty((8, columns.width), np.float32)))
         return self.segments[-1]
 
 

@@ -16,13 +16,13 @@ import numpy as np
 from actscope.errors import RingError
 from actscope.frames import RowFlag, Span, SpanFlag
 from actscope.gateway.scores.detokenizer import TokenTexts
-from actscope.gateway.scores.part_merger import Joiner, PartRows, Seams
-from actscope.gateway.scores.probe_table import Table, join_tables
+from actscope.gateway.scores.part_merger import Joiner, PartMerger, PartRows
+from actscope.gateway.scores.probe_table import ProbeTable, join_tables
 from actscope.gateway.scores.request_log import RequestLog
 from actscope.gateway.scores.request_store import Sessions
 from actscope.gateway.scores.tables import Tables
 from actscope.ring.discovery import EngineCard
-from actscope.ring.host import Batch, RingReader, StepRecord
+from actscope.ring.host import RingReader, StepBatch, StepRecord
 
 _log = logging.getLogger(__name__)
 
@@ -86,7 +86,7 @@ class Matcher:
         self._external = external_id(self._card.kind)
         self._special = frozenset(self._card.special_ids)
         self._joiners: dict[str, Joiner] = {}
-        self._seams = Seams()
+        self._seams = PartMerger()
         self._spurious = self._mismatched = 0
         self._logged: set[str] = set()
         self._quiet = 0
@@ -94,7 +94,7 @@ class Matcher:
         self._closed = False
 
     @property
-    def table(self) -> Table:
+    def table(self) -> ProbeTable:
         """The probes in force as far as they are known, of all parts."""
         latest = [part.tables.latest for part in self.parts]
         return latest[0] if len(latest) == 1 else join_tables(latest)
@@ -166,7 +166,7 @@ class Matcher:
         if joiner is not None:
             joiner.flush(time.monotonic_ns())
 
-    def _route(self, part: RingPart, batch: Batch) -> None:
+    def _route(self, part: RingPart, batch: StepBatch) -> None:
         for step in batch.steps:
             table = part.tables.of(step.generation)
             for span in step.spans:
@@ -196,7 +196,7 @@ class Matcher:
             "mismatch", f"request {log.request}: a row's token id is not the token at its position; it is not delivered"
         )
 
-    def _deliver(self, log: RequestLog, part: RingPart, span: Span, step: StepRecord, table: Table | None) -> None:
+    def _deliver(self, log: RequestLog, part: RingPart, span: Span, step: StepRecord, table: ProbeTable | None) -> None:
         if log.follows_rows and log.n_prompt is None and span.n_prompt:
             log.n_prompt = span.n_prompt
         if not log.engine_id:
@@ -229,7 +229,7 @@ class Matcher:
             aborted = bool(span.flags & SpanFlag.ABORTED)
             log.finish("aborted" if aborted else "done", "abort" if aborted else None)
 
-    def _take_one(self, taker: RequestLog | PartRows, at: int, step: StepRecord, table: Table) -> None:
+    def _take_one(self, taker: RequestLog | PartRows, at: int, step: StepRecord, table: ProbeTable) -> None:
         """The ordinary step: one row, without making arrays of its label."""
         position, token_id, flags, _, _ = step.meta[at].item()
         if flags & _SPURIOUS:
@@ -238,7 +238,7 @@ class Matcher:
             values = table.gather(step.rows[at : at + 1])
             taker.take_row(position, token_id, values, table.columns, step.time_ns, bool(flags & _CACHED))
 
-    def _take(self, taker: RequestLog | PartRows, span: Span, step: StepRecord, table: Table) -> None:
+    def _take(self, taker: RequestLog | PartRows, span: Span, step: StepRecord, table: ProbeTable) -> None:
         part = slice(span.offset, span.offset + span.n_rows)
         meta, rows = step.meta[part], step.rows[part]
         flags = meta["flags"]

@@ -23,7 +23,7 @@ _KEPT = 64
 
 
 @dataclass(slots=True)
-class Block:
+class RowBlock:
     """Rows of consecutive positions, as one part told them."""
 
     position: int
@@ -43,7 +43,7 @@ class PartRows:
     def __init__(self, joiner: Joiner, columns: Columns) -> None:
         self._joiner = joiner
         self.columns = columns
-        self.blocks: deque[Block] = deque()
+        self.blocks: deque[RowBlock] = deque()
         self.told = 0
         """First position that this part has said nothing of; what it left out before that, it will not tell."""
         self.ended = False
@@ -54,7 +54,7 @@ class PartRows:
         """Rows of positions `position ..`; those that this part has told before are skipped."""
         again = max(self.told - position, 0)
         if again < len(ids):
-            self.blocks.append(Block(position + again, ids[again:], values[again:], columns, cached))
+            self.blocks.append(RowBlock(position + again, ids[again:], values[again:], columns, cached))
             self.told, self.columns = position + len(ids), columns
             self._joiner.hand_over(now_ns)
 
@@ -68,7 +68,7 @@ class PartRows:
         self.ended = True
         self._joiner.hand_over(now_ns)
 
-    def at(self, position: int) -> Block | None:
+    def at(self, position: int) -> RowBlock | None:
         """The block that has this position, or the next one behind it; earlier blocks are dropped."""
         while self.blocks and self.blocks[0].end <= position:
             self.blocks.popleft()
@@ -76,7 +76,7 @@ class PartRows:
 
 
 @dataclass(slots=True)
-class Seams:
+class PartMerger:
     """Joined columns, by those of the parts; shared by all requests, so that equal columns are the same object."""
 
     _known: dict[tuple[Columns, ...], tuple[Columns, np.ndarray]] = field(default_factory=dict)
@@ -100,7 +100,7 @@ class Joiner:
         self,
         log: RequestLog,
         latest: Sequence[Columns],
-        seams: Seams,
+        seams: PartMerger,
         on_mismatch: Callable[[RequestLog, int], None],
     ) -> None:
         self.log = log
@@ -139,7 +139,7 @@ class Joiner:
             self._join(first, here, start, stop, now_ns)
         return stop
 
-    def _join(self, first: Block, here: Sequence[Block | None], start: int, stop: int, now_ns: int) -> None:
+    def _join(self, first: RowBlock, here: Sequence[RowBlock | None], start: int, stop: int, now_ns: int) -> None:
         ids = first.ids[start - first.position : stop - first.position]
         pieces = [self._piece(part, block, ids, start) for part, block in zip(self.parts, here, strict=True)]
         used = tuple(
@@ -150,7 +150,7 @@ class Joiner:
         cached = any(block is not None and block.cached for block in here)
         self.log.take_rows(start, ids, values, columns, now_ns, cached)
 
-    def _piece(self, part: PartRows, block: Block | None, ids: np.ndarray, start: int) -> np.ndarray:
+    def _piece(self, part: PartRows, block: RowBlock | None, ids: np.ndarray, start: int) -> np.ndarray:
         """One part's columns over `len(ids)` positions from `start`; NaN where it has no row, or another token's."""
         if block is None:
             return np.full((len(ids), part.columns.width), np.nan, np.float32)

@@ -11,7 +11,7 @@ import msgspec
 import numpy as np
 
 
-class Sae(msgspec.Struct, frozen=True):
+class SaeFacts(msgspec.Struct, frozen=True):
     """An SAE that the engine computes at `site`: of each row the `k` strongest of its `n_features` features."""
 
     site: str
@@ -35,7 +35,7 @@ class Columns:
     since: tuple[int, ...] = ()
     """The table's generation at which each probe was put: another one under the same id is another probe."""
     thresholds: tuple[float | None, ...] = field(default=(), compare=False)
-    sae: Sae | None = None
+    sae: SaeFacts | None = None
 
     @property
     def width(self) -> int:
@@ -99,7 +99,7 @@ NO_COLUMNS = Columns()
 
 
 @dataclass(frozen=True)
-class Table:
+class ProbeTable:
     """One generation of the engine's probe table."""
 
     generation: int
@@ -117,17 +117,17 @@ class Table:
         return rows[:, :width] if width == len(self.slots) else rows[:, self.slots]
 
 
-EMPTY_TABLE = Table(0, NO_COLUMNS, np.zeros(0, np.intp), 0)
+EMPTY_TABLE = ProbeTable(0, NO_COLUMNS, np.zeros(0, np.intp), 0)
 
 
-def table_of(described: dict[str, Any], part: int = 0, parts: int = 1) -> Table:
+def table_of(described: dict[str, Any], part: int = 0, parts: int = 1) -> ProbeTable:
     """The Table of `{"generation": g, "probes": [{"slot": …, "id": …}], "features"?: {"first": …, "k": …}}`.
 
     It is of one part of the engine (see `numbered`). Features stand in the ring from column `first` on, behind all probes.
     """
     probes = sorted(described.get("probes") or (), key=lambda p: int(p["slot"]))
     features = described.get("features")
-    sae = None if features is None else msgspec.convert(features, Sae)
+    sae = None if features is None else msgspec.convert(features, SaeFacts)
     columns = Columns(
         tuple(str(p["id"]) for p in probes),
         tuple(str(p.get("site", "")) for p in probes),
@@ -139,7 +139,7 @@ def table_of(described: dict[str, Any], part: int = 0, parts: int = 1) -> Table:
     first = 0 if features is None else int(features["first"])
     slots = np.array([*(int(p["slot"]) for p in probes), *range(first, first + columns.features.width)], np.intp)
     generation = numbered(int(described.get("generation", 0)), part, parts)
-    return Table(generation, columns, slots, int(slots[-1]) + 1 if len(slots) else 0)
+    return ProbeTable(generation, columns, slots, int(slots[-1]) + 1 if len(slots) else 0)
 
 
 def numbered(generation: int, part: int, parts: int) -> int:
@@ -174,10 +174,10 @@ def _cells(parts: Sequence[Columns]) -> tuple[list[int], list[int]]:
     return probes, features
 
 
-def join_tables(tables: Sequence[Table]) -> Table:
+def join_tables(tables: Sequence[ProbeTable]) -> ProbeTable:
     """The probe tables of all parts as one, for asking which probes there are; it does not fit any one ring."""
     columns, at = join_columns([table.columns for table in tables])
-    return Table(max(table.generation for table in tables), columns, at, len(at))
+    return ProbeTable(max(table.generation for table in tables), columns, at, len(at))
 
 
 def join_described(tables: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import logging
 
 import msgspec
 
-from actscope.gateway.scores.probe_table import EMPTY_TABLE, Table, table_of
+from actscope.gateway.scores.probe_table import EMPTY_TABLE, ProbeTable, table_of
 from actscope.ring.discovery import EngineCard, read_table
 
 _log = logging.getLogger(__name__)
@@ -19,11 +19,11 @@ class Tables:
 
     def __init__(self, card: EngineCard) -> None:
         self._card = card
-        self._known: dict[int, Table | None] = {}
+        self._known: dict[int, ProbeTable | None] = {}
         self.latest = EMPTY_TABLE
         self.unreadable = 0
 
-    def of(self, generation: int) -> Table | None:
+    def of(self, generation: int) -> ProbeTable | None:
         """The table of a generation, None when it cannot be read."""
         if generation not in self._known:
             self._known[generation] = self._read(generation)
@@ -38,7 +38,7 @@ class Tables:
         """The table in force, as the engine answers `GET /v1/actscope/probes`."""
         self.latest = table_of(msgspec.json.decode(described), self._card.part, self._card.parts)
 
-    def _read(self, generation: int) -> Table | None:
+    def _read(self, generation: int) -> ProbeTable | None:
         card = self._card
         try:
             return table_of(msgspec.json.decode(read_table(card.id, generation)), card.part, card.parts)

@@ -11,7 +11,7 @@ from pathlib import Path
 from actscope.errors import UpstreamError
 from actscope.gateway.scores.detokenizer import TokenTexts
 from actscope.gateway.scores.matcher import Matcher, RingPart
-from actscope.gateway.scores.probe_table import EMPTY_TABLE, Table
+from actscope.gateway.scores.probe_table import EMPTY_TABLE, ProbeTable
 from actscope.gateway.scores.request_store import Sessions
 from actscope.gateway.upstream.connection import Connection
 from actscope.gateway.upstream.controls import Controls
@@ -22,7 +22,7 @@ from actscope.ring.host import RingReader
 _log = logging.getLogger(__name__)
 
 
-class Engine:
+class EngineConnection:
     """A connection to one engine. `matcher` is None for one without a card: it is proxied, and has no scores."""
 
     def __init__(self, found: Found, endpoint: Connection) -> None:
@@ -45,7 +45,7 @@ class Engine:
         return self.card.kind if self.card else ""
 
     @property
-    def table(self) -> Table:
+    def table(self) -> ProbeTable:
         """The probe table in force, as far as it is known."""
         return self.matcher.table if self.matcher else EMPTY_TABLE
 
@@ -60,7 +60,7 @@ class Engine:
         await self.refresh_table()
         self.matcher.start()
 
-    async def refresh_table(self) -> Table:
+    async def refresh_table(self) -> ProbeTable:
         """Ask the engine for its probes."""
         if self.matcher is not None:
             for part, (status, body) in zip(self.matcher.parts, await self.controls.tables(), strict=True):

@@ -19,7 +19,7 @@ from actscope.gateway.upstream import discovery as finding
 from actscope.gateway.upstream.connection import Connection
 from actscope.gateway.upstream.controls import Answer, Controls
 from actscope.gateway.upstream.discovery import Found
-from actscope.gateway.upstream.engine import Engine
+from actscope.gateway.upstream.engine import EngineConnection
 from actscope.ring.discovery import read_cards
 from actscope.serving.errors import Problem
 
@@ -54,7 +54,7 @@ class Upstream:
         self._complaint = ""
         self._told: set[str] = set()
         self._doubted: tuple[frozenset[str], float] = (frozenset(), 0.0)
-        self.engine: Engine | None = None
+        self.engine: EngineConnection | None = None
 
     async def open(self, sessions: Sessions) -> None:
         """Look for the engine once, then go on looking in the background."""
@@ -69,7 +69,7 @@ class Upstream:
                 await self._follower
         await self._disconnect()
 
-    def require(self) -> Engine:
+    def require(self) -> EngineConnection:
         """The engine, or a 503 that says when to try again."""
         if self.engine is None:
             raise self.not_up()
@@ -140,7 +140,7 @@ class Upstream:
         else:
             await self._say_if_homeless()
 
-    async def _still_there(self, engine: Engine) -> bool:
+    async def _still_there(self, engine: EngineConnection) -> bool:
         if not engine.found.cards:
             return await _answers(engine.endpoint)
         if engine.matcher and engine.matcher.closed:
@@ -148,7 +148,7 @@ class Upstream:
         cards = await asyncio.to_thread(read_cards)
         return {card.id for card in cards}.issuperset(engine.found.ids)
 
-    async def _has_card_now(self, engine: Engine) -> bool:
+    async def _has_card_now(self, engine: EngineConnection) -> bool:
         """Whether a card has appeared that is this server's. Looked at when there are other cards than last time."""
         ids = frozenset(card.id for card in await asyncio.to_thread(read_cards))
         known, since = self._doubted
@@ -172,7 +172,7 @@ class Upstream:
     async def _connect(self, found: Found) -> None:
         """Make this the engine, in place of one that was there if that still answers."""
         key = self._settings.upstream_key if finding.is_address(self._settings.upstream) else ""
-        engine, before = Engine(found, Connection(found.endpoint, key)), self.engine
+        engine, before = EngineConnection(found, Connection(found.endpoint, key)), self.engine
         try:
             if await _answers(engine.endpoint):
                 assert self._sessions is not None

@@ -18,7 +18,7 @@ import numpy as np
 
 from actscope.errors import MissingExtra, SettingsError
 from actscope.harvest.cutting import OwnedPiece
-from actscope.harvest.plan import Plan
+from actscope.harvest.plan import HarvestPlan
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -43,7 +43,7 @@ class ArrowShard:
 
     suffix = "arrow"
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: HarvestPlan) -> None:
         self._plan = plan
         self._features = features_of(plan)
         self._sink = pa.BufferOutputStream()
@@ -74,7 +74,7 @@ class ArrowShard:
         return pa.FixedSizeListArray.from_arrays(pa.array(ids.reshape(-1)), self._plan.context)
 
 
-def features_of(plan: Plan) -> Any:
+def features_of(plan: HarvestPlan) -> Any:
     """The columns, as `datasets` describes them."""
     dtype, length = _stored_dtype(plan), plan.context
     columns: dict[str, Any] = {
@@ -85,7 +85,7 @@ def features_of(plan: Plan) -> Any:
     return Features(columns)
 
 
-def column_of(site: str, plan: Plan) -> str:
+def column_of(site: str, plan: HarvestPlan) -> str:
     """The column of a site: its name, or TransformerLens's for the same point, where that has one."""
     match = re.fullmatch(r"layers\.(\d+)\.(\w+)", site)
     if plan.columns == "sites" or match is None or match[2] not in _HOOKS:
@@ -93,7 +93,7 @@ def column_of(site: str, plan: Plan) -> str:
     return f"blocks.{match[1]}.{_HOOKS[match[2]]}"
 
 
-def description(plan: Plan, names: Sequence[str]) -> dict[str, bytes]:
+def description(plan: HarvestPlan, names: Sequence[str]) -> dict[str, bytes]:
     """The two files by which `datasets.load_from_disk` opens shards of these names."""
     info = {"citation": "", "description": "", "features": features_of(plan).to_dict(), "homepage": "", "license": ""}
     state: dict[str, Any] = {
@@ -108,7 +108,7 @@ def description(plan: Plan, names: Sequence[str]) -> dict[str, bytes]:
     return {"dataset_info.json": _json(info), "state.json": _json(state)}
 
 
-def check_widths(plan: Plan) -> None:
+def check_widths(plan: HarvestPlan) -> None:
     """Raises SettingsError when a record batch of one context would pass what Arrow's offsets can count."""
     if plan.context * plan.d_model >= 1 << 31:
         raise SettingsError(
@@ -116,7 +116,7 @@ def check_widths(plan: Plan) -> None:
         )
 
 
-def _stored_dtype(plan: Plan) -> str:
+def _stored_dtype(plan: HarvestPlan) -> str:
     return "float16" if plan.dtype == "float16" else "float32"
 
 

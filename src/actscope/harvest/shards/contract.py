@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-class Shard(Protocol):
+class PendingShard(Protocol):
     """A shard that is being made, in memory."""
 
     suffix: str

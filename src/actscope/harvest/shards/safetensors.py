@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from actscope.harvest.cutting import OwnedPiece
-from actscope.harvest.plan import Plan, Unit
+from actscope.harvest.plan import HarvestPlan, Unit
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -32,7 +32,7 @@ class SafetensorsShard:
 
     suffix = "safetensors"
 
-    def __init__(self, plan: Plan, unit: Unit, n_rows: int) -> None:
+    def __init__(self, plan: HarvestPlan, unit: Unit, n_rows: int) -> None:
         self._n, self._at = n_rows, 0
         header, self._offsets = _header(plan, unit, n_rows)
         self._row_bytes = plan.d_model * TYPES[plan.dtype][1]
@@ -60,7 +60,7 @@ class SafetensorsShard:
         view[:] = rows.reshape(-1).view(np.uint8)
 
 
-def _header(plan: Plan, unit: Unit, n: int) -> tuple[bytes, dict[str, int]]:
+def _header(plan: HarvestPlan, unit: Unit, n: int) -> tuple[bytes, dict[str, int]]:
     """The header, with its length in front, padded to 8 bytes; and where each tensor begins behind it."""
     dtype, size = TYPES[plan.dtype]
     tensors = [(name, kind, [n], n * width) for name, (kind, width) in LABELS.items()]
@@ -75,7 +75,7 @@ def _header(plan: Plan, unit: Unit, n: int) -> tuple[bytes, dict[str, int]]:
     return struct.pack("<Q", len(text)) + text, {**offsets, "end": end}
 
 
-def _metadata(plan: Plan, unit: Unit) -> dict[str, str]:
+def _metadata(plan: HarvestPlan, unit: Unit) -> dict[str, str]:
     return {
         "format": "pt",
         "actscope_harvest": plan.id,

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from actscope.harvest.commit import Receipt
-from actscope.harvest.plan import Plan, Proposal
+from actscope.harvest.plan import HarvestPlan, Proposal
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,7 +17,7 @@ class Done:
 
 
 @dataclass(frozen=True, slots=True)
-class Failed:
+class WorkerFailed:
     """A worker says that it cannot open the model (`unit` None) or compute a unit; it has been let go. `error` may be raised."""
 
     unit: int | None
@@ -32,7 +32,7 @@ class Died:
     why: str
 
 
-Event = Done | Failed | Died
+Event = Done | WorkerFailed | Died
 
 
 class Crew(Protocol):
@@ -53,7 +53,7 @@ class Crew(Protocol):
         """How many workers have opened the model and have nothing to do."""
         ...
 
-    def submit(self, plan: Plan, unit: int) -> None:
+    def submit(self, plan: HarvestPlan, unit: int) -> None:
         """Hand out a unit; only while `free`."""
         ...
 

@@ -13,11 +13,10 @@ import msgspec
 
 from actscope.errors import EngineError
 from actscope.harvest import plan as plans
-from actscope.harvest.plan import Plan, Proposal
-from actscope.harvest.workers.contract import Died, Done, Event, Failed
+from actscope.harvest.plan import HarvestPlan, Proposal
+from actscope.harvest.workers.contract import Died, Done, Event, WorkerFailed
 from actscope.harvest.workers.messages import (
     Answer,
-    Job,
     Open,
     Opened,
     Order,
@@ -25,7 +24,8 @@ from actscope.harvest.workers.messages import (
     Proposed,
     Raised,
     Ran,
-    Run,
+    RunUnit,
+    WorkerJob,
     error_of,
 )
 from actscope.harvest.workers.worker_process import answers, orders
@@ -36,10 +36,10 @@ _GRACE_S = 5.0
 class LocalCrew:
     """`size` processes at most."""
 
-    def __init__(self, job: Job, size: int = 1) -> None:
+    def __init__(self, job: WorkerJob, size: int = 1) -> None:
         self.size = size
         self._job = job
-        self._children: list[_Child] = []
+        self._children: list[_WorkerProcess] = []
 
     def propose(self) -> Proposal:
         child = self._started()
@@ -61,10 +61,10 @@ class LocalCrew:
     def free(self) -> int:
         return sum(child.idle for child in self._children)
 
-    def submit(self, plan: Plan, unit: int) -> None:
+    def submit(self, plan: HarvestPlan, unit: int) -> None:
         child = next(child for child in self._children if child.idle)
         child.idle, child.unit = False, unit
-        child.send(Run(plans.encode(plan), unit))
+        child.send(RunUnit(plans.encode(plan), unit))
 
     def wait(self, timeout_s: float) -> list[Event]:
         with selectors.DefaultSelector() as waiting:
@@ -84,12 +84,12 @@ class LocalCrew:
         """Of the workers."""
         return [child.process.pid for child in self._children]
 
-    def _started(self) -> _Child:
-        child = _Child(self._job)
+    def _started(self) -> _WorkerProcess:
+        child = _WorkerProcess(self._job)
         self._children.append(child)
         return child
 
-    def _heard(self, child: _Child) -> Iterator[Event]:
+    def _heard(self, child: _WorkerProcess) -> Iterator[Event]:
         answer = child.take()
         if answer is None and not child.gone:
             return  # half a message: the rest is under way
@@ -98,18 +98,18 @@ class LocalCrew:
             yield Done(answer.receipt)
         elif not isinstance(answer, Opened):
             self._let_go(child)
-            yield Failed(unit, error_of(answer)) if isinstance(answer, Raised) else Died(unit, child.ending())
+            yield WorkerFailed(unit, error_of(answer)) if isinstance(answer, Raised) else Died(unit, child.ending())
 
-    def _let_go(self, child: _Child) -> None:
+    def _let_go(self, child: _WorkerProcess) -> None:
         child.terminate()
         child.reap()
         self._children.remove(child)
 
 
-class _Child:
+class _WorkerProcess:
     """A process at the other end of a socket."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: WorkerJob) -> None:
         self.unit: int | None = None
         self.idle = False
         self.gone = False

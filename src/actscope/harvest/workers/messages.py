@@ -10,7 +10,7 @@ from actscope.harvest.plan import Proposal
 from actscope.harvest.settings import HarvestSettings
 
 
-class Job(msgspec.Struct, frozen=True, kw_only=True):
+class WorkerJob(msgspec.Struct, frozen=True, kw_only=True):
     """What a worker is started with."""
 
     settings: HarvestSettings
@@ -26,7 +26,7 @@ class Propose(msgspec.Struct, frozen=True, tag="propose"):
     """Propose a plan."""
 
 
-class Run(msgspec.Struct, frozen=True, tag="run"):
+class RunUnit(msgspec.Struct, frozen=True, tag="run"):
     """Run a unit of this plan, as JSON."""
 
     plan: bytes
@@ -52,7 +52,7 @@ class Raised(msgspec.Struct, frozen=True, tag="raised"):
     message: str
 
 
-Order = Open | Propose | Run
+Order = Open | Propose | RunUnit
 Answer = Opened | Proposed | Ran | Raised
 
 #: Errors that cross, by name; any other is an EngineError with its name in front.

@@ -15,11 +15,10 @@ import msgspec
 
 from actscope.errors import EngineError, MissingExtra, SettingsError
 from actscope.harvest import plan as plans
-from actscope.harvest.plan import Plan, Proposal
-from actscope.harvest.workers.contract import Died, Done, Event, Failed
+from actscope.harvest.plan import HarvestPlan, Proposal
+from actscope.harvest.workers.contract import Died, Done, Event, WorkerFailed
 from actscope.harvest.workers.messages import (
     Answer,
-    Job,
     Open,
     Opened,
     Order,
@@ -27,7 +26,8 @@ from actscope.harvest.workers.messages import (
     Proposed,
     Raised,
     Ran,
-    Run,
+    RunUnit,
+    WorkerJob,
     error_of,
 )
 
@@ -51,7 +51,13 @@ class RayCrew:
     """
 
     def __init__(
-        self, job: Job, size: int = 0, *, address: str = "", cpus_per_worker: float = 0, gpus_per_worker: float = 0
+        self,
+        job: WorkerJob,
+        size: int = 0,
+        *,
+        address: str = "",
+        cpus_per_worker: float = 0,
+        gpus_per_worker: float = 0,
     ) -> None:
         self._ours = _join(address)
         self._needs = {"CPU": cpus_per_worker or float(job.settings.threads), "GPU": float(gpus_per_worker)}
@@ -76,10 +82,10 @@ class RayCrew:
     def free(self) -> int:
         return sum(seat.idle for seat in self._seats)
 
-    def submit(self, plan: Plan, unit: int) -> None:
+    def submit(self, plan: HarvestPlan, unit: int) -> None:
         seat = next(seat for seat in self._seats if seat.idle)
         seat.idle, seat.unit = False, unit
-        seat.send(Run(plans.encode(plan), unit))
+        seat.send(RunUnit(plans.encode(plan), unit))
 
     def wait(self, timeout_s: float) -> list[Event]:
         pending = {seat.reference: seat for seat in self._seats if seat.reference is not None}
@@ -108,7 +114,7 @@ class RayCrew:
         if isinstance(answer, Opened):
             return []
         self._let_go(seat)
-        return [Failed(unit, error_of(answer)) if isinstance(answer, Raised) else Died(unit, str(answer))]
+        return [WorkerFailed(unit, error_of(answer)) if isinstance(answer, Raised) else Died(unit, str(answer))]
 
     def _let_go(self, seat: _Seat) -> None:
         self._seats.remove(seat)
@@ -152,7 +158,7 @@ class _Station:
     def __init__(self, job: bytes) -> None:
         from actscope.harvest.workers.worker_process import Station
 
-        self._station = Station(msgspec.msgpack.decode(job, type=Job))
+        self._station = Station(msgspec.msgpack.decode(job, type=WorkerJob))
 
     def obey(self, order: bytes) -> bytes:
         return _encode(self._station.obey(_orders.decode(order)))

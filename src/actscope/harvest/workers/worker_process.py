@@ -16,8 +16,8 @@ import msgspec
 from actscope.errors import ActscopeError
 from actscope.harvest import plan as plans
 from actscope.harvest.storage import open_storage
-from actscope.harvest.worker import Worker
-from actscope.harvest.workers.messages import Answer, Job, Opened, Order, Propose, Proposed, Ran, Run, raised
+from actscope.harvest.worker import UnitWorker
+from actscope.harvest.workers.messages import Answer, Opened, Order, Propose, Proposed, Ran, RunUnit, WorkerJob, raised
 from actscope.serving.messages import Messages
 
 MOST_BYTES = 16 << 20
@@ -28,15 +28,15 @@ orders: Messages[Order] = Messages(Order, most_bytes=MOST_BYTES)
 class Station:
     """A worker that is opened by its first order, so that what goes wrong then is an answer too."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: WorkerJob) -> None:
         self._job = job
-        self._worker: Worker | None = None
+        self._worker: UnitWorker | None = None
 
     def obey(self, order: Order) -> Answer:
         """What came of an order; errors are answers. One that actscope does not raise on purpose leaves its trace on stderr."""
         try:
             worker = self._worker = self._worker or _open(self._job)
-            if isinstance(order, Run):
+            if isinstance(order, RunUnit):
                 return Ran(worker.run(plans.decode(order.plan, "the plan that was handed out"), order.unit))
             return Proposed(worker.propose()) if isinstance(order, Propose) else Opened()
         except Exception as error:  # the boundary of this process: the crew decides what is done about it
@@ -45,9 +45,9 @@ class Station:
             return raised(error)
 
 
-def _open(job: Job) -> Worker:
+def _open(job: WorkerJob) -> UnitWorker:
     _prepare_process()
-    return Worker(job.settings, open_storage(job.out, allow_http=job.allow_http))
+    return UnitWorker(job.settings, open_storage(job.out, allow_http=job.allow_http))
 
 
 def _prepare_process() -> None:
@@ -64,7 +64,7 @@ def _prepare_process() -> None:
 
 def main() -> None:
     connection = socket.socket(fileno=int(sys.argv[1]))
-    station = Station(msgspec.json.decode(sys.argv[2], type=Job))
+    station = Station(msgspec.json.decode(sys.argv[2], type=WorkerJob))
     while (order := orders.receive(connection)) is not None:
         try:
             answers.send(connection, station.obey(order))

@@ -14,10 +14,10 @@ import numpy as np
 
 from actscope.recording.export.columns import COLUMNS, columns, file_name
 from actscope.recording.export.options import Progress
-from actscope.recording.export.selection import Source, converted
+from actscope.recording.export.selection import ExportSource, converted
 
 
-def write(source: Source, to: Path, progress: Progress) -> dict[str, str]:
+def write(source: ExportSource, to: Path, progress: Progress) -> dict[str, str]:
     """The form of this module; see `registry.export`."""
     to.mkdir()
     stored = {site.name: source.options.stored_dtype(site.dtype) for site in source.sites}

@@ -9,17 +9,17 @@ from pathlib import Path
 import numpy as np
 
 from actscope.recording.export.options import Progress
-from actscope.recording.export.selection import Source
+from actscope.recording.export.selection import ExportSource
 from actscope.recording.format.packets import (
     HEADER,
     REQUEST,
     SPAN,
-    Ended,
-    Header,
+    PacketName,
     PacketWriter,
-    Place,
+    RequestEnded,
     SiteForm,
     SpanLabels,
+    StreamHeader,
 )
 from actscope.recording.format.row_labels import LABEL
 from actscope.recording.reading.label_index import RequestSummary
@@ -27,7 +27,7 @@ from actscope.recording.reading.label_index import RequestSummary
 _WINDOW_BYTES = 16 << 20  # of all sites together, read at a time
 
 
-def write(source: Source, to: Path, progress: Progress) -> dict[str, str]:
+def write(source: ExportSource, to: Path, progress: Progress) -> dict[str, str]:
     """The form of this module; see `registry.export`."""
     plan = _Plan(source)
     with to.open("wb") as file:
@@ -39,9 +39,9 @@ def write(source: Source, to: Path, progress: Progress) -> dict[str, str]:
     return {site.name: site.dtype for site in source.sites}
 
 
-def _header(source: Source) -> Header:
+def _header(source: ExportSource) -> StreamHeader:
     described = source.describe({site.name: site.dtype for site in source.sites})
-    return Header(
+    return StreamHeader(
         sites={site.name: SiteForm(site.dtype, site.width) for site in source.sites},
         model=described["model"],
         recording=described["recording"],
@@ -52,7 +52,7 @@ def _header(source: Source) -> Header:
 class _Plan:
     """The rows of all sites as one list, cut into spans: runs of positions of one request and step that the same sites have."""
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: ExportSource) -> None:
         self._source = source
         ids = [site.row_ids for site in source.sites]
         self.row_ids: np.ndarray = ids[0]
@@ -103,7 +103,7 @@ class _Plan:
         return bool(self._last[int(self.labels["request"][span.start])] < span.stop)
 
 
-def _write_window(writer: PacketWriter, source: Source, plan: _Plan, window: slice) -> None:
+def _write_window(writer: PacketWriter, source: ExportSource, plan: _Plan, window: slice) -> None:
     ids = plan.row_ids[window]
     held: list[tuple[str, np.ndarray, np.ndarray]] = []
     for site in source.sites:
@@ -116,10 +116,10 @@ def _write_window(writer: PacketWriter, source: Source, plan: _Plan, window: sli
         for name, mine, rows in held:
             first, after = np.searchsorted(mine, [plan.row_ids[span.start], plan.row_ids[span.stop - 1] + 1]).tolist()
             if after > first:
-                place = Place(name, request.id, int(labels["position"][0]))
+                place = PacketName(name, request.id, int(labels["position"][0]))
                 writer.write(place.name, np.ascontiguousarray(rows[first:after]).reshape(-1).view(np.uint8).data)
         if request.ended and plan.is_last(span):
-            writer.record(REQUEST, Ended(request=request.id, present=request.present, aborted=request.aborted))
+            writer.record(REQUEST, RequestEnded(request=request.id, present=request.present, aborted=request.aborted))
 
 
 def _span(request: RequestSummary, labels: np.ndarray) -> SpanLabels:

@@ -18,10 +18,10 @@ import numpy as np
 from actscope.errors import MissingExtra
 from actscope.recording.export.columns import columns, file_name
 from actscope.recording.export.options import Progress
-from actscope.recording.export.selection import SiteSource, Source, converted
+from actscope.recording.export.selection import ExportSource, SiteSource, converted
 
 
-def write(source: Source, to: Path, progress: Progress) -> dict[str, str]:
+def write(source: ExportSource, to: Path, progress: Progress) -> dict[str, str]:
     """The form of this module; see `registry.export`."""
     pyarrow = _pyarrow()
     to.mkdir()
@@ -43,7 +43,7 @@ def write(source: Source, to: Path, progress: Progress) -> dict[str, str]:
     return stored
 
 
-def _schema(pyarrow: Any, source: Source, site: SiteSource, stored: str) -> Any:
+def _schema(pyarrow: Any, source: ExportSource, site: SiteSource, stored: str) -> Any:
     element = pyarrow.field("element", pyarrow.from_numpy_dtype(np.dtype(stored)), nullable=False)
     facts = {
         "site": site.name,
@@ -62,7 +62,7 @@ def _schema(pyarrow: Any, source: Source, site: SiteSource, stored: str) -> Any:
     return pyarrow.schema(fields, metadata={"actscope": json.dumps(facts)})
 
 
-def _table(pyarrow: Any, source: Source, schema: Any, labels: np.ndarray) -> list[Any]:
+def _table(pyarrow: Any, source: ExportSource, schema: Any, labels: np.ndarray) -> list[Any]:
     """All columns but the rows."""
     found = columns(labels)
     plain = [pyarrow.array(found[name]) for name in schema.names if name in found and name != "request"]

@@ -12,11 +12,11 @@ from actscope.errors import ActscopeError, RecordingError, SettingsError
 from actscope.recording.export import npy, packets, parquet, safetensors, zarr
 from actscope.recording.export.options import ExportOptions, ExportReport, Progress, silent
 from actscope.recording.export.publishing import DESCRIPTION, check_free, publishing
-from actscope.recording.export.selection import Selection, Source
+from actscope.recording.export.selection import ExportSource, Selection
 from actscope.recording.reading.recording import Recording
 
 #: Writes the chosen rows at a path that is not there yet; returns what each site's rows are stored as.
-Writer = Callable[[Source, Path, Progress], dict[str, str]]
+Writer = Callable[[ExportSource, Path, Progress], dict[str, str]]
 
 FORMATS: dict[str, Writer] = {
     "safetensors": safetensors.write,
@@ -45,7 +45,7 @@ def export(
     options = options or ExportOptions()
     path = Path(to).absolute()
     check_free(path, force=options.force)
-    source = Source(recording, selection or Selection(), options)
+    source = ExportSource(recording, selection or Selection(), options)
     try:
         with publishing(path, force=options.force) as temporary:
             stored = FORMATS[format](source, temporary, progress)

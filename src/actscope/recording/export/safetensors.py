@@ -25,7 +25,7 @@ import numpy as np
 from actscope.codecs import itemsize
 from actscope.recording.export.columns import COLUMNS, columns
 from actscope.recording.export.options import Progress
-from actscope.recording.export.selection import SiteSource, Source
+from actscope.recording.export.selection import ExportSource, SiteSource
 
 #: Our dtypes as safetensors names them.
 NAMES = {
@@ -74,7 +74,7 @@ class _Tensor:
         return int(np.prod(self.shape)) * itemsize(self.dtype)
 
 
-def write(source: Source, to: Path, progress: Progress) -> dict[str, str]:
+def write(source: ExportSource, to: Path, progress: Progress) -> dict[str, str]:
     """The form of this module; see `registry.export`."""
     to.mkdir()
     shards = _shards(source)
@@ -97,7 +97,7 @@ def write(source: Source, to: Path, progress: Progress) -> dict[str, str]:
     return {site.name: site.dtype for site in source.sites}
 
 
-def _shards(source: Source) -> list[list[_Part]]:
+def _shards(source: ExportSource) -> list[list[_Part]]:
     """All parts in order, as many to a shard as fit."""
     limit = source.options.shard_bytes
     shards: list[list[_Part]] = []

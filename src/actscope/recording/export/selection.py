@@ -113,7 +113,7 @@ def converted(rows: np.ndarray, dtype: str, stored: str) -> np.ndarray:
     return to_float32(rows, dtype) if dtype == "bfloat16" and stored == "float32" else rows
 
 
-class Source:
+class ExportSource:
     """All that one export takes from a recording."""
 
     def __init__(self, recording: Recording, selection: Selection, options: ExportOptions) -> None:

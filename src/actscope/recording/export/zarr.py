@@ -15,12 +15,12 @@ import numpy as np
 from actscope.errors import MissingExtra, RecordingError
 from actscope.recording.export.columns import columns, file_name
 from actscope.recording.export.options import Progress
-from actscope.recording.export.selection import SiteSource, Source, converted
+from actscope.recording.export.selection import ExportSource, SiteSource, converted
 
 _LABEL_CHUNK = 1 << 16
 
 
-def write(source: Source, to: Path, progress: Progress) -> dict[str, str]:
+def write(source: ExportSource, to: Path, progress: Progress) -> dict[str, str]:
     """The form of this module; see `registry.export`."""
     zarr = _zarr()
     stored = {site.name: source.options.stored_dtype(site.dtype) for site in source.sites}

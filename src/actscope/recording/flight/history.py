@@ -10,9 +10,9 @@ import numpy as np
 
 from actscope.errors import RecordingError, SettingsError
 from actscope.frames import Frame, Span, SpanFlag, Step
-from actscope.recording.flight.request_rows import KeptStep, Leg, Range, Trail
+from actscope.recording.flight.request_rows import HeldSpan, KeptStep, Range, RequestRows
 from actscope.recording.flight.spool import DiskSpool, MemorySpool, Spool
-from actscope.recording.flight.windows import Window
+from actscope.recording.flight.windows import KeepWindow
 from actscope.recording.format.arrays import as_numpy
 
 #: What a step and a leg cost beside rows and labels.
@@ -66,7 +66,7 @@ class History:
 
     def __init__(self, options: FlightOptions, leaving: Callable[[KeptStep], None]) -> None:
         self.spool = options.spool()
-        self.trails: dict[str, Trail] = {}
+        self.trails: dict[str, RequestRows] = {}
         self.gone: OrderedDict[str, Tombstone] = OrderedDict()
         self.bytes = self.bytes_max = 0
         self.rows = self.forgotten_rows = 0
@@ -84,11 +84,11 @@ class History:
         found = self.trails.get(span.request)
         return found is None or (found.end is not None and SpanFlag.FIRST in span.flags)
 
-    def trail_of(self, span: Span) -> Trail:
+    def trail_of(self, span: Span) -> RequestRows:
         """The trail of a span's request, a new one where it begins."""
         if self.begins(span):
             self._begun += 1
-            self.trails[span.request] = Trail(span.request, self._begun)
+            self.trails[span.request] = RequestRows(span.request, self._begun)
             self.gone.pop(span.request, None)
         return self.trails[span.request]
 
@@ -118,7 +118,7 @@ class History:
     def _add_leg(self, kept: KeptStep, span: Span) -> None:
         trail = self.trail_of(span)
         trail.saw(span, kept.step.time_ns)
-        leg = Leg(trail, span, kept)
+        leg = HeldSpan(trail, span, kept)
         trail.legs.append(leg)
         kept.legs.append(leg)
 
@@ -130,12 +130,12 @@ class History:
                 trail.saw(span, step.time_ns)
                 trail.dropped.add(span.first_position, span.n_rows, step.time_ns)
 
-    def end(self, step: Step, span: Span) -> Trail:
+    def end(self, step: Step, span: Span) -> RequestRows:
         """The span's request has ended. Its trail stays while its rows do."""
         trail = self.trail_of(span)
         place = Span(span.request, span.first_position + span.n_rows, 0, 0, span.flags & ~SpanFlag.FIRST, span.n_prompt)
         closing = Step(step.number, step.time_ns, (place,), np.empty(0, step.meta.dtype), step.generation)
-        trail.end = Leg(trail, place, KeptStep(closing))
+        trail.end = HeldSpan(trail, place, KeptStep(closing))
         return trail
 
     def expire(self, now_ns: int) -> None:
@@ -156,12 +156,12 @@ class History:
         self.forgotten_rows += kept.step.n_rows
         self.spool.drop(kept.ticket)
 
-    def bury_if_over(self, trail: Trail) -> None:
+    def bury_if_over(self, trail: RequestRows) -> None:
         """Of a request that has ended and of which nothing is held, only the id is remembered, for a while."""
         if trail.running or trail.legs or self.trails.get(trail.request) is not trail:
             return
         del self.trails[trail.request]
-        lost = (tuple(rows.within(Window())) for rows in (trail.forgotten, trail.dropped))
+        lost = (tuple(rows.within(KeepWindow())) for rows in (trail.forgotten, trail.dropped))
         self.gone[trail.request] = Tombstone(trail.rows_given, *lost)
         while len(self.gone) > _TOMBSTONES:
             self.gone.popitem(last=False)

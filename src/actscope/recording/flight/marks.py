@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from typing import Literal
 
 from actscope.recording.flight.request_rows import Range
-from actscope.recording.flight.windows import Extent
+from actscope.recording.flight.windows import TokensOrTime
 
 MarkState = Literal["keeping", "kept", "pending", "forgotten", "unknown"]
 
 
 @dataclass(frozen=True, slots=True)
-class Marked:
+class MarkResult:
     """What has become of a mark.
 
     `keeping`: the request runs, and its future rows will be kept too; `kept`: it had ended; `pending`: it is waited for;
@@ -35,10 +35,10 @@ class Marked:
 
 
 @dataclass(frozen=True, slots=True)
-class Wish:
+class MarkRequest:
     """A mark as it is asked for. `until_ns`: how long it waits for a request that has not begun, 0 for not at all."""
 
     why: str
-    before: Extent | None
-    after: Extent | None
+    before: TokensOrTime | None
+    after: TokensOrTime | None
     until_ns: int = 0

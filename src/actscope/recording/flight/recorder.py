@@ -18,10 +18,10 @@ from actscope.clock import monotonic_ns
 from actscope.errors import RecordingError, RecordingPoisoned, SettingsError
 from actscope.frames import SCORES, Frame, SinkStats, Step
 from actscope.recording.flight.history import FlightOptions
-from actscope.recording.flight.marks import Marked, Wish
-from actscope.recording.flight.retention import Keeper
+from actscope.recording.flight.marks import MarkRequest, MarkResult
+from actscope.recording.flight.retention import Retention
 from actscope.recording.flight.triggers import Rule
-from actscope.recording.flight.windows import Extent
+from actscope.recording.flight.windows import TokensOrTime
 from actscope.recording.writing.recorder import Recorder
 
 log = logging.getLogger("actscope.recording")
@@ -83,7 +83,7 @@ class FlightRecorder:
         self.options = options or FlightOptions()
         self._sites = frozenset(recorder.spec.sites)
         self._clock = clock
-        self._keeper = Keeper(recorder, self.options, rules, special_ids, clock)
+        self._keeper = Retention(recorder, self.options, rules, special_ids, clock)
         self._faults = 0
         self._given = self._taken = 0  # bytes into the queue and out of it: each has one writer
         self._stats = SinkStats()
@@ -131,10 +131,10 @@ class FlightRecorder:
         request: str,
         why: str = "",
         *,
-        before: Extent | None = None,
-        after: Extent | None = None,
+        before: TokensOrTime | None = None,
+        after: TokensOrTime | None = None,
         wait_seconds: float = 0.0,
-    ) -> Future[Marked]:
+    ) -> Future[MarkResult]:
         """Keep a request: what is still held of it, and what comes until it ends.
 
         `before` and `after` count from its last row so far; None is everything. A request that is not known yet is waited
@@ -142,19 +142,19 @@ class FlightRecorder:
         found by it.
         """
         until_ns = self._clock() + int(wait_seconds * 1e9) if wait_seconds > 0 else 0
-        return self._call(lambda: self._keeper.mark(request, Wish(why, before, after, until_ns)))
+        return self._call(lambda: self._keeper.mark(request, MarkRequest(why, before, after, until_ns)))
 
     def mark_running(
-        self, why: str = "", *, before: Extent | None = None, after: Extent | None = None
-    ) -> Future[list[Marked]]:
+        self, why: str = "", *, before: TokensOrTime | None = None, after: TokensOrTime | None = None
+    ) -> Future[list[MarkResult]]:
         """Mark all requests that run now."""
-        return self._call(lambda: self._keeper.mark_running(Wish(why, before, after)))
+        return self._call(lambda: self._keeper.mark_running(MarkRequest(why, before, after)))
 
     def mark_last(
-        self, why: str = "", *, before: Extent | None = None, after: Extent | None = None
-    ) -> Future[list[Marked]]:
+        self, why: str = "", *, before: TokensOrTime | None = None, after: TokensOrTime | None = None
+    ) -> Future[list[MarkResult]]:
         """Mark the request that has begun last; an empty list when there is none."""
-        return self._call(lambda: self._keeper.mark_last(Wish(why, before, after)))
+        return self._call(lambda: self._keeper.mark_last(MarkRequest(why, before, after)))
 
     def settle(self) -> FlightStats:
         """Return when all that was written so far has been taken in, and what is too old is forgotten."""

@@ -12,7 +12,7 @@ import numpy as np
 
 from actscope.frames import Span, Step
 from actscope.recording.flight.spool import Run
-from actscope.recording.flight.windows import Window, Windows
+from actscope.recording.flight.windows import KeepWindow, Windows
 
 #: Positions `first .. after` of a request.
 Range = tuple[int, int]
@@ -26,14 +26,14 @@ class KeptStep:
     sites: list[tuple[str, str]] = field(default_factory=list)
     ticket: Any = None
     size: int = 0
-    legs: list[Leg] = field(default_factory=list)
+    legs: list[HeldSpan] = field(default_factory=list)
 
 
 @dataclass(slots=True, eq=False)
-class Leg:
+class HeldSpan:
     """One span of a kept step. `given`: which of its rows the recording has been given, or is about to be."""
 
-    trail: Trail
+    trail: RequestRows
     span: Span
     kept: KeptStep
     given: np.ndarray | None = None
@@ -50,13 +50,13 @@ class Leg:
 
 
 @dataclass(slots=True, eq=False)
-class Trail:
+class RequestRows:
     """One request from its first span on: the legs that are held, the rows that are lost, and what is wanted of it."""
 
     request: str
     number: int  # trails are numbered as they begin
-    legs: deque[Leg] = field(default_factory=deque)
-    end: Leg | None = None
+    legs: deque[HeldSpan] = field(default_factory=deque)
+    end: HeldSpan | None = None
     position: int = -1  # of its last row
     time_ns: int = 0  # of its last row
     in_order: bool = True  # positions have only gone up
@@ -81,9 +81,9 @@ class Trail:
         self.position = max(self.position, span.first_position + span.n_rows - 1)
         self.time_ns = time_ns
 
-    def legs_within(self, window: Window) -> list[Leg]:
+    def legs_within(self, window: KeepWindow) -> list[HeldSpan]:
         """The legs, in their order, that the window may want rows of."""
-        found: list[Leg] = []
+        found: list[HeldSpan] = []
         for leg in reversed(self.legs):
             too_old = leg.kept.step.time_ns < window.first_ns
             if too_old or (self.in_order and leg.span.first_position + leg.span.n_rows <= window.first):
@@ -91,7 +91,7 @@ class Trail:
             found.append(leg)
         return found[::-1]
 
-    def forget(self, leg: Leg) -> None:
+    def forget(self, leg: HeldSpan) -> None:
         """Its oldest leg's rows are gone, unless they were given."""
         assert self.legs.popleft() is leg
         gone = [(0, leg.span.n_rows)] if leg.given is None else runs_of(~leg.given)
@@ -125,7 +125,7 @@ class Lost:
         self._first, self._after, self._time_ns = (array("q", column) for column in zip(*kept, strict=True)) if kept else (
             array("q"), array("q"), array("q"))  # fmt: skip
 
-    def within(self, window: Window) -> list[Range]:
+    def within(self, window: KeepWindow) -> list[Range]:
         """The lost positions that a window wants, as ranges that do not touch."""
         merged: list[Range] = []
         for first, after in sorted(self._cut(window)):
@@ -135,7 +135,7 @@ class Lost:
                 merged.append((first, after))
         return merged
 
-    def _cut(self, window: Window) -> Iterator[Range]:
+    def _cut(self, window: KeepWindow) -> Iterator[Range]:
         for first, after, time_ns in zip(*self._columns, strict=True):
             start, stop = window.cut(first, after - first, time_ns)
             if start < stop:

@@ -9,12 +9,12 @@ from collections.abc import Callable, Collection, Sequence
 from actscope.errors import RecordingError
 from actscope.frames import SCORES, Frame, Span, SpanFlag, Step
 from actscope.recording.flight.history import FlightOptions, History
-from actscope.recording.flight.marks import Marked, MarkState, Wish
-from actscope.recording.flight.request_rows import KeptStep, Leg, Trail
-from actscope.recording.flight.trigger_evaluator import Firing, Watcher
+from actscope.recording.flight.marks import MarkRequest, MarkResult, MarkState
+from actscope.recording.flight.request_rows import HeldSpan, KeptStep, RequestRows
+from actscope.recording.flight.trigger_evaluator import Firing, TriggerEvaluator
 from actscope.recording.flight.triggers import ProbeRule, Rule, SampleRule
-from actscope.recording.flight.windows import Window, Windows
-from actscope.recording.flight.writeback import Outbox, Piece
+from actscope.recording.flight.windows import KeepWindow, Windows
+from actscope.recording.flight.writeback import Piece, Writeback
 from actscope.recording.format.arrays import as_numpy
 from actscope.recording.writing.recorder import Recorder
 from actscope.sampling import keeps
@@ -26,7 +26,7 @@ _END = int(SpanFlag.END)
 _MAX_REASONS = 64
 
 
-class Keeper:
+class Retention:
     """History, rules, marks and outbox of one flight recorder. One thread uses it; counts may be read from others."""
 
     def __init__(
@@ -38,13 +38,13 @@ class Keeper:
         clock: Callable[[], int],
     ) -> None:
         self.rate = max((rule.rate for rule in rules if isinstance(rule, SampleRule)), default=0.0)
-        self.watcher = Watcher([rule for rule in rules if isinstance(rule, ProbeRule)], special_ids)
+        self.watcher = TriggerEvaluator([rule for rule in rules if isinstance(rule, ProbeRule)], special_ids)
         self.history = History(options, lambda kept: self.outbox.hurry(kept))
-        self.outbox = Outbox(recorder, self.history.spool)
+        self.outbox = Writeback(recorder, self.history.spool)
         self.marks = self.marked_requests = 0
         self.missed_rows = 0  # that neither memory nor disk took
         self._pending = options.pending
-        self._wishes: OrderedDict[str, Wish] = OrderedDict()
+        self._wishes: OrderedDict[str, MarkRequest] = OrderedDict()
         self._clock = clock
         self._reported: set[str] = set()
 
@@ -99,7 +99,7 @@ class Keeper:
         if wish is not None and wish.until_ns >= time_ns:
             self._keep(self.history.trail_of(span), wish)
         if self.rate and keeps(span.request, self.rate):
-            self._keep(self.history.trail_of(span), Wish(f"sample {self.rate:g}", None, None, 0))
+            self._keep(self.history.trail_of(span), MarkRequest(f"sample {self.rate:g}", None, None, 0))
 
     def _keep_wanted(self, kept: KeptStep) -> None:
         """Of a step that has just come, the rows of requests that are kept."""
@@ -136,27 +136,27 @@ class Keeper:
 
     # --- marks ------------------------------------------------------------------------------------------------------------
 
-    def mark(self, request: str, wish: Wish) -> Marked:
+    def mark(self, request: str, wish: MarkRequest) -> MarkResult:
         """See `FlightRecorder.mark`."""
         trail = self.history.trails.get(request)
         if trail is not None:
             return self._keep(trail, wish)
         if (grave := self.history.gone.get(request)) is not None:
             state: MarkState = "kept" if grave.rows_given else "forgotten"
-            return Marked(request, state, False, grave.rows_given, grave.forgotten, grave.dropped)
+            return MarkResult(request, state, False, grave.rows_given, grave.forgotten, grave.dropped)
         if not wish.until_ns:
-            return Marked(request, "unknown")
+            return MarkResult(request, "unknown")
         self._wait_for(request, wish)
-        return Marked(request, "pending")
+        return MarkResult(request, "pending")
 
-    def mark_running(self, wish: Wish) -> list[Marked]:
+    def mark_running(self, wish: MarkRequest) -> list[MarkResult]:
         return [self._keep(trail, wish) for trail in list(self.history.trails.values()) if trail.running]
 
-    def mark_last(self, wish: Wish) -> list[Marked]:
+    def mark_last(self, wish: MarkRequest) -> list[MarkResult]:
         trails = self.history.trails.values()
         return [self._keep(max(trails, key=lambda trail: trail.number), wish)] if trails else []
 
-    def _wait_for(self, request: str, wish: Wish) -> None:
+    def _wait_for(self, request: str, wish: MarkRequest) -> None:
         now = self._clock()
         for name in [name for name, other in self._wishes.items() if other.until_ns < now]:
             del self._wishes[name]
@@ -164,17 +164,17 @@ class Keeper:
             raise RecordingError(f"{self._pending} marks wait for requests already; try again when some have begun")
         self._wishes[request] = wish
 
-    def _keep(self, trail: Trail, wish: Wish) -> Marked:
-        window = Window.around(trail.position, trail.time_ns or self._clock(), wish.before, wish.after)
+    def _keep(self, trail: RequestRows, wish: MarkRequest) -> MarkResult:
+        window = KeepWindow.around(trail.position, trail.time_ns or self._clock(), wish.before, wish.after)
         self._want(trail, window)
         self._note(trail, wish.why)
         forgotten, dropped = tuple(trail.forgotten.within(window)), tuple(trail.dropped.within(window))
         state: MarkState = "keeping" if trail.running else "kept"
         if not trail.running and not trail.rows_given and (forgotten or dropped):
             state = "forgotten"
-        return Marked(trail.request, state, trail.running, trail.rows_given, forgotten, dropped)
+        return MarkResult(trail.request, state, trail.running, trail.rows_given, forgotten, dropped)
 
-    def _want(self, trail: Trail, window: Window) -> None:
+    def _want(self, trail: RequestRows, window: KeepWindow) -> None:
         """Keep a window of a request: what is held of it now, and what comes."""
         if trail.windows is None:
             trail.windows = Windows()
@@ -184,11 +184,11 @@ class Keeper:
                 self._keep_leg(trail, leg)
             self._keep_leg(trail, trail.end)
 
-    def _keep_leg(self, trail: Trail, leg: Leg | None) -> None:
+    def _keep_leg(self, trail: RequestRows, leg: HeldSpan | None) -> None:
         if leg is not None and trail.windows is not None:
             self.outbox.add(leg.kept, [(leg, run) for run in leg.choose(trail.windows)])
 
-    def _note(self, trail: Trail, why: str) -> None:
+    def _note(self, trail: RequestRows, why: str) -> None:
         """Write the mark into the recording, once for each reason."""
         if why in trail.reasons or len(trail.reasons) >= _MAX_REASONS:
             return

@@ -12,7 +12,7 @@ import numpy as np
 
 from actscope.frames import RowFlag, Step
 from actscope.recording.flight.triggers import ProbeRule
-from actscope.recording.flight.windows import Window
+from actscope.recording.flight.windows import KeepWindow
 
 log = logging.getLogger("actscope.recording")
 
@@ -31,7 +31,7 @@ class Firing:
     request: str
     position: int
     value: float
-    windows: tuple[Window, ...]
+    windows: tuple[KeepWindow, ...]
     begins: bool
 
     @property
@@ -71,7 +71,7 @@ class _Watch:
     warned: bool = False
 
 
-class Watcher:
+class TriggerEvaluator:
     """Evaluates rules on scores float32 [n, width]. One thread uses it; no rule costs more than a few array operations a
     step, but those that take a mean, which cost a little for each request.
 
@@ -221,13 +221,13 @@ def _awake(memory: _Memory, rule: ProbeRule, step: Step, rows: np.ndarray) -> np
     return np.array(firing, np.int64)
 
 
-def _windows(rule: ProbeRule, positions: np.ndarray, time_ns: int) -> tuple[Window, ...]:
+def _windows(rule: ProbeRule, positions: np.ndarray, time_ns: int) -> tuple[KeepWindow, ...]:
     """What firings at these ascending positions of one step want together, as windows that do not touch."""
     before = rule.before.tokens if rule.before is not None else None
     after = rule.after.tokens if rule.after is not None else None
     if before is None or after is None:  # one end is the same for all of them
         at = int(positions[0] if after is None else positions[-1])
-        return (Window.around(at, time_ns, rule.before, rule.after),)
+        return (KeepWindow.around(at, time_ns, rule.before, rule.after),)
     apart = np.flatnonzero(np.diff(positions) > before + after + 1) + 1
     runs = np.split(positions, apart)
-    return tuple(Window(max(0, int(run[0]) - before), int(run[-1]) + after) for run in runs)
+    return tuple(KeepWindow(max(0, int(run[0]) - before), int(run[-1]) + after) for run in runs)

@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 
 from actscope.errors import SettingsError
-from actscope.recording.flight.windows import Extent
+from actscope.recording.flight.windows import TokensOrTime
 
 _COMPARE: dict[str, Callable[[Any, Any], Any]] = {
     ">": operator.gt,
@@ -51,9 +51,9 @@ class ProbeRule:
     op: str
     threshold: float
     mean_over: int = 1
-    before: Extent | None = None
-    after: Extent | None = None
-    cooldown: Extent | None = None
+    before: TokensOrTime | None = None
+    after: TokensOrTime | None = None
+    cooldown: TokensOrTime | None = None
 
     def holds(self, values: np.ndarray) -> np.ndarray:
         """bool, of the same shape."""
@@ -124,8 +124,8 @@ class _Words:
         return self.take(f"{', '.join(names)} or the end", lambda word: word in names)
 
     def extent(
-        self, fits: Callable[[Extent], bool] = lambda extent: True, expected: str = "e.g. 20 tokens or 5s"
-    ) -> Extent:
+        self, fits: Callable[[TokensOrTime], bool] = lambda extent: True, expected: str = "e.g. 20 tokens or 5s"
+    ) -> TokensOrTime:
         """One or two words: `5s`, `5 s`, `20 tokens`. A number without a unit is not one."""
         for n in (2, 1):
             part = "".join(word for word, _ in self._words[self._next : self._next + n])
@@ -156,8 +156,8 @@ def _is_number(word: str, low: float, high: float) -> bool:
         return False
 
 
-def _extent(text: str) -> Extent | None:
+def _extent(text: str) -> TokensOrTime | None:
     try:
-        return Extent.parse(text)
+        return TokensOrTime.parse(text)
     except SettingsError:
         return None

@@ -17,14 +17,14 @@ _EXTENT = re.compile(r"(?P<n>\d+(?:\.\d+)?)\s*(?P<unit>tokens?|ms|s|min|h)?")
 
 
 @dataclass(frozen=True, slots=True)
-class Extent:
+class TokensOrTime:
     """So many tokens, or so long: exactly one of the two."""
 
     tokens: int | None = None
     ns: int | None = None
 
     @classmethod
-    def parse(cls, text: str | int) -> Extent:
+    def parse(cls, text: str | int) -> TokensOrTime:
         """`20`, `20 tokens`, `5s`, `1.5 min`; SettingsError for anything else."""
         found = _EXTENT.fullmatch(str(text).strip())
         if found is None:
@@ -41,7 +41,7 @@ class Extent:
 
 
 @dataclass(frozen=True, slots=True)
-class Window:
+class KeepWindow:
     """Rows whose position and time both lie within these ends, all included."""
 
     first: int = 0
@@ -50,7 +50,7 @@ class Window:
     last_ns: int = NEVER_ENDS
 
     @classmethod
-    def around(cls, position: int, time_ns: int, before: Extent | None, after: Extent | None) -> Window:
+    def around(cls, position: int, time_ns: int, before: TokensOrTime | None, after: TokensOrTime | None) -> KeepWindow:
         """The row at `position` with what comes before and after it; None is everything."""
         window = cls()
         if before is not None and before.tokens is not None:
@@ -74,7 +74,7 @@ class Window:
         start = max(0, self.first - first_position)
         return start, max(start, min(n_rows, self.last - first_position + 1))
 
-    def holds(self, other: Window) -> bool:
+    def holds(self, other: KeepWindow) -> bool:
         return (
             self.first <= other.first
             and other.last <= self.last
@@ -87,15 +87,15 @@ class Windows:
     """The union of some windows of one request."""
 
     def __init__(self) -> None:
-        self._windows: list[Window] = []
+        self._windows: list[KeepWindow] = []
 
-    def add(self, window: Window) -> bool:
+    def add(self, window: KeepWindow) -> bool:
         """Take a window in; those of positions alone that touch become one. False when it was in already."""
         if any(known.holds(window) for known in self._windows):
             return False
         joined = [w for w in self._windows if not w.is_timed and not window.is_timed and _touch(w, window)]
         for known in joined:
-            window = Window(min(window.first, known.first), max(window.last, known.last))
+            window = KeepWindow(min(window.first, known.first), max(window.last, known.last))
         rest = [known for known in self._windows if known not in joined and not window.holds(known)]
         self._windows = [*rest, window]
         return True
@@ -117,5 +117,5 @@ class Windows:
         return found
 
 
-def _touch(a: Window, b: Window) -> bool:
+def _touch(a: KeepWindow, b: KeepWindow) -> bool:
     return a.first <= b.last + 1 and b.first <= a.last + 1

@@ -11,7 +11,7 @@ import numpy as np
 
 from actscope.errors import ActscopeError, RecordingPoisoned
 from actscope.frames import Frame, Span, SpanFlag, Step
-from actscope.recording.flight.request_rows import KeptStep, Leg
+from actscope.recording.flight.request_rows import HeldSpan, KeptStep
 from actscope.recording.flight.spool import Run, Spool
 from actscope.recording.writing.recorder import Recorder
 
@@ -21,7 +21,7 @@ log = logging.getLogger("actscope.recording")
 _AT_ONCE = 32 << 20
 
 #: A run of rows of one leg.
-Piece = tuple[Leg, Run]
+Piece = tuple[HeldSpan, Run]
 
 
 @dataclass(slots=True, eq=False)
@@ -35,7 +35,7 @@ class _Move:
         return sum(stop - start for _, (start, stop) in self.pieces)
 
 
-class Outbox:
+class Writeback:
     """Hands rows to a recorder in order, when it has room: it must be this outbox's alone, with policy `drop`.
 
     Rows that cannot wait, for their step is leaving, are handed over at once; the recorder drops and counts them if it must.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 from typing import Any
 
-from actscope import __version__
+from actscope._version import __version__
 from actscope.clock import clock_pair
 from actscope.errors import RecordingError
 from actscope.recording.spec import FORMAT_VERSION, RecordingSpec

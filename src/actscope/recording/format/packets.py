@@ -44,7 +44,7 @@ class SiteForm(msgspec.Struct, frozen=True):
     width: int
 
 
-class Header(msgspec.Struct, frozen=True, kw_only=True):
+class StreamHeader(msgspec.Struct, frozen=True, kw_only=True):
     """The first packet of a stream of ours."""
 
     format: str = "actscope-packets"
@@ -69,7 +69,7 @@ class SpanLabels(msgspec.Struct, frozen=True, kw_only=True):
     flags: list[int]
 
 
-class Ended(msgspec.Struct, frozen=True, kw_only=True):
+class RequestEnded(msgspec.Struct, frozen=True, kw_only=True):
     """A request has ended; `present` positions are known of (the last one's token may never have been computed)."""
 
     request: str
@@ -78,7 +78,7 @@ class Ended(msgspec.Struct, frozen=True, kw_only=True):
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class PacketName:
     """What a rows packet's name says."""
 
     site: str
@@ -90,7 +90,7 @@ class Place:
         return f"{quote(self.site, safe='')}/{quote(self.request, safe='')}/{self.position}"
 
     @classmethod
-    def parse(cls, name: str) -> Place | None:
+    def parse(cls, name: str) -> PacketName | None:
         """The place, or None for a name of another form."""
         parts = name.split("/")
         if len(parts) != 3 or not (parts[2].isascii() and parts[2].isdecimal()) or len(parts[2]) > 18 or not parts[0]:

@@ -45,7 +45,7 @@ class _Wire(msgspec.Struct, array_like=True):
 
 
 @dataclass(frozen=True, slots=True)
-class LedgerBatch:
+class RowLabels:
     """Labels of some steps: `labels` LABEL [n] (request counts in `requests`), `row_ids` int64 [n], and one of `spans` each."""
 
     requests: list[str]
@@ -75,7 +75,7 @@ def _rows(step: Step) -> np.ndarray:
     return rows
 
 
-def decode(body: bytes | memoryview) -> LedgerBatch:
+def decode(body: bytes | memoryview) -> RowLabels:
     """The labels of a batch. Raises RecordingDamaged when its parts do not fit together."""
     try:
         wire = msgspec.msgpack.decode(zstandard.ZstdDecompressor().decompress(body, _MAX_BATCH), type=_Wire)
@@ -86,7 +86,7 @@ def decode(body: bytes | memoryview) -> LedgerBatch:
     fits = steps["n_rows"].sum() == len(rows) == spans["n_rows"].sum() and steps["n_spans"].sum() == len(spans)
     if not fits or len(first_rows) != len(steps) or (len(spans) and spans["request"].max() >= len(wire.requests)):
         raise RecordingDamaged(f"a batch of labels has {len(rows)} rows, but its steps and spans say otherwise")
-    return LedgerBatch(wire.requests, _labels(steps, spans, rows), _row_ids(steps, first_rows), spans)
+    return RowLabels(wire.requests, _labels(steps, spans, rows), _row_ids(steps, first_rows), spans)
 
 
 def _labels(steps: np.ndarray, spans: np.ndarray, rows: np.ndarray) -> np.ndarray:

@@ -13,7 +13,7 @@ import numpy as np
 from actscope.codecs import itemsize
 from actscope.errors import RecordingError, SettingsError
 from actscope.frames import ROW_META, Span, Step
-from actscope.recording.format.packets import Entry, Place, SiteForm, scan_packets
+from actscope.recording.format.packets import Entry, PacketName, SiteForm, scan_packets
 from actscope.recording.importing.options import ImportOptions
 from actscope.recording.importing.stream import Count, Progress, Steps, Texts, as_rows, frame_of
 from actscope.recording.spec import RecordingSpec
@@ -25,7 +25,7 @@ _MAX_SITES = 4096
 class _Lump:
     """One packet of a foreign stream: rows of a site, and where they lie."""
 
-    place: Place
+    place: PacketName
     rows: int
     entry: Entry
 
@@ -52,7 +52,7 @@ class ForeignStream:
     def _scan(self) -> list[list[_Lump]]:
         pattern = self._options.pattern
         counted: dict[tuple[str, str], int] = {}
-        seen: dict[tuple[Place, int], int] = {}
+        seen: dict[tuple[PacketName, int], int] = {}
         groups: dict[tuple[str, int, int, int], list[_Lump]] = {}
         sites: set[str] = set()
         for entry in scan_packets(self._file, self._name):
@@ -71,7 +71,7 @@ class ForeignStream:
             if position is None:
                 position = counted.get((site, request), 0)
             counted[site, request] = position + rows
-            place = Place(site, request, position)
+            place = PacketName(site, request, position)
             time = seen[place, rows] = seen.get((place, rows), -1) + 1
             groups.setdefault((request, position, rows, time), []).append(_Lump(place, rows, entry))
         return list(groups.values())
@@ -79,7 +79,7 @@ class ForeignStream:
     def _read_name(self, entry: Entry, pattern: re.Pattern[str] | None) -> tuple[str, str, int | None]:
         usual = self._options.request
         if pattern is None:
-            place = Place.parse(entry.name)
+            place = PacketName.parse(entry.name)
             return (entry.name, usual, None) if place is None else (place.site, place.request, place.position)
         match = pattern.fullmatch(entry.name)
         if match is None:

@@ -11,11 +11,11 @@ from typing import BinaryIO
 
 from actscope.codecs import DTYPES
 from actscope.errors import ActscopeError, RecordingError
-from actscope.recording.format.packets import HEADER, VERSION, Header, scan_packets
+from actscope.recording.format.packets import HEADER, VERSION, StreamHeader, scan_packets
 from actscope.recording.importing.foreign import ForeignStream
 from actscope.recording.importing.options import ImportOptions
 from actscope.recording.importing.own import OwnStream, decode
-from actscope.recording.importing.stream import Progress, Stream
+from actscope.recording.importing.stream import Progress, StepStream
 from actscope.recording.spec import PipelineOptions
 from actscope.recording.writing.recorder import Recorder
 from actscope.store.files import sync_directory
@@ -55,7 +55,9 @@ def import_packets(
     try:
         with path.open("rb") as file:
             header = _header_of(file, str(path))
-            stream: Stream = OwnStream(file, path, header, options) if header else ForeignStream(file, path, options)
+            stream: StepStream = (
+                OwnStream(file, path, header, options) if header else ForeignStream(file, path, options)
+            )
             _record(stream, target, progress)
     except ActscopeError:
         raise
@@ -69,7 +71,7 @@ def import_packets(
     )
 
 
-def _record(stream: Stream, target: Path, progress: Progress) -> None:
+def _record(stream: StepStream, target: Path, progress: Progress) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
     try:
@@ -85,7 +87,7 @@ def _record(stream: Stream, target: Path, progress: Progress) -> None:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _header_of(file: BinaryIO, name: str) -> Header | None:
+def _header_of(file: BinaryIO, name: str) -> StreamHeader | None:
     """The header of a stream of ours; None for a foreign one."""
     first = next(scan_packets(file, name), None)
     if first is None:
@@ -93,7 +95,7 @@ def _header_of(file: BinaryIO, name: str) -> Header | None:
     if first.name != HEADER:
         return None
     file.seek(first.begin)
-    header = decode(file.read(first.length), Header, name, first.offset)
+    header = decode(file.read(first.length), StreamHeader, name, first.offset)
     if header.format != "actscope-packets" or header.version != VERSION or header.byte_order != "little":
         raise RecordingError(
             f"{name}: its header says {header.format} version {header.version}, {header.byte_order}-endian; this actscope reads "

@@ -17,12 +17,12 @@ from actscope.recording.format.packets import (
     HEADER,
     REQUEST,
     SPAN,
-    Ended,
-    Header,
     Packet,
-    Place,
+    PacketName,
+    RequestEnded,
     SiteForm,
     SpanLabels,
+    StreamHeader,
     read_packets,
 )
 from actscope.recording.importing.options import ImportOptions
@@ -42,7 +42,7 @@ def decode(data: bytes, kind: type[R], name: str, offset: int) -> R:
 class OwnStream:
     """A stream of ours: spans with labels, each followed by its rows."""
 
-    def __init__(self, file: BinaryIO, path: Path, header: Header, options: ImportOptions) -> None:
+    def __init__(self, file: BinaryIO, path: Path, header: StreamHeader, options: ImportOptions) -> None:
         self._file, self._name = file, str(path)
         self._forms = {site: form for site, form in header.sites.items() if options.wants(site)}
         if not self._forms:
@@ -88,7 +88,7 @@ class OwnStream:
             yield span
 
     def _ended(self, packet: Packet) -> _LabelledSpan:
-        ended = decode(packet.data, Ended, self._name, packet.offset)
+        ended = decode(packet.data, RequestEnded, self._name, packet.offset)
         if not 0 <= ended.present < 1 << 62:
             raise RecordingError(
                 f"{self._name}: the packet at byte {packet.offset} has {ended.present} positions present"
@@ -100,7 +100,7 @@ class OwnStream:
         return _LabelledSpan(nothing, flags)
 
     def _take(self, packet: Packet, span: _LabelledSpan | None) -> None:
-        place = Place.parse(packet.name)
+        place = PacketName.parse(packet.name)
         where = f"{self._name}: the packet {packet.name[:60]!r} at byte {packet.offset}"
         if place is None or place.site not in self._forms:
             self.count.skipped += 1

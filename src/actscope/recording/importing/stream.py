@@ -30,7 +30,7 @@ class Count:
     requests: set[str] = field(default_factory=set)
 
 
-class Stream(Protocol):
+class StepStream(Protocol):
     """A packet stream as steps."""
 
     spec: RecordingSpec

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from actscope.frames import RowFlag, SpanFlag
-from actscope.recording.format.row_labels import LABEL, LedgerBatch
+from actscope.recording.format.row_labels import LABEL, RowLabels
 
 #: Rows that say nothing of a token that is part of the request.
 SPURIOUS = int(RowFlag.REJECTED | RowFlag.AFTER_EOS)
@@ -28,10 +28,10 @@ class RequestSummary:
     aborted: bool
 
 
-class Labels:
+class LabelIndex:
     """`all` LABEL [n] in the order of `row_ids` int64 [n], which ascend; `requests` in the order of their first step."""
 
-    def __init__(self, batches: Iterable[LedgerBatch]) -> None:
+    def __init__(self, batches: Iterable[RowLabels]) -> None:
         self.requests: list[str] = []
         self._number: dict[str, int] = {}
         self._n_prompt: list[int] = []
@@ -49,7 +49,7 @@ class Labels:
         self._flag_what_lies_behind_the_end()
         self._edges: tuple[np.ndarray, np.ndarray] | None = None
 
-    def _take(self, batch: LedgerBatch) -> np.ndarray:
+    def _take(self, batch: RowLabels) -> np.ndarray:
         numbers = np.array([self._known(request) for request in batch.requests], np.uint32)
         for span in batch.spans:
             request = int(numbers[span["request"]])

@@ -15,7 +15,7 @@ from actscope.errors import RecordingError, SiteError
 from actscope.recording.format import manifest, records
 from actscope.recording.format import row_labels as ledger
 from actscope.recording.format.index_keys import CHANNELS, KEY, Kind
-from actscope.recording.reading.label_index import Labels, RequestSummary
+from actscope.recording.reading.label_index import LabelIndex, RequestSummary
 from actscope.recording.reading.site_rows import Blocks, Rows, SiteRows
 from actscope.store import Damage, StoreReader
 
@@ -223,8 +223,8 @@ class Recording:
         return keys
 
     @cached_property
-    def _labels(self) -> Labels:
-        return Labels(ledger.decode(body) for body in self._bodies(Kind.LEDGER))
+    def _labels(self) -> LabelIndex:
+        return LabelIndex(ledger.decode(body) for body in self._bodies(Kind.LEDGER))
 
     @cached_property
     def _sites(self) -> dict[str, SiteRows]:

@@ -17,7 +17,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from actscope import __version__
+from actscope._version import __version__
 from actscope.clock import clock_pair, monotonic_ns
 from actscope.codecs import DTYPES, Encoded, Encoder, carrier, encoder
 from actscope.errors import RecordingError, RecordingPoisoned
@@ -36,8 +36,8 @@ from actscope.recording.format.index_keys import (
 )
 from actscope.recording.format.manifest import manifest_of
 from actscope.recording.spec import PipelineOptions, RecordingSpec
-from actscope.recording.writing.resume import Continuation, continue_recording
-from actscope.recording.writing.site_queues import Lane, Lanes, Piece
+from actscope.recording.writing.resume import Resume, continue_recording
+from actscope.recording.writing.site_queues import QueuedRows, SiteQueue, SiteQueues
 from actscope.store import Store
 from actscope.store.files import publish
 
@@ -72,14 +72,16 @@ class Recorder:
     rows before `stats().durable_rows` also a power cut.
     """
 
-    def __init__(self, store: Store, spec: RecordingSpec, options: PipelineOptions, begun: Continuation) -> None:
+    def __init__(self, store: Store, spec: RecordingSpec, options: PipelineOptions, begun: Resume) -> None:
         self.path, self.spec, self.options = store.path, spec, options
         self.known_requests = begun.requests
         self.texts: Callable[[Sequence[int]], list[str]] | None = None
         self._store = store
         self._stats = RecorderStats(dropped_by_site=dict.fromkeys(spec.sites, 0))
         self._encoders: list[Encoder] = [encoder(spec.codec_of(site)) for site in spec.sites]
-        self._lanes = Lanes(spec.sites, budget=options.queue_bytes, block_bytes=options.block_bytes_of(len(spec.sites)))
+        self._lanes = SiteQueues(
+            spec.sites, budget=options.queue_bytes, block_bytes=options.block_bytes_of(len(spec.sites))
+        )
         self._next_row, self._step_base = begun.next_row, begun.last_step
         self._written = self._durable = begun.next_row
         self._shapes: dict[str, tuple[str, int]] = dict(begun.shapes)  # dtype and width of each site
@@ -129,7 +131,7 @@ class Recorder:
             Store.create(path, manifest=manifest_of(spec), channels=channels, options=store_options),
             spec,
             options,
-            Continuation(),
+            Resume(),
         )
 
     # --- on the model's thread ------------------------------------------------------------------------------------------
@@ -161,7 +163,7 @@ class Recorder:
         """
         array, dtype = as_numpy(rows, dtype)
         self._check(step, site, array, dtype)
-        piece = Piece(self._open[step.number], array, dtype, step.number + self._step_base, step.time_ns)
+        piece = QueuedRows(self._open[step.number], array, dtype, step.number + self._step_base, step.time_ns)
         if not step.n_rows:
             return True
         if self._failure is None and self._lanes.offer(site, piece, wait=self.options.policy == "block"):
@@ -185,7 +187,7 @@ class Recorder:
                 "record another dtype or width into a folder of its own"
             )
 
-    def _lose(self, site: str, pieces: Sequence[Piece]) -> None:
+    def _lose(self, site: str, pieces: Sequence[QueuedRows]) -> None:
         """Count rows that are not kept; the recording says which, unless it can say nothing any more."""
         with self._lock:
             for piece in pieces:
@@ -348,7 +350,7 @@ class Recorder:
     def _stopped(self, failure: Exception) -> RecordingPoisoned:
         return RecordingPoisoned(f"{self.path}: recording has stopped: {failure}")
 
-    def _keep(self, lane: Lane, pieces: list[Piece]) -> None:
+    def _keep(self, lane: SiteQueue, pieces: list[QueuedRows]) -> None:
         first = pieces[0]
         rows = first.rows if len(pieces) == 1 else np.concatenate([piece.rows for piece in pieces])
         limit = max(1, 2 * self.options.block_bytes // max(1, rows.nbytes // len(rows)))
@@ -356,7 +358,7 @@ class Recorder:
             part = rows[start : start + limit]
             self._append(lane, replace(first, first_row=first.first_row + start, rows=part))
 
-    def _append(self, lane: Lane, block: Piece) -> None:
+    def _append(self, lane: SiteQueue, block: QueuedRows) -> None:
         encoded = self._encode(lane, block)
         channel = channel_of_site(lane.site)
         if encoded.new_state is not None:
@@ -385,7 +387,7 @@ class Recorder:
             self._stats.source_bytes += block.rows.nbytes
             self._stats.stored_bytes += sum(len(part) for part in parts)
 
-    def _encode(self, lane: Lane, block: Piece) -> Encoded:
+    def _encode(self, lane: SiteQueue, block: QueuedRows) -> Encoded:
         try:
             return self._encoders[lane.index].encode(block.rows, block.dtype)
         except Exception:  # a codec that fails must not cost the rows

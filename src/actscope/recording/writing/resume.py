@@ -15,7 +15,7 @@ from actscope.store import Store, StoreOptions, StoreReader, recover
 
 
 @dataclass(frozen=True, slots=True)
-class Continuation:
+class Resume:
     """Where a new writer begins: row and step numbers go on, and these requests are known."""
 
     next_row: int = 0
@@ -24,7 +24,7 @@ class Continuation:
     shapes: tuple[tuple[str, tuple[str, int]], ...] = ()  # (site, (dtype, width)) of the sites that have rows
 
 
-def continue_recording(path: Path, spec: RecordingSpec, options: StoreOptions) -> tuple[Store, Continuation]:
+def continue_recording(path: Path, spec: RecordingSpec, options: StoreOptions) -> tuple[Store, Resume]:
     """Mend what a crash has left, and open a new segment. Raises RecordingError when another writer has it."""
     manifest.check(StoreReader.open(path).manifest, path)
     manifest.check_same(StoreReader.open(path).manifest, spec, path)
@@ -33,7 +33,7 @@ def continue_recording(path: Path, spec: RecordingSpec, options: StoreOptions) -
     return Store.resume(path, options=options), begun
 
 
-def continuation_of(reader: StoreReader) -> Continuation:
+def continuation_of(reader: StoreReader) -> Resume:
     keys = np.ascontiguousarray(reader.entries["key"]).view(KEY).reshape(-1)
     blocks = keys[keys["kind"] == Kind.BLOCK]
     next_row = int((blocks["first_row"] + blocks["n_rows"]).max(initial=0))
@@ -44,7 +44,7 @@ def continuation_of(reader: StoreReader) -> Continuation:
         requests.update(batch.requests)
         last_step = max(last_step, int(batch.labels["step"].max(initial=0)))
         next_row = max(next_row, int(batch.row_ids.max(initial=-1)) + 1)
-    return Continuation(next_row, last_step, frozenset(requests), _shapes(reader, keys))
+    return Resume(next_row, last_step, frozenset(requests), _shapes(reader, keys))
 
 
 def _shapes(reader: StoreReader, keys: np.ndarray) -> tuple[tuple[str, tuple[str, int]], ...]:

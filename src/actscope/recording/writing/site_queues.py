@@ -14,7 +14,7 @@ import numpy as np
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
+class QueuedRows:
     """Rows of one step at one site: [n, d], of the dtype `dtype`."""
 
     first_row: int
@@ -29,23 +29,23 @@ class Piece:
 
 
 @dataclass(slots=True, eq=False)
-class Lane:
+class SiteQueue:
     """One site's pieces, in the order of their rows. Only one worker at a time has the lane."""
 
     index: int
     site: str
-    waiting: deque[Piece] = field(default_factory=deque)
+    waiting: deque[QueuedRows] = field(default_factory=deque)
     bytes: int = 0
     since: float = 0.0
     taken: int | None = None  # the first row that a worker has in hand
     pushed: bool = False  # asked to be emptied, however little there is
 
 
-class Lanes:
+class SiteQueues:
     """The lanes of a recording. Thread-safe; the lock is held for a few operations on deques, never while encoding."""
 
     def __init__(self, sites: tuple[str, ...], *, budget: int, block_bytes: int) -> None:
-        self._lanes = {site: Lane(index, site) for index, site in enumerate(sites)}
+        self._lanes = {site: SiteQueue(index, site) for index, site in enumerate(sites)}
         self._budget = budget
         self._block_bytes = block_bytes
         self._changed = threading.Condition()
@@ -59,7 +59,7 @@ class Lanes:
 
     # --- from the model's thread --------------------------------------------------------------------------------------
 
-    def offer(self, site: str, piece: Piece, *, wait: bool) -> bool:
+    def offer(self, site: str, piece: QueuedRows, *, wait: bool) -> bool:
         """Take a piece in. False when there is no room and `wait` is false, or when the lanes are closed.
 
         A piece that is larger than the whole budget is taken when nothing else is held.
@@ -95,7 +95,7 @@ class Lanes:
 
     # --- from the workers -----------------------------------------------------------------------------------------------
 
-    def take(self) -> tuple[Lane, list[Piece]] | None:
+    def take(self) -> tuple[SiteQueue, list[QueuedRows]] | None:
         """The next block's pieces, without gaps and of one shape; waits for them. None when all is done and closed.
 
         `give_back` must follow.
@@ -109,12 +109,12 @@ class Lanes:
             lane.taken = min(piece.first_row for piece in pieces)
             return lane, pieces
 
-    def _ready(self) -> Lane | None:
+    def _ready(self) -> SiteQueue | None:
         free = [lane for lane in self._lanes.values() if lane.waiting and lane.taken is None]
         asked = [lane for lane in free if lane.pushed or self._closed or lane.bytes >= self._block_bytes]
         return min(asked, key=lambda lane: lane.since, default=None)
 
-    def _cut(self, lane: Lane) -> list[Piece]:
+    def _cut(self, lane: SiteQueue) -> list[QueuedRows]:
         pieces = [lane.waiting.popleft()]
         size = pieces[0].rows.nbytes
         while lane.waiting and size < self._block_bytes and _continues(pieces[-1], lane.waiting[0]):
@@ -125,7 +125,7 @@ class Lanes:
         lane.pushed = lane.pushed and bool(lane.waiting)
         return pieces
 
-    def give_back(self, lane: Lane, pieces: list[Piece]) -> None:
+    def give_back(self, lane: SiteQueue, pieces: list[QueuedRows]) -> None:
         """The pieces are with the store: their memory is free again."""
         with self._changed:
             self.held -= sum(piece.rows.nbytes for piece in pieces)
@@ -170,7 +170,7 @@ class Lanes:
             self._changed.notify_all()
 
 
-def _insert(waiting: deque[Piece], piece: Piece) -> None:
+def _insert(waiting: deque[QueuedRows], piece: QueuedRows) -> None:
     """Keep the pieces in the order of their rows; only where several threads run the model do they come in another."""
     late = []
     while waiting and waiting[-1].first_row > piece.first_row:
@@ -179,6 +179,6 @@ def _insert(waiting: deque[Piece], piece: Piece) -> None:
     waiting.extend(reversed(late))
 
 
-def _continues(before: Piece, after: Piece) -> bool:
+def _continues(before: QueuedRows, after: QueuedRows) -> bool:
     alike = before.dtype == after.dtype and before.rows.shape[1] == after.rows.shape[1]
     return alike and before.after == after.first_row

@@ -42,7 +42,7 @@ def boot_id() -> bytes:
 
 
 @dataclass(frozen=True, slots=True, order=True)
-class Position:
+class LogPosition:
     """The end of a message: its number, its segment, and the offset in that segment after it."""
 
     number: int = 0
@@ -59,12 +59,12 @@ class Watermark:
     pid: int = 0
     sequence: int = 0
     closed: bool = False
-    written: Position = field(default=Position())
-    durable: Position = field(default=Position())
+    written: LogPosition = field(default=LogPosition())
+    durable: LogPosition = field(default=LogPosition())
     boot: bytes = bytes(16)  # of the machine's run in which it was written
 
     @property
-    def acknowledged(self) -> Position:
+    def acknowledged(self) -> LogPosition:
         """What must be there: `written` while the machine has not been started again since, `durable` ever after."""
         return self.written if self.closed or self.boot == boot_id() else self.durable
 
@@ -85,7 +85,7 @@ class Watermark:
         magic, version, flags, pid, recording, crc, sequence, *places, boot = SLOT.unpack_from(data)
         if magic != MAGIC or version != VERSION or flags & ~CLOSED:
             return None
-        return cls(recording, crc, pid, sequence, bool(flags), Position(*places[:3]), Position(*places[3:]), boot)
+        return cls(recording, crc, pid, sequence, bool(flags), LogPosition(*places[:3]), LogPosition(*places[3:]), boot)
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from actscope.store.format.manifest import NAME, Manifest, read_manifest
 from actscope.store.format.source import STRIDE, WINDOW, Source
 from actscope.store.format.watermark import Watermark, WatermarkState
 from actscope.store.reading.damage import Damage
-from actscope.store.reading.record_walk import Scan, find_head
+from actscope.store.reading.record_walk import RecordWalk, find_head
 
 Progress = Callable[[int, int], None]  # bytes done, bytes in all
 
@@ -28,7 +28,7 @@ class SegmentState:
 
     number: int
     path: Path
-    scan: Scan
+    scan: RecordWalk
     prologue: Prologue | None = None
     closed: bool = False  # index, summary and footer are whole
     damage: list[Damage] = field(default_factory=list)  # of the last look, without those of the scan
@@ -42,7 +42,7 @@ class SegmentState:
         return self.scan.entries if self.indexed is None else self.indexed
 
 
-class Survey:
+class SegmentIndex:
     """A recording as it stands; `look` again to follow one that grows."""
 
     def __init__(self, path: Path, *, thorough: bool = False) -> None:
@@ -205,9 +205,9 @@ class Survey:
     def _begin(self, number: int, path: Path, prologue: Prologue | None, expected: int, source: Source) -> SegmentState:
         recording, channels = self.manifest.recording, len(self.manifest.channels)
         if prologue is None:
-            return SegmentState(number, path, Scan(number, recording, channels, 0, expected))
+            return SegmentState(number, path, RecordWalk(number, recording, channels, 0, expected))
         first = max(expected, prologue.first)
-        scan = Scan(number, recording, channels, len(prologue.data), first, prologue.lost)
+        scan = RecordWalk(number, recording, channels, len(prologue.data), first, prologue.lost)
         if prologue.segment != number or prologue.manifest != self.manifest.text:
             scan.damage.append(
                 Damage(number, 0, len(prologue.data), "corrupt", True, "it is a segment of another place or recording")

@@ -14,7 +14,7 @@ from actscope.store.format.checksum import crc32c_of
 from actscope.store.format.layout import ENTRY, HEAD_BYTES, Head, record_bytes, segment_name
 from actscope.store.format.watermark import Watermark
 from actscope.store.reading.damage import Damage
-from actscope.store.reading.index import Progress, Survey
+from actscope.store.reading.index import Progress, SegmentIndex
 
 
 class StoreReader:
@@ -24,7 +24,7 @@ class StoreReader:
     has its CRC32C checked.
     """
 
-    def __init__(self, survey: Survey) -> None:
+    def __init__(self, survey: SegmentIndex) -> None:
         """Use `open`."""
         self._survey = survey
         self._entries = np.zeros(0, ENTRY)
@@ -36,7 +36,7 @@ class StoreReader:
 
         Other damage is listed in `damage`. Reads the index of closed segments and the heads of others.
         """
-        survey = Survey(Path(path))
+        survey = SegmentIndex(Path(path))
         survey.look()
         return cls(survey)
 
@@ -96,7 +96,7 @@ class StoreReader:
 
     def verify(self, progress: Progress | None = None) -> list[Damage]:
         """Read every byte and say what is wrong; `progress` gets bytes done and bytes in all."""
-        survey = Survey(self._survey.path, thorough=True)
+        survey = SegmentIndex(self._survey.path, thorough=True)
         survey.look(progress)
         return survey.damage
 

@@ -29,7 +29,7 @@ MAGIC_AT = 31  # of a head
 
 
 @dataclass(slots=True)
-class Scan:
+class RecordWalk:
     """Where a walk over a segment stands; `advance` goes on from there, so that a growing file is read once.
 
     at        offset after the last whole record

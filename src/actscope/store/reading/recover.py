@@ -12,9 +12,9 @@ from actscope.store.format.envelope import epilogue
 from actscope.store.format.manifest import NAME, publish_manifest
 from actscope.store.format.source import Source
 from actscope.store.format.watermark import NAME as WATERMARK
-from actscope.store.format.watermark import Position, Watermark, WatermarkFile
+from actscope.store.format.watermark import LogPosition, Watermark, WatermarkFile
 from actscope.store.reading.damage import Damage
-from actscope.store.reading.index import Progress, SegmentState, Survey
+from actscope.store.reading.index import Progress, SegmentIndex, SegmentState
 from actscope.store.reading.salvage import Rewrite, copy_aside
 
 MISSING = 10_000  # segment files; more are a name or a watermark that lies
@@ -55,7 +55,7 @@ def recover(path: str | os.PathLike[str], *, salvage: bool = False, progress: Pr
     directory = Path(path)
     mark = WatermarkFile.open(directory) if (directory / WATERMARK).exists() else None
     try:
-        survey = Survey(directory, thorough=True)
+        survey = SegmentIndex(directory, thorough=True)
         survey.look(progress)
         report = RecoverReport(directory, damage=list(survey.damage))
         serious = [one for one in survey.damage if one.acknowledged and one.kind != "lost"]
@@ -83,7 +83,7 @@ def _refusal(directory: Path, serious: list[Damage]) -> str:
     )
 
 
-def _at_rest(survey: Survey) -> bool:
+def _at_rest(survey: SegmentIndex) -> bool:
     mark = survey.watermark
     whole = all(one.kind == "lost" for one in survey.damage)
     return whole and mark is not None and mark.closed and all(state.closed for state in survey.segments.values())
@@ -92,7 +92,7 @@ def _at_rest(survey: Survey) -> bool:
 class _Recovery:
     """One pass over the segments in their order; afterwards the survey describes what is there."""
 
-    def __init__(self, survey: Survey, mark: WatermarkFile, report: RecoverReport) -> None:
+    def __init__(self, survey: SegmentIndex, mark: WatermarkFile, report: RecoverReport) -> None:
         self._survey = survey
         self._mark = mark
         self._report = report
@@ -111,7 +111,7 @@ class _Recovery:
         for temp in survey.path.glob("*.tmp"):
             temp.unlink()
         sync_directory(survey.path)
-        end = Position(self._next - 1, *self._end())
+        end = LogPosition(self._next - 1, *self._end())
         state = Watermark(
             survey.manifest.recording, survey.manifest.crc, os.getpid(), closed=True, written=end, durable=end
         )

@@ -13,8 +13,8 @@ from actscope.store.files import spare_name, sync_directory, write_all
 from actscope.store.format.envelope import Prologue, Ranges, epilogue
 from actscope.store.format.layout import ENTRY, record_bytes, segment_name
 from actscope.store.format.source import STRIDE, Source
-from actscope.store.reading.index import SegmentState, Survey
-from actscope.store.reading.record_walk import Scan
+from actscope.store.reading.index import SegmentIndex, SegmentState
+from actscope.store.reading.record_walk import RecordWalk
 
 
 def copy_aside(path: Path, start: int = 0, suffix: str = ".damaged") -> Path:
@@ -43,7 +43,7 @@ def without(first: int, last: int, present: npt.NDArray[np.uint64]) -> Ranges:
 class Rewrite:
     """Segment `number` with its whole messages, saying which of `first` .. `last` are lost. Published by rename."""
 
-    def __init__(self, survey: Survey, number: int, first: int, last: int) -> None:
+    def __init__(self, survey: SegmentIndex, number: int, first: int, last: int) -> None:
         self._survey = survey
         self._path = survey.path / segment_name(number)
         self._number = number
@@ -98,9 +98,9 @@ class Rewrite:
 
     def _described(self, end: int) -> SegmentState:
         manifest, first = self._survey.manifest, self._prologue.first
-        scan = Scan(self._number, manifest.recording, len(manifest.channels), end, first, self._lost)
+        scan = RecordWalk(self._number, manifest.recording, len(manifest.channels), end, first, self._lost)
         if len(self._entries):
-            scan = Scan(
+            scan = RecordWalk(
                 self._number,
                 manifest.recording,
                 len(manifest.channels),

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from actscope.store.format.checksum import Buffer as Bytes
-from actscope.store.format.watermark import Position
+from actscope.store.format.watermark import LogPosition
 from actscope.store.options import BLOCK
 
 LARGEST = 8 << 20  # one direct write; more is not faster
@@ -48,7 +48,7 @@ class Buffer:
     def begin(self, segment: int, offset: int) -> None:
         """Start afresh, for bytes of `segment` from `offset` on."""
         self.segment, self.offset, self.used = segment, offset, 0
-        self.upto: Position | None = None
+        self.upto: LogPosition | None = None
         self.finish: int | None = None
 
     @property

@@ -19,13 +19,13 @@ from actscope.store.format.layout import (
     record_bytes,
 )
 from actscope.store.format.manifest import Manifest
-from actscope.store.format.watermark import Position
+from actscope.store.format.watermark import LogPosition
 from actscope.store.options import BLOCK
 from actscope.store.writing.buffers import Buffer
-from actscope.store.writing.pipeline_state import Flow
+from actscope.store.writing.pipeline_state import PipelineState
 
 
-class Stream:
+class SegmentFramer:
     """The segments as one stream of bytes, cut into buffers. Used under the append lock.
 
     A flush in the middle of a block ends it with a padding record, so that no byte is ever written twice: a write
@@ -33,7 +33,7 @@ class Stream:
     """
 
     def __init__(
-        self, flow: Flow, manifest: Manifest, segment_bytes: int, direct: bool, last: int, segment: int
+        self, flow: PipelineState, manifest: Manifest, segment_bytes: int, direct: bool, last: int, segment: int
     ) -> None:
         self._flow = flow
         self._manifest = manifest
@@ -130,7 +130,7 @@ class Stream:
     def _commit(self, number: int) -> None:
         assert self._buffer is not None
         self._number = number
-        self._buffer.upto = Position(number, self._segment, self._at)
+        self._buffer.upto = LogPosition(number, self._segment, self._at)
         self._flow.appended(number)
 
     def _all_or_nothing(self, parts: Sequence[Bytes]) -> None:

@@ -10,11 +10,11 @@ from pathlib import Path
 from actscope.store.format.watermark import WatermarkFile
 from actscope.store.options import StoreOptions
 from actscope.store.writing.buffers import Buffer
-from actscope.store.writing.pipeline_state import Flow
+from actscope.store.writing.pipeline_state import PipelineState
 from actscope.store.writing.segment_file import SegmentFile
 
 
-class Drain:
+class IoThread:
     """Writes buffers in their order; the only one who touches the files. The first error ends it and poisons the flow.
 
     One group commit: fdatasync of the segment, the durable mark into the watermark, fdatasync of the watermark. A
@@ -24,7 +24,7 @@ class Drain:
     def __init__(
         self,
         directory: Path,
-        flow: Flow,
+        flow: PipelineState,
         mark: WatermarkFile,
         options: StoreOptions,
         direct: bool,

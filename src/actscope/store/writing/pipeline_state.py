@@ -8,11 +8,11 @@ from collections.abc import Callable, Sequence
 from threading import Condition
 
 from actscope.errors import RecordingPoisoned
-from actscope.store.format.watermark import Position
+from actscope.store.format.watermark import LogPosition
 from actscope.store.writing.buffers import Buffer, PoolShape
 
 
-class Flow:
+class PipelineState:
     """Free buffers -> (appender fills) -> queue -> (I/O thread writes) -> free buffers.
 
     All fields are changed under `changed`, except `accepted`, which only the appender that holds the append lock changes.
@@ -22,7 +22,7 @@ class Flow:
         durable    end of the last message that survives power loss
     """
 
-    def __init__(self, shape: PoolShape, start: Position) -> None:
+    def __init__(self, shape: PoolShape, start: LogPosition) -> None:
         self.changed = Condition()
         self.shape = shape
         self._made = 0
@@ -109,7 +109,7 @@ class Flow:
         """Somebody waits for something that is written to be durable."""
         return self.durable.number < self.wanted <= self.written.number
 
-    def recycle(self, batch: Sequence[Buffer], written: Position) -> None:
+    def recycle(self, batch: Sequence[Buffer], written: LogPosition) -> None:
         """Buffers are in the file."""
         size = sum(buffer.used for buffer in batch)
         with self.changed:
@@ -119,7 +119,7 @@ class Flow:
             self._free += batch
             self.changed.notify_all()
 
-    def committed(self, durable: Position) -> None:
+    def committed(self, durable: LogPosition) -> None:
         """Everything up to here survives power loss."""
         with self.changed:
             self.durable = durable

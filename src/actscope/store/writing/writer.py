@@ -22,9 +22,9 @@ from actscope.store.format.watermark import NAME as WATERMARK
 from actscope.store.format.watermark import Watermark, WatermarkFile
 from actscope.store.options import StoreOptions, StoreStats
 from actscope.store.writing.buffers import PoolShape
-from actscope.store.writing.framing import Stream
-from actscope.store.writing.io_thread import Drain
-from actscope.store.writing.pipeline_state import Flow
+from actscope.store.writing.framing import SegmentFramer
+from actscope.store.writing.io_thread import IoThread
+from actscope.store.writing.pipeline_state import PipelineState
 from actscope.store.writing.segment_file import choose_direct, next_segment
 
 _open: weakref.WeakSet[Store] = weakref.WeakSet()
@@ -53,8 +53,8 @@ class Store:
         self._pid = os.getpid()
         self.direct, self.direct_reason = choose_direct(path, options.direct)
         start = mark.state.written
-        self._flow = Flow(PoolShape.within(options.buffer_bytes), start)
-        self._stream = Stream(
+        self._flow = PipelineState(PoolShape.within(options.buffer_bytes), start)
+        self._stream = SegmentFramer(
             self._flow, manifest, options.segment_bytes, self.direct, start.number, next_segment(path)
         )
         self._lock = threading.Lock()
@@ -259,11 +259,11 @@ def _closing_on_error(mark: WatermarkFile) -> Iterator[None]:
 
 def _start(
     path: Path,
-    flow: Flow,
+    flow: PipelineState,
     mark: WatermarkFile,
     options: StoreOptions,
     direct: bool,
-    stream: Stream,
+    stream: SegmentFramer,
     lock: threading.Lock,
 ) -> threading.Thread:
     def flush() -> bool:
@@ -274,14 +274,19 @@ def _start(
         finally:
             lock.release()
 
-    drain = Drain(path, flow, mark, options, direct, flush)
+    drain = IoThread(path, flow, mark, options, direct, flush)
     thread = threading.Thread(target=drain.run, name="actscope-store", daemon=True)
     thread.start()
     return thread
 
 
 def _abandon(
-    pid: int, flow: Flow, stream: Stream, lock: threading.Lock, drain: threading.Thread, mark: WatermarkFile
+    pid: int,
+    flow: PipelineState,
+    stream: SegmentFramer,
+    lock: threading.Lock,
+    drain: threading.Thread,
+    mark: WatermarkFile,
 ) -> None:
     """A store was dropped, or the interpreter ends: write what was accepted, without closing the recording."""
     if os.getpid() != pid:

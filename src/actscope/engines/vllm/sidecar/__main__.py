@@ -26,13 +26,22 @@ from actscope.clock import boot_id
 from actscope.engines.controls import control_routes
 from actscope.engines.http import json_response, listening
 from actscope.engines.vllm.settings import VllmSettings
-from actscope.engines.vllm.sidecar.drain import Drain, DrainStats
-from actscope.engines.vllm.sidecar.facts import Known, know
+from actscope.engines.vllm.sidecar.drain import DrainStats, RowDrain
+from actscope.engines.vllm.sidecar.facts import KnownModel, know
 from actscope.engines.vllm.sidecar.flight import open_recording
-from actscope.engines.vllm.sidecar.probe_registry import Desk
-from actscope.engines.vllm.sidecar_protocol import Alive, SetBank, Staged, Start, Taken, Wish, receive, send
+from actscope.engines.vllm.sidecar.probe_registry import BankRegistry
+from actscope.engines.vllm.sidecar_protocol import (
+    Alive,
+    RequestOptions,
+    SetBank,
+    SidecarStart,
+    Staged,
+    Taken,
+    receive,
+    send,
+)
 from actscope.errors import ActscopeError
-from actscope.probes import Bank, ModelFacts
+from actscope.probes import Bank, ProbedModel
 from actscope.recording.flight.recorder import FlightRecorder
 from actscope.ring import discovery as runtime
 from actscope.ring.segment import segment_path, unlink
@@ -51,10 +60,10 @@ def main(fd: int) -> int:
     _be_modest()
     connection = socket.socket(fileno=fd)
     start = receive(connection)
-    if not isinstance(start, Start):
+    if not isinstance(start, SidecarStart):
         return 1
     try:
-        Sidecar(connection, start).run()
+        SidecarProcess(connection, start).run()
     except ActscopeError as error:
         log.error("%s", error)
         return 2
@@ -68,21 +77,21 @@ def _be_modest() -> None:
         os.sched_setaffinity(0, range(os.cpu_count() or 1))
 
 
-class Sidecar:
+class SidecarProcess:
     """The parts of one sidecar, and their order of beginning and end."""
 
-    def __init__(self, connection: socket.socket, start: Start) -> None:
+    def __init__(self, connection: socket.socket, start: SidecarStart) -> None:
         self._connection, self._start = connection, start
         self._sending = threading.Lock()
         self._settings = msgspec.json.decode(start.settings, type=VllmSettings)
         self._known = know(start.facts, self._settings)
-        self._drain: Drain | None = None
+        self._drain: RowDrain | None = None
         facts = start.facts
         bank = Bank(
-            ModelFacts(self._known.name, self._known.revision, facts.d_model, facts.n_layers), self._settings.width
+            ProbedModel(self._known.name, self._known.revision, facts.d_model, facts.n_layers), self._settings.width
         )
         publish = partial(runtime.publish_table, start.card_id)
-        self._desk = Desk(bank, start, publish, self._hand_over)
+        self._desk = BankRegistry(bank, start, publish, self._hand_over)
 
     def run(self) -> None:
         with self._sending:
@@ -97,7 +106,7 @@ class Sidecar:
         card = card_of(self._start, self._known)
         try:
             if flight is not None and self._start.rows_ring:
-                self._drain = Drain(self._start, flight, self._tell_taken)
+                self._drain = RowDrain(self._start, flight, self._tell_taken)
                 self._drain.start()
             path = Path(card.control.removeprefix("unix:"))
             path.unlink(missing_ok=True)  # of a sidecar that died: the name is this engine's own
@@ -173,7 +182,7 @@ class Sidecar:
         try:
             if isinstance(message, Staged):
                 self._desk.note_staged(message.generation)
-            elif isinstance(message, Wish) and self._drain is not None:
+            elif isinstance(message, RequestOptions) and self._drain is not None:
                 self._drain.hear(message)
         except Exception:
             log.exception("a message of the model's process could not be taken: %s", type(message).__name__)
@@ -183,7 +192,7 @@ async def _health(http: Request) -> Response:
     return json_response({"status": "ok"})
 
 
-def card_of(start: Start, known: Known) -> runtime.EngineCard:
+def card_of(start: SidecarStart, known: KnownModel) -> runtime.EngineCard:
     """The card of the model's process; it lives as long as that does."""
     facts = start.facts
     return runtime.EngineCard(

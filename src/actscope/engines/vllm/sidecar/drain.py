@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from actscope.engines.vllm.sidecar_protocol import Start, Wish, external_id, row_layout
+from actscope.engines.vllm.sidecar_protocol import RequestOptions, SidecarStart, external_id, row_layout
 from actscope.errors import ActscopeError, RingError
 from actscope.frames import SCORES, Frame, Span, SpanFlag, Step
 from actscope.recording.flight.recorder import FlightRecorder
@@ -63,10 +63,10 @@ class DrainStats:
     dropped_rows: int = 0
 
 
-class Drain:
+class RowDrain:
     """One thread from the ring of wide rows to `flight`. A request that asked for some sites gets only those."""
 
-    def __init__(self, start: Start, flight: FlightRecorder, tell_taken: Callable[[int], None]) -> None:
+    def __init__(self, start: SidecarStart, flight: FlightRecorder, tell_taken: Callable[[int], None]) -> None:
         self._start, self._flight, self._tell_taken = start, flight, tell_taken
         self._taken, self._told_at = start.taken, 0.0
         self._reader = RingReader.attach(start.rows_ring, from_oldest=True)
@@ -95,7 +95,7 @@ class Drain:
         known = self._reader.stats()
         return DrainStats(known.steps, known.rows, known.missed_rows, known.dropped_rows)
 
-    def hear(self, wish: Wish) -> None:
+    def hear(self, wish: RequestOptions) -> None:
         """A request has begun that asked for something."""
         name = self.name(wish.request)
         with self._heard:

@@ -11,11 +11,11 @@ from tokenizers import Tokenizer
 from actscope.engines import builtin
 from actscope.engines.revision import fingerprint
 from actscope.engines.vllm.settings import VllmSettings
-from actscope.engines.vllm.sidecar_protocol import ModelFacts
+from actscope.engines.vllm.sidecar_protocol import ServedModel
 
 
 @dataclass(frozen=True, slots=True)
-class Known:
+class KnownModel:
     """`name` is what probes call the model, `revision` a hub commit or a fingerprint of the weights; `tokenizer` a directory."""
 
     name: str
@@ -26,13 +26,13 @@ class Known:
     probes: tuple[Path, ...]
 
 
-def know(facts: ModelFacts, settings: VllmSettings) -> Known:
+def know(facts: ServedModel, settings: VllmSettings) -> KnownModel:
     """Look at the model's directory, or the hub's cache. Reads all local weights once, for their fingerprint."""
     local = Path(facts.source)
     is_builtin = local.is_dir() and local.resolve() == builtin.model_path().resolve()
     name = settings.model_name or (builtin.NAME if is_builtin else facts.source)
     directory = _tokenizer_directory(facts)
-    return Known(
+    return KnownModel(
         name,
         facts.commit or fingerprint(local),
         str(directory) if directory else "",
@@ -52,7 +52,7 @@ def _probe_directories(settings: VllmSettings, name: str, is_builtin: bool) -> t
     return tuple(path for path in dict.fromkeys(found) if path.is_dir())
 
 
-def _tokenizer_directory(facts: ModelFacts) -> Path | None:
+def _tokenizer_directory(facts: ServedModel) -> Path | None:
     local = Path(facts.tokenizer)
     if (local / "tokenizer.json").is_file():
         return local.resolve()

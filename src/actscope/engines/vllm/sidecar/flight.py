@@ -8,14 +8,14 @@ from tokenizers import Tokenizer
 
 from actscope.engines.flights import open_flight
 from actscope.engines.vllm.settings import VllmSettings
-from actscope.engines.vllm.sidecar.facts import Known
-from actscope.engines.vllm.sidecar_protocol import Start
+from actscope.engines.vllm.sidecar.facts import KnownModel
+from actscope.engines.vllm.sidecar_protocol import SidecarStart
 from actscope.errors import SettingsError
 from actscope.recording.flight.history import FlightOptions
 from actscope.recording.flight.recorder import FlightRecorder
 
 
-def open_recording(start: Start, settings: VllmSettings, known: Known) -> FlightRecorder:
+def open_recording(start: SidecarStart, settings: VllmSettings, known: KnownModel) -> FlightRecorder:
     """A recording that is there already goes on; a stage of several has its own, `stage-<n>`, below the directory.
 
     Raises SettingsError, CodecError and RecordingError for what cannot be.

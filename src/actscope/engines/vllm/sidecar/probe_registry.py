@@ -13,7 +13,7 @@ import msgspec
 import numpy as np
 
 from actscope.engines.controls import shown
-from actscope.engines.vllm.sidecar_protocol import SetBank, SiteBank, Start
+from actscope.engines.vllm.sidecar_protocol import SetBank, SidecarStart, SiteBank
 from actscope.errors import ActscopeError, EngineError, ProbeError, RequestRefused
 from actscope.probes import ACTIVATIONS, Bank, Probe, load_probes
 
@@ -23,13 +23,13 @@ log = logging.getLogger("actscope.vllm")
 _STAGING_S = 10.0
 
 
-class Desk:
+class BankRegistry:
     """Changes one pipeline stage's bank: `publish` makes a generation known to readers, `hand_over` sends it to the model."""
 
     def __init__(
         self,
         bank: Bank,
-        start: Start,
+        start: SidecarStart,
         publish: Callable[[bytes, int], object],
         hand_over: Callable[[SetBank], None],
     ) -> None:
@@ -142,7 +142,7 @@ class Desk:
         )
 
 
-def _described(start: Start) -> dict[str, Any] | None:
+def _described(start: SidecarStart) -> dict[str, Any] | None:
     if start.features is None:
         return None
     found: dict[str, Any] = msgspec.to_builtins(start.features)

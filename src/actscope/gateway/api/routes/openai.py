@@ -9,11 +9,11 @@ from starlette.responses import Response
 
 from actscope.gateway.api import schemas as models
 from actscope.gateway.api.completion import CompletionResponse
-from actscope.gateway.api.completion_request import CHAT, COMPLETIONS, Ask, Call, read_call
+from actscope.gateway.api.completion_request import CHAT, COMPLETIONS, Call, CompletionRequest, read_call
 from actscope.gateway.api.dependencies import Gateway, Here
 from actscope.gateway.api.options import check_sites, mark_body
 from actscope.gateway.upstream.controls import error_code, error_message
-from actscope.gateway.upstream.engine import Engine
+from actscope.gateway.upstream.engine import EngineConnection
 from actscope.gateway.upstream.headers import forwarded
 from actscope.serving.errors import Problem
 
@@ -71,7 +71,7 @@ async def _complete(path: str, request: Request, gateway: Gateway) -> Response:
     return CompletionResponse(call, gateway.upstream, engine, gateway.sessions, settings.row_grace_seconds, headers)
 
 
-async def _record(call: Call, ask: Ask, engine: Engine, gateway: Gateway) -> None:
+async def _record(call: Call, ask: CompletionRequest, engine: EngineConnection, gateway: Gateway) -> None:
     """What the request wants recorded: vLLM reads it from the request itself, other engines are sent marks before it."""
     if engine.card is not None:
         check_sites(ask.options, engine.card.n_layers)
@@ -88,7 +88,7 @@ async def _record(call: Call, ask: Ask, engine: Engine, gateway: Gateway) -> Non
             raise Problem(status, error_message(answer), param="actscope", code=error_code(answer))
 
 
-async def _check_probes(ask: Ask, engine: Engine) -> None:
+async def _check_probes(ask: CompletionRequest, engine: EngineConnection) -> None:
     """Every probe asked for must be there; a table that may be old is asked for again."""
     if ask.probes is None or set(ask.probes) <= set(engine.table.columns.ids):
         return
@@ -100,7 +100,7 @@ async def _check_probes(ask: Ask, engine: Engine) -> None:
         raise Problem(400, message, param="actscope.probes", code="unknown_probe")
 
 
-async def _check_features(ask: Ask, engine: Engine) -> None:
+async def _check_features(ask: CompletionRequest, engine: EngineConnection) -> None:
     """Features can be asked for where the engine has an SAE; a table that may be old is asked for again."""
     if ask.features and engine.table.columns.sae is None and (await engine.refresh_table()).columns.sae is None:
         raise no_features("actscope.features")

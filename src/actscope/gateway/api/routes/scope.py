@@ -10,7 +10,7 @@ from fastapi import APIRouter, Header, Query, Request
 from fastapi import Path as PathParam
 from starlette.responses import Response
 
-from actscope import __version__
+from actscope._version import __version__
 from actscope.gateway.api import schemas as models
 from actscope.gateway.api.dependencies import Gateway, Here
 from actscope.gateway.api.events import EventStream, resume_point
