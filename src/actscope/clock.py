@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from pathlib import Path
+
+from actscope.runtime.boot import boot_id
 
 
 def monotonic_ns() -> int:
@@ -35,11 +36,3 @@ def clock_pair() -> ClockPair:
     wall = time.time_ns()
     after = time.monotonic_ns()
     return ClockPair((before + after) // 2, wall, boot_id())
-
-
-def boot_id() -> str:
-    """The kernel's id of this boot, or an empty string where there is none."""
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    except OSError:
-        return ""

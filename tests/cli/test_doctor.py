@@ -18,11 +18,11 @@ import pytest
 from support.servers import COMMAND
 
 from actscope.cli.doctor import vllm as doctor_vllm
-from actscope.clock import boot_id
 from actscope.engines.vllm import plugin
 from actscope.engines.vllm.versions import TESTED
 from actscope.ring.discovery import EngineCard, publish_card
 from actscope.ring.host import RingSpec, RingWriter
+from actscope.runtime.boot import boot_id
 from actscope.runtime.process import process_start
 
 

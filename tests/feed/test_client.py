@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 from actscope.errors import RequestRefused, SettingsError, SiteError, UpstreamError
 from actscope.feed import AsyncFeedClient, FeedClient, FeedDataset
 from actscope.feed.buffer.position import Position
-from actscope.feed.client.prefetch import prefetch
+from actscope.feed.client.prefetch import prefetch_iterator
 
 
 def test_the_client_finds_the_memory_by_itself_and_falls_back_to_http(
@@ -156,7 +156,7 @@ def test_what_runs_ahead_raises_where_it_is_used_and_ends_with_its_reader() -> N
         yield 1
         raise ValueError("gone")
 
-    items = prefetch(failing, 2)
+    items = prefetch_iterator(failing, 2)
     assert next(items) == 1
     with pytest.raises(ValueError, match="gone"):
         next(items)
@@ -165,7 +165,7 @@ def test_what_runs_ahead_raises_where_it_is_used_and_ends_with_its_reader() -> N
         while True:
             yield 0
 
-    items = prefetch(endless, 2)
+    items = prefetch_iterator(endless, 2)
     next(items)
     items.close()  # type: ignore[attr-defined]
     assert not [thread for thread in threading.enumerate() if thread.name == "actscope-prefetch"]

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import save_file
 
 from actscope.errors import ProbeError
-from actscope.probes.sae import Encoder, load_encoder
+from actscope.probes.sae import SaeEncoder, load_encoder
 
 D, M = 16, 40
 ROWS = torch.randn(12, D, generator=torch.Generator().manual_seed(1))
@@ -54,7 +54,7 @@ def features(z: torch.Tensor, kind: str, threshold: float | torch.Tensor = 0.0, 
     return torch.relu(z) * (z > threshold)
 
 
-def equal(encoder: Encoder, expected: torch.Tensor, site: str | None) -> None:
+def equal(encoder: SaeEncoder, expected: torch.Tensor, site: str | None) -> None:
     assert encoder.site == site
     np.testing.assert_allclose(encoder.encode(ROWS.numpy()), expected.numpy(), rtol=1e-4, atol=1e-4)
 

@@ -11,11 +11,11 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from actscope.clock import boot_id
 from actscope.errors import RingError
 from actscope.ring import discovery as r
 from actscope.ring.host import RingReader, RingSpec, RingWriter
 from actscope.ring.segment import SHM_DIR, segment_path
+from actscope.runtime.boot import boot_id
 from actscope.runtime.private_files import publish_private
 from actscope.runtime.process import Process, process_start
 

@@ -26,7 +26,7 @@ from actscope.analysis.site import Progress, SiteOptions, SiteStats, measure, si
 from actscope.analysis.tokens import depth
 from actscope.errors import RecordingError, SettingsError
 from actscope.recording.reading.recording import Recording
-from actscope.store.files import publish
+from actscope.runtime.publish import publish_file
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +104,7 @@ def analyze(
         files.append(to / "report.json")
     report = AnalysisReport(recording.path, recording.n_rows, sites, reports, graph, files)
     if to is not None:
-        publish(to / "report.json", msgspec.json.format(msgspec.json.encode(report.as_dict()), indent=1))
+        publish_file(to / "report.json", msgspec.json.format(msgspec.json.encode(report.as_dict()), indent=1))
     return report
 
 

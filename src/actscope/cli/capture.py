@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from actscope.capture.session import Capture
     from actscope.capture.stats import CaptureStats
     from actscope.engines.hf.loading import LoadedModel
-    from actscope.recording.reading.recording import Recording
 
 
 def capture(
@@ -210,7 +209,7 @@ def _warn(stats: CaptureStats) -> None:
 def _tell(to: Path, run: int, skipped: int, as_json: bool) -> None:
     from actscope.recording.reading.recording import Recording
 
-    summary = {"path": str(to), "run": run, "skipped": skipped, **summary_of(Recording.open(to))}
+    summary = {"path": str(to), "run": run, "skipped": skipped, **Recording.open(to).summary()}
     if as_json:
         typer.echo(json.dumps(summary))
         return
@@ -226,26 +225,3 @@ def _tell(to: Path, run: int, skipped: int, as_json: bool) -> None:
             else "  every row bit for bit"
         )
     )
-
-
-def summary_of(recording: Recording) -> dict[str, Any]:
-    """Counts, sizes and errors of a recording. Ratios are of rows only, bytes per token of the rows' blocks."""
-    from actscope.cli.info import rows_after_end
-
-    sizes = [recording[site].sizes() for site in recording.sites]
-    errors = [recording[site].errors() for site in recording.sites]
-    stored = sum(size.stored for size in sizes)
-    rows = sum(error.rows for error in errors)
-    return {
-        "requests": len(recording.requests),
-        "tokens": recording.n_rows,
-        "rows_after_end": rows_after_end(recording),
-        "sites": len(recording.sites),
-        "stored_bytes": stored,
-        "bytes_per_token": stored / max(1, recording.n_rows),
-        "ratio_source": sum(size.source for size in sizes) / max(1, stored),
-        "ratio_fp32": sum(size.fp32 for size in sizes) / max(1, stored),
-        "error_mean": sum(error.mean * error.rows for error in errors) / max(1, rows),
-        "error_worst": max((error.worst for error in errors), default=0.0),
-        "complete": recording.complete,
-    }

@@ -235,15 +235,15 @@ def _propose(crew: Crew, settings: HarvestSettings, as_json: bool) -> None:
 
 def estimate_of(proposal: Proposal) -> dict[str, Any]:
     """Rows and bytes, as a sample of the texts foretells them."""
-    plan = proposal.plan
+    from actscope.harvest.shards.sizes import row_bytes
+
+    plan, row = proposal.plan, row_bytes(proposal.plan)
     rows = round(proposal.rows_per_text * plan.texts)
-    width = 4 if plan.dtype == "float32" or (plan.dtype, plan.shard_format) == ("bfloat16", "arrow") else 2
-    row_bytes = len(plan.sites) * plan.d_model * width + (12 if plan.shard_format == "arrow" else 20)
     return {
         "units": plan.n_units,
         "rows": rows,
-        "bytes": rows * row_bytes,
-        "unit_bytes": round(proposal.rows_per_text * min(plan.unit_texts, plan.texts)) * row_bytes,
+        "bytes": rows * row,
+        "unit_bytes": round(proposal.rows_per_text * min(plan.unit_texts, plan.texts)) * row,
     }
 
 

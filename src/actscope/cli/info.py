@@ -3,18 +3,11 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
-import numpy as np
 import typer
 
 from actscope.cli.common.recordings import Directory, open_recording
-from actscope.frames import RowFlag
-
-if TYPE_CHECKING:
-    from actscope.recording.reading.recording import Recording
 
 _MOST_MARKS = 5
 
@@ -31,81 +24,8 @@ def info(
 
     Example: actscope info run.acts
     """
-    described = describe(open_recording(path), requests)
+    described = open_recording(path).describe(requests)
     typer.echo(json.dumps(described) if as_json else _text(described))
-
-
-def describe(recording: Recording, n_requests: int = 5) -> dict[str, Any]:
-    """Everything that `info` says, as JSON values; `n_requests` of the requests are listed (0: all)."""
-    sites = {site: _site(recording, site) for site in recording.sites}
-    stored = sum(site["stored_bytes"] for site in sites.values())
-    ids = recording.requests
-    summaries = [recording.request(request) for request in ids]
-    present, computed = sum(s.present for s in summaries), sum(s.computed for s in summaries)
-    listed = summaries[: n_requests or None]
-    return {
-        "path": str(recording.path),
-        "id": recording.info.get("id"),
-        "version": recording.info.get("version"),
-        "created_wall_ns": recording.info.get("created_wall_ns"),
-        "model": recording.info["model"],
-        "settings": recording.info["settings"],
-        "rows": recording.n_rows,
-        "rows_after_end": rows_after_end(recording),
-        "tokens": {"computed": computed, "present": present, "coverage": computed / present if present else None},
-        "bytes": sum(file.stat().st_size for file in Path(recording.path).iterdir() if file.is_file()),
-        "stored_bytes": stored,
-        "bytes_per_token": stored / recording.n_rows if recording.n_rows else None,
-        "ratio_fp32": _ratio(sum(site["fp32_bytes"] for site in sites.values()), stored),
-        "ratio_source": _ratio(sum(site["source_bytes"] for site in sites.values()), stored),
-        "sites": sites,
-        "n_requests": len(ids),
-        "requests": [asdict(summary) for summary in listed],
-        **_events(recording),
-    }
-
-
-def rows_after_end(recording: Recording) -> int:
-    """Rows that a batch computed for requests whose answer had ended, labelled so; a capture leaves them out."""
-    return int(np.count_nonzero(recording.labels()["flags"] & int(RowFlag.AFTER_EOS)))
-
-
-def _site(recording: Recording, name: str) -> dict[str, Any]:
-    site = recording[name]
-    sizes = site.sizes()
-    return {
-        "rows": len(site),
-        "width": site.width,
-        "dtype": site.source_dtype,
-        "codec_asked": recording.info["codecs"].get(name),
-        "codecs_used": site.blocks.codec_names(),
-        "blocks": len(site.blocks),
-        "stored_bytes": sizes.stored,
-        "fp32_bytes": sizes.fp32,
-        "source_bytes": sizes.source,
-        "ratio_fp32": _ratio(sizes.fp32, sizes.stored),
-        "ratio_source": _ratio(sizes.source, sizes.stored),
-        "error": asdict(site.errors()),
-    }
-
-
-def _ratio(raw: int, stored: int) -> float | None:
-    return raw / stored if stored else None
-
-
-def _events(recording: Recording) -> dict[str, Any]:
-    dropped: dict[str, int] = {}
-    for drop in recording.drops:
-        dropped[drop.site] = dropped.get(drop.site, 0) + drop.n_rows
-    sessions = recording.sessions
-    return {
-        "dropped_rows": dropped,
-        "marks": [{"request": mark.request, "why": mark.why, "wall_ns": mark.wall_ns} for mark in recording.marks],
-        "sessions": len([session for session in sessions if not session.ended]),
-        "complete": recording.complete,
-        "direct_io": sessions[-1].stats.get("direct") if sessions else None,
-        "damage": [{**asdict(damage), "says": str(damage)} for damage in recording.damage],
-    }
 
 
 def _text(found: dict[str, Any]) -> str:

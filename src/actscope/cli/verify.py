@@ -3,21 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
-import numpy as np
 import typer
 
 from actscope.cli.common.recordings import Directory, check_there
-from actscope.errors import CodecError, RecordingDamaged
-
-if TYPE_CHECKING:
-    from actscope.store import StoreReader
-
-Progress = Callable[[str, int, int], None]
 
 
 def verify(
@@ -32,134 +22,11 @@ def verify(
     Example: actscope verify run.acts
     """
     from actscope.cli.common.progress import ProgressBar as Bars
+    from actscope.recording.reading.verification import verify as verify_recording
 
     check_there(path)
     with Bars() as bars:
-        verdict = check(path, bars.update)
+        verdict = verify_recording(path, bars.update)
     typer.echo(json.dumps(verdict.as_dict()) if as_json else verdict.as_text())
     if not verdict.ok:
         raise typer.Exit(1)
-
-
-@dataclass
-class RecordingVerdict:
-    """What was found. `ok`: nothing that was acknowledged is missing or changed, and everything decodes.
-
-    unlabelled   rows in blocks without a label: of steps that never ended; they are never delivered
-    absent       site -> labelled rows that are not in its blocks: dropped, or lost with a crash before they were written
-    dropped      site -> rows that the recorder has counted as dropped
-    """
-
-    path: str
-    problems: list[str] = field(default_factory=list)
-    damage: list[dict[str, Any]] = field(default_factory=list)
-    messages: int = 0
-    blocks: int = 0
-    rows: int = 0
-    label_batches: int = 0
-    labels: int = 0
-    unlabelled: int = 0
-    absent: dict[str, int] = field(default_factory=dict)
-    dropped: dict[str, int] = field(default_factory=dict)
-
-    @property
-    def ok(self) -> bool:
-        return not self.problems and not any(damage["acknowledged"] for damage in self.damage)
-
-    def as_dict(self) -> dict[str, Any]:
-        return {"ok": self.ok, **asdict(self)}
-
-    def as_text(self) -> str:
-        lines = [f"{damage['says']}" for damage in self.damage] + self.problems
-        lines += [
-            f"{self.path}: {'ok' if self.ok else 'DAMAGED'}",
-            f"  {self.messages} messages; {self.blocks} blocks with {self.rows} rows; {self.label_batches} batches with "
-            f"{self.labels} labels",
-        ]
-        if self.unlabelled:
-            lines.append(f"  {self.unlabelled} rows of steps that never ended: they are not delivered")
-        for site, rows in self.absent.items():
-            dropped = min(rows, self.dropped.get(site, 0))
-            why = [f"{dropped} were dropped"] * bool(dropped) + [f"{rows - dropped} were not written in time"] * (
-                rows > dropped
-            )
-            lines.append(f"  {site} lacks {rows} labelled rows: {', '.join(why)}")
-        return "\n".join(lines)
-
-
-def check(path: Path, progress: Progress) -> RecordingVerdict:
-    """Read everything. Raises RecordingError when there is no recording at all."""
-    from actscope.recording.format import manifest
-    from actscope.store import StoreReader
-
-    verdict = RecordingVerdict(str(path))
-    try:
-        store = StoreReader.open(path)
-        manifest.check(store.manifest, path)
-    except RecordingDamaged as error:
-        verdict.problems.append(str(error))
-        return verdict
-    seen = store.verify(lambda done, total: progress("bytes", done, total))
-    verdict.damage = [{**asdict(damage), "says": str(damage)} for damage in seen]
-    verdict.messages = len(store.entries)
-    labelled = _check_records(store, verdict)
-    _check_blocks(store, verdict, labelled, progress)
-    return verdict
-
-
-def _check_records(store: StoreReader, verdict: RecordingVerdict) -> np.ndarray:
-    """Decode everything that is not rows; the row numbers that have labels, ascending."""
-    from actscope.recording.format import records
-    from actscope.recording.format import row_labels as ledger
-    from actscope.recording.format.index_keys import KEY, Kind
-
-    keys = np.ascontiguousarray(store.entries["key"]).view(KEY).reshape(-1)
-    kinds: dict[int, Any] = {
-        Kind.TOKENS: records.Tokens,
-        Kind.MARK: records.Mark,
-        Kind.DROPS: records.Drops,
-        Kind.SESSION: records.Session,
-    }
-    ids = [np.empty(0, np.int64)]
-    for entry, kind in zip(store.entries, keys["kind"].tolist(), strict=True):
-        try:
-            if kind == Kind.LEDGER:
-                batch = ledger.decode(store.read(entry))
-                verdict.label_batches += 1
-                verdict.labels += len(batch.labels)
-                ids.append(batch.row_ids)
-            elif kind in kinds:
-                found = records.read(store.read(entry), kinds[kind])
-                for drop in found.drops if kind == Kind.DROPS else ():
-                    verdict.dropped[drop.site] = verdict.dropped.get(drop.site, 0) + drop.n_rows
-        except RecordingDamaged as error:
-            verdict.problems.append(f"message {entry['number']} ({Kind(kind).name.lower()}): {error}")
-    return np.sort(np.concatenate(ids))
-
-
-def _check_blocks(store: StoreReader, verdict: RecordingVerdict, labelled: np.ndarray, progress: Progress) -> None:
-    from actscope.recording.format.index_keys import CHANNELS
-    from actscope.recording.reading.site_rows import Blocks
-
-    sites = {
-        site: Blocks(store, store.entries[store.entries["channel"] == len(CHANNELS) + number])
-        for number, site in enumerate(store.manifest["sites"])
-    }
-    total, done = sum(len(blocks) for blocks in sites.values()), 0
-    unlabelled: set[int] = set()
-    for site, blocks in sites.items():
-        for block in range(len(blocks)):
-            try:
-                verdict.rows += len(blocks.decoded(block))
-                blocks.row_errors(block)
-            except (RecordingDamaged, CodecError) as error:
-                verdict.problems.append(f"{site}, block {block} (message {blocks.entries['number'][block]}): {error}")
-            verdict.blocks += 1
-            done += 1
-            progress("blocks", done, total)
-        held = blocks.row_ids
-        absent = len(labelled) - int(np.isin(labelled, held).sum())
-        if absent:
-            verdict.absent[site] = absent
-        unlabelled.update(held[~np.isin(held, labelled)].tolist())
-    verdict.unlabelled = len(unlabelled)

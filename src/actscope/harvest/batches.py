@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from actscope.errors import SettingsError
+from actscope.harvest.manifest import HarvestManifest
+from actscope.harvest.plan import HarvestPlan
+from actscope.harvest.shards.reading import ShardRows
 from actscope.permutation import Permutation
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-    from actscope.harvest.opening import Harvest, ShardRows
 
 WINDOW = 8
 
@@ -25,6 +26,20 @@ class BatchCursor:
 
     epoch: int = 0
     rows: int = 0
+
+
+class ShardSource(Protocol):
+    """The part of a harvest that batches are made from."""
+
+    @property
+    def plan(self) -> HarvestPlan: ...
+    @property
+    def manifest(self) -> HarvestManifest: ...
+    @property
+    def sites(self) -> tuple[str, ...]: ...
+    @property
+    def n_rows(self) -> int: ...
+    def shard(self, number: int) -> ShardRows: ...
 
 
 class Batches:
@@ -42,7 +57,7 @@ class Batches:
 
     def __init__(
         self,
-        harvest: Harvest,
+        harvest: ShardSource,
         site: str,
         batch_size: int,
         *,

@@ -18,13 +18,14 @@ import threading
 import time
 from collections.abc import Iterable
 from contextlib import suppress
-from pathlib import Path
 
 import msgspec
 
 from actscope.errors import HarvestDamaged, HarvestError
 from actscope.harvest import layout
 from actscope.harvest.storage import Storage
+from actscope.runtime.boot import boot_id
+from actscope.runtime.process import process_start
 
 LEASE_S = 60.0
 
@@ -141,19 +142,17 @@ class Claims:
 def this_machine() -> str:
     """Where process ids mean the same as here; "" where the kernel does not say."""
     try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        return f"{boot}/{os.readlink('/proc/self/ns/pid')}"
+        namespace = os.readlink("/proc/self/ns/pid")
     except OSError:
-        return f"unknown-{secrets.token_hex(8)}"
+        namespace = ""
+    boot = boot_id()
+    return f"{boot}/{namespace}" if boot and namespace else f"unknown-{secrets.token_hex(8)}"
 
 
 def _started(pid: int) -> str:
     """When a process started, in ticks since boot; "" when there is none of this id, or it has ended and is not yet reaped."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return ""
-    return "" if fields[0] in "ZX" else fields[19]
+    started = process_start(pid)
+    return "" if started is None else str(started)
 
 
 def _decode(data: bytes, where: str) -> Owner:

@@ -13,8 +13,8 @@ from actscope.harvest import manifest as manifests
 from actscope.harvest.commit import Receipt, ShardFile
 from actscope.harvest.driver import committed, held_plan, read_receipt
 from actscope.harvest.manifest import HarvestManifest, manifest_of
-from actscope.harvest.opening import check_shard
 from actscope.harvest.plan import HarvestPlan
+from actscope.harvest.shards.reading import check_shard
 from actscope.harvest.storage import Storage
 
 Progress = Callable[[str, int, int], None]

@@ -22,6 +22,7 @@ import numpy as np
 
 from actscope.errors import ProbeError, SiteError
 from actscope.probes.score import ACTIVATIONS, score
+from actscope.runtime.publish import publish_file
 from actscope.sites import Site
 
 MAX_WIDTH = 1 << 17  # a row wider than any model's; a cap before allocation
@@ -154,9 +155,7 @@ def save_probe(probe: Probe, path: Path) -> None:
     tensors = {"weight": probe.weight, "test_inputs": probe.test_inputs, "test_scores": probe.test_scores}
     metadata = {_METADATA_KEY: msgspec.json.encode(probe.info).decode()}
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_bytes(save({k: np.ascontiguousarray(v, np.float32) for k, v in tensors.items()}, metadata))
-    temporary.replace(path)
+    publish_file(path, save({k: np.ascontiguousarray(v, np.float32) for k, v in tensors.items()}, metadata))
 
 
 def load_probe(path: Path) -> Probe:

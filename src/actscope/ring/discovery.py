@@ -20,9 +20,9 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from actscope.clock import boot_id
 from actscope.errors import RingError
 from actscope.ring.segment import SEGMENT_NAME, SHM_DIR, read_header, segment_path, unlink
+from actscope.runtime.boot import boot_id
 from actscope.runtime.private_files import check_private_dir, publish_private, read_private
 from actscope.runtime.process import Process, process_start
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-import secrets
 import stat
 from pathlib import Path
 
 from actscope.errors import RingError
+from actscope.runtime.publish import publish_file
 
 
 def open_private(path: Path, flags: int) -> int:
@@ -49,14 +49,9 @@ def publish_private(path: Path, content: bytes) -> None:
 
     No fsync: what it says is about a running process and is worthless after a power cut.
     """
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
     try:
-        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-        with os.fdopen(fd, "wb") as file:
-            file.write(content)
-        os.rename(temporary, path)
+        publish_file(path, content, mode=0o600, durable=False)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise RingError(f"{path}: cannot be written ({error.strerror})") from error
 
 

@@ -35,12 +35,23 @@ class Process:
 
 def process_start(pid: int) -> int | None:
     """Start time of a running process (field 22 of /proc/<pid>/stat); None when there is none, or a zombie."""
+    fields = stat_fields(pid)
+    return None if not fields or fields[0] in _GONE else int(fields[19])
+
+
+def parent_of(pid: int) -> int:
+    """Return the parent's process id (field 4 of /proc/<pid>/stat); 0 when the process has ended."""
+    fields = stat_fields(pid)
+    return int(fields[1]) if fields else 0
+
+
+def stat_fields(pid: int) -> list[str]:
+    """Return the fields of /proc/<pid>/stat from the third one (the state) on; empty when there is no such process."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text(errors="replace")
     except OSError:
-        return None
-    fields = stat.rpartition(")")[2].split()  # the command's name may hold anything, spaces and brackets too
-    return None if fields[0] in _GONE else int(fields[19])
+        return []
+    return stat.rpartition(")")[2].split()  # the command's name may hold anything, spaces and brackets too
 
 
 def pid_namespace() -> int:

@@ -38,38 +38,6 @@ def read_file(path: Path, most: int) -> bytes:
         raise RecordingError(f"{path}: reading failed: {error.strerror or error}") from error
 
 
-def sync_directory(path: Path) -> None:
-    """Make the names in a directory durable."""
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
-def write_all(fd: int, data: bytes | memoryview, offset: int) -> None:
-    """pwrite every byte; a short write goes on where it stopped."""
-    view = memoryview(data)
-    while view:
-        done = os.pwrite(fd, view, offset)
-        if done <= 0:
-            raise OSError(5, f"a write of {len(view)} bytes at {offset} wrote nothing")
-        view, offset = view[done:], offset + done
-
-
-def publish(path: Path, data: bytes) -> None:
-    """Make a file appear whole and durable under its name, or not at all: sibling temp, fsync, rename, fsync of the directory."""
-    temp = path.with_name(path.name + ".tmp")
-    fd = os.open(temp, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
-    try:
-        write_all(fd, data, 0)
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-    os.rename(temp, path)
-    sync_directory(path.parent)
-
-
 def spare_name(path: Path, suffix: str) -> Path:
     """`path` + `suffix`, or with a number when that name is taken."""
     spare, count = path.with_name(path.name + suffix), 1

@@ -23,6 +23,7 @@ from actscope.cli.common.engines import ask
 from actscope.errors import EngineError, SettingsError
 from actscope.probes.format import Probe, ProbeInfo, save_probe
 from actscope.ring.discovery import EngineCard, read_card
+from actscope.runtime.process import stat_fields
 
 START_S, DRAIN_S = 300.0, 120.0
 #: A Llama of 134 M parameters. Llama, because most of what vLLM serves is: its blocks return (hidden, residual).
@@ -278,7 +279,7 @@ class BenchEngine:
         pid = self._sidecar()
         if pid is None:
             return 0.0
-        ticks = _stat(pid)[11:13]
+        ticks = stat_fields(pid)[11:13]
         return sum(map(int, ticks)) / os.sysconf("SC_CLK_TCK")
 
     def _sidecar(self) -> int | None:
@@ -290,8 +291,3 @@ class BenchEngine:
                 if is_one and own in (process / "environ").read_bytes().split(b"\0"):
                     return int(process.name)
         return None
-
-
-def _stat(pid: int) -> list[str]:
-    """The fields of /proc/<pid>/stat behind the command, which may hold anything."""
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()

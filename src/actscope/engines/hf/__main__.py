@@ -20,7 +20,6 @@ import uvicorn
 from starlette.applications import Starlette
 from transformers.utils import logging as transformers_logging
 
-from actscope.clock import boot_id
 from actscope.engines.flights import open_flight
 from actscope.engines.hf.default_probes import default_probes
 from actscope.engines.hf.engine import Engine, EngineOptions
@@ -36,6 +35,7 @@ from actscope.recording.flight.recorder import FlightRecorder
 from actscope.ring import discovery as runtime
 from actscope.ring.host import RingWriter
 from actscope.ring.layout import RingSpec
+from actscope.runtime.boot import boot_id
 from actscope.runtime.process import process_start
 from actscope.sites import select
 

@@ -13,7 +13,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from actscope.clock import boot_id
 from actscope.engines.replay.facts import RecordedModel, recorded_model
 from actscope.engines.replay.fitting import fit
 from actscope.engines.replay.pace import Taken
@@ -27,6 +26,7 @@ from actscope.probes import Bank, Probe
 from actscope.recording.reading.recording import Recording
 from actscope.ring import discovery as runtime
 from actscope.ring.host import RingWriter
+from actscope.runtime.boot import boot_id
 from actscope.runtime.process import process_start
 
 

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from actscope.errors import RingError, SettingsError
+from actscope.errors import FeedError, SettingsError
 from actscope.extraction.contract import ROW_LABEL
 from actscope.feed.buffer.layout import Layout
 
@@ -72,13 +72,13 @@ class FeedMemory:
 
     @classmethod
     def attach(cls, fd: int, layout: Layout, *, writable: bool = False) -> FeedMemory:
-        """Map memory that another process has made; the descriptor is ours from now on. Raises RingError when it is none."""
+        """Map memory that another process has made; the descriptor is ours from now on. Raises FeedError when it is none."""
         try:
             size, seals = os.fstat(fd).st_size, fcntl.fcntl(fd, _F_GET_SEALS)
         except OSError as error:
-            raise RingError(f"feed buffer: descriptor {fd} is no sealed memory ({error.strerror})") from error
+            raise FeedError(f"feed buffer: descriptor {fd} is no sealed memory ({error.strerror})") from error
         if size != layout.total_bytes or seals & _SEALS != _SEALS:
-            raise RingError(f"feed buffer: expected {layout.total_bytes} sealed bytes, found {size} (seals {seals:#x})")
+            raise FeedError(f"feed buffer: expected {layout.total_bytes} sealed bytes, found {size} (seals {seals:#x})")
         return cls(fd, layout, writable=writable)
 
     def labels(self, window: int) -> np.ndarray:

@@ -21,7 +21,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from actscope.clock import boot_id
 from actscope.errors import (
     ActscopeError,
     FeedEnded,
@@ -36,6 +35,7 @@ from actscope.feed.choosing import choose
 from actscope.feed.client.http_transport import HttpTransport
 from actscope.feed.client.prefetch import prefetch_iterator
 from actscope.feed.client.shm_transport import DTYPES, ShmTransport
+from actscope.runtime.boot import boot_id
 
 log = logging.getLogger("actscope.feed")
 

@@ -13,7 +13,6 @@ from fastapi import APIRouter, Depends, FastAPI, Query, Request
 from starlette.responses import Response
 
 from actscope._version import __version__
-from actscope.clock import boot_id
 from actscope.errors import FeedEnded, FeedError, FeedNotReady, RequestRefused, SiteError
 from actscope.feed.buffer.allocator import Grant
 from actscope.feed.choosing import choose
@@ -23,6 +22,7 @@ from actscope.feed.server.responses import GrantedRows, HeldResponse, RowsRespon
 from actscope.feed.server.service import Service
 from actscope.feed.server.streaming import StreamResponse
 from actscope.feed.settings import FeedSettings
+from actscope.runtime.boot import boot_id
 from actscope.serving.access import Guard
 from actscope.serving.errors import Problem, install_handlers
 

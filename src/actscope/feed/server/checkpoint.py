@@ -18,7 +18,8 @@ from actscope.errors import FeedError, RecordingError, SettingsError
 from actscope.feed.buffer.position import Position
 from actscope.feed.messages import Loaded
 from actscope.feed.settings import FeedSettings
-from actscope.store.files import publish, read_file
+from actscope.runtime.publish import publish_file
+from actscope.store.files import read_file
 
 if TYPE_CHECKING:
     from actscope.feed.server.broker import Broker
@@ -101,5 +102,5 @@ class StateFile:
             return
         content = _Content("actscope-feed-state", str(position), self._order, facts.revision, facts.fingerprint)
         with self._writing:
-            publish(self._path, msgspec.json.format(msgspec.json.encode(content), indent=1) + b"\n")
+            publish_file(self._path, msgspec.json.format(msgspec.json.encode(content), indent=1) + b"\n")
         self._written = position

@@ -17,7 +17,7 @@ import struct
 import time
 from pathlib import Path
 
-from actscope.errors import ActscopeError, FeedEnded, FeedError, FeedNotReady, RequestRefused, RingError
+from actscope.errors import ActscopeError, FeedEnded, FeedError, FeedNotReady, RequestRefused
 from actscope.feed.buffer.allocator import Grant
 from actscope.feed.messages import (
     FROM_CONSUMER,
@@ -217,7 +217,7 @@ def _listening(path: Path) -> socket.socket:
         listener.close()
         with contextlib.suppress(OSError):
             path.unlink()
-        raise RingError(f"{path}: cannot listen there ({error}): set ACTSCOPE_RUNTIME_DIR to a shorter path") from error
+        raise FeedError(f"{path}: cannot listen there ({error}): set ACTSCOPE_RUNTIME_DIR to a shorter path") from error
     return listener
 
 

@@ -10,6 +10,8 @@ import os
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from actscope.runtime.process import parent_of
+
 _LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1", "0.0.0.0"})
 _LISTEN = "0A"
 
@@ -30,7 +32,7 @@ def descends(pid: int, ancestors: frozenset[int]) -> bool:
         if pid in ancestors:
             return True
         seen.add(pid)
-        pid = _parent(pid)
+        pid = parent_of(pid)
     return False
 
 
@@ -64,12 +66,6 @@ def _link(path: str) -> str:
         return os.readlink(path)
     except OSError:
         return ""
-
-
-def _parent(pid: int) -> int:
-    """The parent's pid, 0 when the process has ended. Its name may have blanks and brackets in it."""
-    fields = _read(Path(f"/proc/{pid}/stat")).rpartition(")")[2].split()
-    return int(fields[1]) if len(fields) > 1 else 0
 
 
 def _read(path: Path) -> str:

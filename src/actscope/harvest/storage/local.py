@@ -10,7 +10,7 @@ from pathlib import Path
 
 from actscope.errors import HarvestError
 from actscope.harvest.storage.contract import Data
-from actscope.store.files import sync_directory, write_all
+from actscope.runtime.publish import sync_directory, write_all
 
 _CHUNK = 8 << 20
 #: Files that were being written: a killed writer leaves one behind. Such names are never listed.

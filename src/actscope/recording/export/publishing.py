@@ -13,7 +13,7 @@ import msgspec
 
 from actscope.errors import RecordingError
 from actscope.recording.format.packets import HEADER, scan_packets
-from actscope.store.files import sync_directory
+from actscope.runtime.publish import sync_directory
 
 DESCRIPTION = "export.json"
 

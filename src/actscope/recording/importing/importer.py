@@ -18,7 +18,7 @@ from actscope.recording.importing.own import OwnStream, decode
 from actscope.recording.importing.stream import Progress, StepStream
 from actscope.recording.spec import PipelineOptions
 from actscope.recording.writing.recorder import Recorder
-from actscope.store.files import sync_directory
+from actscope.runtime.publish import sync_directory
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, TypeVar
@@ -17,6 +17,8 @@ from actscope.recording.format import row_labels as ledger
 from actscope.recording.format.index_keys import CHANNELS, KEY, Kind
 from actscope.recording.reading.label_index import LabelIndex, RequestSummary
 from actscope.recording.reading.site_rows import Blocks, Rows, SiteRows
+from actscope.recording.reading.summary import describe, summarize
+from actscope.recording.reading.verification import Verification, verify
 from actscope.store import Damage, StoreReader
 
 Positions = int | slice | Sequence[int] | np.ndarray
@@ -113,6 +115,31 @@ class Recording:
         """int64 [n]: the number of each row of `labels()`, ascending; gaps are rows whose step did not end."""
         found: np.ndarray = self._labels.row_ids
         return found
+
+    # --- figures ----------------------------------------------------------------------------------------------------------
+
+    def summary(self) -> dict[str, Any]:
+        """Return counts, sizes, compression ratios and measured errors, as JSON values."""
+        return summarize(self)
+
+    def describe(self, n_requests: int = 5) -> dict[str, Any]:
+        """Return everything that `actscope info` shows, as JSON values.
+
+        Args:
+            n_requests: How many requests are listed; 0 lists all.
+        """
+        return describe(self, n_requests)
+
+    def verify(self, progress: Callable[[str, int, int], None] | None = None) -> Verification:
+        """Check every byte on disk: checksums, that all blocks and labels decode, and that rows have labels.
+
+        Args:
+            progress: Called with a stage ("bytes", "blocks"), how much is done, and the total.
+
+        Returns:
+            What was found; its `ok` is False when acknowledged bytes are missing or changed, or something does not decode.
+        """
+        return verify(self.path, progress) if progress else verify(self.path)
 
     # --- rows -----------------------------------------------------------------------------------------------------------
 

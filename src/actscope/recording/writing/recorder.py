@@ -38,8 +38,8 @@ from actscope.recording.format.manifest import manifest_of
 from actscope.recording.spec import PipelineOptions, RecordingSpec
 from actscope.recording.writing.resume import Resume, continue_recording
 from actscope.recording.writing.site_queues import QueuedRows, SiteQueue, SiteQueues
+from actscope.runtime.publish import publish_file
 from actscope.store import Store
-from actscope.store.files import publish
 
 log = logging.getLogger("actscope.recording")
 
@@ -255,7 +255,7 @@ class Recorder:
         upto = self.sync()
         steps = self._step_base + self._stats.steps
         note = {"rows": upto, "steps": steps, "wall_ns": time.time_ns(), "codecs": self.reports()}
-        publish(self.path / "checkpoint.json", msgspec.json.format(msgspec.json.encode(note), indent=1))
+        publish_file(self.path / "checkpoint.json", msgspec.json.format(msgspec.json.encode(note), indent=1))
         with self._lock:
             self._checkpointed = upto
             self._stats.checkpoints += 1

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from actscope.errors import RecordingDamaged, RecordingError
-from actscope.store.files import naming, publish, read_file
+from actscope.runtime.publish import publish_file
+from actscope.store.files import naming, read_file
 from actscope.store.format.checksum import crc32c_of
 
 NAME = "manifest.json"
@@ -68,7 +69,7 @@ class Manifest:
 
     def publish(self, directory: Path) -> None:
         """Write the file; from then on the directory is a recording."""
-        publish(directory / NAME, self.text.encode())
+        publish_file(directory / NAME, self.text.encode())
 
 
 def read_manifest(directory: Path) -> Manifest:

@@ -17,14 +17,15 @@ from functools import cache
 from pathlib import Path
 
 from actscope.errors import RecordingError
-from actscope.store.files import naming, read_file, write_all
+from actscope.runtime import boot
+from actscope.runtime.publish import write_all
+from actscope.store.files import naming, read_file
 from actscope.store.format.checksum import crc32c_of
 
 NAME = "watermark"
 SLOT_BYTES = 512
 FILE_BYTES = 2 * SLOT_BYTES
 SLOT = struct.Struct("<8sHHIIIQQIQQIQ16s")
-BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 MAGIC = b"ACTSMARK"
 VERSION = 1
 CLOSED = 1
@@ -36,8 +37,8 @@ def boot_id() -> bytes:
     """Tells one run of the machine from another: what was written but not durable does not survive into the next;
     zeros: unknown."""
     try:
-        return bytes.fromhex(BOOT_ID.read_text().strip().replace("-", ""))[:16].ljust(16, b"\0")
-    except (OSError, ValueError):
+        return bytes.fromhex(boot.boot_id().replace("-", ""))[:16].ljust(16, b"\0")
+    except ValueError:
         return bytes(16)
 
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from actscope.errors import RecordingDamaged
-from actscope.store.files import naming, spare_name, sync_directory, write_all
+from actscope.runtime.publish import sync_directory, write_all
+from actscope.store.files import naming, spare_name
 from actscope.store.format.envelope import epilogue
 from actscope.store.format.manifest import NAME, publish_manifest
 from actscope.store.format.source import Source

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from actscope.store.files import spare_name, sync_directory, write_all
+from actscope.runtime.publish import sync_directory, write_all
+from actscope.store.files import spare_name
 from actscope.store.format.envelope import Prologue, Ranges, epilogue
 from actscope.store.format.layout import ENTRY, record_bytes, segment_name
 from actscope.store.format.source import STRIDE, Source

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from actscope.errors import RecordingError
-from actscope.store.files import naming, segment_files, sync_directory
+from actscope.runtime.publish import sync_directory
+from actscope.store.files import naming, segment_files
 from actscope.store.format.layout import segment_name
 from actscope.store.options import BLOCK, StoreOptions
 

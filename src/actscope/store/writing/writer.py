@@ -14,7 +14,8 @@ from types import TracebackType
 from typing import Any
 
 from actscope.errors import RecordingError, RecordingPoisoned
-from actscope.store.files import naming, sync_directory
+from actscope.runtime.publish import sync_directory
+from actscope.store.files import naming
 from actscope.store.format.checksum import crc32c_of
 from actscope.store.format.layout import KEY_BYTES
 from actscope.store.format.manifest import Manifest, publish_manifest, read_manifest

@@ -22,7 +22,6 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from actscope.clock import boot_id
 from actscope.engines.controls import control_routes
 from actscope.engines.http import json_response, listening
 from actscope.engines.vllm.settings import VllmSettings
@@ -45,6 +44,7 @@ from actscope.probes import Bank, ProbedModel
 from actscope.recording.flight.recorder import FlightRecorder
 from actscope.ring import discovery as runtime
 from actscope.ring.segment import segment_path, unlink
+from actscope.runtime.boot import boot_id
 from actscope.runtime.process import process_start
 
 log = logging.getLogger("actscope.vllm")

@@ -1,0 +1,96 @@
+"""Reading a safetensors shard: rows and labels without a copy, and what is wrong with a header."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from actscope.errors import HarvestDamaged, SettingsError
+from actscope.harvest.commit import Receipt
+from actscope.harvest.plan import HarvestPlan
+from actscope.harvest.shards.safetensors import LABELS, TYPES
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_MOST_HEADER = 100 << 20
+
+
+class ShardRows:
+    """The rows of a unit: `rows(site)` [n, d], and labels [n], without a copy."""
+
+    def __init__(self, data: Any, plan: HarvestPlan, n_rows: int, where: str) -> None:
+        self.n_rows = n_rows
+        self._data, self._plan = data, plan
+        entries, self._start = read_header(data, where)
+        if (wrong := _check_entries(entries, plan, n_rows, len(data) - self._start)) is not None:
+            raise HarvestDamaged(f"{where}: {wrong}")
+        self._offsets = {name: entry["data_offsets"][0] for name, entry in entries.items() if name != "__metadata__"}
+
+    def rows(self, site: str) -> Tensor:
+        """[n, d] in the harvest's dtype. Raises SettingsError for a site that was not harvested."""
+        import torch
+
+        if site not in self._plan.sites:
+            raise SettingsError(f"site {site!r}: this harvest has {', '.join(self._plan.sites)}")
+        count = self.n_rows * self._plan.d_model
+        dtype = getattr(torch, self._plan.dtype)
+        if not count:
+            return torch.empty(0, self._plan.d_model, dtype=dtype)
+        flat = torch.frombuffer(self._data, dtype=dtype, count=count, offset=self._start + self._offsets[site])
+        return flat.view(self.n_rows, self._plan.d_model)
+
+    def labels(self, name: str) -> np.ndarray:
+        """text int64, piece, position or token_id int32 [n]: see docs/harvest.md."""
+        dtype = np.dtype(f"<i{LABELS[name][1]}")
+        return np.frombuffer(self._data, dtype, self.n_rows, self._start + self._offsets[name])
+
+
+def check_shard(head: bytes, plan: HarvestPlan, receipt: Receipt) -> str | None:
+    """What is wrong with a shard, as far as its first bytes say; None when nothing is."""
+    if plan.shard_format != "safetensors":
+        return None
+    try:
+        entries, start = read_header(head, "")
+    except HarvestDamaged as error:
+        return str(error).removeprefix(": ")
+    return _check_entries(entries, plan, receipt.rows, receipt.files[0].bytes - start)
+
+
+def read_header(data: Any, where: str) -> tuple[dict[str, Any], int]:
+    """A safetensors header, and where the tensors begin. Raises HarvestDamaged for what is none."""
+    size = int.from_bytes(data[:8], "little")
+    if len(data) < 8 or size > min(_MOST_HEADER, len(data) - 8):
+        raise HarvestDamaged(f"{where}: is no safetensors file: its header is said to have {size} bytes")
+    try:
+        entries = json.loads(bytes(data[8 : 8 + size]))
+    except ValueError as error:
+        raise HarvestDamaged(f"{where}: is no safetensors file: {error}") from error
+    if not isinstance(entries, dict):
+        raise HarvestDamaged(f"{where}: is no safetensors file: its header is no object")
+    return entries, 8 + size
+
+
+def _check_entries(entries: dict[str, Any], plan: HarvestPlan, rows: int, length: int) -> str | None:
+    """Return the first mismatch between a header and the plan, or None."""
+    expected = {name: (kind, [rows], width * rows) for name, (kind, width) in LABELS.items()}
+    kind, width = TYPES[plan.dtype]
+    expected |= {site: (kind, [rows, plan.d_model], rows * plan.d_model * width) for site in plan.sites}
+    if missing := expected.keys() ^ (entries.keys() - {"__metadata__"}):
+        return f"expected tensors {', '.join(expected)}; differs in {', '.join(sorted(missing))}"
+    for name, (kind, shape, size) in expected.items():
+        begin, end = _span(entries[name])
+        if (entries[name].get("dtype"), entries[name].get("shape"), end - begin) != (kind, shape, size) or end > length:
+            return f"tensor {name}: expected {kind} {shape}, {size} bytes, found {entries[name]}"
+    return None
+
+
+def _span(entry: Any) -> tuple[int, int]:
+    """The offsets of a tensor; (0, -1), which fits none, when they are none."""
+    found = entry.get("data_offsets") if isinstance(entry, dict) else None
+    match found:
+        case [int(begin), int(end)] if 0 <= begin <= end:
+            return begin, end
+    return 0, -1
