@@ -26,13 +26,17 @@ class RowFlag(IntFlag):
     CACHED = 16  # not computed for this request: taken over from the request that filled the prefix cache
 
 
+#: Rows that are no part of their request's text: rejected drafts, and what was computed after its end.
+SPURIOUS_ROWS = int(RowFlag.REJECTED | RowFlag.AFTER_EOS)
+
+
 class SpanFlag(IntFlag):
     """What else a span says of its request."""
 
     FIRST = 1  # the request's first span
     END = 2  # the request has ended; such a span may have no rows
     ABORTED = 4  # ... because it was cancelled
-    WISH = 8  # it asked for something, which comes on another way: wait for that before its rows are used
+    WISH = 8  # per-request recording options are delivered out of band; wait for them before using the rows
 
 
 NO_FLAGS = SpanFlag(0)

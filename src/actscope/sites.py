@@ -158,3 +158,60 @@ def _layers(text: str, n_layers: int) -> list[int]:
         return list(range(first, min(last, n_layers) + 1, max(1, step)))  # n_layers is outside already, and refused
     layer = int(text)
     return [layer + n_layers if layer < 0 else layer]
+
+
+def select_from(selection: str, sites: Sequence[str]) -> list[int]:
+    """Select some of the sites of a feed.
+
+    Args:
+        selection: The grammar above over the layers that the feed has (`last` and `-1` are its last one), or full names;
+            an empty string selects all.
+        sites: The feed's sites.
+
+    Returns:
+        Indices into `sites`, ascending.
+
+    Raises:
+        SiteError: The feed does not have a site that was named. The message lists those that it has.
+    """
+    if not selection.strip():
+        return list(range(len(sites)))
+    found = {name for item in items_of(selection) for name in _named(item, sites)}
+    return [i for i, name in enumerate(sites) if name in found]
+
+
+def _named(item: str, sites: Sequence[str]) -> list[str]:
+    if item in sites:
+        return [item]
+    if item == "all":
+        return list(sites)
+    layered = [_parsed(name) for name in sites]
+    layers = sorted({site.layer for site in layered if site is not None and site.layer is not None})
+    points = sorted({site.point for site in layered if site is not None and site.layer is not None})
+    wanted = [site.name for site in _selected(item, layers, points)]
+    found = [name for name in wanted if name in sites]
+    if not found or (item.rpartition(".")[2].lstrip("-").isdigit() and len(found) < len(wanted) / max(1, len(points))):
+        raise SiteError(f"site {item!r}: this feed has {', '.join(sites)}")
+    return found
+
+
+def _selected(item: str, layers: Sequence[int], points: Sequence[str]) -> tuple[Site, ...]:
+    """The sites of an item; relative names (`last`, `-1`, `middle`) count the layers that the feed has."""
+    if not layers:
+        return ()
+    head, dot, point = item.removeprefix("layers.").partition(".")
+    relative = {"first": 0, "middle": len(layers) // 2, "last": -1}
+    place = relative.get(head, int(head) if head.startswith("-") and head[1:].isdigit() else None)
+    if place is not None and -len(layers) <= place < len(layers):
+        item = f"{layers[place]}{dot}{point}"
+    try:
+        return select(item, layers[-1] + 1, points)
+    except SiteError:
+        return ()
+
+
+def _parsed(name: str) -> Site | None:
+    try:
+        return Site.parse(name)
+    except SiteError:
+        return None

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from actscope.feed.buffer.order import places, served
+from actscope.feed.buffer.gather import places, served
 from actscope.permutation import Permutation
 
 

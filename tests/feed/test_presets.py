@@ -11,8 +11,7 @@ import pytest
 from actscope.errors import SettingsError
 from actscope.feed.planning.environment import NAMES, PREFIX
 from actscope.feed.planning.host_memory import Machine
-from actscope.feed.planning.overview import overview
-from actscope.feed.planning.presets import PRESETS, feed_settings
+from actscope.feed.planning.presets import PRESETS, feed_settings, overview
 from actscope.feed.settings import FeedSettings
 
 GB = 10**9

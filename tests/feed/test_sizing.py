@@ -24,8 +24,7 @@ from actscope.feed.buffer.memory import FeedMemory
 from actscope.feed.planning.host_memory import Machine, gigabytes, this_machine
 from actscope.feed.planning.memory_estimate import Estimate, check_fits, estimate, fits, rows_of, shape_of
 from actscope.feed.planning.model_facts import KNOWN, facts_of
-from actscope.feed.planning.overview import as_markdown, overview
-from actscope.feed.planning.presets import PRESETS, feed_settings
+from actscope.feed.planning.presets import PRESETS, as_markdown, feed_settings, overview
 from actscope.feed.settings import FeedSettings
 
 DOCS = Path(__file__).parents[2] / "docs"

@@ -5,16 +5,14 @@ from __future__ import annotations
 import numpy as np
 
 from actscope.errors import SiteError
-from actscope.frames import RowFlag
+from actscope.frames import SPURIOUS_ROWS
 from actscope.sites import POINTS, Site
-
-_SPURIOUS = int(RowFlag.REJECTED | RowFlag.AFTER_EOS)
 
 
 def genuine(labels: np.ndarray) -> np.ndarray:
     """bool [n]: the rows that say something of a token of its request, each token once, as it was computed last."""
     kept = np.zeros(len(labels), bool)
-    indices = np.flatnonzero((labels["flags"] & _SPURIOUS) == 0)
+    indices = np.flatnonzero((labels["flags"] & SPURIOUS_ROWS) == 0)
     order = indices[np.lexsort((indices, labels["position"][indices], labels["request"][indices]))]
     if len(order):
         request, position = labels["request"][order], labels["position"][order]

@@ -70,12 +70,12 @@ def generate(model: Any, **more: Any) -> Any:
 @contextmanager
 def _actscope(layers: tuple[int, ...]) -> Iterator[Run]:
     """The default preset, to a recording in the system's temporary directory."""
-    import actscope
+    from actscope.capture.session import capture
 
     model = same_model()
     with (
         tempfile.TemporaryDirectory(prefix="actscope-bench-") as directory,
-        actscope.capture(model, sites=",".join(map(str, layers)), to=Path(directory) / "run.acts") as cap,
+        capture(model, sites=",".join(map(str, layers)), to=Path(directory) / "run.acts") as cap,
     ):
 
         def run() -> int:

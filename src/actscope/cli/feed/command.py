@@ -109,7 +109,7 @@ def _given(value: Any) -> Any:
 
 def _print_presets(flags: dict[str, Any], as_json: bool) -> None:
     from actscope.feed.planning.host_memory import this_machine
-    from actscope.feed.planning.overview import as_text, overview
+    from actscope.feed.planning.presets import as_text, overview
 
     machine = this_machine()
     lines = overview(machine, flags)

@@ -12,7 +12,7 @@ from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from actscope.engines.hf.request import Request
 from actscope.engines.hf.sampling import Sampler
-from actscope.engines.hf.text import TextStream
+from actscope.engines.hf.text import Detokenizer
 from actscope.taps.attribution import PaddedSequence
 
 
@@ -22,7 +22,7 @@ class Running:
 
     request: Request
     sampler: Sampler
-    text: TextStream
+    text: Detokenizer
     next_id: int = -1
 
     @property

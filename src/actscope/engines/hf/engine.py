@@ -18,7 +18,7 @@ from actscope.engines.hf.batch import Running, SequenceBatch, padded_prompts
 from actscope.engines.hf.loading import LoadedModel
 from actscope.engines.hf.request import FinishReason, Output, Request
 from actscope.engines.hf.sampling import Sampler
-from actscope.engines.hf.text import TextStream
+from actscope.engines.hf.text import Detokenizer
 from actscope.errors import EngineError, RequestRefused, SettingsError
 from actscope.frames import ROW_META, Sink, Span, SpanFlag, Step
 from actscope.probes import Bank, Probe, ProbedModel
@@ -269,7 +269,7 @@ class Engine:
         tokenizer = self.loaded.tokenizer
         running = [
             Running(
-                r, Sampler(r.sampling, r.prompt_ids), TextStream(tokenizer._tokenizer, r.prompt_ids, r.sampling.stop)
+                r, Sampler(r.sampling, r.prompt_ids), Detokenizer(tokenizer._tokenizer, r.prompt_ids, r.sampling.stop)
             )
             for r in requests
         ]

@@ -15,7 +15,7 @@ from actscope.engines.vllm.labels import RequestState
 from actscope.frames import ROW_META, RowFlag
 
 #: Rows that are no part of what a later prompt can find.
-_SPURIOUS = int(RowFlag.REJECTED)
+_REJECTED = int(RowFlag.REJECTED)
 
 
 class PrefixScores:
@@ -42,7 +42,7 @@ class PrefixScores:
 
     def keep(self, slots: np.ndarray, meta: np.ndarray, scores: np.ndarray, generation: int) -> None:
         """Rows have been computed into these slots; a slot below 0 is none."""
-        good = (slots >= 0) & (slots < len(self._token)) & ((meta["flags"] & _SPURIOUS) == 0)
+        good = (slots >= 0) & (slots < len(self._token)) & ((meta["flags"] & _REJECTED) == 0)
         if not good.all():
             slots, meta, scores = slots[good], meta[good], scores[good]
         self._scores[slots] = scores

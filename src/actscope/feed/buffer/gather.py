@@ -9,7 +9,7 @@ import numpy as np
 
 from actscope.extraction.contract import ROW_LABEL
 from actscope.feed.buffer.memory import FeedMemory
-from actscope.feed.buffer.order import served
+from actscope.permutation import Permutation
 
 _OPAQUE = np.dtype(f"V{ROW_LABEL.itemsize}")
 
@@ -57,3 +57,15 @@ def _chosen(rows: np.ndarray, extent: Stretched, seed: int) -> np.ndarray:
         return rows[extent.start : stop]
     order = served(extent.window_rows, extent.start, stop, seed, extent.epoch, extent.number, extent.turn)
     return rows.take(order, axis=0)
+
+
+def places(window_rows: int, start: int, stop: int, seed: int, epoch: int, number: int, *, shuffle: bool) -> np.ndarray:
+    """Where rows start .. stop - 1 of a window's stream lie in it: int64."""
+    if not shuffle:
+        return np.arange(start, stop)
+    return Permutation(window_rows, "place", seed, epoch, number).part(start, stop)
+
+
+def served(n_rows: int, start: int, stop: int, seed: int, epoch: int, number: int, turn: int) -> np.ndarray:
+    """Which rows of a window, as they lie in it, are number start .. stop - 1 of its `turn`-th time round, 1 or later: int64."""
+    return Permutation(n_rows, "turn", seed, epoch, number, turn).part(start, stop)

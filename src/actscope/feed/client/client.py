@@ -31,11 +31,11 @@ from actscope.errors import (
     UpstreamError,
 )
 from actscope.extraction.contract import ROW_LABEL
-from actscope.feed.choosing import choose
 from actscope.feed.client.http_transport import HttpTransport
 from actscope.feed.client.prefetch import prefetch_iterator
 from actscope.feed.client.shm_transport import DTYPES, ShmTransport
 from actscope.runtime.boot import boot_id
+from actscope.sites import select_from
 
 log = logging.getLogger("actscope.feed")
 
@@ -245,7 +245,7 @@ class FeedClient:
         near = self._opened()
         if near is None:
             raise SettingsError("zero_copy needs a feed of this user on this machine; this one is reached over HTTP")
-        chosen = choose(sites, self._sites)
+        chosen = select_from(sites, self._sites)
         if len(chosen) != 1:
             raise SettingsError(f"zero_copy gives the rows of one site; sites={sites!r} names {len(chosen)}")
         while True:
@@ -299,7 +299,7 @@ class FeedClient:
     def _take_near(
         self, near: ShmTransport, n: int, sites: str, labels: bool, out: Tensor | None, wait: float
     ) -> Batch:
-        chosen = choose(sites, self._sites)
+        chosen = select_from(sites, self._sites)
         _check_room(out, _shape(n, len(chosen), near.layout.width), near.dtype)
         while True:
             granted = near.claim(n, wait)
@@ -340,7 +340,7 @@ class FeedClient:
             about = self._rows.json("/")
             self._about = about if about["sites"] else None  # not known before the model is there
         if self._about is not None:
-            shape = _shape(n, len(choose(sites, self._about["sites"])), self._about["width"])
+            shape = _shape(n, len(select_from(sites, self._about["sites"])), self._about["width"])
             _check_room(out, shape, DTYPES[self._about["dtype"]])
 
     def _scale(self, batch: Batch) -> float | Tensor:

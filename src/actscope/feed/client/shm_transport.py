@@ -19,10 +19,9 @@ import torch
 from torch import Tensor
 
 from actscope.errors import FeedEnded, FeedError, FeedNotReady, RequestRefused, UpstreamError
-from actscope.feed.buffer.gather import labels_of, unchanged
+from actscope.feed.buffer.gather import labels_of, served, unchanged
 from actscope.feed.buffer.layout import Layout
 from actscope.feed.buffer.memory import FeedMemory
-from actscope.feed.buffer.order import served
 from actscope.feed.messages import (
     FROM_CONSUMER,
     TO_CONSUMER,

@@ -12,8 +12,8 @@ from torch import Tensor
 from actscope.errors import FeedError
 from actscope.extraction.contract import ROW_LABEL, ExtractedRows, Reader
 from actscope.extraction.stream import TextStream
+from actscope.feed.buffer.gather import places
 from actscope.feed.buffer.memory import FeedMemory
-from actscope.feed.buffer.order import places
 from actscope.feed.messages import Filled, FillWindow, WindowSums
 
 _TORCH = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

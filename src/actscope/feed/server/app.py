@@ -15,16 +15,15 @@ from starlette.responses import Response
 from actscope._version import __version__
 from actscope.errors import FeedEnded, FeedError, FeedNotReady, RequestRefused, SiteError
 from actscope.feed.buffer.allocator import Grant
-from actscope.feed.choosing import choose
 from actscope.feed.messages import GROUP
 from actscope.feed.server import schemas as shapes
-from actscope.feed.server.responses import GrantedRows, HeldResponse, RowsResponse, disconnected
+from actscope.feed.server.responses import GrantedRows, HeldResponse, RowsResponse, StreamResponse, disconnected
 from actscope.feed.server.service import Service
-from actscope.feed.server.streaming import StreamResponse
 from actscope.feed.settings import FeedSettings
 from actscope.runtime.boot import boot_id
 from actscope.serving.access import Guard
 from actscope.serving.errors import Problem, install_handlers
+from actscope.sites import select_from
 
 _ENDPOINTS = {
     "GET /activations": "rows as JSON",
@@ -306,7 +305,7 @@ async def _chosen(feed: Service, sites: str, wait: float) -> list[int]:
             raise _failed(FeedError(f"the feed has failed: {feed.desk.failure}"))
         raise _not_ready(FeedNotReady("the model is being loaded", retry_after=2))
     try:
-        return choose(sites, facts.sites)
+        return select_from(sites, facts.sites)
     except SiteError as error:
         raise Problem(404, str(error), param="sites", code="unknown_site") from error
 

@@ -14,20 +14,18 @@ from typing import Any
 import numpy as np
 
 from actscope.errors import RingError
-from actscope.frames import RowFlag, Span, SpanFlag
+from actscope.frames import SPURIOUS_ROWS, RowFlag, Span, SpanFlag
 from actscope.gateway.scores.detokenizer import TokenTexts
 from actscope.gateway.scores.part_merger import Joiner, PartMerger, PartRows
-from actscope.gateway.scores.probe_table import ProbeTable, join_tables
+from actscope.gateway.scores.probe_table import ProbeTable, Tables, join_tables
 from actscope.gateway.scores.request_log import RequestLog
 from actscope.gateway.scores.request_store import Sessions
-from actscope.gateway.scores.tables import Tables
 from actscope.ring.discovery import EngineCard
 from actscope.ring.host import RingReader, StepBatch, StepRecord
 
 _log = logging.getLogger(__name__)
 
 #: Rows that say nothing of a token that is part of the request.
-_SPURIOUS = int(RowFlag.REJECTED | RowFlag.AFTER_EOS)
 
 _CACHED = int(RowFlag.CACHED)
 _END = int(SpanFlag.END)
@@ -232,7 +230,7 @@ class Matcher:
     def _take_one(self, taker: RequestLog | PartRows, at: int, step: StepRecord, table: ProbeTable) -> None:
         """The ordinary step: one row, without making arrays of its label."""
         position, token_id, flags, _, _ = step.meta[at].item()
-        if flags & _SPURIOUS:
+        if flags & SPURIOUS_ROWS:
             self._spurious += 1
         else:
             values = table.gather(step.rows[at : at + 1])
@@ -242,8 +240,8 @@ class Matcher:
         part = slice(span.offset, span.offset + span.n_rows)
         meta, rows = step.meta[part], step.rows[part]
         flags = meta["flags"]
-        if (flags & _SPURIOUS).any():
-            genuine = (flags & _SPURIOUS) == 0
+        if (flags & SPURIOUS_ROWS).any():
+            genuine = (flags & SPURIOUS_ROWS) == 0
             self._spurious += len(meta) - int(np.count_nonzero(genuine))
             meta, rows, flags = meta[genuine], rows[genuine], flags[genuine]
         cached = (flags & _CACHED) != 0

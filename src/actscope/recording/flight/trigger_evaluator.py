@@ -10,14 +10,13 @@ from dataclasses import dataclass, field
 import msgspec
 import numpy as np
 
-from actscope.frames import RowFlag, Step
+from actscope.frames import SPURIOUS_ROWS, Step
 from actscope.recording.flight.triggers import ProbeRule
 from actscope.recording.flight.windows import KeepWindow
 
 log = logging.getLogger("actscope.recording")
 
 #: Rows that say nothing of a token that is part of the request.
-_SPURIOUS = int(RowFlag.REJECTED | RowFlag.AFTER_EOS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +121,7 @@ class TriggerEvaluator:
             self._use(step.generation)
         ids = step.meta["token_id"]
         eligible = ~self._special[np.minimum(ids, len(self._special) - 1)]
-        eligible &= (step.meta["flags"] & _SPURIOUS) == 0
+        eligible &= (step.meta["flags"] & SPURIOUS_ROWS) == 0
         return [firing for watch in self._watches for firing in self._look(watch, step, scores, eligible)]
 
     def _use(self, generation: int) -> None:

@@ -9,9 +9,16 @@ from starlette.responses import Response
 
 from actscope.gateway.api import schemas as models
 from actscope.gateway.api.completion import CompletionResponse
-from actscope.gateway.api.completion_request import CHAT, COMPLETIONS, Call, CompletionRequest, read_call
+from actscope.gateway.api.completion_request import (
+    CHAT,
+    COMPLETIONS,
+    Call,
+    CompletionRequest,
+    check_sites,
+    mark_body,
+    read_call,
+)
 from actscope.gateway.api.dependencies import Gateway, Here
-from actscope.gateway.api.options import check_sites, mark_body
 from actscope.gateway.upstream.controls import error_code, error_message
 from actscope.gateway.upstream.engine import EngineConnection
 from actscope.gateway.upstream.headers import forwarded
