@@ -1,12 +1,4 @@
-# Two commands are enough: `make demo` and `make test`. Each does its own set-up, and skips what is already done.
-#
-#   make setup     the virtual environments (the project's, and one with vLLM on CPU for its tests), the page
-#   make demo      talk to the built-in model and watch its probes   (ARGS="--model <Hugging Face id or path>")
-#   make test      every test                        (ARGS="tests/ring -k late": those, of the main environment)
-#   make test-vllm the tests that run real vLLM       (ARGS="-k prefix": those)
-#   make lint      ruff, mypy, the page's own checks
-#   make bench     the benches; BENCH=ring for one of them
-#   make builtin   make the built-in model and its probes again, from nothing (about an hour)
+# `make demo` and `make test` are enough. Each does its own set-up, and skips what is already done. `make help` lists all targets.
 
 PYTHON ?= python3
 VENV   := .venv
@@ -15,8 +7,12 @@ VLLM   := .venv-vllm
 STAMP  := .stamps
 WEB    := $(shell find web/src web/index.html web/package.json web/vite.config.ts -type f 2>/dev/null)
 
-.PHONY: setup demo test test-vllm lint bench builtin api clean
+.PHONY: help setup demo test test-python test-bench test-vllm test-web check lint format bench builtin api clean
 
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: ## make both virtual environments (the second has vLLM on CPU, for its tests) and build the page
 setup: $(STAMP)/python $(STAMP)/page $(STAMP)/vllm
 
 $(STAMP)/python: pyproject.toml constraints.txt
@@ -47,39 +43,76 @@ $(STAMP)/node_clients: tests/gateway/node/package.json tests/gateway/node/packag
 	cd tests/gateway/node && npm ci --no-audit --no-fund --loglevel=error
 	@touch $@
 
+demo: ## talk to the built-in model and watch its probes (ARGS="--model <Hugging Face id or path>")
 demo: $(STAMP)/python $(STAMP)/page
 	$(BIN)/actscope demo $(ARGS)
 
+# Every set runs, whatever becomes of the others; the ones that failed are named at the end.
+SETS := test-web test-python test-bench test-vllm
+
+test: ## every test (ARGS="tests/ring -k late": those, of the main environment)
 test: setup $(STAMP)/node_clients
+ifdef ARGS
 	bash scripts/browser.sh
+	$(BIN)/python -m pytest $(ARGS)
+else
+	@failed=; for set in $(SETS); do $(MAKE) --no-print-directory $$set || failed="$$failed $$set"; done; \
+	if [ -n "$$failed" ]; then echo "make test: failed:$$failed"; exit 1; fi; echo "make test: all sets passed: $(SETS)"
+endif
+
+test-web: ## the page's unit tests
+test-web: $(STAMP)/node_modules
 	cd web && npm run --silent test
-	$(if $(ARGS),$(BIN)/python -m pytest $(ARGS),$(BIN)/python -m pytest --ignore tests/bench --numprocesses 2 --dist loadfile)
-	$(if $(ARGS),,$(BIN)/python -m pytest tests/bench)
-	$(if $(ARGS),,$(MAKE) --no-print-directory test-vllm)
+
+test-python: ## the main set, on two processes
+test-python: $(STAMP)/python $(STAMP)/page $(STAMP)/node_clients
+	bash scripts/browser.sh
+	$(BIN)/python -m pytest --ignore tests/bench --numprocesses 2 --dist loadfile
+
+test-bench: ## the benches' tests, alone on the machine
+test-bench: $(STAMP)/python $(STAMP)/page
+	$(BIN)/python -m pytest tests/bench
 
 # Every model in every way to run: VLLM_TESTS=all make test-vllm
+test-vllm: ## the tests that run real vLLM (ARGS="-k prefix": those)
 test-vllm: $(STAMP)/vllm
 	bash scripts/vllm.sh
 	$(VLLM)/bin/python -m pytest tests/engines/vllm $(or $(ARGS),--numprocesses 2 --dist loadfile)
 
+FAST := tests/test_house.py tests/test_sites.py tests/test_permutation.py tests/codecs/test_lossless.py \
+	tests/store/test_round_trip.py tests/recording/test_flight.py tests/ring/test_round_trip.py tests/probes/test_format.py
+
+check: ## lint and the fast tests, under a minute
+check: lint
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(FAST)
+
+lint: ## ruff, mypy, and the checks of the page
 lint: $(STAMP)/python $(STAMP)/page
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	cd web && npm run --silent lint && npm run --silent typecheck
 
+format: ## format Python and the page
+format: $(STAMP)/python $(STAMP)/node_modules
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	cd web && npm run --silent format
+
+bench: ## the benches (BENCH=ring for one of them)
 bench: $(STAMP)/python $(STAMP)/page
 	$(BIN)/python bench/run.py $(BENCH)
 
-# The page's typed client, from the gateway's own OpenAPI.
+api: ## generate the page's typed client from the gateway's OpenAPI document
 api: $(STAMP)/python $(STAMP)/node_modules
 	$(BIN)/python -m actscope.gateway > web/openapi.json
 	cd web && npm run --silent api
 
+builtin: ## make the built-in model and its probes again, from nothing (about an hour)
 builtin: $(STAMP)/python
 	$(BIN)/python -m actscope.engines.builtin.train $(ARGS)
 	$(BIN)/python -m actscope.engines.builtin.evaluate
 	$(BIN)/actscope probe train --model actscope/builtin --out src/actscope/engines/builtin/probes
 
-clean:
+clean: ## remove everything that the other targets made
 	rm -rf $(VENV) $(VLLM) $(STAMP) web/node_modules tests/gateway/node/node_modules src/actscope/gateway/static

@@ -50,7 +50,7 @@ try {
   const frames = await page.evaluate(async (seconds) => {
     const gaps = [];
     const end = performance.now() + 1000 * seconds;
-    for (let last = performance.now(); last < end; ) {
+    for (let last = performance.now(); last < end;) {
       const now = await new Promise(requestAnimationFrame);
       gaps.push(now - last);
       last = now;

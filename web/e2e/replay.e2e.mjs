@@ -67,16 +67,19 @@ try {
     assert.equal(await page.locator(`${id("watched")} .request-id`).textContent(), first);
   });
 
-  await check("its tokens appear one after another, with their text, and are coloured while more come", async () => {
-    await page.waitForFunction((tokens) => document.querySelectorAll(tokens).length > 3, TOKENS);
-    const early = await page.locator(TOKENS).count();
-    await page.waitForFunction(
-      ([tokens, n]) => document.querySelectorAll(tokens).length > n,
-      [TOKENS, early],
-    );
-    assert.ok((await coloured(page)) > 0);
-    assert.equal(await page.locator(id("watched")).getAttribute("data-status"), "running");
-  });
+  await check(
+    "its tokens appear one after another, with their text, and are coloured while more come",
+    async () => {
+      await page.waitForFunction((tokens) => document.querySelectorAll(tokens).length > 3, TOKENS);
+      const early = await page.locator(TOKENS).count();
+      await page.waitForFunction(
+        ([tokens, n]) => document.querySelectorAll(tokens).length > n,
+        [TOKENS, early],
+      );
+      assert.ok((await coloured(page)) > 0);
+      assert.equal(await page.locator(id("watched")).getAttribute("data-status"), "running");
+    },
+  );
 
   await check("it ends by itself, and stays", async () => {
     await page.waitForSelector(`${id("watched")}:not([data-status="running"])`, { timeout: WAIT_MS });
@@ -98,9 +101,14 @@ try {
         ([popover, p]) => document.querySelector(popover)?.textContent.includes(`position ${p} `),
         [id("popover-position"), position],
       );
-      const shown = await page.locator(`${id("popover")} ${id("score")}`).evaluateAll((rows) =>
-        rows.map((row) => [row.dataset.probe, row.dataset.score === undefined ? null : Number(row.dataset.score)]),
-      );
+      const shown = await page
+        .locator(`${id("popover")} ${id("score")}`)
+        .evaluateAll((rows) =>
+          rows.map((row) => [
+            row.dataset.probe,
+            row.dataset.score === undefined ? null : Number(row.dataset.score),
+          ]),
+        );
       assert.ok(shown.length > 0);
       for (const [probe, score] of shown) assert.equal(score, cells.get(position)[probe] ?? null);
     }
@@ -120,7 +128,10 @@ try {
     const row = `${id("recorded")} ${id("request")}`;
     await other.waitForFunction((row) => document.querySelectorAll(row).length === 3, row);
     await other.screenshot({ path: join(folder, "replay-list.png") });
-    await other.locator(`${row} ${id("watch")}`).first().click();
+    await other
+      .locator(`${row} ${id("watch")}`)
+      .first()
+      .click();
     await other.waitForSelector(`${id("watched")}:not([data-status="running"]) ${id("token")}`);
     const request = new URL(other.url()).searchParams.get("request");
     const { whole } = await truth(other, request);

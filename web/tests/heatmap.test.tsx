@@ -64,13 +64,30 @@ describe("the heatmap", () => {
   });
 
   it("marks a score that is exactly on the threshold, and none below", async () => {
-    trace.apply({ v: 1, scores: { start: 3, rows: [[0.5, 0], [0.4999, 0]] } });
+    trace.apply({
+      v: 1,
+      scores: {
+        start: 3,
+        rows: [
+          [0.5, 0],
+          [0.4999, 0],
+        ],
+      },
+    });
     await frame();
-    expect(tokens().slice(2).map((span) => span.classList.contains("over"))).toEqual([true, false]);
+    expect(
+      tokens()
+        .slice(2)
+        .map((span) => span.classList.contains("over")),
+    ).toEqual([true, false]);
   });
 
   it("is painted by the new version of a probe when it is swapped", async () => {
-    trace.apply({ v: 1, probes: [{ id: "danger", since: 7 }, { id: "joy" }], scores: { start: 4, rows: [[1, 0]] } });
+    trace.apply({
+      v: 1,
+      probes: [{ id: "danger", since: 7 }, { id: "joy" }],
+      scores: { start: 4, rows: [[1, 0]] },
+    });
     await frame();
     expect(tokens().map((span) => span.className)).toEqual(["t never", "t never", "t never", "t s32 over"]);
   });
@@ -139,7 +156,9 @@ describe("the keyboard", () => {
 
   it("hears a focused token described in words", async () => {
     await act(() => tokens()[1]?.focus());
-    expect(tokens()[1]?.getAttribute("aria-label")).toBe("␣wolf, position 2, danger 0.9000, at or over threshold");
+    expect(tokens()[1]?.getAttribute("aria-label")).toBe(
+      "␣wolf, position 2, danger 0.9000, at or over threshold",
+    );
     await act(() => tokens()[2]?.focus());
     expect(tokens()[1]?.hasAttribute("role")).toBe(false);
     expect(tokens()[2]?.getAttribute("aria-label")).toContain("danger never computed");

@@ -7,7 +7,15 @@ import { keeps, readRecording, recording } from "../src/state/keep";
 
 (globalThis as { IS_REACT_ACT_ENVIRONMENT?: boolean }).IS_REACT_ACT_ENVIRONMENT = true;
 
-const KEPT = { request: "r1", state: "keeping", running: true, rows: 1200, missing: 0, forgotten: [], dropped: [] };
+const KEPT = {
+  request: "r1",
+  state: "keeping",
+  running: true,
+  rows: 1200,
+  missing: 0,
+  forgotten: [],
+  dropped: [],
+};
 
 let root: Root;
 

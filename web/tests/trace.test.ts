@@ -79,8 +79,20 @@ describe("a trace", () => {
 
   it("shows a swapped probe from its swap on, with nothing of the one before, also after a resume", () => {
     const trace = new Trace();
-    const swapped: ScopePayload = { v: 1, probes: [{ id: "a", since: 2 }, { id: "b", since: 1 }] };
-    const first: ScopePayload = { v: 1, probes: [{ id: "a", since: 1 }, { id: "b", since: 1 }] };
+    const swapped: ScopePayload = {
+      v: 1,
+      probes: [
+        { id: "a", since: 2 },
+        { id: "b", since: 1 },
+      ],
+    };
+    const first: ScopePayload = {
+      v: 1,
+      probes: [
+        { id: "a", since: 1 },
+        { id: "b", since: 1 },
+      ],
+    };
     trace.apply(first);
     trace.apply(words(0, "x", "y", "z"));
     trace.apply(row(0, [1, 2]));
@@ -90,7 +102,10 @@ describe("a trace", () => {
     expect(trace.columnsVersion).toBe(version + 1);
     for (const replay of [[], [first, row(0, [1, 2]), swapped, row(1, [3, 4])]]) {
       for (const payload of replay) trace.apply(payload);
-      expect(trace.columns.map(({ id, since }) => [id, since])).toEqual([["a", 2], ["b", 1]]);
+      expect(trace.columns.map(({ id, since }) => [id, since])).toEqual([
+        ["a", 2],
+        ["b", 1],
+      ]);
       expect([0, 1, 2].map((p) => trace.column("a")?.scoreAt(p))).toEqual([null, 3, null]);
       expect([0, 2].map((p) => trace.column("a")?.stateAt(p))).toEqual([CellState.never, CellState.pending]);
       expect([0, 1].map((p) => trace.column("b")?.scoreAt(p))).toEqual([2, 4]);

@@ -22,7 +22,7 @@ WINDOW = 8
 
 @dataclass(frozen=True, slots=True)
 class BatchCursor:
-    """Where batches go on: an epoch, and how many of its rows were delivered."""
+    """Resume point: an epoch, and the number of its rows already delivered."""
 
     epoch: int = 0
     rows: int = 0
@@ -68,7 +68,22 @@ class Batches:
         epochs: int | None = None,
         start: BatchCursor | dict[str, int] | None = None,
     ) -> None:
-        """dtype, device: of the batches; None leaves rows as they are stored, on the CPU. start: a `place`, or `state_dict()`."""
+        """Start at `start`.
+
+        Args:
+            harvest: Harvest to read.
+            site: Name of one of its sites.
+            batch_size: Rows of a batch, at least 1.
+            seed: Seed of the order.
+            window: Shards that are shuffled together, at least 1.
+            dtype: Torch dtype of the batches; None keeps the stored one.
+            device: Torch device of the batches; None is the CPU.
+            epochs: Epoch number to stop at; None never stops.
+            start: A `place` or `state_dict()` to resume from.
+
+        Raises:
+            SettingsError: An argument is out of range, the site is unknown, or the harvest has no rows.
+        """
         if batch_size < 1 or window < 1:
             raise SettingsError(f"batch_size {batch_size}, window {window}: expected at least 1")
         if site not in harvest.sites:
@@ -83,7 +98,7 @@ class Batches:
         self._open: dict[int, ShardRows] = {}
 
     def state_dict(self) -> dict[str, int]:
-        """The place as plain numbers, for a checkpoint."""
+        """Return the resume point as a dict of ints, for a checkpoint."""
         return {"epoch": self.place.epoch, "rows": self.place.rows}
 
     def __iter__(self) -> Iterator[Tensor]:
@@ -101,7 +116,7 @@ class Batches:
         return rows[:have].to(device=self._device, dtype=self._dtype)
 
     def _take(self, rows: Tensor) -> int:
-        """Fill the front of `rows` with what the present window still has, and move on. How many came."""
+        """Fill the front of `rows` from the current window and advance. Return the number of rows filled."""
         epoch, done = self.place.epoch, self.place.rows
         number, shards, before = self._window_at(epoch, done)
         sizes = self._sizes[shards]
@@ -114,7 +129,7 @@ class Batches:
         return n
 
     def _window_at(self, epoch: int, done: int) -> tuple[int, np.ndarray, int]:
-        """The window in which row `done` of an epoch lies: its number, its shards, and how many rows come before it."""
+        """Return the window with row `done` of an epoch: its number, its shards, and the number of rows before it."""
         order = Permutation(len(self._sizes), self._seed, epoch, "shards").part(0, len(self._sizes))
         ends = np.cumsum(self._sizes[order])
         number = int(np.searchsorted(ends, done, side="right")) // self._window

@@ -21,7 +21,18 @@ _SHARD = re.compile(rf"{layout.SHARDS}/[0-9a-f-]+\.(safetensors|arrow)")
 
 
 def open_harvest(out: str | Path, *, allow_http: bool = False) -> Harvest:
-    """A finished harvest in a directory or a bucket. Raises HarvestError when there is none, or it is not finished yet."""
+    """Open a finished harvest.
+
+    Args:
+        out: Directory, or URL of a bucket.
+        allow_http: Whether to allow unencrypted HTTP to the object store.
+
+    Returns:
+        The harvest. No shard is read yet.
+
+    Raises:
+        HarvestError: There is no harvest, or it is not finished.
+    """
     storage = open_storage(str(out), allow_http=allow_http)
     data = storage.get(layout.MANIFEST)
     if data is None:
@@ -34,10 +45,10 @@ def open_harvest(out: str | Path, *, allow_http: bool = False) -> Harvest:
 
 
 class Harvest:
-    """A finished harvest of safetensors shards, which are not read before they are asked for.
+    """Finished harvest of safetensors shards, which are read on demand.
 
-    Shards of a local directory are mapped: rows are read from the disk when they are touched, and never written. Those in a
-    bucket are fetched whole. (One of arrow shards is opened with `datasets.load_from_disk`.)
+    Shards of a local directory are memory-mapped copy-on-write: rows are read when touched, and files never change. Shards in
+    a bucket are fetched whole. Open a harvest of arrow shards with `datasets.load_from_disk`.
     """
 
     def __init__(self, storage: Storage, manifest: HarvestManifest) -> None:
@@ -61,7 +72,12 @@ class Harvest:
         return len(self.manifest.shards)
 
     def shard(self, number: int) -> ShardRows:
-        """Raises HarvestDamaged when its file is missing, cut off, or not what the manifest says."""
+        """Return shard `number`.
+
+        Raises:
+            HarvestDamaged: The file is missing, truncated, or does not match the manifest.
+            SettingsError: The harvest has arrow shards.
+        """
         entry = self.manifest.shards[number]
         where = f"{self._storage.url}/{entry.name}"
         if self.plan.shard_format != "safetensors":
@@ -75,11 +91,11 @@ class Harvest:
         return ShardRows(data, self.plan, entry.rows, where)
 
     def shards(self) -> Iterator[ShardRows]:
-        """All shards, in the order of the units."""
+        """Return an iterator of all shards, in the order of the units."""
         return map(self.shard, range(self.n_shards))
 
     def batches(self, site: str, batch_size: int, **options: Any) -> Batches:
-        """Shuffled batches of a site's rows, for trainers; `options` are those of Batches."""
+        """Return shuffled batches of one site's rows; `options` are the keyword arguments of `Batches`."""
         return Batches(self, site, batch_size, **options)
 
     def _data(self, entry: ShardEntry) -> Any:
@@ -88,7 +104,7 @@ class Harvest:
             return None if data is None else bytearray(data)
         try:
             with (self._storage.root / entry.name).open("rb") as file:
-                return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)  # nothing that is written gets to the file
+                return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)  # copy-on-write: the file never changes
         except FileNotFoundError:
             return None
         except (OSError, ValueError) as error:

@@ -20,7 +20,9 @@ export function describe(
     const probe = probes.find((known) => known.id === id);
     const score = column.scoreAt(position);
     const value = score === null ? STATE_WORDS[column.stateAt(position)] : formatScore(score);
-    parts.push(`${probe?.label ?? id} ${value}${isOver(score, probe?.threshold) ? ", at or over threshold" : ""}`);
+    parts.push(
+      `${probe?.label ?? id} ${value}${isOver(score, probe?.threshold) ? ", at or over threshold" : ""}`,
+    );
   }
   return parts.join(", ");
 }

@@ -44,7 +44,11 @@ export async function keep(request: string): Promise<void> {
       body: { why: "kept on the page" },
     });
     if (data) note(request, { state: "marked", rows: data.rows, missing: data.missing });
-    else note(request, { state: STATES[response.status] ?? "failed", message: problemOf(error, response).message });
+    else
+      note(request, {
+        state: STATES[response.status] ?? "failed",
+        message: problemOf(error, response).message,
+      });
   } catch (error) {
     note(request, { state: "failed", message: asScopeError(error).message });
   }

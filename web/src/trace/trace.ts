@@ -1,5 +1,12 @@
 import { beforePaint } from "../lib/frame";
-import type { FeatureBlock, FinalBlock, HeaderProbe, ScopePayload, ScoreBlock, TokenBlock } from "../wire/types";
+import type {
+  FeatureBlock,
+  FinalBlock,
+  HeaderProbe,
+  ScopePayload,
+  ScoreBlock,
+  TokenBlock,
+} from "../wire/types";
 import { CellState, Column } from "./column";
 import { fromBase64, Units } from "./units";
 

@@ -25,7 +25,7 @@ _MOST_GONE = 1024
 
 
 class State(Enum):
-    """What a window is doing."""
+    """State of a window."""
 
     FREE = "free"
     FILLING = "filling"
@@ -172,11 +172,11 @@ class WindowAllocator:
 
     @property
     def has_room(self) -> bool:
-        """Whether a window could be filled."""
+        """Whether a window is free."""
         return any(w.state is State.FREE for w in self._windows)
 
     def progress(self, window: int, rows: int) -> None:
-        """So many rows of the window that is being filled are there."""
+        """Record the number of rows written to the window being filled."""
         self._windows[window].filled_rows = rows
 
     def filled(self, window: int, n_rows: int, begun: StreamMark, after: StreamMark, *, epoch_over: bool) -> None:
@@ -198,7 +198,7 @@ class WindowAllocator:
         self._retire()
 
     def abandon(self) -> None:
-        """The generator is gone: what it was filling will be filled again, from the same mark."""
+        """Free the window being filled after the generator died. It is filled again from the same mark."""
         for window in self._windows:
             if window.state is State.FILLING:
                 window.state, window.filled_rows = State.FREE, 0
@@ -233,7 +233,7 @@ class WindowAllocator:
         return grant
 
     def release(self, grant: int, owner: object, *, delivered: bool = True) -> bool:
-        """Say that the rows have arrived, or not. False when the grant is not, or no longer, the owner's."""
+        """Release a grant, counted as delivered or abandoned. Return False unless `owner` holds it."""
         lease = self._leases.get(grant)
         if lease is None or lease.owner is not owner:
             return False
@@ -241,18 +241,18 @@ class WindowAllocator:
         return True
 
     def release_owner(self, owner: object) -> int:
-        """A consumer has gone: what it held is counted as abandoned. How many rows that was."""
+        """Release all grants of a consumer as abandoned. Return the number of rows."""
         held = [grant for grant, lease in self._leases.items() if lease.owner is owner]
         return sum(self._end(grant, delivered=False) for grant in held)
 
     def heard(self, owner: object, now: float) -> None:
-        """A consumer lives: its leases run anew."""
+        """Renew all leases of a consumer (its heartbeat)."""
         for lease in self._leases.values():
             if lease.owner is owner:
                 lease.until = now + lease.lasts
 
     def expire(self, now: float) -> None:
-        """Take back what silent consumers hold; forget a group that takes nothing while another waits for what it holds up."""
+        """Expire leases of silent consumers. Forget the slowest group if it is idle and another group waits for its windows."""
         for grant in [grant for grant, lease in self._leases.items() if lease.until < now]:
             self.counts.expired_leases += 1
             self._end(grant, delivered=False)
@@ -289,19 +289,19 @@ class WindowAllocator:
     # --- what there is ---
 
     def available(self, group: str) -> int:
-        """Rows that a group could claim now."""
+        """Return the number of rows that a group could claim now."""
         known = self._groups.get(group)
         return self._available(known if known is not None else self._newcomer(0.0))
 
     def lowest_position(self) -> Position:
-        """How far all groups are: before this position nobody needs anything."""
+        """Return the position of the slowest group; every group has consumed or missed the rows before it."""
         groups = self._groups.values()
         if not groups:
             return self._position(self._newcomer(0.0))
         return self._position(min(groups, key=lambda g: (g.ordinal, g.offset)))
 
     def windows(self) -> list[dict[str, object]]:
-        """The windows, for people."""
+        """Return statistics of each window (for `GET /stats`)."""
         return [
             {"state": w.state.value, "generation": w.generation, "epoch": w.epoch, "number": w.number,
              "rows": w.filled_rows, "held_by": w.holders}
@@ -309,7 +309,7 @@ class WindowAllocator:
         ]  # fmt: skip
 
     def groups(self) -> dict[str, dict[str, object]]:
-        """The groups, for people."""
+        """Return statistics of each group (for `GET /stats`)."""
         return {
             name: {
                 "rows": group.rows,
@@ -322,7 +322,7 @@ class WindowAllocator:
 
     @property
     def held_rows(self) -> int:
-        """Rows that are granted and not yet released."""
+        """Number of rows granted and not yet released."""
         return sum(extent.n for lease in self._leases.values() for extent in lease.extents)
 
     # --- parts ---

@@ -1,4 +1,4 @@
-"""The client for asyncio."""
+"""Feed client for asyncio."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from collections.abc import AsyncIterator, Callable
 from types import TracebackType
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor
 
-from actscope.feed.client.client import Batch, FeedClient
+from actscope.feed.client.client import Batch, FeedClient, Transport
 
 log = logging.getLogger("actscope.feed")
 
@@ -18,14 +19,28 @@ T = TypeVar("T")
 
 
 class AsyncFeedClient:
-    """`FeedClient` with coroutines: each call runs on a thread, so that the loop goes on. One call at a time; others wait.
+    """`FeedClient` with coroutines. Each call runs on a thread; concurrent calls run one after the other.
 
-    A call that is cancelled goes on until it is done, and the next one waits for that. Rows that it had taken by then are lost;
-    `position` stands before them.
+    A cancelled call still runs to its end, and the next call waits for it. The rows it took are lost, and `position` is reset to
+    the position before them.
+
+    Args:
+        url, token, group, transport, timeout: As for `FeedClient`.
+
+    Raises:
+        SettingsError: `transport` is unknown.
     """
 
-    def __init__(self, *arguments: Any, **options: Any) -> None:
-        self._client = FeedClient(*arguments, **options)
+    def __init__(
+        self,
+        url: str = "http://127.0.0.1:6970",
+        token: str | None = None,
+        *,
+        group: str = "default",
+        transport: Transport = "auto",
+        timeout: float = 300.0,
+    ) -> None:
+        self._client = FeedClient(url, token, group=group, transport=transport, timeout=timeout)
         self._lock = asyncio.Lock()
 
     async def _run(self, do: Callable[..., T], *arguments: Any, **options: Any) -> T:
@@ -46,7 +61,7 @@ class AsyncFeedClient:
 
     @property
     def position(self) -> str:
-        """Where the row after the last one taken stands."""
+        """Position of the row after the last one returned; empty before the first row."""
         return self._client.position
 
     async def wait_for_data(self, num_samples: int = 1, timeout: float | None = None) -> dict[str, Any]:
@@ -69,21 +84,49 @@ class AsyncFeedClient:
         """As `FeedClient.refresh`."""
         return await self._run(self._client.refresh)
 
-    async def get_activations(self, num_samples: int, **options: Any) -> list[Any]:
+    async def get_activations(self, num_samples: int, *, sites: str = "") -> list[Any]:
         """As `FeedClient.get_activations`."""
-        return await self._run(self._client.get_activations, num_samples, **options)
+        return await self._run(self._client.get_activations, num_samples, sites=sites)
 
-    async def get_activations_tensor(self, num_samples: int, **options: Any) -> Tensor:
+    async def get_activations_tensor(
+        self, num_samples: int, *, sites: str = "", device: str | torch.device | None = None, out: Tensor | None = None
+    ) -> Tensor:
         """As `FeedClient.get_activations_tensor`."""
-        return await self._run(self._client.get_activations_tensor, num_samples, **options)
+        return await self._run(self._client.get_activations_tensor, num_samples, sites=sites, device=device, out=out)
 
-    async def take(self, num_samples: int, **options: Any) -> Batch:
+    async def take(
+        self,
+        num_samples: int,
+        *,
+        sites: str = "",
+        labels: bool = False,
+        out: Tensor | None = None,
+        timeout: float | None = None,
+    ) -> Batch:
         """As `FeedClient.take`."""
-        return await self._run(self._client.take, num_samples, **options)
+        return await self._run(self._client.take, num_samples, sites=sites, labels=labels, out=out, timeout=timeout)
 
-    async def iter(self, batch_size: int, **options: Any) -> AsyncIterator[Tensor]:
+    async def iter(
+        self,
+        batch_size: int,
+        *,
+        sites: str = "",
+        device: str | torch.device | None = None,
+        prefetch: int = 2,
+        normalize: bool | float = False,
+        drop_last: bool = False,
+        zero_copy: bool = False,
+    ) -> AsyncIterator[Tensor]:
         """As `FeedClient.iter`."""
-        batches = self._client.iter(batch_size, **options)
+        batches = self._client.iter(
+            batch_size,
+            sites=sites,
+            device=device,
+            prefetch=prefetch,
+            normalize=normalize,
+            drop_last=drop_last,
+            zero_copy=zero_copy,
+        )
         end = object()
         try:
             while (batch := await self._run(next, batches, end)) is not end:
@@ -93,7 +136,7 @@ class AsyncFeedClient:
             await self._run(batches.close)  # type: ignore[attr-defined]  # a generator, which waits for its thread
 
     async def close(self) -> None:
-        """Leave the feed."""
+        """Close all connections. Idempotent."""
         await self._run(self._client.close)
 
     async def __aenter__(self) -> AsyncFeedClient:

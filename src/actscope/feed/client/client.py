@@ -1,4 +1,4 @@
-"""Taking rows from a feed: over HTTP, or straight out of its memory on the same machine, which the client finds out by itself.
+"""Synchronous feed client. It reads rows over HTTP, or from shared memory when the feed runs on the same machine.
 
 client = FeedClient("http://127.0.0.1:6970", token)
 client.wait_for_data()
@@ -40,8 +40,8 @@ from actscope.sites import select_from
 log = logging.getLogger("actscope.feed")
 
 Transport = Literal["auto", "near", "http"]
-_SLICE_S = 20.0  # of one wait that the feed is asked for; longer ones are asked for again
-_WANTED_S = 1.0  # ... on a thread that somebody may wait for
+_SLICE_S = 20.0  # longest wait of one request; longer waits are split into several requests
+_WANTED_S = 1.0  # the same on the prefetch thread, so that stopping it takes about a second
 _POLL_S = 0.2
 
 T = TypeVar("T")
@@ -49,11 +49,15 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Batch:
-    """Some rows: values [n, width], or [n, sites, width] of several sites.
+    """Rows of one claim.
 
-    `position` is where its first row stands in the feed's order, `next` where the row after its last one does: a feed that is
-    started with `--resume` and that position goes on with exactly that row. `missed` rows before it were never had. `labels`,
-    where asked for, is ROW_LABEL [n].
+    Attributes:
+        values: Rows [n, width] of one site, or [n, sites, width] of several, in the feed's dtype.
+        sites: Site names, in the order of the `sites` axis.
+        position: Position of the first row in the feed's order.
+        next: Position of the row after the last one. A feed started with `--resume` and this position continues there.
+        missed: Rows directly before these that the group never received.
+        labels: ROW_LABEL [n] if labels were requested, else None.
     """
 
     values: Tensor
@@ -65,10 +69,18 @@ class Batch:
 
 
 class FeedClient:
-    """One consumer of a feed. Not for several threads at once; use as a context manager, or close it.
+    """One consumer of a feed. Not thread-safe. Use it as a context manager, or call `close`.
 
-    token: what the feed printed when it started, else $ACTSCOPE_TOKEN. group: within a group each row goes to one consumer,
-    and every group gets all rows. transport: "auto" takes the feed's own memory where it is on this machine and of this user.
+    Args:
+        url: Base URL of the feed.
+        token: Token that the feed printed at start; None reads $ACTSCOPE_TOKEN.
+        group: Consumer group. Within a group each row goes to one consumer; every group gets all rows.
+        transport: "near" uses shared memory, "http" uses HTTP. "auto" uses shared memory if the feed runs on this machine
+            as this user, and HTTP otherwise.
+        timeout: Default wait for rows, in seconds.
+
+    Raises:
+        SettingsError: `transport` is unknown.
     """
 
     def __init__(
@@ -85,23 +97,32 @@ class FeedClient:
         self.group, self.timeout = group, timeout
         self._token = token if token is not None else os.environ.get("ACTSCOPE_TOKEN", "")
         self._transport = transport
-        self._far = HttpTransport(url, self._token, timeout=_SLICE_S + 60)
+        self._http = HttpTransport(url, self._token, timeout=_SLICE_S + 60)
         self._rows = HttpTransport(
             url, self._token, timeout=_SLICE_S + 60
-        )  # a connection of their own: they may come on a thread
+        )  # a separate connection, because rows may be read on the prefetch thread
         self._near: ShmTransport | None = None
         self._closed = False
         self._about: dict[str, Any] | None = None
         self._sites: tuple[str, ...] = ()
         self.position = ""
-        """Where the row after the last one taken stands."""
+        """Position of the row after the last one returned; empty before the first row."""
 
-    # --- what there is ---
+    # --- state of the feed ---
 
     def wait_for_data(self, num_samples: int = 1, timeout: float | None = None) -> dict[str, Any]:
-        """Wait until so many rows are ready; the feed need not be up yet. Its stats.
+        """Wait until `num_samples` rows are ready. The feed may still be starting.
 
-        Raises FeedError when the feed has failed or ended, UpstreamError when it does not come in time.
+        Args:
+            num_samples: Rows that must be ready for this client's group.
+            timeout: Longest wait in seconds; None takes the client's `timeout`.
+
+        Returns:
+            The feed's statistics, as `get_stats`.
+
+        Raises:
+            FeedError: The feed has failed or ended.
+            UpstreamError: The rows were not ready in time.
         """
         until = time.monotonic() + (self.timeout if timeout is None else timeout)
         while True:
@@ -119,38 +140,52 @@ class FeedClient:
                 problem = error
             if time.monotonic() > until:
                 raise UpstreamError(f"{num_samples} rows were not there in time: {problem}") from problem
-            time.sleep(_POLL_S)  # the feed may not be up yet: there is nothing to wait on
+            time.sleep(_POLL_S)  # polled, because the feed may not be up yet
 
     def get_stats(self) -> dict[str, Any]:
-        """How the feed does: `GET /stats`."""
-        stats: dict[str, Any] = self._far.json("/stats")
+        """Return runtime statistics (`GET /stats`)."""
+        stats: dict[str, Any] = self._http.json("/stats")
         return stats
 
     def get_statistics(self) -> dict[str, dict[str, Any]]:
-        """Of each site: rows, mean_norm, norm_scale, mean and std [width] over all rows so far."""
-        sites: dict[str, dict[str, Any]] = self._far.json("/statistics")["sites"]
+        """Return per site: rows, mean_norm, norm_scale, and lists mean and std [width], over all rows so far."""
+        sites: dict[str, dict[str, Any]] = self._http.json("/statistics")["sites"]
         return sites
 
     def about(self) -> dict[str, Any]:
-        """Model, dataset, sites, width and dtype: `GET /`."""
-        about: dict[str, Any] = self._far.json("/")
+        """Return the model, dataset, sites, width and dtype (`GET /`)."""
+        about: dict[str, Any] = self._http.json("/")
         return about
 
     def refresh(self) -> int:
-        """Drop the rows that are ready, for all groups. How many those were."""
-        return int(self._far.json("/refresh", method="POST")["dropped_rows"])
+        """Drop the ready rows of all groups. Return the number of rows dropped."""
+        return int(self._http.json("/refresh", method="POST")["dropped_rows"])
 
     # --- rows ---
 
     def get_activations_tensor(
         self, num_samples: int, *, sites: str = "", device: str | torch.device | None = None, out: Tensor | None = None
     ) -> Tensor:
-        """The next rows: [n, width], or [n, sites, width] of several sites, in the feed's dtype. See `take`."""
+        """Return the next rows as a tensor. Wait at most the client's `timeout`.
+
+        Args:
+            num_samples: Number of rows.
+            sites: Site selection; empty takes all sites of the feed.
+            device: Device to move the rows to; None leaves them on the CPU.
+            out: Tensor to fill, as in `take`.
+
+        Returns:
+            Rows [n, width] of one site, or [n, sites, width] of several, in the feed's dtype. The last batch of the last
+            epoch may be shorter.
+
+        Raises:
+            FeedNotReady, FeedEnded, FeedError, UpstreamError, SettingsError: As `take`.
+        """
         values = self.take(num_samples, sites=sites, out=out).values
         return values if device is None else values.to(device)
 
     def get_activations(self, num_samples: int, *, sites: str = "") -> list[Any]:
-        """The next rows as lists of floats."""
+        """Return the next rows as nested lists of floats. Shape and errors are those of `get_activations_tensor`."""
         rows: list[Any] = self.take(num_samples, sites=sites).values.to(torch.float32).tolist()
         return rows
 
@@ -163,10 +198,24 @@ class FeedClient:
         out: Tensor | None = None,
         timeout: float | None = None,
     ) -> Batch:
-        """The next `num_samples` rows of the group; waits for them, at most `timeout` seconds. Fewer at the end of the epochs.
+        """Return the next rows of the group, and advance `position`.
 
-        out: a contiguous CPU tensor of the feed's dtype with room for them, which is used instead of a new one. Raises
-        FeedNotReady when they are not there in time, FeedEnded when there will be no more, UpstreamError when the feed has gone.
+        Args:
+            num_samples: Number of rows. The end of the last epoch may return fewer.
+            sites: Site selection; empty takes all sites of the feed.
+            labels: Whether to return row labels.
+            out: Contiguous CPU tensor of the feed's dtype with at least `num_samples` rows. The result is a view of it.
+            timeout: Longest wait in seconds; None takes the client's `timeout`.
+
+        Returns:
+            A batch on the CPU.
+
+        Raises:
+            FeedNotReady: The rows were not ready in time.
+            FeedEnded: All epochs have been served.
+            FeedError: The feed has failed.
+            UpstreamError: The feed cannot be reached, or this client is closed.
+            SettingsError: `out` has the wrong shape, dtype, layout or device.
         """
         seconds = self.timeout if timeout is None else timeout
         batch = self._waited(lambda wait: self._take(num_samples, sites, labels, out, wait), seconds)
@@ -174,7 +223,7 @@ class FeedClient:
         return batch
 
     def _waited(self, ask: Callable[[float], T], seconds: float, over: threading.Event | None = None) -> T:
-        """What `ask(wait)` gives, asked again until it is there, the time is over, or nobody wants it any more."""
+        """Call `ask(wait)` until it succeeds, `seconds` elapse (raises FeedNotReady) or `over` is set (the same)."""
         until = time.monotonic() + seconds
         at_once = _SLICE_S if over is None else _WANTED_S
         while True:
@@ -198,12 +247,27 @@ class FeedClient:
         drop_last: bool = False,
         zero_copy: bool = False,
     ) -> Iterator[Tensor]:
-        """Batches [batch_size, width], or [batch_size, sites, width], until the epochs end; a thread takes `prefetch` ahead.
+        """Yield batches until all epochs have been served. `self.position` follows the batch last yielded.
 
-        normalize: rows times the feed's `norm_scale` as it is at the start, so that their mean norm is sqrt(width); a number is
-        that scale itself, for whoever goes on with a training, or needs to know it.
-        zero_copy: batches of one site lie in the feed's own memory (same machine only): each is valid until the next one is
-        asked for, and must not be written to. `self.position` is always that behind the batch last given.
+        Args:
+            batch_size: Rows of a batch, at least 1.
+            sites: Site selection; empty takes all sites of the feed.
+            device: Device of the batches; None leaves them on the CPU.
+            prefetch: Batches that a thread prefetches. `zero_copy` ignores it.
+            normalize: True multiplies rows by the feed's `norm_scale`, read once at the first batch, so that their mean L2
+                norm is sqrt(width). A float is used as the scale, for example to continue a training run.
+            drop_last: Whether to drop a last batch of fewer than `batch_size` rows.
+            zero_copy: Yield views of shared memory where a batch is contiguous (same machine, one site). A view is
+                read-only, and valid until the next batch is requested.
+
+        Yields:
+            Rows [batch_size, width] of one site, or [batch_size, sites, width] of several.
+
+        Raises:
+            SettingsError: `batch_size` is below 1, or `zero_copy` cannot be used with the other arguments or this feed.
+            FeedNotReady: A batch was not ready within the client's `timeout`.
+            FeedError: The feed has failed.
+            UpstreamError: The feed cannot be reached.
         """
         if batch_size < 1:
             raise SettingsError(f"batch_size {batch_size}: expected at least 1")
@@ -226,7 +290,7 @@ class FeedClient:
             yield batch.values if scale is None else batch.values * scale
 
     def _batches(self, n: int, sites: str, device: str | torch.device | None, over: threading.Event) -> Iterator[Batch]:
-        """Batches until the end. What was taken ahead and never given counts as delivered: resume by `position`."""
+        """Yield batches until the feed ends. Prefetched batches count as delivered even if unused: resume from `position`."""
         while True:
             try:
                 batch = self._waited(lambda wait: self._take(n, sites, False, None, wait), self.timeout, over)
@@ -242,39 +306,39 @@ class FeedClient:
             yield batch
 
     def _views(self, n: int, sites: str, *, drop_last: bool) -> Iterator[Tensor]:
-        near = self._opened()
-        if near is None:
+        shm = self._opened()
+        if shm is None:
             raise SettingsError("zero_copy needs a feed of this user on this machine; this one is reached over HTTP")
         chosen = select_from(sites, self._sites)
         if len(chosen) != 1:
             raise SettingsError(f"zero_copy gives the rows of one site; sites={sites!r} names {len(chosen)}")
         while True:
             try:
-                granted = self._waited(lambda wait: near.claim(n, wait), self.timeout)
+                granted = self._waited(lambda wait: shm.claim(n, wait), self.timeout)
             except FeedEnded:
                 return
             if drop_last and sum(e.n for e in granted.extents) < n:
-                return near.release(granted, delivered=False)
+                return shm.release(granted, delivered=False)
             self.position = granted.next
             try:
-                yield near.views(granted, chosen[0])
-                if not near.whole(granted):
+                yield shm.views(granted, chosen[0])
+                if not shm.whole(granted):
                     log.warning(
                         "these rows were taken back while they were used: this consumer was silent for too long"
                     )
             finally:
-                near.release(granted)
+                shm.release(granted)
 
     # --- parts ---
 
     def _take(self, n: int, sites: str, labels: bool, out: Tensor | None, wait: float) -> Batch:
-        near = self._opened()
-        if near is not None:
-            return self._take_near(near, n, sites, labels, out, wait)
-        return self._take_far(n, sites, labels, out, wait)
+        shm = self._opened()
+        if shm is not None:
+            return self._take_shm(shm, n, sites, labels, out, wait)
+        return self._take_http(n, sites, labels, out, wait)
 
     def _opened(self) -> ShmTransport | None:
-        """The feed's memory, if it can be had; looked for once."""
+        """Return the shared-memory transport, connecting if necessary; None if rows come over HTTP."""
         if self._closed:
             raise UpstreamError("this client has been closed: make another")
         if self._near is not None and self._near.closed:
@@ -296,30 +360,28 @@ class FeedClient:
             self._transport = "http"
         return self._near
 
-    def _take_near(
-        self, near: ShmTransport, n: int, sites: str, labels: bool, out: Tensor | None, wait: float
-    ) -> Batch:
+    def _take_shm(self, shm: ShmTransport, n: int, sites: str, labels: bool, out: Tensor | None, wait: float) -> Batch:
         chosen = select_from(sites, self._sites)
-        _check_room(out, _shape(n, len(chosen), near.layout.width), near.dtype)
+        _check_room(out, _shape(n, len(chosen), shm.layout.width), shm.dtype)
         while True:
-            granted = near.claim(n, wait)
+            granted = shm.claim(n, wait)
             rows = sum(extent.n for extent in granted.extents)
             whole = False
             try:
-                values = _room(out, _shape(rows, len(chosen), near.layout.width), near.dtype)
-                near.read(granted, chosen, values)
-                found = near.labels(granted) if labels else None
-                whole = near.whole(granted)
+                values = _room(out, _shape(rows, len(chosen), shm.layout.width), shm.dtype)
+                shm.read(granted, chosen, values)
+                found = shm.labels(granted) if labels else None
+                whole = shm.whole(granted)
             finally:
-                near.release(granted, delivered=whole)
+                shm.release(granted, delivered=whole)
             if whole:
                 names = tuple(self._sites[i] for i in chosen)
                 return Batch(values, names, granted.position, granted.next, granted.missed, found)
             log.warning("%d rows were taken back while they were read: this consumer was silent for too long", rows)
 
-    def _take_far(self, n: int, sites: str, labels: bool, out: Tensor | None, wait: float) -> Batch:
+    def _take_http(self, n: int, sites: str, labels: bool, out: Tensor | None, wait: float) -> Batch:
         if out is not None:
-            self._check_far_room(out, n, sites)
+            self._check_http_room(out, n, sites)
         format = "safetensors" if labels else "raw"
         answer = self._rows.ask(
             "/activations/tensor", num_samples=n, sites=sites, group=self.group, wait=wait, format=format
@@ -335,10 +397,10 @@ class FeedClient:
         missed = int(answer.headers["X-Actscope-Missed-Rows"])
         return Batch(values, tuple(head["Sites"].split(",")), head["Position"], head["Next"], missed, found)
 
-    def _check_far_room(self, out: Tensor, n: int, sites: str) -> None:
+    def _check_http_room(self, out: Tensor, n: int, sites: str) -> None:
         if self._about is None:
             about = self._rows.json("/")
-            self._about = about if about["sites"] else None  # not known before the model is there
+            self._about = about if about["sites"] else None  # unknown until the model is loaded
         if self._about is not None:
             shape = _shape(n, len(select_from(sites, self._about["sites"])), self._about["width"])
             _check_room(out, shape, DTYPES[self._about["dtype"]])
@@ -351,13 +413,13 @@ class FeedClient:
         return torch.tensor(scales, dtype=batch.values.dtype, device=batch.values.device)[:, None]
 
     def close(self) -> None:
-        """Leave the feed."""
+        """Close all connections. Rows still held are counted as abandoned. Idempotent."""
         self._closed = True
-        near, self._near = self._near, None
-        if near is not None:
-            near.close()
+        shm, self._near = self._near, None
+        if shm is not None:
+            shm.close()
         self._rows.close()
-        self._far.close()
+        self._http.close()
 
     def __enter__(self) -> FeedClient:
         return self
@@ -373,7 +435,7 @@ def _shape(n: int, n_sites: int, width: int) -> tuple[int, ...]:
 
 
 def _check_room(out: Tensor | None, shape: Sequence[int], dtype: torch.dtype) -> None:
-    """Before anything is taken: SettingsError unless the rows will fit into `out`."""
+    """Raise SettingsError unless rows of `shape` and `dtype` fit into `out`. Called before rows are claimed."""
     if out is None:
         return
     fits = out.dtype == dtype and tuple(out.shape[1:]) == tuple(shape[1:]) and len(out) >= shape[0]
@@ -385,12 +447,12 @@ def _check_room(out: Tensor | None, shape: Sequence[int], dtype: torch.dtype) ->
 
 
 def _room(out: Tensor | None, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-    """Where rows go: the first rows of `out`, or a new tensor."""
+    """Return the first `shape[0]` rows of `out`, or a new tensor."""
     return torch.empty(tuple(shape), dtype=dtype) if out is None else out[: shape[0]]
 
 
 def _of_safetensors(file: bytes, out: Tensor) -> np.ndarray:
-    """Labels of a safetensors answer; its rows go to `out`."""
+    """Return the labels of a safetensors response, and copy its rows to `out`."""
     try:
         from safetensors.torch import load
     except ModuleNotFoundError as error:

@@ -1,4 +1,4 @@
-"""A feed as a torch dataset."""
+"""Feed as a torch dataset."""
 
 from __future__ import annotations
 
@@ -15,8 +15,17 @@ from actscope.feed.client.client import FeedClient
 class FeedDataset(IterableDataset[Tensor]):
     """Batches of a feed for `torch.utils.data.DataLoader(dataset, batch_size=None, num_workers=...)`.
 
-    Every worker process is a consumer of its own in the same group: no row comes twice, whatever their number. `options` are
-    those of `FeedClient.iter`, `connect` those of `FeedClient`.
+    Each worker process is its own consumer in the same group, so workers never receive the same row.
+
+    Args:
+        url: Base URL of the feed.
+        token: Token of the feed; None reads $ACTSCOPE_TOKEN.
+        batch_size: Rows of a batch.
+        connect: Further keyword arguments of `FeedClient`.
+        **options: Keyword arguments of `FeedClient.iter`.
+
+    Raises:
+        SettingsError: `zero_copy` was requested. A DataLoader keeps batches longer than a view is valid.
     """
 
     def __init__(

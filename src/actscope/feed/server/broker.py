@@ -1,4 +1,4 @@
-"""Where rows are asked for: the buffer's state, its memory, and whoever waits, all on one event loop."""
+"""In-process broker: grants rows to consumers and wakes those that wait. Runs on one event loop."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ _EXPIRE_S = 0.25
 
 
 class Broker:
-    """Hands rows out and takes them back. `facts` and `memory` are there once the generator has loaded its model."""
+    """Broker between the generator and all consumers. `facts` and `memory` are None until the generator has loaded its model."""
 
     def __init__(
         self, settings: FeedSettings, start: Position, check: Callable[[Loaded], None] = lambda facts: None
     ) -> None:
         self.settings = settings
         self.check = check
-        """Raises FeedError when these are not the model and the dataset that were expected."""
+        """Raises FeedError if the model or the dataset is not the expected one."""
         self.start = start
         self.buffer = WindowAllocator(
             windows=settings.windows,
@@ -46,12 +46,12 @@ class Broker:
         """Set when a window has become free."""
 
     def open(self, facts: Loaded, memory: FeedMemory) -> None:
-        """The generator has loaded: from now on it is known what rows there will be."""
+        """Set the generator's facts and the buffer's memory, and reset the statistics."""
         self.facts, self.memory = facts, memory
         self.statistics = {site: SiteNormalisation(facts.width) for site in facts.sites}
 
     def filled(self, message: Filled) -> None:
-        """A window can be served."""
+        """Mark a window as ready, add its sums to the statistics, and wake waiting consumers."""
         self.buffer.filled(
             message.window,
             message.n_rows,
@@ -64,27 +64,27 @@ class Broker:
         self.notify()
 
     def fail(self, why: str) -> None:
-        """There will be no more rows, and this is why. What is ready can still be had."""
+        """Record a permanent failure and wake waiting consumers. Ready rows can still be claimed."""
         self.failure = why
         self.notify()
 
     def notify(self) -> None:
-        """Something changed: whoever waits looks again."""
+        """Wake all waiting consumers and the supervisor, so that they check the state again."""
         self._changed.set()
         self._changed = asyncio.Event()
         self.room.set()
 
     async def loaded(self, wait: float) -> Loaded | None:
-        """What rows there will be, as soon as it is known, for at most `wait` seconds; None when it is not, or never will be."""
+        """Wait at most `wait` seconds for the generator's facts. Return None on timeout or failure."""
         until = time.monotonic() + self._patience(wait)
         while self.facts is None and not self.failure and (left := until - time.monotonic()) > 0:
             await _within(self._changed, left)
         return self.facts
 
     def claim(self, group: str, n: int, owner: object, *, lease: float = float("inf")) -> Grant:
-        """Grant the next `n` rows of a group, if they are there.
+        """Grant the next `n` rows of a group without waiting.
 
-        Raises as `WindowAllocator.claim` does; FeedError when the feed has failed.
+        Raises what `WindowAllocator.claim` raises, RequestRefused for an invalid `n`, and FeedError when the feed has failed.
         """
         if not 1 <= n <= self.settings.most_rows:
             raise RequestRefused(
@@ -102,7 +102,7 @@ class Broker:
             self._look_for_room()
 
     async def take(self, group: str, n: int, owner: object, *, wait: float = 0.0, lease: float = float("inf")) -> Grant:
-        """What `claim` gives, as soon as it is there, for at most `wait` seconds."""
+        """Wait at most `wait` seconds for rows, and grant them as `claim` does. Raises FeedNotReady on timeout."""
         until = time.monotonic() + self._patience(wait)
         while True:
             changed = self._changed
@@ -115,41 +115,41 @@ class Broker:
                 await _within(changed, left)
 
     def release(self, grant: int, owner: object, *, delivered: bool) -> bool:
-        """The rows have arrived, or not."""
+        """Release a grant, counted as delivered or abandoned. Return False unless `owner` holds it."""
         released = self.buffer.release(grant, owner, delivered=delivered)
         self._look_for_room()
         return released
 
     def release_owner(self, owner: object) -> int:
-        """A consumer has gone."""
+        """Release all grants of a consumer as abandoned. Return the number of rows."""
         rows = self.buffer.release_owner(owner)
         self._look_for_room()
         return rows
 
     def refresh(self) -> int:
-        """Drop what is ready. How many rows that was."""
+        """Drop all ready rows. Return the number of rows dropped."""
         dropped = self.buffer.refresh()
         self.notify()
         return dropped
 
     async def keep_time(self) -> None:
-        """Let leases run out, for ever."""
+        """Expire leases periodically. Never returns."""
         while True:
             await asyncio.sleep(_EXPIRE_S)
             self.buffer.expire(time.monotonic())
             self._look_for_room()
 
     def _look_for_room(self) -> None:
-        """Wake the supervisor where a window is free: not at every claim."""
+        """Wake the supervisor if a window is free."""
         if self.buffer.has_room:
             self.room.set()
 
     def _patience(self, wait: float) -> float:
-        """So many seconds of those that were asked for; not a number counts as none."""
+        """Clip a requested wait to `settings.wait_seconds`. NaN counts as 0."""
         return min(wait, self.settings.wait_seconds) if wait > 0 else 0.0
 
     def describe(self) -> dict[str, Any]:
-        """What rows there are: for `GET /` and for consumers."""
+        """Return the model, dataset, sites, width and dtype, for `GET /`."""
         facts = self.facts
         if facts is None:
             return {"model": self.settings.model, "dataset": self.settings.dataset, "sites": None, "width": None}

@@ -1,4 +1,4 @@
-"""The parts of a running feed, put together: the desk, the generator, the counter for near consumers, the state file."""
+"""Composition of a running feed: broker, generator supervisor, shared-memory server and state file."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ log = logging.getLogger("actscope.feed")
 
 
 class Service:
-    """One feed. Everything of it runs on one event loop, from `running` on."""
+    """One feed. All its parts run on one event loop once `running` is entered."""
 
     def __init__(self, settings: FeedSettings) -> None:
         self.settings = settings
@@ -30,18 +30,18 @@ class Service:
         self.desk: Broker
         self._start = start
         self._supervisor: Supervisor | None = None
-        self._counter: ShmServer | None = None
+        self._shm_server: ShmServer | None = None
         self.started = time.monotonic()
         self._in_flight = 0
         self.stopping = False
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """The feed, from its first process to its last."""
+        """Run all parts of the feed for the duration of the block."""
         self.desk = Broker(self.settings, self._start, check=self._file.check if self._file else lambda facts: None)
         self._supervisor = Supervisor(self.desk)
-        self._counter = ShmServer(self.desk, self.settings.token)
-        tasks = [asyncio.create_task(work) for work in self._work(self._supervisor, self._counter)]
+        self._shm_server = ShmServer(self.desk, self.settings.token)
+        tasks = [asyncio.create_task(work) for work in self._work(self._supervisor, self._shm_server)]
         for task in tasks:
             task.add_done_callback(self._report)
         try:
@@ -51,7 +51,7 @@ class Service:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-            await self._counter.close()
+            await self._shm_server.close()
             await self._supervisor.close()
             await self._remember()
             if self.desk.memory is not None:
@@ -65,36 +65,36 @@ class Service:
         except OSError as error:
             log.error("how far the feed has come could not be written: %s", error)
 
-    def _work(self, supervisor: Supervisor, counter: ShmServer) -> list[Any]:
-        work = [supervisor.run(), counter.run(), self.desk.keep_time()]
+    def _work(self, supervisor: Supervisor, shm_server: ShmServer) -> list[Any]:
+        work = [supervisor.run(), shm_server.run(), self.desk.keep_time()]
         return [*work, self._file.keep(self.desk)] if self._file is not None else work
 
     def enter(self) -> bool:
-        """Whether one more request for rows may be answered now; it must `leave` when its last byte has gone."""
+        """Reserve one of `max_requests` slots; False if none is free. Call `leave` after the last byte was sent."""
         if self._in_flight >= self.settings.max_requests:
             return False
         self._in_flight += 1
         return True
 
     def leave(self) -> None:
-        """A request for rows has been answered."""
+        """Free the slot of a request."""
         self._in_flight -= 1
 
     def stop(self) -> None:
-        """Let nobody wait any longer."""
+        """Stop serving: fail the broker, so that waiting requests end."""
         self.stopping = True
         if not self.desk.failure:
             self.desk.fail("it is being stopped")
 
     def _report(self, task: asyncio.Task[None]) -> None:
-        """A part that failed is a fault of ours: it must not go unseen, and nobody must wait for it."""
+        """Log a part that failed, and fail the broker, so that no consumer waits for it."""
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("a part of the feed failed", exc_info=error)
             self.desk.fail(f"a part of it has failed ({type(error).__name__}: {error})")
 
     @property
     def state(self) -> str:
-        """In one word."""
+        """State of the feed: loading, filling, serving, ended or failed."""
         desk = self.desk
         if desk.failure:
             return "failed"
@@ -106,17 +106,17 @@ class Service:
 
     @property
     def socket_path(self) -> str:
-        """Where near consumers connect."""
-        assert self._counter is not None
-        return str(self._counter.path)
+        """Path of the unix socket for consumers on the same machine."""
+        assert self._shm_server is not None
+        return str(self._shm_server.path)
 
     @property
     def n_consumers(self) -> int:
-        """Near consumers that are connected."""
-        return self._counter.n_consumers if self._counter else 0
+        """Number of connected consumers on the same machine."""
+        return self._shm_server.n_consumers if self._shm_server else 0
 
     def generator_stats(self) -> dict[str, Any]:
-        """How the generator does."""
+        """Return runtime statistics of the generator."""
         assert self._supervisor is not None
         return self._supervisor.stats()
 

@@ -47,30 +47,30 @@ _PAUSE_S = 0.5
 
 
 class ShmServer:
-    """Listens while it is open. `path` is where."""
+    """Unix-socket server for consumers on the same machine. `path` is the socket's path."""
 
-    def __init__(self, desk: Broker, token: str) -> None:
-        self._desk, self._token = desk, token.encode()
+    def __init__(self, broker: Broker, token: str) -> None:
+        self._broker, self._token = broker, token.encode()
         self.path = runtime_dir() / f"feed-{secrets.token_hex(8)}.sock"
         self._listener = _listening(self.path)
         self._consumers: set[asyncio.Task[None]] = set()
 
     @property
     def n_consumers(self) -> int:
-        """Consumers that are connected."""
+        """Number of connected consumers."""
         return len(self._consumers)
 
     async def run(self) -> None:
-        """Take consumers in, for ever."""
+        """Accept consumers. Never returns."""
         loop = asyncio.get_running_loop()
         while True:
             try:
                 connection, _ = await loop.sock_accept(self._listener)
-            except OSError as error:  # no descriptor is left, say: consumers go, and leave some
+            except OSError as error:  # for example out of descriptors: retry after other consumers disconnect
                 log.error("a consumer could not be taken in: %s", error)
                 await asyncio.sleep(_PAUSE_S)
                 continue
-            if len(self._consumers) >= self._desk.settings.max_consumers or not _is_ours(connection):
+            if len(self._consumers) >= self._broker.settings.max_consumers or not _is_ours(connection):
                 connection.close()
                 continue
             task = loop.create_task(self._serve(connection))
@@ -78,7 +78,7 @@ class ShmServer:
             task.add_done_callback(self._consumers.discard)
 
     async def close(self) -> None:
-        """Send everybody away; nothing of the socket is left."""
+        """Disconnect all consumers and remove the socket."""
         self.path.unlink(missing_ok=True)
         self._listener.close()
         for task in self._consumers:
@@ -86,7 +86,7 @@ class ShmServer:
         await asyncio.gather(*self._consumers, return_exceptions=True)
 
     async def _serve(self, connection: socket.socket) -> None:
-        consumer = _Consumer(self._desk, connection)
+        consumer = _Consumer(self._broker, connection)
         try:
             async with asyncio.timeout(_HELLO_S):
                 hello = await consumer.receive()
@@ -96,17 +96,17 @@ class ShmServer:
         except (OSError, TimeoutError, ActscopeError) as error:
             log.debug("a consumer's connection ended: %s", error)
         finally:
-            rows = self._desk.release_owner(consumer)
+            rows = self._broker.release_owner(consumer)
             if rows:
                 log.warning("a consumer went with %d rows that it held: they are counted as abandoned", rows)
             connection.close()
 
 
 class _Consumer:
-    """One connection; the owner of what it claims."""
+    """Connection of one consumer. It owns the grants that it claims."""
 
-    def __init__(self, desk: Broker, connection: socket.socket) -> None:
-        self._desk, self._connection = desk, connection
+    def __init__(self, broker: Broker, connection: socket.socket) -> None:
+        self._broker, self._connection = broker, connection
         self._buffer = bytearray()
         self._loop = asyncio.get_running_loop()
 
@@ -122,19 +122,19 @@ class _Consumer:
         await self._loop.sock_sendall(self._connection, TO_CONSUMER.pack(message))
 
     async def serve(self, group: str) -> None:
-        """Answer until it goes. A claim that waits is dropped when it goes: what nobody can take is not granted."""
+        """Serve the client until it disconnects. A pending claim is cancelled so that rows are never granted to a dead client."""
         if not await self._welcome():
             return
         waiting: asyncio.Task[None] | None = None
         try:
             while (message := await self.receive()) is not None:
-                self._desk.buffer.heard(self, time.monotonic())
+                self._broker.buffer.heard(self, time.monotonic())
                 if isinstance(message, Claim):
                     if waiting is not None:
                         await waiting
                     waiting = await self._answer_at_once(group, message)
                 elif isinstance(message, Release):
-                    self._desk.release(message.grant, self, delivered=message.delivered)
+                    self._broker.release(message.grant, self, delivered=message.delivered)
                 elif not isinstance(message, Beat):
                     return
         finally:
@@ -143,9 +143,9 @@ class _Consumer:
                 await asyncio.gather(waiting, return_exceptions=True)
 
     async def _answer_at_once(self, group: str, claim: Claim) -> asyncio.Task[None] | None:
-        """Answer where the rows are there, which is nearly always and takes no task; else the task that waits for them."""
+        """Answer at once if the rows are ready, without a task. Else return a task that waits for them."""
         try:
-            grant = self._desk.claim(group, claim.n, self, lease=self._desk.settings.lease_seconds)
+            grant = self._broker.claim(group, claim.n, self, lease=self._broker.settings.lease_seconds)
         except ActscopeError:
             return self._loop.create_task(self._answer(group, claim))
         await self._send(_granted(grant))
@@ -154,14 +154,14 @@ class _Consumer:
     async def _answer(self, group: str, claim: Claim) -> None:
         try:
             await self._send(await self._claim(group, claim))
-        except Exception as error:  # whoever waits for an answer must not wait for ever
+        except Exception as error:  # disconnect, so that the client does not wait forever
             log.error("a claim could not be answered: %s: %s", type(error).__name__, error)
             with contextlib.suppress(OSError):
                 self._connection.shutdown(socket.SHUT_RDWR)
 
     async def _welcome(self) -> bool:
-        desk = self._desk
-        facts, memory = desk.facts, desk.memory
+        broker = self._broker
+        facts, memory = broker.facts, broker.memory
         if facts is None or memory is None:
             await self._send(NotReady("the model is being loaded", 0))
             return False
@@ -171,25 +171,25 @@ class _Consumer:
             sites=facts.sites,
             model=facts.model,
             revision=facts.revision,
-            seed=desk.settings.seed,
-            shuffle=desk.settings.shuffle,
-            most_rows=desk.settings.most_rows,
-            lease_seconds=desk.settings.lease_seconds,
+            seed=broker.settings.seed,
+            shuffle=broker.settings.shuffle,
+            most_rows=broker.settings.most_rows,
+            lease_seconds=broker.settings.lease_seconds,
         )
         readable = os.open(f"/proc/self/fd/{memory.fd}", os.O_RDONLY | os.O_CLOEXEC)
         try:
             TO_CONSUMER.send_with(
                 self._connection, welcome, readable
-            )  # fits the socket's buffer: the first thing in it
+            )  # never blocks: the first message fits the socket's buffer
         finally:
             os.close(readable)
         return True
 
     async def _claim(self, group: str, claim: Claim) -> ToConsumer:
-        """The answer to a claim."""
-        lease = self._desk.settings.lease_seconds
+        """Return the response to a claim, waiting for rows if the claim allows it."""
+        lease = self._broker.settings.lease_seconds
         try:
-            taking = self._desk.take(group, claim.n, self, wait=claim.wait, lease=lease)
+            taking = self._broker.take(group, claim.n, self, wait=claim.wait, lease=lease)
             return _granted(await taking)
         except FeedNotReady as error:
             return NotReady(str(error), error.available)
@@ -222,7 +222,7 @@ def _listening(path: Path) -> socket.socket:
 
 
 def _is_ours(connection: socket.socket) -> bool:
-    """Whether the process at the other end is this user's."""
+    """Return whether the peer process runs as this user. Makes the connection non-blocking."""
     connection.setblocking(False)
     data = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
     _, uid, _ = struct.unpack("3i", data)
