@@ -15,7 +15,9 @@ from actscope.errors import RingError
 from actscope.ring import discovery as r
 from actscope.ring.host import RingReader, RingSpec, RingWriter
 from actscope.ring.segment import SHM_DIR, segment_path
+from actscope.runtime import directory
 from actscope.runtime.boot import boot_id
+from actscope.runtime.directory import runtime_dir
 from actscope.runtime.private_files import publish_private
 from actscope.runtime.process import Process, process_start
 
@@ -113,14 +115,14 @@ def test_a_runtime_directory_that_is_a_link_is_refused(tmp_path, monkeypatch):
     (tmp_path / "link").symlink_to(tmp_path / "real")
     monkeypatch.setenv("ACTSCOPE_RUNTIME_DIR", str(tmp_path / "link"))
     with pytest.raises(RingError, match="no link"):
-        r.runtime_dir()
+        runtime_dir()
 
 
 def test_a_runtime_directory_that_others_may_enter_is_refused(runtime):
     runtime.mkdir(mode=0o700)
     runtime.chmod(0o750)
     with pytest.raises(RingError, match="0700"):
-        r.runtime_dir()
+        runtime_dir()
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root to give a directory away")
@@ -128,21 +130,21 @@ def test_a_runtime_directory_of_someone_else_is_refused(runtime):
     runtime.mkdir(mode=0o700)
     os.chown(runtime, 12345, -1)
     with pytest.raises(RingError, match="owner"):
-        r.runtime_dir()
+        runtime_dir()
 
 
 def test_a_file_in_place_of_the_runtime_directory_is_refused(runtime):
     runtime.write_text("")
     with pytest.raises(RingError, match="directory"):
-        r.runtime_dir()
+        runtime_dir()
 
 
 def test_the_runtime_directory_follows_the_session_and_falls_back_to_tmp(tmp_path, monkeypatch):
     monkeypatch.delenv("ACTSCOPE_RUNTIME_DIR", raising=False)
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
-    assert r.runtime_dir() == tmp_path / "actscope"
+    assert runtime_dir() == tmp_path / "actscope"
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "absent"))
-    assert r._chosen_dir() == Path(f"/tmp/actscope-{os.geteuid()}")
+    assert directory._chosen_dir() == Path(f"/tmp/actscope-{os.geteuid()}")
 
 
 def test_a_table_is_read_back_whole_and_only_by_a_proper_name(runtime):
@@ -212,7 +214,7 @@ def test_sweep_removes_a_segment_without_a_card_whose_writer_was_killed(runtime,
 
 
 def test_sweep_leaves_young_orphans_and_removes_old_ones(runtime):
-    r.runtime_dir()
+    runtime_dir()
     orphan = runtime / f"probes-{secrets.token_hex(8)}-0.json"
     temporary = runtime / f".engine-{secrets.token_hex(8)}.json.{secrets.token_hex(8)}.tmp"
     empty = SHM_DIR / a_ring_name()

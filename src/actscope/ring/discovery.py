@@ -23,7 +23,8 @@ from msgspec import Meta
 from actscope.errors import RingError
 from actscope.ring.segment import SEGMENT_NAME, SHM_DIR, read_header, segment_path, unlink
 from actscope.runtime.boot import boot_id
-from actscope.runtime.private_files import check_private_dir, publish_private, read_private
+from actscope.runtime.directory import runtime_dir
+from actscope.runtime.private_files import publish_private, read_private
 from actscope.runtime.process import Process, process_start
 
 _log = logging.getLogger(__name__)
@@ -73,34 +74,6 @@ class EngineCard(msgspec.Struct, frozen=True):
     group: Annotated[str, Meta(max_length=64)] = ""
     part: Annotated[int, Meta(ge=0, le=4096)] = 0
     parts: Annotated[int, Meta(ge=1, le=4096)] = 1
-
-
-def runtime_dir() -> Path:
-    """Our private directory, made if need be; RingError when someone else could look into it or replace it.
-
-    $ACTSCOPE_RUNTIME_DIR, else $XDG_RUNTIME_DIR/actscope where that exists, else /tmp/actscope-<uid>.
-    """
-    path = _chosen_dir()
-    try:
-        path.mkdir(mode=0o700, exist_ok=True)
-        check_private_dir(path)
-    except FileExistsError as error:
-        raise RingError(f"{path}: expected a directory: remove it, or set ACTSCOPE_RUNTIME_DIR") from error
-    except OSError as error:
-        if isinstance(error, RingError):
-            raise
-        raise RingError(f"{path}: cannot be made ({error.strerror}): set ACTSCOPE_RUNTIME_DIR") from error
-    return path
-
-
-def _chosen_dir() -> Path:
-    chosen = os.environ.get("ACTSCOPE_RUNTIME_DIR")
-    if chosen:
-        return Path(chosen).absolute()
-    session = os.environ.get("XDG_RUNTIME_DIR")
-    if session and Path(session).is_dir():
-        return Path(session).absolute() / "actscope"
-    return Path(f"/tmp/actscope-{os.geteuid()}")
 
 
 def publish_card(card: EngineCard) -> Path:

@@ -23,9 +23,10 @@ import numpy as np
 from support.gateway.scripted_tokens import EOS, SPECIAL_IDS, ScriptedTokens
 
 from actscope.frames import ROW_META, SCORES, Frame, RowFlag, Span, SpanFlag, Step
-from actscope.ring.discovery import EngineCard, publish_table, runtime_dir, sweep, withdraw_card
+from actscope.ring.discovery import EngineCard, publish_table, sweep, withdraw_card
 from actscope.ring.host import RingSpec, RingWriter
 from actscope.runtime.boot import boot_id
+from actscope.runtime.directory import runtime_dir
 from actscope.runtime.process import process_start
 
 WIDTH = 8

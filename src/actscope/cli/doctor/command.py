@@ -103,7 +103,7 @@ def _shared_memory() -> Finding:
 
 
 def _runtime() -> Finding:
-    from actscope.ring.discovery import runtime_dir
+    from actscope.runtime.directory import runtime_dir
 
     try:
         return Finding("runtime folder", True, str(runtime_dir()))

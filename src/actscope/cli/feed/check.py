@@ -78,7 +78,7 @@ def _start(settings: FeedSettings) -> str:
 
 
 def _runtime() -> str:
-    from actscope.ring.discovery import runtime_dir
+    from actscope.runtime.directory import runtime_dir
 
     return str(runtime_dir())
 

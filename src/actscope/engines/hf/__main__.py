@@ -36,6 +36,7 @@ from actscope.ring import discovery as runtime
 from actscope.ring.host import RingWriter
 from actscope.ring.layout import RingSpec
 from actscope.runtime.boot import boot_id
+from actscope.runtime.directory import runtime_dir
 from actscope.runtime.process import process_start
 from actscope.sites import select
 
@@ -214,7 +215,7 @@ def _card(settings: EngineSettings, loaded: LoadedModel, ring: str) -> runtime.E
         special_ids=sorted(loaded.tokenizer.all_special_ids),
         tokenizer=str(tokenizer_directory(loaded)),
         ring=ring,
-        endpoint=f"unix:{runtime.runtime_dir()}/engine-{settings.card_id}.sock",
+        endpoint=f"unix:{runtime_dir()}/engine-{settings.card_id}.sock",
         started_ns=time.time_ns(),
         boot_id=boot_id(),
     )

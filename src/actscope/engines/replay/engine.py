@@ -27,6 +27,7 @@ from actscope.recording.reading.recording import Recording
 from actscope.ring import discovery as runtime
 from actscope.ring.host import RingWriter
 from actscope.runtime.boot import boot_id
+from actscope.runtime.directory import runtime_dir
 from actscope.runtime.process import process_start
 
 
@@ -151,7 +152,7 @@ def _card(model: RecordedModel, texts: TokenizerFiles, ring: str) -> runtime.Eng
         special_ids=list(texts.special_ids),
         tokenizer=texts.directory,
         ring=ring,
-        endpoint=f"unix:{runtime.runtime_dir()}/engine-{name}.sock",
+        endpoint=f"unix:{runtime_dir()}/engine-{name}.sock",
         started_ns=time.time_ns(),
         boot_id=boot_id(),
     )

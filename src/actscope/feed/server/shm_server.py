@@ -37,7 +37,7 @@ from actscope.feed.messages import (
     Welcome,
 )
 from actscope.feed.server.broker import Broker
-from actscope.ring.discovery import runtime_dir
+from actscope.runtime.directory import runtime_dir
 
 log = logging.getLogger("actscope.feed")
 

@@ -45,6 +45,7 @@ from actscope.recording.flight.recorder import FlightRecorder
 from actscope.ring import discovery as runtime
 from actscope.ring.segment import segment_path, unlink
 from actscope.runtime.boot import boot_id
+from actscope.runtime.directory import runtime_dir
 from actscope.runtime.process import process_start
 
 log = logging.getLogger("actscope.vllm")
@@ -214,7 +215,7 @@ def card_of(start: SidecarStart, known: KnownModel) -> runtime.EngineCard:
         endpoint="",
         started_ns=time.time_ns(),
         boot_id=boot_id(),
-        control=f"unix:{runtime.runtime_dir()}/engine-{start.card_id}.sock",
+        control=f"unix:{runtime_dir()}/engine-{start.card_id}.sock",
         group=start.group,
         part=start.part,
         parts=start.parts,
