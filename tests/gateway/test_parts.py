@@ -28,8 +28,7 @@ from actscope.gateway.scores.matcher import Matcher, RingPart, external_id
 from actscope.gateway.scores.probe_table import Columns, table_of
 from actscope.gateway.scores.request_log import RequestLog
 from actscope.gateway.scores.request_store import Sessions
-from actscope.gateway.upstream import discovery as finding
-from actscope.gateway.upstream import upstream
+from actscope.gateway.upstream import discovery, upstream
 from actscope.gateway.upstream.sse import SseSplitter
 
 TWO = table_of({"generation": 1, "probes": [{"slot": 0, "id": "a", "site": "s"}, {"slot": 2, "id": "b", "site": "s"}]})
@@ -187,13 +186,13 @@ def test_the_engine_is_looked_for_again_after_any_failure(
     def broken(target: str) -> None:
         raise KeyError("endpoint")
 
-    monkeypatch.setattr(finding, "by_card", broken)
+    monkeypatch.setattr(discovery, "by_card", broken)
 
     async def run() -> None:
         followed = upstream.Upstream(GatewaySettings(discovery_seconds=0.001))
         await followed.open(Sessions(GatewaySettings()))
         await asyncio.sleep(0.05)
-        monkeypatch.setattr(finding, "by_card", lambda target: found.set())
+        monkeypatch.setattr(discovery, "by_card", lambda target: found.set())
         async with asyncio.timeout(5):
             await asyncio.to_thread(found.wait, 5)
         await followed.close()

@@ -12,7 +12,7 @@ import msgspec
 import pytest
 
 from actscope.errors import RingError
-from actscope.ring import discovery as r
+from actscope.ring import discovery
 from actscope.ring.host import RingReader, RingSpec, RingWriter
 from actscope.ring.segment import SHM_DIR, segment_path
 from actscope.runtime import directory
@@ -26,8 +26,8 @@ def a_ring_name() -> str:
     return f"actscope-{os.geteuid()}-{secrets.token_hex(8)}"
 
 
-def a_card(**changed: object) -> r.EngineCard:
-    card = r.EngineCard(
+def a_card(**changed: object) -> discovery.EngineCard:
+    card = discovery.EngineCard(
         id=secrets.token_hex(8),
         pid=os.getpid(),
         pid_start=process_start(os.getpid()) or 0,
@@ -51,18 +51,18 @@ def a_card(**changed: object) -> r.EngineCard:
 
 def test_a_card_is_private_and_is_read_back_as_it_was(runtime):
     card = a_card()
-    path = r.publish_card(card)
+    path = discovery.publish_card(card)
     assert path == runtime / f"engine-{card.id}.json" and path.stat().st_mode & 0o777 == 0o600
     assert runtime.stat().st_mode & 0o777 == 0o700
-    assert r.read_cards() == [card] and [p.name for p in runtime.iterdir()] == [path.name]
+    assert discovery.read_cards() == [card] and [p.name for p in runtime.iterdir()] == [path.name]
 
 
 def test_cards_come_newest_first_and_only_of_processes_that_live(runtime):
     old, new = a_card(started_ns=1), a_card(started_ns=2)
     dead = [a_card(pid_start=1), a_card(boot_id="another boot"), a_card(pid=2**22 + 1)]
     for card in (old, new, *dead):
-        r.publish_card(card)
-    assert r.read_cards() == [new, old]
+        discovery.publish_card(card)
+    assert discovery.read_cards() == [new, old]
 
 
 BAD_CARDS = {
@@ -77,7 +77,7 @@ BAD_CARDS = {
     "ring of another user": lambda c: json.dumps({**c, "ring": "actscope-12345-" + "0" * 16}).encode(),
     "ring with a newline": lambda c: json.dumps({**c, "ring": c["ring"] + "\n"}).encode(),
     "long text": lambda c: json.dumps({**c, "model": "m" * 5000}).encode(),
-    "too large": lambda c: json.dumps({**c, "extra": "x" * r.MAX_CARD_BYTES}).encode(),
+    "too large": lambda c: json.dumps({**c, "extra": "x" * discovery.MAX_CARD_BYTES}).encode(),
     "nested deep": lambda c: b"[" * 30000,
 }
 
@@ -85,29 +85,29 @@ BAD_CARDS = {
 @pytest.mark.parametrize("bad", BAD_CARDS)
 def test_a_malformed_card_is_left_out_and_does_not_hide_the_others(runtime, bad, caplog):
     good, card = a_card(), a_card()
-    r.publish_card(good)
+    discovery.publish_card(good)
     path = runtime / f"engine-{card.id}.json"
     publish_private(path, BAD_CARDS[bad](msgspec.to_builtins(card)))
-    assert r.read_cards() == [good] and str(card.id) in caplog.text
+    assert discovery.read_cards() == [good] and str(card.id) in caplog.text
     with pytest.raises(RingError):
-        r.read_card(path)
+        discovery.read_card(path)
 
 
 def test_a_card_that_is_a_link_or_open_to_others_is_left_out(runtime, tmp_path):
     card = a_card()
-    path = r.publish_card(card)
+    path = discovery.publish_card(card)
     path.chmod(0o644)
-    assert r.read_cards() == []
+    assert discovery.read_cards() == []
     path.chmod(0o600)
     path.rename(tmp_path / "elsewhere.json")
     path.symlink_to(tmp_path / "elsewhere.json")
-    assert r.read_cards() == []
+    assert discovery.read_cards() == []
 
 
 def test_a_card_that_no_reader_would_accept_is_not_published(runtime):
     for bad in ({"ring": "/dev/sda"}, {"id": "../x"}, {"d_model": -1}):
         with pytest.raises(RingError):
-            r.publish_card(a_card(**bad))
+            discovery.publish_card(a_card(**bad))
 
 
 def test_a_runtime_directory_that_is_a_link_is_refused(tmp_path, monkeypatch):
@@ -149,23 +149,23 @@ def test_the_runtime_directory_follows_the_session_and_falls_back_to_tmp(tmp_pat
 
 def test_a_table_is_read_back_whole_and_only_by_a_proper_name(runtime):
     card = a_card()
-    r.publish_table(card.id, b'{"probes": []}', 3)
-    assert r.read_table(card.id, 3) == b'{"probes": []}'
+    discovery.publish_table(card.id, b'{"probes": []}', 3)
+    assert discovery.read_table(card.id, 3) == b'{"probes": []}'
     for wrong in ((card.id, 4), (card.id, -1), ("../../etc/passwd", 1), (card.id + "\n", 3)):
         with pytest.raises(RingError):
-            r.read_table(*wrong)
+            discovery.read_table(*wrong)
 
 
 def test_withdrawing_removes_all_of_one_engine_and_nothing_else(runtime, tmp_path):
     other, card = a_card(), a_card(endpoint=f"unix:{tmp_path}/precious", tokenizer=str(tmp_path / "precious"))
     (tmp_path / "precious").write_text("keep")
     for one in (card, other):
-        r.publish_card(one)
-        r.publish_table(one.id, b"{}", 0)
+        discovery.publish_card(one)
+        discovery.publish_table(one.id, b"{}", 0)
         (runtime / f"engine-{one.id}.sock").touch()
         segment_path(one.ring).touch(0o600)
-    r.withdraw_card(card)
-    r.withdraw_card(card)
+    discovery.withdraw_card(card)
+    discovery.withdraw_card(card)
     assert {p.name for p in runtime.iterdir()} == {
         f"engine-{other.id}.json",
         f"engine-{other.id}.sock",
@@ -183,18 +183,18 @@ def test_sweep_removes_what_a_killed_engine_left_and_keeps_what_lives(runtime, c
     ring = json.loads(engine.stdout.readline())["name"]
     killed = a_card(pid=engine.pid, pid_start=process_start(engine.pid), ring=ring)
     for card in (alive, killed):
-        r.publish_card(card)
-        r.publish_table(card.id, b"{}", 7)
+        discovery.publish_card(card)
+        discovery.publish_table(card.id, b"{}", 7)
         (runtime / f"engine-{card.id}.sock").touch()
     stranger = runtime / "notes.txt"
     stranger.touch()
-    assert len(r.read_cards()) == 2
-    r.sweep()
+    assert len(discovery.read_cards()) == 2
+    discovery.sweep()
     assert segment_path(ring).exists()
     os.kill(engine.pid, signal.SIGKILL)
     engine.wait()
-    assert r.read_cards() == [alive]
-    assert r.sweep() >= 4  # card, table, socket, segment
+    assert discovery.read_cards() == [alive]
+    assert discovery.sweep() >= 4  # card, table, socket, segment
     assert not segment_path(ring).exists() and segment_path(mine.name).exists() and stranger.exists()
     assert len(list(runtime.iterdir())) == 4
     RingReader.attach(mine.name).close()
@@ -208,7 +208,7 @@ def test_sweep_removes_a_segment_without_a_card_whose_writer_was_killed(runtime,
     while reader.writer_alive():
         reader.wait(0.05)
         reader.read()
-    r.sweep()
+    discovery.sweep()
     assert not segment_path(ring).exists()
     reader.close()
 
@@ -220,11 +220,11 @@ def test_sweep_leaves_young_orphans_and_removes_old_ones(runtime):
     empty = SHM_DIR / a_ring_name()
     for path in (orphan, temporary, empty):
         path.touch(0o600)
-    r.sweep()
+    discovery.sweep()
     assert orphan.exists() and temporary.exists() and empty.exists()
     for path in (orphan, temporary, empty):
         os.utime(path, (1, 1))
-    r.sweep()
+    discovery.sweep()
     assert not orphan.exists() and not temporary.exists() and not empty.exists()
 
 
@@ -233,9 +233,9 @@ def test_sweep_leaves_a_ring_of_another_container_alone(runtime, monkeypatch):
     monkeypatch.setattr("actscope.ring.segment.Process.current", lambda: Process(2**22 + 1, 1, 42))
     writer = RingWriter.create(RingSpec(8, 4, 4, 4))
     card = a_card(pid=2**22 + 1, ring=writer.name)
-    r.publish_card(card)
-    r.sweep()
-    assert segment_path(writer.name).exists() and r.read_cards() == [card]
+    discovery.publish_card(card)
+    discovery.sweep()
+    assert segment_path(writer.name).exists() and discovery.read_cards() == [card]
     reader = RingReader.attach(writer.name)
     assert reader.writer_alive()  # its heartbeat is fresh
     writer.close()

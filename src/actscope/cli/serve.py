@@ -6,8 +6,7 @@ from typing import Annotated
 
 import typer
 
-from actscope.cli.common import options
-from actscope.cli.common import servers as running
+from actscope.cli.common import options, servers
 
 
 def serve(
@@ -46,7 +45,7 @@ def serve(
     recording = options.recording_settings(
         record, record_sites, record_codec, keep_recent, keep_minutes, keep_on_disk, trigger, sample
     )
-    engine = running.engine_settings(
+    engine = servers.engine_settings(
         model,
         probes,
         device=device,
@@ -56,4 +55,4 @@ def serve(
         recording=recording,
     )
     gateway = options.gateway_settings(host, port, token, allow_host, cors_origin, engine.card_id)
-    running.serve(engine, gateway, browser=browser)
+    servers.serve(engine, gateway, browser=browser)

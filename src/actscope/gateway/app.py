@@ -13,8 +13,7 @@ from actscope._version import __version__
 from actscope.gateway.api.dependencies import Gateway
 from actscope.gateway.api.events import OpenStreams
 from actscope.gateway.api.openapi import describe
-from actscope.gateway.api.routes import openai, recording, scope
-from actscope.gateway.api.routes import proxied as passed
+from actscope.gateway.api.routes import openai, proxied, recording, scope
 from actscope.gateway.api.static_page import STATIC, install_page
 from actscope.gateway.scores.request_store import Sessions
 from actscope.gateway.settings import GatewaySettings
@@ -45,7 +44,7 @@ def create_app(settings: GatewaySettings, upstream: Upstream | None = None, *, p
     app.include_router(openai.router)
     app.include_router(scope.router)
     app.include_router(recording.router)
-    app.include_router(passed.router)
+    app.include_router(proxied.router)
     install_page(app, page)
     app.add_middleware(Guard, settings=settings)
     describe(app)

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from actscope.capture.labels import ambiguity as doubt
+from actscope.capture.labels import ambiguity
 from actscope.capture.labels.forward_inputs import ForwardInputs, check_positions
 from actscope.capture.labels.position_filter import PositionFilter
 from actscope.capture.labels.request_ids import RequestIds
@@ -153,7 +153,7 @@ class Requests:
 
     def _release(self, sequences: Sequences) -> None:
         sequences.holders -= 1
-        if not sequences.holders and sequences.trouble is not doubt.CACHE_TAKEN:
+        if not sequences.holders and sequences.trouble is not ambiguity.CACHE_TAKEN:
             self._ended.append(sequences)
 
 

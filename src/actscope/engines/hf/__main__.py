@@ -32,7 +32,7 @@ from actscope.frames import TeeSink
 from actscope.probes import Probe, load_probes
 from actscope.recording.flight.history import FlightOptions
 from actscope.recording.flight.recorder import FlightRecorder
-from actscope.ring import discovery as runtime
+from actscope.ring import discovery
 from actscope.ring.host import RingWriter
 from actscope.ring.layout import RingSpec
 from actscope.runtime.boot import boot_id
@@ -53,7 +53,7 @@ def main(argument: str) -> int:
     settings = msgspec.json.decode(argument, type=EngineSettings)
     parent = Parent(settings.owned)
     try:
-        runtime.sweep()
+        discovery.sweep()
         if settings.threads:
             torch.set_num_threads(settings.threads)
         loaded = load(settings.model, device=settings.device, dtype=settings.dtype)
@@ -93,7 +93,7 @@ async def _serve(settings: EngineSettings, loaded: LoadedModel, probes: list[Pro
         finally:
             engine.close()
     finally:
-        runtime.withdraw_card(card)
+        discovery.withdraw_card(card)
         ring.close()
         if flight is not None:
             flight.close()
@@ -126,7 +126,7 @@ def open_recording(settings: EngineSettings, loaded: LoadedModel) -> FlightRecor
 
 
 def _publish_table(card_id: str, flight: FlightRecorder | None, generation: int, table: bytes) -> None:
-    runtime.publish_table(card_id, table, generation)
+    discovery.publish_table(card_id, table, generation)
     if flight is not None:
         flight.learn(table)
 
@@ -144,7 +144,7 @@ async def _serve_http(
     app: Starlette,
     engine: Engine,
     listener: socket.socket,
-    card: runtime.EngineCard,
+    card: discovery.EngineCard,
     ring: RingWriter,
 ) -> None:
     config = uvicorn.Config(
@@ -160,7 +160,7 @@ async def _serve_http(
         server.should_exit = True
 
     parent.tell(asyncio.get_running_loop(), stop)
-    runtime.publish_card(card)
+    discovery.publish_card(card)
     beating = asyncio.create_task(_beat(ring, engine, stop))
     try:
         await server.serve(sockets=[listener])
@@ -198,8 +198,8 @@ class Parent:
         self._loop.call_soon_threadsafe(self._stop)
 
 
-def _card(settings: EngineSettings, loaded: LoadedModel, ring: str) -> runtime.EngineCard:
-    return runtime.EngineCard(
+def _card(settings: EngineSettings, loaded: LoadedModel, ring: str) -> discovery.EngineCard:
+    return discovery.EngineCard(
         id=settings.card_id,
         pid=os.getpid(),
         pid_start=process_start(os.getpid()) or 0,

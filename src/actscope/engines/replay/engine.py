@@ -24,7 +24,7 @@ from actscope.engines.replay.texts import TokenizerFiles, texts_of
 from actscope.errors import MissingExtra
 from actscope.probes import Bank, Probe
 from actscope.recording.reading.recording import Recording
-from actscope.ring import discovery as runtime
+from actscope.ring import discovery
 from actscope.ring.host import RingWriter
 from actscope.runtime.boot import boot_id
 from actscope.runtime.directory import runtime_dir
@@ -61,18 +61,18 @@ class ReplayEngine:
             raise
 
     def _open(self, recording: Recording, bank: Bank, on_end: Callable[[PlayerStats], None]) -> None:
-        runtime.sweep()
+        discovery.sweep()
         scratch = self._leaving.enter_context(tempfile.TemporaryDirectory(prefix="actscope-replay-"))
         texts = texts_of(recording, self.model, Path(scratch))
         ring = RingWriter.create(self.settings.ring_spec(self.plan.largest_step))
         self._leaving.callback(ring.close)
         self.card = _card(self.model, texts, ring.name)
-        self._leaving.callback(runtime.withdraw_card, self.card)
-        runtime.publish_table(self.card.id, bank.table(), bank.generation)
+        self._leaving.callback(discovery.withdraw_card, self.card)
+        discovery.publish_table(self.card.id, bank.table(), bank.generation)
         self._player = Player(self.plan, Scorer(recording), ring, bank, self.settings, on_end=on_end)
         self._leaving.callback(self._player.close)
         self._leaving.callback(_serve(self).close)
-        runtime.publish_card(self.card)
+        discovery.publish_card(self.card)
 
     @property
     def bank(self) -> Bank:
@@ -106,7 +106,7 @@ class ReplayEngine:
         with self._changing:
             changed = self.bank.copy()
             result = change(changed)
-            runtime.publish_table(self.card.id, changed.table(), changed.generation)
+            discovery.publish_table(self.card.id, changed.table(), changed.generation)
             self._player.bank = changed
         return result
 
@@ -135,9 +135,9 @@ def _described(bank: Bank, slot: int) -> dict[str, object]:
     return next(described for described in bank.describe() if described["slot"] == slot)
 
 
-def _card(model: RecordedModel, texts: TokenizerFiles, ring: str) -> runtime.EngineCard:
+def _card(model: RecordedModel, texts: TokenizerFiles, ring: str) -> discovery.EngineCard:
     name, pid = secrets.token_hex(8), os.getpid()
-    return runtime.EngineCard(
+    return discovery.EngineCard(
         id=name,
         pid=pid,
         pid_start=process_start(pid) or 0,

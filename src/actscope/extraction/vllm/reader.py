@@ -15,7 +15,7 @@ from actscope.errors import EngineError, RequestRefused, SettingsError
 from actscope.extraction.contract import ExtractedRows, Piece, ReaderFacts
 from actscope.extraction.vllm.offline import OfflineEngine
 from actscope.extraction.vllm.row_collector import RowCollector, WideRowLayout
-from actscope.ring import discovery as runtime
+from actscope.ring import discovery
 from actscope.ring.host import RingReader
 from actscope.ring.layout import ROW_DTYPES
 from actscope.ring.segment import unlink
@@ -58,7 +58,7 @@ class VllmReader:
         """Raises EngineError where vLLM cannot run the model, or not be watched; SettingsError, SiteError for what was asked."""
         if dtype != "auto" and dtype not in ROW_DTYPES:
             raise SettingsError(f"dtype {dtype!r}: expected one of auto, {', '.join(ROW_DTYPES)}")
-        runtime.sweep()
+        discovery.sweep()
         if threads:
             torch.set_num_threads(threads)
         self._context, self._reads = context, 0

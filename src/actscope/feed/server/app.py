@@ -16,7 +16,7 @@ from actscope._version import __version__
 from actscope.errors import FeedEnded, FeedError, FeedNotReady, RequestRefused, SiteError
 from actscope.feed.buffer.allocator import Grant
 from actscope.feed.messages import GROUP
-from actscope.feed.server import schemas as shapes
+from actscope.feed.server import schemas
 from actscope.feed.server.responses import GrantedRows, HeldResponse, RowsResponse, StreamResponse, disconnected
 from actscope.feed.server.service import Service
 from actscope.feed.settings import FeedSettings
@@ -47,7 +47,7 @@ Group = Annotated[
 Wait = Annotated[float, Query(ge=0, le=86400, description="wait so many seconds for rows that are not there yet")]
 WithLabels = Annotated[bool, Query(description="say whose each row is")]
 _REFUSALS: dict[int | str, dict[str, Any]] = {
-    status: {"model": shapes.Error, "description": what}
+    status: {"model": schemas.Error, "description": what}
     for status, what in {
         400: "bad parameters, or too many samples",
         401: "no token, or a wrong one",
@@ -119,12 +119,12 @@ Feed = Annotated[Service, Depends(_service)]
 
 
 @router.get("/", operation_id="about")
-async def about(feed: Feed) -> shapes.About:
+async def about(feed: Feed) -> schemas.About:
     """What this feed is, and where its rows are."""
-    return shapes.About(version=__version__, endpoints=_ENDPOINTS, **feed.desk.describe())
+    return schemas.About(version=__version__, endpoints=_ENDPOINTS, **feed.desk.describe())
 
 
-@router.get("/activations", operation_id="activations", response_model=shapes.Activations)
+@router.get("/activations", operation_id="activations", response_model=schemas.Activations)
 async def activations(
     request: Request,
     feed: Feed,
@@ -205,10 +205,10 @@ async def activations_stream(
 
 
 @router.get("/stats", operation_id="stats")
-async def stats(feed: Feed) -> shapes.Stats:
+async def stats(feed: Feed) -> schemas.Stats:
     """How the feed does."""
     desk = feed.desk
-    return shapes.Stats(
+    return schemas.Stats(
         state=feed.state,
         ready=desk.buffer.available("") > 0,
         failure=desk.failure or None,
@@ -221,34 +221,34 @@ async def stats(feed: Feed) -> shapes.Stats:
         seed=feed.settings.seed,
         position=str(desk.buffer.lowest_position()),
         groups=desk.buffer.groups(),  # type: ignore[arg-type]
-        counts=shapes.Counts(**asdict(desk.buffer.counts), held_rows=desk.buffer.held_rows),
+        counts=schemas.Counts(**asdict(desk.buffer.counts), held_rows=desk.buffer.held_rows),
         consumers=feed.n_consumers,
-        generator=shapes.Generator(**feed.generator_stats()),
-        sites={name: shapes.Normalisation(**one.summary()) for name, one in desk.statistics.items()},
+        generator=schemas.Generator(**feed.generator_stats()),
+        sites={name: schemas.Normalisation(**one.summary()) for name, one in desk.statistics.items()},
         uptime_seconds=time.monotonic() - feed.started,
     )
 
 
 @router.get("/statistics", operation_id="statistics")
-async def statistics(feed: Feed) -> shapes.Statistics:
+async def statistics(feed: Feed) -> schemas.Statistics:
     """Normalisation statistics of each site, over all rows so far, dimension by dimension."""
     if feed.desk.facts is None:
         raise _not_ready(FeedNotReady("the model is being loaded", retry_after=2))
-    return shapes.Statistics(
-        sites={name: shapes.SiteStatistics(**one.vectors()) for name, one in feed.desk.statistics.items()}
+    return schemas.Statistics(
+        sites={name: schemas.SiteStatistics(**one.vectors()) for name, one in feed.desk.statistics.items()}
     )
 
 
 @router.post("/refresh", operation_id="refresh")
-async def refresh(feed: Feed) -> shapes.Refreshed:
+async def refresh(feed: Feed) -> schemas.Refreshed:
     """Drop the rows that are ready, for all groups, so that what comes next is new."""
-    return shapes.Refreshed(dropped_rows=feed.desk.refresh())
+    return schemas.Refreshed(dropped_rows=feed.desk.refresh())
 
 
 @router.get("/near", operation_id="near")
-async def near(feed: Feed) -> shapes.Near:
+async def near(feed: Feed) -> schemas.Near:
     """Where consumers on the same machine get the memory itself."""
-    return shapes.Near(socket=feed.socket_path, boot_id=boot_id())
+    return schemas.Near(socket=feed.socket_path, boot_id=boot_id())
 
 
 # --- parts ---

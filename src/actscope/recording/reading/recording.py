@@ -12,8 +12,7 @@ import msgspec
 import numpy as np
 
 from actscope.errors import RecordingError, SiteError
-from actscope.recording.format import manifest, records
-from actscope.recording.format import row_labels as ledger
+from actscope.recording.format import manifest, records, row_labels
 from actscope.recording.format.index_keys import CHANNELS, KEY, Kind
 from actscope.recording.reading.label_index import LabelIndex, RequestSummary
 from actscope.recording.reading.site_rows import Blocks, Rows, SiteRows
@@ -251,7 +250,7 @@ class Recording:
 
     @cached_property
     def _labels(self) -> LabelIndex:
-        return LabelIndex(ledger.decode(body) for body in self._bodies(Kind.LEDGER))
+        return LabelIndex(row_labels.decode(body) for body in self._bodies(Kind.LEDGER))
 
     @cached_property
     def _sites(self) -> dict[str, SiteRows]:

@@ -22,8 +22,7 @@ from actscope.clock import clock_pair, monotonic_ns
 from actscope.codecs import DTYPES, Encoded, Encoder, carrier, encoder
 from actscope.errors import RecordingError, RecordingPoisoned
 from actscope.frames import Frame, SinkStats, Step
-from actscope.recording.format import records
-from actscope.recording.format import row_labels as ledger
+from actscope.recording.format import records, row_labels
 from actscope.recording.format.arrays import as_numpy
 from actscope.recording.format.index_keys import (
     CHANNELS,
@@ -459,7 +458,7 @@ class Recorder:
         for batch in _batches(steps):
             first, n_rows = batch[0][1], sum(step.n_rows for step, _ in batch)
             header = key(Kind.LEDGER, first_row=first, n_rows=n_rows, first_step=batch[0][0].number)
-            self._send(channel_of(Kind.LEDGER), header, [ledger.encode(batch)], batch[0][0].time_ns)
+            self._send(channel_of(Kind.LEDGER), header, [row_labels.encode(batch)], batch[0][0].time_ns)
         self._write_texts(steps)
 
     def _write_texts(self, steps: list[tuple[Step, int]]) -> None:

@@ -7,8 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from actscope.recording.format import manifest
-from actscope.recording.format import row_labels as ledger
+from actscope.recording.format import manifest, row_labels
 from actscope.recording.format.index_keys import DTYPE_NAMES, KEY, Kind
 from actscope.recording.spec import RecordingSpec
 from actscope.store import Store, StoreOptions, StoreReader, recover
@@ -40,7 +39,7 @@ def continuation_of(reader: StoreReader) -> Resume:
     requests: set[str] = set()
     last_step = 0
     for index in np.flatnonzero(keys["kind"] == Kind.LEDGER):
-        batch = ledger.decode(reader.read(reader.entries[index]))
+        batch = row_labels.decode(reader.read(reader.entries[index]))
         requests.update(batch.requests)
         last_step = max(last_step, int(batch.labels["step"].max(initial=0)))
         next_row = max(next_row, int(batch.row_ids.max(initial=-1)) + 1)

@@ -42,7 +42,7 @@ from actscope.engines.vllm.sidecar_protocol import (
 from actscope.errors import ActscopeError
 from actscope.probes import Bank, ProbedModel
 from actscope.recording.flight.recorder import FlightRecorder
-from actscope.ring import discovery as runtime
+from actscope.ring import discovery
 from actscope.ring.segment import segment_path, unlink
 from actscope.runtime.boot import boot_id
 from actscope.runtime.directory import runtime_dir
@@ -91,13 +91,13 @@ class SidecarProcess:
         bank = Bank(
             ProbedModel(self._known.name, self._known.revision, facts.d_model, facts.n_layers), self._settings.width
         )
-        publish = partial(runtime.publish_table, start.card_id)
+        publish = partial(discovery.publish_table, start.card_id)
         self._desk = BankRegistry(bank, start, publish, self._hand_over)
 
     def run(self) -> None:
         with self._sending:
             send(self._connection, Alive(os.getpid()))
-        runtime.sweep()
+        discovery.sweep()
         if self._start.state:
             self._desk.resume(self._start.state)
         else:
@@ -130,9 +130,9 @@ class SidecarProcess:
             time.sleep(0.05)  # a process that is being killed closes its sockets before it is gone
         return False
 
-    def _clear_up(self, card: runtime.EngineCard) -> None:
+    def _clear_up(self, card: discovery.EngineCard) -> None:
         """Remove what the model's process may not have had time to remove. As long as it lives, that is its own."""
-        runtime.withdraw_card(card)
+        discovery.withdraw_card(card)
         if self._start.rows_ring:
             unlink(self._start.rows_ring)
 
@@ -149,7 +149,7 @@ class SidecarProcess:
         with self._sending:
             send(self._connection, message)
 
-    async def _serve(self, listener: socket.socket, card: runtime.EngineCard, flight: FlightRecorder | None) -> None:
+    async def _serve(self, listener: socket.socket, card: discovery.EngineCard, flight: FlightRecorder | None) -> None:
         routes = [Route("/health", _health), *control_routes(self._desk, flight, also=self._missed)]
         config = uvicorn.Config(
             Starlette(routes=routes), log_level="warning", access_log=False, timeout_graceful_shutdown=2, lifespan="off"
@@ -164,7 +164,7 @@ class SidecarProcess:
         threading.Thread(
             target=self._listen, args=(lambda: loop.call_soon_threadsafe(stop),), name="actscope-ear", daemon=True
         ).start()
-        runtime.publish_card(card)
+        discovery.publish_card(card)
         log.info("ready: %d probes, card %s", len(msgspec.json.decode(self._desk.table())["probes"]), card.id)
         await server.serve(sockets=[listener])
 
@@ -193,10 +193,10 @@ async def _health(http: Request) -> Response:
     return json_response({"status": "ok"})
 
 
-def card_of(start: SidecarStart, known: KnownModel) -> runtime.EngineCard:
+def card_of(start: SidecarStart, known: KnownModel) -> discovery.EngineCard:
     """The card of the model's process; it lives as long as that does."""
     facts = start.facts
-    return runtime.EngineCard(
+    return discovery.EngineCard(
         id=start.card_id,
         pid=start.pid,
         pid_start=start.pid_start,

@@ -9,7 +9,7 @@ import msgspec
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from actscope.gateway.api import schemas as models
+from actscope.gateway.api import schemas
 from actscope.gateway.api.dependencies import Gateway, Here
 from actscope.gateway.api.routes.openai import ERRORS
 from actscope.gateway.upstream.controls import error_code
@@ -17,8 +17,8 @@ from actscope.gateway.upstream.upstream import json_object
 from actscope.serving.errors import Problem
 
 _MARK_ERRORS: dict[int | str, dict[str, Any]] = {
-    409: {"model": models.ErrorBody, "description": "The engine keeps no recording"},
-    410: {"model": models.ErrorBody, "description": "Too late: the request's rows have been forgotten"},
+    409: {"model": schemas.ErrorBody, "description": "The engine keeps no recording"},
+    410: {"model": schemas.ErrorBody, "description": "Too late: the request's rows have been forgotten"},
 }
 
 #: What engines call requests; nothing else becomes part of a path on the engine.
@@ -27,7 +27,7 @@ _ID = re.compile(r"(?!\.+$)[A-Za-z0-9._:-]{1,256}")
 router = APIRouter(tags=["actscope"], responses=ERRORS)
 
 
-@router.get("/v1/actscope/recording", response_model=models.RecordingState)
+@router.get("/v1/actscope/recording", response_model=schemas.RecordingState)
 async def get_recording(gateway: Here) -> Response:
     """What the engine records, what it still has at hand, and what was lost."""
     status, body = await gateway.upstream.control(lambda c: c.recording())
@@ -37,8 +37,8 @@ async def get_recording(gateway: Here) -> Response:
     return Response(body, status, media_type="application/json")
 
 
-@router.post("/v1/actscope/requests/{id}/mark", response_model=models.Marked, responses=_MARK_ERRORS)
-async def mark_request(id: str, request: Request, gateway: Here, body: models.MarkRequest | None = None) -> Response:
+@router.post("/v1/actscope/requests/{id}/mark", response_model=schemas.Marked, responses=_MARK_ERRORS)
+async def mark_request(id: str, request: Request, gateway: Here, body: schemas.MarkRequest | None = None) -> Response:
     """Keep a request: what is still at hand of it, and what comes until it ends. Marking again changes nothing."""
     names, asked = _engines_names(gateway, id), await request.body()
     status, answer = await gateway.upstream.control(lambda c: c.mark(names, asked))
