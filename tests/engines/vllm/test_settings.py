@@ -182,7 +182,7 @@ def test_another_version_is_said_loudly(monkeypatch: pytest.MonkeyPatch, caplog:
 
     monkeypatch.setattr(versions, "TESTED", ((0, 98), (0, 99)))
     monkeypatch.setattr(
-        "actscope.engines.vllm.session.Session", lambda *a: (_ for _ in ()).throw(EngineError("enough"))
+        "actscope.engines.vllm.session.RunnerSession", lambda *a: (_ for _ in ()).throw(EngineError("enough"))
     )
     monkeypatch.setattr(plugin, "place_of", lambda worker: None)
     monkeypatch.setattr(plugin, "_carried", lambda config: VllmSettings())
