@@ -1,4 +1,4 @@
-"""What is to be recorded, and how the pipeline is to run."""
+"""Specification of a recording, and settings of its pipeline."""
 
 from __future__ import annotations
 
@@ -19,18 +19,22 @@ def _usual_workers() -> int:
 
 @dataclass(frozen=True, slots=True)
 class RecordingSpec:
-    """What a recording holds. It is written once, when the recording is made, and never changes."""
+    """Contents of a recording: sites, codecs, model. Written once at creation; immutable.
+
+    Raises:
+        SettingsError: There are no sites, duplicate ones, or a codec is named for a site that is not recorded.
+    """
 
     sites: tuple[str, ...]
     """Names of the sites, in the order of their channels."""
     codec: str = "lossless"
     """Codec of every site that `codecs` does not name (see `actscope.codecs`)."""
     codecs: dict[str, str] = field(default_factory=dict)
-    """Codecs of single sites."""
+    """Codecs by site; override `codec`."""
     model: dict[str, Any] = field(default_factory=dict)
-    """What is known of the model: name, revision, d_model, n_layers, dtype …"""
+    """Model metadata: name, revision, d_model, n_layers, dtype …"""
     settings: dict[str, Any] = field(default_factory=dict)
-    """How it was captured; for people."""
+    """Capture settings, as JSON values. Informational."""
 
     def __post_init__(self) -> None:
         if not self.sites or len(set(self.sites)) != len(self.sites):
@@ -40,26 +44,32 @@ class RecordingSpec:
             raise SettingsError(f"codecs are named for sites that are not recorded: {', '.join(unknown)}")
 
     def codec_of(self, site: str) -> str:
+        """Return the codec of a site."""
         return self.codecs.get(site, self.codec)
 
 
 @dataclass(frozen=True, slots=True)
 class PipelineOptions:
-    """How rows get from the model's thread to the disk."""
+    """Settings of the pipeline from the model's thread to the disk.
+
+    Raises:
+        SettingsError: A value is out of range.
+    """
 
     policy: Policy = "block"
-    """What happens to a frame that finds the queue full: wait, drop it and count, or raise RecordingError."""
+    """When the queue is full: block (back pressure), drop the frame and count it, or raise RecordingError."""
     memory_bytes: int = 1 << 30
-    """Bound of all rows that were accepted and are not yet in the file, the store's own buffers included."""
+    """Memory budget for rows that are not yet in the file, in bytes (at least 16 MiB). Includes the store's buffers."""
     workers: int = field(default_factory=_usual_workers)
-    """Threads that encode."""
+    """Number of encoder threads."""
     block_bytes: int = 4 << 20
-    """Rows of a site are encoded together once they have this size; less where many sites share little memory."""
+    """Target size of a block of one site's rows before encoding, in bytes. Smaller when many sites share little memory."""
     flush_seconds: float = 1.0
-    """Rows wait at most about this long to be encoded, and labels to be written."""
+    """Approximate maximum delay before queued rows are encoded and labels are written, in seconds."""
     checkpoint_tokens: int = 0
-    """Make everything durable after so many rows; 0 leaves it to the store's group commits."""
+    """Write a checkpoint after this many rows. 0: no checkpoints; the store's group commits make rows durable."""
     store: StoreOptions = field(default_factory=StoreOptions)
+    """Settings of the store. Its `buffer_bytes` is capped at half of `memory_bytes`."""
 
     def __post_init__(self) -> None:
         if self.policy not in ("block", "drop", "error"):
@@ -74,14 +84,14 @@ class PipelineOptions:
 
     @property
     def store_bytes(self) -> int:
-        """The store's share of the memory."""
+        """Return the store's share of the memory budget, in bytes."""
         return min(self.store.buffer_bytes, self.memory_bytes // 2)
 
     @property
     def queue_bytes(self) -> int:
-        """Rows in the queue, half of the rest: encoding a block needs room beside it."""
+        """Return the byte budget of the queue: half of the remaining memory, since encoding needs the other half."""
         return (self.memory_bytes - self.store_bytes) // 2
 
     def block_bytes_of(self, n_sites: int) -> int:
-        """The size of a block where all sites share the queue and none may starve the others."""
+        """Return the block size, in bytes, at which `n_sites` sites share the queue without starving each other."""
         return max(1, min(self.block_bytes, self.queue_bytes // (2 * n_sites)))

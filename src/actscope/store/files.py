@@ -1,4 +1,4 @@
-"""Files and directories, and errors that name them."""
+"""File access with errors that name the file."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SEGMENT = re.compile(r"segment-(\d{6,9})\.mcap")
 
 @contextmanager
 def naming(path: Path, doing: str) -> Iterator[None]:
-    """Turn an OSError into a RecordingError that says which file, doing what."""
+    """Convert an OSError into a RecordingError that names the file and the operation."""
     try:
         yield
     except ActscopeError:
@@ -25,7 +25,7 @@ def naming(path: Path, doing: str) -> Iterator[None]:
 
 
 def read_file(path: Path, most: int) -> bytes:
-    """A small file, up to `most` bytes; does not wait for a pipe that stands in its place. FileNotFoundError, RecordingError."""
+    """Return up to `most` bytes of a file. Does not block on a FIFO in its place. Raises FileNotFoundError or RecordingError."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
         try:
@@ -39,7 +39,7 @@ def read_file(path: Path, most: int) -> bytes:
 
 
 def spare_name(path: Path, suffix: str) -> Path:
-    """`path` + `suffix`, or with a number when that name is taken."""
+    """Return `path` + `suffix`, with a number appended if that name exists."""
     spare, count = path.with_name(path.name + suffix), 1
     while spare.exists():
         spare, count = path.with_name(f"{path.name}{suffix}.{count}"), count + 1
@@ -47,7 +47,7 @@ def spare_name(path: Path, suffix: str) -> Path:
 
 
 def segment_files(path: Path) -> dict[int, Path]:
-    """The segment files of a recording by number, ascending."""
+    """Return the segment files of a recording by number, ascending."""
     found = {}
     with naming(path, "listing the directory"), os.scandir(path) as entries:
         for entry in entries:

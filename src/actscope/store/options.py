@@ -1,4 +1,4 @@
-"""What a user of the store may choose, and what it says about itself."""
+"""Settings and statistics of the store."""
 
 from __future__ import annotations
 
@@ -12,13 +12,17 @@ BLOCK = 4096  # direct writes begin and end on multiples of this
 
 @dataclass(frozen=True, slots=True)
 class StoreOptions:
-    """How a store writes.
+    """Settings of a store's writer.
 
-    segment_bytes   a new segment begins when the next message would not fit (a larger message has a segment to itself)
-    buffer_bytes    bound of the bytes that `append` accepts and that are not yet in the file; more makes it wait
-    direct          "yes": O_DIRECT or an error; "no": through the page cache; "auto": O_DIRECT where the file system takes it
-    commit_seconds  at most so long after `append` is a message durable, without anybody asking
-    preallocate     reserve space ahead, up to `segment_bytes`: fewer and larger extents, and a full disk shows early
+    Attributes:
+        segment_bytes: Maximum size of a segment, in bytes. A larger message has a segment of its own.
+        buffer_bytes: Size of the buffer pool, in bytes. `append` blocks while it is full.
+        direct: "yes": O_DIRECT, or an error; "no": page cache; "auto": O_DIRECT where the file system supports it.
+        commit_seconds: Interval of group commits, in seconds; messages become durable without a call to `sync`.
+        preallocate: Reserve disk space ahead, up to `segment_bytes`: larger extents, and a full disk is detected early.
+
+    Raises:
+        SettingsError: A value is out of range.
     """
 
     segment_bytes: int = 1 << 30
@@ -40,7 +44,7 @@ class StoreOptions:
 
 @dataclass(frozen=True, slots=True)
 class StoreStats:
-    """What a writer has done so far; bytes are bytes of files, with heads and padding."""
+    """Runtime statistics of a writer. Sizes are bytes of the files, with heads and padding."""
 
     messages: int
     bytes: int

@@ -1,7 +1,7 @@
-"""Export: rows and their labels in forms that other tools read. One module for each form; `registry` has them all.
+"""Export of rows and labels to formats that other tools read. One module for each format; `registry` lists them.
 
-Rows keep their order of computation and every one of them is there, recomputed and spurious ones too: `flags` says which
-(see `actscope.frames.RowFlag`).
+Exports contain all selected rows in the order of computation, recomputed and spurious ones included. The `flags` column
+distinguishes them (see `actscope.frames.RowFlag`).
 """
 
 from actscope.recording.export.options import ExportOptions, ExportReport

@@ -1,4 +1,4 @@
-"""Labels as plain columns of signed integers: every tool has those."""
+"""Labels as columns of signed integers, which every tool supports."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 
 from actscope.errors import RecordingError
 
-#: Column → dtype; `request` counts in the list of requests that goes with the export.
+#: Column → dtype. `request` is an index into the export's list of requests.
 COLUMNS: dict[str, str] = {
     "position": "<i8",
     "step": "<i8",
@@ -20,12 +20,12 @@ COLUMNS: dict[str, str] = {
 
 
 def columns(labels: np.ndarray) -> dict[str, np.ndarray]:
-    """The columns of LABEL [n], each [n] and contiguous."""
+    """Return the columns of LABEL [n], each contiguous and of shape [n]."""
     return {name: np.ascontiguousarray(labels[name].astype(dtype)) for name, dtype in COLUMNS.items()}
 
 
 def file_name(site: str) -> str:
-    """A site's name as a file's: percent-encoded, so that no name leads out of its folder or meets another."""
+    """Return a site's file name: percent-encoded, so it is unique and cannot leave its directory."""
     name = quote(site, safe="")
     name = name.replace(".", "%2E", 1) if name.startswith(".") else name
     if len(name) > 200:

@@ -18,7 +18,7 @@ from actscope.recording.export.selection import ExportSource, converted
 
 
 def write(source: ExportSource, to: Path, progress: Progress) -> dict[str, str]:
-    """The form of this module; see `registry.export`."""
+    """Write this format; see `registry.export`."""
     to.mkdir()
     stored = {site.name: source.options.stored_dtype(site.dtype) for site in source.sites}
     done = 0
@@ -38,6 +38,6 @@ def write(source: ExportSource, to: Path, progress: Progress) -> dict[str, str]:
 
 
 def write_head(file: BinaryIO, dtype: np.dtype, shape: tuple[int, ...]) -> None:
-    """The head of a .npy file of an array in C order, whose data may then be written as they come."""
+    """Write the header of a .npy file for an array in C order. Its data are written afterwards."""
     described = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
     np.lib.format.write_array_header_1_0(file, described)

@@ -1,4 +1,4 @@
-"""How rows are written, and what was written."""
+"""Export options and report."""
 
 from __future__ import annotations
 
@@ -9,24 +9,28 @@ from typing import Literal
 
 from actscope.errors import SettingsError
 
-#: Called with (what is being done, done, total).
+#: Called with (stage, amount done, total).
 Progress = Callable[[str, int, int], None]
 
 
 def silent(stage: str, done: int, total: int) -> None:
-    """Progress that nobody watches."""
+    """Ignore progress."""
 
 
 @dataclass(frozen=True, slots=True)
 class ExportOptions:
-    """How rows are written."""
+    """Options of an export.
+
+    Raises:
+        SettingsError: A value is out of range.
+    """
 
     bf16: Literal["float32", "uint16"] = "float32"
-    """What bfloat16 becomes where the form does not have it (zarr, parquet, npy): float32 (exact) or its 16 bits."""
+    """dtype that replaces bfloat16 in formats without it (zarr, parquet, npy): float32 (exact), or uint16 with its bits."""
     shard_bytes: int = 5 << 30
-    """safetensors: no file is larger than about this."""
+    """safetensors: approximate maximum size of a file, in bytes."""
     chunk_bytes: int = 8 << 20
-    """zarr chunks, parquet row groups and packets: at most this much of one site's rows; also what is read at a time."""
+    """Maximum bytes of one site's rows in a zarr chunk, parquet row group or packet, and in one read."""
     force: bool = False
     """Replace an earlier export at the same path."""
 
@@ -39,13 +43,13 @@ class ExportOptions:
             )
 
     def stored_dtype(self, dtype: str) -> str:
-        """What rows of `dtype` become in a form without bfloat16."""
+        """Return the dtype that stores rows of `dtype` in a format without bfloat16."""
         return self.bf16 if dtype == "bfloat16" else dtype
 
 
 @dataclass(frozen=True, slots=True)
 class ExportReport:
-    """What was written: rows of each site, and all bytes of all files."""
+    """Result of an export: rows and stored dtype by site, number of files and their total size in bytes."""
 
     path: Path
     format: str

@@ -1,4 +1,4 @@
-"""packets: one file, the plain stream of `actscope.recording.format.packets`, in the order in which the rows were computed."""
+"""packets: one file, a packet stream (see `actscope.recording.format.packets`) in the order of computation."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from actscope.recording.format.packets import (
 from actscope.recording.format.row_labels import LABEL
 from actscope.recording.reading.label_index import RequestSummary
 
-_WINDOW_BYTES = 16 << 20  # of all sites together, read at a time
+_WINDOW_BYTES = 16 << 20  # bytes of all sites together in one read
 
 
 def write(source: ExportSource, to: Path, progress: Progress) -> dict[str, str]:
-    """The form of this module; see `registry.export`."""
+    """Write this format; see `registry.export`."""
     plan = _Plan(source)
     with to.open("wb") as file:
         writer = PacketWriter(file)
@@ -50,7 +50,7 @@ def _header(source: ExportSource) -> StreamHeader:
 
 
 class _Plan:
-    """The rows of all sites as one list, cut into spans: runs of positions of one request and step that the same sites have."""
+    """Rows of all sites, cut into spans: runs of consecutive positions of one request and step at the same sites."""
 
     def __init__(self, source: ExportSource) -> None:
         self._source = source
@@ -76,7 +76,7 @@ class _Plan:
         self.summary = lru_cache(maxsize=None)(lambda request: recording.request(names[request]))
 
     def windows(self) -> list[slice]:
-        """Rows to be read at a time; a window is cut within a span only where that is too large for one."""
+        """Return the row ranges of single reads. A span is split only if it exceeds a window."""
         width = sum(site.row_bytes for site in self._source.sites)
         most = max(1, _WINDOW_BYTES // width)
         bounds = [0]
@@ -88,7 +88,7 @@ class _Plan:
         return [slice(a, b) for a, b in pairwise(bounds)]
 
     def spans(self, window: slice) -> list[slice]:
-        """The spans of a window, none longer than a chunk's worth of the widest site."""
+        """Return the spans of a window, each at most one chunk of the widest site."""
         most = min(site.batch_rows for site in self._source.sites)
         inside = self.starts[(self.starts > window.start) & (self.starts < window.stop)].tolist()
         edges = [window.start, *inside, window.stop]
@@ -99,7 +99,7 @@ class _Plan:
         ]
 
     def is_last(self, span: slice) -> bool:
-        """Whether the span's request has no row after it."""
+        """Return whether the span is the last of its request."""
         return bool(self._last[int(self.labels["request"][span.start])] < span.stop)
 
 

@@ -22,7 +22,7 @@ from actscope.recording.export.selection import ExportSource, SiteSource, conver
 
 
 def write(source: ExportSource, to: Path, progress: Progress) -> dict[str, str]:
-    """The form of this module; see `registry.export`."""
+    """Write this format; see `registry.export`."""
     pyarrow = _pyarrow()
     to.mkdir()
     stored = {site.name: source.options.stored_dtype(site.dtype) for site in source.sites}
@@ -63,7 +63,7 @@ def _schema(pyarrow: Any, source: ExportSource, site: SiteSource, stored: str) -
 
 
 def _table(pyarrow: Any, source: ExportSource, schema: Any, labels: np.ndarray) -> list[Any]:
-    """All columns but the rows."""
+    """Return all columns except the rows."""
     found = columns(labels)
     plain = [pyarrow.array(found[name]) for name in schema.names if name in found and name != "request"]
     tokens, at = np.unique(found["token_id"], return_inverse=True)

@@ -1,4 +1,4 @@
-"""Publishing: an export appears whole, under its name, or not at all."""
+"""Atomic publication of an export."""
 
 from __future__ import annotations
 
@@ -20,9 +20,10 @@ DESCRIPTION = "export.json"
 
 @contextmanager
 def publishing(to: Path, *, force: bool) -> Iterator[Path]:
-    """A path beside `to` to write a file or a folder at; renamed to `to` when the block ends well, removed when it does not.
+    """Yield a temporary path beside `to`. Renames it to `to` when the block succeeds; removes it when the block raises.
 
-    Raises RecordingError, before anything is written, when something is there: unless `force` is set and it is an earlier export.
+    Raises:
+        RecordingError: `to` exists, unless `force` is set and it is an earlier export. Raised before anything is written.
     """
     check_free(to, force=force)
     to.parent.mkdir(parents=True, exist_ok=True)
@@ -36,7 +37,7 @@ def publishing(to: Path, *, force: bool) -> Iterator[Path]:
 
 
 def check_free(to: Path, *, force: bool) -> None:
-    """RecordingError unless an export may be put at `to`."""
+    """Raise RecordingError if an export must not be published at `to`."""
     if not os.path.lexists(to):
         return
     if not force:
@@ -56,7 +57,7 @@ def _is_export(path: Path) -> bool:
 
 
 def _is_packets(path: Path) -> bool:
-    """Whether a file is a packet stream of ours, or empty."""
+    """Return whether a file is empty or an actscope packet stream."""
     try:
         with path.open("rb") as file:
             first = next(scan_packets(file, str(path)), None)

@@ -15,7 +15,7 @@ from actscope.recording.export.publishing import DESCRIPTION, check_free, publis
 from actscope.recording.export.selection import ExportSource, Selection
 from actscope.recording.reading.recording import Recording
 
-#: Writes the chosen rows at a path that is not there yet; returns what each site's rows are stored as.
+#: Writes the selected rows to a path that does not exist; returns the stored dtype of each site.
 Writer = Callable[[ExportSource, Path, Progress], dict[str, str]]
 
 FORMATS: dict[str, Writer] = {
@@ -35,10 +35,25 @@ def export(
     options: ExportOptions | None = None,
     progress: Progress = silent,
 ) -> ExportReport:
-    """Write rows and labels of a recording in another form. It appears at `to` whole, or not at all.
+    """Write rows and labels of a recording in another format. Atomic: `to` appears complete or not at all.
 
-    Memory is bounded by a few chunks and the labels. Raises SettingsError for a form that is not known, MissingExtra where
-    its library is not installed, RecordingError when `to` is taken or nothing is chosen.
+    Memory use is bounded by a few chunks and the labels.
+
+    Args:
+        recording: Source of the rows.
+        to: Path of the new file ("packets") or directory (other formats).
+        format: A key of `FORMATS`: "safetensors", "zarr", "parquet", "npy" or "packets".
+        selection: Sites, requests and positions to export; None: all.
+        options: Options of the export; None uses the defaults.
+        progress: Called with the stage, the amount done, and the total.
+
+    Returns:
+        Rows and stored dtype by site, number of files and their size in bytes.
+
+    Raises:
+        SettingsError: The format is not known.
+        MissingExtra: The format's library is not installed.
+        RecordingError: `to` exists and may not be replaced, the selection is empty, or writing failed.
     """
     if format not in FORMATS:
         raise SettingsError(f"no export format {format!r}; there are {', '.join(FORMATS)}")

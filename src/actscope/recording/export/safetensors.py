@@ -27,7 +27,7 @@ from actscope.recording.export.columns import COLUMNS, columns
 from actscope.recording.export.options import Progress
 from actscope.recording.export.selection import ExportSource, SiteSource
 
-#: Our dtypes as safetensors names them.
+#: Names of our dtypes in safetensors.
 NAMES = {
     "float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16", "int64": "I64", "uint64": "U64", "int32": "I32",
     "uint32": "U32", "int16": "I16", "uint16": "U16", "int8": "I8", "uint8": "U8",
@@ -51,7 +51,7 @@ class _Part:
 
 @dataclass(frozen=True, slots=True)
 class _Tensor:
-    """One tensor of a shard: a column of labels, or (column "rows") the rows themselves."""
+    """A tensor of a shard: a column of labels, or the rows (column "rows")."""
 
     part: _Part
     column: str
@@ -75,7 +75,7 @@ class _Tensor:
 
 
 def write(source: ExportSource, to: Path, progress: Progress) -> dict[str, str]:
-    """The form of this module; see `registry.export`."""
+    """Write this format; see `registry.export`."""
     to.mkdir()
     shards = _shards(source)
     weight_map: dict[str, str] = {}
@@ -98,7 +98,7 @@ def write(source: ExportSource, to: Path, progress: Progress) -> dict[str, str]:
 
 
 def _shards(source: ExportSource) -> list[list[_Part]]:
-    """All parts in order, as many to a shard as fit."""
+    """Return all parts in order, grouped into shards of at most about `shard_bytes`."""
     limit = source.options.shard_bytes
     shards: list[list[_Part]] = []
     room = 0

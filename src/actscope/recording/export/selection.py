@@ -1,4 +1,4 @@
-"""Which rows are meant, and how they are read without holding them all."""
+"""Selection of rows to export, and their batched reading."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from actscope.sites import Site, select
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """What to take: sites (empty: all), requests (empty: all), and a range of positions (None: all)."""
+    """Selected sites (empty: all), requests (empty: all) and range of positions (None: all)."""
 
     sites: tuple[str, ...] = ()
     requests: tuple[str, ...] = ()
     positions: slice | None = None
 
     def mask(self, recording: Recording, labels: np.ndarray) -> np.ndarray:
-        """bool [n]: which of these rows are meant. Raises RecordingError for a request that is not there."""
+        """Return bool [n]: which rows of `labels` are selected. Raises RecordingError for an unknown request."""
         chosen = np.ones(len(labels), bool)
         if self.requests:
             known = {request: number for number, request in enumerate(recording.requests)}
@@ -49,8 +49,13 @@ def _in_slice(positions: np.ndarray, wanted: slice) -> np.ndarray:
 
 
 def choose_sites(recording: Recording, wanted: Sequence[str]) -> tuple[str, ...]:
-    """Recorded sites that these items name, in the recording's order: full names, patterns (`layers.*.mlp_out`) or the
-    grammar of `actscope.sites` (`0,7`, `first,last`). No items: all. Raises SiteError for an item that names none."""
+    """Return the recorded sites that match the items, in the recording's order. No items: all sites.
+
+    Items are full names, patterns (`layers.*.mlp_out`) or the grammar of `actscope.sites` (`0,7`, `first,last`).
+
+    Raises:
+        SiteError: An item matches no site.
+    """
     items = [part.strip() for item in wanted for part in item.split(",") if part.strip()]
     found: set[str] = set()
     for item in items:
@@ -78,7 +83,7 @@ def _parsed(name: str) -> Site | None:
 
 
 class SiteSource:
-    """The chosen rows of one site: [n, width] of `dtype`, bfloat16 carried as uint16."""
+    """Selected rows of one site: [n, width] of `dtype`, bfloat16 carried as uint16."""
 
     def __init__(self, recording: Recording, site: str, selection: Selection, options: ExportOptions) -> None:
         self._rows = recording[site]
@@ -98,23 +103,23 @@ class SiteSource:
         return self.width * itemsize(self.dtype)
 
     def read(self, start: int, stop: int) -> np.ndarray:
-        """Rows `start .. stop` in the carrier of `dtype`."""
+        """Return the rows `start .. stop` as the numpy dtype that carries `dtype`."""
         return self._rows.native(self._at[start:stop])
 
     def batches(self, start: int = 0, stop: int | None = None) -> Iterator[tuple[int, np.ndarray]]:
-        """(first row, rows) of the range, so many at a time."""
+        """Iterate over the range in batches of (first row, rows)."""
         stop = len(self) if stop is None else stop
         for begin in range(start, stop, self.batch_rows):
             yield begin, self.read(begin, min(stop, begin + self.batch_rows))
 
 
 def converted(rows: np.ndarray, dtype: str, stored: str) -> np.ndarray:
-    """Rows of `dtype` as they are stored (see ExportOptions.stored_dtype)."""
+    """Return rows of `dtype` converted to the stored dtype (see `ExportOptions.stored_dtype`)."""
     return to_float32(rows, dtype) if dtype == "bfloat16" and stored == "float32" else rows
 
 
 class ExportSource:
-    """All that one export takes from a recording."""
+    """Source of one export: the selected rows of a recording."""
 
     def __init__(self, recording: Recording, selection: Selection, options: ExportOptions) -> None:
         self.recording = recording
@@ -130,7 +135,7 @@ class ExportSource:
         return sum(len(site) * site.row_bytes for site in self.sites)
 
     def describe(self, stored: dict[str, str]) -> dict[str, Any]:
-        """What `export.json` says: JSON values only."""
+        """Return the content of `export.json`, as JSON values."""
         recording = self.recording
         used = np.unique(np.concatenate([site.labels["token_id"] for site in self.sites])).tolist()
         return {

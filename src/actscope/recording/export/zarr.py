@@ -21,7 +21,7 @@ _LABEL_CHUNK = 1 << 16
 
 
 def write(source: ExportSource, to: Path, progress: Progress) -> dict[str, str]:
-    """The form of this module; see `registry.export`."""
+    """Write this format; see `registry.export`."""
     zarr = _zarr()
     stored = {site.name: source.options.stored_dtype(site.dtype) for site in source.sites}
     described = source.describe(stored)

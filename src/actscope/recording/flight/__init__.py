@@ -1,1 +1,1 @@
-"""The flight recorder: recent rows are held until a mark or a trigger keeps them, or they expire."""
+"""Flight recorder: a bounded buffer of recent rows. Marks and triggers move rows to the recording; the rest expires."""

@@ -1,4 +1,4 @@
-"""The history: the rows of recent steps, bounded by bytes and by time; the oldest go first."""
+"""History of recent steps, bounded in bytes and in time. The oldest step is evicted first."""
 
 from __future__ import annotations
 
@@ -15,26 +15,30 @@ from actscope.recording.flight.spool import DiskSpool, MemorySpool, Spool
 from actscope.recording.flight.windows import KeepWindow
 from actscope.recording.format.arrays import as_numpy
 
-#: What a step and a leg cost beside rows and labels.
-_STEP_BYTES, _LEG_BYTES = 640, 160
-#: How many forgotten requests are still told apart from ones that never were.
+#: Bytes charged for each step and each span beside its rows and labels.
+_STEP_BYTES, _SPAN_BYTES = 640, 160
+#: Number of evicted requests that stay distinguishable from unknown ones.
 _TOMBSTONES = 16_384
 
 
 @dataclass(frozen=True, slots=True)
 class FlightOptions:
-    """How much stays in the flight recorder, and where."""
+    """Bounds and location of the flight recorder's buffer.
+
+    Raises:
+        SettingsError: A bound is out of range.
+    """
 
     bytes: int = 1 << 30
-    """Bound of the rows and labels that are held; on disk, one file (a sixteenth, at most 64 MiB) more."""
+    """Upper bound of held rows and labels, in bytes (at least 1 MiB). On disk, one more file of at most 64 MiB."""
     seconds: float = 0.0
-    """Forget what is older; 0 sets no limit of time."""
+    """Maximum age of a step, in seconds. 0 disables the limit."""
     directory: str = ""
-    """Hold the rows in files there, and only the labels in memory; empty holds all in memory."""
+    """Directory for the rows; labels stay in memory. Empty: rows stay in memory too."""
     queue_bytes: int = 256 << 20
-    """Bound of what waits for the recorder's thread; more is dropped, and counted."""
+    """Upper bound of the queue to the recorder's thread, in bytes (at least 64 KiB). Further rows are dropped and counted."""
     pending: int = 4096
-    """How many marks may wait for requests that have not begun."""
+    """Maximum number of marks for requests that have not begun."""
 
     def __post_init__(self) -> None:
         if self.bytes < 1 << 20 or self.seconds < 0 or self.queue_bytes < 1 << 16 or self.pending < 0:
@@ -44,6 +48,7 @@ class FlightOptions:
             )
 
     def spool(self) -> Spool:
+        """Return a new spool: on disk if `directory` is set, else in memory."""
         if not self.directory:
             return MemorySpool()
         return DiskSpool(self.directory, min(64 << 20, max(1 << 16, self.bytes // 16)))
@@ -51,7 +56,7 @@ class FlightOptions:
 
 @dataclass(frozen=True, slots=True)
 class Tombstone:
-    """What is remembered of a request that has ended and of which nothing is held: rows given, and positions lost."""
+    """Summary kept for a finished request after its rows were evicted: number of rows kept, and lost positions."""
 
     rows_given: int
     forgotten: tuple[Range, ...]
@@ -59,9 +64,9 @@ class Tombstone:
 
 
 class History:
-    """Steps in order, with the trail of each request that took part. One thread uses it.
+    """Recent steps in order, and the `RequestRows` of each request in them. Not thread-safe.
 
-    `leaving` is called with a step before its rows go.
+    `leaving` is called with each step before its rows are evicted.
     """
 
     def __init__(self, options: FlightOptions, leaving: Callable[[KeptStep], None]) -> None:
@@ -80,12 +85,12 @@ class History:
         return len(self._steps)
 
     def begins(self, span: Span) -> bool:
-        """Whether this span is the first that is seen of its request; an id may be used again after its end."""
+        """Return whether this span begins a request. A request id may be reused after its END span."""
         found = self.trails.get(span.request)
         return found is None or (found.end is not None and SpanFlag.FIRST in span.flags)
 
     def trail_of(self, span: Span) -> RequestRows:
-        """The trail of a span's request, a new one where it begins."""
+        """Return the rows of the span's request. Creates them if the span begins the request."""
         if self.begins(span):
             self._begun += 1
             self.trails[span.request] = RequestRows(span.request, self._begun)
@@ -93,9 +98,11 @@ class History:
         return self.trails[span.request]
 
     def add(self, step: Step, frames: list[Frame]) -> KeptStep:
-        """Hold a step's rows from now on.
+        """Add a step and its rows. Evicts the oldest steps until it fits into the byte bound.
 
-        Raises OSError, and holds nothing, when the disk does not take them, RecordingError when they do not fit the step.
+        Raises:
+            OSError: The spool cannot store the rows. The step is not added.
+            RecordingError: A frame's number of rows differs from the step's.
         """
         kept, arrays = KeptStep(step), []
         for frame in frames:
@@ -104,7 +111,7 @@ class History:
                 raise RecordingError(f"{frame.site}: expected rows [{step.n_rows}, d], found {list(array.shape)}")
             kept.sites.append((frame.site, dtype))
             arrays.append(array)
-        kept.size = step.meta.nbytes + sum(a.nbytes for a in arrays) + _STEP_BYTES + _LEG_BYTES * len(step.spans)
+        kept.size = step.meta.nbytes + sum(a.nbytes for a in arrays) + _STEP_BYTES + _SPAN_BYTES * len(step.spans)
         while self._steps and self.bytes + kept.size > self._options.bytes:
             self._forget_oldest()
         kept.ticket = self.spool.put(arrays)
@@ -112,34 +119,34 @@ class History:
         self._count(kept, +1)
         for span in step.spans:
             if span.n_rows:
-                self._add_leg(kept, span)
+                self._add_span(kept, span)
         return kept
 
-    def _add_leg(self, kept: KeptStep, span: Span) -> None:
-        trail = self.trail_of(span)
-        trail.saw(span, kept.step.time_ns)
-        leg = HeldSpan(trail, span, kept)
-        trail.legs.append(leg)
-        kept.legs.append(leg)
+    def _add_span(self, kept: KeptStep, span: Span) -> None:
+        request_rows = self.trail_of(span)
+        request_rows.saw(span, kept.step.time_ns)
+        held = HeldSpan(request_rows, span, kept)
+        request_rows.legs.append(held)
+        kept.legs.append(held)
 
     def lose(self, step: Step) -> None:
-        """This step's rows are not held: remember whose they were."""
+        """Count the rows of a step that cannot be held as dropped, for each of its requests."""
         for span in step.spans:
             if span.n_rows:
-                trail = self.trail_of(span)
-                trail.saw(span, step.time_ns)
-                trail.dropped.add(span.first_position, span.n_rows, step.time_ns)
+                request_rows = self.trail_of(span)
+                request_rows.saw(span, step.time_ns)
+                request_rows.dropped.add(span.first_position, span.n_rows, step.time_ns)
 
     def end(self, step: Step, span: Span) -> RequestRows:
-        """The span's request has ended. Its trail stays while its rows do."""
-        trail = self.trail_of(span)
+        """End the span's request and return its rows. They stay until the last one is evicted."""
+        request_rows = self.trail_of(span)
         place = Span(span.request, span.first_position + span.n_rows, 0, 0, span.flags & ~SpanFlag.FIRST, span.n_prompt)
         closing = Step(step.number, step.time_ns, (place,), np.empty(0, step.meta.dtype), step.generation)
-        trail.end = HeldSpan(trail, place, KeptStep(closing))
-        return trail
+        request_rows.end = HeldSpan(request_rows, place, KeptStep(closing))
+        return request_rows
 
     def expire(self, now_ns: int) -> None:
-        """Forget what is beyond the bounds."""
+        """Evict the steps that exceed the byte bound or the age limit."""
         limit = now_ns - int(self._options.seconds * 1e9)
         while self._steps and (
             self.bytes > self._options.bytes or (self._options.seconds and self._steps[0].step.time_ns < limit)
@@ -149,20 +156,20 @@ class History:
     def _forget_oldest(self) -> None:
         kept = self._steps.popleft()
         self._leaving(kept)
-        for leg in kept.legs:
-            leg.trail.forget(leg)
-            self.bury_if_over(leg.trail)
+        for held in kept.legs:
+            held.trail.forget(held)
+            self.bury_if_over(held.trail)
         self._count(kept, -1)
         self.forgotten_rows += kept.step.n_rows
         self.spool.drop(kept.ticket)
 
-    def bury_if_over(self, trail: RequestRows) -> None:
-        """Of a request that has ended and of which nothing is held, only the id is remembered, for a while."""
-        if trail.running or trail.legs or self.trails.get(trail.request) is not trail:
+    def bury_if_over(self, request_rows: RequestRows) -> None:
+        """Replace a finished request that has no held rows by a tombstone. Keeps the newest `_TOMBSTONES`."""
+        if request_rows.running or request_rows.legs or self.trails.get(request_rows.request) is not request_rows:
             return
-        del self.trails[trail.request]
-        lost = (tuple(rows.within(KeepWindow())) for rows in (trail.forgotten, trail.dropped))
-        self.gone[trail.request] = Tombstone(trail.rows_given, *lost)
+        del self.trails[request_rows.request]
+        lost = (tuple(rows.within(KeepWindow())) for rows in (request_rows.forgotten, request_rows.dropped))
+        self.gone[request_rows.request] = Tombstone(request_rows.rows_given, *lost)
         while len(self.gone) > _TOMBSTONES:
             self.gone.popitem(last=False)
 
@@ -173,4 +180,5 @@ class History:
         self.oldest_ns = self._steps[0].step.time_ns if self._steps else None
 
     def close(self) -> None:
+        """Release the spool."""
         self.spool.close()

@@ -1,4 +1,4 @@
-"""Marks: what is asked for, and what has become of it."""
+"""Marks: the request to keep a request's rows, and its result."""
 
 from __future__ import annotations
 
@@ -13,12 +13,19 @@ MarkState = Literal["keeping", "kept", "pending", "forgotten", "unknown"]
 
 @dataclass(frozen=True, slots=True)
 class MarkResult:
-    """What has become of a mark.
+    """Result of a mark.
 
-    `keeping`: the request runs, and its future rows will be kept too; `kept`: it had ended; `pending`: it is waited for;
-    `forgotten`: it was known, and nothing of it is left; `unknown`: nothing is known of it. `rows`: positions of the
-    request that the recording has or is about to get, by this mark and others. `forgotten` and `dropped`: ranges `(first,
-    after)` of positions that this mark wants and that are gone: they had left the flight recorder, or never came into it.
+    State:
+
+    - `keeping`: the request is running; its future rows are kept as well.
+    - `kept`: the request has ended.
+    - `pending`: the request has not begun; the mark waits for it.
+    - `forgotten`: the request is known, but all of its rows were lost.
+    - `unknown`: the request is not known.
+
+    `rows` counts the request's rows that were queued for the recording, by this mark and all others. `forgotten` and `dropped`
+    are half-open position ranges `(first, after)` that the mark covers and that are lost: evicted from the flight recorder, or
+    never received by it.
     """
 
     request: str
@@ -30,13 +37,13 @@ class MarkResult:
 
     @property
     def missing(self) -> int:
-        """How many positions are gone."""
+        """Return the number of lost positions."""
         return sum(after - first for first, after in (*self.forgotten, *self.dropped))
 
 
 @dataclass(frozen=True, slots=True)
 class MarkRequest:
-    """A mark as it is asked for. `until_ns`: how long it waits for a request that has not begun, 0 for not at all."""
+    """Reason and extent of a mark. `until_ns` is the time until which it waits for a request to begin; 0: no waiting."""
 
     why: str
     before: TokensOrTime | None

@@ -1,7 +1,7 @@
-"""The flight recorder: everything recent stays in it; what is marked moves to the recording, the rest is forgotten.
+"""Flight recorder: a bounded buffer of recent rows. Marked rows are written back to the recording; the rest expires.
 
-model's thread: write ──▶ queue ──▶ one thread: history (bytes, minutes) ──▶ outbox ──▶ Recorder
-                                    rules and marks say which requests ──▲
+model thread: write ──▶ queue ──▶ one thread: history (bytes, seconds) ──▶ write-back ──▶ Recorder
+                                  triggers and marks select requests ──▲
 """
 
 from __future__ import annotations
@@ -28,17 +28,18 @@ log = logging.getLogger("actscope.recording")
 
 T = TypeVar("T")
 
-#: How often time is looked at while nothing comes, and how often a full recorder is asked for room.
+#: Polling interval in seconds: while idle (to expire rows), and while rows wait for a full recorder.
 _IDLE_S, _BUSY_S = 0.5, 0.005
-#: Scores and labels of steps whose rows found the queue full may take so much more of it.
+#: When the queue is full, scores and labels may exceed it by 1/8 so that triggers keep working.
 _SPARE = 8
 
 
 @dataclass(slots=True)
 class FlightStats(SinkStats):
-    """`dropped_rows`: rows that did not come into the flight recorder, each counted once for all its sites.
+    """Runtime statistics of a flight recorder.
 
-    The rest is as of now: what is held, since when, and what has become of it.
+    `dropped_rows` counts rows that the flight recorder did not take, once for all sites. `held_*`, `queued_bytes`, `seconds` (age
+    of the oldest step), `requests`, `running` and `pending_marks` are current values. The other fields count since the start.
     """
 
     held_rows: int = 0
@@ -59,11 +60,20 @@ class FlightStats(SinkStats):
 
 
 class FlightRecorder:
-    """A `Sink` for servers, in front of a recorder that must be its alone and have policy `drop`.
+    """`Sink` for servers: buffers recent rows in front of a `Recorder` and writes back the marked ones.
 
-    `write` and `learn` are called on the model's thread and only hand over; rows are this recorder's from then on, and frames
-    of sites that the recorder does not have are not held. Everything else may be called from any thread. `clock` gives
-    nanoseconds on the clock of `Step.time_ns`. `special_ids` are tokens at which no rule fires.
+    Call `write` and `learn` on the model's thread; they only enqueue, without a copy. The flight recorder owns the rows from then
+    on. Frames of sites that the recorder does not have are ignored. All other methods may be called from any thread.
+
+    Args:
+        recorder: Target of marked rows. Must have policy `drop` and no other user.
+        options: Bounds of the buffer; None uses the defaults.
+        rules: Triggers and samples that mark requests (see `triggers`).
+        special_ids: Token ids at which no rule fires.
+        clock: Returns nanoseconds on the clock of `Step.time_ns`.
+
+    Raises:
+        SettingsError: The recorder's policy is not `drop`, or the directory in `options` is not usable.
     """
 
     def __init__(
@@ -96,8 +106,15 @@ class FlightRecorder:
     # --- on the model's thread ------------------------------------------------------------------------------------------
 
     def write(self, step: Step, frames: list[Frame]) -> None:
-        """Hand over a step. Where the queue has no room for its rows they are dropped and counted; its labels and scores
-        still go, so that rules fire and marks know what is missing."""
+        """Enqueue a step. Never blocks.
+
+        When the queue is full the step's rows are dropped and counted. Its labels and scores are still enqueued, up to 1/8 above
+        `queue_bytes`, so that triggers fire and marks can report the lost positions.
+
+        Args:
+            step: The step, with its labels.
+            frames: Rows [step.n_rows, d] of each site, and optionally the probe scores. They must not be changed afterwards.
+        """
         if not self._open:
             self._stats.dropped_rows += step.n_rows
             return
@@ -121,7 +138,7 @@ class FlightRecorder:
         self._queue.put(lambda: self._arrive(step, frames, fits, light + heavy))
 
     def learn(self, table: bytes) -> None:
-        """A table of probes (`Bank.table`) is in force from the next step on."""
+        """Enqueue a table of probes (`Bank.table`, JSON). It applies to the steps of its generation."""
         self._queue.put(lambda: self._keeper.watcher.learn(table))
 
     # --- from any thread ------------------------------------------------------------------------------------------------
@@ -135,11 +152,22 @@ class FlightRecorder:
         after: TokensOrTime | None = None,
         wait_seconds: float = 0.0,
     ) -> Future[MarkResult]:
-        """Keep a request: what is still held of it, and what comes until it ends.
+        """Keep a request: its held rows and its future rows. Idempotent; a second mark can only widen what is kept.
 
-        `before` and `after` count from its last row so far; None is everything. A request that is not known yet is waited
-        for so long. Marking again changes nothing, or adds what was not wanted before. What was written before this call is
-        found by it.
+        All steps written before this call are taken into account.
+
+        Args:
+            request: Request id.
+            why: Reason that is written to the recording.
+            before: Extent before the request's latest row; None keeps all held rows.
+            after: Extent after the request's latest row; None keeps all rows until the request ends.
+            wait_seconds: How long the mark waits for a request that is not known yet, in seconds.
+
+        Returns:
+            A future. Its result raises RecordingError when too many marks wait already, or when the flight recorder closes first.
+
+        Raises:
+            RecordingError: The flight recorder is closed.
         """
         until_ns = self._clock() + int(wait_seconds * 1e9) if wait_seconds > 0 else 0
         return self._call(lambda: self._keeper.mark(request, MarkRequest(why, before, after, until_ns)))
@@ -147,27 +175,31 @@ class FlightRecorder:
     def mark_running(
         self, why: str = "", *, before: TokensOrTime | None = None, after: TokensOrTime | None = None
     ) -> Future[list[MarkResult]]:
-        """Mark all requests that run now."""
+        """Mark all running requests. Arguments, result and errors are those of `mark`, with one result for each request."""
         return self._call(lambda: self._keeper.mark_running(MarkRequest(why, before, after)))
 
     def mark_last(
         self, why: str = "", *, before: TokensOrTime | None = None, after: TokensOrTime | None = None
     ) -> Future[list[MarkResult]]:
-        """Mark the request that has begun last; an empty list when there is none."""
+        """Mark the request that began last. The result is empty when no request is known."""
         return self._call(lambda: self._keeper.mark_last(MarkRequest(why, before, after)))
 
     def settle(self) -> FlightStats:
-        """Return when all that was written so far has been taken in, and what is too old is forgotten."""
+        """Wait until all steps written so far are processed and old rows are expired. Return the statistics.
+
+        Raises:
+            RecordingError: The flight recorder is closed.
+        """
         return self._call(self._settled).result()
 
     def stats(self) -> FlightStats:
-        """Counts since the start, and what is held now."""
-        keeper, history = self._keeper, self._keeper.history
+        """Return runtime statistics."""
+        retention, history = self._keeper, self._keeper.history
         oldest = history.oldest_ns
         return FlightStats(
             self._stats.steps,
             self._stats.rows,
-            self._stats.dropped_rows + keeper.missed_rows,
+            self._stats.dropped_rows + retention.missed_rows,
             held_rows=history.rows,
             held_steps=len(history),
             held_bytes=history.bytes,
@@ -176,17 +208,17 @@ class FlightRecorder:
             forgotten_rows=history.forgotten_rows,
             seconds=0.0 if oldest is None else max(0.0, (self._clock() - oldest) / 1e9),
             requests=len(history.trails),
-            running=sum(trail.running for trail in list(history.trails.values())),
-            marks=keeper.marks,
-            marked_requests=keeper.marked_requests,
-            pending_marks=keeper.pending_marks,
-            given_rows=keeper.outbox.rows,
-            lost_rows=keeper.outbox.lost_rows,
+            running=sum(rows.running for rows in list(history.trails.values())),
+            marks=retention.marks,
+            marked_requests=retention.marked_requests,
+            pending_marks=retention.pending_marks,
+            given_rows=retention.outbox.rows,
+            lost_rows=retention.outbox.lost_rows,
             faults=self._faults,
         )
 
     def describe(self) -> dict[str, Any]:
-        """All of it as JSON, for people and programs that ask a server what it keeps."""
+        """Return settings, state and statistics as JSON values."""
         kept, flight, options = self.recorder.stats(), self.stats(), self.options
         failure = self.failure
         return {
@@ -224,20 +256,20 @@ class FlightRecorder:
 
     @property
     def failure(self) -> Exception | None:
-        """What has stopped the recording, if anything did; marks then keep nothing."""
+        """Return the error that stopped the recording, or None. After an error, marks keep no further rows."""
         return self._keeper.outbox.failure
 
     def close(self) -> None:
-        """Hand over what is marked, forget the rest, and close the recorder. A second call does nothing.
+        """Write back the marked rows, discard the rest and close the recorder. Idempotent.
 
-        A disk that has failed has been reported when it did; it is not raised again.
+        Does not raise for a failed disk: that error was logged when it occurred, and is in `failure`.
         """
         if self._ended:
             return
         self._open, self._ended = False, True
         self._queue.put(self._finish)
         self._thread.join()
-        while not self._queue.empty():  # whoever called meanwhile is told
+        while not self._queue.empty():  # calls made meanwhile raise "closed" in their futures
             self._queue.get()()
         try:
             self.recorder.close()
@@ -258,7 +290,7 @@ class FlightRecorder:
                 if not self._goes_on:
                     raise self._closed()
                 future.set_result(function())
-            except Exception as error:  # the caller's own, raised where it waits for the result
+            except Exception as error:  # raised in the caller, by future.result()
                 future.set_exception(error)
 
         self._queue.put(run)
@@ -273,7 +305,7 @@ class FlightRecorder:
         while self._goes_on:
             try:
                 self._next()
-            except Exception as error:  # nothing that goes wrong here may end the recorder, or reach the model
+            except Exception as error:  # boundary: an error must end neither this thread nor the model's
                 if not self._faults:
                     log.exception("the flight recorder failed at a step (further ones are only counted): %s", error)
                 self._faults += 1

@@ -1,4 +1,4 @@
-"""What the flight recorder knows of one request: its trail, in legs of one step each."""
+"""Rows of one request in the flight recorder: one `HeldSpan` for each step that computed some of them."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from actscope.frames import Span, Step
 from actscope.recording.flight.spool import Run
 from actscope.recording.flight.windows import KeepWindow, Windows
 
-#: Positions `first .. after` of a request.
+#: Half-open range of positions `(first, after)` of a request.
 Range = tuple[int, int]
 
 
 @dataclass(slots=True, eq=False)
 class KeptStep:
-    """One step whose rows are held: `sites` are (name, dtype), in the order of the ticket's arrays."""
+    """A step whose rows are held. `sites` are (name, dtype), in the order of the ticket's arrays."""
 
     step: Step
     sites: list[tuple[str, str]] = field(default_factory=list)
@@ -31,7 +31,7 @@ class KeptStep:
 
 @dataclass(slots=True, eq=False)
 class HeldSpan:
-    """One span of a kept step. `given`: which of its rows the recording has been given, or is about to be."""
+    """A span of a held step. `given` (bool [n_rows], None: none) marks the rows that were queued for the recording."""
 
     trail: RequestRows
     span: Span
@@ -39,7 +39,7 @@ class HeldSpan:
     given: np.ndarray | None = None
 
     def choose(self, windows: Windows) -> list[Run]:
-        """The rows of this leg that the windows want and that were not given before; they now count as given."""
+        """Return the rows that the windows cover and that were not given before, and mark them as given."""
         wanted = windows.chosen(self.span.first_position, self.span.n_rows, self.kept.step.time_ns)
         if self.given is None:
             self.given = wanted
@@ -51,15 +51,15 @@ class HeldSpan:
 
 @dataclass(slots=True, eq=False)
 class RequestRows:
-    """One request from its first span on: the legs that are held, the rows that are lost, and what is wanted of it."""
+    """A request from its first span on: held spans, lost rows, and the windows of rows to keep."""
 
     request: str
-    number: int  # trails are numbered as they begin
+    number: int  # requests are numbered in the order in which they begin
     legs: deque[HeldSpan] = field(default_factory=deque)
     end: HeldSpan | None = None
     position: int = -1  # of its last row
     time_ns: int = 0  # of its last row
-    in_order: bool = True  # positions have only gone up
+    in_order: bool = True  # positions have only increased
     windows: Windows | None = None
     reasons: list[str] = field(default_factory=list)
     rows_given: int = 0
@@ -68,44 +68,46 @@ class RequestRows:
 
     @property
     def running(self) -> bool:
+        """Return whether the request has not ended."""
         return self.end is None
 
     def saw(self, span: Span, time_ns: int) -> None:
-        """Rows of this span have been computed."""
-        if span.first_position <= self.position:  # once more, after preemption: what was lost of them is not any more
+        """Update the position and the lost ranges from a span that was computed at `time_ns`."""
+        if span.first_position <= self.position:  # recomputed after preemption: these positions are no longer lost
             self.in_order = False
             self.forgotten.found(span.first_position, span.n_rows)
             self.dropped.found(span.first_position, span.n_rows)
-        elif span.first_position > self.position + 1 and self.position >= 0:  # steps of which not even the labels came
+        elif span.first_position > self.position + 1 and self.position >= 0:  # steps whose labels were dropped too
             self.dropped.add(self.position + 1, span.first_position - self.position - 1, time_ns)
         self.position = max(self.position, span.first_position + span.n_rows - 1)
         self.time_ns = time_ns
 
     def legs_within(self, window: KeepWindow) -> list[HeldSpan]:
-        """The legs, in their order, that the window may want rows of."""
+        """Return the held spans, oldest first, that may have rows inside the window."""
         found: list[HeldSpan] = []
-        for leg in reversed(self.legs):
-            too_old = leg.kept.step.time_ns < window.first_ns
-            if too_old or (self.in_order and leg.span.first_position + leg.span.n_rows <= window.first):
+        for held in reversed(self.legs):
+            too_old = held.kept.step.time_ns < window.first_ns
+            if too_old or (self.in_order and held.span.first_position + held.span.n_rows <= window.first):
                 break
-            found.append(leg)
+            found.append(held)
         return found[::-1]
 
-    def forget(self, leg: HeldSpan) -> None:
-        """Its oldest leg's rows are gone, unless they were given."""
-        assert self.legs.popleft() is leg
-        gone = [(0, leg.span.n_rows)] if leg.given is None else runs_of(~leg.given)
+    def forget(self, held: HeldSpan) -> None:
+        """Remove the oldest held span. Its rows that were not given count as forgotten."""
+        assert self.legs.popleft() is held
+        gone = [(0, held.span.n_rows)] if held.given is None else runs_of(~held.given)
         for start, stop in gone:
-            self.forgotten.add(leg.span.first_position + start, stop - start, leg.kept.step.time_ns)
+            self.forgotten.add(held.span.first_position + start, stop - start, held.kept.step.time_ns)
 
 
 class Lost:
-    """Rows that are gone: positions and times, exactly (24 bytes for each run of one step)."""
+    """Lost rows: exact position ranges and times, 24 bytes for each range of one step."""
 
     def __init__(self) -> None:
         self._first, self._after, self._time_ns = array("q"), array("q"), array("q")
 
     def add(self, first: int, n_rows: int, time_ns: int) -> None:
+        """Add the positions `first .. first + n_rows` of a step at `time_ns`."""
         self._first.append(first)
         self._after.append(first + n_rows)
         self._time_ns.append(time_ns)
@@ -115,7 +117,7 @@ class Lost:
         return self._first, self._after, self._time_ns
 
     def found(self, first: int, n_rows: int) -> None:
-        """These positions are there again."""
+        """Remove these positions: they were computed again."""
         kept = [
             (low, high, time_ns)
             for a, b, time_ns in zip(*self._columns, strict=True)
@@ -126,7 +128,7 @@ class Lost:
             array("q"), array("q"), array("q"))  # fmt: skip
 
     def within(self, window: KeepWindow) -> list[Range]:
-        """The lost positions that a window wants, as ranges that do not touch."""
+        """Return the lost positions inside a window as ascending, disjoint ranges."""
         merged: list[Range] = []
         for first, after in sorted(self._cut(window)):
             if merged and first <= merged[-1][1]:
@@ -143,7 +145,7 @@ class Lost:
 
 
 def runs_of(chosen: np.ndarray) -> list[Run]:
-    """Where a bool array is true, as runs."""
+    """Return the runs `(start, stop)` of True in a bool array [n]."""
     if len(chosen) == 1:
         return [(0, 1)] if chosen[0] else []
     edges = np.flatnonzero(np.diff(chosen.astype(np.int8), prepend=0, append=0))

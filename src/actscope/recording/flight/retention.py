@@ -1,4 +1,4 @@
-"""The keeper: takes steps into the history, and says which requests of it go to the recording."""
+"""Retention: adds steps to the history and selects the rows that are written back to the recording."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from actscope.sampling import keeps
 log = logging.getLogger("actscope.recording")
 
 _END = int(SpanFlag.END)
-#: How many reasons one request keeps; further marks for new ones only widen what is kept.
+#: Maximum number of reasons recorded for a request. Further marks only widen what is kept.
 _MAX_REASONS = 64
 
 
 class Retention:
-    """History, rules, marks and outbox of one flight recorder. One thread uses it; counts may be read from others."""
+    """History, triggers, marks and write-back of one flight recorder. One thread uses it; any thread may read the counts."""
 
     def __init__(
         self,
@@ -42,20 +42,21 @@ class Retention:
         self.history = History(options, lambda kept: self.outbox.hurry(kept))
         self.outbox = Writeback(recorder, self.history.spool)
         self.marks = self.marked_requests = 0
-        self.missed_rows = 0  # that neither memory nor disk took
+        self.missed_rows = 0  # the spool could not store them
         self._pending = options.pending
-        self._wishes: OrderedDict[str, MarkRequest] = OrderedDict()
+        self._mark_requests: OrderedDict[str, MarkRequest] = OrderedDict()
         self._clock = clock
         self._reported: set[str] = set()
 
     @property
     def pending_marks(self) -> int:
-        return len(self._wishes)
+        """Return the number of marks that wait for their request to begin."""
+        return len(self._mark_requests)
 
     # --- steps ------------------------------------------------------------------------------------------------------------
 
     def take(self, step: Step, frames: list[Frame], complete: bool) -> None:
-        """A step has come; `complete` is false when its rows were dropped on the way."""
+        """Process a step: hold its rows, evaluate triggers, end requests. `complete` is False when its rows were dropped."""
         self._take_rows(step, [frame for frame in frames if frame.site != SCORES], complete)
         for frame in frames:
             if frame.site == SCORES:
@@ -64,12 +65,12 @@ class Retention:
         self.history.expire(self._clock())
 
     def tend(self) -> None:
-        """Forget what is too old, and hand over what the recorder has room for."""
+        """Expire old rows and flush pending writes (call when idle)."""
         self.history.expire(self._clock())
         self.outbox.pump()
 
     def close(self) -> None:
-        """Hand over all that is wanted; the rest is gone."""
+        """Write back all marked rows, then release the history."""
         try:
             self.outbox.drain()
         finally:
@@ -94,21 +95,21 @@ class Retention:
         self._keep_wanted(kept)
 
     def _begin(self, span: Span, time_ns: int) -> None:
-        """A request is seen for the first time: it may have been waited for, or be in the sample."""
-        wish = self._wishes.pop(span.request, None)
-        if wish is not None and wish.until_ns >= time_ns:
-            self._keep(self.history.trail_of(span), wish)
+        """Begin a request: apply a pending mark for it, and the sample."""
+        mark_request = self._mark_requests.pop(span.request, None)
+        if mark_request is not None and mark_request.until_ns >= time_ns:
+            self._keep(self.history.trail_of(span), mark_request)
         if self.rate and keeps(span.request, self.rate):
             self._keep(self.history.trail_of(span), MarkRequest(f"sample {self.rate:g}", None, None, 0))
 
     def _keep_wanted(self, kept: KeptStep) -> None:
-        """Of a step that has just come, the rows of requests that are kept."""
+        """Write back the rows of a new step that lie inside the windows of marked requests."""
         pieces: list[Piece] = []
-        for leg in kept.legs:
-            windows = leg.trail.windows
+        for held in kept.legs:
+            windows = held.trail.windows
             if windows is not None:
                 windows.end_before(kept.step.time_ns)
-                pieces += [(leg, run) for run in leg.choose(windows)]
+                pieces += [(held, run) for run in held.choose(windows)]
         self.outbox.add(kept, pieces)
 
     def _watch(self, step: Step, frame: Frame) -> None:
@@ -117,84 +118,88 @@ class Retention:
             self._fire(firing)
 
     def _fire(self, firing: Firing) -> None:
-        trail = self.history.trails.get(firing.request)
-        if trail is not None:
+        rows = self.history.trails.get(firing.request)
+        if rows is not None:
             for window in firing.windows:
-                self._want(trail, window)
+                self._want(rows, window)
             if firing.begins:
-                self._note(trail, firing.why)
+                self._note(rows, firing.why)
 
     def _end_requests(self, step: Step) -> None:
         for span in step.spans:
             if not int(span.flags) & _END:  # ints: this runs for every span of every step
                 continue
-            trail = self.history.end(step, span)
+            rows = self.history.end(step, span)
             self.watcher.forget(span.request)
-            if trail.windows is not None:
-                self._keep_leg(trail, trail.end)
-            self.history.bury_if_over(trail)
+            if rows.windows is not None:
+                self._keep_span(rows, rows.end)
+            self.history.bury_if_over(rows)
 
     # --- marks ------------------------------------------------------------------------------------------------------------
 
-    def mark(self, request: str, wish: MarkRequest) -> MarkResult:
+    def mark(self, request: str, mark_request: MarkRequest) -> MarkResult:
         """See `FlightRecorder.mark`."""
-        trail = self.history.trails.get(request)
-        if trail is not None:
-            return self._keep(trail, wish)
-        if (grave := self.history.gone.get(request)) is not None:
-            state: MarkState = "kept" if grave.rows_given else "forgotten"
-            return MarkResult(request, state, False, grave.rows_given, grave.forgotten, grave.dropped)
-        if not wish.until_ns:
+        rows = self.history.trails.get(request)
+        if rows is not None:
+            return self._keep(rows, mark_request)
+        if (tombstone := self.history.gone.get(request)) is not None:
+            state: MarkState = "kept" if tombstone.rows_given else "forgotten"
+            return MarkResult(request, state, False, tombstone.rows_given, tombstone.forgotten, tombstone.dropped)
+        if not mark_request.until_ns:
             return MarkResult(request, "unknown")
-        self._wait_for(request, wish)
+        self._wait_for(request, mark_request)
         return MarkResult(request, "pending")
 
-    def mark_running(self, wish: MarkRequest) -> list[MarkResult]:
-        return [self._keep(trail, wish) for trail in list(self.history.trails.values()) if trail.running]
+    def mark_running(self, mark_request: MarkRequest) -> list[MarkResult]:
+        """See `FlightRecorder.mark_running`."""
+        return [self._keep(rows, mark_request) for rows in list(self.history.trails.values()) if rows.running]
 
-    def mark_last(self, wish: MarkRequest) -> list[MarkResult]:
+    def mark_last(self, mark_request: MarkRequest) -> list[MarkResult]:
+        """See `FlightRecorder.mark_last`."""
         trails = self.history.trails.values()
-        return [self._keep(max(trails, key=lambda trail: trail.number), wish)] if trails else []
+        return [self._keep(max(trails, key=lambda rows: rows.number), mark_request)] if trails else []
 
-    def _wait_for(self, request: str, wish: MarkRequest) -> None:
+    def _wait_for(self, request: str, mark_request: MarkRequest) -> None:
         now = self._clock()
-        for name in [name for name, other in self._wishes.items() if other.until_ns < now]:
-            del self._wishes[name]
-        if len(self._wishes) >= self._pending and request not in self._wishes:
+        for name in [name for name, other in self._mark_requests.items() if other.until_ns < now]:
+            del self._mark_requests[name]
+        if len(self._mark_requests) >= self._pending and request not in self._mark_requests:
             raise RecordingError(f"{self._pending} marks wait for requests already; try again when some have begun")
-        self._wishes[request] = wish
+        self._mark_requests[request] = mark_request
 
-    def _keep(self, trail: RequestRows, wish: MarkRequest) -> MarkResult:
-        window = KeepWindow.around(trail.position, trail.time_ns or self._clock(), wish.before, wish.after)
-        self._want(trail, window)
-        self._note(trail, wish.why)
-        forgotten, dropped = tuple(trail.forgotten.within(window)), tuple(trail.dropped.within(window))
-        state: MarkState = "keeping" if trail.running else "kept"
-        if not trail.running and not trail.rows_given and (forgotten or dropped):
+    def _keep(self, rows: RequestRows, mark_request: MarkRequest) -> MarkResult:
+        window = KeepWindow.around(
+            rows.position, rows.time_ns or self._clock(), mark_request.before, mark_request.after
+        )
+        self._want(rows, window)
+        self._note(rows, mark_request.why)
+        forgotten, dropped = tuple(rows.forgotten.within(window)), tuple(rows.dropped.within(window))
+        state: MarkState = "keeping" if rows.running else "kept"
+        if not rows.running and not rows.rows_given and (forgotten or dropped):
             state = "forgotten"
-        return MarkResult(trail.request, state, trail.running, trail.rows_given, forgotten, dropped)
+        return MarkResult(rows.request, state, rows.running, rows.rows_given, forgotten, dropped)
 
-    def _want(self, trail: RequestRows, window: KeepWindow) -> None:
-        """Keep a window of a request: what is held of it now, and what comes."""
-        if trail.windows is None:
-            trail.windows = Windows()
+    def _want(self, rows: RequestRows, window: KeepWindow) -> None:
+        """Keep a window of a request: write back its held rows now, and future rows as they arrive."""
+        if rows.windows is None:
+            rows.windows = Windows()
             self.marked_requests += 1
-        if trail.windows.add(window):
-            for leg in trail.legs_within(window):
-                self._keep_leg(trail, leg)
-            self._keep_leg(trail, trail.end)
+        if rows.windows.add(window):
+            for held in rows.legs_within(window):
+                self._keep_span(rows, held)
+            self._keep_span(rows, rows.end)
 
-    def _keep_leg(self, trail: RequestRows, leg: HeldSpan | None) -> None:
-        if leg is not None and trail.windows is not None:
-            self.outbox.add(leg.kept, [(leg, run) for run in leg.choose(trail.windows)])
+    def _keep_span(self, rows: RequestRows, held: HeldSpan | None) -> None:
+        if held is not None and rows.windows is not None:
+            self.outbox.add(held.kept, [(held, run) for run in held.choose(rows.windows)])
 
-    def _note(self, trail: RequestRows, why: str) -> None:
-        """Write the mark into the recording, once for each reason."""
-        if why in trail.reasons or len(trail.reasons) >= _MAX_REASONS:
+    def _note(self, rows: RequestRows, why: str) -> None:
+        """Record the mark, once for each reason."""
+        if why in rows.reasons or len(rows.reasons) >= _MAX_REASONS:
             return
-        trail.reasons.append(why)
+        rows.reasons.append(why)
         self.marks += 1
-        self.outbox.mark(trail.request, why)
+        self.outbox.mark(rows.request, why)
 
     def _report(self, what: str, error: Exception) -> None:
         if what not in self._reported:

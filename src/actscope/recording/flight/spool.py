@@ -1,4 +1,4 @@
-"""Where the rows of recent steps lie until they are kept or forgotten: in memory, or in files that nothing outlives."""
+"""Spools: storage for the rows of recent steps, in memory or in unlinked files that vanish with the process."""
 
 from __future__ import annotations
 
@@ -15,34 +15,34 @@ import numpy as np
 
 from actscope.errors import RecordingError, SettingsError
 
-#: Rows `start .. stop` of a step.
+#: Half-open range of rows `(start, stop)` of a step.
 Run = tuple[int, int]
 
 _FILE = re.compile(r"flight-[0-9a-f]{16}\.rows")
 
 
 class Spool(Protocol):
-    """Holds the arrays [n, d] of one step under a ticket. One thread uses it."""
+    """Storage for the arrays [n, d] of each step, addressed by ticket. Not thread-safe."""
 
     @property
     def where(self) -> str:
-        """`memory`, or the directory."""
+        """Return `memory` or the directory."""
 
     def put(self, arrays: list[np.ndarray]) -> Any:
-        """Take arrays in; the ticket gives them back. Raises OSError when there is no room for them."""
+        """Store the arrays of a step and return their ticket. Raises OSError when they cannot be stored."""
 
     def rows(self, ticket: Any, which: int, runs: Sequence[Run]) -> np.ndarray:
-        """The rows of these runs of array `which`, one after the other; not to be written to."""
+        """Return the concatenated rows of these runs of array `which`. Callers must not modify them."""
 
     def drop(self, ticket: Any) -> None:
-        """Forget the arrays of a ticket."""
+        """Discard the arrays of a ticket."""
 
     def close(self) -> None:
-        """Forget everything."""
+        """Release all storage."""
 
 
 class MemorySpool:
-    """Holds the arrays as they are, without a copy."""
+    """Spool in memory. Stores the arrays without a copy."""
 
     where = "memory"
 
@@ -50,7 +50,10 @@ class MemorySpool:
         return arrays
 
     def rows(self, ticket: list[np.ndarray], which: int, runs: Sequence[Run]) -> np.ndarray:
-        """A part is copied: a view would hold the whole step in memory, unseen by those who count bytes."""
+        """Return the whole array without a copy, or a copy of a part.
+
+        A view of a part would keep the whole step in memory, uncounted.
+        """
         array = ticket[which]
         if len(runs) == 1 and runs[0] == (0, len(array)):
             return array
@@ -60,7 +63,7 @@ class MemorySpool:
         ticket.clear()
 
     def close(self) -> None:
-        """Nothing to release."""
+        """Do nothing: tickets own the arrays."""
 
 
 @dataclass(slots=True, eq=False)
@@ -84,11 +87,10 @@ class _Ticket:
 
 
 class DiskSpool:
-    """Holds the arrays in files of about `segment_bytes`, each gone once all in it are dropped.
+    """Spool in files of about `segment_bytes`. A file is released once all of its tickets are dropped.
 
-    The files have no name while they are used: when this process ends, however it ends, their space is free again. The
-    directory is ours alone (0700); nothing in it is touched but what carries the name of such a file. It holds at most one
-    segment more than is wanted.
+    The files are unlinked while in use, so their space is freed however the process ends. The directory must be private (0700).
+    On start, leftover `flight-*.rows` files in it are deleted; other files are not touched.
     """
 
     def __init__(self, directory: str | os.PathLike[str], segment_bytes: int) -> None:
@@ -106,7 +108,7 @@ class DiskSpool:
 
     @property
     def bytes(self) -> int:
-        """What the files take now."""
+        """Return the total size of the files, in bytes."""
         return sum(segment.size for segment in self._open)
 
     def put(self, arrays: list[np.ndarray]) -> _Ticket:
@@ -181,7 +183,11 @@ def _read(fd: int, into: memoryview, offset: int) -> None:
 
 
 def private_directory(path: Path) -> Path:
-    """The directory, made if need be; SettingsError when others can look into it or it is not a directory of ours."""
+    """Return the directory, created with mode 0700 if missing.
+
+    Raises:
+        SettingsError: The path is not a directory, belongs to another user, or is accessible to others.
+    """
     try:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
         found = path.lstat()

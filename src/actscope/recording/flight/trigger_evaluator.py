@@ -1,4 +1,4 @@
-"""The watcher: sees each step's scores, and says where a rule has fired."""
+"""Trigger evaluation: matches the probe scores of each step against the rules."""
 
 from __future__ import annotations
 
@@ -16,14 +16,12 @@ from actscope.recording.flight.windows import KeepWindow
 
 log = logging.getLogger("actscope.recording")
 
-#: Rows that say nothing of a token that is part of the request.
-
 
 @dataclass(frozen=True, slots=True)
 class Firing:
-    """A rule has fired for a request, in this step first at `position` with `value`; `windows` are what it wants.
+    """A rule that fired for a request in one step, first at `position` with `value`. `windows` are the rows to keep.
 
-    `begins`: the rule did not hold at the request's row before.
+    `begins` is True when the rule did not hold at the request's previous row, or when the rule has a cooldown.
     """
 
     rule: ProbeRule
@@ -35,6 +33,7 @@ class Firing:
 
     @property
     def why(self) -> str:
+        """Return the reason that is written to the recording."""
         return f"{self.rule.text}: {self.value:.4g} at position {self.position}"
 
 
@@ -51,7 +50,7 @@ class _Table(msgspec.Struct):
 
 @dataclass(slots=True)
 class _Memory:
-    """What a rule knows of one request."""
+    """State of a rule for one request."""
 
     recent: deque[float]
     holds: bool = False
@@ -61,7 +60,7 @@ class _Memory:
 
 @dataclass(slots=True, eq=False)
 class _Watch:
-    """A rule, the column it reads now, and what it remembers of requests that it must remember something of."""
+    """A rule, its current score column, and its state for each request that needs one."""
 
     rule: ProbeRule
     column: _Column | None = None
@@ -71,22 +70,23 @@ class _Watch:
 
 
 class TriggerEvaluator:
-    """Evaluates rules on scores float32 [n, width]. One thread uses it; no rule costs more than a few array operations a
-    step, but those that take a mean, which cost a little for each request.
+    """Evaluates rules on probe scores, float32 [n, width]. Not thread-safe.
 
-    Probes are found by id in the table that was in force when the step ran. A rule whose probe is not in a table warns once,
-    as soon as the table is known, and waits. When a probe is swapped, its rule forgets the scores of the one before.
+    A rule costs a few array operations for each step; a rule with a mean also costs a Python loop over the spans.
+
+    Probes are looked up by id in the table of the step's generation. A rule whose probe is missing from a table logs one warning
+    and stays inactive until the probe appears. When a probe is replaced, its rule discards the earlier scores.
     """
 
     def __init__(self, rules: Sequence[ProbeRule], special_ids: Collection[int] = ()) -> None:
         self._watches = [_Watch(rule) for rule in rules]
-        self._special = np.zeros(max([*special_ids, 0]) + 2, bool)  # the last one stands for all larger ids, and -1
+        self._special = np.zeros(max([*special_ids, 0]) + 2, bool)  # the last entry covers all larger ids and -1
         self._special[list(special_ids)] = True
         self._tables: dict[int, dict[str, _Column]] = {}
         self._generation = -1
 
     def learn(self, table: bytes) -> None:
-        """A table of probes (`Bank.table`) is in force from its generation on."""
+        """Add a table of probes (`Bank.table`, JSON) for the steps of its generation. Keeps the newest 16 tables."""
         found = msgspec.json.decode(table, type=_Table)
         self._tables[found.generation] = {column.id: column for column in found.probes}
         self._warn_of_absent({column.id for column in found.probes})
@@ -103,18 +103,18 @@ class TriggerEvaluator:
                 )  # fmt: skip
 
     def state(self) -> list[dict[str, object]]:
-        """Each rule with its firings (runs of rows at which it held), and whether its probe is loaded."""
+        """Return for each rule its text, the number of firings that began, and whether its probe is loaded."""
         return [
             {"rule": w.rule.text, "firings": w.firings, "probe_loaded": w.column is not None} for w in self._watches
         ]
 
     def forget(self, request: str) -> None:
-        """The request has ended."""
+        """Discard the state of a finished request."""
         for watch in self._watches:
             watch.memories.pop(request, None)
 
     def look(self, step: Step, scores: np.ndarray) -> list[Firing]:
-        """Where the rules fire in this step."""
+        """Return the firings of all rules in this step, given its scores float32 [n, width]."""
         if not self._watches or not step.n_rows:
             return []
         if step.generation != self._generation:
@@ -126,7 +126,7 @@ class TriggerEvaluator:
 
     def _use(self, generation: int) -> None:
         table = self._tables.get(generation)
-        if table is None:  # scores whose columns nobody has named are not read
+        if table is None:  # without a table the columns are unknown, so scores are ignored
             self._set_columns({})
             return
         self._generation = generation
@@ -161,7 +161,7 @@ class TriggerEvaluator:
         return found
 
     def _means(self, watch: _Watch, step: Step, values: np.ndarray, counts: np.ndarray) -> np.ndarray:
-        """float64 [n]: for each row that counts the mean of the request's last scores, NaN while there are too few."""
+        """Return float64 [n]: the mean of the request's last `mean_over` scores at each counted row, NaN if there are fewer."""
         n, means = watch.rule.mean_over, np.full(len(values), np.nan)
         for span in step.spans:
             rows = [i for i in range(span.offset, span.offset + span.n_rows) if counts[i]]
@@ -196,7 +196,7 @@ class TriggerEvaluator:
         return Firing(rule, request, int(positions[0]), float(values[rows[0]]), windows, begins)
 
     def _note_rest(self, watch: _Watch, step: Step, counts: np.ndarray, hit: set[str]) -> None:
-        """Requests whose rows have all not fired: the next firing begins anew."""
+        """Reset `holds` of requests that had counted rows and no hit in this step, so that their next firing begins anew."""
         held = [request for request, memory in watch.memories.items() if memory.holds and request not in hit]
         if not held:
             return
@@ -206,7 +206,7 @@ class TriggerEvaluator:
 
 
 def _awake(memory: _Memory, rule: ProbeRule, step: Step, rows: np.ndarray) -> np.ndarray:
-    """Of these rows, the ones at which the rule fires: none within the cooldown of the one before."""
+    """Return the rows (int64) at which the rule fires: those outside the cooldown of the previous firing."""
     assert rule.cooldown is not None
     firing = []
     for row, position in zip(rows.tolist(), step.meta["position"][rows].tolist(), strict=True):
@@ -221,10 +221,10 @@ def _awake(memory: _Memory, rule: ProbeRule, step: Step, rows: np.ndarray) -> np
 
 
 def _windows(rule: ProbeRule, positions: np.ndarray, time_ns: int) -> tuple[KeepWindow, ...]:
-    """What firings at these ascending positions of one step want together, as windows that do not touch."""
+    """Return the union of the windows around these ascending positions of one step, as disjoint windows."""
     before = rule.before.tokens if rule.before is not None else None
     after = rule.after.tokens if rule.after is not None else None
-    if before is None or after is None:  # one end is the same for all of them
+    if before is None or after is None:  # one end is open or in time, so one window covers all
         at = int(positions[0] if after is None else positions[-1])
         return (KeepWindow.around(at, time_ns, rule.before, rule.after),)
     apart = np.flatnonzero(np.diff(positions) > before + after + 1) + 1

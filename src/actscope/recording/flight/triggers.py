@@ -1,19 +1,19 @@
-"""Triggers: rules that say which requests to keep, written in a small language.
+"""Triggers: rules that select the requests to keep, in a small language.
 
-    rule   = "probe" ID OP NUMBER clause…          keep what happens around rows whose score says so
-           | "sample" SHARE                        keep this share of all requests, chosen by their ids
+    rule   = "probe" ID OP NUMBER clause…          keep the rows around each row whose score matches
+           | "sample" SHARE                        keep this share of all requests, selected by hash of the id
     OP     = ">" | ">=" | "<" | "<="
-    clause = "mean" "over" N "tokens"              the mean of the last N scores, once there are N, instead of one
-           | "before" EXTENT | "after" EXTENT      how much to keep around the row; everything if not said
-           | "cooldown" EXTENT                     after a firing, do not fire for that request for so long
+    clause = "mean" "over" N "tokens"              compare the mean of the last N scores; needs N scores
+           | "before" EXTENT | "after" EXTENT      extent to keep around the row; default: everything
+           | "cooldown" EXTENT                     minimum distance between two firings for a request
     EXTENT = N "tokens" | N "ms" | N "s" | N "min" | N "h"
 
     probe danger > 3.2 before 20 tokens
     probe danger >= 2 mean over 8 tokens before 5s after 64 tokens cooldown 1min
 
-A rule fires at every row for which it holds. `before` and `after` count from that row, which is kept too; what several
-firings want is kept once. Special tokens, scores that are not finite, rejected drafts and rows after the end never fire
-and do not count for a mean.
+A rule fires at every row for which it holds. `before` and `after` count from that row, which is kept too. Rows that several
+firings cover are kept once. Special tokens, non-finite scores, rejected drafts and rows after the end never fire, and are
+excluded from means.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ _COMPARE: dict[str, Callable[[Any, Any], Any]] = {
     "<=": operator.le,
 }
 _WORD = re.compile(r"\s*(?P<word>[<>]=?|[^\s<>]+)")
-#: As long as a probe's id may be.
+#: A probe's id: 1 to 128 characters.
 _ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 _MAX_MEAN = 100_000
 
 
 @dataclass(frozen=True, slots=True)
 class ProbeRule:
-    """Fires where a probe's score, or the mean of its last `mean_over`, compares with `threshold`."""
+    """Rule that fires where a probe's score, or the mean of its last `mean_over` scores, passes `threshold`."""
 
     text: str
     probe: str
@@ -56,14 +56,14 @@ class ProbeRule:
     cooldown: TokensOrTime | None = None
 
     def holds(self, values: np.ndarray) -> np.ndarray:
-        """bool, of the same shape."""
+        """Return whether each value passes the threshold: bool, of the shape of `values`."""
         found: np.ndarray = _COMPARE[self.op](values, self.threshold)
         return found
 
 
 @dataclass(frozen=True, slots=True)
 class SampleRule:
-    """Keeps the share `rate` of all requests, each as a whole."""
+    """Rule that keeps the share `rate` (0 to 1) of all requests, each in full."""
 
     text: str
     rate: float
@@ -73,7 +73,11 @@ Rule = ProbeRule | SampleRule
 
 
 def parse_rule(text: str) -> Rule:
-    """Read one rule. Raises SettingsError that names the place and what was expected there."""
+    """Parse one rule.
+
+    Raises:
+        SettingsError: The text is not a rule. The message gives the character and the expected word.
+    """
     words = _Words(text)
     kind = words.take("'probe' or 'sample'", lambda word: word in ("probe", "sample"))
     rule = _probe_rule(words) if kind == "probe" else SampleRule(text, words.number(0, 1, "a share between 0 and 1"))
@@ -99,7 +103,7 @@ def _mean(words: _Words) -> int:
 
 
 class _Words:
-    """The words of a rule, taken one by one."""
+    """Tokenizer of a rule, with a cursor."""
 
     def __init__(self, text: str) -> None:
         self.text = text
@@ -117,7 +121,7 @@ class _Words:
         return float(self.take(expected, lambda word: _is_number(word, low, high)))
 
     def clause(self, taken: Collection[str]) -> str | None:
-        """The name of the next clause, each of which comes once, or None at the end."""
+        """Return the name of the next clause, or None at the end. Each clause may occur once."""
         if self._peek() is None:
             return None
         names = [name for name in ("mean", "before", "after", "cooldown") if name not in taken]
@@ -126,7 +130,7 @@ class _Words:
     def extent(
         self, fits: Callable[[TokensOrTime], bool] = lambda extent: True, expected: str = "e.g. 20 tokens or 5s"
     ) -> TokensOrTime:
-        """One or two words: `5s`, `5 s`, `20 tokens`. A number without a unit is not one."""
+        """Return an extent of one or two words: `5s`, `5 s`, `20 tokens`. The unit is required."""
         for n in (2, 1):
             part = "".join(word for word, _ in self._words[self._next : self._next + n])
             found = _extent(part)

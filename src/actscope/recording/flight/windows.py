@@ -1,4 +1,4 @@
-"""How much of a request is wanted: extents as people write them, and the windows of positions and times they come to."""
+"""Extents (`20 tokens`, `5s`) and the windows of positions and times that they define around a row."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 
 from actscope.errors import SettingsError
 
-#: Later than every time, beyond every position.
+#: Upper end of an unbounded window, for positions and times (2**63 - 1).
 NEVER_ENDS = (1 << 63) - 1
 
 _NS = {"ms": 1e6, "s": 1e9, "min": 60e9, "h": 3600e9}
@@ -18,14 +18,14 @@ _EXTENT = re.compile(r"(?P<n>\d+(?:\.\d+)?)\s*(?P<unit>tokens?|ms|s|min|h)?")
 
 @dataclass(frozen=True, slots=True)
 class TokensOrTime:
-    """So many tokens, or so long: exactly one of the two."""
+    """A length in tokens or in time (nanoseconds). Exactly one field is set."""
 
     tokens: int | None = None
     ns: int | None = None
 
     @classmethod
     def parse(cls, text: str | int) -> TokensOrTime:
-        """`20`, `20 tokens`, `5s`, `1.5 min`; SettingsError for anything else."""
+        """Parse `20`, `20 tokens`, `5s` or `1.5 min`. Raises SettingsError for any other form."""
         found = _EXTENT.fullmatch(str(text).strip())
         if found is None:
             raise SettingsError(f"extent {text!r}: expected e.g. 20 tokens, 500ms, 5s, 2min")
@@ -42,7 +42,7 @@ class TokensOrTime:
 
 @dataclass(frozen=True, slots=True)
 class KeepWindow:
-    """Rows whose position and time both lie within these ends, all included."""
+    """Set of rows: positions `first..last` at times `first_ns..last_ns`, ends included."""
 
     first: int = 0
     last: int = NEVER_ENDS
@@ -51,7 +51,7 @@ class KeepWindow:
 
     @classmethod
     def around(cls, position: int, time_ns: int, before: TokensOrTime | None, after: TokensOrTime | None) -> KeepWindow:
-        """The row at `position` with what comes before and after it; None is everything."""
+        """Return the window around the row at `position` and `time_ns`. An extent of None is unbounded."""
         window = cls()
         if before is not None and before.tokens is not None:
             window = replace(window, first=max(0, position - before.tokens))
@@ -65,16 +65,18 @@ class KeepWindow:
 
     @property
     def is_timed(self) -> bool:
+        """Return whether the window is bounded in time."""
         return self.first_ns > 0 or self.last_ns < NEVER_ENDS
 
     def cut(self, first_position: int, n_rows: int, time_ns: int) -> tuple[int, int]:
-        """Of `n_rows` rows of consecutive positions, computed at `time_ns`, the ones inside: start and stop."""
+        """Return the part `(start, stop)` of `n_rows` consecutive rows, computed at `time_ns`, that lies inside."""
         if not self.first_ns <= time_ns <= self.last_ns:
             return 0, 0
         start = max(0, self.first - first_position)
         return start, max(start, min(n_rows, self.last - first_position + 1))
 
     def holds(self, other: KeepWindow) -> bool:
+        """Return whether `other` lies inside this window."""
         return (
             self.first <= other.first
             and other.last <= self.last
@@ -84,13 +86,16 @@ class KeepWindow:
 
 
 class Windows:
-    """The union of some windows of one request."""
+    """Union of the windows of one request."""
 
     def __init__(self) -> None:
         self._windows: list[KeepWindow] = []
 
     def add(self, window: KeepWindow) -> bool:
-        """Take a window in; those of positions alone that touch become one. False when it was in already."""
+        """Add a window and return True, or return False if another window already contains it.
+
+        Untimed windows that overlap or touch are merged.
+        """
         if any(known.holds(window) for known in self._windows):
             return False
         joined = [w for w in self._windows if not w.is_timed and not window.is_timed and _touch(w, window)]
@@ -101,7 +106,7 @@ class Windows:
         return True
 
     def end_before(self, time_ns: int) -> None:
-        """Nothing older than this will be asked about: forget the windows that are over."""
+        """Discard the windows that end before `time_ns`. Later queries must not be older."""
         if any(window.last_ns < time_ns for window in self._windows):
             self._windows = [window for window in self._windows if window.last_ns >= time_ns]
 
@@ -109,7 +114,7 @@ class Windows:
         return len(self._windows)
 
     def chosen(self, first_position: int, n_rows: int, time_ns: int) -> np.ndarray:
-        """bool [n_rows]: which rows lie inside one of the windows."""
+        """Return bool [n_rows]: which of these consecutive rows lie inside a window."""
         found = np.zeros(n_rows, bool)
         for window in self._windows:
             start, stop = window.cut(first_position, n_rows, time_ns)

@@ -1,4 +1,4 @@
-"""The outbox: rows on their way from the flight recorder into the recording."""
+"""Write-back of marked rows from the flight recorder to the recording."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from actscope.recording.writing.recorder import Recorder
 
 log = logging.getLogger("actscope.recording")
 
-#: Bytes handed over at one go, so that new steps do not wait long.
+#: Maximum bytes written by one `pump`, so that new steps do not wait long.
 _AT_ONCE = 32 << 20
 
-#: A run of rows of one leg.
+#: A run of rows of one held span.
 Piece = tuple[HeldSpan, Run]
 
 
@@ -36,15 +36,16 @@ class _Move:
 
 
 class Writeback:
-    """Hands rows to a recorder in order, when it has room: it must be this outbox's alone, with policy `drop`.
+    """FIFO of rows for a recorder with policy `drop`, which must have no other writer. Not thread-safe.
 
-    Rows that cannot wait, for their step is leaving, are handed over at once; the recorder drops and counts them if it must.
+    `pump` respects the recorder's back pressure. Rows of a step that is being evicted are written at once; the recorder drops and
+    counts those for which it has no room.
     """
 
     def __init__(self, recorder: Recorder, spool: Spool) -> None:
         self.recorder = recorder
-        self.rows = 0  # handed over
-        self.lost_rows = 0  # that the recorder was not even asked to take, for it or the spool had failed
+        self.rows = 0  # written to the recorder
+        self.lost_rows = 0  # not written, because the recorder or the spool failed
         self._spool = spool
         self._moves: deque[_Move] = deque()
         self._of_step: dict[int, list[_Move]] = {}  # by the id of the kept step
@@ -53,33 +54,36 @@ class Writeback:
 
     @property
     def failure(self) -> Exception | None:
-        """What has stopped the recording, if anything did."""
+        """Return the error that stopped the recording, or None."""
         return self.recorder.failure or self._poisoned
 
     def __bool__(self) -> bool:
         return bool(self._moves)
 
     def add(self, kept: KeptStep, pieces: list[Piece]) -> None:
-        """Have these rows of one step handed over."""
-        for leg, (start, stop) in pieces:
-            leg.trail.rows_given += stop - start
+        """Enqueue these rows of one step, in portions that fit into the recorder's queue."""
+        for held, (start, stop) in pieces:
+            held.trail.rows_given += stop - start
         for part in _portions(pieces, self._rows_at_once(kept)):
             move = _Move(kept, part)
             self._moves.append(move)
             self._of_step.setdefault(id(kept), []).append(move)
 
     def _rows_at_once(self, kept: KeptStep) -> int:
-        """So few that all sites of a move fit into the recorder's queue together."""
+        """Return the maximum rows of a move: all of its sites together take a quarter of the recorder's queue."""
         row_bytes = kept.size // max(1, kept.step.n_rows)
         return max(1, self.recorder.options.queue_bytes // 4 // max(1, row_bytes))
 
     def hurry(self, kept: KeptStep) -> None:
-        """The step is leaving: hand over now what is wanted of it."""
+        """Write the step's pending rows now, because the step is being evicted."""
         for move in list(self._of_step.get(id(kept), ())):
             self._hand_over(move)
 
     def pump(self) -> None:
-        """Hand over what the recorder has room for, but not too much at one go."""
+        """Write the pending rows for which the recorder has room, at most `_AT_ONCE` bytes.
+
+        A portion larger than the room is written when the recorder is empty.
+        """
         room = self._room()
         for _ in range(len(self._moves)):
             move = self._moves[0]
@@ -92,7 +96,7 @@ class Writeback:
                 room -= size
 
     def drain(self) -> None:
-        """Hand over everything, waiting for the recorder where it must."""
+        """Write all pending rows. Flushes the recorder, which blocks, when it has no room."""
         while self._moves:
             move = self._moves.popleft()
             if move.done:
@@ -108,7 +112,7 @@ class Writeback:
             self._report(error)
 
     def _room(self) -> int:
-        """Bytes that the recorder takes now; a recorder that has failed takes anything, to be counted as lost."""
+        """Return the bytes that may be written now. After a failure `_AT_ONCE`: those rows are counted as lost."""
         if self.failure is not None:
             return _AT_ONCE
         return min(_AT_ONCE, self.recorder.options.queue_bytes - self.recorder.stats().held_bytes)
@@ -137,7 +141,7 @@ class Writeback:
             self._report(error)
 
     def mark(self, request: str, why: str) -> None:
-        """Write a mark into the recording, if it still takes one."""
+        """Write a mark to the recording, unless the recording has failed."""
         if self.failure is not None:
             return
         try:
@@ -146,7 +150,7 @@ class Writeback:
             self._report(error)
 
     def _report(self, error: Exception) -> None:
-        if isinstance(error, RecordingPoisoned):  # the recorder has said so itself; its own threads may see it later
+        if isinstance(error, RecordingPoisoned):  # already logged by the recorder; its own threads may see it later
             self._poisoned = error
             return
         if not self._reported:
@@ -154,7 +158,7 @@ class Writeback:
             log.error("what was to be kept is lost (further losses are only counted): %s", error)
 
     def _frames(self, move: _Move) -> list[Frame]:
-        runs = joined([(leg.span.offset + start, leg.span.offset + stop) for leg, (start, stop) in move.pieces])
+        runs = joined([(held.span.offset + start, held.span.offset + stop) for held, (start, stop) in move.pieces])
         if not move.n_rows:
             return []
         frames = []
@@ -165,10 +169,10 @@ class Writeback:
 
 
 def part_of(step: Step, pieces: Sequence[Piece]) -> Step:
-    """The step as if only these rows had taken part."""
+    """Return a step that contains only these rows, with spans, flags and labels adjusted."""
     spans, indices, offset = [], [], 0
-    for leg, (start, stop) in pieces:
-        span, flags = leg.span, leg.span.flags
+    for held, (start, stop) in pieces:
+        span, flags = held.span, held.span.flags
         if start:
             flags &= ~SpanFlag.FIRST
         if stop < span.n_rows:
@@ -182,16 +186,16 @@ def part_of(step: Step, pieces: Sequence[Piece]) -> Step:
 
 
 def _portions(pieces: list[Piece], max_rows: int) -> list[list[Piece]]:
-    """The pieces, cut where needed, in portions of so many rows."""
+    """Split the pieces into portions of at most `max_rows` rows."""
     portions: list[list[Piece]] = []
     room = 0
-    for leg, (start, stop) in pieces:
+    for held, (start, stop) in pieces:
         while True:
             if not room:
                 portions.append([])
                 room = max_rows
             end = min(stop, start + room)
-            portions[-1].append((leg, (start, end)))
+            portions[-1].append((held, (start, end)))
             room -= end - start
             start = end
             if start >= stop:
@@ -200,7 +204,7 @@ def _portions(pieces: list[Piece], max_rows: int) -> list[list[Piece]]:
 
 
 def joined(runs: list[Run]) -> list[Run]:
-    """Runs in their order, those that follow each other as one."""
+    """Return the runs with adjacent ones merged, in the same order."""
     found: list[Run] = []
     for start, stop in runs:
         if found and found[-1][1] == start:

@@ -1,1 +1,1 @@
-"""What lies on disk: index keys, records, row labels, packets. See docs/recording.md."""
+"""Formats of a recording: index keys, records, row labels, packets. See docs/recording.md."""

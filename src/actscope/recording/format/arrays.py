@@ -1,4 +1,4 @@
-"""Rows as the codecs take them: numpy arrays, bfloat16 carried as uint16."""
+"""Conversion between numpy and torch rows. numpy carries bfloat16 as uint16."""
 
 from __future__ import annotations
 
@@ -10,9 +10,13 @@ from actscope.errors import RecordingError
 
 
 def as_numpy(rows: Any, dtype: str | None = None) -> tuple[np.ndarray, str]:
-    """Rows [n, d], of numpy or of torch on the CPU, as an array without a copy, and the name of their dtype.
+    """Return rows [n, d] as a C-contiguous numpy array, and the name of their dtype. Copies only non-contiguous rows.
 
-    `dtype` says what a numpy array holds where its own dtype does not: bfloat16 bits in uint16. Raises RecordingError.
+    `rows` is a numpy array or a torch tensor on the CPU. `dtype` overrides the dtype name of a numpy array: "bfloat16" for
+    uint16 bits.
+
+    Raises:
+        RecordingError: The rows are not two-dimensional.
     """
     if isinstance(rows, np.ndarray):
         _check_ndim(rows)
@@ -32,7 +36,7 @@ def _check_ndim(array: np.ndarray) -> None:
 
 
 def as_torch(rows: np.ndarray, dtype: str) -> Any:
-    """The rows as a torch tensor of their own dtype."""
+    """Return the rows as a torch tensor of dtype `dtype`."""
     import torch
 
     tensor = torch.from_numpy(rows if rows.flags.writeable else rows.copy())

@@ -1,4 +1,4 @@
-"""What the index says of each message of a recording, without reading its body.
+"""Index keys: metadata of each message of a recording, readable without its body.
 
 kind  codec  dtype  flags | n_rows | first_row | width | state | mean, worst error | raw_bytes | first_step | reserved
  u8    u8     u8     u8     u32      u64         u32     u32     f32   f32           u64         u64          16
@@ -35,21 +35,21 @@ KEY = np.dtype(
 
 
 class Kind(IntEnum):
-    """What a message is; each but BLOCK and STATE has the channel of its name."""
+    """Kind of a message. BLOCK and STATE use the channel of their site; each other kind has its own channel."""
 
     BLOCK = 1  # rows of one site
-    STATE = 2  # what a codec needs to decode later blocks of its site
+    STATE = 2  # codec state that later blocks of the site need for decoding
     LEDGER = 3  # labels of rows
     TOKENS = 4  # token texts, and tokens recorded by hand
-    MARK = 5  # a request that was chosen to be kept
-    DROPS = 6  # rows that a site has lost to a full queue
-    SESSION = 7  # a writer has begun, or ended
+    MARK = 5  # a request that was selected to be kept
+    DROPS = 6  # rows of a site that were dropped
+    SESSION = 7  # start or end of a writer
 
 
 class BlockFlag(IntFlag):
-    """What else a block says of itself."""
+    """Flags of a block."""
 
-    LOSSY = 1  # one byte a row stands before the payload: its error, by `error_code`
+    LOSSY = 1  # the payload is preceded by one byte for each row: its error, encoded by `error_codes`
 
 
 _CHANNEL_OF = {
@@ -59,22 +59,22 @@ _CHANNEL_OF = {
     Kind.DROPS: "drops",
     Kind.SESSION: "sessions",
 }
-#: Channels that every recording has, before those of its sites.
+#: Channels of every recording; those of its sites follow.
 CHANNELS = tuple(_CHANNEL_OF.values())
 
 
 def channel_of(kind: Kind) -> str:
-    """The channel of messages that belong to no site."""
+    """Return the channel of a kind of message that belongs to no site."""
     return _CHANNEL_OF[kind]
 
 
 def channel_of_site(site: str) -> str:
-    """The channel of a site's blocks and codec states."""
+    """Return the channel of a site's blocks and codec states."""
     return f"rows/{site}"
 
 
 def key(kind: Kind, **fields: float) -> bytes:
-    """The 64 bytes of one key; fields that are not named are 0."""
+    """Return a key of 64 bytes. Omitted fields are 0."""
     record = np.zeros((), KEY)
     record["kind"] = kind
     for name, value in fields.items():
@@ -82,17 +82,17 @@ def key(kind: Kind, **fields: float) -> bytes:
     return record.tobytes()
 
 
-#: Steps of the error code to the power of two: 9 % apart, always rounded up.
+#: Error codes per factor of two: codes are 9 % apart, and errors are rounded up.
 _PER_OCTAVE = 8
 
 
 def error_codes(errors: np.ndarray) -> np.ndarray:
-    """Relative errors float32 [n] as uint8: 0 is exactly 0, c stands for at most 2 ** ((c - 255) / 8)."""
+    """Encode relative errors float32 [n] as uint8 [n]: 0 means exactly 0, c means at most 2 ** ((c - 255) / 8)."""
     with np.errstate(divide="ignore"):
         codes = 255 + np.ceil(_PER_OCTAVE * np.log2(errors.astype(np.float64)) - 1e-9)
     return np.where(errors > 0, np.clip(codes, 1, 255), 0).astype(np.uint8)
 
 
 def errors_of(codes: np.ndarray) -> np.ndarray:
-    """The upper ends, float32 [n], of what `error_codes` wrote."""
+    """Decode the codes of `error_codes` to their upper bounds, float32 [n]."""
     return np.where(codes > 0, np.exp2((codes.astype(np.float32) - 255) / _PER_OCTAVE), np.float32(0))

@@ -1,4 +1,4 @@
-"""The manifest of a recording: written once, copied into every segment."""
+"""Manifest of a recording: immutable, with a copy in every segment."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from actscope.recording.spec import FORMAT_VERSION, RecordingSpec
 
 
 def manifest_of(spec: RecordingSpec) -> dict[str, Any]:
-    """The manifest of a new recording."""
+    """Return the manifest of a new recording."""
     now = clock_pair()
     return {
         "format": "actscope-recording",
@@ -28,7 +28,7 @@ def manifest_of(spec: RecordingSpec) -> dict[str, Any]:
 
 
 def check(manifest: dict[str, Any], path: object) -> None:
-    """RecordingError unless it is the manifest of a recording that this version can read."""
+    """Raise RecordingError if this version cannot read a recording with this manifest."""
     if manifest.get("format") != "actscope-recording":
         raise RecordingError(f"{path}: expected the manifest of a recording, found format {manifest.get('format')!r}")
     if manifest.get("version") != FORMAT_VERSION:
@@ -39,7 +39,7 @@ def check(manifest: dict[str, Any], path: object) -> None:
 
 
 def check_same(manifest: dict[str, Any], spec: RecordingSpec, path: object) -> None:
-    """RecordingError unless a capture of `spec` may go on in this recording."""
+    """Raise RecordingError if the sites, model or revision of `spec` differ from the recording's."""
     for what, old, new in (
         ("sites", manifest["sites"], list(spec.sites)),
         ("model", manifest["model"].get("name"), spec.model.get("name")),

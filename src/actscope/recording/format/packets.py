@@ -1,14 +1,13 @@
-"""The plain packet stream: a file, or a pipe, of named lumps of bytes, for interchange with small tools.
+"""Packet stream: a file or pipe of named byte strings, for interchange with small tools.
 
     packet  =  name length u16 | data length u32 | name, UTF-8 | data        both lengths in network order (`!HI`)
 
-The form has no place for shapes and dtypes, so our streams say them in packets of their own, which a reader who does not know
-them can skip:
+The format has no field for shapes and dtypes. actscope writes them as extra packets, which other readers can skip:
 
-    actscope/header                              first; JSON: sites with dtype and width, the model, the grammar's version
-    actscope/span                                JSON: whose rows come next, and their labels
-    <site>/<request>/<first position>            the rows of that span at one site: [rows, width], C order, little-endian
-    actscope/request                             JSON: a request has ended
+    actscope/header                              first; JSON: sites with dtype and width, the model, the format version
+    actscope/span                                JSON: request and labels of the rows in the next packets
+    <site>/<request>/<first position>            rows of that span at one site: [rows, width], C order, little-endian
+    actscope/request                             JSON: end of a request
 
 A `<site>` and a `<request>` are percent-encoded (RFC 3986, "/" too), so that the name splits at "/". Position `p` is decimal; row
 `i` of the packet is position `p + i`. A span's packets follow it before the next span, one for each site that has its rows.
@@ -38,14 +37,14 @@ _PIECE = 1 << 20
 
 
 class SiteForm(msgspec.Struct, frozen=True):
-    """How the rows of one site lie in their packets."""
+    """dtype and width of one site's rows."""
 
     dtype: str
     width: int
 
 
 class StreamHeader(msgspec.Struct, frozen=True, kw_only=True):
-    """The first packet of a stream of ours."""
+    """First packet of an actscope stream."""
 
     format: str = "actscope-packets"
     version: int = VERSION
@@ -57,7 +56,7 @@ class StreamHeader(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SpanLabels(msgspec.Struct, frozen=True, kw_only=True):
-    """Labels of the `rows` rows that come next: positions `position ..` of one request, computed in one step."""
+    """Labels of the next `rows` rows: consecutive positions from `position` of one request, computed in one step."""
 
     request: str
     position: int
@@ -70,7 +69,7 @@ class SpanLabels(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RequestEnded(msgspec.Struct, frozen=True, kw_only=True):
-    """A request has ended; `present` positions are known of (the last one's token may never have been computed)."""
+    """End of a request of `present` known positions. The last position may never have been computed."""
 
     request: str
     present: int = 0
@@ -79,7 +78,7 @@ class RequestEnded(msgspec.Struct, frozen=True, kw_only=True):
 
 @dataclass(frozen=True, slots=True)
 class PacketName:
-    """What a rows packet's name says."""
+    """Parsed name of a rows packet."""
 
     site: str
     request: str
@@ -91,7 +90,7 @@ class PacketName:
 
     @classmethod
     def parse(cls, name: str) -> PacketName | None:
-        """The place, or None for a name of another form."""
+        """Parse a name. Return None for a name of another form."""
         parts = name.split("/")
         if len(parts) != 3 or not (parts[2].isascii() and parts[2].isdecimal()) or len(parts[2]) > 18 or not parts[0]:
             return None
@@ -100,7 +99,7 @@ class PacketName:
 
 @dataclass(frozen=True, slots=True)
 class Packet:
-    """One packet; `offset` is where it begins in its stream."""
+    """A packet; `offset` is its byte offset in the stream."""
 
     offset: int
     name: str
@@ -109,7 +108,7 @@ class Packet:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One packet's place in a file: its data are the `length` bytes at `begin`."""
+    """Location of a packet in a file: its data are the `length` bytes at `begin`."""
 
     offset: int
     name: str
@@ -118,13 +117,13 @@ class Entry:
 
 
 class PacketWriter:
-    """Writes packets to a binary file."""
+    """Writer of packets to a binary file."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
 
     def write(self, name: str, data: bytes | memoryview) -> None:
-        """One packet. Raises RecordingError when name or data are longer than the form can say."""
+        """Write one packet. Raises RecordingError when the name is empty, or name or data exceed the format's limits."""
         raw = name.encode()
         size = memoryview(data).nbytes
         if not 1 <= len(raw) <= MAX_NAME:
@@ -139,15 +138,17 @@ class PacketWriter:
         self._file.write(data)
 
     def record(self, name: str, record: msgspec.Struct) -> None:
-        """One packet of ours whose data are JSON."""
+        """Write one packet with JSON data."""
         self.write(name, msgspec.json.encode(record))
 
 
 def read_packets(file: BinaryIO, name: str = "packets") -> Iterator[Packet]:
-    """All packets of a stream, each checked; `name` is what errors call the stream.
+    """Iterate over the packets of a stream. `name` identifies the stream in errors.
 
-    Raises RecordingError, with the byte at which it happened, for a stream that ends within a packet and for a name that is not
-    UTF-8. Memory follows the bytes that are really there, whatever a packet's head says.
+    Allocates memory only for bytes that exist, regardless of the length in a packet's head.
+
+    Raises:
+        RecordingError: The stream ends within a packet, or a name is empty or not UTF-8. The message gives the byte offset.
     """
     offset = 0
     while head := _read(file, HEAD.size):
@@ -161,7 +162,7 @@ def read_packets(file: BinaryIO, name: str = "packets") -> Iterator[Packet]:
 
 
 def scan_packets(file: BinaryIO, name: str = "packets") -> Iterator[Entry]:
-    """The same without reading the data; for files that can be sought in."""
+    """Iterate over the packets of a regular file without reading their data. Errors are those of `read_packets`."""
     size = _size(file, name)
     offset = 0
     while offset < size:
@@ -198,7 +199,7 @@ def _cut(name: str, offset: int, expected: str, found: int) -> RecordingError:
 
 
 def _read(file: BinaryIO, length: int) -> bytes:
-    """Up to `length` bytes, fewer only at the end."""
+    """Read `length` bytes; fewer only at the end of the file."""
     pieces: list[bytes] = []
     while length > 0 and (piece := file.read(min(length, _PIECE))):
         pieces.append(piece)

@@ -1,4 +1,4 @@
-"""The small records of a recording: tokens, marks, drops and sessions; JSON, so that any MCAP reader shows them."""
+"""Small records of a recording: tokens, marks, drops and sessions. They are JSON, so any MCAP reader can show them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from actscope.errors import RecordingDamaged
 
 
 class Token(msgspec.Struct, frozen=True):
-    """A token recorded by hand: what `record_token` was told."""
+    """A token that `Recorder.record_token` wrote."""
 
     request: str
     position: int
@@ -20,14 +20,14 @@ class Token(msgspec.Struct, frozen=True):
 
 
 class Tokens(msgspec.Struct, frozen=True):
-    """Texts of token ids that had not come before, and tokens recorded by hand."""
+    """Texts of new token ids, and tokens that `Recorder.record_token` wrote."""
 
     texts: dict[int, str] = {}
     tokens: list[Token] = []
 
 
 class Mark(msgspec.Struct, frozen=True):
-    """A request that was chosen to be kept, and why."""
+    """Mark: a request that was selected to be kept, and why."""
 
     request: str
     why: str
@@ -36,7 +36,7 @@ class Mark(msgspec.Struct, frozen=True):
 
 
 class Drop(msgspec.Struct, frozen=True):
-    """Rows `first_row .. first_row + n_rows` that one site has lost, and to what."""
+    """Rows `first_row .. first_row + n_rows` that one site lost, and why."""
 
     site: str
     first_row: int
@@ -45,13 +45,13 @@ class Drop(msgspec.Struct, frozen=True):
 
 
 class Drops(msgspec.Struct, frozen=True):
-    """Losses since the last such record."""
+    """Drops since the previous such record."""
 
     drops: list[Drop]
 
 
 class Session(msgspec.Struct, frozen=True):
-    """A writer has begun (or, with `ended`, has come to its end); the clock pair maps its times to wall time."""
+    """Start of a writer, or its end if `ended`. The clock pair maps CLOCK_MONOTONIC times to wall time."""
 
     monotonic_ns: int
     wall_ns: int
@@ -66,7 +66,7 @@ R = TypeVar("R", bound=msgspec.Struct)
 
 
 def read(body: bytes | memoryview, kind: type[R]) -> R:
-    """One record. Raises RecordingDamaged where it is not what it should be."""
+    """Decode one record. Raises RecordingDamaged when it is not a valid `kind`."""
     try:
         return msgspec.json.decode(body, type=kind)
     except msgspec.DecodeError as error:
@@ -74,4 +74,5 @@ def read(body: bytes | memoryview, kind: type[R]) -> R:
 
 
 def write(record: msgspec.Struct) -> bytes:
+    """Encode one record as JSON."""
     return msgspec.json.encode(record)

@@ -1,6 +1,6 @@
-"""The ledger: labels of rows. Rows are numbered from 0 over the whole recording, and blocks refer to these numbers.
+"""Row labels. Rows are numbered from 0 over the whole recording, and blocks refer to these numbers.
 
-A batch covers the rows `first_row .. first_row + n_rows` of consecutive steps and is zstd over MessagePack.
+A batch holds the labels of some steps, in the order of their rows, as zstd-compressed MessagePack.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import zstandard
 from actscope.errors import RecordingDamaged
 from actscope.frames import Step
 
-#: The label of one row as the reader gives it. `request` counts in `Recording.requests`.
+#: Label of one row, as readers return it. `request` is an index into `Recording.requests`.
 LABEL = np.dtype(
     [
         ("position", "<i8"),
@@ -35,7 +35,7 @@ _MAX_BATCH = 1 << 31
 
 
 class _Wire(msgspec.Struct, array_like=True):
-    """A batch on disk. `first_rows` has each step's first row: steps that did not end leave gaps."""
+    """Batch on disk. `first_rows` is the first row of each step; incomplete steps leave gaps."""
 
     requests: list[str]
     steps: bytes
@@ -46,7 +46,7 @@ class _Wire(msgspec.Struct, array_like=True):
 
 @dataclass(frozen=True, slots=True)
 class RowLabels:
-    """Labels of some steps: `labels` LABEL [n] (request counts in `requests`), `row_ids` int64 [n], and one of `spans` each."""
+    """Labels of some steps: `labels` LABEL [n] (`request` is an index into `requests`), `row_ids` int64 [n], and `spans`."""
 
     requests: list[str]
     labels: np.ndarray
@@ -55,7 +55,7 @@ class RowLabels:
 
 
 def encode(steps: Sequence[tuple[Step, int]]) -> bytes:
-    """One batch; each step comes with the number of its first row."""
+    """Encode a batch of steps, each with the number of its first row."""
     requests: dict[str, int] = {}
     spans = [(requests.setdefault(s.request, len(requests)), s) for step, _ in steps for s in step.spans]
     wire = _Wire(
@@ -76,7 +76,7 @@ def _rows(step: Step) -> np.ndarray:
 
 
 def decode(body: bytes | memoryview) -> RowLabels:
-    """The labels of a batch. Raises RecordingDamaged when its parts do not fit together."""
+    """Decode a batch. Raises RecordingDamaged when it cannot be decoded or its parts are inconsistent."""
     try:
         wire = msgspec.msgpack.decode(zstandard.ZstdDecompressor().decompress(body, _MAX_BATCH), type=_Wire)
         steps, spans = np.frombuffer(wire.steps, _STEP), np.frombuffer(wire.spans, _SPAN)

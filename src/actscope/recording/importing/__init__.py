@@ -1,8 +1,8 @@
-"""Import: a packet stream becomes a recording.
+"""Import of packet streams into recordings.
 
-Streams of ours (see `actscope.recording.format.packets`) say what they hold, and come back as they were. Of foreign ones one must
-say dtype and width. There, a name `<site>/<request>/<position>` is read as such; any other is the site, and positions are counted
-from 0 as its packets come, or are found by a pattern with the groups `site`, `request` and `position`.
+Streams written by actscope (see `actscope.recording.format.packets`) describe their content and are restored as they were.
+Foreign streams need a dtype and a width. Their packet names are parsed as `<site>/<request>/<position>`, or by a pattern with
+the groups `site`, `request` and `position`. Any other name is a site, whose positions count from 0 in the order of its packets.
 """
 
 from actscope.recording.importing.importer import ImportReport, import_packets

@@ -1,4 +1,4 @@
-"""Foreign streams: packets with names and bytes, and nothing else."""
+"""Foreign streams: packets of a name and bytes, without labels."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _MAX_SITES = 4096
 
 @dataclass(frozen=True, slots=True)
 class _Lump:
-    """One packet of a foreign stream: rows of a site, and where they lie."""
+    """A packet of a foreign stream: rows of one site, and their place in the file."""
 
     place: PacketName
     rows: int
@@ -31,7 +31,7 @@ class _Lump:
 
 
 class ForeignStream:
-    """A stream without labels: packets of one request, position and number of rows at several sites are one step."""
+    """Stream without labels. Packets of several sites with the same request, position and number of rows form one step."""
 
     def __init__(self, file: BinaryIO, path: Path, options: ImportOptions) -> None:
         if not options.dtype or not options.width:
@@ -105,7 +105,7 @@ class ForeignStream:
         return entry.length // size
 
     def _check_cuts(self) -> None:
-        """Sites of one request must cut its positions alike, or rows of one token would become different rows."""
+        """Check that all sites of a request split its positions alike: otherwise a token's rows would not be aligned."""
         cuts: dict[str, dict[tuple[int, int], _Lump]] = {}
         for group in self._groups:
             lump = group[0]

@@ -1,4 +1,4 @@
-"""From a packet stream to a recording."""
+"""Import of a packet stream as a recording."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from actscope.runtime.publish import sync_directory
 
 @dataclass(frozen=True, slots=True)
 class ImportReport:
-    """What a stream has become: rows that are labelled, at how many sites; packets that were left out."""
+    """Result of an import: sites, number of labelled rows, requests and packets, and number of skipped packets."""
 
     path: Path
     ours: bool
@@ -35,7 +35,7 @@ class ImportReport:
 
 
 def _silent(stage: str, done: int, total: int) -> None:
-    """Progress that nobody watches."""
+    """Ignore progress."""
 
 
 def import_packets(
@@ -44,10 +44,21 @@ def import_packets(
     options: ImportOptions | None = None,
     progress: Progress = _silent,
 ) -> ImportReport:
-    """Make a recording at `to` from the packet stream in the file `source`. It appears whole, or not at all.
+    """Create a recording from a packet stream. Atomic: `to` appears complete or not at all.
 
-    Raises RecordingError, with the byte, for a stream that is cut off or does not hold together, and when `to` is taken;
-    SettingsError when a foreign stream's dtype and width are not given.
+    Args:
+        source: File with the packet stream.
+        to: Directory of the new recording; must not exist.
+        options: Description of a foreign stream, and the codec; None uses the defaults.
+        progress: Called with the stage, the amount done, and the total.
+
+    Returns:
+        Sites and counts of the new recording.
+
+    Raises:
+        RecordingError: `to` exists, the stream is truncated or inconsistent (the message gives the byte offset), or reading
+            or writing failed.
+        SettingsError: A foreign stream's dtype or width is missing, or `options.names` is not valid.
     """
     path, target, options = Path(source), Path(to).absolute(), options or ImportOptions()
     if os.path.lexists(target):
@@ -88,7 +99,7 @@ def _record(stream: StepStream, target: Path, progress: Progress) -> None:
 
 
 def _header_of(file: BinaryIO, name: str) -> StreamHeader | None:
-    """The header of a stream of ours; None for a foreign one."""
+    """Return the header of an actscope stream, or None for a foreign stream."""
     first = next(scan_packets(file, name), None)
     if first is None:
         raise RecordingError(f"{name}: an empty stream")

@@ -1,4 +1,4 @@
-"""What a foreign stream does not say, and how its rows are kept."""
+"""Import options."""
 
 from __future__ import annotations
 
@@ -12,21 +12,25 @@ from actscope.errors import SettingsError
 
 @dataclass(frozen=True, slots=True)
 class ImportOptions:
-    """What a foreign stream does not say, and how its rows are kept."""
+    """Description of a foreign stream, and codec of the recording.
+
+    Raises:
+        SettingsError: The dtype is not known, or the width is negative.
+    """
 
     dtype: str = ""
-    """Dtype of the rows of a foreign stream: float32, bfloat16 …"""
+    """dtype of a foreign stream's rows: float32, bfloat16 …"""
     width: int = 0
-    """Numbers in one row of a foreign stream."""
+    """Number of values in a row of a foreign stream."""
     names: str = ""
-    """A regular expression for the names of a foreign stream's packets, with a group `site`, and `request` and `position` if
-    the names say them."""
+    """Regular expression for the packet names of a foreign stream, with a group `site` and optionally `request` and
+    `position`."""
     request: str = "imported"
-    """The request of packets that do not say theirs."""
+    """Request id of packets whose name has none."""
     sites: tuple[str, ...] = ()
-    """Patterns of the sites to take; empty: all."""
+    """Patterns of the sites to import; empty: all."""
     codec: str = "lossless"
-    """How the rows are kept (see `actscope.codecs`)."""
+    """Codec of the recording's rows (see `actscope.codecs`)."""
 
     def __post_init__(self) -> None:
         if self.dtype and self.dtype not in DTYPES:
@@ -35,11 +39,12 @@ class ImportOptions:
             raise SettingsError(f"width {self.width}: expected at least 1")
 
     def wants(self, site: str) -> bool:
+        """Return whether a site is selected for import."""
         return not self.sites or any(fnmatchcase(site, pattern) for pattern in self.sites)
 
     @property
     def pattern(self) -> re.Pattern[str] | None:
-        """The names' pattern; SettingsError where it is not one."""
+        """Return the compiled `names`, or None. Raises SettingsError when it is not valid or lacks the group `site`."""
         if not self.names:
             return None
         try:

@@ -1,4 +1,4 @@
-"""Streams of ours: spans with labels, each followed by its rows."""
+"""Streams written by actscope: spans with labels, each followed by its rows."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def decode(data: bytes, kind: type[R], name: str, offset: int) -> R:
 
 
 class OwnStream:
-    """A stream of ours: spans with labels, each followed by its rows."""
+    """Stream written by actscope: spans with labels, each followed by its rows."""
 
     def __init__(self, file: BinaryIO, path: Path, header: StreamHeader, options: ImportOptions) -> None:
         self._file, self._name = file, str(path)
@@ -71,7 +71,7 @@ class OwnStream:
             yield _step_of(pending, self._forms)
 
     def _spans(self) -> Iterator[_LabelledSpan]:
-        """Each span with its rows, and for each request that has ended a span without rows."""
+        """Iterate over the spans with their rows, and over an END span without rows for each finished request."""
         span: _LabelledSpan | None = None
         for packet in read_packets(self._file, self._name):
             self.count.packets += 1
@@ -122,7 +122,7 @@ class _LabelledSpan:
     rows: dict[str, np.ndarray] = field(default_factory=dict)
 
     def continues(self, before: _LabelledSpan) -> bool:
-        """Whether both are of one step, and the same sites have them."""
+        """Return whether both spans belong to one step and have rows at the same sites."""
         mine, theirs = self.labels, before.labels
         alike = (mine.step, mine.time_ns) == (theirs.step, theirs.time_ns) and self.rows.keys() == before.rows.keys()
         return alike and not (self.end or before.end)

@@ -1,4 +1,4 @@
-"""What both kinds of streams are to the importer, and bytes as rows."""
+"""Common interface of both kinds of streams, and conversion of bytes to rows."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from actscope.frames import Frame, Step
 from actscope.recording.format.packets import SiteForm
 from actscope.recording.spec import RecordingSpec
 
-#: Called with (what is being done, done, total).
+#: Called with (stage, amount done, total).
 Progress = Callable[[str, int, int], None]
 Steps = Iterator[tuple[Step, list[Frame]]]
 Texts = Callable[[Iterable[int]], list[str]]
@@ -22,7 +22,7 @@ Texts = Callable[[Iterable[int]], list[str]]
 
 @dataclass(slots=True)
 class Count:
-    """What has come: rows that are labelled, packets, and packets that were left out."""
+    """Counts of labelled rows, requests, packets and skipped packets."""
 
     packets: int = 0
     skipped: int = 0
@@ -31,7 +31,7 @@ class Count:
 
 
 class StepStream(Protocol):
-    """A packet stream as steps."""
+    """Packet stream, read as steps."""
 
     spec: RecordingSpec
     count: Count
@@ -41,7 +41,7 @@ class StepStream(Protocol):
 
 
 def as_rows(data: bytes, form: SiteForm, where: str) -> np.ndarray:
-    """Bytes as rows [n, width] in the carrier of their dtype."""
+    """Return bytes as rows [n, width] of the numpy dtype that carries their dtype."""
     size = form.width * itemsize(form.dtype)
     if not data or len(data) % size:
         raise RecordingError(

@@ -1,1 +1,1 @@
-"""Reading a recording: lazily, by site, request and position."""
+"""Lazy reading of recordings by site, request and position."""

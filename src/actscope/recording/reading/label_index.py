@@ -1,4 +1,4 @@
-"""All labels of a recording, put together from the batches of its ledger."""
+"""Label index: all row labels of a recording, merged from their batches."""
 
 from __future__ import annotations
 
@@ -10,13 +10,24 @@ import numpy as np
 from actscope.frames import RowFlag, SpanFlag
 from actscope.recording.format.row_labels import LABEL, RowLabels
 
-#: Rows that say nothing of a token that is part of the request.
+#: Flags of rows that are not part of their request's text: rejected drafts, and rows after its end.
 SPURIOUS = int(RowFlag.REJECTED | RowFlag.AFTER_EOS)
 
 
 @dataclass(frozen=True, slots=True)
 class RequestSummary:
-    """One request: `present` positions are known of, `computed` of them have a row; times are of CLOCK_MONOTONIC."""
+    """Counts and times of one request.
+
+    Attributes:
+        id: Request id.
+        n_prompt: Prompt length in tokens.
+        present: Request length in tokens, as far as the recording knows it.
+        computed: Number of positions that have a row.
+        first_ns: Earliest time of its rows, CLOCK_MONOTONIC nanoseconds; 0 without rows.
+        last_ns: Latest time of its rows, CLOCK_MONOTONIC nanoseconds; 0 without rows.
+        ended: Whether the request has ended.
+        aborted: Whether the request was aborted.
+    """
 
     id: str
     n_prompt: int
@@ -29,7 +40,7 @@ class RequestSummary:
 
 
 class LabelIndex:
-    """`all` LABEL [n] in the order of `row_ids` int64 [n], which ascend; `requests` in the order of their first step."""
+    """Labels `all` (LABEL [n]) of the rows `row_ids` (int64 [n], ascending), and `requests` in the order of their first step."""
 
     def __init__(self, batches: Iterable[RowLabels]) -> None:
         self.requests: list[str] = []
@@ -37,7 +48,7 @@ class LabelIndex:
         self._n_prompt: list[int] = []
         self._flags: list[int] = []
         self._present: list[int] = []
-        self._final: list[int] = []  # how many tokens the request has in the end; 0: not told
+        self._final: list[int] = []  # final length of each request in tokens; 0: unknown
         parts, ids = [np.empty(0, LABEL)], [np.empty(0, np.int64)]
         for batch in batches:
             parts.append(self._take(batch))
@@ -58,7 +69,7 @@ class LabelIndex:
             after = int(span["first_position"]) + int(span["n_rows"])
             self._present[request] = max(self._present[request], after)
             ends = not span["n_rows"] and span["flags"] & SpanFlag.END
-            self._final[request] = after if ends else 0  # a request that goes on has not ended yet
+            self._final[request] = after if ends else 0  # a later span means that the request has not ended
         labels = batch.labels.copy()
         if len(numbers):
             labels["request"] = numbers[labels["request"]]
@@ -73,7 +84,7 @@ class LabelIndex:
         return self._number[request]
 
     def _flag_what_lies_behind_the_end(self) -> None:
-        """Rows of drafts that the last pass computed, and that were not accepted."""
+        """Flag the rows at or beyond a request's final length as rejected drafts."""
         final = np.array(self._final, np.int64)
         if final.any():
             end = final[self.all["request"]]
@@ -81,10 +92,11 @@ class LabelIndex:
             self._present = [min(p, f) if f else p for p, f in zip(self._present, self._final, strict=True)]
 
     def number_of(self, request: str) -> int | None:
+        """Return the request's index into `requests`, or None if it is unknown."""
         return self._number.get(request)
 
     def of_request(self, request: int) -> np.ndarray:
-        """Indices int64 into `all` of one request's rows, in their order."""
+        """Return the indices (int64) into `all` of one request's rows, in the order of computation."""
         if self._edges is None:
             order = np.argsort(self.all["request"], kind="stable")
             self._edges = order, np.searchsorted(self.all["request"][order], np.arange(len(self.requests) + 1))
@@ -93,7 +105,10 @@ class LabelIndex:
         return found
 
     def newest(self, indices: np.ndarray) -> np.ndarray:
-        """Of one request's rows, for each position the one that was computed last; in the order of positions."""
+        """Return, of one request's rows, the one computed last at each position, in the order of positions.
+
+        Spurious rows are excluded.
+        """
         genuine = indices[(self.all["flags"][indices] & SPURIOUS) == 0]
         positions = self.all["position"][genuine]
         order = np.lexsort((genuine, positions))
@@ -103,6 +118,7 @@ class LabelIndex:
         return kept
 
     def summary(self, request: int) -> RequestSummary:
+        """Return counts and times of one request."""
         rows = self.of_request(request)
         times = self.all["time_ns"][rows]
         flags = SpanFlag(self._flags[request])

@@ -1,4 +1,4 @@
-"""Reading a recording: rows by site, request and position. Works while it is being written, and after a crash."""
+"""Recording reader: rows by site, request and position. Works during writing and after a crash."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ R = TypeVar("R", bound=msgspec.Struct)
 
 @dataclass(frozen=True, slots=True)
 class TokenRow:
-    """One computed token: `stored_bytes` is its share of the blocks that hold it, over all sites."""
+    """A computed token. `time_ns` is CLOCK_MONOTONIC; `stored_bytes` is its share of its blocks, summed over all sites."""
 
     position: int
     token_id: int
@@ -36,12 +36,19 @@ class TokenRow:
 
 
 class Recording:
-    """A recording, read lazily.
+    """Lazy reader of a recording. Opening reads the index; rows are read and decoded on access.
 
     rec = actscope.open("run.acts")
     rec.sites, rec.requests
     rec["layers.3.resid_post"][:100]                                  # numpy [100, d]
     rec.rows("layers.3.resid_post", request="r000001", positions=slice(0, 10))
+
+    Methods that read bodies raise RecordingDamaged when bytes are missing or fail their checksum.
+
+    Attributes:
+        path: Directory of the recording.
+        info: The recording's manifest: model, settings, codecs.
+        sites: Names of the sites, in the order of their channels.
     """
 
     def __init__(self, store: StoreReader) -> None:
@@ -57,52 +64,96 @@ class Recording:
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> Recording:
-        """Raises RecordingError when there is no recording, or one of another version."""
+        """Open the recording at `path`.
+
+        Args:
+            path: Directory of the recording.
+
+        Returns:
+            A reader of the messages written so far; call `refresh` for later ones.
+
+        Raises:
+            RecordingError: There is no recording, or its format version is not supported.
+            RecordingDamaged: No copy of its manifest can be read.
+        """
         store = StoreReader.open(path)
         manifest.check(store.manifest, path)
         return cls(store)
 
     def refresh(self) -> int:
-        """Take in what has been written since: the number of new messages. Site objects from before do not change."""
+        """Read what was written since the last look and return the number of new messages.
+
+        `SiteRows` objects obtained earlier do not change.
+        """
         found = self._store.refresh()
         if found:
             for name in ("_keys", "_labels", "_sites", "texts", "marks", "drops", "sessions", "_bytes_of_rows"):
                 self.__dict__.pop(name, None)
         return found
 
-    # --- what is there --------------------------------------------------------------------------------------------------
+    # --- contents -------------------------------------------------------------------------------------------------------
 
     @property
     def damage(self) -> list[Damage]:
-        """What opening has found to be torn, missing or changed."""
+        """Return the torn, missing or changed parts that the last `open` or `refresh` found."""
         return list(self._store.damage)
 
     @property
     def complete(self) -> bool:
-        """Whether the last writer came to its end."""
+        """Return whether the last writer closed the recording."""
         return bool(self.sessions) and self.sessions[-1].ended
 
     @property
     def requests(self) -> list[str]:
-        """Request ids, in the order in which they began."""
+        """Return the request ids, in the order in which the requests began."""
         return list(self._labels.requests)
 
     def request(self, request: str) -> RequestSummary:
-        """What is known of one request."""
+        """Return counts and times of one request.
+
+        Args:
+            request: Request id.
+
+        Returns:
+            Its summary.
+
+        Raises:
+            RecordingError: The request is not in the recording.
+        """
         return self._labels.summary(self._number(request))
 
     @property
     def n_rows(self) -> int:
-        """Labelled rows; each is one token at every site."""
+        """Return the number of labelled rows. A row is one token at every site."""
         return len(self._labels.row_ids)
 
     def labels(self, request: str | None = None) -> np.ndarray:
-        """LABEL [n] of all rows, or of one request's, in the order in which they were computed."""
+        """Return the labels of all rows or of one request's rows.
+
+        Args:
+            request: Request id; None: all rows.
+
+        Returns:
+            LABEL [n] (`position`, `token_id`, `flags`, `request`, `step`, `time_ns`), in the order of computation.
+
+        Raises:
+            RecordingError: The request is not in the recording.
+        """
         found: np.ndarray = self._labels.all
         return found if request is None else found[self._labels.of_request(self._number(request))]
 
     def wall_ns(self, request: str | None = None) -> np.ndarray:
-        """int64 [n]: wall time of each row of `labels(request)`, nanoseconds since the epoch, by its own writer's clocks."""
+        """Return the wall time of each row of `labels(request)`.
+
+        Args:
+            request: Request id; None: all rows.
+
+        Returns:
+            int64 [n], nanoseconds since the epoch, converted with the clock pair of the session that wrote the row.
+
+        Raises:
+            RecordingError: The request is not in the recording.
+        """
         begun = [session for session in self.sessions if not session.ended]
         offsets = np.array([session.wall_ns - session.monotonic_ns for session in begun], np.int64)
         at = np.searchsorted([session.first_row for session in begun], self._labels.row_ids, side="right") - 1
@@ -111,7 +162,7 @@ class Recording:
 
     @property
     def row_ids(self) -> np.ndarray:
-        """int64 [n]: the number of each row of `labels()`, ascending; gaps are rows whose step did not end."""
+        """Return the number of each row of `labels()`: int64 [n], ascending. Gaps are rows whose step did not complete."""
         found: np.ndarray = self._labels.row_ids
         return found
 
@@ -133,16 +184,17 @@ class Recording:
         """Check every byte on disk: checksums, that all blocks and labels decode, and that rows have labels.
 
         Args:
-            progress: Called with a stage ("bytes", "blocks"), how much is done, and the total.
+            progress: Called with the stage ("bytes" or "blocks"), the amount done, and the total.
 
         Returns:
-            What was found; its `ok` is False when acknowledged bytes are missing or changed, or something does not decode.
+            The findings. `ok` is False when acknowledged bytes are missing or changed, or when a message does not decode.
         """
         return verify(self.path, progress) if progress else verify(self.path)
 
     # --- rows -----------------------------------------------------------------------------------------------------------
 
     def __getitem__(self, site: str) -> SiteRows:
+        """Return the rows of a site as a lazy array [n, d]. Raises SiteError if the site is not in the recording."""
         if site not in self.sites:
             raise SiteError(f"{self.path} has no site {site!r}; it has {', '.join(self.sites)}")
         if site not in self._sites:
@@ -151,9 +203,25 @@ class Recording:
         return self._sites[site]
 
     def rows(self, site: str, request: str | None = None, positions: Positions | None = None) -> Rows:
-        """Rows of a request in the order of positions, each as it was computed last; without a request, all rows as they came.
+        """Return rows of a site, with their labels.
 
-        A slice gives what is there; positions that are named one by one must be there, else RecordingError.
+        With a request: its rows in the order of positions, each as computed last, without spurious rows. Without a request: all
+        rows of the site in the order of computation.
+
+        Args:
+            site: Name of the site.
+            request: Request id; None: all rows.
+            positions: An int, a slice or a sequence of ints. Needs a request. A slice selects the rows that exist, in ascending
+                order; positions given one by one must all exist. None: all positions.
+
+        Returns:
+            Values [n, d] (bfloat16 as float32, exactly) and labels LABEL [n].
+
+        Raises:
+            SiteError: The site is not in the recording.
+            RecordingError: The request is not in the recording, `positions` lacks a request, or a position was not computed
+                or not kept.
+            RecordingDamaged: A block cannot be read.
         """
         found = self[site]
         if request is None:
@@ -185,18 +253,39 @@ class Recording:
         return at
 
     def iter_rows(self, site: str, batch_rows: int = 4096) -> Iterator[Rows]:
-        """All rows of a site in order, without holding more than a few blocks in memory."""
+        """Iterate over all rows of a site in order, with only a few decoded blocks in memory.
+
+        Args:
+            site: Name of the site.
+            batch_rows: Maximum rows of a batch.
+
+        Returns:
+            An iterator of batches: values [n, d] and labels LABEL [n], n <= `batch_rows`.
+
+        Raises:
+            SiteError: The site is not in the recording.
+        """
         return self[site].batches(batch_rows)
 
     # --- tokens ---------------------------------------------------------------------------------------------------------
 
     @cached_property
     def texts(self) -> dict[int, str]:
-        """Texts of the token ids, where a tokenizer was known."""
+        """Return the texts of token ids. Empty if no tokenizer was available."""
         return {i: text for record in self._records(Kind.TOKENS, records.Tokens) for i, text in record.texts.items()}
 
     def tokens(self, request: str) -> list[TokenRow]:
-        """The computed tokens of a request, in the order of positions."""
+        """Return the computed tokens of a request, in the order of positions.
+
+        Args:
+            request: Request id.
+
+        Returns:
+            One `TokenRow` for each position that has a row.
+
+        Raises:
+            RecordingError: The request is not in the recording.
+        """
         labels = self._labels
         newest = labels.newest(labels.of_request(self._number(request)))
         return [
@@ -207,12 +296,12 @@ class Recording:
         ]
 
     def recorded_tokens(self) -> list[records.Token]:
-        """Tokens that were recorded by hand."""
+        """Return the tokens that `Recorder.record_token` wrote."""
         return [token for record in self._records(Kind.TOKENS, records.Tokens) for token in record.tokens]
 
     @cached_property
     def _bytes_of_rows(self) -> np.ndarray:
-        """float64 [n_rows]: stored bytes of each labelled row, a block's bytes shared evenly."""
+        """Return float64 [n_rows]: the stored bytes of each labelled row; a block's bytes are divided evenly."""
         ids = self._labels.row_ids
         total = np.zeros(int(ids.max(initial=-1)) + 2)
         for site in self.sites:
@@ -229,19 +318,20 @@ class Recording:
 
     @cached_property
     def marks(self) -> list[records.Mark]:
+        """Return the marks: requests that were selected, and why."""
         return self._records(Kind.MARK, records.Mark)
 
     @cached_property
     def drops(self) -> list[records.Drop]:
-        """Every loss that the pipeline has counted."""
+        """Return the row ranges that the recorder dropped, by site."""
         return [drop for record in self._records(Kind.DROPS, records.Drops) for drop in record.drops]
 
     @cached_property
     def sessions(self) -> list[records.Session]:
-        """Beginnings and ends of the writers."""
+        """Return the session records: one at the start of each writer, one at its end."""
         return self._records(Kind.SESSION, records.Session)
 
-    # --- inside -----------------------------------------------------------------------------------------------------------
+    # --- internals --------------------------------------------------------------------------------------------------------
 
     @cached_property
     def _keys(self) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""The rows of one site, read lazily: only the blocks that are asked for are read and decoded."""
+"""Lazy rows of one site: only the blocks of the selected rows are read and decoded."""
 
 from __future__ import annotations
 
@@ -20,7 +20,12 @@ _CACHED_BYTES = 64 << 20
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """Values [n, d] and their labels LABEL [n]. bfloat16 comes as float32, exactly."""
+    """Rows and their labels.
+
+    Attributes:
+        values: [n, d], of the site's dtype; bfloat16 is converted to float32, exactly.
+        labels: LABEL [n], one for each row.
+    """
 
     values: np.ndarray
     labels: np.ndarray
@@ -31,7 +36,7 @@ class Rows:
 
 @dataclass(frozen=True, slots=True)
 class ErrorStats:
-    """Relative L2 error of `rows` rows, ||x - x'|| / ||x||: mean, p99.9 (an upper end, 9 % wide), worst. 0 is lossless."""
+    """Relative L2 error ||x - x'|| / ||x|| of `rows` rows; 0 is lossless. `p999` is rounded up by at most 9 %."""
 
     mean: float
     p999: float
@@ -41,7 +46,7 @@ class ErrorStats:
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """Bytes: on disk with all headers, as float32, and in the dtype they came in."""
+    """Sizes in bytes: `stored` on disk with codec states, `fp32` as float32, `source` in the source dtype."""
 
     stored: int
     fp32: int
@@ -57,7 +62,7 @@ class Sizes:
 
 
 class Blocks:
-    """The blocks of one site in the order of their rows, decoded on demand; a few are kept."""
+    """Blocks of one site in the order of their rows, decoded on demand, with an LRU cache of 64 MiB."""
 
     def __init__(self, store: StoreReader, entries: np.ndarray) -> None:
         keys = np.ascontiguousarray(entries["key"]).view(KEY).reshape(-1)
@@ -77,16 +82,17 @@ class Blocks:
 
     @property
     def row_ids(self) -> np.ndarray:
-        """int64: the rows that these blocks hold, ascending."""
+        """Return the numbers (int64, ascending) of the rows in these blocks."""
         counts = self.keys["n_rows"].astype(np.int64)
         starts = np.cumsum(counts) - counts
         return np.repeat(self.keys["first_row"].astype(np.int64) - starts, counts) + np.arange(counts.sum())
 
     def dtype_of(self, block: int) -> str:
+        """Return the source dtype of a block."""
         return DTYPE_NAMES[int(self.keys["dtype"][block])]
 
     def decoded(self, block: int) -> np.ndarray:
-        """The rows of one block [n, d], bfloat16 as uint16. Raises RecordingDamaged, CodecError."""
+        """Return the rows of one block, [n, d], bfloat16 as uint16. Raises RecordingDamaged or CodecError."""
         if block not in self._cache:
             self._remember(block, self._decode(block))
         self._cache.move_to_end(block)
@@ -120,14 +126,14 @@ class Blocks:
         return bytes(self._store.read(states[int(np.argmax(states["number"]))]))
 
     def row_errors(self, block: int) -> np.ndarray | None:
-        """float32 [n]: each row's relative error, rounded up by at most 9 %; None for a lossless block."""
+        """Return the relative error of each row, float32 [n], rounded up by at most 9 %; None for a lossless block."""
         if not self.keys["flags"][block] & BlockFlag.LOSSY:
             return None
         body = self._store.read(self.entries[block])
         return errors_of(np.frombuffer(body[: int(self.keys["n_rows"][block])], np.uint8))
 
     def codec_names(self) -> dict[str, int]:
-        """How many rows each codec holds."""
+        """Return the number of rows by codec name."""
         names = {name_of(int(code)) for code in np.unique(self.keys["codec"])}
         rows = self.keys["n_rows"].astype(np.int64)
         codecs = np.array([name_of(int(code)) for code in self.keys["codec"]])
@@ -135,9 +141,16 @@ class Blocks:
 
 
 class SiteRows:
-    """Every labelled row of one site, as a lazy array [n, d]. Index with an int, a slice or an array of either kind.
+    """Labelled rows of one site as a lazy array [n, d], in the order of computation.
 
-    float32, float16 and float64 come as they are, bfloat16 as float32 (exactly); `torch` gives the dtype they came in.
+    Index with an int (gives [d]), a slice, an index array or a bool array (give [n, d]). Values have the source dtype, except
+    that bfloat16 is converted to float32, exactly; `torch` and `native` keep the source dtype. Reading raises RecordingDamaged or
+    CodecError for a block that cannot be read or decoded.
+
+    Attributes:
+        name: Name of the site.
+        blocks: The site's blocks.
+        labels: LABEL [n], one for each row.
     """
 
     def __init__(self, name: str, blocks: Blocks, row_ids: np.ndarray, labels: np.ndarray) -> None:
@@ -157,25 +170,27 @@ class SiteRows:
 
     @property
     def width(self) -> int:
+        """Return d, the number of values in a row; 0 without blocks."""
         return int(self.blocks.keys["width"][0]) if len(self.blocks) else 0
 
     @property
     def shape(self) -> tuple[int, int]:
+        """Return (n, d)."""
         return len(self), self.width
 
     @property
     def source_dtype(self) -> str:
-        """The dtype that the rows came in."""
+        """Return the dtype in which the rows were recorded; "float32" without blocks."""
         return self.blocks.dtype_of(0) if len(self.blocks) else "float32"
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """The dtype of the arrays that come out."""
+        """Return the numpy dtype of the arrays that indexing returns."""
         return np.dtype("float32" if self.source_dtype == "bfloat16" else self.source_dtype)
 
     @property
     def row_ids(self) -> np.ndarray:
-        """int64 [n]: the rows' numbers in the recording; the same number is the same token at every site."""
+        """Return the rows' numbers in the recording, int64 [n]. Equal numbers mean the same token at every site."""
         return self._ids
 
     def __getitem__(self, index: Any) -> np.ndarray:
@@ -193,20 +208,41 @@ class SiteRows:
         return np.asarray(self[:], dtype=dtype)
 
     def torch(self, index: Any = slice(None)) -> Any:
-        """Rows [n, d] (or [d] for an int) as a torch tensor of their own dtype."""
+        """Return rows as a torch tensor of the source dtype.
+
+        Args:
+            index: An int, a slice, an index array or a bool array.
+
+        Returns:
+            Tensor [n, d], or [d] for an int.
+        """
         ids = self._ids[index]
         rows = as_torch(self._gather(np.atleast_1d(ids)), self.source_dtype)
         return rows[0] if np.ndim(ids) == 0 else rows
 
     def native(self, index: Any = slice(None)) -> np.ndarray:
-        """Rows as they came, without conversion: bfloat16 as uint16 of its bits."""
+        """Return rows without conversion.
+
+        Args:
+            index: An int, a slice, an index array or a bool array.
+
+        Returns:
+            Array [n, d], or [d] for an int, of the source dtype; bfloat16 as the uint16 of its bits.
+        """
         ids = self._ids[index]
         rows = self._gather(np.atleast_1d(ids))
         found: np.ndarray = rows[0] if np.ndim(ids) == 0 else rows
         return found
 
     def batches(self, batch_rows: int) -> Iterator[Rows]:
-        """All rows in order, so many at a time."""
+        """Iterate over all rows in order.
+
+        Args:
+            batch_rows: Maximum rows of a batch.
+
+        Returns:
+            An iterator of batches: values [n, d] and labels LABEL [n], n <= `batch_rows`.
+        """
         for start in range(0, len(self), batch_rows):
             part = slice(start, start + batch_rows)
             yield Rows(self[part], self.labels[part])
@@ -225,7 +261,7 @@ class SiteRows:
         return out
 
     def errors(self) -> ErrorStats:
-        """Measured errors of all rows, the lossless ones included."""
+        """Return the measured errors of all rows, lossless ones included."""
         keys = self.blocks.keys
         rows = keys["n_rows"].astype(np.int64)
         found = [self.blocks.row_errors(block) for block in np.flatnonzero(keys["flags"] & BlockFlag.LOSSY).tolist()]
@@ -239,6 +275,7 @@ class SiteRows:
         return ErrorStats(mean, p999, worst, len(every))
 
     def sizes(self) -> Sizes:
+        """Return the sizes of the site's rows, in bytes."""
         keys = self.blocks.keys
         fp32 = int((keys["n_rows"].astype(np.int64) * keys["width"]).sum()) * 4
         return Sizes(self.blocks.all_bytes, fp32, int(keys["raw_bytes"].sum()))

@@ -1,4 +1,4 @@
-"""What a recording is, in figures: sizes, ratios, measured errors, coverage, drops."""
+"""Summary figures of a recording: sizes, ratios, measured errors, coverage, drops."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def describe(recording: Recording, n_requests: int = 5) -> dict[str, Any]:
-    """Return everything that `actscope info` shows, as JSON values; `n_requests` of the requests are listed (0: all)."""
+    """Return everything that `actscope info` shows, as JSON values. Lists at most `n_requests` requests (0: all)."""
     sites = {site: _site(recording, site) for site in recording.sites}
     stored = sum(site["stored_bytes"] for site in sites.values())
     ids = recording.requests
@@ -45,7 +45,7 @@ def describe(recording: Recording, n_requests: int = 5) -> dict[str, Any]:
 
 
 def rows_after_end(recording: Recording) -> int:
-    """Count rows that a batch computed for requests whose answer had ended; a capture leaves them out."""
+    """Return the number of rows that a batch computed for requests after their end."""
     return int(np.count_nonzero(recording.labels()["flags"] & int(RowFlag.AFTER_EOS)))
 
 
@@ -88,7 +88,7 @@ def _events(recording: Recording) -> dict[str, Any]:
 
 
 def summarize(recording: Recording) -> dict[str, Any]:
-    """Return counts, sizes and errors. Ratios are of rows only, bytes per token of the blocks of rows."""
+    """Return counts, sizes and errors as JSON values. `stored_bytes` and the ratios cover row blocks and codec states only."""
     sizes = [recording[site].sizes() for site in recording.sites]
     errors = [recording[site].errors() for site in recording.sites]
     stored = sum(size.stored for size in sizes)

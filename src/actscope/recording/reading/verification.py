@@ -1,4 +1,4 @@
-"""Verification of a recording: every byte checked, and everything decoded."""
+"""Verification of a recording: checks every byte and decodes every message."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ Progress = Callable[[str, int, int], None]
 
 
 def _silent(stage: str, done: int, total: int) -> None:
-    """The progress of a call that shows none."""
+    """Ignore progress."""
 
 
 @dataclass
 class Verification:
-    """What was found. `ok`: nothing that was acknowledged is missing or changed, and everything decodes.
+    """Findings of a verification. `ok`: no acknowledged bytes are missing or changed, and every message decodes.
 
-    unlabelled   rows in blocks without a label: of steps that never ended; they are never delivered
-    absent       site -> labelled rows that are not in its blocks: dropped, or lost with a crash before they were written
-    dropped      site -> rows that the recorder has counted as dropped
+    unlabelled   rows in blocks without a label, from steps that never completed; never returned to readers
+    absent       site -> labelled rows that are not in its blocks: dropped, or lost in a crash before they were written
+    dropped      site -> rows that the recorder counted as dropped
     """
 
     path: str
@@ -45,12 +45,15 @@ class Verification:
 
     @property
     def ok(self) -> bool:
+        """Return whether the recording is intact."""
         return not self.problems and not any(damage["acknowledged"] for damage in self.damage)
 
     def as_dict(self) -> dict[str, Any]:
+        """Return the findings as JSON values."""
         return {"ok": self.ok, **asdict(self)}
 
     def as_text(self) -> str:
+        """Return the findings as text, one a line."""
         lines = [f"{damage['says']}" for damage in self.damage] + self.problems
         lines += [
             f"{self.path}: {'ok' if self.ok else 'DAMAGED'}",
@@ -72,16 +75,15 @@ def verify(path: Path, progress: Progress = _silent) -> Verification:
     """Check every byte of a recording: checksums, that all blocks and labels decode, and that rows have labels.
 
     Args:
-        path: The recording's directory. Nothing in it is changed.
-        progress: Called with a stage ("bytes", "blocks"), how much is done, and the total.
+        path: The recording's directory. It is only read.
+        progress: Called with the stage ("bytes" or "blocks"), the amount done, and the total.
 
     Returns:
-        What was found; `ok` is False when acknowledged bytes are missing or changed, or something does not decode.
+        The findings. `ok` is False when acknowledged bytes are missing or changed, or when a message does not decode.
 
     Raises:
         RecordingError: There is no recording.
     """
-
     verdict = Verification(str(path))
     try:
         store = StoreReader.open(path)
@@ -98,7 +100,7 @@ def verify(path: Path, progress: Progress = _silent) -> Verification:
 
 
 def _check_records(store: StoreReader, verdict: Verification) -> np.ndarray:
-    """Decode everything that is not rows; the row numbers that have labels, ascending."""
+    """Decode all messages other than row blocks. Return the numbers (int64, ascending) of the rows that have labels."""
     keys = np.ascontiguousarray(store.entries["key"]).view(KEY).reshape(-1)
     kinds: dict[int, Any] = {
         Kind.TOKENS: records.Tokens,

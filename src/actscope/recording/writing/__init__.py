@@ -1,1 +1,1 @@
-"""The recording pipeline: per-site queues, codec workers, the recorder, resume."""
+"""Recording pipeline: per-site queues, codec workers, recorder, resume."""

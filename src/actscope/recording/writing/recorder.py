@@ -1,4 +1,4 @@
-"""The recorder: a sink that takes rows from the model's thread, has them encoded by workers, and keeps them in a store."""
+"""Recorder: a sink that queues rows from the model's thread, encodes them in worker threads and appends them to a store."""
 
 from __future__ import annotations
 
@@ -42,13 +42,18 @@ from actscope.store import Store
 
 log = logging.getLogger("actscope.recording")
 
-#: Rows whose labels share a message, at most; a step that is larger has one of its own.
-_LEDGER_ROWS = 1 << 16
+#: Maximum rows whose labels share a message. A larger step has its own message.
+_LABEL_ROWS = 1 << 16
 
 
 @dataclass(slots=True)
 class RecorderStats(SinkStats):
-    """`dropped_rows` counts a row once for each site that lost it. Bytes are of rows: as they came, and as they are stored."""
+    """Runtime statistics of a recorder.
+
+    `dropped_rows` counts a row once for each site that lost it. `source_bytes` and `stored_bytes` are the sizes of the encoded
+    rows before and after encoding. `held_bytes` is the current size of the rows in queues and with workers. `written_rows` and
+    `durable_rows` count from the recording's first row.
+    """
 
     incomplete_steps: int = 0
     dropped_by_site: dict[str, int] = field(default_factory=dict)
@@ -64,11 +69,20 @@ class RecorderStats(SinkStats):
 
 
 class Recorder:
-    """Keeps the rows of steps in a recording. A `Sink`, and more: sites may come one by one while a pass runs.
+    """`Sink` that writes the rows of steps to a recording. Use `create`.
 
-    `begin`, `put`, `end` and `write` are called on the model's thread. They copy nothing: the rows they are given are the
-    recorder's from then on. What is acknowledged: rows before `stats().written_rows` survive the death of this process,
-    rows before `stats().durable_rows` also a power cut.
+    Call `write`, or `begin`, `put` for each site and `end`, on the model's thread. They do not copy contiguous rows, so callers
+    must not change the rows afterwards. All other methods may be called from any thread.
+
+    Rows before `stats().written_rows` survive the death of this process. Rows before `stats().durable_rows` also survive power
+    loss. A second process must not write; a fork()ed child must not use its parent's recorder.
+
+    Attributes:
+        path: Directory of the recording.
+        spec: Contents of the recording.
+        options: Settings of the pipeline.
+        known_requests: Ids of the requests that the recording held when this writer began.
+        texts: Tokenizer callback from token ids to texts, or None. Set it before the first step.
     """
 
     def __init__(self, store: Store, spec: RecordingSpec, options: PipelineOptions, begun: Resume) -> None:
@@ -84,12 +98,12 @@ class Recorder:
         self._next_row, self._step_base = begun.next_row, begun.last_step
         self._written = self._durable = begun.next_row
         self._shapes: dict[str, tuple[str, int]] = dict(begun.shapes)  # dtype and width of each site
-        self._open: dict[int, int] = {}  # first row of each step under way, by its number
+        self._open: dict[int, int] = {}  # first row of each open step, by step number
         self._unwritten: list[tuple[Step, int]] = []
         self._drops: list[records.Drop] = []
         self._known_texts: set[int] = set()
         self._checkpointed = begun.next_row
-        self._last_number = 0  # of the store's messages
+        self._last_number = 0  # highest message number of the store
         self._milestones: deque[tuple[int, int]] = deque()  # (rows, the message after which they are all in the store)
         self._lock = threading.Lock()
         self._notes = threading.Lock()  # one writer of labels and small records at a time
@@ -115,10 +129,20 @@ class Recorder:
         *,
         resume: bool = False,
     ) -> Recorder:
-        """A new recording; with `resume`, the one that is there already goes on.
+        """Create a recording and its writer, or continue an existing one.
 
-        Raises RecordingError when there is one and `resume` is not set, or when its sites or model are others;
-        RecordingDamaged when what it had acknowledged is not there any more.
+        Args:
+            path: Directory of the recording. It must be empty or absent, unless `resume` continues a recording there.
+            spec: Sites, codecs, model and settings.
+            options: Settings of the pipeline; None uses the defaults.
+            resume: Continue the recording at `path`, if there is one. A crashed one is recovered first.
+
+        Returns:
+            A running recorder. Close it.
+
+        Raises:
+            RecordingError: The directory is not empty, another writer has the recording, or its sites or model differ.
+            RecordingDamaged: Acknowledged bytes of the recording are missing or changed.
         """
         options = options or PipelineOptions()
         store_options = replace(options.store, buffer_bytes=options.store_bytes)
@@ -136,29 +160,48 @@ class Recorder:
     # --- on the model's thread ------------------------------------------------------------------------------------------
 
     def write(self, step: Step, frames: list[Frame]) -> None:
-        """All frames of a step at once; frames of sites that are not recorded are left out."""
+        """Write a step with all of its frames: `begin`, `put` and `end` in one call.
+
+        Args:
+            step: The step, with its labels.
+            frames: Rows [step.n_rows, d] of each site. Frames of sites that are not recorded are ignored.
+
+        Raises:
+            RecordingError: See `put`.
+            RecordingPoisoned: The disk has failed, and the policy is not `drop`.
+        """
         self.begin(step)
         try:
             for frame in frames:
                 if frame.site in self._lanes:
                     self.put(step, frame.site, frame.rows, frame.dtype)
-        except BaseException:  # a step that stays open would hold up all that is acknowledged after it
+        except BaseException:  # an open step would block the acknowledgment of all later rows
             self.end(step, complete=False)
             raise
         self.end(step)
 
     def begin(self, step: Step) -> None:
-        """A step whose labels are known begins. Step numbers must differ among the steps under way."""
+        """Begin a step and assign its row numbers. Open steps must have distinct numbers."""
         with self._lock:
             self._open[step.number] = self._next_row
             self._next_row += step.n_rows
 
     def put(self, step: Step, site: str, rows: Any, dtype: str | None = None) -> bool:
-        """Rows [step.n_rows, d] of one site, numpy or torch on the CPU; False when they were dropped, and counted.
+        """Queue the rows of one site. Blocks under policy "block" while the queue is full (back pressure).
 
-        All rows of a site have one width and dtype; `dtype` is "bfloat16" for uint16 arrays of its bits. Raises RecordingError
-        under policy "error" when the queue is full, RecordingPoisoned when the disk has failed, and RecordingError for rows
-        that do not fit the step or the site.
+        Args:
+            step: An open step (see `begin`).
+            site: Name of a recorded site.
+            rows: [step.n_rows, d], a numpy array or a torch tensor on the CPU. A site has one width and dtype.
+            dtype: "bfloat16" for a uint16 array of bfloat16 bits; None: the dtype of `rows`.
+
+        Returns:
+            True, or False when the rows were dropped and counted (policy "drop").
+
+        Raises:
+            RecordingError: The rows do not fit the step or the site, the queue is full under policy "error", or the recorder
+                is closed (policy "block" or "error").
+            RecordingPoisoned: The disk has failed (policy "block" or "error").
         """
         array, dtype = as_numpy(rows, dtype)
         self._check(step, site, array, dtype)
@@ -187,7 +230,7 @@ class Recorder:
             )
 
     def _lose(self, site: str, pieces: Sequence[QueuedRows]) -> None:
-        """Count rows that are not kept; the recording says which, unless it can say nothing any more."""
+        """Count lost rows. Queue a drop record for the recording, unless it has failed."""
         with self._lock:
             for piece in pieces:
                 self._stats.dropped_rows += len(piece.rows)
@@ -196,7 +239,7 @@ class Recorder:
                     self._drops.append(records.Drop(site, piece.first_row, len(piece.rows)))
 
     def _refuse(self) -> None:
-        """Raise, where the policy is not to drop, for what has just been lost."""
+        """Raise for lost rows, unless the policy is "drop"."""
         if self.options.policy == "drop":
             return
         self._check_alive()
@@ -208,7 +251,7 @@ class Recorder:
         raise RecordingError(f"{self.path}: the recording is closed")
 
     def end(self, step: Step, complete: bool = True) -> None:
-        """The step has ended. Rows of a step that is not complete keep no label, and are never delivered."""
+        """End a step. Rows of an incomplete step get no labels, so readers never return them."""
         with self._lock:
             first = self._open.pop(step.number)
             self._stats.steps += 1
@@ -216,7 +259,7 @@ class Recorder:
                 self._stats.incomplete_steps += 1
                 return
             if self._failure is not None:
-                return  # its rows were counted as lost, and labels can go nowhere
+                return  # its rows were counted as lost, and labels cannot be written
             self._stats.rows += step.n_rows
             numbered = Step(step.number + self._step_base, step.time_ns, step.spans, step.meta, step.generation)
             self._unwritten.append((numbered, first))
@@ -224,17 +267,24 @@ class Recorder:
     # --- from any thread ------------------------------------------------------------------------------------------------
 
     def mark(self, request: str, why: str = "") -> None:
-        """Say in the recording that this request was chosen."""
+        """Write a mark: this request was selected, and why. Raises RecordingPoisoned when the disk has failed."""
         now = clock_pair()
         self._note(Kind.MARK, records.Mark(request, why, now.monotonic_ns, now.wall_ns))
 
     def record_token(self, request: str, position: int, token_id: int, text: str = "") -> None:
-        """Keep a token that no forward pass shows; for hand-written loops."""
+        """Write a token that no step contains, for hand-written loops. Raises RecordingPoisoned when the disk has failed."""
         token = records.Token(request, position, token_id, text, monotonic_ns())
         self._note(Kind.TOKENS, records.Tokens(tokens=[token]))
 
     def flush(self) -> int:
-        """Have all that was put written to the file; it then survives the death of this process. Rows written so far."""
+        """Write all rows put so far to the file. They then survive the death of this process.
+
+        Returns:
+            Number of the first row that is not written.
+
+        Raises:
+            RecordingPoisoned: The disk has failed.
+        """
         upto, number = self._hand_over()
         with self._noticing_failure():
             self._store.wait_written(number)
@@ -242,7 +292,14 @@ class Recorder:
         return upto
 
     def sync(self) -> int:
-        """The same, and through to the disk: it then survives a power cut."""
+        """Write all rows put so far and make them durable. They then survive power loss.
+
+        Returns:
+            Number of the first row that is not durable.
+
+        Raises:
+            RecordingPoisoned: The disk has failed.
+        """
         upto, _ = self._hand_over()
         with self._noticing_failure():
             self._store.sync()
@@ -250,7 +307,14 @@ class Recorder:
         return upto
 
     def checkpoint(self) -> int:
-        """Make everything durable and say so in `checkpoint.json` beside the segments. Rows durable so far."""
+        """Make all rows put so far durable, then publish `checkpoint.json` beside the segments.
+
+        Returns:
+            Number of the first row that is not durable.
+
+        Raises:
+            RecordingPoisoned: The disk has failed.
+        """
         upto = self.sync()
         steps = self._step_base + self._stats.steps
         note = {"rows": upto, "steps": steps, "wall_ns": time.time_ns(), "codecs": self.reports()}
@@ -261,38 +325,41 @@ class Recorder:
         return upto
 
     def reports(self) -> dict[str, Any]:
-        """What each site's codec says of itself."""
+        """Return the report of each site's codec, by site."""
         return {site: e.report() for site, e in zip(self.spec.sites, self._encoders, strict=True)}
 
     def stats(self) -> RecorderStats:
-        """Counts since this writer began; `written_rows` and `durable_rows` count from the recording's first row."""
-        lanes = self._lanes
+        """Return runtime statistics since this writer began."""
+        queues = self._lanes
         with self._lock:
             return replace(
                 self._stats,
                 dropped_by_site=dict(self._stats.dropped_by_site),
-                held_bytes=lanes.held,
-                held_bytes_max=lanes.held_max,
-                seconds_blocked=lanes.seconds_blocked,
+                held_bytes=queues.held,
+                held_bytes_max=queues.held_max,
+                seconds_blocked=queues.seconds_blocked,
                 written_rows=self._written,
                 durable_rows=self._durable,
             )
 
     @property
     def direct(self) -> tuple[bool, str]:
-        """Whether writes bypass the page cache, and why."""
+        """Return whether writes bypass the page cache (O_DIRECT), and why."""
         return self._store.direct, self._store.direct_reason
 
     @property
     def failure(self) -> Exception | None:
-        """What stopped the recording, if anything did."""
+        """Return the error that stopped the recording, or None."""
         return self._failure
 
     def close(self) -> None:
-        """Write all that waits, make it durable, finish the last segment. A second call does nothing, but go on where
-        an interrupt has ended the first while it waited; nor does a call in a fork()ed child.
+        """Write all queued rows, make them durable and finish the last segment.
 
-        Raises RecordingPoisoned when the disk failed on the way: what had been acknowledged before is still there.
+        Idempotent: a second call does nothing, or resumes a first one that was interrupted while it waited for the workers.
+        A call in a fork()ed child does nothing.
+
+        Raises:
+            RecordingPoisoned: The disk has failed. Rows acknowledged before that remain.
         """
         if self._closed or os.getpid() != self._pid:
             return
@@ -324,17 +391,17 @@ class Recorder:
 
     def _work(self) -> None:
         while (taken := self._lanes.take()) is not None:
-            lane, pieces = taken
+            queue, pieces = taken
             try:
                 if self._failure is None:
-                    self._keep(lane, pieces)
+                    self._keep(queue, pieces)
                 else:
-                    self._lose(lane.site, pieces)
-            except Exception as error:  # the disk's failure: nothing after it would be in order
+                    self._lose(queue.site, pieces)
+            except Exception as error:  # a disk failure: later blocks cannot be appended
                 self._fail(error)
-                self._lose(lane.site, pieces)
+                self._lose(queue.site, pieces)
             finally:
-                self._lanes.give_back(lane, pieces)
+                self._lanes.give_back(queue, pieces)
 
     def _fail(self, error: Exception) -> None:
         if self._failure is None:
@@ -342,24 +409,24 @@ class Recorder:
             log.error("%s: recording has stopped: %s", self.path, error)
 
     def _check_alive(self) -> None:
-        """RecordingPoisoned once the recording has stopped."""
+        """Raise RecordingPoisoned if the recording has stopped."""
         if self._failure is not None:
             raise self._stopped(self._failure) from self._failure
 
     def _stopped(self, failure: Exception) -> RecordingPoisoned:
         return RecordingPoisoned(f"{self.path}: recording has stopped: {failure}")
 
-    def _keep(self, lane: SiteQueue, pieces: list[QueuedRows]) -> None:
+    def _keep(self, queue: SiteQueue, pieces: list[QueuedRows]) -> None:
         first = pieces[0]
         rows = first.rows if len(pieces) == 1 else np.concatenate([piece.rows for piece in pieces])
         limit = max(1, 2 * self.options.block_bytes // max(1, rows.nbytes // len(rows)))
-        for start in range(0, len(rows), limit):  # one step may be many blocks
+        for start in range(0, len(rows), limit):  # a large step spans several blocks
             part = rows[start : start + limit]
-            self._append(lane, replace(first, first_row=first.first_row + start, rows=part))
+            self._append(queue, replace(first, first_row=first.first_row + start, rows=part))
 
-    def _append(self, lane: SiteQueue, block: QueuedRows) -> None:
-        encoded = self._encode(lane, block)
-        channel = channel_of_site(lane.site)
+    def _append(self, queue: SiteQueue, block: QueuedRows) -> None:
+        encoded = self._encode(queue, block)
+        channel = channel_of_site(queue.site)
         if encoded.new_state is not None:
             self._send(channel, key(Kind.STATE, state=encoded.state), [encoded.new_state], block.time_ns)
         fields: dict[str, float] = {}
@@ -386,13 +453,13 @@ class Recorder:
             self._stats.source_bytes += block.rows.nbytes
             self._stats.stored_bytes += sum(len(part) for part in parts)
 
-    def _encode(self, lane: SiteQueue, block: QueuedRows) -> Encoded:
+    def _encode(self, queue: SiteQueue, block: QueuedRows) -> Encoded:
         try:
-            return self._encoders[lane.index].encode(block.rows, block.dtype)
+            return self._encoders[queue.index].encode(block.rows, block.dtype)
         except Exception:  # a codec that fails must not cost the rows
-            if lane.site not in self._reported:
-                self._reported.add(lane.site)
-                log.exception("%s: the codec failed; such blocks are stored as they are", lane.site)
+            if queue.site not in self._reported:
+                self._reported.add(queue.site)
+                log.exception("%s: the codec failed; such blocks are stored as they are", queue.site)
             return encoder("none").encode(block.rows, block.dtype)
 
     # --- labels and small records -----------------------------------------------------------------------------------------
@@ -409,10 +476,10 @@ class Recorder:
                 return
 
     def _note_progress(self) -> None:
-        """See which rows have reached the file, and the disk, since the last look."""
+        """Update the counts of written and durable rows."""
         with self._lock:
             upto = min([self._next_row, *self._open.values()])
-        rows = self._lanes.first_held(upto)  # first: a block that the store gets after `number` must not count
+        rows = self._lanes.first_held(upto)  # before `number`: blocks appended after it must not count
         number = self._write_notes()
         self._milestones.append((rows, number))
         self._written = max([self._written, *(rows for rows, n in self._milestones if n <= self._store.written)])
@@ -433,7 +500,7 @@ class Recorder:
             raise self._stopped(error) from error
 
     def _hand_over(self) -> tuple[int, int]:
-        """Give the store all rows and labels put so far. The row after the last one, and the last message's number."""
+        """Append all rows and labels put so far to the store. Return the row after the last one and the last message number."""
         self._check_alive()
         with self._lock:
             upto = min([self._next_row, *self._open.values()])
@@ -443,7 +510,7 @@ class Recorder:
         return upto, number
 
     def _write_notes(self) -> int:
-        """Write labels, texts and drops that wait. The number of the last message so far."""
+        """Append pending labels, texts and drops to the store. Return the last message number."""
         with self._notes:
             with self._lock:
                 steps, self._unwritten = self._unwritten, []
@@ -473,7 +540,7 @@ class Recorder:
                 self._note(Kind.TOKENS, records.Tokens(texts=texts))
 
     def _texts_of(self, ids: list[int]) -> dict[int, str]:
-        """Texts of these ids, none where the user's tokenizer fails: that must not cost the rows."""
+        """Return the texts of these ids, or none if the user's tokenizer fails: its error must not lose rows."""
         assert self.texts is not None
         try:
             texts = [str(text).encode("utf-8", "replace").decode() for text in self.texts(ids)]
@@ -502,11 +569,11 @@ class Recorder:
 
 
 def _batches(steps: list[tuple[Step, int]]) -> list[list[tuple[Step, int]]]:
-    """The steps in batches of at most about `_LEDGER_ROWS` rows, in the order of their rows."""
+    """Return the steps in the order of their rows, in batches of at most `_LABEL_ROWS` rows (or one larger step)."""
     batches: list[list[tuple[Step, int]]] = [[]]
     rows = 0
     for step, first in sorted(steps, key=lambda entry: entry[1]):
-        if batches[-1] and rows + step.n_rows > _LEDGER_ROWS:
+        if batches[-1] and rows + step.n_rows > _LABEL_ROWS:
             batches.append([])
             rows = 0
         batches[-1].append((step, first))
@@ -515,7 +582,7 @@ def _batches(steps: list[tuple[Step, int]]) -> list[list[tuple[Step, int]]]:
 
 
 def _joined(drops: list[records.Drop]) -> list[records.Drop]:
-    """Losses of neighbouring rows as one."""
+    """Return the drops with adjacent row ranges merged."""
     joined: list[records.Drop] = []
     for drop in sorted(drops, key=lambda d: (d.site, d.first_row)):
         last = joined[-1] if joined else None

@@ -1,4 +1,4 @@
-"""Going on with a recording that is there already, after a crash or a clean end."""
+"""Continuation of an existing recording, after a crash or a clean end."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from actscope.store import Store, StoreOptions, StoreReader, recover
 
 @dataclass(frozen=True, slots=True)
 class Resume:
-    """Where a new writer begins: row and step numbers go on, and these requests are known."""
+    """State from which a new writer continues: row and step numbers, known requests, dtype and width of each site."""
 
     next_row: int = 0
     last_step: int = 0
@@ -24,7 +24,12 @@ class Resume:
 
 
 def continue_recording(path: Path, spec: RecordingSpec, options: StoreOptions) -> tuple[Store, Resume]:
-    """Mend what a crash has left, and open a new segment. Raises RecordingError when another writer has it."""
+    """Recover the recording at `path` if it crashed, then open its store for appending.
+
+    Raises:
+        RecordingError: Another writer has the recording, or its sites or model differ from `spec`.
+        RecordingDamaged: Acknowledged bytes are missing or changed.
+    """
     manifest.check(StoreReader.open(path).manifest, path)
     manifest.check_same(StoreReader.open(path).manifest, spec, path)
     recover(path)
@@ -33,6 +38,7 @@ def continue_recording(path: Path, spec: RecordingSpec, options: StoreOptions) -
 
 
 def continuation_of(reader: StoreReader) -> Resume:
+    """Return the state from which a new writer continues this recording."""
     keys = np.ascontiguousarray(reader.entries["key"]).view(KEY).reshape(-1)
     blocks = keys[keys["kind"] == Kind.BLOCK]
     next_row = int((blocks["first_row"] + blocks["n_rows"]).max(initial=0))

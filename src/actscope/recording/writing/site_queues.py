@@ -1,6 +1,6 @@
-"""Where rows wait: one lane for each site, under one budget of bytes.
+"""Queues of rows that wait to be encoded: one for each site, under a common byte budget.
 
-put ──▶ lane.waiting ──(a block's worth, or too old, or memory is short)──▶ ready ──▶ a worker
+put ──▶ queue.waiting ──(a full block, or too old, or the budget is exhausted)──▶ ready ──▶ worker
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 
 @dataclass(frozen=True, slots=True)
 class QueuedRows:
-    """Rows of one step at one site: [n, d], of the dtype `dtype`."""
+    """Rows [n, d] of one step at one site. `dtype` names their source dtype (bfloat16 is carried as uint16)."""
 
     first_row: int
     rows: np.ndarray
@@ -25,44 +25,45 @@ class QueuedRows:
 
     @property
     def after(self) -> int:
+        """Return the number of the row after the last one."""
         return self.first_row + len(self.rows)
 
 
 @dataclass(slots=True, eq=False)
 class SiteQueue:
-    """One site's pieces, in the order of their rows. Only one worker at a time has the lane."""
+    """FIFO of one site's pieces, in the order of their rows. At most one worker at a time takes from it."""
 
     index: int
     site: str
     waiting: deque[QueuedRows] = field(default_factory=deque)
     bytes: int = 0
     since: float = 0.0
-    taken: int | None = None  # the first row that a worker has in hand
-    pushed: bool = False  # asked to be emptied, however little there is
+    taken: int | None = None  # first row that a worker is encoding
+    pushed: bool = False  # to be emptied although it holds less than a block
 
 
 class SiteQueues:
-    """The lanes of a recording. Thread-safe; the lock is held for a few operations on deques, never while encoding."""
+    """Queues of all sites of a recording. Thread-safe; the lock is never held while encoding."""
 
     def __init__(self, sites: tuple[str, ...], *, budget: int, block_bytes: int) -> None:
-        self._lanes = {site: SiteQueue(index, site) for index, site in enumerate(sites)}
+        self._queues = {site: SiteQueue(index, site) for index, site in enumerate(sites)}
         self._budget = budget
         self._block_bytes = block_bytes
         self._changed = threading.Condition()
         self._closed = False
-        self.held = 0  # bytes in lanes and with workers
+        self.held = 0  # bytes in queues and with workers
         self.held_max = 0
         self.seconds_blocked = 0.0
 
     def __contains__(self, site: str) -> bool:
-        return site in self._lanes
+        return site in self._queues
 
     # --- from the model's thread --------------------------------------------------------------------------------------
 
     def offer(self, site: str, piece: QueuedRows, *, wait: bool) -> bool:
-        """Take a piece in. False when there is no room and `wait` is false, or when the lanes are closed.
+        """Enqueue a piece and return True. Return False when there is no room and `wait` is False, or after `close`.
 
-        A piece that is larger than the whole budget is taken when nothing else is held.
+        With `wait`, blocks until there is room. A piece larger than the whole budget is accepted when nothing else is held.
         """
         size = piece.rows.nbytes
         with self._changed:
@@ -72,14 +73,14 @@ class SiteQueues:
                     return False
             if self._closed:
                 return False
-            lane = self._lanes[site]
-            if not lane.waiting:
-                lane.since = time.monotonic()
-            _insert(lane.waiting, piece)
-            lane.bytes += size
+            queue = self._queues[site]
+            if not queue.waiting:
+                queue.since = time.monotonic()
+            _insert(queue.waiting, piece)
+            queue.bytes += size
             self.held += size
             self.held_max = max(self.held_max, self.held)
-            if lane.bytes >= self._block_bytes and lane.taken is None:
+            if queue.bytes >= self._block_bytes and queue.taken is None:
                 self._changed.notify_all()
         return True
 
@@ -96,82 +97,82 @@ class SiteQueues:
     # --- from the workers -----------------------------------------------------------------------------------------------
 
     def take(self) -> tuple[SiteQueue, list[QueuedRows]] | None:
-        """The next block's pieces, without gaps and of one shape; waits for them. None when all is done and closed.
+        """Wait for the next block and return its queue and pieces: contiguous rows of one width and dtype.
 
-        `give_back` must follow.
+        Returns None when the queues are closed and empty. The caller must call `give_back`.
         """
         with self._changed:
-            while (lane := self._ready()) is None:
-                if self._closed and not any(lane.waiting for lane in self._lanes.values()):
+            while (queue := self._ready()) is None:
+                if self._closed and not any(queue.waiting for queue in self._queues.values()):
                     return None
                 self._changed.wait()
-            pieces = self._cut(lane)
-            lane.taken = min(piece.first_row for piece in pieces)
-            return lane, pieces
+            pieces = self._cut(queue)
+            queue.taken = min(piece.first_row for piece in pieces)
+            return queue, pieces
 
     def _ready(self) -> SiteQueue | None:
-        free = [lane for lane in self._lanes.values() if lane.waiting and lane.taken is None]
-        asked = [lane for lane in free if lane.pushed or self._closed or lane.bytes >= self._block_bytes]
-        return min(asked, key=lambda lane: lane.since, default=None)
+        free = [queue for queue in self._queues.values() if queue.waiting and queue.taken is None]
+        asked = [queue for queue in free if queue.pushed or self._closed or queue.bytes >= self._block_bytes]
+        return min(asked, key=lambda queue: queue.since, default=None)
 
-    def _cut(self, lane: SiteQueue) -> list[QueuedRows]:
-        pieces = [lane.waiting.popleft()]
+    def _cut(self, queue: SiteQueue) -> list[QueuedRows]:
+        pieces = [queue.waiting.popleft()]
         size = pieces[0].rows.nbytes
-        while lane.waiting and size < self._block_bytes and _continues(pieces[-1], lane.waiting[0]):
-            pieces.append(lane.waiting.popleft())
+        while queue.waiting and size < self._block_bytes and _continues(pieces[-1], queue.waiting[0]):
+            pieces.append(queue.waiting.popleft())
             size += pieces[-1].rows.nbytes
-        lane.bytes -= size
-        lane.since = time.monotonic()
-        lane.pushed = lane.pushed and bool(lane.waiting)
+        queue.bytes -= size
+        queue.since = time.monotonic()
+        queue.pushed = queue.pushed and bool(queue.waiting)
         return pieces
 
-    def give_back(self, lane: SiteQueue, pieces: list[QueuedRows]) -> None:
-        """The pieces are with the store: their memory is free again."""
+    def give_back(self, queue: SiteQueue, pieces: list[QueuedRows]) -> None:
+        """Release the pieces' bytes from the budget, after they were appended to the store or lost."""
         with self._changed:
             self.held -= sum(piece.rows.nbytes for piece in pieces)
-            lane.taken = None
+            queue.taken = None
             self._changed.notify_all()
 
-    # --- from anybody ---------------------------------------------------------------------------------------------------
+    # --- from any thread ------------------------------------------------------------------------------------------------
 
     def push_older_than(self, seconds: float) -> None:
-        """Have the lanes emptied whose oldest piece has waited so long."""
+        """Mark for emptying the queues that have waited at least `seconds`."""
         limit = time.monotonic() - seconds
         with self._changed:
-            for lane in self._lanes.values():
-                lane.pushed = lane.pushed or bool(lane.waiting and lane.since <= limit)
+            for queue in self._queues.values():
+                queue.pushed = queue.pushed or bool(queue.waiting and queue.since <= limit)
             self._changed.notify_all()
 
     def drain(self, upto_row: int) -> None:
-        """Return when every row before `upto_row` that was accepted is with the store."""
+        """Wait until every accepted row before `upto_row` was given back by a worker."""
         with self._changed:
             self._push_all()
             self._changed.wait_for(lambda: self._first_held(upto_row) >= upto_row)
 
     def first_held(self, otherwise: int) -> int:
-        """The first row that is not yet with the store; `otherwise` where there is none before it."""
+        """Return the first row that is queued or being encoded, or `otherwise` if there is none before it."""
         with self._changed:
             return self._first_held(otherwise)
 
     def _first_held(self, otherwise: int) -> int:
-        waiting = (lane.waiting[0].first_row for lane in self._lanes.values() if lane.waiting)
-        taken = (lane.taken for lane in self._lanes.values() if lane.taken is not None)
+        waiting = (queue.waiting[0].first_row for queue in self._queues.values() if queue.waiting)
+        taken = (queue.taken for queue in self._queues.values() if queue.taken is not None)
         return min([otherwise, *waiting, *taken]) if self.held else otherwise
 
     def _push_all(self) -> None:
-        for lane in self._lanes.values():
-            lane.pushed = bool(lane.waiting)
+        for queue in self._queues.values():
+            queue.pushed = bool(queue.waiting)
         self._changed.notify_all()
 
     def close(self) -> None:
-        """Take nothing more; workers go on until the lanes are empty."""
+        """Refuse further pieces. Workers continue until the queues are empty."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
 
 
 def _insert(waiting: deque[QueuedRows], piece: QueuedRows) -> None:
-    """Keep the pieces in the order of their rows; only where several threads run the model do they come in another."""
+    """Insert a piece in the order of rows. Pieces arrive out of order only when several threads run the model."""
     late = []
     while waiting and waiting[-1].first_row > piece.first_row:
         late.append(waiting.pop())

@@ -1,1 +1,1 @@
-"""The bytes of the log: segments, envelope, checksums, manifest, watermark. See docs/store.md."""
+"""File formats of the log: segments, envelope, checksums, manifest, watermark. See docs/store.md."""

@@ -1,4 +1,4 @@
-"""The two checksums of a recording: our CRC32C, at memory speed, and the CRC32 that MCAP asks for."""
+"""Checksums of a recording: CRC32C for our own fields, and the CRC32 that MCAP requires."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Buffer = bytes | bytearray | memoryview
 
 
 def crc32c_of(parts: Iterable[Buffer], start: int = 0) -> int:
-    """CRC32C (Castagnoli, RFC 3720) of the parts one after the other; the lock of the interpreter is free meanwhile."""
+    """Return the CRC32C (Castagnoli, RFC 3720) of the concatenated parts. Releases the GIL."""
     crc = start
     for part in parts:
         crc = crc32c(part, crc)
@@ -24,5 +24,5 @@ def crc32c_of(parts: Iterable[Buffer], start: int = 0) -> int:
 
 
 def crc32_of(data: Buffer, start: int = 0) -> int:
-    """CRC32 (IEEE 802.3), as MCAP uses it in attachments and summaries."""
+    """Return the CRC32 (IEEE 802.3) that MCAP uses in attachments and summaries."""
     return zlib.crc32(data, start)

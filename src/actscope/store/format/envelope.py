@@ -1,4 +1,4 @@
-"""What is around the messages of a segment: the prologue before them and the epilogue after them, both plain MCAP."""
+"""Envelope of a segment: the prologue before its messages and the epilogue after them, both plain MCAP."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ SEAL_TOPIC = "actscope/seal"
 ENCODING = "actscope"
 INDEX_NAME, INDEX_TYPE = "index", "application/x-actscope-entries"
 MAX_PROLOGUE = 256 << 20
-#: what parsing hostile bytes may raise, here and in the mcap package
+#: exceptions that parsing untrusted bytes may raise, here and in the mcap package
 MALFORMED = (ValueError, KeyError, TypeError, ArithmeticError, RecursionError, struct.error, McapError)
 FOOTER_BYTES = RECORD.size + 20
 DATA_END_BYTES = RECORD.size + 4
@@ -65,19 +65,19 @@ def _bytes(*many: Any) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class Prologue:
-    """Every byte of a segment before its first message, seal included."""
+    """All bytes of a segment before its first message, seal included."""
 
     segment: int
     first: int  # number of the first message
     time_ns: int
-    lost: Ranges  # what a salvage could not save, of the numbers of this segment
+    lost: Ranges  # message numbers of this segment that a salvage lost
     manifest: str
     metadata: tuple[tuple[int, int, str], ...]  # offset, length, name of the metadata records
     data: bytes
 
     @classmethod
     def make(cls, manifest: Manifest, segment: int, first: int, time_ns: int, lost: Ranges = ()) -> Prologue:
-        """The prologue of a new segment whose first message is of this time."""
+        """Return the prologue of a new segment. `time_ns` is the time of its first message."""
         data = MAGIC + _bytes(
             records.Header("actscope", LIBRARY), records.Schema(1, FRAME.encode(), "text/plain", "actscope")
         )
@@ -95,7 +95,7 @@ class Prologue:
 
     @classmethod
     def read(cls, source: Source) -> Prologue | None:
-        """The prologue of a segment file; None when any byte of it is not as it was written."""
+        """Return the prologue of a segment file, or None when any of its bytes is damaged."""
         try:
             return _read_prologue(source)
         except (*MALFORMED, ActscopeError):
@@ -155,11 +155,10 @@ def _sealed(
 
 
 def epilogue(prologue: Prologue, channels: Sequence[str], entries: npt.NDArray[np.void], offset: int) -> bytes:
-    """The end of a segment whose messages are `entries` and end at `offset`: a function of its arguments, so that it
-    can be checked.
+    """Return the end of a segment whose messages are `entries` and end at `offset`.
 
-    Attachment "index", DataEnd, and a summary that MCAP's own readers use. DataEnd's CRC is 0, "not available":
-    messages have their own.
+    Deterministic, so readers can verify it byte for byte. Consists of the attachment "index", DataEnd, and the summary that MCAP
+    readers use. DataEnd's CRC is 0 ("not available"), since messages have their own.
     """
     attachment = records.Attachment(prologue.time_ns, prologue.time_ns, INDEX_NAME, INDEX_TYPE, entries.tobytes())
     data = _bytes(attachment)
@@ -208,9 +207,9 @@ def _statistics(prologue: Prologue, channels: int, entries: npt.NDArray[np.void]
 
 
 def read_index(source: Source, size: int) -> tuple[npt.NDArray[np.void], int] | None:
-    """Entries and the offset of the epilogue of a closed segment of `size` bytes; None when its end is not whole.
+    """Return the entries and the epilogue's offset of a closed segment of `size` bytes, or None when its end is damaged.
 
-    Checks MCAP's CRCs of summary and attachment, not the messages.
+    Checks MCAP's CRCs of the summary and the attachment, not the messages.
     """
     try:
         return _read_index(source, size)

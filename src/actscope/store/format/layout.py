@@ -1,4 +1,4 @@
-"""The bytes of a segment: an MCAP file whose messages carry our own head.
+"""Layout of a segment: an MCAP file whose messages carry our own head.
 
     magic                      89 4D 43 41 50 30 0D 0A
     Header, Schema, Channels   all of them, in every segment            ┐
@@ -40,19 +40,19 @@ from actscope.store.format.checksum import Buffer, crc32c_of
 
 MAGIC = b"\x89MCAP0\r\n"
 MESSAGE, ATTACHMENT, DATA_END, FOOTER = 0x05, 0x09, 0x0F, 0x02
-PADDING = 0x80  # the first opcode that MCAP leaves to applications; readers step over it
+PADDING = 0x80  # first opcode that MCAP reserves for applications; MCAP readers skip it
 RECORD = struct.Struct("<BQ")
 HEAD = struct.Struct("<BQHIQQ4sBI64sQQQII")
 HEAD_BYTES = HEAD.size
-MCAP_BYTES = 22  # of a message record's length that are MCAP's own fields
+MCAP_BYTES = 22  # MCAP's own fields in a message record
 KEY_BYTES = 64
 ALIGN = 8
 HEAD_MAGIC = b"ACTM"
 VERSION = 1
-MAX_MESSAGES = 1 << 18  # of one segment: bounds the memory of its index to 26 MB
+MAX_MESSAGES = 1 << 18  # per segment; bounds the memory of its index to 26 MB
 SEAL = struct.Struct("<IQIQ")  # segment, first number, CRC32C of the prologue, recording id
 
-#: One message of a recording. `offset` is where its record starts in the segment, `length` that of its body.
+#: One message of a recording. `offset` is that of its record in the segment; `length` is its body's, in bytes.
 ENTRY = np.dtype(
     [
         ("number", "<u8"),
@@ -64,29 +64,29 @@ ENTRY = np.dtype(
         ("key", f"V{KEY_BYTES}"),
     ]
 )
-ENTRY_ROW = struct.Struct("<QIHQQq64s")  # the same, to pack one
+ENTRY_ROW = struct.Struct("<QIHQQq64s")  # the same layout, to pack one entry
 assert HEAD_BYTES == 136 and ENTRY_ROW.size == ENTRY.itemsize
 
 
 def segment_name(number: int) -> str:
-    """`segment-000001.mcap`."""
+    """Return a segment's file name, such as `segment-000001.mcap`."""
     return f"segment-{number:06d}.mcap"
 
 
 def padding_after(end: int, multiple: int = ALIGN) -> int:
-    """Bytes from `end` to the next multiple."""
+    """Return the bytes from `end` to the next multiple."""
     return -end % multiple
 
 
 def record_bytes(offset: int, length: int) -> int:
-    """Bytes of the record of a body of `length` that starts at `offset`, padding included."""
+    """Return the size of the record at `offset` with a body of `length` bytes, padding included."""
     end = offset + HEAD_BYTES + length
     return end + padding_after(end) - offset
 
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """The 136 bytes before a body."""
+    """Message head: the 136 bytes before a body."""
 
     channel: int  # MCAP's: 0 is the seal, others are index + 1
     key: bytes
@@ -97,7 +97,7 @@ class Head:
     body_crc: int
 
     def write(self, recording: int, offset: int) -> bytes:
-        """The bytes, for a record that starts at `offset` of its file."""
+        """Encode the head of a record that starts at `offset` of its file."""
         size = record_bytes(offset, self.length) - RECORD.size
         fields = (MESSAGE, size, self.channel, self.number & 0xFFFF_FFFF, self.time_ns, self.time_ns)
         ours = (HEAD_MAGIC, VERSION, recording, self.key, self.number, self.durable, self.length, self.body_crc)
@@ -106,7 +106,7 @@ class Head:
 
     @classmethod
     def read(cls, data: Buffer, recording: int, offset: int) -> Head | None:
-        """The head at the start of `data`, whose record starts at `offset` of its file; None when anything is wrong."""
+        """Decode the head at the start of `data`, for a record at `offset` of its file. Return None if it is not valid."""
         if len(data) < HEAD_BYTES:
             return None
         head = bytes(data[:HEAD_BYTES])
@@ -123,7 +123,7 @@ class Head:
 
 
 def padding_record(offset: int, block: int) -> bytes:
-    """A record of zeros that ends on a multiple of `block`; empty when `offset` lies on one."""
+    """Return a record of zeros that ends on a multiple of `block`, or b"" when `offset` is one."""
     gap = padding_after(offset, block)
     if gap == 0:
         return b""
@@ -133,5 +133,5 @@ def padding_record(offset: int, block: int) -> bytes:
 
 
 def seal_body(segment: int, first: int, prologue_crc: int, recording: int) -> bytes:
-    """The body of the first message of a segment."""
+    """Return the body of the seal, the first message of a segment."""
     return SEAL.pack(segment, first, prologue_crc, recording)

@@ -1,4 +1,4 @@
-"""manifest.json: what a recording is, written once and never changed."""
+"""manifest.json: immutable description of a recording."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MAX_BYTES = 64 << 20
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """The user's facts and the channels; `text` is the file, byte for byte, and every segment carries a copy."""
+    """User-provided facts and channel names. `text` is the file's exact content; every segment carries a copy."""
 
     text: str
     recording: int = field(init=False)  # 32 random bits that every message head repeats
@@ -46,7 +46,7 @@ class Manifest:
 
     @classmethod
     def make(cls, recording: int, channels: Sequence[str], facts: dict[str, Any]) -> Manifest:
-        """A new one; RecordingError when the facts are not JSON or the channels not usable."""
+        """Return a new manifest. Raises RecordingError when the facts are not JSON or the channels are not valid."""
         if (
             isinstance(channels, str)
             or len(set(channels)) != len(channels)
@@ -64,23 +64,23 @@ class Manifest:
 
     @property
     def crc(self) -> int:
-        """CRC32C of the file, which the watermark repeats."""
+        """Return the CRC32C of the file, which the watermark repeats."""
         return crc32c_of((self.text.encode(),))
 
     def publish(self, directory: Path) -> None:
-        """Write the file; from then on the directory is a recording."""
+        """Publish the file atomically. From then on the directory is a recording."""
         publish_file(directory / NAME, self.text.encode())
 
 
 def read_manifest(directory: Path) -> Manifest:
-    """The manifest of a recording; FileNotFoundError when absent, RecordingDamaged when it cannot be understood."""
+    """Return the manifest of a recording. Raises FileNotFoundError when absent, RecordingDamaged when it is not valid."""
     path = directory / NAME
     data = read_file(path, MAX_BYTES + 1)
     return manifest_from(data, path)
 
 
 def manifest_from(data: bytes, path: Path) -> Manifest:
-    """The manifest in these bytes; RecordingDamaged when there is none."""
+    """Parse a manifest. Raises RecordingDamaged when it is not valid."""
     if len(data) > MAX_BYTES:
         raise RecordingDamaged(f"{path}: more than {MAX_BYTES} bytes, which no manifest has")
     try:
@@ -90,6 +90,6 @@ def manifest_from(data: bytes, path: Path) -> Manifest:
 
 
 def publish_manifest(directory: Path, manifest: Manifest) -> None:
-    """`manifest.publish`, with errors that name the file."""
+    """Publish the manifest. Raises RecordingError, which names the file, on failure."""
     with naming(directory / NAME, "writing"):
         manifest.publish(directory)

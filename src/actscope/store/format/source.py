@@ -1,4 +1,4 @@
-"""Reading a file that may be short, growing or damaged: by offset, through a window, without mapping it."""
+"""File source: windowed reads by offset, for files that may be short, growing or damaged."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from actscope.errors import RecordingError
 from actscope.store.format.checksum import crc32c_of
 
 WINDOW = 1 << 16
-STRIDE = 4 << 20  # of a pass over many bytes
+STRIDE = 4 << 20  # window of a sequential pass
 
 
 class Source:
-    """One file. A mapping would end the process (SIGBUS) when somebody cuts the file, so this reads with pread.
+    """Read-only file with a window buffer. Not thread-safe.
 
-    Not for two threads at once.
+    Reads with pread: with mmap, truncation of the file by another process would raise SIGBUS.
     """
 
     def __init__(self, path: Path, window: int = WINDOW) -> None:
@@ -38,14 +38,14 @@ class Source:
         os.close(self._fd)
 
     def size(self) -> int:
-        """Bytes of the file now."""
+        """Return the current size of the file, in bytes."""
         try:
             return os.fstat(self._fd).st_size
         except OSError as error:
             raise self._failed("asking for the size", error) from error
 
     def take(self, offset: int, length: int) -> memoryview:
-        """Up to `length` bytes at `offset`, fewer at the end of the file; valid as long as one keeps it."""
+        """Return up to `length` bytes at `offset`, fewer at the end of the file. The view stays valid after later reads."""
         at = offset - self._start
         if at < 0 or at + length > len(self._data):
             self._fill(offset, min(max(length, self._window), max(self.size() - offset, 0)))
@@ -53,7 +53,7 @@ class Source:
         return self._data[at : at + length]
 
     def crc32c(self, offset: int, length: int) -> int:
-        """CRC32C of bytes that need not fit into memory; those beyond the end of the file are left out."""
+        """Return the CRC32C of a byte range, read window by window. Excludes bytes beyond the end of the file."""
         crc, end = 0, offset + length
         while offset < end:
             part = self.take(offset, min(self._window, end - offset))
@@ -63,7 +63,7 @@ class Source:
         return crc
 
     def nonzero(self, offset: int, end: int) -> bool:
-        """Whether any byte of a stretch is not zero."""
+        """Return whether any byte in `offset..end` is not zero."""
         while offset < end:
             part = self.take(offset, min(self._window, end - offset))
             if not part:

@@ -1,10 +1,10 @@
-"""What a writer has acknowledged, in a file of its own that is small enough to be written as one.
+"""Watermark file: the writer's acknowledged positions, and the lock on the recording.
 
-    0    slot 0   512 bytes: SLOT, zeros, CRC32C of the 508 bytes before     ┐ written in turn, so that
-    512  slot 1   the same                                                   ┘ one is whole at any moment
+    0    slot 0   512 bytes: SLOT, zeros, CRC32C of the 508 bytes before     ┐ written alternately, so one
+    512  slot 1   the same                                                   ┘ slot is valid at any time
 
-A write of one slot is a write into the page cache: it survives kill -9. `sync` makes it survive power loss. The file
-is never renamed or truncated, so that the lock on it is the lock on the recording.
+Writing a slot fills the page cache, so it survives kill -9. `sync` makes it survive power loss. The file is never renamed
+or replaced, so a lock on it is a lock on the recording.
 """
 
 from __future__ import annotations
@@ -29,13 +29,12 @@ SLOT = struct.Struct("<8sHHIIIQQIQQIQ16s")
 MAGIC = b"ACTSMARK"
 VERSION = 1
 CLOSED = 1
-RETRIES = 5  # of a read that may have met a write
+RETRIES = 5  # of a read that may race with a write
 
 
 @cache
 def boot_id() -> bytes:
-    """Tells one run of the machine from another: what was written but not durable does not survive into the next;
-    zeros: unknown."""
+    """Return the machine's boot id, 16 bytes (zeros: unknown). Bytes written but not durable do not survive a reboot."""
     try:
         return bytes.fromhex(boot.boot_id().replace("-", ""))[:16].ljust(16, b"\0")
     except ValueError:
@@ -44,7 +43,7 @@ def boot_id() -> bytes:
 
 @dataclass(frozen=True, slots=True, order=True)
 class LogPosition:
-    """The end of a message: its number, its segment, and the offset in that segment after it."""
+    """End of a message: its number, its segment, and the offset after it in the segment."""
 
     number: int = 0
     segment: int = 0
@@ -53,7 +52,7 @@ class LogPosition:
 
 @dataclass(frozen=True, slots=True)
 class Watermark:
-    """One slot. Everything up to `written` survives kill -9, everything up to `durable` survives power loss."""
+    """A slot. Messages up to `written` survive kill -9; messages up to `durable` survive power loss."""
 
     recording: int
     manifest_crc: int
@@ -62,15 +61,15 @@ class Watermark:
     closed: bool = False
     written: LogPosition = field(default=LogPosition())
     durable: LogPosition = field(default=LogPosition())
-    boot: bytes = bytes(16)  # of the machine's run in which it was written
+    boot: bytes = bytes(16)  # boot id of the machine when it was written
 
     @property
     def acknowledged(self) -> LogPosition:
-        """What must be there: `written` while the machine has not been started again since, `durable` ever after."""
+        """Return the position up to which messages must exist: `written` if closed or in the same boot, else `durable`."""
         return self.written if self.closed or self.boot == boot_id() else self.durable
 
     def write(self) -> bytes:
-        """The 512 bytes."""
+        """Encode the slot: 512 bytes."""
         flags = CLOSED if self.closed else 0
         w, d = self.written, self.durable
         fields = (self.pid, self.recording, self.manifest_crc, self.sequence)
@@ -80,7 +79,7 @@ class Watermark:
 
     @classmethod
     def read(cls, data: bytes) -> Watermark | None:
-        """The slot in these bytes; None when it is not whole."""
+        """Decode a slot of 512 bytes. Return None when it is not valid."""
         if len(data) != SLOT_BYTES or crc32c_of((data[:-4],)).to_bytes(4, "little") != data[-4:]:
             return None
         magic, version, flags, pid, recording, crc, sequence, *places, boot = SLOT.unpack_from(data)
@@ -91,14 +90,14 @@ class Watermark:
 
 @dataclass(frozen=True, slots=True)
 class WatermarkState:
-    """What the file says: the newest whole slot, and what is wrong with the rest."""
+    """Content of the file: the newest valid slot, and a description of any fault."""
 
     newest: Watermark | None
     fault: str = ""
 
     @classmethod
     def read(cls, directory: Path) -> WatermarkState:
-        """Look at the file; never raises for what is in it. A slot that is just being written is read again."""
+        """Read the file. Never raises for its content. Retries to avoid a slot that is being written."""
         for _ in range(RETRIES):
             try:
                 state = cls.judge(read_file(directory / NAME, FILE_BYTES + 1))
@@ -110,7 +109,7 @@ class WatermarkState:
 
     @classmethod
     def judge(cls, data: bytes) -> WatermarkState:
-        """What these bytes say."""
+        """Decode the content of the file."""
         slots = [Watermark.read(data[start : start + SLOT_BYTES]) for start in (0, SLOT_BYTES)]
         whole = [slot for slot in slots if slot is not None]
         newest = max(whole, key=lambda slot: slot.sequence, default=None)
@@ -137,7 +136,7 @@ def _disagreement(a: Watermark, b: Watermark) -> str:
 
 
 class WatermarkFile:
-    """The file, open for writing and locked against other writers. Used by one thread."""
+    """Watermark file, open for writing and locked against other writers. Not thread-safe."""
 
     def __init__(self, directory: Path, fd: int, state: Watermark) -> None:
         self._fd = fd
@@ -146,7 +145,7 @@ class WatermarkFile:
 
     @classmethod
     def create(cls, directory: Path, state: Watermark) -> WatermarkFile:
-        """A new file; RecordingError when there is one."""
+        """Create the file. Raises RecordingError when it exists."""
         path = directory / NAME
         with naming(path, "creating"):
             fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
@@ -154,7 +153,11 @@ class WatermarkFile:
 
     @classmethod
     def open(cls, directory: Path) -> WatermarkFile:
-        """The file of a recording, made when it is missing; `state` is the newest whole slot, or an empty one."""
+        """Open the file, created if missing. `state` is the newest valid slot, or an empty one.
+
+        Raises:
+            RecordingError: Another writer holds the lock, or the file cannot be opened.
+        """
         path = directory / NAME
         with naming(path, "opening for writing"):
             fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
@@ -173,17 +176,17 @@ class WatermarkFile:
             raise
 
     def put(self, state: Watermark) -> None:
-        """Write the next slot: what it says survives kill -9. OSError as the file system has it."""
+        """Write the next slot, which then survives kill -9. Raises the system's OSError."""
         state = replace(state, sequence=self.state.sequence + 1, boot=boot_id())
         write_all(self._fd, state.write(), state.sequence % 2 * SLOT_BYTES)
         self.state = state
 
     def sync(self) -> None:
-        """What `put` wrote survives power loss."""
+        """Make the written slots survive power loss (fdatasync)."""
         os.fdatasync(self._fd)
 
     def settle(self, state: Watermark) -> None:
-        """Write both slots alike and make them durable: the state of a recording at rest."""
+        """Write the state to both slots and make them durable."""
         with naming(self.path, "writing"):
             for _ in range(2):
                 self.put(state)
@@ -192,14 +195,14 @@ class WatermarkFile:
             os.fsync(self._fd)
 
     def close(self) -> None:
-        """Give up the lock."""
+        """Close the file, which releases the lock. Idempotent."""
         fd, self._fd = self._fd, -1
         if fd >= 0:
             os.close(fd)
 
 
 def lock(fd: int, directory: Path) -> None:
-    """Be the only writer; RecordingError names the process that is."""
+    """Take the exclusive lock. Raises RecordingError, which names the current writer, if it is held."""
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:

@@ -1,1 +1,1 @@
-"""Reading and repairing the log: walking records, the index of all segments, recovery."""
+"""Reading and recovery of the log: record walk, segment index, salvage."""

@@ -1,4 +1,4 @@
-"""What is wrong with a recording, said so that somebody can look at the bytes."""
+"""Damage reports that locate the affected bytes."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Damage:
-    """One stretch of bytes that is not as it was written.
+    """A byte range that differs from what was written.
 
-    segment       its number; 0 for `manifest.json` and `watermark`
-    offset        where in the file, and `length` for how many bytes (0: to be had from `detail`)
-    kind          "torn tail"   bytes after the last whole message, of a write that a crash cut off
-                  "corrupt"     bytes of messages or of their frames that changed
-                  "missing"     messages or files that should be there
-                  "index"       the end of a closed segment; messages are not touched, `recover` rebuilds it
-                  "manifest"    manifest.json is not what the segments and the watermark say
-                  "watermark"   the file is not as a writer leaves it
-                  "lost"        messages that an earlier salvage closed around
-    acknowledged  True: what a writer had called written or durable is affected
+    segment       segment number; 0 for `manifest.json` and `watermark`
+    offset        offset in the file; `length` is the size in bytes (0: see `detail`)
+    kind          "torn tail"   bytes after the last whole message, from a write that a crash interrupted
+                  "corrupt"     changed bytes of messages or of their frames
+                  "missing"     missing messages or files
+                  "index"       damaged end of a closed segment; its messages are intact, `recover` rebuilds it
+                  "manifest"    manifest.json contradicts the segments or the watermark
+                  "watermark"   the file is not in a state that a writer leaves
+                  "lost"        messages that an earlier salvage could not save
+    acknowledged  whether messages that a writer had reported as written or durable are affected
     """
 
     segment: int

@@ -1,4 +1,4 @@
-"""Looking at a whole recording: what is there, and what is wrong with it. Never writes."""
+"""Segment index: entries and damage of a whole recording. Never writes."""
 
 from __future__ import annotations
 
@@ -19,31 +19,31 @@ from actscope.store.format.watermark import Watermark, WatermarkState
 from actscope.store.reading.damage import Damage
 from actscope.store.reading.record_walk import RecordWalk, find_head
 
-Progress = Callable[[int, int], None]  # bytes done, bytes in all
+Progress = Callable[[int, int], None]  # bytes done, total bytes
 
 
 @dataclass(slots=True)
 class SegmentState:
-    """What is known of one segment file."""
+    """State of one segment file."""
 
     number: int
     path: Path
     scan: RecordWalk
     prologue: Prologue | None = None
     closed: bool = False  # index, summary and footer are whole
-    damage: list[Damage] = field(default_factory=list)  # of the last look, without those of the scan
-    indexed: npt.NDArray[np.void] | None = None  # entries from the index, when there was no need to scan
-    acknowledged: int = 0  # the last message number that must be in it, or in one before
-    last: int | None = None  # the last message number, as the index knows it
+    damage: list[Damage] = field(default_factory=list)  # of the last look, without the record walk's
+    indexed: npt.NDArray[np.void] | None = None  # entries from the index, if the records were not walked
+    acknowledged: int = 0  # last message number that must be in it or in an earlier segment
+    last: int | None = None  # last message number according to the index
 
     @property
     def entries(self) -> npt.NDArray[np.void]:
-        """Its messages."""
+        """Return the segment's messages, ENTRY [n]."""
         return self.scan.entries if self.indexed is None else self.indexed
 
 
 class SegmentIndex:
-    """A recording as it stands; `look` again to follow one that grows."""
+    """Index of a recording's segments. Call `look` again to follow a growing recording. `thorough` reads every byte."""
 
     def __init__(self, path: Path, *, thorough: bool = False) -> None:
         self.path = path
@@ -58,14 +58,19 @@ class SegmentIndex:
         self._firsts: dict[int, int] = {}  # message number by segment
 
     def look(self, progress: Progress | None = None) -> None:
-        """Take stock. RecordingError when this is no recording, RecordingDamaged when no copy of its manifest can be read."""
+        """Update entries and damage from the files.
+
+        Raises:
+            RecordingError: There is no recording.
+            RecordingDamaged: No copy of its manifest can be read.
+        """
         with naming(self.path, "reading"):
             self._look(progress)
 
     def _look(self, progress: Progress | None) -> None:
         if not self.path.is_dir():
             raise RecordingError(f"{self.path}: not a directory, so not a recording")
-        state = WatermarkState.read(self.path)  # before the files, so that they can only be newer
+        state = WatermarkState.read(self.path)  # read before the files, so that they are never older
         files = segment_files(self.path)
         prologues = {number: self._prologue(number, path) for number, path in files.items()}
         if not self.segments:
@@ -82,18 +87,21 @@ class SegmentIndex:
         self._judge_end()
 
     def acknowledged_in(self, segment: int) -> int:
-        """The highest message number up to this segment that was acknowledged: those before a later segment all were."""
+        """Return the highest acknowledged message number up to this segment.
+
+        All messages before a later segment are acknowledged.
+        """
         later = [first for number, first in self._firsts.items() if number > segment]
         return min(later) - 1 if later else self.acknowledged
 
     def _first_head(self, path: Path) -> int | None:
-        """Where a segment begins whose prologue does not tell: at the first message that can be found."""
+        """Return the number of the first message found in a segment whose prologue is damaged, or None."""
         with Source(path) as source:
             found = find_head(source, 0, source.size(), self.manifest.recording, 1)
         return found[1] if found else None
 
     def _last_head(self, files: dict[int, Path]) -> int:
-        """Without a watermark: everything before the last head that can be found counts as acknowledged."""
+        """Return the number of the last message head found. Without a watermark, messages up to it count as acknowledged."""
         last = at = 0
         if files:
             with Source(files[max(files)], STRIDE) as source:
@@ -104,12 +112,12 @@ class SegmentIndex:
 
     @property
     def manifest_whole(self) -> bool:
-        """Whether manifest.json is as it was written."""
+        """Return whether manifest.json is intact."""
         return not self._manifest_fault
 
     @property
     def last(self) -> int:
-        """The highest message number that is there or is known to be lost."""
+        """Return the highest message number that is present or known to be lost."""
         return max((state.scan.number - 1 for state in self.segments.values()), default=0)
 
     def _prologue(self, number: int, path: Path) -> Prologue | None:
@@ -174,7 +182,7 @@ class SegmentIndex:
             self._missing_files(previous + 1, self.highest, expected)
 
     def _missing_files(self, first: int, last: int, expected: int) -> int:
-        """Report files that are not there; returns the message number that comes after them."""
+        """Report missing segment files and return the next message number after them."""
         acknowledged = self.acknowledged_in(last)
         which = f": messages {expected}..{acknowledged}" if acknowledged >= expected else ""
         names = segment_name(first) if first == last else f"{segment_name(first)} to {segment_name(last)}"
@@ -233,7 +241,7 @@ class SegmentIndex:
         self._judge_tail(known, source, acknowledged, must_close)
 
     def _from_index(self, known: SegmentState, source: Source) -> bool:
-        """Take the entries from the index, when there is one and nobody asked for every byte."""
+        """Use the entries of the segment's index and return True, unless there is no valid one or `thorough` is set."""
         found = read_index(source, source.size())
         if found is None or known.prologue is None or not self._fits(known, *found):
             return False
@@ -249,8 +257,7 @@ class SegmentIndex:
         return True
 
     def _fits(self, known: SegmentState, entries: npt.NDArray[np.void], end: int) -> bool:
-        """Whether an index can be that of this segment: numbers without gaps but for lost ones, records in order and
-        in the file."""
+        """Return whether an index matches this segment: numbers without gaps except lost ones, records ordered and in bounds."""
         if not len(entries):
             return True
         scan = known.scan
@@ -289,7 +296,7 @@ class SegmentIndex:
         if found is None or known.prologue is None or found[1] != known.scan.at:
             return False
         if known.scan.damage and any(one.kind != "lost" for one in known.scan.damage):
-            return True  # the index knows messages that are damaged now
+            return True  # the index lists messages that are damaged now
         wanted = epilogue(known.prologue, self.manifest.channels, known.scan.entries, known.scan.at)
         return size - known.scan.at == len(wanted) and bytes(source.take(known.scan.at, len(wanted))) == wanted
 

@@ -1,4 +1,4 @@
-"""Reading a recording: one that is being written, that crashed, or that is whole."""
+"""Store reader: messages of a recording that is being written, crashed, or is complete."""
 
 from __future__ import annotations
 
@@ -18,64 +18,82 @@ from actscope.store.reading.index import Progress, SegmentIndex
 
 
 class StoreReader:
-    """Messages of a recording by their entries. Never writes; `read` may be called by many threads, `refresh` by one.
+    """Reader of a recording's messages. Never writes. `read` is thread-safe; `refresh` is for one thread.
 
-    Nothing here raises for what is in the files but RecordingError and RecordingDamaged, and every body handed out
-    has its CRC32C checked.
+    Any file content raises only RecordingError or RecordingDamaged. The CRC32C of every returned body is verified.
     """
 
-    def __init__(self, survey: SegmentIndex) -> None:
-        """Use `open`."""
-        self._survey = survey
+    def __init__(self, index: SegmentIndex) -> None:
+        """Initialize from a segment index. Use `open`."""
+        self._index = index
         self._entries = np.zeros(0, ENTRY)
         self._gather()
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> StoreReader:
-        """RecordingError when this is no recording; RecordingDamaged when no copy of its manifest can be read.
+        """Open a recording. Reads the index of closed segments and the heads of others. Other damage is listed in `damage`.
 
-        Other damage is listed in `damage`. Reads the index of closed segments and the heads of others.
+        Args:
+            path: Directory of the recording.
+
+        Returns:
+            A reader of the messages written so far.
+
+        Raises:
+            RecordingError: There is no recording.
+            RecordingDamaged: No copy of its manifest can be read.
         """
-        survey = SegmentIndex(Path(path))
-        survey.look()
-        return cls(survey)
+        index = SegmentIndex(Path(path))
+        index.look()
+        return cls(index)
 
     @property
     def path(self) -> Path:
-        """Where it lies."""
-        return self._survey.path
+        """Return the directory of the recording."""
+        return self._index.path
 
     @property
     def manifest(self) -> dict[str, Any]:
-        """What the writer was given."""
-        return self._survey.manifest.facts
+        """Return the `manifest` that was passed to `Store.create`."""
+        return self._index.manifest.facts
 
     @property
     def channels(self) -> list[str]:
-        """Names; `entry["channel"]` is an index into them."""
-        return list(self._survey.manifest.channels)
+        """Return the channel names. `entry["channel"]` is an index into them."""
+        return list(self._index.manifest.channels)
 
     @property
     def entries(self) -> npt.NDArray[np.void]:
-        """ENTRY [messages], by number. Messages that are whole and above the watermark are in it."""
+        """Return the messages' entries, ENTRY [n], by number. Includes whole messages beyond the watermark."""
         return self._entries
 
     @property
     def damage(self) -> list[Damage]:
-        """What the last look saw; bodies of acknowledged messages are only checked by `read` and `verify`."""
-        return list(self._survey.damage)
+        """Return the damage found by `open` or the last `refresh`. Only `read` and `verify` check acknowledged bodies."""
+        return list(self._index.damage)
 
     @property
     def watermark(self) -> Watermark | None:
-        """What the writer has acknowledged; None when the file cannot be read."""
-        return self._survey.watermark
+        """Return the writer's watermark, or None when its file cannot be read."""
+        return self._index.watermark
 
     def read(self, entry: np.void) -> memoryview:
-        """The body of one message, read-only; RecordingDamaged when a byte of it is not as it was written."""
+        """Return the body of one message.
+
+        Args:
+            entry: An element of `entries`.
+
+        Returns:
+            The body, read-only bytes.
+
+        Raises:
+            RecordingDamaged: The file or message is missing, or the body fails its CRC32C.
+            RecordingError: The file cannot be read.
+        """
         name, offset, length = segment_name(int(entry["segment"])), int(entry["offset"]), int(entry["length"])
-        path = self._survey.path / name
+        path = self._index.path / name
         data = _read(path, offset, length)
-        head = Head.read(data, self._survey.manifest.recording, offset)
+        head = Head.read(data, self._index.manifest.recording, offset)
         number = int(entry["number"])
         if head is None or not _same(head, entry):
             raise RecordingDamaged(
@@ -88,20 +106,31 @@ class StoreReader:
         return data[HEAD_BYTES : HEAD_BYTES + length].toreadonly()
 
     def refresh(self) -> int:
-        """Look again; returns how many entries are new. For following a store that is being written."""
+        """Update from the files and return the number of new entries. Use it to follow a store that is being written."""
         before = len(self._entries)
-        self._survey.look()
+        self._index.look()
         self._gather()
         return len(self._entries) - before
 
     def verify(self, progress: Progress | None = None) -> list[Damage]:
-        """Read every byte and say what is wrong; `progress` gets bytes done and bytes in all."""
-        survey = SegmentIndex(self._survey.path, thorough=True)
-        survey.look(progress)
-        return survey.damage
+        """Read every byte and return the damage.
+
+        Args:
+            progress: Called with bytes done and total bytes.
+
+        Returns:
+            All damage; empty if the recording is intact.
+
+        Raises:
+            RecordingError: There is no recording, or a file cannot be read.
+            RecordingDamaged: No copy of its manifest can be read.
+        """
+        index = SegmentIndex(self._index.path, thorough=True)
+        index.look(progress)
+        return index.damage
 
     def _gather(self) -> None:
-        parts = [state.entries for _, state in sorted(self._survey.segments.items())]
+        parts = [state.entries for _, state in sorted(self._index.segments.items())]
         if sum(map(len, parts)) == len(self._entries):
             return
         self._entries = np.concatenate([np.zeros(0, ENTRY), *parts])
@@ -115,7 +144,7 @@ def _same(head: Head, entry: np.void) -> bool:
 
 
 def _read(path: Path, offset: int, length: int) -> memoryview:
-    """A whole record; RecordingDamaged when the file is shorter, before anything is allocated."""
+    """Return a whole record. Raises RecordingDamaged, before allocating, when the file is too short."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
         try:

@@ -1,4 +1,4 @@
-"""Walking over the records of one segment, whole or not, from head to head."""
+"""Record walk: reads the records of one segment, intact or damaged, from head to head."""
 
 from __future__ import annotations
 
@@ -25,20 +25,19 @@ from actscope.store.format.source import Source
 from actscope.store.options import BLOCK
 from actscope.store.reading.damage import Damage
 
-MAGIC_AT = 31  # of a head
+MAGIC_AT = 31  # offset of the magic in a head
 
 
 @dataclass(slots=True)
 class RecordWalk:
-    """Where a walk over a segment stands; `advance` goes on from there, so that a growing file is read once.
+    """Cursor of a walk over a segment. `advance` continues from it, so a growing file is read once.
 
     at        offset after the last whole record
-    number    the message number that comes next
-    damage    what cannot get better: bad bytes with acknowledged messages in or after them
-    tail      what may still be written, or is a torn write: the reason why the walk stopped before the end of the
-              file; "" at the end
-    epilogue  the walk stopped at what looks like one
-    end       where the epilogue begins, when that is known from its index
+    number    next expected message number
+    damage    permanent damage: bad bytes with acknowledged messages in or after them
+    tail      why the walk stopped before the end of the file (a write in progress or a torn one); "" at the end
+    epilogue  whether the walk stopped at an apparent epilogue
+    end       offset of the epilogue, if its index is readable
     """
 
     segment: int
@@ -57,19 +56,19 @@ class RecordWalk:
         self.skip_lost()
 
     def skip_lost(self) -> None:
-        """Go past numbers that an earlier salvage gave up."""
+        """Advance `number` past the messages that an earlier salvage lost."""
         self.number = self._after_lost(self.number)
 
     @property
     def entries(self) -> npt.NDArray[np.void]:
-        """The messages so far."""
+        """Return the messages walked so far, ENTRY [n]."""
         return np.frombuffer(bytes(self.rows), ENTRY)
 
     def advance(self, source: Source, acknowledged: int, *, bodies: bool) -> None:
-        """Walk on to the end of the file, or to what is not a record.
+        """Walk to the end of the file or to the first bytes that are not a record.
 
-        Bad bytes before the message number `acknowledged` are damage, and the walk goes on behind them; bad bytes
-        after it end the walk. Bodies are checked when they are not acknowledged, and all of them with `bodies`.
+        Bad bytes up to message `acknowledged` are damage, and the walk continues after them. Bad bytes beyond it end the walk.
+        Checks the CRC32C of bodies that are not acknowledged, or of all bodies with `bodies`.
         """
         size, self.tail, self.epilogue = source.size(), "", False
         while self.at < size and not self.tail and not self.epilogue:
@@ -134,7 +133,7 @@ class RecordWalk:
         return ""
 
     def _skip(self, source: Source, end: int, acknowledged: int, wrong: str) -> None:
-        """Go on behind bad bytes: at the next head that can be found, or at the end."""
+        """Skip bad bytes to the next head found, or to `end`."""
         at, number = find_head(source, self.at + ALIGN, end, self.recording, self.number) or (end, acknowledged + 1)
         which = f"; messages {self.number}..{number - 1}" if number > self.number else ""
         self._miss(at - self.at, wrong + which)
@@ -152,7 +151,7 @@ class RecordWalk:
 
 
 def find_head(source: Source, start: int, end: int, recording: int, least: int) -> tuple[int, int] | None:
-    """Offset and number of the next message of this recording at or after `start`, numbered `least` or more."""
+    """Return offset and number of the next message of this recording in `start..end` with a number >= `least`, or None."""
     at = start
     while at + HEAD_BYTES <= end:
         window = bytes(source.take(at, min(BLOCK * 16, end - at)))

@@ -1,4 +1,4 @@
-"""Bringing a recording that crashed to rest: cut what was never acknowledged, close every segment, say so in the watermark."""
+"""Recovery of a crashed recording: cuts torn tails, closes every segment and marks the recording as closed."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from actscope.store.reading.damage import Damage
 from actscope.store.reading.index import Progress, SegmentIndex, SegmentState
 from actscope.store.reading.salvage import Rewrite, copy_aside
 
-MISSING = 10_000  # segment files; more are a name or a watermark that lies
+MISSING = 10_000  # segment files; more indicate a wrong file name or watermark
 
 
 @dataclass(slots=True)
 class RecoverReport:
-    """What `recover` found and did.
+    """Findings and actions of `recover`.
 
-    changed    False: the recording was at rest, and no byte was touched
-    messages   how many can be read now
-    segments   how many files
-    cut_bytes  bytes that were taken off the ends of segments, never acknowledged; kept in `kept` unless they were zeros
-    kept       files that hold what was cut (`*.torn`) or what a salvage replaced (`*.damaged`)
-    lost       message numbers that a salvage gave up, first and last
-    damage     what was seen before anything was done
+    changed    whether any byte was changed; False: the recording was closed and intact
+    messages   number of readable messages
+    segments   number of segment files
+    cut_bytes  unacknowledged bytes cut from the ends of segments; saved in `kept` unless they were zeros
+    kept       files with the bytes that were cut (`*.torn`) or that a salvage replaced (`*.damaged`)
+    lost       ranges of message numbers (first, last) that a salvage lost
+    damage     damage found before recovery
     """
 
     path: Path
@@ -45,30 +45,41 @@ class RecoverReport:
 
 
 def recover(path: str | os.PathLike[str], *, salvage: bool = False, progress: Progress | None = None) -> RecoverReport:
-    """Close a recording that its writer could not close. Run twice, the second changes nothing.
+    """Close a recording that its writer did not close. Idempotent.
 
-    Reads every byte first. Whole messages are kept, also those that were never acknowledged; what lies behind them
-    is cut, and kept in `<segment>.torn`. When acknowledged bytes are bad or missing it raises RecordingDamaged and
-    changes nothing, unless `salvage`: then damaged segments are written anew with the messages that are whole, the old
-    files stay as `<segment>.damaged`, and the numbers that are lost are written down, so that every later look reports
-    them. RecordingError while a writer is at it.
+    Reads every byte first. Keeps all whole messages, acknowledged or not. Cuts the bytes after them and saves them in
+    `<segment>.torn`, unless they are zeros.
+
+    Args:
+        path: Directory of the recording.
+        salvage: Rewrite segments whose acknowledged bytes are damaged, with the whole messages only. The old files stay as
+            `<segment>.damaged`, and the lost message numbers are recorded, so that later reads report them.
+        progress: Called with bytes done and total bytes.
+
+    Returns:
+        What was found and done.
+
+    Raises:
+        RecordingError: There is no recording, or a writer has it open.
+        RecordingDamaged: Acknowledged bytes are damaged or missing and `salvage` is False (nothing was changed), no copy of
+            the manifest can be read, or too many segments are missing.
     """
     directory = Path(path)
     mark = WatermarkFile.open(directory) if (directory / WATERMARK).exists() else None
     try:
-        survey = SegmentIndex(directory, thorough=True)
-        survey.look(progress)
-        report = RecoverReport(directory, damage=list(survey.damage))
-        serious = [one for one in survey.damage if one.acknowledged and one.kind != "lost"]
+        index = SegmentIndex(directory, thorough=True)
+        index.look(progress)
+        report = RecoverReport(directory, damage=list(index.damage))
+        serious = [one for one in index.damage if one.acknowledged and one.kind != "lost"]
         if serious and not salvage:
             raise RecordingDamaged(_refusal(directory, serious))
-        if not _at_rest(survey):
+        if not _at_rest(index):
             mark = mark or WatermarkFile.open(directory)
             report.changed = True
             with naming(directory, "recovering"):
-                _Recovery(survey, mark, report).run()
-        report.messages = sum(len(state.entries) for state in survey.segments.values())
-        report.segments = len(survey.segments)
+                _Recovery(index, mark, report).run()
+        report.messages = sum(len(state.entries) for state in index.segments.values())
+        report.segments = len(index.segments)
         return report
     finally:
         if mark is not None:
@@ -84,64 +95,64 @@ def _refusal(directory: Path, serious: list[Damage]) -> str:
     )
 
 
-def _at_rest(survey: SegmentIndex) -> bool:
-    mark = survey.watermark
-    whole = all(one.kind == "lost" for one in survey.damage)
-    return whole and mark is not None and mark.closed and all(state.closed for state in survey.segments.values())
+def _at_rest(index: SegmentIndex) -> bool:
+    mark = index.watermark
+    whole = all(one.kind == "lost" for one in index.damage)
+    return whole and mark is not None and mark.closed and all(state.closed for state in index.segments.values())
 
 
 class _Recovery:
-    """One pass over the segments in their order; afterwards the survey describes what is there."""
+    """One pass over the segments in order. Updates the index to the recovered state."""
 
-    def __init__(self, survey: SegmentIndex, mark: WatermarkFile, report: RecoverReport) -> None:
-        self._survey = survey
+    def __init__(self, index: SegmentIndex, mark: WatermarkFile, report: RecoverReport) -> None:
+        self._index = index
         self._mark = mark
         self._report = report
         self._next = 1  # message number
 
     def run(self) -> None:
-        survey, report = self._survey, self._report
-        if not survey.manifest_whole:
+        index, report = self._index, self._report
+        if not index.manifest_whole:
             self._manifest()
-        if survey.highest - len(survey.segments) > MISSING:
+        if index.highest - len(index.segments) > MISSING:
             raise RecordingDamaged(
-                f"{survey.path}: {survey.highest} segments by their names, {len(survey.segments)} there"
+                f"{index.path}: {index.highest} segments by their names, {len(index.segments)} there"
             )
-        for number in range(1, survey.highest + 1):
+        for number in range(1, index.highest + 1):
             self._segment(number)
-        for temp in survey.path.glob("*.tmp"):
+        for temp in index.path.glob("*.tmp"):
             temp.unlink()
-        sync_directory(survey.path)
+        sync_directory(index.path)
         end = LogPosition(self._next - 1, *self._end())
         state = Watermark(
-            survey.manifest.recording, survey.manifest.crc, os.getpid(), closed=True, written=end, durable=end
+            index.manifest.recording, index.manifest.crc, os.getpid(), closed=True, written=end, durable=end
         )
         self._mark.settle(replace(state, sequence=self._mark.state.sequence))
-        report.lost = [gap for state in survey.segments.values() for gap in state.scan.lost]
+        report.lost = [gap for state in index.segments.values() for gap in state.scan.lost]
 
     def _end(self) -> tuple[int, int]:
-        number = max(self._survey.segments, default=0)
-        return (number, self._survey.segments[number].scan.at) if number else (0, 0)
+        number = max(self._index.segments, default=0)
+        return (number, self._index.segments[number].scan.at) if number else (0, 0)
 
     def _manifest(self) -> None:
-        path = self._survey.path / NAME
+        path = self._index.path / NAME
         if path.exists():
             self._report.kept.append(copy_aside(path))
-        publish_manifest(self._survey.path, self._survey.manifest)
+        publish_manifest(self._index.path, self._index.manifest)
 
     def _segment(self, number: int) -> None:
-        state = self._survey.segments.get(number)
+        state = self._index.segments.get(number)
         damaged = state is None or any(
             one.acknowledged and one.kind != "lost" for one in (*state.damage, *state.scan.damage)
         )
         if damaged:
-            acknowledged = state.acknowledged if state else self._survey.acknowledged_in(number)
-            rewrite = Rewrite(self._survey, number, self._next, acknowledged)
+            acknowledged = state.acknowledged if state else self._index.acknowledged_in(number)
+            rewrite = Rewrite(self._index, number, self._next, acknowledged)
             self._report.kept += rewrite.run()
-            self._survey.segments[number] = state = rewrite.state
+            self._index.segments[number] = state = rewrite.state
         elif state is not None and not state.closed:
             self._close(state)
-        if state is not None and number in self._survey.segments:
+        if state is not None and number in self._index.segments:
             self._next = state.scan.number
 
     def _close(self, state: SegmentState) -> None:
@@ -153,7 +164,7 @@ class _Recovery:
             return
         if torn:
             self._report.kept.append(copy_aside(state.path, state.scan.at, ".torn"))
-        end = epilogue(state.prologue, self._survey.manifest.channels, state.scan.entries, state.scan.at)
+        end = epilogue(state.prologue, self._index.manifest.channels, state.scan.entries, state.scan.at)
         fd = os.open(state.path, os.O_WRONLY)
         try:
             os.ftruncate(fd, state.scan.at)
@@ -164,11 +175,11 @@ class _Recovery:
         state.closed = True
 
     def _drop(self, state: SegmentState, torn: bool) -> None:
-        """A segment whose beginning was never whole holds nothing; its name becomes free."""
+        """Remove a segment without a whole prologue: it holds no messages. Saves its bytes unless they are zeros."""
         if torn:
             aside = spare_name(state.path, ".torn")
             os.rename(state.path, aside)
             self._report.kept.append(aside)
         else:
             state.path.unlink()
-        del self._survey.segments[state.number]
+        del self._index.segments[state.number]

@@ -1,4 +1,4 @@
-"""Writing a damaged segment anew with what is whole in it. The old file stays beside it, byte for byte."""
+"""Salvage: rewrites a damaged segment with its whole messages. A byte-for-byte copy of the old file is kept."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from actscope.store.reading.record_walk import RecordWalk
 
 
 def copy_aside(path: Path, start: int = 0, suffix: str = ".damaged") -> Path:
-    """A durable copy of a file from `start` on, under a name that is free."""
+    """Copy a file from `start` on to an unused name, durably. Return the copy's path."""
     aside = spare_name(path, suffix)
     fd = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
     try:
@@ -36,24 +36,24 @@ def copy_aside(path: Path, start: int = 0, suffix: str = ".damaged") -> Path:
 
 
 def without(first: int, last: int, present: npt.NDArray[np.uint64]) -> Ranges:
-    """The ranges of first..last that are not in `present`, ascending."""
+    """Return the ascending ranges of `first..last` that are not in `present` (uint64, ascending)."""
     edges = [first - 1, *(int(number) for number in present), last + 1]
     return tuple((a + 1, b - 1) for a, b in pairwise(edges) if b - a > 1)
 
 
 class Rewrite:
-    """Segment `number` with its whole messages, saying which of `first` .. `last` are lost. Published by rename."""
+    """Rewrite of segment `number` with its whole messages and a list of the lost ones in `first..last`. Published by rename."""
 
-    def __init__(self, survey: SegmentIndex, number: int, first: int, last: int) -> None:
-        self._survey = survey
-        self._path = survey.path / segment_name(number)
+    def __init__(self, index: SegmentIndex, number: int, first: int, last: int) -> None:
+        self._index = index
+        self._path = index.path / segment_name(number)
         self._number = number
-        old = survey.segments.get(number)
+        old = index.segments.get(number)
         entries = old.entries if old else np.zeros(0, ENTRY)
         self._entries = entries[entries["number"] >= first]
         last = max(last, int(self._entries["number"].max(initial=0)))
         self._lost = without(first, last, self._entries["number"])
-        self._prologue = Prologue.make(survey.manifest, number, first, self._time(old), self._lost)
+        self._prologue = Prologue.make(index.manifest, number, first, self._time(old), self._lost)
         self.state: SegmentState
 
     def _time(self, old: SegmentState | None) -> int:
@@ -62,7 +62,7 @@ class Rewrite:
         return int(self._entries["time_ns"][0]) if len(self._entries) else 0
 
     def run(self) -> list[Path]:
-        """Do it; returns where the old file lies now."""
+        """Rewrite the segment. Return the path of the old file's copy (none if the file was missing)."""
         kept = [copy_aside(self._path)] if self._path.exists() else []
         temp = self._path.with_name(self._path.name + ".tmp")
         fd = os.open(temp, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
@@ -72,7 +72,7 @@ class Rewrite:
         finally:
             os.close(fd)
         os.rename(temp, self._path)
-        sync_directory(self._survey.path)
+        sync_directory(self._index.path)
         self.state = self._described(end)
         return kept
 
@@ -83,7 +83,7 @@ class Rewrite:
             with Source(self._path, STRIDE) as source:
                 for entry in self._entries:
                     at = self._copy(fd, source, entry, at)
-        write_all(fd, epilogue(self._prologue, self._survey.manifest.channels, self._entries, at), at)
+        write_all(fd, epilogue(self._prologue, self._index.manifest.channels, self._entries, at), at)
         return at
 
     def _copy(self, fd: int, source: Source, entry: np.void, at: int) -> int:
@@ -98,7 +98,7 @@ class Rewrite:
         return at
 
     def _described(self, end: int) -> SegmentState:
-        manifest, first = self._survey.manifest, self._prologue.first
+        manifest, first = self._index.manifest, self._prologue.first
         scan = RecordWalk(self._number, manifest.recording, len(manifest.channels), end, first, self._lost)
         if len(self._entries):
             scan = RecordWalk(

@@ -1,1 +1,1 @@
-"""The write path: buffers, framing, the I/O thread and segment files."""
+"""Write path of the log: buffers, framing, I/O thread and segment files."""

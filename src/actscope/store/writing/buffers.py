@@ -1,4 +1,4 @@
-"""The memory between appenders and the file: a fixed pool of aligned buffers, each written once and used again."""
+"""Buffer pool between appenders and the I/O thread: a fixed number of aligned buffers, reused after each write."""
 
 from __future__ import annotations
 
@@ -12,31 +12,31 @@ from actscope.store.format.checksum import Buffer as Bytes
 from actscope.store.format.watermark import LogPosition
 from actscope.store.options import BLOCK
 
-LARGEST = 8 << 20  # one direct write; more is not faster
-HUGE = 2 << 20
-RELEASING = 1 << 15  # copies from this size on leave the interpreter's lock to others
+LARGEST = 8 << 20  # bytes of one direct write; larger ones are not faster
+HUGE = 2 << 20  # bytes of a huge page
+RELEASING = 1 << 15  # copies of at least this size go through numpy, which releases the GIL
 
 
 def aligned_memory(size: int) -> memoryview:
-    """Zeros that start on a page; large ones on huge pages, where there are any.
+    """Return `size` zeroed bytes, page-aligned. From 2 MiB on, aligned to huge pages and advised to use them.
 
-    A direct write of few large pieces is 15 to 20 % faster than one of many small pages (virtio disk, ext4, 8 MiB writes).
+    A direct write from few large pages is 15 to 20 % faster than from many small ones (virtio disk, ext4, 8 MiB writes).
     """
     spare = HUGE if size >= HUGE else 0
     memory = mmap.mmap(-1, size + spare, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     start = 0
     if spare:
-        with suppress(OSError):  # a kernel without them
+        with suppress(OSError):  # a kernel without huge pages
             memory.madvise(mmap.MADV_HUGEPAGE)
         start = -np.frombuffer(memory, np.uint8).ctypes.data % HUGE
     return memoryview(memory)[start : start + size]
 
 
 class Buffer:
-    """A page-aligned stretch of memory, and where in which segment its bytes belong.
+    """Page-aligned memory, with the segment and offset of its bytes.
 
-    `upto` is the end of the last whole message that its bytes complete (None: they complete none); `finish` is the length of
-    the segment when these are its last bytes.
+    `upto` is the end of the last message that the buffer completes, or None. `finish` is the final length of the segment if the
+    buffer is its last one, else None.
     """
 
     def __init__(self, size: int) -> None:
@@ -46,18 +46,18 @@ class Buffer:
         self.begin(0, 0)
 
     def begin(self, segment: int, offset: int) -> None:
-        """Start afresh, for bytes of `segment` from `offset` on."""
+        """Reset the buffer for bytes of `segment` from `offset` on."""
         self.segment, self.offset, self.used = segment, offset, 0
         self.upto: LogPosition | None = None
         self.finish: int | None = None
 
     @property
     def room(self) -> int:
-        """Bytes that still fit."""
+        """Return the free bytes."""
         return self.size - self.used
 
     def add(self, data: Bytes) -> int:
-        """Copy as much of `data` as fits; returns how much."""
+        """Copy as much of `data` as fits. Return the number of bytes copied."""
         count = min(self.size - self.used, len(data))
         if count >= RELEASING:
             self._array[self.used : self.used + count] = np.frombuffer(data, np.uint8, count)
@@ -67,19 +67,22 @@ class Buffer:
         return count
 
     def written(self) -> memoryview:
-        """The bytes to write."""
+        """Return a view of the used bytes."""
         return self._view[: self.used]
 
 
 @dataclass(frozen=True, slots=True)
 class PoolShape:
-    """How many buffers of which size make a pool of at most `bytes`."""
+    """Number and size (bytes) of the buffers in a pool."""
 
     count: int
     size: int
 
     @classmethod
     def within(cls, total: int) -> PoolShape:
-        """At least two, so that one fills while another is written; of at most 8 MiB."""
+        """Return a pool shape within `total` bytes: at least two buffers, so that one fills while another is written.
+
+        A buffer has at most 8 MiB.
+        """
         size = min(max(total // 4 // BLOCK, 1) * BLOCK, LARGEST)
         return cls(max(total // size, 2), size)

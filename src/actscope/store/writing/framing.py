@@ -1,4 +1,4 @@
-"""Messages to bytes: where each record goes, what stands around it, and which buffer carries it."""
+"""Framing: encodes messages as records, places them in segments and fills the buffers."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ from actscope.store.writing.pipeline_state import PipelineState
 
 
 class SegmentFramer:
-    """The segments as one stream of bytes, cut into buffers. Used under the append lock.
+    """Encoder of messages into segments, cut into buffers. Use it under the append lock.
 
-    A flush in the middle of a block ends it with a padding record, so that no byte is ever written twice: a write
-    that fails, or that power loss tears, cannot touch what was acknowledged.
+    A flush pads the current block with a padding record, so no byte is written twice. A failed or torn write therefore cannot
+    damage acknowledged bytes.
     """
 
     def __init__(
         self, flow: PipelineState, manifest: Manifest, segment_bytes: int, direct: bool, last: int, segment: int
     ) -> None:
-        self._flow = flow
+        self._state = flow
         self._manifest = manifest
         self._limit = segment_bytes
         self._block = BLOCK if direct else 1
@@ -51,23 +51,26 @@ class SegmentFramer:
     def message(
         self, channel: int, key: bytes, parts: Sequence[memoryview], length: int, crc: int, time_ns: int
     ) -> int:
-        """Put one message into the buffers; its number. Blocks while there is no room. RecordingPoisoned.
+        """Append one message to the buffers and return its number. Blocks while the buffers are full (back pressure).
 
-        Whatever interrupts this leaves either nothing behind or a poisoned writer, never half a message with more to follow.
+        Atomic: an interrupt leaves either no trace or a poisoned writer, never a partial message that others follow.
+
+        Raises:
+            RecordingPoisoned: Writing has failed.
         """
         self._make_place(length, time_ns)
         size = record_bytes(self._at, length)
-        self._flow.reserve(size, self._buffer)
+        self._state.reserve(size, self._buffer)
         pad = bytes(padding_after(self._at + length))  # heads are a multiple of 8
         number, start = self._number + 1, self._at
-        head = Head(channel + 1, key, number, self._flow.durable.number, length, time_ns, crc32c_of((pad,), crc))
+        head = Head(channel + 1, key, number, self._state.durable.number, length, time_ns, crc32c_of((pad,), crc))
         self._all_or_nothing((head.write(self._manifest.recording, start), *parts, pad))
         self._entries += ENTRY_ROW.pack(number, self._segment, channel, start, length, time_ns, key)
         self._commit(number)
         return number
 
     def flush(self) -> bool:
-        """Hand over what is in the current buffer, if anything; says whether there was."""
+        """Queue the current buffer for writing. Return whether there was one."""
         if self._buffer is None:
             return False
         if pad := padding_record(self._at, self._block):
@@ -77,13 +80,13 @@ class SegmentFramer:
         return True
 
     def finish(self) -> None:
-        """End the segment, if there is one: its epilogue, then nothing more."""
+        """Append the epilogue of the current segment, if there is one, and queue it for writing."""
         if self._prologue is not None:
             prologue = self._prologue
             self._or_poison(lambda: self._finish(prologue))
 
     def buffered(self) -> int:
-        """Bytes that wait here to be handed over."""
+        """Return the bytes in the current buffer, which is not queued yet."""
         buffer = self._buffer
         return buffer.used if buffer else 0
 
@@ -99,10 +102,10 @@ class SegmentFramer:
 
     def _make_place(self, length: int, time_ns: int) -> None:
         if self._prologue is not None and self._full(length):
-            self._flow.reserve(self._frame + len(self._entries), self._buffer)
+            self._state.reserve(self._frame + len(self._entries), self._buffer)
             self.finish()
         if self._prologue is None:
-            self._flow.reserve(1)
+            self._state.reserve(1)
             self._or_poison(lambda: self._begin(time_ns))
 
     def _full(self, length: int) -> bool:
@@ -124,14 +127,14 @@ class SegmentFramer:
         try:
             step()
         except BaseException as error:
-            self._flow.fail(InterruptedError(f"the change of segments was cut off: {error!r}"))
+            self._state.fail(InterruptedError(f"the change of segments was cut off: {error!r}"))
             raise
 
     def _commit(self, number: int) -> None:
         assert self._buffer is not None
         self._number = number
         self._buffer.upto = LogPosition(number, self._segment, self._at)
-        self._flow.appended(number)
+        self._state.appended(number)
 
     def _all_or_nothing(self, parts: Sequence[Bytes]) -> None:
         handed, at, used = self._handed, self._at, self._buffer.used if self._buffer else 0
@@ -140,7 +143,7 @@ class SegmentFramer:
                 self._put(part)
         except BaseException as error:
             if handed != self._handed:
-                self._flow.fail(InterruptedError(f"a message was cut off: {error!r}"))
+                self._state.fail(InterruptedError(f"a message was cut off: {error!r}"))
             self._at = at
             if self._buffer is not None:
                 self._buffer.used = used
@@ -150,7 +153,7 @@ class SegmentFramer:
         view = memoryview(data)
         while view:
             if self._buffer is None:
-                self._buffer = self._flow.take()
+                self._buffer = self._state.take()
                 self._buffer.begin(self._segment, self._at)
             count = self._buffer.add(view)
             self._at += count
@@ -162,4 +165,4 @@ class SegmentFramer:
         buffer, self._buffer = self._buffer, None
         if buffer is not None:
             self._handed += 1
-            self._flow.hand_over(buffer)
+            self._state.hand_over(buffer)

@@ -1,4 +1,4 @@
-"""The I/O thread: buffers into segment files, and the watermark behind them."""
+"""I/O thread: writes buffers to segment files, then advances the watermark."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from actscope.store.writing.segment_file import SegmentFile
 
 
 class IoThread:
-    """Writes buffers in their order; the only one who touches the files. The first error ends it and poisons the flow.
+    """Loop that writes the queued buffers in order. The first error ends it and poisons the store.
 
-    One group commit: fdatasync of the segment, the durable mark into the watermark, fdatasync of the watermark. A
-    segment is durable from end to end before the next one appears, so damage in it can never be a torn tail.
+    A group commit is: fdatasync of the segment, the new durable position in the watermark, fdatasync of the watermark. A segment
+    is fully durable before the next one is created, so damage in an earlier segment is never a torn tail.
     """
 
     def __init__(
@@ -31,34 +31,34 @@ class IoThread:
         flush: Callable[[], bool],
     ) -> None:
         self._directory = directory
-        self._flow = flow
+        self._state = flow
         self._mark = mark
         self._options = options
         self._direct = direct
-        self._flush = flush  # hands over the tail, unless an appender is at it; says whether it did
+        self._flush = flush  # queues the current buffer unless an appender holds the lock; returns whether it did
         self._file: SegmentFile | None = None
         self._committed = time.monotonic()
 
     def run(self) -> None:
-        """Until the flow stops or something fails."""
+        """Run until the store is stopped and its queue is empty, or until an error."""
         try:
             while self._turn():
                 pass
-        except Exception as error:  # the boundary: whatever it was, appenders and waiters are told
-            self._flow.fail(error)
+        except Exception as error:  # boundary: fail() reports the error to appenders and waiters
+            self._state.fail(error)
         finally:
             if self._file is not None:
                 self._file.close()
 
     def _turn(self) -> bool:
-        batch = self._flow.next(self._deadline)
+        batch = self._state.next(self._deadline)
         if batch:
             self._write(batch)
-        elif self._flow.stopping:
+        elif self._state.stopping:
             return False
-        if self._flow.sync_due():
+        if self._state.sync_due():
             self._commit()
-        elif time.monotonic() >= self._deadline() and self._flow.accepted > self._flow.durable.number:
+        elif time.monotonic() >= self._deadline() and self._state.accepted > self._state.durable.number:
             if not batch and self._flush():
                 return True  # the tail is written first, then everything is committed
             self._commit()
@@ -70,13 +70,13 @@ class IoThread:
     def _write(self, batch: list[Buffer]) -> None:
         if self._file is None:
             self._file = SegmentFile(self._directory, batch[0].segment, self._options, self._direct)
-            self._flow.segments += 1
+            self._state.segments += 1
         assert all(buffer.segment == self._file.number for buffer in batch)
         self._file.write([buffer.written() for buffer in batch], batch[0].offset)
-        written = max((buffer.upto for buffer in batch if buffer.upto), default=self._flow.written)
+        written = max((buffer.upto for buffer in batch if buffer.upto), default=self._state.written)
         self._mark.put(replace(self._mark.state, written=written))
         finish = batch[-1].finish
-        self._flow.recycle(batch, written)
+        self._state.recycle(batch, written)
         if finish is not None:
             self._finish(self._file, finish)
 
@@ -92,8 +92,8 @@ class IoThread:
         self._commit_mark()
 
     def _commit_mark(self) -> None:
-        written = self._flow.written
+        written = self._state.written
         self._mark.put(replace(self._mark.state, written=written, durable=written))
         self._mark.sync()
         self._committed = time.monotonic()
-        self._flow.committed(written)
+        self._state.committed(written)

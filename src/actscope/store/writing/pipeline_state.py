@@ -1,4 +1,4 @@
-"""What appenders and the I/O thread share: buffers on their way, numbers reached, and the error that ended it all."""
+"""State shared by appenders and the I/O thread: queued and free buffers, written and durable positions, the first error."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from actscope.store.writing.buffers import Buffer, PoolShape
 
 
 class PipelineState:
-    """Free buffers -> (appender fills) -> queue -> (I/O thread writes) -> free buffers.
+    """Monitor of the write pipeline: free buffers -> (appender fills) -> queue -> (I/O thread writes) -> free buffers.
 
-    All fields are changed under `changed`, except `accepted`, which only the appender that holds the append lock changes.
+    All fields change under `changed`, except `accepted`, which only the holder of the append lock changes.
 
-        accepted   last message number whose bytes are in buffers
+        accepted   number of the last message whose bytes are in buffers
         written    end of the last message whose bytes are in the file: survives kill -9
         durable    end of the last message that survives power loss
     """
@@ -31,14 +31,14 @@ class PipelineState:
         self.accepted = start.number
         self.written = self.durable = start
         self.error: Exception | None = None
-        self.wanted = 0  # the number that somebody waits to be durable
+        self.wanted = 0  # highest message number that a caller of `sync` waits for
         self.stopping = False
         self._asleep = False
         self.segments = self.syncs = self.bytes = self.buffered = self.buffered_max = 0
         self.seconds_blocked = 0.0
 
     def take(self) -> Buffer:
-        """A free buffer, when there is one; made on first need. Blocks; RecordingPoisoned."""
+        """Return a free buffer, allocated on first use. Blocks while there is none. Raises RecordingPoisoned."""
         self.reserve(1)
         with self.changed:
             if self._free:
@@ -47,7 +47,11 @@ class PipelineState:
         return Buffer(self.shape.size)
 
     def reserve(self, length: int, held: Buffer | None = None) -> None:
-        """Wait until `length` bytes fit into the buffer that the appender holds and the free ones, or all others are free."""
+        """Block until `length` bytes fit into the held buffer and the free ones, or until all other buffers are free.
+
+        Raises:
+            RecordingPoisoned: Writing has failed.
+        """
         with self.changed:
             self._check()
             if self._roomy(length, held):
@@ -66,7 +70,7 @@ class PipelineState:
         return free >= others or length <= room + free * self.shape.size
 
     def hand_over(self, buffer: Buffer) -> None:
-        """Let the I/O thread write this one."""
+        """Queue a buffer for the I/O thread."""
         with self.changed:
             self._queue.append(buffer)
             self.buffered += buffer.used
@@ -74,17 +78,16 @@ class PipelineState:
             self.changed.notify_all()
 
     def appended(self, number: int) -> None:
-        """A message is in the buffers; wakes an I/O thread that sleeps without a time to wake."""
+        """Advance `accepted`, and wake the I/O thread if it is waiting."""
         self.accepted = number
         if self._asleep:
             with self.changed:
                 self.changed.notify_all()
 
     def next(self, deadline: Callable[[], float]) -> list[Buffer]:
-        """For the I/O thread: the next buffers, of one segment; none when something else is due.
+        """Wait for queued buffers and return them, all of one segment. Empty when a commit or the stop is due.
 
-        Up to half of the pool at once: on a busy machine the thread comes late to every write, and the other half
-        fills meanwhile.
+        Returns up to half of the pool: on a busy machine the I/O thread is scheduled late, and the other half fills meanwhile.
         """
         with self.changed:
             while not self._queue and not self.stopping and not self.sync_due():
@@ -106,11 +109,11 @@ class PipelineState:
         return batch
 
     def sync_due(self) -> bool:
-        """Somebody waits for something that is written to be durable."""
+        """Return whether a caller of `sync` waits for a message that is written but not durable."""
         return self.durable.number < self.wanted <= self.written.number
 
     def recycle(self, batch: Sequence[Buffer], written: LogPosition) -> None:
-        """Buffers are in the file."""
+        """Advance `written` and free the buffers of a finished write."""
         size = sum(buffer.used for buffer in batch)
         with self.changed:
             self.buffered -= size
@@ -120,32 +123,37 @@ class PipelineState:
             self.changed.notify_all()
 
     def committed(self, durable: LogPosition) -> None:
-        """Everything up to here survives power loss."""
+        """Advance `durable` after a group commit."""
         with self.changed:
             self.durable = durable
             self.syncs += 1
             self.changed.notify_all()
 
     def want(self, number: int) -> None:
-        """Somebody waits for `number` to be durable."""
+        """Request that message `number` becomes durable."""
         with self.changed:
             self.wanted = max(self.wanted, number)
             self.changed.notify_all()
 
     def stop(self) -> None:
-        """Write what is queued, then end."""
+        """Make the I/O thread write the queue and end."""
         with self.changed:
             self.stopping = True
             self.changed.notify_all()
 
     def fail(self, error: Exception) -> None:
-        """Poison everything: the first error is the one that is told."""
+        """Poison the store. Only the first error is kept and reported."""
         with self.changed:
             self.error = self.error or error
             self.changed.notify_all()
 
     def wait(self, reached: Callable[[], bool], timeout: float | None, what: str) -> None:
-        """Until `reached`; RecordingPoisoned when it cannot be any more, TimeoutError."""
+        """Block until `reached()` is True.
+
+        Raises:
+            RecordingPoisoned: Writing failed first.
+            TimeoutError: `timeout` seconds have passed.
+        """
         with self.changed:
             if not self.changed.wait_for(lambda: reached() or self.error is not None, timeout):
                 raise TimeoutError(f"{what}: not within {timeout} s")

@@ -1,4 +1,4 @@
-"""One segment file while it is written: direct where the file system takes it, never written again after an error."""
+"""Segment file of the writer: O_DIRECT where the file system supports it, never written again after an error."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from actscope.store.files import naming, segment_files
 from actscope.store.format.layout import segment_name
 from actscope.store.options import BLOCK, StoreOptions
 
-LEAST = 1 << 20  # reserved at first
-KEEP_SIZE = 1  # FALLOC_FL_KEEP_SIZE: the length stays that of what was written, so that readers see no zeros to come
+LEAST = 1 << 20  # bytes of the first reservation
+KEEP_SIZE = 1  # FALLOC_FL_KEEP_SIZE: the file length excludes reserved blocks, so readers do not see their zeros
 
 
 def choose_direct(directory: Path, wanted: str) -> tuple[bool, str]:
-    """Whether to write with O_DIRECT, and why; RecordingError when it is demanded and refused."""
+    """Return whether to write with O_DIRECT, and why. Raises RecordingError when it is required and not supported."""
     if wanted == "no":
         return False, "direct='no'"
     refused = _probe(directory)
@@ -52,13 +52,13 @@ def _probe(directory: Path) -> str:
 
 
 def preallocate(fd: int, start: int, end: int) -> None:
-    """Reserve blocks without changing the length; where that cannot be done the file grows as it is written."""
+    """Reserve disk blocks without changing the file length. Best effort: errors are ignored."""
     c = ctypes.CDLL(None)
     c.fallocate(ctypes.c_int(fd), ctypes.c_int(KEEP_SIZE), ctypes.c_int64(start), ctypes.c_int64(end - start))
 
 
 class SegmentFile:
-    """A new segment. Errors are OSErrors as the system gave them; after one, nothing may be written any more."""
+    """A new segment file. Methods raise the system's OSError; do not write after one."""
 
     def __init__(self, directory: Path, number: int, options: StoreOptions, direct: bool) -> None:
         self.number = number
@@ -75,8 +75,7 @@ class SegmentFile:
             raise
 
     def write(self, parts: Sequence[memoryview], offset: int) -> None:
-        """Every byte of the parts, at the end of the file. A short write goes on where it stopped, a direct one from
-        the last whole block."""
+        """Append the parts to the file. A short write continues where it stopped; a direct one, at the last whole block."""
         assert offset == self._end, "a segment is written from its start to its end, each byte once"
         total, done = sum(map(len, parts)), 0
         self._reserve(offset + total)
@@ -94,23 +93,23 @@ class SegmentFile:
         self._end = offset + total
 
     def _reserve(self, end: int) -> None:
-        """Twice of what there will be: few calls for a large segment, and little taken by a small one."""
+        """Reserve twice the needed length, up to the limit: few calls for large segments, little space for small ones."""
         if self._reserved < end and self._reserved < self._limit:
             ahead = min(max(2 * end, LEAST), self._limit)
             preallocate(self._fd, self._reserved, ahead)
             self._reserved = ahead
 
     def sync(self) -> None:
-        """What was written survives power loss."""
+        """Make the written bytes durable (fdatasync)."""
         os.fdatasync(self._fd)
 
     def finish(self, length: int) -> None:
-        """Cut to the true length, which frees what was reserved, and make durable."""
+        """Truncate to the final length, which frees reserved blocks, and fsync."""
         os.ftruncate(self._fd, length)
         os.fsync(self._fd)
 
     def close(self) -> None:
-        """Let go of the file as it is."""
+        """Close the file descriptor. Idempotent."""
         fd, self._fd = self._fd, -1
         if fd >= 0:
             os.close(fd)
@@ -126,5 +125,5 @@ def _from(parts: Sequence[memoryview], start: int) -> list[memoryview]:
 
 
 def next_segment(directory: Path) -> int:
-    """The number after the highest that there is."""
+    """Return the highest segment number in the directory plus 1."""
     return max(segment_files(directory), default=0) + 1

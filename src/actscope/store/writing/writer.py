@@ -1,4 +1,4 @@
-"""The writer of a recording."""
+"""Store: the writer of the log."""
 
 from __future__ import annotations
 
@@ -32,21 +32,26 @@ _open: weakref.WeakSet[Store] = weakref.WeakSet()
 
 
 class Store:
-    """A durable, append-only log of opaque messages, written by one process.
+    """Writer of a durable, append-only log of opaque messages. One process writes. Use `create` or `resume`.
 
-    `append` may be called by many threads; one thread of the store writes. Two promises, which callers must not mix up:
+    All methods except `close` are thread-safe. One thread of the store writes the files. There are two levels of acknowledgment:
 
         number <= written   the message survives kill -9 of this process
         number <= durable   the message survives power loss
 
     After a failed write or fsync the store is poisoned: `append`, `sync` and `wait_written` raise RecordingPoisoned,
-    nothing more is written, and what was acknowledged stays. A store that is dropped without `close` writes what it
+    nothing more is written, and acknowledged messages remain. A store that is dropped without `close` writes what it
     accepted and leaves a recording that `recover` closes. A fork()ed child must not use its parent's store; the lock
     stays with the parent.
+
+    Attributes:
+        path: Directory of the recording.
+        direct: Whether writes bypass the page cache (O_DIRECT).
+        direct_reason: Why `direct` was chosen.
     """
 
     def __init__(self, path: Path, manifest: Manifest, mark: WatermarkFile, options: StoreOptions) -> None:
-        """Use `create` or `resume`."""
+        """Initialize from an open watermark. Use `create` or `resume`."""
         self.path = path
         self._manifest = manifest
         self._channels = {name: index for index, name in enumerate(manifest.channels)}
@@ -61,9 +66,9 @@ class Store:
         self._lock = threading.Lock()
         self._closed = False
         self._first = start.number
-        self._drain = _start(path, self._flow, mark, options, self.direct, self._stream, self._lock)
+        self._io_thread = _start(path, self._flow, mark, options, self.direct, self._stream, self._lock)
         self._finalizer = weakref.finalize(
-            self, _abandon, self._pid, self._flow, self._stream, self._lock, self._drain, mark
+            self, _abandon, self._pid, self._flow, self._stream, self._lock, self._io_thread, mark
         )
         _open.add(self)
 
@@ -76,7 +81,20 @@ class Store:
         channels: Sequence[str],
         options: StoreOptions | None = None,
     ) -> Store:
-        """A new recording in a directory that does not exist or is empty; RecordingError otherwise."""
+        """Create a recording.
+
+        Args:
+            path: Directory of the recording, absent or empty.
+            manifest: JSON values that describe the recording; never changed afterwards.
+            channels: Distinct names of the channels, fewer than 65536.
+            options: Settings of the writer; None uses the defaults.
+
+        Returns:
+            A running store. Close it.
+
+        Raises:
+            RecordingError: The directory is not empty or cannot be written, or the manifest or channels are not valid.
+        """
         directory = Path(path)
         whole = Manifest.make(secrets.randbits(32), channels, manifest)
         with naming(directory, "creating"):
@@ -95,9 +113,18 @@ class Store:
 
     @classmethod
     def resume(cls, path: str | os.PathLike[str], *, options: StoreOptions | None = None) -> Store:
-        """Go on with a recording that was closed or recovered, in a new segment.
+        """Continue a recording that was closed or recovered, in a new segment.
 
-        RecordingError when another process writes it, or when it was not closed: run `recover` first.
+        Args:
+            path: Directory of the recording.
+            options: Settings of the writer; None uses the defaults.
+
+        Returns:
+            A running store. Close it.
+
+        Raises:
+            RecordingError: There is no recording, another process writes it, or it was not closed (run `recover` first).
+            RecordingDamaged: Its manifest cannot be read.
         """
         directory = Path(path)
         whole = _manifest_of(directory)
@@ -114,10 +141,20 @@ class Store:
             return cls(directory, whole, mark, options or StoreOptions())
 
     def append(self, channel: str, key: bytes, parts: Sequence[bytes | memoryview], time_ns: int) -> int:
-        """Accept one message, whose body is the parts one after the other; returns its number, from 1, without gaps.
+        """Append one message. Copies the parts before it returns. Blocks while the buffers are full (back pressure).
 
-        Copies once, so the parts may be changed afterwards, not meanwhile. Blocks while the buffers are full.
-        RecordingPoisoned after a failed write or fsync; RecordingError for a channel, key or time that cannot be stored.
+        Args:
+            channel: Name of a channel of the recording.
+            key: 64 bytes that readers get in the index.
+            parts: The body, as parts that are concatenated.
+            time_ns: Time of the message in nanoseconds, 0 <= `time_ns` < 2**63.
+
+        Returns:
+            The message number: 1 for the first one, without gaps.
+
+        Raises:
+            RecordingError: The channel, key or time is not valid, the store is closed, or the process is a fork()ed child.
+            RecordingPoisoned: A write or fsync has failed.
         """
         index = self._channels.get(channel)
         if index is None:
@@ -135,21 +172,31 @@ class Store:
 
     @property
     def written(self) -> int:
-        """Every message up to this number survives kill -9 of this process."""
+        """Return the highest number such that all messages up to it survive kill -9 of this process."""
         return self._flow.written.number
 
     @property
     def durable(self) -> int:
-        """Every message up to this number survives power loss."""
+        """Return the highest number such that all messages up to it survive power loss."""
         return self._flow.durable.number
 
     @property
     def poisoned(self) -> Exception | None:
-        """The error that ended writing, or None."""
+        """Return the error that poisoned the store, or None."""
         return self._flow.error
 
     def wait_written(self, number: int, timeout: float | None = None) -> None:
-        """Until `written` has reached `number`. RecordingPoisoned when it never will, TimeoutError after `timeout` seconds."""
+        """Block until `written` reaches `number`.
+
+        Args:
+            number: Message number that `append` returned.
+            timeout: Maximum wait in seconds; None waits without limit.
+
+        Raises:
+            RecordingError: The message was never appended.
+            RecordingPoisoned: A write or fsync has failed.
+            TimeoutError: `timeout` seconds have passed.
+        """
         if number > self._flow.accepted:
             raise RecordingError(f"message {number} was never appended; the last is {self._flow.accepted}")
         if self.written < number:
@@ -157,7 +204,18 @@ class Store:
         self._flow.wait(lambda: self.written >= number, timeout, f"waiting for message {number} to be written")
 
     def sync(self, timeout: float | None = None) -> int:
-        """Everything appended so far is durable on return; returns the last number. RecordingPoisoned, TimeoutError."""
+        """Block until every message appended so far is durable.
+
+        Args:
+            timeout: Maximum wait in seconds; None waits without limit.
+
+        Returns:
+            The number of the last such message.
+
+        Raises:
+            RecordingPoisoned: A write or fsync has failed.
+            TimeoutError: `timeout` seconds have passed.
+        """
         number = self._flow.accepted
         if self.durable < number:
             self._push(timeout)
@@ -166,7 +224,7 @@ class Store:
         return number
 
     def stats(self) -> StoreStats:
-        """Counts since this writer began."""
+        """Return runtime statistics since this writer began."""
         flow = self._flow
         with flow.changed:
             return StoreStats(
@@ -180,9 +238,12 @@ class Store:
             )
 
     def close(self) -> None:
-        """Finish the segment (index, MCAP summary), make everything durable, say so in the watermark, give up the lock.
+        """Finish the segment (index, MCAP summary), make all messages durable, mark the recording as closed and release the lock.
 
-        RecordingPoisoned when something that was appended could not be made durable. A second call does nothing.
+        Idempotent. A call in a fork()ed child does nothing.
+
+        Raises:
+            RecordingPoisoned: Appended messages could not be made durable.
         """
         if self._closed or os.getpid() != self._pid:
             return
@@ -194,7 +255,7 @@ class Store:
         finally:
             self._finalizer.detach()
             self._flow.stop()
-            self._drain.join()
+            self._io_thread.join()
             try:
                 self._settle()
             finally:
@@ -230,7 +291,7 @@ class Store:
             raise RecordingError(f"{self.path}: this writer is closed")
 
     def _forked(self) -> None:
-        self._mark.close()  # a child that lives on must not keep the lock
+        self._mark.close()  # a surviving child must not keep the lock
 
 
 def _flat(parts: Iterable[bytes | memoryview]) -> Iterator[memoryview]:
@@ -275,8 +336,8 @@ def _start(
         finally:
             lock.release()
 
-    drain = IoThread(path, flow, mark, options, direct, flush)
-    thread = threading.Thread(target=drain.run, name="actscope-store", daemon=True)
+    io_thread = IoThread(path, flow, mark, options, direct, flush)
+    thread = threading.Thread(target=io_thread.run, name="actscope-store", daemon=True)
     thread.start()
     return thread
 
@@ -286,10 +347,10 @@ def _abandon(
     flow: PipelineState,
     stream: SegmentFramer,
     lock: threading.Lock,
-    drain: threading.Thread,
+    io_thread: threading.Thread,
     mark: WatermarkFile,
 ) -> None:
-    """A store was dropped, or the interpreter ends: write what was accepted, without closing the recording."""
+    """Write the accepted messages of a store that was dropped, or at interpreter exit. Does not close the recording."""
     if os.getpid() != pid:
         return
     if lock.acquire(timeout=1.0):
@@ -297,11 +358,11 @@ def _abandon(
             if flow.error is None:
                 stream.flush()
         except RecordingPoisoned:
-            pass  # the drain failed meanwhile: nothing more can be kept
+            pass  # the I/O thread failed meanwhile: no more messages can be written
         finally:
             lock.release()
     flow.stop()
-    drain.join(timeout=60.0)
+    io_thread.join(timeout=60.0)
     mark.close()
 
 
