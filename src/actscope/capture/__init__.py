@@ -1,8 +1,7 @@
-"""Capture in the user's own process: any transformers model, and any torch module, while the user's own code runs it.
+"""In-process capture: record activations of a transformers model or torch module while the user's code runs it.
 
-`actscope.capture` is both this package and the function that users call. Python binds a package to its name in the parent
-as soon as any module of it is imported, so the package itself is made callable: the name means the same in every order of
-imports.
+`actscope.capture` is both this package and a public function. Importing any module of a package binds the package to its
+name in the parent. The package is therefore callable, and `actscope.capture(...)` works in every import order.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ __getattr__, __dir__ = attach(__name__, {"capture": "actscope.capture.session:ca
 
 
 class _CallablePackage(ModuleType):
-    """The package, called as `actscope.capture.session.capture`."""
+    """Module type whose call forwards to `actscope.capture.session.capture`."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.capture(*args, **kwargs)

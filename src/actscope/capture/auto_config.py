@@ -1,4 +1,4 @@
-"""Configurations derived from a model, for a purpose."""
+"""Capture configurations derived from a model and a purpose."""
 
 from __future__ import annotations
 
@@ -75,11 +75,22 @@ PURPOSES: dict[str, Callable[[ModelShape], CaptureConfig]] = {
 
 
 def auto_config(model: nn.Module, purpose: str = "general", tokens_per_s: float = 0.0) -> CaptureConfig:
-    """A configuration for a model and a purpose; its `reason` says why, `explain(config, model)` what it comes to.
+    """Return a capture configuration for a model and a purpose.
 
-    With `tokens_per_s` the codec is one that keeps up. Where the model's blocks cannot be found, the children of the model
-    that hold the most parameters are read. Memory is room for two seconds of rows, 256 MiB to 4 GiB. Raises SettingsError
-    for an unknown purpose.
+    If the model's blocks cannot be found, the entries of its module lists are captured, or else its direct children.
+
+    Args:
+        model: The model to capture. It is not run.
+        purpose: One of general, probes, sae_training, logit_lens, patching, last_token, attention, mlp, archive, debugging.
+        tokens_per_s: Expected speed in tokens/s; 0 if unknown. If given, it sets `throughput` (bytes/s) and `memory_bytes`
+            to two seconds of rows, clipped to 256 MiB .. 4 GiB. A codec of "auto" is then chosen to reach that throughput.
+
+    Returns:
+        The configuration. Its `reason` explains the choice; `explain(config, model)` estimates the cost.
+
+    Raises:
+        SettingsError: The purpose is unknown.
+        SiteError: The model has no module to capture.
     """
     if purpose not in PURPOSES:
         near = get_close_matches(purpose, PURPOSES, n=1)
@@ -99,7 +110,7 @@ def auto_config(model: nn.Module, purpose: str = "general", tokens_per_s: float 
 
 
 def _by_modules(config: CaptureConfig, model: nn.Module) -> CaptureConfig:
-    """For a model whose blocks cannot be found: its lists of modules, else its direct children."""
+    """Return the configuration with `sites` set to the model's outermost module lists, or else to its direct children."""
     lists = [
         path for path, m in model.named_modules() if isinstance(m, nn.ModuleList | nn.Sequential) and path and len(m)
     ]

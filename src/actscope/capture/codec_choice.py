@@ -1,25 +1,25 @@
-"""Which codec, with how many workers, reaches a target throughput."""
+"""Choice of a codec and a number of workers for a target throughput."""
 
 from __future__ import annotations
 
 import os
 from dataclasses import dataclass
 
-#: GB/s of rows that one core encodes, and the size ratio to expect from fp32 rows of a real model (docs/measured.md, rounded
-#: down; blocks of 4,096 rows). Strongest first.
+#: Encoding speed of one core in GB/s of rows, and expected compression ratio on float32 rows of a real model. Both are rounded
+#: down from docs/measured.md (blocks of 4,096 rows). Ordered by compression ratio, highest first.
 CODEC_SPEEDS: dict[str, tuple[float, float]] = {
     "error_bounded:1e-3": (0.5, 3.0),
     "lossless": (0.8, 1.15),
     "shuffle_lz4": (0.9, 1.0),
     "none": (5.0, 1.0),
 }
-#: What is assumed of a codec that was not measured.
+#: Assumed speed and ratio of a codec that was not measured.
 _UNMEASURED = (0.4, 1.0)
 
 
 @dataclass(frozen=True, slots=True)
 class CodecChoice:
-    """A codec, its number of workers (0: the recorder chooses), and the arithmetic behind them."""
+    """A codec, its number of workers (0: the recorder chooses), and the calculation behind them as text."""
 
     codec: str
     workers: int
@@ -29,16 +29,17 @@ class CodecChoice:
 def choose_codec(codec: str, workers: int, throughput: float, cores: int = 0) -> CodecChoice:
     """Choose the codec and the number of workers for a target throughput.
 
-    `auto` takes the strongest lossless codec that reaches the target on half of the cores.
+    `auto` selects the lossless codec with the best ratio that reaches the target on half of the cores. If none does, it
+    selects "none".
 
     Args:
         codec: Name of a codec, or "auto".
-        workers: Number of workers that the user asked for; 0 leaves it open.
+        workers: Number of workers set by the user; 0 if unset.
         throughput: Target in bytes/s of uncompressed rows; 0 for none.
-        cores: Cores of the machine; 0 reads it.
+        cores: Number of CPU cores; 0 uses `os.cpu_count()`.
 
     Returns:
-        The choice. Without a target, what was given.
+        The choice. Without a target, `codec` and `workers` are returned unchanged.
     """
     if not throughput:
         return CodecChoice(codec, workers, "no target throughput")

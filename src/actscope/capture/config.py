@@ -1,4 +1,4 @@
-"""CaptureConfig: what is captured, and how it gets to the disk. Presets, a builder, and keyword overrides."""
+"""Capture configuration: presets, builder methods and keyword overrides."""
 
 from __future__ import annotations
 
@@ -22,50 +22,54 @@ Policy = Literal["block", "drop", "error"]
 
 @dataclass(frozen=True, slots=True)
 class CaptureConfig:
-    """Everything that can be chosen of a capture. Frozen: `with_*` and `override` give changed copies."""
+    """Settings of a capture. Frozen: `with_*` and `override` return changed copies.
+
+    Raises:
+        SettingsError: A value is out of range or unknown.
+    """
 
     sites: str = "all"
-    """Which layers, points or modules: the grammar of `actscope.sites`, `"0,7,15"`, `"model.layers.*.mlp"` ..."""
+    """Layers, points or modules to capture, in the grammar of `actscope.sites`: `"0,7,15"`, `"model.layers.*.mlp"` ..."""
     points: tuple[str, ...] = ("resid_post",)
-    """Points that are read where `sites` names only layers: resid_pre, attn_out, mlp_out, resid_post."""
+    """Points captured when `sites` names only layers: resid_pre, attn_out, mlp_out, resid_post."""
     granularity: str = "full"
-    """Which positions are kept: full, attention, mlp or sampled:TERMS (see `actscope.capture.labels.position_filter`).
-    attention and mlp keep all positions and take the place of `points`."""
+    """Positions to keep: full, attention, mlp or sampled:TERMS (see `actscope.capture.labels.position_filter`).
+    attention and mlp keep all positions and override `points`."""
     codec: str = "auto"
-    """How rows are encoded: none, lz4, zstd[:LEVEL], shuffle_lz4, lossless, error_bounded:ERROR, svd:K, auto[:ERROR] ..."""
+    """Codec of the rows: none, lz4, zstd[:LEVEL], shuffle_lz4, lossless, error_bounded:ERROR, svd:K, auto[:ERROR] ..."""
     policy: Policy = "block"
-    """When rows come faster than they can be written: the model waits, rows are dropped and counted, or an error is raised."""
+    """Reaction to a full queue: block makes the model wait, drop drops and counts rows, error raises."""
     memory_bytes: int = 1 << 30
-    """Bound of the rows in host memory between the model and the file, in bytes. At least 16 MiB."""
+    """Upper bound in bytes of rows held in host memory between the model and the file. At least 16 MiB."""
     workers: int = 0
-    """Threads that encode; 0 takes half the cores, at most 4, or what `throughput` needs."""
+    """Encoder threads. 0 uses half the cores, at most 4, or the number that `throughput` needs."""
     block_bytes: int = 4 << 20
-    """Rows of a site are encoded together once they have this size, in bytes."""
+    """Block size in bytes: rows of a site are encoded together once they reach it."""
     flush_seconds: float = 1.0
-    """Rows wait at most about so long before they are encoded and written, in seconds."""
+    """Approximate maximum time in seconds before rows are encoded and written."""
     checkpoint_tokens: int = 0
-    """Make everything durable, and say so beside the recording, after so many tokens; 0: no checkpoints, only the
-    group commits of the store."""
+    """Interval in tokens between checkpoints, which make all rows durable and note it beside the recording. 0 writes no
+    checkpoints and relies on the group commits of the store."""
     sample: float = 1.0
-    """Share of the requests that is kept, 0 to 1, chosen by a hash of the request's id (`actscope.sampling`)."""
+    """Fraction of requests to keep, 0 to 1, selected by a hash of the request id (`actscope.sampling`)."""
     throughput: float = 0.0
-    """Bytes of rows per second that must be kept up with; 0: not stated. With codec "auto" it chooses codec and workers:
-    the strongest codec that half of the cores can run at that rate (see `actscope.capture.speeds`)."""
+    """Target throughput in bytes of rows per second; 0 if unstated. With codec "auto" it selects the codec and the workers:
+    the lossless codec with the best ratio that half of the cores can run at that rate (`actscope.capture.codec_choice`)."""
     text: bool = True
-    """Keep the text of each token id, where a tokenizer was given."""
+    """Record the text of each token id. Requires a tokenizer."""
     direct: Literal["auto", "yes", "no"] = "auto"
-    """Write past the page cache (O_DIRECT)."""
+    """Bypass the page cache when writing (O_DIRECT)."""
     segment_bytes: int = 1 << 30
-    """Size at which a new file of the recording is begun, in bytes."""
+    """Size in bytes at which the recording starts a new file."""
     reason: str = field(default="", compare=False)
-    """Why it is as it is, where it was derived; for people."""
+    """Human-readable reason for a derived configuration. Ignored in comparisons."""
 
     def __post_init__(self) -> None:
         unknown = [point for point in self.points if point not in POINTS]
         if unknown or not self.points:
             raise SettingsError(f"points {list(self.points)}: expected some of {', '.join(POINTS)}")
         PositionFilter.parse(self.granularity)
-        encoder(self.codec)  # refuses one that does not exist
+        encoder(self.codec)  # raises for an unknown codec
         if self.policy not in ("block", "drop", "error"):
             raise SettingsError(f"policy {self.policy!r}: expected block, drop or error")
         if self.direct not in ("auto", "yes", "no"):
@@ -74,13 +78,20 @@ class CaptureConfig:
             raise SettingsError(f"sample {self.sample}: expected a share of the requests, 0 to 1")
         if self.workers < 0 or self.throughput < 0:
             raise SettingsError(f"expected workers and throughput >= 0, found {self.workers} and {self.throughput}")
-        self.pipeline()  # checks the rest
+        self.pipeline()  # validates the remaining fields
 
-    # --- making one -------------------------------------------------------------------------------------------------------
+    # --- construction -----------------------------------------------------------------------------------------------------
 
     @classmethod
     def preset(cls, name: str) -> CaptureConfig:
-        """One of the presets. Raises SettingsError that names them."""
+        """Return the configuration of a preset.
+
+        Args:
+            name: A key of `actscope.capture.presets.PRESETS`.
+
+        Raises:
+            SettingsError: The preset is unknown; the message lists the presets.
+        """
         if name not in PRESETS:
             near = get_close_matches(name, PRESETS, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
@@ -88,7 +99,16 @@ class CaptureConfig:
         return cls().override(PRESETS[name])
 
     def override(self, values: Mapping[str, Any]) -> CaptureConfig:
-        """A copy with these fields changed. Sizes may be texts such as "2GB". Raises SettingsError for an unknown one."""
+        """Return a copy with some fields replaced.
+
+        Args:
+            values: New values by field name. `memory` and `checkpoint` are aliases of `memory_bytes` and `checkpoint_tokens`.
+                Sizes may be strings such as "2GB".
+
+        Raises:
+            SettingsError: A field is unknown or its value is invalid.
+            SiteError: `sites` is neither a string nor an iterable.
+        """
         known = {f.name for f in fields(self)}
         changed: dict[str, Any] = {}
         for key, value in values.items():
@@ -101,45 +121,54 @@ class CaptureConfig:
         return replace(self, **changed)
 
     def with_sites(self, sites: str) -> CaptureConfig:
+        """Return a copy that captures these sites (the grammar of `actscope.sites`)."""
         return self.override({"sites": sites})
 
     def with_points(self, *points: str) -> CaptureConfig:
+        """Return a copy that captures these points when `sites` names only layers."""
         return self.override({"points": points})
 
     def with_granularity(self, granularity: str) -> CaptureConfig:
+        """Return a copy with this granularity: full, attention, mlp or sampled:TERMS."""
         return self.override({"granularity": granularity})
 
     def with_codec(self, codec: str) -> CaptureConfig:
+        """Return a copy with this codec, e.g. "lossless" or "error_bounded:1e-3"."""
         return self.override({"codec": codec})
 
     def with_policy(self, policy: Policy) -> CaptureConfig:
+        """Return a copy with this reaction to a full queue: block, drop or error."""
         return self.override({"policy": policy})
 
     def with_memory(self, memory: int | str) -> CaptureConfig:
-        """A bound in bytes, or "2GB" (10^9), "512MiB" (2^20)."""
+        """Return a copy with this bound on host memory, in bytes or as "2GB" (10^9), "512MiB" (2^20)."""
         return self.override({"memory_bytes": memory})
 
     def with_workers(self, workers: int) -> CaptureConfig:
+        """Return a copy with this number of encoder threads; 0 chooses automatically."""
         return self.override({"workers": workers})
 
     def with_throughput(self, bytes_per_s: float | str) -> CaptureConfig:
+        """Return a copy with this target throughput in bytes of rows per second, or as text such as "2GB"."""
         return self.override({"throughput": bytes_per_s})
 
     def with_sample(self, sample: float) -> CaptureConfig:
+        """Return a copy that keeps this fraction of requests, 0 to 1."""
         return self.override({"sample": sample})
 
     def with_checkpoints(self, every_tokens: int) -> CaptureConfig:
+        """Return a copy that writes a checkpoint after this many tokens; 0 writes none."""
         return self.override({"checkpoint_tokens": every_tokens})
 
-    # --- what follows from it ---------------------------------------------------------------------------------------------
+    # --- derived values ---------------------------------------------------------------------------------------------------
 
     @property
     def read_points(self) -> tuple[str, ...]:
-        """The points that are read where `sites` names only layers."""
+        """Points captured when `sites` names only layers. A granularity of attention or mlp overrides `points`."""
         return PositionFilter.parse(self.granularity).points or self.points
 
     def pipeline(self) -> PipelineOptions:
-        """The recorder's options."""
+        """Return the recorder's options. Raises SettingsError for an invalid value."""
         options = PipelineOptions(
             policy=self.policy,
             memory_bytes=self.memory_bytes,

@@ -1,9 +1,9 @@
-"""Handing rows from the model's device to the recorder.
+"""Transfer of rows from the model's device to the recorder.
 
     CPU    index_select (or clone) ──▶ recorder.put
-    CUDA   index_select on the model's stream ──▶ copy to pinned memory on a side stream ──▶ event ──▶ ferry ──▶ put
+    CUDA   index_select on the model's stream ──▶ copy to pinned memory on a side stream ──▶ event ──▶ DeviceCopy ──▶ put
 
-Either way one copy is made that the recorder owns; the model may overwrite its own tensors at once.
+The recorder owns the copy that arrives, so the model may overwrite its own tensors immediately.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from actscope.frames import Step
 
 
 class RowSink(Protocol):
-    """What takes rows while a pass runs; `actscope.recording.writing.recorder.Recorder` is one."""
+    """Receiver of rows while a pass runs, e.g. `actscope.recording.writing.recorder.Recorder`."""
 
     def begin(self, step: Step) -> None: ...
 
@@ -32,9 +32,9 @@ class RowSink(Protocol):
 
 
 class Handover:
-    """Passes a step's rows to a sink, in order. Thread-safe where the sink is.
+    """Forwards a step's rows to a sink, in order. Thread-safe if the sink is.
 
-    What the sink raises comes out of `put` or `end`; for rows of a GPU, whose copies end later, out of the next call.
+    `put` and `end` raise the sink's exceptions. For CUDA rows, whose copies complete asynchronously, the next call raises them.
     """
 
     def __init__(self, sink: RowSink, *, in_flight_bytes: int = 256 << 20) -> None:
@@ -48,26 +48,26 @@ class Handover:
         self.sink.begin(step)
 
     def put(self, step: Step, site: str, rows: Tensor) -> None:
-        """Rows [n, d] on any device, which nobody else writes to from now on."""
+        """Forward rows [n, d] on any device. The caller must not write to them afterwards."""
         if rows.is_cuda:
             self._put_cuda(step, site, rows)
         else:
             self.sink.put(step, site, rows.cpu())
 
     def end(self, step: Step, complete: bool = True) -> None:
-        """The step has ended; its copies may still be under way."""
+        """End the step. Its copies may still be in flight; the sink receives `end` after them."""
         if self._ferry is None:
             self.sink.end(step, complete)
         else:
             self._ferry.send(_no_wait, lambda: self.sink.end(step, complete), 0)
 
     def drain(self) -> None:
-        """Return when the sink has everything. Raises what it has raised meanwhile."""
+        """Wait until the sink has received everything. Raises the first error of a pending delivery."""
         if self._ferry is not None:
             self._ferry.drain()
 
     def close(self) -> None:
-        """Drain, and end the ferry."""
+        """Deliver everything and stop the copy thread. Raises the first error of a pending delivery."""
         if self._ferry is not None:
             self._ferry.close()
 
@@ -79,8 +79,8 @@ class Handover:
             host.copy_(rows, non_blocking=True)
             copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
             copied.record(stream)
-        rows.record_stream(stream)  # its memory is not given to anybody else before the copy has read it
-        self._the_ferry().send(copied.synchronize, lambda: self.sink.put(step, site, host), host.nbytes)
+        rows.record_stream(stream)  # keep the allocator from reusing this memory before the copy has read it
+        self._get_device_copy().send(copied.synchronize, lambda: self.sink.put(step, site, host), host.nbytes)
 
     def _stream(self, device: torch.device) -> torch.cuda.Stream:
         with self._lock:
@@ -88,7 +88,7 @@ class Handover:
                 self._streams[device] = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
             return self._streams[device]
 
-    def _the_ferry(self) -> DeviceCopy:
+    def _get_device_copy(self) -> DeviceCopy:
         with self._lock:
             if self._ferry is None:
                 self._ferry = DeviceCopy(self._in_flight_bytes)
@@ -100,22 +100,23 @@ def _no_wait() -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class _Load:
+class _Transfer:
     ready: Callable[[], None]
     deliver: Callable[[], Any]
     size: int
 
 
 class DeviceCopy:
-    """One thread that waits for each copy to be done and then delivers it, in the order in which they were sent.
+    """Thread that waits for each device-to-host copy and then delivers it, in the order of `send`.
 
-    At most `limit` bytes are under way; `send` waits beyond that. After a delivery has raised, the rest is still delivered
-    (every sink counts its own losses), and the first error is raised by the next `send`, `drain` or `close`.
+    At most `limit` bytes are in flight, or one larger copy alone; `send` blocks beyond that (back pressure).
+    After a delivery raised, later deliveries still run, because every sink counts its own losses. The next `send`, `drain` or
+    `close` raises the first error.
     """
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
-        self._loads: deque[_Load] = deque()
+        self._transfers: deque[_Transfer] = deque()
         self._held = 0
         self._busy = False
         self._closing = False
@@ -125,20 +126,22 @@ class DeviceCopy:
         self._thread.start()
 
     def send(self, ready: Callable[[], None], deliver: Callable[[], Any], size: int) -> None:
-        """Deliver as soon as `ready` returns. Raises what an earlier delivery has raised; this one is sent all the same."""
+        """Queue `deliver` to run after `ready` returns. This holds even if the call raises an earlier delivery's error."""
         with self._changed:
             self._changed.wait_for(lambda: self._held == 0 or self._held + size <= self._limit)
-            self._loads.append(_Load(ready, deliver, size))
+            self._transfers.append(_Transfer(ready, deliver, size))
             self._held += size
             self._changed.notify_all()
             self._raise()
 
     def drain(self) -> None:
+        """Wait until all deliveries have run. Raises the first error of a delivery."""
         with self._changed:
-            self._changed.wait_for(lambda: not self._loads and not self._busy)
+            self._changed.wait_for(lambda: not self._transfers and not self._busy)
             self._raise()
 
     def close(self) -> None:
+        """Run all deliveries and stop the thread. Raises the first error of a delivery."""
         with self._changed:
             self._closing = True
             self._changed.notify_all()
@@ -151,23 +154,23 @@ class DeviceCopy:
             raise error
 
     def _run(self) -> None:
-        while (load := self._next()) is not None:
+        while (transfer := self._next()) is not None:
             try:
-                load.ready()
-                load.deliver()
-            except Exception as error:  # told to whoever sends next
+                transfer.ready()
+                transfer.deliver()
+            except Exception as error:  # raised by the next send, drain or close
                 self._error = self._error or error
                 if not isinstance(error, RecordingError):
                     self._error = RecordingError(f"rows could not be copied from the device: {error}")
             with self._changed:
-                self._held -= load.size
+                self._held -= transfer.size
                 self._busy = False
                 self._changed.notify_all()
 
-    def _next(self) -> _Load | None:
+    def _next(self) -> _Transfer | None:
         with self._changed:
-            self._changed.wait_for(lambda: bool(self._loads) or self._closing)
-            if not self._loads:
+            self._changed.wait_for(lambda: bool(self._transfers) or self._closing)
+            if not self._transfers:
                 return None
             self._busy = True
-            return self._loads.popleft()
+            return self._transfers.popleft()

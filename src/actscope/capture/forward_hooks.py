@@ -1,10 +1,10 @@
-"""Passes: follows every forward pass of a model, labels it before its layers run, and hands its rows over.
+"""Forward hooks: label every forward pass of a model before its layers run, and forward its rows.
 
     pre-hook of the model   read arguments, label, begin(step)          ┐
-    hook of each site       one copy of the rows that count, put()      ├ one pass, on the thread that runs the model
+    hook of each site       one copy of the selected rows, put()        ├ one pass, on the thread that runs the model
     hook of the model       end(step): complete, or not if it raised    ┘
 
-A pass that turns out to be uncertain while it runs, or that raises, ends as incomplete: nothing of it is delivered.
+A pass ends as incomplete if it raises or its labels turn out to be ambiguous. None of its rows is delivered.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ from actscope.taps.rows import RowTaps, tensor_of
 
 log = logging.getLogger("actscope.capture")
 
-#: Types of transformers' models whose blocks, or parts of them, take [time, batch, d].
+#: transformers model types whose blocks, or parts of them, take [time, batch, d].
 _TIME_FIRST = {"xlnet", "transfo-xl", "fsmt", "chatglm", "longformer", "led"}
 
 _STOPPED = Ambiguity("the recording takes no more rows", "see the error in the log")
@@ -55,19 +55,19 @@ _REFUSED = Ambiguity("the recording did not take these rows", "see the error in 
 
 @dataclass(slots=True, eq=False)
 class Pass:
-    """A forward pass under way."""
+    """A running forward pass."""
 
     entry: nn.Module
     frame: FrameType
     raised: BaseException | None
-    """The exception that was being handled already when the pass began."""
+    """The exception that was already being handled when the pass began."""
     scope: Scope
     inputs: ForwardInputs | None = None
     items: int = 0
     labelled: Labelled | None = None
     doubt: Ambiguity | None = None
     depth: int = 0
-    """How often the entry has been called again within."""
+    """Number of nested calls of the entry module."""
     inner: set[int] = field(default_factory=set)
     fired: set[int] = field(default_factory=set)
     handed_rows: int = 0
@@ -75,7 +75,7 @@ class Pass:
     index: dict[torch.device, Tensor] = field(default_factory=dict)
 
     def chosen(self, device: torch.device) -> Tensor | None:
-        """The rows to take, on the device where they are; None takes all."""
+        """Return the indices (int64 [n]) of the rows to take, on `device`; None for all rows."""
         assert self.labelled is not None
         if self.labelled.index is None:
             return None
@@ -85,10 +85,11 @@ class Pass:
 
 
 class Orientation:
-    """Whether the rows of a site lie [batch, time] or [time, batch]: where both are as many, only another pass tells.
+    """Whether the rows of a site are laid out [batch, time] or [time, batch].
 
-    Models of transformers lie [batch, time], but for a few; a module that takes no tokens does unless a part of it says
-    that it is not `batch_first`. Thread-safe.
+    If batch and time are equal in length, only another pass can show which. Models of transformers are [batch, time], except
+    `_TIME_FIRST`. A module that takes no tokens is [batch, time] unless one of its parts sets `batch_first` to False.
+    Thread-safe.
     """
 
     def __init__(self, model: nn.Module, entries: Collection[nn.Module]) -> None:
@@ -99,7 +100,7 @@ class Orientation:
         self._seen: set[int] = set()
 
     def doubt_of(self, number: int, found: tuple[int, ...], shape: tuple[int, ...]) -> Ambiguity | None:
-        """The doubt about rows that lie as `found`, [batch, time] if that is what `shape` is."""
+        """Return why rows of leading dimensions `found` are ambiguous, or None. `shape` is the pass's [batch, time]."""
         if self._certain or len(found) < 2 or number in self._seen:
             return None
         if shape[0] == shape[1]:
@@ -109,13 +110,13 @@ class Orientation:
 
 
 class _Current(threading.local):
-    """The pass that this thread runs."""
+    """The pass that this thread is running."""
 
     one: Pass | None = None
 
 
 class ForwardHooks:
-    """Hooks on one model, from `attach` to `detach`. Several threads may run the model, each its own pass."""
+    """Hooks on one model, active from `attach` to `detach`. Several threads may run the model at once, one pass each."""
 
     def __init__(
         self,
@@ -147,10 +148,10 @@ class ForwardHooks:
         self._numbers = itertools.count(1)
         self._current = _Current()
 
-    # --- beginning and end ----------------------------------------------------------------------------------------------
+    # --- attach and detach ----------------------------------------------------------------------------------------------
 
     def attach(self) -> None:
-        """Register all hooks."""
+        """Register all hooks and wrap `generate`."""
         enter, leave = _not_compiled(self._on_enter), _not_compiled(self._on_leave)
         for entry in self._entries:
             self._hooks.append(entry.register_forward_pre_hook(enter, with_kwargs=True))
@@ -161,14 +162,14 @@ class ForwardHooks:
         CACHES.subscribe(self._on_cache)
 
     def detach(self) -> None:
-        """Remove all hooks. A pass under way on this thread ends as incomplete."""
+        """Remove all hooks. A running pass on this thread ends as incomplete."""
         CACHES.unsubscribe(self._on_cache)
         self.unhook()
         if self._current.one is not None:
             self._guarded("ending a pass", self._end, self._current.one, False)
 
     def unhook(self) -> None:
-        """Take everything off the model, and nothing else."""
+        """Remove hooks and wrappers from the model. Leaves running passes and subscriptions alone."""
         _ATTACHED.discard(self)
         self._taps.detach()
         for hook in self._hooks:
@@ -181,7 +182,7 @@ class ForwardHooks:
         self._hooks, self._generates = [], []
 
     def finish(self, *, aborted: bool = False) -> None:
-        """Everything has run, or an exception has ended it: say which requests have ended."""
+        """Emit END spans for all open requests, flagged ABORTED if `aborted`."""
         requests = self._tokens.requests
         requests.close_all(aborted=aborted)
         spans = tuple(requests.take_ended(0))
@@ -195,14 +196,14 @@ class ForwardHooks:
 
     @property
     def latest(self) -> Pass | None:
-        """The pass that this thread runs, if any."""
+        """The pass that this thread is running, or None."""
         return self._current.one
 
     # --- scopes -----------------------------------------------------------------------------------------------------------
 
     @contextmanager
     def request(self, ids: str | Sequence[str]) -> Iterator[None]:
-        """Passes within, on this thread, are of these requests."""
+        """Assign the passes in this context, on this thread, to these requests."""
         with self.scopes.request(ids) as story, self._closing(story):
             yield
 
@@ -228,10 +229,10 @@ class ForwardHooks:
     def generation(
         self, entry: nn.Module, args: Sequence[Any], kwargs: dict[str, Any]
     ) -> Iterator[Callable[[Any], bool]]:
-        """Passes within, on this thread, are of one call of `generate`; what it gives back is to be given to what this gives."""
+        """Assign the passes in this context to one call of `generate`. Yields a function to call with its result."""
         try:
             generation = generation_of(entry, args, kwargs)
-        except Exception:  # the call itself will say what is wrong with its arguments, if anything is
+        except Exception:  # if the arguments are wrong, the call itself raises
             self._counter.fault("reading what generate is called with")
             generation = None
         with self.scopes.generate(generation) as story, self._closing(story):
@@ -246,14 +247,14 @@ class ForwardHooks:
     # --- hooks ------------------------------------------------------------------------------------------------------------
 
     def _on_enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if module not in self._entries:  # a copy of the model has its hooks too
+        if module not in self._entries:  # a copy of the model carries these hooks too
             return
         current = self._current.one
         if current is not None and _on_stack(current.frame):
             current.depth += module is current.entry
             self._guarded("following a part of the model", self._enter_inner, current, module, args, kwargs)
             return
-        if current is not None:  # it was interrupted where no hook is called
+        if current is not None:  # the earlier pass was interrupted where no hook runs
             self._guarded("ending a pass", self._end, current, False)
         opened = Pass(module, _caller(), sys.exc_info()[1], self.scopes.current)
         self._current.one = opened
@@ -281,7 +282,7 @@ class ForwardHooks:
             self._off.add(number)
 
     def _count_off(self, number: int, value: Any) -> None:
-        """A tap that has failed takes no rows; those that are seen to pass it are counted."""
+        """Count the rows at a tap that is disabled after a failure."""
         hidden = tensor_of(value)
         self._counter.unowned(doubt.FAULT, prod(hidden.shape[:-1]), self._names[number])
 
@@ -295,7 +296,7 @@ class ForwardHooks:
             sequences.trouble = doubt.FAULT
 
     def _guarded(self, what: str, do: Callable[..., None], *args: Any) -> bool:
-        """Do it; the user's model never dies of us, except of a RecordingError where the policy says so."""
+        """Call `do` and return False if it failed. Only policy "error" lets a RecordingError reach the user's model."""
         try:
             do(*args)
         except RecordingError as error:
@@ -305,7 +306,7 @@ class ForwardHooks:
                 self._stop(error)
                 return True
             self._counter.fault(what)
-            return True  # what it did not take now it may take later
+            return True  # the recorder may accept later rows
         except Exception:
             self._counter.fault(what)
             return False
@@ -314,7 +315,7 @@ class ForwardHooks:
     def _stop(self, error: Exception) -> None:
         if not self._stopped:
             self._stopped = True
-            if getattr(self._handover.sink, "failure", None) is None:  # a Recorder has said so itself
+            if getattr(self._handover.sink, "failure", None) is None:  # a Recorder logs its own failure
                 log.error("recording has stopped, the model goes on: %s", error)
 
     # --- a pass -----------------------------------------------------------------------------------------------------------
@@ -339,7 +340,7 @@ class ForwardHooks:
         opened.labelled = labelled
 
     def _enter_inner(self, current: Pass, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """A part of the model, or the model itself once more, is called within a pass: is it the same pass?"""
+        """Check that a nested call of the model or of a part of it belongs to the same pass."""
         if current.doubt is not None:
             return
         if module is current.entry:
@@ -371,7 +372,7 @@ class ForwardHooks:
         self._hand_over(current, number, hidden)
 
     def _label_items(self, current: Pass, hidden: Tensor) -> None:
-        """The first site that fires says how many rows an item of the batch has."""
+        """Label the pass by the leading dimensions of the first site that fires."""
         if hidden.ndim >= 2 and hidden.shape[0] == current.items:
             number = next(self._numbers)
             try:
@@ -433,7 +434,7 @@ class ForwardHooks:
 
 
 class _Generate:
-    """`generate` of a model while a capture runs."""
+    """Replacement of a model's `generate` while a capture runs."""
 
     def __init__(self, passes: ForwardHooks, entry: nn.Module, original: Callable[..., Any]) -> None:
         functools.update_wrapper(self, original)
@@ -446,16 +447,16 @@ class _Generate:
             return result
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
-        """A copy of the model generates by itself, with its own weights."""
+        """Copy the original `generate`, so that a copy of the model uses its own weights."""
         return copy.deepcopy(self._original, memo)
 
 
-#: Passes whose hooks are on a model.
+#: Instances whose hooks are attached to a model.
 _ATTACHED: weakref.WeakSet[ForwardHooks] = weakref.WeakSet()
 
 
 def _after_fork() -> None:
-    """A fork()ed child has none of our threads: rows would wait for ever. The recording is its parent's."""
+    """Remove all hooks in a forked child. It has none of our threads, and the recording belongs to its parent."""
     for passes in list(_ATTACHED):
         passes.unhook()
 
@@ -473,7 +474,7 @@ def _misfit(current: Pass, number: int, hidden: Tensor) -> Ambiguity | None:
 
 
 def _copy(hidden: Tensor, index: Tensor | None) -> Tensor:
-    """Rows [n, d] of their own memory, outside any autograd graph."""
+    """Return rows [n, d] as a contiguous copy, detached from autograd."""
     flat = hidden.detach().reshape(-1, hidden.shape[-1])
     if index is not None:
         return flat.index_select(0, index)
@@ -481,27 +482,28 @@ def _copy(hidden: Tensor, index: Tensor | None) -> Tensor:
 
 
 def _entry_signature(module: nn.Module, model: nn.Module) -> Signature | None:
-    """The signature of a module whose passes are each of one batch of tokens.
+    """Return the signature of a module if each of its passes is one batch of tokens, else None.
 
-    It takes input_ids and no decoder's beside them; a part of the model takes a mask too, or it is but an embedding.
+    Such a module takes `input_ids` but not `decoder_input_ids`. A part of the model must also take `attention_mask`, which
+    excludes embeddings.
     """
     try:
         signature = Signature(module)
-    except (TypeError, ValueError):  # a forward without a signature to look at
+    except (TypeError, ValueError):  # a forward without an inspectable signature
         return None
     fits = signature.takes_tokens and "decoder_input_ids" not in signature.names
     return signature if fits and (module is model or "attention_mask" in signature.names) else None
 
 
 def _same(inputs: ForwardInputs, signature: Signature, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    """Whether a part of the model is called with the pass's own columns."""
+    """Return whether a part of the model is called with the columns of the pass."""
     arguments = signature.named(args, kwargs)
     takes_cache = "past_key_values" in signature.names
     return _same_tokens(inputs, tokens_of(arguments)) and same_columns(inputs, arguments, takes_cache)
 
 
 def _same_tokens(inputs: ForwardInputs, tensor: Tensor | None) -> bool:
-    """Whether these are the pass's own tokens, or as many embeddings."""
+    """Return whether these are the tokens of the pass, or embeddings of the same [batch, columns]."""
     if tensor is None or tensor.shape[:2] != inputs.tensor.shape[:2]:
         return False
     if tensor is inputs.tensor or tensor.ndim == 3 or inputs.tensor.ndim == 3:
@@ -510,7 +512,7 @@ def _same_tokens(inputs: ForwardInputs, tensor: Tensor | None) -> bool:
 
 
 def _cache_in(output: Any) -> Any:
-    """The cache that a model gives back to go on with."""
+    """Return the key-value cache in a model's output, or None."""
     named = getattr(output, "past_key_values", None)
     if named is None and isinstance(output, tuple):
         named = next((part for part in output if hasattr(part, "get_seq_length")), None)
@@ -518,13 +520,13 @@ def _cache_in(output: Any) -> Any:
 
 
 def _not_compiled(hook: Callable[..., None]) -> Callable[..., None]:
-    """The hook, out of bounds for torch.compile: it runs between compiled pieces of the model. 0.6 µs a call."""
+    """Exclude a hook from torch.compile, so that it runs between compiled graphs. Costs 0.6 µs per call."""
     disabled: Callable[..., None] = torch.compiler.disable(hook)  # type: ignore[no-untyped-call]
     return disabled
 
 
 def _caller() -> FrameType:
-    """The frame that runs the module whose hook this is."""
+    """Return the frame that runs the module whose hook is being called."""
     frame: FrameType | None = sys._getframe(1)
     while frame is not None and (frame.f_code.co_filename == __file__ or "_dynamo" in frame.f_code.co_filename):
         frame = frame.f_back

@@ -1,4 +1,4 @@
-"""What a configuration comes to for a model."""
+"""Cost estimate of a capture configuration for a model."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from actscope.taps.anatomy import Location, blocks, resolve, text_config
 
 @dataclass(frozen=True, slots=True)
 class ModelShape:
-    """What matters of a model for a capture; 0 and "" where it cannot be told."""
+    """Properties of a model that a capture depends on; 0 or "" if unknown."""
 
     architecture: str
     name: str
@@ -29,10 +29,11 @@ class ModelShape:
 
     @property
     def itemsize(self) -> int:
+        """Bytes per element; 4 if the dtype is unknown."""
         return int(getattr(torch, self.dtype).itemsize) if self.dtype else 4
 
     def facts(self) -> dict[str, Any]:
-        """For the recording's manifest."""
+        """Return the model facts for the recording's manifest, as JSON values."""
         return {
             "name": self.name,
             "architecture": self.architecture,
@@ -43,7 +44,7 @@ class ModelShape:
 
 
 def shape_of(model: nn.Module) -> ModelShape:
-    """Architecture, layers, width and dtype, as far as the model tells."""
+    """Return a model's architecture, layer count, width, dtype and parameter count, as far as they are known."""
     parameters = list(model.parameters())
     dtype = next((str(p.dtype).removeprefix("torch.") for p in parameters if p.is_floating_point()), "")
     try:
@@ -62,28 +63,32 @@ def shape_of(model: nn.Module) -> ModelShape:
 
 @dataclass(frozen=True, slots=True)
 class CapturePlan:
-    """A configuration against a model. `str()` of it explains."""
+    """Cost of a configuration for a model. `str(plan)` is a human-readable report.
+
+    Sizes are bytes of uncompressed rows.
+    """
 
     config: CaptureConfig
     shape: ModelShape
     sites: tuple[str, ...]
     widths: dict[str, int]
-    """Width of each site; a site whose width only a pass can tell is missing."""
+    """Row width (elements) by site. Sites whose width is known only after a forward pass are missing."""
     tokens_per_s: float = 0.0
+    """Expected speed in tokens/s; 0 if unknown."""
 
     @property
     def kept_share(self) -> float:
-        """About which share of all rows is kept, by sample and granularity."""
+        """Estimated fraction (0 to 1) of all rows that sample and granularity keep."""
         return self.config.sample * PositionFilter.parse(self.config.granularity).share()
 
     @property
     def bytes_per_token(self) -> float:
-        """Bytes of rows a token has, uncompressed, over all sites whose width is known."""
+        """Mean uncompressed bytes kept per token, summed over all sites of known width."""
         return sum(self.widths.values()) * self.shape.itemsize * self.kept_share
 
     @property
     def gigabytes_per_s(self) -> float:
-        """What must be encoded and written at `tokens_per_s`."""
+        """GB/s (10^9 bytes) of uncompressed rows at `tokens_per_s`; 0 if that is unknown."""
         return self.bytes_per_token * self.tokens_per_s / 1e9
 
     def __str__(self) -> str:
@@ -114,15 +119,15 @@ class CapturePlan:
 
 
 def explain(config: CaptureConfig, model: nn.Module, tokens_per_s: float = 0.0) -> CapturePlan:
-    """Work out what a capture configuration comes to for a model.
+    """Estimate the cost of a capture configuration for a model.
 
     Args:
         config: The configuration.
         model: The model to capture; it is not run.
-        tokens_per_s: Expected speed, for the rate in GB/s; 0 leaves it out.
+        tokens_per_s: Expected speed in tokens/s, for the rate in GB/s; 0 omits the rate.
 
     Returns:
-        Sites, widths, bytes per token and the codec. `str()` of it is a report for people.
+        The plan: sites, widths and bytes per token. `str(plan)` is a human-readable report.
 
     Raises:
         SiteError: The model does not have the sites.

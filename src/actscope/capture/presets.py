@@ -1,10 +1,10 @@
-"""The six presets: what each changes of the defaults, and what it is for."""
+"""The six presets: overrides of the default configuration, each with its purpose."""
 
 from __future__ import annotations
 
 from typing import Any
 
-#: Fields of `actscope.capture.config.CaptureConfig` by the preset's name.
+#: Overridden fields of `actscope.capture.config.CaptureConfig`, by preset name.
 PRESETS: dict[str, dict[str, Any]] = {
     "fast_capture": {
         "sites": "first,middle,last",

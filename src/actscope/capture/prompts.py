@@ -1,4 +1,4 @@
-"""Prompts from a file, run through a model in batches while it is captured."""
+"""Batched runs of prompts from a file through a captured model."""
 
 from __future__ import annotations
 
@@ -12,23 +12,33 @@ from actscope.capture.session import Capture
 from actscope.engines.hf.loading import LoadedModel
 from actscope.errors import SettingsError
 
-#: Called with the number of prompts done, and of all.
+#: Called with the number of finished prompts and their total.
 Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """A text to run, and the id of its request."""
+    """A text and its request id."""
 
     id: str
     text: str
 
 
 def read_prompts(lines: Iterable[str], source: str = "prompts") -> list[Prompt]:
-    """One prompt a line: plain text, or JSON objects `{"id": ..., "prompt": ...}` or `{"text": ...}` where the first is one.
+    """Parse prompts, one per line.
 
-    Prompts without an id are named by their line, `p000001`; empty lines are skipped. Raises SettingsError that names the
-    line for what cannot be read, and for an id that comes twice.
+    All lines are JSON objects `{"id": ..., "prompt": ...}` or `{"text": ...}` if the first one starts with "{", and plain text
+    otherwise. Empty lines are skipped.
+
+    Args:
+        lines: The lines to parse.
+        source: Name of the input, used in error messages.
+
+    Returns:
+        The prompts in order. A prompt without an id is named after its line number: `p000001`.
+
+    Raises:
+        SettingsError: A line cannot be parsed, an id is repeated, or there is no prompt.
     """
     found: list[Prompt] = []
     numbered = [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
@@ -67,10 +77,20 @@ def run_prompts(
     batch: int,
     progress: Progress,
 ) -> None:
-    """Run all prompts, `batch` at a time, and generate greedily up to `max_tokens` more; 0 only reads the prompts.
+    """Run all prompts through the model in batches and generate answers greedily.
 
-    The last token of each answer, which no pass reads, is kept as a recorded token. Raises SettingsError, before anything
-    is run, for a prompt that does not fit the model.
+    The last token of each answer is never fed to the model, so it is stored with `Capture.record_token`.
+
+    Args:
+        loaded: The model and its tokenizer.
+        prompts: The prompts to run.
+        capture: The running capture of that model.
+        max_tokens: Maximum number of new tokens per prompt; 0 only reads the prompts.
+        batch: Number of prompts per batch.
+        progress: Called after each batch.
+
+    Raises:
+        SettingsError: A prompt does not fit the model's context. Raised before anything runs.
     """
     encoded = [(prompt, _encode(loaded, prompt, max_tokens)) for prompt in prompts]
     for start in range(0, len(encoded), batch):

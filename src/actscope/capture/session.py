@@ -1,4 +1,4 @@
-"""Capture: a session that records what a model computes while the user's own code runs it."""
+"""Capture session: records a model's activations while the user's code runs it."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ from actscope.taps.anatomy import resolve
 
 log = logging.getLogger("actscope.capture")
 
-#: Models that are being captured, and to where.
+#: Path of the running capture, by captured model.
 _CAPTURED: weakref.WeakKeyDictionary[nn.Module, str] = weakref.WeakKeyDictionary()
 _CAPTURED_LOCK = threading.Lock()
 
 
 @dataclass(frozen=True, slots=True)
 class CaptureProgress:
-    """How far a capture is: positions and rows so far, bytes as computed and as stored, and the rate since it began."""
+    """Progress of a capture: positions, rows, bytes as computed and as stored, and seconds since it began."""
 
     tokens: int
     rows: int
@@ -50,18 +50,19 @@ class CaptureProgress:
 
     @property
     def tokens_per_s(self) -> float:
+        """Mean rate since the capture began, in tokens/s."""
         return self.tokens / self.seconds if self.seconds else 0.0
 
 
 class Capture:
-    """Records a model while it runs; made by `actscope.capture`.
+    """Capture session of one model. Create it with `actscope.capture`.
 
         with actscope.capture(model, preset="balanced", to="run.acts") as cap:
             model.generate(...)
 
-    Every row that is recorded has its exact request, position and token; where that cannot be certain, rows are not
-    recorded, but counted in `stats()` and told once in the log. The model's own results never change, and a fault of ours
-    never ends its forward pass; only policy "error" lets a RecordingError through. A session runs once.
+    Every recorded row has its exact request and position, and its token id if the model was called with ids. Rows whose labels
+    are ambiguous are not recorded. They are counted in `stats()` and each reason is logged once. The model's results never
+    change. An internal fault never ends a forward pass, except that policy "error" raises RecordingError. A session runs once.
     """
 
     def __init__(
@@ -75,7 +76,12 @@ class Capture:
         model_facts: Mapping[str, Any] | None = None,
         recorder: Any = None,
     ) -> None:
-        """Raises SiteError for sites that the model does not have, SettingsError for what cannot be captured."""
+        """Resolve the sites. See `actscope.capture` for the arguments.
+
+        Raises:
+            SiteError: The model does not have a site.
+            SettingsError: `model` cannot be captured.
+        """
         self.config = config
         self.path = os.fspath(to)
         self._model = _checked(model)
@@ -96,16 +102,20 @@ class Capture:
 
     @property
     def sites(self) -> tuple[str, ...]:
-        """Names of the sites that are recorded."""
+        """Names of the recorded sites."""
         return tuple(site.name for site in self._places)
 
-    # --- beginning and end ------------------------------------------------------------------------------------------------
+    # --- start and stop ---------------------------------------------------------------------------------------------------
 
     def start(self) -> Capture:
         """Open the recording and attach to the model.
 
-        Raises SettingsError when the model is being captured already or the session has run, RecordingError when the
-        recording cannot be made.
+        Returns:
+            This session.
+
+        Raises:
+            SettingsError: The model is already being captured, or this session has been started before.
+            RecordingError: The recording cannot be created.
         """
         if self._passes is not None or self._ended:
             raise SettingsError("this capture has been started before: make a new one, with resume=True to go on")
@@ -157,12 +167,17 @@ class Capture:
         return RecordingSpec(self.sites, choice.codec, model=facts, settings=settings)
 
     def stop(self, *, aborted: bool = False) -> None:
-        """Detach from the model, write everything, close the recording. A second call does nothing, but go on where an
-        interrupt has ended the first. Nor does a call in a fork()ed child: the recording is its parent's.
+        """Detach from the model, write all rows and close the recording.
 
-        With `aborted`, requests that could still go on are said to have been cut short.
+        Idempotent. After an interrupt, a second call closes the recording. A call in a forked child does nothing, because the
+        recording belongs to the parent process.
 
-        Raises RecordingPoisoned when the disk failed on the way, and under policy "error" what the recorder raises.
+        Args:
+            aborted: Label requests that could still continue as aborted.
+
+        Raises:
+            RecordingPoisoned: The disk failed.
+            RecordingError: The recorder refused rows (policy "error").
         """
         passes, self._passes = self._passes, None
         atexit.unregister(self._at_exit)
@@ -183,7 +198,7 @@ class Capture:
         self._tell()
 
     def _at_exit(self) -> None:
-        """The interpreter ends and nobody has called `stop`: rows wait, and the threads that would write them end too."""
+        """Stop at interpreter exit, while the threads that write the pending rows still run."""
         self.stop(aborted=True)
 
     def _close_recorder(self) -> None:
@@ -194,7 +209,7 @@ class Capture:
         except Exception:
             self._to_close = False
             raise
-        self._to_close = False  # after an interrupt it is still to be done
+        self._to_close = False  # after an interrupt the recorder still has to be closed
 
     close = stop
 
@@ -214,8 +229,10 @@ class Capture:
             if error is None:
                 raise
             if isinstance(failed, RecordingPoisoned):
-                return  # said when it happened
-            log.exception("%s: the recording could not be finished", self.path)  # the user's own error comes first
+                return  # logged when it happened
+            log.exception(
+                "%s: the recording could not be finished", self.path
+            )  # the user's own exception takes precedence
 
     def _tell(self) -> None:
         stats = self.stats()
@@ -232,14 +249,20 @@ class Capture:
                 self.path,
             )
 
-    # --- while it runs ----------------------------------------------------------------------------------------------------
+    # --- during a capture -------------------------------------------------------------------------------------------------
 
     @contextmanager
     def request(self, ids: str | Sequence[str]) -> Iterator[None]:
-        """Name the requests of the passes within, on this thread: one id, or one for each sequence of the batch.
+        """Name the requests of the forward passes in this context, on this thread.
 
-        A single id of a batch of n gets "/0" ... "/n-1". A pass from the first token on that holds the same tokens, and
-        perhaps more, is the same request computed again; other tokens are another request, "id#2".
+        A pass that starts at the first token and repeats the request's tokens, possibly with more appended, recomputes that
+        request. A pass with other tokens starts another request, "id#2".
+
+        Args:
+            ids: One id, or one id per sequence of the batch. A single id for n > 1 sequences becomes "id/0" ... "id/n-1".
+
+        Raises:
+            SettingsError: The capture is not running, or an id is empty, repeated or not valid Unicode.
         """
         with self._running().request(ids):
             yield
@@ -247,10 +270,19 @@ class Capture:
     def record_token(
         self, token_id: int, text: str = "", request: str | None = None, position: int | None = None
     ) -> None:
-        """Keep a token that no pass shows, such as the last one of a hand-written loop.
+        """Record a token that no forward pass reads, such as the last one of a hand-written loop.
 
-        Without a request it is of the one that this thread has run last; without a position, the one after its last. A
-        request that is not in the sample has no tokens either. Raises SettingsError when there is no such request.
+        Does nothing for a request outside the sample.
+
+        Args:
+            token_id: The token's id.
+            text: Its text; if empty, the tokenizer's text is used.
+            request: Its request; by default the request that this thread ran last.
+            position: Its position (0-based); by default the one after the request's last position.
+
+        Raises:
+            SettingsError: The capture is not running, or `request` is not given and there is not exactly one candidate.
+            RecordingPoisoned: The disk has failed.
         """
         requests, scope = self._labels(), self._running().scopes.current
         latest = scope.story.latest if scope.story is not None else None
@@ -269,32 +301,57 @@ class Capture:
         self._recorder.record_token(request, position, token_id, text)
 
     def flush(self) -> int:
-        """Return when all rows so far are encoded and in the file; they then survive the death of this process."""
+        """Encode and write all rows captured so far. They then survive the death of this process.
+
+        Returns:
+            Number of rows in the file.
+
+        Raises:
+            SettingsError: The capture is not running.
+            RecordingPoisoned: The disk has failed.
+        """
         self._running()
         if self._handover is not None:
             self._handover.drain()
         return int(self._recorder.flush())
 
     def checkpoint(self) -> int:
-        """Make everything durable that has been captured; the number of rows that are."""
+        """Make all rows captured so far durable, so that they survive a power cut.
+
+        Returns:
+            Number of durable rows.
+
+        Raises:
+            SettingsError: The capture is not running.
+            RecordingPoisoned: The disk has failed.
+        """
         self._running()
         if self._handover is not None:
             self._handover.drain()
         return int(self._recorder.checkpoint())
 
     def mark(self, request: str, why: str = "") -> None:
-        """Say in the recording that this request was chosen."""
+        """Mark a request in the recording.
+
+        Args:
+            request: The request id.
+            why: A free-text reason.
+
+        Raises:
+            SettingsError: The capture is not running.
+            RecordingPoisoned: The disk has failed.
+        """
         self._running()
         self._recorder.mark(request, why)
 
     def stats(self) -> CaptureStats:
-        """Exact counts so far."""
+        """Return exact counts since the capture began."""
         stats = getattr(self._recorder, "stats", None)
         return replace(self._counter.read(), recorder=stats() if stats is not None else None)
 
     @property
     def progress(self) -> CaptureProgress:
-        """How far the capture is."""
+        """Progress so far. After `stop` the seconds no longer increase."""
         stats = self.stats()
         seconds = self._seconds or (time.monotonic() - self._begun if self._begun else 0.0)
         return CaptureProgress(
@@ -303,7 +360,7 @@ class Capture:
 
     @property
     def known_requests(self) -> frozenset[str]:
-        """Requests that the recording had when this session began to go on with it."""
+        """Requests that the recording already had when this session resumed it."""
         return frozenset(getattr(self._recorder, "known_requests", ()))
 
     def _running(self) -> ForwardHooks:
@@ -319,7 +376,7 @@ class Capture:
         return [self._text(i) for i in ids]
 
     def _text(self, token_id: int) -> str:
-        """ "" where the tokenizer has none: a model may know more ids than its tokenizer."""
+        """Return a token's text, or "" if the tokenizer has none: a model may have more ids than its tokenizer."""
         try:
             return str(self._tokenizer.decode([token_id])) if token_id >= 0 else ""
         except Exception:
@@ -341,14 +398,28 @@ def capture(
     recorder: Any = None,
     **settings: Any,
 ) -> Capture:
-    """A capture of a model to a directory, to be used with `with` or `start()` and `stop()`.
+    """Return a capture session that records a model's activations to a directory.
 
-    `preset` (default "balanced") or `config` says what and how; keywords change single fields of it (see `CaptureConfig`).
-    `resume` goes on with a recording that is there. `tokenizer`, an object or a name, has the text of tokens kept.
-    `model_facts` go into the recording's manifest, over what the model itself tells: "name", "revision" and "max_context" are
-    what probes and replays look at; the values must be JSON. A recording goes on only under the same name and revision.
-    `recorder` takes the rows instead of a recording (see `actscope.capture.device_copy.RowSink`). Raises
-    SettingsError for unknown settings, SiteError for sites that the model does not have.
+    Use it with `with`, or call `start()` and `stop()`.
+
+    Args:
+        model: A transformers model or any torch module.
+        preset: Name of a preset; default "balanced".
+        to: Directory of the recording.
+        config: A configuration, instead of a preset.
+        resume: Continue an existing recording of the same model name and revision.
+        tokenizer: A tokenizer or its Hugging Face name. With it the text of each token is recorded.
+        model_facts: JSON values for the recording's manifest. They override the facts read from the model. Probes and replays
+            use "name", "revision" and "max_context".
+        recorder: Receives the rows instead of a recording (see `actscope.capture.device_copy.RowSink`).
+        **settings: Fields of `CaptureConfig` that override the preset or the configuration.
+
+    Returns:
+        The session; it is not started.
+
+    Raises:
+        SettingsError: A setting is unknown or invalid, both `preset` and `config` are given, or the model cannot be captured.
+        SiteError: The model does not have a site.
     """
     if preset is not None and config is not None:
         raise SettingsError("give a preset or a config, not both: a config may begin as CaptureConfig.preset(...)")
@@ -376,7 +447,7 @@ def _checked(model: Any) -> nn.Module:
 
 
 def _overlap(one: nn.Module, other: nn.Module) -> bool:
-    """Whether one is the other, or a part of it."""
+    """Return whether the modules are the same, or one contains the other."""
     return any(m is other for m in one.modules()) or any(m is one for m in other.modules())
 
 

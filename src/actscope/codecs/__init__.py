@@ -1,4 +1,4 @@
-"""Codecs: rows of one site to bytes and back. numpy, zstandard and lz4 only."""
+"""Codecs: encode rows of one site to bytes and decode them. Requires only numpy, zstandard and lz4."""
 
 from actscope.codecs.contract import Encoded, Encoder
 from actscope.codecs.dtypes import DTYPES, carrier, from_float32, itemsize, to_float32

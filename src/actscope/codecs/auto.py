@@ -1,8 +1,8 @@
-"""`auto`, `auto:B`: whichever codec packs this site's rows best, of those that are fast enough.
+"""`auto`, `auto:B`: the codec with the best compression ratio for a site's rows among those that are fast enough.
 
-Candidates encode the first block. The one with the best ratio is taken among those that reach a floor of speed; `none`
-when no other does. They are measured again after many blocks. `auto` tries codecs that lose nothing; `auto:B` also
-`error_bounded:B`.
+Every candidate encodes the first block. The encoder selects the best ratio among the candidates that reach a minimum
+speed, or `none` if no candidate does. It measures again after `REMEASURE_BLOCKS` blocks. `auto` tries lossless codecs;
+`auto:B` also tries `error_bounded:B`.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from actscope.codecs.error_bounded import ErrorBounded
 from actscope.codecs.general import LZ4, NONE, SHUFFLE_ZSTD, ZSTD, General
 from actscope.codecs.lossless import Lossless
 
-#: GB of rows a second of one core's time that a codec must reach.
+#: Minimum speed of a codec in GB of rows (10^9 bytes) per second of CPU time.
 FLOOR_GBPS = 0.15
-#: Blocks until the candidates are measured again.
+#: Number of blocks between measurements.
 REMEASURE_BLOCKS = 1024
-#: Blocks with fewer bytes say too little about ratio and speed: the next one is measured again.
+#: Smaller blocks do not give reliable ratios and speeds, so the next block is measured too.
 _ENOUGH_BYTES = 256 << 10
 _MOST_BYTES = 8 << 20
 
 
 class Auto:
-    """Delegates to one of the candidates; `Encoded.codec` says to which."""
+    """Encoder that delegates to the best candidate. `Encoded.codec` names the candidate."""
 
     def __init__(self, bound: float | None = None) -> None:
         self._candidates: dict[str, Callable[[], Encoder]] = {
@@ -40,7 +40,7 @@ class Auto:
             "lossless": Lossless,
         }
         if bound is not None:
-            ErrorBounded(bound)  # a bound out of range is refused here, not at the first block
+            ErrorBounded(bound)  # raises for a bound out of range now instead of at the first block
             self._candidates[f"error_bounded:{bound:g}"] = lambda: ErrorBounded(bound)
         self._chosen: Encoder = General(NONE)
         self._name = "none"
@@ -77,8 +77,8 @@ class Auto:
 
 
 def _measure(encoder: Encoder, sample: np.ndarray, dtype: str) -> dict[str, float]:
-    """Ratio, and GB of rows for each second of this thread's own time, so that a busy machine does not count."""
-    encoder.encode(sample, dtype)  # the first call pays for fresh memory
+    """Return the ratio and the GB/s of this thread's CPU time, which other load on the machine does not affect."""
+    encoder.encode(sample, dtype)  # warm-up: the first call also faults in memory pages
     began = time.thread_time_ns()
     encoded = encoder.encode(sample, dtype)
     took = max(1, time.thread_time_ns() - began)
@@ -86,6 +86,6 @@ def _measure(encoder: Encoder, sample: np.ndarray, dtype: str) -> dict[str, floa
 
 
 def chosen(measured: dict[str, dict[str, float]]) -> str:
-    """The best ratio among those that reach the floor, `none` always among them; the first of equals."""
+    """Return the codec with the best ratio among those that reach `FLOOR_GBPS`, the first of equals; `none` if none does."""
     fast = [name for name, figures in measured.items() if figures["gbps"] >= FLOOR_GBPS] or ["none"]
     return max(fast, key=lambda name: measured[name]["ratio"])

@@ -1,4 +1,4 @@
-"""What a codec is: an encoder with one site's state, and what it gives for a block of rows."""
+"""Codec interface: an encoder with the state of one site, and the encoded block that it returns."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import numpy as np
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """One block of rows `[n, d]` as bytes.
+    """One encoded block of rows `[n, d]`.
 
-    codec: wire code (see CODECS) of what really encoded it; `auto` delegates.
+    codec: wire code (see CODECS) of the codec that encoded the block; `auto` delegates to another.
     payload: the bytes; with codec `none` they share memory with the rows.
-    row_errors: float32 [n], relative L2 error ||x - x'|| / ||x|| of each row, measured by decoding; None: lossless.
-        0 for a row that was kept exactly, whatever is in it.
-    state: number of the codec state (an SVD basis) that decoding needs; 0: none.
-    new_state: that state's bytes, when this block is the first to need it; they must be stored before the block.
+    row_errors: float32 [n], relative L2 error ||x - x'|| / ||x|| of each row, measured by decoding; None if lossless.
+        0 for a row that is stored exactly, including rows with NaN or infinity.
+    state: number of the codec state (an SVD basis) that decoding needs; 0 if none.
+    new_state: bytes of that state if this block is the first to need it. They must be stored before the block.
     """
 
     codec: int
@@ -28,12 +28,12 @@ class Encoded:
 
 
 class Encoder(Protocol):
-    """Encodes the blocks of one site, in order; used by one thread at a time."""
+    """Encoder of the blocks of one site, in order. Used by one thread at a time."""
 
     def encode(self, rows: np.ndarray, dtype: str) -> Encoded:
-        """Rows `[n, d]` in the carrier of `dtype`; CodecError when the codec does not take them."""
+        """Encode rows `[n, d]` in the carrier of `dtype`. Raises CodecError if the codec does not accept them."""
         ...
 
     def report(self) -> dict[str, Any]:
-        """What was chosen and measured so far: plain values that JSON holds."""
+        """Return choices and measurements so far, as JSON values."""
         ...

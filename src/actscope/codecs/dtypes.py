@@ -1,6 +1,6 @@
-"""Element types of rows: their wire codes, how numpy carries them, and the way to and from float32.
+"""Element types of rows: wire codes, numpy carriers, and conversion to and from float32.
 
-numpy has no bfloat16: its rows are carried as uint16, bit for bit. All of them lie little-endian on the wire.
+numpy has no bfloat16, so its carrier is uint16 with the same bits. All types are little-endian on the wire.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ DTYPES: dict[str, int] = {
     "uint64": 12,
 }
 
-#: Those that lossy codecs take.
+#: Element types that lossy codecs accept.
 FLOATS = ("float32", "float16", "bfloat16")
 
 _CARRIERS = {name: np.dtype("<u2" if name == "bfloat16" else name).newbyteorder("<") for name in DTYPES}
 
 
 def carrier(dtype: str) -> np.dtype:
-    """The numpy dtype that holds rows of `dtype`; CodecError names the known ones."""
+    """Return the numpy dtype that holds rows of `dtype`. Raises CodecError for an unknown dtype."""
     try:
         return _CARRIERS[dtype]
     except KeyError:
@@ -40,14 +40,14 @@ def carrier(dtype: str) -> np.dtype:
 
 
 def itemsize(dtype: str) -> int:
-    """Bytes of one element."""
+    """Return the size of one element in bytes. Raises CodecError for an unknown dtype."""
     return carrier(dtype).itemsize
 
 
 def to_float32(rows: np.ndarray, dtype: str, out: np.ndarray | None = None) -> np.ndarray:
-    """Rows as float32 of the same shape: exact for bfloat16 and float16, rounded for float64 and wide integers.
+    """Return rows as float32 of the same shape: exact for bfloat16 and float16, rounded for float64 and wide integers.
 
-    float32 rows come back as they are, not copied; others lie in `out`, float32, where it is given.
+    float32 rows are returned without a copy. Others are written to `out` (float32, same shape) if it is given.
     """
     if rows.dtype == np.float32:
         return rows
@@ -61,7 +61,7 @@ def to_float32(rows: np.ndarray, dtype: str, out: np.ndarray | None = None) -> n
 
 
 def from_float32(rows: np.ndarray, dtype: str) -> np.ndarray:
-    """float32 rows in the carrier of a type of FLOATS, rounded to nearest even; what overflows becomes infinite."""
+    """Return float32 rows in the carrier of a dtype of FLOATS, rounded to nearest even. Overflow becomes infinity."""
     if dtype != "bfloat16":
         with np.errstate(over="ignore"):
             return rows.astype(carrier(dtype), copy=False)
@@ -70,14 +70,14 @@ def from_float32(rows: np.ndarray, dtype: str) -> np.ndarray:
     moved += 0x7FFF
     moved += bits
     narrow = (moved >> 16).astype(np.uint16)
-    if rows.size and np.isnan(rows.max()):  # rounding could carry a NaN's bits into infinity or zero
+    if rows.size and np.isnan(rows.max()):  # rounding could turn a NaN into infinity or zero
         odd = np.isnan(rows)
         narrow[odd] = (bits[odd] >> 16).astype(np.uint16) | 0x40
     return narrow
 
 
 def checked_rows(rows: np.ndarray, dtype: str) -> np.ndarray:
-    """The rows, C-contiguous; CodecError where shape or carrier are not what `dtype` says."""
+    """Return the rows [n, d] as C-contiguous. Raises CodecError if their shape or numpy dtype does not match `dtype`."""
     expected = carrier(dtype)
     if rows.ndim != 2 or rows.dtype != expected:
         raise CodecError(
@@ -87,10 +87,10 @@ def checked_rows(rows: np.ndarray, dtype: str) -> np.ndarray:
 
 
 def as_bytes(rows: np.ndarray) -> np.ndarray:
-    """The bytes of a C-contiguous array as uint8 [nbytes], not copied."""
+    """Return the bytes of a C-contiguous array as a view uint8 [nbytes]."""
     return rows.reshape(-1).view(np.uint8)
 
 
 def as_rows(flat: np.ndarray, n: int, d: int, dtype: str) -> np.ndarray:
-    """Bytes, uint8 [n * d * itemsize], as rows [n, d] in the carrier of `dtype`, not copied."""
+    """Return bytes, uint8 [n * d * itemsize], as a view of rows [n, d] in the carrier of `dtype`."""
     return flat.view(carrier(dtype)).reshape(n, d)

@@ -1,13 +1,13 @@
-"""`error_bounded:B`: every row's relative L2 error ||x - x'|| / ||x|| is at most B, or the row is kept bit for bit.
+"""`error_bounded:B`: every row has a relative L2 error ||x - x'|| / ||x|| of at most B, or is stored bit-exactly.
 
-Rows are quantised with a step of their own (see `quantizer`) and each is measured as the decoder will give it. A row
-over the bound is done again with a smaller step. Rows that no step brings under it, and those with NaN, infinity or
-nothing in them, are kept exactly. Then the payload is decoded, and the errors reported are those of what came back.
+Each row is quantized with its own step (see `quantizer`), and its error is measured on the values that the decoder will
+produce. A row over the bound is quantized again with a smaller step. Rows that stay over the bound, and rows that are
+zero or contain NaN or infinity, are stored exactly. Finally the payload is decoded and compared with what was measured.
 
     head        version u8, k u8, bytes of an integer u8 (2 or 4), 0 u8, escapes u32
-    steps       upper halves of float32, one for each row, low bytes and then high bytes; 0: the row is kept exactly
-    centres     an integer for each channel
-    integers    what is left when the centres are taken off; see `integer_planes`
+    steps       upper halves of float32, one per row, all low bytes and then all high bytes; 0: the row is stored exactly
+    centers     one integer per channel
+    integers    the quantized values minus the centers; see `integer_planes`
     [exact]     payload of codec `lossless`, of the rows whose step is 0, in order
 """
 
@@ -49,29 +49,29 @@ BOUNDS = (1e-6, 0.5)
 _HEAD = struct.Struct("<BBBBI")
 _VERSION = 1
 _INTEGERS: dict[int, np.dtype[Any]] = {2: np.dtype("<i2"), 4: np.dtype("<i4")}
-#: Sums of squares are float32: the bound that they are held to is this much smaller, so that the true error keeps to B.
+#: Sums of squares are float32. The bound is reduced by this factor, so that rounding cannot push the true error above B.
 _MARGIN = 1 - 2**-12
-#: How many rows should come out under the bound at the first try: more, and steps are finer than need be.
+#: Target fraction of rows under the bound at the first try. A higher fraction would make steps finer than necessary.
 _FIRST_TRY = 0.98
-#: A row that was over is aimed at this part of the bound, so that once is mostly enough.
+#: A row over the bound is retried with this fraction of the bound as its target, so that one retry usually suffices.
 _MENDING = 0.98
 _TRIES = 8
-#: Blocks for which a plan serves, unless too many integers escape it.
+#: Number of blocks that share a plan, unless the fraction of escapes exceeds `_MOST_ESCAPES`.
 _PLAN_BLOCKS = 32
 _MOST_ESCAPES = 0.005
-#: Blocks of a dtype that lossless coding could beat are tried with both, and this many more go the way that won.
+#: Above this compressed fraction a block is also coded losslessly. If that is smaller, so are the next blocks.
 _LOSSLESS_MIGHT_WIN = 0.64
 _BLOCKS_UNTIL_RETRY = 64
-#: Steps are normal float32 numbers.
+#: Valid range of steps (upper halves): normal float32 numbers.
 _STEP_BITS = (0x0080, 0x7F80)
 _ONE = 0x3F80
-#: Elements quantised at a time, enough to make the calls worth it, few enough to stay in a core's caches.
+#: Elements quantized at a time: enough to amortize the calls, few enough to stay in a core's caches.
 _AT_ONCE = 256 << 10
 
 
 @dataclass(slots=True)
 class ErrorBoundedCounts:
-    """What an encoder has done so far."""
+    """Counts of an encoder."""
 
     rows: int = 0
     mended: int = 0
@@ -82,7 +82,7 @@ class ErrorBoundedCounts:
 
 
 class ErrorBounded:
-    """float32, float16 and bfloat16 rows; the error is that of rows in their own dtype. Other dtypes go `lossless`."""
+    """Error-bounded encoder for float32, float16 and bfloat16; other dtypes use `lossless`. Errors are of rows in their dtype."""
 
     def __init__(self, bound: float) -> None:
         if not BOUNDS[0] <= bound <= BOUNDS[1]:
@@ -106,7 +106,7 @@ class ErrorBounded:
         if plan is None:
             return self._losslessly(rows, dtype)
         block = Block(rows, dtype, plan, self.bound * _MARGIN)
-        with np.errstate(all="ignore"):  # NaN and infinities go through the arithmetic and are then kept exactly
+        with np.errstate(all="ignore"):  # rows with NaN or infinity pass through here and are stored exactly
             block.quantise(self._target)
         self._target = block.next_target(self._target)
         payload = block.payload(self._writer, self._lossless)
@@ -167,7 +167,7 @@ def _rows_at_once(d: int) -> int:
 
 
 class Block:
-    """One block [n, d] while it is encoded."""
+    """A block [n, d] being encoded."""
 
     def __init__(self, rows: np.ndarray, dtype: str, plan: Quantization, bound: float) -> None:
         self._rows, self._dtype, self._plan, self._bound = rows, dtype, plan, np.float32(bound)
@@ -179,7 +179,7 @@ class Block:
         self.planes = IntegerPlanes(n, d, plan.k).prepare()
 
     def quantise(self, target: float) -> None:
-        """Fill planes and steps; the first try of each row aims at `target`."""
+        """Fill planes and steps. The first try of each row uses the error `target`."""
         n, d = self._rows.shape
         q = self._q = borrowed("block of integers", (n, d), self._plan.integers)
         norms, errors = np.empty(n, np.float32), self.errors
@@ -209,7 +209,7 @@ class Block:
         errors[part] = self._try(x, norms[part], bits, q)
 
     def _try(self, x: np.ndarray, norms: np.ndarray, bits: np.ndarray, q: np.ndarray) -> np.ndarray:
-        """Quantise rows with these steps; their relative errors, float32 [r]."""
+        """Quantize rows with these steps and return their relative errors, float32 [r]."""
         steps, scratch = widened(bits)[:, None], borrowed("reconstructed", x.shape, np.float32)
         quantised(x, steps, scratch, q)
         reconstructed(q, steps, scratch)
@@ -217,7 +217,7 @@ class Block:
         return errors
 
     def _mend(self, over: np.ndarray, q: np.ndarray, norms: np.ndarray, errors: np.ndarray) -> None:
-        """Rows that are over the bound once more, with smaller steps, until they are not; or step 0: kept exactly."""
+        """Retry the rows over the bound with smaller steps, up to `_TRIES` times. Set step 0 (stored exactly) for the rest."""
         self.mended = over.size
         for _ in range(_TRIES):
             if not over.size:
@@ -232,7 +232,7 @@ class Block:
         self.steps[over] = 0
 
     def next_target(self, target: float) -> float:
-        """The target at which `_FIRST_TRY` of these rows would have come out under the bound at once."""
+        """Return the target at which a fraction `_FIRST_TRY` of these rows would have met the bound at the first try."""
         errors = self.first_errors
         if errors.size < 32 or not np.isfinite(errors).all():
             return target
@@ -252,9 +252,9 @@ class Block:
         return writer.take(_HEAD.pack(_VERSION, plan.k, plan.integers.itemsize, 0, self.planes.escapes))
 
     def comes_back(self, payload: bytes) -> bool:
-        """Whether the payload decodes to the very integers, steps and exact rows whose errors were measured.
+        """Return whether the payload decodes to the integers, steps and exact rows whose errors were measured.
 
-        What is made of these is the same arithmetic, `reconstructed`, so that the errors are those of what was written.
+        The decoder applies the same arithmetic (`reconstructed`) to them, so the measured errors hold for the payload.
         """
         n, d = self._rows.shape
         decoded = Decoded(payload, n, d, self._dtype)
@@ -268,13 +268,13 @@ class Block:
 
 
 def _same(left: np.ndarray, right: np.ndarray) -> bool:
-    """Whether two C-contiguous arrays hold the same bytes, by whole words where they fit."""
+    """Return whether two C-contiguous arrays hold the same bytes. Compares 8-byte words if possible."""
     word = np.uint64 if left.nbytes % 8 == 0 else np.uint16
     return not np.not_equal(left.reshape(-1).view(word), right.reshape(-1).view(word)).any()
 
 
 def decode_error_bounded(payload: Buffer, n: int, d: int, dtype: str) -> np.ndarray:
-    """Rows [n, d]; CodecError when the payload does not hold exactly these."""
+    """Decode rows [n, d]. Raises CodecError if the payload does not hold exactly n x d elements."""
     decoded = Decoded(payload, n, d, dtype)
     rows = np.empty((n, d), carrier(dtype))
     decoded.into(rows)
@@ -282,7 +282,7 @@ def decode_error_bounded(payload: Buffer, n: int, d: int, dtype: str) -> np.ndar
 
 
 class Decoded:
-    """A payload read and checked; its rows are made when they are asked for."""
+    """A parsed and validated payload. Rows are reconstructed on request."""
 
     def __init__(self, payload: Buffer, n: int, d: int, dtype: str) -> None:
         if dtype not in FLOATS or not 0 < n * d < MOST_ELEMENTS:
@@ -304,13 +304,13 @@ class Decoded:
         reader.end()
 
     def integers(self) -> Iterator[tuple[int, np.ndarray]]:
-        """First row and integers [r, d] of each chunk, borrowed until the next."""
+        """Yield the first row and the integers [r, d] of each chunk, borrowed until the next."""
         for begin, q in self.centred():
             q += self.centres
             yield begin, q
 
     def centred(self) -> Iterator[tuple[int, np.ndarray]]:
-        """The same, with the centres off."""
+        """Like `integers`, with the centers subtracted."""
         n, d = self._planes.n, self._planes.d
         r = chunk_rows(d)
         for begin in range(0, n, r):
@@ -319,12 +319,12 @@ class Decoded:
             yield begin, q
 
     def into(self, rows: np.ndarray) -> None:
-        """The rows [n, d], in the carrier of their dtype."""
+        """Write the rows to `rows` [n, d], in the carrier of their dtype."""
         for begin, q in self.integers():
             steps = widened(self.steps[begin : begin + len(q)])[:, None]
             part = rows[begin : begin + len(q)]
             out = part if self._dtype == "float32" else borrowed("reconstructed", q.shape, np.float32)
-            with np.errstate(all="ignore"):  # a hostile payload's steps may be anything
+            with np.errstate(all="ignore"):  # a hostile payload may hold any steps
                 reconstructed(q, steps, out)
                 if out is not part:
                     part[:] = narrowed(out, self._dtype)

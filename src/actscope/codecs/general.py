@@ -1,4 +1,4 @@
-"""`none`, `lz4`, `zstd`, and the last two over shuffled bytes: any dtype, bit for bit."""
+"""`none`, `lz4`, `zstd`, `shuffle_lz4` and `shuffle_zstd`: lossless for any dtype."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Packer = Callable[[np.ndarray], bytes]
 
 
 class General:
-    """Rows' bytes, shuffled or not, through one general-purpose compressor. The payload is its one frame or block."""
+    """Encoder with a general-purpose compressor, optionally after a byte shuffle. The payload is one frame or block."""
 
     def __init__(self, code: int, level: int = 1) -> None:
         self._code = code
@@ -47,7 +47,7 @@ def _packer(code: int, level: int) -> Packer | None:
 
 
 def decode_general(code: int, payload: Buffer, n: int, d: int, dtype: str) -> np.ndarray:
-    """Rows [n, d]; CodecError when the payload does not hold exactly these."""
+    """Decode rows [n, d]. Raises CodecError if the payload does not hold exactly n x d elements."""
     width = itemsize(dtype)
     size = n * d * width
     flat = np.frombuffer(_unpacked(code, payload, size), np.uint8)

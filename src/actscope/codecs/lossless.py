@@ -1,14 +1,14 @@
-"""`lossless`: floating-point rows bit for bit, their exponents apart from their mantissas.
+"""`lossless`: bit-exact floating-point rows, with exponents and mantissas in separate byte planes.
 
-Turned left by one bit, a number's exponent stands at the top and its sign at the bottom:
+Each number is rotated left by one bit, which moves the exponent to the top and the sign to the bottom:
 
     bfloat16   s eeeeeeee mmmmmmm  ->  eeeeeeee | mmmmmmm s
     float16    s eeeee mmmmmmmmmm  ->  eeeee mmm | mmmmmmm s
 
-The exponents of activations carry about 2.7 bits of their 8 and are entropy-coded; mantissas and signs are as good as
-random and stored as they are. Each byte plane is decided by trying: bfloat16 numbers kept as float32, say, have
-two planes of zeros. It is all a permutation of bits, so that NaN payloads, -0.0 and subnormals need no care.
-Payload: the byte planes as sections (see `planes`), most significant first.
+The 8-bit exponents of activations have an entropy of about 2.7 bits and are entropy-coded. Mantissas and signs are nearly
+random and stored raw. The choice is made per byte plane by trial: bfloat16 values held as float32, for example, have two
+planes of zeros. The transform only permutes bits, so NaN payloads, -0.0 and subnormals need no special case.
+The payload consists of the byte planes as sections (see `planes`), most significant first.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from actscope.errors import CodecError
 
 LOSSLESS = 5
 _FLOATS = ("bfloat16", "float16", "float32", "float64")
-#: Elements handled at a time, so that what is in between stays in the cache.
+#: Elements processed at a time, so that intermediate arrays stay in the cache.
 _CHUNK = 1 << 17
 
 
 class Lossless:
-    """bfloat16, float16, float32 and float64 by planes; other dtypes by `shuffle_zstd`."""
+    """Lossless encoder: byte planes for bfloat16, float16, float32 and float64, `shuffle_zstd` for other dtypes."""
 
     def __init__(self) -> None:
         self._writer = PlaneWriter()
@@ -45,7 +45,7 @@ class Lossless:
         return Encoded(LOSSLESS, self.payload(rows, dtype), None)
 
     def payload(self, rows: np.ndarray, dtype: str) -> bytes:
-        """The payload for C-contiguous floating-point rows."""
+        """Return the payload for C-contiguous floating-point rows."""
         for plane in exponent_planes(as_bytes(rows), itemsize(dtype)):
             self._writer.add(plane)
         return self._writer.take()
@@ -55,7 +55,7 @@ class Lossless:
 
 
 def decode_lossless(payload: Buffer, n: int, d: int, dtype: str) -> np.ndarray:
-    """Rows [n, d]; CodecError when the payload does not hold exactly these."""
+    """Decode rows [n, d]. Raises CodecError if the payload does not hold exactly n x d elements of a float dtype."""
     if dtype not in _FLOATS:
         raise CodecError(f"lossless rows: expected one of {', '.join(_FLOATS)}, found {dtype}")
     reader = PlaneReader(payload)
@@ -65,7 +65,7 @@ def decode_lossless(payload: Buffer, n: int, d: int, dtype: str) -> np.ndarray:
 
 
 def exponent_planes(flat: np.ndarray, size: int) -> np.ndarray:
-    """uint8 [m * size] of floating-point numbers as byte planes uint8 [size, m], the exponents' first; borrowed."""
+    """Split floats, uint8 [m * size], into byte planes uint8 [size, m], most significant first. The result is borrowed."""
     words = flat.view(f"<u{size}")
     planes = borrowed("exponent planes", (size, words.size), np.uint8)
     turned = borrowed("turned", (min(_CHUNK, words.size),), words.dtype)
@@ -83,7 +83,7 @@ def exponent_planes(flat: np.ndarray, size: int) -> np.ndarray:
 
 
 def joined(planes: list[np.ndarray]) -> np.ndarray:
-    """What `exponent_planes` took apart: uint8 [m * size]."""
+    """Invert `exponent_planes`: return uint8 [m * size]."""
     size, count = len(planes), planes[0].size
     words = np.empty(count, f"<u{size}")
     for begin in range(0, count, _CHUNK):

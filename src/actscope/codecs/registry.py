@@ -1,4 +1,4 @@
-"""Codecs by name and by wire code: `encoder("zstd:3")`, `decode(code, payload, ...)`."""
+"""Lookup of codecs by name and by wire code: `encoder("zstd:3")`, `decode(code, payload, ...)`."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _MOST_ELEMENTS = 1 << 40
 
 
 def name_of(code: int) -> str:
-    """The name behind a wire code; CodecError for one that is not known."""
+    """Return the codec name for a wire code. Raises CodecError for an unknown code."""
     try:
         return _NAMES[code]
     except KeyError:
@@ -99,7 +99,18 @@ _USAGE = (
 
 
 def encoder(spec: str) -> Encoder:
-    """A new encoder for one site, such as `"none"` or `"zstd:3"`; CodecError names the known ones."""
+    """Return a new encoder for one site.
+
+    Args:
+        spec: Codec name with an optional argument: `"none"`, `"zstd:3"`, `"error_bounded:1e-3"`, `"svd:256"`, `"auto"` ...
+
+    Returns:
+        An encoder. It keeps the state of its site and is used by one thread at a time.
+
+    Raises:
+        CodecError: The codec is unknown or its argument is invalid; the message lists the codecs.
+        MissingExtra: The codec's compression library is not installed.
+    """
     name, colon, argument = spec.partition(":")
     if name not in _MAKERS or (colon and not argument):
         raise CodecError(f"no codec {spec!r}: expected one of {', '.join(_USAGE)}")
@@ -107,10 +118,24 @@ def encoder(spec: str) -> Encoder:
 
 
 def decode(codec: int, payload: Buffer, n: int, d: int, dtype: str, state: bytes | None = None) -> np.ndarray:
-    """Rows [n, d] in the carrier of `dtype`, read-only where they share the payload's memory.
+    """Decode one block of rows.
 
-    `state` is what `Encoded.new_state` was for the block's `state`. Raises CodecError on anything malformed, and
-    allocates no more than a small multiple of the rows' own size, whatever the payload says.
+    Allocates at most a small multiple of the rows' size, even for a hostile payload.
+
+    Args:
+        codec: Wire code of the codec (`Encoded.codec`).
+        payload: The encoded bytes (`Encoded.payload`).
+        n: Number of rows.
+        d: Row width in elements.
+        dtype: Element type, a key of DTYPES.
+        state: Bytes of the codec state that the block needs (`Encoded.new_state`), or None.
+
+    Returns:
+        Rows [n, d] in the carrier of `dtype`; read-only if they share memory with the payload.
+
+    Raises:
+        CodecError: The payload or the state is malformed, an argument is invalid, or the rows do not fit in memory.
+        MissingExtra: The codec's compression library is not installed.
     """
     name_of(codec)
     if n < 0 or d < 0 or n * d > _MOST_ELEMENTS:

@@ -1,13 +1,13 @@
-"""`svd:K`: rows by their coefficients in a basis of K directions that is fitted to the site's own stream.
+"""`svd:K`: K coefficients per row in a basis of K directions, fitted to the site's own rows.
 
-The first rows are kept by `lossless` until there are enough of them to fit a basis. From then on a block holds K
-coefficients for each row; what lies outside the basis is lost, and how much is measured for every row by decoding. When
-the error drifts, rows are gathered from then on, and a basis fitted to these becomes a new state; unless the later of
-them show that the drift has passed.
+The first blocks are stored with `lossless` until there are enough rows to fit a basis. Later blocks hold K coefficients
+per row. The component outside the basis is lost, and the error of every row is measured by decoding. When the error drifts,
+the encoder gathers rows and fits a new basis, which becomes a new state. It keeps the old basis if the later half of the
+gathered rows no longer shows the drift.
 
     head      version u8, bytes of a coefficient u8 (2 or 4), 0 u16, exact rows u32
     rows      payload of `lossless`: coefficients [n, K] as float16 or float32
-    [exact]   places u32; payload of `lossless`: rows with NaN or infinity in them, or nothing; and those whose error
+    [exact]   row numbers u32; payload of `lossless`: rows that are zero or contain NaN or infinity, and rows whose error
               would be 1 or more
 """
 
@@ -31,19 +31,19 @@ SVD = 7
 _HEAD = struct.Struct("<BBHI")
 _VERSION = 1
 _WIDTHS = {2: "float16", 4: "float32"}
-#: Rows that a basis is fitted to: so many for each direction, and at least so many. One in four is held out for the error.
+#: Rows gathered for a fit: this number per direction, and at least `_FEWEST_ROWS`. One in `_HELD_OUT` measures the error.
 _ROWS_PER_DIRECTION = 4
 _FEWEST_ROWS = 2048
 _HELD_OUT = 4
-#: float16 serves for basis and coefficients while it raises the held-out error by no more than this.
+#: Basis and coefficients use float16 if that raises the held-out error by at most this factor.
 _NARROW_COSTS = 1.01
-#: The error has drifted when, smoothed over so many rows, it is so many times what it was at the fit.
+#: The error has drifted when it exceeds this multiple of the error at the fit, smoothed over `_SMOOTHING_ROWS` rows.
 _DRIFT = 1.25
 _SMOOTHING_ROWS = 4096
 
 
 class Svd:
-    """float32, float16 and bfloat16 rows; other dtypes go `lossless`. One width of rows for an encoder's life."""
+    """SVD encoder for float32, float16 and bfloat16; other dtypes use `lossless`. An encoder accepts one row width."""
 
     def __init__(self, k: int) -> None:
         if k < 1:
@@ -69,7 +69,10 @@ class Svd:
         encoded = self._lossless.encode(rows, dtype) if self._basis is None else self._project(rows, x, usable, dtype)
         try:
             self._gather(x[usable])
-        except (MemoryError, np.linalg.LinAlgError):  # no new basis; this block may be what brings the one before
+        except (
+            MemoryError,
+            np.linalg.LinAlgError,
+        ):  # keep the old basis; this block may carry the state of the last fit
             self._failed_fits += 1
             self._gathered.clear()
         return encoded
@@ -90,7 +93,7 @@ class Svd:
             self._fit_unless_steady(self._gathered.clear())
 
     def _fit_unless_steady(self, rows: np.ndarray) -> None:
-        """A disturbance may have passed since the error rose: what counts is the later half of the rows gathered."""
+        """Fit a new basis if the later half of the gathered rows still shows the drift."""
         now = _mean_error(self._basis, rows[len(rows) // 2 :]) if self._basis is not None else np.inf
         if now > _DRIFT * self._error_at_fit:
             self._fit(rows)
@@ -98,7 +101,7 @@ class Svd:
             self._error = now
 
     def _project(self, rows: np.ndarray, x: np.ndarray, usable: np.ndarray, dtype: str) -> Encoded:
-        """The block by its coefficients, but for rows that would come back further off than nothing at all."""
+        """Encode a block by its coefficients. Rows with an error of 1 or more are stored exactly."""
         payload, errors = self._projected(rows, x, usable, dtype)
         self._follow(errors[usable])
         near = errors < 1
@@ -108,7 +111,7 @@ class Svd:
         return Encoded(SVD, payload, errors, self._state, new_state)
 
     def _projected(self, rows: np.ndarray, x: np.ndarray, usable: np.ndarray, dtype: str) -> tuple[bytes, np.ndarray]:
-        """Payload, and errors float32 [n] as measured by decoding it; rows that are not usable are in it exactly."""
+        """Return the payload and its errors, float32 [n], measured by decoding. Rows that are not usable are stored exactly."""
         assert self._basis is not None
         coefficients = self._basis.coefficients(x if usable.all() else np.where(usable[:, None], x, np.float32(0)))
         width = self._basis.width
@@ -142,7 +145,7 @@ class Svd:
         self._retained = retained
 
     def report(self) -> dict[str, Any]:
-        """Errors are mean relative L2 errors of rows; at the fit, of rows held out of it."""
+        """Return the encoder's state. Errors are mean relative L2 errors of rows; `error_at_fit` is of held-out rows."""
         return {
             "components": self.k,
             "fits": self._state,
@@ -157,7 +160,7 @@ class Svd:
 
 
 class Gathered:
-    """Rows for a fit: at most `capacity` of them, float32. Takes no memory between fits."""
+    """Buffer of at most `capacity` float32 rows for a fit. Holds no memory between fits."""
 
     def __init__(self, capacity: int) -> None:
         self._capacity = capacity
@@ -165,32 +168,32 @@ class Gathered:
         self.count = 0
 
     def add(self, rows: np.ndarray) -> None:
-        """Rows [n, d], copied; those beyond the capacity are left out."""
+        """Append a copy of rows [n, d]. Rows beyond the capacity are ignored."""
         part = rows[: self.missing].copy()
         self._parts.append(part)
         self.count += len(part)
 
     @property
     def missing(self) -> int:
-        """Rows that it still takes."""
+        """Number of rows that still fit."""
         return self._capacity - self.count
 
     def clear(self) -> np.ndarray:
-        """Empty it; what it held, [count, d]."""
+        """Empty the buffer and return its rows [count, d]."""
         parts, self._parts, self.count = self._parts, [], 0
         return np.concatenate(parts) if parts else np.empty((0, 0), np.float32)
 
 
 def _errors(x: np.ndarray, back: np.ndarray, usable: np.ndarray) -> np.ndarray:
-    """Relative L2 error of each row, float32 [n]; 0 for those kept exactly."""
-    with np.errstate(all="ignore"):  # of rows that are not usable
+    """Return the relative L2 error of each row, float32 [n]; 0 for rows that are stored exactly."""
+    with np.errstate(all="ignore"):  # rows that are not usable may divide by zero
         errors: np.ndarray = np.sqrt(squared_norms(back - x) / squared_norms(x))
     errors[~usable] = 0
     return errors
 
 
 def _mean_error(basis: Basis, rows: np.ndarray) -> float:
-    """Of rows, each at most 1: what is further off is kept exactly."""
+    """Return the mean relative error, clipped to 1 per row (rows above that are stored exactly)."""
     coefficients = basis.coefficients(rows)
     if basis.width == 2:
         with np.errstate(over="ignore"):
@@ -200,13 +203,13 @@ def _mean_error(basis: Basis, rows: np.ndarray) -> float:
 
 
 def _retained(basis: Basis, rows: np.ndarray) -> float:
-    """Share of the rows' energy about the mean that the directions hold."""
+    """Return the fraction of the rows' squared distance from the mean that the basis explains."""
     energy = float(squared_norms(rows - basis.mean).sum())
     return 1.0 - float(squared_norms(basis.rows(basis.coefficients(rows)) - rows).sum()) / energy if energy else 1.0
 
 
 def decode_svd(payload: Buffer, n: int, d: int, dtype: str, state: bytes | None) -> np.ndarray:
-    """Rows [n, d]; CodecError when payload or state are malformed, or the state is of other rows."""
+    """Decode rows [n, d]. Raises CodecError if payload or state is malformed or the state has another width."""
     if state is None:
         raise CodecError("SVD rows: expected the codec state that they were encoded with, found none")
     basis = read_basis(bytes(state))
@@ -221,7 +224,7 @@ def _decoded(payload: Buffer, n: int, d: int, dtype: str, basis: Basis) -> np.nd
     if version != _VERSION or width not in _WIDTHS or zero or exact > n:
         raise CodecError(f"SVD rows: expected version {_VERSION}, found {version}, {width} bytes, {exact} exact of {n}")
     coefficients = decode_lossless(reader.content(), n, len(basis.directions), _WIDTHS[width])
-    with np.errstate(all="ignore"):  # a hostile payload's coefficients may be anything
+    with np.errstate(all="ignore"):  # a hostile payload may hold any coefficients
         rows = from_float32(basis.rows(coefficients), dtype)
     if exact:
         places = reader.array(exact, "<u4")

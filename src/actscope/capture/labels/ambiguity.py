@@ -1,4 +1,4 @@
-"""Why rows are not delivered: a wrong label is worse than a missing row."""
+"""Reasons for which rows are not delivered: a wrong label is worse than a missing row."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Ambiguity:
-    """A reason, under the name that it is counted by, and what the user can do about it."""
+    """A reason why labels are ambiguous: the name under which rows are counted, and advice for the user."""
 
     name: str
     advice: str
@@ -58,7 +58,7 @@ FAULT = Ambiguity("a fault of actscope's own", "see the traceback in the log, an
 
 
 class AmbiguousLabels(Exception):
-    """Labels cannot be certain; nothing of this pass is delivered."""
+    """Labels of a pass are ambiguous, so none of its rows is delivered."""
 
     def __init__(self, doubt: Ambiguity) -> None:
         self.doubt = doubt

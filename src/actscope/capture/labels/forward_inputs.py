@@ -1,4 +1,4 @@
-"""What a forward pass is called with, as far as labels depend on it."""
+"""Inputs of a forward pass that determine its labels."""
 
 from __future__ import annotations
 
@@ -13,42 +13,42 @@ from torch import Tensor, nn
 from actscope.capture.labels import ambiguity as doubt
 from actscope.capture.labels.ambiguity import AmbiguousLabels
 
-#: Arguments under which models keep state that is no key-value cache.
+#: Arguments that hold model state other than a key-value cache.
 _STATES = ("cache_params", "state", "mems", "past_buckets_states", "inference_params")
-#: ... and caches under names that transformers does not use, and where in them a pass begins.
+#: Arguments that hold a cache, or a start position in one, under names that transformers does not use.
 _FOREIGN = ("past", "layer_past", "cache", "caches", "kv_cache", "kv_caches", "start_pos", "input_pos")
-#: Arguments that say that rows are packed, one sequence after another.
+#: Arguments that indicate packed rows: several sequences in one row.
 _PACKING = ("cu_seq_lens_q", "cu_seq_lens_k", "cu_seqlens", "seq_idx")
 
 
 @dataclass(frozen=True, slots=True)
 class ForwardInputs:
-    """One pass over `columns` new columns of `lanes` sequences, of which `past` columns lie in the cache."""
+    """Inputs of one pass over `columns` new columns of `lanes` sequences, with `past` columns in the cache."""
 
     lanes: int
     columns: int
     past: int
     tensor: Tensor
-    """input_ids or inputs_embeds: what a part of the model must be called with to be the same pass."""
+    """input_ids or inputs_embeds. Nested calls of the model's parts must match it."""
     ids: np.ndarray | None
-    """int64 [lanes, columns]; None where only embeddings were given."""
+    """int64 [lanes, columns]; None if only embeddings were given."""
     mask: np.ndarray | None
-    """bool [lanes, past + columns], True for real tokens; None where all are."""
+    """bool [lanes, past + columns], True for real tokens; None if all are real."""
     positions: np.ndarray | None
     cache: Any
     given_mask: Any = None
-    """The mask as it was given."""
+    """The attention mask as passed by the caller."""
 
     @property
     def real(self) -> np.ndarray:
-        """bool [lanes, columns]: which of this pass's columns are tokens."""
+        """bool [lanes, columns]: True for columns of this pass that are tokens, not padding."""
         if self.mask is None:
             return np.ones((self.lanes, self.columns), bool)
         return self.mask[:, self.past :]
 
 
 class Signature:
-    """Puts names to the positional arguments of a module's forward."""
+    """Parameter names of a module's forward."""
 
     def __init__(self, module: nn.Module) -> None:
         parameters = inspect.signature(module.forward).parameters.values()
@@ -56,14 +56,16 @@ class Signature:
 
     @property
     def takes_tokens(self) -> bool:
+        """Whether forward has a parameter `input_ids`."""
         return "input_ids" in self.names
 
     def named(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        """Return all arguments by parameter name."""
         return {**dict(zip(self.names, args, strict=False)), **kwargs}
 
 
 def read(arguments: Mapping[str, Any]) -> ForwardInputs:
-    """What the arguments of a model's forward say. Raises AmbiguousLabels where that is not enough for exact labels."""
+    """Read the arguments of a model's forward. Raises AmbiguousLabels if they do not determine exact labels."""
     tensor = tokens_of(arguments)
     if tensor is None:
         raise AmbiguousLabels(doubt.INPUT_FORM)
@@ -90,9 +92,9 @@ def read(arguments: Mapping[str, Any]) -> ForwardInputs:
 
 
 def same_columns(inputs: ForwardInputs, arguments: Mapping[str, Any], takes_cache: bool) -> bool:
-    """Whether a part of the model goes on from the same column, and has the same columns masked, as far as it is told.
+    """Return whether a part of the model has the pass's cache length and mask, as far as its arguments show.
 
-    A model may keep a cache of its own, or make a mask of its own: its arguments then do not say what its parts compute.
+    A model may keep its own cache or build its own mask. Its arguments then differ from those of its parts.
     """
     try:
         if takes_cache and length_of(arguments.get("past_key_values")) != inputs.past:
@@ -108,12 +110,12 @@ def same_columns(inputs: ForwardInputs, arguments: Mapping[str, Any], takes_cach
 
 
 def _says_something(value: Any) -> bool:
-    """None, False and 0 do not."""
+    """Return whether an argument is set: not None, False or 0."""
     return value is not None and not (isinstance(value, int) and not value)
 
 
 def tokens_of(arguments: Mapping[str, Any]) -> Tensor | None:
-    """input_ids [lanes, columns], else inputs_embeds [lanes, columns, d]; None where neither is one."""
+    """Return input_ids [lanes, columns], or else inputs_embeds [lanes, columns, d]; None if neither has that form."""
     for name, dimensions in (("input_ids", 2), ("inputs_embeds", 3)):
         value = arguments.get(name)
         if isinstance(value, Tensor):
@@ -122,7 +124,7 @@ def tokens_of(arguments: Mapping[str, Any]) -> Tensor | None:
 
 
 def length_of(cache: Any) -> int:
-    """How many columns a cache holds. Raises AmbiguousLabels where it does not tell."""
+    """Return the number of columns in a cache. Raises AmbiguousLabels if the cache does not expose it."""
     if cache is None:
         return 0
     if getattr(cache, "is_compileable", False):
@@ -134,9 +136,14 @@ def length_of(cache: Any) -> int:
 
 
 def check_positions(positions: np.ndarray | None, real: np.ndarray, counted: np.ndarray) -> None:
-    """Raise AmbiguousLabels unless position ids agree, but for a constant, with how the real tokens were counted.
+    """Raise AmbiguousLabels unless position ids equal the counted positions of real tokens, up to a constant per lane.
 
-    Three-dimensional ones (time, height and width of multimodal models) may repeat and jump, but not go back.
+    Three-dimensional ids (time, height and width of multimodal models) may repeat and jump, but not decrease.
+
+    Args:
+        positions: Position ids [lanes, columns] or [3, lanes, columns]; None skips the check.
+        real: bool [lanes, columns].
+        counted: int64 [lanes, columns].
     """
     if positions is None:
         return

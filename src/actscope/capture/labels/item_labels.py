@@ -1,4 +1,4 @@
-"""Labels of a call of any module: one request for each item of the batch, positions along its other dimensions."""
+"""Labels for calls of a module without token ids: one request per batch item, positions along the other dimensions."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from actscope.capture.labels.token_labels import Cells, Labelled, Requests, asse
 class ItemLabels:
     """Labels calls of a module that takes no token ids: token_id is -1, flags are 0. Thread-safe.
 
-    Every call begins new requests; within `cap.request(...)` they go on, and so do their positions.
+    Every call starts new requests. Within `cap.request(...)` later calls continue the same requests and their positions.
     """
 
     def __init__(self, requests: Requests, granularity: PositionFilter) -> None:
@@ -23,7 +23,7 @@ class ItemLabels:
         self._granularity = granularity
 
     def label(self, shape: tuple[int, ...], scope: Scope, number: int) -> Labelled:
-        """The labels of rows of the leading dimensions `shape` [items, ...]; `number` is the step's."""
+        """Return the labels of rows with leading dimensions `shape` [items, ...], as step `number`."""
         items, rows = shape[0], prod(shape[1:])
         earlier = scope.story.latest if scope.story is not None else None
         if earlier is not None and len(earlier.requests) == items:
@@ -35,7 +35,7 @@ class ItemLabels:
         return assemble(self.requests, self._granularity, sequences, cells, number, lambda: _advance(sequences, rows))
 
     def finish(self, labelled: Labelled, scope: Scope) -> None:
-        """Take in a call that has run to its end."""
+        """Update the state after a complete call."""
         labelled.finish()
         self.requests.ran(labelled.sequences)
         if scope.story is not None:

@@ -1,7 +1,7 @@
-"""Watching caches: whoever copies or reorders the lanes of a key-value cache changes whose rows come next.
+"""Observer of key-value caches: copying or reordering a cache's lanes changes which requests its next rows belong to.
 
-While a capture runs, the methods of `transformers.Cache` that do so are wrapped on their classes, and put back after.
-Wrapping the objects instead would go wrong when they are copied.
+While a capture runs, the methods of `transformers.Cache` that do so are wrapped on their classes and restored afterwards.
+Wrapping instances would fail when they are copied.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-#: Called with a cache, before it changes: the lanes that it will keep, in their order, or None for a change of all.
+#: Called before a cache changes, with the cache and the lanes that it keeps, in order; None if the lanes are unknown.
 Changed = Callable[[Any, "list[int] | None"], None]
 
 _METHODS = ("reorder_cache", "batch_select_indices", "batch_repeat_interleave")
 
 
 class KvCacheWatch:
-    """Tells every subscriber of changes of any cache in this process. Thread-safe."""
+    """Notifies subscribers of changes to any cache in this process. Thread-safe."""
 
     def __init__(self) -> None:
         self._subscribers: list[Changed] = []
@@ -27,13 +27,14 @@ class KvCacheWatch:
         self._changing = threading.local()
 
     def subscribe(self, changed: Changed) -> None:
+        """Add a subscriber. The first one wraps the cache methods."""
         with self._lock:
             if not self._subscribers:
                 self._wrap_all()
             self._subscribers.append(changed)
 
     def unsubscribe(self, changed: Changed) -> None:
-        """A subscriber that is not there is nothing to unsubscribe."""
+        """Remove a subscriber, if present. Removing the last one restores the cache methods."""
         with self._lock:
             if changed in self._subscribers:
                 self._subscribers.remove(changed)
@@ -43,7 +44,7 @@ class KvCacheWatch:
     def _wrap_all(self) -> None:
         try:
             from transformers import Cache
-        except ImportError:  # a torch module without transformers has no such cache
+        except ImportError:  # without transformers there is no such cache
             return
         for kind in _with_subclasses(Cache):
             for name in _METHODS:
@@ -62,7 +63,7 @@ class KvCacheWatch:
         def change(cache: Any, *args: Any, **kwargs: Any) -> Any:
             changing = self._changing.__dict__.setdefault("caches", set())
             if id(cache) in changing or _nothing(original.__name__, args, kwargs):
-                # nothing changes, or a subclass calls its base: one change, told once
+                # no change, or a subclass calls its base method: notify once per change
                 return original(cache, *args, **kwargs)
             changing.add(id(cache))
             try:
@@ -92,5 +93,5 @@ def _lanes_kept(method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> l
     return [int(i) for i in indices] if isinstance(indices, list) and all(type(i) is int for i in indices) else None
 
 
-#: The one watch of this process.
+#: The only instance in this process.
 CACHES = KvCacheWatch()

@@ -1,14 +1,14 @@
-"""Granularity: which points of the layers are read, and which positions of each request are kept.
+"""Granularity: the points to capture in each layer, and the positions to keep of each request.
 
     full                     every position
-    attention | mlp          every position, of what the attention blocks or the MLPs give
-    sampled:TERM[+TERM...]   the positions that any term names:
+    attention | mlp          every position, of the outputs of attention blocks or MLPs
+    sampled:TERM[+TERM...]   the positions that any term selects:
         8                    every 8th position of a request: 0, 8, 16 ...
         first=16             the first 16 positions
         last=4               the last 4 positions of the prompt
-        prompt, generated    all positions of the prompt; all that came after it
+        prompt, generated    all positions of the prompt; all positions after it
 
-One selection of rows holds for all sites of a pass, so labels stay exact: a row that is kept says its own position.
+The same rows are kept at all sites of a pass. Each kept row carries its own position, so labels stay exact.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _USAGE = (
 
 @dataclass(frozen=True, slots=True)
 class PositionFilter:
-    """What `parse` has read. `points` is None where the granularity does not choose any."""
+    """A parsed granularity. `points` is None if the granularity does not select any."""
 
     points: tuple[str, ...] | None = None
     every: int = 0
@@ -38,7 +38,7 @@ class PositionFilter:
 
     @classmethod
     def parse(cls, text: str) -> PositionFilter:
-        """Read a granularity; raises SettingsError for anything else."""
+        """Parse a granularity. Raises SettingsError if it is malformed."""
         name, _, terms = text.partition(":")
         if name in ("full", *_POINTS) and not terms:
             return cls(_POINTS.get(name))
@@ -51,11 +51,16 @@ class PositionFilter:
 
     @property
     def selects(self) -> bool:
-        """Whether any position is left out."""
+        """Whether the filter can omit positions."""
         return bool(self.every or self.first or self.last or self.prompt or self.generated)
 
     def wanted(self, positions: np.ndarray, n_prompt: np.ndarray) -> np.ndarray:
-        """Which of `positions` int64 [lanes, columns] are kept, given each lane's prompt length int64 [lanes]: bool."""
+        """Return which positions are kept, bool [lanes, columns].
+
+        Args:
+            positions: int64 [lanes, columns].
+            n_prompt: Prompt length of each lane, int64 [lanes].
+        """
         ends = n_prompt[:, None]
         keep = np.full(positions.shape, not self.selects)
         if self.every:
@@ -70,7 +75,7 @@ class PositionFilter:
         return keep
 
     def share(self, n_tokens: int = 1000) -> float:
-        """About which share of a request's positions is kept, for one of `n_tokens` that is half prompt."""
+        """Return the fraction of positions kept for a request of `n_tokens` whose first half is the prompt."""
         half = n_tokens // 2
         return float(self.wanted(np.arange(n_tokens)[None, :], np.array([half])).mean())
 

@@ -1,4 +1,4 @@
-"""Request ids: given by the user, or counted."""
+"""Request ids: given by the user or numbered."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ _COUNTED = re.compile(r"r(\d+)")
 
 
 class RequestIds:
-    """Gives every sequence an id that no other sequence of the recording has. Thread-safe.
+    """Assigns every sequence an id that is unique in its recording. Thread-safe.
 
-    Counted ids are `r000001`, `r000002`...; in a recording that goes on they go on. An id that the user gives to a
-    batch of several sequences is told apart by `/0`, `/1`...; an id that is used for a second sequence by `#2`, `#3`...
-    An id of an earlier session may be given once more: its request is computed again.
+    Numbered ids are `r000001`, `r000002`...; a resumed recording continues the numbering. If the user gives one id for several
+    sequences of a batch, they get the suffixes `/0`, `/1`... A reused id gets the suffix `#2`, `#3`... An id of an earlier
+    session may be given once more; it then denotes the same request, computed again.
     """
 
     def __init__(self, known: Iterable[str] = ()) -> None:
@@ -27,7 +27,7 @@ class RequestIds:
         self._lock = threading.Lock()
 
     def name(self, ids: tuple[str, ...], lanes: int) -> list[str]:
-        """Ids for `lanes` new sequences. Raises AmbiguousLabels when the ids given do not fit so many."""
+        """Return ids for `lanes` new sequences. Raises AmbiguousLabels if `lanes` is no multiple of the number of ids."""
         with self._lock:
             if not ids:
                 return [self._counted() for _ in range(lanes)]
@@ -38,7 +38,7 @@ class RequestIds:
 
     def _counted(self) -> str:
         self._count += 1
-        while (request := f"r{self._count:06d}") in self._uses:  # an id that the user has given
+        while (request := f"r{self._count:06d}") in self._uses:  # already given by the user
             self._count += 1
         return request
 

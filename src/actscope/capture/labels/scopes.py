@@ -1,4 +1,4 @@
-"""Scopes: what the user's code has said of the passes it is about to run. One stack for each thread."""
+"""Scopes: request ids and `generate` calls that apply to the next passes. One stack per thread."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from actscope.errors import SettingsError
 
 @dataclass(slots=True, eq=False)
 class Generation:
-    """A call of `generate`: how many columns its prompt has, and the token ids that end a sequence."""
+    """A call of `generate`: the number of prompt columns, and the token ids that end a sequence."""
 
     prompt_columns: int
     ends: np.ndarray
@@ -24,18 +24,22 @@ class Generation:
     _requests: frozenset[str] = frozenset()
 
     def is_of(self, requests: Sequence[str], columns: int) -> bool:
-        """Whether a pass of these requests holds the prompt, or goes on with it: `columns` are new, from the first on.
+        """Return whether a pass of these requests contains or continues the prompt.
 
-        `generate` may run other sequences beside: classifier-free guidance has one without the prompt.
+        `generate` may also run other sequences: classifier-free guidance runs one without the prompt.
+
+        Args:
+            requests: Requests of the pass.
+            columns: Columns of the pass if it is the first of its sequences, else 0.
         """
         if not self._requests:
             self._requests = frozenset(requests)
         return self._requests.issuperset(requests) or columns >= self.prompt_columns
 
     def prompt_end(self, past: int) -> int:
-        """The column after the prompt. The first pass, which finds `past` columns in the cache, settles it.
+        """Return the column after the prompt. The first call fixes it, from the `past` columns in the cache.
 
-        A prompt may be given whole, or without what the cache holds of it.
+        The caller may pass the whole prompt, or only the part that is not in the cache.
         """
         if self._prompt_end < 0:
             self._prompt_end = self.prompt_columns if self.prompt_columns > past else past + self.prompt_columns
@@ -44,14 +48,14 @@ class Generation:
 
 @dataclass(slots=True, eq=False)
 class Story:
-    """What passes from the first column on may go on with: the sequences that ran last in this scope."""
+    """The sequences that ran last in a scope. Later passes that start at the first column may continue them."""
 
     latest: Sequences | None = None
 
 
 @dataclass(slots=True, eq=False)
 class Scope:
-    """Ids that the user gave, if any, a call of `generate`, if one runs, and the story that goes on in it."""
+    """Request ids given by the user, the running call of `generate`, and the scope's story; each may be absent."""
 
     ids: tuple[str, ...] = ()
     generation: Generation | None = None
@@ -59,25 +63,26 @@ class Scope:
 
 
 class Scopes(threading.local):
-    """This thread's scopes, the innermost last."""
+    """Scopes of the current thread, innermost last."""
 
-    def __init__(self) -> None:  # called once in each thread
+    def __init__(self) -> None:  # called once per thread
         self.stack: list[Scope] = []
 
     @property
     def current(self) -> Scope:
+        """The innermost scope, or an empty one."""
         return self.stack[-1] if self.stack else Scope()
 
     @contextmanager
     def request(self, ids: str | Sequence[str]) -> Iterator[Story]:
-        """Name the requests of the passes within."""
+        """Name the requests of the passes in this context. Raises SettingsError for invalid ids."""
         story = Story()
         with self._entered(Scope(check_ids(ids), self.current.generation, story)):
             yield story
 
     @contextmanager
     def generate(self, generation: Generation | None) -> Iterator[Story | None]:
-        """Passes within are of one call of `generate`; gives the story that ends with it, if it is its own."""
+        """Assign the passes in this context to one call of `generate`. Yields its story, or None if an outer scope owns it."""
         outer = self.current
         story = outer.story or Story()
         with self._entered(Scope(outer.ids, generation, story)):
@@ -93,7 +98,7 @@ class Scopes(threading.local):
 
 
 def check_ids(ids: str | Sequence[str]) -> tuple[str, ...]:
-    """Request ids as a tuple. Raises SettingsError when there is none, one is empty, or one comes twice."""
+    """Return request ids as a tuple. Raises SettingsError if there is none, or one is empty, repeated or not valid Unicode."""
     found = (ids,) if isinstance(ids, str) else tuple(ids)
     if not found or not all(isinstance(i, str) and i for i in found) or len(set(found)) != len(found):
         raise SettingsError(f"request ids {ids!r}: expected one, or several different ones, none empty")
@@ -103,7 +108,7 @@ def check_ids(ids: str | Sequence[str]) -> tuple[str, ...]:
 
 
 def generation_of(model: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Generation:
-    """What a call of `generate` says of its prompt and of the tokens that end an answer."""
+    """Read the prompt length and the end-of-sequence token ids from a call of `generate`."""
     inputs = kwargs.get("input_ids", kwargs.get("inputs", args[0] if args else None))
     embeds = kwargs.get("inputs_embeds")
     given = [int(t.shape[1]) for t in (inputs, embeds) if t is not None and getattr(t, "ndim", 0) >= 2]

@@ -1,6 +1,6 @@
-"""The sequences of a batch: what has run of each, and so where the next pass goes on.
+"""State of the sequences of a batch: the computed columns of each, which determine the next positions.
 
-column   0  1  2  3  4  5          of the cache, the same for all lanes
+column   0  1  2  3  4  5          cache column, shared by all lanes
 lane 0   .  .  a  b  c  d          seen: F F T T T T     positions 0..3
 lane 1   .  a  b  c  .  d          seen: F T T T F T     positions 0..3
 """
@@ -21,37 +21,37 @@ _NEVER = np.iinfo(np.int64).max
 
 @dataclass(slots=True, eq=False)
 class Sequences:
-    """One batch of sequences that share a cache; one request each. Only one thread at a time runs it.
+    """One batch of sequences that share a cache; one request per lane. Used by one thread at a time.
 
-    Arrays have one entry, or one row, for each lane.
+    Arrays have one entry, or one row, per lane.
     """
 
     requests: list[str]
     kept: np.ndarray
     """bool: whether the request is in the sample."""
     n_prompt: np.ndarray
-    """int64: tokens of the prompt, as far as known."""
+    """int64: number of prompt tokens, as far as known."""
     reach: np.ndarray
-    """int64: positions below have been labelled; to compute them again is to recompute."""
+    """int64: positions below this one have been labeled. Later rows of them are flagged RECOMPUTED."""
     ended_at: np.ndarray
-    """int64: the position of the token that ended the request."""
+    """int64: position of the token that ended the request; int64 maximum if it has not ended."""
     seen: np.ndarray
-    """bool [lanes, capacity]: which columns are tokens; the first `columns` of them are known."""
+    """bool [lanes, capacity]: True for columns that are tokens; valid for the first `columns` columns."""
     history: np.ndarray
-    """int64 [lanes, capacity]: token ids by position; -1 where not known."""
+    """int64 [lanes, capacity]: token ids by position; -1 if unknown."""
     final: np.ndarray
-    """int64: how many tokens the sequence has in the end, where the last passes computed more (drafts); 0 elsewhere."""
+    """int64: final number of tokens if the last passes computed more (rejected drafts), else 0."""
     columns: int = 0
     passes: int = 0
     trouble: Ambiguity | None = None
     aborted: bool = False
-    """Whether an exception ended what ran it."""
+    """Whether an exception ended the code that ran these sequences."""
     holders: int = 0
-    """How many may go on with it: a cache, a scope. At 0 its requests have ended."""
+    """Reference count: caches and scopes that may continue these sequences. At 0 the requests have ended."""
 
     @classmethod
     def begin(cls, requests: Sequence[str], keep: Callable[[str], bool]) -> Sequences:
-        """Sequences of which nothing has run."""
+        """Return new sequences without computed columns."""
         lanes = len(requests)
         return cls(
             list(requests),
@@ -66,7 +66,7 @@ class Sequences:
 
     @classmethod
     def adopt(cls, requests: Sequence[str], keep: Callable[[str], bool], inputs: ForwardInputs) -> Sequences:
-        """Sequences that come with a cache whose passes were not seen: their first positions are not computed here."""
+        """Return new sequences for a cache whose passes were not observed. Its columns count as tokens of unknown id."""
         begun = cls.begin(requests, keep)
         begun._reserve(inputs.past)
         begun.seen[:, : inputs.past] = True if inputs.mask is None else inputs.mask[:, : inputs.past]
@@ -74,7 +74,7 @@ class Sequences:
         return begun
 
     def again(self) -> Sequences:
-        """The same requests, from their first column on; this object is good for nothing after."""
+        """Return a copy restarted at column 0. Invalidates `self`."""
         self.trouble = doubt.CACHE_TAKEN
         return replace(
             self,
@@ -88,16 +88,16 @@ class Sequences:
 
     @property
     def length(self) -> np.ndarray:
-        """int64 [lanes]: how many tokens each sequence has."""
+        """int64 [lanes]: number of tokens of each sequence."""
         return self.tokens_before(self.columns)
 
     def tokens_before(self, column: int) -> np.ndarray:
-        """int64 [lanes]: how many of the columns before this one are tokens."""
+        """Return the number of tokens in the columns before this one, int64 [lanes]."""
         counts: np.ndarray = np.count_nonzero(self.seen[:, :column], axis=1)
         return counts
 
     def begins(self, inputs: ForwardInputs) -> bool:
-        """Whether a pass from the first column on holds these very sequences, each whole, and perhaps longer."""
+        """Return whether a pass that starts at column 0 repeats each of these sequences, possibly with more tokens appended."""
         if inputs.ids is None or inputs.lanes != len(self.requests) or self.trouble is not None:
             return False
         for lane, length in enumerate(self.length.tolist()):
@@ -108,7 +108,7 @@ class Sequences:
         return True
 
     def check(self, inputs: ForwardInputs) -> None:
-        """Raise AmbiguousLabels unless this pass can go on with these sequences."""
+        """Raise AmbiguousLabels unless this pass can continue these sequences."""
         if inputs.lanes != len(self.requests):
             self.trouble = self.trouble or doubt.BATCH_CHANGED
         elif inputs.past > self.columns:
@@ -119,7 +119,12 @@ class Sequences:
             raise AmbiguousLabels(doubt.MASK_CHANGED)
 
     def advance(self, inputs: ForwardInputs, positions: np.ndarray) -> None:
-        """Take in a pass that has run to its end; columns behind `inputs.past` were cut off before, if there are any."""
+        """Update the state after a complete pass. Columns from `inputs.past` on are overwritten.
+
+        Args:
+            inputs: Inputs of the pass.
+            positions: int64 [lanes, columns].
+        """
         after = inputs.past + inputs.columns
         self._reserve(after)
         real = inputs.real
@@ -135,32 +140,32 @@ class Sequences:
         self.final[:] = 0
 
     def settle(self, told: np.ndarray) -> None:
-        """Take in what `generate` gave back, token ids int64 [1, n]: drafts that the last pass computed may not be in it."""
+        """Set the final length from the result of `generate`, int64 [1, n], which omits rejected drafts of the last pass."""
         if len(told) != 1 or len(self.requests) != 1:
-            return  # drafts are of one sequence
+            return  # assisted generation runs one sequence
         known = self.history[0, : self.reach[0]]
         n, n_prompt = min(len(known), told.shape[1]), max(1, int(self.n_prompt[0]))
         if n < n_prompt or not np.array_equal(known[:n_prompt], told[0, :n_prompt]):
-            return  # the prompt was given as embeddings, or is not part of what came back
+            return  # the prompt was given as embeddings, or is not in the result
         other = np.flatnonzero(known[:n] != told[0, :n])
         valid = int(other[0]) if len(other) else n
         self.final[0] = valid if valid < len(known) else 0
 
     def go_on_at(self, positions: np.ndarray, given: np.ndarray) -> None:
-        """Forget the end of lanes that are `given` text, bool [lanes, columns], behind it: their request goes on."""
+        """Clear the end of lanes with `given` text (bool [lanes, columns]) at or after it: their request continues."""
         self.ended_at[(given & (positions >= self.ended_at[:, None])).any(axis=1)] = _NEVER
 
     def end_at(self, positions: np.ndarray, ends: np.ndarray) -> None:
-        """Note the first of `positions` [lanes, columns] that holds a token which ends its request."""
+        """Record the first of `positions` [lanes, columns] where `ends` (bool) is True as the end of its request."""
         first = np.where(ends, positions, _NEVER).min(axis=1)
         np.minimum(self.ended_at, first, out=self.ended_at)
 
     def revive(self) -> None:
-        """Forget ends that lie behind what is in the cache: those tokens were cut off."""
+        """Clear ends beyond the cached columns, because those tokens were cropped from the cache."""
         self.ended_at[self.ended_at >= self.length] = _NEVER
 
     def select(self, lanes: Sequence[int]) -> None:
-        """Keep these lanes of the cache, in this order. A lane that comes twice leaves no lane certain."""
+        """Keep these lanes of the cache, in this order. A repeated lane makes all lanes ambiguous."""
         if len(set(lanes)) != len(lanes) or not all(0 <= lane < len(self.requests) for lane in lanes):
             self.trouble = doubt.CACHE_SPLIT
             return

@@ -1,4 +1,4 @@
-"""Labels of a pass over tokens: which row is which position of which request, from the forward's arguments alone."""
+"""Labels of a pass over tokens: request and position of each row, from the arguments of forward alone."""
 
 from __future__ import annotations
 
@@ -23,7 +23,10 @@ from actscope.frames import NO_FLAGS, ROW_META, RowFlag, Span, SpanFlag, Step
 
 @dataclass(frozen=True, slots=True)
 class Labelled:
-    """A pass that is about to run. `index` int64 [n] has the rows to take of the flattened batch; None takes all."""
+    """Labels of a pass that is about to run.
+
+    `index`, int64 [n], selects rows of the flattened batch; None selects all.
+    """
 
     step: Step
     index: np.ndarray | None
@@ -31,32 +34,34 @@ class Labelled:
     """Leading dimensions of the hidden states that carry these rows."""
     sequences: Sequences
     left_out: int
-    """Rows of real tokens that the sample or the granularity leaves out."""
+    """Rows of real tokens that the sample or the granularity omits."""
     after_end: int
-    """Rows fed to requests whose answer had ended: no tokens of theirs, and not taken."""
+    """Rows computed for requests whose answer had ended. They are not taken."""
     finish: Callable[[], None]
-    """To be called when the pass has run to its end, before the next one over these sequences."""
+    """Must be called after the complete pass, before the next pass over these sequences."""
 
 
 class Requests:
-    """What became of every sequence that may still go on: by its cache, or by the scope that it ran in. Thread-safe."""
+    """Registry of the sequences that may still continue, by their cache or scope. Thread-safe."""
 
     def __init__(self, naming: RequestIds, keep: Callable[[str], bool]) -> None:
         self.naming = naming
         self.keep = keep
         self._by_cache: dict[int, tuple[weakref.ref[Any], Sequences]] = {}
         self._ended: deque[Sequences] = deque()
-        self._untold: deque[Span] = deque()
+        self._unreported: deque[Span] = deque()
         self._here = threading.local()
-        self._lock = threading.RLock()  # a cache may be collected while this thread holds it
+        self._lock = (
+            threading.RLock()
+        )  # reentrant: the garbage collector may drop a cache while this thread holds the lock
 
     def of(self, cache: Any) -> Sequences | None:
-        """The sequences of a cache, if its passes were seen."""
+        """Return the sequences of a cache, or None if its passes were not observed."""
         found = self._by_cache.get(id(cache))
         return found[1] if found is not None and found[0]() is cache else None
 
     def begin(self, inputs: ForwardInputs, scope: Scope) -> Sequences:
-        """Sequences for a pass that no known cache goes with; in a scope, the same ones again where their tokens say so."""
+        """Return sequences for a pass without a known cache: the scope's latest, restarted, if the pass repeats their tokens."""
         story = scope.story
         earlier = story.latest if story is not None else None
         if earlier is not None and inputs.past == 0 and earlier.begins(inputs):
@@ -67,7 +72,7 @@ class Requests:
         return Sequences.begin(names, self.keep)
 
     def hold(self, sequences: Sequences, cache: Any) -> None:
-        """These sequences go on as long as this cache lives."""
+        """Keep these sequences open as long as this cache is alive."""
         with self._lock:
             known = self._by_cache.get(id(cache))
             if known is not None and known[1] is sequences:
@@ -79,7 +84,7 @@ class Requests:
             sequences.holders += 1
 
     def tell(self, story: Story, sequences: Sequences) -> None:
-        """These sequences are the latest of a scope."""
+        """Set the latest sequences of a scope."""
         with self._lock:
             if story.latest is not sequences:
                 sequences.holders += 1
@@ -87,7 +92,7 @@ class Requests:
                 story.latest = sequences
 
     def close(self, story: Story, *, aborted: bool = False) -> None:
-        """A scope has ended, by an exception if `aborted`."""
+        """End a scope and release its sequences. `aborted`: an exception ended it."""
         with self._lock:
             latest, story.latest = story.latest, None
             if latest is not None:
@@ -95,24 +100,26 @@ class Requests:
                 self._release(latest)
 
     def end_if_done(self, sequences: Sequences) -> None:
-        """Sequences that nobody holds have ended."""
+        """Mark the sequences as ended if no cache or scope references them."""
         with self._lock:
             if not sequences.holders:
                 self._ended.append(sequences)
 
     def ran(self, sequences: Sequences) -> None:
-        """This thread has just run a pass of these sequences."""
+        """Record these sequences as the last ones that this thread ran."""
         self._here.latest = sequences
 
     @property
     def last_here(self) -> tuple[str, ...]:
-        """The requests of this thread's last pass."""
+        """Requests of this thread's last pass."""
         latest: Sequences | None = getattr(self._here, "latest", None)
         return tuple(latest.requests) if latest is not None else ()
 
     def reach_of(self, request: str) -> int:
-        """The position after the last one that this thread's last pass has given a request; 0 where it has none. What is
-        fed to a request after its end does not count."""
+        """Return the position after a request's last labeled one; 0 if this thread's last pass does not contain the request.
+
+        Positions after the request's end do not count.
+        """
         latest: Sequences | None = getattr(self._here, "latest", None)
         if latest is None or request not in latest.requests:
             return 0
@@ -120,17 +127,17 @@ class Requests:
         return int(min(latest.reach[lane], latest.ended_at[lane]))
 
     def close_all(self, *, aborted: bool = False) -> None:
-        """Nothing goes on any more, because of an exception if `aborted`."""
+        """Release the sequences of all caches. `aborted`: an exception ended the capture."""
         with self._lock:
             for key in list(self._by_cache):
                 self._by_cache[key][1].aborted |= aborted
                 self._drop(key)
 
     def take_ended(self, offset: int) -> list[Span]:
-        """Spans without rows, at `offset`, for the requests that have ended since the last call, once each."""
+        """Return one END span without rows, at `offset`, for each request that has ended since the last call."""
         found: dict[str, Span] = {}
-        while self._untold:
-            span = self._untold.popleft()
+        while self._unreported:
+            span = self._unreported.popleft()
             found[span.request] = replace(span, offset=offset)
         while self._ended:
             sequences = self._ended.popleft()
@@ -142,8 +149,8 @@ class Requests:
         return list(found.values())
 
     def take_back(self, step: Step) -> None:
-        """The step is not delivered: what it says of requests that have ended is to be said again."""
-        self._untold.extend(span for span in step.spans if span.flags & SpanFlag.END)
+        """Requeue the END spans of a step that was not delivered."""
+        self._unreported.extend(span for span in step.spans if span.flags & SpanFlag.END)
 
     def _drop(self, key: int) -> None:
         with self._lock:
@@ -165,11 +172,11 @@ class TokenLabels:
         self.granularity = granularity
 
     def label(self, inputs: ForwardInputs, scope: Scope, number: int) -> Labelled:
-        """The labels of a pass that is about to run, as step `number`. Raises AmbiguousLabels where they are not certain."""
+        """Return the labels of a pass that is about to run, as step `number`. Raises AmbiguousLabels if they are ambiguous."""
         sequences = self.requests.of(inputs.cache) if inputs.past else None
         if sequences is not None:
             sequences.check(inputs)
-            if inputs.past < sequences.columns:  # cut off: those positions will be computed again
+            if inputs.past < sequences.columns:  # the cache was cropped: those positions are computed again
                 sequences.columns = inputs.past
                 sequences.revive()
         real = inputs.real
@@ -201,7 +208,7 @@ class TokenLabels:
         )
 
     def finish(self, labelled: Labelled, inputs: ForwardInputs, scope: Scope, cache: Any) -> None:
-        """Take in a pass that has run to its end; `cache` is what it gave back to go on with."""
+        """Update the state after a complete pass; `cache` is the key-value cache that it returned, or None."""
         sequences = labelled.sequences
         labelled.finish()
         self.requests.ran(sequences)
@@ -213,9 +220,9 @@ class TokenLabels:
 
 
 def _prompt_columns(inputs: ForwardInputs, scope: Scope, sequences: Sequences) -> np.ndarray:
-    """bool [columns]: which columns of this pass are given text, rather than what the model itself has said.
+    """Return which columns of this pass are prompt, not generated tokens: bool [columns].
 
-    Within `generate` that is known. Elsewhere the first pass, and any pass of several columns, is given text.
+    A call of `generate` determines it. Otherwise the first pass and any pass of several columns count as prompt.
     """
     generation = scope.generation
     whole = 0 if sequences.passes else inputs.columns
@@ -232,7 +239,7 @@ def _flags(
     positions: np.ndarray,
     real: np.ndarray,
 ) -> np.ndarray:
-    """uint32 [lanes, columns]: RowFlag of each row; notes on the way where sequences end."""
+    """Return the RowFlag of each row, uint32 [lanes, columns]. Also updates `sequences.ended_at`."""
     flags = np.where(prompt[None, :], np.uint32(RowFlag.PREFILL), np.uint32(0))
     flags = flags | np.where(positions < sequences.reach[:, None], np.uint32(RowFlag.RECOMPUTED), np.uint32(0))
     if scope.generation is not None and inputs.ids is not None and len(scope.generation.ends):
@@ -245,7 +252,7 @@ def _flags(
 
 @dataclass(frozen=True, slots=True)
 class Cells:
-    """All of these [lanes, columns]: position, RowFlag, token id (or none is known), whether it is a token at all."""
+    """Arrays [lanes, columns]: position, RowFlag, token id (None if unknown), and whether the cell is a token."""
 
     positions: np.ndarray
     flags: np.ndarray
@@ -261,7 +268,7 @@ def assemble(
     number: int,
     finish: Callable[[], None],
 ) -> Labelled:
-    """The step of these cells, less what the sample and the granularity leave out, and what is fed after the end."""
+    """Return the step of these cells without those that the sample or granularity omits, or that follow a request's end."""
     over = (cells.flags & np.uint32(RowFlag.AFTER_EOS)) > 0
     mine = cells.real & ~over
     keep = mine & sequences.kept[:, None]
@@ -290,8 +297,11 @@ def assemble(
 def _spans(
     sequences: Sequences, positions: np.ndarray, keep: np.ndarray, counts: np.ndarray, reach: np.ndarray | None
 ) -> list[Span]:
-    """One span for each lane that has rows. Where positions are left out, one without rows says how far the request is:
-    to `reach` int64 [lanes], 0 where this pass has no token of it."""
+    """Return one span per lane with rows.
+
+    If positions are omitted, a further span without rows states the request's length: `reach`, int64 [lanes], 0 if this pass
+    has no token of it.
+    """
     spans: list[Span] = []
     offset = 0
     firsts = positions[np.arange(len(positions)), keep.argmax(axis=1)].tolist()

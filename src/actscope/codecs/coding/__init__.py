@@ -1,1 +1,1 @@
-"""What codecs are built of: byte planes, bit fields, quantisation, entropy coders."""
+"""Building blocks of codecs: byte planes, bit fields, quantization, entropy coders."""

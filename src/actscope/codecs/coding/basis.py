@@ -1,6 +1,6 @@
-"""A truncated basis for rows: their mean and k orthonormal directions that hold most of their energy.
+"""Truncated basis of rows: their mean and the k orthonormal directions that explain most of their variance.
 
-The directions are the leading right singular vectors of the centred rows (principal components). As a codec state:
+The directions are the leading right singular vectors of the centered rows (principal components). Codec state:
 
     head    magic "SVD1", d u32, k u32, bytes of a number u8 (2 or 4), zeros
     body    one zstd frame: mean float32 [d], directions [k, d] as float16 or float32
@@ -22,7 +22,7 @@ from actscope.errors import CodecError
 _HEAD = struct.Struct("<4sIIB3x")
 _MAGIC = b"SVD1"
 _FLOATS: dict[int, np.dtype[Any]] = {2: np.dtype("<f2"), 4: np.dtype("<f4")}
-#: Above this an exact decomposition takes seconds; a randomised one is as good to within a per cent.
+#: Above this size an exact decomposition takes seconds. A randomized one is equally good to within one percent.
 _EXACT_SIZE = 2048
 _OVERSAMPLING = 16
 _POWER_ITERATIONS = 2
@@ -30,24 +30,28 @@ _POWER_ITERATIONS = 2
 
 @dataclass(frozen=True, slots=True)
 class Basis:
-    """mean: float32 [d]. directions: float32 [k, d], orthonormal to the precision that they are stored with."""
+    """Basis of a site's rows.
+
+    mean: float32 [d]. directions: float32 [k, d], orthonormal up to the stored precision.
+    width: stored bytes per number, 2 or 4.
+    """
 
     mean: np.ndarray
     directions: np.ndarray
     width: int
 
     def coefficients(self, rows: np.ndarray) -> np.ndarray:
-        """float32 [n, d] to float32 [n, k]."""
+        """Project rows, float32 [n, d], to coefficients, float32 [n, k]."""
         return (rows - self.mean) @ self.directions.T  # type: ignore[no-any-return]
 
     def rows(self, coefficients: np.ndarray) -> np.ndarray:
-        """Coefficients [n, k] to float32 [n, d]."""
+        """Reconstruct rows, float32 [n, d], from coefficients [n, k]."""
         rows = coefficients.astype(np.float32, copy=False) @ self.directions
         rows += self.mean
         return rows  # type: ignore[no-any-return]
 
     def write(self) -> bytes:
-        """The bytes of a codec state."""
+        """Return the basis as the bytes of a codec state."""
         k, d = self.directions.shape
         body = as_bytes(self.mean).tobytes() + self.directions.astype(_FLOATS[self.width]).tobytes()
         return _HEAD.pack(_MAGIC, d, k, self.width) + zstandard().ZstdCompressor(level=1).compress(body)  # type: ignore[no-any-return]
@@ -55,7 +59,7 @@ class Basis:
 
 @lru_cache(maxsize=4)
 def read_basis(state: bytes) -> Basis:
-    """A basis from a codec state; CodecError when it is malformed."""
+    """Parse a codec state. Raises CodecError if it is malformed."""
     if len(state) < _HEAD.size:
         raise CodecError(f"SVD state: expected at least {_HEAD.size} bytes, found {len(state)}")
     magic, d, k, width = _HEAD.unpack_from(state)
@@ -67,7 +71,7 @@ def read_basis(state: bytes) -> Basis:
 
 
 def fitted(rows: np.ndarray, k: int) -> Basis:
-    """The basis of float32 rows [n, d], all finite; k <= d. Full precision: see `narrowed`."""
+    """Fit a basis to float32 rows [n, d], all finite, with k <= d directions in float32 (see `narrowed`)."""
     mean = rows.mean(axis=0, dtype=np.float64).astype(np.float32)
     centred = rows - mean
     leading = _randomised if min(centred.shape) > _EXACT_SIZE else _exact
@@ -75,12 +79,12 @@ def fitted(rows: np.ndarray, k: int) -> Basis:
 
 
 def narrowed(basis: Basis) -> Basis:
-    """With directions as float16 holds them."""
+    """Return the basis with directions rounded to float16."""
     return Basis(basis.mean, basis.directions.astype(np.float16).astype(np.float32), 2)
 
 
 def _exact(centred: np.ndarray, k: int) -> np.ndarray:
-    """By the eigenvectors of the smaller of the two Gram matrices; filled up where there are fewer rows than k."""
+    """Compute directions from the smaller of the two Gram matrices. Random ones fill up if there are fewer rows than k."""
     n, d = centred.shape
     wide = centred.astype(np.float64)
     if n >= d:

@@ -1,7 +1,7 @@
-"""Integers cut in two: their low bits, as good as random, and a signed byte on top that an entropy coder takes.
+"""Integers split into low bits, which are nearly random, and a signed top byte, which is entropy-coded.
 
-With k low bits, `q == top << k | low`, `top` in -128..127; k may be 0, 1, 2, 4, 8, 12 or 16. Each eight low bits are a
-byte plane; what is left of them is packed, several to a byte, in whole stretches of what is packed together:
+With k low bits, `q == top << k | low` and `top` is in -128..127; k is 0, 1, 2, 4, 8, 12 or 16. Each group of eight low bits
+is a byte plane. The remaining bits are packed several to a byte. Fields are taken at a fixed stride, not adjacent ones:
 
     4 bits, 6 elements     a b c d e f  ->  a|d<<4  b|e<<4  c|f<<4
 """
@@ -16,17 +16,17 @@ LOW_BITS = (0, 1, 2, 4, 8, 12, 16)
 
 
 def limit(k: int) -> int:
-    """Integers in -limit .. limit - 1 can be cut with k low bits."""
+    """Return the limit for k low bits: integers in -limit .. limit - 1 can be split."""
     return 128 << k
 
 
 def packed_size(count: int, bits: int) -> int:
-    """Bytes for `count` fields of 1, 2 or 4 bits; a multiple of eight, so that whole words can be worked on."""
+    """Return the bytes for `count` fields of 1, 2 or 4 bits, rounded up to a multiple of eight (whole words)."""
     return -(-count * bits // 64) * 8
 
 
 def cut(q: np.ndarray, k: int, low: list[np.ndarray], top: np.ndarray) -> None:
-    """Integers [m] into k // 8 byte planes and, when k % 8, one of loose fields, each uint8 [m]; and the top, int8 [m]."""
+    """Split integers [m] into k // 8 byte planes, one plane of fields if k % 8 (each uint8 [m]), and the top, int8 [m]."""
     rest = q
     for plane in low[: k // 8]:
         np.copyto(plane, rest, casting="unsafe")
@@ -40,10 +40,10 @@ def cut(q: np.ndarray, k: int, low: list[np.ndarray], top: np.ndarray) -> None:
 
 
 def joined(top: np.ndarray, low: list[np.ndarray], k: int, out: np.ndarray) -> None:
-    """What `cut` took apart, into integers `out` [m]."""
+    """Invert `cut`: write the integers to `out` [m]."""
     np.copyto(out, top)
     if k % 8:
-        out *= 1 << k % 8  # a multiplication is vectorised, a shift is not
+        out *= 1 << k % 8  # numpy vectorizes a multiplication, but not a shift
         out |= low[-1]
     for plane in reversed(low[: k // 8]):
         out *= 256
@@ -51,7 +51,7 @@ def joined(top: np.ndarray, low: list[np.ndarray], k: int, out: np.ndarray) -> N
 
 
 def pack(fields: np.ndarray, bits: int, out: np.ndarray) -> None:
-    """Fields, uint8 [m] each below 1 << bits, into uint8 [packed_size]."""
+    """Pack fields, uint8 [m], each below 1 << bits, into `out`, uint8 [packed_size]."""
     room = out.size * (8 // bits)
     if fields.size < room:
         fields = np.concatenate([fields, np.zeros(room - fields.size, np.uint8)])
@@ -63,7 +63,7 @@ def pack(fields: np.ndarray, bits: int, out: np.ndarray) -> None:
 
 
 def unpack(plane: np.ndarray, bits: int, out: np.ndarray) -> None:
-    """What `pack` packed, into uint8 [packed_size * 8 / bits]; what is beyond the fields is zero if it was packed so."""
+    """Invert `pack`: write fields to `out`, uint8 [packed_size * 8 / bits]. `pack` pads them with zeros."""
     words = plane.view(np.uint64)
     mask = np.uint64(0x0101010101010101 * ((1 << bits) - 1))
     for i, stretch in enumerate(out.view(np.uint64).reshape(8 // bits, -1)):

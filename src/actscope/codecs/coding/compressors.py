@@ -1,4 +1,4 @@
-"""zstd and lz4 with the size known beforehand: a payload never makes us allocate more than the caller expects."""
+"""zstd and lz4 decompression to a known size: a payload cannot cause larger allocations than the caller expects."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ _per_thread = threading.local()
 
 
 def zstandard() -> Any:
-    """The module; MissingExtra with the install line where it is not there."""
+    """Return the module `zstandard`. Raises MissingExtra with the install line if it is not installed."""
     return _module("zstandard", "zstandard")
 
 
 def lz4_block() -> Any:
-    """The module `lz4.block`; MissingExtra with the install line where it is not there."""
+    """Return the module `lz4.block`. Raises MissingExtra with the install line if it is not installed."""
     return _module("lz4.block", "lz4")
 
 
@@ -30,7 +30,7 @@ def _module(name: str, package: str) -> Any:
 
 
 def unzstd(payload: Buffer, size: int) -> bytes:
-    """One zstd frame that says and holds exactly `size` bytes; CodecError otherwise."""
+    """Decompress one zstd frame. Raises CodecError unless it declares and holds exactly `size` bytes."""
     module = zstandard()
     try:
         said = module.get_frame_parameters(payload).content_size
@@ -45,14 +45,14 @@ def unzstd(payload: Buffer, size: int) -> bytes:
 
 
 def _decompressor(module: Any) -> Any:
-    """A context is 150 KB and not thread-safe: each thread keeps its own."""
+    """Return this thread's decompressor. A context takes 150 KB and is not thread-safe."""
     if not hasattr(_per_thread, "decompressor"):
         _per_thread.decompressor = module.ZstdDecompressor()
     return _per_thread.decompressor
 
 
 def unlz4(payload: Buffer, size: int) -> bytes:
-    """One lz4 block that holds exactly `size` bytes; CodecError otherwise."""
+    """Decompress one lz4 block. Raises CodecError unless it holds exactly `size` bytes."""
     module = lz4_block()
     if size == 0:
         raise CodecError("lz4 block: expected none for no rows")

@@ -1,11 +1,11 @@
-"""A block of small signed integers `[n, d]` as planes, cut in two (see `bitfields`).
+"""Planes of a block of small signed integers `[n, d]`, split into low bits and tops (see `bitfields`).
 
     low bytes   k // 8 planes [n, d]
-    low fields  when k % 8: the fields of each chunk of rows packed, one chunk after the other
+    low fields  if k % 8: the packed fields of each chunk of rows, chunk after chunk
     tops        int8 [n, d]
-    escapes     when there are any: places u32, values i32
+    escapes     if any: indices u32, values i32
 
-Integers beyond the range of the cut are escapes: zero in the planes, and listed with their place in the flat block.
+Integers out of range are escapes: zero in the planes, and listed with their index in the flattened block.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from actscope.codecs.coding.planes import PlaneReader, PlaneWriter
 from actscope.codecs.coding.scratch import borrowed
 from actscope.errors import CodecError
 
-#: An escape's place is a u32.
+#: The index of an escape is a u32.
 MOST_ELEMENTS = 1 << 32
-#: Elements of a chunk, so that what is done to it stays in a core's cache. Part of the format.
+#: Elements of a chunk, so that its processing stays in a core's cache. Part of the format.
 _CHUNK = 512 << 10
 
 
 def chunk_rows(d: int) -> int:
-    """Rows of a chunk."""
+    """Return the number of rows in a chunk."""
     return max(1, _CHUNK // d)
 
 
 class IntegerPlanes:
-    """Filled chunk by chunk with `put` and written; or read, and looked at chunk by chunk with `get`."""
+    """Integer planes of a block. Encoding: `prepare`, `put` each chunk, `write`. Decoding: `read`, `get` each chunk."""
 
     def __init__(self, n: int, d: int, k: int) -> None:
         self.n, self.d, self.k = n, d, k
@@ -37,7 +37,7 @@ class IntegerPlanes:
         self._places, self._values = np.empty(0, np.uint32), np.empty(0, np.int32)
 
     def _packed(self, rows: int) -> int:
-        """Bytes of the packed fields of a chunk."""
+        """Return the bytes of a chunk's packed fields."""
         return bitfields.packed_size(rows * self.d, self.k % 8)
 
     def _fields_size(self) -> int:
@@ -51,14 +51,14 @@ class IntegerPlanes:
     # -- writing --
 
     def prepare(self) -> IntegerPlanes:
-        """Room for `put`, borrowed until the next block."""
+        """Allocate the planes for `put`, borrowed until the next block."""
         self._low = [borrowed(f"low {i}", (self.n, self.d), np.uint8) for i in range(self.k // 8)]
         self._fields = borrowed("fields", (self._fields_size(),), np.uint8)
         self._top = borrowed("top", (self.n, self.d), np.int8)
         return self
 
     def put(self, begin: int, q: np.ndarray) -> None:
-        """The chunk of rows that begins there: int16 or int32 [r, d], C-contiguous; unchanged on return."""
+        """Store the chunk that starts at row `begin`: int16 or int32 [r, d], C-contiguous, unchanged on return."""
         rows, columns, values = self._escape(begin, q)
         end = begin + len(q)
         low = [plane[begin:end] for plane in self._low]
@@ -70,7 +70,7 @@ class IntegerPlanes:
         q[rows, columns] = values
 
     def _escape(self, begin: int, q: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Note escapes and make them zero; their rows, columns and values. They tend to be in few channels."""
+        """Record escapes and set them to zero. Return their rows, columns and values. Escapes concentrate in few channels."""
         limit = bitfields.limit(self.k)
         wild = np.flatnonzero((q.max(axis=0) >= limit) | (q.min(axis=0) < -limit))
         some = q[:, wild]
@@ -84,11 +84,11 @@ class IntegerPlanes:
 
     @property
     def escapes(self) -> int:
-        """How many there are so far."""
+        """Number of escapes so far."""
         return sum(len(places) for places, _ in self._escapes)
 
     def write(self, writer: PlaneWriter) -> None:
-        """All planes as sections."""
+        """Write all planes as sections."""
         for plane in self._low:
             writer.add(plane, raw=True)
         if self.k % 8:
@@ -101,7 +101,7 @@ class IntegerPlanes:
     # -- reading --
 
     def read(self, reader: PlaneReader, escapes: int) -> IntegerPlanes:
-        """What `write` wrote; CodecError when it is malformed."""
+        """Read the sections that `write` wrote. Raises CodecError if they are malformed."""
         count = self.n * self.d
         if escapes > count:
             raise CodecError(f"a block of {count} integers: found {escapes} escapes")
@@ -116,7 +116,7 @@ class IntegerPlanes:
         return self
 
     def get(self, begin: int, out: np.ndarray) -> None:
-        """The chunk of rows that begins there, into `out`, int16 or int32 [r, d]."""
+        """Write the chunk that starts at row `begin` to `out`, int16 or int32 [r, d]."""
         end = begin + len(out)
         low = [plane[begin:end] for plane in self._low]
         if self.k % 8:

@@ -1,10 +1,10 @@
-"""A uniform quantiser for rows: `x' = q * step`, one step for each row.
+"""Uniform quantizer for rows: `x' = q * step`, with one step per row.
 
-Rounding to a grid of this step errs by step / sqrt(12) in each of d channels (Bennett 1948), so that a relative L2
-error B wants `step = B * ||x|| * sqrt(12 / d)`. That is the mean of it: how far one row errs is a matter of luck, and so
-each is measured. Steps are kept as the upper half of a float32: the encoder works with what the decoder will read, in
-the same float32 operations, and so sees the rows that the decoder gives. A channel's integers lie about a centre
-of their own, which is taken off before they are written.
+Rounding to a grid has an RMS error of step / sqrt(12) in each of d channels (Bennett 1948, "Spectra of Quantized
+Signals"). A relative L2 error B therefore needs `step = B * ||x|| * sqrt(12 / d)`. This holds on average; single rows
+deviate, so the error of each row is measured. Steps are stored as the upper half of a float32. The encoder uses the stored
+steps and the decoder's float32 operations, so it measures exactly the rows that the decoder produces. The integers of a
+channel scatter around a center, which is subtracted before they are written.
 """
 
 from __future__ import annotations
@@ -16,52 +16,52 @@ import numpy as np
 from actscope.codecs.coding.bitfields import LOW_BITS, limit
 from actscope.codecs.dtypes import carrier, to_float32
 
-#: Squared norms outside this are not worked on: float32 would lose digits of them, or overflow.
+#: Rows with squared norms outside this range are not quantized: float32 would lose digits or overflow.
 _SQUARED_NORMS = (1e-24, 1e24)
 _SAMPLE_ROWS = 256
 _SAMPLE_INTEGERS = 12_345
-#: Fewer rows than these do not pay for a table of centres.
+#: With fewer rows, a table of centers costs more than it saves.
 _ROWS_FOR_CENTRES = 192
-#: What an integer beyond the range of its planes costs, in bits.
+#: Cost of an escape in bits.
 _ESCAPE_BITS = 64.0
-#: Sampled integers up to here leave room for others in int16.
+#: If sampled integers stay below this limit, int16 leaves a margin for the others.
 _NARROW = 1 << 13
 
 
 def squared_norms(rows: np.ndarray) -> np.ndarray:
-    """float32 [n] of float32 [n, d]."""
+    """Return the squared L2 norm of each row, float32 [n], of float32 [n, d]."""
     if hasattr(np, "vecdot"):
         return np.vecdot(rows, rows)  # type: ignore[no-any-return]
     return np.einsum("ij,ij->i", rows, rows)  # type: ignore[no-any-return]
 
 
 def workable(squared: np.ndarray) -> np.ndarray:
-    """bool [n]: rows whose norm float32 holds; not those with NaN, infinity, nothing, or next to nothing in them."""
+    """Return which squared norms (float32 [n]) are in range: bool [n], False for NaN, infinity, zero and tiny values."""
     low, high = _SQUARED_NORMS
     return (squared > low) & (squared < high)
 
 
 def upper_half(values: np.ndarray) -> np.ndarray:
-    """float32 cut to its upper 16 bits, towards zero: uint16 of the same shape."""
+    """Truncate float32 toward zero to its upper 16 bits: uint16 of the same shape."""
     return (values.view(np.uint32) >> 16).astype(np.uint16)
 
 
 def widened(bits: np.ndarray) -> np.ndarray:
-    """uint16 upper halves as the float32 that they stand for."""
+    """Return uint16 upper halves as float32."""
     return to_float32(bits, "bfloat16")
 
 
 def step_bits(squared: np.ndarray, error: float, d: int) -> np.ndarray:
-    """Steps, as uint16 [n], at which rows of these squared norms err by about `error`, or a little less."""
+    """Return steps, uint16 [n], for a relative error of about `error`, or slightly less, given squared norms [n]."""
     return upper_half(np.sqrt(squared) * np.float32(np.sqrt(12 / d) * error))
 
 
 @dataclass(frozen=True, slots=True)
 class Quantization:
-    """How the rows of a block are quantised and laid out.
+    """Quantization plan of a block.
 
-    integers: int16, or int32 where the sample asks for it. centres: [d] of these, zero where rows are few.
-    k: how many low bits are kept apart (see `bitfields`).
+    integers: int16, or int32 if the sample needs it. centres: one integer per channel [d], zero for small blocks.
+    k: number of low bits that are stored separately (see `bitfields`).
     """
 
     integers: np.dtype
@@ -70,7 +70,7 @@ class Quantization:
 
 
 def planned(rows: np.ndarray, dtype: str, error: float) -> Quantization | None:
-    """A plan from a sample of the rows [n, d]; None when no row of it can be quantised."""
+    """Return a plan from a sample of the rows [n, d]; None if no sampled row can be quantized."""
     n, d = rows.shape
     sample = to_float32(rows[:: max(1, n // _SAMPLE_ROWS)], dtype)
     with np.errstate(over="ignore", invalid="ignore"):
@@ -88,13 +88,13 @@ def planned(rows: np.ndarray, dtype: str, error: float) -> Quantization | None:
 
 
 def _low_bits(q: np.ndarray, choices: tuple[int, ...]) -> int:
-    """The cheapest cut by the entropy of a sample's tops, integers beyond the cut's range counted in."""
+    """Return the k with the lowest estimated cost on a sample, escapes included."""
     flat = q.reshape(-1)[:: max(1, q.size // _SAMPLE_INTEGERS)].astype(np.int64)
     return min(choices, key=lambda k: _cost(flat, k))
 
 
 def _cost(flat: np.ndarray, k: int) -> float:
-    """Bits for an integer."""
+    """Return the estimated bits per integer: k, the entropy of the top byte, and escapes."""
     inside = (flat >= -limit(k)) & (flat < limit(k))
     share = np.bincount((flat[inside] >> k) + 128) / max(1, flat.size)
     share = share[share > 0]
@@ -102,22 +102,23 @@ def _cost(flat: np.ndarray, k: int) -> float:
 
 
 def quantised(x: np.ndarray, steps: np.ndarray, scratch: np.ndarray, q: np.ndarray) -> None:
-    """float32 [r, d] to integers `q` of the same shape; `scratch` is float32 of that shape too. Steps float32 [r, 1]."""
+    """Quantize `x`, float32 [r, d], with steps, float32 [r, 1], to integers `q` [r, d]. `scratch` is float32 [r, d]."""
     np.multiply(x, np.float32(1) / steps, out=scratch)
     np.rint(scratch, out=scratch)
     np.copyto(q, scratch, casting="unsafe")
 
 
 def reconstructed(q: np.ndarray, steps: np.ndarray, out: np.ndarray) -> None:
-    """Integers [r, d] to float32 `out`. Encoder and decoder both come through here."""
+    """Write `q * steps` to `out`, float32 [r, d]. Used by both encoder and decoder."""
     np.copyto(out, q, casting="same_kind")
     out *= steps
 
 
 def narrowed(rows: np.ndarray, dtype: str) -> np.ndarray:
-    """Reconstructed float32 rows in the carrier of their dtype; they are overwritten. bfloat16 rounds halves away from zero.
+    """Return reconstructed float32 rows in the carrier of their dtype. Overwrites `rows`.
 
-    That takes one addition; which way halves go does not matter as long as the encoder knows (see `as_narrowed`).
+    bfloat16 rounds halves away from zero, which takes a single addition. The encoder applies the same rounding
+    (`as_narrowed`).
     """
     if dtype != "bfloat16":
         return rows.astype(carrier(dtype), copy=False)
@@ -128,7 +129,7 @@ def narrowed(rows: np.ndarray, dtype: str) -> np.ndarray:
 
 
 def as_narrowed(rows: np.ndarray, dtype: str) -> np.ndarray:
-    """The same, as float32 again; in place where that can be."""
+    """Like `narrowed`, but return float32; in place for bfloat16 and float32."""
     if dtype != "bfloat16":
         return to_float32(rows.astype(carrier(dtype), copy=False), dtype)
     bits = rows.view(np.uint32)
@@ -138,7 +139,7 @@ def as_narrowed(rows: np.ndarray, dtype: str) -> np.ndarray:
 
 
 def squared_errors(x: np.ndarray, approximate: np.ndarray, dtype: str) -> np.ndarray:
-    """float32 [r]: squared L2 distance of rows, once `approximate` is in their dtype; it is overwritten."""
+    """Return squared L2 distances, float32 [r], after rounding `approximate` to `dtype`. Overwrites `approximate`."""
     approximate = as_narrowed(approximate, dtype)
     np.subtract(approximate, x, out=approximate)
     return squared_norms(approximate)

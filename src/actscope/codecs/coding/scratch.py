@@ -1,7 +1,7 @@
-"""Working memory that a thread keeps between blocks: fresh pages cost more than the arithmetic done in them.
+"""Per-thread scratch memory, kept between blocks: faulting in fresh pages costs more than the arithmetic on them.
 
-What is borrowed holds until the same name is borrowed again on the same thread, so nothing of it may leave an
-`encode` or a `decode`. Shared by all codecs of a thread: sites do not each hold on to a block's worth of memory.
+A borrowed array is valid until the same name is borrowed again on the same thread, so it must not leave an `encode` or
+`decode`. All codecs of a thread share the memory, so it does not grow with the number of sites.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ import threading
 
 import numpy as np
 
-#: Larger ones are not kept.
+#: Larger arrays are not kept.
 _MOST_BYTES = 64 << 20
 _kept = threading.local()
 
 
 def borrowed(name: str, shape: tuple[int, ...], dtype: np.dtype | type) -> np.ndarray:
-    """An uninitialised array. 0.5 ns an element faster than `np.empty` on a block of a million."""
+    """Return an uninitialized array. 0.5 ns per element faster than `np.empty` for a million elements."""
     size = math.prod(shape) * np.dtype(dtype).itemsize
     if size > _MOST_BYTES:
         return np.empty(shape, dtype)

@@ -1,4 +1,4 @@
-"""Byte planes: first bytes of all elements, then second bytes, and so on, so that like stands by like.
+"""Byte shuffle: the first bytes of all elements, then their second bytes, and so on, which groups similar bytes.
 
 elements   a0 a1 b0 b1 c0 c1      (two bytes each)
 planes     a0 b0 c0  a1 b1 c1
@@ -10,9 +10,9 @@ import numpy as np
 
 
 def shuffle(flat: np.ndarray, size: int) -> np.ndarray:
-    """uint8 [m * size] of elements of `size` bytes, as planes: uint8 [size, m]."""
+    """Split elements of `size` bytes, uint8 [m * size], into byte planes, uint8 [size, m]."""
     planes = np.empty((size, flat.size // size), np.uint8)
-    if size == 2:  # arithmetic on whole elements is vectorised; a strided copy of bytes is not
+    if size == 2:  # numpy vectorizes arithmetic on whole elements, but not a strided byte copy
         words = flat.view(np.uint16)
         np.copyto(planes[0], words, casting="unsafe")
         np.right_shift(words, 8, out=planes[1], casting="unsafe")
@@ -22,7 +22,7 @@ def shuffle(flat: np.ndarray, size: int) -> np.ndarray:
 
 
 def unshuffle(planes: np.ndarray) -> np.ndarray:
-    """Planes uint8 [size, m] back to elements: uint8 [m * size]."""
+    """Invert `shuffle`: return elements, uint8 [m * size], from planes, uint8 [size, m]."""
     size, count = planes.shape
     if size != 2:
         return np.ascontiguousarray(planes.T).reshape(-1)
