@@ -1,4 +1,4 @@
-"""The routes that every engine answers for the gateway: its probes, what it records, and marks. No model is needed for them."""
+"""HTTP routes that every engine serves for the gateway: probes, recording state and marks. They need no model."""
 
 from __future__ import annotations
 
@@ -19,48 +19,51 @@ from actscope.recording.flight.marks import MarkResult
 from actscope.recording.flight.recorder import FlightRecorder
 from actscope.recording.flight.windows import TokensOrTime
 
-#: How long a mark waits for a request that the engine has but has not begun.
+#: How long a mark waits for a submitted request that has no row yet.
 _LONGEST_WAIT_S = 3600.0
 
 B = TypeVar("B", bound=msgspec.Struct)
 
 
 class ProbeRegistry(Protocol):
-    """Where an engine takes changes of its probes. Called on the server's event loop, which must not be held up."""
+    """Interface for changing an engine's probes. Called on the server's event loop, which must not block."""
 
     def table(self) -> bytes:
-        """The probes in force, as `Bank.table`."""
+        """Return the probes in force, as `Bank.table`."""
         ...
 
     async def put(self, probe: Probe) -> dict[str, Any]:
-        """Add or swap a probe from the next step on; how `Bank.describe` shows it.
+        """Add a probe, or replace the one with its id, from the next step on.
 
-        Raises ProbeError or SiteError, and changes nothing, when it does not fit.
+        Returns its entry of `Bank.describe`. Raises ProbeError or SiteError, and changes nothing, if it does not fit.
         """
         ...
 
     async def remove(self, probe_id: str) -> None:
-        """Take a probe out from the next step on. Raises ProbeError when there is none of that id."""
+        """Remove a probe from the next step on. Raises ProbeError if no probe has that id."""
         ...
 
 
 def control_routes(
-    desk: ProbeRegistry,
+    registry: ProbeRegistry,
     flight: FlightRecorder | None = None,
     has: Callable[[str], bool] = lambda request: False,
     also: Callable[[], dict[str, Any]] = dict,
 ) -> list[Route]:
-    """Probes, and the recording; without a flight recorder it is said that there is none, and marks are refused.
+    """Return the routes for probes and the recording.
 
-    `also` is what this engine has to say of its recording besides. `has` says whether a request has come and not ended, though it
-    may have no row yet: marks wait for such a one.
+    Args:
+        registry: Where probes are changed.
+        flight: The flight recorder. Without one, the state says so and marks are refused.
+        has: Whether a request was submitted and has not ended. A mark waits for such a request even if it has no row yet.
+        also: Further facts for the recording's state.
     """
-    return [*probe_routes(desk), *recording_routes(flight, has, also)]
+    return [*probe_routes(registry), *recording_routes(flight, has, also)]
 
 
-def probe_routes(desk: ProbeRegistry) -> list[Route]:
-    """GET /v1/actscope/probes, PUT and DELETE /v1/actscope/probes/{id}."""
-    probes = ProbeRoutes(desk)
+def probe_routes(registry: ProbeRegistry) -> list[Route]:
+    """Return the routes GET /v1/actscope/probes, and PUT and DELETE /v1/actscope/probes/{id}."""
+    probes = ProbeRoutes(registry)
     return [
         Route("/v1/actscope/probes", probes.table),
         Route("/v1/actscope/probes/{id}", probes.put, methods=["PUT"]),
@@ -71,7 +74,7 @@ def probe_routes(desk: ProbeRegistry) -> list[Route]:
 def recording_routes(
     flight: FlightRecorder | None, has: Callable[[str], bool], also: Callable[[], dict[str, Any]] = dict
 ) -> list[Route]:
-    """GET /v1/actscope/recording, and marks of one request by its id, of the last one, or of all that run."""
+    """Return the routes for GET /v1/actscope/recording and for marking one request, the last one, or all running."""
     recording = RecordingRoutes(flight, has, also)
     return [
         Route("/v1/actscope/recording", recording.describe),
@@ -81,28 +84,30 @@ def recording_routes(
 
 
 class ProbeRoutes:
-    def __init__(self, desk: ProbeRegistry) -> None:
-        self._desk = desk
+    """Handlers for reading, adding and removing probes."""
+
+    def __init__(self, registry: ProbeRegistry) -> None:
+        self._registry = registry
 
     async def table(self, http: Request) -> Response:
-        return Response(self._desk.table(), media_type="application/json")
+        return Response(self._registry.table(), media_type="application/json")
 
     @answering_errors
     async def put(self, http: Request) -> Response:
         probe = probe_from_json(http.path_params["id"], await read_json(http))
-        return json_response(await self._desk.put(probe))
+        return json_response(await self._registry.put(probe))
 
     @answering_errors
     async def remove(self, http: Request) -> Response:
         try:
-            await self._desk.remove(http.path_params["id"])
+            await self._registry.remove(http.path_params["id"])
         except ProbeError as error:
             return error_response(404, str(error))
         return Response(status_code=204)
 
 
 def shown(bank: Bank, slot: int) -> dict[str, Any]:
-    """The probe in this column as clients are shown it. Raises ProbeError when it has been removed again already."""
+    """Return the client view of the probe in a column. Raises ProbeError if it was removed meanwhile."""
     for one in bank.describe():
         if one["slot"] == slot:
             return one
@@ -112,14 +117,18 @@ def shown(bank: Bank, slot: int) -> dict[str, Any]:
 
 
 class MarkBody(msgspec.Struct, forbid_unknown_fields=True):
-    """`before`, `after`: how much to keep around the request's last row, such as 20 (tokens), "20 tokens" or "5s"."""
+    """Body of a mark.
+
+    `before` and `after` are how much to keep around the request's last row: 20 (tokens), "20 tokens" or "5s".
+    """
 
     why: Annotated[str, msgspec.Meta(max_length=1000)] | None = None
     before: str | int | None = None
     after: str | int | None = None
-    wait: Annotated[float, msgspec.Meta(ge=0, le=3600)] = 0.0  # seconds, for a request that has not begun
+    wait: Annotated[float, msgspec.Meta(ge=0, le=3600)] = 0.0  # seconds to wait for a request that has not begun
 
     def extent(self, name: Literal["before", "after"]) -> TokensOrTime | None:
+        """Return `before` or `after` parsed, or None if absent. Raises RequestRefused if unreadable."""
         text = getattr(self, name)
         try:
             return None if text is None else TokensOrTime.parse(text)
@@ -128,13 +137,13 @@ class MarkBody(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class SeveralBody(MarkBody):
-    """`which`: all requests that run now, or the one that began last."""
+    """Body of a mark of several requests: all that are running, or the one that began last."""
 
     which: Literal["running", "last"] = "running"
 
 
 class RecordingRoutes:
-    """What is kept of the engine's requests. Without a flight recorder nothing is, and marks are refused."""
+    """Handlers for the recording. Without a flight recorder, marks are refused."""
 
     def __init__(
         self, flight: FlightRecorder | None, has: Callable[[str], bool], also: Callable[[], dict[str, Any]]
@@ -171,7 +180,7 @@ class RecordingRoutes:
 
 
 def described(marked: MarkResult) -> dict[str, Any]:
-    """A mark's answer as JSON."""
+    """Return a mark's result as JSON."""
     return {**asdict(marked), "missing": marked.missing}
 
 

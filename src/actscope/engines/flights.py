@@ -1,4 +1,4 @@
-"""The recording of a server: opened, or gone on with, as its settings ask for it. The same for every engine; no torch here."""
+"""Opens or resumes the recording of a server. Shared by all engines; imports no torch."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from actscope.recording.flight.triggers import parse_rule
 from actscope.recording.spec import PipelineOptions, RecordingSpec
 from actscope.recording.writing.recorder import Recorder
 
-#: What codec workers may hold of a server's rows before they drop.
+#: Most bytes of rows that wait for codec workers before rows are dropped.
 _PIPELINE_BYTES = 256 << 20
 
 
@@ -29,10 +29,22 @@ def open_flight(
     texts: Callable[[Sequence[int]], list[str]] | None = None,
     special_ids: Collection[int] = (),
 ) -> FlightRecorder:
-    """A flight recorder in front of the recording at `directory`, which is made, or goes on.
+    """Open a flight recorder in front of the recording at `directory`, which is created or resumed.
 
-    `model` are the facts for the manifest, `by` what serves it; `texts` gives each token id its text.
-    Raises SettingsError, CodecError and RecordingError for what cannot be.
+    Args:
+        directory: Directory of the recording.
+        sites: Names of the recorded sites.
+        codec: Codec of the rows.
+        model: Facts about the model, for the manifest.
+        by: What serves the model, for the manifest.
+        triggers: Rules that mark requests.
+        sample: Share of requests to keep (0 to 1).
+        options: Limits of the flight recorder's history.
+        texts: Returns the text of each token id.
+        special_ids: Ids of special tokens.
+
+    Raises:
+        SettingsError, CodecError, RecordingError: A rule, the codec or the directory cannot be used.
     """
     rules = [parse_rule(text) for text in triggers]
     if sample:

@@ -1,4 +1,4 @@
-"""What the engines' HTTP servers have in common: answers, errors in OpenAI's form, bodies of bounded size, the unix socket."""
+"""Shared parts of the engines' HTTP servers: responses, OpenAI error bodies, bounded request bodies, the unix socket."""
 
 from __future__ import annotations
 
@@ -23,7 +23,10 @@ Handler = Callable[[Self, Request], Awaitable[Response]]
 
 
 def answering_errors(handler: Handler[Self]) -> Handler[Self]:
-    """A method that answers 400, or what the error's code stands for, where `handler` raises an ActscopeError."""
+    """Decorate a handler so that an ActscopeError becomes an error response.
+
+    The status is 400, or the one for the code of a RequestRefused (404, 429, 503).
+    """
 
     async def answer(self: Self, http: Request) -> Response:
         try:
@@ -37,7 +40,7 @@ def answering_errors(handler: Handler[Self]) -> Handler[Self]:
 
 
 async def read_body(http: Request, limit: int = MAX_BODY) -> bytes:
-    """The whole body. Raises RequestRefused as soon as it is larger than `limit` bytes."""
+    """Return the whole body. Raises RequestRefused as soon as it exceeds `limit` bytes."""
     body = bytearray()
     async for part in http.stream():
         body += part
@@ -47,7 +50,7 @@ async def read_body(http: Request, limit: int = MAX_BODY) -> bytes:
 
 
 async def read_json(http: Request) -> Any:
-    """The body as JSON. Raises RequestRefused when it is none, or too large."""
+    """Return the body as JSON. Raises RequestRefused if it is not JSON or too large."""
     try:
         return msgspec.json.decode(await read_body(http))
     except (msgspec.DecodeError, RecursionError) as error:
@@ -55,11 +58,12 @@ async def read_json(http: Request) -> Any:
 
 
 def json_response(data: Any, status: int = 200) -> Response:
+    """Return `data` as a JSON response."""
     return Response(msgspec.json.encode(data), status, media_type="application/json")
 
 
 def model_list(name: str, max_context: int) -> Response:
-    """The answer of GET /v1/models for the one model there is; `max_context` in tokens."""
+    """Return the response of GET /v1/models for the single model; `max_context` in tokens."""
     model = {"id": name, "object": "model", "created": 0, "owned_by": "actscope", "max_model_len": max_context}
     return json_response({"object": "list", "data": [model]})
 
@@ -67,17 +71,18 @@ def model_list(name: str, max_context: int) -> Response:
 def error_response(
     status: int, message: str, *, param: str | None = None, code: str | None = None, kind: str = "invalid_request_error"
 ) -> Response:
+    """Return an OpenAI error body as a response."""
     return json_response(error_body(message, kind, param, code), status)
 
 
 def error_body(message: str, kind: str, param: str | None = None, code: str | None = None) -> dict[str, Any]:
-    """What OpenAI's clients read errors from."""
+    """Return an error in the form that OpenAI clients read."""
     return {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
 
 @contextmanager
 def listening(path: Path) -> Iterator[socket.socket]:
-    """A unix socket that listens at `path`, for this user only; removed afterwards. Raises RingError where none can be."""
+    """Listen on a unix socket at `path`, for this user only, and remove it on exit. Raises RingError on failure."""
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         _listen(listener, path)
@@ -92,7 +97,7 @@ def listening(path: Path) -> Iterator[socket.socket]:
 def _listen(listener: socket.socket, path: Path) -> None:
     try:
         listener.bind(str(path))
-        path.chmod(0o600)  # nobody can connect before `listen`; a umask would be that of all threads
+        path.chmod(0o600)  # no client can connect before `listen`; a umask would affect all threads
     except OSError as error:
         raise RingError(f"{path}: cannot listen there ({error}): set ACTSCOPE_RUNTIME_DIR to a shorter path") from error
     listener.listen(_BACKLOG)

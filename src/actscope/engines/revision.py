@@ -1,4 +1,4 @@
-"""Telling one version of a model's weights from another."""
+"""Fingerprints that distinguish versions of a model's weights."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def fingerprint(directory: Path) -> str:
-    """16 hex digits of local weights, all of their bytes, so that edited weights are another revision. "" without any."""
+    """Return 16 hex digits over all bytes of local weight files; "" if there are none."""
     digest = hashlib.sha256()
     files = sorted(p for kind in ("*.safetensors", "*.bin") for p in directory.glob(kind)) if directory.name else []
     for path in files:

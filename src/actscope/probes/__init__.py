@@ -1,4 +1,4 @@
-"""Probes: directions that turn a row into a score. Reading, fitting and scoring them; numpy only."""
+"""Probes: linear directions that turn an activation row into a score. Load, fit and score them; numpy only."""
 
 from actscope.probes.bank import Bank, ProbedModel
 from actscope.probes.format import Probe, ProbeInfo, find_probes, load_probe, load_probes, probe_from_json, save_probe

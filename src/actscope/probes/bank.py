@@ -1,4 +1,4 @@
-"""The bank: which probe sits in which column, now. Adding, removing and swapping are changes of this table only."""
+"""Bank: the table of loaded probes and their columns. Adding, removing and replacing a probe only changes this table."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from actscope.sites import Site
 
 @dataclass(frozen=True, slots=True)
 class ProbedModel:
-    """What a probe must fit: the width of its rows, the sites there are, and whose rows they are."""
+    """What a probe must fit: the model's name, revision, width and number of layers."""
 
     name: str
     revision: str
@@ -24,16 +24,34 @@ class ProbedModel:
 
 @dataclass(slots=True)
 class Bank:
-    """Probes in `width` numbered columns. Every change makes a new generation; a swap keeps the column."""
+    """Probes in `width` numbered columns.
+
+    Every change increments `generation`; replacing a probe keeps its column. Not thread-safe: change a `copy` and exchange it.
+
+    Attributes:
+        facts: The model that every probe must fit.
+        width: Number of columns, and so the most probes at a time.
+        generation: Number of changes so far.
+    """
 
     facts: ProbedModel
     width: int = 64
     generation: int = 0
     _slots: dict[int, Probe] = field(default_factory=dict)
-    _since: dict[str, int] = field(default_factory=dict)  # the generation at which each probe was put
+    _since: dict[str, int] = field(default_factory=dict)  # generation at which each probe was put
 
     def put(self, probe: Probe) -> int:
-        """Add a probe, or swap the one with its id. Returns its column. Raises ProbeError when it does not fit."""
+        """Add a probe, or replace the one with its id.
+
+        Args:
+            probe: The probe.
+
+        Returns:
+            Its column, in `0..width - 1`.
+
+        Raises:
+            ProbeError: The probe does not fit the model, or every column is taken. Nothing is changed.
+        """
         self.check(probe)
         slot = self._slot_of(probe.id)
         if slot is None:
@@ -49,7 +67,7 @@ class Bank:
         return slot
 
     def remove(self, probe_id: str) -> None:
-        """Take a probe out. Raises ProbeError when there is none of that id."""
+        """Remove a probe. Raises ProbeError if no probe has that id."""
         slot = self._slot_of(probe_id)
         if slot is None:
             known = ", ".join(sorted(p.id for p in self._slots.values())) or "none"
@@ -58,7 +76,7 @@ class Bank:
         self.generation += 1
 
     def check(self, probe: Probe) -> None:
-        """Raise ProbeError, with both sides named, unless the probe was made for this model."""
+        """Raise ProbeError unless the probe's width, layer, model name and revision fit this model."""
         info, facts = probe.info, self.facts
         if probe.d != facts.d_model:
             raise ProbeError(
@@ -75,11 +93,11 @@ class Bank:
                 )
 
     def copy(self) -> Bank:
-        """A bank that can be changed without changing this one."""
+        """Return an independent copy."""
         return Bank(self.facts, self.width, self.generation, dict(self._slots), dict(self._since))
 
     def dump(self) -> bytes:
-        """The whole of it, vectors too, for `load`."""
+        """Return the whole bank, vectors included, as bytes for `load`."""
         probes = [
             (slot, self._since[p.id], p.info, np.ascontiguousarray(p.weight, np.float32).tobytes())
             for slot, p in self.items()
@@ -87,14 +105,14 @@ class Bank:
         return msgspec.msgpack.encode((self.generation, probes))
 
     def load(self, state: bytes) -> None:
-        """Become what was dumped: the same probes in the same columns, since when they were there, the same generation."""
+        """Restore a dumped bank: probes, columns, generations."""
         generation, probes = msgspec.msgpack.decode(state, type=tuple[int, list[tuple[int, int, ProbeInfo, bytes]]])
         found = {slot: Probe(info, np.frombuffer(raw, np.float32).copy()) for slot, _, info, raw in probes}
         self.generation, self._slots = generation, found
         self._since = {info.id: since for _, since, info, _ in probes}
 
     def describe(self) -> list[dict[str, object]]:
-        """The probes as clients are shown them: facts, what follows from them, column, and since which generation."""
+        """Return the client view of each probe, by column: its metadata, `slot`, `layer`, `signed` and `since`."""
         return [
             {
                 "slot": slot,
@@ -107,11 +125,11 @@ class Bank:
         ]
 
     def items(self) -> list[tuple[int, Probe]]:
-        """(column, probe), by column."""
+        """Return (column, probe) pairs, by column."""
         return sorted(self._slots.items())
 
     def table(self) -> bytes:
-        """This generation as JSON, for readers of the ring: `{"generation", "probes": [{"slot", ...}]}`."""
+        """Return this generation as JSON for readers of the ring: `{"generation", "probes": [{"slot", ...}]}`."""
         return msgspec.json.encode({"generation": self.generation, "probes": self.describe()})
 
     def _slot_of(self, probe_id: str) -> int | None:

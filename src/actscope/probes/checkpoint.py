@@ -1,4 +1,4 @@
-"""Numbers out of other people's files, as float32 and without unpickling. Nothing larger than a cap is read."""
+"""Reads tensors from untrusted files as float32, without unpickling. Sizes are capped before allocation."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _DTYPES = {"F32": np.float32, "F16": np.float16, "BF16": np.uint16, "F64": np.fl
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object. Raises ProbeError, naming the file, for anything else."""
+    """Return a JSON object. Raises ProbeError, naming the file, if it is not one or exceeds 16 MiB."""
     if path.stat().st_size > _MAX_JSON:
         raise ProbeError(f"{path.name} is larger than {_MAX_JSON >> 20} MiB")
     try:
@@ -28,7 +28,11 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_safetensors(path: Path, wanted: Collection[str]) -> tuple[dict[str, str], dict[str, np.ndarray]]:
-    """Metadata, and those of the `wanted` tensors that are there; numpy's own reader of safetensors has no bfloat16."""
+    """Return the metadata and those of the `wanted` tensors that exist, as float32.
+
+    Includes bfloat16, which numpy's own safetensors reader lacks. Raises ProbeError if none exists, if a tensor is not finite or
+    not floating-point, or if the file is not safetensors or exceeds 64 GiB.
+    """
     from safetensors import SafetensorError, deserialize
 
     _check_size(path.stat().st_size)
@@ -46,10 +50,13 @@ def read_safetensors(path: Path, wanted: Collection[str]) -> tuple[dict[str, str
 
 
 def read_npz(path: Path, wanted: Collection[str]) -> dict[str, np.ndarray]:
-    """Those of the `wanted` arrays that are there. An array of pickled objects is refused."""
+    """Return those of the `wanted` arrays that exist, as float32.
+
+    Raises ProbeError for pickled objects, values that are not finite floats, and archives that unpack to more than 64 GiB.
+    """
     try:
         with zipfile.ZipFile(path) as archive:
-            _check_size(sum(entry.file_size for entry in archive.infolist()))  # what it says it unpacks to
+            _check_size(sum(entry.file_size for entry in archive.infolist()))  # the declared unpacked size
         with np.load(path, allow_pickle=False) as arrays:
             return {name: _numbers(name, arrays[name]) for name in arrays.files if name in wanted}
     except (zipfile.BadZipFile, ValueError, EOFError) as error:
@@ -66,7 +73,7 @@ def _float32(name: str, tensor: dict[str, Any]) -> np.ndarray:
     if dtype is None:
         raise ProbeError(f"tensor {name} is {tensor['dtype']}; expected one of {', '.join(_DTYPES)}")
     flat = np.frombuffer(tensor["data"], dtype)
-    if tensor["dtype"] == "BF16":  # the upper half of a float32
+    if tensor["dtype"] == "BF16":  # bfloat16 is the upper half of a float32
         flat = (flat.astype(np.uint32) << 16).view(np.float32)
     return _numbers(name, flat.reshape(tensor["shape"]))
 

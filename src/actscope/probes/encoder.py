@@ -1,4 +1,4 @@
-"""The encoder of a sparse autoencoder: what turns a row into features. The definition, in numpy."""
+"""The encoder of a sparse autoencoder (SAE), which turns a row into features. Reference implementation in numpy."""
 
 from __future__ import annotations
 
@@ -8,19 +8,34 @@ import numpy as np
 
 from actscope.errors import ProbeError
 
-#: Name → code, as kernels have it; relu and jumprelu go by the codes that they have for probes.
+#: Name → code, as in kernels. relu and jumprelu have the same codes as for probes.
 ENCODERS: dict[str, int] = {"relu": 1, "jumprelu": 3, "topk": 4}
 NORMALISATIONS = ("none", "layer_norm", "constant_norm_rescale")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SaeEncoder:
-    """`features = act((norm(row) - pre_bias) @ weight + bias)`. Raises ProbeError when it does not hold together.
+    """SAE encoder: `features = act((norm(row) - pre_bias) @ weight + bias)`.
 
-    weight [d, m]; bias, threshold [m]; pre_bias [d]: all float32 and finite; zeros where there is none.
-    relu: max(z, 0). jumprelu: max(z, 0) where z > threshold, else 0 (Rajamanoharan et al. 2024, arXiv:2407.14435). topk: the k
-    largest z of each row, then relu (Gao et al. 2024, arXiv:2406.04093); k is 0 for the others. norm: as SAELens has it under
-    `normalize_activations`.
+    The activations, with z the argument of `act`:
+
+        relu        max(z, 0)
+        jumprelu    max(z, 0) where z > threshold, else 0 (Rajamanoharan et al. 2024, arXiv:2407.14435)
+        topk        the k largest z of each row, then relu (Gao et al. 2024, arXiv:2406.04093)
+
+    Attributes:
+        weight: float32 [d, m].
+        bias: float32 [m]; zeros if the SAE has none.
+        pre_bias: float32 [d]; zeros if the SAE has none.
+        threshold: float32 [m]; zeros if the SAE has none.
+        activation: "relu", "jumprelu" or "topk".
+        k: Features kept by topk, 1 to m; 0 for the other activations.
+        site: Site whose rows it reads, or None if unknown.
+        name: Name for messages and tables.
+        normalisation: Normalization of rows, as SAELens's `normalize_activations`.
+
+    Raises:
+        ProbeError: Shapes, dtypes or settings are inconsistent, or a tensor is not finite.
     """
 
     weight: np.ndarray
@@ -67,7 +82,7 @@ class SaeEncoder:
         return int(self.weight.shape[1])
 
     def encode(self, rows: np.ndarray) -> np.ndarray:
-        """Features float32 [n, m] of rows [n, d]."""
+        """Return the features of rows [n, d] of any floating dtype: float32 [n, m]."""
         z = (_normalised(rows.astype(np.float32), self.normalisation) - self.pre_bias) @ self.weight
         z += self.bias
         rest = self.n_features - self.k
@@ -81,7 +96,7 @@ class SaeEncoder:
 def _normalised(rows: np.ndarray, how: str) -> np.ndarray:
     if how == "constant_norm_rescale":
         return np.asarray(rows * (np.sqrt(np.float32(rows.shape[1])) / np.linalg.norm(rows, axis=1, keepdims=True)))
-    if how == "layer_norm":  # torch's std is of the sample, and eps is added to it
+    if how == "layer_norm":  # as in torch: sample std (ddof 1), plus eps
         off = rows - rows.mean(axis=1, keepdims=True)
         return np.asarray(off / (off.std(axis=1, ddof=1, keepdims=True) + np.float32(1e-5)))
     return rows

@@ -1,11 +1,10 @@
-"""A probe on disk and in memory: a direction with everything needed to read its scores.
+"""Probes on disk and in memory: a direction with everything that is needed to interpret its scores.
 
 Two formats are read:
 
-* ours: one `.safetensors` file with tensors `weight` [d], `test_inputs` [k, d], `test_scores` [k] and the rest as
-  JSON in its metadata; the test vectors are scored when the file is loaded, so that a wrong convention is an error
-  and never a plausible number;
-* the field's plain JSON, `enc_<layer>_<name>.json` with at least `{"vector": [...]}`.
+* ours: one `.safetensors` file with tensors `weight` [d], `test_inputs` [k, d], `test_scores` [k], and the other fields as JSON
+  in its metadata. The test vectors are scored at load, so a wrong convention is an error, never a plausible number;
+* the field's plain JSON, `enc_<layer>_<name>.json`, with at least `{"vector": [...]}`.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from actscope.probes.score import ACTIVATIONS, score
 from actscope.runtime.publish import publish_file
 from actscope.sites import Site
 
-MAX_WIDTH = 1 << 17  # a row wider than any model's; a cap before allocation
+MAX_WIDTH = 1 << 17  # wider than any model; a cap before allocation
 MAX_FILE_BYTES = 64 << 20
 TEST_TOLERANCE = 1e-3
 
@@ -34,11 +33,24 @@ _METADATA_KEY = "actscope_probe"
 
 
 class ProbeInfo(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """All of a probe but its numbers; this is what clients are shown.
+    """Metadata of a probe: everything but its vector. Clients see all of it. Unknown keys are refused.
 
-    `range` is the fixed scale on which scores are displayed; `fpr` is the share of held-out negatives at or above
-    `threshold`; `auroc` and `control_auroc` (the same training on shuffled labels) were measured on held-out text.
-    `token_mask` is "special" where scores on special tokens mean nothing.
+    Attributes:
+        id: 1 to 64 letters, digits, '.', '_' or '-', beginning with a letter or digit.
+        site: Site whose rows the probe reads, such as `layers.12.resid_post`.
+        activation: A key of ACTIVATIONS.
+        bias: Added before the activation.
+        jump: Threshold of the jumprelu activation.
+        label: Name for people.
+        description: One or more sentences for people.
+        threshold: Score from which the label counts as present, or None.
+        fpr: Share of held-out negatives at or above `threshold`.
+        range: Fixed scale (low, high) on which scores are displayed.
+        token_mask: "special" if scores on special tokens are meaningless, else "none".
+        model: Name of the model that it was made for; None fits any.
+        revision: Revision of that model; None fits any.
+        auroc: AUROC on held-out text, if measured.
+        control_auroc: AUROC of the same training on shuffled labels, if measured.
     """
 
     id: str
@@ -59,16 +71,28 @@ class ProbeInfo(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
     @property
     def layer(self) -> int | None:
+        """The layer of `site`, or None if the site has no layer."""
         return Site.parse(self.site).layer
 
     @property
     def signed(self) -> bool:
+        """Whether the display range includes negative scores."""
         return self.range[0] < 0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Probe:
-    """`score = act(row @ weight + bias)`; `weight` is float32 [d]. Raises ProbeError when it does not hold together."""
+    """A linear probe: `score = act(row @ weight + bias)`.
+
+    Attributes:
+        info: Metadata, including bias and activation.
+        weight: float32 [d], finite.
+        test_inputs: float32 [k, d]; rows with known scores. May be empty.
+        test_scores: float32 [k]; the scores of `test_inputs`.
+
+    Raises:
+        ProbeError: A shape, dtype or value is invalid, or the metadata is.
+    """
 
     info: ProbeInfo
     weight: np.ndarray
@@ -82,20 +106,29 @@ class Probe:
 
     @property
     def id(self) -> str:
+        """The probe's id, `info.id`."""
         return self.info.id
 
     @property
     def d(self) -> int:
+        """Width of the rows that it reads."""
         return int(self.weight.shape[0])
 
     def score(self, rows: np.ndarray) -> np.ndarray:
-        """Scores float32 [n] of rows [n, d]."""
+        """Return the scores of rows.
+
+        Args:
+            rows: [n, d], any floating dtype.
+
+        Returns:
+            float32 [n].
+        """
         info = self.info
         bias, jump = np.array([info.bias], np.float32), np.array([info.jump], np.float32)
         return score(rows, self.weight[:, None], bias, [info.activation], jump)[:, 0]
 
     def verify(self) -> None:
-        """Score the test vectors; raises ProbeError when one differs from what the probe's maker expected."""
+        """Score the test vectors. Raises ProbeError if a score differs by more than TEST_TOLERANCE (relative)."""
         if not len(self.test_scores):
             return
         found = self.score(self.test_inputs)
@@ -107,6 +140,7 @@ class Probe:
             )
 
     def renamed(self, probe_id: str) -> Probe:
+        """Return a copy with another id."""
         return replace(self, info=msgspec.structs.replace(self.info, id=probe_id))
 
 
@@ -149,7 +183,12 @@ def _check_weight(probe_id: str, weight: np.ndarray) -> None:
 
 
 def save_probe(probe: Probe, path: Path) -> None:
-    """Write our format. The file appears whole or not at all."""
+    """Write a probe in our format, atomically. Missing parent directories are created.
+
+    Args:
+        probe: The probe.
+        path: Target file, usually `<id>.safetensors`. An existing file is replaced.
+    """
     from safetensors.numpy import save
 
     tensors = {"weight": probe.weight, "test_inputs": probe.test_inputs, "test_scores": probe.test_scores}
@@ -159,7 +198,18 @@ def save_probe(probe: Probe, path: Path) -> None:
 
 
 def load_probe(path: Path) -> Probe:
-    """Read either format, check it, and score its test vectors. Raises ProbeError, naming the file."""
+    """Read a probe file, check it and score its test vectors.
+
+    Args:
+        path: A `.json` file in the field's format; any other file is read in our format.
+
+    Returns:
+        The probe.
+
+    Raises:
+        ProbeError: The file cannot be read, is invalid, exceeds 64 MiB, or its test vectors do not match. The message names the
+            file.
+    """
     try:
         if path.stat().st_size > MAX_FILE_BYTES:
             raise ProbeError(f"the file is larger than {MAX_FILE_BYTES >> 20} MiB")
@@ -208,7 +258,7 @@ def _load_json_vector(path: Path) -> Probe:
     return probe_from_json((match[2] if match else "") or path.stem, data)
 
 
-#: How the field writes a site, after the layer's number: in "layer" and in "hookName".
+#: The field's names for a point, after the layer number, in "layer" and "hookName".
 _FIELD_POINTS = {
     "": "resid_post", "resid-pre": "resid_pre", "resid-post": "resid_post", "attn-out": "attn_out", "mlp-out": "mlp_out",
     "hook_resid_pre": "resid_pre", "hook_resid_post": "resid_post", "hook_attn_out": "attn_out", "hook_mlp_out": "mlp_out",
@@ -216,9 +266,10 @@ _FIELD_POINTS = {
 
 
 def _site_of_json(data: dict[str, Any], layer_in_name: int | None) -> str:
-    """`site` of our own JSON, else what the field's `hookName` and `layer` say, else the layer in the file's name.
+    """Return the site that a JSON probe states: `site`, else `hookName` and `layer`, else the layer in the file's name.
 
-    Raises ProbeError when they contradict each other, or name a point that is not read here: a vector is never put elsewhere.
+    Raises ProbeError if they contradict each other or name a point that is not read here. A vector is never moved to another
+    site.
     """
     if "site" in data:
         return str(data["site"])
@@ -247,13 +298,24 @@ def _field_site(text: str, key: str) -> str:
     return f"layers.{int(match[1])}.{_FIELD_POINTS[match[2]]}"
 
 
-#: Keys of plain JSON vectors that say the same as ours under another name.
+#: Keys of plain JSON vectors that are aliases of ours.
 _JSON_ALIASES = {"encoder_bias": "bias", "vectorName": "label"}
 _JSON_IGNORED = {"vector", "layer", "index", "max_activation", "maxActApprox", "id", "modelId", "source", "hookName"}
 
 
 def probe_from_json(probe_id: str, data: Any) -> Probe:
-    """A probe from its JSON object: `vector` and `site` at least. Unknown keys are errors that name the key."""
+    """Return a probe from its JSON object.
+
+    Args:
+        probe_id: Id of the probe. An `id` in `data` is ignored.
+        data: Object with at least `vector` (list of d numbers) and `site`. Other keys are fields of ProbeInfo or their aliases.
+
+    Returns:
+        The probe, with a float32 vector and without test vectors.
+
+    Raises:
+        ProbeError: A key is unknown (the message names it) or a value is invalid.
+    """
     if not isinstance(data, dict) or not isinstance(data.get("vector"), list) or "site" not in data:
         raise ProbeError(f'probe {probe_id!r}: expected an object with "vector": [numbers] and "site"')
     if len(data["vector"]) > MAX_WIDTH:
@@ -272,13 +334,23 @@ def probe_from_json(probe_id: str, data: Any) -> Probe:
 
 
 def find_probes(directory: Path) -> Iterator[Path]:
-    """Probe files of a directory, sorted by name; an absent directory has none."""
+    """Yield the probe files of a directory, sorted by name; none if it does not exist."""
     if directory.is_dir():
         yield from sorted(p for p in directory.iterdir() if p.suffix in (".json", ".safetensors") and p.name[0] != ".")
 
 
 def load_probes(directory: Path) -> list[Probe]:
-    """All probes of a directory. Raises ProbeError when two files hold the same id."""
+    """Load every probe of a directory.
+
+    Args:
+        directory: Directory of `.json` and `.safetensors` files. It may be absent.
+
+    Returns:
+        The probes, sorted by file name.
+
+    Raises:
+        ProbeError: A file is invalid, or two files have the same id.
+    """
     probes: dict[str, Probe] = {}
     for path in find_probes(directory):
         probe = load_probe(path)

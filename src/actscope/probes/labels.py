@@ -1,10 +1,10 @@
-"""Labelled text, one JSON object a line: what probes are trained on.
+"""Labeled text for training probes, one JSON object per line.
 
     {"text": "The wolf ran at her.", "spans": {"danger": [[4, 20]], "joy": []}}
     {"text": "What a lovely day!", "label": {"joy": true, "danger": false}}
 
-`spans` are character ranges, end exclusive; a label that a text does not name is unknown there, and the text is left
-out for that label. `label` holds for the whole text.
+`spans` are character ranges with exclusive ends. A label that a text does not name is unknown there, and the text is skipped for
+that label. `label` applies to the whole text.
 """
 
 from __future__ import annotations
@@ -35,7 +35,10 @@ class LabelledText:
     spans: Spans
 
     def token_labels(self, label: str, offsets: Sequence[tuple[int, int]] | np.ndarray) -> np.ndarray:
-        """bool [n_tokens]: whether each token, given by its character range, touches a span. Empty ranges do not."""
+        """Return whether each token overlaps a span of `label`: bool [n_tokens].
+
+        `offsets` [n_tokens, 2] are the tokens' character ranges. Empty ranges never overlap.
+        """
         ranges = np.asarray(offsets, np.int64).reshape(-1, 2)
         held = np.zeros(len(ranges), bool)
         for begin, end in self.spans[label]:
@@ -44,7 +47,7 @@ class LabelledText:
 
 
 def read_labelled(path: Path) -> Iterator[LabelledText]:
-    """The texts of a file. Raises ProbeError with the line's number for a line that cannot be read."""
+    """Yield the texts of a file. Raises ProbeError with the line number if a line cannot be read."""
     with path.open("rb") as lines:
         for number, line in enumerate(lines, 1):
             if line.strip():
@@ -73,5 +76,5 @@ def _read_line(raw: bytes, where: str) -> LabelledText:
 
 
 def known_labels(texts: Iterable[LabelledText]) -> list[str]:
-    """Every label that some text knows, sorted."""
+    """Return every label that occurs in some text, sorted."""
     return sorted({name for text in texts for name in text.spans})

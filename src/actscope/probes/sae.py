@@ -1,4 +1,4 @@
-"""Load the encoder of a sparse autoencoder, whatever layout it was published in."""
+"""Loads the encoder of a sparse autoencoder from any of the published layouts."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from actscope.probes.sae_layouts import site_of_hook
 
 __all__ = ["ENCODERS", "NORMALISATIONS", "SaeEncoder", "load_encoder", "site_of_hook"]
 
-#: A folder is of the first layout whose file it holds.
+#: A folder has the first layout whose file exists in it.
 _FOLDERS: dict[str, Callable[[Path, str | None], SaeEncoder]] = {
     "sae_weights.safetensors": sae_layouts.saelens,
     "params.npz": lambda path, site: sae_layouts.gemma_scope(path / "params.npz", site),
@@ -25,9 +25,17 @@ _FOLDERS: dict[str, Callable[[Path, str | None], SaeEncoder]] = {
 
 
 def load_encoder(path: Path, site: str | None = None) -> SaeEncoder:
-    """Read a file or folder of any layout in `sae_layouts`; `site` overrides what it says of itself.
+    """Load the encoder of an SAE. Nothing is unpickled.
 
-    Raises ProbeError, naming the file. Nothing is unpickled.
+    Args:
+        path: A file or folder in any layout of `sae_layouts`.
+        site: Overrides the site that the files state.
+
+    Returns:
+        The encoder, with float32 tensors.
+
+    Raises:
+        ProbeError: The layout is unknown, or the files cannot be read or are not supported. The message names `path`.
     """
     try:
         return _layout(path)(path, site)

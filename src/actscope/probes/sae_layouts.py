@@ -1,8 +1,8 @@
-"""The layouts in which encoders of sparse autoencoders are published, each read into an `SaeEncoder`.
+"""Published layouts of sparse autoencoders; each function reads one of them into an `SaeEncoder`.
 
-A setting that changes the numbers and is not computed here is an error: a plausible number from the wrong formula is worse than
-none. Read in the sources of SAELens 6.54 (`loading/pretrained_sae_loaders.py`, `saes/`), sparsify 1.3 (`sparse_coder.py`),
-dictionary_learning 0.1 (`dictionary.py`, `trainers/`) and OpenMOSS's Language-Model-SAEs of November 2024 (`sae.py`).
+A setting that changes the numbers and is not implemented is an error: a plausible number from the wrong formula is worse than
+none. Sources: SAELens 6.54 (`loading/pretrained_sae_loaders.py`, `saes/`), sparsify 1.3 (`sparse_coder.py`), dictionary_learning
+0.1 (`dictionary.py`, `trainers/`) and OpenMOSS's Language-Model-SAEs of November 2024 (`sae.py`).
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ _POINTS = {
 
 
 def plain(path: Path, site: str | None) -> SaeEncoder:
-    """One `.safetensors` file: `W_enc` [d, m], `b_enc` [m], and if there are `b_dec` [d], `threshold` [m].
+    """Read one `.safetensors` file: `W_enc` [d, m], `b_enc` [m], and optionally `b_dec` [d] and `threshold` [m].
 
-    Its metadata may say `activation` (relu, jumprelu, topk), `k`, `site` and `apply_b_dec_to_input`. With `test_inputs` [n, d]
-    and `test_features` [n, m] in it, the one is encoded and compared with the other.
+    The metadata may have `activation` (relu, jumprelu, topk), `k`, `site` and `apply_b_dec_to_input`. If the file has
+    `test_inputs` [n, d] and `test_features` [n, m], the inputs are encoded and compared with the features.
     """
     metadata, tensors = read_safetensors(path, _NAMES)
     kind = metadata.get("activation", "jumprelu" if "threshold" in tensors else "relu")
@@ -43,7 +43,7 @@ def plain(path: Path, site: str | None) -> SaeEncoder:
 
 
 def saelens(path: Path, site: str | None) -> SaeEncoder:
-    """SAELens: `cfg.json` and `sae_weights.safetensors`."""
+    """Read SAELens's layout: `cfg.json` and `sae_weights.safetensors`."""
     config = read_json(path / "cfg.json")
     _, tensors = read_safetensors(path / "sae_weights.safetensors", _NAMES)
     for key in ("rescale_acts_by_decoder_norm", "finetuning_scaling_factor"):
@@ -72,9 +72,9 @@ def _saelens_kind(config: dict[str, Any], tensors: Tensors) -> str:
 
 
 def gemma_scope(path: Path, site: str | None) -> SaeEncoder:
-    """Gemma Scope 1 (arXiv:2408.05147): `params.npz`, JumpReLU; b_dec is not subtracted from the input.
+    """Read Gemma Scope 1 (arXiv:2408.05147): `params.npz`, JumpReLU. b_dec is not subtracted from the input.
 
-    There is no config. Of the residual stream's encoders (`gemma-scope-…-res/layer_20/…`) the path tells the site.
+    There is no config. For encoders of the residual stream the path (`gemma-scope-…-res/layer_20/…`) gives the site.
     """
     folders = path.absolute().parent.parts
     if "embedding" in folders:
@@ -86,7 +86,7 @@ def gemma_scope(path: Path, site: str | None) -> SaeEncoder:
 
 
 def gemma_scope_2(path: Path, site: str | None) -> SaeEncoder:
-    """Gemma Scope 2: `config.json` and `params.safetensors`, JumpReLU as in the first."""
+    """Read Gemma Scope 2: `config.json` and `params.safetensors`, JumpReLU as in Gemma Scope 1."""
     config = read_json(path / "config.json")
     if config.get("architecture") != "jump_relu":
         raise ProbeError(f'config.json: "architecture" is {config.get("architecture")!r}; expected "jump_relu"')
@@ -104,10 +104,10 @@ def _gemma(path: Path, tensors: Tensors, site: str | None) -> SaeEncoder:
 
 
 def llama_scope(path: Path, site: str | None) -> SaeEncoder:
-    """Llama Scope (arXiv:2410.20526): `hyperparams.json` and `checkpoints/final.safetensors` (or `final.safetensors`).
+    """Read Llama Scope (arXiv:2410.20526): `hyperparams.json` and `checkpoints/final.safetensors` (or `final.safetensors`).
 
-    As OpenMOSS loads them: with s = sqrt(d) / average norm of the input, features = act((x @ W + b / s) * |decoder row|),
-    and the threshold is of that product, so that features are on the scale of the stream. (SAELens' are s times larger.)
+    The formula is OpenMOSS's: with s = sqrt(d) / average norm of the input, features = act((x @ W + b / s) * |decoder row|). The
+    threshold applies to that product, so features are on the scale of the stream. (Those of SAELens are s times larger.)
     """
     config = read_json(path / "hyperparams.json")
     weights = path / "checkpoints" / "final.safetensors"
@@ -156,13 +156,13 @@ def _openmoss_scales(config: dict[str, Any], d: int) -> tuple[float, float]:
 
 
 def sparsify(path: Path, site: str | None) -> SaeEncoder:
-    """EleutherAI's sparsify: `cfg.json` and `sae.safetensors`, TopK, in a folder named by the module that it reads."""
+    """Read EleutherAI's sparsify: `cfg.json` and `sae.safetensors`, TopK, in a folder named after the module that it reads."""
     config = read_json(path / "cfg.json")
     if config.get("activation", "topk") != "topk" or config.get("signed"):
         raise ProbeError(f"cfg.json: activation {config.get('activation', 'signed topk')!r} is not computed here")
     _, tensors = read_safetensors(path / "sae.safetensors", (*_LINEAR, "b_dec"))
     w, b = _linear(tensors)
-    transcodes = bool(config.get("transcode"))  # then it reads the module's input, and nothing is subtracted
+    transcodes = bool(config.get("transcode"))  # a transcoder reads the module's input; b_dec is not subtracted
     match = re.fullmatch(r"(?:layers|h)\.(\d+)(\.mlp)?", path.name)
     said = f"layers.{int(match[1])}.{'mlp_out' if match[2] else 'resid_post'}" if match and not transcodes else None
     found = {"W_enc": w, "b_enc": b} | ({} if transcodes else {"b_dec": _tensor(tensors, "b_dec")})
@@ -170,7 +170,10 @@ def sparsify(path: Path, site: str | None) -> SaeEncoder:
 
 
 def dictionary_learning(path: Path, site: str | None) -> SaeEncoder:
-    """dictionary_learning: `config.json` and `ae.safetensors`; the `ae.pt` that it writes itself is a pickle and not read."""
+    """Read dictionary_learning: `config.json` and `ae.safetensors`.
+
+    The library itself writes `ae.pt`, a pickle, which is refused.
+    """
     if not (path / "ae.safetensors").exists():
         raise ProbeError(
             "ae.pt is a pickle, which can run code when it is opened; write its tensors to ae.safetensors beside it "
@@ -185,7 +188,7 @@ def dictionary_learning(path: Path, site: str | None) -> SaeEncoder:
     if kind == "JumpReluAutoEncoder":
         return build(path.name, tensors, "jumprelu", 0, said)
     w, b = _linear(tensors)
-    if kind == "AutoEncoder":  # the library scales the decoder to unit norm when it loads one
+    if kind == "AutoEncoder":  # the library rescales the decoder to unit norm at load
         size = np.linalg.norm(_tensor(tensors, "decoder.weight"), axis=0).astype(np.float32)
         found = {"W_enc": w * size, "b_enc": b * size, "b_dec": _tensor(tensors, "bias")}
         return build(path.name, found, "relu", 0, said, shift=True)
@@ -214,7 +217,10 @@ def build(
     shift: bool = False,
     normalisation: str = "none",
 ) -> SaeEncoder:
-    """An encoder of `W_enc`, `b_enc` and, where `shift`, `b_dec` (zeros if absent). Raises ProbeError when it does not fit."""
+    """Return an encoder of `W_enc`, `b_enc` and, if `shift`, `b_dec` (zeros if absent).
+
+    Raises ProbeError if the tensors do not fit together.
+    """
     absent = {"W_enc", "b_enc"} - tensors.keys()
     if absent:
         raise ProbeError(f"no tensor {', '.join(sorted(absent))}; it has {', '.join(sorted(tensors)[:8])}")
@@ -239,7 +245,7 @@ def build(
 
 
 def site_of_hook(hook: str) -> str | None:
-    """TransformerLens' hook name as ours: `blocks.8.hook_resid_pre` is `layers.8.resid_pre`; None for others."""
+    """Return the site of a TransformerLens hook: `blocks.8.hook_resid_pre` is `layers.8.resid_pre`. None for others."""
     match = re.fullmatch(r"blocks\.(\d+)\.(hook_\w+)", hook)
     return f"layers.{int(match[1])}.{_POINTS[match[2]]}" if match and match[2] in _POINTS else None
 
@@ -259,7 +265,10 @@ def _tensor(tensors: Tensors, name: str) -> np.ndarray:
 
 
 def _linear(tensors: Tensors) -> tuple[np.ndarray, np.ndarray]:
-    """Weight [d, m] and bias [m]: by these names, or of torch's Linear(d, m), whose weight lies the other way round."""
+    """Return weight [d, m] and bias [m], from `W_enc` and `b_enc` or from torch's Linear(d, m).
+
+    The weight of a Linear is [m, d] and is transposed.
+    """
     if "W_enc" in tensors:
         return tensors["W_enc"], _tensor(tensors, "b_enc")
     weight, bias = _tensor(tensors, "encoder.weight"), _tensor(tensors, "encoder.bias")

@@ -1,4 +1,4 @@
-"""What a score is, in numpy: the reference that every faster implementation is tested against."""
+"""The definition of a score, in numpy: the reference for every faster implementation."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-#: Name → code, as kernels and tables use it.
+#: Name → code, as in kernels and tables.
 #: identity z; relu max(z, 0); sigmoid 1 / (1 + exp(-z)); jumprelu z where z > jump, else 0
 #: (Rajamanoharan et al. 2024, "Jumping Ahead: Improving Reconstruction Fidelity with JumpReLU SAEs").
 ACTIVATIONS: dict[str, int] = {"identity": 0, "relu": 1, "sigmoid": 2, "jumprelu": 3}
@@ -15,14 +15,25 @@ ACTIVATIONS: dict[str, int] = {"identity": 0, "relu": 1, "sigmoid": 2, "jumprelu
 def score(
     rows: np.ndarray, weight: np.ndarray, bias: np.ndarray, activations: Sequence[str], jump: np.ndarray
 ) -> np.ndarray:
-    """`act(rows @ weight + bias)`: rows [n, d], weight [d, k], bias and jump [k] -> float32 [n, k]."""
+    """Return `act(rows @ weight + bias)`.
+
+    Args:
+        rows: [n, d], any floating dtype.
+        weight: float32 [d, k].
+        bias: float32 [k].
+        activations: k keys of ACTIVATIONS.
+        jump: float32 [k]; thresholds of jumprelu columns.
+
+    Returns:
+        float32 [n, k].
+    """
     z = rows.astype(np.float32) @ weight + bias
     columns = [activate(z[:, i], name, float(jump[i])) for i, name in enumerate(activations)]
     return np.stack(columns, axis=1).astype(np.float32)
 
 
 def activate(z: np.ndarray, activation: str, jump: float = 0.0) -> np.ndarray:
-    """Apply one activation elementwise."""
+    """Apply one activation elementwise. An unknown name is the identity."""
     if activation == "relu":
         return np.asarray(np.maximum(z, 0))
     if activation == "sigmoid":

@@ -1,9 +1,9 @@
-"""Fitting a probe: Fisher's linear discriminant, with a logistic curve through its scores.
+"""Probe training: Fisher's linear discriminant, with a logistic curve fitted to its scores.
 
-The direction is `inverse(covariance) @ (mean of positives - mean of negatives)` (Fisher 1936, "The use of multiple
-measurements in taxonomic problems"; on activations: Marks & Tegmark 2023, "The Geometry of Truth"). The covariance is shared by
-all labels of a site, so that many labels, and their shuffled controls, cost one factorisation. Scale and bias come from
-logistic regression on the one number that remains (Platt 1999).
+The direction is `inverse(covariance) @ (mean of positives - mean of negatives)` (Fisher 1936, "The use of multiple measurements
+in taxonomic problems"; on activations: Marks & Tegmark 2023, "The Geometry of Truth"). All labels of a site share its covariance,
+so each label and each shuffled control costs only a linear solve. Scale and bias come from logistic regression on the projected
+score (Platt 1999).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 from actscope.errors import MissingExtra, ProbeError
 from actscope.probes.format import Probe, ProbeInfo
 
-#: Share of the texts that fit, that choose between sites, and that measure; no text is in two of them.
+#: Texts below FIT are fitted, those up to CHOOSE choose site and threshold, the others measure.
 FIT, CHOOSE = 0.7, 0.85
 CONTROL_RUNS = 5
 TARGET_FPR = 0.01
@@ -24,14 +24,14 @@ MIN_EXAMPLES = 20
 
 @dataclass(frozen=True, slots=True)
 class Examples:
-    """Rows of one site with one label: rows float32 [n, d], labels bool [n], and the text that each came from."""
+    """Rows of one site with one label: rows float32 [n, d], labels bool [n], text numbers int [n]."""
 
     rows: np.ndarray
     labels: np.ndarray
     texts: np.ndarray
 
     def part(self, low: float, high: float) -> Examples:
-        """The rows of the texts whose place in a fixed shuffle lies in [low, high)."""
+        """Return the rows of the texts whose place in a fixed shuffle is in [low, high)."""
         place = _place_of(self.texts)
         chosen = (place >= low) & (place < high)
         return Examples(self.rows[chosen], self.labels[chosen], self.texts[chosen])
@@ -39,13 +39,13 @@ class Examples:
 
 @dataclass(frozen=True, slots=True)
 class ShrunkCovariance:
-    """The covariance of a site's fitting rows, shrunk towards a multiple of the identity: float64 [d, d]."""
+    """Covariance of a site's fitting rows, shrunk towards a multiple of the identity: float64 [d, d]."""
 
     matrix: np.ndarray
 
     @classmethod
     def of(cls, rows: np.ndarray, texts: np.ndarray, shrinkage: float = 1e-3) -> ShrunkCovariance:
-        """From rows float32 [n, d]; only the texts that fit take part."""
+        """Estimate it from rows float32 [n, d]. Only rows of the fitting texts are used."""
         train = rows[_place_of(texts) < FIT]
         centred = train - train.mean(0)
         matrix = (centred.T @ centred).astype(np.float64) / max(1, len(train) - 1)
@@ -53,7 +53,7 @@ class ShrunkCovariance:
         return cls((1 - shrinkage) * matrix + shrinkage * np.trace(matrix) / d * np.eye(d))
 
     def discriminant(self, rows: np.ndarray, labels: np.ndarray) -> np.ndarray:
-        """Fisher's direction, float32 [d], of unit length."""
+        """Return Fisher's direction: float32 [d], unit length."""
         difference = rows[labels].mean(0, dtype=np.float64) - rows[~labels].mean(0, dtype=np.float64)
         direction = np.linalg.solve(self.matrix, difference)
         return np.asarray(direction / (np.linalg.norm(direction) + 1e-30), np.float32)
@@ -61,10 +61,19 @@ class ShrunkCovariance:
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """A direction and how well it separates: AUROC on the choosing texts, on the held-out ones, and of the control.
+    """A fitted direction and its measured quality.
 
-    `control` is the mean held-out AUROC of the same training on shuffled labels, over CONTROL_RUNS shuffles; None when it
-    was not asked for.
+    Attributes:
+        weight: float32 [d].
+        bias: Bias of the logistic score.
+        choosing_auroc: AUROC on the texts that choose the site and the threshold.
+        auroc: AUROC on the held-out texts.
+        control: Mean held-out AUROC of CONTROL_RUNS trainings on shuffled labels; None if not requested.
+        threshold: Score with a false-positive rate of TARGET_FPR on the choosing texts.
+        fpr: False-positive rate on the held-out texts.
+        recall: True-positive rate on the held-out texts.
+        positives: Share of positive rows over all texts.
+        examples: Held-out rows and their scores, for the probe's test vectors.
     """
 
     weight: np.ndarray
@@ -76,20 +85,32 @@ class Fit:
     fpr: float
     recall: float
     positives: float
-    examples: tuple[np.ndarray, np.ndarray]  # held-out rows and their scores, for the probe's test vectors
+    examples: tuple[np.ndarray, np.ndarray]  # rows float32 [4, d], scores float32 [4]
 
 
 def _place_of(texts: np.ndarray) -> np.ndarray:
-    """A number in [0, 1) for each text, the same on every machine (Knuth's multiplicative hash)."""
+    """Return a number in [0, 1) per text, the same on every machine (Knuth's multiplicative hash)."""
     return ((texts.astype(np.uint64) * np.uint64(2654435761)) % np.uint64(1 << 32)).astype(np.float64) / (1 << 32)
 
 
 def fit(
     examples: Examples, covariance: ShrunkCovariance, *, what: str = "label", seed: int = 0, with_control: bool = True
 ) -> Fit:
-    """Fit, choose a threshold at 1 % false positives, and measure on texts that took no part in either.
+    """Fit a probe, choose its threshold, and measure it on texts that took part in neither.
 
-    Raises ProbeError when a part holds fewer than 20 rows of either class.
+    Args:
+        examples: All rows of one site with their labels; split by text into 70 % fitting, 15 % choosing, 15 % held out.
+        covariance: Covariance of the site.
+        what: Name of the label in messages.
+        seed: Seed of the shuffled controls.
+        with_control: Also train on shuffled labels.
+
+    Returns:
+        The fit.
+
+    Raises:
+        ProbeError: A part has fewer than MIN_EXAMPLES rows of either class.
+        MissingExtra: scikit-learn is not installed.
     """
     train, choosing, held = examples.part(0, FIT), examples.part(FIT, CHOOSE), examples.part(CHOOSE, 1)
     for part, name in ((train, "fitting"), (choosing, "choosing"), (held, "held-out")):
@@ -118,7 +139,18 @@ def fit(
 
 
 def to_probe(result: Fit, *, label: str, site: str, model: str, revision: str) -> Probe:
-    """The fit as a probe: sigmoid scores on a scale of 0 to 1."""
+    """Return a fit as a probe with sigmoid scores in [0, 1].
+
+    Args:
+        result: The fit.
+        label: Name of the label; also the probe's id.
+        site: Name of the site.
+        model: Name of the model.
+        revision: Revision of the model, or "".
+
+    Raises:
+        ProbeError: The label is not a valid id.
+    """
     info = ProbeInfo(
         id=label,
         site=site,
@@ -139,7 +171,7 @@ def to_probe(result: Fit, *, label: str, site: str, model: str, revision: str) -
 
 
 def _calibrate(direction: np.ndarray, train: Examples) -> tuple[np.ndarray, float]:
-    """Weight and bias so that the sigmoid of a score is the chance of the label, were both classes equally frequent."""
+    """Return weight and bias so that the sigmoid of a score is the label's probability at equal class frequency."""
     try:
         from sklearn.linear_model import LogisticRegression
     except ImportError as error:
@@ -156,7 +188,7 @@ def _control(covariance: ShrunkCovariance, train: Examples, held: Examples, seed
 
 
 def _test_vectors(held: Examples, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Two held-out rows of each class, with their scores."""
+    """Return two held-out rows of each class and their scores."""
     chosen = np.concatenate([np.flatnonzero(held.labels)[:2], np.flatnonzero(~held.labels)[:2]])
     return held.rows[chosen].astype(np.float32), scores[chosen].astype(np.float32)
 

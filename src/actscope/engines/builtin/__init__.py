@@ -1,4 +1,4 @@
-"""The model that comes with actscope: small, made by the project itself, ready on a fresh machine without a download.
+"""The built-in model: small, trained by the project itself, usable on a fresh machine without a download.
 
 model = AutoModelForCausalLM.from_pretrained(model_path())
 """
@@ -17,17 +17,17 @@ __all__ = ["LABELS", "NAME", "Text", "labelled", "model_path", "probes_path"]
 
 
 def model_path() -> Path:
-    """The directory of the model: config, weights, tokenizer, chat template, metrics."""
+    """Return the directory of the model: config, weights, tokenizer, chat template, metrics."""
     return Path(__file__).parent / "model"
 
 
 def probes_path() -> Path:
-    """The directory of the probes that come with the model."""
+    """Return the directory of the model's probes."""
     return Path(__file__).parent / "probes"
 
 
 def labelled(n: int, seed: int = 0, split: str = "train") -> Iterator[Text]:
-    """`n` labelled texts of every kind, for training a probe ("train") or judging it ("heldout")."""
+    """Yield `n` labeled texts of every kind, to train a probe ("train") or to evaluate it ("heldout")."""
     from actscope.engines.builtin.text import generate
 
     return islice(generate(seed, "mixed", split), n)

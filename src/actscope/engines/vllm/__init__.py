@@ -1,1 +1,1 @@
-"""The vLLM engine: a plugin that lets a stock vLLM server be watched. All contact with vLLM's internals is in this room."""
+"""vLLM engine: a plugin that observes a stock vLLM server. All access to vLLM internals is in this package."""

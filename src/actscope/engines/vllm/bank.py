@@ -1,4 +1,4 @@
-"""Probes on their way into the model: unpacked on one thread, put in force by the model's own between two passes."""
+"""Probe banks in the model's process: unpacked on a client thread, applied by the model's thread between two passes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from actscope.taps.tap import TapBuffers
 
 @dataclass(slots=True)
 class _Slots:
-    """One site's probes, as the buffers take them: weight [d, k], the rest [k]."""
+    """The probes of one site as `TapBuffers` stores them: weight float32 [d, k]; the other tensors [k]."""
 
     weight: Tensor
     bias: Tensor
@@ -26,7 +26,7 @@ class _Slots:
 
 @dataclass(slots=True)
 class InForce:
-    """The bank that the coming pass is scored with: which columns each site fills, and since when each column has its probe."""
+    """The bank that scores the next pass: the columns filled by each site, and the generation of each column's probe."""
 
     columns_of: dict[int, list[int]]
     since: np.ndarray  # int64 [width]
@@ -35,27 +35,27 @@ class InForce:
 
 @dataclass(slots=True)
 class StagedBank:
-    """What is to be in force from the next pass on; several changes between two passes become one."""
+    """A bank change to apply before the next pass. Changes that arrive between two passes are merged into one."""
 
     generation: int
     sites: dict[int, _Slots] = field(default_factory=dict)
 
     @classmethod
     def of(cls, message: SetBank, d: int, width: int) -> StagedBank:
-        """Unpack a message. Raises ValueError for numbers that do not fit."""
+        """Unpack a message. Raises ValueError if its probes do not fit `d`, `width` or each other."""
         return cls(message.generation, {bank.site: _unpack(bank, d, width) for bank in message.sites})
 
     def over(self, older: StagedBank | None) -> StagedBank:
-        """This change on top of one that has not been put in force yet."""
+        """Merge this change over `older`, which was staged but not applied yet."""
         return self if older is None else StagedBank(self.generation, {**older.sites, **self.sites})
 
     def put(self, buffers: TapBuffers, now: InForce) -> InForce:
-        """Put it in force, instead of `now`. The model must not run meanwhile."""
+        """Write the change into `buffers` and return the bank that replaces `now`. The model must not run meanwhile."""
         columns_of, since = dict(now.columns_of), now.since.copy()
         for site, slots in self.sites.items():
             k = slots.weight.shape[1]
             buffers.active[site] = 0
-            buffers.columns[site] = buffers.n_columns  # the spare
+            buffers.columns[site] = buffers.n_columns  # the spare column
             buffers.weight[site, :, :k] = slots.weight
             for name in ("bias", "jump", "activation", "columns"):
                 getattr(buffers, name)[site, :k] = getattr(slots, name)
@@ -67,6 +67,7 @@ class StagedBank:
 
 
 def _unpack(bank: SiteBank, d: int, width: int) -> _Slots:
+    """Copy one site's probes into tensors. Raises ValueError for mismatched sizes or columns outside `width`."""
     k = len(bank.columns)
     if k > width or len(bank.activation) != k or any(not 0 <= column < width for column in bank.columns):
         raise ValueError(f"site {bank.site}: {k} probes in columns {bank.columns}, there are {width} columns")

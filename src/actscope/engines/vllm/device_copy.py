@@ -1,10 +1,10 @@
-"""From the model's device to the host: what a pass wrote, before the next one overwrites it.
+"""Device-to-host copies of what a pass wrote, completed before the next pass overwrites it.
 
-    CPU    the buffers are read where they lie, on the model's thread, before it goes on
-    CUDA   copies into pinned memory on a side stream; a thread waits for each and publishes. The model's stream waits for the
-           copy before it writes the same buffers again, on the device: the host never waits.
+    CPU    no copy: the buffers are read in place, synchronously on the model's thread
+    CUDA   asynchronous copies into pinned memory on a side stream; a thread waits for each copy and publishes it. The
+           model's stream waits on a CUDA event before it overwrites the buffers, so the host never blocks.
 
-The CUDA side is written against its interface and has been run on no GPU yet; `tests/engines/vllm` says which parts have.
+The CUDA path has not been run on a GPU yet; `tests/engines/vllm` says which parts have been tested.
 """
 
 from __future__ import annotations
@@ -28,7 +28,10 @@ log = logging.getLogger("actscope.vllm")
 
 @dataclass(slots=True)
 class Landed:
-    """What a pass wrote, on the host: scores float32 [n, width]; rows [n, n_kept * d] as numpy holds the dtype, or None."""
+    """One pass's output on the host: scores float32 [n, width]; rows [n, n_kept * d] (bfloat16 as uint16 bits), or None.
+
+    The arrays are views: they are valid only during the `publish` call that receives them.
+    """
 
     scores: np.ndarray
     rows: np.ndarray | None
@@ -43,16 +46,16 @@ Publish = Callable[[Landed], None]
 
 
 class HostCrossing:
-    """For models on a CPU: no copies; `publish` runs at once."""
+    """Crossing for CPU models: makes no copies and calls `publish` synchronously."""
 
     def __init__(self, buffers: TapBuffers) -> None:
         self._buffers = buffers
 
     def before_pass(self) -> None:
-        """Nothing to wait for."""
+        """Do nothing: no copy is ever pending."""
 
     def cross(self, batch: PassBatch, with_rows: bool, publish: Publish) -> bool:
-        """Publish what the pass wrote. True: it was not dropped."""
+        """Publish the pass synchronously. Always returns True: a CPU pass is never dropped."""
         buffers, n = self._buffers, batch.n_tokens
         landed = Landed(
             buffers.board[:n, : buffers.n_columns].numpy(),
@@ -67,18 +70,18 @@ class HostCrossing:
         return True
 
     def pass_over(self, publish: Callable[[], None]) -> None:
-        """Publish something that has no rows, behind what is under way: nothing is."""
+        """Publish a pass without rows. Copies are synchronous on CPU, so nothing is pending before it."""
         publish()
 
     def close(self) -> None:
-        """Nothing is under way."""
+        """Do nothing: no copy is ever pending."""
 
 
 class CudaCrossing:
-    """For models on a GPU: at most `depth` passes are under way; one more is dropped, which the caller counts."""
+    """Crossing for GPU models. At most `depth` (2 to 4) passes are in flight; further passes are dropped."""
 
     def __init__(self, buffers: TapBuffers, max_rows: int, max_requests: int, limit_bytes: float) -> None:
-        """Raises SettingsError where not even two passes' raw rows fit into `limit_bytes` of pinned memory."""
+        """Raise SettingsError if the raw rows of two passes do not fit into `limit_bytes` of pinned memory."""
         self._buffers = buffers
         self._stream = torch.cuda.Stream(buffers.board.device)  # type: ignore[no-untyped-call]
         self._free: queue.SimpleQueue[_Berth] = queue.SimpleQueue()
@@ -90,12 +93,15 @@ class CudaCrossing:
         self._thread.start()
 
     def before_pass(self) -> None:
-        """The coming pass overwrites the buffers only after the last copy has read them."""
+        """Make the model's stream wait until the last copy has read the buffers. Does not block the host."""
         if self._last is not None:
             torch.cuda.current_stream(self._buffers.board.device).wait_event(self._last)
 
     def cross(self, batch: PassBatch, with_rows: bool, publish: Publish) -> bool:
-        """Start the copies. False when too many are under way: this pass is dropped."""
+        """Start the copies on the side stream; `publish` runs on the crossing thread when they are done.
+
+        Returns False if all pinned buffers are in use. The pass is then dropped, and the caller counts it.
+        """
         try:
             berth = self._free.get_nowait()
         except queue.Empty:
@@ -115,7 +121,7 @@ class CudaCrossing:
                 done.synchronize()
                 publish(berth.landed(self._buffers.n_columns, n, with_rows, has_slots, n_rejected))
                 batch.rejected = (
-                    None  # kept until here, so that nobody was given its memory before the copy had read it
+                    None  # held until here so that the allocator could not reuse its memory before the copy
                 )
             finally:
                 self._free.put(berth)
@@ -124,11 +130,11 @@ class CudaCrossing:
         return True
 
     def pass_over(self, publish: Callable[[], None]) -> None:
-        """Publish something that has no rows, behind what is under way, and on the same thread."""
+        """Publish a pass without rows, in order: on the crossing thread, after the passes in flight."""
         self._landings.put(publish)
 
     def close(self) -> None:
-        """Publish what is under way, then end."""
+        """Publish the passes in flight, then end the thread. Waits at most 2 seconds."""
         self._landings.put(None)
         self._thread.join(timeout=2)
 
@@ -141,7 +147,7 @@ class CudaCrossing:
 
 
 def _depth(buffers: TapBuffers, limit_bytes: float) -> int:
-    """How many passes may be under way: four, or as many as memory allows, but two."""
+    """Return how many passes may be in flight: 4, or fewer (but at least 2) if memory is limited."""
     size = buffers.store.numel() * buffers.store.element_size()
     if 2 * size > limit_bytes:
         raise SettingsError(
@@ -153,7 +159,7 @@ def _depth(buffers: TapBuffers, limit_bytes: float) -> int:
 
 @dataclass(slots=True)
 class _Berth:
-    """Pinned memory for what one pass wrote."""
+    """Pinned memory for the output of one pass."""
 
     board: Tensor
     store: Tensor
@@ -165,6 +171,8 @@ class _Berth:
 
     @classmethod
     def like(cls, buffers: TapBuffers, max_rows: int, max_requests: int) -> _Berth:
+        """Allocate pinned memory for up to `max_rows` rows and `max_requests` requests."""
+
         def pinned(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
             return torch.empty(shape, dtype=dtype, pin_memory=True)
 
@@ -179,6 +187,7 @@ class _Berth:
         )
 
     def take(self, buffers: TapBuffers, batch: PassBatch, n: int, with_rows: bool) -> None:
+        """Enqueue the copies of the first `n` rows on the current stream."""
         self.board[:n].copy_(buffers.board[:n], non_blocking=True)
         self.positions[:n].copy_(batch.positions[:n], non_blocking=True)
         self.token_ids[:n].copy_(batch.token_ids[:n], non_blocking=True)
@@ -191,6 +200,7 @@ class _Berth:
             self.store[:n].copy_(buffers.store[:n], non_blocking=True)
 
     def landed(self, width: int, n: int, with_rows: bool, has_slots: bool, n_rejected: int) -> Landed:
+        """Return numpy views of the copied data. They are valid until the berth is reused."""
         return Landed(
             self.board[:n, :width].numpy(),
             as_bits(self.store[:n]) if with_rows else None,
@@ -203,7 +213,7 @@ class _Berth:
 
 
 def as_bits(rows: Tensor) -> np.ndarray:
-    """A tensor on the host as numpy, without a copy; bfloat16, which numpy does not have, as the uint16 of its bits."""
+    """Return a host tensor as numpy without a copy. bfloat16, which numpy lacks, is returned as uint16 bits."""
     if rows.dtype == torch.bfloat16:
         bits: np.ndarray = rows.view(torch.int16).numpy().view(np.uint16)
         return bits

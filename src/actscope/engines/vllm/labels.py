@@ -1,7 +1,7 @@
-"""Labels: which request, position and token each row of a pass belongs to, and what else is to be known of it.
+"""Row labels: the request, position and token of each row of a pass, and its flags.
 
-Positions and token ids come from the buffers that the model itself was given; the scheduler's word is used for nothing that
-can be read there. What the host adds is memory: how far each request had come before, so that recomputed rows are known.
+Positions and token ids are read from the model's own input buffers; the scheduler's plan is not used for them. The host only
+adds history: how far each request had been computed before, so that recomputed rows can be flagged.
 """
 
 from __future__ import annotations
@@ -20,13 +20,23 @@ _FIRST, _NONE, _END = SpanFlag.FIRST, SpanFlag(0), SpanFlag.END
 
 @dataclass(slots=True)
 class RequestState:
-    """What is remembered of a request that runs.
+    """Host-side state of a running request.
 
-    `high`: positions below it have been told of: computed and not rejected, or cached. `blocks`: its KV blocks in the
-    full-attention group, and `prompt` its tokens, where scores of cached prompts are kept. `stop_ids` end an answer, and a row
-    at `limit` or behind is of a token that is the last one allowed. `wants_rows`: whether its rows leave the model's process.
-    `labelled` is False for prompt embeddings, whose token ids mean nothing, and for an id that no ring holds, which would take
-    the rows of all others in the pass with it. `computed`: its positions in the KV cache when it was scheduled.
+    Attributes:
+        request: Request id, as the engine uses it.
+        n_prompt: Prompt length in tokens.
+        high: Positions below it were already published: computed and not rejected, or cached.
+        stop_ids: Token ids that end an answer.
+        limit: Position of the last token that `max_tokens` allows. A row there or later comes after the end.
+        ended: Whether a row has shown that the answer is over. Later rows are flagged AFTER_EOS.
+        told: Whether a span of the request was published. The first one carries FIRST.
+        wants_rows: Whether its raw rows leave the model's process.
+        wish: Whether it has per-request recording options, delivered out of band (see RequestOptions).
+        labelled: False for prompt embeddings, whose token ids are meaningless, and for an id too long for a ring: it would
+            make the whole pass unpublishable.
+        computed: Number of positions in the KV cache when the request was scheduled.
+        blocks: Its KV blocks in the full-attention group.
+        prompt: Its prompt token ids, if scores of cached prompts are kept.
     """
 
     request: str
@@ -46,9 +56,15 @@ class RequestState:
 
 @dataclass(frozen=True, slots=True)
 class PassLabels:
-    """The rows of a pass that can be labelled: their places `index` in the pass (None: all, in order), spans and labels.
+    """Labels of the rows of a pass that can be attributed.
 
-    `gaps`: (request, from, to): positions before the request's rows that were never told of, since they came from the cache.
+    Attributes:
+        index: Rows of the pass that are labeled, in order; None if all are.
+        spans: One span per request.
+        meta: ROW_META [n].
+        known: The state of each span's request.
+        gaps: (request, start, stop): positions before the request's rows that came from the prefix cache and were not published.
+        uncertain: Number of rows that could not be attributed.
     """
 
     index: np.ndarray | None
@@ -60,7 +76,7 @@ class PassLabels:
 
 
 class Register:
-    """The requests that run, by the engine's id. Not thread-safe: it lives on one thread."""
+    """The running requests, by the engine's id. Not thread-safe."""
 
     def __init__(self) -> None:
         self._known: dict[str, RequestState] = {}
@@ -69,10 +85,11 @@ class Register:
         return len(self._known)
 
     def get(self, request: str) -> RequestState | None:
+        """Return the state of a request, or None."""
         return self._known.get(request)
 
     def add(self, known: RequestState) -> RequestState:
-        """A request is scheduled for the first time, or once more after preemption: then what it had computed is remembered."""
+        """Add a request when it is scheduled. After preemption or streaming input, keep its earlier progress."""
         before = self._known.get(known.request)
         if before is not None:
             known.high, known.told, known.ended = before.high, before.told, before.ended
@@ -82,7 +99,7 @@ class Register:
         return known
 
     def end(self, requests: Iterable[str]) -> tuple[Span, ...]:
-        """These requests are over: their END spans. What never had a row has none."""
+        """Remove finished requests and return their END spans (none for requests that never produced a row)."""
         gone = [self._known.pop(request, None) for request in sorted(requests)]
         return tuple(Span(k.request, 0, 0, 0, _END, k.n_prompt) for k in gone if k is not None and k.told)
 
@@ -95,10 +112,18 @@ class Register:
         step: int,
         rejected: np.ndarray | None = None,
     ) -> PassLabels:
-        """Label one pass: rows `starts[i] .. starts[i + 1]` are of `requests[i]`; `rejected[i]` at their end are drafts in vain.
+        """Label the rows of one pass and advance the requests.
 
-        A request is left out, and its rows counted as uncertain, where it is unknown or its positions do not follow
-        each other.
+        Requests that are unknown, cannot be labeled, or whose positions do not rise by one are left out; their rows count as
+        `uncertain`.
+
+        Args:
+            requests: The requests of the pass, in row order.
+            starts: int [n + 1]; rows `starts[i]` to `starts[i + 1]` belong to `requests[i]`.
+            positions: int64 [n_rows], from the model's input buffer.
+            token_ids: int32 [n_rows], from the model's input buffer.
+            step: Step number for the labels.
+            rejected: int [n]; the last `rejected[i]` rows of each request are of rejected draft tokens. None without drafts.
         """
         sizes = np.diff(starts)
         known = [self._known.get(request) for request in requests]
@@ -171,7 +196,10 @@ class Register:
 
 
 def _mark_what_follows_the_end(known: RequestState, meta: np.ndarray) -> None:
-    """A generated token that ends an answer is fed back only when the engine ran ahead: its row came after the end."""
+    """Flag rows AFTER_EOS from the first end token on.
+
+    The engine feeds back a token that ends the answer only if it ran ahead, so that row and all later ones follow the end.
+    """
     if not known.ended:
         generated = meta["position"] >= known.n_prompt
         rejected = (meta["flags"] & int(RowFlag.REJECTED)) != 0
@@ -185,7 +213,7 @@ def _mark_what_follows_the_end(known: RequestState, meta: np.ndarray) -> None:
 
 
 def _contiguous(positions: np.ndarray, starts: np.ndarray) -> np.ndarray:
-    """For each request, whether its positions rise by one and begin at 0 or above: bool [n]."""
+    """Return, for each request, whether its positions rise by one and start at 0 or above: bool [n]."""
     if not len(positions):
         return np.zeros(len(starts) - 1, bool)
     breaks = np.zeros(len(positions), bool)
@@ -197,7 +225,14 @@ def _contiguous(positions: np.ndarray, starts: np.ndarray) -> np.ndarray:
 
 
 def known_of(new: Any, group: int | None, *, rows: bool, wish: bool) -> RequestState:
-    """What vLLM's NewRequestData says of a request; `rows`: its raw rows are wanted; `wish`: it asked for something."""
+    """Return the state of a new request from vLLM's NewRequestData.
+
+    Args:
+        new: vLLM's NewRequestData.
+        group: Index of the full-attention KV group, or None if scores of cached prompts are not kept.
+        rows: Whether its raw rows are wanted.
+        wish: Whether it has per-request recording options.
+    """
     params = new.sampling_params
     stop: frozenset[int] = frozenset()
     limit = 1 << 62

@@ -1,7 +1,7 @@
-"""Where vLLM's models keep their sites, and how the row is read there.
+"""Where vLLM models keep their sites, and how each row is read there.
 
-Most decoder layers of vLLM return (hidden, residual) and leave their sum to the next norm: the residual stream is that sum.
-Others (GPT-2, OPT, Falcon, Granite) return the stream itself. A final norm's second value is not part of its row.
+Most of vLLM's decoder layers return (hidden, residual) and leave the addition to the next norm: their residual stream is that
+sum. Others (GPT-2, OPT, Falcon, Granite) return the stream itself. The second output of a final norm is not part of its row.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from actscope.errors import SiteError
 from actscope.sites import Site, select
 from actscope.taps.anatomy import Location, blocks, locate
 
-#: What a tap is told: (hidden, residual), the row being their sum, or hidden alone.
+#: Called with (hidden, residual). The row is their sum, or `hidden` alone if `residual` is None.
 Read = Callable[[Tensor, Tensor | None], None]
 
 
 def sites_here(model: nn.Module, selection: str) -> tuple[Site, ...]:
-    """The sites of a selection whose modules are in this process; the others are another pipeline stage's.
+    """Return the selected sites whose modules are in this process; the others belong to other pipeline stages.
 
-    Raises SiteError for what no stage has.
+    Raises SiteError for a site that no stage has.
     """
     if not selection:
         return ()
@@ -34,7 +34,7 @@ def sites_here(model: nn.Module, selection: str) -> tuple[Site, ...]:
 
 
 def _elsewhere(model: nn.Module, site: Site, missing: Sequence[str]) -> bool:
-    """Whether it is, or lies within, one of the `missing` modules: those have no children to be found."""
+    """Return whether a site is, or lies inside, one of the `missing` modules. Those have no children to search."""
     if site.is_module:
         return any(f"{site.point}.".startswith((f"{name}.", f"{name}:")) for name in missing)
     layers = blocks(model)
@@ -44,12 +44,12 @@ def _elsewhere(model: nn.Module, site: Site, missing: Sequence[str]) -> bool:
 
 
 def _is_placeholder(module: nn.Module) -> bool:
-    """What vLLM has in the place of a module of another stage."""
+    """Return whether a module is vLLM's placeholder for a module of another pipeline stage."""
     return type(module).__name__ == "PPMissingLayer"
 
 
 def attach(model: nn.Module, site: Site, read: Read) -> RemovableHandle:
-    """Have `read` called with what passes at `site`, from the next forward pass on."""
+    """Hook `read` to `site`, from the next forward pass on. Raises SiteError if the site cannot be read."""
     location = locate(model, site)
     if location.side == "input":
         return _attach_input(site, location, read)
@@ -57,7 +57,7 @@ def attach(model: nn.Module, site: Site, read: Read) -> RemovableHandle:
 
     def hook(module: nn.Module, args: Any, output: Any) -> None:
         found = pair(output)
-        if found is not None and found[0].dim() == 2:  # of several streams side by side, none is the row
+        if found is not None and found[0].dim() == 2:  # with several parallel streams (3-d), none is the row
             read(*found)
 
     return location.module.register_forward_hook(hook)
@@ -83,7 +83,7 @@ def _argument(args: Sequence[Any], kwargs: dict[str, Any], at: int, name: str) -
 
 
 def _stream_of(output: Any) -> tuple[Tensor, Tensor | None] | None:
-    """What a block returns; None where that is neither a tensor nor (tensor, tensor or None)."""
+    """Return (hidden, residual) from a block's output; None unless it is a tensor or (tensor, tensor or None)."""
     if isinstance(output, Tensor):
         return output, None
     if not isinstance(output, tuple) or not output or not isinstance(output[0], Tensor):

@@ -1,12 +1,12 @@
-"""The entry point that vLLM calls in each of its processes (`vllm.general_plugins`): idempotent, light, and never fatal.
+"""Plugin entry point, called by vLLM in each of its processes (`vllm.general_plugins`). Idempotent, cheap and never fatal.
 
-It changes four methods of vLLM's, of which each goes on to do what it did:
+It wraps four vLLM methods; each wrapper calls the original:
 
-    EngineArgs.create_engine_config               our settings are read; what the graph depends on joins the compile cache key
-    Request.get_skip_reading_prefix_cache         a request that asked for its full prompt is computed without the prefix cache
-    WorkerWrapperBase.init_device                 the worker's `load_model` is followed by a Session on its runner, which
-                                                  looks away while the worker warms up
-    WorkerWrapperBase.shutdown                    the session ends first
+    EngineArgs.create_engine_config          reads our settings; those that change the graph join the compile cache key
+    Request.get_skip_reading_prefix_cache    skips the prefix cache for requests that asked for their full prompt
+    WorkerWrapperBase.init_device            attaches a RunnerSession after the worker's `load_model`, and pauses it while the
+                                             worker warms up
+    WorkerWrapperBase.shutdown               closes the session first
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ _MARK = "_actscope"
 
 
 def register() -> None:
-    """Called by vLLM, perhaps more than once. With ACTSCOPE_DISABLE=1 nothing is touched."""
+    """Install the wrappers. Idempotent. Does nothing if ACTSCOPE_DISABLE is set."""
     if disabled():
         return
     _log_where_vllm_logs()
     try:
         _wrap_all()
-    except Exception as error:  # a vLLM that is built otherwise goes on without us, and says so
+    except Exception as error:  # an incompatible vLLM runs on unwatched, and the log says why
         log.error(
             "actscope does not fit this vLLM (%s; tested with %s) and is off: %s: %s",
             _version(),
@@ -59,7 +59,7 @@ def _wrap_all() -> None:
 
 
 def _wrap(owner: type, name: str, wrapper: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
-    """Put `wrapper(original)` in the place of a method, once. Raises AttributeError where there is no such method."""
+    """Replace a method by `wrapper(original)`, once. Raises AttributeError if there is no such method."""
     original = getattr(owner, name)
     if not hasattr(original, _MARK):
         changed = wrapper(original)
@@ -68,7 +68,7 @@ def _wrap(owner: type, name: str, wrapper: Callable[[Callable[..., Any]], Callab
 
 
 def _log_where_vllm_logs() -> None:
-    """vLLM sets up its own loggers only: without a handler of theirs, what we say below WARNING would be lost."""
+    """Reuse vLLM's log handlers: vLLM configures only its own loggers, so our INFO lines would be lost."""
     root = logging.getLogger("actscope")
     theirs = logging.getLogger("vllm")
     if not root.handlers and theirs.handlers:
@@ -100,7 +100,7 @@ def _with_settings(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _settings_from(config: Any) -> VllmSettings:
-    """What the user wrote; or, where this process has read it before (a second engine, a copy of the arguments), that again."""
+    """Read the user's settings, or return the carried ones if this process has read them before."""
     if not isinstance(config, Mapping):
         raise SettingsError(f"additional_config['{KEY}']: expected an object with settings, found {config!r}")
     carried = os.environ.get(CARRIER)
@@ -112,7 +112,7 @@ def _settings_from(config: Any) -> VllmSettings:
 
 
 def _without_prints(graph: Mapping[str, Any]) -> dict[str, Any]:
-    """What a user could have written: the graph's part has more in it, which is computed."""
+    """Drop the computed fields of GraphSpec, leaving what a user could have written."""
     return {name: value for name, value in graph.items() if name not in GraphSpec.computed}
 
 
@@ -157,7 +157,7 @@ def _with_session(original: Callable[..., Any]) -> Callable[..., Any]:
 
 @contextmanager
 def _warming(worker: Any) -> Iterator[None]:
-    """The V2 runner warms up with requests that look real; they are nobody's."""
+    """Pause the session during warm-up: the V2 runner warms up with dummy requests that look real."""
     session = getattr(worker, "_actscope_session", None)
     if session is None:
         yield
@@ -178,10 +178,10 @@ def _with_end(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def watch(worker: Any) -> None:
-    """Attach a session to a worker whose model has been loaded. What stands against it is an error in the log, and no more.
+    """Attach a session to a worker whose model is loaded.
 
-    Settings that cannot be met are the exception: they raise SettingsError, for nothing is being served yet. So does everything
-    where there is to be no sidecar: such an engine is run for its rows alone.
+    If the engine cannot be watched, logs an error and returns. Settings that cannot be met raise SettingsError instead, since no
+    request is served yet. Without a sidecar every ActscopeError is raised: such an engine runs only for its rows.
     """
     settings = VllmSettings()
     try:
@@ -210,7 +210,7 @@ def watch(worker: Any) -> None:
 
 
 def _carried(config: Any) -> VllmSettings:
-    """The settings of the first process; where the environment was not handed on (Ray), what is here, and the graph's part."""
+    """Return the settings carried from the first process; if they did not arrive (Ray), rebuild them from here."""
     graph = (config.additional_config or {}).get(KEY, {})
     carried = os.environ.get(CARRIER)
     if carried:
@@ -232,7 +232,7 @@ def _end(worker: Any) -> None:
 
 
 def place_of(worker: Any) -> Any:
-    """Where this worker stands. Raises EngineError for what would make labels or rows uncertain."""
+    """Return the worker's StagePlacement. Raises EngineError for features that would make labels or rows uncertain."""
     from vllm.distributed.parallel_state import get_pp_group, get_tp_group
 
     from actscope.engines.vllm.session import StagePlacement

@@ -1,8 +1,8 @@
-"""Scores that survive prefix hits: what each slot of the KV cache had for scores when its keys and values were computed.
+"""Scores of cached prompt blocks, stored by KV slot so that they survive prefix cache hits.
 
-vLLM decides which prompts share blocks; it hashes tokens, adapters and salts for that. The scores lie here at the same slots as
-the keys and values in its cache, so a block that is found again brings its scores with it, and one that is overwritten loses
-them with its keys. Nothing is hashed a second time, and nothing can disagree.
+vLLM decides which prompts share blocks by hashing tokens, adapters and salts. Scores are stored under the same KV slots as the
+keys and values: a reused block brings its scores along, and an overwritten block loses them. Nothing is hashed again, so the two
+cannot disagree.
 """
 
 from __future__ import annotations
@@ -14,14 +14,15 @@ import numpy as np
 from actscope.engines.vllm.labels import RequestState
 from actscope.frames import ROW_META, RowFlag
 
-#: Rows that are no part of what a later prompt can find.
+#: Rejected drafts are never part of a cached prompt.
 _REJECTED = int(RowFlag.REJECTED)
 
 
 class PrefixScores:
-    """Scores by KV slot, in host memory: float32 [n_slots, width], touched only where rows were computed.
+    """Scores by KV slot in host memory: float32 [n_slots, width].
 
-    `since` of a column is the generation at which its probe was put there: what was scored before says nothing of it.
+    Pages are touched only where rows were computed. `since` int64 [width] is the generation at which each column got its probe;
+    scores of an older generation are not valid for that column.
     """
 
     def __init__(self, n_blocks: int, block_size: int, width: int) -> None:
@@ -34,14 +35,14 @@ class PrefixScores:
         self.since = np.zeros(width, np.int64)
 
     def forget(self, slots: np.ndarray | None = None) -> None:
-        """What lies in these slots, or in all, is not known any more: rows went there that nobody has seen."""
+        """Invalidate slots (all if None): they were overwritten by a pass that was not observed."""
         if slots is None:
             self._position.fill(-1)
         else:
             self._position[slots[(slots >= 0) & (slots < len(self._position))]] = -1
 
     def keep(self, slots: np.ndarray, meta: np.ndarray, scores: np.ndarray, generation: int) -> None:
-        """Rows have been computed into these slots; a slot below 0 is none."""
+        """Store the scores of rows computed into `slots`. Skips rejected rows and slots out of range."""
         good = (slots >= 0) & (slots < len(self._token)) & ((meta["flags"] & _REJECTED) == 0)
         if not good.all():
             slots, meta, scores = slots[good], meta[good], scores[good]
@@ -51,7 +52,7 @@ class PrefixScores:
         self._generation[slots] = generation
 
     def copy_blocks(self, pairs: Sequence[tuple[int, int]]) -> None:
-        """vLLM has copied blocks (source, destination)."""
+        """Mirror vLLM's copies of KV blocks, given as (source, destination)."""
         size = self._block_size
         for source, target in pairs:
             into, out_of = slice(target * size, (target + 1) * size), slice(source * size, (source + 1) * size)
@@ -59,9 +60,10 @@ class PrefixScores:
                 column[into] = column[out_of]
 
     def find(self, known: RequestState, low: int, high: int, chunk: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """(labels, scores) of positions `low .. high` of a request, as far as they are known, in runs of at most `chunk`.
+        """Yield (meta, scores) of the known positions from `low` to `high` of a request, in runs of at most `chunk` rows.
 
-        A slot is used only if it holds that position, and in a prompt that token: whatever else lies there is not this request's.
+        A slot is used only if it holds that position and, within the prompt, that token. Scores that predate a column's current
+        probe are NaN.
         """
         blocks = np.asarray(known.blocks, np.int64)
         positions = np.arange(low, min(high, len(blocks) * self._block_size))
@@ -82,7 +84,7 @@ class PrefixScores:
 
 
 def _runs(good: np.ndarray, chunk: int) -> Iterator[tuple[int, int]]:
-    """(start, stop) of what is good without a gap, in pieces."""
+    """Yield (start, stop) of each run of True, split into pieces of at most `chunk`."""
     edges = np.flatnonzero(np.diff(np.concatenate([[False], good, [False]]).astype(np.int8)))
     for start, stop in zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True):
         for at in range(start, stop, chunk):

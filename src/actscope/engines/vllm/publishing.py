@@ -1,4 +1,4 @@
-"""From what a pass wrote to what readers get: labels, the ring of scores, the ring of raw rows. One thread at a time."""
+"""Publisher: turns the output of a pass into labeled steps in the score ring and the row ring. One thread at a time."""
 
 from __future__ import annotations
 
@@ -18,16 +18,25 @@ from actscope.taps.tap import TapBuffers
 
 log = logging.getLogger("actscope.vllm")
 
-#: Rows of a cached prefix that are published at once.
+#: Maximum number of cached-prefix rows in one step.
 _CHUNK = 4096
 
 
 @dataclass(slots=True)
 class PassNote:
-    """What the host knew of a pass when it was launched: handed on with the copies, in order.
+    """What the host knew of a pass when it was launched. Travels with the copies, in order.
 
-    `since` int64 [width]: the generation at which each column got its probe. `blocks`: KV blocks that requests were given, and
-    whether they are all that the request has now. `copies`: KV blocks that vLLM copies before the pass.
+    Attributes:
+        requests: Requests of the pass, in row order.
+        starts: int64 [n + 1]; first row of each request.
+        begun: Requests scheduled for the first time, or again after preemption.
+        ended: Ids of finished requests.
+        generation: Generation of the probe bank.
+        columns_of: Score columns that each site fills.
+        since: int64 [width]; generation at which each column got its probe.
+        blocks: (request, new KV blocks, whether they replace all earlier ones).
+        copies: (source, destination) KV blocks that vLLM copies before the pass.
+        n_rows: Number of scheduled tokens.
     """
 
     requests: Sequence[str]
@@ -44,7 +53,7 @@ class PassNote:
 
 @dataclass(slots=True)
 class PublishedCounts:
-    """What became of the rows of all passes, exactly. A row is one token of one pass, whatever the number of sites."""
+    """Exact row counts over all passes. A row is one token of one pass, whatever the number of sites."""
 
     passes: int = 0
     rows: int = 0
@@ -57,7 +66,10 @@ class PublishedCounts:
 
 
 class Publisher:
-    """Writes both rings. `rows_ring` is None where no raw rows are kept, `prefix` where scores of cached prompts are not."""
+    """Writes both rings.
+
+    `rows_ring` is None if no raw rows are kept; `prefix` is None if scores of cached prompts are not kept.
+    """
 
     def __init__(
         self,
@@ -74,16 +86,19 @@ class Publisher:
         self._register = Register()
         self._fired = np.zeros(len(buffers.fired), np.int64)
         self._silent: set[int] = set()
-        self._unseen = 0  # passes that ran since the last one that landed
+        self._unseen = 0  # passes with dropped rows since the last published one
         self._step = 0
         self.counts = PublishedCounts()
 
     def forget_passes(self, fired: np.ndarray) -> None:
-        """What the taps did so far was no request's pass: warm-up, profiling, graph capture."""
+        """Reset the tap counters after passes that served no request: warm-up, profiling, graph capture."""
         self._fired, self._unseen = fired.copy(), 0
 
     def publish(self, note: PassNote, landed: Landed | None) -> None:
-        """One pass; `landed` is None when its rows were dropped on their way, or there was no pass and requests only ended."""
+        """Publish one pass.
+
+        `landed` is None if the rows were dropped on the way, or if there was no pass and requests only began or ended.
+        """
         ended = self._register.end(note.ended)
         for known in note.begun:
             self._register.add(known)
@@ -134,7 +149,7 @@ class Publisher:
             known.blocks = list(blocks) if anew else known.blocks + blocks
 
     def _silent_sites(self, fired: np.ndarray) -> list[int]:
-        """The sites whose tap did not run exactly once in this pass: nothing of theirs is delivered."""
+        """Return the sites whose tap did not run exactly once in this pass. None of their data is delivered."""
         ran = fired - self._fired - self._unseen
         self._fired, self._unseen = fired.copy(), 0
         silent = np.flatnonzero(ran != 1).tolist()
@@ -173,7 +188,7 @@ class Publisher:
         silent: list[int],
         ring: RingWriter,
     ) -> None:
-        """The raw rows of the requests that want them, with their scores at the head of each row."""
+        """Publish raw rows of the requests that want them. Each row starts with its scores."""
         if any(site in self._kept for site in silent):
             self.counts.raw_dropped_rows += step.n_rows
             return
@@ -192,7 +207,10 @@ class Publisher:
     def _keep(
         self, note: PassNote, labels: PassLabels, scores: np.ndarray, slots: np.ndarray, prefix: PrefixScores
     ) -> None:
-        """The scores of this pass, before those of cached prompts are looked up: vLLM shares blocks that it only computes now."""
+        """Store this pass's scores under their KV slots.
+
+        Must run before cached scores are looked up: vLLM also shares blocks that are computed in this very pass.
+        """
         prefix.copy_blocks(note.copies)
         prefix.since = note.since
         if labels.index is not None:
@@ -201,9 +219,9 @@ class Publisher:
         prefix.keep(slots, labels.meta, scores, note.generation)
 
     def _publish_cached(self, note: PassNote, labels: PassLabels, prefix: PrefixScores) -> tuple[Span, ...]:
-        """The scores of positions that this pass found in the cache, from the requests that computed them.
+        """Publish scores of positions found in the prefix cache, as computed for earlier requests.
 
-        Returns the spans of the pass; one that is not its request's first any more says so no longer.
+        Returns the spans of the pass, without FIRST on those whose request already had a cached span.
         """
         spans = {span.request: span for span in labels.spans}
         for known, low, high in labels.gaps:
@@ -219,7 +237,7 @@ class Publisher:
 
 
 def _with_wishes(step: Step, labels: PassLabels) -> Step:
-    """The step, its spans marked where the request's wish is to be looked at before its rows are recorded."""
+    """Mark the spans of requests that have recording options, so that the recorder waits for them."""
     wishing = {known.request for known in labels.known if known.wish}
     if not wishing:
         return step
@@ -228,7 +246,7 @@ def _with_wishes(step: Step, labels: PassLabels) -> Step:
 
 
 def _only(step: Step, labels: PassLabels, wanting: list[bool], ended: tuple[Span, ...]) -> tuple[Step, np.ndarray]:
-    """The step with the spans of some requests only, and which of its rows those are."""
+    """Return the step restricted to the requests that want rows, and a bool mask of its rows."""
     spans: list[Span] = []
     offset = 0
     for span, wants in zip(labels.spans, wanting, strict=True):

@@ -1,4 +1,4 @@
-"""The two model runners of vLLM: what a pass was about, read out of each. Nothing else knows their attributes."""
+"""Adapters for vLLM's two model runners: what a pass contained, read from each. No other module uses runner attributes."""
 
 from __future__ import annotations
 
@@ -15,11 +15,10 @@ from actscope.errors import EngineError
 
 @dataclass(slots=True)
 class PassBatch:
-    """The real tokens of one forward pass; padding lies behind `n_tokens`.
+    """The real tokens of one forward pass; padding follows `n_tokens`.
 
-    Row `starts[i] .. starts[i + 1]` of everything that the pass wrote belongs to `requests[i]`. `positions` int64,
-    `token_ids` int32 and `slots` int64 (where each token's keys and values lie in the KV cache) are buffers on the model's
-    device, of at least `n_tokens`, which the next pass overwrites.
+    Rows `starts[i]` to `starts[i + 1]` of everything the pass wrote belong to `requests[i]`. `positions` int64, `token_ids` int32
+    and `slots` int64 (KV slot of each token) are device buffers of at least `n_tokens` elements. The next pass overwrites them.
     """
 
     requests: list[str]
@@ -29,11 +28,11 @@ class PassBatch:
     token_ids: Tensor
     slots: Tensor | None
     drafts: np.ndarray | None = None  # int [n]: speculative tokens at the end of each request's rows
-    rejected: Tensor | None = None  # int [n], on the device: how many of those were in vain, known after sampling
+    rejected: Tensor | None = None  # int [n], on the device: how many drafts were rejected, known after sampling
 
 
 class Runner(Protocol):
-    """An adapter: `batch` after a pass, `rejected` after sampling, where drafts were in the pass."""
+    """Adapter interface: `batch` describes a pass; `watch_rejections` reports rejected drafts after sampling."""
 
     name: str
 
@@ -42,7 +41,7 @@ class Runner(Protocol):
     def watch_rejections(self, waiting: Callable[[], PassBatch | None]) -> None: ...
 
 
-#: Attributes without which an adapter cannot work; looked at before anything is attached.
+#: Attributes that an adapter needs. They are checked before anything is attached.
 _V1_NEEDS = (
     "execute_model", "sample_tokens", "input_batch", "query_start_loc", "positions", "input_ids",
     "_update_states_after_model_execute",
@@ -51,7 +50,7 @@ _V2_NEEDS = ("execute_model", "sample_tokens", "sample", "input_buffers", "req_s
 
 
 def adapt(runner: Any) -> Runner:
-    """The adapter for a model runner. Raises EngineError, naming what is missing, for one that it does not know."""
+    """Return the adapter for a model runner. Raises EngineError, naming what is missing, for an unknown runner."""
     names = [f"{kind.__module__}.{kind.__qualname__}" for kind in type(runner).__mro__]
     if "vllm.v1.worker.gpu.model_runner.GPUModelRunner" in names:
         _need(runner, _V2_NEEDS)
@@ -69,7 +68,10 @@ def _need(runner: Any, attributes: Sequence[str]) -> None:
 
 
 def full_attention_layer(runner: Any) -> tuple[int, str] | None:
-    """(group, layer) of full attention in the KV cache, whose blocks are never dropped while a request lives; or None."""
+    """Return (group, layer) of full attention in the KV cache, or None.
+
+    Blocks of full attention are never dropped while their request lives.
+    """
     config = getattr(runner, "kv_cache_config", None)
     for index, group in enumerate(config.kv_cache_groups if config is not None else ()):
         if type(group.kv_cache_spec).__name__ in ("FullAttentionSpec", "MLAAttentionSpec"):
@@ -78,7 +80,7 @@ def full_attention_layer(runner: Any) -> tuple[int, str] | None:
 
 
 class V1Runner:
-    """`vllm.v1.worker.gpu_model_runner`: its batch stays as it is until the next call of `execute_model`."""
+    """Adapter for `vllm.v1.worker.gpu_model_runner`: its batch stays valid until the next `execute_model`."""
 
     name = "V1"
 
@@ -101,7 +103,7 @@ class V1Runner:
         )
 
     def watch_rejections(self, waiting: Callable[[], PassBatch | None]) -> None:
-        """After sampling, tell the pass that waits for it how many drafts of each request were rejected; on the device."""
+        """After sampling, set `rejected` of the waiting pass to its number of rejected drafts; on device."""
         original = self._runner._update_states_after_model_execute
 
         def update(output_token_ids: Tensor, scheduled: Any) -> None:
@@ -123,7 +125,7 @@ class V1Runner:
 
 
 class V2Runner:
-    """`vllm.v1.worker.gpu.model_runner`: its batch lies in the state that `execute_model` leaves to `sample_tokens`."""
+    """Adapter for `vllm.v1.worker.gpu.model_runner`: reads the state that `execute_model` leaves for `sample_tokens`."""
 
     name = "V2"
 
@@ -149,7 +151,7 @@ class V2Runner:
         )
 
     def watch_rejections(self, waiting: Callable[[], PassBatch | None]) -> None:
-        """After sampling, tell the pass that waits for it how many drafts of each request were rejected; on the device."""
+        """After sampling, set `rejected` of the waiting pass to its number of rejected drafts; on device."""
         original = self._runner.sample
 
         def sample(*args: Any, **kwargs: Any) -> Any:
@@ -163,6 +165,6 @@ class V2Runner:
 
 
 def _device(buffer: Any) -> Tensor:
-    """The tensor on the device of what is one, or a pair of buffers on host and device."""
+    """Return the device tensor of a tensor, or of a host-device pair of buffers."""
     found: Tensor = buffer if isinstance(buffer, torch.Tensor) else buffer.gpu
     return found

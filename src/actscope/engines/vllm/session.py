@@ -1,4 +1,4 @@
-"""One model runner being watched: hooks on its model, buffers on its device, and what happens around each of its passes."""
+"""RunnerSession: one observed model runner, with hooks on its model, buffers on its device and callbacks around each pass."""
 
 from __future__ import annotations
 
@@ -46,18 +46,19 @@ from actscope.taps.tap import SaeBuffers, TapBuffers
 
 log = logging.getLogger("actscope.vllm")
 
-#: Rows of raw activations that readers may lag behind, if memory allows.
+#: Capacity of the row ring in rows, if memory allows.
 _ROWS_AT_HAND = 65536
-#: The same in passes, for a reader that drives the engine and reads after each pass.
+#: Capacity in passes if the reader drives the engine and reads after each pass.
 _PASSES_AT_HAND = 4
-#: Scores of cached prompts may take this much memory of the host.
+#: Most host memory for the scores of cached prompts.
 _PREFIX_BYTES = 8 << 30
 
 
 @dataclass(frozen=True, slots=True)
 class StagePlacement:
-    """Where this process stands in its engine: `part` of `parts` pipeline stages. One tensor parallel rank of each
-    publishes; `shared` where there are several.
+    """The position of this process in its engine: pipeline stage `part` of `parts`.
+
+    `publishes` is True on one tensor-parallel rank per stage; `shared` is True if the stage has several ranks.
     """
 
     publishes: bool
@@ -68,10 +69,11 @@ class StagePlacement:
 
 
 class RunnerSession:
-    """Made after the model is loaded and before its first pass. `before` and `after` never raise, and never wait for a reader.
+    """Observes one model runner. Created after the model is loaded and before its first pass.
 
-    On ranks that do not publish (tensor parallel ranks but the first) only the taps are there: all ranks must compile the same
-    graph, or their collectives would not meet. `start` says where the rings of one that publishes lie, and what is in them.
+    `before`, `after` and `sampled` never raise and never wait for a reader. Tensor-parallel ranks that do not publish have only
+    the taps: all ranks must compile the same graph, or their collectives would not match. On a publishing rank, `start` holds the
+    names of the rings and their layout.
     """
 
     def __init__(self, runner: Any, settings: VllmSettings, place: StagePlacement) -> None:
@@ -126,7 +128,7 @@ class RunnerSession:
         return read
 
     def _attach_sae(self, graph: GraphSpec) -> None:
-        """Hook the SAE's encoder in. Another stage's is not loaded; its columns stay "not computed"."""
+        """Hook in the SAE's encoder. On other stages its columns stay NaN (not computed)."""
         encoder = load_encoder(Path(graph.sae), graph.sae_site or None)
         if encoder.site is None:
             raise SettingsError(
@@ -143,7 +145,7 @@ class RunnerSession:
             self._sae = Features(site.name, graph.sae_top_k, encoder.n_features, encoder.name or Path(graph.sae).name)
 
     def _open(self, config: Any) -> None:
-        """What only the publishing rank has: rings, the crossing, the sidecar."""
+        """Open what only the publishing rank has: rings, crossing and sidecar."""
         self._ring = RingWriter.create(_score_ring(self._settings, self.buffers.n_columns))
         self._rows_ring = self._open_rows_ring() if self.kept else None
         on_gpu = self.buffers.board.is_cuda
@@ -151,7 +153,7 @@ class RunnerSession:
         if config.speculative_config is not None:
             self._adapter.watch_rejections(lambda: self._waiting[1] if self._waiting else None)
         self.start = start = self._start(config)
-        self._companion = self._open_companion(start)
+        self._companion = self._open_sidecar(start)
         log.info(
             "watching %s: %d sites, raw rows of %d, %s runner, ring %s",
             start.facts.served,
@@ -161,7 +163,7 @@ class RunnerSession:
             self._ring.name,
         )
 
-    def _open_companion(self, start: SidecarStart) -> Sidecar | NoSidecar:
+    def _open_sidecar(self, start: SidecarStart) -> Sidecar | NoSidecar:
         if not self._settings.sidecar:
             return NoSidecar()
         return Sidecar(start, self._d, self._settings.width, beat=self._beat)
@@ -222,21 +224,21 @@ class RunnerSession:
     # --- around a pass, on the model's thread ---
 
     def before(self, scheduled: Any) -> None:
-        """A pass is about to be prepared: put new probes in force, and learn which requests come and go."""
+        """Prepare a pass: apply staged probes and note new and finished requests. Never raises."""
         try:
             self._before(scheduled)
-        except Exception:  # the model being watched never dies of us
+        except Exception:  # a fault of ours must never stop the model
             self._fault("before a pass")
 
     def after(self, scheduled: Any) -> None:
-        """The pass has been launched. With drafts in it, it is published only when it is known which were accepted."""
+        """Publish a launched pass; with drafts, wait for `sampled` to know which were accepted. Never raises."""
         try:
             self._after(scheduled)
         except Exception:
             self._fault("after a pass")
 
     def sampled(self) -> None:
-        """Tokens have been sampled: what waited for that is published now."""
+        """Publish the pass that waited for sampling. Never raises."""
         try:
             waiting, self._waiting = self._waiting, None
             if waiting is not None:
@@ -248,11 +250,11 @@ class RunnerSession:
         if self._companion is None or self.warming:
             return
         waiting, self._waiting = self._waiting, None
-        if waiting is not None:  # for a sampling that never came: nobody can say which drafts were accepted
+        if waiting is not None:  # it was never sampled, so its accepted drafts are unknown
             self._pass_over(waiting[0])
         self._crossing.before_pass()
         publisher = self._publisher or self._make_publisher()
-        if not self.buffers.fired.is_cuda:  # where it can be looked at, a dummy pass in between is no fault
+        if not self.buffers.fired.is_cuda:  # readable without a sync: a dummy pass in between is then no fault
             publisher.forget_passes(self.buffers.fired.numpy())
         staged = self._companion.staged()
         if staged is not None:
@@ -267,7 +269,7 @@ class RunnerSession:
             self.buffers.wanted.fill_(int(with_rows))
 
     def _welcome(self, new: Any) -> None:
-        """A request is scheduled for the first time, or again after preemption: does it want its rows to be kept?"""
+        """Read the options of a request that is scheduled for the first time, or again after preemption."""
         params = new.sampling_params
         options = options_of(params.extra_args) if params is not None else {}
         asked, keep = options.get("rows"), options.get("keep")
@@ -297,10 +299,10 @@ class RunnerSession:
         try:
             batch = self._adapter.batch(scheduled)
         except Exception:
-            self._pass_over(note)  # requests come and go all the same
+            self._pass_over(note)  # the requests of the pass begin and end anyway
             raise
         note.requests, note.starts = batch.requests, batch.starts
-        if int(batch.starts[-1]) != batch.n_tokens:  # the device has divided the rows otherwise than the host knows
+        if int(batch.starts[-1]) != batch.n_tokens:  # host and device disagree about the rows of each request
             self._pass_over(note)
         elif batch.drafts is not None and batch.drafts.any():
             self._waiting = note, batch
@@ -314,7 +316,7 @@ class RunnerSession:
             self._pass_over(note)
 
     def _pass_over(self, note: PassNote) -> None:
-        """Publish what is known of a pass whose rows are not to be had."""
+        """Publish what is known of a pass whose rows are unavailable."""
         publisher = self._publisher
         assert publisher is not None
         self._crossing.pass_over(lambda: publisher.publish(note, None))
@@ -346,7 +348,10 @@ class RunnerSession:
         )
 
     def _make_publisher(self) -> Publisher:
-        """Before the first pass of a request: the KV cache is there by now, and all that the taps did so far was warm-up."""
+        """Create the publisher before the first request's pass.
+
+        The KV cache exists by then, and everything that the taps counted so far was warm-up.
+        """
         place = full_attention_layer(self._runner)
         prefix = self._prefix_scores(place[0]) if place is not None else None
         self._group = place[0] if prefix is not None and place is not None else None
@@ -381,13 +386,13 @@ class RunnerSession:
     # --- the rest ---
 
     def _beat(self) -> None:
-        """Tell readers in other containers that this process lives although it idles."""
+        """Write a heartbeat to the rings, so that readers in other containers see that an idle process lives."""
         self._ring.beat()
         if self._rows_ring is not None:
             self._rows_ring.beat()
 
     def counts(self) -> PublishedCounts:
-        """What became of the rows so far."""
+        """Return row counts since the start."""
         return self._publisher.counts if self._publisher else PublishedCounts()
 
     def _fault(self, when: str) -> None:
@@ -396,7 +401,10 @@ class RunnerSession:
             log.exception("actscope failed %s (further ones are only counted); generation goes on", when)
 
     def _give_up(self) -> None:
-        """Leave nothing behind of what could not be opened. Other ranks have the same hooks: their graphs must stay alike."""
+        """Close the rings after a failed start.
+
+        Hooks stay on ranks of a shared stage: the graphs of all its ranks must stay identical.
+        """
         if not self._place.shared:
             for hook in self._hooks:
                 hook.remove()
@@ -406,23 +414,23 @@ class RunnerSession:
                 ring.close()
 
     def close(self) -> None:
-        """Take the hooks off and end the sidecar in good order. A second call does nothing."""
+        """Remove the hooks and end the sidecar cleanly. Idempotent."""
         for hook in self._hooks:
             hook.remove()
         self._hooks = []
-        companion, self._companion = self._companion, None
-        if companion is None:
+        sidecar, self._companion = self._companion, None
+        if sidecar is None:
             return
-        companion.hush()
+        sidecar.hush()
         self._crossing.close()
         self._ring.close()
         if self._rows_ring is not None:
             self._rows_ring.close()
-        companion.close()
+        sidecar.close()
 
 
 def _score_ring(settings: VllmSettings, width: int) -> RingSpec:
-    """Room for `ring_rows` rows; a step of decoding has one row a request."""
+    """Return a ring for `ring_rows` rows. A decoding step has one row per request."""
     steps = max(4096, settings.ring_rows // 8)
     return RingSpec(settings.ring_rows, width, step_capacity=steps, span_capacity=max(steps * 2, settings.ring_rows))
 

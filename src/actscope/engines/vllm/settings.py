@@ -1,4 +1,4 @@
-"""What the plugin is to do: from `--additional-config`, from the environment, and from the variables of older tools."""
+"""Plugin settings, read from `--additional-config`, ACTSCOPE_* variables and the variables of older tools."""
 
 from __future__ import annotations
 
@@ -16,18 +16,24 @@ from actscope.errors import SettingsError
 
 log = logging.getLogger("actscope.vllm")
 
-#: Key of vLLM's `additional_config` under which users write our settings, and under which the graph's part travels.
+#: Key of vLLM's `additional_config` for our settings; also carries the GraphSpec to the other processes.
 KEY = "actscope"
-#: Carries the settings that do not change the graph from the first process to all others.
+#: Environment variable that carries all settings from the first process to the others.
 CARRIER = "ACTSCOPE_VLLM_SETTINGS"
 
 
 class GraphSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What the compiled graph depends on. It is part of vLLM's compile cache key, so nothing else may be.
+    """The settings that the compiled graph depends on. They join vLLM's compile cache key, so no other setting may be here.
 
-    `sites` are tapped for scores, `row_sites` for raw rows ("" for none); both are selections. `width` is how many probes
-    can be loaded at once. `sae` is a directory or file with an SAE whose strongest `sae_top_k` features are computed at
-    `sae_site` for every token; `sae_print` tells one content of it from another. `version` is ours: the ops are in the graph.
+    Attributes:
+        sites: Selection of sites tapped for scores.
+        row_sites: Selection of sites tapped for raw rows; "" for none.
+        width: Number of probes that can be loaded at once.
+        sae: File or folder of an SAE whose strongest features are computed for every token; "" for none.
+        sae_site: Site of the SAE; "" for the one that its files name.
+        sae_top_k: Number of features per token.
+        sae_print: Changes when the SAE's files do.
+        version: actscope's version, since its ops are in the graph.
     """
 
     computed: ClassVar[tuple[str, ...]] = ("sae_print", "version")
@@ -43,21 +49,36 @@ class GraphSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
 
 class VllmSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """All settings of the plugin; each can be given as `{"actscope": {...}}` in `--additional-config` or as ACTSCOPE_<NAME>.
+    """All settings of the plugin. Unknown keys are refused.
 
-    `sites`, `row_sites`, `width`, `sae`, `sae_site`, `sae_top_k`: see GraphSpec; changing them compiles the model again.
-    `probes`: directories of probe files, loaded at start (default: `probes/<model>` where that exists).
-    `model_name`: what probes call the model, where that is not what vLLM serves it as.
-    `ring_rows`: rows of scores that readers may lag behind.
-    `prefix_scores`: keep the scores of cached prompt blocks, so that a prompt that comes again still shows them.
+    Each can be given as `{"actscope": {...}}` in `--additional-config`, or as the variable ACTSCOPE_<NAME>.
 
-    `record`: directory of a recording; marked requests go there. `rows`: whose rows leave the model's process:
-    "all" requests', or only of those that "asked". `sample`: a share of requests that is kept, chosen by their ids. `codec`,
-    `triggers`, `flight_gb`, `flight_seconds`, `flight_dir`: as for `actscope serve`. `buffer_gb`: shared memory between
-    the model's process and the recorder, at most; when it is full, rows are dropped and counted.
+    Attributes:
+        sites: See GraphSpec. Changing one of the first six settings recompiles the model.
+        row_sites: See GraphSpec. A recording without it keeps the first, middle and last layer.
+        width: See GraphSpec.
+        sae: See GraphSpec.
+        sae_site: See GraphSpec.
+        sae_top_k: See GraphSpec.
+        probes: Directories of probe files, loaded at start (default: `probes/<model>` if it exists).
+        model_name: The model's name in probe files, if it is not the name or path that vLLM loaded it from.
+        ring_rows: Capacity of the score ring: the rows that a reader may lag behind.
+        prefix_scores: Keep scores of cached prompt blocks, so that a repeated prompt still shows them.
+        record: Directory of a recording, to which marked requests are written; "" for none.
+        rows: Whose raw rows leave the model's process: "all" requests', or only those that "asked".
+        sample: Share of requests to keep (0 to 1), chosen by request id.
+        codec: As for `actscope serve`.
+        triggers: As for `actscope serve`.
+        flight_gb: As for `actscope serve`.
+        flight_seconds: As for `actscope serve`.
+        flight_dir: As for `actscope serve`.
+        buffer_gb: Upper limit of the shared memory between the model's process and the recorder, in GB (1e9 bytes). When it
+            is full, rows are dropped and counted.
+        sidecar: Start the process that loads probes and records. Without it no engine card is published; raw rows of four
+            passes stay in shared memory for the program that drives the engine (`actscope.extraction.vllm.reader`).
 
-    `sidecar`: whether the process that brings probes in and records is started. Without it there is no card either: raw rows
-    lie in shared memory, those of four passes, for whoever runs the engine and asks it where (`actscope.extraction.vllm.reader`).
+    Raises:
+        ValueError: `record`, `probes` or `triggers` is set while `sidecar` is False.
     """
 
     sites: str = "all"
@@ -88,7 +109,7 @@ class VllmSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
     @property
     def graph(self) -> GraphSpec:
-        """The part that the graph depends on. A recording without `row_sites` keeps three layers."""
+        """The settings that the graph depends on. A recording without `row_sites` keeps three layers."""
         row_sites = self.row_sites or ("first,middle,last" if self.record else "")
         return GraphSpec(
             sites=self.sites,
@@ -102,12 +123,12 @@ class VllmSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
 
 def _print_of(path: Path) -> str:
-    """Changes when a file does: its shape, and its activation, are constants of the graph."""
+    """Return a text that changes when a file does: the SAE's shape and activation are constants of the graph."""
     files = sorted(path.iterdir()) if path.is_dir() else [path] if path.exists() else []
     return ";".join(f"{f.name} {f.stat().st_size} {f.stat().st_mtime_ns}" for f in files if f.is_file())
 
 
-#: Variables of older tools, and what they are called here.
+#: Variables of older tools, and the settings that they map to.
 _LEGACY = {
     "TARGET_LAYER": "sites",
     "PROBE_MODEL": "probes",
@@ -124,14 +145,19 @@ _MEANING = {
 
 
 def disabled(env: Mapping[str, str] = os.environ) -> bool:
-    """Whether ACTSCOPE_DISABLE turns the plugin off."""
+    """Return whether ACTSCOPE_DISABLE turns the plugin off."""
     return env.get("ACTSCOPE_DISABLE", "") not in ("", "0")
 
 
 def read_settings(config: Mapping[str, Any], env: Mapping[str, str] = os.environ) -> VllmSettings:
-    """The settings: what `config` (the value of `additional_config["actscope"]`) says, else the environment, else defaults.
+    """Return the settings. `config` takes precedence over the environment, which takes precedence over defaults.
 
-    Raises SettingsError, naming the setting, for what is unknown or cannot be read.
+    Args:
+        config: The value of `additional_config["actscope"]`.
+        env: Environment variables.
+
+    Raises:
+        SettingsError: A setting is unknown or cannot be read; the message names it.
     """
     found = {**_legacy(env), **_own(env), **config}
     try:
@@ -151,7 +177,7 @@ def _is_set(env: Mapping[str, str], name: str) -> bool:
 
 
 def _several(text: str) -> tuple[str, ...]:
-    """A list in one variable: JSON, or parts with semicolons between them."""
+    """Parse a list from one variable: JSON, or parts separated by semicolons."""
     if text.startswith("["):
         try:
             return msgspec.json.decode(text, type=tuple[str, ...])

@@ -1,4 +1,4 @@
-"""The model's side of its sidecar: started, listened to, and started again when it dies. Nothing here can hold a pass up."""
+"""Client of the sidecar in the model's process: starts it, reads its messages and restarts it. Never blocks a pass."""
 
 from __future__ import annotations
 
@@ -31,19 +31,19 @@ from actscope.errors import EngineError
 
 log = logging.getLogger("actscope.vllm")
 
-#: A sidecar that dies is started again, but not in a loop.
+#: A dead sidecar is restarted, at most `_RESTARTS` times unless it lived for `_FORGIVEN_AFTER_S`.
 _RESTARTS, _RESTART_PAUSE_S, _FORGIVEN_AFTER_S = 5, 2.0, 600.0
-#: What may wait to be sent; beyond it, requests go to the recording without what they asked for, and are counted.
+#: Capacity of the outbox. Beyond it the oldest options are dropped, counted, and not applied.
 _OUTBOX = 4096
 _BEAT_S = 5.0
-#: A server that shuts down waits so long for its recording to be finished; the sidecar goes on without it.
+#: How long a server that shuts down waits for its recording. The sidecar finishes it even if this is too short.
 _PATIENCE_S = 1.0
 
 
 class Sidecar:
-    """Owns the sidecar and the threads that talk to it. `staged` and `tell` are for the model's thread; neither waits.
+    """Owns the sidecar process and the threads that talk to it.
 
-    `beat` is called every few seconds.
+    `staged` and `tell` are called on the model's thread and never wait. `beat` is called every 5 seconds on a thread of its own.
     """
 
     def __init__(self, start: SidecarStart, d: int, width: int, beat: Callable[[], None]) -> None:
@@ -51,7 +51,7 @@ class Sidecar:
         self._start, self._d, self._width = start, d, width
         self._staged: StagedBank | None = None
         self._lock = threading.Lock()
-        self._sending = threading.Lock()  # two threads send, and a message must stay whole
+        self._sending = threading.Lock()  # two threads send; their messages must not interleave
         self._over = threading.Event()
         self._outbox: deque[bytes] = deque(maxlen=_OUTBOX)
         self._something = threading.Event()
@@ -68,7 +68,7 @@ class Sidecar:
     # --- on the model's thread ---
 
     def staged(self) -> StagedBank | None:
-        """What is to be put in force now, once."""
+        """Return the bank change to apply now, or None. Each change is returned once."""
         if self._staged is None:
             return None
         with self._lock:
@@ -76,7 +76,7 @@ class Sidecar:
         return staged
 
     def tell(self, wish: RequestOptions) -> None:
-        """Say what a request asks for. Where the sidecar does not keep up, the oldest such word is lost and counted."""
+        """Send a request's recording options. If the outbox is full, the oldest message is dropped and counted."""
         if len(self._outbox) == _OUTBOX:
             self.untold += 1
         self._outbox.append(pack(wish))
@@ -85,29 +85,29 @@ class Sidecar:
     # --- from any thread ---
 
     def hush(self) -> None:
-        """No more beats: the rings are about to be closed."""
+        """Stop the heartbeat before the rings are closed."""
         self._over.set()
 
     def close(self) -> None:
-        """End the sidecar in good order: it finishes its recording, then goes. Waits for that, within reason."""
+        """End the sidecar cleanly. Waits at most 1 second for it to finish its recording."""
         self._closing = True
         self._something.set()
         connection = self._connection
         if connection is None:
             return
-        with contextlib.suppress(OSError):  # it has gone already
+        with contextlib.suppress(OSError):  # the sidecar has exited already
             connection.shutdown(socket.SHUT_WR)
         if not self._gone.wait(_PATIENCE_S):
             log.info("the sidecar (pid %s) finishes its recording, then it ends", self.pid)
 
-    # --- on the companion's threads ---
+    # --- on its own threads ---
 
     def _keep_alive(self) -> None:
         while not self._closing and self.deaths <= _RESTARTS:
             born = time.monotonic()
             try:
                 self._live_once()
-            except Exception as error:  # the boundary: whatever befalls the sidecar, the model goes on
+            except Exception as error:  # the boundary: a sidecar fault must never stop the model
                 log.error("the sidecar could not be used: %s: %s", type(error).__name__, error)
             if self._closing:
                 return
@@ -136,7 +136,7 @@ class Sidecar:
             self._gone.set()
 
     def _hear(self, connection: socket.socket, message: object) -> None:
-        """A message, and what of it the next sidecar must know."""
+        """Handle a message, and store what a restarted sidecar must know."""
         if isinstance(message, SetBank):
             self._stage(message)
             self._start = msgspec.structs.replace(self._start, state=message.state)
@@ -159,7 +159,7 @@ class Sidecar:
             while self._outbox and not self._closing:
                 connection = self._connection
                 if connection is None:
-                    time.sleep(0.05)  # it is being started
+                    time.sleep(0.05)  # the sidecar is starting
                     continue
                 data = self._outbox.popleft()
                 try:
@@ -174,31 +174,34 @@ class Sidecar:
 
 
 class NoSidecar:
-    """In the place of a companion where no sidecar is wanted: it brings nothing, and what it is told is lost."""
+    """Null object used when the sidecar is disabled."""
 
     pid: int | None = None
     untold = 0
     deaths = 0
 
     def staged(self) -> StagedBank | None:
-        """There are never any probes."""
+        """Return None: there are never any probes."""
         return None
 
     def tell(self, wish: RequestOptions) -> None:
-        """Nobody listens."""
+        """Drop the options: there is no receiver."""
 
     def hush(self) -> None:
-        """Nothing beats."""
+        """Do nothing: there is no heartbeat."""
 
     def close(self) -> None:
-        """There is nothing to end."""
+        """Do nothing: there is no process."""
 
 
 def _spawn(connection: socket.socket) -> None:
-    """Start a sidecar with that end of the socket, outside of this process's descendants; see `sidecar.launch`."""
+    """Start a sidecar on the other end of the socket, outside this process's descendants (see `sidecar.launch`).
+
+    Raises EngineError if it cannot be started.
+    """
     env = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "KMP_", "LD_PRELOAD"))}
     env["CUDA_VISIBLE_DEVICES"] = ""
-    env.setdefault("OPENBLAS_NUM_THREADS", "1")  # fitting an SVD must not take the model's cores
+    env.setdefault("OPENBLAS_NUM_THREADS", "1")  # an SVD fit must not use the model's cores
     command = [sys.executable, "-m", "actscope.engines.vllm.sidecar.launch", str(connection.fileno())]
     try:
         subprocess.run(command, pass_fds=[connection.fileno()], stdin=subprocess.DEVNULL, env=env, check=True)

@@ -1,13 +1,13 @@
-"""What the model's process and its sidecar say to each other, over a socket pair that nobody else has an end of.
+"""Protocol between the model's process and its sidecar, over a private socket pair.
 
-    sidecar → model     Alive             once: its process
-                        SetBank           the probes that are in force from the next pass on
-                        Taken             how far raw rows have been taken out of shared memory
-    model → sidecar     Start             once: what the sidecar needs to know, also of the one before it
-                        Wish              a request has begun that asks for something
-                        Staged            a bank has come, and will be in force at the next pass
+    sidecar → model     Alive             once: the sidecar's pid
+                        SetBank           probes to apply from the next pass on
+                        Taken             last step whose raw rows were read from shared memory
+    model → sidecar     SidecarStart      once: everything that a new or restarted sidecar needs
+                        RequestOptions    recording options of a request that begins
+                        Staged            a bank was received; it is applied before the next pass
 
-The sidecar ends when the socket does.
+The sidecar ends when the socket closes.
 """
 
 from __future__ import annotations
@@ -22,7 +22,11 @@ from actscope.serving.messages import Messages
 
 
 class SiteBank(msgspec.Struct, frozen=True, tag="site"):
-    """The probes of one site: weight float32 [d, k], bias and jump float32 [k], as bytes; code, column and since when of each."""
+    """The probes of one site.
+
+    `weight` float32 [d, k], `bias` and `jump` float32 [k], all as bytes; then each probe's activation code, column, and the
+    generation at which it was put there.
+    """
 
     site: int
     weight: bytes
@@ -34,7 +38,7 @@ class SiteBank(msgspec.Struct, frozen=True, tag="site"):
 
 
 class SetBank(msgspec.Struct, frozen=True, tag="bank"):
-    """The probes of the sites that have changed; other sites stay as they are. `state` is for the next sidecar, see Start."""
+    """Probes of the sites that changed; other sites keep theirs. `state` is a bank dump for a restarted sidecar."""
 
     generation: int
     sites: list[SiteBank]
@@ -42,15 +46,20 @@ class SetBank(msgspec.Struct, frozen=True, tag="bank"):
 
 
 class Staged(msgspec.Struct, frozen=True, tag="staged"):
+    """Acknowledges a SetBank."""
+
     generation: int
 
 
-#: Longest text that is taken over from a request's wish.
+#: Most characters kept of each text in a request's options.
 MAX_WISH = 1000
 
 
 class RequestOptions(msgspec.Struct, frozen=True, tag="wish"):
-    """`rows`: the sites that this request asked for, a selection, "" for all that are kept. `keep`: why to keep it, or ""."""
+    """Recording options of a request.
+
+    `rows` is a selection of sites, or "" for all kept sites; `keep` is the reason to keep the request, or "".
+    """
 
     request: str
     rows: str
@@ -58,17 +67,22 @@ class RequestOptions(msgspec.Struct, frozen=True, tag="wish"):
 
 
 class Alive(msgspec.Struct, frozen=True, tag="alive"):
+    """The process id of the sidecar."""
+
     pid: int
 
 
 class Taken(msgspec.Struct, frozen=True, tag="taken"):
-    """`step`: the last one whose raw rows have been taken out of shared memory."""
+    """The last step whose raw rows were read from shared memory."""
 
     step: int
 
 
 class ServedModel(msgspec.Struct, frozen=True, kw_only=True):
-    """`served` is its name for clients, `source` a hub id or a directory, `commit` the hub's, or ""."""
+    """The model as vLLM serves it.
+
+    `served` is its name for clients, `source` a hub id or a directory, `commit` the hub's commit or "".
+    """
 
     served: str
     source: str
@@ -84,7 +98,10 @@ class ServedModel(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Features(msgspec.Struct, frozen=True):
-    """An SAE in the graph: of each row at `site` the `k` strongest of `n_features`, in the columns behind the scores."""
+    """An SAE in the graph.
+
+    For each row at `site`, the `k` strongest of `n_features` features are in the columns after the scores.
+    """
 
     site: str
     k: int
@@ -93,9 +110,10 @@ class Features(msgspec.Struct, frozen=True):
 
 
 class SidecarStart(msgspec.Struct, frozen=True, kw_only=True, tag="start"):
-    """`settings` are VllmSettings as JSON. `sites` are tapped here, `kept` of them with raw rows.
+    """Everything that a sidecar needs to start.
 
-    A sidecar in the place of one that died gets the last `state` of its bank, and the last step that it had `taken` (-1: none).
+    `settings` are VllmSettings as JSON. `sites` are tapped in this process; `kept` are those with raw rows. A restarted sidecar
+    also gets the last bank `state` and the last step `taken` (-1: none).
     """
 
     card_id: str
@@ -122,12 +140,12 @@ pack, send, receive = _messages.pack, _messages.send, _messages.receive
 
 
 def row_layout(columns: int, dtype: str) -> int:
-    """How many elements of `dtype` the float32 scores at the head of a wide row take."""
+    """Return how many elements of `dtype` the float32 scores at the head of a wide row take."""
     return columns if dtype == "float32" else 2 * columns
 
 
 def rows_ring_spec(n_sites: int, d: int, columns: int, dtype: str, rows: int) -> RingSpec:
-    """The ring of wide rows: a row is `columns` scores as float32 bits, then each kept site's vector, one behind the other."""
+    """Return the ring of wide rows. A row is `columns` scores as float32 bits, then each kept site's vector in turn."""
     steps = max(4096, rows // 8)
     elements = row_layout(columns, dtype) + n_sites * d
     return RingSpec(rows, elements, step_capacity=steps, span_capacity=max(2 * steps, rows), dtype=dtype)
@@ -137,20 +155,20 @@ _SUFFIX = re.compile(r"-[0-9a-f]{8}$")
 
 
 def external_id(request: str) -> str:
-    """The id that clients know: vLLM makes its own of it by adding eight hexadecimal digits."""
+    """Return the client's request id: vLLM appends a hyphen and eight hexadecimal digits to it."""
     return _SUFFIX.sub("", request)
 
 
 def options_of(extra_args: Any) -> dict[str, Any]:
-    """What a request asks of us, in `SamplingParams.extra_args` ("vllm_xargs" over HTTP) under "actscope".
+    """Return a request's options from `SamplingParams.extra_args["actscope"]` ("vllm_xargs" over HTTP).
 
-    JSON text or an object: `rows` (true, false, or a selection of sites), `full_prompt`, `keep`. What cannot be understood is no
-    reason to fail a request: it asks for nothing then.
+    The value is JSON text or an object with `rows` (true, false, or a selection of sites), `full_prompt` and `keep`. A value that
+    cannot be read never fails the request: it counts as no options.
     """
     asked = extra_args.get("actscope") if isinstance(extra_args, dict) else None
     if isinstance(asked, str):
         try:
             asked = msgspec.json.decode(asked)
-        except (msgspec.DecodeError, RecursionError, UnicodeError):  # brackets without end, halves of characters
+        except (msgspec.DecodeError, RecursionError, UnicodeError):  # unbounded nesting, lone surrogates
             return {}
     return asked if isinstance(asked, dict) else {}

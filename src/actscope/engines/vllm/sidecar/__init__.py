@@ -1,1 +1,1 @@
-"""The process beside a watched vLLM worker: probes come in here, rows go out to recordings. It loads no torch and no vLLM."""
+"""The process beside an observed vLLM worker: loads probes and records rows. It imports neither torch nor vLLM."""

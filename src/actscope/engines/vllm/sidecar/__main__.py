@@ -1,4 +1,4 @@
-"""`python -m actscope.engines.vllm.sidecar FD`: started by the plugin in vLLM's worker, which has the socket's other end."""
+"""Sidecar process: `python -m actscope.engines.vllm.sidecar FD`, started by the plugin, which holds the socket's other end."""
 
 from __future__ import annotations
 
@@ -54,9 +54,9 @@ _DYING_S = 2.0
 
 
 def main(fd: int) -> int:
-    """Serve until the model's process closes the socket, or dies. Returns the exit code."""
+    """Serve until the model's process closes the socket or dies. Return the exit code."""
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # vLLM's own process decides: the end of its socket is our end
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # vLLM decides: we end when its socket closes
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     _be_modest()
     connection = socket.socket(fileno=fd)
@@ -72,14 +72,14 @@ def main(fd: int) -> int:
 
 
 def _be_modest() -> None:
-    """The model comes first: run where it is not bound to, and behind it."""
+    """Yield to the model: raise the nice value and drop the inherited CPU affinity."""
     with contextlib.suppress(OSError):
         os.nice(5)
         os.sched_setaffinity(0, range(os.cpu_count() or 1))
 
 
 class SidecarProcess:
-    """The parts of one sidecar, and their order of beginning and end."""
+    """The parts of one sidecar, and the order in which they start and stop."""
 
     def __init__(self, connection: socket.socket, start: SidecarStart) -> None:
         self._connection, self._start = connection, start
@@ -92,17 +92,18 @@ class SidecarProcess:
             ProbedModel(self._known.name, self._known.revision, facts.d_model, facts.n_layers), self._settings.width
         )
         publish = partial(discovery.publish_table, start.card_id)
-        self._desk = BankRegistry(bank, start, publish, self._hand_over)
+        self._registry = BankRegistry(bank, start, publish, self._hand_over)
 
     def run(self) -> None:
+        """Serve until the socket closes, then stop every part. Removes what the model's process left if that has ended."""
         with self._sending:
             send(self._connection, Alive(os.getpid()))
         discovery.sweep()
         if self._start.state:
-            self._desk.resume(self._start.state)
+            self._registry.resume(self._start.state)
         else:
-            self._desk.load(self._known.probes)
-        self._desk.begin()
+            self._registry.load(self._known.probes)
+        self._registry.begin()
         flight = open_recording(self._start, self._settings, self._known) if self._settings.record else None
         card = card_of(self._start, self._known)
         try:
@@ -110,7 +111,7 @@ class SidecarProcess:
                 self._drain = RowDrain(self._start, flight, self._tell_taken)
                 self._drain.start()
             path = Path(card.control.removeprefix("unix:"))
-            path.unlink(missing_ok=True)  # of a sidecar that died: the name is this engine's own
+            path.unlink(missing_ok=True)  # left by a sidecar that died; the path is unique to this engine
             with listening(path) as listener:
                 asyncio.run(self._serve(listener, card, flight))
         finally:
@@ -122,26 +123,30 @@ class SidecarProcess:
                 self._clear_up(card)
 
     def _model_goes_on(self) -> bool:
-        """Its process lives and its ring has a name: a session that closes takes the name away before it closes the socket."""
+        """Return whether the model's process lives and its ring exists.
+
+        A closing session removes the ring before it closes the socket. Waits up to 2 seconds, since a killed process closes its
+        sockets before it is gone.
+        """
         start, until = self._start, time.monotonic() + _DYING_S
         while process_start(start.pid) == start.pid_start and segment_path(start.ring).exists():
             if time.monotonic() > until:
                 return True
-            time.sleep(0.05)  # a process that is being killed closes its sockets before it is gone
+            time.sleep(0.05)  # see above: the process may still be exiting
         return False
 
     def _clear_up(self, card: discovery.EngineCard) -> None:
-        """Remove what the model's process may not have had time to remove. As long as it lives, that is its own."""
+        """Remove the card and the row ring of a model's process that has ended without doing so."""
         discovery.withdraw_card(card)
         if self._start.rows_ring:
             unlink(self._start.rows_ring)
 
     def _tell_taken(self, step: int) -> None:
-        with self._sending, contextlib.suppress(OSError):  # the model's process has gone: nobody needs to know
+        with self._sending, contextlib.suppress(OSError):  # the model's process has ended: no reader is left
             send(self._connection, Taken(step))
 
     def _missed(self) -> dict[str, int]:
-        """Raw rows that did not get this far: overwritten before they were read, or never in shared memory."""
+        """Count raw rows that did not arrive: overwritten before they were read, or never in shared memory."""
         stats = self._drain.stats() if self._drain is not None else DrainStats()
         return {"missed_rows": stats.missed_rows, "unsent_rows": stats.dropped_rows}
 
@@ -150,12 +155,12 @@ class SidecarProcess:
             send(self._connection, message)
 
     async def _serve(self, listener: socket.socket, card: discovery.EngineCard, flight: FlightRecorder | None) -> None:
-        routes = [Route("/health", _health), *control_routes(self._desk, flight, also=self._missed)]
+        routes = [Route("/health", _health), *control_routes(self._registry, flight, also=self._missed)]
         config = uvicorn.Config(
             Starlette(routes=routes), log_level="warning", access_log=False, timeout_graceful_shutdown=2, lifespan="off"
         )
         server = uvicorn.Server(config)
-        server.capture_signals = contextlib.nullcontext  # type: ignore[assignment]  # it would take SIGTERM for an end
+        server.capture_signals = contextlib.nullcontext  # type: ignore[assignment]  # uvicorn would stop on SIGTERM
         loop = asyncio.get_running_loop()
 
         def stop() -> None:
@@ -165,11 +170,11 @@ class SidecarProcess:
             target=self._listen, args=(lambda: loop.call_soon_threadsafe(stop),), name="actscope-ear", daemon=True
         ).start()
         discovery.publish_card(card)
-        log.info("ready: %d probes, card %s", len(msgspec.json.decode(self._desk.table())["probes"]), card.id)
+        log.info("ready: %d probes, card %s", len(msgspec.json.decode(self._registry.table())["probes"]), card.id)
         await server.serve(sockets=[listener])
 
     def _listen(self, ended: Callable[[], object]) -> None:
-        """Until the model's process has gone."""
+        """Read messages until the model's process closes the socket."""
         try:
             while (message := receive(self._connection)) is not None:
                 self._hear(message)
@@ -179,10 +184,10 @@ class SidecarProcess:
             ended()
 
     def _hear(self, message: object) -> None:
-        """What the model's process says; one word that cannot be taken must not end all."""
+        """Handle one message. A message that fails is logged and must not end the sidecar."""
         try:
             if isinstance(message, Staged):
-                self._desk.note_staged(message.generation)
+                self._registry.note_staged(message.generation)
             elif isinstance(message, RequestOptions) and self._drain is not None:
                 self._drain.hear(message)
         except Exception:
@@ -194,7 +199,7 @@ async def _health(http: Request) -> Response:
 
 
 def card_of(start: SidecarStart, known: KnownModel) -> discovery.EngineCard:
-    """The card of the model's process; it lives as long as that does."""
+    """Return the engine card of the model's process."""
     facts = start.facts
     return discovery.EngineCard(
         id=start.card_id,

@@ -1,4 +1,4 @@
-"""Raw rows out of shared memory, into the flight recorder."""
+"""RowDrain: moves raw rows from shared memory into the flight recorder."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from actscope.sites import select
 log = logging.getLogger("actscope.vllm")
 
 _REMEMBERED = 1 << 16
-#: How long a wish may come behind its request's first row, and a mark before it.
+#: How long to wait for a request's options after its first row, and for its first row after a mark.
 _WISH_S, _MARK_WAITS_S = 1.0, 600.0
-#: How often the model's process is told what has been taken: what was taken later comes again if the sidecar dies.
+#: How often `Taken` is sent. Steps read after the last one are read again if the sidecar dies.
 _TELL_EVERY_S = 0.02
 
 
 class Names:
-    """What recordings call requests: the id that clients know, unless that has been used before; then the engine's own."""
+    """Request names in recordings: the client's id, or the engine's own id if the client's was used before."""
 
     def __init__(self, used: frozenset[str]) -> None:
         self._used = set(used)
@@ -37,7 +37,7 @@ class Names:
         self._lock = threading.Lock()
 
     def name(self, request: str) -> str:
-        """Any thread may ask; all are told the same."""
+        """Return a request's name. Thread-safe; repeated calls return the same name."""
         with self._lock:
             return self._name(request)
 
@@ -55,7 +55,7 @@ class Names:
 
 @dataclass(slots=True)
 class DrainStats:
-    """Exact: `missed_rows` were overwritten before they were read, `dropped_rows` never were in shared memory."""
+    """Exact counts. `missed_rows` were overwritten before they were read; `dropped_rows` never reached shared memory."""
 
     steps: int = 0
     rows: int = 0
@@ -64,7 +64,10 @@ class DrainStats:
 
 
 class RowDrain:
-    """One thread from the ring of wide rows to `flight`. A request that asked for some sites gets only those."""
+    """One thread that copies rows from the ring of wide rows to `flight`.
+
+    A request with a selection of sites gets only those.
+    """
 
     def __init__(self, start: SidecarStart, flight: FlightRecorder, tell_taken: Callable[[int], None]) -> None:
         self._start, self._flight, self._tell_taken = start, flight, tell_taken
@@ -84,7 +87,7 @@ class RowDrain:
         self._thread.start()
 
     def close(self) -> None:
-        """Take what is still in the ring, then end."""
+        """Record what is still in the ring, then end the thread. Waits at most 20 seconds."""
         self._stop.set()
         self._thread.join(timeout=20)
 
@@ -96,7 +99,7 @@ class RowDrain:
         return DrainStats(known.steps, known.rows, known.missed_rows, known.dropped_rows)
 
     def hear(self, wish: RequestOptions) -> None:
-        """A request has begun that asked for something."""
+        """Store a request's options, and mark the request if it is to be kept."""
         name = self.name(wish.request)
         with self._heard:
             self._wishes[wish.request] = self._chosen(name, wish.rows) if wish.rows else None
@@ -107,7 +110,7 @@ class RowDrain:
             self._flight.mark(name, wish.keep, wait_seconds=_MARK_WAITS_S)
 
     def _chosen(self, name: str, selection: str) -> tuple[int, ...] | None:
-        """Places of the sites that are named among those that are kept; None, with a warning, where it cannot be read."""
+        """Return the indices of the selected sites among the kept ones; None, with a warning, if unreadable."""
         try:
             chosen = {site.name for site in select(selection, self._start.facts.n_layers)}
         except ActscopeError as error:
@@ -116,13 +119,16 @@ class RowDrain:
         return tuple(i for i, site in enumerate(self._start.kept) if site in chosen)
 
     def _wish_of(self, span: Span) -> tuple[int, ...] | None:
-        """The sites that a request asked for. Its wish is on its way before its first row is; it may take a moment more."""
+        """Return the sites that a request selected, or None for all.
+
+        Its options are sent before its first row but may arrive up to 1 second later. After that wait all sites are recorded.
+        """
         if SpanFlag.WISH not in span.flags:
             return None
         with self._heard:
             known = span.request in self._wishes
             if not known and not self._heard.wait_for(lambda: span.request in self._wishes, _WISH_S):
-                self._wishes[span.request] = None  # it is not waited for again: all sites, from now on
+                self._wishes[span.request] = None  # do not wait again: all sites from now on
             return self._wishes[span.request]
 
     def _run(self) -> None:
@@ -140,7 +146,7 @@ class RowDrain:
                 continue
             for step in batch.steps:
                 if step.number < self._taken or (step.number == self._taken and step.meta.size):
-                    continue  # a sidecar before this one had it
+                    continue  # a previous sidecar recorded it
                 try:
                     self._take(step)
                 except Exception:  # the boundary: one step that cannot be taken must not end the recording
@@ -169,7 +175,7 @@ class RowDrain:
             self._write(step, sites, spans, whole=len(groups) == 1)
 
     def _learn(self, generation: int) -> None:
-        """Have rules read the right columns from now on."""
+        """Load a generation's probe table, so that triggers read the right columns."""
         self._generation = generation
         try:
             self._flight.learn(read_table(self._start.card_id, generation))
@@ -182,7 +188,7 @@ class RowDrain:
         named = tuple(replace(span, request=self.name(span.request)) for span in spans)
         rows, meta = step.rows, step.meta
         if len(rows) != sum(span.n_rows for span in step.spans):
-            rows, meta = rows[:0], meta[:0]  # they never were in the ring; what ended, ended all the same
+            rows, meta = rows[:0], meta[:0]  # the rows never reached the ring; END spans still count
             named = tuple(replace(span, n_rows=0, offset=0) for span in named if span.flags)
         elif not whole:
             index = np.concatenate([np.arange(span.offset, span.offset + span.n_rows) for span in spans])
@@ -203,7 +209,7 @@ class RowDrain:
 
 
 def _packed(spans: tuple[Span, ...]) -> tuple[tuple[Span, ...], np.ndarray]:
-    """The same spans with their rows one behind the other, and the `span` of each row."""
+    """Return the spans with contiguous rows, and the `span` index of each row."""
     moved, offset = [], 0
     for span in spans:
         moved.append(replace(span, offset=offset))

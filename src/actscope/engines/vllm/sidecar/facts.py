@@ -1,4 +1,4 @@
-"""What readers and probes need to know of the model that vLLM serves, found without loading it."""
+"""Facts about the model that vLLM serves, found without loading it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,11 @@ from actscope.engines.vllm.sidecar_protocol import ServedModel
 
 @dataclass(frozen=True, slots=True)
 class KnownModel:
-    """`name` is what probes call the model, `revision` a hub commit or a fingerprint of the weights; `tokenizer` a directory."""
+    """What readers and probes need to know of the model.
+
+    `name` is the model's name in probe files, `revision` a hub commit or a fingerprint of the weights, and `tokenizer` a
+    directory or "".
+    """
 
     name: str
     revision: str
@@ -27,7 +31,10 @@ class KnownModel:
 
 
 def know(facts: ServedModel, settings: VllmSettings) -> KnownModel:
-    """Look at the model's directory, or the hub's cache. Reads all local weights once, for their fingerprint."""
+    """Return the facts of a model from its directory or the hub's cache.
+
+    Without a hub commit this reads all local weights once, for their fingerprint.
+    """
     local = Path(facts.source)
     is_builtin = local.is_dir() and local.resolve() == builtin.model_path().resolve()
     name = settings.model_name or (builtin.NAME if is_builtin else facts.source)
@@ -43,7 +50,7 @@ def know(facts: ServedModel, settings: VllmSettings) -> KnownModel:
 
 
 def _probe_directories(settings: VllmSettings, name: str, is_builtin: bool) -> tuple[Path, ...]:
-    """Those of the settings; else the model's own in `probes/`, and the built-in model's."""
+    """Return the configured probe directories; else the built-in model's, or those of this model in `probes/`."""
     if settings.probes:
         return tuple(Path(directory) for directory in settings.probes)
     if is_builtin:
@@ -60,7 +67,7 @@ def _tokenizer_directory(facts: ServedModel) -> Path | None:
         from huggingface_hub import try_to_load_from_cache
 
         found = try_to_load_from_cache(facts.tokenizer, "tokenizer.json", revision=facts.commit or None)
-    except (ImportError, ValueError):  # no hub client, or no name that a hub could have
+    except (ImportError, ValueError):  # no hub client, or not a valid repository id
         return None
     return Path(found).parent if isinstance(found, str) else None
 

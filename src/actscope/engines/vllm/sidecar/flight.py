@@ -1,4 +1,4 @@
-"""The recording of a vLLM server, as its settings ask for it."""
+"""The recording of a vLLM server, opened as its settings ask."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ from actscope.recording.flight.recorder import FlightRecorder
 
 
 def open_recording(start: SidecarStart, settings: VllmSettings, known: KnownModel) -> FlightRecorder:
-    """A recording that is there already goes on; a stage of several has its own, `stage-<n>`, below the directory.
+    """Create the recording, or resume an existing one.
 
-    Raises SettingsError, CodecError and RecordingError for what cannot be.
+    Each of several pipeline stages has its own recording, `stage-<n>`, below the directory. Raises SettingsError, CodecError or
+    RecordingError if it cannot be opened.
     """
     if not start.kept:
         raise SettingsError(

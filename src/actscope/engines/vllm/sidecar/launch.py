@@ -1,7 +1,7 @@
-"""`python -m actscope.engines.vllm.sidecar.launch FD`: starts a sidecar that is nobody's child, and returns at once.
+"""`python -m actscope.engines.vllm.sidecar.launch FD`: starts a detached sidecar and returns at once.
 
-vLLM ends by killing all descendants of its engine's process; a recording could never be finished by one of them. The sidecar
-needs no parent: it ends when the socket does.
+vLLM kills all descendants of its engine's process when it ends, so a descendant could never finish a recording. The sidecar
+needs no parent: it ends when the socket closes.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Where probes come in: checked here, published for readers, handed to the model, and acknowledged when it has them."""
+"""BankRegistry: checks probes, publishes their table to readers, sends them to the model and waits for its acknowledgment."""
 
 from __future__ import annotations
 
@@ -19,12 +19,15 @@ from actscope.probes import ACTIVATIONS, Bank, Probe, load_probes
 
 log = logging.getLogger("actscope.vllm")
 
-#: How long the model's process may take to stage a bank: it copies some numbers on a thread of its own.
+#: How long the model's process may take to stage a bank, which it copies on a thread of its own.
 _STAGING_S = 10.0
 
 
 class BankRegistry:
-    """Changes one pipeline stage's bank: `publish` makes a generation known to readers, `hand_over` sends it to the model."""
+    """The probe bank of one pipeline stage. Implements ProbeRegistry.
+
+    `publish` makes a generation's table known to readers; `hand_over` sends the bank to the model's process.
+    """
 
     def __init__(
         self,
@@ -40,7 +43,7 @@ class BankRegistry:
         self._staged = threading.Condition()
         self._staged_generation = -1
 
-    # --- ProbeDesk ---
+    # --- ProbeRegistry ---
 
     def table(self) -> bytes:
         return self._table(self._bank)
@@ -56,7 +59,7 @@ class BankRegistry:
     # --- the rest ---
 
     def load(self, directories: Iterable[Path]) -> None:
-        """Load probes at start. One that does not fit is an error in the log, not the end of the others."""
+        """Load probes at start. A probe that does not fit is logged; the others are loaded."""
         for directory in directories:
             try:
                 found = load_probes(directory)
@@ -70,7 +73,7 @@ class BankRegistry:
 
     def _load_one(self, probe: Probe) -> None:
         if probe.info.site not in self._sites and self._parts > 1:
-            return  # another stage's
+            return  # it belongs to another stage
         try:
             self._check_site(probe)
             self._bank.put(probe)
@@ -78,24 +81,28 @@ class BankRegistry:
             log.error("probe %s is not loaded: %s", probe.id, error)
 
     def resume(self, state: bytes) -> None:
-        """Go on with the bank of a sidecar that died."""
+        """Restore the bank of a sidecar that died."""
         self._bank.load(state)
 
     def begin(self) -> None:
-        """Publish what was loaded, and hand it to the model."""
+        """Publish the loaded bank and send it to the model."""
         if self._bank.generation:
-            self._publish(self._table(Bank(self._bank.facts, self._bank.width)), 0)  # of passes before this bank
+            self._publish(self._table(Bank(self._bank.facts, self._bank.width)), 0)  # for passes before this bank
         self._publish(self.table(), self._bank.generation)
         self._hand_over(self._message(self._bank, self._sites))
 
     def _table(self, bank: Bank) -> bytes:
-        """The bank's table; with an SAE, also which columns its features have: `{"features": {"site", "k", "first", ...}}`."""
+        """Return the bank's table as JSON.
+
+        With an SAE it also has its columns: `{"features": {"site", "k", "first", ...}}`.
+        """
         table = bank.table()
         if self._features is None:
             return table
         return msgspec.json.encode({**msgspec.json.decode(table), "features": self._features})
 
     def note_staged(self, generation: int) -> None:
+        """Record that the model's process has staged a generation."""
         with self._staged:
             self._staged_generation = max(self._staged_generation, generation)
             self._staged.notify_all()
@@ -112,7 +119,10 @@ class BankRegistry:
         )
 
     def _change(self, change: Callable[[Bank], Any]) -> Any:
-        """Change a copy; take it over once readers have its table and the model has its numbers."""
+        """Apply a change to a copy of the bank, publish and send it, then wait until the model has staged it.
+
+        Raises EngineError if the model does not confirm within 10 seconds; the change is in force all the same once it does.
+        """
         with self._changing:
             changed = self._bank.copy()
             before = {probe.info.site for _, probe in changed.items()}
@@ -122,9 +132,9 @@ class BankRegistry:
                 self._publish(self._table(changed), changed.generation)
                 self._hand_over(self._message(changed, sorted(sites)))
             except Exception:
-                self._bank.generation = changed.generation  # its table may lie there: the number is used up
+                self._bank.generation = changed.generation  # its table may be published: never reuse the number
                 raise
-            self._bank = changed  # it is on its way, and nothing can call it back
+            self._bank = changed  # it was sent and cannot be recalled
             with self._staged:
                 if not self._staged.wait_for(lambda: self._staged_generation >= changed.generation, _STAGING_S):
                     raise EngineError(
