@@ -1,1 +1,1 @@
-"""Taps that read a model, and attribution that says whose rows they are."""
+"""Taps, which read a model's activations, and attribution, which maps each row to its request and position."""

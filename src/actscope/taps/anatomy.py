@@ -1,4 +1,4 @@
-"""Where a model keeps its sites: blocks, norms and the module whose input or output is the row we mean."""
+"""Locates sites in a model: its blocks, norms, and the module whose input or output is the row of a site."""
 
 from __future__ import annotations
 
@@ -11,31 +11,31 @@ from torch import Tensor, nn
 from actscope.errors import SiteError
 from actscope.sites import INPUT, Site, in_model_order, is_named, items_of, match_modules, select
 
-#: Names under which the architectures of transformers keep what we look for. What an attention or MLP module gives is
-#: what it adds to the residual stream; in BERT and its kin that is the dense layer before the sum and its norm. The modules
-#: of BLOOM and MPT do the sum themselves: there it is their last layer.
+#: Names of these modules in the architectures of transformers. The output of an attention or MLP module is what it adds to
+#: the residual stream. In BERT-like models that is the dense layer before the addition and its norm; modules of BLOOM and MPT
+#: do the addition themselves, so it is their last layer.
 _ATTENTION = ("self_attn", "attn", "attention.output.dense", "attention", "self_attention.dense", "self_attention")
 _MLP = (
     "mlp.dense_4h_to_h", "mlp", "feed_forward", "ffn.down_proj", "ffn", "block_sparse_moe", "output.dense",
 )  # fmt: skip
 _FINAL_NORM = ("norm", "ln_f", "final_layer_norm", "final_layernorm", "final_norm", "layernorm")
-#: The norm that a block itself ends with, where norms follow the sums: the last block's is the model's last norm.
+#: The norm at the end of a block, in post-norm models. That of the last block is the model's final norm.
 _BLOCK_END_NORM = ("output.LayerNorm", "output_layer_norm")
 
 
 @dataclass(frozen=True, slots=True)
 class Location:
-    """A module, and whether the row is what goes into it or what comes out of it."""
+    """A module, and whether the row is its input or its output."""
 
     module: nn.Module
     side: Literal["input", "output"]
 
 
 def blocks(model: nn.Module) -> list[nn.Module]:
-    """The model's blocks, first to last.
+    """Return the model's blocks, first to last.
 
-    They are the outermost list of `config.num_hidden_layers` modules. Raises SiteError where there is no such list,
-    or more than one at the same depth (an encoder beside a decoder).
+    They are the outermost list of `config.num_hidden_layers` modules. Raises SiteError if there is no such list, or
+    several at the same depth (an encoder beside a decoder).
     """
     wanted = getattr(text_config(model), "num_hidden_layers", None)
     lists = [(name, m) for name, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m) == wanted]
@@ -50,7 +50,7 @@ def blocks(model: nn.Module) -> list[nn.Module]:
 
 
 def text_config(model: nn.Module) -> Any:
-    """The config of the language model, also inside a multimodal one. Raises SiteError for a module without one."""
+    """Return the config of the language model, also inside a multimodal one. Raises SiteError without a config."""
     config: Any = getattr(model, "config", None)
     if config is None:
         raise SiteError(
@@ -61,10 +61,10 @@ def text_config(model: nn.Module) -> Any:
 
 
 def resolve(model: nn.Module, selection: str, points: str | Sequence[str] = "resid_post") -> dict[Site, Location]:
-    """The sites of a selection in this model, and where each is read.
+    """Return the selected sites of a model and where each is read.
 
-    Named sites come first, in model order, then modules in the order of `named_modules`. Raises SiteError, naming near
-    misses, for what the model does not have.
+    Named sites come first, in model order, then modules in the order of `named_modules`. Raises SiteError, suggesting
+    near misses, for a site or module that the model lacks.
     """
     paths = [path for path, _ in model.named_modules()]
     named: set[Site] = set()
@@ -79,7 +79,7 @@ def resolve(model: nn.Module, selection: str, points: str | Sequence[str] = "res
 
 
 def locate(model: nn.Module, site: Site) -> Location:
-    """The module and side where `site` is read. Raises SiteError when the model has no such place."""
+    """Return the module and side at which `site` is read. Raises SiteError if the model has no such site."""
     if site.is_module:
         return _locate_module(model, site)
     layers = blocks(model)
@@ -116,7 +116,7 @@ def _has_blocks(model: nn.Module) -> bool:
 
 
 def _first(parent: nn.Module, paths: Sequence[str]) -> nn.Module | None:
-    """The first of these paths that leads to a module."""
+    """Return the first of these paths that leads to a module, or None."""
     for path in paths:
         found: Any = parent
         for name in path.split("."):
@@ -127,7 +127,7 @@ def _first(parent: nn.Module, paths: Sequence[str]) -> nn.Module | None:
 
 
 def _final_norm(model: nn.Module, layers: list[nn.Module]) -> nn.Module:
-    """The norm that stands beside the list of blocks, else the one that the last block ends with."""
+    """Return the norm beside the list of blocks, else the norm that ends the last block."""
     for parent in model.modules():
         if any(isinstance(child, nn.ModuleList) and list(child) == layers for child in parent.children()):
             norm = _first(parent, _FINAL_NORM) or _first(layers[-1], _BLOCK_END_NORM)
@@ -137,6 +137,6 @@ def _final_norm(model: nn.Module, layers: list[nn.Module]) -> nn.Module:
 
 
 def hidden_of(value: Any) -> Tensor:
-    """The hidden states in what a module takes or returns: the tensor itself, or the first of a tuple."""
+    """Return the hidden states in a module's input or output: the tensor itself, or the first item of a tuple or list."""
     hidden: Tensor = value[0] if isinstance(value, tuple | list) else value
     return hidden

@@ -1,7 +1,7 @@
-"""Attribution: which row of a padded batch is which position of which request.
+"""Attribution: maps each row of a padded batch to its request and position.
 
-The HF engine runs a left-padded batch: row `b * width + i` of the flattened hidden states is column `start + i` of
-sequence `b`, and its absolute position is that column less the sequence's padding.
+The HF engine runs a left-padded batch. Row `b * width + i` of the flattened hidden states is column `start + i` of sequence `b`;
+its absolute position is that column minus the sequence's padding.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from actscope.frames import ROW_META, RowFlag, Span, SpanFlag
 
 @dataclass(frozen=True, slots=True)
 class PaddedSequence:
-    """One sequence of a padded batch: how many columns of padding stand before its first token."""
+    """One sequence of a padded batch; `padding` is the number of padding columns before its first token."""
 
     request: str
     padding: int
@@ -25,7 +25,7 @@ class PaddedSequence:
 
 @dataclass(frozen=True, slots=True)
 class Attribution:
-    """The real rows of a pass: their places in the flattened batch, their spans and their labels."""
+    """The real rows of a pass: their indices in the flattened batch, spans and labels."""
 
     index: np.ndarray  # int64 [n]: rows of the flattened batch, in the order of the spans
     spans: tuple[Span, ...]
@@ -33,10 +33,9 @@ class Attribution:
 
 
 def attribute(lanes: Sequence[PaddedSequence], token_ids: np.ndarray, start: int, step: int) -> Attribution:
-    """Label one pass over columns `start .. start + width` of `lanes`; token_ids is int [len(lanes), width].
+    """Label one pass over columns `start` to `start + width` of `lanes`; token_ids is int [len(lanes), width].
 
-    Padding has no row in the result. Positions beyond a request's prompt are generated tokens; the others carry
-    RowFlag.PREFILL.
+    Padding has no row in the result. Rows within a request's prompt carry RowFlag.PREFILL; later rows are generated tokens.
     """
     width = token_ids.shape[1]
     spans, index, offset = [], [], 0

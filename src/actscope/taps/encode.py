@@ -1,11 +1,12 @@
-"""SAE features inside the forward pass: the strongest of each row, in a buffer of fixed shape.
+"""SAE features inside the forward pass: the strongest features of each row, in a buffer of fixed shape.
 
-`z = (norm(x) - pre_bias) @ weight + bias`, and of it, by the encoder's activation (`actscope.probes.encoder.ENCODERS`):
+`z = (norm(x) - pre_bias) @ weight + bias`, followed by the encoder's activation (`actscope.probes.encoder.ENCODERS`):
 relu max(z, 0); jumprelu max(z, 0) where z > threshold, else 0 (Rajamanoharan et al. 2024, arXiv:2407.14435); topk the k largest
-of a row, then relu (Gao et al. 2024, arXiv:2406.04093). BatchTopK encoders are jumprelu with their one threshold.
+of a row, then relu (Gao et al. 2024, arXiv:2406.04093). BatchTopK encoders run as jumprelu with their single threshold.
 
-torch operations without data-dependent shapes, so that a CUDA graph can hold them; run on CPU tensors only so far. On two busy
-cores (AVX2) 512 rows with d = 768, m = 16,384 and 32 places took 0.19 to 0.21 s, and the product alone 0.2 s; one row took 2 ms.
+The torch operations have no data-dependent shapes, so a CUDA graph can capture them. They have run on CPU tensors only. On two
+busy cores (AVX2), 512 rows with d = 768, m = 16,384 and 32 places took 0.19 to 0.21 s, of which the product took 0.2 s; one row
+took 2 ms.
 """
 
 from __future__ import annotations
@@ -17,21 +18,22 @@ from torch import Tensor
 
 from actscope.probes.encoder import ENCODERS, NORMALISATIONS
 
-_CHUNK_NUMBERS = 1 << 24  # numbers of z that exist at once: 64 MiB
-_LEAST_CHUNK = 1024  # features; a narrower product is slow
+_CHUNK_NUMBERS = 1 << 24  # elements of z at a time: 64 MiB
+_LEAST_CHUNK = 1024  # in features; a narrower product is slow
 
 
 def encode_reference(
     hidden: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor, pre_bias: Tensor, threshold: Tensor,
     activation: int, features: Tensor, k: int, normalisation: str = "none",
 ) -> None:  # fmt: skip
-    """Write the `k` largest activations of each row of `hidden + residual` to the first rows of `features`, largest first.
+    """Write the `k` largest activations of each row of `hidden + residual` to `features`, largest first.
 
-    features float32 [max_rows, 2 * places]: even columns are feature numbers (exact below 2**24), odd ones activations.
-    Places beyond `k`, and those of activations that are 0, hold -1 and 0. For topk, k is the smaller of the places and the
-    encoder's own k. hidden, residual [..., d] of any floating dtype; weight float32 [d, m]; bias, threshold [m]; pre_bias [d].
-    Rows beyond max_rows are ignored. An activation that is not a number is written as infinity: computed, but not finite.
-    Equal activations come in no particular order. The temporary is 64 MiB, or 1,024 features of every row where that is more.
+    features float32 [max_rows, 2 * places]: even columns are feature numbers (exact below 2**24), odd ones activations. Unused
+    places, and those whose activation is 0, hold -1 and 0. For topk, `k` is the smaller of the places and the encoder's own k.
+
+    hidden, residual [..., d], any floating dtype; weight float32 [d, m]; bias, threshold float32 [m]; pre_bias float32 [d]. Rows
+    beyond max_rows are ignored. A NaN activation is written as infinity: computed, but not finite. Equal activations are in no
+    particular order. The temporary z takes 64 MiB, or 1,024 features of every row if that is more.
     """
     x = _rows(hidden, residual, features.shape[0], normalisation) - pre_bias
     limit = threshold if activation == ENCODERS["jumprelu"] else None
@@ -40,7 +42,7 @@ def encode_reference(
 
 
 def _rows(hidden: Tensor, residual: Tensor | None, at_most: int, normalisation: str) -> Tensor:
-    """float32 [n, d]: the stream, rounded to the dtype of `hidden` as the model has it, then normalised."""
+    """Return float32 [n, d]: the residual stream rounded to the dtype of `hidden`, as in the model, then normalized."""
     rows = hidden.reshape(-1, hidden.shape[-1])[:at_most].float()
     if residual is not None:
         rows = (rows + residual.reshape(-1, hidden.shape[-1])[:at_most].float()).to(hidden.dtype).float()
@@ -48,7 +50,7 @@ def _rows(hidden: Tensor, residual: Tensor | None, at_most: int, normalisation: 
 
 
 def _normalised(rows: Tensor, how: str) -> Tensor:
-    """The torch twin of `actscope.probes.encoder`'s."""
+    """Torch counterpart of `_normalised` in `actscope.probes.encoder`."""
     assert how in NORMALISATIONS
     if how == "constant_norm_rescale":
         length: Tensor = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
@@ -60,7 +62,7 @@ def _normalised(rows: Tensor, how: str) -> Tensor:
 
 
 def _strongest(x: Tensor, weight: Tensor, bias: Tensor, limit: Tensor | None, k: int) -> tuple[Tensor, Tensor]:
-    """The k largest [n, k] of each row, largest first, and their numbers; chunk by chunk over the features."""
+    """Return the k largest values [n, k] of each row and their feature numbers, largest first; computed in chunks."""
     m, step = weight.shape[1], max(_CHUNK_NUMBERS // max(len(x), 1), _LEAST_CHUNK, k)
     best: tuple[Tensor, Tensor] | None = None
     for start in range(0, m, step):

@@ -1,4 +1,4 @@
-"""Taps: what is attached to a model to read it. Two boards outlive the steps; forward hooks fill them by custom op."""
+"""Taps: forward hooks that read a model through custom ops into two buffers that outlive the steps."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ log = logging.getLogger("actscope.taps")
 
 @dataclass(frozen=True, slots=True)
 class _SiteProbes:
-    """The probes of one site as the tensors that `ops.score` takes."""
+    """The probes of one site, as the tensors that `ops.score` takes."""
 
     weight: Tensor
     bias: Tensor
@@ -52,11 +52,11 @@ def _pack(probes: Sequence[tuple[int, Probe]], device: torch.device) -> _SitePro
 
 @dataclass(slots=True, eq=False)
 class _Tap:
-    """One tap: where it sits, what it does with the hidden states, and whether it has done so in this pass."""
+    """One tap: its site, what it does with the hidden states, and whether it ran in this pass."""
 
     site: Site
     read: Callable[[Tensor], None]
-    columns: list[int]  # of the score board that it fills
+    columns: list[int]  # columns of the score board that it fills
     hook: RemovableHandle | None = None
     fired: bool = False
     broken: bool = False
@@ -67,7 +67,7 @@ class _Tap:
         try:
             self.read(hidden_of(value))
             self.fired = True
-        except Exception:  # the model being watched never dies of us
+        except Exception:  # a fault of ours must never stop the model
             self.broken = True
             log.exception("the tap at %s failed and is off from now on; generation goes on", self.site)
 
@@ -85,11 +85,12 @@ class _Tap:
 
 
 class Taps:
-    """Reads scores, and rows where asked, at the sites of one model.
+    """Reads scores, and rows on request, at the sites of one model.
 
-    The score board is float32 [max_rows, width]; NaN stands for "not computed". All methods are to be called on the
-    model's thread, between passes. A tap that fails is counted, logged once and goes quiet; the forward pass goes on, and
-    so do the other taps. What a tap did not write in this very pass is never delivered.
+    The score board is float32 [max_rows, width]; NaN means "not computed". Call every method on the model's thread,
+    between passes. A tap that fails is logged once and disabled; the forward pass and the other taps continue.
+    `faults` counts the taps that did not run in a pass. Data that a tap did not write in the current pass is never
+    delivered.
     """
 
     def __init__(self, model: nn.Module, *, width: int, max_rows: int) -> None:
@@ -104,9 +105,9 @@ class Taps:
         self._keepers: list[_Tap] = []
 
     def set_probes(self, probes: Sequence[tuple[int, Probe]]) -> None:
-        """Score these probes, given as (column, probe), from the next pass on, and no others.
+        """Score exactly these (column, probe) pairs from the next pass on.
 
-        Raises SiteError, and changes nothing, when the model has no such site.
+        Raises SiteError, and changes nothing, if the model has no such site.
         """
         by_site: dict[Site, list[tuple[int, Probe]]] = {}
         for column, probe in probes:
@@ -122,9 +123,9 @@ class Taps:
             tap.attach(places[tap.site])
 
     def keep_rows(self, sites: Sequence[Site]) -> None:
-        """Keep the rows of these sites from the next pass on, and no others.
+        """Keep the rows of exactly these sites from the next pass on.
 
-        Raises SiteError, and changes nothing, when the model has no such site.
+        Raises SiteError, and changes nothing, if the model has no such site.
         """
         places = {site: locate(self.model, site) for site in sites}
         _detach(self._keepers)
@@ -134,14 +135,14 @@ class Taps:
             tap.attach(places[tap.site])
 
     def begin(self) -> None:
-        """Say that a pass begins: what lies on the boards is of an earlier one."""
+        """Begin a pass: data on the boards is now of an earlier one."""
         for tap in (*self._scorers, *self._keepers):
             tap.fired = False
 
     def frames(self, index: np.ndarray) -> list[Frame]:
-        """The frames of the pass that has just ended, with only the rows `index` of the flattened batch; on the CPU.
+        """Return the frames of the pass that just ended, on the CPU, with only rows `index` of the flattened batch.
 
-        Scores of a tap that did not fire are "not computed", and its rows are left out.
+        Scores of a tap that did not run are NaN, and its rows are left out.
         """
         self._blank_what_did_not_fire()
         chosen = torch.from_numpy(index).to(self.device, non_blocking=True)
@@ -155,7 +156,7 @@ class Taps:
         return frames
 
     def frames_of_none(self) -> list[Frame]:
-        """The frames of a step without rows."""
+        """Return the frames of a step without rows."""
         return [Frame(SCORES, np.empty((0, self.width), np.float32))]
 
     def detach(self) -> None:

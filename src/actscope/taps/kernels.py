@@ -1,20 +1,20 @@
 """The tap on CUDA: scores and rows of one site in one forward pass, with a torch reference of the same signature.
 
-The kernels (`actscope.taps.triton_tap`) are run by the tests in Triton's interpreter, on CPU tensors, and compiled for sm_90
-without being launched; they have not been run on a GPU. The reference has run on CPU tensors only. What both promise:
+The tests run the kernels (`actscope.taps.triton_tap`) in Triton's interpreter on CPU tensors, and compile them for sm_90 without
+launching them. They have not been run on a GPU. The reference has run on CPU tensors only. Both guarantee:
 
 * `x = hidden + residual`, summed in float32 and rounded once to the dtype of `hidden`; `hidden` itself without a residual.
-  Scores are of that x, products and sums in float32: a score is the score of the row that is kept beside it.
+  Scores are of that x, with products and sums in float32: a score is exactly that of the row kept beside it.
 * `board[:n, columns[site, j]] = act_j(x @ weight[site, :, j] + bias[site, j])` for j < `active[site]`; NaN becomes +inf.
 * `store[:n, keep[site] * d : (keep[site] + 1) * d] = x` if `wanted[0] != 0` and the store has that part.
 * `fired[site] += 1`, in stream order after all of the above.
-* Rows beyond the board's, or the store's, are ignored. A column that the board has not is the spare, its last one, whose content
-  means nothing. Nothing is read back to the host and nothing is chosen by timing: both can be captured in a CUDA graph.
+* Rows beyond the board's or the store's are ignored. A column outside the board means the spare, its last column, whose content
+  is meaningless. No value is read back to the host and no kernel is chosen by timing, so a CUDA graph can capture both.
 
-Operands are the whole of buffers that outlive the step. hidden, residual [..., d]: float32, bfloat16 or float16. board float32
+Operands are whole buffers that outlive the step. hidden, residual [..., d]: float32, bfloat16 or float16. board float32
 [max_rows, width + 1]; store [max_rows, n_kept * d] of those dtypes; weight float32 [n_sites, d, K]; bias, jump float32
 [n_sites, K]; activation (codes of `actscope.probes.ACTIVATIONS`), columns: integers [n_sites, K]; active, keep int32 [n_sites];
-wanted int32 [1]; fired int64 [n_sites]; all but hidden and residual contiguous.
+wanted int32 [1]; fired int64 [n_sites]. All but hidden and residual are contiguous.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ from torch import Tensor
 
 from actscope.taps.ops import activate
 
-_BLOCK_ROWS, _BLOCK_SLOTS, _BLOCK_DIMS = 16, 16, 128  # tl.dot's least is 16 by 16
+_BLOCK_ROWS, _BLOCK_SLOTS, _BLOCK_DIMS = 16, 16, 128  # tl.dot needs at least 16 by 16
 _COPY_ROWS, _COPY_DIMS = 4, 1024
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 @functools.cache
 def available() -> bool:
-    """Whether Triton is installed and can run here: a GPU, or its interpreter (`TRITON_INTERPRET=1`)."""
+    """Return whether Triton is installed and can run here: on a GPU, or in its interpreter (`TRITON_INTERPRET=1`)."""
     runs = torch.cuda.is_available() or os.environ.get("TRITON_INTERPRET") == "1"
     return runs and importlib.util.find_spec("triton") is not None
 
@@ -46,9 +46,9 @@ def tap_cuda(
     hidden: Tensor, residual: Tensor | None, board: Tensor, store: Tensor, weight: Tensor, bias: Tensor, jump: Tensor,
     activation: Tensor, columns: Tensor, active: Tensor, keep: Tensor, wanted: Tensor, fired: Tensor, site: int,
 ) -> None:  # fmt: skip
-    """The tap by Triton kernels on the current stream; by the reference where Triton is not. See the module for what it does.
+    """Run the tap on the current stream: Triton kernels, or the reference if Triton is unavailable. See the module docstring.
 
-    Raises ValueError for operands that the kernels do not read.
+    Raises ValueError for operands that the kernels cannot read.
     """
     if not available():
         tap_reference(
@@ -68,7 +68,7 @@ def tap_reference(
     hidden: Tensor, residual: Tensor | None, board: Tensor, store: Tensor, weight: Tensor, bias: Tensor, jump: Tensor,
     activation: Tensor, columns: Tensor, active: Tensor, keep: Tensor, wanted: Tensor, fired: Tensor, site: int,
 ) -> None:  # fmt: skip
-    """The same in torch operations without data-dependent shapes; what is not asked for is computed and masked out."""
+    """Run the tap in torch operations without data-dependent shapes; unrequested values are computed, then masked."""
     x = _sum(_rows(hidden), None if residual is None else _rows(residual))
     used = torch.arange(weight.shape[2], device=x.device) < active[site]
     to = torch.where(used & _within(columns[site], board.shape[1] - 1), columns[site], board.shape[1] - 1)
@@ -128,7 +128,7 @@ def _kernels() -> ModuleType:
     return triton_tap
 
 
-#: hidden, residual (or hidden again), their strides, and the constants that say how to read them.
+#: hidden, residual (or hidden again), their strides, and the kernel constants for reading them.
 _Stream = tuple[Tensor, Tensor, tuple[int, int, int, int], dict[str, Any]]
 
 

@@ -1,4 +1,4 @@
-"""Row taps: one forward hook for each site, which hands on what the site's module took or gave, uncopied."""
+"""Row taps: one forward hook per site that passes on its module's input or output without a copy."""
 
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ from actscope.errors import SiteError
 from actscope.sites import Site
 from actscope.taps.anatomy import Location
 
-#: Called with the number of the site and what passes it, on the thread that runs the model, while it runs.
+#: Called with the index of the site and its module's input or output, inside the forward pass.
 Take = Callable[[int, Any], None]
 
 
 class RowTaps:
-    """Hooks at some sites. `take(i, value)` gets what the i-th module took or gave; it must copy what it keeps.
+    """Hooks at several sites.
 
-    `tensor_of(value)` is the tensor [..., d] that is meant. What `take` raises goes up into the model's forward.
+    `take(i, value)` receives the input or output of the i-th site's module and must copy what it keeps. `tensor_of(value)` is its
+    tensor [..., d]. An exception in `take` propagates into the model's forward pass.
     """
 
     def __init__(self, places: Mapping[Site, Location], take: Take) -> None:
@@ -29,13 +30,13 @@ class RowTaps:
         self._hooks: list[RemovableHandle] = []
 
     def attach(self) -> None:
-        """Register the hooks. Raises RuntimeError when they are registered already."""
+        """Register the hooks. Raises RuntimeError if they are registered already."""
         if self._hooks:
             raise RuntimeError("these taps are attached already")
         self._hooks = [_register(place, i, self._take) for i, place in enumerate(self._locations)]
 
     def detach(self) -> None:
-        """Remove the hooks; a second call does nothing."""
+        """Remove the hooks. Idempotent."""
         for hook in self._hooks:
             hook.remove()
         self._hooks = []
@@ -56,9 +57,9 @@ def _register(place: Location, number: int, take: Take) -> RemovableHandle:
 
 
 def tensor_of(value: Any) -> Tensor:
-    """The tensor that is meant: the value itself, or the first of a sequence or of a mapping's values.
+    """Return the value itself if it is a tensor, else the first tensor of a sequence or of a mapping's values.
 
-    Raises SiteError when there is none.
+    Raises SiteError if there is none.
     """
     if isinstance(value, Tensor):
         return value

@@ -1,8 +1,9 @@
-"""`actscope::tap` and `actscope::encode`, the ops of compiled models and CUDA graphs: scores, rows, SAE features, and the proof.
+"""`actscope::tap` and `actscope::encode`: the ops in compiled models and CUDA graphs, for scores, rows and SAE features.
 
-They are defined without `torch.library.custom_op`, whose checks cost 12 µs a call (docs/log.md): a layer of a small model feels
-that. Their operands are whole buffers and integers; changing what lies in the buffers never compiles again. A call that fails is
-logged once and leaves no proof behind, so that nothing of it is delivered; the model goes on.
+They are not defined with `torch.library.custom_op`, whose checks cost 12 µs per call (docs/log.md), which is
+noticeable in a layer of a small model. Their operands are whole buffers and integers, so changing the buffers'
+content never recompiles. Every run increments a counter in `fired`. A call that fails is logged once and does not
+increment it, so its data is not delivered; the model continues.
 """
 
 from __future__ import annotations
@@ -33,20 +34,20 @@ _reported: set[str] = set()
 
 
 class TapBuffers(torch.nn.Module):
-    """Everything that the taps of one model read and write, on the model's device, for as long as the model lives.
+    """Everything that the taps of one model read and write, on the model's device, for the model's lifetime.
 
     board       float32 [max_rows, width + 2 * n_features + 1]
                                                  scores, then the strongest SAE features as (number, activation) pairs;
                                                  NaN is "not computed"; the last column is a spare
-    store       dtype [max_rows, n_kept * d]     raw rows, one site beside the other
+    store       dtype [max_rows, n_kept * d]     raw rows, the kept sites side by side
     weight      float32 [n_sites, d, width]      probes of each site in its first slots; bias, jump float32, activation
                                                  int64, columns int64 [n_sites, width] likewise; unused slots point to the spare
-    active      int32 [n_sites]                  slots in use
-    keep        int32 [n_sites]                  which part of a row of `store` is the site's, or -1
+    active      int32 [n_sites]                  number of slots in use
+    keep        int32 [n_sites]                  part of a row of `store` that belongs to the site, or -1
     wanted      int32 [1]                        whether any raw rows are wanted in this pass
-    fired       int64 [n_sites (+ 1)]            how often each tap has run, and the SAE: the proof that it was not compiled away
+    fired       int64 [n_sites (+ 1)]            runs of each tap, and of the SAE: proves that the op was not compiled away
 
-    They are buffers of a module only so that `to` and `repr` work; they are no part of any model's state.
+    They are module buffers only so that `to` and `repr` work. They are not part of any model's state dict.
     """
 
     board: Tensor
@@ -95,7 +96,7 @@ class TapBuffers(torch.nn.Module):
             self.register_buffer(name, tensor.to(device), persistent=False)
 
     def tap(self, site: int, hidden: Tensor, residual: Tensor | None) -> None:
-        """Read one site: `hidden` [n, d], or the sum of it and `residual`."""
+        """Read one site: `hidden` [n, d], or the sum of `hidden` and `residual`."""
         torch.ops.actscope.tap(hidden, residual, self.board, self.store, *self._bank(), self.fired, site)
 
     def _bank(self) -> tuple[Tensor, ...]:
@@ -103,9 +104,9 @@ class TapBuffers(torch.nn.Module):
 
 
 class SaeBuffers(torch.nn.Module):
-    """An SAE's encoder on the model's device: weight float32 [d, m], bias and threshold [m], pre_bias [d].
+    """An SAE's encoder on the model's device: weight float32 [d, m]; bias, threshold [m]; pre_bias [d].
 
-    Its `places` strongest features of each row go to the columns of `TapBuffers.board` behind the scores.
+    The `places` strongest features of each row go to the columns of `TapBuffers.board` after the scores.
     """
 
     weight: Tensor
@@ -122,7 +123,7 @@ class SaeBuffers(torch.nn.Module):
             self.register_buffer(name, torch.from_numpy(getattr(encoder, name)).to(device), persistent=False)
 
     def encode(self, buffers: TapBuffers, hidden: Tensor, residual: Tensor | None) -> None:
-        """Read its site: `hidden` [n, d], or the sum of it and `residual`."""
+        """Read the SAE's site: `hidden` [n, d], or the sum of `hidden` and `residual`."""
         torch.ops.actscope.encode(
             hidden,
             residual,
@@ -145,7 +146,7 @@ def _tap_cpu(
     hidden: Tensor, residual: Tensor | None, board: Tensor, store: Tensor, weight: Tensor, bias: Tensor, jump: Tensor,
     activation: Tensor, columns: Tensor, active: Tensor, keep: Tensor, wanted: Tensor, fired: Tensor, site: int,
 ) -> None:  # fmt: skip
-    """On a CPU the tables can be looked at, so that a site that nobody reads costs a few microseconds."""
+    """Run the tap on a CPU. The tables can be read there, so a site without readers costs only a few microseconds."""
     n_probes = int(active.numpy()[site])
     place = int(keep.numpy()[site]) if wanted.numpy()[0] else -1
     if n_probes or place >= 0:
@@ -161,7 +162,7 @@ def _tap_cpu(
 
 
 def stream(hidden: Tensor, residual: Tensor | None) -> Tensor:
-    """The residual stream, in the model's dtype: the sum is made in float32 and rounded once, as vLLM's fused norms do."""
+    """Return the residual stream in the model's dtype: summed in float32 and rounded once, as in vLLM's fused norms."""
     if residual is None:
         return hidden
     if hidden.dtype == torch.float32:
@@ -170,7 +171,7 @@ def stream(hidden: Tensor, residual: Tensor | None) -> Tensor:
 
 
 def _scores(rows: Tensor, weight: Tensor, bias: Tensor, jump: Tensor, activation: Tensor) -> Tensor:
-    """float32 [n, k]; a score that is not a number becomes infinity: computed, but not finite."""
+    """Return the scores, float32 [n, k]. A NaN score becomes infinity: computed, but not finite."""
     z = torch.addmm(bias, rows.float(), weight)
     codes = activation.numpy()
     if (codes == 1).all():
@@ -196,7 +197,7 @@ def _encode(
 
 
 def _surviving(op: Callable[..., None]) -> Callable[..., None]:
-    """The same op, but what it raises is logged once: the model being watched never dies of us."""
+    """Wrap an op so that its exceptions are logged once and never reach the model."""
 
     def survive(*operands: Any) -> None:
         try:

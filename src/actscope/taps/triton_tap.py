@@ -1,9 +1,9 @@
 # mypy: ignore-errors
 # Triton's language is Python only in its syntax: its types are not Python's, and it may be absent where mypy runs.
-"""The tap's three kernels. Import this module only where Triton is; `actscope.taps.kernels` launches them.
+"""The tap's three Triton kernels, launched by `actscope.taps.kernels`. Import this module only if Triton is installed.
 
-`n` and `site` are not specialised on, so that serving another batch size never compiles a kernel. Offsets of rows are
-int64: a store of 8,192 rows of 80 sites of width 8,192 has more elements than int32 counts.
+`n` and `site` are not specialized, so another batch size never compiles a kernel. Row offsets are int64: a store of 8,192 rows
+of 80 sites of width 8,192 has more elements than int32 can count.
 """
 
 from __future__ import annotations
