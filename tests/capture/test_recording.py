@@ -81,7 +81,7 @@ def test_a_recording_that_fails_is_told_once_and_the_users_own_error_comes_first
 ) -> None:
     cap = actscope.capture(model, sites="2", to=tmp_path / "a", memory="64MiB")
     with pytest.raises(KeyError), cap, torch.no_grad():
-        cap._recorder._fail(OSError("no space left on device"))
+        cap._recorder._messages.fail(OSError("no space left on device"))
         model(torch.tensor(prompts(4)))
         raise KeyError("the user's own")
     told = [record.getMessage() for record in caplog.records if "no space left" in record.getMessage()]

@@ -327,7 +327,7 @@ def test_a_recording_that_has_failed_costs_its_rows_only_they_are_counted_and_it
     with flying(tmp_path / "r") as pilot:
         pilot.step({"a": 3})
         pilot.flight.settle()
-        pilot.flight.recorder._fail(RecordingPoisoned("the disk is full"))
+        pilot.flight.recorder._messages.fail(RecordingPoisoned("the disk is full"))
         answer = pilot.flight.mark("a").result()
         pilot.step({"a": 2})
         pilot.flight.settle()

@@ -304,7 +304,7 @@ def test_a_codec_that_fails_costs_no_rows(tmp_path: Path, caplog: pytest.LogCapt
         def report(self) -> dict[str, object]:
             return {}
 
-    recorder._encoders[0] = Broken()  # type: ignore[call-overload]
+    recorder._blocks._encoders[0] = Broken()  # type: ignore[call-overload]
     step = step_of(1, [("a", 0, 5)])
     recorder.write(step, frames_of(step, SITES))
     recorder.close()
@@ -334,7 +334,7 @@ def test_a_failed_disk_is_told_once_with_its_place_and_what_was_acknowledged_sta
     assert [record.getMessage() for record in caplog.records] == [
         f"{tmp_path / 'r.acts'}: recording has stopped: no space left on device"
     ]
-    assert recorder._drops == []  # nothing is kept for a recording that can say nothing any more
+    assert recorder._steps.take_unwritten()[1] == []  # nothing is kept for a recording that can say nothing any more
     assert recorder.stats().dropped_rows == 2  # one row at two sites
     np.testing.assert_array_equal(
         Recording.open(tmp_path / "r.acts").rows(SITES[0], "a").values, rows_of(step, SITES[0])
@@ -457,14 +457,14 @@ def test_rows_that_reach_the_store_after_the_mark_was_taken_are_not_acknowledged
     with Recorder.create(tmp_path / "r.acts", spec(), PipelineOptions(flush_seconds=60)) as recorder:
         step = step_of(1, [("a", 0, 3)])
         recorder.write(step, frames_of(step, SITES))
-        notes = recorder._write_notes
+        write_labels = recorder._labels.write
 
-        def notes_and_then_a_block() -> int:
-            number = notes()
-            recorder._lanes.drain(3)
+        def labels_and_then_a_block() -> int:
+            number = write_labels()
+            recorder._queues.drain(3)
             return number
 
-        monkeypatch.setattr(recorder, "_write_notes", notes_and_then_a_block)
-        recorder._note_progress()
+        monkeypatch.setattr(recorder._labels, "write", labels_and_then_a_block)
+        recorder._acknowledge()
         monkeypatch.undo()
-        assert recorder._milestones[-1][0] == 0
+        assert recorder._acknowledged._milestones[-1][0] == 0

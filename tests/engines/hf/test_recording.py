@@ -198,7 +198,7 @@ def test_a_disk_that_fails_does_not_reach_the_answers(model: LoadedModel, tmp_pa
     with Harness(model, probes=random_probes()) as plain:
         plain.run(prompts)
     with recording(model, tmp_path / "r", sample=1.0) as (run, flight):
-        flight.recorder._fail(RecordingPoisoned("no space left on device"))
+        flight.recorder._messages.fail(RecordingPoisoned("no space left on device"))
         run.run(prompts)
         flight.settle()
         told = flight.describe()
