@@ -6,8 +6,8 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from actscope.engines.vllm.labels import RequestState
-from actscope.engines.vllm.prefix import PrefixScores
+from actscope.engines.vllm.publishing.labels import RequestState
+from actscope.engines.vllm.publishing.prefix_scores import PrefixScores
 from actscope.frames import ROW_META, RowFlag
 
 BLOCK, BLOCKS, WIDTH = 4, 6, 2

@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.vllm.schedules import BLOCK, WIDTH, Pass, Scheduler, play, scores_of
 
-from actscope.engines.vllm.labels import Register, RequestState
-from actscope.engines.vllm.prefix import PrefixScores
-from actscope.engines.vllm.publishing import Publisher
+from actscope.engines.vllm.publishing.labels import Register, RequestState
+from actscope.engines.vllm.publishing.prefix_scores import PrefixScores
+from actscope.engines.vllm.publishing.publisher import Publisher
 from actscope.frames import Frame, ListSink, RowFlag, SpanFlag, Step
 from actscope.taps.tap import TapBuffers
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from actscope.engines.vllm.device_copy import Landed
-from actscope.engines.vllm.labels import Register, RequestState, known_of
-from actscope.engines.vllm.publishing import PassNote, Publisher
+from actscope.engines.vllm.publishing.device_copy import Landed
+from actscope.engines.vllm.publishing.labels import Register, RequestState, known_of
+from actscope.engines.vllm.publishing.publisher import PassNote, Publisher
 from actscope.engines.vllm.sidecar_protocol import options_of
 from actscope.frames import ListSink, RowFlag
 from actscope.ring.layout import request_bytes

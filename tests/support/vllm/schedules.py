@@ -11,9 +11,9 @@ from random import Random
 
 import numpy as np
 
-from actscope.engines.vllm.device_copy import Landed
-from actscope.engines.vllm.labels import RequestState
-from actscope.engines.vllm.publishing import PassNote
+from actscope.engines.vllm.publishing.device_copy import Landed
+from actscope.engines.vllm.publishing.labels import RequestState
+from actscope.engines.vllm.publishing.publisher import PassNote
 
 BLOCK = 4
 WIDTH = 3

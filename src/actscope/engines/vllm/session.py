@@ -16,11 +16,11 @@ import numpy as np
 import torch
 
 from actscope.engines.vllm.bank import InForce
-from actscope.engines.vllm.device_copy import CudaCrossing, HostCrossing
-from actscope.engines.vllm.labels import known_of
+from actscope.engines.vllm.publishing.device_copy import CudaCrossing, HostCrossing
+from actscope.engines.vllm.publishing.labels import known_of
 from actscope.engines.vllm.layer_outputs import attach, sites_here
-from actscope.engines.vllm.prefix import PrefixScores
-from actscope.engines.vllm.publishing import PassNote, PublishedCounts, Publisher
+from actscope.engines.vllm.publishing.prefix_scores import PrefixScores
+from actscope.engines.vllm.publishing.publisher import PassNote, PublishedCounts, Publisher
 from actscope.engines.vllm.runners import PassBatch, adapt, full_attention_layer
 from actscope.engines.vllm.settings import GraphSpec, VllmSettings
 from actscope.engines.vllm.sidecar_client import NoSidecar, Sidecar

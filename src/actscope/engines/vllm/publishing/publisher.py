@@ -9,9 +9,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from actscope.clock import monotonic_ns
-from actscope.engines.vllm.device_copy import Landed
-from actscope.engines.vllm.labels import PassLabels, Register, RequestState
-from actscope.engines.vllm.prefix import PrefixScores
+from actscope.engines.vllm.publishing.device_copy import Landed
+from actscope.engines.vllm.publishing.labels import PassLabels, Register, RequestState
+from actscope.engines.vllm.publishing.prefix_scores import PrefixScores
 from actscope.frames import ROW_META, SCORES, Frame, Span, SpanFlag, Step
 from actscope.ring.host import RingWriter
 from actscope.taps.tap import TapBuffers

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from actscope.engines.vllm.labels import RequestState
+from actscope.engines.vllm.publishing.labels import RequestState
 from actscope.frames import ROW_META, RowFlag
 
 #: Rejected drafts are never part of a cached prompt.
