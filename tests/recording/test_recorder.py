@@ -17,6 +17,7 @@ from actscope.errors import RecordingError, RecordingPoisoned, SettingsError, Si
 from actscope.frames import Frame, RowFlag
 from actscope.recording.reading.recording import Recording
 from actscope.recording.spec import PipelineOptions, RecordingSpec
+from actscope.recording.writing.block_writer import BlockWriter
 from actscope.recording.writing.recorder import Recorder
 
 SITES = ("layers.0.resid_post", "layers.1.resid_post")
@@ -135,13 +136,13 @@ def test_rows_of_a_step_that_did_not_end_are_not_delivered(tmp_path: Path) -> No
 def held(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
     """While this event is not set, no block reaches the store."""
     go = threading.Event()
-    keep = Recorder._keep
+    write = BlockWriter.write
 
-    def waiting(self: Recorder, *args: object) -> None:
+    def waiting(self: BlockWriter, *args: object) -> None:
         go.wait()
-        keep(self, *args)  # type: ignore[arg-type]
+        write(self, *args)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(Recorder, "_keep", waiting)
+    monkeypatch.setattr(BlockWriter, "write", waiting)
     return go
 
 

@@ -1,7 +1,11 @@
-"""Adapters for vLLM's two model runners: what a pass contained, read from each. No other module uses runner attributes."""
+"""Adapters for vLLM's two model runners: what a pass contained, read from each, and facts of the served model and its KV cache.
+
+Only this module and the constructors in `session.py` and `model_taps.py` use runner attributes.
+"""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -10,7 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from actscope.engines.vllm.sidecar_protocol import ServedModel
 from actscope.errors import EngineError
+from actscope.taps.anatomy import text_config
+
+log = logging.getLogger("actscope.vllm")
 
 
 @dataclass(slots=True)
@@ -77,6 +85,57 @@ def full_attention_layer(runner: Any) -> tuple[int, str] | None:
         if type(group.kv_cache_spec).__name__ in ("FullAttentionSpec", "MLAAttentionSpec"):
             return index, group.layer_names[0]
     return None
+
+
+@dataclass(frozen=True, slots=True)
+class KvPool:
+    """KV cache blocks of full attention: `n_blocks` blocks of `block_size` slots in KV group `group`."""
+
+    group: int
+    n_blocks: int
+    block_size: int
+
+
+def kv_pool(runner: Any) -> KvPool | None:
+    """Return the blocks that the prefix cache shares between prompts; None if it is off or has no full attention.
+
+    Also None, with a warning, if a KV connector fills blocks: nobody here sees the rows that they came from.
+    """
+    place, config = full_attention_layer(runner), runner.vllm_config
+    if place is None or not config.cache_config.enable_prefix_caching:
+        return None
+    if config.kv_transfer_config is not None:
+        log.warning(
+            "a KV connector brings keys and values that were computed elsewhere: scores of cached prompts are off"
+        )
+        return None
+    kv = runner.kv_cache_config
+    return KvPool(place[0], kv.num_blocks, kv.kv_cache_groups[place[0]].kv_cache_spec.block_size)
+
+
+def served_model(runner: Any, name: str) -> ServedModel:
+    """Return the facts of the model that a runner (`name`: V1 or V2) serves."""
+    model, hf = runner.vllm_config.model_config, text_config(runner.model)
+    served = model.served_model_name
+    return ServedModel(
+        served=served if isinstance(served, str) else served[0],
+        source=str(model.model),
+        commit=str(getattr(model.hf_config, "_commit_hash", None) or ""),
+        tokenizer=str(model.tokenizer or model.model),
+        device=str(runner.device),
+        dtype=str(model.dtype).removeprefix("torch."),
+        n_layers=int(hf.num_hidden_layers),
+        d_model=int(hf.hidden_size),
+        max_context=int(model.max_model_len),
+        vllm=_vllm_version(),
+        runner=name,
+    )
+
+
+def _vllm_version() -> str:
+    import vllm
+
+    return str(vllm.__version__)
 
 
 class V1Runner:

@@ -73,9 +73,7 @@ class LabelWriter:
         except Exception:
             if not self._reported:
                 self._reported = True
-                log.exception(
-                    "%s: the tokenizer failed; such tokens are kept without their text", self._messages.path
-                )
+                log.exception("%s: the tokenizer failed; such tokens are kept without their text", self._messages.path)
             return {}
 
 

@@ -7,13 +7,19 @@ cannot disagree.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from actscope.engines.vllm.publishing.labels import RequestState
+from actscope.engines.vllm.runners import KvPool
 from actscope.frames import ROW_META, RowFlag
 
+log = logging.getLogger("actscope.vllm")
+
+#: Most host memory for the scores.
+_MOST_BYTES = 8 << 30
 #: Rejected drafts are never part of a cached prompt.
 _REJECTED = int(RowFlag.REJECTED)
 
@@ -24,6 +30,20 @@ class PrefixScores:
     Pages are touched only where rows were computed. `since` int64 [width] is the generation at which each column got its probe;
     scores of an older generation are not valid for that column.
     """
+
+    @classmethod
+    def fitting(cls, pool: KvPool, width: int) -> PrefixScores | None:
+        """Return a store for all slots of `pool`; None, with a warning, if it would need too much memory."""
+        needed = pool.n_blocks * pool.block_size * (width * 4 + 20)
+        if needed > _MOST_BYTES:
+            log.warning(
+                "scores of cached prompts would need %.1f GB of host memory (%d slots), more than %.1f: they are off",
+                needed / 1e9,
+                pool.n_blocks * pool.block_size,
+                _MOST_BYTES / 1e9,
+            )
+            return None
+        return cls(pool.n_blocks, pool.block_size, width)
 
     def __init__(self, n_blocks: int, block_size: int, width: int) -> None:
         n_slots = n_blocks * block_size

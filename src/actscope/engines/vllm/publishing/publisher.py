@@ -68,7 +68,8 @@ class PublishedCounts:
 class Publisher:
     """Writes both rings.
 
-    `rows_ring` is None if no raw rows are kept; `prefix` is None if scores of cached prompts are not kept.
+    `rows_ring` is None if no raw rows are kept. `prefix` and `kv_group`, the KV cache group that holds the prefix cache's blocks,
+    are None if scores of cached prompts are not kept.
     """
 
     def __init__(
@@ -79,7 +80,9 @@ class Publisher:
         sites: Sequence[str],
         kept: Sequence[int],
         buffers: TapBuffers,
+        kv_group: int | None = None,
     ) -> None:
+        self.kv_group = kv_group
         self._ring, self._rows_ring, self._prefix = ring, rows_ring, prefix
         self._sites, self._kept = [*sites, "the SAE's site"], kept
         self._width, self._n_columns = buffers.width, buffers.n_columns

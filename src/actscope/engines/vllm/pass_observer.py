@@ -1,0 +1,175 @@
+"""Follows the passes of a publishing rank: what each contained, and when its rows can be published."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from actscope.engines.vllm.bank import InForce
+from actscope.engines.vllm.publishing.device_copy import CudaCrossing, HostCrossing
+from actscope.engines.vllm.publishing.labels import known_of
+from actscope.engines.vllm.publishing.publisher import PassNote, PublishedCounts, Publisher
+from actscope.engines.vllm.row_requests import RowRequests
+from actscope.engines.vllm.runners import PassBatch, Runner
+from actscope.engines.vllm.sidecar_client import NoSidecar, Sidecar
+from actscope.taps.tap import TapBuffers
+
+log = logging.getLogger("actscope.vllm")
+
+
+class PassObserver:
+    """Callbacks around each pass, on the model's thread. They never raise and never wait for a reader.
+
+        before ──▶ the pass ──▶ after ──▶ copied and published
+                                  └─▶ waiting, if it had drafts ──▶ sampled ──▶ copied and published
+
+    A pass that waits and is never sampled is published without rows: its accepted drafts are unknown.
+    """
+
+    def __init__(
+        self,
+        runner: Runner,
+        buffers: TapBuffers,
+        crossing: CudaCrossing | HostCrossing,
+        requests: RowRequests,
+        sidecar: Sidecar | NoSidecar,
+        open_publisher: Callable[[], Publisher],
+    ) -> None:
+        """Take the parts of a session. `open_publisher` is called once, before the first request's pass."""
+        self._runner, self._buffers, self._crossing = runner, buffers, crossing
+        self._requests, self._sidecar = requests, sidecar
+        self._open_publisher = open_publisher
+        self._publisher: Publisher | None = None
+        self._bank = InForce({}, np.zeros(buffers.n_columns, np.int64))
+        self._waiting: tuple[PassNote, PassBatch] | None = None
+        self._with_rows = False
+        self._faults = 0
+
+    def before(self, scheduled: Any) -> None:
+        """Prepare a pass: apply staged probes and note new and finished requests."""
+        try:
+            self._before(scheduled)
+        except Exception:  # a fault of ours must never stop the model
+            self._fault("before a pass")
+
+    def after(self, scheduled: Any) -> None:
+        """Publish a launched pass; with drafts, wait for `sampled` to know which were accepted."""
+        try:
+            self._after(scheduled)
+        except Exception:
+            self._fault("after a pass")
+
+    def sampled(self) -> None:
+        """Publish the pass that waited for sampling."""
+        try:
+            waiting, self._waiting = self._waiting, None
+            if waiting is not None:
+                self._publish(*waiting)
+        except Exception:
+            self._fault("after sampling")
+
+    def waiting(self) -> PassBatch | None:
+        """Return the pass that waits for sampling, or None."""
+        return self._waiting[1] if self._waiting else None
+
+    def counts(self) -> PublishedCounts:
+        """Return row counts since the start."""
+        return self._publisher.counts if self._publisher else PublishedCounts()
+
+    # --- before a pass ---
+
+    def _before(self, scheduled: Any) -> None:
+        waiting, self._waiting = self._waiting, None
+        if waiting is not None:
+            self._publish_without_rows(waiting[0])
+        self._crossing.before_pass()
+        publisher = self._publisher or self._begin()
+        if not self._buffers.fired.is_cuda:  # readable without a sync: a dummy pass in between is then no fault
+            publisher.forget_passes(self._buffers.fired.numpy())
+        staged = self._sidecar.staged()
+        if staged is not None:
+            self._bank = staged.put(self._buffers, self._bank)
+        self._requests.forget(scheduled.finished_req_ids)
+        for new in scheduled.scheduled_new_reqs:
+            options = self._requests.begin(new)
+            if options is not None:
+                self._sidecar.tell(options)
+        with_rows = not self._requests.none_in(scheduled.num_scheduled_tokens)
+        if with_rows != self._with_rows:
+            self._with_rows = with_rows
+            self._buffers.wanted.fill_(int(with_rows))
+
+    def _begin(self) -> Publisher:
+        """Create the publisher. Everything that the taps counted so far was warm-up."""
+        self._publisher = publisher = self._open_publisher()
+        publisher.forget_passes(self._buffers.fired.cpu().numpy())
+        return publisher
+
+    # --- after a pass ---
+
+    def _after(self, scheduled: Any) -> None:
+        if self._publisher is None:
+            return
+        n = scheduled.total_num_scheduled_tokens
+        note = self._note(scheduled, n, self._publisher.kv_group)
+        if not n:
+            if note.ended or note.begun:
+                self._publish_without_rows(note)
+            return
+        try:
+            batch = self._runner.batch(scheduled)
+        except Exception:
+            self._publish_without_rows(note)  # the requests of the pass begin and end anyway
+            raise
+        note.requests, note.starts = batch.requests, batch.starts
+        if int(batch.starts[-1]) != batch.n_tokens:  # host and device disagree about the rows of each request
+            self._publish_without_rows(note)
+        elif batch.drafts is not None and batch.drafts.any():
+            self._waiting = note, batch
+        else:
+            self._publish(note, batch)
+
+    def _note(self, scheduled: Any, n_rows: int, kv_group: int | None) -> PassNote:
+        cached, requests = scheduled.scheduled_cached_reqs, self._requests
+        blocks = [
+            (request, new[kv_group], request in cached.resumed_req_ids)
+            for request, new in zip(cached.req_ids, cached.new_block_ids, strict=True)
+            if kv_group is not None and new is not None
+        ]
+        begun = [
+            known_of(new, kv_group, rows=requests.wants_rows(new.req_id), wish=requests.has_options(new.req_id))
+            for new in scheduled.scheduled_new_reqs
+        ]
+        copies = [(copy.src_block_id, copy.dst_block_id) for copy in scheduled.kv_cache_block_copies or ()]
+        return PassNote(
+            [],
+            np.zeros(1, np.int64),
+            begun,
+            list(scheduled.finished_req_ids),
+            self._bank.generation,
+            self._bank.columns_of,
+            self._bank.since,
+            blocks,
+            copies,
+            n_rows=n_rows,
+        )
+
+    def _publish(self, note: PassNote, batch: PassBatch) -> None:
+        publisher = self._publisher
+        assert publisher is not None
+        if not self._crossing.cross(batch, self._with_rows, lambda landed: publisher.publish(note, landed)):
+            self._publish_without_rows(note)
+
+    def _publish_without_rows(self, note: PassNote) -> None:
+        """Publish what is known of a pass whose rows are unavailable."""
+        publisher = self._publisher
+        assert publisher is not None
+        self._crossing.pass_over(lambda: publisher.publish(note, None))
+
+    def _fault(self, when: str) -> None:
+        self._faults += 1
+        if self._faults == 1:
+            log.exception("actscope failed %s (further ones are only counted); generation goes on", when)
