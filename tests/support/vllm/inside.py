@@ -38,32 +38,32 @@ def wrapped(llm: Any) -> list[str]:
 def counts(llm: Any) -> dict[str, int]:
     """The plugin's account of all rows, and how often it failed around a pass."""
     found = session(llm)
-    return {**asdict(found.counts()), "faults": found._faults, "deaths": found._companion.deaths}
+    return {**asdict(found.counts()), "faults": found._observer.faults, "deaths": found._sidecar.deaths}
 
 
 def sidecar(llm: Any) -> int:
     """The pid of the sidecar that runs now."""
-    pid: int = session(llm)._companion.pid
+    pid: int = session(llm)._sidecar.pid
     return pid
 
 
 def rows_ring(llm: Any) -> dict[str, int]:
     """What the writer of the ring of raw rows has taken and dropped."""
-    return asdict(session(llm)._rows_ring.stats())
+    return asdict(session(llm)._rings.rows.stats())
 
 
 def _index(llm: Any, site: str) -> int:
-    return [one.name for one in session(llm).sites].index(site)
+    return [one.name for one in session(llm)._taps.sites].index(site)
 
 
 def silence(llm: Any, site: str) -> None:
     """Take one hook off, as if the compiler had skipped its module."""
-    session(llm)._hooks[_index(llm, site)].remove()
+    session(llm)._taps._hooks[_index(llm, site)].remove()
 
 
 def break_tap(llm: Any, site: str) -> None:
     """Point a probe of one site to a column that does not exist: its op fails from now on."""
-    session(llm).buffers.columns[_index(llm, site)] = 1 << 40
+    session(llm)._taps.buffers.columns[_index(llm, site)] = 1 << 40
 
 
 def compiled(llm: Any) -> dict[str, int]:

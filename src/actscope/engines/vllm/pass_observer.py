@@ -27,6 +27,9 @@ class PassObserver:
                                   └─▶ waiting, if it had drafts ──▶ sampled ──▶ copied and published
 
     A pass that waits and is never sampled is published without rows: its accepted drafts are unknown.
+
+    Attributes:
+        faults: Number of callbacks that failed. Only the first failure is logged.
     """
 
     def __init__(
@@ -46,7 +49,7 @@ class PassObserver:
         self._bank = InForce({}, np.zeros(buffers.n_columns, np.int64))
         self._waiting: tuple[PassNote, PassBatch] | None = None
         self._with_rows = False
-        self._faults = 0
+        self.faults = 0
 
     def before(self, scheduled: Any) -> None:
         """Prepare a pass: apply staged probes and note new and finished requests."""
@@ -170,6 +173,6 @@ class PassObserver:
         self._crossing.pass_over(lambda: publisher.publish(note, None))
 
     def _fault(self, when: str) -> None:
-        self._faults += 1
-        if self._faults == 1:
+        self.faults += 1
+        if self.faults == 1:
             log.exception("actscope failed %s (further ones are only counted); generation goes on", when)
