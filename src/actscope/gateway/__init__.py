@@ -1,7 +1,7 @@
-"""The gateway: an OpenAI-compatible server that adds live probe scores to every token.
+"""The gateway: an OpenAI-compatible reverse proxy that adds live probe scores to every token.
 
-`create_app` makes the ASGI application, `serve` runs it. What clients see is in docs/wire.md.
-The names load on first use, so that importing the package loads no web framework.
+`create_app` makes the ASGI application, `serve` runs it. docs/wire.md describes the protocol.
+The exported names load on first use, so importing the package loads no web framework.
 """
 
 from __future__ import annotations

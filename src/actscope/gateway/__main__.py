@@ -1,4 +1,4 @@
-"""`python -m actscope.gateway` prints the OpenAPI document; the page's typed client is generated from that."""
+"""`python -m actscope.gateway` prints the OpenAPI document, from which the page's typed client is generated."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from actscope.gateway.settings import GatewaySettings
 
 
 def text() -> str:
-    """Return the document of a gateway with default settings, as it is kept in web/openapi.json."""
+    """Return the OpenAPI document of a gateway with default settings, in the form of web/openapi.json."""
     return json.dumps(create_app(GatewaySettings()).openapi(), indent=1, ensure_ascii=False) + "\n"
 
 

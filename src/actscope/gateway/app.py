@@ -1,4 +1,4 @@
-"""The application: which path does what."""
+"""The ASGI application: routes, error handlers, access control, lifespan."""
 
 from __future__ import annotations
 
@@ -25,9 +25,16 @@ _DESCRIPTION = "OpenAI-compatible completions with live probe scores; see docs/w
 
 
 def create_app(settings: GatewaySettings, upstream: Upstream | None = None, *, page: Path = STATIC) -> FastAPI:
-    """The gateway as an ASGI application, in front of `upstream` (by default the one that the settings name).
+    """Create the gateway as an ASGI application. Its lifespan opens the upstream at start and closes it at the end.
 
-    `settings.port` must be the port that clients use: `Host` and the cookie are checked against it.
+    Args:
+        settings: Settings of the gateway. `port` must be the port that clients use: `Host` and the cookie are checked
+            against it.
+        upstream: The engine behind the gateway. None: the one that `settings.upstream` names.
+        page: Directory of the built page. Without an index.html in it, `/` says how to build the page.
+
+    Returns:
+        The application, protected by `actscope.serving.access.Guard`.
     """
     gateway = Gateway(settings, upstream or Upstream(settings), Sessions(settings), OpenStreams(settings.max_streams))
     app = FastAPI(
@@ -63,6 +70,6 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
 
 
 def _operation_id(route: APIRoute) -> str:
-    """`list_probes` becomes `listProbes`, as generated TypeScript clients like it."""
+    """Return the route's name in camel case (`list_probes` becomes `listProbes`), for generated TypeScript clients."""
     first, *rest = route.name.split("_")
     return first + "".join(word.title() for word in rest)

@@ -1,4 +1,4 @@
-"""Running the gateway: one uvicorn, and a prompt end of the streams that are open."""
+"""Running the gateway: a uvicorn server that ends open event streams at shutdown."""
 
 from __future__ import annotations
 
@@ -16,7 +16,13 @@ from actscope.serving.listening import listen, uvicorn_config
 
 
 class GatewayServer(uvicorn.Server):
-    """uvicorn that ends open event streams first when it is told to stop."""
+    """uvicorn server that ends open event streams before a graceful shutdown, which would otherwise wait for them.
+
+    Attributes:
+        app: The gateway's application.
+        settings: Its settings. `port` is the port that is bound, never 0.
+        on_started: Called with `settings` once the server accepts connections, or None.
+    """
 
     def __init__(self, config: uvicorn.Config, app: FastAPI, settings: GatewaySettings, sock: socket.socket) -> None:
         super().__init__(config)
@@ -26,17 +32,17 @@ class GatewayServer(uvicorn.Server):
         self._socket = sock
 
     def run_here(self) -> None:
-        """Serve until SIGINT, SIGTERM or `should_exit`."""
+        """Serve until SIGINT, SIGTERM or `should_exit`. Blocks; runs an event loop of its own."""
         self.run(sockets=[self._socket])
 
     async def serve_here(self) -> None:
-        """The same, on the running event loop."""
+        """Serve on the running event loop, until SIGINT, SIGTERM or `should_exit`."""
         await self.serve(sockets=[self._socket])
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         gc.collect()
-        gc.freeze()  # what is loaded by now stays: no collection in mid-stream need look at it again
+        gc.freeze()  # objects loaded by now are permanent: exempt them from collections that would run during streams
         if self.on_started is not None and self.started:
             self.on_started(self.settings)
 
@@ -46,7 +52,17 @@ class GatewayServer(uvicorn.Server):
 
 
 def open_server(settings: GatewaySettings) -> GatewayServer:
-    """Listen (so that the port is known and taken), and make the server. Raises SettingsError when it cannot."""
+    """Bind the port and create a server that is ready to run.
+
+    Args:
+        settings: Settings of the gateway. Port 0 takes a free one.
+
+    Returns:
+        The server; `settings.port` of it is the port that is bound.
+
+    Raises:
+        SettingsError: The address or the port cannot be bound.
+    """
     sock = listen(settings)
     settings = replace(settings, port=sock.getsockname()[1])
     app = create_app(settings)
@@ -54,7 +70,15 @@ def open_server(settings: GatewaySettings) -> GatewayServer:
 
 
 def serve(settings: GatewaySettings, on_started: Callable[[GatewaySettings], None] | None = None) -> None:
-    """Run the gateway until it is told to stop. `on_started` gets the settings with the port that was taken."""
+    """Run the gateway until SIGINT or SIGTERM. Blocks.
+
+    Args:
+        settings: Settings of the gateway. Port 0 takes a free one.
+        on_started: Called once the server accepts connections, with the settings and the port that is bound.
+
+    Raises:
+        SettingsError: The address or the port cannot be bound.
+    """
     server = open_server(settings)
     server.on_started = on_started
     server.run_here()

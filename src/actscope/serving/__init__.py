@@ -1,4 +1,4 @@
-"""What every HTTP server of ours for people and programs has: who may ask and how much, errors in one shape, a port.
+"""Shared parts of the HTTP servers: access control, error format, settings, uvicorn. Also framed messages between processes.
 
-The gateway and the feed stand on it. Engines, which only the gateway talks to over a private socket, do not need it.
+The gateway and the feed use the HTTP parts. Engines do not: only the gateway connects to them, over a private unix socket.
 """

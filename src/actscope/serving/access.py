@@ -1,7 +1,7 @@
-"""Who may ask, and how much: a pure ASGI layer around everything, which denies unless all conditions hold.
+"""Access control: ASGI middleware around the whole application. It denies a request unless all checks pass.
 
-Host allow-list (against DNS rebinding), then Origin (against other web pages), then the token (against everyone else),
-on loopback too.
+The checks, in order: size of the head, `Host` allow-list (against DNS rebinding), `Origin` (against other web pages), the
+token (against all other clients), size of the body. They also apply to clients on loopback.
 """
 
 from __future__ import annotations
@@ -30,12 +30,20 @@ _CSP: Final = (
 )
 _PAGE: Final = (
     "<!doctype html><meta charset=utf-8><title>actscope</title>"
-    "<p>This page needs the token that the server printed when it started: open the link that it printed beside it."
+    "<p>This page needs a token. When the server started, it printed a link that contains it: open the link."
 )
 
 
 class Guard:
-    """Lets a request through to `app` when it may pass."""
+    """ASGI middleware that passes an HTTP request to `app` if it may be served, and answers it with an error otherwise.
+
+    Responses that it sends or passes on get the security headers. WebSocket connections are closed (1008).
+
+    Args:
+        app: The application to protect.
+        settings: Allow-lists, token and limits. `settings.port` must be the port that clients use: `Host` and the name of
+            the cookie depend on it.
+    """
 
     def __init__(self, app: ASGIApp, settings: ServingSettings) -> None:
         self._app = app
@@ -72,7 +80,7 @@ class Guard:
         await (answer or self._app)(scope, receive, send)
 
     def _cross_origin(self, headers: Headers) -> str | None:
-        """The Origin, unless it is the server's own."""
+        """Return the Origin header, or None if it is absent or the server's own origin."""
         found = headers.getlist("origin")
         if not found or (len(found) == 1 and found[0].lower() in self._own_origins):
             return None
@@ -95,14 +103,14 @@ class Guard:
             )
 
     def _preflight(self, scope: Scope, headers: Headers, origin: str | None) -> Response | None:
-        """A browser's question before the request; it carries no token."""
+        """Return the answer to a CORS preflight, or None if this is not one. A preflight carries no token."""
         if scope["method"] != "OPTIONS" or origin is None or "access-control-request-method" not in headers:
             return None
         allow = {"Access-Control-Allow-Methods": _METHODS, "Access-Control-Allow-Headers": _allowed_headers(headers)}
         return Response(status_code=204, headers=allow | {"Access-Control-Max-Age": "600"})
 
     def _sign_in(self, scope: Scope) -> Response | None:
-        """`GET /?token=…`: set the cookie, then on to `/` without the token in the address; what else is in it stays."""
+        """Answer `GET /?token=…`: set the cookie and redirect to `/`. Other query parameters are kept. None otherwise."""
         if scope["path"] != "/" or scope["method"] != "GET":
             return None
         asked = parse_qs(scope.get("query_string", b"").decode("latin-1"))
@@ -110,7 +118,7 @@ class Guard:
         if not given:
             return None
         if not hmac.compare_digest(given[0].encode(), self._token):
-            raise _unauthorized("the token in the address is not this server's: it makes a new one each time it starts")
+            raise _unauthorized("wrong token in the address: open the link that the server printed at its last start")
         view = urlencode(asked, doseq=True)
         response = RedirectResponse(f"/?{view}" if view else "/", 303)
         response.set_cookie(self._cookie_name, self._cookie, path="/", httponly=True, samesite="strict")
@@ -130,13 +138,16 @@ class Guard:
             raise _unauthorized("no token: send `Authorization: Bearer <token>` (`api_key` in OpenAI clients)")
 
     def _page(self, scope: Scope, headers: Headers, problem: Problem) -> Response | None:
-        """A person's browser gets words instead of JSON."""
+        """Return an HTML page for a browser that opens `/` without a valid token; None in all other cases."""
         if problem.status_code != 401 or scope["path"] != "/" or "text/html" not in headers.get("accept", ""):
             return None
         return HTMLResponse(_PAGE, 401)
 
     def _bounded(self, headers: Headers, receive: Receive) -> Receive:
-        """`receive` that raises a 413 as soon as the body is too large, whatever its announced length."""
+        """Wrap `receive` so that it raises a 413 once the body exceeds the limit, even if Content-Length was smaller.
+
+        Raises a 413 immediately if Content-Length is above the limit or not a number.
+        """
         limit = self._settings.max_body_bytes
         announced = headers.get("content-length", "0")
         if not announced.isdigit() or int(announced[:18]) > limit:
@@ -155,7 +166,7 @@ class Guard:
 
 
 class _Decorated:
-    """`send` that adds the security headers, and CORS for an origin on the list."""
+    """Wrapper of `send` that adds the security headers, and the CORS headers if `origin` is set."""
 
     def __init__(self, send: Send, origin: str | None) -> None:
         self._send = send
@@ -190,7 +201,7 @@ def _too_large(limit: int) -> Problem:
 
 
 def _allowed_headers(headers: Headers) -> str:
-    """What OpenAI's clients in a browser send besides (x-stainless-*), named back to them."""
+    """Return the value of Access-Control-Allow-Headers. Includes the requested x-stainless-* headers of OpenAI's clients."""
     asked = [h.strip() for h in headers.get("access-control-request-headers", "").split(",")]
     extra = [h for h in asked if h.lower().startswith("x-stainless-")]
     return ", ".join([_HEADERS, *extra])

@@ -1,4 +1,4 @@
-"""Errors in OpenAI's shape: `{"error": {"message", "type", "param", "code"}}`."""
+"""Errors in OpenAI's format: `{"error": {"message", "type", "param", "code"}}`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,13 @@ _TYPES = {
 
 
 class Problem(HTTPException):
-    """A refusal or failure to tell the client about, with OpenAI's `param` and `code`."""
+    """An error that the client receives in OpenAI's format.
+
+    Attributes:
+        message: Human-readable text.
+        param: Name of the request field at fault, or None.
+        code: Machine-readable code such as "invalid_value", or None.
+    """
 
     def __init__(
         self,
@@ -39,13 +45,13 @@ class Problem(HTTPException):
 
 
 def error_object(status: int, message: str, param: str | None = None, code: str | None = None) -> dict[str, Any]:
-    """The JSON object of one error."""
+    """Return an error as OpenAI's JSON object. `type` follows from the HTTP status."""
     kind = _TYPES.get(status, "server_error" if status >= 500 else "invalid_request_error")
     return {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
 
 def problem_response(problem: HTTPException) -> Response:
-    """The response that tells a client about `problem`."""
+    """Return the JSON response for an error, with its status and headers."""
     param = getattr(problem, "param", None)
     code = getattr(problem, "code", None)
     body = msgspec.json.encode(error_object(problem.status_code, str(problem.detail), param, code))
@@ -53,7 +59,7 @@ def problem_response(problem: HTTPException) -> Response:
 
 
 def install_handlers(app: FastAPI) -> None:
-    """Make every error of `app`, FastAPI's own included, answer in OpenAI's shape."""
+    """Install handlers so that every error of `app`, including FastAPI's own, is answered in OpenAI's format."""
     app.add_exception_handler(HTTPException, _on_http_exception)
     app.add_exception_handler(RequestValidationError, _on_validation_error)
     app.add_exception_handler(Exception, _on_crash)
@@ -90,7 +96,7 @@ def _describe(exc: RequestValidationError) -> Problem:
 
 
 def _place(body: Any, error: Any) -> str:
-    """Line and column, from 1, of a JSON error."""
+    """Return the text of a JSON error with its line and column, counted from 1."""
     text = body.decode("utf-8", "replace") if isinstance(body, bytes) else str(body)
     position = int(error["loc"][-1])
     line = text.count("\n", 0, position) + 1

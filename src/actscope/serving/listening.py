@@ -1,4 +1,4 @@
-"""The port, and uvicorn on it: uvloop and httptools, with bounded heads and a prompt end."""
+"""Listening socket and uvicorn configuration: uvloop and httptools, with bounded request heads and bounded shutdown time."""
 
 from __future__ import annotations
 
@@ -14,7 +14,17 @@ from actscope.serving.settings import ServingSettings
 
 
 def listen(settings: ServingSettings) -> socket.socket:
-    """A socket that listens where the settings say. Raises SettingsError when it cannot."""
+    """Open the listening socket of a server.
+
+    Args:
+        settings: `host` and `port`; port 0 takes a free one (see `getsockname`).
+
+    Returns:
+        A non-blocking TCP socket that already listens, with SO_REUSEADDR set. The caller owns it.
+
+    Raises:
+        SettingsError: The address or the port cannot be bound.
+    """
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     sock = socket.socket(family, socket.SOCK_STREAM)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -31,7 +41,13 @@ def listen(settings: ServingSettings) -> socket.socket:
 
 
 def uvicorn_config(app: Any, settings: ServingSettings) -> uvicorn.Config:
-    """How all our servers run: quiet, without a word on what they are, and for HTTP only."""
+    """Return the uvicorn configuration shared by all servers: no access log, no Server or Date header, no WebSockets.
+
+    Args:
+        app: The ASGI application.
+        settings: `max_head_bytes` bounds request line plus headers, `shutdown_seconds` the graceful shutdown (rounded to
+            whole seconds, at least 1).
+    """
     return uvicorn.Config(
         app,
         http=_bounded_protocol(settings.max_head_bytes),
@@ -47,7 +63,7 @@ def uvicorn_config(app: Any, settings: ServingSettings) -> uvicorn.Config:
 
 
 def _bounded_protocol(limit: int) -> type[asyncio.Protocol]:
-    """uvicorn's HTTP protocol with an end to the request line and headers, which httptools does not have."""
+    """Return uvicorn's HTTP protocol class with a limit on request line plus headers in bytes. httptools itself has none."""
 
     class BoundedHead(HttpToolsProtocol):
         _head_bytes = 0

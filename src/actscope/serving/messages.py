@@ -1,6 +1,6 @@
-"""Messages between two processes of ours over a socket: the length (4 bytes, little-endian), then MessagePack.
+"""Length-prefixed messages between two processes over a socket: the length (uint32, little-endian), then MessagePack.
 
-Typed on both ends and bounded: what is no message of the union, or too long, is an error and never an object.
+Messages are typed and bounded in size. Bytes that do not decode to a message of the union, or are too long, raise EngineError.
 """
 
 from __future__ import annotations
@@ -19,7 +19,12 @@ M = TypeVar("M")
 
 
 class Messages(Generic[M]):
-    """How the messages of one union of tagged structs are packed, sent and received."""
+    """Codec and blocking transport for the messages of one union of tagged structs.
+
+    Args:
+        union: Union of tagged `msgspec.Struct` types.
+        most_bytes: Maximum size in bytes of a received message. Sending is not limited.
+    """
 
     def __init__(self, union: Any, *, most_bytes: int) -> None:
         self.most_bytes = most_bytes
@@ -27,29 +32,40 @@ class Messages(Generic[M]):
         self._encode = msgspec.msgpack.Encoder().encode
 
     def pack(self, message: M) -> bytes:
-        """A message as it goes over the socket."""
+        """Return a message as bytes for the socket, length included."""
         body = self._encode(message)
         return _LENGTH.pack(len(body)) + body
 
     def send(self, connection: socket.socket, message: M) -> None:
-        """Send a message whole; waits while the other side does not read. Raises OSError when it has gone."""
+        """Send a whole message. Blocks while the peer does not read (back pressure). Raises OSError if the peer has gone."""
         connection.sendall(self.pack(message))
 
     def receive(self, connection: socket.socket) -> M | None:
-        """The next message, or None when the other side has gone. Raises EngineError for what is none."""
+        """Return the next message, or None if the connection ended before all of it arrived. Blocks until then.
+
+        Raises:
+            EngineError: The message is too long or does not decode.
+        """
         head = _read(connection, _LENGTH.size)
         body = None if head is None else _read(connection, self._size(head))
         return None if body is None else self._decode(body)
 
     def send_with(self, connection: socket.socket, message: M, fd: int) -> None:
-        """Send a message, and a descriptor with it (SCM_RIGHTS; unix sockets only)."""
+        """Send a message and a file descriptor (SCM_RIGHTS; unix sockets only). Blocks and raises like `send`."""
         data = self.pack(message)
         sent = socket.send_fds(connection, [data], [fd])
         if sent < len(data):
             connection.sendall(data[sent:])
 
     def receive_with(self, connection: socket.socket) -> tuple[M | None, int | None]:
-        """The next message, and the descriptor that came with it, which is ours to close, or None."""
+        """Return the next message and the file descriptor sent with it, each None if absent. Blocks like `receive`.
+
+        The caller owns the descriptor and closes it.
+
+        Raises:
+            EngineError: The message is too long or does not decode.
+            OSError: The socket failed.
+        """
         head, fds, _, _ = socket.recv_fds(connection, _LENGTH.size, 1, socket.MSG_CMSG_CLOEXEC)
         fd = fds[0] if fds else None
         if len(head) < _LENGTH.size:
@@ -58,7 +74,11 @@ class Messages(Generic[M]):
         return (None if body is None else self._decode(body)), fd
 
     def take(self, buffer: bytearray) -> M | None:
-        """The first message in `buffer`, and out of it; None while it is not whole. Raises EngineError for what is none."""
+        """Remove the first message from `buffer` and return it; None while it is incomplete. Does not block.
+
+        Raises:
+            EngineError: The message is too long or does not decode.
+        """
         if len(buffer) < _LENGTH.size:
             return None
         end = _LENGTH.size + self._size(buffer[: _LENGTH.size])
@@ -78,7 +98,7 @@ class Messages(Generic[M]):
         try:
             return self._decoder.decode(body)
         except msgspec.DecodeError as error:
-            raise EngineError(f"a message that cannot be read: {error}") from error
+            raise EngineError(f"a message does not decode: {error}") from error
 
 
 def _read(connection: socket.socket, size: int) -> bytearray | None:

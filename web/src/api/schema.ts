@@ -15,7 +15,7 @@ export interface paths {
         put?: never;
         /**
          * Create Chat Completion
-         * @description Chat completion; with `actscope` in the body, scores ride on `choices[i].actscope`.
+         * @description Create a chat completion. With `actscope` in the body, scores are returned in `choices[i].actscope`.
          */
         post: operations["createChatCompletion"];
         delete?: never;
@@ -35,7 +35,7 @@ export interface paths {
         put?: never;
         /**
          * Create Completion
-         * @description Plain completion; with `actscope` in the body, scores ride on `choices[i].actscope`.
+         * @description Create a text completion. With `actscope` in the body, scores are returned in `choices[i].actscope`.
          */
         post: operations["createCompletion"];
         delete?: never;
@@ -53,7 +53,7 @@ export interface paths {
         };
         /**
          * List Models
-         * @description The engine's models.
+         * @description List the engine's models.
          */
         get: operations["listModels"];
         put?: never;
@@ -73,7 +73,7 @@ export interface paths {
         };
         /**
          * Get Health
-         * @description Whether the gateway serves, and whether it has an engine.
+         * @description Return the health of the gateway, and whether its engine is up.
          */
         get: operations["getHealth"];
         put?: never;
@@ -93,7 +93,7 @@ export interface paths {
         };
         /**
          * Get Info
-         * @description The engine behind the gateway, the gateway's limits, and what came out of the ring.
+         * @description Return the engine behind the gateway, the gateway's limits, and counts of the rows read from the ring.
          */
         get: operations["getInfo"];
         put?: never;
@@ -113,7 +113,7 @@ export interface paths {
         };
         /**
          * List Probes
-         * @description The probes that the engine has loaded.
+         * @description List the probes that the engine has loaded.
          */
         get: operations["listProbes"];
         put?: never;
@@ -134,7 +134,7 @@ export interface paths {
         get?: never;
         /**
          * Put Probe
-         * @description Add a probe, or swap it for the one of that id, while the engine runs.
+         * @description Add a probe, or replace the one with this id, while the engine runs.
          */
         put: operations["putProbe"];
         post?: never;
@@ -157,7 +157,7 @@ export interface paths {
         };
         /**
          * List Requests
-         * @description The requests in flight and the recent ones, whoever sent them, newest first.
+         * @description List the requests in flight and recent ones, newest first, including those sent directly to the engine.
          */
         get: operations["listRequests"];
         put?: never;
@@ -177,14 +177,14 @@ export interface paths {
         };
         /**
          * Get Request
-         * @description All of one request at once.
+         * @description Return a request with all its tokens and scores.
          */
         get: operations["getRequest"];
         put?: never;
         post?: never;
         /**
          * Cancel Request
-         * @description Cancel a request in flight, with all its choices; one that has ended stays as it is.
+         * @description Cancel a request in flight, with all its choices. A request that has ended is not changed.
          */
         delete: operations["cancelRequest"];
         options?: never;
@@ -201,7 +201,7 @@ export interface paths {
         };
         /**
          * Watch Request
-         * @description The events of a request, its own client's or another's, from the start or from where a client left off.
+         * @description Stream the events of any request, from the start or after a given event.
          */
         get: operations["watchRequest"];
         put?: never;
@@ -221,7 +221,7 @@ export interface paths {
         };
         /**
          * Get Recording
-         * @description What the engine records, what it still has at hand, and what was lost.
+         * @description Return the state of the engine's recording and flight recorder, with counts of lost rows.
          */
         get: operations["getRecording"];
         put?: never;
@@ -243,7 +243,7 @@ export interface paths {
         put?: never;
         /**
          * Mark Request
-         * @description Keep a request: what is still at hand of it, and what comes until it ends. Marking again changes nothing.
+         * @description Keep a request: by default all rows still in the flight recorder and all rows to come. Marking again changes nothing.
          */
         post: operations["markRequest"];
         delete?: never;
@@ -268,21 +268,21 @@ export interface components {
             v: 1;
             /**
              * Request
-             * @description id for /v1/actscope/requests; on the first payload of a choice
+             * @description id under /v1/actscope/requests; on the first payload of a choice
              */
             request?: string | null;
             /** Prompt Tokens */
             prompt_tokens?: number | null;
             /**
              * Probes
-             * @description on the first payload, and whenever the set of probes changes or one is swapped
+             * @description on the first payload, and whenever the set of probes changes or a probe is replaced
              */
             probes?: components["schemas"]["ProbeHeader"][] | null;
-            /** @description on the first payload, if features were asked for */
+            /** @description on the first payload, if features were requested */
             sae?: components["schemas"]["Sae"] | null;
             tokens?: components["schemas"]["TokenBlock"] | null;
             scores?: components["schemas"]["ScoreBlock"] | null;
-            /** @description beside `scores`, of the same positions, if asked for */
+            /** @description with `scores`, for the same positions, if features were requested */
             features?: components["schemas"]["FeatureBlock"] | null;
             /** @description on the last payload of a choice */
             final?: components["schemas"]["Final"] | null;
@@ -313,7 +313,7 @@ export interface components {
         };
         /**
          * ChatCompletionChunk
-         * @description One `data:` of a streamed chat completion.
+         * @description One chunk (`data:`) of a streamed chat completion.
          */
         ChatCompletionChunk: {
             /** Id */
@@ -336,7 +336,7 @@ export interface components {
         };
         /**
          * Completion
-         * @description OpenAI's completion, and one `data:` of it when streamed.
+         * @description OpenAI's completion; also one chunk (`data:`) of a streamed one.
          */
         Completion: {
             /** Id */
@@ -358,7 +358,7 @@ export interface components {
         };
         /**
          * DoneEvent
-         * @description Event `done`; the stream closes after it.
+         * @description Event `done`. The stream closes after it.
          */
         DoneEvent: {
             /**
@@ -368,14 +368,14 @@ export interface components {
             v: 1;
             /**
              * Finish Reason
-             * @description `abort` when cancelled, `error` when the engine failed, null when not known
+             * @description `abort` if the request was cancelled, `error` if the engine failed, null if unknown
              */
             finish_reason: string | null;
             usage: components["schemas"]["Usage"];
         };
         /**
          * Events
-         * @description Data of the events, by name. Not an answer by itself: it is here so that clients get the types.
+         * @description Data of the events by name. Never sent as such; it exists so that generated clients get the types.
          */
         Events: {
             token: components["schemas"]["TokenEvent"];
@@ -385,25 +385,25 @@ export interface components {
         };
         /**
          * FeatureBlock
-         * @description The strongest features of consecutive positions, strongest first; null for a position where none were computed.
+         * @description The strongest features of consecutive positions, strongest first. Null for a position without computed features.
          */
         FeatureBlock: {
             /** Start */
             start: number;
             /**
              * Ids
-             * @description the features' numbers in the SAE
+             * @description indices of the features in the SAE
              */
             ids: (number[] | null)[];
             /**
              * Values
-             * @description their activations, in the same places; null where not finite
+             * @description activations of the features, in the same order; null if not finite
              */
             values: ((number | null)[] | null)[];
         };
         /**
          * Final
-         * @description The end of a choice, with its coverage.
+         * @description End of a choice, with its coverage in positions.
          */
         Final: {
             /** Finish Reason */
@@ -414,13 +414,13 @@ export interface components {
             computed: number;
             /**
              * Cached
-             * @description of the computed ones, those that came with a cached prefix
+             * @description computed positions whose scores were taken over with the prefix cache
              */
             cached: number;
         };
         /**
          * ProbeFinalEvent
-         * @description Event `probe_final`.
+         * @description Event `probe_final`: coverage in positions, and a summary of each probe.
          */
         ProbeFinalEvent: {
             /**
@@ -450,13 +450,13 @@ export interface components {
             site: string;
             /**
              * Since
-             * @description generation at which it was put: scores from before are another probe's
+             * @description generation at which the probe was added; earlier scores under this id belong to another probe
              */
             since: number;
         };
         /**
          * ProbeSummary
-         * @description One probe over all cells that were computed; null where none was, or where it has no threshold.
+         * @description Summary of one probe over all computed cells. `max`, `argmax` and `mean` are null if there are none.
          */
         ProbeSummary: {
             /** Max */
@@ -470,13 +470,13 @@ export interface components {
             mean: number | null;
             /**
              * Over Threshold
-             * @description how many cells are at or over the threshold
+             * @description number of cells at or over the threshold; null for a probe without one
              */
             over_threshold: number | null;
         };
         /**
          * ProbeUpdateEvent
-         * @description Event `probe_update`.
+         * @description Event `probe_update`. `probes` is present if the set of probes has changed.
          */
         ProbeUpdateEvent: {
             /**
@@ -502,18 +502,18 @@ export interface components {
             name: string;
             /**
              * K
-             * @description how many of the features of a row are told: the strongest ones
+             * @description maximum number of features sent for each row, the strongest ones
              */
             k: number;
             /**
              * N Features
-             * @description how many it has
+             * @description number of features of the SAE
              */
             n_features: number;
         };
         /**
          * ScoreBlock
-         * @description Scores of consecutive positions, one row each, cells in the order of the latest header.
+         * @description Scores of consecutive positions: one row for each position, one cell for each probe of the latest header, in its order.
          */
         ScoreBlock: {
             /** Start */
@@ -522,7 +522,7 @@ export interface components {
             rows: (number | null)[][];
             /**
              * States
-             * @description a letter for each cell: c computed, n never computed, m masked, x not finite; absent if all are c
+             * @description one string for each row, one letter for each cell: c computed, n never computed, m masked, x not finite; absent if all are c
              */
             states?: string[] | null;
         };
@@ -545,22 +545,22 @@ export interface components {
         TokenBlock: {
             /**
              * Start
-             * @description position of the first one; 0 is the first prompt token
+             * @description position of the first token; 0 is the first prompt token
              */
             start: number;
             /**
              * Ids
-             * @description -1: a token that the gateway has not seen
+             * @description token ids; -1 is a token unknown to the gateway
              */
             ids: number[];
             /**
              * Text
-             * @description each token's own text; U+FFFD when its bytes are not valid UTF-8 by themselves
+             * @description text of each token; U+FFFD if its bytes alone are not valid UTF-8
              */
             text: string[];
             /**
              * Bytes
-             * @description base64 of those bytes, by index in this block
+             * @description base64 of the bytes of those tokens, by index in this block
              */
             bytes?: {
                 [key: string]: string;
@@ -568,7 +568,7 @@ export interface components {
         };
         /**
          * TokenEvent
-         * @description Event `token`; header fields on the first one.
+         * @description Event `token`. The first one has `request`, `prompt_tokens` and `probes`.
          */
         TokenEvent: {
             /**
@@ -611,37 +611,37 @@ export interface components {
         };
         /**
          * ActscopeAsk
-         * @description What scores a completion request wants.
+         * @description Options of a completion request for scores and recording.
          */
         ActscopeAsk: {
             /**
              * Probes
-             * @description ids of the probes to send; all by default
+             * @description ids of the probes whose scores are sent; all by default
              */
             probes?: string[] | null;
             /**
              * Prompt
-             * @description send the prompt's tokens and scores too (default true)
+             * @description also send the tokens and scores of the prompt (default true)
              */
             prompt?: boolean | null;
             /**
              * Features
-             * @description send the strongest features of the engine's SAE too (default false; refused without an SAE)
+             * @description also send the strongest features of the engine's SAE (default false; an error if it has none)
              */
             features?: boolean | null;
             /**
              * Rows
-             * @description whether rows leave the engine for its recording; vLLM: or of which sites, such as `0,7,15`
+             * @description whether the engine sends rows to its recording; with vLLM also the sites, such as `0,7,15`
              */
             rows?: boolean | string | null;
             /**
              * Full Prompt
-             * @description compute the whole prompt again even where it is cached, so that every position has its score
+             * @description recompute the whole prompt even if it is cached, so that every position has a score (vLLM only)
              */
             full_prompt?: boolean | null;
             /**
              * Keep
-             * @description keep the request in the recording, and why
+             * @description keep the request in the recording; the text is the reason
              */
             keep?: string | null;
         };
@@ -690,7 +690,7 @@ export interface components {
         };
         /**
          * ChatCompletionRequest
-         * @description OpenAI's chat completion request; fields not named here go to the engine as they are.
+         * @description OpenAI's chat completion request. Other fields are passed to the engine unchanged.
          */
         ChatCompletionRequest: {
             /** Model */
@@ -712,7 +712,7 @@ export interface components {
             stop?: string | string[] | null;
             /**
              * Actscope
-             * @description ask for scores; a plain OpenAI answer without it
+             * @description request scores; without it the answer is a plain OpenAI answer
              */
             actscope?: boolean | components["schemas"]["ActscopeAsk"] | null;
             /** Messages */
@@ -733,7 +733,7 @@ export interface components {
         };
         /**
          * CompletionRequest
-         * @description OpenAI's completion request; fields not named here go to the engine as they are.
+         * @description OpenAI's completion request. Other fields are passed to the engine unchanged.
          */
         CompletionRequest: {
             /** Model */
@@ -755,7 +755,7 @@ export interface components {
             stop?: string | string[] | null;
             /**
              * Actscope
-             * @description ask for scores; a plain OpenAI answer without it
+             * @description request scores; without it the answer is a plain OpenAI answer
              */
             actscope?: boolean | components["schemas"]["ActscopeAsk"] | null;
             /** Prompt */
@@ -765,7 +765,7 @@ export interface components {
         };
         /**
          * EngineInfo
-         * @description The engine behind the gateway; everything but `state` is null while it is waited for.
+         * @description The engine behind the gateway. While `state` is `waiting`, all other fields are null.
          */
         EngineInfo: {
             /**
@@ -791,22 +791,22 @@ export interface components {
             max_context?: number | null;
             /**
              * Has Chat Template
-             * @description false: only /v1/completions works with this model
+             * @description false if only /v1/completions works with this model
              */
             has_chat_template?: boolean | null;
-            /** @description whose features can be asked for; null where there are none */
+            /** @description the SAE whose features can be requested, or null */
             sae?: components["schemas"]["Sae"] | null;
         };
         /**
          * ErrorBody
-         * @description OpenAI's error shape.
+         * @description An error in OpenAI's format.
          */
         ErrorBody: {
             error: components["schemas"]["Problem"];
         };
         /**
          * FlightState
-         * @description What is still at hand, to be marked.
+         * @description The flight recorder: rows in memory or on disk that a mark can still keep.
          */
         FlightState: {
             /**
@@ -835,7 +835,7 @@ export interface components {
             forgotten_rows: number;
             /**
              * Dropped Rows
-             * @description rows that never came into it: its queue, or its disk, was full
+             * @description rows that the flight recorder did not take: its queue or its disk was full
              */
             dropped_rows: number;
             /** Faults */
@@ -869,26 +869,26 @@ export interface components {
         };
         /**
          * KeptState
-         * @description What is in the recording, since the server began.
+         * @description Rows written to the recording since the server started.
          */
         KeptState: {
             /** Rows */
             rows: number;
             /**
              * Durable Rows
-             * @description rows from the recording's first that would survive a power cut
+             * @description rows, counted from the first, that would survive a power failure
              */
             durable_rows: number;
             /** Stored Bytes */
             stored_bytes: number;
             /**
              * Dropped Rows
-             * @description rows times sites that found the pipeline full
+             * @description rows times sites that were dropped because the pipeline was full
              */
             dropped_rows: number;
             /**
              * Lost Rows
-             * @description rows that could not be handed over, for the disk had failed
+             * @description rows not written because the recording or the disk had failed
              */
             lost_rows: number;
         };
@@ -909,22 +909,22 @@ export interface components {
         };
         /**
          * MarkRequest
-         * @description What to keep of a request; all of it by default.
+         * @description Options of a mark. By default the whole request is kept.
          */
         MarkRequest: {
             /**
              * Why
-             * @description for whoever reads the recording
+             * @description reason, stored in the recording
              */
             why?: string | null;
             /**
              * Before
-             * @description how much before its last row: a number of tokens, `20 tokens`, `5s`; all if absent
+             * @description how much to keep before the request's last row: a number of tokens, `20 tokens`, `5s`; all if absent
              */
             before?: string | number | null;
             /**
              * After
-             * @description how much after its last row, likewise; all if absent
+             * @description how much to keep after the request's last row, in the same units; all if absent
              */
             after?: string | number | null;
             /**
@@ -935,14 +935,14 @@ export interface components {
         };
         /**
          * Marked
-         * @description What has become of a mark.
+         * @description Result of a mark.
          */
         Marked: {
             /** Request */
             request: string;
             /**
              * State
-             * @description keeping: it runs, and its future is kept too; pending: it has not begun
+             * @description keeping: the request runs, and its future rows are kept too; kept: it has ended; pending: it has not begun
              * @enum {string}
              */
             state: "keeping" | "kept" | "pending";
@@ -950,17 +950,17 @@ export interface components {
             running: boolean;
             /**
              * Rows
-             * @description positions of the request that the recording has, or is about to get
+             * @description positions of the request that are in the recording or queued for it
              */
             rows: number;
             /**
              * Missing
-             * @description positions that were wanted and are gone
+             * @description positions that were to be kept and are lost
              */
             missing: number;
             /**
              * Forgotten
-             * @description ranges (first, after) of those that had left the flight recorder
+             * @description ranges [first, after) of lost positions that had left the flight recorder
              */
             forgotten: [
                 number,
@@ -968,7 +968,7 @@ export interface components {
             ][];
             /**
              * Dropped
-             * @description ranges of those that never came into it
+             * @description ranges of lost positions that never entered the flight recorder
              */
             dropped: [
                 number,
@@ -1001,14 +1001,14 @@ export interface components {
         };
         /**
          * Probe
-         * @description A probe that is loaded.
+         * @description A loaded probe.
          */
         Probe: {
             /** Id */
             id: string;
             /**
              * Since
-             * @description generation at which it was put
+             * @description generation at which the probe was added
              * @default 0
              */
             since: number;
@@ -1033,7 +1033,7 @@ export interface components {
             fpr?: number | null;
             /**
              * Range
-             * @description fixed scale of its display
+             * @description fixed scale of the display
              */
             range?: [
                 number,
@@ -1056,7 +1056,7 @@ export interface components {
         };
         /**
          * ProbeUpload
-         * @description A probe to add or to swap in.
+         * @description A probe to add, or to replace another with.
          */
         ProbeUpload: {
             /** Vector */
@@ -1107,7 +1107,7 @@ export interface components {
         };
         /**
          * RecordingState
-         * @description What the engine records; everything but `recording` is absent when that is false.
+         * @description State of the engine's recording. If `recording` is false, all other fields are absent.
          */
         RecordingState: {
             /** Recording */
@@ -1120,12 +1120,12 @@ export interface components {
             codec?: string | null;
             /**
              * Failure
-             * @description what has ended the recording, if anything did
+             * @description error that ended the recording, if any
              */
             failure?: string | null;
             /**
              * Sample
-             * @description share of all requests that is kept
+             * @description share of all requests that is kept, 0 to 1
              */
             sample?: number | null;
             /** Triggers */
@@ -1150,7 +1150,7 @@ export interface components {
             state: "running" | "done" | "aborted" | "failed";
             /**
              * Created
-             * @description seconds since the epoch
+             * @description seconds since the Unix epoch
              */
             created: number;
             /** Model */
@@ -1172,7 +1172,7 @@ export interface components {
         };
         /**
          * RingCounts
-         * @description Rows that came out of the ring, and those that could not be used, since the gateway attached to it.
+         * @description Steps and rows read from the ring, and rows lost or rejected, since the gateway attached to it.
          */
         RingCounts: {
             /** Steps */
@@ -1181,24 +1181,24 @@ export interface components {
             rows: number;
             /**
              * Missed Steps
-             * @description overwritten before they were read
+             * @description steps overwritten before they were read
              */
             missed_steps: number;
             /** Missed Rows */
             missed_rows: number;
             /**
              * Dropped Rows
-             * @description never written by the engine
+             * @description rows that the engine did not write
              */
             dropped_rows: number;
             /**
              * Spurious Rows
-             * @description rejected drafts and rows after the end
+             * @description rows of rejected drafts, and rows after the end of a request
              */
             spurious_rows: number;
             /**
              * Mismatched Rows
-             * @description labelled with another token than the one at their position; never delivered
+             * @description rows whose token id differs from the token at their position; never delivered
              */
             mismatched_rows: number;
             /** Unreadable Tables */
@@ -1235,7 +1235,7 @@ export interface components {
         };
         /**
          * WholeRequest
-         * @description All of one request at once.
+         * @description A request with all its tokens and scores.
          */
         WholeRequest: {
             /**
@@ -1245,21 +1245,21 @@ export interface components {
             v: 1;
             /**
              * Request
-             * @description id for /v1/actscope/requests; on the first payload of a choice
+             * @description id under /v1/actscope/requests; on the first payload of a choice
              */
             request?: string | null;
             /** Prompt Tokens */
             prompt_tokens?: number | null;
             /**
              * Probes
-             * @description on the first payload, and whenever the set of probes changes or one is swapped
+             * @description on the first payload, and whenever the set of probes changes or a probe is replaced
              */
             probes?: components["schemas"]["ProbeHeader"][] | null;
-            /** @description on the first payload, if features were asked for */
+            /** @description on the first payload, if features were requested */
             sae?: components["schemas"]["Sae"] | null;
             tokens?: components["schemas"]["TokenBlock"] | null;
             scores?: components["schemas"]["ScoreBlock"] | null;
-            /** @description beside `scores`, of the same positions, if asked for */
+            /** @description with `scores`, for the same positions, if features were requested */
             features?: components["schemas"]["FeatureBlock"] | null;
             /** @description on the last payload of a choice */
             final?: components["schemas"]["Final"] | null;
@@ -2165,7 +2165,7 @@ export interface operations {
     getRequest: {
         parameters: {
             query?: {
-                /** @description with the features of the engine's SAE */
+                /** @description include the features of the engine's SAE */
                 features?: boolean;
             };
             header?: never;
@@ -2378,7 +2378,7 @@ export interface operations {
                 after?: number | null;
             };
             header?: {
-                /** @description the same, as browsers send it on reconnect */
+                /** @description the same, sent by browsers on reconnect; takes precedence over `after` */
                 "last-event-id"?: string | null;
             };
             path: {
@@ -2388,7 +2388,7 @@ export interface operations {
         };
         requestBody?: never;
         responses: {
-            /** @description Server-sent events: see the model for the data of each */
+            /** @description Server-sent events; `Events` has the type of the data of each */
             200: {
                 headers: {
                     [name: string]: unknown;
@@ -2397,7 +2397,7 @@ export interface operations {
                     "text/event-stream": components["schemas"]["Events"];
                 };
             };
-            /** @description The client has every event already */
+            /** @description The client already has all events */
             204: {
                 headers: {
                     [name: string]: unknown;
@@ -2440,7 +2440,7 @@ export interface operations {
                     "application/json": components["schemas"]["ErrorBody"];
                 };
             };
-            /** @description The event or the request has been forgotten */
+            /** @description The event or the request is no longer in the log */
             410: {
                 headers: {
                     [name: string]: unknown;
@@ -2655,7 +2655,7 @@ export interface operations {
                     "application/json": components["schemas"]["ErrorBody"];
                 };
             };
-            /** @description Too late: the request's rows have been forgotten */
+            /** @description Too late: the rows of the request are lost */
             410: {
                 headers: {
                     [name: string]: unknown;

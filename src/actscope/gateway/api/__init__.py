@@ -1,1 +1,1 @@
-"""The gateway's HTTP side: OpenAI's routes, our own, and what goes over the wire."""
+"""The gateway's HTTP API: OpenAI's routes, actscope's own routes, and the payloads."""

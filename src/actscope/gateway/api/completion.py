@@ -1,7 +1,7 @@
-"""One completion: the engine's answer written through, with scores added on the way.
+"""One completion: streams the engine's answer to the client and adds scores.
 
-Answers are taken apart into fields whose bytes are kept: what the gateway neither adds nor takes out arrives as the engine
-wrote it.
+Answers are decoded into fields whose values stay raw JSON bytes. All fields that the gateway neither adds nor removes arrive
+exactly as the engine wrote them.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _fields = msgspec.json.Decoder(dict[str, Raw]).decode
 _many_fields = msgspec.json.Decoder(list[dict[str, Raw]]).decode
 
 Fields = dict[str, Any]
-"""A JSON object: the bytes of each value, or a value that is yet to be written."""
+"""A JSON object whose values are raw JSON bytes, or Python values that are still to be encoded."""
 
 _NULL = Raw(b"null")
 _IDS = ("prompt_token_ids", "token_ids")
@@ -41,9 +41,20 @@ _DONE = b"data: [DONE]\n\n"
 
 
 class CompletionResponse(Response):
-    """Sends one call to the engine and its answer to the client, while the logs of its choices are written.
+    """Response that sends one call to the engine, streams its answer to the client, and writes the logs of its choices.
 
-    The client going away, or a cancellation, closes the connection to the engine, which aborts the request.
+    If the client disconnects or the request is cancelled, the connection to the engine is closed, which aborts the request.
+
+    Args:
+        call: The parsed request.
+        upstream: Used to describe a failed connection.
+        engine: Engine to which the call is sent.
+        sessions: Store of the request logs.
+        grace_seconds: Time in seconds that an ending choice waits for rows that have not been published yet.
+        headers: Headers of the client that are forwarded.
+
+    Attributes:
+        flight: Handle with which the request can be cancelled.
     """
 
     def __init__(
@@ -135,7 +146,7 @@ class CompletionResponse(Response):
             response.close()
 
     async def _refuse(self, response: aiohttp.ClientResponse, send: Send) -> None:
-        """The engine did not take the request: pass on what it says."""
+        """Send the engine's refusal with its status, and drop the logs. A body in another format is wrapped in OpenAI's."""
         body = await response.read()
         self._forget()
         if not _is_error(body):
@@ -145,7 +156,7 @@ class CompletionResponse(Response):
         await self._send_whole(send, response.status, body)
 
     async def _fail(self, send: Send, error: BaseException) -> None:
-        """The engine broke off: tell the client, in the stream if that has begun."""
+        """Report a failure of the engine to the client: as the last event if streaming has begun, else as the answer."""
         reason = str(error) or type(error).__name__
         _log.warning("request %s: the engine failed: %s", self._call.response, reason)
         self._finish_all("failed", "error", reason)
@@ -163,7 +174,7 @@ class CompletionResponse(Response):
         await self._send_whole(send, whole.status_code, bytes(whole.body), problem.headers or {})
 
     async def _say_cancelled(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """End the client's answer, if the client is still there to read it."""
+        """End the answer of a cancelled request: 409, or a last chunk for each choice if streaming has begun."""
         if not self._started:
             problem = Problem(409, f"request {self._call.response} was cancelled", code="request_cancelled")
             await problem_response(problem)(scope, receive, send)
@@ -171,7 +182,7 @@ class CompletionResponse(Response):
         await self._send_last(send, b"".join(self._ending(i) for i in range(len(self._logs))) + _DONE)
 
     def _ending(self, index: int) -> bytes:
-        """The last chunk of a cancelled choice."""
+        """Return the last chunk of a cancelled choice."""
         view = self._views[index]
         choice: dict[str, Any] = {"index": index, "finish_reason": "abort"}
         choice["delta" if self._call.is_chat else "text"] = {} if self._call.is_chat else ""
@@ -197,7 +208,7 @@ class CompletionResponse(Response):
         await self._send_last(send, body)
 
     async def _send_last(self, send: Send, body: bytes) -> None:
-        """End the answer. From now on a disconnect means nothing."""
+        """Send the end of the answer. A later disconnect does not cancel the request."""
         self._ended = True
         await send({"type": "http.response.body", "body": body, "more_body": False})
 
@@ -229,7 +240,7 @@ class CompletionResponse(Response):
         await send({"type": "http.response.start", "status": 200, "headers": headers})
 
     async def _event(self, event: bytes) -> bytes:
-        """One event as the client gets it; what is not a chunk goes through as it came."""
+        """Return an event as it is sent to the client. Events other than chunks are passed through unchanged."""
         if event == b"data: [DONE]":
             return _DONE
         if not event.startswith(b"data:"):
@@ -260,7 +271,7 @@ class CompletionResponse(Response):
                 await self._add(choice)
 
     def _is_void(self, chunk: Fields, choices: list[Fields]) -> bool:
-        """Whether this chunk is there only for the token ids that the client has not asked for: it would say nothing."""
+        """Return whether a chunk only carried token ids that the client did not request, and is empty without them."""
         return (
             self._has_nulls
             and self._call.is_chat
@@ -270,7 +281,7 @@ class CompletionResponse(Response):
         )
 
     def _take_ids(self, fields: Fields) -> dict[str, Any]:
-        """The token ids that stand here. The client does not get them unless it has asked; vLLM has null then."""
+        """Return the token ids in `fields`, and remove them unless the client requested them (for vLLM: set them to null)."""
         found = {name: _get(fields, name) for name in _IDS}
         if not self._call.wants_token_ids:
             for name in _IDS:
@@ -281,14 +292,14 @@ class CompletionResponse(Response):
         return found
 
     async def _add(self, choice: Fields) -> None:
-        """Write one choice of a chunk to its log, and give it what its view has to say."""
+        """Append one choice of a chunk to its log, and add the new `actscope` payload to the choice."""
         log, view = self._logs[_index(choice)], self._views[_index(choice)]
         withheld = self._call.has_token_ids and bytes(choice.get("token_ids", b"")) == b"null"
         found = self._take_ids(choice)
         if found["prompt_token_ids"] is not None:
             self._set_prompt(_index(choice), found["prompt_token_ids"])
         if withheld or (found["token_ids"] and log.n_prompt is None):
-            log.follow_rows()  # vLLM does not show the tokens of reasoning that is not to be seen
+            log.follow_rows()  # vLLM withholds the token ids of hidden reasoning
         elif not log.follows_rows:
             log.add_tokens(found["token_ids"] or ())
         reason = _get(choice, "finish_reason")
@@ -299,13 +310,13 @@ class CompletionResponse(Response):
             choice["actscope"] = payload
 
     def _set_prompt(self, index: int, prompt: list[int]) -> None:
-        """All choices of one prompt have its tokens; vLLM may tell them of the first alone."""
+        """Set the prompt's tokens in all choices of one prompt. vLLM may send them with the first choice only."""
         first = index - index % self._call.n
         for log in self._logs[first : first + self._call.n]:
             log.set_prompt(prompt)
 
     async def _end(self, log: RequestLog, reason: str | None) -> None:
-        """Wait a moment for rows that are still to come, then close the log."""
+        """Wait up to `grace_seconds` for rows that are still expected, then close the log."""
         if log.owes_rows and self._engine.matcher is not None:
             try:
                 async with asyncio.timeout(self._grace_seconds):
@@ -317,7 +328,7 @@ class CompletionResponse(Response):
             self._engine.matcher.flush(log)
         log.finish("done", reason)
 
-    # All at once
+    # Without streaming
 
     async def _answer(self, response: aiohttp.ClientResponse, send: Send) -> None:
         body = await response.read()

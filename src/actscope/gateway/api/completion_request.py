@@ -1,4 +1,4 @@
-"""What a completion request asks for, and the ids that its choices will have."""
+"""Parsing of completion requests: their `actscope` options, the body for the engine, and the ids of their choices."""
 
 from __future__ import annotations
 
@@ -19,13 +19,19 @@ COMPLETIONS = "/v1/completions"
 _fields = msgspec.json.Decoder(dict[str, Raw]).decode
 _value = msgspec.json.decode
 _TRUE = Raw(b"true")
-#: Of all prompts together; each is a request of its own in the engine.
+#: Maximum number of choices of all prompts together. Each choice is a request of its own in the engine.
 _MOST_CHOICES = 1024
 
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """None stands for what the client did not say."""
+    """Options for the engine. None means that the client did not set the option.
+
+    Attributes:
+        rows: Whether rows are sent to the recording, or the sites to send, such as "0,7,15".
+        full_prompt: Whether the whole prompt is computed even if it is cached.
+        keep: Reason to keep the request in the recording.
+    """
 
     rows: bool | str | None = None
     full_prompt: bool | None = None
@@ -37,13 +43,20 @@ class Options:
 
     @property
     def wants_mark(self) -> bool:
-        """Whether an engine that takes no such options has to be asked to keep the request."""
+        """Return whether an engine without such options must be sent a mark for the request."""
         return self.keep is not None or self.rows not in (None, False)
 
 
 @dataclass(frozen=True, slots=True)
 class CompletionRequest:
-    """The `actscope` field of a request, understood."""
+    """The parsed `actscope` field of a completion request.
+
+    Attributes:
+        probes: Ids of the probes to send, without duplicates; None for all.
+        prompt: Whether the tokens and scores of the prompt are sent.
+        features: Whether features are sent.
+        options: Options for the engine.
+    """
 
     probes: tuple[str, ...] | None = None
     prompt: bool = True
@@ -57,22 +70,23 @@ class Call:
 
     path: str
     body: bytes
-    """What the engine is sent: the client's own bytes, with token ids asked for and `actscope` taken out."""
+    """Body for the engine: the client's fields as bytes, without `actscope`. `return_token_ids` and, for vLLM, the options in
+    `vllm_xargs` are added if needed."""
     request_id: str
     """`X-Request-Id` of the upstream request."""
     response: str
-    """Id of the answer."""
+    """Id of the answer, from which the ids of its choices are derived."""
     choices: tuple[str, ...]
-    """The engine's request id of each choice, by its index."""
+    """The engine's request id of each choice, by index."""
     n: int
-    """Choices for each prompt: choice `i` is of prompt `i // n`."""
+    """Number of choices for each prompt. Choice `i` belongs to prompt `i // n`."""
     model: str
     stream: bool
     ask: CompletionRequest | None
     wants_token_ids: bool
-    """Whether the client itself asked for token ids."""
+    """Whether the client requested token ids."""
     has_token_ids: bool
-    """Whether the answer will have them."""
+    """Whether the engine's answer is expected to have token ids."""
 
     @property
     def is_chat(self) -> bool:
@@ -80,10 +94,19 @@ class Call:
 
 
 def read_call(path: str, raw: bytes, max_n: int, kind: str) -> Call:
-    """Understand the body of a completion request (its types have been checked); raises Problem.
+    """Parse the body of a completion request.
 
-    Fields that are not the gateway's business keep their bytes. `kind` is the engine's, "" for one that says nothing of
-    itself, which is sent nothing that the client has not said.
+    Args:
+        path: `CHAT` or `COMPLETIONS`.
+        raw: Body as JSON. Its types have been validated already.
+        max_n: Maximum number of choices for one prompt.
+        kind: Kind of the engine. "" if it has no card; such an engine is sent no fields that the client did not send.
+
+    Returns:
+        The call. Fields that the gateway does not use keep their bytes.
+
+    Raises:
+        Problem: 400 if the body is not valid JSON or has too many choices.
     """
     try:
         fields = _fields(raw)
@@ -124,7 +147,7 @@ def _take(fields: dict[str, Raw], name: str) -> Any:
 
 
 def _echoes(path: str, fields: dict[str, Raw]) -> bool:
-    """Whether the prompt's text is to be in the answer: vLLM leaves it out when token ids are asked for too."""
+    """Return whether the answer is to contain the prompt's text. vLLM omits it if token ids are requested as well."""
     return path == COMPLETIONS and bool(_get(fields, "echo"))
 
 
@@ -144,7 +167,7 @@ def _read_ask(field: Any) -> CompletionRequest | None:
 
 
 def _count(fields: dict[str, Raw], max_n: int) -> tuple[int, int]:
-    """Choices for each prompt, and prompts (0 for a chat)."""
+    """Return the number of choices for each prompt, and of prompts (0 for a chat). Raises Problem above the limits."""
     n = _get(fields, "n") or 1
     prompts = 0 if "messages" in fields else _prompts(_get(fields, "prompt")) + _embedded(_get(fields, "prompt_embeds"))
     if n > max_n:
@@ -162,23 +185,25 @@ def _prompts(prompt: Any) -> int:
 
 
 def _embedded(embeds: Any) -> int:
-    """vLLM's `prompt_embeds`: prompts as tensors, one or several."""
+    """Return the number of prompts in vLLM's `prompt_embeds` (prompts as tensors, one or several)."""
     return len(embeds) if isinstance(embeds, list) else 0 if embeds is None else 1
 
 
 def _choice_ids(response: str, n: int, prompts: int) -> tuple[str, ...]:
-    """vLLM's names: the response's id, `-<prompt>` for a plain completion, `<choice>_` before it when n > 1."""
+    """Return the request ids that vLLM uses: the response's id, `-<prompt>` after it for a text completion, `<choice>_` before it
+    if n > 1.
+    """
     stems = [f"{response}-{j}" for j in range(prompts)] or [response]
     return tuple(stem if n == 1 else f"{i}_{stem}" for stem in stems for i in range(n))
 
 
-#: Where vLLM takes a request's options for the plugin; the values there are text.
+#: Field in which vLLM takes a request's options for the plugin. Its values are text.
 XARGS = "vllm_xargs"
 _KEY = "actscope"
 
 
 def check_sites(options: Options, n_layers: int) -> None:
-    """Raise a 400 when `rows` selects sites that the model does not have, or in a way that cannot be read."""
+    """Raise Problem (400) if `rows` is not a valid selection of the model's sites."""
     if isinstance(options.rows, str):
         try:
             select(options.rows, n_layers)
@@ -187,15 +212,27 @@ def check_sites(options: Options, n_layers: int) -> None:
 
 
 def mark_body(options: Options, wait_seconds: float) -> bytes:
-    """The mark that stands for the options at an engine that records whole requests; 400 for a choice of sites."""
+    """Return the body of the mark that replaces the options for engines that record whole requests.
+
+    Args:
+        options: Options of the request.
+        wait_seconds: Time in seconds that the engine waits for the request to begin.
+
+    Raises:
+        Problem: 400 if the options select sites.
+    """
     if isinstance(options.rows, str):
-        message = "this engine keeps the sites that it was started with: send true, or leave it out"
+        message = "this engine records the sites that it was started with: send true, or omit the field"
         raise _refusal("rows", message, "not_supported")
-    return msgspec.json.encode({"why": options.keep or "asked for by the request", "wait": wait_seconds})
+    return msgspec.json.encode({"why": options.keep or "requested by the client", "wait": wait_seconds})
 
 
 def into_xargs(fields: dict[str, msgspec.Raw], options: Options) -> msgspec.Raw:
-    """The request's `vllm_xargs` with the options in it, beside what the client has put there itself."""
+    """Return the request's `vllm_xargs` with the options merged in. They override equal keys of the client's own entry.
+
+    Raises:
+        Problem: 400 if the client's `vllm_xargs` is not an object, or its `actscope` entry is not a JSON object as text.
+    """
     raw = fields.get(XARGS)
     xargs = msgspec.json.decode(raw) if raw is not None else None
     if xargs is not None and not isinstance(xargs, dict):
@@ -212,9 +249,9 @@ def _decoded(text: Any) -> dict[str, Any]:
     try:
         found = msgspec.json.decode(text if isinstance(text, str) else b"")
     except msgspec.DecodeError as error:
-        raise Problem(400, f"{param}: expected the text of a JSON object", param=param, code="invalid_value") from error
+        raise Problem(400, f"{param}: expected a JSON object as text", param=param, code="invalid_value") from error
     if not isinstance(found, dict):
-        raise Problem(400, f"{param}: expected the text of a JSON object", param=param, code="invalid_value")
+        raise Problem(400, f"{param}: expected a JSON object as text", param=param, code="invalid_value")
     return found
 
 

@@ -1,4 +1,4 @@
-"""What the routes share."""
+"""Shared state of the routes, as a FastAPI dependency."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from actscope.gateway.upstream.upstream import Upstream
 
 @dataclass(frozen=True, slots=True)
 class Gateway:
-    """The parts of one running gateway."""
+    """The components of one running gateway."""
 
     settings: GatewaySettings
     upstream: Upstream
@@ -30,5 +30,5 @@ async def _gateway(request: Request) -> Gateway:
     return found
 
 
-#: The gateway that a route belongs to.
+#: Parameter type with which a route receives its gateway.
 Here = Annotated[Gateway, Depends(_gateway)]

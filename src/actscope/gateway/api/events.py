@@ -1,4 +1,4 @@
-"""The event stream of one request, for anyone who may ask: from the start, or from where a client left off."""
+"""Server-sent event stream of one request, for any authorized client: from the start, or resumed after an event id."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from actscope.gateway.api.payloads import event_bytes
 from actscope.gateway.scores.request_log import RequestLog
 from actscope.serving.errors import Problem
 
-#: A watcher that is behind gets at most this many bytes in one piece.
+#: Size in bytes at which a piece for a client that is behind ends. The last event of a piece may exceed it.
 _PIECE_BYTES = 64 * 1024
 
 _HEADERS = [
@@ -23,7 +23,7 @@ _HEADERS = [
 
 
 class OpenStreams:
-    """Counts the event streams that are open, and can end them all."""
+    """Registry of the open event streams, with a limit on their number."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
@@ -33,7 +33,7 @@ class OpenStreams:
         return len(self._tasks)
 
     def admit(self) -> None:
-        """Raise a 429 when there is no room for one more."""
+        """Raise Problem (429) if the limit is reached."""
         if len(self._tasks) >= self._limit:
             message = f"at most {self._limit} event streams may be open at once: close one"
             raise Problem(429, message, code="too_many_streams", headers={"Retry-After": "1"})
@@ -43,13 +43,20 @@ class OpenStreams:
         task.add_done_callback(self._tasks.discard)
 
     def end_all(self) -> None:
-        """End every stream at once; clients may resume elsewhere."""
+        """End all streams immediately, for shutdown. Clients may reconnect with Last-Event-ID."""
         for task in list(self._tasks):
             task.cancel()
 
 
 class EventStream(Response):
-    """Sends the events of a log from a cursor on, in the client's own time: the log never waits for it."""
+    """Response that sends the events of a log from a cursor on. A slow client never blocks the log (no back pressure).
+
+    Args:
+        log: Log of the request.
+        after: Number of events to skip.
+        streams: Registry in which the stream is listed while it is open.
+        keep_alive_seconds: Time without events after which a comment is sent.
+    """
 
     def __init__(self, log: RequestLog, after: int, streams: OpenStreams, keep_alive_seconds: float) -> None:
         self._log = log
@@ -93,7 +100,7 @@ class EventStream(Response):
         return bytes(piece)
 
     async def _news(self) -> bool:
-        """Wait for more events; False when none came for the keep-alive time."""
+        """Wait for a change of the log. Return False if there was none for `keep_alive_seconds`."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self._keep_alive_seconds):
                 await self._log.changed()
@@ -108,7 +115,16 @@ async def _until_gone(receive: Receive, work: asyncio.Task[None]) -> None:
 
 
 def resume_point(log: RequestLog, last_event_id: str | None, after: int | None) -> int:
-    """How many events the client already has; raises Problem when that cannot be."""
+    """Return the number of events that the client already has.
+
+    Args:
+        log: Log of the request.
+        last_event_id: Value of the header Last-Event-ID, which takes precedence.
+        after: Value of the query parameter `after`.
+
+    Raises:
+        Problem: The id is not a number (400), or beyond the end of the log (410).
+    """
     text = last_event_id if last_event_id else "0" if after is None else str(after)
     if not text.isascii() or not text.isdigit() or len(text) > 15:
         raise Problem(

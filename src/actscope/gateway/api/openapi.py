@@ -1,4 +1,4 @@
-"""The OpenAPI document, with the shapes of what is streamed, which FastAPI does not see."""
+"""OpenAPI document with the schemas of streamed answers, which FastAPI cannot derive."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _STREAMED = (models.ChatCompletionChunk, models.Completion, models.Events)
 
 
 def describe(app: FastAPI) -> None:
-    """Make `app.openapi()` describe the streams too, so that a typed client can be generated from it."""
+    """Add the schemas of streamed answers to `app.openapi()`, so that typed clients can be generated from it."""
     plain = app.openapi
 
     def openapi() -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What clients are sent: `actscope` payloads, events, and their bytes. The shapes are in docs/wire.md."""
+"""Rendering of `actscope` payloads and events for clients. The formats are in docs/wire.md."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from actscope.gateway.scores.request_log import RequestLog
 
 VERSION = 1
 
-#: Blocks of at most this many rows are rendered by plain Python, which is faster there.
+#: Blocks of at most this many rows are rendered by plain Python, which is faster for them than numpy.
 _SMALL = 8
 
 encode = msgspec.json.Encoder().encode
 
 
 def token_block(log: RequestLog, a: int, b: int) -> dict[str, Any]:
-    """`tokens` of positions `a .. b`."""
+    """Return `tokens` of the positions `a .. b - 1`."""
     ids = log.tokens[a:b].tolist()
     own = [log.texts.own(i) for i in ids]
     block: dict[str, Any] = {"start": a, "ids": ids, "text": [text for text, _ in own]}
@@ -34,7 +34,7 @@ def token_block(log: RequestLog, a: int, b: int) -> dict[str, Any]:
 
 
 def score_block(log: RequestLog, a: int, b: int, columns: Columns) -> dict[str, Any]:
-    """`scores` of positions `a .. b`, cells in the order of `columns`."""
+    """Return `scores` of the positions `a .. b - 1`, with cells in the order of `columns`."""
     values = log.scores.values(a, b, columns)
     computed = log.scores.computed(a, b)
     special = [t in log.special for t in log.tokens[a:b]]
@@ -47,7 +47,7 @@ def score_block(log: RequestLog, a: int, b: int, columns: Columns) -> dict[str, 
 
 
 def feature_block(log: RequestLog, a: int, b: int, features: Columns) -> dict[str, Any]:
-    """`features` of positions `a .. b`: numbers and activations, strongest first; null for a row without them."""
+    """Return `features` of the positions `a .. b - 1`: indices and activations, strongest first; null for a row without."""
     values = log.scores.values(a, b, features)
     render = features_small if b - a <= _SMALL else features_bulk
     ids, strengths = render(values, log.scores.computed(a, b))
@@ -58,9 +58,16 @@ RenderedFeatures = tuple[list[list[int] | None], list[list[float] | None]]
 
 
 def features_small(values: np.ndarray, computed: bytes) -> RenderedFeatures:
-    """Numbers and activations, up to a row's first place without one: the reference that `features_bulk` must agree with.
+    """Render features row by row. Reference implementation of `features_bulk`.
 
-    An activation that is not finite stays so; in JSON it is null.
+    Args:
+        values: float32 [n, 2k], alternating index and activation. A row ends at its first index that is
+            negative or NaN. A row that starts with NaN was not computed.
+        computed: One byte for each row; 0 means never computed.
+
+    Returns:
+        Indices and activations of each row, None for a row that was not computed. Activations are rounded to nine significant
+        digits. Those that are not finite stay so, and become null in JSON.
     """
     ids: list[list[int] | None] = []
     strengths: list[list[float] | None] = []
@@ -73,7 +80,7 @@ def features_small(values: np.ndarray, computed: bytes) -> RenderedFeatures:
 
 
 def features_bulk(values: np.ndarray, computed: bytes) -> RenderedFeatures:
-    """The same as `features_small`, by whole arrays: 30,000 rows of 32 features in some 0.4 s."""
+    """Do the same as `features_small`, vectorized: 30,000 rows of 32 features take about 0.4 s."""
     numbers, strengths = values[:, 0::2], values[:, 1::2]
     told = np.frombuffer(computed, np.bool_) & ~np.isnan(numbers[:, :1]).all(axis=1)
     n_told = np.minimum.accumulate(numbers >= 0, axis=1).sum(axis=1).tolist()
@@ -90,12 +97,23 @@ Rendered = tuple[list[list[float | None]], list[str] | None]
 
 
 def render_small(values: np.ndarray, computed: bytes, special: list[bool], masks: tuple[bool, ...]) -> Rendered:
-    """Cells and states, one by one: the reference that `render_bulk` must agree with."""
+    """Render score cells and states row by row. Reference implementation of `render_bulk`.
+
+    Args:
+        values: float32 [n, p], one column for each probe. NaN means never computed.
+        computed: One byte for each row; 0 means never computed.
+        special: Whether the token of each row is a special token.
+        masks: Whether each probe is masked on special tokens.
+
+    Returns:
+        Rows of numbers, rounded to nine significant digits, with None for a cell without a score; and one string of state
+        letters (c, n, m, x; see docs/wire.md) for each row, or None if all letters are c.
+    """
     rows: list[list[float | None]] = []
     states: list[str] = []
     plain = True
     for cells, here, is_special in zip(values.tolist(), computed, special, strict=True):
-        if here and not is_special and math.isfinite(sum(cells)):  # the ordinary row
+        if here and not is_special and math.isfinite(sum(cells)):  # the common case
             rows.append([float(f"{v:.9g}") for v in cells])
             states.append("c" * len(cells))
             continue
@@ -117,7 +135,7 @@ def _letter(value: float, computed: int, masked: bool) -> str:
 
 
 def render_bulk(values: np.ndarray, computed: bytes, special: list[bool], masks: tuple[bool, ...]) -> Rendered:
-    """The same as `render_small`, by whole arrays: 30,000 rows of 8 probes in some 30 ms."""
+    """Do the same as `render_small`, vectorized: 30,000 rows of 8 probes take about 30 ms."""
     here = np.frombuffer(computed, np.bool_)[:, None]
     masked = np.array(special, bool)[:, None] & np.array(masks, bool)[None, :]
     finite = np.isfinite(values)
@@ -137,7 +155,7 @@ def _blank(row: list[float], state: str) -> list[float | None]:
 
 
 def _nine_digits(values: np.ndarray) -> np.ndarray:
-    """float32 as float64 rounded to nine significant digits: the same float32 again, half the characters."""
+    """Round float32 to nine significant digits, as float64. They identify the float32 and halve the JSON's length."""
     wide = np.nan_to_num(values.astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)
     size = np.abs(wide)
     scale = 10.0 ** (8 - np.floor(np.log10(np.where(size > 0, size, 1.0))))
@@ -145,7 +163,14 @@ def _nine_digits(values: np.ndarray) -> np.ndarray:
 
 
 class ChoiceView:
-    """What one client has been sent of one choice, and what it is to be sent next."""
+    """Cursor of one client in the log of one choice: what has been sent, and what to send next.
+
+    Args:
+        log: Log of the choice.
+        wanted: Ids of the probes to send, or None for all.
+        prompt: Whether the tokens and scores of the prompt are sent.
+        features: Whether features are sent.
+    """
 
     def __init__(self, log: RequestLog, wanted: tuple[str, ...] | None, prompt: bool, features: bool = False) -> None:
         self.log = log
@@ -158,7 +183,10 @@ class ChoiceView:
         self._scores = 0
 
     def payload(self, *, final: bool = False) -> dict[str, Any] | None:
-        """Everything that is new, or None when nothing is."""
+        """Return everything new since the last call; None if nothing is new or the prompt is not known yet.
+
+        `final` adds the end of the choice, and returns a payload in any case.
+        """
         log = self.log
         if log.n_prompt is None and not final:
             return None
@@ -209,7 +237,7 @@ class ChoiceView:
 
 
 def whole(log: RequestLog, features: bool = False) -> dict[str, Any]:
-    """All of one choice at once, in the non-streaming shape; `final` when it has ended."""
+    """Return one choice as a single payload in the non-streaming format. It has `final` if the choice has ended."""
     payload = ChoiceView(log, None, True, features).payload(final=log.state != "running")
     return payload or {
         "v": VERSION,
@@ -224,7 +252,10 @@ def whole(log: RequestLog, features: bool = False) -> dict[str, Any]:
 
 
 def event_bytes(log: RequestLog, i: int) -> bytes:
-    """Event number `i` of a log as it goes over the wire; the same bytes every time."""
+    """Return event number `i` (from 0) of a log as bytes of a server-sent event. Its `id` is `i + 1`.
+
+    Deterministic: every client receives the same bytes.
+    """
     kind, a, b, seconds = log.events[i]
     if kind is EventKind.TOKEN:
         data = _token_event(log, i, a, b, seconds)
@@ -254,12 +285,12 @@ def _score_event(log: RequestLog, a: int, b: int) -> dict[str, Any]:
 
 
 def coverage(log: RequestLog) -> dict[str, int]:
-    """Positions, those of them with scores, and those of these that came with a cached prefix."""
+    """Return the number of positions, of computed ones, and of computed ones that were taken over with the prefix cache."""
     return {"present": log.present, "computed": log.computed, "cached": log.cached}
 
 
 def usage(log: RequestLog) -> dict[str, int]:
-    """Token counts in OpenAI's shape."""
+    """Return the token counts in OpenAI's format."""
     prompt = log.n_prompt or 0
     return {
         "prompt_tokens": prompt,
@@ -269,9 +300,9 @@ def usage(log: RequestLog) -> dict[str, int]:
 
 
 def summary(log: RequestLog) -> dict[str, dict[str, Any]]:
-    """For each probe, over its computed cells: maximum and its position, mean, how many are at or over the threshold.
+    """Return for each probe id a summary of its computed cells: maximum and its position, mean, number at or over the threshold.
 
-    Of a probe that was swapped, the last version only.
+    If a probe was replaced while the request ran, only its last version is summarized.
     """
     n = len(log.scores)
     columns = log.scores.columns_over(0, n).probes

@@ -1,4 +1,4 @@
-"""Requests that are the engine's business alone: their bytes go to it and its bytes come back, as they come."""
+"""Streaming reverse proxy for the paths that the gateway does not serve itself: bodies are passed through unchanged."""
 
 from __future__ import annotations
 
@@ -26,28 +26,35 @@ _SAFE = "/!$&'()*+,;=:@~"
 
 
 class Passing:
-    """How many requests are being passed on."""
+    """Counter of the proxied requests in flight."""
 
     def __init__(self) -> None:
         self.n = 0
 
 
 def target_of(request: Request) -> str:
-    """The path and query that the engine is asked for; 404 for the gateway's own, and for one that could climb out.
+    """Return path and query for the engine.
 
-    What is checked is what the engine will see: the path is unquoted once, checked, and quoted again.
+    The check applies to the path that the engine will see: it is unquoted once, checked, and quoted again.
+
+    Raises:
+        Problem: 404 for a path of the gateway's own, and for one with empty, `.` or `..` segments, backslashes or
+            unprintable characters (path traversal).
     """
     path = str(request.scope["path"])
     segments = path.split("/")[1:]
     ours = path == _OURS or path.startswith(_OURS + "/")
     if ours or "\\" in path or any(s in ("", ".", "..") for s in segments) or not path.isprintable():
-        raise Problem(404, f"there is nothing at {path[:200]}", code="not_found")
+        raise Problem(404, f"no such path: {path[:200]}", code="not_found")
     query = request.scope.get("query_string", b"").decode("latin-1")
     return quote(path, safe=_SAFE) + (f"?{query}" if query else "")
 
 
 class PassedResponse(Response):
-    """Sends one request on and its answer back, neither of them held whole. The client leaving closes the engine's side."""
+    """Response that forwards one request to the engine and streams the answer back. Neither body is held whole.
+
+    If the client disconnects, the connection to the engine is closed.
+    """
 
     def __init__(
         self, request: Request, target: str, engine: EngineConnection, upstream: Upstream, passing: Passing
@@ -79,7 +86,7 @@ class PassedResponse(Response):
             watch.cancel()
 
     async def _watch(self, receive: Receive, work: asyncio.Task[None]) -> None:
-        """When the body has been read, the next message is that the client has left."""
+        """Cancel `work` when the client disconnects. After the body, `receive` returns only the disconnect."""
         await self._body_read.wait()
         while (await receive())["type"] != "http.disconnect":
             pass
@@ -107,7 +114,10 @@ class PassedResponse(Response):
             response.close()
 
     async def _body(self, receive: Receive) -> AsyncIterator[bytes]:
-        """The client's body as it comes. A refusal (too large) is kept: aiohttp would tell of a broken connection only."""
+        """Yield the client's body as it arrives.
+
+        A refusal (body too large) is stored in `_refusal`, because aiohttp reports it as a broken connection only.
+        """
         more = True
         while more:
             try:
@@ -123,7 +133,7 @@ class PassedResponse(Response):
         self._body_read.set()
 
     async def _fail(self, error: BaseException, scope: Scope, receive: Receive, send: Send) -> None:
-        """Tell the client, in the answer if that has begun and is a stream of events; else it is cut off."""
+        """Report a failure to the client: as the answer, or as a last event of a stream. Any other answer is cut off."""
         if self._started is None:
             problem = self._refusal or self._upstream.failed(error)
             await problem_response(problem)(scope, receive, send)

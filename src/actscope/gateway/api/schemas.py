@@ -1,6 +1,6 @@
-"""The wire's shapes as pydantic models: they check requests and make the OpenAPI document.
+"""Pydantic models of the HTTP API. They validate requests and produce the OpenAPI document.
 
-Answers on the token path are written by `wire.py` without them; a test holds the two together.
+On the token path answers are built by `payloads.py` without these models, for speed. A test checks that both agree.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ Activation = Literal["identity", "relu", "sigmoid", "jumprelu"]
 
 
 class Lenient(BaseModel):
-    """A body of which only some fields are the gateway's business; the rest goes to the engine as it is."""
+    """Base of bodies with additional fields, which are passed through unchanged."""
 
     model_config = ConfigDict(extra="allow", protected_namespaces=())
 
@@ -23,27 +23,29 @@ class Exact(BaseModel):
     model_config = ConfigDict(extra="forbid", protected_namespaces=())
 
 
-# Asking
+# Requests
 
 
 class ActscopeAsk(Exact):
-    """What scores a completion request wants."""
+    """Options of a completion request for scores and recording."""
 
     probes: list[StrictStr] | None = Field(
-        None, description="ids of the probes to send; all by default", max_length=4096
+        None, description="ids of the probes whose scores are sent; all by default", max_length=4096
     )
-    prompt: StrictBool | None = Field(None, description="send the prompt's tokens and scores too (default true)")
+    prompt: StrictBool | None = Field(None, description="also send the tokens and scores of the prompt (default true)")
     features: StrictBool | None = Field(
-        None, description="send the strongest features of the engine's SAE too (default false; refused without an SAE)"
+        None,
+        description="also send the strongest features of the engine's SAE (default false; an error if it has none)",
     )
     rows: StrictBool | StrictStr | None = Field(
-        None, description="whether rows leave the engine for its recording; vLLM: or of which sites, such as `0,7,15`"
+        None, description="whether the engine sends rows to its recording; with vLLM also the sites, such as `0,7,15`"
     )
     full_prompt: StrictBool | None = Field(
-        None, description="compute the whole prompt again even where it is cached, so that every position has its score"
+        None,
+        description="recompute the whole prompt even if it is cached, so that every position has a score (vLLM only)",
     )
     keep: Annotated[StrictStr, Field(max_length=1000)] | None = Field(
-        None, description="keep the request in the recording, and why"
+        None, description="keep the request in the recording; the text is the reason"
     )
 
 
@@ -52,7 +54,7 @@ class StreamOptions(Lenient):
 
 
 class Completing(Lenient):
-    """The fields that both kinds of completion share."""
+    """Fields that both kinds of completion requests share."""
 
     model: StrictStr | None = None
     stream: StrictBool | None = None
@@ -64,7 +66,7 @@ class Completing(Lenient):
     seed: Annotated[StrictInt, Field(ge=-(2**63), le=2**64 - 1)] | None = None
     stop: StrictStr | list[StrictStr] | None = None
     actscope: StrictBool | ActscopeAsk | None = Field(
-        None, description="ask for scores; a plain OpenAI answer without it"
+        None, description="request scores; without it the answer is a plain OpenAI answer"
     )
 
 
@@ -74,14 +76,14 @@ class ChatMessage(Lenient):
 
 
 class ChatCompletionRequest(Completing):
-    """OpenAI's chat completion request; fields not named here go to the engine as they are."""
+    """OpenAI's chat completion request. Other fields are passed to the engine unchanged."""
 
     messages: list[ChatMessage] = Field(min_length=1)
     max_completion_tokens: Annotated[StrictInt, Field(ge=0)] | None = None
 
 
 class CompletionRequest(Completing):
-    """OpenAI's completion request; fields not named here go to the engine as they are."""
+    """OpenAI's completion request. Other fields are passed to the engine unchanged."""
 
     prompt: StrictStr | list[StrictStr] | list[StrictInt] | list[list[StrictInt]] | None = None
 
@@ -94,28 +96,31 @@ class ProbeHeader(BaseModel):
 
     id: str
     site: str
-    since: int = Field(description="generation at which it was put: scores from before are another probe's")
+    since: int = Field(
+        description="generation at which the probe was added; earlier scores under this id belong to another probe"
+    )
 
 
 class TokenBlock(BaseModel):
     """Tokens of consecutive positions."""
 
-    start: int = Field(description="position of the first one; 0 is the first prompt token")
-    ids: list[int] = Field(description="-1: a token that the gateway has not seen")
-    text: list[str] = Field(
-        description="each token's own text; U+FFFD when its bytes are not valid UTF-8 by themselves"
+    start: int = Field(description="position of the first token; 0 is the first prompt token")
+    ids: list[int] = Field(description="token ids; -1 is a token unknown to the gateway")
+    text: list[str] = Field(description="text of each token; U+FFFD if its bytes alone are not valid UTF-8")
+    bytes: dict[str, str] | None = Field(
+        None, description="base64 of the bytes of those tokens, by index in this block"
     )
-    bytes: dict[str, str] | None = Field(None, description="base64 of those bytes, by index in this block")
 
 
 class ScoreBlock(BaseModel):
-    """Scores of consecutive positions, one row each, cells in the order of the latest header."""
+    """Scores of consecutive positions: one row for each position, one cell for each probe of the latest header, in its order."""
 
     start: int
     rows: list[list[float | None]]
     states: list[str] | None = Field(
         None,
-        description="a letter for each cell: c computed, n never computed, m masked, x not finite; absent if all are c",
+        description="one string for each row, one letter for each cell: c computed, n never computed, m masked, x not finite; "
+        "absent if all are c",
     )
 
 
@@ -124,42 +129,44 @@ class Sae(BaseModel):
 
     site: str
     name: str
-    k: int = Field(description="how many of the features of a row are told: the strongest ones")
-    n_features: int = Field(description="how many it has")
+    k: int = Field(description="maximum number of features sent for each row, the strongest ones")
+    n_features: int = Field(description="number of features of the SAE")
 
 
 class FeatureBlock(BaseModel):
-    """The strongest features of consecutive positions, strongest first; null for a position where none were computed."""
+    """The strongest features of consecutive positions, strongest first. Null for a position without computed features."""
 
     start: int
-    ids: list[list[int] | None] = Field(description="the features' numbers in the SAE")
+    ids: list[list[int] | None] = Field(description="indices of the features in the SAE")
     values: list[list[float | None] | None] = Field(
-        description="their activations, in the same places; null where not finite"
+        description="activations of the features, in the same order; null if not finite"
     )
 
 
 class Final(BaseModel):
-    """The end of a choice, with its coverage."""
+    """End of a choice, with its coverage in positions."""
 
     finish_reason: str | None
     present: int
     computed: int
-    cached: int = Field(description="of the computed ones, those that came with a cached prefix")
+    cached: int = Field(description="computed positions whose scores were taken over with the prefix cache")
 
 
 class ActscopePayload(BaseModel):
     """`choices[i].actscope`."""
 
     v: Literal[1]
-    request: str | None = Field(None, description="id for /v1/actscope/requests; on the first payload of a choice")
+    request: str | None = Field(None, description="id under /v1/actscope/requests; on the first payload of a choice")
     prompt_tokens: int | None = None
     probes: list[ProbeHeader] | None = Field(
-        None, description="on the first payload, and whenever the set of probes changes or one is swapped"
+        None, description="on the first payload, and whenever the set of probes changes or a probe is replaced"
     )
-    sae: Sae | None = Field(None, description="on the first payload, if features were asked for")
+    sae: Sae | None = Field(None, description="on the first payload, if features were requested")
     tokens: TokenBlock | None = None
     scores: ScoreBlock | None = None
-    features: FeatureBlock | None = Field(None, description="beside `scores`, of the same positions, if asked for")
+    features: FeatureBlock | None = Field(
+        None, description="with `scores`, for the same positions, if features were requested"
+    )
     final: Final | None = Field(None, description="on the last payload of a choice")
 
 
@@ -200,7 +207,7 @@ class ChatChunkChoice(Lenient):
 
 
 class ChatCompletionChunk(Lenient):
-    """One `data:` of a streamed chat completion."""
+    """One chunk (`data:`) of a streamed chat completion."""
 
     id: str
     object: Literal["chat.completion.chunk"]
@@ -218,7 +225,7 @@ class TextChoice(Lenient):
 
 
 class Completion(Lenient):
-    """OpenAI's completion, and one `data:` of it when streamed."""
+    """OpenAI's completion; also one chunk (`data:`) of a streamed one."""
 
     id: str
     object: Literal["text_completion"]
@@ -232,7 +239,7 @@ class Completion(Lenient):
 
 
 class TokenEvent(BaseModel):
-    """Event `token`; header fields on the first one."""
+    """Event `token`. The first one has `request`, `prompt_tokens` and `probes`."""
 
     v: Literal[1]
     request: str | None = None
@@ -243,7 +250,7 @@ class TokenEvent(BaseModel):
 
 
 class ProbeUpdateEvent(BaseModel):
-    """Event `probe_update`."""
+    """Event `probe_update`. `probes` is present if the set of probes has changed."""
 
     v: Literal[1]
     probes: list[ProbeHeader] | None = None
@@ -251,16 +258,18 @@ class ProbeUpdateEvent(BaseModel):
 
 
 class ProbeSummary(BaseModel):
-    """One probe over all cells that were computed; null where none was, or where it has no threshold."""
+    """Summary of one probe over all computed cells. `max`, `argmax` and `mean` are null if there are none."""
 
     max: float | None
     argmax: int | None = Field(description="position of the maximum")
     mean: float | None
-    over_threshold: int | None = Field(description="how many cells are at or over the threshold")
+    over_threshold: int | None = Field(
+        description="number of cells at or over the threshold; null for a probe without one"
+    )
 
 
 class ProbeFinalEvent(BaseModel):
-    """Event `probe_final`."""
+    """Event `probe_final`: coverage in positions, and a summary of each probe."""
 
     v: Literal[1]
     present: int
@@ -270,17 +279,17 @@ class ProbeFinalEvent(BaseModel):
 
 
 class DoneEvent(BaseModel):
-    """Event `done`; the stream closes after it."""
+    """Event `done`. The stream closes after it."""
 
     v: Literal[1]
     finish_reason: str | None = Field(
-        description="`abort` when cancelled, `error` when the engine failed, null when not known"
+        description="`abort` if the request was cancelled, `error` if the engine failed, null if unknown"
     )
     usage: Usage
 
 
 class Events(BaseModel):
-    """Data of the events, by name. Not an answer by itself: it is here so that clients get the types."""
+    """Data of the events by name. Never sent as such; it exists so that generated clients get the types."""
 
     token: TokenEvent
     probe_update: ProbeUpdateEvent
@@ -288,11 +297,11 @@ class Events(BaseModel):
     done: DoneEvent
 
 
-# The instrument
+# Engine, probes and requests
 
 
 class EngineInfo(BaseModel):
-    """The engine behind the gateway; everything but `state` is null while it is waited for."""
+    """The engine behind the gateway. While `state` is `waiting`, all other fields are null."""
 
     state: Literal["up", "waiting"]
     kind: str | None = None
@@ -304,9 +313,9 @@ class EngineInfo(BaseModel):
     d_model: int | None = None
     max_context: int | None = None
     has_chat_template: bool | None = Field(
-        default=None, description="false: only /v1/completions works with this model"
+        default=None, description="false if only /v1/completions works with this model"
     )
-    sae: Sae | None = Field(default=None, description="whose features can be asked for; null where there are none")
+    sae: Sae | None = Field(default=None, description="the SAE whose features can be requested, or null")
 
 
 class Limits(BaseModel):
@@ -319,16 +328,16 @@ class Limits(BaseModel):
 
 
 class RingCounts(BaseModel):
-    """Rows that came out of the ring, and those that could not be used, since the gateway attached to it."""
+    """Steps and rows read from the ring, and rows lost or rejected, since the gateway attached to it."""
 
     steps: int
     rows: int
-    missed_steps: int = Field(description="overwritten before they were read")
+    missed_steps: int = Field(description="steps overwritten before they were read")
     missed_rows: int
-    dropped_rows: int = Field(description="never written by the engine")
-    spurious_rows: int = Field(description="rejected drafts and rows after the end")
+    dropped_rows: int = Field(description="rows that the engine did not write")
+    spurious_rows: int = Field(description="rows of rejected drafts, and rows after the end of a request")
     mismatched_rows: int = Field(
-        description="labelled with another token than the one at their position; never delivered"
+        description="rows whose token id differs from the token at their position; never delivered"
     )
     unreadable_tables: int
 
@@ -346,10 +355,10 @@ class Health(BaseModel):
 
 
 class Probe(Lenient):
-    """A probe that is loaded."""
+    """A loaded probe."""
 
     id: str
-    since: int = Field(0, description="generation at which it was put")
+    since: int = Field(0, description="generation at which the probe was added")
     label: str | None = None
     description: str | None = None
     site: str
@@ -358,7 +367,7 @@ class Probe(Lenient):
     bias: float | None = None
     threshold: float | None = None
     fpr: float | None = Field(None, description="false-positive rate of the threshold on held-out text")
-    range: tuple[float, float] | None = Field(None, description="fixed scale of its display")
+    range: tuple[float, float] | None = Field(None, description="fixed scale of the display")
     signed: bool | None = None
     auroc: float | None = None
     control_auroc: float | None = None
@@ -373,7 +382,7 @@ class Probes(BaseModel):
 
 
 class ProbeUpload(Lenient):
-    """A probe to add or to swap in."""
+    """A probe to add, or to replace another with."""
 
     vector: list[FiniteFloat] = Field(min_length=1, max_length=1 << 20)
     site: StrictStr
@@ -391,7 +400,7 @@ class ProbeUpload(Lenient):
 class RequestSummary(BaseModel):
     request: str
     state: RequestState
-    created: float = Field(description="seconds since the epoch")
+    created: float = Field(description="seconds since the Unix epoch")
     model: str
     prompt_tokens: int | None
     completion_tokens: int
@@ -403,7 +412,7 @@ class Requests(BaseModel):
 
 
 class WholeRequest(ActscopePayload):
-    """All of one request at once."""
+    """A request with all its tokens and scores."""
 
     state: RequestState
 
@@ -413,20 +422,21 @@ class Cancelled(BaseModel):
     state: RequestState
 
 
-# Keeping
+# Recording
 
 
 class MarkRequest(Exact):
-    """What to keep of a request; all of it by default."""
+    """Options of a mark. By default the whole request is kept."""
 
     why: Annotated[StrictStr, Field(max_length=1000)] | None = Field(
-        None, description="for whoever reads the recording"
+        None, description="reason, stored in the recording"
     )
     before: StrictStr | Annotated[StrictInt, Field(ge=0)] | None = Field(
-        None, description="how much before its last row: a number of tokens, `20 tokens`, `5s`; all if absent"
+        None,
+        description="how much to keep before the request's last row: a number of tokens, `20 tokens`, `5s`; all if absent",
     )
     after: StrictStr | Annotated[StrictInt, Field(ge=0)] | None = Field(
-        None, description="how much after its last row, likewise; all if absent"
+        None, description="how much to keep after the request's last row, in the same units; all if absent"
     )
     wait: Annotated[FiniteFloat, Field(ge=0, le=3600)] | None = Field(
         None, description="seconds to wait for a request that has not begun"
@@ -434,23 +444,26 @@ class MarkRequest(Exact):
 
 
 class Marked(BaseModel):
-    """What has become of a mark."""
+    """Result of a mark."""
 
     request: str
     state: Literal["keeping", "kept", "pending"] = Field(
-        description="keeping: it runs, and its future is kept too; pending: it has not begun"
+        description="keeping: the request runs, and its future rows are kept too; kept: it has ended; "
+        "pending: it has not begun"
     )
     running: bool
-    rows: int = Field(description="positions of the request that the recording has, or is about to get")
-    missing: int = Field(description="positions that were wanted and are gone")
+    rows: int = Field(description="positions of the request that are in the recording or queued for it")
+    missing: int = Field(description="positions that were to be kept and are lost")
     forgotten: list[tuple[int, int]] = Field(
-        description="ranges (first, after) of those that had left the flight recorder"
+        description="ranges [first, after) of lost positions that had left the flight recorder"
     )
-    dropped: list[tuple[int, int]] = Field(description="ranges of those that never came into it")
+    dropped: list[tuple[int, int]] = Field(
+        description="ranges of lost positions that never entered the flight recorder"
+    )
 
 
 class FlightState(BaseModel):
-    """What is still at hand, to be marked."""
+    """The flight recorder: rows in memory or on disk that a mark can still keep."""
 
     where: str = Field(description="`memory`, or a directory")
     rows: int
@@ -461,18 +474,18 @@ class FlightState(BaseModel):
     requests: int
     running: int
     forgotten_rows: int
-    dropped_rows: int = Field(description="rows that never came into it: its queue, or its disk, was full")
+    dropped_rows: int = Field(description="rows that the flight recorder did not take: its queue or its disk was full")
     faults: int
 
 
 class KeptState(BaseModel):
-    """What is in the recording, since the server began."""
+    """Rows written to the recording since the server started."""
 
     rows: int
-    durable_rows: int = Field(description="rows from the recording's first that would survive a power cut")
+    durable_rows: int = Field(description="rows, counted from the first, that would survive a power failure")
     stored_bytes: int
-    dropped_rows: int = Field(description="rows times sites that found the pipeline full")
-    lost_rows: int = Field(description="rows that could not be handed over, for the disk had failed")
+    dropped_rows: int = Field(description="rows times sites that were dropped because the pipeline was full")
+    lost_rows: int = Field(description="rows not written because the recording or the disk had failed")
 
 
 class TriggerState(BaseModel):
@@ -482,14 +495,14 @@ class TriggerState(BaseModel):
 
 
 class RecordingState(BaseModel):
-    """What the engine records; everything but `recording` is absent when that is false."""
+    """State of the engine's recording. If `recording` is false, all other fields are absent."""
 
     recording: bool
     path: str | None = None
     sites: list[str] | None = None
     codec: str | None = None
-    failure: str | None = Field(None, description="what has ended the recording, if anything did")
-    sample: float | None = Field(None, description="share of all requests that is kept")
+    failure: str | None = Field(None, description="error that ended the recording, if any")
+    sample: float | None = Field(None, description="share of all requests that is kept, 0 to 1")
     triggers: list[TriggerState] | None = None
     marks: int | None = None
     marked_requests: int | None = None
@@ -506,7 +519,7 @@ class Problem(BaseModel):
 
 
 class ErrorBody(BaseModel):
-    """OpenAI's error shape."""
+    """An error in OpenAI's format."""
 
     error: Problem
 

@@ -1,4 +1,4 @@
-"""The scope's built page, or a word about how to build it."""
+"""Static files of the scope's web page, or a notice on how to build it."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ STATIC = Path(__file__).parents[1] / "static"
 
 _ABSENT = (
     "<!doctype html><html lang=en><meta charset=utf-8><title>actscope</title>"
-    "<h1>The page is not built</h1><p>The gateway runs, but its page is not there: <code>make setup</code> builds it."
-    "<p>The API is served all the same: see <code>/openapi.json</code>."
+    "<h1>The page is not built</h1><p>The gateway runs, but its page is missing: <code>make setup</code> builds it."
+    "<p>The API works without it: see <code>/openapi.json</code>."
 )
 
 
 class Page(StaticFiles):
-    """The built files. Names under `assets/` carry a hash of their content and may be kept for good."""
+    """The built files. Names under `assets/` contain a hash of the content, so browsers may cache them forever."""
 
     async def get_response(self, path: str, scope: Scope) -> Response:
         response = await super().get_response(path, scope)
@@ -31,11 +31,11 @@ class Page(StaticFiles):
 
 async def _absent(scope: Scope, receive: object, send: object) -> None:
     if scope["path"] != "/":
-        raise HTTPException(404, f"there is nothing at {scope['path']}")
+        raise HTTPException(404, f"no such path: {scope['path']}")
     await HTMLResponse(_ABSENT)(scope, receive, send)  # type: ignore[arg-type]
 
 
 def install_page(app: FastAPI, directory: Path = STATIC) -> None:
-    """Serve the page at every path that is not the API's."""
+    """Serve the page at every path that no route of the API matches."""
     built = (directory / "index.html").is_file()
     app.mount("/", Page(directory=directory, html=True) if built else _absent, name="page")

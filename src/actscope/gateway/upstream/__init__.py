@@ -1,1 +1,1 @@
-"""Engines behind the gateway: how they are discovered, connected to, and controlled."""
+"""Engines behind the gateway: discovery, connections, control."""

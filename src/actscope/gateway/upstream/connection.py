@@ -1,4 +1,4 @@
-"""One way to an engine: HTTP over a unix socket or TCP, with the engine's key, and without following redirects."""
+"""HTTP client for one address of an engine: unix socket or TCP, with the engine's API key, without following redirects."""
 
 from __future__ import annotations
 
@@ -13,12 +13,20 @@ from actscope.errors import SettingsError, UpstreamError
 _CONNECT_SECONDS = 5.0
 _ASK_SECONDS = 30.0
 
-#: What aiohttp would add by itself, and a client has not said.
+#: Headers that aiohttp would add on its own although the client did not send them.
 _NOT_ADDED = ("content-type", "user-agent")
 
 
 class Connection:
-    """A client of `unix:/path` or `http://host:port`. `key` goes as a bearer token to this address only."""
+    """HTTP client for one address.
+
+    Args:
+        address: `unix:/path`, `http://host:port` or `https://host:port`. A trailing `/v1` is ignored.
+        key: API key, sent as a bearer token to this address only. "" sends none.
+
+    Raises:
+        SettingsError: `address` has another form.
+    """
 
     def __init__(self, address: str, key: str = "") -> None:
         self.address = address
@@ -31,9 +39,19 @@ class Connection:
         body: bytes | AsyncIterable[bytes] | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> aiohttp.ClientResponse:
-        """One request; the answer's head has come, its body has not. `path` is sent as it is.
+        """Send one request and return the response once its head has arrived. The caller reads the body and closes it.
 
-        Raises UpstreamError for a redirect: the engine cannot send the gateway elsewhere.
+        Connecting times out after 5 s. There is no limit on the time of the whole request.
+
+        Args:
+            method: HTTP method.
+            path: Path and query, already quoted; sent unchanged.
+            body: Body in one piece or as a stream; None for none.
+            headers: Headers to send besides the key and `Accept-Encoding: identity`.
+
+        Raises:
+            UpstreamError: The engine answered with a redirect, which is never followed.
+            aiohttp.ClientError: The connection could not be made, or broke.
         """
         url = URL(self._base + path, encoded=True)
         response = await self._http.request(
@@ -45,7 +63,7 @@ class Connection:
         return response
 
     async def ask(self, method: str, path: str, body: bytes | None = None) -> tuple[int, bytes]:
-        """Status and body of one short request."""
+        """Send one short request and return status and body. Raises like `send`, and TimeoutError after 30 s."""
         headers = {"content-type": "application/json"} if body is not None else None
         async with asyncio.timeout(_ASK_SECONDS):
             async with await self.send(method, path, body, headers) as response:
@@ -56,7 +74,7 @@ class Connection:
 
 
 def _open(address: str, key: str) -> tuple[aiohttp.ClientSession, str]:
-    """A client, and the base of its URLs; `/v1` at the end, as base URLs of OpenAI clients have it, is left out."""
+    """Return a client and the base of its URLs, without the trailing `/v1` that base URLs of OpenAI clients have."""
     if address.startswith("unix:"):
         connector: aiohttp.BaseConnector = aiohttp.UnixConnector(address.removeprefix("unix:"), limit=0)
         base = "http://engine"

@@ -1,4 +1,4 @@
-"""The control side of an engine: probes, marks, recording; the sides of all parts as one where it has several."""
+"""The control API of an engine: probes, marks, recording. The control APIs of an engine's parts are combined into one."""
 
 from __future__ import annotations
 
@@ -15,19 +15,22 @@ Answer = tuple[int, bytes]
 
 _PROBES = "/v1/actscope/probes"
 _RECORDING = "/v1/actscope/recording"
-#: `code` of a part's refusal of a probe whose site is another part's.
+#: Error code with which a part refuses a probe whose site belongs to another part.
 ELSEWHERE = "site_elsewhere"
 
 
 class Controls:
-    """Asks one connection, or each part's. Answers are (status, body), as the engine gave them."""
+    """Client of an engine's control API, with one connection for each part. Methods return (status, body).
+
+    With a single part the engine's answers are returned unchanged.
+    """
 
     def __init__(self, connections: Sequence[Connection]) -> None:
         self._parts = tuple(connections)
 
     @classmethod
     def of(cls, cards: Sequence[EngineCard], endpoint: Connection) -> Controls:
-        """The sides that the cards name; the endpoint's own where one names none, or where there are no cards."""
+        """Connect to the control address of each card, or to `endpoint` if a card has none or there are no cards."""
         return cls([Connection(c.control) if c.control else endpoint for c in cards] or [endpoint])
 
     async def close(self) -> None:
@@ -35,11 +38,11 @@ class Controls:
             await connection.close()
 
     async def tables(self) -> list[Answer]:
-        """Each part's own probe table."""
+        """Return the probe table of each part, in the order of the parts."""
         return [await connection.ask("GET", _PROBES) for connection in self._parts]
 
     async def probes(self) -> Answer:
-        """All probes; a part's refusal if one refuses."""
+        """Return the probes of all parts as one table, or the first error."""
         answers = await self.tables()
         refused = next((answer for answer in answers if answer[0] != 200), None)
         if refused is not None or len(answers) == 1:
@@ -47,7 +50,7 @@ class Controls:
         return 200, msgspec.json.encode(join_described([msgspec.json.decode(body) for _, body in answers]))
 
     async def put_probe(self, name: str, body: bytes) -> Answer:
-        """Put it into the part that has its site, and take one of the same id out of the others."""
+        """Add or replace a probe in the part that has its site, and remove probes of the same id from the other parts."""
         path = f"{_PROBES}/{name}"
         status, answer = 400, b""
         for part, connection in enumerate(self._parts):
@@ -60,7 +63,7 @@ class Controls:
         return status, answer
 
     async def delete_probe(self, name: str) -> Answer:
-        """Take it out of the part that has it."""
+        """Remove a probe from the first part that has it; 404 if none does."""
         status, answer = 404, b""
         for connection in self._parts:
             status, answer = await connection.ask("DELETE", f"{_PROBES}/{name}")
@@ -69,7 +72,7 @@ class Controls:
         return status, answer
 
     async def recording(self) -> Answer:
-        """What is recorded: the first part's state, with the sites of all."""
+        """Return the state of the first part that records, with the sites of all parts; or the first error."""
         answers = [await connection.ask("GET", _RECORDING) for connection in self._parts]
         if len(answers) == 1 or any(status != 200 for status, _ in answers):
             return next((a for a in answers if a[0] != 200), answers[0])
@@ -79,9 +82,10 @@ class Controls:
         return 200, msgspec.json.encode(first | {"sites": sites} if sites else first)
 
     async def mark(self, names: Sequence[str], body: bytes) -> Answer:
-        """Keep a request, in every part, under the first of these names that is known there.
+        """Mark a request in every part, under the first of `names` that the part knows.
 
-        The first refusal, else what the first part has kept of it.
+        Returns:
+            The first error, or else the answer of the first part.
         """
         answers = [await _mark(connection, names, body) for connection in self._parts]
         return next((a for a in answers if a[0] >= 300), answers[0])
@@ -108,12 +112,12 @@ async def _mark(connection: Connection, names: Sequence[str], body: bytes) -> An
 
 
 def error_code(body: bytes) -> str | None:
-    """The `code` of an error in OpenAI's shape; None for anything else."""
+    """Return the `code` of an error in OpenAI's format, or None for any other body."""
     return _error(body).get("code")
 
 
 def error_message(body: bytes) -> str:
-    """Its words."""
+    """Return the message of an error in OpenAI's format, or a fallback text."""
     return str(_error(body).get("message") or "the engine gives no reason")
 
 

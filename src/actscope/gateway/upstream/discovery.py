@@ -1,4 +1,4 @@
-"""Which engine a target means, and which cards belong to the server at an address."""
+"""Engine discovery: the engine that a target names, and the cards that belong to the server at an address."""
 
 from __future__ import annotations
 
@@ -16,12 +16,17 @@ Cards = tuple[EngineCard, ...]
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """Where an engine answers, and the cards of its parts in their order; none when it runs without actscope."""
+    """An engine that was found.
+
+    Attributes:
+        endpoint: Address of its OpenAI API.
+        cards: The cards of its parts, in order. Empty if it runs without actscope.
+    """
 
     endpoint: str
     cards: Cards = ()
     doubt: str = ""
-    """Why the cards may not be the server's, or why there are none, for a person to read."""
+    """Human-readable reason why the cards may belong to another server, or why there are none."""
 
     @property
     def ids(self) -> tuple[str, ...]:
@@ -33,7 +38,7 @@ def is_address(target: str) -> bool:
 
 
 def engines() -> list[Cards]:
-    """The engines that run here, newest first, each with the cards of all its parts; one that lacks a part is not up."""
+    """Return this user's running engines, newest first, each as the cards of all its parts. Incomplete ones are omitted."""
     cards = read_cards()
     newest = {_engine_of(card): card.started_ns for card in reversed(cards)}
     ordered = sorted(cards, key=lambda c: (-newest[_engine_of(c)], _engine_of(c), c.part))
@@ -42,12 +47,12 @@ def engines() -> list[Cards]:
 
 
 def _engine_of(card: EngineCard) -> str:
-    """What parts of one engine have in common; data parallel engines share a group, and are not parts."""
+    """Return the key that the parts of one engine share. Data-parallel engines share a group but are not parts."""
     return card.group if card.parts > 1 else card.id
 
 
 def by_card(target: str) -> Found | None:
-    """The engine with this card id, or the newest when `target` is ""; only one that says where it takes requests."""
+    """Return the engine with this card id, or the newest one if `target` is "". Only engines with a known endpoint count."""
     for cards in engines():
         endpoint = next(filter(None, map(attrgetter("endpoint"), cards)), "")
         if endpoint and target in ("", *(c.id for c in cards)):
@@ -56,38 +61,45 @@ def by_card(target: str) -> Found | None:
 
 
 def homeless() -> Cards:
-    """The newest engine that does not say where it takes requests (vLLM's server is not told to it)."""
+    """Return the newest engine without a known endpoint: the vLLM plugin does not know its server's address. () if none."""
     return next((cards for cards in engines() if not any(c.endpoint for c in cards)), ())
 
 
 def claimed(address: str) -> Found | None:
-    """The engine whose card names this address."""
+    """Return the engine whose card names this address as its endpoint, or None."""
     return next((Found(address, cards) for cards in engines() if any(c.endpoint == address for c in cards)), None)
 
 
 def at_address(address: str, models: Iterable[str]) -> Found:
-    """What is known of the server at `address`, which serves `models` (ids and roots, as `GET /v1/models` has them).
+    """Match the server at an address with the cards of the engines without a known endpoint.
 
-    The engine of the processes that listen there; where these cannot be seen (another container) or are none of vLLM's (a
-    proxy), the newest one with that model.
+    The engine is the one that descends from a process listening there. If those processes are not visible (another
+    container) or not vLLM's (a proxy), it is the newest engine with the same model.
+
+    Args:
+        address: Address of the server, `http://host:port`.
+        models: The `id` and `root` of its models, from `GET /v1/models`.
+
+    Returns:
+        The address, with the cards that match. `doubt` says why the match is uncertain or missing.
     """
     unclaimed = [cards for cards in engines() if not any(c.endpoint for c in cards)]
     servers = servers_of(address) if unclaimed else frozenset()
     related = [cards for cards in unclaimed if any(descends(c.pid, servers) for c in cards)]
     if related:
-        doubt = f"the server has {len(related)} engines (data parallel?), and one is watched" if related[1:] else ""
+        doubt = f"the server has {len(related)} engines (data parallel?), and only one is read" if related[1:] else ""
         return Found(address, related[0], doubt)
     if any(map(is_vllm, servers)):
-        return Found(address, (), f"{_named(unclaimed)} runs here, but is another server's")
+        return Found(address, (), f"{_named(unclaimed)} runs here, but belongs to another server")
     return _of_model(address, unclaimed, {_plain(m) for m in models})
 
 
 def _of_model(address: str, unclaimed: Sequence[Cards], models: set[str]) -> Found:
     fitting = [cards for cards in unclaimed if any(_fits(c, models) for c in cards)]
     if not fitting:
-        others = f"{_named(unclaimed)} runs here, which serves another model" if unclaimed else ""
+        others = f"{_named(unclaimed)} runs here, but serves another model" if unclaimed else ""
         return Found(address, (), others)
-    doubt = "several engines here serve this model, and the newest is taken: it may be another server's"
+    doubt = "several engines here serve this model; the newest was chosen, which may belong to another server"
     return Found(address, fitting[0], doubt if fitting[1:] else "")
 
 
@@ -96,7 +108,7 @@ def _fits(card: EngineCard, models: set[str]) -> bool:
 
 
 def _plain(name: str) -> str:
-    """A directory by its one name; a model's id as it is."""
+    """Return a directory's canonical path; a model id unchanged."""
     return os.path.realpath(name) if os.path.isdir(name) else name
 
 

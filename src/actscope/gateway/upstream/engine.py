@@ -1,4 +1,4 @@
-"""One engine while it runs: its OpenAI side, its control sides, its tokenizer, and its rings if it has any."""
+"""A running engine: its OpenAI API, its control API, its tokenizer, and its rings if it has any."""
 
 from __future__ import annotations
 
@@ -23,7 +23,15 @@ _log = logging.getLogger(__name__)
 
 
 class EngineConnection:
-    """A connection to one engine. `matcher` is None for one without a card: it is proxied, and has no scores."""
+    """Connection to one engine.
+
+    Attributes:
+        found: Address and cards.
+        endpoint: Client of its OpenAI API.
+        controls: Client of its control API.
+        texts: Text of its tokens, after `attach`.
+        matcher: Reader of its rings, after `attach`. None for an engine without a card, which is proxied without scores.
+    """
 
     def __init__(self, found: Found, endpoint: Connection) -> None:
         self.found = found
@@ -36,21 +44,24 @@ class EngineConnection:
 
     @property
     def card(self) -> EngineCard | None:
-        """The card, of the first part where there are several."""
+        """Return the card of the engine's first part, or None for an engine without a card."""
         return self.found.cards[0] if self.found.cards else None
 
     @property
     def kind(self) -> str:
-        """What runs it, "" where that is not known."""
+        """Return the kind of the engine such as "hf" or "vllm"; "" if it has no card."""
         return self.card.kind if self.card else ""
 
     @property
     def table(self) -> ProbeTable:
-        """The probe table in force, as far as it is known."""
+        """Return the newest probe table that the gateway has seen. Does not ask the engine; see `refresh_table`."""
         return self.matcher.table if self.matcher else EMPTY_TABLE
 
     async def attach(self, sessions: Sessions) -> None:
-        """The tokenizer and the rings. A gateway that starts late begins with the oldest rows that are still there."""
+        """Load the tokenizer, attach to the rings and start reading them. Does nothing for an engine without a card.
+
+        Reading starts at the oldest rows still in the rings, so a gateway that starts late has those too.
+        """
         if self.card is None:
             return
         if self.card.tokenizer:
@@ -61,7 +72,7 @@ class EngineConnection:
         self.matcher.start()
 
     async def refresh_table(self) -> ProbeTable:
-        """Ask the engine for its probes."""
+        """Fetch the probe tables of all parts, and return the joined table. A part that answers an error keeps its last one."""
         if self.matcher is not None:
             for part, (status, body) in zip(self.matcher.parts, await self.controls.tables(), strict=True):
                 if status == 200:
@@ -70,7 +81,7 @@ class EngineConnection:
 
     @contextlib.asynccontextmanager
     async def in_use(self) -> AsyncIterator[None]:
-        """Keeps the connections open until the block is left, even if the engine is given up meanwhile."""
+        """Hold a reference: the connections stay open until the block is left, even if `close` is called meanwhile."""
         self._users += 1
         try:
             yield
@@ -80,7 +91,10 @@ class EngineConnection:
                 await self._close()
 
     async def close(self) -> None:
-        """Give the engine up. Answers that are being read end by themselves: aiohttp does not wake their readers."""
+        """Stop reading the rings, and close the connections once the last user has left `in_use`.
+
+        Closing them earlier would leave readers of unfinished answers hanging: aiohttp does not wake them.
+        """
         self._given_up = True
         if self.matcher:
             self.matcher.close()
@@ -96,5 +110,5 @@ def _load_texts(directory: Path) -> TokenTexts:
     try:
         return TokenTexts.load(directory)
     except UpstreamError as error:
-        _log.warning("tokens have no text: %s", error)
+        _log.warning("tokens are shown without text: %s", error)
         return TokenTexts.unknown()

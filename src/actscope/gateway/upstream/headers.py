@@ -1,14 +1,14 @@
-"""Which headers go through the gateway: these and no others, either way."""
+"""Allow-lists of the headers that pass through the gateway, in both directions. All other headers are removed."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
-#: Of a client's headers, those that reach the engine on every route. `X-Request-Id` is not among them: by it rows are told
-#: apart, so the gateway makes it, and it is unique.
+#: Client headers that are forwarded to the engine on every route. `X-Request-Id` is excluded: it identifies a request's rows, so
+#: the gateway generates it and guarantees that it is unique.
 FORWARDED = frozenset({"accept", "content-type", "traceparent", "tracestate"})
 
-#: And those that mean something to an engine on the routes that are passed on as they are, and to vLLM on all of them.
+#: Client headers with a meaning on proxied routes, and to vLLM on all routes.
 _DIALECT = frozenset(
     {
         "accept-language",
@@ -24,7 +24,7 @@ _DIALECT = frozenset(
     }
 )
 
-#: Of an engine's headers, those that a client gets.
+#: Engine headers that are returned to the client.
 _RETURNED = frozenset(
     {
         "allow",
@@ -41,17 +41,20 @@ _RETURNED = frozenset(
 
 
 def forwarded(headers: Mapping[str, str]) -> dict[str, str]:
-    """Of a completion's headers, those that may reach the engine."""
+    """Return the headers of a completion request that are forwarded to the engine."""
     return _of(headers, FORWARDED | _DIALECT - {"content-length"})
 
 
 def passed(headers: Mapping[str, str]) -> dict[str, str]:
-    """The same for a request that is passed on as it is, with its length if that is known."""
+    """Return the headers of a proxied request that are forwarded to the engine, Content-Length included."""
     return _of(headers, FORWARDED | _DIALECT)
 
 
 def returned(headers: Mapping[str, str]) -> dict[str, str]:
-    """Of an answer's headers, those that may reach the client. A length is of the bytes as they came: not if unpacked."""
+    """Return the headers of an engine's answer that are returned to the client.
+
+    Content-Length is removed if the answer was compressed: it counts the compressed bytes, and aiohttp decompresses the body.
+    """
     kept = _RETURNED - {"content-length"} if "content-encoding" in headers else _RETURNED
     return _of(headers, kept)
 

@@ -1,7 +1,7 @@
-"""Which processes serve a port of this machine, and whether an engine's process is one of their family (Linux, by /proc).
+"""Find the processes that listen on a local port, and test whether an engine's process descends from one (Linux, /proc).
 
-Several vLLM servers may run here with the same model. The card of an engine has its process; its server is that process
-or an ancestor of it, and holds the listening socket.
+Several vLLM servers on one machine may serve the same model. An engine's card has the id of its process. Its server, which
+holds the listening socket, is that process or an ancestor of it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,10 @@ _LISTEN = "0A"
 
 
 def servers_of(address: str) -> frozenset[int]:
-    """Processes that listen where `http://localhost:port` leads; empty when that is elsewhere, or cannot be seen."""
+    """Return the ids of the processes that listen at an `http://localhost:port` address.
+
+    Empty if the address is on another machine, or the processes are not visible (another user or container).
+    """
     split = urlsplit(address)
     if split.scheme not in ("http", "https") or split.hostname not in _LOOPBACK:
         return frozenset()
@@ -26,7 +29,7 @@ def servers_of(address: str) -> frozenset[int]:
 
 
 def descends(pid: int, ancestors: frozenset[int]) -> bool:
-    """Whether `pid` is one of `ancestors`, or a child of one, however far down."""
+    """Return whether `pid` is one of `ancestors` or a descendant of one."""
     seen: set[int] = set()
     while pid > 1 and pid not in seen:
         if pid in ancestors:
@@ -37,12 +40,15 @@ def descends(pid: int, ancestors: frozenset[int]) -> bool:
 
 
 def is_vllm(pid: int) -> bool:
-    """Whether it was started as vLLM, or has named itself so: a proxy in front of one was not."""
+    """Return whether "vllm" occurs in the process's command line, as started or as set later by the process itself.
+
+    This tells vLLM's server from a proxy in front of it.
+    """
     return "vllm" in _read(Path(f"/proc/{pid}/cmdline")).lower()
 
 
 def _listening(port: int) -> frozenset[str]:
-    """The sockets that listen on this port, as their links in /proc/<pid>/fd read."""
+    """Return the sockets that listen on a port, in the form of the links in /proc/<pid>/fd: `socket:[inode]`."""
     lines = [line.split() for name in ("tcp", "tcp6") for line in _read(Path("/proc/net") / name).splitlines()[1:]]
     return frozenset(
         f"socket:[{f[9]}]" for f in lines if len(f) > 9 and f[3] == _LISTEN and int(f[1].rpartition(":")[2], 16) == port
@@ -57,7 +63,7 @@ def _holds(pid: int, sockets: frozenset[str]) -> bool:
     directory = f"/proc/{pid}/fd"
     try:
         return any(_link(f"{directory}/{name}") in sockets for name in os.listdir(directory))
-    except OSError:  # it has ended, or is another user's
+    except OSError:  # the process has ended, or belongs to another user
         return False
 
 

@@ -1,12 +1,15 @@
-"""Server-sent events, taken apart as they come."""
+"""Incremental splitting of a server-sent event stream."""
 
 from __future__ import annotations
 
 
 class SseSplitter:
-    """Splits bytes into events (without their blank line). `done` once `[DONE]` has come; what follows is dropped.
+    """Incremental splitter of bytes into events.
 
-    Carriage returns are removed: JSON never has a bare one.
+    Carriage returns are removed, which is safe because JSON never contains a bare one.
+
+    Attributes:
+        done: `[DONE]` has arrived. Events that follow it in the same call are dropped.
     """
 
     def __init__(self) -> None:
@@ -14,7 +17,7 @@ class SseSplitter:
         self.done = False
 
     def feed(self, data: bytes) -> list[bytes]:
-        """The events that are complete by now."""
+        """Add bytes, and return the events that they complete, without their blank lines."""
         if b"\r" in data:
             data = data.replace(b"\r", b"")
         *events, self._rest = (self._rest + data).split(b"\n\n")

@@ -1,4 +1,4 @@
-"""The engine behind the gateway: finding it, talking to it, and noticing when it goes and comes back."""
+"""The engine behind the gateway: finds it, connects to it, and reconnects after it restarts."""
 
 from __future__ import annotations
 
@@ -25,26 +25,32 @@ from actscope.serving.errors import Problem
 
 _log = logging.getLogger(__name__)
 
-#: A server without a card is matched with the cards anew when these change, and after this long.
+#: A server without a card is matched with the cards again when these change, or after this time.
 _DOUBT_SECONDS = 5.0
 
 FAILURES = (aiohttp.ClientError, UpstreamError, RingError, OSError, asyncio.TimeoutError, ValueError)
 
 _UNPLUGGED = (
-    "the engine at %s runs without actscope: it is proxied, and has no scores. Install the plugin where it runs "
-    "(pip install 'actscope[vllm]') and start it again, without ACTSCOPE_DISABLE, as the same user on this machine%s"
+    "the engine at %s runs without actscope: its requests are proxied without scores. Install the plugin in its environment "
+    "(pip install 'actscope[vllm]'), and restart it as the same user on this machine, without ACTSCOPE_DISABLE%s"
 )
 _HOMELESS = (
-    "no engine here says where it takes requests, but engine %s (%s) runs: name its server, "
-    "for instance with --upstream http://localhost:8000"
+    "engine %s (%s) runs here, but its address is not known: give the address of its server, "
+    "for example --upstream http://localhost:8000"
 )
 
 
 class Upstream:
-    """Keeps a connection to the engine that the settings name: waits until it is up, follows it when it restarts.
+    """Connection to the engine that `settings.upstream` names. Waits until it is up, and reconnects after it restarts.
 
-    While the present engine lives it is kept, even if a newer one has started. One without a card is proxied, and looked
-    at again when a card appears.
+    The current engine is kept while it runs, even if a newer one has started. An engine without a card is proxied, and is
+    matched again when a card appears. Belongs to one event loop.
+
+    Args:
+        settings: `upstream`, `upstream_key`, `discovery_seconds` and `retry_after_seconds` are used.
+
+    Attributes:
+        engine: The connected engine, or None while there is none.
     """
 
     def __init__(self, settings: GatewaySettings) -> None:
@@ -57,7 +63,11 @@ class Upstream:
         self.engine: EngineConnection | None = None
 
     async def open(self, sessions: Sessions) -> None:
-        """Look for the engine once, then go on looking in the background."""
+        """Look for the engine once, then start a task that repeats this every `discovery_seconds` until `close`.
+
+        Args:
+            sessions: Store to which the request logs of the engine are added.
+        """
         self._sessions = sessions
         await self._try_look()
         self._follower = asyncio.create_task(self._follow())
@@ -70,24 +80,28 @@ class Upstream:
         await self._disconnect()
 
     def require(self) -> EngineConnection:
-        """The engine, or a 503 that says when to try again."""
+        """Return the engine. Raises Problem (503 with Retry-After) if there is none."""
         if self.engine is None:
             raise self.not_up()
         return self.engine
 
     def not_up(self) -> Problem:
         wait = str(self._settings.retry_after_seconds)
-        message = "the engine is not up; it is waited for: try again"
+        message = "the engine is not up; the gateway keeps looking for it: try again"
         return Problem(503, message, code="engine_not_up", headers={"Retry-After": wait})
 
     def failed(self, error: BaseException) -> Problem:
-        """What a client is told when the engine could not be asked, or has not answered properly."""
+        """Return the error for a failed request to the engine: 503 if it could not be reached, else 502."""
         if isinstance(error, aiohttp.ClientConnectorError):
             return self.not_up()
         return Problem(502, f"the engine failed: {error or type(error).__name__}", code="engine_failed")
 
     async def ask(self, method: str, path: str, body: bytes | None = None) -> Answer:
-        """One short request to the engine's OpenAI side; every failure is a Problem."""
+        """Send one short request to the engine's OpenAI API and return status and body.
+
+        Raises:
+            Problem: There is no engine (503), or the request failed (502, or 503 if it could not be reached).
+        """
         engine = self.require()
         try:
             return await engine.endpoint.ask(method, path, body)
@@ -95,14 +109,14 @@ class Upstream:
             raise self.failed(error) from error
 
     async def control(self, ask: Callable[[Controls], Awaitable[Answer]]) -> Answer:
-        """The same to its control side: `control(lambda c: c.probes())`."""
+        """Call a method of the engine's control API: `control(lambda c: c.probes())`. Returns and raises like `ask`."""
         engine = self.require()
         try:
             return await ask(engine.controls)
         except FAILURES as error:
             raise self.failed(error) from error
 
-    # Looking
+    # Discovery
 
     async def _follow(self) -> None:
         while True:
@@ -118,7 +132,7 @@ class Upstream:
             if complaint != self._complaint:
                 self._complaint = complaint
                 _log.warning(complaint)
-        except Exception as error:  # whatever it is, the next look may go well
+        except Exception as error:  # boundary: it is logged once, and the next look may succeed
             complaint = repr(error)
             if complaint != self._complaint:
                 self._complaint = complaint
@@ -149,7 +163,7 @@ class Upstream:
         return {card.id for card in cards}.issuperset(engine.found.ids)
 
     async def _has_card_now(self, engine: EngineConnection) -> bool:
-        """Whether a card has appeared that is this server's. Looked at when there are other cards than last time."""
+        """Return whether a card of this server has appeared. Checks when the cards have changed, or after `_DOUBT_SECONDS`."""
         ids = frozenset(card.id for card in await asyncio.to_thread(read_cards))
         known, since = self._doubted
         if not ids or (ids == known and time.monotonic() - since < _DOUBT_SECONDS):
@@ -160,7 +174,7 @@ class Upstream:
     # Connecting
 
     async def _connect_to(self, address: str) -> None:
-        """The server at an address, with its cards if it has any."""
+        """Connect to the server at an address, with its cards if it has any. Does nothing if it does not answer."""
         asked = Connection(address, self._settings.upstream_key)
         try:
             found = await _at_address(asked) if await _answers(asked) else None
@@ -170,7 +184,7 @@ class Upstream:
             await self._connect(found)
 
     async def _connect(self, found: Found) -> None:
-        """Make this the engine, in place of one that was there if that still answers."""
+        """Make this the current engine if it answers, and close the previous one. Otherwise keep the previous one."""
         key = self._settings.upstream_key if finding.is_address(self._settings.upstream) else ""
         engine, before = EngineConnection(found, Connection(found.endpoint, key)), self.engine
         try:
@@ -191,12 +205,12 @@ class Upstream:
         await engine.close()
         for log in self._sessions or ():
             if log.source == "engine":
-                log.finish("failed", "error", "the engine has gone")
+                log.finish("failed", "error", "the connection to the engine was lost")
 
-    # Telling
+    # Messages
 
     def _say_which(self, found: Found) -> None:
-        """Log which engine was taken, and what may be wrong with that: never a wrong one silently."""
+        """Log which engine was chosen, and any doubt about the choice. A wrong choice is never silent."""
         if not found.cards:
             self._once(_UNPLUGGED, found.endpoint, f" ({found.doubt})" if found.doubt else "")
             return
@@ -204,7 +218,7 @@ class Upstream:
         many = f" in {parts} parts" if parts > 1 else ""
         _log.info("engine %s: %s, %s%s, at %s", card.id, card.model, card.kind, many, found.endpoint)
         if found.doubt:
-            _log.warning("engine %s was taken for the one at %s: %s", card.id, found.endpoint, found.doubt)
+            _log.warning("engine %s is assumed to be the one at %s: %s", card.id, found.endpoint, found.doubt)
 
     async def _say_if_homeless(self) -> None:
         cards = await asyncio.to_thread(finding.homeless)
@@ -219,7 +233,7 @@ class Upstream:
 
 
 async def _answers(endpoint: Connection) -> bool:
-    """Whether a server is there that says it is well, or does not know the question."""
+    """Return whether a server answers `GET /health` with a status below 500. One without that route counts as up."""
     try:
         status, _ = await endpoint.ask("GET", "/health")
     except FAILURES:
@@ -235,16 +249,16 @@ async def _at_address(endpoint: Connection) -> Found:
 
 
 async def _models_of(endpoint: Connection) -> list[str]:
-    """What the server calls its models, and what they were loaded from (`root`)."""
+    """Return the ids of the server's models and the names they were loaded from (`root`)."""
     status, body = await endpoint.ask("GET", "/v1/models")
     if status in (401, 403):
-        raise UpstreamError(f"{endpoint.address} answers {status}: give its key with --upstream-key")
+        raise UpstreamError(f"{endpoint.address} answers {status}: give its API key with --upstream-key")
     listed = json_object(body).get("data") or () if status == 200 else ()
     return [str(model[name]) for model in listed for name in ("id", "root") if model.get(name)]
 
 
 def json_object(body: bytes) -> dict[str, Any]:
-    """An engine's answer as an object, or a 502."""
+    """Decode an engine's answer as a JSON object. Raises Problem (502) if it is not one."""
     try:
         found = msgspec.json.decode(body)
     except msgspec.DecodeError as error:

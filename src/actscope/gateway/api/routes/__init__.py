@@ -1,1 +1,1 @@
-"""The gateway's paths."""
+"""The routes of the gateway, one module for each group of paths."""

@@ -1,4 +1,4 @@
-"""OpenAI's paths: completions and models."""
+"""Routes of the OpenAI API: completions and models."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": models.ErrorBody} for status in (400, 401, 403, 404, 413, 429, 502, 503)
 }
 
-#: How long a mark waits for the request that it was sent ahead of.
+#: Time in seconds that a mark waits for its request, which is sent after it.
 _MARK_WAITS_SECONDS = 60.0
 
 router = APIRouter(tags=["openai"], responses=ERRORS)
 
 
 def _answers(whole: type, chunk: type) -> dict[int | str, dict[str, Any]]:
-    """The 200 of a completion: one object, or chunks when streaming (whose type OpenAPI only learns by reference)."""
+    """Return the 200 response of a completion for OpenAPI: one object, or chunks when streaming (by reference only)."""
     schema = {"$ref": f"#/components/schemas/{chunk.__name__}"}
     return {200: {"model": whole, "content": {"text/event-stream": {"schema": schema}}}}
 
@@ -46,19 +46,19 @@ def _answers(whole: type, chunk: type) -> dict[int | str, dict[str, Any]]:
     response_class=Response,
 )
 async def create_chat_completion(body: models.ChatCompletionRequest, request: Request, gateway: Here) -> Response:
-    """Chat completion; with `actscope` in the body, scores ride on `choices[i].actscope`."""
+    """Create a chat completion. With `actscope` in the body, scores are returned in `choices[i].actscope`."""
     return await _complete(CHAT, request, gateway)
 
 
 @router.post(COMPLETIONS, responses=_answers(models.Completion, models.Completion), response_class=Response)
 async def create_completion(body: models.CompletionRequest, request: Request, gateway: Here) -> Response:
-    """Plain completion; with `actscope` in the body, scores ride on `choices[i].actscope`."""
+    """Create a text completion. With `actscope` in the body, scores are returned in `choices[i].actscope`."""
     return await _complete(COMPLETIONS, request, gateway)
 
 
 @router.get("/v1/models", response_model=models.Models)
 async def list_models(gateway: Here) -> Response:
-    """The engine's models."""
+    """List the engine's models."""
     status, body = await gateway.upstream.ask("GET", "/v1/models")
     return Response(body, status, media_type="application/json")
 
@@ -72,14 +72,17 @@ async def _complete(path: str, request: Request, gateway: Gateway) -> Response:
         await _check_features(call.ask, engine)
         await _record(call, call.ask, engine, gateway)
     if gateway.sessions.n_in_flight >= settings.max_in_flight:
-        message = f"at most {settings.max_in_flight} completions may be in flight: try again"
+        message = f"at most {settings.max_in_flight} completions may run at once: try again"
         raise Problem(429, message, code="too_many_requests", headers={"Retry-After": "1"})
     headers = forwarded(request.headers)
     return CompletionResponse(call, gateway.upstream, engine, gateway.sessions, settings.row_grace_seconds, headers)
 
 
 async def _record(call: Call, ask: CompletionRequest, engine: EngineConnection, gateway: Gateway) -> None:
-    """What the request wants recorded: vLLM reads it from the request itself, other engines are sent marks before it."""
+    """Check the recording options, and mark the request if needed.
+
+    vLLM reads the options from the request itself. Other engines are sent a mark for each choice before the request.
+    """
     if engine.card is not None:
         check_sites(ask.options, engine.card.n_layers)
     if engine.kind == "vllm" or not ask.options.wants_mark:
@@ -96,24 +99,24 @@ async def _record(call: Call, ask: CompletionRequest, engine: EngineConnection, 
 
 
 async def _check_probes(ask: CompletionRequest, engine: EngineConnection) -> None:
-    """Every probe asked for must be there; a table that may be old is asked for again."""
+    """Raise Problem (400) for an unknown probe. Before that, the table is fetched again: it may be out of date."""
     if ask.probes is None or set(ask.probes) <= set(engine.table.columns.ids):
         return
     known = (await engine.refresh_table()).columns.ids
     unknown = [name for name in ask.probes if name not in known]
     if unknown:
         missing, there = (", ".join(map(repr, names)) or "none" for names in (unknown, known))
-        message = f"actscope.probes: no probe {missing}; known are {there}"
+        message = f"actscope.probes: unknown probe {missing}; loaded: {there}"
         raise Problem(400, message, param="actscope.probes", code="unknown_probe")
 
 
 async def _check_features(ask: CompletionRequest, engine: EngineConnection) -> None:
-    """Features can be asked for where the engine has an SAE; a table that may be old is asked for again."""
+    """Raise Problem (400) if features are requested and the engine has no SAE. Before that, the table is fetched again."""
     if ask.features and engine.table.columns.sae is None and (await engine.refresh_table()).columns.sae is None:
         raise no_features("actscope.features")
 
 
 def no_features(param: str) -> Problem:
-    """The refusal of a client that asks for features where there are none."""
-    message = f"{param}: the engine computes no features; vLLM does with ACTSCOPE_SAE set to an SAE"
+    """Return the error (400) for a request for features to an engine without an SAE."""
+    message = f"{param}: the engine computes no features: start vLLM with ACTSCOPE_SAE set to an SAE"
     return Problem(400, message, param=param, code="no_features")

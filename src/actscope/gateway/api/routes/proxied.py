@@ -1,4 +1,4 @@
-"""Every other path of OpenAI's API, and vLLM's own that do no harm: passed on as they come."""
+"""Proxied routes: all other paths of the OpenAI API, and vLLM's own paths that are safe to expose."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from actscope.serving.errors import Problem
 
 METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
 
-#: Outside of /v1. Those with which vLLM is put to sleep, profiled or changed are not here.
+#: Proxied paths outside of /v1. Paths that put vLLM to sleep, profile it or change it are excluded.
 PATHS = (
     "/tokenize",
     "/detokenize",
@@ -30,10 +30,10 @@ router = APIRouter(include_in_schema=False)
 
 
 async def pass_on(request: Request, gateway: Here) -> Response:
-    """Send the request to the engine, and its answer back."""
+    """Forward the request to the engine and stream its answer back."""
     target = target_of(request)
     if gateway.passing.n >= gateway.settings.max_in_flight:
-        message = f"at most {gateway.settings.max_in_flight} requests may be passed on at once: try again"
+        message = f"at most {gateway.settings.max_in_flight} proxied requests may run at once: try again"
         raise Problem(429, message, code="too_many_requests", headers={"Retry-After": "1"})
     return PassedResponse(request, target, gateway.upstream.require(), gateway.upstream, gateway.passing)
 

@@ -1,4 +1,4 @@
-"""Keeping requests: marks, set at any time, and what the engine records."""
+"""Routes of the recording: its state, and marks, which keep a request and can be set at any time."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from actscope.serving.errors import Problem
 
 _MARK_ERRORS: dict[int | str, dict[str, Any]] = {
     409: {"model": schemas.ErrorBody, "description": "The engine keeps no recording"},
-    410: {"model": schemas.ErrorBody, "description": "Too late: the request's rows have been forgotten"},
+    410: {"model": schemas.ErrorBody, "description": "Too late: the rows of the request are lost"},
 }
 
-#: What engines call requests; nothing else becomes part of a path on the engine.
+#: Form of the engines' request ids. Only ids of this form are put into a path on the engine.
 _ID = re.compile(r"(?!\.+$)[A-Za-z0-9._:-]{1,256}")
 
 router = APIRouter(tags=["actscope"], responses=ERRORS)
@@ -29,9 +29,9 @@ router = APIRouter(tags=["actscope"], responses=ERRORS)
 
 @router.get("/v1/actscope/recording", response_model=schemas.RecordingState)
 async def get_recording(gateway: Here) -> Response:
-    """What the engine records, what it still has at hand, and what was lost."""
+    """Return the state of the engine's recording and flight recorder, with counts of lost rows."""
     status, body = await gateway.upstream.control(lambda c: c.recording())
-    if status == 404:  # an engine that does not know how
+    if status == 404:  # an engine without this route
         return Response(msgspec.json.encode({"recording": False}), media_type="application/json")
     json_object(body)
     return Response(body, status, media_type="application/json")
@@ -39,19 +39,23 @@ async def get_recording(gateway: Here) -> Response:
 
 @router.post("/v1/actscope/requests/{id}/mark", response_model=schemas.Marked, responses=_MARK_ERRORS)
 async def mark_request(id: str, request: Request, gateway: Here, body: schemas.MarkRequest | None = None) -> Response:
-    """Keep a request: what is still at hand of it, and what comes until it ends. Marking again changes nothing."""
+    """Keep a request: by default all rows still in the flight recorder and all rows to come. Marking again changes nothing."""
     names, asked = _engines_names(gateway, id), await request.body()
     status, answer = await gateway.upstream.control(lambda c: c.mark(names, asked))
-    if status == 404 and error_code(answer) != "request_not_found":  # an engine that does not know how
+    if status == 404 and error_code(answer) != "request_not_found":  # an engine without this route
         raise Problem(409, "this engine keeps no recording", code="not_recording")
     json_object(answer)
     return Response(answer, status, media_type="application/json")
 
 
 def _engines_names(gateway: Gateway, request: str) -> list[str]:
-    """What the engine may call a request; one that the gateway has forgotten, or never knew, it may still have.
+    """Return the ids under which the engine may know a request, most specific first.
 
-    vLLM's recording has the name that clients know, but for a request whose name had been used before: that has the ring's.
+    vLLM's recording uses the id that clients see. If that id was used before, it uses the id in the ring. An id that is not
+    in the gateway's log is returned as it is, because the engine may still know it.
+
+    Raises:
+        Problem: 404 if the id has another form, or names a response with several choices.
     """
     if not _ID.fullmatch(request):
         raise Problem(404, f"no request {request[:200]!r}", code="request_not_found")

@@ -1,4 +1,4 @@
-"""The instrument's own paths: the engine, its probes, and the requests that it works on."""
+"""Routes of actscope's own API: the engine, its probes, and its requests."""
 
 from __future__ import annotations
 
@@ -26,23 +26,23 @@ ProbeId = Annotated[str, PathParam(pattern=r"^[A-Za-z0-9._-]{1,128}$", descripti
 
 _EVENTS: dict[int | str, dict[str, Any]] = {
     200: {
-        "description": "Server-sent events: see the model for the data of each",
+        "description": "Server-sent events; `Events` has the type of the data of each",
         "content": {"text/event-stream": {"schema": {"$ref": "#/components/schemas/Events"}}},
     },
-    204: {"description": "The client has every event already"},
-    410: {"description": "The event or the request has been forgotten"},
+    204: {"description": "The client already has all events"},
+    410: {"description": "The event or the request is no longer in the log"},
 }
 
 
 @router.get("/health")
 async def get_health(gateway: Here) -> models.Health:
-    """Whether the gateway serves, and whether it has an engine."""
+    """Return the health of the gateway, and whether its engine is up."""
     return models.Health(status="ok", engine="up" if gateway.upstream.engine else "waiting")
 
 
 @router.get("/v1/actscope/info")
 async def get_info(gateway: Here) -> models.Info:
-    """The engine behind the gateway, the gateway's limits, and what came out of the ring."""
+    """Return the engine behind the gateway, the gateway's limits, and counts of the rows read from the ring."""
     settings, engine = gateway.settings, gateway.upstream.engine
     limits = models.Limits(**{name: getattr(settings, name) for name in models.Limits.model_fields})
     counts = models.RingCounts(**asdict(engine.matcher.counts())) if engine and engine.matcher else None
@@ -65,14 +65,14 @@ def _engine_info(gateway: Gateway) -> models.EngineInfo:
 
 @router.get("/v1/actscope/probes", response_model=models.Probes)
 async def list_probes(gateway: Here) -> Response:
-    """The probes that the engine has loaded."""
+    """List the probes that the engine has loaded."""
     status, body = await gateway.upstream.control(lambda c: c.probes())
-    if status == 404 and not gateway.upstream.require().found.cards:  # it runs without actscope: there are none
+    if status == 404 and not gateway.upstream.require().found.cards:  # it runs without actscope, so it has no probes
         status, body = 200, encode({"generation": 0, "probes": []})
     if status != 200:
         return _pass(status, body)
     found = json_object(body)
-    found.pop("features", None)  # where they stand in the ring is nobody's business; `info` tells what they are
+    found.pop("features", None)  # columns of the ring are internal; `info` describes the SAE
     for probe in found.get("probes", ()):
         probe.pop("slot", None)
     return Response(encode(found), media_type="application/json")
@@ -80,7 +80,7 @@ async def list_probes(gateway: Here) -> Response:
 
 @router.put("/v1/actscope/probes/{id}", response_model=models.Probe)
 async def put_probe(id: ProbeId, body: models.ProbeUpload, request: Request, gateway: Here) -> Response:
-    """Add a probe, or swap it for the one of that id, while the engine runs."""
+    """Add a probe, or replace the one with this id, while the engine runs."""
     probe = await request.body()
     return await _changed(gateway, *await gateway.upstream.control(lambda c: c.put_probe(id, probe)))
 
@@ -92,7 +92,7 @@ async def delete_probe(id: ProbeId, gateway: Here) -> Response:
 
 
 async def _changed(gateway: Gateway, status: int, answer: bytes) -> Response:
-    """Pass the engine's answer on, and learn the new table."""
+    """Return the engine's answer, and fetch its new probe table."""
     if status in (404, 405) and not gateway.upstream.require().found.cards:
         raise Problem(409, "the engine runs without actscope: it has no probes", code="no_probes")
     if status >= 300:
@@ -112,7 +112,7 @@ def _pass(status: int, body: bytes) -> Response:
 
 @router.get("/v1/actscope/requests")
 async def list_requests(gateway: Here) -> models.Requests:
-    """The requests in flight and the recent ones, whoever sent them, newest first."""
+    """List the requests in flight and recent ones, newest first, including those sent directly to the engine."""
     newest_first = sorted(gateway.sessions, key=lambda log: log.began_ns, reverse=True)
     return models.Requests(requests=[_summary(log) for log in newest_first])
 
@@ -133,9 +133,9 @@ def _summary(log: RequestLog) -> models.RequestSummary:
 async def get_request(
     id: str,
     gateway: Here,
-    features: Annotated[bool, Query(description="with the features of the engine's SAE")] = False,
+    features: Annotated[bool, Query(description="include the features of the engine's SAE")] = False,
 ) -> Response:
-    """All of one request at once."""
+    """Return a request with all its tokens and scores."""
     log = _log(gateway, id)
     if features and log.columns.sae is None:
         raise no_features("features")
@@ -144,7 +144,7 @@ async def get_request(
 
 @router.delete("/v1/actscope/requests/{id}")
 async def cancel_request(id: str, gateway: Here) -> models.Cancelled:
-    """Cancel a request in flight, with all its choices; one that has ended stays as it is."""
+    """Cancel a request in flight, with all its choices. A request that has ended is not changed."""
     flight = gateway.sessions.flight(id)
     if flight is not None:
         flight.cancel()
@@ -156,7 +156,7 @@ async def cancel_request(id: str, gateway: Here) -> models.Cancelled:
         return models.Cancelled(request=id, state="aborted")
     if log.state == "running":
         raise Problem(
-            409, f"request {id} went to the engine directly: only its own client can cancel it", code="not_ours"
+            409, f"request {id} was sent to the engine directly: only its own client can cancel it", code="not_ours"
         )
     return models.Cancelled(request=id, state=log.state)
 
@@ -166,9 +166,11 @@ async def watch_request(
     id: str,
     gateway: Here,
     after: Annotated[int | None, Query(ge=0, description="send only events after this id")] = None,
-    last_event_id: Annotated[str | None, Header(description="the same, as browsers send it on reconnect")] = None,
+    last_event_id: Annotated[
+        str | None, Header(description="the same, sent by browsers on reconnect; takes precedence over `after`")
+    ] = None,
 ) -> Response:
-    """The events of a request, its own client's or another's, from the start or from where a client left off."""
+    """Stream the events of any request, from the start or after a given event."""
     log = _log(gateway, id)
     point = resume_point(log, last_event_id, after)
     if point and point == len(log.events) and log.state != "running":
@@ -188,5 +190,5 @@ def _log(gateway: Gateway, request: str) -> RequestLog:
             404, f"{request} has {len(choices)} choices; ask for one of {', '.join(choices)}", code="request_not_found"
         )
     if gateway.sessions.was_forgotten(request):
-        raise Problem(410, f"request {request} has been forgotten", code="gone")
+        raise Problem(410, f"request {request} is no longer in the log", code="gone")
     raise Problem(404, f"no request {request[:200]!r}", code="request_not_found")
