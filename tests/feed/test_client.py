@@ -60,7 +60,7 @@ def test_a_wrong_token_and_an_absent_feed_are_told_apart(feed: Feeding) -> None:
     with FeedClient("http://127.0.0.1:9", TOKEN, timeout=0.3) as client:
         with pytest.raises(UpstreamError, match="is `actscope feed` running"):
             client.take(1)
-        with pytest.raises(UpstreamError, match="not there in time"):
+        with pytest.raises(UpstreamError, match="not ready in time"):
             client.wait_for_data()
 
 

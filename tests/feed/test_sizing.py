@@ -128,7 +128,7 @@ def test_a_model_of_the_hub_is_asked_for_by_two_small_requests(monkeypatch: pyte
     assert (facts.width, facts.n_layers, facts.parameters, facts.dtype) == (96, 4, 12345, "bfloat16")
 
 
-@pytest.mark.parametrize(("status", "says"), [(404, "no such model"), (401, "log in"), (500, "the hub says 500")])
+@pytest.mark.parametrize(("status", "says"), [(404, "no such model"), (401, "log in"), (500, "the hub answers 500")])
 def test_what_the_hub_refuses_is_told(status: int, says: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A model that is not there, one that is gated, and a hub that fails."""
     with (

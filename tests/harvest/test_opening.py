@@ -107,7 +107,7 @@ def test_damage_is_found_and_named(out: Path) -> None:
     found = verify(storage, quiet)
     said = "\n".join(found.problems)
     assert not found.ok and "000000" in said and "has changed" in said and "is missing" in said
-    assert "000003" in said and "does not say what the receipts say" in said
+    assert "000003" in said and "does not match the receipts" in said
     opened = open_harvest(out)
     for number in (1, 2):
         with pytest.raises(HarvestDamaged, match="expected"):
@@ -119,7 +119,7 @@ def test_names_that_lead_elsewhere_are_refused(out: Path) -> None:
     manifest = out / "manifest.json"
     name = open_harvest(out).manifest.shards[0].name
     manifest.write_bytes(manifest.read_bytes().replace(name.encode(), b"shards/../../../etc/passwd"))
-    with pytest.raises(HarvestDamaged, match="is no shard's name"):
+    with pytest.raises(HarvestDamaged, match="is not the name of a shard"):
         open_harvest(out)
 
 

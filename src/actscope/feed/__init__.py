@@ -1,8 +1,8 @@
-"""The feed: fresh, shuffled activations for trainers, out of a buffer in shared memory that a generator keeps full.
+"""The feed: a server of fresh, shuffled activations for trainers. A generator keeps its buffer in shared memory full.
 
     generator process  --rows-->  windows in shared memory  --claims-->  HTTP, or the memory itself on the same machine
 
-`actscope feed` serves; `FeedClient` and `AsyncFeedClient` take.
+`actscope feed` runs the server. `FeedClient`, `AsyncFeedClient` and `FeedDataset` read from it.
 """
 
 from __future__ import annotations

@@ -1,20 +1,20 @@
-"""What the feed's processes say to each other.
+"""Messages between the feed's processes.
 
-    generator → server    Loading, Loaded           once: what it does before it can read, and what it will read
-                          Progress                  how far the window is that it fills, several times a second at most
-                          Filled                    a window can be served
-                          Failed                    it cannot go on; `fatal`: nor could another in its place
-                          Beat                      it lives
+    generator → server    Loading, Loaded           at the start: the stage of loading, then the facts of model and dataset
+                          Progress                  rows written to the window being filled; at most 5 times a second
+                          Filled                    a window is complete and can be served
+                          Failed                    the generator cannot continue; `fatal`: nor could a restarted one
+                          Beat                      heartbeat
     server → generator    Start                     once: the settings
-                          Memory (+ descriptor)     where rows go
-                          FillWindow                which window is next
+                          Memory (+ descriptor)     once: the buffer to write to
+                          FillWindow                the next window to fill
 
-    consumer → server     Hello                     once
+    consumer → server     Hello                     once: token and group
                           Claim, Release, Beat
-    server → consumer     Welcome (+ descriptor)    once: where rows are, read-only
+    server → consumer     Welcome (+ descriptor)    once: the buffer, read-only. NotReady while the model is being loaded
                           Granted | NotReady | Ended | Refused, one for each Claim
 
-All over unix sockets that only this user can have. A process ends its part when its socket does.
+All messages go over unix sockets that only this user can open. A process ends its side when the socket closes.
 """
 
 from __future__ import annotations
@@ -26,17 +26,19 @@ import msgspec
 from actscope.serving.messages import Messages
 
 GROUP = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
-"""What a group may be called."""
+"""Pattern of a group's name."""
 Place = tuple[int, int]
-"""A Mark: (chunk, skip)."""
+"""A `StreamMark` on the wire: (chunk, skip)."""
 
 
 class Loading(msgspec.Struct, frozen=True, tag="loading"):
+    """Stage of loading, in words."""
+
     what: str
 
 
 class Loaded(msgspec.Struct, frozen=True, kw_only=True, tag="loaded"):
-    """The reader's facts and the dataset's. `deterministic`: whether the same texts give the same bits when read again."""
+    """Facts of the reader and of the dataset. `deterministic`: whether reading the same texts again gives the same bits."""
 
     pid: int
     engine: str
@@ -52,7 +54,7 @@ class Loaded(msgspec.Struct, frozen=True, kw_only=True, tag="loaded"):
 
 
 class Progress(msgspec.Struct, frozen=True, tag="progress"):
-    """`padding`: the share of the tokens read that were padding, so far."""
+    """Rows written to a window so far. `padding`: share of padding among the tokens read so far."""
 
     window: int
     rows: int
@@ -60,7 +62,13 @@ class Progress(msgspec.Struct, frozen=True, tag="progress"):
 
 
 class WindowSums(msgspec.Struct, frozen=True, tag="sums"):
-    """Over a window's rows at one site: float64 [width] sums of values and of squares, as bytes, and the sum of L2 norms."""
+    """Sums over a window's rows at one site, in float64.
+
+    Attributes:
+        values: Sum of the values in each dimension, [width], as bytes.
+        squares: Sum of their squares in each dimension, [width], as bytes.
+        norms: Sum of the rows' L2 norms.
+    """
 
     values: bytes
     squares: bytes
@@ -68,6 +76,18 @@ class WindowSums(msgspec.Struct, frozen=True, tag="sums"):
 
 
 class Filled(msgspec.Struct, frozen=True, kw_only=True, tag="filled"):
+    """Complete window.
+
+    Attributes:
+        window: Index of the window in memory.
+        n_rows: Number of rows; 0 if the epoch had none left.
+        begun: Point in the epoch's stream where its rows begin.
+        after: Point where the rows of the next window begin, unless `epoch_over`.
+        epoch_over: Whether the epoch ends with this window.
+        seconds: Time that filling took.
+        sums: Sums of each site, in the order of the sites.
+    """
+
     window: int
     n_rows: int
     begun: Place
@@ -78,6 +98,8 @@ class Filled(msgspec.Struct, frozen=True, kw_only=True, tag="filled"):
 
 
 class Failed(msgspec.Struct, frozen=True, tag="failed"):
+    """Reason why the generator ends. `fatal`: whether a restarted generator would fail the same way."""
+
     message: str
     fatal: bool
 
@@ -87,12 +109,14 @@ class Beat(msgspec.Struct, frozen=True, tag="beat"):
 
 
 class Start(msgspec.Struct, frozen=True, tag="start"):
-    """`settings`: FeedSettings as JSON, without what is secret."""
+    """`settings`: FeedSettings as JSON, with a placeholder for the token."""
 
     settings: bytes
 
 
 class Memory(msgspec.Struct, frozen=True, tag="memory"):
+    """Fields of `Layout`, see `actscope.feed.buffer.layout`. Comes with the memory's descriptor."""
+
     n_windows: int
     window_rows: int
     n_sites: int
@@ -101,6 +125,8 @@ class Memory(msgspec.Struct, frozen=True, tag="memory"):
 
 
 class FillWindow(msgspec.Struct, frozen=True, tag="fill"):
+    """`Fill` on the wire, see `actscope.feed.buffer.allocator`."""
+
     window: int
     generation: int
     epoch: int
@@ -125,17 +151,21 @@ class Welcome(msgspec.Struct, frozen=True, kw_only=True, tag="welcome"):
 
 
 class Claim(msgspec.Struct, frozen=True, tag="claim"):
+    """Request for the next `n` rows of the group. `wait`: longest wait for them, in seconds."""
+
     n: int
     wait: float
 
 
 class Release(msgspec.Struct, frozen=True, tag="release"):
+    """End of a grant. `delivered`: whether its rows count as delivered or as abandoned."""
+
     grant: int
     delivered: bool
 
 
 class Stretch(msgspec.Struct, frozen=True, array_like=True):
-    """An Extent, see `actscope.feed.buffer.allocator`."""
+    """`RowRange` on the wire, see `actscope.feed.buffer.allocator`."""
 
     window: int
     generation: int
@@ -148,6 +178,8 @@ class Stretch(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Granted(msgspec.Struct, frozen=True, tag="granted"):
+    """`Grant` on the wire, see `actscope.feed.buffer.allocator`."""
+
     grant: int
     extents: list[Stretch]
     position: str
@@ -156,16 +188,20 @@ class Granted(msgspec.Struct, frozen=True, tag="granted"):
 
 
 class NotReady(msgspec.Struct, frozen=True, tag="not_ready"):
+    """Negative answer: retry later. `available`: number of rows that are ready."""
+
     message: str
     available: int
 
 
 class Ended(msgspec.Struct, frozen=True, tag="ended"):
+    """Negative answer: all epochs have been served."""
+
     message: str
 
 
 class Refused(msgspec.Struct, frozen=True, tag="refused"):
-    """`failed`: the feed has failed, else it is the claim that is wrong."""
+    """Negative answer. `failed`: True if the feed has failed, False if the claim is invalid."""
 
     message: str
     failed: bool

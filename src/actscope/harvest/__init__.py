@@ -1,14 +1,14 @@
-"""Harvests: a dataset goes through a model on many workers, and the rows of its tokens are kept as shards.
+"""Harvests: workers run a dataset through a model and keep the rows of its tokens as shards.
 
-settings, plan     what is harvested; everything that decides the bytes, and the units that follow from it
+settings, plan     settings; the plan that decides every byte, and its units of work
 storage            a local directory, or a prefix of a bucket
-claims             which process works on which unit
-worker, cutting    a unit of texts becomes rows
-shards             ... rows become a file, and a file rows
-commit, manifest   what was published, with checksums
-workers            where units run: processes of this machine, actors of a Ray cluster
-driver             the whole run
-opening, batches   reading a harvest; shuffled batches of it
+claims             claims of harvests on units
+worker, cutting    computing the rows of a unit's texts
+shards             file formats of rows, written and read
+commit, manifest   receipts of published units, and the whole harvest, with checksums
+workers            processes on this machine, or actors of a Ray cluster
+driver             one run, from the plan to the manifest
+opening, batches   reading a harvest, and shuffled batches of it
 verifying          checking every byte
 """
 

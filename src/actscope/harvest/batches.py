@@ -22,14 +22,14 @@ WINDOW = 8
 
 @dataclass(frozen=True, slots=True)
 class BatchCursor:
-    """Resume point: an epoch, and the number of its rows already delivered."""
+    """Resume point: an epoch, and the number of its rows that were delivered."""
 
     epoch: int = 0
     rows: int = 0
 
 
 class ShardSource(Protocol):
-    """The part of a harvest that batches are made from."""
+    """Interface of a harvest that `Batches` needs."""
 
     @property
     def plan(self) -> HarvestPlan: ...
@@ -43,16 +43,20 @@ class ShardSource(Protocol):
 
 
 class Batches:
-    """An endless iterator of tensors [batch_size, d], which SAELens's SAETrainer takes as its data_provider.
+    """Iterator of shuffled batches [batch_size, d], usable as the data_provider of SAELens's SAETrainer.
 
-    In an epoch every row comes exactly once. Shards come in a shuffled order, `window` of them at a time, and the rows of a
-    window in an order that is uniform among all of its rows: with a window of all shards that is a true shuffle of the
-    whole. Where the harvest was shuffled, every shard is a random sample of the texts already, and a few shards suffice.
+    Each epoch yields every row exactly once. Shards come in a shuffled order, `window` of them at a time, and the rows of a
+    window in a uniformly random order. A window of all shards is therefore a true shuffle of the harvest. In a shuffled harvest
+    each shard is already a random sample of the texts, and a window of a few shards is enough.
 
-    The order follows from (seed, epoch, window) alone, so `Batches(..., start=batches.place)` goes on with the very next row, on
-    any machine, without reading what came before. A batch may run over the end of an epoch, or of a window: all have
-    `batch_size` rows. Memory: the batch; pages of mapped shards come and go with the system's cache. `epochs` ends it,
-    with a last batch that may be smaller.
+    The order depends only on the harvest, the seed, the window and the epoch. `Batches(..., start=batches.place)` therefore
+    resumes at exactly the next row, on any machine, without reading earlier rows. Batches cross the ends of windows and epochs:
+    each has `batch_size` rows, except that the last one before `epochs` may be smaller. The iterator takes the memory of one
+    batch; the pages of mapped shards belong to the page cache.
+
+    Attributes:
+        batch_size: Rows of a batch.
+        place: Resume point after the batch last returned.
     """
 
     def __init__(
@@ -68,17 +72,17 @@ class Batches:
         epochs: int | None = None,
         start: BatchCursor | dict[str, int] | None = None,
     ) -> None:
-        """Start at `start`.
+        """Create the iterator. No row is read yet.
 
         Args:
             harvest: Harvest to read.
             site: Name of one of its sites.
             batch_size: Rows of a batch, at least 1.
             seed: Seed of the order.
-            window: Shards that are shuffled together, at least 1.
+            window: Number of shards that are shuffled together, at least 1.
             dtype: Torch dtype of the batches; None keeps the stored one.
             device: Torch device of the batches; None is the CPU.
-            epochs: Epoch number to stop at; None never stops.
+            epochs: Epoch at whose start the iterator ends: the number of epochs when it starts at 0. None never ends.
             start: A `place` or `state_dict()` to resume from.
 
         Raises:
@@ -137,6 +141,7 @@ class Batches:
         return number, order[first : first + self._window], int(ends[first - 1]) if first else 0
 
     def _gather(self, chosen: np.ndarray, shards: np.ndarray, sizes: np.ndarray, rows: Tensor) -> None:
+        """Copy the rows with the indices `chosen` in a window of `shards` to `rows`."""
         import torch
 
         ends = np.cumsum(sizes)
@@ -148,6 +153,7 @@ class Batches:
             rows[torch.from_numpy(places)] = source.index_select(0, torch.from_numpy(wanted))
 
     def _shard(self, number: int, window: np.ndarray) -> ShardRows:
+        """Return a shard, opening it if necessary. Shards outside the window are dropped."""
         if number not in self._open:
             self._open = {held: shard for held, shard in self._open.items() if held in window}
             self._open[number] = self._harvest.shard(number)

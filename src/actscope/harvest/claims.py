@@ -1,13 +1,13 @@
-"""Who works on which unit, so that harvests which share a place share its work, and what a dead one had claimed is taken over.
+"""Claims on units: concurrent harvests of one plan share its units, and take over those of a dead harvest.
 
-    claims/000012.1   put if absent; holds the name of the harvest whose unit 12 is
-    claims/000012.2   the same, by the one that took over, once the first was seen to be dead
-    owners/NAME.json  a harvest, put again and again with a counter that goes up: its heartbeat
+    claims/000012.1   put-if-absent; contains the name of the harvest that works on unit 12
+    claims/000012.2   the same for the harvest that took over, after the first was found dead
+    owners/NAME.json  one harvest, put again and again with an increasing counter: its heartbeat
 
-No two clocks are compared: a harvest is dead for another when that one has not seen the counter move for the lease, by its
-own clock; at once when it ran on the same machine and its process is gone, or when it has left and taken its file along.
-A harvest that was only very slow, and is taken for dead, does no harm: shards are named by their content, and the first
-receipt counts.
+Clocks of different machines are never compared. A harvest counts as dead when the observer, by its own clock, has not seen the
+counter change for the length of the lease. It counts as dead at once when its owner file is gone, or when it ran on the
+observer's machine and its process has ended. Taking a slow harvest for dead does no harm: shards are named by their content, and
+the first receipt counts.
 """
 
 from __future__ import annotations
@@ -31,29 +31,32 @@ LEASE_S = 60.0
 
 
 class Owner(msgspec.Struct, frozen=True, kw_only=True):
-    """A harvest at work, as its file says it."""
+    """Owner file of a running harvest."""
 
     name: str
     machine: str
-    """Of one boot of one machine, and of one namespace of process ids in it."""
+    """Identifies one boot of one machine, and one namespace of process ids on it."""
     pid: int
     started: str
-    """When that process started, as the kernel counts: another process of the same id has another."""
+    """Start time of that process, in the kernel's ticks. It tells the process from a later one with the same id."""
     beat: int
     lease_s: float
 
 
 class Claims:
-    """One harvest's hold on units. Use as a context manager: on the way in it makes itself known, on the way out it leaves."""
+    """Claims of one harvest, used as a context manager: entry puts the owner file and starts the heartbeat, exit removes it.
+
+    Claims stay in the storage at exit. Without the owner file, other harvests can take them over at once.
+    """
 
     def __init__(self, storage: Storage, lease_s: float = LEASE_S) -> None:
         self.name = secrets.token_hex(8)
         self._storage = storage
         self._lease_s = lease_s
         self._beat = 0
-        self._turns: dict[int, int] = {}  # of each unit, the last turn that is known
+        self._turns: dict[int, int] = {}  # last known turn of each unit
         self._holders: dict[tuple[int, int], str] = {}
-        self._seen: dict[str, tuple[int, float]] = {}  # of each owner, its last beat and when we first saw it
+        self._seen: dict[str, tuple[int, float]] = {}  # last beat of each owner, and when it was first seen
         self._over = threading.Event()
         self._heart = threading.Thread(target=self._keep_beating, name="heartbeat", daemon=True)
 
@@ -66,18 +69,18 @@ class Claims:
     def __exit__(self, *error: object) -> None:
         self._over.set()
         self._heart.join()
-        with suppress(HarvestError):  # if the storage has gone, others wait for the lease instead
+        with suppress(HarvestError):  # if the storage is gone, others wait for the lease instead
             self._storage.delete([layout.owner(self.name)])
 
     def survey(self) -> None:
-        """Learn what others have claimed."""
+        """Read the claims of all harvests from the storage."""
         for name in self._storage.names(layout.CLAIMS):
             if (found := layout.turn_of_claim(name)) is not None:
                 unit, turn = found
                 self._turns[unit] = max(turn, self._turns.get(unit, 0))
 
     def take(self, unit: int) -> bool:
-        """Claim a unit that nobody holds, or whose holder is dead. False when another holds it."""
+        """Claim a unit that has no holder, or whose holder is dead. Return False if another harvest holds it."""
         turn = self._turns.get(unit, 0)
         if turn and not self._is_dead(self._holder(unit, turn)):
             return False
@@ -88,16 +91,16 @@ class Claims:
         return False
 
     def free(self, units: Iterable[int]) -> list[int]:
-        """Those of these units that nobody had claimed when we last looked."""
+        """Return those of the units that had no claim at the last `survey`."""
         return [unit for unit in units if unit not in self._turns]
 
     def clear(self) -> None:
-        """Remove every claim, and every owner but us: for when all units are committed."""
+        """Remove all claims, and all owner files but our own. Call when all units are committed."""
         gone = self._storage.names(layout.CLAIMS) + self._storage.names(layout.OWNERS)
         self._storage.delete([name for name in gone if name != layout.owner(self.name)])
 
     def _holder(self, unit: int, turn: int) -> str:
-        """Whose claim it is; "" when it has been removed."""
+        """Return the name of the harvest that made a claim; "" if the claim was removed."""
         if (unit, turn) not in self._holders:
             held = self._storage.get(layout.claim(unit, turn))
             self._holders[unit, turn] = held.decode("ascii", "replace") if held else ""
@@ -124,7 +127,7 @@ class Claims:
             try:
                 self._put_owner()
             except HarvestError:
-                continue  # the work itself will say so; meanwhile others may take us for dead, which costs only work
+                continue  # the work itself reports it; others may take us for dead, which only costs work
 
     def _put_owner(self) -> None:
         self._beat += 1
@@ -140,7 +143,7 @@ class Claims:
 
 
 def this_machine() -> str:
-    """Where process ids mean the same as here; "" where the kernel does not say."""
+    """Identify this boot and this namespace of process ids. A random id where the kernel does not tell: it equals no other."""
     try:
         namespace = os.readlink("/proc/self/ns/pid")
     except OSError:
@@ -150,7 +153,7 @@ def this_machine() -> str:
 
 
 def _started(pid: int) -> str:
-    """When a process started, in ticks since boot; "" when there is none of this id, or it has ended and is not yet reaped."""
+    """Return the start time of a process, in ticks since boot; "" if there is none, or it has ended and is not yet reaped."""
     started = process_start(pid)
     return "" if started is None else str(started)
 
@@ -160,5 +163,5 @@ def _decode(data: bytes, where: str) -> Owner:
         return msgspec.json.decode(data, type=Owner)
     except msgspec.DecodeError as error:
         raise HarvestDamaged(
-            f"{where}: is no owner's file: {error}; remove it if no harvest is at work here"
+            f"{where}: is not an owner file: {error}; remove it if no harvest is running here"
         ) from error

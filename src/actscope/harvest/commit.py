@@ -1,4 +1,4 @@
-"""The receipt of a unit: its rows are published, and this is how to tell that they are whole."""
+"""Receipt of a unit: states that its rows are published, with checksums to verify them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from actscope.harvest.statistics import SiteSums
 
 
 class ShardFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A published shard."""
+    """Published shard file: name, size in bytes, SHA-256 in hex."""
 
     name: str
     bytes: int
@@ -17,29 +17,30 @@ class ShardFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
 
 class Receipt(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What a unit came to. It holds nothing of who computed it or when: any two that computed it alike wrote the same receipt."""
+    """Result of a unit. It does not say who computed it, or when: two workers with the same result write the same receipt."""
 
     unit: int
     id: str
-    """The unit's, so that a receipt of another plan is never taken for one of this."""
+    """Id of the unit, which rules out that a receipt of another plan is accepted."""
     texts: int
     tokens: int
-    """Tokens that the model read."""
+    """Number of tokens that the model read."""
     left_over: int
-    """Tokens at the unit's end that filled no whole context: packed texts only. They were not read."""
+    """Number of tokens at the unit's end that did not fill a context and were not read. Packed texts only."""
     rows: int
     files: tuple[ShardFile, ...]
-    """Empty when the unit gave no row."""
+    """Shard files; empty if the unit gave no row."""
     sums: dict[str, SiteSums]
 
 
 def encode(receipt: Receipt) -> bytes:
+    """Encode a receipt as JSON. The same receipt gives the same bytes."""
     return msgspec.json.encode(receipt, order="deterministic") + b"\n"
 
 
 def decode(data: bytes, where: str) -> Receipt:
-    """Raises HarvestDamaged, naming `where`, for what is no receipt."""
+    """Decode a receipt. Raises HarvestDamaged, naming `where`, if the data is not a receipt."""
     try:
         return msgspec.json.decode(data, type=Receipt)
     except msgspec.DecodeError as error:
-        raise HarvestDamaged(f"{where}: is no receipt of a unit: {error}") from error
+        raise HarvestDamaged(f"{where}: is not the receipt of a unit: {error}") from error

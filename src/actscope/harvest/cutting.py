@@ -1,4 +1,4 @@
-"""The pieces of a unit: what the model reads, and whose every token is."""
+"""Cutting a unit into the pieces that the model reads, with the owning text of every token."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import numpy as np
 from actscope.extraction.contract import Piece
 from actscope.extraction.cutting import Cutter, special_ids
 
-#: The text of a token that belongs to none: what stands at the start of a packed context, or between two texts.
+#: Text of a token that belongs to no text: the BOS of a packed context, or a separator.
 NO_TEXT = -1
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class OwnedPiece:
-    """A piece with the text of each of its tokens: int64 [n], NO_TEXT where it is a separator's."""
+    """Piece, with the text of each of its tokens: int64 [n], NO_TEXT for tokens that belong to no text."""
 
     piece: Piece
     texts: np.ndarray
@@ -25,7 +25,7 @@ class OwnedPiece:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class UnitPieces:
-    """All pieces of a unit, and how many tokens at its end filled none."""
+    """All pieces of a unit. `left_over`: number of tokens at its end that did not fill a context."""
 
     pieces: list[OwnedPiece]
     left_over: int = 0
@@ -40,7 +40,7 @@ class UnitPieces:
 
 
 class Apart:
-    """Every text on its own, in pieces of at most `context` tokens: see Cutter."""
+    """Cutting of each text on its own into pieces of at most `context` tokens, by Cutter."""
 
     def __init__(self, cutter: Cutter) -> None:
         self._cutter = cutter
@@ -51,17 +51,17 @@ class Apart:
 
 
 class Packed:
-    """Texts one after the other in contexts of exactly `context` tokens, as SAELens packs them (concat_and_batch_sequences).
+    """Packing of texts into contexts of exactly `context` tokens, as in SAELens (concat_and_batch_sequences).
 
-    Every context begins with the BOS, and between two texts stands the separator, which is not doubled where the next text
-    brings it along. The model reads a context as one sequence: tokens see the texts before theirs in it. A text that does
-    not fit goes on in the next context. What is left at the end of a unit fills no context and is left out.
+    Each context begins with the BOS, if the tokenizer has one. A separator stands between two texts, unless the next text begins
+    with it. The model reads a context as one sequence: a token attends to earlier texts of its context too. A text that does not
+    fit continues in the next context. Tokens at the end of a unit that do not fill a context are left out.
 
-    A piece's number is that of the context in its unit, its text that of the context's first token that has one.
+    A piece's number is that of the context in its unit. Its text is that of the first token that belongs to one.
     """
 
     def __init__(self, whole: Cutter, tokenizer: Any, *, context: int, separator: str, mask: str) -> None:
-        """`whole` cuts nothing: it only encodes. `mask`: which tokens give no row, as Cutter has it."""
+        """Pack texts that `whole` encodes without cutting them. `mask`: tokens that give no row, as for Cutter."""
         self._whole = whole
         self._context = context
         self._bos = _id(tokenizer, "bos_token_id", "cls_token_id")
@@ -85,7 +85,7 @@ class Packed:
         return UnitPieces(found, left_over=len(ids))
 
     def _lead(self, ids: list[int], own: list[int]) -> Iterator[tuple[int, int]]:
-        """The separator before a text that does not begin a context."""
+        """Yield the separator before a text that does not begin a context."""
         if ids and own and self._separator is not None and own[0] != self._separator:
             yield self._separator, NO_TEXT
 
@@ -110,4 +110,5 @@ class Packed:
 
 
 def _id(tokenizer: Any, *names: str) -> int | None:
+    """Return the first of these token ids that the tokenizer has, or None."""
     return next((int(found) for name in names if (found := getattr(tokenizer, name, None)) is not None), None)

@@ -1,7 +1,7 @@
-"""The harvest itself: units go out to a crew, receipts come back, and at the end there is a manifest.
+"""Driver of a harvest: submits units to a crew of workers until all have receipts, then writes the manifest.
 
-Resuming is the same on every storage and with every crew: what has a receipt is done, everything else is to do. Several
-harvests of one plan on one place share its units by their claims, and the first to see all receipts writes the manifest.
+Resuming works the same on every storage and with every crew: a unit with a receipt is done, all others remain. Concurrent
+harvests of one plan in one place share its units through claims, and the first to see all receipts writes the manifest.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from actscope.harvest.workers.contract import Crew, Died, Done, Event, WorkerFai
 
 Progress = Callable[[str, int, int], None]
 
-#: A unit that has cost so many workers is not tried again.
+#: Number of workers that a unit may cost before the harvest gives up.
 _MOST_TRIES = 3
 _TICK_S = 0.5
 _READERS = 16
@@ -34,22 +34,36 @@ _READERS = 16
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What a call of `harvest` did. `manifest` is of the whole harvest, whoever computed it."""
+    """Result of `harvest`. `manifest` covers the whole harvest; the fields `*_here` count what this call computed."""
 
     manifest: HarvestManifest
     units_here: int
     rows_here: int
     tokens_here: int
     seconds: float
-    """From the first unit that was handed out until the manifest."""
+    """Time from the first unit to the manifest."""
     workers_lost: int
 
 
 def harvest(storage: Storage, crew: Crew, progress: Progress, *, lease_s: float = LEASE_S) -> Report:
-    """Carry out a crew's plan, or go on with it, until every unit of it is committed. The crew is closed at the end.
+    """Start or resume the harvest of a crew's plan, and return when every unit is committed. Closes the crew.
 
-    Raises SettingsError when the place holds another plan, HarvestError when the storage fails, EngineError when the model
-    does, or when one unit ends worker after worker. After any of them, and after Ctrl-C, the same call goes on.
+    After an error or Ctrl-C, the same call resumes.
+
+    Args:
+        storage: Place of the harvest.
+        crew: Workers that compute units. One of them proposes the plan.
+        progress: Called with ("units", committed units, all units).
+        lease_s: Seconds without a heartbeat after which other harvests take over our units.
+
+    Returns:
+        The manifest, and counts of this call.
+
+    Raises:
+        SettingsError: A setting cannot be met, or the place holds another plan.
+        HarvestError: The storage failed, or does not support put-if-absent.
+        HarvestDamaged: The place holds a plan, a receipt or a manifest that is malformed or does not belong to this plan.
+        EngineError: The model failed, or one unit has ended three workers.
     """
     try:
         check_put_new(storage)
@@ -63,15 +77,20 @@ def harvest(storage: Storage, crew: Crew, progress: Progress, *, lease_s: float 
 
 
 def settle(storage: Storage, plan: HarvestPlan) -> None:
-    """Make this the plan of the place. Raises SettingsError, naming every difference, when it has another one."""
+    """Store the plan of the place.
+
+    Raises:
+        SettingsError: The place has another plan; the message names every difference.
+        HarvestDamaged: The place has the same plan in other bytes.
+    """
     if not storage.put_new(layout.PLAN, plans.encode(plan)):
         where = f"{storage.url}/{layout.PLAN}"
         plans.check_same(held_plan(storage), plan, where)
-        raise HarvestDamaged(f"{where}: the same plan in other bytes; it was edited, or written by another program")
+        raise HarvestDamaged(f"{where}: is the same plan in other bytes; it was edited, or written by another program")
 
 
 def held_plan(storage: Storage) -> HarvestPlan:
-    """The plan of the place. Raises HarvestError when it has none."""
+    """Return the plan of the place. Raises HarvestError if it has none."""
     data = storage.get(layout.PLAN)
     if data is None:
         raise HarvestError(f"{storage.url}: there is no harvest here: expected {layout.PLAN}")
@@ -79,35 +98,36 @@ def held_plan(storage: Storage) -> HarvestPlan:
 
 
 def check_put_new(storage: Storage) -> None:
-    """Raises HarvestError unless the storage keeps the promise that everything stands on."""
+    """Raise HarvestError unless the storage supports put-if-absent, on which everything else relies."""
     name = f"{layout.OWNERS}/{time.time_ns()}.check"
     try:
         if not storage.put_new(name, b"first") or storage.put_new(name, b"second"):
             raise HarvestError(
-                f"{storage.url}: it puts an object in place of another although it was told not to (If-None-Match: *); "
-                "harvest to storage that heeds it, or to a local directory"
+                f"{storage.url}: this storage overwrites an object in spite of If-None-Match: *; "
+                "harvest to storage that supports it, or to a local directory"
             )
     finally:
         storage.delete([name])
 
 
 def committed(storage: Storage, plan: HarvestPlan) -> set[int]:
-    """The numbers of the units that have a receipt."""
+    """Return the numbers of the units that have a receipt."""
     found = map(layout.unit_of_receipt, storage.names(layout.RECEIPTS))
     return {unit for unit in found if unit is not None and unit < plan.n_units}
 
 
 def all_receipts(storage: Storage, plan: HarvestPlan) -> list[Receipt]:
-    """Every unit's receipt. Raises HarvestDamaged when one is missing, or belongs to another plan."""
+    """Return the receipts of all units. Raises HarvestDamaged if one is missing, malformed, or of another plan."""
     with ThreadPoolExecutor(_READERS) as readers:
         return list(readers.map(lambda unit: read_receipt(storage, plan, unit), range(plan.n_units)))
 
 
 def read_receipt(storage: Storage, plan: HarvestPlan, unit: int) -> Receipt:
+    """Return the receipt of a unit. Raises HarvestDamaged if it is missing, malformed, or of another plan."""
     where = f"{storage.url}/{layout.receipt(unit)}"
     data = storage.get(layout.receipt(unit))
     if data is None:
-        raise HarvestDamaged(f"{where}: is missing; harvest again to have the unit computed anew")
+        raise HarvestDamaged(f"{where}: is missing; harvest again to compute the unit again")
     receipt = receipts.decode(data, where)
     if (receipt.unit, receipt.id) != (unit, plan.unit(unit).id):
         raise HarvestDamaged(f"{where}: is of unit {receipt.unit}, {receipt.id}; expected {unit}, {plan.unit(unit).id}")
@@ -115,10 +135,10 @@ def read_receipt(storage: Storage, plan: HarvestPlan, unit: int) -> Receipt:
 
 
 class _Work:
-    """One harvest's share of a plan.
+    """One harvest's share of a plan. States of a unit:
 
-    unit:   to do -> claimed by us -> handed out -> committed
-                  -> claimed by another -> committed; or, when that one is dead, claimed by us
+    to do -> claimed by us -> submitted -> committed
+          -> claimed by another harvest -> committed, or claimed by us if that harvest is dead
     """
 
     def __init__(
@@ -162,7 +182,7 @@ class _Work:
             self._crew.submit(self._plan, unit)
 
     def _next(self) -> int | None:
-        """A unit that is ours to hand out; None when there is none at the moment."""
+        """Return a unit that we have claimed, to submit it; None if there is none at the moment."""
         if self._again:
             return self._again.popleft()
         while self._todo:
@@ -180,7 +200,7 @@ class _Work:
         return True
 
     def _taken_over(self) -> int | None:
-        """A unit whose holder is dead. Also takes note of what others have committed."""
+        """Claim a unit whose holder is dead, and return it. Also records the units that others have committed."""
         fresh = committed(self._storage, self._plan) - self._done
         self._done |= fresh
         self._others -= fresh
@@ -193,7 +213,7 @@ class _Work:
 
     def _hear(self, event: Event) -> None:
         if isinstance(event, Done):
-            self._tries[None] = 0  # of workers that did not come to their first unit: only those in a row count
+            self._tries[None] = 0  # workers lost before their first unit: only consecutive ones count
             self._done.add(event.receipt.unit)
             self._here.append(event.receipt)
             self._tell()
@@ -201,7 +221,7 @@ class _Work:
         self._lost += 1
         self._tries[event.unit] += 1
         if isinstance(event, WorkerFailed) and not isinstance(event.error, EngineError):
-            raise event.error  # of settings or of the storage: another worker would say the same
+            raise event.error  # of settings or of the storage: another worker would fail the same way
         if self._tries[event.unit] >= _MOST_TRIES:
             raise _given_up(event, self._tries[event.unit])
         if event.unit is not None:
@@ -212,7 +232,11 @@ class _Work:
 
 
 def publish_manifest(storage: Storage, plan: HarvestPlan) -> HarvestManifest:
-    """Write the manifest of a harvest whose every unit is committed, or find it written."""
+    """Write the manifest of a harvest whose units are all committed. Idempotent.
+
+    Raises:
+        HarvestDamaged: A receipt is missing or malformed, or the place has a manifest that does not match the receipts.
+    """
     manifest = manifest_of(plan, all_receipts(storage, plan))
     if plan.shard_format == "arrow":
         from actscope.harvest.shards.arrow import description
@@ -221,7 +245,7 @@ def publish_manifest(storage: Storage, plan: HarvestPlan) -> HarvestManifest:
             storage.put(name, data)
     if not storage.put_new(layout.MANIFEST, manifests.encode(manifest)):
         raise HarvestDamaged(
-            f"{storage.url}/{layout.MANIFEST}: is not the manifest of the receipts that lie there; see --verify"
+            f"{storage.url}/{layout.MANIFEST}: does not match the receipts in this place; see --verify"
         )
     return manifest
 
@@ -231,6 +255,6 @@ def _given_up(event: Died | WorkerFailed, tries: int) -> Exception:
     if isinstance(event, WorkerFailed):
         return EngineError(f"{what} failed {tries} times, at last: {event.error}")
     return EngineError(
-        f"{what}: {tries} workers died of it, the last {event.why}; one that is killed by SIGKILL has mostly had too little "
-        "memory: make units smaller (--unit-texts), or workers fewer (--workers)"
+        f"{what}: {tries} workers died of it, the last one {event.why}; SIGKILL mostly means that memory ran out: "
+        "use smaller units (--unit-texts) or fewer workers (--workers)"
     )

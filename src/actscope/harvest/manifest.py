@@ -1,4 +1,4 @@
-"""The manifest: what a finished harvest consists of, the same bytes whoever computed which unit."""
+"""Manifest of a finished harvest: its contents. It has the same bytes whichever worker computed which unit."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from actscope.harvest.statistics import SiteStatistics, added, statistics_of
 
 
 class ShardEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A shard, and how many rows of each site it has."""
+    """One shard. `rows`: number of rows at each site."""
 
     unit: int
     name: str
@@ -23,7 +23,7 @@ class ShardEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
 
 class HarvestManifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Everything that was harvested, unit by unit."""
+    """Contents of a finished harvest, in the order of the units."""
 
     format: str = FORMAT
     version: int = VERSION
@@ -39,7 +39,7 @@ class HarvestManifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
 
 
 def manifest_of(plan: HarvestPlan, receipts: Sequence[Receipt]) -> HarvestManifest:
-    """From the receipts of all units, in the order of the units."""
+    """Build the manifest from the receipts of all units, in the order of the units."""
     assert [receipt.unit for receipt in receipts] == list(range(plan.n_units))
     shards = tuple(
         ShardEntry(unit=receipt.unit, name=file.name, bytes=file.bytes, sha256=file.sha256, rows=receipt.rows)
@@ -63,15 +63,16 @@ def manifest_of(plan: HarvestPlan, receipts: Sequence[Receipt]) -> HarvestManife
 
 
 def encode(manifest: HarvestManifest) -> bytes:
+    """Encode a manifest as JSON. The same manifest gives the same bytes."""
     return msgspec.json.format(msgspec.json.encode(manifest, order="deterministic"), indent=1) + b"\n"
 
 
 def decode(data: bytes, where: str) -> HarvestManifest:
-    """Raises HarvestDamaged, naming `where`, for what is no manifest, or one whose plan does not match its id."""
+    """Decode a manifest. Raises HarvestDamaged, naming `where`, if it is malformed or its plan does not match its plan id."""
     try:
         manifest = msgspec.json.decode(data, type=HarvestManifest)
     except msgspec.DecodeError as error:
-        raise HarvestDamaged(f"{where}: is no manifest of a harvest: {error}") from error
+        raise HarvestDamaged(f"{where}: is not the manifest of a harvest: {error}") from error
     if manifest.plan.id != manifest.plan_id:
-        raise HarvestDamaged(f"{where}: its plan has the id {manifest.plan.id}, and it says {manifest.plan_id}")
+        raise HarvestDamaged(f"{where}: expected the plan id {manifest.plan.id}, found {manifest.plan_id}")
     return manifest

@@ -1,4 +1,4 @@
-"""The plan of a harvest: everything that decides its bytes, and the units of work that follow from it."""
+"""Plan of a harvest: everything that decides its bytes, and its units of work."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ VERSION = 1
 
 
 class HarvestPlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A harvest that anyone can carry out, or go on with: the same plan gives the same shards, whoever runs which unit.
+    """Complete description of a harvest. The same plan gives the same shards, whichever worker runs which unit.
 
-    Versions of torch and transformers are in it, since kernels and models change with them, and so are threads and the
-    device's kind: a worker that differs in any of it refuses the plan, rather than mix rows of two kinds.
+    It includes the versions of torch and transformers, because kernels and models change with them, the number of threads, and
+    the kind of device. A worker that differs in any field refuses the plan, so that rows of different origin are never mixed.
     """
 
     format: str = FORMAT
@@ -29,24 +29,24 @@ class HarvestPlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     revision: str
     reader: str
     tokenizer: str
-    """Fingerprint of the tokenizer: hex."""
+    """Fingerprint of the tokenizer, in hex."""
     dataset: str
     split: str
     column: str
     dataset_fingerprint: str
     dataset_texts: int
-    """How many texts the dataset has."""
+    """Number of texts of the dataset."""
     texts: int
-    """How many of them are harvested: the first so many of the order."""
+    """Number of texts that are harvested: the first ones of the order."""
     seed: int
     shuffle: bool
     unit_texts: int
     sites: tuple[str, ...]
     d_model: int
     dtype: str
-    """Of the rows: float32, bfloat16 or float16."""
+    """dtype of the rows: float32, bfloat16 or float16."""
     model_dtype: str
-    """What the model computes in, as it was asked for."""
+    """dtype in which the model computes, as in the settings."""
     context: int
     mask: str
     pack: bool
@@ -54,7 +54,7 @@ class HarvestPlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     shard_format: str
     columns: str
     device: str
-    """The kind of device: cpu or cuda."""
+    """Kind of device: cpu or cuda."""
     threads: int
     batch_tokens: int
     torch: str
@@ -62,7 +62,7 @@ class HarvestPlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
     @property
     def id(self) -> str:
-        """16 hex digits: of everything above."""
+        """Hash of all fields: 16 hex digits."""
         return hashlib.sha256(encode(self)).hexdigest()[:16]
 
     @property
@@ -70,7 +70,7 @@ class HarvestPlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         return -(-self.texts // self.unit_texts)
 
     def unit(self, number: int) -> Unit:
-        """Raises IndexError when there is no such unit."""
+        """Return a unit. Raises IndexError if there is no such unit."""
         if not 0 <= number < self.n_units:
             raise IndexError(f"unit {number} of {self.n_units}")
         start = number * self.unit_texts
@@ -80,7 +80,7 @@ class HarvestPlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         return map(self.unit, range(self.n_units))
 
     def text_numbers(self, unit: Unit) -> list[int]:
-        """The numbers of a unit's texts. Shuffled, they are those of `actscope.extraction.stream`, epoch 0, same seed."""
+        """Return the numbers of a unit's texts. A shuffled order is that of `actscope.extraction.stream`, epoch 0, same seed."""
         if not self.shuffle:
             return list(range(unit.start, unit.stop))
         return [int(text) for text in Permutation(self.dataset_texts, self.seed, 0).part(unit.start, unit.stop)]
@@ -88,7 +88,7 @@ class HarvestPlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """The texts at places `start` .. `stop` - 1 of the plan's order."""
+    """Unit of work: the texts at places `start` to `stop - 1` of the plan's order."""
 
     number: int
     start: int
@@ -97,12 +97,12 @@ class Unit:
 
     @property
     def id(self) -> str:
-        """16 hex digits: of the plan's content and the unit's place in it."""
+        """Hash of the plan's content and the unit's place in it: 16 hex digits."""
         return hashlib.sha256(f"{self.plan_id}/{self.start}/{self.stop}".encode()).hexdigest()[:16]
 
 
 class Proposal(msgspec.Struct, frozen=True, kw_only=True):
-    """A plan, and what a sample of its texts says of its size."""
+    """Plan, and an estimate of its size from a sample of its texts."""
 
     plan: HarvestPlan
     rows_per_text: float
@@ -110,28 +110,38 @@ class Proposal(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def encode(plan: HarvestPlan) -> bytes:
-    """The plan as JSON: the same plan gives the same bytes."""
+    """Encode a plan as JSON. The same plan gives the same bytes."""
     return msgspec.json.format(msgspec.json.encode(plan, order="deterministic"), indent=2) + b"\n"
 
 
 def decode(data: bytes, where: str) -> HarvestPlan:
-    """Read a plan. Raises HarvestDamaged, naming `where`, for what is none, SettingsError for one of another version."""
+    """Decode a plan.
+
+    Args:
+        data: JSON, as `encode` returns it.
+        where: Place of the data, for error messages.
+
+    Raises:
+        HarvestDamaged: The data is not a plan.
+        SettingsError: The plan has another version.
+    """
     try:
         raw = msgspec.json.decode(data)
         if isinstance(raw, dict) and raw.get("format") == FORMAT and raw.get("version") != VERSION:
             raise SettingsError(
-                f"{where}: a harvest of version {raw.get('version')}; this actscope reads {VERSION}: use the one that made it"
+                f"{where}: a harvest of version {raw.get('version')}, but this actscope reads version {VERSION}: "
+                "use the actscope that made it"
             )
         plan = msgspec.convert(raw, HarvestPlan)
     except msgspec.DecodeError as error:
-        raise HarvestDamaged(f"{where}: is no plan of a harvest: {error}") from error
+        raise HarvestDamaged(f"{where}: is not the plan of a harvest: {error}") from error
     if plan.format != FORMAT:
         raise HarvestDamaged(f"{where}: expected format {FORMAT!r}, found {plan.format!r}")
     return plan
 
 
 def differences(held: HarvestPlan, wanted: HarvestPlan) -> list[str]:
-    """Every field in which two plans differ, as `field: held, not wanted`."""
+    """Return every field in which two plans differ, as `field: held, not wanted`."""
     pairs: list[tuple[str, Any, Any]] = [
         (name, getattr(held, name), getattr(wanted, name)) for name in HarvestPlan.__struct_fields__
     ]
@@ -139,11 +149,11 @@ def differences(held: HarvestPlan, wanted: HarvestPlan) -> list[str]:
 
 
 def check_same(held: HarvestPlan, wanted: HarvestPlan, where: str) -> None:
-    """Raises SettingsError, naming every difference, unless the two are the same plan."""
+    """Raise SettingsError, naming every difference, unless the two plans are the same."""
     if found := differences(held, wanted):
         raise SettingsError(
             f"{where} holds a harvest of another plan: {'; '.join(found)}\n"
-            "Go on with the settings and versions of that one, or choose another place"
+            "Continue with the settings and versions of that plan, or choose another place"
         )
 
 

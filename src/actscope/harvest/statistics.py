@@ -1,4 +1,4 @@
-"""Statistics of a site's rows, as sums that a unit's receipt carries and the manifest combines."""
+"""Statistics of a site's rows. Receipts contain the sums of their units, and the manifest combines them."""
 
 from __future__ import annotations
 
@@ -13,34 +13,38 @@ if TYPE_CHECKING:
 
 
 class SiteSums(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Sums over the finite rows of one site in one unit, in double precision of float32 values. JSON keeps them exactly."""
+    """Sums over the finite rows of one site in one unit: float32 within a row, float64 over rows. JSON keeps them exactly."""
 
     rows: int
-    """Rows that count: all of whose values are finite."""
+    """Number of rows in the sums: those whose L2 norm, in float32, is finite."""
     not_finite: int
-    """Rows with an infinity or a NaN in them: stored, and not in any sum."""
+    """Number of other rows, for instance with an infinity or a NaN. They are stored, but not in any sum."""
     values: float
     """Sum of all values."""
     squares: float
-    """Sum of their squares."""
+    """Sum of their squares, from the rows' norms."""
     norms: float
-    """Sum of the rows' Euclidean norms."""
+    """Sum of the rows' L2 norms."""
 
 
 class SiteStatistics(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Of all rows of a site. Multiply rows by sqrt(d_model) / mean_norm to train as SAELens's expected_average_only_in does."""
+    """Statistics of all rows of a site; None where there are no rows.
+
+    Rows multiplied by sqrt(d_model) / mean_norm are normalized as in SAELens's `expected_average_only_in`.
+    """
 
     rows: int
     not_finite: int
     mean: float | None
-    """Of all values, over all dimensions."""
+    """Mean of all values, over all dimensions."""
     std: float | None
-    """Of all values around that mean; population form."""
+    """Population standard deviation of all values around that mean."""
     mean_norm: float | None
+    """Mean L2 norm of a row."""
 
 
 def sums_of(rows: Tensor) -> SiteSums:
-    """Of rows [n, d], on the CPU."""
+    """Return the sums over rows [n, d], which are on the CPU."""
     import torch
 
     values = rows.to(torch.float32)
@@ -58,7 +62,7 @@ def sums_of(rows: Tensor) -> SiteSums:
 
 
 def added(parts: Iterable[SiteSums]) -> SiteSums:
-    """The sums of all parts: rounded once, so the same for any grouping in the same order or another (Shewchuk's fsum)."""
+    """Add the sums of all parts. Each result is rounded once, so the order of the parts does not matter (Shewchuk's fsum)."""
     held = list(parts)
     return SiteSums(
         rows=sum(part.rows for part in held),
@@ -70,7 +74,7 @@ def added(parts: Iterable[SiteSums]) -> SiteSums:
 
 
 def statistics_of(sums: SiteSums, d_model: int) -> SiteStatistics:
-    """What the sums say; None of everything where there is no row."""
+    """Return the statistics that follow from sums over rows of width `d_model`."""
     if not sums.rows:
         return SiteStatistics(rows=0, not_finite=sums.not_finite, mean=None, std=None, mean_norm=None)
     n = sums.rows * d_model

@@ -1,4 +1,4 @@
-"""Every byte of a harvest checked against its receipts and its manifest."""
+"""Verification of a harvest: checks every byte against its receipts and its manifest."""
 
 from __future__ import annotations
 
@@ -22,7 +22,17 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass
 class HarvestVerdict:
-    """What was found. `ok`: everything that is committed is there, whole, and as it was committed."""
+    """Result of `verify`.
+
+    Attributes:
+        path: Place of the harvest.
+        units: Number of units of the plan.
+        committed: Number of units with a receipt.
+        rows: Number of rows in the valid receipts.
+        bytes: Size of the shards that were found.
+        finished: Whether there is a manifest.
+        problems: Damage that was found, one message each.
+    """
 
     path: str
     units: int = 0
@@ -32,17 +42,20 @@ class HarvestVerdict:
     finished: bool = False
     problems: list[str] = field(default_factory=list)
     strays: list[str] = field(default_factory=list)
-    """Shards that no receipt names: of workers that were killed, or that another was faster than. They may be removed."""
+    """Shards that no receipt names, left by workers that were killed or were slower than another. They may be removed."""
 
     @property
     def ok(self) -> bool:
+        """Whether everything that was committed is there, complete and unchanged."""
         return not self.problems
 
     def as_dict(self) -> dict[str, Any]:
+        """Return the result for JSON."""
         return {"ok": self.ok, **asdict(self)}
 
     def as_text(self) -> str:
-        state = "finished" if self.finished else "not finished: the same command goes on with it"
+        """Return the result for a terminal."""
+        state = "finished" if self.finished else "not finished: the command that began it resumes it"
         lines = [*self.problems, f"{self.path}: {'ok' if self.ok else 'DAMAGED'}"]
         lines.append(f"  {self.committed} of {self.units} units, {self.rows} rows, {self.bytes} bytes; {state}")
         lines += [f"  {name}: no receipt names it; it may be removed" for name in self.strays]
@@ -50,7 +63,17 @@ class HarvestVerdict:
 
 
 def verify(storage: Storage, progress: Progress) -> HarvestVerdict:
-    """Read everything; change nothing. Raises HarvestError when there is no harvest, or the storage fails."""
+    """Read and check everything; change nothing. Damage is reported in the result, not raised.
+
+    Args:
+        storage: Place of the harvest.
+        progress: Called with ("shards", checked receipts, all receipts).
+
+    Raises:
+        HarvestError: There is no harvest, or the storage failed.
+        HarvestDamaged: The plan is malformed.
+        SettingsError: The harvest has another version.
+    """
     plan = held_plan(storage)
     units = sorted(committed(storage, plan))
     verdict = HarvestVerdict(storage.url, units=plan.n_units, committed=len(units))
@@ -104,11 +127,9 @@ def _check_manifest(storage: Storage, plan: HarvestPlan, receipts: list[Receipt]
         return
     verdict.finished = True
     if len(receipts) < plan.n_units:
-        verdict.problems.append(
-            f"{where}: is there, but {plan.n_units - len(receipts)} units have no receipt that can be read"
-        )
+        verdict.problems.append(f"{where}: exists, but {plan.n_units - len(receipts)} units have no valid receipt")
     elif (found := _read(data, where, verdict)) is not None and found != manifest_of(plan, receipts):
-        verdict.problems.append(f"{where}: does not say what the receipts say")
+        verdict.problems.append(f"{where}: does not match the receipts")
 
 
 def _read(data: bytes, where: str, verdict: HarvestVerdict) -> HarvestManifest | None:
@@ -119,5 +140,5 @@ def _read(data: bytes, where: str, verdict: HarvestVerdict) -> HarvestManifest |
         return None
 
 
-#: So much of a shard is kept for its header to be read.
+#: Bytes of a shard that are kept to read its header.
 _HEAD = 1 << 20

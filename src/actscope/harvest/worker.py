@@ -1,4 +1,4 @@
-"""A worker: it holds the model, and turns one unit after the other into a published shard and a receipt."""
+"""Worker: holds the model, and computes units into published shards and receipts."""
 
 from __future__ import annotations
 
@@ -23,16 +23,20 @@ from actscope.harvest.shards.contract import PendingShard
 from actscope.harvest.statistics import SiteSums, added, sums_of
 from actscope.harvest.storage import Storage
 
-#: Texts by which rows are counted in advance: where the number of texts follows from it, and where it is only told.
+#: Size of the sample that estimates the rows of a text: if it decides the number of texts, and if it is only reported.
 _SAMPLE, _GLANCE = 1024, 64
-#: So many forwards' worth of tokens are read at once: pieces of like length are found among them.
+#: Number of forward passes whose tokens are read together, so that pieces of similar length share a pass.
 _FORWARDS = 8
-#: A context that no text fills.
+#: A context longer than any text.
 _WHOLE = 1 << 30
 
 
 class UnitWorker:
-    """Reads texts, runs the model, writes shards straight to the storage. One unit at a time; memory: a unit's rows."""
+    """Worker that reads texts, runs the model and writes shards to the storage. It holds the rows of one unit in memory.
+
+    Raises:
+        SettingsError, SiteError, EngineError: The dataset or the model cannot be opened as the settings say.
+    """
 
     def __init__(self, settings: HarvestSettings, storage: Storage) -> None:
         self._settings = settings
@@ -44,7 +48,11 @@ class UnitWorker:
         self._accepted = ""
 
     def propose(self) -> Proposal:
-        """The plan that the settings come to with this model, dataset and environment. Needs no forward pass."""
+        """Return the plan for the settings with this model, dataset and environment. Runs no forward pass.
+
+        Raises:
+            SettingsError: The dataset has no texts, or `tokens` is set and a sample of the texts gives no row.
+        """
         n = len(self._texts)
         sample = self._plan(min(n, _SAMPLE if self._settings.tokens else _GLANCE))
         counted = self._cut(sample.text_numbers(Unit(0, 0, sample.texts, sample.id)))
@@ -53,9 +61,19 @@ class UnitWorker:
         return Proposal(plan=plan, rows_per_text=rows, tokens_per_text=counted.n_tokens / sample.texts)
 
     def run(self, plan: HarvestPlan, number: int) -> Receipt:
-        """Compute a unit, publish its shard, commit its receipt. Running it again changes nothing.
+        """Compute a unit, publish its shard, and commit its receipt. Idempotent.
 
-        Raises SettingsError when this worker would compute other bytes than the plan says.
+        Args:
+            plan: Plan of the harvest.
+            number: Number of the unit.
+
+        Returns:
+            The receipt that counts. It is another worker's if that one committed the unit first.
+
+        Raises:
+            SettingsError: This worker differs from the plan, and might compute other bytes.
+            EngineError: The model failed.
+            HarvestError: The storage failed.
         """
         self._accept(plan)
         unit = plan.unit(number)
@@ -65,10 +83,11 @@ class UnitWorker:
         if not self._storage.put_new(name, receipts.encode(receipt)):
             held = self._storage.get(name)
             assert held is not None
-            return receipts.decode(held, f"{self._storage.url}/{name}")  # another was first: what it published counts
+            return receipts.decode(held, f"{self._storage.url}/{name}")  # another worker was first: its receipt counts
         return receipt
 
     def close(self) -> None:
+        """Free the model."""
         self._reader.close()
 
     def _computed(self, plan: HarvestPlan, unit: Unit, cut: UnitPieces) -> Receipt:
@@ -108,11 +127,12 @@ class UnitWorker:
             return min(n, settings.texts or n)
         if not rows_per_text:
             raise SettingsError(
-                f"{settings.dataset}: the first {min(n, _SAMPLE)} texts give no row; see mask and column"
+                f"{settings.dataset}: the first {min(n, _SAMPLE)} texts give no row; check mask and column"
             )
         return max(1, min(n, round(settings.tokens / rows_per_text)))
 
     def _accept(self, plan: HarvestPlan) -> None:
+        """Raise SettingsError unless this worker would make the same plan."""
         if self._accepted != plan.id:
             plans.check_same(plan, self._plan(plan.texts), f"{self._storage.url}/{layout.PLAN}")
             self._accepted = plan.id
@@ -154,7 +174,7 @@ class UnitWorker:
 
 
 def fingerprint_of(tokenizer: Any) -> str:
-    """16 hex digits of everything that decides a fast tokenizer's ids, and of which of them are special."""
+    """Hash everything that decides the ids of a fast tokenizer, and which of them are special: 16 hex digits."""
     parts = [
         tokenizer.backend_tokenizer.to_str(),
         repr(sorted(tokenizer.all_special_ids)),
@@ -166,7 +186,7 @@ def fingerprint_of(tokenizer: Any) -> str:
 def _open(settings: HarvestSettings) -> Reader:
     is_hf = settings.reader == "hf"
     return open_reader(
-        settings.reader,  # type: ignore[arg-type]  # it says itself which readers there are
+        settings.reader,  # type: ignore[arg-type]  # open_reader checks it
         settings.model,
         settings.sites,
         dtype=settings.dtype,
@@ -197,7 +217,7 @@ def _shard(plan: HarvestPlan, unit: Unit, rows: int) -> PendingShard:
 
 
 def _groups(pieces: Sequence[OwnedPiece], plan: HarvestPlan) -> Iterator[list[OwnedPiece]]:
-    """The pieces in order, in groups of some forwards; Arrow counts the values of a group in 31 bits."""
+    """Group the pieces, in order, by the tokens of some forward passes. Arrow counts the values of a group in 31 bits."""
     most = min(_FORWARDS * plan.batch_tokens, ((1 << 31) - 1) // plan.d_model)
     group: list[OwnedPiece] = []
     tokens = 0

@@ -1,1 +1,1 @@
-"""The feed's buffer: who may use which rows, and where they lie in memory."""
+"""The feed's buffer: allocation of its rows to consumers, and their place in shared memory."""

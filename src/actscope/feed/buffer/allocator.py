@@ -1,13 +1,14 @@
-"""Who may write and who may read which part of the buffer: the one place that decides, in one process, without any memory.
+"""Allocator of the feed's windows: decides which rows the generator may write and each consumer may read. Touches no memory.
 
-A window goes round:
+States of a window:
 
-    FREE ──begin──▶ FILLING ──filled──▶ READY ──every group has had it, and nobody holds it──▶ FREE
+    FREE ──begin──▶ FILLING ──filled──▶ READY ──consumed by every group, and held by no grant──▶ FREE
                        └────abandon──▶ FREE          (the generator died; the window is filled again, with the same rows)
 
-Rows are claimed by *groups*: within a group each row goes to one consumer, and every group gets every row, `serves` times. A
-claim is a *grant* of stretches of windows, which are held until it is released: a window that somebody holds is never filled
-again. What a consumer held when it died is counted and not served again: at most `serves` times is a promise, whoever crashes.
+Consumers claim rows as members of a *group*. Within a group each row goes to one consumer, and every group gets every row
+`serves` times. A claim yields a *grant* of row ranges, which are held until it is released. A window with held rows is never
+refilled. Rows that a consumer held when it died are counted as abandoned and not served again. Therefore no group gets a row
+more than `serves` times, whatever crashes.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from math import inf
 from actscope.errors import FeedEnded, FeedNotReady, RequestRefused
 from actscope.feed.buffer.position import Position, StreamMark
 
-_WAITING_S = 60.0  # a group that asked within this time is one that waits
+_WAITING_S = 60.0  # a group that found no rows within this time counts as waiting
 _MOST_GONE = 1024
 
 
@@ -34,7 +35,15 @@ class State(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Fill:
-    """An order to fill window `window` with the `number`-th window of an epoch, whose rows begin at `mark`; None: find it."""
+    """Order to fill a window of the memory with the next rows.
+
+    Attributes:
+        window: Index of the window in memory.
+        generation: Its new generation.
+        epoch: Epoch that is read.
+        number: Number of the window in that epoch, from 0.
+        mark: Point in the epoch's stream where its rows begin. None: the generator locates it.
+    """
 
     window: int
     generation: int
@@ -45,7 +54,7 @@ class Fill:
 
 @dataclass(frozen=True, slots=True)
 class RowRange:
-    """Rows start .. start + n - 1 of a window, in the order of its `turn`-th time round; turn 0 is the order in memory."""
+    """Rows `start` to `start + n - 1` of a window, in the order of its serving number `turn`. Turn 0 is the order in memory."""
 
     window: int
     generation: int
@@ -59,8 +68,16 @@ class RowRange:
 
 @dataclass(frozen=True, slots=True)
 class Grant:
-    """What one claim got. `position` is that of its first row, `next` that behind its last; `missed` rows lie before it that this
-    group should have had, but did not (a refresh, or a group that was away too long)."""
+    """Rows that one claim was granted.
+
+    Attributes:
+        id: Number of the grant.
+        extents: Its row ranges, in the order of serving.
+        position: Position of its first row.
+        next: Position of the row after its last one.
+        missed: Rows directly before these that the group never received, after a refresh or a long absence. Each missed row
+            is reported by one grant.
+    """
 
     id: int
     extents: tuple[RowRange, ...]
@@ -78,13 +95,13 @@ class _Window:
     number_in_memory: int
     generation: int = 0
     state: State = State.FREE
-    ordinal: int = -1  # how many windows were filled before it since the start
+    ordinal: int = -1  # number of windows filled before it since the start
     epoch: int = 0
     number: int = 0
     mark: StreamMark | None = None
     n_rows: int = 0
     filled_rows: int = 0
-    first: int = 0  # rows that were to be served before it since the start
+    first: int = 0  # rows to serve before it since the start, all turns counted
     holders: int = 0
 
 
@@ -94,7 +111,7 @@ class _Group:
     offset: int = 0
     rows: int = 0
     missed: int = 0
-    untold: int = 0  # of the missed ones, those that no grant has said yet
+    untold: int = 0  # missed rows that no grant has reported yet
     used: float = 0.0
     starved: float = -inf
 
@@ -110,9 +127,9 @@ class _Lease:
 
 @dataclass(slots=True)
 class RowCounts:
-    """What became of the rows, exactly; a row is one position, whatever the number of sites.
+    """Exact counts of rows. A row is one position, whatever the number of sites.
 
-    Every row that was granted is in one of delivered, abandoned (its consumer went, or was silent for too long) and held.
+    Every granted row is delivered, held, or abandoned (its consumer disconnected, fell silent, or gave it back unused).
     """
 
     filled_rows: int = 0
@@ -127,7 +144,7 @@ class RowCounts:
 
 
 class WindowAllocator:
-    """The state of all windows and groups. Not thread-safe: one thread decides. Times are seconds of a monotonic clock."""
+    """State of all windows, groups and grants. Not thread-safe. Times are seconds of a monotonic clock."""
 
     def __init__(
         self,
@@ -150,9 +167,9 @@ class WindowAllocator:
         self._leases: dict[int, _Lease] = {}
         self._ids = count(1)
         self._max_groups, self._group_seconds = max_groups, group_seconds
-        self._next_ordinal = 0  # of the window that is, or will be, filled next
-        self._floor = 0  # windows before this one are of no use to anybody
-        self._filled_until = 0  # rows to be served, of all windows filled
+        self._next_ordinal = 0  # of the window that is being filled, or is filled next
+        self._floor = 0  # ordinal; windows before it were dropped by a refresh
+        self._filled_until = 0  # rows to serve of all windows filled so far, all turns counted
         served_by_window = window_rows * serves
         number, self._first_offset = divmod(self._start.cursor, served_by_window)
         mark = self._start.mark or (None if number else StreamMark())
@@ -161,7 +178,7 @@ class WindowAllocator:
     # --- the generator's side ---
 
     def begin(self) -> Fill | None:
-        """Have the next window filled, if one is free and none is being filled. None otherwise, and at the end."""
+        """Return an order to fill the next window. None if no window is free, one is being filled, or the feed has ended."""
         window = next((w for w in self._windows if w.state is State.FREE), None)
         if window is None or self.ended or any(w.state is State.FILLING for w in self._windows):
             return None
@@ -180,7 +197,15 @@ class WindowAllocator:
         self._windows[window].filled_rows = rows
 
     def filled(self, window: int, n_rows: int, begun: StreamMark, after: StreamMark, *, epoch_over: bool) -> None:
-        """The window can be served. Its rows began at `begun`; the next one's begin at `after`, or with the next epoch."""
+        """Mark a window as ready, or as free if it has no rows.
+
+        Args:
+            window: Index of the window in memory.
+            n_rows: Its number of rows.
+            begun: Point in the epoch's stream where its rows begin.
+            after: Point where the next window begins, unless `epoch_over`.
+            epoch_over: Whether the next window begins with the next epoch.
+        """
         filled = self._windows[window]
         assert filled.state is State.FILLING
         assert 0 <= n_rows <= self.window_rows
@@ -207,11 +232,25 @@ class WindowAllocator:
     # --- the consumers' side ---
 
     def claim(self, group: str, n: int, owner: object, now: float, lease_seconds: float = inf) -> Grant:
-        """The next `n` rows of a group, held until they are released, or until `owner` has been silent for `lease_seconds`.
+        """Grant the next `n` rows of a group. They are held until released, or until `owner` is silent for `lease_seconds`.
 
-        A grant has fewer at the end of the last epoch, and where the windows are too short for so many: what is missing could
-        only come when these rows are gone. Raises FeedNotReady when there are not so many yet, FeedEnded when
-        there will be no more, RequestRefused for one group too many; nothing is granted then.
+        A grant is shorter at the end of the last epoch. It is also shorter when the other rows could only come after these are
+        consumed: all windows are ready, and the group has finished none of them.
+
+        Args:
+            group: Name of the group; a new one is created.
+            n: Number of rows.
+            owner: Consumer that will hold them.
+            now: The time.
+            lease_seconds: Duration of the lease.
+
+        Returns:
+            The grant. No rows are granted when an error is raised.
+
+        Raises:
+            FeedNotReady: Fewer than `n` rows are ready.
+            FeedEnded: All epochs have been served to this group.
+            RequestRefused: The group is new, and there are `max_groups` already.
         """
         state = self._group(group, now)
         state.used = now
@@ -221,7 +260,7 @@ class WindowAllocator:
             if self.ended:
                 raise FeedEnded(f"all {self.epochs} epochs have been served to group {group!r}")
             state.starved = now
-            raise FeedNotReady(f"{there} rows are ready, {n} were asked for{self._held_up(state, now)}", there)
+            raise FeedNotReady(f"{there} rows are ready, {n} were requested{self._held_up(state, now)}", there)
         position = self._position(state)
         extents = tuple(self._take(state, min(n, there)))
         granted = sum(extent.n for extent in extents)
@@ -270,7 +309,11 @@ class WindowAllocator:
             self._retire()
 
     def refresh(self) -> int:
-        """Drop all rows that are ready, so that what comes next is new. How many rows some group has not had, or nobody."""
+        """Drop all ready rows, so that the next rows are new.
+
+        Returns:
+            The number of rows that the group with most unread rows loses; without groups, that of all ready rows.
+        """
         dropped = 0
         ready = [w for w in self._windows if w.state is State.READY and w.ordinal >= self._floor]
         for group in self._groups.values():
@@ -286,7 +329,7 @@ class WindowAllocator:
         self._retire()
         return dropped
 
-    # --- what there is ---
+    # --- state and statistics ---
 
     def available(self, group: str) -> int:
         """Return the number of rows that a group could claim now."""
@@ -328,7 +371,7 @@ class WindowAllocator:
     # --- parts ---
 
     def _newcomer(self, now: float) -> _Group:
-        """A group begins at the oldest window from which on none is missing; the very first one where the feed began."""
+        """Return a new group at the oldest of the contiguous ready windows; in the feed's first window, at the feed's start."""
         ready = {w.ordinal for w in self._windows if w.state is State.READY and w.ordinal >= self._floor}
         ordinal = self._next_ordinal
         while ordinal - 1 in ready:
@@ -351,7 +394,7 @@ class WindowAllocator:
         return group
 
     def _place(self, group: _Group) -> int:
-        """How many rows were to be served before a group's next one, since the start."""
+        """Return the number of rows to serve before a group's next one, since the start."""
         window = self._ready(group.ordinal)
         return self._filled_until if window is None else window.first + group.offset
 
@@ -363,28 +406,30 @@ class WindowAllocator:
         return sum(w.n_rows for w in windows) * self.serves - (group.offset if windows else 0)
 
     def _slowest(self) -> str | None:
-        """The group that has had least."""
+        """Return the name of the group that has consumed least; None without groups."""
         return min(self._groups, key=lambda name: self._place(self._groups[name]), default=None)
 
     def _held_up(self, group: _Group, now: float) -> str:
-        """Who keeps the windows from being filled, where that is another group."""
+        """Return the end of an error message: the other group that keeps all windows from being refilled, if there is one."""
         if any(w.state is not State.READY for w in self._windows):
             return ""
         slowest = self._slowest()
         behind = self._groups[slowest] if slowest is not None else group
         if behind is group:
             return ""
-        return f"; group {slowest!r} has not taken them, and took nothing for {now - behind.used:.0f} s: all groups get all rows"
+        return (
+            f"; all windows wait for group {slowest!r}, idle for {now - behind.used:.0f} s: every group gets all rows"
+        )
 
     def _alone_with(self, group: _Group) -> bool:
-        """Whether no window can become free before this group takes rows: all are ready, and it has had none of them."""
+        """Return whether no window can become free before this group takes rows: all are ready, and it has finished none."""
         return all(w.state is State.READY and w.ordinal >= group.ordinal for w in self._windows)
 
     def _take(self, group: _Group, n: int) -> list[RowRange]:
         extents = []
         while n:
             window = self._ready(group.ordinal)
-            assert window is not None, "the windows from a group's own on have no gap"
+            assert window is not None, "the ready windows from a group's own one on are contiguous"
             turn, start = divmod(group.offset, window.n_rows)
             if turn >= self.serves:
                 group.ordinal, group.offset = group.ordinal + 1, 0
@@ -402,7 +447,7 @@ class WindowAllocator:
         return extents
 
     def _step_over(self, group: _Group) -> None:
-        """A group that has had all of a window is done with it."""
+        """Advance a group past its window if it has consumed all of it."""
         window = self._ready(group.ordinal)
         if window is not None and group.offset >= window.n_rows * self.serves:
             group.ordinal, group.offset = group.ordinal + 1, 0
@@ -433,7 +478,7 @@ class WindowAllocator:
         return any(lease.group == group for lease in self._leases.values())
 
     def _retire(self) -> None:
-        """Free the windows that every group has had and nobody holds."""
+        """Free the windows that every group has consumed and no grant holds."""
         wanted_from = min((g.ordinal for g in self._groups.values()), default=self._floor)
         for window in self._windows:
             if window.state is State.READY and window.holders == 0 and window.ordinal < wanted_from:

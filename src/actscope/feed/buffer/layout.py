@@ -1,4 +1,4 @@
-"""How the buffer lies in memory.
+"""Layout of the buffer in memory.
 
     ┌ head (4 KiB) ──────────────────────────────────────────────────────────┐
     │ u64 [n_windows]: the generation of each window                          │
@@ -7,9 +7,8 @@
     │ for each site: rows  dtype [window_rows, width]      (from a new page)  │
     └────────────────────────────────────────────────────────────────────────┘
 
-A window's generation goes up when it begins to be filled again. Whoever has copied rows out of it looks at the generation once
-more: if it has changed, what he copied may be torn, and is thrown away. Rows lie in the order in which they are served the
-first time, so that a batch is one stretch of memory.
+A window's generation is incremented before it is filled again. Readers use it as a seqlock: they re-read the generation after
+copying, and discard the copy if it changed. Rows lie in the order of their first serving, so that a batch is contiguous memory.
 """
 
 from __future__ import annotations
@@ -26,7 +25,11 @@ MAX_WINDOWS = PAGE // 8
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Sizes and offsets, in bytes from the start of the memory."""
+    """Sizes and offsets in the memory, in bytes. `n_windows` is at most 512: their generations fill one page.
+
+    Raises:
+        SettingsError: A field is out of range.
+    """
 
     n_windows: int
     window_rows: int
@@ -47,12 +50,12 @@ class Layout:
 
     @property
     def plane_bytes(self) -> int:
-        """Bytes of one site's rows of one window, up to the next page."""
+        """Bytes of one window's rows at one site, rounded up to a page."""
         return _pages(self.window_rows * self.row_bytes)
 
     @property
     def label_bytes(self) -> int:
-        """Bytes of one window's labels, up to the next page."""
+        """Bytes of one window's labels, rounded up to a page."""
         return _pages(self.window_rows * ROW_LABEL.itemsize)
 
     @property
@@ -66,11 +69,11 @@ class Layout:
         return PAGE + self.n_windows * self.window_bytes
 
     def labels_at(self, window: int) -> int:
-        """Where a window's labels begin."""
+        """Return the offset of a window's labels."""
         return PAGE + window * self.window_bytes
 
     def plane_at(self, window: int, site: int) -> int:
-        """Where a window's rows of one site begin."""
+        """Return the offset of a window's rows at one site."""
         return self.labels_at(window) + self.label_bytes + site * self.plane_bytes
 
 

@@ -1,8 +1,8 @@
-"""The buffer's memory: anonymous, without a name that could be left behind, mapped by whoever is given its descriptor.
+"""Shared memory of the buffer: an anonymous memfd, mapped by every process that receives its descriptor.
 
-It is a memfd: no path, no other user can open it, the size of /dev/shm does not bound it, and the kernel frees it when the last
-process that has it ends, however it ends. The descriptor goes to the generator by inheritance, and to consumers of the same
-user over a unix socket.
+A memfd has no path: no other user can open it, and no file can be left behind. The size of /dev/shm does not limit it. The
+kernel frees it when the last process that holds it ends, however it ends. The generator and consumers of the same user receive
+the descriptor over a unix socket (SCM_RIGHTS).
 """
 
 from __future__ import annotations
@@ -25,22 +25,24 @@ from actscope.feed.buffer.layout import Layout
 
 log = logging.getLogger("actscope.feed")
 
-#: Arrays have these dtypes; bfloat16, which numpy lacks, is its bits.
+#: numpy dtype of the arrays. numpy has no bfloat16: its bits are stored as uint16.
 STORED_AS: dict[str, np.dtype[Any]] = {
     "float32": np.dtype("<f4"),
     "float16": np.dtype("<f2"),
     "bfloat16": np.dtype("<u2"),
 }
-_SEALS = (
-    0x0001 | 0x0002 | 0x0004
-)  # F_SEAL_SEAL, F_SEAL_SHRINK, F_SEAL_GROW: a size that changed would be a SIGBUS elsewhere
+# F_SEAL_SEAL, F_SEAL_SHRINK, F_SEAL_GROW: a change of size would raise SIGBUS in other processes
+_SEALS = 0x0001 | 0x0002 | 0x0004
 _F_ADD_SEALS, _F_GET_SEALS = 1033, 1034
 _MPOL_INTERLEAVE = 3
 _NODES = Path("/sys/devices/system/node/online")
 
 
 class FeedMemory:
-    """One process's mapping. `generations` are the windows' words; each is loaded and stored by one instruction."""
+    """One process's mapping of the buffer.
+
+    `generations` is a view of the windows' generations, u64 [n_windows]. Each is loaded and stored by one instruction.
+    """
 
     def __init__(self, fd: int, layout: Layout, *, writable: bool) -> None:
         protection = mmap.PROT_READ | (mmap.PROT_WRITE if writable else 0)
@@ -52,41 +54,61 @@ class FeedMemory:
 
     @classmethod
     def create(cls, layout: Layout, *, huge_pages: bool = True, numa: str = "auto") -> FeedMemory:
-        """New memory, all of it there before this returns. Raises SettingsError when the machine does not give it."""
+        """Create the memory. All its pages are allocated before this returns.
+
+        Args:
+            layout: Its layout.
+            huge_pages: Whether to ask the kernel for huge pages.
+            numa: "auto" spreads the pages over the NUMA nodes if there are several; "local" leaves them to the kernel.
+
+        Returns:
+            A writable mapping.
+
+        Raises:
+            SettingsError: The machine does not have so much memory.
+        """
         fd = os.memfd_create("actscope-feed", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         try:
             os.ftruncate(fd, layout.total_bytes)
             fcntl.fcntl(fd, _F_ADD_SEALS, _SEALS)
             memory = cls(fd, layout, writable=True)
             memory._hint(huge_pages=huge_pages, numa=numa)
-            os.posix_fallocate(
-                fd, 0, layout.total_bytes
-            )  # now, or a full machine is a SIGBUS in the middle of a window
+            # allocated now: running out of memory later would raise SIGBUS in the middle of a window
+            os.posix_fallocate(fd, 0, layout.total_bytes)
         except (OSError, ValueError, OverflowError) as error:
             os.close(fd)
             raise SettingsError(
-                f"feed buffer: the machine does not give {layout.total_bytes} bytes of shared memory ({error}): "
-                "make buffer_rows smaller"
+                f"feed buffer: {layout.total_bytes} bytes of shared memory cannot be allocated ({error}): "
+                "reduce buffer_rows"
             ) from error
         return memory
 
     @classmethod
     def attach(cls, fd: int, layout: Layout, *, writable: bool = False) -> FeedMemory:
-        """Map memory that another process has made; the descriptor is ours from now on. Raises FeedError when it is none."""
+        """Map memory that another process created. The mapping owns the descriptor.
+
+        Args:
+            fd: Descriptor of the memory.
+            layout: Layout that it must have.
+            writable: Whether to map it for writing.
+
+        Raises:
+            FeedError: The descriptor is not sealed memory of this layout's size.
+        """
         try:
             size, seals = os.fstat(fd).st_size, fcntl.fcntl(fd, _F_GET_SEALS)
         except OSError as error:
-            raise FeedError(f"feed buffer: descriptor {fd} is no sealed memory ({error.strerror})") from error
+            raise FeedError(f"feed buffer: descriptor {fd} is not sealed memory ({error.strerror})") from error
         if size != layout.total_bytes or seals & _SEALS != _SEALS:
             raise FeedError(f"feed buffer: expected {layout.total_bytes} sealed bytes, found {size} (seals {seals:#x})")
         return cls(fd, layout, writable=writable)
 
     def labels(self, window: int) -> np.ndarray:
-        """ROW_LABEL [window_rows]: a view of the memory."""
+        """Return a view of a window's labels, ROW_LABEL [window_rows]."""
         return np.frombuffer(self._map, ROW_LABEL, self.layout.window_rows, self.layout.labels_at(window))
 
     def plane(self, window: int, site: int) -> np.ndarray:
-        """[window_rows, width], as in STORED_AS: a view of the memory."""
+        """Return a view of a window's rows at one site, [window_rows, width], with the dtype of STORED_AS."""
         layout = self.layout
         values: np.ndarray = np.frombuffer(
             self._map,
@@ -97,12 +119,12 @@ class FeedMemory:
         return values.reshape(layout.window_rows, layout.width)
 
     def stretch(self, window: int, site: int, start: int, stop: int) -> memoryview:
-        """The bytes of rows start .. stop - 1 of a site: a view of the memory."""
+        """Return a view of the bytes of a window's rows `start` to `stop - 1` at one site."""
         begin = self.layout.plane_at(window, site)
         return self.bytes[begin + start * self.layout.row_bytes : begin + stop * self.layout.row_bytes]
 
     def close(self) -> None:
-        """Unmap. A view that is still in use elsewhere keeps the memory until it is dropped."""
+        """Unmap the memory and close the descriptor. Views still in use keep it mapped until they are dropped. Idempotent."""
         if self.fd < 0:
             return
         fd, self.fd = self.fd, -1
@@ -114,7 +136,7 @@ class FeedMemory:
         os.close(fd)
 
     def _hint(self, *, huge_pages: bool, numa: str) -> None:
-        """What the kernel should do with the pages, where it can; a machine that cannot is no error."""
+        """Ask the kernel for huge pages and NUMA interleaving. A machine that has neither is not an error."""
         if huge_pages and hasattr(mmap, "MADV_HUGEPAGE"):
             with contextlib.suppress(OSError):
                 self._map.madvise(mmap.MADV_HUGEPAGE)
@@ -123,7 +145,7 @@ class FeedMemory:
 
 
 def _online_nodes() -> int:
-    """How many NUMA nodes there are; 1 where that cannot be told."""
+    """Return the number of NUMA nodes; 1 if it is unknown."""
     try:
         last = _NODES.read_text().strip().split(",")[-1].split("-")[-1]
         return int(last) + 1
@@ -132,10 +154,10 @@ def _online_nodes() -> int:
 
 
 def _interleave(memory: memoryview, nodes: int) -> None:
-    """Spread the pages over all nodes, by mbind(2), so that no node's memory is the bottleneck."""
+    """Interleave the pages over all nodes by mbind(2), so that no node's memory is the bottleneck."""
     library = ctypes.util.find_library("numa")
     if library is None:
-        log.info("%d NUMA nodes, but no libnuma: the buffer's pages lie where the kernel puts them", nodes)
+        log.info("%d NUMA nodes, but libnuma is not installed: the kernel decides where the buffer's pages lie", nodes)
         return
     mask = (ctypes.c_ulong * 16)()
     for node in range(min(nodes, 16 * 64)):

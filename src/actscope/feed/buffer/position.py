@@ -1,4 +1,4 @@
-"""Where in its order a feed stands: what a trainer keeps in its checkpoint, and gives back to go on at the very next row."""
+"""Position in the order of a feed. A trainer keeps it in its checkpoint, and resumes with it at exactly the next row."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _FORM = re.compile(r"(\d{1,18}):(\d{1,18}):(\d{1,18})(?:@(\d{1,18})\+(\d{1,18}))
 
 @dataclass(frozen=True, slots=True)
 class StreamMark:
-    """A place in the stream of an epoch: behind the first `skip` rows of chunk `chunk`."""
+    """Point in the stream of an epoch: after the first `skip` rows of chunk `chunk`."""
 
     chunk: int = 0
     skip: int = 0
@@ -20,10 +20,16 @@ class StreamMark:
 
 @dataclass(frozen=True, slots=True)
 class Position:
-    """Behind the first `cursor` rows that epoch `epoch` serves.
+    """Point in the feed's order: after the first `cursor` rows that epoch `epoch` serves.
 
-    `mark` is where the rows of the window in which that is begin in the epoch's stream: without it, the texts before must be
-    tokenized once more to find the place. As text: `seed:epoch:cursor`, or `seed:epoch:cursor@chunk+skip`.
+    Its text form is `seed:epoch:cursor` or `seed:epoch:cursor@chunk+skip`.
+
+    Attributes:
+        seed: Seed of the order.
+        epoch: Epoch, from 0.
+        cursor: Rows of the epoch before this point, all turns counted.
+        mark: Point in the epoch's stream where the rows of the current window begin. Without it, a resumed feed tokenizes the
+            preceding texts again to find that point.
     """
 
     seed: int
@@ -37,10 +43,12 @@ class Position:
 
     @classmethod
     def parse(cls, text: str) -> Position:
-        """Read what `str` gives. Raises SettingsError for anything else."""
+        """Parse the text form. Raises SettingsError for any other text."""
         match = _FORM.fullmatch(text.strip())
         if match is None:
-            raise SettingsError(f"feed position {text[:80]!r}: expected seed:epoch:cursor, perhaps with @chunk+skip")
+            raise SettingsError(
+                f"feed position {text[:80]!r}: expected seed:epoch:cursor or seed:epoch:cursor@chunk+skip"
+            )
         seed, epoch, cursor = (int(match[i]) for i in (1, 2, 3))
         mark = StreamMark(int(match[4]), int(match[5])) if match[4] else None
         return cls(seed, epoch, cursor, mark)

@@ -1,4 +1,4 @@
-"""Clients of the feed: over HTTP, and out of shared memory on the same machine."""
+"""Clients of the feed. They read rows over HTTP, or from shared memory on the same machine."""
 
 from __future__ import annotations
 

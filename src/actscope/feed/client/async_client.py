@@ -28,7 +28,7 @@ class AsyncFeedClient:
         url, token, group, transport, timeout: As for `FeedClient`.
 
     Raises:
-        SettingsError: `transport` is unknown.
+        SettingsError: `transport` is unknown, or `url` is not of the form http://host:port.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class AsyncFeedClient:
     def _lose(self, done: asyncio.Future[Any], before: str) -> None:
         if not done.cancelled() and done.exception() is None and self._client.position != before:
             self._client.position = before
-            log.warning("a call that was cancelled had taken rows: they are lost")
+            log.warning("a cancelled call had taken rows: they are lost")
 
     @property
     def position(self) -> str:
@@ -133,7 +133,7 @@ class AsyncFeedClient:
                 assert isinstance(batch, Tensor)
                 yield batch
         finally:
-            await self._run(batches.close)  # type: ignore[attr-defined]  # a generator, which waits for its thread
+            await self._run(batches.close)  # type: ignore[attr-defined]  # a generator; closing it joins its thread
 
     async def close(self) -> None:
         """Close all connections. Idempotent."""

@@ -80,7 +80,7 @@ class FeedClient:
         timeout: Default wait for rows, in seconds.
 
     Raises:
-        SettingsError: `transport` is unknown.
+        SettingsError: `transport` is unknown, or `url` is not of the form http://host:port.
     """
 
     def __init__(
@@ -122,7 +122,8 @@ class FeedClient:
 
         Raises:
             FeedError: The feed has failed or ended.
-            UpstreamError: The rows were not ready in time.
+            UpstreamError: The rows were not ready in time, or the feed cannot be reached.
+            SettingsError: The feed refuses the token.
         """
         until = time.monotonic() + (self.timeout if timeout is None else timeout)
         while True:
@@ -139,7 +140,7 @@ class FeedClient:
             except (UpstreamError, FeedNotReady) as error:
                 problem = error
             if time.monotonic() > until:
-                raise UpstreamError(f"{num_samples} rows were not there in time: {problem}") from problem
+                raise UpstreamError(f"{num_samples} rows were not ready in time: {problem}") from problem
             time.sleep(_POLL_S)  # polled, because the feed may not be up yet
 
     def get_stats(self) -> dict[str, Any]:
@@ -179,7 +180,7 @@ class FeedClient:
             epoch may be shorter.
 
         Raises:
-            FeedNotReady, FeedEnded, FeedError, UpstreamError, SettingsError: As `take`.
+            FeedNotReady, FeedEnded, FeedError, RequestRefused, SiteError, UpstreamError, SettingsError: As `take`.
         """
         values = self.take(num_samples, sites=sites, out=out).values
         return values if device is None else values.to(device)
@@ -211,11 +212,15 @@ class FeedClient:
             A batch on the CPU.
 
         Raises:
-            FeedNotReady: The rows were not ready in time.
+            FeedNotReady: The rows were not ready in time; over HTTP, also when there are too many groups or requests.
             FeedEnded: All epochs have been served.
             FeedError: The feed has failed.
+            RequestRefused: `num_samples` is not between 1 and the feed's `max_samples` (see `get_stats`). From shared memory,
+                also when there are too many groups; over HTTP, also for an invalid group name and an unknown site.
+            SiteError: The feed does not have such a site. Over HTTP this is a RequestRefused, unless `out` is given.
             UpstreamError: The feed cannot be reached, or this client is closed.
-            SettingsError: `out` has the wrong shape, dtype, layout or device.
+            SettingsError: `out` has the wrong shape, dtype, layout or device, or the feed refuses the token.
+            MissingExtra: `labels` over HTTP needs safetensors, which is not installed.
         """
         seconds = self.timeout if timeout is None else timeout
         batch = self._waited(lambda wait: self._take(num_samples, sites, labels, out, wait), seconds)
@@ -223,7 +228,7 @@ class FeedClient:
         return batch
 
     def _waited(self, ask: Callable[[float], T], seconds: float, over: threading.Event | None = None) -> T:
-        """Call `ask(wait)` until it succeeds, `seconds` elapse (raises FeedNotReady) or `over` is set (the same)."""
+        """Call `ask(wait)` until it succeeds, `seconds` elapse or `over` is set. Both of these raise FeedNotReady."""
         until = time.monotonic() + seconds
         at_once = _SLICE_S if over is None else _WANTED_S
         while True:
@@ -264,24 +269,27 @@ class FeedClient:
             Rows [batch_size, width] of one site, or [batch_size, sites, width] of several.
 
         Raises:
-            SettingsError: `batch_size` is below 1, or `zero_copy` cannot be used with the other arguments or this feed.
+            SettingsError: `batch_size` is below 1, `zero_copy` cannot be used with the other arguments or this feed, or the
+                feed refuses the token.
             FeedNotReady: A batch was not ready within the client's `timeout`.
             FeedError: The feed has failed.
-            UpstreamError: The feed cannot be reached.
+            RequestRefused: `batch_size` is above the feed's `max_samples`, or another reason of `take`.
+            SiteError: The feed does not have such a site, as in `take`.
+            UpstreamError: The feed cannot be reached, or this client is closed.
         """
         if batch_size < 1:
             raise SettingsError(f"batch_size {batch_size}: expected at least 1")
         if zero_copy:
             if normalize or device is not None:
                 raise SettingsError(
-                    "zero_copy gives the feed's own memory as it is: scale and move the batches yourself"
+                    "zero_copy yields views of the feed's memory, on the CPU and not scaled: scale and move them yourself"
                 )
             yield from self._views(batch_size, sites, drop_last=drop_last)
             return
         scale: float | Tensor | None = None if isinstance(normalize, bool) else normalize
         for batch in prefetch_iterator(lambda over: self._batches(batch_size, sites, device, over), prefetch):
             if batch.missed:
-                log.warning("%d rows before these were never had by group %s", batch.missed, self.group)
+                log.warning("the %d rows before these were never received by group %s", batch.missed, self.group)
             if drop_last and len(batch.values) < batch_size:
                 return
             if normalize and scale is None:
@@ -290,7 +298,10 @@ class FeedClient:
             yield batch.values if scale is None else batch.values * scale
 
     def _batches(self, n: int, sites: str, device: str | torch.device | None, over: threading.Event) -> Iterator[Batch]:
-        """Yield batches until the feed ends. Prefetched batches count as delivered even if unused: resume from `position`."""
+        """Yield batches until the feed ends or `over` is set.
+
+        Prefetched batches count as delivered even if they are not used, so resume from `position`.
+        """
         while True:
             try:
                 batch = self._waited(lambda wait: self._take(n, sites, False, None, wait), self.timeout, over)
@@ -308,10 +319,10 @@ class FeedClient:
     def _views(self, n: int, sites: str, *, drop_last: bool) -> Iterator[Tensor]:
         shm = self._opened()
         if shm is None:
-            raise SettingsError("zero_copy needs a feed of this user on this machine; this one is reached over HTTP")
+            raise SettingsError("zero_copy needs a feed of this user on this machine; this feed is read over HTTP")
         chosen = select_from(sites, self._sites)
         if len(chosen) != 1:
-            raise SettingsError(f"zero_copy gives the rows of one site; sites={sites!r} names {len(chosen)}")
+            raise SettingsError(f"zero_copy yields the rows of one site; sites={sites!r} names {len(chosen)}")
         while True:
             try:
                 granted = self._waited(lambda wait: shm.claim(n, wait), self.timeout)
@@ -324,7 +335,7 @@ class FeedClient:
                 yield shm.views(granted, chosen[0])
                 if not shm.whole(granted):
                     log.warning(
-                        "these rows were taken back while they were used: this consumer was silent for too long"
+                        "rows were overwritten while in use: this consumer was silent for too long, and lost its lease"
                     )
             finally:
                 shm.release(granted)
@@ -340,7 +351,7 @@ class FeedClient:
     def _opened(self) -> ShmTransport | None:
         """Return the shared-memory transport, connecting if necessary; None if rows come over HTTP."""
         if self._closed:
-            raise UpstreamError("this client has been closed: make another")
+            raise UpstreamError("this client is closed: create another one")
         if self._near is not None and self._near.closed:
             self._near = None
         if self._near is not None or self._transport == "http":
@@ -356,7 +367,7 @@ class FeedClient:
         except (ActscopeError, OSError) as error:
             if self._transport == "near":
                 raise
-            log.warning("rows come over HTTP: %s", error)
+            log.warning("rows are read over HTTP, not from shared memory: %s", error)
             self._transport = "http"
         return self._near
 
@@ -377,7 +388,7 @@ class FeedClient:
             if whole:
                 names = tuple(self._sites[i] for i in chosen)
                 return Batch(values, names, granted.position, granted.next, granted.missed, found)
-            log.warning("%d rows were taken back while they were read: this consumer was silent for too long", rows)
+            log.warning("%d rows were overwritten while they were read: this consumer was silent for too long", rows)
 
     def _take_http(self, n: int, sites: str, labels: bool, out: Tensor | None, wait: float) -> Batch:
         if out is not None:

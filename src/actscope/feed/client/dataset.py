@@ -39,7 +39,7 @@ class FeedDataset(IterableDataset[Tensor]):
     ) -> None:
         if options.get("zero_copy"):
             raise SettingsError(
-                "a DataLoader passes batches on after the next one was asked for: zero_copy cannot be used with it"
+                "zero_copy cannot be used with a DataLoader, which keeps batches after the next one is requested"
             )
         self._url, self._token, self._connect = url, token, dict(connect or {})
         self._batch_size, self._options = batch_size, options

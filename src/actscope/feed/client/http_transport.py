@@ -1,4 +1,4 @@
-"""A consumer over HTTP. One connection that is kept; bytes go from the socket into the tensor, and nowhere between."""
+"""HTTP transport: one persistent connection. Rows are read from the socket directly into the tensor."""
 
 from __future__ import annotations
 
@@ -19,7 +19,11 @@ from actscope.errors import (
 
 
 class HttpTransport:
-    """Talks to one feed. One request at a time, from one thread."""
+    """Connection to one feed. One request at a time, from one thread.
+
+    Raises:
+        SettingsError: `url` is not of the form http://host:port.
+    """
 
     def __init__(self, url: str, token: str, *, timeout: float) -> None:
         parts = urlsplit(url if "//" in url else f"http://{url}")
@@ -31,7 +35,16 @@ class HttpTransport:
         self._headers = {"Authorization": f"Bearer {token}"}
 
     def ask(self, path: str, *, method: str = "GET", **query: Any) -> http.client.HTTPResponse:
-        """The answer, its body not yet read. Raises what a refusal stands for, and UpstreamError when nobody answers."""
+        """Send a request and return the response, whose body is not read yet.
+
+        Raises:
+            UpstreamError: The feed cannot be reached.
+            FeedEnded: Status 410.
+            FeedNotReady: Status 429, or code `not_ready`.
+            SettingsError: Status 401 or 403.
+            FeedError: Another status of 500 or above.
+            RequestRefused: Another status of 400 or above.
+        """
         target = f"{path}?{urlencode(query)}" if query else path
         for attempt in (1, 2):
             fresh = self._connection.sock is None
@@ -40,7 +53,7 @@ class HttpTransport:
                 answer = self._connection.getresponse()
                 break
             except (http.client.RemoteDisconnected, BrokenPipeError, ConnectionResetError) as error:
-                self._connection.close()  # a kept connection that the feed has closed meanwhile is no failure
+                self._connection.close()  # the feed may close an idle connection: try once more on a new one
                 if fresh or attempt == 2:
                     raise self._silent(error) from error
             except (OSError, http.client.HTTPException) as error:
@@ -51,11 +64,11 @@ class HttpTransport:
         return answer
 
     def json(self, path: str, *, method: str = "GET", **query: Any) -> Any:
-        """The answer as JSON."""
+        """Send a request and return the decoded JSON body. Raises as `ask` does."""
         return json.loads(self.read(self.ask(path, method=method, **query)))
 
     def read(self, answer: http.client.HTTPResponse) -> bytes:
-        """The body."""
+        """Return the body. Raises UpstreamError if the connection breaks."""
         try:
             return answer.read()
         except (OSError, http.client.HTTPException) as error:
@@ -63,7 +76,7 @@ class HttpTransport:
             raise self._silent(error) from error
 
     def read_into(self, answer: http.client.HTTPResponse, out: memoryview) -> None:
-        """The body, which must be as long as `out`."""
+        """Read the body into `out`. Raises UpstreamError if the connection breaks or the body is not exactly as long."""
         have = 0
         try:
             while have < len(out) and (n := answer.readinto(out[have:])):
@@ -74,7 +87,9 @@ class HttpTransport:
             raise self._silent(error) from error
         if have < len(out) or rest:
             self._connection.close()
-            raise UpstreamError(f"{self.url}: expected {len(out)} bytes of rows, got {have}: the feed has gone")
+            raise UpstreamError(
+                f"{self.url}: expected {len(out)} bytes of rows, got {have}: the feed closed the connection"
+            )
 
     def close(self) -> None:
         """Close the connection."""
@@ -82,11 +97,12 @@ class HttpTransport:
 
     def _silent(self, error: Exception) -> UpstreamError:
         return UpstreamError(
-            f"{self.url}: no feed answers ({type(error).__name__}: {error}); is `actscope feed` running?"
+            f"{self.url}: the feed does not answer ({type(error).__name__}: {error}); is `actscope feed` running?"
         )
 
 
 def _refusal(answer: http.client.HTTPResponse) -> ActscopeError:
+    """Return the error that an unsuccessful response stands for."""
     try:
         error = json.loads(answer.read())["error"]
         message, code, param = str(error["message"]), error.get("code"), error.get("param")
@@ -97,7 +113,7 @@ def _refusal(answer: http.client.HTTPResponse) -> ActscopeError:
     if code == "not_ready" or answer.status == 429:
         return FeedNotReady(message, retry_after=float(answer.headers.get("Retry-After") or 1))
     if answer.status in (401, 403):
-        return SettingsError(f"the feed refuses: {message}")
+        return SettingsError(f"the feed refuses this client: {message}")
     if answer.status >= 500:
         return FeedError(message)
     return RequestRefused(message, param=param, code=code)

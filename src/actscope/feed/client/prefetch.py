@@ -1,4 +1,4 @@
-"""Making the next items of an iterator on a thread, while the present one is used."""
+"""Prefetching: a thread computes the next items of an iterator while the current one is used."""
 
 from __future__ import annotations
 
@@ -11,9 +11,15 @@ T = TypeVar("T")
 
 
 def prefetch_iterator(make: Callable[[threading.Event], Iterator[T]], n: int) -> Iterator[T]:
-    """The items of `make(over)`, up to `n` made ahead on a thread; what it raises is raised here. n = 0: no thread.
+    """Yield the items of `make(over)`, up to `n` of them prefetched on a thread. Its exceptions are raised here.
 
-    `over` is set when nobody wants more: whatever waits in `make` should then give up soon, for this waits for it.
+    Args:
+        make: Returns the iterator. When `over` is set, no further items are wanted, and the iterator should stop soon: closing
+            this generator joins the thread.
+        n: Maximum number of prefetched items; 0 uses no thread.
+
+    Yields:
+        The items, in their order.
     """
     over = threading.Event()
     if n <= 0:

@@ -1,1 +1,1 @@
-"""The process that reads texts through the model and fills windows. It has the model; the server has not even torch."""
+"""Generator process: runs texts through the model and fills windows. It loads the model; the server does not load torch."""

@@ -1,6 +1,6 @@
-"""The generator's process: `python -m actscope.feed.generator FD`, started by the feed's server, with a socket to it.
+"""Entry point of the generator process: `python -m actscope.feed.generator FD`, where FD is a socket to the feed's server.
 
-It ends when the socket does, in the middle of a forward pass too: a generator never outlives its server.
+The process ends when the socket closes, even in the middle of a forward pass: a generator never outlives its server.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from actscope.feed.messages import Failed
 
 
 def main() -> None:
-    """Run until the server goes. What cannot be mended by starting again is told as fatal; a crash is seen by the server."""
+    """Run until the server is gone. Errors that a restart cannot fix are reported as fatal; the server notices a crash."""
     connection = socket.socket(fileno=int(sys.argv[1]))
     connection.set_inheritable(False)
     server = ServerLink(connection)
     settings = server.start()
     try:
-        from actscope.feed.generator.work import run  # torch and all: the server hears heartbeats meanwhile
+        from actscope.feed.generator.work import run  # loads torch, while a thread sends heartbeats
 
         run(server, settings)
     except EngineError as error:

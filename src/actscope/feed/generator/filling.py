@@ -1,4 +1,4 @@
-"""Filling one window: chunk after chunk of the epoch's stream, each row at the place where it will be served."""
+"""Filling one window: chunks of the epoch's stream are read, and each row is written where it will be served from."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from actscope.feed.buffer.memory import FeedMemory
 from actscope.feed.messages import Filled, FillWindow, WindowSums
 
 _TORCH = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-_OPAQUE = np.dtype(f"V{ROW_LABEL.itemsize}")  # numpy copies those as memory, structured ones field by field
+_OPAQUE = np.dtype(f"V{ROW_LABEL.itemsize}")  # numpy copies these as bytes, structured dtypes field by field
 _BLOCK = 16384
-_SUMMED_AT_ONCE = 1024  # in float64, which is up to eight times the rows' own size
+_SUMMED_AT_ONCE = 1024  # in float64, with their squares: up to eight times the rows' own size
 
 Progress = Callable[[int], None]
 
 
 class Filler:
-    """Fills windows of `memory`. `stream_of(epoch)` is the stream of an epoch."""
+    """Writer of windows into `memory`. `stream_of(epoch)` returns the stream of an epoch."""
 
     def __init__(
         self, reader: Reader, stream_of: Callable[[int], TextStream], memory: FeedMemory, *, seed: int, shuffle: bool
@@ -36,7 +36,20 @@ class Filler:
         self._last: tuple[tuple[int, int], ExtractedRows] | None = None
 
     def fill(self, order: FillWindow, progress: Progress) -> Filled:
-        """Fill it. Raises FeedError where the dataset has no row at all, and EngineError where the model fails."""
+        """Fill a window.
+
+        Args:
+            order: The window, and the place of its rows in the feed's order.
+            progress: Called after each chunk with the number of rows written so far.
+
+        Returns:
+            The number of rows, and where the next window begins. There are fewer rows only at the end of an epoch.
+
+        Raises:
+            FeedError: The dataset gives no row at all, or the position belongs to another order.
+            SettingsError: The position lies beyond the end of the epoch.
+            EngineError: The model failed.
+        """
         begin = time.monotonic()
         stream = self._stream_of(order.epoch)
         begun = order.mark if order.mark is not None else stream.locate(order.number * self._layout.window_rows)
@@ -46,7 +59,7 @@ class Filler:
             rows = self._read(order.epoch, chunk, stream)
             if skip > len(rows.labels):
                 raise FeedError(
-                    f"chunk {chunk} has {len(rows.labels)} rows: the position, {skip} rows into it, is of another order"
+                    f"chunk {chunk} has {len(rows.labels)} rows: the position, {skip} rows into it, belongs to another order"
                 )
             stop = min(len(rows.labels), skip + self._layout.window_rows - n)
             self._put(order, rows, skip, stop, n, sums)
@@ -55,7 +68,7 @@ class Filler:
             progress(n)
         if n == 0 and order.number == 0:
             raise FeedError(
-                "the dataset gives no row: all its texts are empty, or the token mask leaves nothing of them"
+                "the dataset gives no row: all its texts are empty, or the token mask leaves out all tokens"
             )
         if 0 < n < self._layout.window_rows:
             self._close_ranks(order, n)
@@ -70,13 +83,14 @@ class Filler:
         )
 
     def _read(self, epoch: int, chunk: int, stream: TextStream) -> ExtractedRows:
-        """The rows of a chunk; the last one is kept, since the next window often begins in its middle."""
+        """Return the rows of a chunk. The last chunk is cached, because the next window often begins in its middle."""
         if self._last is None or self._last[0] != (epoch, chunk):
             self._last = None
             self._last = (epoch, chunk), self._reader.read(stream.pieces(chunk))
         return self._last[1]
 
     def _put(self, order: FillWindow, rows: ExtractedRows, skip: int, stop: int, n: int, sums: list[_FillSums]) -> None:
+        """Write rows `skip` to `stop - 1` of a chunk to a window that has `n` rows, and add them to the sums."""
         layout = self._layout
         to = places(
             layout.window_rows, n, n + stop - skip, self._seed, order.epoch, order.number, shuffle=self._shuffle
@@ -89,17 +103,17 @@ class Filler:
             sums[i].add(values)
 
     def _plane(self, window: int, site: int) -> Tensor:
-        """The memory of one site's rows, [window_rows, width]."""
+        """Return a view of a window's rows at one site, [window_rows, width]."""
         return torch.from_numpy(self._memory.plane(window, site)).view(_TORCH[self._layout.dtype])
 
     def _close_ranks(self, order: FillWindow, n: int) -> None:
-        """The last window of an epoch is not full: its rows move up, in their order, which stays a uniform one."""
+        """Move the rows of an epoch's last window, which is not full, to its front in their order. It stays uniformly random."""
         taken = np.sort(
             places(self._layout.window_rows, 0, n, self._seed, order.epoch, order.number, shuffle=self._shuffle)
         )
         labels = self._memory.labels(order.window).view(_OPAQUE)
         planes = [self._plane(order.window, i) for i in range(self._layout.n_sites)]
-        for start in range(0, n, _BLOCK):  # a row never moves down, so that none is overwritten before it has moved
+        for start in range(0, n, _BLOCK):  # rows only move forward: none is overwritten before it has moved
             block = taken[start : start + _BLOCK]
             labels[start : start + len(block)] = labels[block]
             index = torch.from_numpy(block)

@@ -1,4 +1,4 @@
-"""The generator's end of the socket to its server: heartbeats and orders, each on a thread of its own. Loads nothing heavy."""
+"""The generator's side of the socket to its server. Heartbeats and orders have a thread each. Imports no heavy packages."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _BEAT_S = 1.0
 
 
 class ServerLink:
-    """The other end of the socket. `tell` is for any thread; orders are read on one of their own."""
+    """Connection to the server. `tell` is thread-safe. A thread puts received messages into `memories` and `orders`."""
 
     def __init__(self, connection: socket.socket) -> None:
         self._connection = connection
@@ -35,11 +35,12 @@ class ServerLink:
         self.orders: queue.Queue[FillWindow] = queue.Queue()
 
     def tell(self, message: FromGenerator) -> None:
+        """Send a message. Raises OSError when the server is gone."""
         with self._sending:
             FROM_GENERATOR.send(self._connection, message)
 
     def start(self) -> FeedSettings:
-        """The first message; then orders and heartbeats run on threads."""
+        """Receive the settings, and start the threads for orders and heartbeats. Raises EngineError for another message."""
         message = TO_GENERATOR.receive(self._connection)
         if not isinstance(message, Start):
             raise EngineError(f"the feed's generator: expected its settings, found {type(message).__name__}")
@@ -52,7 +53,7 @@ class ServerLink:
         while True:
             message, fd = TO_GENERATOR.receive_with(self._connection)
             if message is None:
-                os._exit(0)  # the server has gone: at once, whatever the model is doing
+                os._exit(0)  # the server is gone: end at once, even during a forward pass
             if isinstance(message, Memory) and fd is not None:
                 self.memories.put((message, fd))
             elif isinstance(message, FillWindow):

@@ -1,4 +1,4 @@
-"""What a generator does: load, then fill what is asked for."""
+"""Main loop of the generator: loads dataset and model, then fills the windows that the server orders."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ Tell = Callable[[FromGenerator], None]
 
 
 def run(server: ServerLink, settings: FeedSettings) -> None:
-    """Load, then fill what is asked for, for ever. Raises ActscopeError."""
+    """Load dataset and model, then fill ordered windows. Never returns. Raises ActscopeError or OSError on failure."""
     _quiet()
     server.tell(Loading(f"opening {settings.dataset}"))
     texts = open_texts(settings.dataset, split=settings.split, column=settings.column, n=settings.texts or None)
     server.tell(Loading(f"loading {settings.model}"))
     reader = open_reader(
-        settings.engine,  # type: ignore[arg-type]  # FeedSettings has checked it
+        settings.engine,  # type: ignore[arg-type]  # checked by FeedSettings
         settings.model,
         settings.sites,
         dtype=settings.dtype,
@@ -81,6 +81,7 @@ def _stream(texts: object, cutter: Cutter, settings: FeedSettings, epoch: int) -
 
 
 def _progress(tell: Tell, window: int, reader: Reader) -> Callable[[int], None]:
+    """Return a callback that reports the rows of a window to the server, at most every `_TELL_S` seconds."""
     told = time.monotonic()
 
     def progress(rows: int) -> None:
@@ -93,7 +94,7 @@ def _progress(tell: Tell, window: int, reader: Reader) -> Callable[[int], None]:
 
 
 def _quiet() -> None:
-    """No progress bars of libraries in the server's log: what is being done is told as messages."""
+    """Disable the progress bars of libraries, to keep them out of the server's log. Progress is sent as messages."""
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     from transformers.utils.logging import disable_progress_bar
 

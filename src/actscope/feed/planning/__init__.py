@@ -1,1 +1,1 @@
-"""Before a feed starts: presets, environment, model facts and the memory estimate."""
+"""Planning of a feed before it starts: presets, environment variables, model facts, memory estimate."""

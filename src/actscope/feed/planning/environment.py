@@ -1,4 +1,4 @@
-"""Settings of the feed out of texts: from the command line, and from variables of the environment."""
+"""Parsing of the feed's settings from text: command line options and environment variables."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from actscope.errors import SettingsError
 from actscope.feed.planning.memory_estimate import is_measured
 from actscope.feed.settings import FeedSettings
 
-#: Before the name of any setting, in capitals.
+#: Prefix of a variable; the setting's name follows in capitals.
 PREFIX = "ACTSCOPE_FEED_"
 TOKEN = "ACTSCOPE_TOKEN"
-#: Variables that other activation servers go by; understood with the preset `env`.
+#: Variables of other activation servers; read with the preset `env`.
 PLAIN = {
     "BUFFER_SIZE": "buffer_rows",
     "ACTIVATION_DIM": "width",
@@ -34,17 +34,25 @@ _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "
 
 @dataclass(frozen=True, slots=True)
 class Given:
-    """The value of one setting, and who gave it: a preset, a variable, a flag."""
+    """Value of one setting, and its source: a preset, a variable or an option."""
 
     value: Any
     by: str
 
 
 def from_environment(env: Mapping[str, str], *, plain: bool) -> dict[str, Given]:
-    """What ACTSCOPE_FEED_* and ACTSCOPE_TOKEN say, and with `plain` the variables of PLAIN, which give way to those.
+    """Return the settings that environment variables give. An empty variable counts as unset.
 
-    An empty variable says nothing. Raises SettingsError that names the variable for a value that cannot be read, and for a
-    name that begins with ACTSCOPE_FEED_ and is no setting.
+    Args:
+        env: The environment. Read are ACTSCOPE_FEED_* and ACTSCOPE_TOKEN.
+        plain: Whether to read the variables of PLAIN too; the others override them.
+
+    Returns:
+        The values that are set, by the name of the setting.
+
+    Raises:
+        SettingsError: A value cannot be parsed, or a name begins with ACTSCOPE_FEED_ and is not a setting. The message names
+            the variable.
     """
     _refuse_unknown(env)
     names = {
@@ -58,7 +66,10 @@ def from_environment(env: Mapping[str, str], *, plain: bool) -> dict[str, Given]
 
 
 def parsed(name: str, text: Any, by: str) -> Any:
-    """The value of a setting as its type wants it; what is no text is taken as it is. Raises SettingsError that names `by`."""
+    """Parse the value of a setting to its type; a value that is not a str is returned as it is. Errors name the source `by`.
+
+    A `buffer_rows` in bytes or as a share of memory stays text. Raises SettingsError for a value that cannot be parsed.
+    """
     if not isinstance(text, str):
         return text
     if name == "buffer_rows" and is_measured(text.strip()):

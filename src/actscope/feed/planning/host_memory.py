@@ -1,4 +1,4 @@
-"""How much memory this machine, and the control group that we are in, would still give."""
+"""Free memory of this machine, limited by the control groups of this process."""
 
 from __future__ import annotations
 
@@ -12,37 +12,37 @@ _PROC = Path("/proc")
 _CGROUPS = Path("/sys/fs/cgroup")
 _HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/shmem_enabled")
 _GPUS = (Path("/dev/nvidiactl"), Path("/dev/kfd"))
-#: cgroup v1 says "no limit" by the largest number of whole pages that there is.
+#: cgroup v1 writes "no limit" as the largest multiple of the page size; anything from here on counts as none.
 _NO_LIMIT = 1 << 60
 
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """Memory in bytes. `limit` and `used` are the control group's that leaves the least; `limit` 0 is none."""
+    """Memory of a machine, in bytes. `limit` and `used` are those of the tightest control group; `limit` 0 means none."""
 
     total: int
     available: int
     limit: int = 0
     used: int = 0
     huge_pages: str = ""
-    """What the kernel does with huge pages for shared memory: always, within_size, advise, never, deny, force; "" not known."""
+    """The kernel's policy for huge pages in shared memory: always, within_size, advise, never, deny, force; "" if unknown."""
 
     @property
     def free(self) -> int:
-        """What may still be taken."""
+        """Bytes that may still be allocated."""
         return min(self.available, max(0, self.limit - self.used)) if self.limit else self.available
 
     @property
     def why(self) -> str:
-        """Where `free` comes from, in words."""
+        """Origin of `free`, in words."""
         available = f"{gigabytes(self.available)} available of {gigabytes(self.total)} (MemAvailable)"
         if self.free == self.available:
             return available
-        return f"{gigabytes(self.limit)} that the control group may have, less {gigabytes(self.used)} in use"
+        return f"{gigabytes(self.limit)} limit of the control group, less {gigabytes(self.used)} in use"
 
 
 def this_machine(proc: Path = _PROC, cgroups: Path = _CGROUPS, huge_pages: Path = _HUGE_PAGES) -> Machine:
-    """What there is now. Raises SettingsError where the kernel does not say."""
+    """Return the memory of this machine now. Raises SettingsError if the kernel does not report it."""
     found = _meminfo(proc / "meminfo")
     groups = list(_groups(proc / "self/cgroup", cgroups))
     limit, used = min(groups, key=lambda group: group[0] - group[1], default=(0, 0))
@@ -50,12 +50,12 @@ def this_machine(proc: Path = _PROC, cgroups: Path = _CGROUPS, huge_pages: Path 
 
 
 def has_gpu() -> bool:
-    """Whether a driver for one is there; torch, which takes seconds to import, is not asked."""
+    """Return whether a GPU driver is present. Does not import torch, which would take seconds."""
     return any(path.exists() for path in _GPUS)
 
 
 def gigabytes(n_bytes: float) -> str:
-    """A size as people read it: 34.4 GB, 67.1 MB, 4.1 kB."""
+    """Format a size for people: 34.4 GB, 67.1 MB, 4.1 kB."""
     for unit, name in ((10**12, "TB"), (10**9, "GB"), (10**6, "MB"), (10**3, "kB")):
         if n_bytes >= unit:
             return f"{n_bytes / unit:.1f} {name}"
@@ -69,12 +69,12 @@ def _meminfo(path: Path) -> dict[str, int]:
         return {name: found[name] for name in ("MemTotal", "MemAvailable")}
     except (OSError, ValueError, KeyError) as error:
         raise SettingsError(
-            f"{path}: does not say how much memory there is ({error!r}); the feed runs on Linux"
+            f"{path}: the amount of memory cannot be read from it ({error!r}); the feed runs on Linux"
         ) from error
 
 
 def _groups(path: Path, mount: Path) -> Iterator[tuple[int, int]]:
-    """(limit, in use) of our control group and of those above it, where they have a limit; of both versions."""
+    """Yield (limit, bytes in use) of this process's control group and its ancestors that have a limit, of cgroup v1 and v2."""
     try:
         lines = path.read_text().splitlines()
     except OSError:
@@ -89,7 +89,7 @@ def _groups(path: Path, mount: Path) -> Iterator[tuple[int, int]]:
 
 
 def _limits(mount: Path, own: str, limit: str, usage: str, cache: str) -> Iterator[tuple[int, int]]:
-    # in a container the path may be the host's, and only the mount itself is there: it stands for the group
+    # in a container the path may be the host's, and only the mount point itself exists: it is then the group
     for group in dict.fromkeys((own, *map(str, PurePosixPath(own).parents), "/")):
         directory = mount / group.lstrip("/")
         most, used = _number(directory / limit), _number(directory / usage)
@@ -98,7 +98,7 @@ def _limits(mount: Path, own: str, limit: str, usage: str, cache: str) -> Iterat
 
 
 def _cached(path: Path, name: str) -> int:
-    """Bytes of the page cache that the kernel gives back before it refuses memory."""
+    """Return the bytes of page cache that the kernel reclaims before it refuses memory."""
     try:
         words = [line.split() for line in path.read_text().splitlines()]
         return next((int(word[1]) for word in words if word[0] == name), 0)
@@ -114,6 +114,7 @@ def _number(path: Path) -> int | None:
 
 
 def _chosen(path: Path) -> str:
+    """Return the bracketed word of a kernel setting such as `always [advise] never`; "" if there is none."""
     try:
         text = path.read_text()
     except OSError:

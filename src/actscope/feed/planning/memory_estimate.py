@@ -1,7 +1,7 @@
-"""How much memory a feed takes, told before it is taken, and refused with the arithmetic where there is not so much.
+"""Estimate of a feed's memory before it starts. A feed that does not fit is refused, and the error shows the arithmetic.
 
-buffer     rows, their labels, the head: exact, for it is what will be mapped (`Layout`)
-generator  the model's weights, one pass, one chunk's rows, two processes: estimated, and rather too much than too little
+buffer     rows, labels and head: exact, because this is what will be mapped (`Layout`)
+generator  the model's weights, one pass, the rows of one chunk, two processes: estimated, erring on the high side
 """
 
 from __future__ import annotations
@@ -20,22 +20,31 @@ from actscope.feed.planning.model_facts import ModelFacts, Unreachable, facts_of
 from actscope.feed.settings import ITEM_BYTES, FeedSettings
 from actscope.sites import is_named, items_of, select
 
-#: The server has 0.1 GB, a generator 0.45 GB with torch and transformers, some GB with CUDA (measured: resident memory).
+#: Bytes of the two processes: the server takes 0.1 GB, a generator 0.45 GB with torch and transformers, some GB with CUDA
+#: (measured: resident memory).
 _PROCESSES = {"cpu": 600 << 20, "gpu": 4 << 30}
-#: Float32 rows of the model's width that a pass on the CPU holds for each token (measured on the built-in model, rounded up).
+#: Float32 rows of the model's width that a pass on the CPU holds per token (measured on the built-in model, rounded up).
 _ROWS_OF_A_PASS = 32
-#: Texts of people's datasets are longer than the context more often than not; the built-in ones never are.
+#: Tokens assumed for a text. Texts of users' datasets are mostly longer than the context; the built-in ones never are.
 _TOKENS_OF_A_TEXT = 1024
-#: Share of what is free that is never asked for.
+#: Share of the free memory that is left unused.
 _SPARE = 0.05
-#: More blocks than any model has: what a selection names in it, it names in a model of unknown depth.
+#: More blocks than any model has: stands for the depth of a model whose depth is unknown.
 _MANY_BLOCKS = 10_000
 _ROW_STEP = 1024
 
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """What one position gives: `n_sites` rows of `width`. `unknown` says what could not be found out, "" for nothing."""
+    """Shape of the rows of one position.
+
+    Attributes:
+        width: Width of a row.
+        n_sites: Number of rows, one for each site.
+        sites: Names of the sites, and paths of modules. If the model is out of reach, the selection as it was given.
+        model: Facts of the model; None if it is out of reach.
+        unknown: The facts that could not be determined, in words; "" if there are none.
+    """
 
     width: int
     n_sites: int
@@ -45,10 +54,18 @@ class Shape:
 
 
 def shape_of(settings: FeedSettings) -> Shape:
-    """The shape of rows, from the model's config alone. Modules named by their paths count as one site each.
+    """Determine the shape of the rows from the model's config alone. A module given by its path counts as one site.
 
-    Raises SettingsError where the config and the settings do not go together, and where nothing is known of the model: it is out
-    of reach, and `width` does not say. Raises SiteError for a block that it does not have.
+    Args:
+        settings: Settings of the feed.
+
+    Returns:
+        The shape. If the model is out of reach, it follows from `width` and `sites`.
+
+    Raises:
+        SettingsError: The settings do not fit the model's config. Or the model is out of reach, and `width` is not set or
+            `sites` depends on the number of blocks.
+        SiteError: The model does not have a block that `sites` names.
     """
     try:
         facts = facts_of(settings.model)
@@ -68,20 +85,18 @@ def shape_of(settings: FeedSettings) -> Shape:
 def _unread_shape(settings: FeedSettings, error: Unreachable) -> Shape:
     if not settings.width:
         raise SettingsError(
-            f"{error}; its width is not known: say it with width (--width), or fetch the model first (hf download "
+            f"{error}; its width is not known: set width (--width), or download the model first (hf download "
             f"{settings.model})"
         ) from error
     named, modules = _sites(settings.sites, _MANY_BLOCKS)
     if len(named) >= _MANY_BLOCKS:
-        raise SettingsError(
-            f"{error}; so how many blocks it has is not known: name sites by number, not {settings.sites!r}"
-        )
+        raise SettingsError(f"{error}; its number of blocks is not known: name sites by number, not {settings.sites!r}")
     unknown = f"how many blocks {settings.model} has, and how large its weights are"
     return Shape(settings.width, len(named) + len(modules), (settings.sites,), None, unknown)
 
 
 def _sites(selection: str, n_layers: int) -> tuple[list[str], list[str]]:
-    """Names of sites, and paths of modules, which only the model itself can resolve."""
+    """Return the names of the sites, and the paths of modules, which only the loaded model can resolve."""
     items = items_of(selection)
     named = [item for item in items if is_named(item)]
     try:
@@ -93,7 +108,7 @@ def _sites(selection: str, n_layers: int) -> tuple[list[str], list[str]]:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One line of the arithmetic. `bytes` is None where it is not known."""
+    """One line of the arithmetic: a name, the calculation in words, and the result in bytes (None if it is not known)."""
 
     what: str
     how: str
@@ -105,7 +120,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Estimate:
-    """The memory of a feed with these settings, in bytes."""
+    """Estimated memory of a feed with these settings, in bytes."""
 
     settings: FeedSettings
     shape: Shape
@@ -113,23 +128,23 @@ class Estimate:
 
     @cached_property
     def layout(self) -> Layout:
-        """The buffer, as it will be mapped."""
+        """Layout of the buffer, as it will be mapped."""
         s = self.settings
         return Layout(s.windows, s.window_rows, self.shape.n_sites, self.shape.width, s.dtype)
 
     @property
     def parts(self) -> tuple[Part, ...]:
-        """Every part, with the arithmetic in words."""
+        """All parts of the buffer and of the generator."""
         return (*self._buffer(), *self._generator())
 
     @property
     def buffer_bytes(self) -> int:
-        """What is mapped at the start."""
+        """Bytes of the buffer, which is mapped at the start."""
         return self.layout.total_bytes
 
     @property
     def generator_bytes(self) -> int:
-        """Everything else, as far as it is known."""
+        """Bytes of everything else, as far as known."""
         return sum(part.bytes or 0 for part in self._generator())
 
     @property
@@ -138,15 +153,15 @@ class Estimate:
 
     @property
     def bytes_a_row(self) -> int:
-        """What one more row costs: its values at every site, and its label."""
+        """Bytes of one row: its values at all sites, and its label."""
         return self.shape.n_sites * self.layout.row_bytes + ROW_LABEL.itemsize
 
     def lines(self) -> list[str]:
-        """The arithmetic, and its sum."""
+        """Return the arithmetic as lines of text, with the total."""
         return [*map(str, self.parts), str(Part("total", "", self.total_bytes))]
 
     def most_rows(self, machine: Machine, share: float = 1.0) -> int:
-        """The largest buffer that fits into this share of what is left beside the generator; 0 where there is none."""
+        """Return the rows of the largest buffer in `share` of the memory that the generator leaves free; 0 if none fits."""
         left = int((machine.free * (1 - _SPARE) - self.generator_bytes) * share)
         slack = PAGE * (1 + self.settings.windows * (1 + self.shape.n_sites))
         rows = max(0, left - slack) // self.bytes_a_row
@@ -174,8 +189,8 @@ class Estimate:
     def _weights(self) -> Part:
         model = self.shape.model
         if model is None or not model.parameters:
-            return Part("weights", f"{self.settings.model}: how many there are is not known", None)
-        dtype = model.dtype if self.on_gpu else "float32"  # what `load` takes where nothing is said
+            return Part("weights", f"{self.settings.model}: number of parameters unknown", None)
+        dtype = model.dtype if self.on_gpu else "float32"  # the default of `load`
         when = ", while it is loaded" if self.on_gpu else ""
         how = f"{model.parameters:,} parameters x {ITEM_BYTES[dtype]} bytes{when}"
         return Part("weights", how, model.parameters * ITEM_BYTES[dtype])
@@ -194,23 +209,23 @@ class Estimate:
 
 
 def estimate(settings: FeedSettings, shape: Shape | None = None) -> Estimate:
-    """The memory that these settings take, with the model on the device that they name, or that there is."""
+    """Estimate the memory of a feed. Device "auto" counts as a GPU if the machine has a GPU driver."""
     on_gpu = settings.device.startswith("cuda") or (settings.device == "auto" and has_gpu())
     return Estimate(settings, shape or shape_of(settings), on_gpu)
 
 
 def fits(estimated: Estimate, machine: Machine) -> bool:
-    """Whether the machine has so much, and a little more."""
+    """Return whether the feed fits into 95 % of the machine's free memory."""
     return estimated.total_bytes <= machine.free * (1 - _SPARE)
 
 
 def check_fits(estimated: Estimate, machine: Machine) -> None:
-    """Raises SettingsError, with the arithmetic and what to change, when the machine does not have so much."""
+    """Raise SettingsError, with the arithmetic and the settings to change, unless the feed fits on the machine."""
     if fits(estimated, machine):
         return
     raise SettingsError(
-        f"feed memory: needs {gigabytes(estimated.total_bytes)}, and {gigabytes(machine.free)} are free here, "
-        f"of which {_SPARE:.0%} are left alone\n"
+        f"feed memory: needs {gigabytes(estimated.total_bytes)}, but {gigabytes(machine.free)} are free here, "
+        f"of which {_SPARE:.0%} are left unused\n"
         + "".join(f"    {line}\n" for line in estimated.lines())
         + f"    {Part('free', machine.why, machine.free)!s}\n{_advice(estimated, machine)}"
     )
@@ -220,7 +235,7 @@ def _advice(estimated: Estimate, machine: Machine) -> str:
     rows = estimated.most_rows(machine)
     if rows < estimated.settings.windows:
         elsewhere = "a machine with more memory" if estimated.on_gpu else "a GPU for it, or a machine with more memory"
-        return f"no buffer fits beside this model: take a smaller one, fewer batch_tokens, {elsewhere}"
+        return f"no buffer fits beside this model: use a smaller model, fewer batch_tokens, {elsewhere}"
     smaller = [] if estimated.settings.item_bytes == 2 else ["dtype bfloat16 (half the bytes)"]
     fewer = ["fewer sites"] if estimated.shape.n_sites > 1 else []
     return f"what fits: at most buffer_rows {rows} (--buffer-rows {rows})" + "".join(
@@ -233,14 +248,23 @@ _UNITS = {"k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "ki": 2**10, "Mi": 2*
 
 
 def is_measured(text: str) -> bool:
-    """Whether a size of the buffer is given as a share of memory (70%) or in bytes (300GB), rather than in rows."""
+    """Return whether a size of the buffer is given as a share of memory (70%) or in bytes (300GB), not in rows."""
     return _ROWS.fullmatch(text) is not None
 
 
 def rows_of(text: str, settings: FeedSettings, machine: Callable[[], Machine]) -> int:
-    """Rows of a buffer of this size: `70%` of the memory that is left beside the generator, or `300GB`.
+    """Return the number of rows of a buffer of a given size.
 
-    Raises SettingsError where that is not a single row a window.
+    Args:
+        text: Share of the memory that the generator leaves free (`70%`), or a size of rows and labels (`300GB`).
+        settings: Settings of the feed, apart from `buffer_rows`.
+        machine: Returns the machine's memory; called if it is needed.
+
+    Returns:
+        Number of rows, at least one for each window.
+
+    Raises:
+        SettingsError: `text` is malformed, or the size is less than one row for each window.
     """
     match = _ROWS.fullmatch(text)
     if match is None:
@@ -252,7 +276,7 @@ def rows_of(text: str, settings: FeedSettings, machine: Callable[[], Machine]) -
         rows = estimated.most_rows(machine(), _share(text, float(match["share"])))
     if rows < settings.windows:
         check_fits(estimated, machine())
-        raise SettingsError(f"feed buffer_rows {text!r}: not one row for each of {settings.windows} windows")
+        raise SettingsError(f"feed buffer_rows {text!r}: not one row for each of the {settings.windows} windows")
     return rows
 
 

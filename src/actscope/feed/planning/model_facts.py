@@ -1,7 +1,8 @@
-"""What is known of a model before it is loaded: how wide it is, how many blocks it has, how large its weights are.
+"""Facts of a model before it is loaded: its width, its number of blocks, and the size of its weights.
 
-Its config and the heads of its weight files are read, no weights, and torch is not imported. Models of the hub that are not in
-the local cache are asked for with one short request each; nothing is downloaded but the config.
+They come from the config and the headers of the weight files. No weights are read, and torch is imported only if a config leaves
+out its architecture's defaults. For a hub model that is not in the local cache, two short requests fetch the config and the
+number of parameters; nothing else is downloaded.
 """
 
 from __future__ import annotations
@@ -22,13 +23,22 @@ _WIDTHS = ("hidden_size", "n_embd", "d_model", "n_embed", "dim")
 _LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 _CONTEXTS = ("max_position_embeddings", "n_positions", "max_seq_len", "n_ctx")
 _TIMEOUT_S = 5.0
-_MAX_HEAD = 100 << 20  # of a safetensors file, as the format's own reader has it
+_MAX_HEAD = 100 << 20  # of a safetensors file; the limit of the format's own reader
 _MAX_JSON = 16 << 20
 
 
 @dataclass(frozen=True, slots=True)
 class ModelFacts:
-    """`parameters` and `context` are 0 where they are not known, `dtype` is the checkpoint's; `source` says who says so."""
+    """Facts of a model.
+
+    Attributes:
+        width: Width of the residual stream.
+        n_layers: Number of blocks.
+        parameters: Number of parameters; 0 if it is not known.
+        context: Longest input, in tokens; 0 if it is not known.
+        dtype: dtype of the checkpoint.
+        source: Where the facts come from.
+    """
 
     width: int
     n_layers: int
@@ -38,7 +48,7 @@ class ModelFacts:
     source: str = "known to this version of actscope"
 
 
-#: The models of the presets, so that their memory can be told on a machine without a network.
+#: Models of the presets, so that their memory can be estimated without a network.
 KNOWN = {
     "Qwen/Qwen3-8B-Base": ModelFacts(4096, 36, 8_190_735_360, 32_768, "bfloat16"),
     "Qwen/Qwen3-32B": ModelFacts(5120, 64, 32_762_123_264, 40_960, "bfloat16"),
@@ -46,13 +56,18 @@ KNOWN = {
 
 
 class Unreachable(SettingsError):
-    """The hub does not answer, and the model is not in the local cache."""
+    """Error: the hub does not answer, and the model is not in the local cache."""
 
 
 def facts_of(model: str) -> ModelFacts:
-    """What is known of a hub id, a local directory, or actscope/builtin.
+    """Return the facts of a model.
 
-    Raises SettingsError for what is no such model, and Unreachable where the hub would have to be asked and does not answer.
+    Args:
+        model: Hub id, local directory, or actscope/builtin.
+
+    Raises:
+        SettingsError: There is no such model, or its config is unusable.
+        Unreachable: The model is not in the local cache, and the hub does not answer.
     """
     directory = _directory_of(model)
     if directory is not None:
@@ -66,7 +81,7 @@ def facts_of(model: str) -> ModelFacts:
 
 
 def _directory_of(model: str) -> Path | None:
-    """Where the model's config lies on this machine; None where it does not."""
+    """Return the directory of the model's config on this machine, or None."""
     if model == builtin.NAME:
         return builtin.model_path()
     if Path(model).is_dir():
@@ -97,18 +112,18 @@ def _of_config(model: str, config: Any, place: str) -> ModelFacts:
     whole = config if isinstance(config, dict) else {}
     own: Mapping[str, Any] = _text_part(whole)
     found = [_first(own, names) for names in (_WIDTHS, _LAYERS, _CONTEXTS)]
-    if not (found[0] and found[1]):  # a config that leaves out what is its architecture's default
+    if not (found[0] and found[1]):  # a config that leaves out its architecture's defaults
         own = _completed(model, place)
         found = [_first(own, names) for names in (_WIDTHS, _LAYERS, _CONTEXTS)]
     width, n_layers, context = found
     if not (width and n_layers):
-        raise SettingsError(f"model {model!r}: its config says neither how wide it is nor how many blocks it has")
+        raise SettingsError(f"model {model!r}: its config lacks the width or the number of blocks")
     said = (part.get(name) for part in (own, whole) for name in ("dtype", "torch_dtype"))
     return ModelFacts(width, n_layers, context=context, dtype=next((d for d in said if d in ITEM_BYTES), "float32"))
 
 
 def _completed(model: str, place: str) -> Mapping[str, Any]:
-    """The config with its architecture's defaults, as transformers has it (which imports torch)."""
+    """Return the config with its architecture's defaults, from transformers (which imports torch)."""
     try:
         from transformers import AutoConfig
     except ModuleNotFoundError as error:
@@ -122,7 +137,7 @@ def _completed(model: str, place: str) -> Mapping[str, Any]:
 
 
 def _text_part(config: dict[str, Any]) -> dict[str, Any]:
-    """The part of a multimodal model's config that is the language model's."""
+    """Return the config of the language model: that part of a multimodal model's config, else the whole."""
     inner = next((config[name] for name in ("text_config", "llm_config") if isinstance(config.get(name), dict)), None)
     return config if inner is None else inner
 
@@ -133,7 +148,7 @@ def _first(config: Mapping[str, Any], names: Iterable[str]) -> int:
 
 
 def _parameters(files: Iterable[Path]) -> int:
-    """Numbers in these safetensors files, from their heads; 0 where one of them cannot be read."""
+    """Return the number of parameters in safetensors files, from their headers; 0 if any of them cannot be read."""
     try:
         return sum(_numbers_in(path) for path in files)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error):
@@ -144,7 +159,7 @@ def _numbers_in(path: Path) -> int:
     with path.open("rb") as file:
         (size,) = struct.unpack("<Q", file.read(8))
         if size > _MAX_HEAD:
-            raise ValueError(f"{path}: a head of {size} bytes")
+            raise ValueError(f"{path}: a header of {size} bytes")
         tensors = json.loads(file.read(size))
     return sum(prod(tensor["shape"]) for name, tensor in tensors.items() if name != "__metadata__")
 
@@ -180,12 +195,12 @@ def _asked(model: str, url: str) -> Any:
 
 
 def _refused(model: str, status: int) -> SettingsError:
-    if status in (401, 403, 404):  # the hub answers 401 for what does not exist, too
+    if status in (401, 403, 404):  # the hub also answers 401 for a model that does not exist
         return SettingsError(
-            f"model {model!r}: the hub says {status}: it has no such model, or not for you: check the id, "
+            f"model {model!r}: the hub answers {status}: there is no such model, or it is gated: check the id, "
             "and for a gated model log in (hf auth login, or HF_TOKEN)"
         )
-    return Unreachable(f"model {model!r}: it is not in the local cache, and the hub says {status}")
+    return Unreachable(f"model {model!r}: it is not in the local cache, and the hub answers {status}")
 
 
 def _hub() -> Any:

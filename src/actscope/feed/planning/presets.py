@@ -1,11 +1,11 @@
-"""Feeds of four sizes, and what is changed of them: a preset, then the environment, then the command line.
+"""Presets of the feed's settings. Environment variables override a preset, and command line options override both.
 
-    test         the built-in model and text; up within a minute on two cores, without a network
-    production   a mid-size model of the hub, its rows in bfloat16, a buffer of some tens of GB
-    large-scale  a larger model at three sites, a buffer of most of the memory that the machine has
-    env          nothing of its own: what the environment says
+    test         the built-in model and text; serves within a minute on two cores, without a network
+    production   a mid-size hub model, rows in bfloat16, a buffer of some tens of GB
+    large-scale  a larger model at three sites, a buffer of most of the machine's memory
+    env          no settings of its own; reads the plain environment variables
 
-All are one program with other numbers: any setting of a preset can be changed, and any feed can be made without one.
+A preset is nothing but settings: each of them can be overridden, and every feed can be configured without a preset.
 """
 
 from __future__ import annotations
@@ -53,10 +53,16 @@ def feed_settings(
     env: Mapping[str, str] = os.environ,
     machine: Callable[[], Machine] = this_machine,
 ) -> FeedSettings:
-    """The settings that a preset ("" for none), the environment and flags give together; each goes before the ones it follows.
+    """Return the settings that a preset, the environment and options give together. Each overrides the ones before it.
 
-    Flags are named like the settings, values are theirs or texts; a flag of None says nothing. Raises SettingsError that names
-    the preset, variable or flag to change.
+    Args:
+        preset: Name of the preset; "" for none.
+        flags: Options by the name of the setting, as values or as text. None counts as unset.
+        env: The environment.
+        machine: Returns the machine's memory. It is called if `buffer_rows` is a share of memory, or does not fit.
+
+    Raises:
+        SettingsError: A value is invalid. The message names the preset, variable or option to change.
     """
     given = {name: Given(value, f"the preset {preset}") for name, value in _preset(preset).items()}
     given |= from_environment(env, plain=preset == "env")
@@ -69,7 +75,7 @@ def feed_settings(
 
 
 def option(name: str) -> str:
-    """What a setting is called on the command line."""
+    """Return the command line option of a setting."""
     return f"--{name.replace('_', '-')}"
 
 
@@ -92,7 +98,7 @@ def _settings(given: Mapping[str, Given]) -> FeedSettings:
 
 
 def _telling(given: Mapping[str, Given], make: Callable[[], _T]) -> _T:
-    """What `make` gives; an error of its about a setting says who set it."""
+    """Return `make()`. Add the source of the setting to a SettingsError that names one."""
     try:
         return make()
     except SettingsError as error:
@@ -108,7 +114,11 @@ _HEADS = ("preset", "model", "a row", "rows", "mixed over", "buffer", "+ on a GP
 
 @dataclass(frozen=True, slots=True)
 class PresetLine:
-    """One preset. `beside_*_bytes` are what the generator takes besides the buffer; `buffer_rows` is 0 where none fits."""
+    """One preset on one machine.
+
+    `beside_gpu_bytes` and `beside_cpu_bytes` are the generator's memory beside the buffer, with the model on a GPU or on the CPU.
+    `buffer_rows` is 0 if no buffer fits.
+    """
 
     preset: str
     model: str
@@ -124,7 +134,7 @@ class PresetLine:
     fits: bool
 
     def cells(self) -> tuple[str, ...]:
-        """As texts, in the order of the table's columns."""
+        """Return the cells of the table, in the order of its columns."""
         places = f"{self.sites} x " if self.sites > 1 else ""
         rows = (f"{self.buffer_rows:,}", f"{self.buffer_rows // self.windows:,}", gigabytes(self.buffer_bytes))
         beside = (gigabytes(self.beside_gpu_bytes), gigabytes(self.beside_cpu_bytes))
@@ -135,19 +145,19 @@ class PresetLine:
 def overview(
     machine: Machine, flags: Mapping[str, Any] | None = None, env: Mapping[str, str] = os.environ
 ) -> list[PresetLine]:
-    """Every preset on this machine, with what the environment and the flags change of it."""
+    """Return every preset on this machine, with the environment and the options applied."""
     return [_line(name, machine, flags or {}, env) for name in PRESETS]
 
 
 def as_text(lines: Sequence[PresetLine]) -> str:
-    """For a terminal: columns, and whether it fits here."""
+    """Format the table for a terminal, with a column that says whether the feed fits here."""
     rows = [(*_HEADS, "fits"), *((*line.cells(), "yes" if line.fits else "no") for line in lines)]
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows)
 
 
 def as_markdown(lines: Sequence[PresetLine]) -> str:
-    """For the documentation."""
+    """Format the table for the documentation."""
     body = ["| " + " | ".join(("`" + cells[0] + "`", *cells[1:])) + " |" for line in lines if (cells := line.cells())]
     return "\n".join(["| " + " | ".join(_HEADS) + " |", "|" + "---|" * len(_HEADS), *body])
 
@@ -175,7 +185,7 @@ def _line(name: str, machine: Machine, flags: Mapping[str, Any], env: Mapping[st
 def _settings_or_too_small(
     name: str, machine: Machine, flags: Mapping[str, Any], env: Mapping[str, str]
 ) -> tuple[FeedSettings, bool]:
-    """The settings, and False where a buffer that is a share of memory has no room at all."""
+    """Return the settings, and whether the buffer has any room. If it has none, `buffer_rows` is one row for each window."""
     try:
         return feed_settings(name, flags, env, lambda: machine), True
     except SettingsError:

@@ -1,1 +1,1 @@
-"""The feed's server process: HTTP, the broker, the generator's supervision, checkpoints."""
+"""Server process of the feed: HTTP, shared memory for local consumers, broker, generator supervisor, checkpoints."""

@@ -1,4 +1,4 @@
-"""The feed over HTTP: which path does what."""
+"""HTTP API of the feed: its routes."""
 
 from __future__ import annotations
 
@@ -28,34 +28,36 @@ from actscope.sites import select_from
 _ENDPOINTS = {
     "GET /activations": "rows as JSON",
     "GET /activations/tensor": "rows as bytes, or as a safetensors file",
-    "GET /activations/stream": "batch after batch in one answer",
-    "GET /stats": "how the feed does",
+    "GET /activations/stream": "several batches in one response",
+    "GET /stats": "runtime statistics",
     "GET /statistics": "mean and standard deviation of each dimension",
-    "POST /refresh": "drop what is ready; new rows follow",
-    "GET /near": "where consumers on the same machine get the memory itself",
+    "POST /refresh": "drop all ready rows; new rows follow",
+    "GET /near": "unix socket that gives consumers on the same machine the shared memory",
     "GET /openapi.json": "this API",
 }
 _MOST = 1 << 40
 
-NumSamples = Annotated[int, Query(ge=1, le=_MOST, description="how many rows; all of them, or none")]
+NumSamples = Annotated[
+    int, Query(ge=1, le=_MOST, description="number of rows; the end of the last epoch may return fewer")
+]
 Sites = Annotated[
-    str, Query(max_length=2000, description="of the feed's sites: `all`, `0-3`, `last`, full names; all by default")
+    str, Query(max_length=2000, description="which of the feed's sites: `all`, `0-3`, `last`, full names; default: all")
 ]
 Group = Annotated[
     str, Query(pattern=GROUP, description="within a group each row goes to one consumer; every group gets all rows")
 ]
-Wait = Annotated[float, Query(ge=0, le=86400, description="wait so many seconds for rows that are not there yet")]
-WithLabels = Annotated[bool, Query(description="say whose each row is")]
+Wait = Annotated[float, Query(ge=0, le=86400, description="longest wait for rows that are not ready yet, in seconds")]
+WithLabels = Annotated[bool, Query(description="return the label of each row")]
 _REFUSALS: dict[int | str, dict[str, Any]] = {
     status: {"model": schemas.Error, "description": what}
     for status, what in {
         400: "bad parameters, or too many samples",
-        401: "no token, or a wrong one",
+        401: "the token is missing or wrong",
         403: "Host or Origin is not on the list",
-        404: "the feed has no such site",
+        404: "the feed does not have this site",
         410: "all epochs have been served",
         429: "too many requests, or groups, at once",
-        503: "not there yet: see Retry-After; or the feed has failed",
+        503: "not ready yet: see Retry-After; or the feed has failed",
     }.items()
 }
 _REFUSALS[429]["headers"] = _REFUSALS[503]["headers"] = {
@@ -67,7 +69,7 @@ router = APIRouter(responses=_REFUSALS)
 
 
 def create_app(service: Service) -> FastAPI:
-    """The feed as an ASGI application. The service is opened and closed with it."""
+    """Return the feed as an ASGI application. Its lifespan starts and stops the service."""
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -91,7 +93,7 @@ def create_app(service: Service) -> FastAPI:
 
 
 def _describe_limits(app: FastAPI, settings: FeedSettings) -> None:
-    """Let the OpenAPI document say how many rows this very feed gives at once."""
+    """Add this feed's limits of rows per request to its OpenAPI document."""
     plain = app.openapi
     limits = {
         ("/activations", "num_samples"): min(settings.most_rows, settings.max_json_samples),
@@ -120,7 +122,7 @@ Feed = Annotated[Service, Depends(_service)]
 
 @router.get("/", operation_id="about")
 async def about(feed: Feed) -> schemas.About:
-    """What this feed is, and where its rows are."""
+    """Return the model, the dataset, the sites and the endpoints of this feed."""
     return schemas.About(version=__version__, endpoints=_ENDPOINTS, **feed.desk.describe())
 
 
@@ -134,10 +136,10 @@ async def activations(
     wait: Wait = 0.0,
     labels: WithLabels = False,
 ) -> Response:
-    """The next rows of a group, as JSON."""
+    """Return the next rows of a group as JSON."""
     most = min(feed.settings.most_rows, feed.settings.max_json_samples)
     if num_samples > most:
-        raise _too_many(num_samples, most, " as JSON: ask for /activations/tensor")
+        raise _too_many(num_samples, most, " as JSON: use /activations/tensor")
     async with _held(request, feed, sites, group, num_samples, wait, most_values=feed.settings.max_json_values) as held:
         body = await asyncio.to_thread(held.batch.as_json, labels=labels)
         patience = feed.settings.lease_seconds
@@ -148,7 +150,7 @@ async def activations(
     "/activations/tensor",
     operation_id="activationsTensor",
     response_class=Response,
-    responses={200: _BINARY | {"description": "the rows; shape, dtype, sites and position in X-Actscope-* headers"}},
+    responses={200: _BINARY | {"description": "the rows; X-Actscope-* headers give shape, dtype, sites and position"}},
 )
 async def activations_tensor(
     request: Request,
@@ -161,7 +163,7 @@ async def activations_tensor(
         str, Query(pattern="^(raw|safetensors)$", description="little-endian values, or a safetensors file with labels")
     ] = "raw",
 ) -> Response:
-    """The next rows of a group, as bytes: [num_samples, width], or [num_samples, sites, width] of several sites."""
+    """Return the next rows of a group as bytes: [num_samples, width], or [num_samples, sites, width] of several sites."""
     async with _held(request, feed, sites, group, num_samples, wait) as held:
         batch = held.batch
         if format == "raw":
@@ -181,21 +183,21 @@ async def activations_tensor(
     "/activations/stream",
     operation_id="activationsStream",
     response_class=Response,
-    responses={200: _BINARY | {"description": "batches, one behind the other; the headers say the shape of one"}},
+    responses={200: _BINARY | {"description": "concatenated batches; the headers give the shape of one batch"}},
 )
 async def activations_stream(
     request: Request,
     feed: Feed,
     batch_size: Annotated[int, Query(ge=1, le=_MOST, description="rows of a batch")],
-    batches: Annotated[int, Query(ge=1, le=_MOST, description="how many batches")] = 1,
+    batches: Annotated[int, Query(ge=1, le=_MOST, description="number of batches")] = 1,
     sites: Sites = "",
     group: Group = "default",
     wait: Wait = 60.0,
 ) -> Response:
-    """Batch after batch in one answer, each as soon as it is there.
+    """Return several batches in one response, each as soon as it is ready.
 
-    The answer ends early when the epochs do, behind a batch that is shorter than the others, or when a batch is not there
-    within `wait` seconds: how long it will be is not known, which is why it has no Content-Length.
+    The response ends early when all epochs have been served, after a batch that is shorter than the others, and when a batch
+    is not ready within `wait` seconds. Its length is therefore not known in advance, and it has no Content-Length.
     """
     if batch_size > feed.settings.most_rows:
         raise _too_many(batch_size, feed.settings.most_rows, "", param="batch_size")
@@ -206,7 +208,7 @@ async def activations_stream(
 
 @router.get("/stats", operation_id="stats")
 async def stats(feed: Feed) -> schemas.Stats:
-    """How the feed does."""
+    """Return runtime statistics of the feed."""
     desk = feed.desk
     return schemas.Stats(
         state=feed.state,
@@ -231,7 +233,7 @@ async def stats(feed: Feed) -> schemas.Stats:
 
 @router.get("/statistics", operation_id="statistics")
 async def statistics(feed: Feed) -> schemas.Statistics:
-    """Normalisation statistics of each site, over all rows so far, dimension by dimension."""
+    """Return normalisation statistics of each site over all rows so far, with mean and deviation of each dimension."""
     if feed.desk.facts is None:
         raise _not_ready(FeedNotReady("the model is being loaded", retry_after=2))
     return schemas.Statistics(
@@ -241,13 +243,13 @@ async def statistics(feed: Feed) -> schemas.Statistics:
 
 @router.post("/refresh", operation_id="refresh")
 async def refresh(feed: Feed) -> schemas.Refreshed:
-    """Drop the rows that are ready, for all groups, so that what comes next is new."""
+    """Drop the ready rows of all groups, so that the next rows are new."""
     return schemas.Refreshed(dropped_rows=feed.desk.refresh())
 
 
 @router.get("/near", operation_id="near")
 async def near(feed: Feed) -> schemas.Near:
-    """Where consumers on the same machine get the memory itself."""
+    """Return the unix socket through which consumers on the same machine get the shared memory."""
     return schemas.Near(socket=feed.socket_path, boot_id=boot_id())
 
 
@@ -255,14 +257,14 @@ async def near(feed: Feed) -> schemas.Near:
 
 
 class _Held:
-    """The rows of one request, and its place among those that are answered at once: whoever sends the answer gives both up."""
+    """Grant and request slot of one request. Both are given up once the response has been sent, or cannot be."""
 
     def __init__(self, feed: Service, batch: GrantedRows, owner: object) -> None:
         self._feed, self.batch, self.owner = feed, batch, owner
         self.handed_over = False
 
     def hand_over(self) -> Callable[[bool], None]:
-        """From now on it is the answer's; what it must call at its end, with whether the rows have arrived."""
+        """Transfer ownership to a response. It must call the returned function once, with whether the rows were delivered."""
         self.handed_over = True
         return self._give_up
 
@@ -275,11 +277,11 @@ class _Held:
 async def _held(
     request: Request, feed: Service, sites: str, group: str, n: int, wait: float, *, most_values: int = 0
 ) -> AsyncIterator[_Held]:
-    """The next rows of a group, as long as the client is there. Given up when the block ends without having handed them over."""
+    """Grant the next rows of a group, waiting only while the client is connected. Given up at exit unless handed over."""
     if not feed.enter():
         raise Problem(
             429,
-            f"{feed.settings.max_requests} requests for rows are being answered, which is as many as there may be at once",
+            f"{feed.settings.max_requests} requests for rows are in progress, which is the maximum (setting: max_requests)",
             code="too_many_requests",
             headers={"Retry-After": "1"},
         )
@@ -299,6 +301,7 @@ async def _held(
 
 
 async def _chosen(feed: Service, sites: str, wait: float) -> list[int]:
+    """Return the indices of the requested sites, waiting at most `wait` seconds for the model to be loaded."""
     facts = await feed.desk.loaded(wait)
     if facts is None:
         if feed.desk.failure:
@@ -311,12 +314,13 @@ async def _chosen(feed: Service, sites: str, wait: float) -> list[int]:
 
 
 async def _take(request: Request, feed: Service, group: str, n: int, owner: object, wait: float) -> Grant:
+    """Grant rows as `Broker.take` does, with its errors as Problems. Stops waiting when the client disconnects."""
     taking = asyncio.ensure_future(feed.desk.take(group, n, owner, wait=wait))
     gone = asyncio.ensure_future(disconnected(request.receive))
     try:
         await asyncio.wait({taking, gone}, return_when=asyncio.FIRST_COMPLETED)
         if not taking.done():
-            raise Problem(408, "the client has gone", code="gone")
+            raise Problem(408, "the client has disconnected", code="gone")
         return taking.result()
     except FeedNotReady as error:
         raise _not_ready(error) from error
@@ -339,11 +343,11 @@ async def _take(request: Request, feed: Service, group: str, n: int, owner: obje
 
 
 def _check_values(feed: Service, n: int, n_sites: int, most: int) -> None:
-    """Before anything is taken: 400 for more values than may be made JSON of; 0 sets no limit."""
+    """Raise a Problem with status 400 for more than `most` values, before rows are granted. 0 sets no limit."""
     assert feed.desk.facts is not None
     a_row = n_sites * feed.desk.facts.width
     if most and n * a_row > most:
-        raise _too_many(n, max(1, most // a_row), f" as JSON of {a_row} values a row: ask for /activations/tensor")
+        raise _too_many(n, max(1, most // a_row), f" as JSON of {a_row} values per row: use /activations/tensor")
 
 
 def _too_many(n: int, most: int, where: str, param: str = "num_samples") -> Problem:
@@ -352,7 +356,7 @@ def _too_many(n: int, most: int, where: str, param: str = "num_samples") -> Prob
 
 def _not_ready(error: FeedNotReady) -> Problem:
     after = max(1, round(error.retry_after))
-    return Problem(503, f"{error}; ask again, or with wait=", code="not_ready", headers={"Retry-After": str(after)})
+    return Problem(503, f"{error}; retry, or set wait=", code="not_ready", headers={"Retry-After": str(after)})
 
 
 def _failed(error: FeedError) -> Problem:

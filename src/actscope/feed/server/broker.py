@@ -1,4 +1,4 @@
-"""In-process broker: grants rows to consumers and wakes those that wait. Runs on one event loop."""
+"""In-process broker: grants rows to consumers and wakes waiting ones. Runs on one event loop."""
 
 from __future__ import annotations
 
@@ -84,7 +84,20 @@ class Broker:
     def claim(self, group: str, n: int, owner: object, *, lease: float = float("inf")) -> Grant:
         """Grant the next `n` rows of a group without waiting.
 
-        Raises what `WindowAllocator.claim` raises, RequestRefused for an invalid `n`, and FeedError when the feed has failed.
+        Args:
+            group: Name of the group; a new one is created.
+            n: Number of rows, 1 to `settings.most_rows`.
+            owner: Consumer that will hold the rows.
+            lease: Duration of the lease, in seconds.
+
+        Returns:
+            The grant. It may be shorter, as `WindowAllocator.claim` says.
+
+        Raises:
+            FeedNotReady: Fewer than `n` rows are ready.
+            FeedEnded: All epochs have been served to this group.
+            FeedError: Fewer than `n` rows are ready, and the feed has failed.
+            RequestRefused: `n` is out of range, or there are too many groups.
         """
         if not 1 <= n <= self.settings.most_rows:
             raise RequestRefused(

@@ -1,7 +1,7 @@
-"""The file that says how far a feed has come, so that the next one goes on there.
+"""State file of a feed: its position, so that the next run continues there.
 
-It is behind by a second at most: what was served since is served again after a crash. A trainer that keeps the position of its
-last batch in its own checkpoint, and resumes from that, goes on exactly.
+The file is at most about a second behind: rows served since then are served again after a crash. A trainer that keeps the
+position of its last batch in its own checkpoint, and resumes from it, continues exactly.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ log = logging.getLogger("actscope.feed")
 
 _EVERY_S = 1.0
 _MOST = 1 << 16
-#: What the order depends on: with other values, a position means other rows.
+#: Settings that define the order. With other values, a position refers to other rows.
 _ORDER = (
     "model", "dataset", "split", "column", "texts", "sites", "model_dtype", "context", "mask", "chunk_texts", "window_rows",
     "serves", "seed", "shuffle",
@@ -44,7 +44,7 @@ class _Content(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class StateFile:
-    """One file; written whole or not at all."""
+    """State file, replaced atomically. `position` is the one that it had when it was opened; None if there was no file."""
 
     def __init__(self, path: Path, order: dict[str, str], found: _Content | None) -> None:
         self._path, self._order, self._found = path, order, found
@@ -54,7 +54,11 @@ class StateFile:
 
     @classmethod
     def open(cls, settings: FeedSettings) -> StateFile:
-        """The file that the settings name; it need not exist. Raises SettingsError when it is none, or of another order."""
+        """Open the file that `settings.state` names. It need not exist.
+
+        Raises:
+            SettingsError: Its directory does not exist, it is not a state file, or it belongs to another order.
+        """
         path = Path(settings.state)
         order = {name: str(getattr(settings, name)) for name in _ORDER}
         if not path.parent.is_dir():
@@ -64,27 +68,27 @@ class StateFile:
         except FileNotFoundError:
             return cls(path, order, None)
         except (msgspec.DecodeError, RecordingError) as error:
-            raise SettingsError(f"feed state {path}: is no state file of a feed: {error}") from error
+            raise SettingsError(f"feed state {path}: is not a state file of a feed: {error}") from error
         differing = [name for name in _ORDER if content.order.get(name) != order[name]]
         if differing:
             told = ", ".join(f"{name} (was {content.order.get(name)}, is {order[name]})" for name in differing)
-            raise SettingsError(f"feed state {path}: it is of another order: {told}; remove the file to begin anew")
+            raise SettingsError(f"feed state {path}: belongs to another order: {told}; remove the file to start over")
         return cls(path, order, content)
 
     def check(self, facts: Loaded) -> None:
-        """Raises FeedError when what it was written for, the model or the dataset, is another one by now."""
+        """Raise FeedError if the model or the dataset has changed since the file was written."""
         for name, was, now in (
             ("the model", self._found and self._found.revision, facts.revision),
             ("the dataset", self._found and self._found.fingerprint, facts.fingerprint),
         ):
             if was and was != now:
                 raise FeedError(
-                    f"feed state {self._path}: {name} has changed since it was written (was {was}, is {now}), and the order with "
-                    "it; remove the file to begin anew"
+                    f"feed state {self._path}: {name} has changed since the file was written (was {was}, is {now}), and so has "
+                    "the order; remove the file to start over"
                 )
 
     async def keep(self, desk: Broker) -> None:
-        """Write it whenever it has changed, for ever."""
+        """Write the position whenever it has changed, at most once a second. Never returns."""
         while True:
             await asyncio.sleep(_EVERY_S)
             position = desk.buffer.lowest_position()
@@ -93,11 +97,11 @@ class StateFile:
             try:
                 await asyncio.to_thread(self.write, position, desk.facts)
             except OSError as error:  # a full disk may have room again
-                log.error("feed state %s cannot be written (%s): it stays behind", self._path, error)
+                log.error("feed state %s cannot be written (%s): it is out of date", self._path, error)
                 self._written = position
 
     def write(self, position: Position, facts: Loaded | None) -> None:
-        """Make it say so, durably."""
+        """Replace the file durably and atomically. Does nothing before the model is loaded (`facts` is None)."""
         if facts is None:
             return
         content = _Content("actscope-feed-state", str(position), self._order, facts.revision, facts.fingerprint)

@@ -1,4 +1,4 @@
-"""The server's side of the generator: started, listened to, killed when it is silent, and started again when it dies."""
+"""Supervisor of the generator process: starts it, reads its messages, kills it when it hangs, restarts it when it dies."""
 
 from __future__ import annotations
 
@@ -44,7 +44,10 @@ _SECRET = "-" * 8
 
 
 class _GeneratorProcess:
-    """One generator: its process, its socket, and the thread that listens to it. Callbacks come on that thread."""
+    """One generator: its process, its socket, and the thread that reads from it.
+
+    `hear` is called on that thread with each message, and with None when the socket closes.
+    """
 
     def __init__(self, settings: bytes, hear: Callable[[_GeneratorProcess, FromGenerator | None], None]) -> None:
         ours, theirs = socket.socketpair()
@@ -70,18 +73,18 @@ class _GeneratorProcess:
                 self.heard = time.monotonic()
                 hear(self, message)
         except ActscopeError as error:
-            log.error("the generator said what cannot be read: %s", error)
+            log.error("a message of the generator cannot be read: %s", error)
         hear(self, None)
 
     def _overhear(self) -> None:
-        """What it and its libraries print belongs into our log, wherever that goes."""
+        """Copy the output of the generator and its libraries to the log."""
         assert self.process.stdout is not None
         with self.process.stdout as lines:
             for line in lines:
                 log.warning("generator: %s", line.decode(errors="replace").rstrip())
 
     def end(self, grace_s: float = 0.0) -> int:
-        """Close the socket, which ends it; kill it when it does not. Its exit code."""
+        """Close the socket, which ends the process; kill it after `grace_s` seconds. Return its exit code."""
         with contextlib.suppress(OSError):
             self.connection.shutdown(socket.SHUT_RDWR)
         self.connection.close()
@@ -89,12 +92,12 @@ class _GeneratorProcess:
             return self.process.wait(grace_s)
         except subprocess.TimeoutExpired:
             with contextlib.suppress(ProcessLookupError):
-                os.killpg(self.process.pid, 9)  # what it has started too
+                os.killpg(self.process.pid, 9)  # its child processes too
             return self.process.wait()
 
 
 class Supervisor:
-    """Keeps a generator at work for a desk. Everything but `_GeneratorProcess`'s thread is on the event loop."""
+    """Supervisor that keeps a generator filling the broker's windows. Runs on the event loop."""
 
     def __init__(self, desk: Broker) -> None:
         self._desk = desk
@@ -115,11 +118,11 @@ class Supervisor:
 
     @property
     def pid(self) -> int | None:
-        """The generator's process; None while there is none."""
+        """Process id of the generator; None while there is none."""
         return self._child.process.pid if self._child is not None else None
 
     async def run(self) -> None:
-        """Keep it going, for ever."""
+        """Keep a generator running and send it orders, until `close`."""
         self._respawn()
         while not self._closed:
             self._look()
@@ -131,14 +134,14 @@ class Supervisor:
             self._send_order()
 
     async def close(self) -> None:
-        """End the generator; nothing of it is left."""
+        """End the generator and its child processes, and start no other."""
         self._closed = True
         child, self._child = self._child, None
         if child is not None:
             await asyncio.to_thread(child.end, _GRACE_S)
 
     def stats(self) -> dict[str, Any]:
-        """How the generator does."""
+        """Return runtime statistics of the generator (for `GET /stats`)."""
         return {
             "pid": self.pid,
             "phase": self.phase,
@@ -176,7 +179,7 @@ class Supervisor:
             self._on_filled(message)
         elif isinstance(message, Failed):
             self._last_words = message
-            self._loop.call_later(_GRACE_S, self._kill, child)  # in case that it cannot even end
+            self._loop.call_later(_GRACE_S, self._kill, child)  # in case it does not end by itself
 
     def _go(self, work: Coroutine[Any, Any, None]) -> None:
         task = self._loop.create_task(work)
@@ -190,19 +193,24 @@ class Supervisor:
             await self._give_up(str(error))
             return
         if child is not self._child:
-            return  # it has died meanwhile
+            return  # it has died in the meantime
         layout = memory.layout
         described = Memory(layout.n_windows, layout.window_rows, layout.n_sites, layout.width, layout.dtype)
         self.phase = "waiting"
         try:
             TO_GENERATOR.send_with(child.connection, described, memory.fd)
         except OSError:
-            return  # it has died, which is told on its own
+            return  # it has died; its reading thread reports that
         self._send_order()
         self._desk.notify()
 
     async def _memory_for(self, facts: Loaded) -> FeedMemory:
-        """The memory; made for the first generator, and fit for each later one. Raises SettingsError, FeedError."""
+        """Return the buffer's memory, which is created for the first generator and used by all later ones.
+
+        Raises:
+            SettingsError: The memory cannot be allocated.
+            FeedError: The width is not the expected one, or the model or the dataset has changed.
+        """
         desk, settings = self._desk, self._settings
         desk.check(facts)
         if desk.memory is not None and desk.facts is not None:
@@ -210,11 +218,11 @@ class Supervisor:
             return desk.memory
         if settings.width and settings.width != facts.width:
             raise FeedError(
-                f"{facts.model} gives rows of width {facts.width}, expected {settings.width} (setting: width)"
+                f"rows of {facts.model} have width {facts.width}, expected {settings.width} (setting: width)"
             )
         layout = Layout(settings.windows, settings.window_rows, len(facts.sites), facts.width, settings.dtype)
         self.phase = f"allocating {layout.total_bytes / 1e9:.2f} GB"
-        if self._allocating is None:  # once, also when the generator dies while it is being done
+        if self._allocating is None:  # only once, even if the generator dies in the meantime
             making = asyncio.to_thread(FeedMemory.create, layout, huge_pages=settings.huge_pages, numa=settings.numa)
             self._allocating = self._loop.create_task(making)
         memory = await self._allocating
@@ -231,14 +239,14 @@ class Supervisor:
         self._send_order()
 
     def _send_order(self) -> None:
-        """Have the next window filled, where one is free and the generator is ready."""
+        """Order the next window, if one is free and the generator is ready."""
         desk, child = self._desk, self._child
         if child is None or desk.memory is None or self._order is not None or self.phase != "waiting":
             return
         fill = desk.buffer.begin()
         if fill is None:
             return
-        desk.memory.generations[fill.window] = fill.generation  # before a row of it is written
+        desk.memory.generations[fill.window] = fill.generation  # before any of its rows is written
         mark = (fill.mark.chunk, fill.mark.skip) if fill.mark else None
         self._order = FillWindow(fill.window, fill.generation, fill.epoch, fill.number, mark)
         self.phase, self._moved = "filling", time.monotonic()
@@ -246,13 +254,13 @@ class Supervisor:
             TO_GENERATOR.send(child.connection, self._order)
 
     def _look(self) -> None:
-        """Kill a generator that is silent, or makes no headway."""
+        """Kill a generator that sends no heartbeat, or makes no progress with its window."""
         child, now = self._child, time.monotonic()
         if child is None:
             return
         silent = now - child.heard >= self._settings.heartbeat_seconds
         if silent or (self._order is not None and now - self._moved >= self._settings.stall_seconds):
-            what = "is silent" if silent else "makes no headway"
+            what = "sends no heartbeat" if silent else "makes no progress"
             log.error("the generator (pid %d) %s: it is killed", child.process.pid, what)
             self._kill(child)
             child.heard = self._moved = now
@@ -260,7 +268,7 @@ class Supervisor:
     def _kill(self, child: _GeneratorProcess) -> None:
         if child is self._child:
             with contextlib.suppress(ProcessLookupError):
-                os.killpg(child.process.pid, 9)  # what it has started too
+                os.killpg(child.process.pid, 9)  # its child processes too
 
     async def _on_death(self, child: _GeneratorProcess) -> None:
         self._child, self._order = None, None
@@ -272,11 +280,11 @@ class Supervisor:
         why = words.message if words else f"the generator ended (exit code {code})"
         self.deaths += 1
         self.deaths_in_a_row += 1
-        never_loaded = words is not None and self._desk.facts is None  # it said why: another would say the same
+        never_loaded = words is not None and self._desk.facts is None  # a restart would fail the same way
         if never_loaded or (words and words.fatal) or self.deaths_in_a_row > self._settings.max_restarts:
             await self._give_up(why)
             return
-        log.error("%s; it is started again, and goes on with the same rows (restart %d)", why, self.deaths)
+        log.error("%s; it is restarted, and continues with the same rows (restart %d)", why, self.deaths)
         self._loop.call_later(min(0.1 * 2**self.deaths_in_a_row, 10.0), self._respawn)
 
     def _respawn(self) -> None:
@@ -287,6 +295,7 @@ class Supervisor:
                 self._go(self._give_up(f"the generator cannot be started: {error}"))
 
     async def _give_up(self, why: str) -> None:
+        """Fail the feed for good, and end the generator."""
         log.error("the feed has failed: %s", why)
         self.phase = "failed"
         self._desk.fail(why)
@@ -296,10 +305,10 @@ class Supervisor:
 
 
 def _check_same(first: Loaded, now: Loaded) -> None:
-    """A generator in the place of another must read the same texts with the same model."""
+    """Raise FeedError unless a restarted generator reads the same texts with the same model."""
     for name in ("revision", "sites", "width", "dtype", "fingerprint", "n_texts"):
         if getattr(first, name) != getattr(now, name):
             raise FeedError(
-                f"the model or the dataset has changed under the feed: {name} was {getattr(first, name)!r}, "
-                f"is {getattr(now, name)!r}; start the feed anew"
+                f"the model or the dataset has changed while the feed ran: {name} was {getattr(first, name)!r}, "
+                f"is {getattr(now, name)!r}; restart the feed"
             )

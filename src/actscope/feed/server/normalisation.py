@@ -1,7 +1,7 @@
-"""Normalisation statistics: what a trainer scales rows by, over all rows that were ever in the buffer.
+"""Normalisation statistics over all rows that have ever been in the buffer, for trainers that scale rows.
 
-`norm_scale` = sqrt(width) / mean L2 norm: rows times it have a mean norm of sqrt(width), as SAELens's
-`expected_average_only_in` and Anthropic's "Circuits updates: April 2024" have it.
+`norm_scale` = sqrt(width) / mean L2 norm. Rows multiplied by it have a mean L2 norm of sqrt(width), as in SAELens's
+`expected_average_only_in` and Anthropic's "Circuits updates: April 2024".
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from actscope.feed.messages import WindowSums
 
 
 class SiteNormalisation:
-    """Of one site. Sums are float64."""
+    """Normalisation statistics of one site. Sums are float64."""
 
     def __init__(self, width: int) -> None:
         self.n = 0
@@ -24,7 +24,7 @@ class SiteNormalisation:
         self._norms = 0.0
 
     def add(self, n: int, sums: WindowSums) -> None:
-        """Another window's rows."""
+        """Add the sums over a window's `n` rows."""
         self.n += n
         self._values += np.frombuffer(sums.values)
         self._squares += np.frombuffer(sums.squares)
@@ -32,12 +32,12 @@ class SiteNormalisation:
 
     @property
     def mean(self) -> np.ndarray:
-        """float64 [width]."""
+        """Mean of each dimension: float64 [width]."""
         return self._values / max(self.n, 1)
 
     @property
     def std(self) -> np.ndarray:
-        """float64 [width], of the population."""
+        """Population standard deviation of each dimension: float64 [width]."""
         found: np.ndarray = np.sqrt(np.maximum(self._squares / max(self.n, 1) - self.mean**2, 0.0))
         return found
 
@@ -47,10 +47,10 @@ class SiteNormalisation:
         return self._norms / max(self.n, 1)
 
     def summary(self) -> dict[str, Any]:
-        """For people, and for scaling."""
+        """Return rows, mean_norm and norm_scale (None while there is no norm)."""
         scale = math.sqrt(len(self._values)) / self.mean_norm if self.mean_norm else None
         return {"rows": self.n, "mean_norm": self.mean_norm, "norm_scale": scale}
 
     def vectors(self) -> dict[str, Any]:
-        """The summary, with mean and standard deviation of each dimension."""
+        """Return the summary with the mean and the standard deviation of each dimension."""
         return self.summary() | {"mean": self.mean.tolist(), "std": self.std.tolist()}

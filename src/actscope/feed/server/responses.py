@@ -1,4 +1,4 @@
-"""Rows as HTTP answers. What can be sent from the memory itself is not copied; the rows are held until they have gone."""
+"""HTTP responses with rows. They are sent from shared memory without a copy where possible, and are held until sent."""
 
 from __future__ import annotations
 
@@ -20,15 +20,16 @@ from actscope.feed.server.service import Service
 
 log = logging.getLogger("actscope.feed")
 
-#: Sent at once. Behind the last view come so many bytes that are copies: when they have been taken, no view is left in a buffer.
+#: Bytes of one chunk.
 CHUNK = 1 << 20
+#: Bytes at the end that are sent as copies: when the server has taken them, no view of the memory is left in its buffers.
 _TAIL = 256 << 10
 _LEAST_RATE = 1 << 20  # bytes per second that a client must take
 _LABELS = ("text", "piece", "position", "token_id")
 
 
 class GrantedRows:
-    """The rows of a grant at some sites."""
+    """Rows of a grant at some sites. `shape` is [n, width], or [n, sites, width] of several sites."""
 
     def __init__(self, desk: Broker, grant: Grant, sites: Sequence[int]) -> None:
         assert desk.memory is not None and desk.facts is not None
@@ -41,16 +42,16 @@ class GrantedRows:
         self._model = f"{desk.facts.model}@{desk.facts.revision}"
 
     def parts(self) -> list[np.ndarray]:
-        """The rows, stretch by stretch: [n, width], or [n, sites, width]. Views of the memory where they can be."""
+        """Return the rows of each row range: [n, width] or [n, sites, width]. Views of the memory unless `is_copied`."""
         return [self._part(extent) for extent in self.grant.extents]
 
     @property
     def is_copied(self) -> bool:
-        """Whether `parts` must copy, which takes its time."""
+        """Whether `parts` must copy: several sites, or a later turn, whose rows are not contiguous."""
         return len(self.sites) > 1 or any(extent.turn for extent in self.grant.extents)
 
     async def gathered(self) -> list[np.ndarray]:
-        """The parts; made on a thread where they are copies."""
+        """Return `parts`. Copies are made on a thread."""
         return await asyncio.to_thread(self.parts) if self.is_copied else self.parts()
 
     def _part(self, extent: Any) -> np.ndarray:
@@ -58,12 +59,12 @@ class GrantedRows:
         return planes[0] if len(planes) == 1 else np.stack(planes, axis=1)
 
     def labels(self) -> dict[str, np.ndarray]:
-        """Of each row: text, piece, position, token_id, as int64 [n]."""
+        """Return the labels of the rows: text, piece, position and token_id, each int64 [n]."""
         labels = labels_of(self._memory, self.grant.extents, self._seed)
         return {name: labels[name].astype(np.int64) for name in _LABELS}
 
     def headers(self) -> dict[str, str]:
-        """What a client needs to know of the bytes, and where they stand in the feed."""
+        """Return the headers that describe the bytes and their position in the feed."""
         return {
             "X-Actscope-Shape": ",".join(map(str, self.shape)),
             "X-Actscope-Dtype": self.dtype,
@@ -75,7 +76,7 @@ class GrantedRows:
         }
 
     def as_json(self, *, labels: bool) -> bytes:
-        """Everything as one JSON object. Values that are not finite are null."""
+        """Return rows, metadata and, if requested, labels as one JSON object. Non-finite values are null."""
         rows = np.concatenate([_as_floats(part, self.dtype) for part in self.parts()])
         found: dict[str, Any] = {
             "shape": list(self.shape),
@@ -91,8 +92,8 @@ class GrantedRows:
         return json.dumps(found, separators=(",", ":"), allow_nan=False).encode()
 
     def as_safetensors(self) -> bytes:
-        """One safetensors file: `activations`, and the labels of its rows."""
-        import torch  # only here: numpy has no bfloat16, and the server is light without it
+        """Return a safetensors file with the tensor `activations`, the labels of its rows, and the headers as metadata."""
+        import torch  # imported here only: numpy has no bfloat16, and the server does not load torch otherwise
         from safetensors.torch import save
 
         rows = torch.from_numpy(np.concatenate(self.parts())).view(getattr(torch, self.dtype))
@@ -102,7 +103,7 @@ class GrantedRows:
 
 
 class RowsResponse(Response):
-    """Sends the rows of a batch out of the memory, and releases its grant when they have gone, or cannot go."""
+    """Response that sends the rows of a batch from memory, and releases its grant once they are sent or cannot be."""
 
     media_type = "application/octet-stream"
 
@@ -124,7 +125,7 @@ class RowsResponse(Response):
             await send_rows(self._parts, send, self._patience_s)
             sent = not await _has_gone(receive)
         except TimeoutError:
-            return log.warning("a client did not read its rows for %g s: its connection is ended", self._patience_s)
+            return log.warning("a client did not read its rows for %g s: its connection is closed", self._patience_s)
         finally:
             self._parts = []
             self._release(sent)
@@ -132,7 +133,7 @@ class RowsResponse(Response):
 
 
 class HeldResponse(Response):
-    """Bytes that were made of a batch; its grant is released when they have gone, or cannot go."""
+    """Response with bytes made from a batch. Its grant is released once they are sent or cannot be."""
 
     def __init__(self, content: bytes, release: Callable[[bool], None], *, patience_s: float, **options: Any) -> None:
         super().__init__(content, **options)
@@ -144,17 +145,22 @@ class HeldResponse(Response):
             await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
             async with asyncio.timeout(self._patience_s + len(self.body) / _LEAST_RATE):
                 await send({"type": "http.response.body", "body": self.body, "more_body": True})
-                await send({"type": "http.response.body", "body": b"", "more_body": True})  # waits for the one before
+                await send({"type": "http.response.body", "body": b"", "more_body": True})  # waits for the previous one
             sent = not await _has_gone(receive)
         except TimeoutError:
-            return log.warning("a client did not read its rows: its connection is ended")
+            return log.warning("a client did not read its rows: its connection is closed")
         finally:
             self._release(sent)
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
 async def send_rows(rows: Sequence[np.ndarray], send: Send, patience_s: float) -> None:
-    """Send the bytes of some rows. Raises TimeoutError for a client that reads too slowly: it must not hold rows for ever."""
+    """Send the bytes of some rows.
+
+    Raises:
+        TimeoutError: The client took no chunk for `patience_s` seconds, or less than 1 MiB per second beyond them. A slow client
+            must not hold rows forever.
+    """
     size = sum(part.nbytes for part in rows)
     async with asyncio.timeout(patience_s + size / _LEAST_RATE):
         for data in chunks_of(rows):
@@ -163,7 +169,7 @@ async def send_rows(rows: Sequence[np.ndarray], send: Send, patience_s: float) -
 
 
 async def _has_gone(receive: Receive) -> bool:
-    """Whether the client has closed its connection: what was sent since then went nowhere."""
+    """Return whether the client has closed its connection, so that the bytes sent since then are lost."""
     news = asyncio.ensure_future(disconnected(receive))
     for _ in range(3):  # the request itself may come first
         await asyncio.sleep(0)
@@ -172,7 +178,7 @@ async def _has_gone(receive: Receive) -> bool:
 
 
 async def disconnected(receive: Receive) -> None:
-    """Returns when the client has gone."""
+    """Return when the client has disconnected."""
     while (await receive())["type"] != "http.disconnect":
         continue
 
@@ -183,10 +189,10 @@ def _bytes_of(rows: np.ndarray) -> memoryview:
 
 
 def chunks_of(rows: Sequence[np.ndarray]) -> list[memoryview | bytes]:
-    """The bytes of some rows: views of the memory, then a tail that is copied, then nothing.
+    """Return the bytes of some rows as chunks: views of the memory, then copies of the last 256 KiB, then an empty chunk.
 
-    A server waits before it takes a chunk until most of the one before is gone. So when it has taken the last one, the empty one,
-    no view of the memory is left in its buffers, and the rows can be given up.
+    The server takes a chunk only when most of the previous one has been sent. Once it has taken the empty chunk, no view of the
+    memory is left in its buffers, and the rows can be released.
     """
     parts = [_bytes_of(part) for part in rows]
     chunks: list[memoryview | bytes] = []
@@ -204,20 +210,21 @@ def chunks_of(rows: Sequence[np.ndarray]) -> list[memoryview | bytes]:
 
 
 def _as_floats(rows: np.ndarray, dtype: str) -> np.ndarray:
-    """float32; bfloat16, whose bits numpy holds as uint16, is the upper half of one."""
+    """Return the rows as float32. bfloat16, held as uint16, is the upper half of a float32."""
     if dtype == "bfloat16":
         return (rows.astype(np.uint32) << np.uint32(16)).view(np.float32)
     return rows.astype(np.float32)
 
 
 def _with_nulls(rows: np.ndarray) -> Any:
+    """Return the rows as nested lists, with None for non-finite values."""
     found = rows.astype(object)
     found[~np.isfinite(rows)] = None
     return found.tolist()
 
 
 class StreamResponse(Response):
-    """Sends `batches` batches of `batch_size` rows; the first one is granted already. Holds one batch at a time."""
+    """Response that streams `batches` batches of `batch_size` rows. `first` is already granted. Holds one batch at a time."""
 
     media_type = "application/octet-stream"
 
@@ -238,7 +245,7 @@ class StreamResponse(Response):
         self._owner = owner
         self.status_code, self.background, self.body = 200, None, b""
         self.init_headers(GrantedRows(feed.desk, first, sites).headers())
-        del self.headers["content-length"]  # how long it will be is not known
+        del self.headers["content-length"]  # the length is not known in advance
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         gone = asyncio.ensure_future(disconnected(receive))
@@ -247,7 +254,7 @@ class StreamResponse(Response):
             await self._send_batches(send, gone)
             await send({"type": "http.response.body", "body": b"", "more_body": False})
         except TimeoutError:
-            log.warning("a client did not read its stream: its connection is ended")
+            log.warning("a client did not read its stream: its connection is closed")
         finally:
             gone.cancel()
             self._release(delivered=False)
@@ -266,7 +273,7 @@ class StreamResponse(Response):
                 return
 
     async def _next(self, gone: asyncio.Future[None]) -> bool:
-        """Take the next batch, unless the client goes first."""
+        """Wait for the next batch. Return False if the client disconnects first, or no batch is granted."""
         taking = asyncio.ensure_future(
             self._feed.desk.take(self._group, self._batch_size, self._owner, wait=self._wait)
         )

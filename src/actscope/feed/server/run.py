@@ -1,4 +1,4 @@
-"""Running the feed: its port, and one uvicorn."""
+"""Entry point of the feed's server: binds the port and runs one uvicorn server."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from actscope.serving.listening import listen, uvicorn_config
 
 
 class FeedServer(uvicorn.Server):
-    """uvicorn that lets nobody wait for rows when it is told to stop. `settings` has the port that was taken."""
+    """uvicorn server that ends requests waiting for rows when it shuts down. `settings` has the actual port."""
 
     def __init__(self, app: FastAPI, service: Service, sock: socket.socket) -> None:
         super().__init__(uvicorn_config(app, service.settings))
@@ -40,7 +40,11 @@ class FeedServer(uvicorn.Server):
 
 
 def open_server(settings: FeedSettings) -> FeedServer:
-    """Listen (so that the port is known and taken), and make the server. Raises SettingsError when it cannot."""
+    """Bind the port and create the server, which is not running yet.
+
+    Raises:
+        SettingsError: The port cannot be bound, or the position to resume from does not fit the settings.
+    """
     sock = listen(settings)
     try:
         service = Service(replace(settings, port=sock.getsockname()[1]))
@@ -51,7 +55,7 @@ def open_server(settings: FeedSettings) -> FeedServer:
 
 
 def serve(settings: FeedSettings, on_started: Callable[[FeedSettings], None] | None = None) -> None:
-    """Run the feed until it is told to stop. `on_started` gets the settings with the port that was taken."""
+    """Run the feed until SIGINT or SIGTERM. `on_started` is called with the settings, which have the actual port."""
     server = open_server(settings)
     server.on_started = on_started
     server.run_here()

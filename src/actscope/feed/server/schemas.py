@@ -1,4 +1,4 @@
-"""The shapes of the feed's JSON answers, for its OpenAPI document and for clients."""
+"""Schemas of the feed's JSON responses, for its OpenAPI document and for clients."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pydantic import BaseModel, Field
 
 
 class About(BaseModel):
-    """What this feed is, and where its rows are."""
+    """Model, dataset, rows and endpoints of this feed. Most fields are null until the model is loaded."""
 
     name: str = "actscope feed"
     version: str
@@ -16,15 +16,15 @@ class About(BaseModel):
     dataset: str
     dataset_fingerprint: str | None = None
     texts: int | None = None
-    sites: list[str] | None = Field(None, description="null while the model is being loaded")
+    sites: list[str] | None = Field(None, description="null until the model is loaded")
     width: int | None = None
     dtype: str | None = None
-    deterministic: bool | None = Field(None, description="whether the same texts give the same bits when read again")
+    deterministic: bool | None = Field(None, description="whether reading the same texts again gives the same bits")
     endpoints: dict[str, str]
 
 
 class Labels(BaseModel):
-    """Whose each row is: the text's number in its dataset, which piece of it, the position in that, the token."""
+    """Label of each row: number of the text in its dataset, piece of the text, position in the piece, token id."""
 
     text: list[int]
     piece: list[int]
@@ -33,19 +33,21 @@ class Labels(BaseModel):
 
 
 class Activations(BaseModel):
-    """Rows as JSON: [num_samples, width], or [num_samples, sites, width]; null for what is not finite."""
+    """Rows as JSON: [num_samples, width], or [num_samples, sites, width] of several sites. Non-finite values are null."""
 
     shape: list[int]
     dtype: str
     sites: list[str]
-    position: str = Field(description="where the first row stands in the feed's order; `--resume` goes on from it")
-    next: str = Field(description="where the row after the last one stands")
-    missed_rows: int = Field(description="rows before these that this group should have had, but did not")
+    position: str = Field(description="position of the first row in the feed's order; `--resume` continues from it")
+    next: str = Field(description="position of the row after the last one")
+    missed_rows: int = Field(description="rows directly before these that this group never received")
     activations: list[list[float | None]] | list[list[list[float | None]]]
     labels: Labels | None = None
 
 
 class Window(BaseModel):
+    """State of one window of the buffer."""
+
     state: str
     generation: int
     epoch: int
@@ -55,6 +57,8 @@ class Window(BaseModel):
 
 
 class Group(BaseModel):
+    """State of one group of consumers."""
+
     rows: int
     missed_rows: int
     ready_rows: int
@@ -62,7 +66,7 @@ class Group(BaseModel):
 
 
 class Counts(BaseModel):
-    """Every granted row is delivered, abandoned, or held."""
+    """Exact counts since the start. Every granted row is delivered, abandoned, or held."""
 
     filled_rows: int
     filled_windows: int
@@ -77,6 +81,8 @@ class Counts(BaseModel):
 
 
 class Generator(BaseModel):
+    """State of the generator process."""
+
     pid: int | None
     phase: str
     restarts: int
@@ -86,7 +92,7 @@ class Generator(BaseModel):
 
 
 class Normalisation(BaseModel):
-    """Over all rows so far; rows times `norm_scale` have a mean L2 norm of sqrt(width)."""
+    """Statistics over all rows so far. Rows multiplied by `norm_scale` have a mean L2 norm of sqrt(width)."""
 
     rows: int
     mean_norm: float
@@ -94,50 +100,58 @@ class Normalisation(BaseModel):
 
 
 class SiteStatistics(Normalisation):
+    """Normalisation statistics with the mean and the standard deviation of each dimension."""
+
     mean: list[float]
     std: list[float]
 
 
 class Stats(BaseModel):
-    """How the feed does."""
+    """Runtime statistics of the feed."""
 
     state: str = Field(description="loading, filling, serving, ended or failed")
     ready: bool
     failure: str | None
-    ready_rows: int = Field(description="rows that a new group could take at once")
+    ready_rows: int = Field(description="rows that a new group could claim now")
     window_rows: int
     windows: list[Window]
     serves: int
     max_samples: int
     memory_bytes: int
     seed: int
-    position: str = Field(description="before it, no group needs anything")
+    position: str = Field(
+        description="position of the slowest group: every group has received or missed the rows before it"
+    )
     groups: dict[str, Group]
     counts: Counts
-    consumers: int = Field(description="consumers on the same machine")
+    consumers: int = Field(description="connected consumers on the same machine")
     generator: Generator
     sites: dict[str, Normalisation]
     uptime_seconds: float
 
 
 class Statistics(BaseModel):
-    """Normalisation statistics of each site, dimension by dimension."""
+    """Normalisation statistics of each site, with vectors over the dimensions."""
 
     sites: dict[str, SiteStatistics]
 
 
 class Refreshed(BaseModel):
+    """Number of rows that a refresh dropped."""
+
     dropped_rows: int
 
 
 class Near(BaseModel):
-    """Where consumers on the same machine get the memory itself."""
+    """Unix socket through which consumers on the same machine get the shared memory. `boot_id` names the machine's boot."""
 
     socket: str
     boot_id: str
 
 
 class ErrorInfo(BaseModel):
+    """Error in OpenAI's shape."""
+
     message: str
     type: str
     param: str | None = None
@@ -145,6 +159,6 @@ class ErrorInfo(BaseModel):
 
 
 class Error(BaseModel):
-    """What every refusal looks like."""
+    """Body of every error response."""
 
     error: ErrorInfo

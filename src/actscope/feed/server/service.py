@@ -63,7 +63,7 @@ class Service:
         try:
             await asyncio.to_thread(self._file.write, self.desk.buffer.lowest_position(), self.desk.facts)
         except OSError as error:
-            log.error("how far the feed has come could not be written: %s", error)
+            log.error("the feed's position could not be written to its state file: %s", error)
 
     def _work(self, supervisor: Supervisor, shm_server: ShmServer) -> list[Any]:
         work = [supervisor.run(), shm_server.run(), self.desk.keep_time()]
@@ -84,13 +84,13 @@ class Service:
         """Stop serving: fail the broker, so that waiting requests end."""
         self.stopping = True
         if not self.desk.failure:
-            self.desk.fail("it is being stopped")
+            self.desk.fail("it is shutting down")
 
     def _report(self, task: asyncio.Task[None]) -> None:
         """Log a part that failed, and fail the broker, so that no consumer waits for it."""
         if not task.cancelled() and (error := task.exception()) is not None:
-            log.error("a part of the feed failed", exc_info=error)
-            self.desk.fail(f"a part of it has failed ({type(error).__name__}: {error})")
+            log.error("a task of the feed failed", exc_info=error)
+            self.desk.fail(f"one of its tasks failed ({type(error).__name__}: {error})")
 
     @property
     def state(self) -> str:
@@ -122,13 +122,13 @@ class Service:
 
 
 def _start(settings: FeedSettings, file: StateFile | None) -> Position:
-    """Where to begin: where the settings say, else where the state file says, else at the beginning."""
+    """Return the start position: that of `resume`, else that of the state file, else the beginning."""
     found = Position.parse(settings.resume) if settings.resume else file.position if file else None
     if found is None:
         return Position(settings.seed)
     if found.seed != settings.seed:
         raise SettingsError(
-            f"feed resume {found}: it is of seed {found.seed}, the settings say {settings.seed}: an order goes on with its seed"
+            f"feed resume {found}: it has seed {found.seed}, but the setting is seed {settings.seed}: use the same seed"
         )
     if settings.epochs and found.epoch >= settings.epochs:
         raise SettingsError(f"feed resume {found}: all {settings.epochs} epochs have been served")

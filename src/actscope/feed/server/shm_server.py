@@ -1,7 +1,7 @@
-"""The counter for consumers on the same machine: a unix socket over which they get the memory itself, and claims on its rows.
+"""Server for consumers on the same machine: hands out the shared memory and grants on its rows over a unix socket.
 
-The socket lies in the runtime directory, which only this user can enter; who connects must be this user, and show the token.
-A consumer that goes, or is silent for `lease_seconds`, loses what it holds.
+The socket lies in the runtime directory, which only this user can enter. A peer must run as this user and send the token. A
+consumer that disconnects, or is silent for `lease_seconds`, loses the rows that it holds.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class ShmServer:
             try:
                 connection, _ = await loop.sock_accept(self._listener)
             except OSError as error:  # for example out of descriptors: retry after other consumers disconnect
-                log.error("a consumer could not be taken in: %s", error)
+                log.error("a consumer could not be accepted: %s", error)
                 await asyncio.sleep(_PAUSE_S)
                 continue
             if len(self._consumers) >= self._broker.settings.max_consumers or not _is_ours(connection):
@@ -98,7 +98,7 @@ class ShmServer:
         finally:
             rows = self._broker.release_owner(consumer)
             if rows:
-                log.warning("a consumer went with %d rows that it held: they are counted as abandoned", rows)
+                log.warning("a consumer disconnected while it held %d rows: they are counted as abandoned", rows)
             connection.close()
 
 
@@ -111,6 +111,7 @@ class _Consumer:
         self._loop = asyncio.get_running_loop()
 
     async def receive(self) -> FromConsumer | None:
+        """Return the next message; None when the client has disconnected."""
         while (message := FROM_CONSUMER.take(self._buffer)) is None:
             data = await self._loop.sock_recv(self._connection, 1 << 16)
             if not data:
@@ -160,6 +161,7 @@ class _Consumer:
                 self._connection.shutdown(socket.SHUT_RDWR)
 
     async def _welcome(self) -> bool:
+        """Send the memory and the feed's facts; False, with a NotReady, while the model is being loaded."""
         broker = self._broker
         facts, memory = broker.facts, broker.memory
         if facts is None or memory is None:

@@ -1,6 +1,8 @@
-"""Shards: the rows of a unit in a form that others read. The same rows give the same bytes.
+"""Shards: the rows of a unit in standard file formats. The same rows give the same bytes.
 
-contract      what puts rows into a shard
-safetensors   one tensor a site, and four of labels
-arrow         full contexts as rows of a table: `datasets`, SAELens
+contract      interface of a shard that is being written
+safetensors   one tensor for each site, and four of labels
+arrow         full contexts as rows of a table, for `datasets` and SAELens
+reading       reading safetensors shards
+sizes         bytes of a row, for estimates
 """

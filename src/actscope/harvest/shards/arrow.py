@@ -1,10 +1,10 @@
-"""A shard as an Arrow stream: the files that `datasets.load_from_disk` maps, and SAELens reads as cached activations.
+"""Shard as an Arrow stream: the format that `datasets.load_from_disk` maps, and SAELens reads as cached activations.
 
-One row a context:
+One table row for each context:
 
     <column of a site>   Array2D [context, d]       float32 or float16
     token_ids            int32 [context]
-    text_ids             int64 [context]            the text of each token in the dataset; -1 where it belongs to none
+    text_ids             int64 [context]            number of each token's text in the dataset; -1 for tokens of no text
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _HOOKS = {
 
 
 class ArrowShard:
-    """Memory: the file, and the batch that is being added. Every `add` becomes one record batch."""
+    """Arrow shard that is being written. Each `add` writes one record batch. Holds the file and that batch in memory."""
 
     suffix = "arrow"
 
@@ -63,7 +63,7 @@ class ArrowShard:
         return memoryview(self._sink.getvalue())
 
     def _rows(self, site: str, rows: np.ndarray, n: int) -> Any:
-        """[n * context, d] as `n` values of the column's type, without a copy of the rows."""
+        """Return rows [n * context, d] as `n` values of the column's type, without a copy."""
         context, d = self._plan.context, self._plan.d_model
         inner = pa.ListArray.from_arrays(_offsets(n * context, d), pa.array(rows.reshape(-1)))
         outer = pa.ListArray.from_arrays(_offsets(n, context), inner)
@@ -75,7 +75,7 @@ class ArrowShard:
 
 
 def features_of(plan: HarvestPlan) -> Any:
-    """The columns, as `datasets` describes them."""
+    """Return the columns as `datasets.Features`."""
     dtype, length = _stored_dtype(plan), plan.context
     columns: dict[str, Any] = {
         column_of(site, plan): Array2D(shape=(length, plan.d_model), dtype=dtype) for site in plan.sites
@@ -86,7 +86,7 @@ def features_of(plan: HarvestPlan) -> Any:
 
 
 def column_of(site: str, plan: HarvestPlan) -> str:
-    """The column of a site: its name, or TransformerLens's for the same point, where that has one."""
+    """Return the column name of a site: its own, or that of the TransformerLens hook if the plan wants it and there is one."""
     match = re.fullmatch(r"layers\.(\d+)\.(\w+)", site)
     if plan.columns == "sites" or match is None or match[2] not in _HOOKS:
         return site
@@ -94,7 +94,7 @@ def column_of(site: str, plan: HarvestPlan) -> str:
 
 
 def description(plan: HarvestPlan, names: Sequence[str]) -> dict[str, bytes]:
-    """The two files by which `datasets.load_from_disk` opens shards of these names."""
+    """Return the two files that `datasets.load_from_disk` needs to open shards of these names."""
     info = {"citation": "", "description": "", "features": features_of(plan).to_dict(), "homepage": "", "license": ""}
     state: dict[str, Any] = {
         "_data_files": [{"filename": name} for name in names],
@@ -109,10 +109,10 @@ def description(plan: HarvestPlan, names: Sequence[str]) -> dict[str, bytes]:
 
 
 def check_widths(plan: HarvestPlan) -> None:
-    """Raises SettingsError when a record batch of one context would pass what Arrow's offsets can count."""
+    """Raise SettingsError if a record batch of one context would exceed Arrow's 31-bit offsets."""
     if plan.context * plan.d_model >= 1 << 31:
         raise SettingsError(
-            f"context {plan.context} of width {plan.d_model}: arrow holds at most 2^31 values a context"
+            f"context {plan.context} of width {plan.d_model}: arrow holds less than 2^31 values per context"
         )
 
 

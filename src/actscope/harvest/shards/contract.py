@@ -1,4 +1,4 @@
-"""What puts the rows of a unit into a shard."""
+"""Interface of a shard that is being written."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ if TYPE_CHECKING:
 
 
 class PendingShard(Protocol):
-    """A shard that is being made, in memory."""
+    """Shard that is being written, in memory. `suffix`: its file name extension."""
 
     suffix: str
 
     def add(self, pieces: Sequence[OwnedPiece], values: dict[str, Tensor]) -> None:
-        """The rows of the unit's next pieces: values[site] [n, d]."""
+        """Append the rows of the unit's next pieces: values[site] [n, d]."""
         ...
 
     def finish(self) -> memoryview:
-        """The whole file, once all pieces were added."""
+        """Return the complete file. Call after all pieces were added."""
         ...

@@ -1,4 +1,4 @@
-"""Reading a safetensors shard: rows and labels without a copy, and what is wrong with a header."""
+"""Reading of safetensors shards: rows and labels without a copy, and checks of the header."""
 
 from __future__ import annotations
 
@@ -19,7 +19,11 @@ _MOST_HEADER = 100 << 20
 
 
 class ShardRows:
-    """The rows of a unit: `rows(site)` [n, d], and labels [n], without a copy."""
+    """Rows of one shard: `rows(site)` [n, d] and `labels(name)` [n], both views of the file's bytes.
+
+    Raises:
+        HarvestDamaged: The header is malformed, or does not match the plan.
+    """
 
     def __init__(self, data: Any, plan: HarvestPlan, n_rows: int, where: str) -> None:
         self.n_rows = n_rows
@@ -30,7 +34,17 @@ class ShardRows:
         self._offsets = {name: entry["data_offsets"][0] for name, entry in entries.items() if name != "__metadata__"}
 
     def rows(self, site: str) -> Tensor:
-        """[n, d] in the harvest's dtype. Raises SettingsError for a site that was not harvested."""
+        """Return a view of the rows of one site.
+
+        Args:
+            site: Name of the site.
+
+        Returns:
+            Rows [n, d] in the harvest's dtype, on the CPU.
+
+        Raises:
+            SettingsError: The site was not harvested.
+        """
         import torch
 
         if site not in self._plan.sites:
@@ -43,13 +57,23 @@ class ShardRows:
         return flat.view(self.n_rows, self._plan.d_model)
 
     def labels(self, name: str) -> np.ndarray:
-        """text int64, piece, position or token_id int32 [n]: see docs/harvest.md."""
+        """Return a view of one label of all rows; see docs/harvest.md.
+
+        Args:
+            name: "text" (int64), "piece", "position" or "token_id" (int32).
+
+        Returns:
+            Array [n].
+
+        Raises:
+            KeyError: There is no such label.
+        """
         dtype = np.dtype(f"<i{LABELS[name][1]}")
         return np.frombuffer(self._data, dtype, self.n_rows, self._start + self._offsets[name])
 
 
 def check_shard(head: bytes, plan: HarvestPlan, receipt: Receipt) -> str | None:
-    """What is wrong with a shard, as far as its first bytes say; None when nothing is."""
+    """Return the first defect of a shard that its header shows, or None. Checks safetensors shards only."""
     if plan.shard_format != "safetensors":
         return None
     try:
@@ -60,16 +84,16 @@ def check_shard(head: bytes, plan: HarvestPlan, receipt: Receipt) -> str | None:
 
 
 def read_header(data: Any, where: str) -> tuple[dict[str, Any], int]:
-    """A safetensors header, and where the tensors begin. Raises HarvestDamaged for what is none."""
+    """Return a safetensors header, and the offset of the tensors. Raises HarvestDamaged if the header is malformed."""
     size = int.from_bytes(data[:8], "little")
     if len(data) < 8 or size > min(_MOST_HEADER, len(data) - 8):
-        raise HarvestDamaged(f"{where}: is no safetensors file: its header is said to have {size} bytes")
+        raise HarvestDamaged(f"{where}: is not a safetensors file: its header claims {size} bytes")
     try:
         entries = json.loads(bytes(data[8 : 8 + size]))
     except ValueError as error:
-        raise HarvestDamaged(f"{where}: is no safetensors file: {error}") from error
+        raise HarvestDamaged(f"{where}: is not a safetensors file: {error}") from error
     if not isinstance(entries, dict):
-        raise HarvestDamaged(f"{where}: is no safetensors file: its header is no object")
+        raise HarvestDamaged(f"{where}: is not a safetensors file: its header is not a JSON object")
     return entries, 8 + size
 
 
@@ -79,7 +103,7 @@ def _check_entries(entries: dict[str, Any], plan: HarvestPlan, rows: int, length
     kind, width = TYPES[plan.dtype]
     expected |= {site: (kind, [rows, plan.d_model], rows * plan.d_model * width) for site in plan.sites}
     if missing := expected.keys() ^ (entries.keys() - {"__metadata__"}):
-        return f"expected tensors {', '.join(expected)}; differs in {', '.join(sorted(missing))}"
+        return f"expected tensors {', '.join(expected)}; missing or unexpected: {', '.join(sorted(missing))}"
     for name, (kind, shape, size) in expected.items():
         begin, end = _span(entries[name])
         if (entries[name].get("dtype"), entries[name].get("shape"), end - begin) != (kind, shape, size) or end > length:
@@ -88,7 +112,7 @@ def _check_entries(entries: dict[str, Any], plan: HarvestPlan, rows: int, length
 
 
 def _span(entry: Any) -> tuple[int, int]:
-    """The offsets of a tensor; (0, -1), which fits none, when they are none."""
+    """Return the offsets of a tensor; (0, -1), which fits no tensor, if they are malformed."""
     found = entry.get("data_offsets") if isinstance(entry, dict) else None
     match found:
         case [int(begin), int(end)] if 0 <= begin <= end:

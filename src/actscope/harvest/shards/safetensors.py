@@ -1,8 +1,8 @@
-"""A shard as a safetensors file: https://github.com/huggingface/safetensors#format
+"""Shard as a safetensors file: https://github.com/huggingface/safetensors#format
 
-text       int64 [n]    the text's number in the dataset; -1 where the token belongs to none
-piece      int32 [n]    which piece of the text, or, packed, which context of the unit
-position   int32 [n]    the token's position in the piece, as the model took it
+text       int64 [n]    number of the text in the dataset; -1 for tokens of no text
+piece      int32 [n]    number of the piece in the text; packed: number of the context in the unit
+position   int32 [n]    position of the token in the piece, as the model sees it
 token_id   int32 [n]
 <site>     [n, d]       float32, bfloat16 or float16
 """
@@ -22,13 +22,13 @@ from actscope.harvest.plan import HarvestPlan, Unit
 if TYPE_CHECKING:
     from torch import Tensor
 
-#: How safetensors names a dtype, and bytes of a value.
+#: safetensors' name of a dtype, and bytes of a value.
 TYPES = {"float32": ("F32", 4), "bfloat16": ("BF16", 2), "float16": ("F16", 2)}
 LABELS = {"text": ("I64", 8), "piece": ("I32", 4), "position": ("I32", 4), "token_id": ("I32", 4)}
 
 
 class SafetensorsShard:
-    """Memory: the file, once. It is laid out when the number of rows is known, and filled in place."""
+    """safetensors shard that is being written. It is laid out for `n_rows` rows and filled in place; memory holds one copy."""
 
     suffix = "safetensors"
 
@@ -61,7 +61,7 @@ class SafetensorsShard:
 
 
 def _header(plan: HarvestPlan, unit: Unit, n: int) -> tuple[bytes, dict[str, int]]:
-    """The header, with its length in front, padded to 8 bytes; and where each tensor begins behind it."""
+    """Return the header, length-prefixed and padded to 8 bytes, and the offset of each tensor after it; "end" is their total."""
     dtype, size = TYPES[plan.dtype]
     tensors = [(name, kind, [n], n * width) for name, (kind, width) in LABELS.items()]
     tensors += [(site, dtype, [n, plan.d_model], n * plan.d_model * size) for site in plan.sites]

@@ -1,4 +1,4 @@
-"""How many bytes a row takes in a shard, before any row is computed."""
+"""Bytes of a row in a shard, for estimates before any row is computed."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
-"""Where a harvest is put: a local directory, or a prefix of a bucket, behind one small contract.
+"""Storage of a harvest: a local directory, or a prefix of a bucket, behind one small interface.
 
-contract   what a harvest asks of its storage: names, whole objects, put-if-absent
-local      directories: durable files, published whole
+contract   the interface: names, whole objects, put-if-absent
+local      directories: durable files, published atomically
 objects    s3://, gs://, az:// through obstore
-opening    the right one for what was given
+opening    opening the storage that a path or URL names
 """
 
 from actscope.harvest.storage.contract import Data, Storage

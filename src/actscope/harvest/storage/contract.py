@@ -1,4 +1,4 @@
-"""What a harvest asks of its storage. Everything else (claims, commits, resuming) is built on `put_new`."""
+"""Interface of a harvest's storage. Claims, commits and resuming are built on its put-if-absent, `put_new`."""
 
 from __future__ import annotations
 
@@ -9,40 +9,44 @@ Data = bytes | bytearray | memoryview
 
 
 class Storage(Protocol):
-    """Whole objects under names such as `receipts/000012.json`. No reader ever sees half an object.
+    """Whole objects under names such as `receipts/000012.json`. Writes are atomic: no reader ever sees part of an object.
 
-    What `put_new` and `put` have returned for survives the end of the process, and on local disks the loss of power. Every
-    method raises HarvestError, naming the place, when the storage cannot be reached or refuses.
+    Once `put_new` or `put` has returned, the object survives the end of the process, and on local disks a power loss. Every
+    method raises HarvestError, naming the place, if the storage cannot be reached or refuses.
     """
 
     url: str
-    """What it was opened by, for messages."""
+    """Path or URL of the storage, for messages."""
 
     def put_new(self, name: str, data: Data) -> bool:
-        """Put an object unless there is one of that name. True when what lies there is ours: this call put it, or it has
-        exactly these bytes. Of several that put different bytes at once, one gets True."""
+        """Put an object if there is none of that name (put-if-absent).
+
+        Returns:
+            True if this call put the object, or an existing one has exactly these bytes. Of several concurrent calls with
+            different bytes, one returns True.
+        """
         ...
 
     def put(self, name: str, data: Data) -> None:
-        """Put an object, in place of what was there."""
+        """Put an object, replacing an existing one."""
         ...
 
     def get(self, name: str) -> bytes | None:
-        """An object's bytes; None where there is none."""
+        """Return the bytes of an object; None if it does not exist."""
         ...
 
     def size(self, name: str) -> int | None:
-        """How many bytes an object has; None where there is none."""
+        """Return the size of an object in bytes; None if it does not exist."""
         ...
 
     def chunks(self, name: str) -> Iterator[Data]:
-        """An object's bytes, piece by piece, for what need not be in memory at once. Raises HarvestError where there is none."""
+        """Yield the bytes of an object in chunks, to bound memory. Raises HarvestError if it does not exist."""
         ...
 
     def names(self, folder: str) -> list[str]:
-        """The names of all objects in `folder` (such as "receipts"), with the folder, sorted."""
+        """Return the names of all objects in `folder` (such as "receipts"), including the folder, sorted."""
         ...
 
     def delete(self, names: list[str]) -> None:
-        """Remove objects; one that is not there is no error."""
+        """Delete objects. An object that does not exist is not an error."""
         ...

@@ -1,4 +1,4 @@
-"""A local directory as storage: every file is written beside its name, made durable, and only then given the name."""
+"""Storage in a local directory. A file is written without its name, fsynced, and only then linked or renamed to the name."""
 
 from __future__ import annotations
 
@@ -13,12 +13,15 @@ from actscope.harvest.storage.contract import Data
 from actscope.runtime.publish import sync_directory, write_all
 
 _CHUNK = 8 << 20
-#: Files that were being written: a killed writer leaves one behind. Such names are never listed.
+#: Prefix of files that are being written. A killed writer may leave one behind; such names are never listed.
 TEMPORARY = ".writing-"
 
 
 class LocalStorage:
-    """Objects are files below `root`, which the first makes. Any file system with hard links will do, shared ones too."""
+    """Storage with one file per object below `root`, which the first write creates.
+
+    The file system needs hard links; a shared one works too.
+    """
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -73,9 +76,9 @@ class LocalStorage:
                 path.unlink(missing_ok=True)
 
     def _link(self, path: Path, data: Data) -> bool:
-        """Write a file that has no name, make it durable, and give it its name; False when the name is taken.
+        """Write a file without a name, fsync it, and link it to its name. Return False if the name is taken.
 
-        Whoever is killed meanwhile leaves nothing behind. File systems that know no nameless files get a temporary name.
+        A process that is killed in the middle leaves nothing behind. A temporary name is used on file systems without O_TMPFILE.
         """
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -88,6 +91,7 @@ class LocalStorage:
             return _named(f"/proc/self/fd/{fd}", path)
 
     def _link_named(self, path: Path, data: Data) -> bool:
+        """Do the same through a temporary name."""
         temporary = self._write_beside(path, data)
         try:
             return _named(str(temporary), path)
@@ -95,6 +99,7 @@ class LocalStorage:
             temporary.unlink(missing_ok=True)
 
     def _replace(self, path: Path, data: Data) -> None:
+        """Replace a file atomically and durably."""
         temporary = self._write_beside(path, data)
         try:
             os.rename(temporary, path)
@@ -103,6 +108,7 @@ class LocalStorage:
             temporary.unlink(missing_ok=True)
 
     def _write_beside(self, path: Path, data: Data) -> Path:
+        """Write a durable file with a temporary name in the same directory. Return its path."""
         temporary = path.with_name(f"{TEMPORARY}{secrets.token_hex(8)}")
         with _closing(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)) as fd:
             write_all(fd, memoryview(data), 0)
@@ -114,6 +120,7 @@ class LocalStorage:
 
     @contextmanager
     def _naming(self, path: Path, doing: str) -> Iterator[None]:
+        """Turn an OSError into a HarvestError that names the path and the operation."""
         try:
             yield
         except OSError as error:
@@ -121,10 +128,10 @@ class LocalStorage:
 
 
 def _named(source: str, path: Path) -> bool:
-    """Give a durable file its name, durably; False, atomically, when the name is taken."""
+    """Link a durable file to its name, and fsync the directory. Return False if the name is taken; the check is atomic."""
     with _closing(os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)) as folder:
         try:
-            # only with a directory's descriptor does Python call linkat, which follows /proc/self/fd/N to the file
+            # Python calls linkat, which follows /proc/self/fd/N to the file, only with a directory's descriptor
             os.link(source, path.name, dst_dir_fd=folder, follow_symlinks=True)
         except FileExistsError:
             return False

@@ -1,6 +1,6 @@
-"""Object storage behind the contract: S3 and what speaks like it, Google Cloud Storage, Azure, through obstore.
+"""Object storage through obstore: S3 and compatible stores, Google Cloud Storage, Azure.
 
-Credentials and endpoints come from the environment, under the names that the clouds' own tools read: AWS_ACCESS_KEY_ID,
+Credentials and endpoints come from the environment variables that the clouds' own tools read: AWS_ACCESS_KEY_ID,
 AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN, AWS_REGION, AWS_ENDPOINT_URL; GOOGLE_APPLICATION_CREDENTIALS; AZURE_STORAGE_*.
 """
 
@@ -23,17 +23,17 @@ try:
 except ImportError as error:
     raise MissingExtra("harvest", "obstore") from error
 
-#: A server that is away for less than this is waited for.
+#: Longest time that requests are retried while a server does not answer, in seconds.
 PATIENCE_S = 60.0
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 _ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")
 _CHUNK = 8 << 20
-#: What is larger goes up in several parts; S3 takes at most 5 GiB in one.
+#: Part size of a multipart upload; S3 accepts at most 5 GiB in one part.
 _PART = 16 << 20
 
 
 class ObjectStorage:
-    """A prefix of a bucket. `put_new` is a PUT with If-None-Match: *, of one part, so at most 5 GiB."""
+    """Storage under a prefix of a bucket. `put_new` is a single PUT with If-None-Match: *, so S3 limits it to 5 GiB."""
 
     def __init__(self, url: str, *, allow_http: bool = False, patience_s: float | None = None) -> None:
         self.url = url.rstrip("/")
@@ -53,7 +53,7 @@ class ObjectStorage:
             try:
                 obstore.put(self._store, name, data, mode="create")
             except (AlreadyExistsError, PreconditionError):
-                # also when an earlier try of this very call got through and its answer was lost
+                # also if an earlier attempt of this call succeeded and its response was lost
                 return self.get(name) == data
         return True
 
@@ -92,6 +92,7 @@ class ObjectStorage:
 
     @contextmanager
     def _naming(self, name: str, doing: str) -> Iterator[None]:
+        """Turn errors of obstore into a HarvestError that names the object and the operation."""
         try:
             yield
         except (BaseError, OSError, ValueError) as error:
@@ -101,11 +102,11 @@ class ObjectStorage:
 
 
 def _endpoint_is_here() -> bool:
-    """Whether the environment names an S3 endpoint on this very machine: only there is plain HTTP taken without asking."""
+    """Return whether the environment names an S3 endpoint on this machine, where plain HTTP is allowed by default."""
     named = next((os.environ[name] for name in _ENDPOINTS if os.environ.get(name)), "")
     return urlsplit(named).hostname in _LOOPBACK
 
 
 def _brief(error: BaseException) -> str:
-    """What obstore says, without the structures it prints for those who debug it."""
+    """Return the message of an obstore error without its debug output."""
     return " ".join(str(error).split("Debug source:")[0].split())

@@ -1,8 +1,8 @@
-"""Crews: the workers of a harvest, and where they run.
+"""Crews: the workers of a harvest.
 
-contract   what the harvest asks of a crew, and what it hears
-messages   what is said between a crew and its workers
-station    a worker's end: it waits for a unit, runs it, and says what came of it
-local      processes of this machine
-ray        actors of a Ray cluster
+contract         interface of a crew, and its events
+messages         messages between a crew and its workers
+worker_process   a worker's process: receives orders, runs units, sends results
+local            workers as processes on this machine
+ray              workers as actors of a Ray cluster
 """

@@ -1,4 +1,4 @@
-"""What a harvest asks of a crew, and what it hears from it."""
+"""Interface of a crew, and the events that it reports."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from actscope.harvest.plan import HarvestPlan, Proposal
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """A unit is committed."""
+    """Event: a unit was committed."""
 
     receipt: Receipt
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerFailed:
-    """A worker says that it cannot open the model (`unit` None) or compute a unit; it has been let go. `error` may be raised."""
+    """Event: a worker could not open the model (`unit` None) or compute a unit, and was dismissed. `error` can be raised."""
 
     unit: int | None
     error: Exception
@@ -26,7 +26,7 @@ class WorkerFailed:
 
 @dataclass(frozen=True, slots=True)
 class Died:
-    """A worker is gone, and its unit with it; `unit` is None when it had none yet."""
+    """Event: a worker died. `unit`: the unit it was computing, or None. `why`: how it ended, for a message."""
 
     unit: int | None
     why: str
@@ -41,29 +41,29 @@ class Crew(Protocol):
     size: int
 
     def propose(self) -> Proposal:
-        """A worker's proposal of the plan. Raises what the worker raised: SettingsError, EngineError, HarvestError …"""
+        """Start a worker and return its proposal of the plan. Raises the worker's SettingsError, EngineError, HarvestError …"""
         ...
 
     def muster(self, n: int) -> None:
-        """See to it that `n` workers, or `size` if that is fewer, are there or being opened; in place of lost ones too."""
+        """Start workers until there are `n`, or `size` if that is fewer. This replaces lost ones. Does not wait for them."""
         ...
 
     @property
     def free(self) -> int:
-        """How many workers have opened the model and have nothing to do."""
+        """Number of workers that have opened the model and are idle."""
         ...
 
     def submit(self, plan: HarvestPlan, unit: int) -> None:
-        """Hand out a unit; only while `free`."""
+        """Give a unit to an idle worker. Call only while `free` is above 0."""
         ...
 
     def wait(self, timeout_s: float) -> list[Event]:
-        """What has come of units and workers, as soon as there is something, at the latest after `timeout_s`.
+        """Wait for events, at most `timeout_s` seconds, and return them.
 
-        Also returns, with nothing, when a worker has become free.
+        The list is also empty when a worker has opened the model and become idle.
         """
         ...
 
     def close(self) -> None:
-        """End all workers, at once: what they had not committed is not committed."""
+        """End all workers at once. Units that they had not committed stay uncommitted."""
         ...

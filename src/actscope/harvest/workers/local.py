@@ -1,4 +1,4 @@
-"""Workers as processes of this machine, each in a session of its own, so that Ctrl-C reaches only the harvest itself."""
+"""Workers as processes on this machine. Each has its own session, so that Ctrl-C reaches only the harvest itself."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _GRACE_S = 5.0
 
 
 class LocalCrew:
-    """`size` processes at most."""
+    """Crew of at most `size` processes on this machine."""
 
     def __init__(self, job: WorkerJob, size: int = 1) -> None:
         self.size = size
@@ -50,7 +50,7 @@ class LocalCrew:
             return answer.proposal
         self._let_go(child)
         raise (
-            error_of(answer) if isinstance(answer, Raised) else EngineError(f"a worker {child.ending()} as it started")
+            error_of(answer) if isinstance(answer, Raised) else EngineError(f"a worker {child.ending()} during startup")
         )
 
     def muster(self, n: int) -> None:
@@ -81,7 +81,7 @@ class LocalCrew:
 
     @property
     def pids(self) -> list[int]:
-        """Of the workers."""
+        """Process ids of the workers."""
         return [child.process.pid for child in self._children]
 
     def _started(self) -> _WorkerProcess:
@@ -92,7 +92,7 @@ class LocalCrew:
     def _heard(self, child: _WorkerProcess) -> Iterator[Event]:
         answer = child.take()
         if answer is None and not child.gone:
-            return  # half a message: the rest is under way
+            return  # part of a message: the rest follows
         unit, child.unit, child.idle = child.unit, None, True
         if isinstance(answer, Ran):
             yield Done(answer.receipt)
@@ -107,7 +107,7 @@ class LocalCrew:
 
 
 class _WorkerProcess:
-    """A process at the other end of a socket."""
+    """One worker process and the socket to it. `gone`: whether the socket has closed."""
 
     def __init__(self, job: WorkerJob) -> None:
         self.unit: int | None = None
@@ -132,7 +132,7 @@ class _WorkerProcess:
             self.gone = True  # noticed when its answer is waited for
 
     def take(self) -> Answer | None:
-        """An answer, when one is whole. Reads once; None and `gone` when the process has ended."""
+        """Read once from the socket, and return an answer if one is complete. Sets `gone` if the process has ended."""
         try:
             data = self.connection.recv(1 << 16)
         except OSError:
@@ -142,24 +142,26 @@ class _WorkerProcess:
         return answers.take(self._buffer)
 
     def wait(self) -> Answer | None:
-        """Its next answer; None when it has ended instead."""
+        """Wait for the next answer; None if the process ends instead."""
         while (answer := self.take()) is None and not self.gone:
             pass
         return answer
 
     def ending(self) -> str:
-        """How it ended, for a message."""
+        """Return how the process ended, for a message."""
         code = self.process.poll()
         if code is not None and code < 0:
             return f"was killed by {signal.Signals(-code).name}"
         return f"ended with exit code {code}"
 
     def terminate(self) -> None:
+        """Close the socket, and send SIGTERM unless the process is ending already."""
         self.connection.close()
-        if not self.gone:  # else it is ending already, and how is of interest
+        if not self.gone:  # otherwise SIGTERM could hide how it ended
             self.process.terminate()
 
     def reap(self) -> None:
+        """Wait for the process to end, and kill it after a grace period."""
         try:
             self.process.wait(_GRACE_S)
         except subprocess.TimeoutExpired:

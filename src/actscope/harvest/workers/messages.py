@@ -1,4 +1,4 @@
-"""What is said between a crew and its workers: typed, and never pickled by us."""
+"""Messages between a crew and its workers. They are typed, and we never pickle them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from actscope.harvest.settings import HarvestSettings
 
 
 class WorkerJob(msgspec.Struct, frozen=True, kw_only=True):
-    """What a worker is started with."""
+    """Configuration of a worker: the settings, and the storage."""
 
     settings: HarvestSettings
     out: str
@@ -19,34 +19,38 @@ class WorkerJob(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Open(msgspec.Struct, frozen=True, tag="open"):
-    """Open the model, so that the first unit need not wait for it."""
+    """Order: open the model, so that the first unit does not wait for it."""
 
 
 class Propose(msgspec.Struct, frozen=True, tag="propose"):
-    """Propose a plan."""
+    """Order: propose a plan."""
 
 
 class RunUnit(msgspec.Struct, frozen=True, tag="run"):
-    """Run a unit of this plan, as JSON."""
+    """Order: run a unit of a plan, which is given as JSON."""
 
     plan: bytes
     unit: int
 
 
 class Opened(msgspec.Struct, frozen=True, tag="opened"):
-    """The model is open."""
+    """Answer: the model is open."""
 
 
 class Proposed(msgspec.Struct, frozen=True, tag="proposed"):
+    """Answer: a proposal of the plan."""
+
     proposal: Proposal
 
 
 class Ran(msgspec.Struct, frozen=True, tag="ran"):
+    """Answer: the unit is committed."""
+
     receipt: Receipt
 
 
 class Raised(msgspec.Struct, frozen=True, tag="raised"):
-    """An error: its class's name, and what it says."""
+    """Answer: an error, with the name of its class and its message."""
 
     kind: str
     message: str
@@ -55,12 +59,12 @@ class Raised(msgspec.Struct, frozen=True, tag="raised"):
 Order = Open | Propose | RunUnit
 Answer = Opened | Proposed | Ran | Raised
 
-#: Errors that cross, by name; any other is an EngineError with its name in front.
+#: Errors that keep their class. Any other becomes an EngineError whose message begins with the class name.
 _CROSSING = ("SettingsError", "SiteError", "EngineError", "HarvestError", "HarvestDamaged", "ActscopeError")
 
 
 def raised(error: Exception) -> Raised:
-    """An error as a message."""
+    """Encode an error as a message."""
     kind = type(error).__name__
     if isinstance(error, errors.MissingExtra):
         return Raised("ActscopeError", str(error))
@@ -70,7 +74,7 @@ def raised(error: Exception) -> Raised:
 
 
 def error_of(message: Raised) -> Exception:
-    """The error that a message stands for."""
+    """Decode the error of a message."""
     kind = message.kind if message.kind in _CROSSING else "EngineError"
     error: Exception = getattr(errors, kind)(message.message)
     return error

@@ -1,8 +1,8 @@
-"""Workers as actors of a Ray cluster: Ray Core, not Ray Data.
+"""Workers as actors of a Ray cluster. This uses Ray Core, not Ray Data.
 
-A unit is a closed piece of work whose result lies in storage; what comes back is a receipt of some hundred bytes. Ray Data
-would move rows through its object store and order blocks by itself; here each actor holds the model, writes shards straight
-to the storage, and the harvest, which has to know about claims and receipts anyway, hands out and repeats units.
+A unit is self-contained work whose result is put into the storage; the actor returns only a receipt of some hundred bytes. Ray
+Data would move rows through its object store and order blocks by itself. Here each actor holds the model and writes shards
+directly to the storage, and the harvest, which must know about claims and receipts anyway, submits and retries units.
 """
 
 from __future__ import annotations
@@ -44,10 +44,15 @@ _answers: msgspec.msgpack.Decoder[Answer] = msgspec.msgpack.Decoder(Answer)
 
 
 class RayCrew:
-    """Up to `size` actors, spread over the nodes; 0 takes as many as the cluster has room for.
+    """Crew of at most `size` actors, spread over the nodes; 0 takes as many as the cluster has room for.
 
-    Joins the cluster at `address`, or the one that RAY_ADDRESS names, or one that runs on this machine, or starts one. Every node
-    must have this version of actscope, see the dataset under the same name, and have the storage's credentials.
+    Joins the cluster at `address`, else the one that RAY_ADDRESS names, else one that runs on this machine, else starts one. If
+    this process is connected to a cluster already, that one is used. Every node needs this version of actscope, the dataset
+    under the same name, and the storage's credentials.
+
+    Raises:
+        EngineError: The cluster cannot be joined.
+        SettingsError: The cluster has no room for a single worker.
     """
 
     def __init__(
@@ -72,7 +77,7 @@ class RayCrew:
             seat.idle = True
             return answer.proposal
         self._let_go(seat)
-        raise error_of(answer) if isinstance(answer, Raised) else EngineError(f"a worker {answer} as it started")
+        raise error_of(answer) if isinstance(answer, Raised) else EngineError(f"a worker {answer} during startup")
 
     def muster(self, n: int) -> None:
         while len(self._seats) < min(n, self.size):
@@ -122,13 +127,13 @@ class RayCrew:
 
 
 class _Seat:
-    """An actor, and what it was last asked."""
+    """One actor, and the order that it is working on."""
 
     def __init__(self, job: bytes, needs: dict[str, float]) -> None:
         self.unit: int | None = None
         self.idle = False
         self.reference: Any = None
-        # no restarts by Ray: a unit has to be handed out again anyway, and then to whoever is free
+        # Ray restarts no actors: the harvest must submit the unit again anyway, to any idle worker
         options: Any = {
             "num_cpus": needs["CPU"],
             "num_gpus": needs["GPU"],
@@ -141,7 +146,7 @@ class _Seat:
         self.reference = self._actor.obey.remote(_encode(order))
 
     def answer(self) -> Answer | str:
-        """What it answered; how it ended, when it did not. Waits for it."""
+        """Wait for the answer. Return it, or a text that says how the actor was lost."""
         reference, self.reference = self.reference, None
         try:
             return _answers.decode(ray.get(reference))
@@ -153,7 +158,7 @@ class _Seat:
 
 
 class _Station:
-    """The actor: bytes in, bytes out, so that what Ray pickles is nothing but bytes."""
+    """Ray actor around a Station. It takes and returns bytes, so that Ray pickles nothing but bytes."""
 
     def __init__(self, job: bytes) -> None:
         from actscope.harvest.workers.worker_process import Station
@@ -165,7 +170,7 @@ class _Station:
 
 
 def _join(address: str) -> bool:
-    """Connect to a cluster. Whether the connection is ours to close."""
+    """Connect to a cluster. Return whether this call connected, so that the crew must disconnect."""
     if ray.is_initialized():
         return False
     try:
@@ -185,7 +190,7 @@ def _join(address: str) -> bool:
 
 
 def _size(asked: int, needs: dict[str, float]) -> int:
-    """As many as were asked for, or as the whole cluster has room for. Raises SettingsError without room for one."""
+    """Return the number of workers: as requested, at most those that fit into the cluster. Raises SettingsError if none fits."""
     has: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
     room = min(int(has.get(kind, 0) / need) for kind, need in needs.items() if need)
     if room < 1:
@@ -198,6 +203,6 @@ def _size(asked: int, needs: dict[str, float]) -> int:
 
 
 def _brief(error: BaseException) -> str:
-    """The first line of what Ray says."""
+    """Return the first line of a Ray error's message."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0].rstrip(".") if lines else type(error).__name__

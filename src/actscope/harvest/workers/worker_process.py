@@ -1,6 +1,6 @@
-"""A worker's end: `python -m actscope.harvest.workers.worker_process FD`, started by the local crew, ends when the crew has gone.
+"""Entry point of a worker process: `python -m actscope.harvest.workers.worker_process FD JOB`, where FD is a socket to the crew.
 
-A unit that is being computed when the crew goes is computed to its end and committed: nothing is lost by it.
+The process ends when the socket closes. A unit that is then being computed is finished and committed first, so it is not lost.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ orders: Messages[Order] = Messages(Order, most_bytes=MOST_BYTES)
 
 
 class Station:
-    """A worker that is opened by its first order, so that what goes wrong then is an answer too."""
+    """Worker that is opened by its first order, so that errors of opening are answers too."""
 
     def __init__(self, job: WorkerJob) -> None:
         self._job = job
         self._worker: UnitWorker | None = None
 
     def obey(self, order: Order) -> Answer:
-        """What came of an order; errors are answers. One that actscope does not raise on purpose leaves its trace on stderr."""
+        """Carry out an order and return the answer. Errors are answers; an unexpected one also prints a traceback to stderr."""
         try:
             worker = self._worker = self._worker or _open(self._job)
             if isinstance(order, RunUnit):
-                return Ran(worker.run(plans.decode(order.plan, "the plan that was handed out"), order.unit))
+                return Ran(worker.run(plans.decode(order.plan, "the submitted plan"), order.unit))
             return Proposed(worker.propose()) if isinstance(order, Propose) else Opened()
-        except Exception as error:  # the boundary of this process: the crew decides what is done about it
+        except Exception as error:  # the boundary of this process: the crew handles the error
             if not isinstance(error, ActscopeError):
                 traceback.print_exc()
             return raised(error)
@@ -51,9 +51,11 @@ def _open(job: WorkerJob) -> UnitWorker:
 
 
 def _prepare_process() -> None:
-    """Kernels that give the same bits each time, and no bars on the crew's terminal."""
+    """Select deterministic kernels, and disable progress bars on the crew's terminal."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # as many threads as there are cores, for every worker
+    os.environ.setdefault(
+        "TOKENIZERS_PARALLELISM", "false"
+    )  # otherwise every worker would use as many threads as there are cores
     import torch
     from transformers.utils import logging as transformers_logging
 
@@ -63,13 +65,14 @@ def _prepare_process() -> None:
 
 
 def main() -> None:
+    """Carry out the crew's orders until the socket closes."""
     connection = socket.socket(fileno=int(sys.argv[1]))
     station = Station(msgspec.json.decode(sys.argv[2], type=WorkerJob))
     while (order := orders.receive(connection)) is not None:
         try:
             answers.send(connection, station.obey(order))
         except OSError:
-            return  # the crew has gone
+            return  # the crew is gone
 
 
 if __name__ == "__main__":
