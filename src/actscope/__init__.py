@@ -4,7 +4,7 @@
         model.generate(...)
     recording = actscope.open("run.acts")
 
-Importing this package loads neither torch, vLLM nor FastAPI; parts that need them load them when they are used.
+Importing this package does not import torch, vLLM or FastAPI. The parts that need them import them on first use.
 """
 
 from __future__ import annotations

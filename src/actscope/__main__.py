@@ -1,4 +1,4 @@
-"""`python -m actscope` is `actscope`."""
+"""Run the command line: `python -m actscope` is the same as `actscope`."""
 
 from actscope.cli import main
 

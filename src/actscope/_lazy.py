@@ -1,4 +1,4 @@
-"""Names of a package that load their module on first use, so that importing the package stays light."""
+"""Lazy imports: a package's names import their module on first use, so that importing the package stays cheap."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 from actscope.errors import MissingExtra
 
-#: Packages that a module of ours may lack, and the extra that installs them.
+#: Optional dependencies, by import name, and the extra that installs each.
 _EXTRAS = {
     "crc32c": "record",
     "fastapi": "gateway",
@@ -25,14 +25,14 @@ _EXTRAS = {
 
 
 def attach(package: str, homes: Mapping[str, str]) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
-    """Make `__getattr__` and `__dir__` for a package whose names load on first use.
+    """Make the module-level `__getattr__` and `__dir__` (PEP 562) of a package whose names load on first use.
 
     Args:
         package: The package's `__name__`.
-        homes: For each public name, where it is: "module:attribute", "module:Class.method", or "module" itself.
+        homes: The location of each public name: "module:attribute", "module:Class.method", or "module" for a module.
 
     Returns:
-        The package's `__getattr__` and `__dir__`. The former raises MissingExtra, with the exact install line, where an
+        The package's `__getattr__` and `__dir__`. `__getattr__` raises MissingExtra, with the exact install line, if an
         optional dependency is not installed, and AttributeError for an unknown name.
     """
 

@@ -1,3 +1,3 @@
-"""The version: the one place where it stands. The build reads it from here."""
+"""The package's version, defined only here. The build reads it from this file."""
 
 __version__ = "0.1.0"

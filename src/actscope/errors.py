@@ -2,25 +2,25 @@
 
     ActscopeError
     ├── MissingExtra        (ImportError)      an optional part is not installed
-    ├── SettingsError       (ValueError)       a setting that cannot be understood or met
-    ├── SiteError           (ValueError)       a site that this model does not have, or bad site grammar
+    ├── SettingsError       (ValueError)       a setting that is invalid or cannot be satisfied
+    ├── SiteError           (ValueError)       a site that this model does not have, or a malformed selection
     ├── ProbeError          (ValueError)       a probe file that is malformed or does not fit the model
-    ├── RingError           (OSError)          shared memory that is absent, foreign, malformed or gone
-    │   └── RingClosed                         the writer closed the ring, or died
-    ├── CodecError          (ValueError)       a codec that does not exist, or a payload that cannot be decoded
-    ├── RecordingError      (OSError)          a recording that cannot be made, opened, read or written
-    │   ├── RecordingDamaged                   bytes that were acknowledged are missing or changed
-    │   └── RecordingPoisoned                  a write or fsync failed: nothing more is promised by this writer
+    ├── RingError           (OSError)          shared memory that is missing, not ours, malformed or removed
+    │   └── RingClosed                         this reader has been closed
+    ├── CodecError          (ValueError)       an unknown codec, or a payload that cannot be decoded
+    ├── RecordingError      (OSError)          a recording that cannot be created, opened, read or written
+    │   ├── RecordingDamaged                   acknowledged bytes are missing or changed
+    │   └── RecordingPoisoned                  a write or fsync failed: this writer guarantees nothing more
     ├── EngineError         (RuntimeError)     the engine cannot run this model, or has failed
-    │   └── RequestRefused  (ValueError)       one request that the engine cannot take
-    ├── FeedError           (RuntimeError)     the feed cannot give rows
-    │   ├── FeedNotReady                       not yet: ask again
-    │   └── FeedEnded                          no more: all epochs have been served
-    ├── HarvestError        (OSError)          a harvest that cannot be made, shared or opened, or storage that fails it
-    │   └── HarvestDamaged                     what was committed is missing or changed
+    │   └── RequestRefused  (ValueError)       the engine rejected one request
+    ├── FeedError           (RuntimeError)     the feed cannot deliver rows
+    │   ├── FeedNotReady                       too few rows are ready: retry later
+    │   └── FeedEnded                          end of the feed: all epochs have been served
+    ├── HarvestError        (OSError)          a harvest that cannot be created, shared or opened, or its storage failed
+    │   └── HarvestDamaged                     committed data is missing or changed
     └── UpstreamError       (ConnectionError)  the engine behind the gateway does not answer
 
-A message says where, what was expected, what was found, and what to do.
+A message names the place, the expected value, the value found, and the remedy.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class ActscopeError(Exception):
 
 
 class MissingExtra(ActscopeError, ImportError):
-    """An optional part is not installed; the message is the install line."""
+    """An optional dependency is not installed. The message contains the install line; `extra` is the extra's name."""
 
     def __init__(self, extra: str, needs: str) -> None:
         self.extra = extra
@@ -39,11 +39,11 @@ class MissingExtra(ActscopeError, ImportError):
 
 
 class SettingsError(ActscopeError, ValueError):
-    """A setting that cannot be understood or met."""
+    """A setting that is invalid or cannot be satisfied."""
 
 
 class SiteError(ActscopeError, ValueError):
-    """A site that this model does not have, or bad site grammar."""
+    """A site that this model does not have, or a malformed selection of sites."""
 
 
 class ProbeError(ActscopeError, ValueError):
@@ -51,27 +51,27 @@ class ProbeError(ActscopeError, ValueError):
 
 
 class RingError(ActscopeError, OSError):
-    """Shared memory that is absent, foreign or malformed."""
+    """Shared memory or a runtime file that is missing, not ours, malformed or removed."""
 
 
 class RingClosed(RingError):
-    """The writer closed the ring, or died."""
+    """A read from a ring after its reader was closed."""
 
 
 class CodecError(ActscopeError, ValueError):
-    """A codec that does not exist, a parameter that it does not take, or a payload that cannot be decoded."""
+    """An unknown codec, an invalid parameter of a codec, or a payload that cannot be decoded."""
 
 
 class RecordingError(ActscopeError, OSError):
-    """A recording that cannot be made, opened, read or written."""
+    """A recording that cannot be created, opened, read or written."""
 
 
 class RecordingDamaged(RecordingError):
-    """Bytes that were acknowledged are missing or changed."""
+    """Acknowledged bytes are missing or changed."""
 
 
 class RecordingPoisoned(RecordingError):
-    """A write or an fsync failed: this writer promises nothing more, and what it had acknowledged stays."""
+    """A write or an fsync failed. This writer guarantees nothing more; the data that it had acknowledged stays."""
 
 
 class EngineError(ActscopeError, RuntimeError):
@@ -79,9 +79,11 @@ class EngineError(ActscopeError, RuntimeError):
 
 
 class RequestRefused(EngineError, ValueError):
-    """One request that the engine cannot take.
+    """The engine rejected one request.
 
-    `param` names the offending field of the request and `code` the OpenAI error code, where there is one.
+    Attributes:
+        param: The offending field of the request, or None.
+        code: The OpenAI error code, or None.
     """
 
     def __init__(self, message: str, *, param: str | None = None, code: str | None = None) -> None:
@@ -91,11 +93,16 @@ class RequestRefused(EngineError, ValueError):
 
 
 class FeedError(ActscopeError, RuntimeError):
-    """The feed cannot give rows."""
+    """The feed cannot deliver rows."""
 
 
 class FeedNotReady(FeedError):
-    """There are not so many rows yet; `available` are there. Ask again after `retry_after` seconds."""
+    """Fewer rows are ready than were asked for.
+
+    Attributes:
+        available: Number of rows that are ready.
+        retry_after: Seconds to wait before the next attempt.
+    """
 
     def __init__(self, message: str, available: int = 0, retry_after: float = 1.0) -> None:
         self.available = available
@@ -104,15 +111,15 @@ class FeedNotReady(FeedError):
 
 
 class FeedEnded(FeedError):
-    """All epochs have been served: there will be no more rows."""
+    """End of the feed: all epochs have been served, and no more rows will come."""
 
 
 class HarvestError(ActscopeError, OSError):
-    """A harvest that cannot be made, shared or opened, or storage that fails it."""
+    """A harvest that cannot be created, shared or opened, or whose storage failed."""
 
 
 class HarvestDamaged(HarvestError):
-    """What was committed is missing or changed."""
+    """Committed data of a harvest is missing or changed."""
 
 
 class UpstreamError(ActscopeError, ConnectionError):

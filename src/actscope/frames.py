@@ -1,6 +1,6 @@
-"""The data model: which rows of which step belong to whom.
+"""The data model: steps, spans and frames, which assign every row to a request.
 
-A *step* is one forward pass; it is divided into *spans*, one for each request that took part; a *frame* is the
+A *step* is one forward pass. It is divided into *spans*, one for each request that took part. A *frame* holds the
 rows that the step produced at one site, in the order of the spans.
 """
 
@@ -12,45 +12,52 @@ from typing import Any, Protocol
 
 import numpy as np
 
-#: Name of the frame whose rows are probe scores, one column for each probe slot, instead of activations.
+#: Name of the frame whose rows are probe scores (one column per probe slot) instead of activations.
 SCORES = "probes"
 
 
 class RowFlag(IntFlag):
-    """What kind of row this is; 0 is an ordinary generated token's row."""
+    """Kind of a row; 0 is the row of an ordinary generated token."""
 
-    PREFILL = 1  # the token came from the prompt
-    RECOMPUTED = 2  # computed once more, after preemption
+    PREFILL = 1  # the token belongs to the prompt
+    RECOMPUTED = 2  # computed again after preemption
     REJECTED = 4  # a draft token that was not accepted
     AFTER_EOS = 8  # computed after the request had ended
     CACHED = 16  # not computed for this request: taken over from the request that filled the prefix cache
 
 
-#: Rows that are no part of their request's text: rejected drafts, and what was computed after its end.
+#: Flags of rows that belong to no token of their request's text: rejected drafts, and rows computed after its end.
 SPURIOUS_ROWS = int(RowFlag.REJECTED | RowFlag.AFTER_EOS)
 
 
 class SpanFlag(IntFlag):
-    """What else a span says of its request."""
+    """State of the request of a span."""
 
     FIRST = 1  # the request's first span
     END = 2  # the request has ended; such a span may have no rows
-    ABORTED = 4  # ... because it was cancelled
+    ABORTED = 4  # with END: the request was cancelled
     WISH = 8  # per-request recording options are delivered out of band; wait for them before using the rows
 
 
 NO_FLAGS = SpanFlag(0)
 
-#: One row's label, as it lies in rings and recordings.
+#: One row's label, as stored in rings and recordings.
 ROW_META = np.dtype([("position", "<i8"), ("token_id", "<i4"), ("flags", "<u4"), ("span", "<u8"), ("step", "<u8")])
 
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """Rows `offset .. offset + n_rows` of a step: positions `first_position ..` of one request.
+    """The rows of one request in a step: a run of consecutive positions.
 
-    In a span with SpanFlag.END and no rows, a `first_position` above 0 is how many tokens the request has in the end: rows at
-    or behind it were of drafts that were not accepted.
+    Attributes:
+        request: Id of the request.
+        first_position: Position of the first row in the request; the rows have positions `first_position` to
+            `first_position + n_rows - 1`. For an END span without rows, a value above 0 is the request's final length
+            in tokens: rows at or after that position belong to rejected drafts.
+        n_rows: Number of rows.
+        offset: Index of the first row in the step.
+        flags: State of the request.
+        n_prompt: Length of the prompt in tokens; 0 if unknown.
     """
 
     request: str
@@ -63,10 +70,14 @@ class Span:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One forward pass. Steps are numbered from 1; `time_ns` is CLOCK_MONOTONIC at publication.
+    """One forward pass.
 
-    `meta` holds one ROW_META record for each row (`span` counts from the start of this step).
-    `generation` names the probe table that was in force (see `actscope.probes.bank`).
+    Attributes:
+        number: Number of the step, from 1.
+        time_ns: CLOCK_MONOTONIC at publication, in nanoseconds.
+        spans: Which rows belong to which request.
+        meta: ROW_META [n_rows], one label per row. Its `span` field counts from the start of this step.
+        generation: Generation of the probe table in force (see `actscope.probes.bank`).
     """
 
     number: int
@@ -82,9 +93,12 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """The rows of one step at one site: `[step.n_rows, d]`, a numpy array or a torch tensor on the CPU.
+    """The rows of one step at one site.
 
-    `dtype` says what the rows hold where their own dtype does not: "bfloat16" for uint16 arrays of its bits.
+    Attributes:
+        site: Name of the site, or `SCORES`.
+        rows: [step.n_rows, d], a numpy array or a torch tensor on the CPU.
+        dtype: The rows' element type if the array's dtype cannot express it: "bfloat16" for uint16 arrays of its bits.
     """
 
     site: str
@@ -94,7 +108,7 @@ class Frame:
 
 @dataclass(slots=True)
 class SinkStats:
-    """What a sink has taken and what it has dropped, exactly."""
+    """Exact counts of the steps and rows that a sink accepted, and of the rows that it dropped."""
 
     steps: int = 0
     rows: int = 0
@@ -102,7 +116,10 @@ class SinkStats:
 
 
 class Sink(Protocol):
-    """Takes the frames of each step. `write` is called on the model's thread: it must not block on a reader."""
+    """Consumer of the frames of each step.
+
+    `write` is called on the model's thread, so it must not wait for a reader.
+    """
 
     def write(self, step: Step, frames: list[Frame]) -> None: ...
 
@@ -113,9 +130,9 @@ class Sink(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class TeeSink:
-    """Hands every step to several sinks, in their order, each of which keeps the rule that `write` does not raise.
+    """A sink that passes every step to several sinks, in order. The `write` of each of them must not raise.
 
-    The rows are shared: no sink may change them. `stats` are the first one's.
+    The sinks share the rows, so none may modify them. `stats` returns the first sink's.
     """
 
     sinks: tuple[Sink, ...]
@@ -134,7 +151,7 @@ class TeeSink:
 
 @dataclass
 class ListSink:
-    """A sink that keeps everything in memory, copied; for tests and for short offline captures."""
+    """A sink that keeps a copy of every step in memory, for tests and short offline captures."""
 
     steps: list[tuple[Step, list[Frame]]] = field(default_factory=list)
 
@@ -147,4 +164,4 @@ class ListSink:
         return SinkStats(len(self.steps), sum(s.n_rows for s, _ in self.steps))
 
     def close(self) -> None:
-        """Nothing to release."""
+        """Do nothing: there are no resources to release."""

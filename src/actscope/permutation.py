@@ -1,8 +1,8 @@
-"""A pseudo-random order of n things that takes no memory: any part of it can be computed on its own, and undone.
+"""Format-preserving pseudo-random permutation of n items: O(1) memory, random access, invertible.
 
-A balanced Feistel network over the smallest square domain of 4^b >= n, walked until the result lies below n (Black and
-Rogaway 2002, "Ciphers with arbitrary finite domains"); its round function is the finaliser of MurmurHash3 with a round key
-in it. The same key gives the same order on every machine and with every version: feeds and harvests resume by it.
+A balanced Feistel network over the smallest domain 4^b >= n, with cycle walking until the result lies below n (Black and
+Rogaway 2002, "Ciphers with arbitrary finite domains"). The round function is the keyed finaliser of MurmurHash3. The same
+key gives the same order on every machine and in every version: feeds and harvests rely on this to resume.
 """
 
 from __future__ import annotations
@@ -19,7 +19,15 @@ _MOST = 1 << 62
 
 
 class Permutation:
-    """A bijection of 0 .. n - 1. `key` is any sequence of integers and strings: (seed, epoch), say."""
+    """A keyed bijection of 0 .. n - 1.
+
+    Args:
+        n: Number of items, 0 to 2^62.
+        key: Any integers and strings, e.g. seed and epoch.
+
+    Raises:
+        SettingsError: `n` is out of range.
+    """
 
     def __init__(self, n: int, *key: int | str) -> None:
         if not 0 <= n <= _MOST:
@@ -34,15 +42,15 @@ class Permutation:
         return self.n
 
     def __call__(self, places: np.ndarray) -> np.ndarray:
-        """Which things stand at these places: int64, the shape of `places`, each in 0 .. n - 1."""
+        """Return the items at these places: int64, of the shape of `places`. All are in 0 .. n - 1, else IndexError."""
         return self._walk(np.asarray(places), self._forward)
 
     def inverse(self, things: np.ndarray) -> np.ndarray:
-        """At which places these things stand."""
+        """Return the places of these items: int64, of the shape of `things`. All are in 0 .. n - 1, else IndexError."""
         return self._walk(np.asarray(things), self._backward)
 
     def part(self, start: int, stop: int) -> np.ndarray:
-        """The things at places start .. stop - 1, int64."""
+        """Return the items at places start .. stop - 1: int64 [stop - start]."""
         return self(np.arange(start, stop))
 
     def _walk(self, values: np.ndarray, step: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
@@ -70,7 +78,7 @@ class Permutation:
 
 
 def _mixed(values: np.ndarray, key: np.uint64) -> np.ndarray:
-    """fmix64 of MurmurHash3 (Appleby 2011), keyed."""
+    """Hash `values + key` by fmix64, the finaliser of MurmurHash3 (Appleby 2011)."""
     x = values + key
     x ^= x >> np.uint64(33)
     x *= np.uint64(0xFF51AFD7ED558CCD)

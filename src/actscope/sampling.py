@@ -1,4 +1,4 @@
-"""Which requests are kept when only a share of them is wanted: decided by their ids, the same everywhere and always."""
+"""Stateless, deterministic sampling of requests by a hash of their ids."""
 
 from __future__ import annotations
 
@@ -8,11 +8,21 @@ from actscope.errors import SettingsError
 
 
 def keeps(request_id: str, rate: float, salt: str = "") -> bool:
-    """Whether a request is in the sample of `rate` (0 to 1).
+    """Return whether a request belongs to the sample of the share `rate`.
 
-    The 64-bit BLAKE2b hash of the id, keyed by the first 64 bytes of `salt`, is compared with `rate`: no state, so
-    processes, restarts and replays agree, and what is in a sample is in every larger one of the same salt. Raises
-    SettingsError for a rate outside 0 to 1.
+    The 64-bit BLAKE2b hash of the id, keyed by the first 64 bytes of `salt`, is compared with `rate * 2^64`. There is no
+    state, so processes, restarts and replays agree, and a sample is a subset of every larger one with the same salt.
+
+    Args:
+        request_id: Id of the request.
+        rate: Share of requests to keep, 0 to 1.
+        salt: Selects one of many independent samples.
+
+    Returns:
+        True if the request is kept.
+
+    Raises:
+        SettingsError: `rate` is outside 0 to 1.
     """
     if not 0.0 <= rate <= 1.0:
         raise SettingsError(f"sample rate {rate}: expected a share of requests between 0 and 1")

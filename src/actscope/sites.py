@@ -7,9 +7,9 @@ Selection grammar, comma separated:
 
     all | 0,7,15 | -1 | first,middle,last | 10-20 | 10-20:2 | 19.mlp_out | layers.19.resid_post | embed
 
-Where a model is at hand (`actscope.taps.anatomy.resolve`), a selection may also name modules by their path, with
-globs: `model.layers.*.mlp`, `encoder.**.dense`. `*` stays within one part of a path, `**` does not; `:in` at the end
-stands for what goes into the module, instead of what comes out.
+Resolved against a model (`actscope.taps.anatomy.resolve`), a selection may also name modules by path, with globs:
+`model.layers.*.mlp`, `encoder.**.dense`. `*` matches within one component of a path, `**` across components. A
+trailing `:in` selects the module's input instead of its output.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from actscope.errors import SiteError
 POINTS = ("resid_pre", "attn_out", "mlp_out", "resid_post")
 OUTER = ("embed", "final_norm")
 _LONGEST_ITEM = 1000
-#: Ends the name of a site that is a module's input.
+#: Suffix of the name of a site that is a module's input.
 INPUT = ":in"
 
 _N = r"\d{1,9}"
@@ -34,7 +34,12 @@ _GLOB = {"**": r".*", "*": r"[^.]*", "?": r"[^.]"}
 
 @dataclass(frozen=True, slots=True, order=True)
 class Site:
-    """A point of the model. `layer` is None for the two outer points, and where `point` is the path of a module."""
+    """A named point of a model where activations are read.
+
+    Attributes:
+        layer: Number of the block, from 0; None for the two outer points and for modules.
+        point: One of `POINTS` or `OUTER`, or the path of a module.
+    """
 
     layer: int | None
     point: str
@@ -45,7 +50,7 @@ class Site:
 
     @property
     def is_module(self) -> bool:
-        """Whether this is a module's output, or input, named by its path."""
+        """Whether the site is a module's output or input, named by the module's path."""
         return self.layer is None and self.point not in OUTER
 
     def __str__(self) -> str:
@@ -53,10 +58,16 @@ class Site:
 
     @classmethod
     def parse(cls, name: str) -> Site:
-        """Read a full site name; raises SiteError for anything else.
+        """Parse a full site name.
 
-        Paths of modules are not accepted: what a module is called can only be checked against a model (see
-        `actscope.taps.anatomy.resolve`), and a misspelled point must not pass for one.
+        Module paths are rejected. They can only be checked against a model (see `actscope.taps.anatomy.resolve`), and a
+        misspelled point must not be taken for one.
+
+        Args:
+            name: "layers.<number>.<point>", "embed" or "final_norm".
+
+        Raises:
+            SiteError: The name is anything else.
         """
         if name in OUTER:
             return cls(None, name)
@@ -70,10 +81,18 @@ class Site:
 
 
 def select(selection: str, n_layers: int, point: str | Sequence[str] = "resid_post") -> tuple[Site, ...]:
-    """Sites that `selection` names in a model of `n_layers` blocks, in model order, without repeats.
+    """Return the sites that a selection names.
 
-    `point`, or each of several, is used where the selection names only layers. Raises SiteError, naming the item, when
-    an item cannot be read or lies outside the model.
+    Args:
+        selection: Items of the grammar above, separated by commas.
+        n_layers: Number of the model's blocks.
+        point: The point, or points, for items that name only layers.
+
+    Returns:
+        The sites in model order, without repeats.
+
+    Raises:
+        SiteError: An item is malformed or outside the model. The message names the item.
     """
     points = (point,) if isinstance(point, str) else tuple(point)
     found: set[Site] = set()
@@ -83,7 +102,7 @@ def select(selection: str, n_layers: int, point: str | Sequence[str] = "resid_po
 
 
 def items_of(selection: str) -> list[str]:
-    """The items of a selection. Raises SiteError when there is none."""
+    """Split a selection into its items. Raises SiteError if there are none, or one has over 1000 characters."""
     items = [item for part in selection.split(",") if (item := part.strip())]
     if any(len(item) > _LONGEST_ITEM for item in items):
         raise SiteError(f"an item of a selection has more than {_LONGEST_ITEM} characters")
@@ -93,20 +112,20 @@ def items_of(selection: str) -> list[str]:
 
 
 def in_model_order(sites: Iterable[Site]) -> tuple[Site, ...]:
-    """The sites once each: embed, blocks and their points from first to last, final_norm."""
+    """Sort and deduplicate sites: embed, then the blocks in order and their points in order, then final_norm."""
     return tuple(sorted(set(sites), key=_model_order))
 
 
 def is_named(item: str) -> bool:
-    """Whether an item of a selection names layers or outer points, rather than a module by its path."""
+    """Return whether an item of a selection names layers or outer points, rather than a module by its path."""
     match = _ITEM.match(item)
     return item in OUTER or (match is not None and (match["point"] is None or match["point"] in POINTS))
 
 
 def match_modules(item: str, paths: Sequence[str]) -> list[str]:
-    """The module paths, of those given and in their order, that an item of a selection names.
+    """Return the module paths that an item of a selection matches, in the order of `paths`.
 
-    Raises SiteError, naming near misses, when there is none.
+    Raises SiteError, which suggests similar names, if there are none.
     """
     pattern = item.removesuffix(INPUT)
     parts = re.split(r"(\*\*|\*|\?)", pattern)
@@ -118,7 +137,7 @@ def match_modules(item: str, paths: Sequence[str]) -> list[str]:
 
 
 def _near(pattern: str, paths: Sequence[str]) -> str:
-    """What was perhaps meant: paths, with numbers made globs where the pattern has one, and points of blocks."""
+    """Suggest similar names: points of blocks, and paths (with numbers replaced by globs if the pattern has one)."""
     known = [re.sub(r"\b\d+\b", "*", path) for path in paths] if "*" in pattern else list(paths)
     layer = re.match(r"^(?:layers\.)?(-?\d+|all)\.", pattern)
     named = [f"{layer[0]}{point}" for point in POINTS] if layer else [*OUTER, *POINTS]
@@ -155,24 +174,24 @@ def _layers(text: str, n_layers: int) -> list[int]:
         return [named[text]]
     if bounds := re.fullmatch(r"(\d+)-(\d+)(?::(\d+))?", text):
         first, last, step = (int(bounds[i] or 1) for i in (1, 2, 3))
-        return list(range(first, min(last, n_layers) + 1, max(1, step)))  # n_layers is outside already, and refused
+        return list(range(first, min(last, n_layers) + 1, max(1, step)))  # the caller refuses n_layers itself
     layer = int(text)
     return [layer + n_layers if layer < 0 else layer]
 
 
 def select_from(selection: str, sites: Sequence[str]) -> list[int]:
-    """Select some of the sites of a feed.
+    """Select sites of a feed.
 
     Args:
-        selection: The grammar above over the layers that the feed has (`last` and `-1` are its last one), or full names;
-            an empty string selects all.
+        selection: The grammar above, applied to the layers that the feed has (`last` and `-1` are its last layer), or full
+            names. An empty string selects all.
         sites: The feed's sites.
 
     Returns:
         Indices into `sites`, ascending.
 
     Raises:
-        SiteError: The feed does not have a site that was named. The message lists those that it has.
+        SiteError: The feed lacks a named site. The message lists the sites that it has.
     """
     if not selection.strip():
         return list(range(len(sites)))
@@ -196,7 +215,7 @@ def _named(item: str, sites: Sequence[str]) -> list[str]:
 
 
 def _selected(item: str, layers: Sequence[int], points: Sequence[str]) -> tuple[Site, ...]:
-    """The sites of an item; relative names (`last`, `-1`, `middle`) count the layers that the feed has."""
+    """Return the sites of an item. Relative names (`last`, `-1`, `middle`) index the layers that the feed has."""
     if not layers:
         return ()
     head, dot, point = item.removeprefix("layers.").partition(".")

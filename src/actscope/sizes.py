@@ -1,4 +1,4 @@
-"""Sizes in bytes, as people write them."""
+"""Parser of human-readable sizes in bytes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def parse_bytes(text: str) -> int:
         The size in bytes.
 
     Raises:
-        SettingsError: The text is no size.
+        SettingsError: The text is not a size.
     """
     match = re.fullmatch(r"\s*([0-9.eE+]+?)\s*([KMGT]I?)?B?(?:/S)?\s*", text.upper())
     try:

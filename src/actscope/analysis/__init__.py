@@ -1,4 +1,4 @@
-"""Analysis of recorded rows: statistics of each site, features of autoencoders and probes, a graph of dependence, plots."""
+"""Analysis of recorded rows: statistics per site, features of SAEs and probes, a graph of their dependence, and plots."""
 
 from actscope.analysis.dependence import Edge, GraphOptions, Node
 from actscope.analysis.features import FeatureReport, FeatureSet, load_features, measure_features

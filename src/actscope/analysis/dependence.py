@@ -1,17 +1,17 @@
-"""Dependence between features that fire or do not, along tokens and along layers, and how much of it chance would give.
+"""Statistical dependence between binary firings of features, across tokens and layers, tested against a permutation null.
 
 For source X, target Y, and a lag of l tokens of the same request:
 
     te      I(Y_t ; X_{t-l} | Y_{t-1}) in bits: transfer entropy with histories of one token (Schreiber 2000, "Measuring
-            Information Transfer"); at lag 0, from an earlier site to a later one, the same with X_t in the place of X_{t-l}
-    pmi     log2 P(X, Y) / (P(X) P(Y)) of firing together (Church & Hanks 1990)
-    phi     Pearson's correlation of the two series; its sign says whether they seek or avoid each other
+            Information Transfer"); at lag 0, from an earlier site to a later one, the same with X_t in place of X_{t-l}
+    pmi     pointwise mutual information of firing together, log2 P(X, Y) / (P(X) P(Y)) (Church & Hanks 1990)
+    phi     Pearson's correlation of the two series; positive if they fire together more often than by chance
 
-**Control.** The source is turned in a circle within each request by a random number of tokens, `permutations` times: that keeps
-each feature's own rhythm, and what two features share only because their request is about something. What is left must come from
-their times. Each edge's `te` is put on its own null's scale (mean and standard deviation); the nulls' values, each scaled by the
-others of its edge, are pooled over all edges, and p is the share of them that reach it. Edges with a Benjamini-Hochberg q of at
-most `fdr` are kept.
+**Control.** The source is shifted circularly within each request by a random number of tokens, `permutations` times. This
+preserves each feature's autocorrelation, and dependence that exists only because both features follow the request's topic. Any
+dependence beyond that must come from their timing. Each edge's `te` is standardised by its own null's mean and standard
+deviation. The null values, each standardised by the other null values of its edge, are pooled over all edges, and p is the share
+of them that reach the edge's value. Edges with a Benjamini-Hochberg q of at most `fdr` are kept.
 """
 
 from __future__ import annotations
@@ -25,30 +25,31 @@ import numpy as np
 from actscope.analysis.site import Progress, silent
 from actscope.errors import MissingExtra, SettingsError
 
-_MAX_PAIRS = 400_000  # x 100 permutations: 160 MB of nulls, and some multiples of it
+_MAX_PAIRS = 400_000  # x 100 permutations: 160 MB of null values, and a few copies of them
 
 
 @dataclass(frozen=True, slots=True)
 class GraphOptions:
-    """How the graph is made."""
+    """Options of the graph."""
 
     lags: tuple[int, ...] = (0, 1)
-    """Lags in tokens; 0 joins sites at the same token, from the earlier to the later one."""
+    """Lags in tokens. Lag 0 links sites at the same token, from the earlier site to the later one."""
     nodes: int = 64
-    """At most so many features of each set: those that fire often enough, and those nearest to half the tokens first."""
+    """Maximum number of features of each set. Those that fire most often are chosen, within `min_fired` and `max_rate`."""
     min_fired: int = 10
-    """A feature must fire, and not fire, at least this often."""
+    """Minimum number of tokens on which a feature fires, and on which it does not."""
     max_rate: float = 0.5
-    """Features that fire on more of the tokens are left out."""
+    """Maximum share of tokens on which a feature fires."""
     tokens: int = 100_000
-    """Whole requests are taken until there are about so many tokens."""
+    """Approximate number of tokens; whole requests are used."""
     permutations: int = 100
-    """Random turns of the control."""
+    """Number of random shifts in the control."""
     fdr: float = 0.05
-    """The share of false edges that is accepted among those that are kept."""
+    """False-discovery rate: expected share of false edges among those kept."""
     max_edges: int = 500
-    """The edges with the highest te of those that pass."""
+    """Maximum number of edges; those with the highest te are kept."""
     seed: int = 0
+    """Seed of the random shifts."""
 
     def __post_init__(self) -> None:
         if not self.lags or min(self.lags) < 0 or self.permutations < 20 or not 0 < self.fdr < 1 or self.nodes < 1:
@@ -60,7 +61,7 @@ class GraphOptions:
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """One feature."""
+    """A feature, with the number and the share of tokens on which it fires."""
 
     id: str
     set: str
@@ -72,8 +73,20 @@ class Node:
 
 @dataclass(frozen=True, slots=True)
 class Edge:
-    """Dependence of `target` on `source`, `lag` tokens earlier. `together`: tokens on which both fire so. te in bits; z in
-    standard deviations of the edge's own null."""
+    """Dependence of `target` on `source`.
+
+    Attributes:
+        source: Id of the source's node.
+        target: Id of the target's node.
+        lag: Number of tokens by which the source precedes the target.
+        together: Number of tokens on which the target fires and the source fired `lag` tokens before.
+        pmi: Pointwise mutual information, in bits; -99 if they never fire together.
+        phi: Pearson's correlation.
+        te: Transfer entropy, in bits.
+        z: te in standard deviations of the edge's own null, from that null's mean.
+        p: Share of the pooled null that reaches z.
+        q: p adjusted by Benjamini-Hochberg.
+    """
 
     source: str
     target: str
@@ -89,9 +102,12 @@ class Edge:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Series:
-    """Firing over tokens in the order of (request, position).
+    """Firing of features over tokens, ordered by (request, position).
 
-    `fires[s]` is bool [T, f] of set s; `begins` bool [T] marks tokens whose predecessor is not in the series; `request` [T].
+    Attributes:
+        fires: For each set, bool [T, f].
+        begins: bool [T], true for tokens whose predecessor is not in the series.
+        request: Request of each token, [T].
     """
 
     fires: list[np.ndarray]
@@ -106,7 +122,22 @@ def dependence(
     options: GraphOptions,
     progress: Progress = silent,
 ) -> tuple[int, list[Edge]]:
-    """How many pairs were tested, and the edges that passed, the highest te first."""
+    """Test all pairs of features.
+
+    Args:
+        series: Firing of the features.
+        depths: Sort key of each set's site; at lag 0 edges lead only from earlier to later sites.
+        nodes: For each set, the nodes of its columns.
+        options: Options.
+        progress: Callback for progress, in permutations.
+
+    Returns:
+        The number of pairs tested, and the significant edges, the highest te first.
+
+    Raises:
+        SettingsError: There are too many pairs.
+        MissingExtra: scipy is not installed.
+    """
     pairs = [
         (a, b, lag)
         for lag in options.lags
@@ -150,7 +181,7 @@ def dependence(
 
 
 def _tested(scores: _Scores, same: bool) -> np.ndarray:
-    """bool [f, g]: all pairs, but for a feature with itself."""
+    """Return the mask of tested pairs, bool [f, g]: all pairs except a feature with itself."""
     mask = np.ones(scores.te.shape, bool)
     if same:
         np.fill_diagonal(mask, False)
@@ -168,7 +199,7 @@ def _strength(scores: _Scores, at: tuple[int, int]) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Scores:
-    """Of every source (rows) with every target (columns)."""
+    """Scores of every source (rows) with every target (columns)."""
 
     te: np.ndarray
     together: np.ndarray
@@ -177,7 +208,7 @@ class _Scores:
 
 
 class _Turns:
-    """Random turns of all tokens in a circle within their requests."""
+    """Random circular shifts of all tokens within their requests."""
 
     def __init__(self, request: np.ndarray) -> None:
         edges = np.flatnonzero(np.append(True, request[1:] != request[:-1]))
@@ -186,21 +217,21 @@ class _Turns:
         self._offset = np.arange(len(request)) - np.repeat(edges, self._length)
 
     def draw(self, draw: np.random.Generator) -> np.ndarray:
-        """Where each token's source value is taken from: int64 [T]."""
+        """Draw a shift per request. Returns the index from which each token takes its source's value, int64 [T]."""
         by = draw.integers(1, np.maximum(self._length, 2))
         length, first = np.repeat(self._length, self._length), np.repeat(self._first, self._length)
         return np.asarray(first + (self._offset + np.repeat(by, self._length)) % length)
 
 
 def _scores(series: Series, source: np.ndarray, target: np.ndarray, lag: int) -> _Scores:
-    """Tables of 2 x 2 x 2 (source, target, the target's own last token) for all pairs, from four sparse products."""
+    """Score all pairs from their 2 x 2 x 2 tables (source, target, target one token ago), from three sparse matrix products."""
     x, y, last = _aligned(series, source, target, lag)
     n = x.shape[0]
     both = y.multiply(last).tocsr()
     xyl, xy, xl = _counts(x, both), _counts(x, y), _counts(x, last)
     nx, ny = _sum(x)[:, None], _sum(y)[None, :]
     nl, nyl = _sum(last)[None, :], _sum(both)[None, :]
-    # cells[x][y][l], by inclusion and exclusion
+    # cells[x, y, l], by inclusion and exclusion
     cells = {
         (1, 1, 1): xyl,
         (1, 1, 0): xy - xyl,
@@ -220,7 +251,10 @@ def _scores(series: Series, source: np.ndarray, target: np.ndarray, lag: int) ->
 
 
 def _aligned(series: Series, source: np.ndarray, target: np.ndarray, lag: int) -> tuple[Any, Any, Any]:
-    """Sparse float64 matrices of the source `lag` tokens ago, the target, and the target one token ago, where all three are."""
+    """Return sparse float64 matrices of the source `lag` tokens ago, the target, and the target one token ago.
+
+    Their rows are the tokens for which all three exist in one unbroken run.
+    """
     sparse = _sparse()
     back = max(lag, 1)
     tokens = np.arange(back, len(target))
@@ -240,7 +274,7 @@ def _sum(matrix: Any) -> np.ndarray:
 
 
 def _conditional_information(cells: dict[tuple[int, int, int], np.ndarray], n: int) -> np.ndarray:
-    """I(X ; Y | L) in bits from counts: sum of p(x,y,l) log2( p(x,y,l) p(l) / (p(x,l) p(y,l)) )."""
+    """Return I(X ; Y | L) in bits from counts: the sum of p(x,y,l) log2( p(x,y,l) p(l) / (p(x,l) p(y,l)) )."""
     total = np.zeros(np.broadcast_shapes(*(cell.shape for cell in cells.values())))
     for before in (0, 1):
         whole = sum(cells[x, y, before] for x in (0, 1) for y in (0, 1))
@@ -255,9 +289,10 @@ def _conditional_information(cells: dict[tuple[int, int, int], np.ndarray], n: i
 
 
 def _pooled_p(values: np.ndarray, null: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """z of each edge against its own null [m], and p against the pooled null [permutations, m].
+    """Return z of each edge against its own null [m], and p against the pooled null [permutations, m].
 
-    Each value of the null is scaled by the others of its edge, as the real value is by the null: so they are alike.
+    Each null value is standardised by the other null values of its edge, as the real value is by the null, so that both are
+    comparable.
     """
     b = len(null)
     wide = null.astype(np.float64)
@@ -275,7 +310,7 @@ def _scaled(value: np.ndarray, mean: np.ndarray, square: np.ndarray) -> np.ndarr
 
 
 def _false_discovery(p: np.ndarray) -> np.ndarray:
-    """Benjamini & Hochberg 1995."""
+    """Adjust p values for the false-discovery rate (Benjamini & Hochberg 1995)."""
     try:
         from scipy.stats import false_discovery_control
     except ImportError as error:

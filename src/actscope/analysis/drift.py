@@ -1,4 +1,4 @@
-"""How rows change along a text: by bins of positions that double in width, for position 0 is a case of its own."""
+"""Change of rows along a text, in bins of positions that double in width. Position 0, often special, has its own bin."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 
 @dataclass(frozen=True, slots=True)
 class Bin:
-    """Positions `first .. last`: their rows' mean norm, and the mean cosine of a row to the mean of all rows."""
+    """Rows at the positions `first .. last`: their mean norm, and their mean cosine to the mean of all rows."""
 
     first: int
     last: int
@@ -19,7 +19,7 @@ class Bin:
 
 
 class Drift:
-    """Gathers rows by position: 0, 1, 2-3, 4-7, 8-15 …"""
+    """Accumulates rows by position, in the bins 0, 1, 2-3, 4-7, 8-15 …"""
 
     def __init__(self, d: int) -> None:
         self._d = d
@@ -28,7 +28,7 @@ class Drift:
         self._directions: dict[int, np.ndarray] = {}
 
     def add(self, rows: np.ndarray, norms: np.ndarray, positions: np.ndarray) -> None:
-        """Take in rows [n, d], float64, with their norms and positions [n]. A row of zeros has no direction."""
+        """Add rows [n, d], float64, with their norms and positions [n]. A row of zeros counts with cosine 0."""
         bins = np.where(positions > 0, np.frexp(np.maximum(positions, 1))[1], 0)
         units = rows / np.where(norms > 0, norms, 1)[:, None]
         for number in np.unique(bins).tolist():
@@ -38,7 +38,7 @@ class Drift:
             self._directions[number] = self._directions.get(number, np.zeros(self._d)) + units[mine].sum(axis=0)
 
     def bins(self, mean: np.ndarray) -> list[Bin]:
-        """All bins that have rows; `mean` [d] is the mean of all rows. The mean of cosines is that of the unit rows with it."""
+        """Return the bins that have rows. `mean` [d] is the mean of all rows, to which cosines are taken."""
         length = float(np.linalg.norm(mean))
         direction = mean / length if length else mean
         return [

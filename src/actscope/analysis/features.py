@@ -1,4 +1,4 @@
-"""Features of recorded rows: latents of a sparse autoencoder, or probes. What fires on which tokens."""
+"""Features of recorded rows (latents of a sparse autoencoder, or probes) and the tokens on which they fire."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _BATCH_BYTES = 64 << 20
 
 
 class FeatureSet(Protocol):
-    """Features of one site. A feature fires on a token where its activation is above its threshold."""
+    """Features of one site. A feature fires on a token if its activation is above its threshold."""
 
     name: str
     site: str
@@ -29,17 +29,17 @@ class FeatureSet(Protocol):
     thresholds: np.ndarray  # float32 [f]
 
     def encode(self, rows: np.ndarray) -> np.ndarray:
-        """Activations float32 [n, f] of rows [n, d]."""
+        """Return the activations of rows [n, d], float32 [n, f]."""
         ...
 
     @property
     def width(self) -> int:
-        """d of the rows that it reads."""
+        """Width d of the rows that it reads."""
         ...
 
 
 class SaeFeatures:
-    """The latents of an autoencoder; one fires where it is above 0."""
+    """Latents of a sparse autoencoder. A latent fires above 0."""
 
     def __init__(self, sae: Sae, site: str) -> None:
         self._sae = sae
@@ -56,7 +56,7 @@ class SaeFeatures:
 
 
 class ProbeFeatures:
-    """The probes of one site; one fires at its own threshold, else above 0 (sigmoid: above 0.5)."""
+    """Probes of one site. A probe fires from its threshold on; without one, above 0 (sigmoid: above 0.5)."""
 
     def __init__(self, name: str, site: str, probes: Sequence[Probe]) -> None:
         self._probes = probes
@@ -73,16 +73,24 @@ class ProbeFeatures:
 
 
 def _fires_above(probe: Probe) -> float:
-    """A probe's threshold itself counts as firing; nothing lies between it and the next smaller float32."""
+    """Return the value above which a probe fires: the float32 just below its threshold, as the threshold itself fires."""
     if probe.info.threshold is None:
         return 0.5 if probe.info.activation == "sigmoid" else 0.0
     return float(np.nextafter(np.float32(probe.info.threshold), np.float32(-np.inf)))
 
 
 def load_features(recording: Recording, source: str) -> list[FeatureSet]:
-    """Feature sets of a path, or of SITE=PATH: an autoencoder's file or folder, or a folder of probes (a set for each site).
+    """Load feature sets that fit a recording.
 
-    Raises ProbeError when there is none, when its site was not recorded or is not known, and when its width is another.
+    Args:
+        recording: The recording.
+        source: A path, or SITE=PATH: the file or folder of an autoencoder, or a folder of probes.
+
+    Returns:
+        One set for an autoencoder, or one per site for probes.
+
+    Raises:
+        ProbeError: There are no features at the path, their site is unknown or was not recorded, or their width differs.
     """
     site, equals, text = source.partition("=")
     path = Path(text if equals else source)
@@ -125,7 +133,7 @@ def _recorded(recording: Recording, site: str | None, path: Path) -> str:
 
 
 def _same_stream(site: str) -> str:
-    """What goes into a block is what came out of the one before it."""
+    """Return the recorded equivalent of a block's input: the output of the block before it."""
     parts = site.split(".")
     if len(parts) == 3 and parts[2] == "resid_pre" and int(parts[1]) > 0:
         return f"layers.{int(parts[1]) - 1}.resid_post"
@@ -134,7 +142,7 @@ def _same_stream(site: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class TopToken:
-    """One of the tokens on which a feature was highest."""
+    """One of the tokens with a feature's highest activations. `text` is None if the token's text was not recorded."""
 
     activation: float
     request: str
@@ -145,7 +153,16 @@ class TopToken:
 
 @dataclass(frozen=True, slots=True)
 class FeatureStats:
-    """One feature: how often it fires, its mean where it fires, its maximum, and where it was highest."""
+    """Statistics of one feature.
+
+    Attributes:
+        id: Id of the feature.
+        fired: Number of tokens on which it fires.
+        rate: Share of tokens on which it fires.
+        mean: Mean activation on those tokens.
+        max: Largest activation.
+        top: Tokens with the highest activations, the highest first.
+    """
 
     id: str
     fired: int
@@ -157,9 +174,17 @@ class FeatureStats:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class FeatureReport:
-    """A feature set on a recording. `stats` has the features that fired, most often first; the others are `dead`.
+    """Statistics of a feature set on a recording.
 
-    mean_fired is the mean number of features that fire on a token (L0). `sparse` is the folder with the activations, if kept.
+    Attributes:
+        name: Name of the set.
+        site: Site that the features read.
+        n_features: Number of features.
+        rows: Number of rows measured.
+        dead: Number of features that never fired.
+        mean_fired: Mean number of features that fire on a token (L0).
+        stats: The features that fired, most often first.
+        sparse: Folder with the activations as a sparse matrix, or None.
     """
 
     name: str
@@ -172,7 +197,7 @@ class FeatureReport:
     sparse: Path | None
 
     def as_dict(self, limit: int = 0) -> dict[str, Any]:
-        """JSON values; `limit` features are listed (0: all)."""
+        """Return the report as JSON values, with the first `limit` features (0: all)."""
         from dataclasses import asdict
 
         kept = {name: getattr(self, name) for name in ("name", "site", "n_features", "rows", "dead", "mean_fired")}
@@ -186,7 +211,7 @@ class FeatureReport:
 
 @dataclass(slots=True)
 class _Top:
-    """The k highest activations of each feature so far, and their rows: [k, f]."""
+    """The k highest activations of each feature so far, unordered, and the numbers of their rows: [k, f]."""
 
     values: np.ndarray
     rows: np.ndarray
@@ -204,10 +229,21 @@ class _Top:
 def measure_features(
     recording: Recording, features: FeatureSet, to: Path | None = None, *, top: int = 10, progress: Progress = silent
 ) -> FeatureReport:
-    """Encode all rows of the set's site, batch by batch (each token once, as it was computed last; rows that are not finite not).
+    """Encode the rows of a feature set's site, batch by batch, and count which features fire.
 
-    With `to`, a folder, the activations that fire are kept there as a sparse matrix, row after row (CSR), in plain .npy files:
-    `indptr` int64 [rows + 1], `indices` int32, `values` float32, and `row_ids` int64, `request` int32, `position` int64 [rows].
+    Each token counts once, by the row that was computed last. Rows that are not finite are skipped.
+
+    Args:
+        recording: The recording.
+        features: The feature set.
+        to: A folder for the activations of firing features, or None. They are written as a sparse matrix (CSR) in .npy files:
+            `indptr` int64 [rows + 1], `indices` int32, `values` float32, and for each row `row_ids` int64, `request` int32 and
+            `position` int64.
+        top: Number of tokens with the highest activations to keep for each feature.
+        progress: Callback for progress, in rows.
+
+    Returns:
+        The statistics.
     """
     found = recording[features.site]
     counted, tally = genuine(found.labels), _Tally(features, top)
@@ -228,7 +264,7 @@ def measure_features(
 
 
 class _Tally:
-    """Counts, sums [f] and the highest tokens of a feature set so far."""
+    """Counts and sums [f] of a feature set so far, and the tokens with the highest activations."""
 
     def __init__(self, features: FeatureSet, top: int) -> None:
         f = len(features.ids)
@@ -239,7 +275,7 @@ class _Tally:
         self._best = _Top(np.full((top, f), -np.inf, np.float32), np.full((top, f), -1, np.int64))
 
     def add(self, rows: np.ndarray, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Take in rows [n, d], which are the site's rows of these numbers [n]. Activations and what fires [n, f]."""
+        """Add rows [n, d] with their numbers in the site [n]. Returns the activations and which of them fire, both [n, f]."""
         activations = self._features.encode(rows)
         fires = activations > self._features.thresholds
         self.rows += len(rows)
@@ -249,7 +285,7 @@ class _Tally:
         return activations, fires
 
     def stats(self, recording: Recording, labels: np.ndarray) -> list[FeatureStats]:
-        """The features that fired, most often first."""
+        """Return the statistics of the features that fired, most often first."""
         requests = recording.requests
         order = np.argsort(-self.fired, kind="stable")
         return [self._stats_of(j, recording, requests, labels) for j in order[self.fired[order] > 0].tolist()]
@@ -272,7 +308,7 @@ def _token(activation: float, label: np.void, recording: Recording, requests: li
 
 @dataclass(slots=True)
 class _SparseFile:
-    """The matrix as it grows; with no path nothing is kept."""
+    """Writer of the sparse matrix; without a path it writes nothing."""
 
     path: Path | None
     _files: dict[str, GrowingNpy] = field(default_factory=dict)

@@ -1,10 +1,10 @@
-"""Which features fire together, and which tend to fire before which: a graph of dependence between feature sets of a recording.
+"""Graph of statistical dependence between features of a recording: which fire together, and which tend to fire first.
 
-**Co-activation is not causation.** An edge says that what one feature does tells something of what another does at the same token
-at a later site, or at a later token, beyond what the other's own last token tells. A common cause, a copied input or a third
-feature gives the same edge. Only an intervention (ablate, patch, steer) can say that one causes the other.
+**Co-activation is not causation.** An edge means that the firing of one feature helps to predict the firing of another, at the
+same token at a later site or at a later token, beyond the other's own firing on the previous token. A common cause, a copied
+input or a third feature gives the same edge. Only an intervention (ablation, patching, steering) can show causation.
 
-What the scores are, and how chance is kept out, is in `actscope.analysis.dependence`.
+`actscope.analysis.dependence` defines the scores and the control for chance.
 """
 
 from __future__ import annotations
@@ -32,7 +32,15 @@ NOTE = (
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Graph:
-    """Nodes, the edges that passed, and how many pairs were tested on how many tokens."""
+    """A graph of dependence.
+
+    Attributes:
+        nodes: The features that were tested.
+        edges: The significant edges, the highest te first.
+        tested: Number of pairs tested.
+        tokens: Number of tokens used.
+        options: The options.
+    """
 
     nodes: list[Node]
     edges: list[Edge]
@@ -41,7 +49,7 @@ class Graph:
     options: GraphOptions
 
     def as_dict(self) -> dict[str, Any]:
-        """JSON values."""
+        """Return the graph as JSON values."""
         return {
             "note": NOTE,
             "tokens": self.tokens,
@@ -52,7 +60,7 @@ class Graph:
         }
 
     def as_networkx(self) -> Any:
-        """A networkx MultiDiGraph: an edge for each lag. Raises MissingExtra where networkx is not installed."""
+        """Convert to a networkx MultiDiGraph with one edge per lag. Raises MissingExtra if networkx is not installed."""
         networkx = _networkx()
         graph = networkx.MultiDiGraph(note=NOTE, tokens=self.tokens, tested=self.tested, fdr=self.options.fdr)
         for node in self.nodes:
@@ -63,7 +71,7 @@ class Graph:
         return graph
 
     def save(self, folder: Path) -> list[Path]:
-        """Write `graph.json` and `graph.graphml`."""
+        """Write `graph.json` and `graph.graphml` and return their paths. Raises MissingExtra if networkx is not installed."""
         paths = [folder / "graph.json", folder / "graph.graphml"]
         paths[0].write_bytes(msgspec.json.format(msgspec.json.encode(self.as_dict()), indent=1))
         _networkx().write_graphml(self.as_networkx(), paths[1])
@@ -73,7 +81,22 @@ class Graph:
 def feature_graph(
     recording: Recording, sets: Sequence[FeatureSet], options: GraphOptions | None = None, progress: Progress = silent
 ) -> Graph:
-    """The graph of these feature sets on a recording. Only tokens that all their sites have are used."""
+    """Compute the graph of dependence between features.
+
+    Args:
+        recording: The recording. Only tokens with rows at all sites of the sets are used.
+        sets: The feature sets.
+        options: Options; None for the defaults.
+        progress: Callback for progress.
+
+    Returns:
+        The graph.
+
+    Raises:
+        RecordingError: No token has rows at all sites.
+        SettingsError: There are too many pairs of features.
+        MissingExtra: scipy is not installed.
+    """
     options = options or GraphOptions()
     ids, request, position = _common_tokens(recording, sorted({features.site for features in sets}), options.tokens)
     begins = np.ones(len(ids), bool)
@@ -106,7 +129,10 @@ def feature_graph(
 
 
 def _common_tokens(recording: Recording, sites: list[str], limit: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Row numbers, requests and positions of the tokens that every site has, ordered by request and position."""
+    """Return row ids, requests and positions of the tokens that all sites have, ordered by request and position.
+
+    At least one request, and then whole requests until there are `limit` tokens.
+    """
     ids: np.ndarray | None = None
     labels = recording.labels()[:0]
     for site in sites:
@@ -119,7 +145,7 @@ def _common_tokens(recording: Recording, sites: list[str], limit: int) -> tuple[
         raise RecordingError(f"{recording.path}: no token has rows at all of {', '.join(sites)}")
     order = np.lexsort((labels["position"], labels["request"]))
     request, position = labels["request"][order], labels["position"][order]
-    if len(ids) > limit:  # whole requests only
+    if len(ids) > limit:  # cut between requests
         after = np.flatnonzero(np.append(request[1:] != request[:-1], True)) + 1
         n = int(after[min(int(np.searchsorted(after, limit)), len(after) - 1)])
         order, request, position = order[:n], request[:n], position[:n]
@@ -127,7 +153,7 @@ def _common_tokens(recording: Recording, sites: list[str], limit: int) -> tuple[
 
 
 def _firing(recording: Recording, features: FeatureSet, ids: np.ndarray, progress: Progress) -> np.ndarray:
-    """bool [T, f] of the tokens `ids`, read in the order in which they lie."""
+    """Return the firing of features on the tokens `ids`, bool [T, f]. Rows are read in the recording's order."""
     found = recording[features.site]
     fires = np.empty((len(ids), len(features.ids)), bool)
     order = np.argsort(ids)

@@ -1,4 +1,4 @@
-"""A .npy file that grows: its head is written again, at the same length, when it is closed."""
+"""Append-only .npy file, whose header is rewritten with the final length on close."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 
 
 class GrowingNpy:
-    """A one-dimensional array of one dtype, written as its parts come. numpy leaves room in the head for the length to grow."""
+    """A one-dimensional array in a .npy file, written in parts. numpy pads the header so that a longer shape fits in place."""
 
     def __init__(self, path: Path, dtype: np.dtype) -> None:
         self._dtype = dtype
@@ -19,14 +19,14 @@ class GrowingNpy:
         self._data = self._file.tell()
 
     def add(self, values: np.ndarray) -> None:
-        """Values [n], cast to the file's dtype."""
+        """Append values [n], cast to the file's dtype."""
         self._file.write(np.ascontiguousarray(values, self._dtype).data)
         self._length += len(values)
 
     def close(self) -> None:
         self._file.seek(0)
         self._write_head()
-        assert self._file.tell() == self._data, "the head has outgrown its room"
+        assert self._file.tell() == self._data, "the header has outgrown its padding"
         self._file.close()
 
     def _write_head(self) -> None:

@@ -1,4 +1,4 @@
-"""Moments of many rows, one batch at a time, without losing digits.
+"""Numerically stable one-pass moments of rows, batch by batch.
 
 Each batch is centred on its own mean and then merged, by the formulas of Pébay 2008, "Formulas for Robust, One-Pass Parallel
 Computation of Covariances and Arbitrary-Order Statistical Moments" (SAND2008-6212), eqs. 2.1 and 3.1. All sums are float64.
@@ -10,7 +10,7 @@ import numpy as np
 
 
 class Moments:
-    """Count, mean and the central sums of powers 2, 3 and 4 of each dimension: float64 [d]."""
+    """Count, and for each dimension the mean and the sums of centred powers 2, 3 and 4: float64 [d]."""
 
     def __init__(self, d: int) -> None:
         self.n = 0
@@ -54,19 +54,19 @@ class Moments:
 
     @property
     def skewness(self) -> np.ndarray:
-        """g1 = m3 / m2^1.5 of the population; NaN for a dimension that never changes."""
+        """Population skewness g1 = sqrt(n) m3 / m2^1.5, from the sums of powers; NaN for a constant dimension."""
         with np.errstate(divide="ignore", invalid="ignore"):
             return np.asarray(np.where(self.m2 > 0, np.sqrt(self.n) * self.m3 / self.m2**1.5, np.nan))
 
     @property
     def kurtosis(self) -> np.ndarray:
-        """Excess kurtosis g2 = n m4 / m2^2 - 3 of the population (a Gaussian has 0); NaN for a dimension that never changes."""
+        """Population excess kurtosis g2 = n m4 / m2^2 - 3 (0 for a Gaussian); NaN for a constant dimension."""
         with np.errstate(divide="ignore", invalid="ignore"):
             return np.asarray(np.where(self.m2 > 0, self.n * self.m4 / self.m2**2 - 3, np.nan))
 
 
 class Covariance:
-    """Count, mean [d] and the matrix of central cross products [d, d], float64: 8 d^2 bytes."""
+    """Count, mean [d] and the matrix of centred cross products [d, d], float64: 8 d^2 bytes."""
 
     def __init__(self, d: int) -> None:
         self.n = 0

@@ -1,11 +1,11 @@
-"""Dimensions and single numbers that stand out.
+"""Outlier dimensions and massive activations.
 
-An outlier dimension is one whose mean over all rows, or whose log standard deviation, lies more than `sigmas` robust standard
+An outlier dimension is one whose mean over all rows, or whose log standard deviation, is more than `sigmas` robust standard
 deviations (1.4826 x the median absolute deviation over dimensions) from the median of all dimensions. The robust scale is used
-because a few huge dimensions would widen an ordinary one until they hide in it.
+because a few huge dimensions would inflate the ordinary standard deviation and so hide themselves.
 
-A massive activation is a number above 100 in size and above 1000 times the median size within its own row (Sun et al. 2024,
-"Massive Activations in Large Language Models").
+A massive activation is a number whose magnitude is above 100 and above 1000 times the median magnitude of its row (Sun et al.
+2024, "Massive Activations in Large Language Models").
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _CONSISTENT = 1.4826  # the MAD of a Gaussian x this is its standard deviation
 
 @dataclass(frozen=True, slots=True)
 class OutlierDimension:
-    """One dimension, and by how many robust standard deviations its mean and its log std stand out."""
+    """One dimension, with the distance of its mean and of its log std from the medians, in robust standard deviations."""
 
     dimension: int
     mean: float
@@ -31,7 +31,7 @@ class OutlierDimension:
 
 
 def outlier_dimensions(moments: Moments, sigmas: float = 6.0) -> list[OutlierDimension]:
-    """Those that stand out, the furthest first. One that never changes has no log std and stands out by its mean only."""
+    """Return the outlier dimensions, the furthest first. A constant dimension has no log std and is judged by its mean only."""
     std = moments.std
     of_mean = robust_scores(moments.mean)
     of_std = np.zeros(len(std))
@@ -46,7 +46,10 @@ def outlier_dimensions(moments: Moments, sigmas: float = 6.0) -> list[OutlierDim
 
 
 def robust_scores(values: np.ndarray) -> np.ndarray:
-    """(value - median) / (1.4826 MAD); where more than half are equal, by the ordinary standard deviation; 0 if all are."""
+    """Return (value - median) / (1.4826 MAD) for each value.
+
+    If the MAD is 0, because more than half of the values are equal, the ordinary standard deviation is used; 0 if all are equal.
+    """
     if not len(values):
         return np.zeros(0)
     off = values - np.median(values)
@@ -56,7 +59,17 @@ def robust_scores(values: np.ndarray) -> np.ndarray:
 
 @dataclass(slots=True)
 class Massive:
-    """Massive activations: how many, in how many rows, and by dimension; `largest` is the greatest size of any number."""
+    """Counts of massive activations.
+
+    Attributes:
+        floor: Minimum magnitude.
+        ratio: Minimum ratio to the median magnitude of the row.
+        count: Number of massive activations.
+        rows: Number of rows that have any.
+        largest: Largest magnitude of any number.
+        by_dimension: Count for each dimension.
+        positions: Number of affected rows for each position.
+    """
 
     floor: float = 100.0
     ratio: float = 1000.0
@@ -67,7 +80,7 @@ class Massive:
     positions: dict[int, int] = field(default_factory=dict)
 
     def add(self, rows: np.ndarray, positions: np.ndarray) -> None:
-        """Take in rows [n, d] at these positions [n]."""
+        """Add rows [n, d] at these positions [n]."""
         if not rows.size:
             return
         sizes = np.abs(rows)

@@ -1,4 +1,4 @@
-"""Plots as PNG files, each for light and for dark pages: `norms.png` and `norms.dark.png`."""
+"""Plots as PNG files, each in a light and a dark version: `norms.png` and `norms.dark.png`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from actscope.errors import MissingExtra
 
 @dataclass(frozen=True, slots=True)
 class _Theme:
-    """Colours of one kind of page. `ramp` is a colour map that keeps clear of the background."""
+    """Colours of the light or the dark version. `ramp` is a part of a colour map that contrasts with the background."""
 
     suffix: str
     background: str
@@ -38,7 +38,7 @@ Draw = Callable[[Any, Any, _Theme], None]
 
 
 def plot_sites(sites: Sequence[SiteStats], folder: Path) -> list[Path]:
-    """All plots of the sites. Raises MissingExtra where matplotlib is not installed."""
+    """Draw all plots of the sites and return their paths. Raises MissingExtra if matplotlib is not installed."""
     wide = 4.8 + 0.32 * len(sites)
     tall = 1.4 + 0.3 * len(sites)
     plans: list[tuple[str, tuple[float, float], Draw]] = [
@@ -53,7 +53,10 @@ def plot_sites(sites: Sequence[SiteStats], folder: Path) -> list[Path]:
 
 
 def plot_graph(graph: Graph, folder: Path) -> list[Path]:
-    """The feature graph: sites from left to right, edges as curves."""
+    """Draw the feature graph, sites from left to right and edges as curves, and return the paths.
+
+    Raises MissingExtra if matplotlib is not installed.
+    """
     tall = min(20.0, max(4.0, 0.34 * max(_column_sizes(graph).values(), default=1) + 1.6))
     return _draw(folder, "graph", (11, tall), lambda figure, axes, theme: _graph(axes, theme, graph))
 
@@ -158,7 +161,7 @@ def _spectrum(figure: Any, theme: _Theme, sites: Sequence[SiteStats]) -> None:
 
 
 def _label_ends(axes: Any, sites: Sequence[SiteStats], colours: Sequence[Any], **where: Any) -> None:
-    """First and last site by name; those between follow the colours."""
+    """Add a legend that names the first, middle and last site; the others follow the colour ramp."""
     lines = _matplotlib().lines
     ends = sorted({0, len(sites) // 2, len(sites) - 1})
     handles = [lines.Line2D([], [], color=colours[i], label=_short(sites[i].site)) for i in ends]
@@ -179,7 +182,7 @@ def _drift(figure: Any, theme: _Theme, sites: Sequence[SiteStats]) -> None:
         bottom.plot(x, [part.mean_cosine for part in kept], color=colour, marker="o", markersize=3, linewidth=1.2)
     top.set_yscale("log")
     top.set_ylabel("mean L2 norm")
-    top.set_title("Drift along the text: position 0 is often a case of its own")
+    top.set_title("Drift along the text: position 0 is often exceptional")
     bottom.set_ylabel("mean cosine to the\nmean of all rows")
     bottom.set_xlabel("position")
     bottom.set_xticks(range(len(names)), names)
@@ -189,7 +192,7 @@ def _drift(figure: Any, theme: _Theme, sites: Sequence[SiteStats]) -> None:
 
 
 def _outliers(axes: Any, theme: _Theme, sites: Sequence[SiteStats]) -> None:
-    """For each site how far each dimension's mean and std stand out; those beyond the rule are named."""
+    """Plot how far each dimension's mean or log std is from the median, per site, with the outliers' numbers."""
     from actscope.analysis.outliers import robust_scores
 
     for y, stats in enumerate(sites):
@@ -218,15 +221,15 @@ def _outliers(axes: Any, theme: _Theme, sites: Sequence[SiteStats]) -> None:
     axes.set_yticks(range(len(sites)), [_short(stats.site) for stats in sites])
     axes.set_ylim(len(sites) - 0.5, -0.5)
     axes.set_xlabel(
-        "robust standard deviations by which a dimension's mean or log std stands out (linear up to 6, then log)"
+        "distance of a dimension's mean or log std from the median, in robust standard deviations (linear up to 6, then log)"
     )
-    axes.set_title("Outlier dimensions (beyond 6; their numbers at the right)")
+    axes.set_title("Outlier dimensions (beyond 6; numbers at the right)")
 
 
 def _bytes(axes: Any, theme: _Theme, sites: Sequence[SiteStats]) -> None:
     y = np.arange(len(sites))
     axes.barh(y, [stats.stored_per_token for stats in sites], color=theme.accent, height=0.62, label="stored")
-    marks = (("as it came", "source_per_token", theme.second, "-"), ("as float32", "fp32_per_token", theme.ink, ":"))
+    marks = (("source dtype", "source_per_token", theme.second, "-"), ("as float32", "fp32_per_token", theme.ink, ":"))
     for label, name, colour, style in marks:
         values = [getattr(stats, name) for stats in sites]
         axes.vlines(values, y - 0.42, y + 0.42, color=colour, linestyle=style, linewidth=1.6, label=label)
@@ -262,7 +265,7 @@ def _column_sizes(graph: Graph) -> dict[str, int]:
 
 
 def _graph(axes: Any, theme: _Theme, graph: Graph) -> None:
-    """Columns are sites. Solid edges join one token's sites, dashed ones an earlier token with a later one."""
+    """Plot the graph, one column per site. Solid edges have lag 0; dashed ones lead from an earlier token to a later one."""
     patches = _matplotlib_patches()
     columns: dict[str, list[Any]] = {}
     for node in _linked(graph):
@@ -282,7 +285,7 @@ def _graph(axes: Any, theme: _Theme, graph: Graph) -> None:
     for edge in sorted(graph.edges, key=lambda edge: edge.te):
         begin, end = places[edge.source], places[edge.target]
         share = float(np.sqrt(edge.te / strongest)) if strongest else 0.0
-        within = 0.45 if end[1] > begin[1] else -0.45  # away from the names
+        within = 0.45 if end[1] > begin[1] else -0.45  # bends away from the labels
         bend = within if begin[0] == end[0] else 0.12
         arrow = patches.FancyArrowPatch(
             begin, end, connectionstyle=f"arc3,rad={bend}", arrowstyle="-|>", mutation_scale=7, shrinkA=5, shrinkB=5,
@@ -296,7 +299,7 @@ def _graph(axes: Any, theme: _Theme, graph: Graph) -> None:
     axes.axis("off")
     axes.set_title(
         f"{len(graph.edges)} edges of {graph.tested} pairs on {graph.tokens} tokens, false-discovery rate {graph.options.fdr:g}\n"
-        "Solid: same token, earlier to later site. Dashed: earlier to later token. Blue: seek each other; orange: avoid.\n"
+        "Solid: same token, earlier to later site. Dashed: earlier to later token. Blue: phi >= 0; orange: phi < 0.\n"
         "Edges are statistical dependence, not causation: confirm with an intervention.",
         fontsize=8,
     )

@@ -1,8 +1,8 @@
-"""The whole analysis of a recording, and the folder it is written to.
+"""Complete analysis of a recording, and the folder to which it is written.
 
 report.json              everything but arrays of a row's width
-dimensions/<site>.npz    mean, std, skewness, kurtosis [d] and, where it was measured, eigenvalues [d]
-features/<set>/*.npy     activations that fire, as a sparse matrix (see `features.measure_features`)
+dimensions/<site>.npz    mean, std, skewness, kurtosis [d] and, if measured, eigenvalues [d]
+features/<set>/*.npy     activations of firing features, as a sparse matrix (see `features.measure_features`)
 graph.json, graph.graphml
 norms.png, norms.dark.png …
 """
@@ -31,16 +31,16 @@ from actscope.runtime.publish import publish_file
 
 @dataclass(frozen=True, slots=True)
 class AnalysisOptions:
-    """What is to be analysed."""
+    """Options of an analysis."""
 
     sites: tuple[str, ...] = ()
-    """Full names; empty: all."""
+    """Full names of the sites to measure; empty for all."""
     features: tuple[str, ...] = ()
     """Autoencoders and folders of probes, each a path or SITE=PATH."""
     graph: bool = False
-    """Make the graph of dependence between the features."""
+    """Compute the graph of dependence between the features."""
     plots: bool = True
-    """Draw PNGs, where there is a folder to write to."""
+    """Draw PNGs if there is an output folder."""
     site: SiteOptions = field(default_factory=SiteOptions)
     graph_options: GraphOptions = field(default_factory=GraphOptions)
 
@@ -51,7 +51,7 @@ class AnalysisOptions:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class AnalysisReport:
-    """What was found, and the files that were written."""
+    """Results of an analysis, and the files that were written."""
 
     path: Path
     rows: int
@@ -61,7 +61,7 @@ class AnalysisReport:
     files: list[Path]
 
     def as_dict(self, features: int = 0) -> dict[str, Any]:
-        """JSON values; `features` of each set are listed (0: all)."""
+        """Return the report as JSON values, with the first `features` features of each set (0: all)."""
         stored = sum(stats.stored_per_token for stats in self.sites)
         return {
             "recording": str(self.path),
@@ -77,10 +77,21 @@ class AnalysisReport:
 def analyze(
     recording: Recording, options: AnalysisOptions | None = None, to: Path | None = None, progress: Progress = silent
 ) -> AnalysisReport:
-    """Measure sites, features and their graph; with `to`, a folder, write it all down there (older files are replaced).
+    """Measure a recording's sites, features and their graph.
 
-    Raises RecordingError when no chosen site has rows, ProbeError for features that cannot be read or do not fit, MissingExtra
-    when a graph or plots are asked for and their libraries are not installed.
+    Args:
+        recording: The recording.
+        options: Options; None for the defaults.
+        to: A folder for the results. It is created if needed, and existing files are replaced. None writes nothing.
+        progress: Callback for progress.
+
+    Returns:
+        The results and the paths of the files.
+
+    Raises:
+        RecordingError: No selected site has rows, or the folder cannot be written.
+        ProbeError: Features cannot be read, or do not fit the recording.
+        MissingExtra: A library for the graph or the plots is not installed.
     """
     options = options or AnalysisOptions()
     if to is not None:
@@ -118,7 +129,7 @@ def _make(to: Path) -> None:
 
 
 def _folders(sets: Sequence[FeatureSet], to: Path | None) -> list[Path | None]:
-    """A folder for each set; two of one name at one site are told apart by their number."""
+    """Return a folder for each set. Sets with the same name and site get their number as a suffix."""
     if to is None:
         return [None] * len(sets)
     names = [quote(f"{features.name}@{features.site}", safe="@") for features in sets]

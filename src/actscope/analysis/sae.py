@@ -1,4 +1,4 @@
-"""Sparse autoencoders, by the names that the analysis has for them; `actscope.probes.sae` reads them."""
+"""Sparse autoencoders under the names that the analysis uses; `actscope.probes.sae` loads them."""
 
 from actscope.probes.sae import SaeEncoder as Sae
 from actscope.probes.sae import load_encoder as load_sae

@@ -1,4 +1,4 @@
-"""Everything that is measured of one site's rows, in one pass over them."""
+"""Statistics of one site's rows, computed in one pass over them."""
 
 from __future__ import annotations
 
@@ -16,27 +16,27 @@ from actscope.analysis.tokens import genuine
 from actscope.errors import SettingsError
 from actscope.recording.reading.recording import Recording
 
-#: Called with (what is being done, done, total).
+#: Progress callback, called with (name of the stage, units done, units in total).
 Progress = Callable[[str, int, int], None]
 QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 
 
 def silent(stage: str, done: int, total: int) -> None:
-    """Progress that nobody watches."""
+    """Ignore progress."""
 
 
 @dataclass(frozen=True, slots=True)
 class SiteOptions:
-    """How a site is measured."""
+    """Options of a site's measurement."""
 
     batch_bytes: int = 32 << 20
-    """Rows are taken this many bytes at a time, as float64."""
+    """Size of a batch of rows as float64, in bytes."""
     sigmas: float = 6.0
-    """From how many robust standard deviations on a dimension stands out (see `outliers`)."""
+    """Number of robust standard deviations above which a dimension is an outlier (see `outliers`)."""
     spectrum_rows: int = 50_000
-    """The spectrum is of all rows, or of about so many drawn at random (seeded); 0 leaves it out."""
+    """Approximate number of rows for the spectrum, drawn at random with a fixed seed; 0 omits the spectrum."""
     spectrum_width: int = 8192
-    """No spectrum of wider rows: it takes 8 width^2 bytes and width^3 operations."""
+    """Maximum width for a spectrum, which takes 8 width^2 bytes and width^3 operations."""
 
     def __post_init__(self) -> None:
         if self.batch_bytes < 1 or self.sigmas <= 0 or self.spectrum_rows < 0:
@@ -48,7 +48,7 @@ class SiteOptions:
 
 @dataclass(frozen=True, slots=True)
 class NormStats:
-    """L2 norms of rows: population std; quantiles by numpy's linear rule."""
+    """L2 norms of rows: population std; quantiles with numpy's linear interpolation."""
 
     mean: float
     std: float
@@ -59,10 +59,25 @@ class NormStats:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SiteStats:
-    """One site. `rows` were measured; `left_out` were spurious or computed again later; `non_finite` hold NaN or infinity.
+    """Statistics of one site.
 
-    stored_per_token, fp32_per_token, source_per_token: bytes of this site for each row on disk, as float32, and as it came.
-    dead_dimensions never change. `spectrum` is None where it was left out.
+    Attributes:
+        site: Name of the site.
+        width: Width of a row.
+        dtype: Element type in which the rows were recorded.
+        rows: Number of rows measured.
+        left_out: Rows ignored because they are spurious or were computed again later.
+        non_finite: Rows ignored because they contain NaN or infinity.
+        norms: L2 norms of the rows.
+        moments: Moments of each dimension.
+        dead_dimensions: Number of dimensions that are constant.
+        outliers: Outlier dimensions, the furthest first.
+        massive: Massive activations.
+        spectrum: Spectrum of the covariance, or None if it was omitted.
+        drift: Norm and direction by position.
+        stored_per_token: Bytes per row on disk.
+        fp32_per_token: Bytes per row as float32.
+        source_per_token: Bytes per row in the source's dtype.
     """
 
     site: str
@@ -83,7 +98,7 @@ class SiteStats:
     source_per_token: float
 
     def as_dict(self) -> dict[str, Any]:
-        """The same without arrays of width d, as JSON values."""
+        """Return the statistics as JSON values, without arrays of width d."""
         spectrum = self.spectrum
         return {
             "site": self.site,
@@ -138,10 +153,19 @@ def _median(values: np.ndarray) -> float | None:
 def measure(
     recording: Recording, site: str, options: SiteOptions | None = None, progress: Progress = silent
 ) -> SiteStats | None:
-    """Measure one site, batch by batch; None when it has no rows to measure.
+    """Measure one site, batch by batch.
 
-    Of each token the row that was computed last counts; rejected drafts and rows after the end do not. Memory: a batch, the
-    norms (4 bytes a row), and the covariance.
+    Each token counts once, by the row that was computed last. Rejected drafts and rows after the end of a request do not
+    count. Memory use: one batch, the norms (4 bytes per row) and the covariance.
+
+    Args:
+        recording: The recording.
+        site: Name of the site.
+        options: Options; None for the defaults.
+        progress: Callback for progress, in rows.
+
+    Returns:
+        The statistics, or None if the site has no rows to measure.
     """
     options = options or SiteOptions()
     found = recording[site]

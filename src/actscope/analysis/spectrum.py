@@ -1,4 +1,4 @@
-"""How many directions rows really use: the eigenvalues of their covariance."""
+"""Spectrum of the rows' covariance: how many directions the rows use."""
 
 from __future__ import annotations
 
@@ -9,12 +9,14 @@ import numpy as np
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Spectrum:
-    """Eigenvalues of a covariance, descending, float64 [d], from `rows` rows; more rows than dimensions, or it is too flat.
+    """Eigenvalues of a covariance, descending, float64 [d], estimated from `rows` rows.
+
+    There should be many more rows than dimensions: n rows give at most n - 1 eigenvalues above zero.
 
     effective_rank        exp of the entropy of the eigenvalues' shares, natural logarithm (Roy & Vetterli 2007, "The effective
                           rank: a measure of effective dimensionality", of the covariance matrix)
     participation_ratio   (sum of eigenvalues)^2 / sum of their squares
-    n_90, n_99            leading directions that hold 90 % and 99 % of the variance
+    n_for(share)          number of leading directions that hold this share of the variance
     """
 
     eigenvalues: np.ndarray
@@ -40,6 +42,6 @@ class Spectrum:
         return 1 / squares if squares > 0 else 0.0
 
     def n_for(self, share: float) -> int:
-        """How many leading directions hold this share of the variance."""
+        """Return the number of leading directions that hold this share of the variance; 0 if there is no variance."""
         reached = np.cumsum(self.shares)
         return min(int(np.searchsorted(reached, share - 1e-12)) + 1, len(reached)) if reached.any() else 0

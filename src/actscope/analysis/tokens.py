@@ -1,4 +1,4 @@
-"""Which rows are counted, in what order tokens come, and how deep a site lies."""
+"""Selection of the rows that count, and the order of sites in a model."""
 
 from __future__ import annotations
 
@@ -10,7 +10,14 @@ from actscope.sites import POINTS, Site
 
 
 def genuine(labels: np.ndarray) -> np.ndarray:
-    """bool [n]: the rows that say something of a token of its request, each token once, as it was computed last."""
+    """Select the rows that count: of each token of each request the row computed last, without spurious rows.
+
+    Args:
+        labels: Labels [n] with the fields request, position and flags, in the order in which the rows were computed.
+
+    Returns:
+        bool [n], true for selected rows.
+    """
     kept = np.zeros(len(labels), bool)
     indices = np.flatnonzero((labels["flags"] & SPURIOUS_ROWS) == 0)
     order = indices[np.lexsort((indices, labels["position"][indices], labels["request"][indices]))]
@@ -23,7 +30,7 @@ def genuine(labels: np.ndarray) -> np.ndarray:
 
 
 def depth(site: str) -> tuple[float, int]:
-    """Where a site lies in its model: smaller is earlier. Sites of unknown names come last."""
+    """Return a sort key for sites: earlier in the model is smaller. Sites with unknown names come last."""
     try:
         parsed = Site.parse(site)
     except SiteError:

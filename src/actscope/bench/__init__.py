@@ -1,1 +1,1 @@
-"""Measurements that `actscope bench NAME` runs: each module has `run(seconds, progress)`, which returns results."""
+"""Benchmarks of `actscope bench NAME`. Each module has `run(seconds, progress)`, which returns results."""

@@ -1,11 +1,11 @@
-"""`actscope bench capture`: how much of a model's speed is left while its layers are captured.
+"""`actscope bench capture`: a model's speed while its layers are captured, relative to the bare model.
 
-A random GPT-2 of 124 M parameters generates greedily from a batch of prompts. Every way of capturing is measured in turn
-with the bare model, right after it: the ratio of each pair, and the median of the pairs. Ours is recorded to disk, and a
-sample ends when all its rows are encoded and in the file; what peers keep in memory is theirs for free. Opening and
-closing the recording, once for many generations, is not counted.
+A random GPT-2 of 124 M parameters generates greedily from a batch of prompts. Every method of capturing is measured in
+pairs with the bare model, one right after the other; the result is the median of the pairs' ratios. Our captures go to disk,
+and a sample ends when all its rows are encoded and in the file. Peers only keep rows in memory. Opening and closing the
+recording, once for many generations, is not counted.
 
-Peers that are not installed are listed as absent, with no figure.
+Peers that are not installed are listed as absent, without a figure.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from typing import Any, cast
 
 Result = dict[str, Any]
 Progress = Callable[[str], None]
-#: Runs the workload once; gives the number of rows that were captured.
+#: Runs the workload once and returns the number of captured rows.
 Run = Callable[[], int]
 
 LANES, PROMPT, NEW = 2, 48, 16
 LAYERS = {"hf_3_layers": (0, 6, 11), "hf_all_layers": tuple(range(12))}
 BARS = {"hf_3_layers": 0.97, "hf_all_layers": 0.90}
 MIN_PAIRS = 3
-#: Peers with packages of their own take this long to import, and to be run.
+#: Seconds that peers with packages of their own take to import and to run. A shorter run omits them.
 PEERS_NEED_S = 10.0
 _TOKENS = LANES * (PROMPT + NEW - 1)
 _ASK = {"max_new_tokens": NEW, "do_sample": False, "pad_token_id": 0}
@@ -43,7 +43,7 @@ _ASK = {"max_new_tokens": NEW, "do_sample": False, "pad_token_id": 0}
 
 @functools.cache
 def model_and_ids() -> tuple[Any, Any]:
-    """The model and its prompts; made once in a process."""
+    """Return the model and its prompts, created once per process."""
     import torch
     from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -55,7 +55,7 @@ def model_and_ids() -> tuple[Any, Any]:
 
 
 def same_model() -> Any:
-    """Modules of its own over the same weights, so that hooks on one are not on the others."""
+    """Return a copy of the model's modules that shares its weights, so that hooks do not affect other copies."""
     model, _ = model_and_ids()
     return copy.deepcopy(model, {id(p): p for p in (*model.parameters(), *model.buffers())})
 
@@ -69,7 +69,7 @@ def generate(model: Any, **more: Any) -> Any:
 
 @contextmanager
 def _actscope(layers: tuple[int, ...]) -> Iterator[Run]:
-    """The default preset, to a recording in the system's temporary directory."""
+    """Capture with the default preset to a recording in the system's temporary directory."""
     from actscope.capture.session import capture
 
     model = same_model()
@@ -89,7 +89,7 @@ def _actscope(layers: tuple[int, ...]) -> Iterator[Run]:
 
 @contextmanager
 def _output_hidden_states(layers: tuple[int, ...]) -> Iterator[Run]:
-    """What transformers itself offers: it keeps the states of all layers, and only those asked for are counted."""
+    """Capture with transformers itself. It keeps the states of all layers; only the requested ones are counted."""
     model = same_model()
 
     def run() -> int:
@@ -109,7 +109,7 @@ def _nnsight(layers: tuple[int, ...]) -> Iterator[Run]:
 
         def run() -> int:
             with watched.generate(ids, **_ASK) as tracer:
-                saved = cast(Any, list()).save()  # nnsight gives `save` to what is made in its trace
+                saved = cast(Any, list()).save()  # nnsight adds `save` to objects made in its trace
                 with tracer.iter[:]:
                     for layer in layers:
                         saved.append(watched.transformer.h[layer].output)
@@ -140,13 +140,13 @@ def _transformer_lens(layers: tuple[int, ...]) -> Iterator[Run]:
 
 
 def _count(states: Iterable[Any]) -> int:
-    """Rows of [lanes, columns, d] tensors."""
+    """Return the number of rows of [lanes, columns, d] tensors."""
     return sum(int(one.shape[0] * one.shape[1]) for one in states)
 
 
 @contextmanager
 def _peer_tokenizer() -> Iterator[Any]:
-    """A tokenizer of 257 byte tokens, from files: peers want one, although they are given token ids."""
+    """Provide a tokenizer of 257 byte tokens, loaded from files. Peers require one although they get token ids."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
@@ -180,7 +180,7 @@ PEERS = {
 
 @dataclass(frozen=True, slots=True)
 class Way:
-    """A way of capturing some layers, and the pairs that were measured; `absent` says why there are none."""
+    """A method of capturing some layers, with its measured pairs. `absent` has the reason if there are none."""
 
     name: str
     layers: tuple[int, ...]
@@ -196,7 +196,10 @@ class Way:
 
 
 def run(seconds: float = 60.0, progress: Progress | None = None) -> list[Result]:
-    """All results, in about `seconds` (at least three pairs of each); `progress` is told what is being measured."""
+    """Run the benchmark in about `seconds`, with at least three pairs of each method.
+
+    `progress` is called with the current measurement.
+    """
     say = progress or (lambda _: None)
     ways = [Way(name, layers, _actscope, "actscope") for name, layers in LAYERS.items()]
     ways += [
@@ -216,7 +219,7 @@ def run(seconds: float = 60.0, progress: Progress | None = None) -> list[Result]
 
 
 def _affordable(ways: list[Way], seconds: float) -> list[Way]:
-    """All ways; of a short run, those that need no package of their own. The others are absent, and say why."""
+    """Return the methods to measure. A short run omits peers with packages of their own, which are marked absent."""
     left_out = [way for way in ways if seconds < PEERS_NEED_S and way.package not in ("actscope", "transformers")]
     for way in left_out:
         way.absent.append("this run is too short for it")
@@ -224,13 +227,13 @@ def _affordable(ways: list[Way], seconds: float) -> list[Way]:
 
 
 def _try(way: Way, stack: ExitStack, say: Progress) -> Run | None:
-    """Open a way and run it once. A peer that is not installed, or does not work here, is absent; ours must work."""
+    """Open a method and run it once. A peer that is not installed or fails is marked absent; our own must work."""
     say(f"{way.name}: trying it")
     wanted = _TOKENS * len(way.layers)
     try:
         one = stack.enter_context(way.open(way.layers))
         captured = one()
-    except Exception as error:  # whatever a peer does not like about these versions
+    except Exception as error:  # a peer may fail in any way with these versions
         if way.ours:
             raise
         missing = isinstance(error, ModuleNotFoundError)
@@ -246,7 +249,7 @@ def _try(way: Way, stack: ExitStack, say: Progress) -> Run | None:
 
 
 def _pair(one: Run, *, bare_first: bool) -> tuple[float, float]:
-    """Tokens per second with capture ÷ bare, and the same by the CPU time of all threads."""
+    """Return the ratio of tokens per second with capture to bare, by wall time and by the CPU time of all threads."""
     model, _ = model_and_ids()
     if bare_first:
         bare, captured = _seconds(lambda: generate(model)), _seconds(one)
@@ -256,7 +259,7 @@ def _pair(one: Run, *, bare_first: bool) -> tuple[float, float]:
 
 
 def _seconds(do: Callable[[], Any]) -> tuple[float, float]:
-    """Wall and CPU seconds."""
+    """Return wall and CPU seconds of a call."""
     wall, cpu = time.perf_counter(), time.process_time()
     do()
     return time.perf_counter() - wall, time.process_time() - cpu
@@ -284,7 +287,7 @@ def _result(way: Way, ways: list[Way]) -> Result:
 
 
 def _cpu_result(way: Way) -> Result:
-    """What the capture costs of the processor, for machines where others run: no bar."""
+    """Make the result by CPU time, for machines with other load. It has no bar."""
     return {
         "name": f"{way.name}_cpu_time",
         "value": statistics.median(way.cpu_ratios),

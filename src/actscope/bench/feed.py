@@ -1,12 +1,12 @@
-"""`actscope bench feed`: how fast rows reach a trainer, beside a bare server, httpx, memcpy, a DataLoader and SAELens's store.
+"""`actscope bench feed`: how fast rows reach a trainer, against a bare server, httpx, memcpy, a DataLoader and SAELens's store.
 
-Transport is measured on a feed whose buffer is full: two windows of 64 MiB, rows 2048 wide in bfloat16, which its generator
-has filled from a random model of that width. A group that has taken one row keeps them from being filled again, and each
-measurement is a group of its own, which gets every row twice: first as rows lie in memory, then gathered from all over the
-window (`serves=2`). Where a name does not say "gather", rows as they lie are meant.
+Transport is measured on a feed whose buffer is full: two windows of 64 MiB, rows of width 2048 in bfloat16, which its generator
+has filled from a random model of that width. A group that has taken one row prevents their refill. Each measurement is a
+group of its own, which gets every row twice: first in memory order, then gathered from all over the window (`serves=2`).
+Results without "gather" in their name are of rows in memory order.
 
-Against SAELens both sides read the built-in model over the same texts while rows are taken, in turn; what the feed has
-ready beforehand does not count. Values are medians of rounds, ratios of pairs in the same round.
+Against SAELens, both sides run the built-in model over the same texts while rows are taken, alternately; rows that the feed
+had ready beforehand do not count. Values are medians over rounds, ratios are of pairs in the same round.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ MIN_ROUNDS = 3
 
 
 def run(seconds: float, progress: Progress) -> list[Result]:
-    """All results, in about `seconds` beside what it takes to start: half for transport, half for rows as they are made."""
+    """Run the benchmark in about `seconds` plus the time to start: half for transport, half for generation."""
     with tempfile.TemporaryDirectory(prefix="actscope-bench-") as name:
         results = transport(Path(name), seconds / 2, progress)
     return results + feed_generating.measure(seconds / 2, progress)
@@ -37,7 +37,7 @@ def transport(
     progress: Progress,
     sizes: TransportSizes = TransportSizes(),  # noqa: B008 - frozen
 ) -> list[Result]:
-    """Rows that are ready, to a consumer. Files go to `folder`."""
+    """Measure the transport of ready rows to a consumer. Files go to `folder`."""
     progress("filling a buffer")
     model = make_wide_model(folder / "model")
     with feed(model=model, **sizes.settings) as running, bare(sizes.answer_bytes, WINDOWS) as plain:

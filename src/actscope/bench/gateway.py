@@ -1,8 +1,8 @@
-"""`actscope bench gateway`: time that the gateway adds to each token, against the engine called directly.
+"""`actscope bench gateway`: latency that the gateway adds to each token, against the engine called directly.
 
-Engine, gateway and client are three processes, as in use. A token's time is from the moment when the engine published the pass
-that made it (the step's own stamp in the ring) to its arrival at the client; the same client asks the engine over its socket
-and the gateway over TCP, in turn. Added time is the difference of the two distributions' percentiles, pair by pair.
+Engine, gateway and client are three processes, as in use. A token's latency is measured from the publication of its pass by the
+engine (the step's time stamp in the ring) to its arrival at the client. The same client calls the engine over its socket and
+the gateway over TCP, alternately. Added latency is the difference of the two distributions' percentiles, pair by pair.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ BODY = {
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """One request: milliseconds from each token's pass to its arrival, and from asking to the first token."""
+    """Latencies of one request in ms: from each token's pass to its arrival, and from the request to the first token."""
 
     tokens_ms: list[float]
     first_ms: float
@@ -58,7 +58,7 @@ class _UnixConnection(http.client.HTTPConnection):
 
 
 def run(seconds: float = 20.0, progress: Callable[[str], None] = lambda what: None) -> list[Result]:
-    """Pairs of requests for about `seconds`; each pair gives one value of each result."""
+    """Run pairs of requests for about `seconds`, at least five. Each pair gives one value of each result."""
     progress("starting engine and gateway")
     settings = EngineSettings(model=NAME, card_id=new_card_id(), probes=(str(probes_path()),), threads=1)
     with EngineProcess(settings) as engine:
@@ -77,7 +77,7 @@ def _measure(
         body = {**BODY, "actscope": True}
         return _ask(http.client.HTTPConnection("127.0.0.1", port), body, {"Authorization": f"Bearer {token}"}, reader)
 
-    direct(), through()  # the first ones pay for warming up
+    direct(), through()  # warm-up
     pairs: list[tuple[Timing, Timing]] = []
     end = time.monotonic() + seconds
     while time.monotonic() < end or len(pairs) < 5:
@@ -105,8 +105,8 @@ def _result(name: str, pairs: list[tuple[Timing, Timing]], figure: Callable[[Tim
 def _ask(
     connection: http.client.HTTPConnection, body: dict[str, Any], headers: dict[str, str], reader: RingReader
 ) -> Timing:
-    """Ask once. A chunk with text or token is one token: the engine sends one for each pass."""
-    reader.read()  # what earlier requests have left
+    """Send one request. Each chunk after the role is one token, as the engine sends one per pass."""
+    reader.read()  # discard the steps of earlier requests
     with closing(connection):
         asked = time.monotonic_ns()
         connection.request(
@@ -131,7 +131,7 @@ def _lines(response: http.client.HTTPResponse) -> Iterator[tuple[int, bytes]]:
 
 
 def _passes(reader: RingReader) -> list[int]:
-    """When each pass of the only request was published."""
+    """Return the publication times of the passes of the only request, in ns."""
     steps = []
     while (batch := reader.read()) is not None:
         steps += [step.time_ns for step in batch.steps if len(step.meta)]
@@ -140,7 +140,7 @@ def _passes(reader: RingReader) -> list[int]:
 
 @contextmanager
 def _gateway(card: EngineCard) -> Iterator[tuple[int, str]]:
-    """A gateway in its own process, up and connected to the engine."""
+    """Run a gateway in its own process, connected to the engine. Yields its port and token."""
     token, port = secrets.token_urlsafe(16), _free_port()
     command = [sys.executable, "-m", "actscope", "gateway", "--upstream", card.id, "--port", str(port)]
     quiet = subprocess.DEVNULL
@@ -161,7 +161,7 @@ def _wait_up(child: subprocess.Popen[bytes], port: int, token: str) -> None:
                 if json.loads(connection.getresponse().read()).get("engine") == "up":
                     return
             except (OSError, http.client.HTTPException, ValueError):
-                time.sleep(0.05)  # its port is not open yet: there is nothing to wait on
+                time.sleep(0.05)  # its port is not open yet, so there is nothing to wait on
     raise UpstreamError("the gateway did not come up for the bench")
 
 

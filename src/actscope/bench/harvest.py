@@ -1,8 +1,8 @@
-"""`actscope bench harvest`: what a harvest costs beside the model, in time and in bytes; and two workers against one.
+"""`actscope bench harvest`: a harvest's overhead over the model, in time and in bytes, and two workers against one.
 
-A worker computes units of the built-in model in this process; in turn with it, the bare reader reads the very same pieces. What
-a unit costs beside its rows (claim, receipt, listing) is measured on a local directory. Startup of a worker is not in any
-figure but its own.
+A worker computes units of the built-in model in this process, alternating with the bare reader on the same pieces. A unit's
+fixed costs (claim, receipt, listing) are measured on a local directory. The startup of a worker is a figure of its own and
+part of no other.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _TEXTS = "texts.jsonl"
 
 
 def run(seconds: float, progress: Progress) -> list[Result]:
-    """About `seconds` of pairs, and some more for the rest. Files go to a temporary folder in the working directory."""
+    """Run about `seconds` of pairs, then the rest. Files go to a temporary folder in the working directory."""
     with tempfile.TemporaryDirectory(prefix=".actscope-bench-", dir=Path.cwd()) as name:
         home = Path(name)
         transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
@@ -57,7 +57,7 @@ def run(seconds: float, progress: Progress) -> list[Result]:
 
 
 def settings(home: Path, **changes: Any) -> HarvestSettings:
-    """Three sites of the built-in model, bfloat16 rows, one thread."""
+    """Return settings for three sites of the built-in model, with bfloat16 rows and one thread."""
     given: dict[str, Any] = {
         "model": builtin.NAME, "dataset": str(home / _TEXTS), "sites": "first,middle,last", "dtype": "bfloat16",
         "unit_texts": _UNIT_TEXTS, "threads": 1,
@@ -66,13 +66,13 @@ def settings(home: Path, **changes: Any) -> HarvestSettings:
 
 
 def _write_texts(path: Path) -> None:
-    """Texts in a file, as users have them: to make up the project's own while one harvests costs more than to read any."""
+    """Write texts to a file, as users have them: generating synthetic texts during the harvest costs more than reading."""
     texts = open_texts("builtin", n=24 * _UNIT_TEXTS)
     path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts.read(range(len(texts)))))
 
 
 def _pairs(home: Path, seconds: float, progress: Progress) -> list[Result]:
-    """Tokens per second of whole units, and of the bare reader over the same pieces, in turn."""
+    """Measure tokens per second of complete units, and of the bare reader on the same pieces, alternately."""
     worker = UnitWorker(settings(home), open_storage(str(home / "pairs")))
     plan = worker.propose().plan
     worker.run(plan, 0)
@@ -110,7 +110,7 @@ def _bare(worker: UnitWorker, plan: HarvestPlan, unit: int) -> float:
 
 
 def _bytes(home: Path, progress: Progress) -> list[Result]:
-    """Bytes of a shard for each row, against the bare values."""
+    """Measure the bytes of a shard per row, against those of the bare values."""
     found = []
     for form, width in (("safetensors", 2), ("arrow", 4)):
         progress(f"bytes of {form}")
@@ -141,7 +141,7 @@ def _publishing(home: Path, progress: Progress) -> list[Result]:
 
 
 def _unit_costs(home: Path, progress: Progress) -> list[Result]:
-    """What a unit costs the harvest itself: a claim and a receipt, each durable; and a look at all receipts."""
+    """Measure a unit's fixed costs: a durable claim, a durable receipt, and a listing of all receipts."""
     progress("claims")
     storage = LocalStorage(home / "claims")
     with Claims(storage) as claims:
@@ -159,7 +159,7 @@ def _unit_costs(home: Path, progress: Progress) -> list[Result]:
 
 
 def _scaling(home: Path, progress: Progress) -> list[Result]:
-    """Two processes against one, after both have opened the model; and how long a worker takes to open it."""
+    """Measure two processes against one, after the models are open, and the time that a worker takes to open it."""
     rates: dict[int, float] = {}
     opening: list[float] = []
     for workers in (1, 2):
@@ -173,7 +173,10 @@ def _scaling(home: Path, progress: Progress) -> list[Result]:
 
 
 def _steady_rate(home: Path, workers: int) -> tuple[float, float]:
-    """Units per second while all workers are busy: between the receipts number 2 * workers and the last but one."""
+    """Return units per second while all workers are busy, and the seconds until the first progress report.
+
+    The rate excludes the first progress reports (`5 + 2 * workers` of them) and the last one.
+    """
     out = home / f"scaling-{workers}"
     job = WorkerJob(settings=settings(home), out=str(out))
     times: list[float] = []

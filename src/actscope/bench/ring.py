@@ -1,7 +1,7 @@
-"""`actscope bench ring`: how long a step takes to another process, how many rows a second, and whether any is torn.
+"""`actscope bench ring`: latency of a step to another process, rows per second, and a check for torn rows.
 
-The writer is a child process, `python -m actscope.bench.ring --writer`; this process reads. Every row says which row it
-is, so that a reader can tell a torn or a misplaced one. Latency is from just before `write` to `read` having returned.
+The writer is a child process, `python -m actscope.bench.ring --writer`; this process reads. Every row encodes its number,
+so that the reader detects torn and misplaced rows. Latency is measured from just before `write` to the return of `read`.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _START_S = 30.0
 
 
 class Stamper:
-    """Makes steps whose every row says which row of the run it is. With `most` rows in a step they are prepared."""
+    """Makes steps whose rows encode their number in the run. Steps of up to `most` rows are slices of prepared arrays."""
 
     def __init__(self, width: int = WIDTH, most: int = 0) -> None:
         self.width = width
@@ -42,7 +42,7 @@ class Stamper:
         self.step = self.row = 0
 
     def make(self, n_rows: int) -> tuple[Step, list[Frame]]:
-        """The next step: row `g` has position and token id `g`, and `g % PERIOD + column` in each column."""
+        """Make the next step: row `g` has position and token id `g`, and the value `g % PERIOD + column` in each column."""
         positions = np.arange(self.row, self.row + n_rows)
         meta = np.zeros(n_rows, ROW_META)
         meta["position"], meta["token_id"], meta["step"] = positions, positions & 0x7FFFFFFF, self.step + 1
@@ -59,13 +59,13 @@ class Stamper:
 
 
 def stamps(positions: np.ndarray, width: int) -> np.ndarray:
-    """What the rows at these positions hold: float32 [n, width]."""
+    """Return the values of the rows at these positions: float32 [n, width]."""
     return ((positions % PERIOD)[:, None] + np.arange(width)).astype(np.float32)
 
 
 @dataclass(slots=True)
 class Verifier:
-    """Checks each batch of stamped steps: every value, and that the gaps are as long as the reader says."""
+    """Verifies batches of stamped steps: every value, and that gaps are as long as the reader reports."""
 
     rows: int = 0
     torn_rows: int = 0
@@ -88,7 +88,7 @@ class Verifier:
 
 @contextmanager
 def child_writer(spec: RingSpec, *, n_rows: int, seconds: float, rate: float = 0.0) -> Iterator[subprocess.Popen[str]]:
-    """A process that makes a ring, prints its name, and writes once it gets a line; killed at the end if need be."""
+    """Run a process that creates a ring, prints its name, and writes once it gets a line. It is killed at the end if needed."""
     sizes = [spec.row_capacity, spec.width, spec.step_capacity, spec.span_capacity]
     arguments = ["--writer", *map(str, sizes), "--rows", str(n_rows), "--seconds", str(seconds), "--rate", str(rate)]
     command = [sys.executable, "-m", "actscope.bench.ring", *arguments]
@@ -102,7 +102,7 @@ def child_writer(spec: RingSpec, *, n_rows: int, seconds: float, rate: float = 0
 
 
 def line_of(child: subprocess.Popen[str]) -> str:
-    """The next line that the child says."""
+    """Return the next line that the child prints. Raises RuntimeError if it has exited."""
     assert child.stdout is not None
     line = child.stdout.readline().strip()
     if not line:
@@ -117,7 +117,7 @@ def tell(child: subprocess.Popen[str], line: str) -> None:
 
 
 def run(seconds: float = 10.0, progress: Progress | None = None) -> list[Result]:
-    """All results, in about `seconds`; `progress` is told what is being measured."""
+    """Run the benchmark in about `seconds`. `progress` is called with the current measurement."""
     say = progress or (lambda _: None)
     say("latency at 1,000 steps/s")
     results = latency(seconds * 0.4)
@@ -128,7 +128,7 @@ def run(seconds: float = 10.0, progress: Progress | None = None) -> list[Result]
 
 
 def latency(seconds: float, runs: int = 5) -> list[Result]:
-    """Write → read in another process: p50 and p99 of each run, and the median of the runs."""
+    """Measure the latency from a write to the read in another process: the p50 and p99 of each run."""
     percentiles = [np.percentile(_latencies_ms(seconds / runs), (50, 99)) for _ in range(runs)]
     p50, p99 = zip(*percentiles, strict=True)
     return [
@@ -157,7 +157,7 @@ def _latencies_ms(seconds: float) -> list[float]:
 
 
 def throughput(seconds: float, runs: int = 3) -> list[Result]:
-    """A writer at full speed, steps of 512 rows, and a reader: rows written and rows read, per second."""
+    """Measure rows written and rows read per second, with a writer at full speed and steps of 512 rows."""
     measured = [_rates(seconds / runs) for _ in range(runs)]
     read, written, missed = zip(*measured, strict=True)
     return [
@@ -184,7 +184,7 @@ def _rates(seconds: float) -> tuple[float, float, float]:
 
 
 def overrun(rows: int) -> list[Result]:
-    """A reader that is lapped all the time, until it has verified so many rows; then the account is closed."""
+    """Verify rows while the writer keeps lapping the reader, until `rows` are verified; then check the reader's counts."""
     spec = RingSpec(1 << 14, WIDTH, 1024, 1024)
     verifier = Verifier()
     with child_writer(spec, n_rows=1024, seconds=0.0) as child:
@@ -216,7 +216,7 @@ def _take(reader: RingReader, verifier: Verifier) -> None:
 def _result(
     name: str, values: list[float], unit: str, *, bar: float | None = None, best: Callable[..., float]
 ) -> Result:
-    """One line of the bench's output; `best` says which way is better, and so how a bar is met."""
+    """Make a result. `best` is min or max: whether lower or higher is better, and how a bar is met."""
     value = statistics.median(values)
     ok = bar is None or (value < bar or value == bar == 0 if best is min else value >= bar)
     return {
@@ -236,9 +236,9 @@ def _result(
 
 
 def write_for(writer: RingWriter, stamper: Stamper, n_rows: int, seconds: float, rate: float) -> float:
-    """Write stamped steps, `rate` a second or as fast as it goes, for so long, or until a line; how long it was."""
+    """Write stamped steps at `rate` per second (0: at full speed) for `seconds` (0: until a line comes). Returns the duration."""
     stopped = _stdin_watch() if not seconds else lambda: False
-    ready = [stamper.make(n_rows)]  # a step is made after the write before it, not between its stamp and its write
+    ready = [stamper.make(n_rows)]  # made after the previous write, not between its own time stamp and write
     started = due = time.perf_counter()
     until = started + seconds if seconds else float("inf")
     while time.perf_counter() < until and not stopped():
@@ -256,7 +256,7 @@ def _stamped_now(step: Step) -> Step:
 
 
 def _stdin_watch() -> Callable[[], bool]:
-    """A function that is true once a line has come; looked at without a system call for each step."""
+    """Return a function that is true once a line has come, without a system call per step."""
     import threading
 
     seen = threading.Event()
@@ -278,7 +278,7 @@ def _writer_main(arguments: argparse.Namespace) -> None:
         elapsed = write_for(writer, stamper, arguments.rows, arguments.seconds, arguments.rate)
         stats = writer.stats()
         print(json.dumps({"steps": stats.steps, "rows": stats.rows, "seconds": elapsed}), flush=True)
-        sys.stdin.read()  # until the reader has drained what is left
+        sys.stdin.read()  # until the reader has drained the rest
     finally:
         writer.close()
 
@@ -288,7 +288,7 @@ def main() -> None:
     parser.add_argument("--writer", nargs=4, type=int, metavar="N", help="rows, width, steps, spans")
     parser.add_argument("--rows", type=int, default=8, help="rows in a step")
     parser.add_argument("--seconds", type=float, default=10.0)
-    parser.add_argument("--rate", type=float, default=0.0, help="steps a second; 0: as fast as it goes")
+    parser.add_argument("--rate", type=float, default=0.0, help="steps per second; 0: as fast as possible")
     arguments = parser.parse_args()
     if arguments.writer:
         _writer_main(arguments)

@@ -1,9 +1,9 @@
-"""`actscope bench sae`: an SAE trained on rows of our feed, beside the same one trained on SAELens's own ActivationsStore.
+"""`actscope bench sae`: an SAE trained on rows of our feed, against the same one trained on SAELens's own ActivationsStore.
 
-SAELens's trainer trains both, from the same initial weights and with the same numbers, on layer 2 of the built-in model over
-the same texts; only its data provider is another. Each of two rounds has a seed and an order of its own. The feed begins with
-an empty buffer, and rests while the other one trains. What comes of them is judged on rows of texts that neither has read.
-More seconds are more rows: 20 are a sketch of an SAE, 120 one that can be looked at.
+SAELens's trainer trains both, from the same initial weights and with the same hyperparameters, on layer 2 of the built-in
+model over the same texts; only the data provider differs. Each of two rounds has its own seed and order. The feed begins with
+an empty buffer, and is idle while the other one trains. Both are evaluated on rows of held-out texts. More seconds mean more
+rows: 20 give a rough SAE, 120 one worth inspecting.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ from actscope.feed.client.client import FeedClient
 
 LAYER, CONTEXT, BATCH = 2, 128, 1024
 WIDTH, FEATURES, ACTIVE = 256, 2048, 16
-#: Rows that each of them is trained on, all rounds together, for each second.
+#: Rows of training per side, over all rounds, for each second of the run.
 ROWS_PER_SECOND = 4096
 _ROUNDS, _BUFFER = 2, 16384
-_ROWS_PER_TEXT = 40  # fewer than there are, so that no text comes a second time
+_ROWS_PER_TEXT = 40  # fewer than there are, so that no text is repeated
 _JUDGED_TEXTS = 200
 
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
-    """Of rows that took no part in training. `dead`: features that none of them activates."""
+    """Evaluation on held-out rows. `dead` is the number of features that no row activates."""
 
     explained_variance: float
     l0: float
@@ -47,13 +47,13 @@ class Judgement:
 
 
 def run(seconds: float, progress: Progress) -> list[Result]:
-    """Both trainings, in about `seconds` beside what it takes to start. Raises MissingExtra without sae-lens."""
+    """Train both in about `seconds` plus the time to start. Raises MissingExtra if sae-lens is not installed."""
     if not saelens.installed():
         raise MissingExtra("peers", "sae-lens")
     disable_progress_bar()  # type: ignore[no-untyped-call]
     rows = max(2, round(seconds * ROWS_PER_SECOND / BATCH / _ROUNDS)) * BATCH
     texts = _ROUNDS * rows // _ROWS_PER_TEXT
-    progress("reading the rows that both are judged on")
+    progress("extracting held-out rows")
     judged, samples = heldout_rows(), Samples()
     progress("starting both")
     with feed(sites=LAYER, context=CONTEXT, buffer_rows=_BUFFER, texts=texts) as running, saelens.quiet():
@@ -69,7 +69,7 @@ def run(seconds: float, progress: Progress) -> list[Result]:
 
 @contextmanager
 def _rows_of(name: str, running: Feed, store: Iterator[Tensor]) -> Iterator[Iterator[Tensor]]:
-    """What a trainer gets. The feed's generator rests while the other one trains, and has nothing ready when its turn comes."""
+    """Provide a trainer's rows. The feed's generator is idle while the other side trains, and starts with an empty buffer."""
     with FeedClient(running.url, running.token) as client:
         settle(client)
         if name == "saelens":
@@ -81,7 +81,7 @@ def _rows_of(name: str, running: Feed, store: Iterator[Tensor]) -> Iterator[Iter
 
 
 def heldout_rows() -> Tensor:
-    """[n, WIDTH]: rows of texts of the split that the feed does not read."""
+    """Return rows of the held-out split, which the feed does not read, [n, WIDTH]."""
     texts = open_texts("builtin", split="heldout", n=_JUDGED_TEXTS)
     cutter = Cutter(tokenizer_of(builtin.NAME), context=CONTEXT)
     reader = open_reader("hf", builtin.NAME, str(LAYER), context=CONTEXT)
@@ -91,7 +91,7 @@ def heldout_rows() -> Tensor:
 
 
 def new_sae(seed: int) -> Any:
-    """A TopK SAE of SAELens; the same weights for the same seed."""
+    """Create a TopK SAE of SAELens, with the same initial weights for the same seed."""
     from sae_lens import TopKTrainingSAE, TopKTrainingSAEConfig
 
     torch.manual_seed(seed)
@@ -103,7 +103,7 @@ def new_sae(seed: int) -> Any:
 
 
 def trainer_of(sae: Any, provider: Iterator[Tensor], rows: int) -> Any:
-    """SAELens's trainer."""
+    """Create SAELens's trainer."""
     from sae_lens.config import SAETrainerConfig
     from sae_lens.training.sae_trainer import SAETrainer
 
@@ -132,7 +132,7 @@ def _train(samples: Samples, name: str, provider: Iterator[Tensor], rows: int, j
 
 @torch.inference_mode()
 def judge(sae: Any, rows: Tensor) -> Judgement:
-    """Of rows [n, WIDTH] as the model gives them: a trainer that has ended has folded its scale into the weights."""
+    """Evaluate an SAE on unscaled rows [n, WIDTH]: when training ends, the trainer folds its scale into the weights."""
     active = sae.encode(rows)
     lost = (rows - sae.decode(active)).square().sum()
     there = (rows - rows.mean(0)).square().sum()

@@ -1,7 +1,7 @@
-"""`actscope bench soak`: a long capture of the built-in model, every site of every layer; memory steady, nothing lost.
+"""`actscope bench soak`: a long capture of the built-in model at every layer. Checks that memory is steady and no row is lost.
 
-The last word is the reader's: every token that the model computed has its row at every site, and a sample of requests is
-computed again by the bare model and compared.
+The recording is verified at the end: every token that the model computed must have its row at every site, and a sample of
+requests is computed again by the bare model and compared.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ PROMPTS = (
     "What is in the river",
     "Say a kind word",
 )
-#: Memory may wander by so much after the first tenth: allocators and the page tables of a growing file.
+#: Tolerated growth of memory in MiB after the first tenth, for allocators and the page tables of a growing file.
 STEADY_MB = 64.0
 _CHECKED = 20
 _SEGMENT = 64 << 20
@@ -41,7 +41,7 @@ _SEGMENT = 64 << 20
 
 @dataclass(slots=True)
 class SoakRun:
-    """What happened while it ran."""
+    """Measurements during the capture."""
 
     computed: int = 0  # real positions that the model saw
     rss_mb: list[tuple[float, float]] = field(default_factory=list)  # (seconds, MiB)
@@ -49,8 +49,8 @@ class SoakRun:
 
 
 def run(seconds: float, progress: Progress, folder: Path | None = None) -> list[Result]:
-    """Capture for `seconds`, then read everything back."""
-    torch.set_num_threads(1)  # so small a model gains nothing from more, and the codecs want a core
+    """Capture for `seconds`, then read everything back and verify it."""
+    torch.set_num_threads(1)  # such a small model gains nothing from more threads, and the codecs need a core
     loaded = load(builtin.NAME)
     with tempfile.TemporaryDirectory(prefix=".actscope-soak-", dir=folder or Path.cwd()) as home:
         path = Path(home) / "soak.acts"
@@ -90,7 +90,7 @@ def _capture_for(loaded: LoadedModel, path: Path, seconds: float, progress: Prog
 
 
 def _generate(loaded: LoadedModel, chance: random.Random) -> None:
-    """One request, without padding, so that what the embedding sees is what must be in the recording."""
+    """Run one request without padding, so that the recording must have exactly the positions that the embedding gets."""
     chat = [{"role": "user", "content": chance.choice(PROMPTS)}]
     ids = loaded.tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt", return_dict=True)[
         "input_ids"
@@ -120,14 +120,14 @@ def _rss_mb() -> float:
 
 
 def _growth(seen: SoakRun, seconds: float) -> float:
-    """Peak after the first tenth over the median of the second tenth, MiB."""
+    """Return how far the peak after the first tenth exceeds the median of the second tenth, in MiB."""
     settled = [mb for at, mb in seen.rss_mb if at >= 0.1 * seconds] or [seen.rss_mb[-1][1]]
     second = [mb for at, mb in seen.rss_mb if 0.1 * seconds <= at <= 0.2 * seconds] or settled[:1]
     return max(settled) - float(np.median(second))
 
 
 def _lost_rows(found: Recording, seen: SoakRun, progress: Progress) -> int:
-    """Rows that should be there and are not, every one decoded on the way."""
+    """Count missing and non-finite rows. Every row is decoded."""
     lost = 0
     for site in found.sites:
         progress(f"reading {site}")
@@ -137,7 +137,7 @@ def _lost_rows(found: Recording, seen: SoakRun, progress: Progress) -> int:
 
 
 def _wrong_rows(loaded: LoadedModel, found: Recording, progress: Progress) -> int:
-    """Rows of some requests that differ from the bare model's by more than 1e-3 of their norm."""
+    """Count the rows of some requests that differ from the bare model's by more than 2e-3 of their norm."""
     wrong = 0
     chosen = random.Random(1).sample(found.requests, min(_CHECKED, len(found.requests)))
     for number, request in enumerate(chosen):
@@ -154,7 +154,7 @@ def _wrong_rows(loaded: LoadedModel, found: Recording, progress: Progress) -> in
 
 
 def _blocks_of(model: nn.Module, ids: torch.Tensor) -> list[torch.Tensor]:
-    """What each block gives, float32 [n, d], by plain hooks."""
+    """Return each block's output, float32 [n, d], captured by plain hooks."""
     from actscope.taps.anatomy import blocks, hidden_of
 
     outputs: list[torch.Tensor] = []

@@ -1,7 +1,7 @@
-"""`actscope bench store`: how fast rows reach the disk, beside a raw direct write of the same bytes; memory; losses.
+"""`actscope bench store`: write speed of the recorder against a raw direct write of the same bytes, peak memory, and losses.
 
-The recorder, with codec none, and the raw writer take turns, each in a process of its own that writes the same rows and
-ends with an fdatasync. A second child is given a disk that does not keep up, and its peak memory is read.
+The recorder, with codec none, and the raw writer alternate, each in a process of its own that writes as many bytes and
+ends with an fdatasync. Another child writes to a slow disk, to measure peak memory under back pressure.
 """
 
 from __future__ import annotations
@@ -33,16 +33,16 @@ Progress = Callable[[str], None]
 
 SITES = tuple(f"layers.{i}.resid_post" for i in range(4))
 WIDTH = 2048
-ROWS = 1024  # in a step: 8 MiB a site
+ROWS = 1024  # rows per step: 8 MiB per site
 STEP_BYTES = len(SITES) * ROWS * WIDTH * 4
 MEMORY = 256 << 20
 _BUFFER = 8 << 20
-#: Steps of a run: 4.5 GiB, so that opening and closing a recording (three fsyncs) weigh little; 1.5 GiB where time is short.
+#: Steps of a run: 4.5 GiB, so that opening and closing a recording (three fsyncs) weigh little; 1.5 GiB in a short run.
 _SUSTAINED, _BRIEF = 144, 48
 
 
 def run(seconds: float, progress: Progress, folder: Path | None = None) -> list[Result]:
-    """About `seconds` of pairs. Files go to `folder`, or to a temporary one in the working directory, and are removed."""
+    """Run about `seconds` of pairs. Files go to `folder`, or to a temporary one in the working directory, and are removed."""
     with tempfile.TemporaryDirectory(prefix=".actscope-bench-", dir=folder or Path.cwd()) as name:
         home = Path(name)
         ratios, rates, raw = _pairs(home, seconds, progress)
@@ -106,7 +106,7 @@ def _result(
 
 
 def steps(n: int) -> Iterator[tuple[Step, list[Frame]]]:
-    """Steps of `ROWS` rows; the first column of each row says which row of the run it is."""
+    """Yield `n` steps of `ROWS` rows. The first column of each row is its number in the run."""
     rows = np.random.default_rng(0).standard_normal((ROWS, WIDTH)).astype(np.float32)
     for number in range(1, n + 1):
         meta = np.zeros(ROWS, ROW_META)
@@ -131,7 +131,7 @@ def _record(target: Path, n_steps: int) -> dict[str, float]:
 
 
 def _raw(target: Path, n_steps: int) -> dict[str, float]:
-    """The baseline, at its strongest: one buffer on huge pages that is filled once, O_DIRECT, then fdatasync."""
+    """Measure the strongest baseline: one buffer on huge pages, filled once, written with O_DIRECT, then fdatasync."""
     buffer = aligned_memory(_BUFFER)
     buffer[:] = np.random.default_rng(0).bytes(_BUFFER)
     begin = time.perf_counter()
@@ -144,7 +144,7 @@ def _raw(target: Path, n_steps: int) -> dict[str, float]:
 
 
 def _slow_down_writes() -> None:
-    """From now on this process writes at about 100 MB/s."""
+    """Slow this process's writes down to about 100 MB/s."""
     pwrite, pwritev = os.pwrite, os.pwritev
 
     def slow_pwrite(fd: int, data: Any, offset: int) -> int:
@@ -159,7 +159,7 @@ def _slow_down_writes() -> None:
 
 
 def _slow(target: Path, n_steps: int) -> dict[str, float]:
-    """A disk of about 100 MB/s: every write of the store's thread sleeps. The peak of our memory, and what was lost."""
+    """Record to a simulated disk of about 100 MB/s, where writes sleep. Measures peak memory and lost rows."""
     _slow_down_writes()
     first = next(steps(1))
     del first

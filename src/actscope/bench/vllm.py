@@ -1,13 +1,13 @@
 """`actscope bench vllm`: tokens per second of real vLLM with actscope's plugin, against the same vLLM without it.
 
-One engine process for each configuration, all alive at once; an idle one computes nothing. A Llama of 134 M random parameters,
-float32, compiled as vLLM does by default, computes on all cores but one (OMP_NUM_THREADS says otherwise), as under `vllm serve`,
-which leaves one to its scheduler; here the sidecar has it. In each round every configuration generates the same, in an order that
-rotates, between two runs with the plugin off: a ratio is of a run and the mean of these two. What is recorded is encoded
-and written while tokens are generated; what was left to do at the last token is in `*_drain_s`, and `*_drained` counts the
-processor time of that as if generation had waited for it.
+There is one engine process per configuration. All of them live throughout; an idle one computes nothing. A Llama of 134 M random
+parameters in float32, compiled as vLLM does by default, computes on all cores but one (or OMP_NUM_THREADS). `vllm serve` leaves
+that core to its scheduler; here the sidecar uses it. In each round every configuration generates the same tokens, in a rotating
+order, between two runs with the plugin off. A ratio is that of a run to the mean of these two. Rows are encoded and written
+during generation. `drain_s` is the time that the rest took after the last token, and `drained` is the ratio as if generation had
+waited for the CPU time of that.
 
-The model and what vLLM has compiled are kept in the system's temporary directory for the next time.
+The model and vLLM's compile cache are kept in the system's temporary directory for the next run.
 """
 
 from __future__ import annotations
@@ -38,19 +38,22 @@ from actscope.runtime.private_files import check_private_dir
 
 Result = dict[str, Any]
 Progress = Callable[[str], None]
-#: Runs of one round by configuration, and the two with the plugin off around them.
+#: The runs of one round by configuration, and the two runs with the plugin off around them.
 Round = tuple[Mapping[str, EngineRun], tuple[EngineRun, EngineRun]]
 BARS = {"probes": 0.97, "rows_3_layers": 0.95, "rows_all_layers": 0.90}
-#: Below this many seconds one round is run, which shows that it works and measures nothing.
+#: Minimum number of rounds. Below ENOUGH_S seconds there is only one round, which is a smoke test and no measurement.
 ROUNDS, ENOUGH_S = 6, 10.0
 REQUESTS, PROMPT, NEW = 16, (16, 81), (24, 41)
 _STARTING_AT_ONCE = 2
-#: The second one brings the rows that an SVD is fitted to, once in a recording, which takes seconds.
+#: The second warm-up provides the rows for fitting an SVD, which happens once per recording and takes seconds.
 _WARM_UPS = 2
 
 
 def run(seconds: float = 20.0, progress: Progress | None = None) -> list[Result]:
-    """All results, of six rounds or more, until `seconds` have gone by; `progress` is told what is being measured."""
+    """Run rounds until `seconds` have passed, but at least six (one if `seconds` < ENOUGH_S).
+
+    `progress` is called with the current measurement.
+    """
     say = progress or (lambda _: None)
     require_vllm()
     cache = cache_directory()
@@ -66,7 +69,7 @@ def run(seconds: float = 20.0, progress: Progress | None = None) -> list[Result]
 
 
 def cache_directory() -> Path:
-    """Ours alone. Raises RingError where someone else has made it."""
+    """Create the private cache directory. Raises RingError if it belongs to another user or is open to others."""
     path = Path(tempfile.gettempdir()) / f"actscope-bench-vllm-{os.geteuid()}"
     path.mkdir(mode=0o700, exist_ok=True)
     check_private_dir(path)
@@ -76,7 +79,7 @@ def cache_directory() -> Path:
 def _started(
     chosen: Sequence[Configuration], start: Callable[[Configuration], BenchEngine], say: Progress
 ) -> list[BenchEngine]:
-    """All engines, two starting at a time; those that compile the same graph one after the other."""
+    """Start all engines, two at a time. The order of the configurations keeps those with the same graph in different pairs."""
     engines: list[BenchEngine] = []
     for i in range(0, len(chosen), _STARTING_AT_ONCE):
         say(f"starting engines, {i} of {len(chosen)}: minutes the first time, when vLLM compiles")
@@ -91,20 +94,20 @@ def _started(
 
 
 def workload(seed: int) -> tuple[list[list[int]], list[int]]:
-    """Prompts, and how many tokens each is to get. Lengths are the same for all seeds; tokens are not, so that none is cached."""
+    """Return prompts and the number of new tokens for each. All seeds have the same lengths; tokens differ, so none is cached."""
     shape, random = np.random.default_rng(0), np.random.default_rng(1000 + seed)
     lengths, new = shape.integers(*PROMPT, REQUESTS), shape.integers(*NEW, REQUESTS)
     return [random.integers(10, 31000, n).tolist() for n in lengths], new.tolist()
 
 
 def rotated(items: Sequence[BenchEngine], by: int) -> list[BenchEngine]:
-    """The items from another one on each time, so that none always follows the same."""
+    """Rotate the items by `by`."""
     at = by % len(items)
     return [*items[at:], *items[:at]]
 
 
 def _rounds(engines: Sequence[BenchEngine], seconds: float, say: Progress) -> list[Round]:
-    """What comes after one round comes before the next."""
+    """Warm up, then run rounds. The run with the plugin off after one round is also the one before the next."""
     off, others = engines[0], engines[1:]
     for engine in engines:
         say(f"warming up {engine.configuration.name}")
@@ -129,7 +132,7 @@ def _rounds(engines: Sequence[BenchEngine], seconds: float, say: Progress) -> li
 
 
 def results(chosen: Sequence[Configuration], rounds: Sequence[Round]) -> list[Result]:
-    """One result for each configuration but "off", its two of inter-token latency for probes, what "off" did, and lost rows."""
+    """Return the results: each configuration but "off", inter-token latency of "probes", speed of "off", and lost rows."""
     found = [_speed(c, rounds) for c in chosen if c.name != "off"]
     offs = [rounds[0][1][0], *(after for _, (_, after) in rounds)]
     probes = [_latency(rounds, "probes", percentile) for percentile in (50, 99)]
@@ -137,17 +140,17 @@ def results(chosen: Sequence[Configuration], rounds: Sequence[Round]) -> list[Re
 
 
 def speed(run: EngineRun) -> float:
-    """Tokens per second, prompts included in the time."""
+    """Return generated tokens per second; the time includes prefill."""
     return run.tokens / run.seconds
 
 
 def drained_speed(run: EngineRun) -> float:
-    """Tokens per second, had generation waited for what the sidecar still had to compute."""
+    """Return tokens per second as if generation had waited for the sidecar's remaining CPU time."""
     return run.tokens / (run.seconds + run.drain_cpu_s)
 
 
 def token_gap(run: EngineRun, percentile: float) -> float:
-    """That percentile of the seconds between two tokens of a request: each step counts once for every token but a first one."""
+    """Return a percentile of the inter-token latency in seconds. A step counts once per token, except requests' first tokens."""
     gaps = [np.full(tokens - first, seconds) for seconds, tokens, first in run.steps]
     return float(np.percentile(np.concatenate(gaps), percentile))
 
@@ -155,7 +158,7 @@ def token_gap(run: EngineRun, percentile: float) -> float:
 def against_off(
     rounds: Iterable[Round], name: str, of: Callable[[EngineRun], float], of_off: Callable[[EngineRun], float]
 ) -> list[float]:
-    """`of` a configuration's run in each round, divided by the mean of `of_off` around it."""
+    """Return, for each round, `of` a configuration's run divided by the mean of `of_off` of the runs around it."""
     return [of(runs[name]) / statistics.mean(map(of_off, offs)) for runs, offs in rounds]
 
 
@@ -187,7 +190,7 @@ def _latency(rounds: Sequence[Round], name: str, percentile: int) -> Result:
 
 
 def _of_off(offs: Sequence[EngineRun]) -> list[Result]:
-    """How fast it is without us, and how steady: the ratio of one run to the one before is what noise alone makes."""
+    """Return the speed with the plugin off, and its noise: the ratio of each run to the one before."""
     speeds = [speed(run) for run in offs]
     drift = [later / earlier for earlier, later in pairwise(speeds)]
     where = f"{threads()} of {os.cpu_count()} cores for the model"
@@ -205,7 +208,7 @@ def _lost(rounds: Sequence[Round]) -> Result:
 
 
 def _result(name: str, values: Sequence[float], unit: str, baseline: str, bar: float | None = None) -> Result:
-    """The median; a bar is the least that it may be."""
+    """Make a result from the median. A bar is its minimum."""
     value = statistics.median(values)
     return {
         "name": name, "value": value, "unit": unit, "baseline": baseline, "runs": len(values),
@@ -214,7 +217,7 @@ def _result(name: str, values: Sequence[float], unit: str, baseline: str, bar: f
 
 
 def table(results: Sequence[Result]) -> str:
-    """Overhead and storage per layers and compression, for people."""
+    """Format a table of overhead and storage by layers and compression."""
     of = {result["name"]: result for result in results}
     head = ("layers", "compression", "tokens/s", "overhead", "bytes/inference", "drained")
     rows = [("-", "plugin off", f"{of['off_tokens_per_s']['value']:.1f}", "", "", "")]

@@ -1,6 +1,6 @@
-"""Reading texts: a dataset goes through a model once, nothing is generated, and the rows of its tokens come back labelled.
+"""Extraction: run the texts of a dataset through a model, without generation, and return labelled rows of their tokens.
 
-The feed and the harvest both stand on this. `texts` finds the texts, `cutting` makes pieces of them that a model can read,
-`stream` puts the pieces of an epoch into an order that can be computed again, and `opening` opens what reads them: `hf` with
-transformers, `actscope.extraction.vllm.reader` with vLLM. What they hand each other is in `contract`.
+The feed and the harvest are built on this. `texts` opens the dataset, `cutting` cuts its texts into pieces that fit the
+model's context, `stream` orders the pieces of an epoch reproducibly, and `opening` opens a reader: `hf` with transformers,
+`actscope.extraction.vllm.reader` with vLLM. `contract` defines the types that they exchange.
 """

@@ -1,4 +1,4 @@
-"""Putting pieces of like length together, so that little is computed for padding."""
+"""Batching of pieces of similar length, so that little is computed for padding."""
 
 from __future__ import annotations
 
@@ -9,15 +9,20 @@ import numpy as np
 
 from actscope.extraction.contract import Piece
 
-#: Tokens of one forward, padding included.
+#: Maximum number of tokens in one forward pass, padding included.
 BATCH_TOKENS = 8192
-#: What a forward costs beside its tokens, in tokens: the built-in model on a CPU, 16 forwards against 32 of the same pieces.
+#: Fixed cost of a forward pass, in tokens. Measured on the built-in model on a CPU: 16 passes against 32 of the same pieces.
 _COST = 256
 
 
 @dataclass(frozen=True, slots=True)
 class PieceBatch:
-    """Pieces that go through the model in one forward: their places in the list that was given, and the longest's length."""
+    """Pieces of one forward pass.
+
+    Attributes:
+        places: Indices of the pieces in the list passed to `batches`.
+        width: Length of the longest piece, in tokens.
+    """
 
     places: tuple[int, ...]
     width: int
@@ -28,11 +33,19 @@ class PieceBatch:
 
 
 def batches(pieces: Sequence[Piece], batch_tokens: int = BATCH_TOKENS, edge: int | None = None) -> list[PieceBatch]:
-    """Every piece in one batch, from the longest to the shortest; the same pieces always give the same batches.
+    """Divide pieces into batches, deterministically.
 
-    A batch has at most `batch_tokens` tokens with its padding, or one piece. Of all divisions of the pieces in order of
-    length, this is the cheapest, at a token's price for a token of padding and a fixed one for a batch. Pieces longer than `edge`
-    never stand beside others that are not: there are models that read a whole batch differently from some length on.
+    Of all divisions of the pieces in order of length, this is the cheapest, where a batch costs its tokens (padding included)
+    plus a fixed amount.
+
+    Args:
+        pieces: The pieces. Each appears in exactly one batch, from the longest to the shortest.
+        batch_tokens: Maximum number of tokens in a batch, padding included. A batch of one piece may exceed it.
+        edge: If given, pieces longer than this never share a batch with shorter ones. Some models compute a whole batch
+            differently once it contains a sequence beyond a certain length (see `actscope.extraction.hf.length_edge`).
+
+    Returns:
+        The batches.
     """
     lengths = np.array([len(piece.token_ids) for piece in pieces], np.int64)
     order = np.argsort(-lengths, kind="stable")
@@ -47,13 +60,13 @@ def batches(pieces: Sequence[Piece], batch_tokens: int = BATCH_TOKENS, edge: int
 
 
 def padding_share(pieces: Sequence[Piece], batch_tokens: int = BATCH_TOKENS, edge: int | None = None) -> float:
-    """The share of the tokens computed that is padding, 0 to 1."""
+    """Return the share of padding in the tokens that are computed, 0 to 1."""
     padded = sum(batch.padded_tokens for batch in batches(pieces, batch_tokens, edge))
     return 1 - sum(len(piece.token_ids) for piece in pieces) / padded if padded else 0.0
 
 
 def _ends(lengths: np.ndarray, batch_tokens: int, edge: int | None) -> list[int]:
-    """Where a batch that begins at each place best ends; `lengths` descend. The cheapest way on, from the last place back."""
+    """Return the best end of a batch that begins at each place, for descending `lengths`. Dynamic program from the last place."""
     n = len(lengths)
     beyond = 0 if edge is None else int((lengths > edge).sum())
     cheapest, ends = np.zeros(n + 1, np.int64), [n] * n

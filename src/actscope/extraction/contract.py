@@ -1,4 +1,4 @@
-"""What reading is made of: numbered texts, pieces of them, and the rows that a model gives for the pieces."""
+"""Types of extraction: numbered texts, pieces of texts, rows of pieces, and the reader that computes them."""
 
 from __future__ import annotations
 
@@ -11,34 +11,38 @@ import numpy as np
 if TYPE_CHECKING:
     from torch import Tensor
 
-#: Whose row it is: the text's number in its dataset, which piece of the text, the position in that piece (what the model took
-#: for the token's position), and the token.
+#: Label of an extracted row: number of the text in its dataset, number of the piece in the text, position in the piece (the
+#: position that the model used), and token id.
 ROW_LABEL = np.dtype([("text", "<u8"), ("piece", "<u4"), ("position", "<u4"), ("token_id", "<i4")])
 
 
 class Texts(Protocol):
-    """A dataset: `len(texts)` texts, numbered from 0. The same number always gives the same text."""
+    """A dataset of `len(texts)` texts, numbered from 0. A number always denotes the same text."""
 
     name: str
-    """What it was asked for by."""
+    """The specification with which the dataset was opened."""
 
     @property
     def fingerprint(self) -> str:
-        """Changes whenever any text does; hex. It may take a while to compute when it is first asked for."""
+        """Hash of the texts, in hex, to detect a changed dataset. The first access may be slow."""
         ...
 
     def __len__(self) -> int: ...
 
     def read(self, numbers: Sequence[int]) -> list[str]:
-        """The texts with these numbers, in this order."""
+        """Return the texts with these numbers, in this order."""
         ...
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Piece:
-    """A stretch of one text that the model reads as one sequence, from position 0.
+    """A part of one text that the model reads as one sequence, from position 0.
 
-    token_ids int32 [n], with the tokenizer's BOS where it has one; wanted bool [n]: the positions whose rows are delivered.
+    Attributes:
+        text: Number of the text in its dataset.
+        number: Number of the piece in its text, from 0.
+        token_ids: int32 [n], special tokens included.
+        wanted: bool [n], true for the positions whose rows are delivered.
     """
 
     text: int
@@ -48,11 +52,11 @@ class Piece:
 
     @property
     def n_rows(self) -> int:
-        """How many rows it gives."""
+        """Number of rows that the piece yields."""
         return int(self.wanted.sum())
 
     def labels(self) -> np.ndarray:
-        """ROW_LABEL [n_rows]."""
+        """Return the labels of the piece's rows, ROW_LABEL [n_rows]."""
         positions = np.flatnonzero(self.wanted)
         labels = np.empty(len(positions), ROW_LABEL)
         labels["text"], labels["piece"] = self.text, self.number
@@ -62,9 +66,11 @@ class Piece:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ExtractedRows:
-    """The rows of some pieces: piece by piece, position by position.
+    """Rows of pieces, in the order of the pieces and of the positions in each.
 
-    values[site] [n, d] on the CPU, in the reader's dtype; labels ROW_LABEL [n].
+    Attributes:
+        values: For each site [n, d] on the CPU, in the reader's dtype.
+        labels: ROW_LABEL [n].
     """
 
     values: dict[str, Tensor]
@@ -73,10 +79,17 @@ class ExtractedRows:
 
 @dataclass(frozen=True, slots=True)
 class ReaderFacts:
-    """What a reader says of its model. `dtype` is that of its rows: "float32", "bfloat16" or "float16".
+    """Description of a reader and its model.
 
-    `deterministic`: whether the same pieces in the same order give the same bits; where not, it is the engine's kernels that
-    cannot promise it.
+    Attributes:
+        engine: "hf" or "vllm".
+        model: Name of the model.
+        revision: Revision of the model.
+        sites: Names of the sites that are read.
+        d_model: Width of the rows.
+        dtype: Element type of the rows: "float32", "bfloat16" or "float16".
+        deterministic: Whether the same pieces in the same order always give the same bits. If False, the engine's kernels do
+            not guarantee it.
     """
 
     engine: str
@@ -89,15 +102,23 @@ class ReaderFacts:
 
 
 class Reader(Protocol):
-    """A model that reads pieces."""
+    """A model opened for extraction."""
 
     facts: ReaderFacts
 
     def read(self, pieces: Sequence[Piece]) -> ExtractedRows:
-        """The rows of these pieces. The same pieces in the same order give the same bits, whatever was read before; see
-        `facts.deterministic`.
+        """Compute the rows of pieces.
 
-        Raises EngineError when the model fails, or when a row cannot be had: never fewer rows than the pieces want.
+        If `facts.deterministic`, the same pieces in the same order give the same bits, whatever was read before.
+
+        Args:
+            pieces: The pieces, each no longer than the reader's context.
+
+        Returns:
+            All wanted rows of all pieces, never fewer.
+
+        Raises:
+            EngineError: The model failed, or a row could not be obtained.
         """
         ...
 

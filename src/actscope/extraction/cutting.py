@@ -1,4 +1,4 @@
-"""Cutting texts into pieces that a model can read."""
+"""Tokenize texts and cut them into pieces that fit a model's context."""
 
 from __future__ import annotations
 
@@ -11,17 +11,26 @@ from actscope.engines import builtin
 from actscope.errors import EngineError, SettingsError
 from actscope.extraction.contract import Piece
 
-#: Which tokens have no row: "special", every special token; "bos", only a BOS at position 0; "none".
+#: Which tokens yield no row: "special", all special tokens; "bos", only a BOS at position 0; "none", no token.
 Mask = Literal["special", "bos", "none"]
 
 
 class Cutter:
-    """Texts in, pieces of at most `context` tokens out; nothing of a text is left out, and no piece holds two texts.
+    """Cuts texts into pieces of at most `context` tokens. Every token is in a piece, and no piece spans two texts.
 
-    A text gets the special tokens that the tokenizer itself puts around one, unless it begins with a special token already
-    (a rendered chat). What is longer than `context` goes on in further pieces, each at position 0 again; where the text
-    began with the BOS, they do too, so that the model has its attention sink. Two pieces overlap in nothing else: the first
-    tokens of a later piece are read without what came before them.
+    A text gets the special tokens that the tokenizer adds by itself, unless it already begins with a special token (as a
+    rendered chat does). A text longer than `context` continues in further pieces, each from position 0. If the text begins
+    with the BOS, so does every piece, to give the model its attention sink. Pieces do not overlap otherwise: the first tokens
+    of a later piece are read without the context before them.
+
+    Args:
+        tokenizer: A fast tokenizer of transformers.
+        context: Maximum number of tokens in a piece, at least 2.
+        mask: Which tokens yield no row.
+        max_context: The model's maximum context, if known.
+
+    Raises:
+        SettingsError: An argument is out of range, or the tokenizer is not a fast one.
     """
 
     def __init__(self, tokenizer: Any, *, context: int, mask: Mask = "special", max_context: int | None = None) -> None:
@@ -41,7 +50,15 @@ class Cutter:
         self._special = _table(special_ids(tokenizer))
 
     def cut(self, numbers: Sequence[int], texts: Sequence[str]) -> list[Piece]:
-        """The pieces of these texts, text by text. A piece of which no row is wanted is left out; its number is not reused."""
+        """Cut texts into pieces.
+
+        Args:
+            numbers: Numbers of the texts, for the pieces' labels.
+            texts: The texts.
+
+        Returns:
+            The pieces, text by text. A piece without a wanted row is omitted, and its number is not reused.
+        """
         return [
             piece
             for text, ids in zip(numbers, self._encode(texts), strict=True)
@@ -90,7 +107,10 @@ class Cutter:
 
 
 def tokenizer_of(model: str) -> Any:
-    """The tokenizer of a hub id, a local directory or `actscope/builtin`, without the model. Raises EngineError."""
+    """Load the fast tokenizer of a hub id, a local directory or `actscope/builtin`, without the model.
+
+    Raises EngineError if it cannot be loaded or is not a fast tokenizer.
+    """
     from transformers import AutoTokenizer
 
     source = str(builtin.model_path()) if model == builtin.NAME else model
@@ -104,13 +124,13 @@ def tokenizer_of(model: str) -> Any:
 
 
 def special_ids(tokenizer: Any) -> set[int]:
-    """Those that the tokenizer has a role for, and those that its vocabulary merely calls special."""
+    """Return the ids of all special tokens: those with a role in the tokenizer, and added tokens flagged as special."""
     added = tokenizer.added_tokens_decoder.items()
     return {*tokenizer.all_special_ids, *(number for number, token in added if token.special)}
 
 
 def _table(ids: set[int]) -> np.ndarray:
-    """bool, true at these ids; its last place, for all ids that are higher, is false."""
+    """Return a bool lookup table, true at these ids. Its last entry, for all higher ids, is false."""
     table = np.zeros(max(ids, default=0) + 2, bool)
     table[list(ids)] = True
     return table

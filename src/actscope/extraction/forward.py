@@ -1,4 +1,4 @@
-"""Forward passes that end as soon as the last of some sites has been read."""
+"""Forward passes that stop as soon as the last of the selected sites has been read."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from actscope.sites import Site
 from actscope.taps.anatomy import Location
 from actscope.taps.rows import RowTaps, tensor_of
 
-#: Called with the number of a site and its rows [batch * width, d], while the model runs; it must copy what it keeps.
+#: Callback with the index of a site and its rows [batch * width, d], called while the model runs. It must copy rows it keeps.
 TakeRows = Callable[[int, Tensor], None]
 
-#: What torch and the models of transformers raise when a pass fails.
+#: Exceptions of torch and of transformers' models when a pass fails.
 _FAILURES = (RuntimeError, IndexError, ValueError, TypeError, AttributeError, KeyError, AssertionError)
 
 
 class _Enough(Exception):
-    """The last site was read: what lies above it, and the head, need not be computed."""
+    """Raised in the last site's hook to skip the layers above it and the head."""
 
 
 class Forward:
-    """A model and the places where it is read. `widths[i]` is the width of the i-th site's rows.
+    """A model with taps at the sites to read. `widths[i]` is the width of the i-th site's rows.
 
-    One pass over a few tokens at the start shows which site comes last, that each is reached exactly once and gives a row for
-    each token (EngineError otherwise), and whether rows change with the tokens after them. Where they do not, what pads
-    short sequences on their right changes nothing, and the model is spared the mask: attention is faster without.
+    The constructor runs one pass over a few tokens. It finds the site that fires last, checks that each site fires exactly
+    once and gives one row per token (else EngineError), and finds whether rows depend on later tokens (`sees_ahead`). If they
+    do not, padding on the right has no influence, and the attention mask is omitted: attention is faster without one.
     """
 
     def __init__(self, loaded: LoadedModel, places: Mapping[Site, Location]) -> None:
@@ -44,9 +44,15 @@ class Forward:
         self.widths = self._look()
 
     def run(self, input_ids: Tensor, attention_mask: Tensor | None, take: TakeRows) -> None:
-        """One pass without gradients and without a cache; `take` gets every site's rows once.
+        """Run one pass without gradients and without a KV cache.
 
-        attention_mask: 0 where a line is padded, on its right; None where none is. Raises EngineError.
+        Args:
+            input_ids: int64 [batch, width], padded on the right.
+            attention_mask: int64 [batch, width], 0 at padding; None if there is no padding.
+            take: Called once per site with its rows.
+
+        Raises:
+            EngineError: The pass failed, or a site did not fire exactly once.
         """
         self._shape, self._keep, self._fired = input_ids.shape, take, []
         given = {"attention_mask": attention_mask} if attention_mask is not None and self.sees_ahead else {}
@@ -67,7 +73,7 @@ class Forward:
         self._check_fired()
 
     def _look(self) -> list[int]:
-        """Two lines that begin alike and end otherwise."""
+        """Run a trial pass over two sequences that share their first four tokens. Returns the width of each site's rows."""
         vocabulary = int(self._loaded.config.vocab_size)
         drawn = torch.randint(vocabulary, (2, 8), generator=torch.Generator().manual_seed(0))
         drawn[1, :4] = drawn[0, :4]

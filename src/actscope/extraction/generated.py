@@ -1,4 +1,4 @@
-"""Texts that the project makes up itself, any of them by its number."""
+"""Synthetic texts, generated on demand by number."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from hashlib import blake2b
 from actscope.engines.builtin.text import KINDS, SPLITS, generate
 from actscope.errors import SettingsError
 
-#: So many texts, evenly spread, stand for all in the fingerprint: a change of the generator shows in most of its texts.
+#: Number of evenly spaced texts in the fingerprint. A sample suffices, as a change of the generator changes most texts.
 _SAMPLE = 256
 
 
 class Generated:
-    """`n` texts of one kind. Text i is the first that `builtin.text.generate` gives for seed i."""
+    """A dataset of `n` synthetic texts of one kind. Text i is the first that `builtin.text.generate` yields for seed i."""
 
     def __init__(self, name: str, kind: str, split: str, n: int) -> None:
         if kind not in KINDS:
@@ -26,7 +26,7 @@ class Generated:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Of the kind, how many there are, and a sample of the texts."""
+        """Hash of the kind, the split, the number of texts and a sample of them, in hex."""
         numbers = sorted({i * self._n // _SAMPLE for i in range(_SAMPLE)})
         digest = blake2b(f"{self._kind}/{self._split}/{self._n}".encode(), digest_size=16)
         for text in self.read(numbers):

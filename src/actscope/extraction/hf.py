@@ -1,4 +1,4 @@
-"""Reading pieces with a model of transformers, in this process."""
+"""Extraction with a model of transformers, in this process."""
 
 from __future__ import annotations
 
@@ -16,15 +16,26 @@ from actscope.extraction.forward import Forward
 from actscope.extraction.landing import Landing
 from actscope.taps.anatomy import resolve
 
-#: What rows can be given as; "auto" is what the model computes in.
+#: Element types of rows. The setting "auto" is the model's own, or float32 if that is none of these.
 ROW_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 class HfReader:
-    """Reads pieces in right-padded batches of at most `batch_tokens` tokens, no further up than the last site.
+    """A `Reader` that runs right-padded batches through a model of transformers, up to the last site.
 
-    `dtype` is that of the rows; `threads` sets torch's for the whole process, 0 leaves them. The bits of rows depend on the
-    pieces given together, the number of threads and the device. Raises SettingsError for sites of different widths.
+    The bits of rows depend on the pieces passed together, the number of threads and the device.
+
+    Args:
+        loaded: The model.
+        sites: A selection of sites, all of one width.
+        dtype: Element type of the rows: "float32", "bfloat16", "float16", or "auto" for the model's own.
+        batch_tokens: Maximum number of tokens in a forward pass, padding included. A longer piece has a pass to itself.
+        threads: Number of torch's threads in the whole process; 0 leaves it unchanged.
+
+    Raises:
+        SettingsError: An argument is invalid, or the sites have different widths.
+        SiteError: The model does not have a site.
+        EngineError: A site cannot be read row by row.
     """
 
     def __init__(
@@ -55,11 +66,11 @@ class HfReader:
             sites=names,
             d_model=_one_width(names, self._widths),
             dtype=_name_of(self._dtype),
-            deterministic=loaded.device.type == "cpu",  # experts of some models add up in any order on a GPU
+            deterministic=loaded.device.type == "cpu",  # on a GPU some models sum their experts in varying order
         )
 
     def read(self, pieces: Sequence[Piece]) -> ExtractedRows:
-        """The rows of these pieces, in their order."""
+        """Compute the rows of pieces; see `Reader.read`."""
         if self._forward is None:
             raise EngineError(f"{self.facts.model}: this reader is closed")
         self._check(pieces)
@@ -73,13 +84,13 @@ class HfReader:
         return rows
 
     def close(self) -> None:
-        """Let go of the model. A second call does nothing."""
+        """Release the model. Idempotent."""
         self._forward = None
 
     def _read_batch(
         self, forward: Forward, pieces: Sequence[Piece], batch: PieceBatch, starts: np.ndarray, landing: Landing
     ) -> None:
-        ids = np.zeros((len(batch.places), batch.width), np.int64)  # what pads does not matter: no row sees it
+        ids = np.zeros((len(batch.places), batch.width), np.int64)  # padding's id does not matter: no row sees it
         real, wanted = np.zeros(ids.shape, bool), np.zeros(ids.shape, bool)
         for line, place in enumerate(batch.places):
             piece = pieces[place]
@@ -110,13 +121,13 @@ class HfReader:
                 label = rows.labels[bad]
                 raise EngineError(
                     f"{self.facts.model}: the row of {site} at position {label['position']} of text {label['text']} (piece "
-                    f"{label['piece']}) is not finite as {self.facts.dtype}; read it as float32 or bfloat16, which reach further "
-                    "than float16, or leave that text out"
+                    f"{label['piece']}) is not finite in {self.facts.dtype}; use dtype float32 or bfloat16, whose range is "
+                    "larger than float16's, or exclude that text"
                 )
 
 
 def length_edge(config: Any) -> int | None:
-    """The length beyond which this model reads its whole batch with other rotary frequencies (LongRoPE); None for most."""
+    """Return the length beyond which a LongRoPE model uses other rotary frequencies for its whole batch; None for most models."""
     given: dict[str, Any] = getattr(config, "rope_parameters", None) or {}
     layers = [given, *(kind for kind in given.values() if isinstance(kind, dict))]
     edges = [p.get("original_max_position_embeddings") for p in layers if p.get("rope_type") == "longrope"]
@@ -137,5 +148,5 @@ def _name_of(dtype: torch.dtype) -> str:
 def _one_width(names: Sequence[str], widths: Sequence[int]) -> int:
     if len(set(widths)) > 1:
         found = ", ".join(f"{name} {width}" for name, width in zip(names, widths, strict=True))
-        raise SettingsError(f"sites of one width are needed, found {found}: read them apart")
+        raise SettingsError(f"sites must have one width, found {found}: read them separately")
     return widths[0]

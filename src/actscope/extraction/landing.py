@@ -1,4 +1,4 @@
-"""Where rows come down from the device: one tensor on the CPU for each site, filled in any order."""
+"""Host buffers for rows: one tensor on the CPU per site, filled from the device in any order."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-#: So many copies of each site may be under way while the model computes further ones.
+#: Maximum number of copies in flight per site, while the model computes further batches.
 _UNDER_WAY = 2
 
 
 class Landing:
-    """`values[i]` [n, d] of the i-th site. Rows of a GPU come through pinned memory, while the next batch is computed."""
+    """Host buffers `values[i]` [n, d] of the i-th site. A GPU's rows are copied asynchronously, through pinned memory."""
 
     def __init__(self, n_rows: int, widths: Sequence[int], dtype: torch.dtype) -> None:
         self.values = [torch.empty(n_rows, width, dtype=dtype) for width in widths]
@@ -21,7 +21,10 @@ class Landing:
         self._waiting: deque[tuple[torch.cuda.Event, Tensor, int, Tensor]] = deque()
 
     def put(self, number: int, rows: Tensor, chosen: Tensor, places: Tensor) -> None:
-        """Put rows[chosen] of a site at these places. `chosen` is on the rows' device, `places` on the CPU; both int64."""
+        """Copy `rows[chosen]` of a site to `values[number][places]`.
+
+        `chosen` is int64 on the rows' device, `places` int64 on the CPU. The copy from a GPU may complete later.
+        """
         picked = rows.index_select(0, chosen).to(self._dtype)
         if not picked.is_cuda:
             self.values[number].index_copy_(0, places, picked)
@@ -34,7 +37,7 @@ class Landing:
         self._settle(_UNDER_WAY * len(self.values))
 
     def finish(self) -> list[Tensor]:
-        """The values, once all that was put has come down."""
+        """Wait for all copies and return the values."""
         self._settle(0)
         return self.values
 

@@ -1,4 +1,4 @@
-"""Opening a reader of either engine."""
+"""Factory of readers for both engines."""
 
 from __future__ import annotations
 
@@ -27,12 +27,27 @@ def open_reader(
     model_dtype: str = "auto",
     threads: int = 0,
 ) -> Reader:
-    """A reader of `model` at `sites`: a selection such as "layers.2.resid_post", "first,middle,last" or a module's path.
+    """Open a reader of a model.
 
-    dtype: of the rows; "auto" is what the model computes in, and that is `model_dtype`. context: the longest piece that will be
-    read. batch_tokens: tokens of one forward, padding included. threads: on a CPU; 0 is the engine's own choice. device: for
-    "hf", where "auto" is a GPU if there is one; vLLM runs where it was installed for. Raises SettingsError, SiteError,
-    EngineError, and MissingExtra for an engine that is not installed.
+    Args:
+        engine: "hf" or "vllm".
+        model: Hub id, local directory or `actscope/builtin`.
+        sites: A selection such as "layers.2.resid_post", "first,middle,last" or a module's path.
+        dtype: Element type of the rows; "auto" is the one in which the model computes.
+        batch_tokens: Maximum number of tokens in a forward pass, padding included.
+        context: Maximum length of a piece, in tokens.
+        device: For "hf"; "auto" is a GPU if there is one. vLLM runs on the device for which it was installed.
+        model_dtype: Element type in which the model computes.
+        threads: Number of threads on a CPU; 0 is the engine's default.
+
+    Returns:
+        The reader.
+
+    Raises:
+        SettingsError: An argument is invalid.
+        SiteError: The model does not have a site.
+        EngineError: The engine cannot run the model.
+        MissingExtra: The engine is not installed.
     """
     if engine not in get_args(EngineName):
         raise SettingsError(f"engine {engine!r}: expected one of {', '.join(get_args(EngineName))}")
@@ -42,7 +57,7 @@ def open_reader(
 
         return HfReader(loaded, sites, dtype=dtype, batch_tokens=batch_tokens, threads=threads)
     if device != "auto":
-        raise SettingsError(f"device {device!r}: vLLM runs on the device that it was installed for; leave it out")
+        raise SettingsError(f"device {device!r}: vLLM runs on the device for which it was installed; omit device")
     from actscope.extraction.vllm.reader import VllmReader
 
     return VllmReader(

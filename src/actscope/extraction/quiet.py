@@ -1,4 +1,4 @@
-"""Silence of the package `datasets` and of the hub's client: no progress bars, no warnings, as long as a block lasts."""
+"""Context manager that silences `datasets` and the hub's client: no progress bars, no warnings."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """What they have to say comes in the errors that they raise; everything is as it was after the block."""
+    """Suppress their progress bars, logs and warnings in a block, and restore the settings after it. Errors still raise."""
     import datasets
     from huggingface_hub.utils import logging as hub_logging
 

@@ -1,4 +1,4 @@
-"""The stream of rows of one epoch, in an order that anyone can compute again."""
+"""The stream of pieces of one epoch, in a reproducible order."""
 
 from __future__ import annotations
 
@@ -13,10 +13,18 @@ CHUNK_TEXTS = 256
 
 
 class TextStream:
-    """All texts once, in chunks of `chunk_texts`: chunk k holds the texts at places k * chunk_texts .. of the epoch's order.
+    """All texts once, in chunks: chunk k holds the texts at places `k * chunk_texts ..` of the epoch's order.
 
-    The order is `Permutation(len(texts), seed, epoch)`, or that of the dataset with shuffle=False. The same texts, cutter
-    and numbers give the same pieces on every machine, and no chunk depends on another.
+    The order is `Permutation(len(texts), seed, epoch)`, or the dataset's own with shuffle=False. The same arguments give
+    the same pieces on every machine, and no chunk depends on another.
+
+    Args:
+        texts: The dataset.
+        cutter: Cuts texts into pieces.
+        seed: Seed of the order.
+        epoch: Number of the epoch; each has an order of its own.
+        chunk_texts: Texts per chunk, at least 1.
+        shuffle: Whether the texts are shuffled.
     """
 
     def __init__(
@@ -41,7 +49,7 @@ class TextStream:
         return -(-len(self.texts) // self.chunk_texts)
 
     def numbers(self, chunk: int) -> np.ndarray:
-        """The numbers of the chunk's texts, int64, in the order of the stream."""
+        """Return the numbers of the chunk's texts, int64, in the order of the stream. Raises IndexError beyond the last chunk."""
         if not 0 <= chunk < self.n_chunks:
             raise IndexError(f"chunk {chunk} of {self.n_chunks}")
         start = chunk * self.chunk_texts
@@ -49,18 +57,26 @@ class TextStream:
         return self._order.part(start, stop) if self._order is not None else np.arange(start, stop)
 
     def pieces(self, chunk: int) -> list[Piece]:
-        """The pieces of the chunk's texts: their rows, one after the other, are the stream's."""
+        """Read and cut the chunk's texts. The rows of these pieces, in order, are the chunk's rows in the stream."""
         numbers = self.numbers(chunk).tolist()
         return self.cutter.cut(numbers, self.texts.read(numbers))
 
     def rows_in(self, chunk: int) -> int:
-        """How many rows the chunk gives. Reads and tokenizes its texts, but needs no model."""
+        """Return the number of the chunk's rows. Reads and tokenizes its texts, but needs no model."""
         return sum(piece.n_rows for piece in self.pieces(chunk))
 
     def locate(self, row: int, from_chunk: int = 0) -> tuple[int, int]:
-        """Where the `row`-th row from the start of `from_chunk` on lies: (chunk, rows of the chunk before it).
+        """Find a row of the stream. Reads and tokenizes the texts up to it.
 
-        The end of the stream is (n_chunks, 0). Raises SettingsError for a row beyond it.
+        Args:
+            row: Number of the row, counted from the start of `from_chunk`.
+            from_chunk: The chunk at which counting begins.
+
+        Returns:
+            The row's chunk, and the number of rows before it in that chunk. The end of the stream is `(n_chunks, 0)`.
+
+        Raises:
+            SettingsError: The row is beyond the end of the stream.
         """
         left = row
         for chunk in range(from_chunk, self.n_chunks):
@@ -70,7 +86,7 @@ class TextStream:
             left -= rows
         if left:
             raise SettingsError(
-                f"row {row} from chunk {from_chunk} on: the stream ends {left} rows before it; were other texts, "
-                "another tokenizer or another context used when the row was counted?"
+                f"row {row} from chunk {from_chunk} on: the stream ends {left} rows before it; was the row counted with other "
+                "texts, another tokenizer or another context?"
             )
         return self.n_chunks, 0

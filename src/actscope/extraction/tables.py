@@ -1,4 +1,4 @@
-"""Texts in files and on the Hugging Face hub: one column of a table that the package `datasets` maps into memory."""
+"""Texts in files and on the Hugging Face hub: a column of a table that the package `datasets` memory-maps."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from actscope.extraction.quiet import quiet
 if TYPE_CHECKING:
     from datasets import Dataset
 
-#: Which reader of `datasets` takes a file, by the end of its name; what it is compressed with may follow.
+#: The loader of `datasets` for a file, by its name's suffix. A suffix of compression may follow.
 _READERS = {
     ".txt": "text",
     ".jsonl": "json",
@@ -31,7 +31,7 @@ _GLOB = re.compile(r"[*?\[]")
 
 
 class TextColumn:
-    """One column of text, read by number from files that are mapped into memory."""
+    """A dataset of texts in one column of memory-mapped files. A null reads as an empty text."""
 
     def __init__(self, name: str, dataset: Dataset, column: str) -> None:
         self.name = name
@@ -40,10 +40,10 @@ class TextColumn:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Of the texts and nothing else: neither files, their format, nor how they are divided matter.
+        """Hash of the texts alone, in hex: independent of the files' names, their format and their division.
 
-        Reads all of the column when it is first asked for, at about 1 GB/s; blake2b was a third as fast as SHA-256, which has
-        instructions of its own.
+        The first access reads the whole column, at about 1 GB/s. BLAKE2b was a third as fast as SHA-256, for which CPUs have
+        instructions.
         """
         texts, lengths = sha256(), sha256()
         for values in self._columns():
@@ -59,7 +59,7 @@ class TextColumn:
         return [text or "" for text in found]
 
     def _columns(self) -> Iterator[Any]:
-        """The column, piece by piece: arrays of pyarrow, of large_string without nulls."""
+        """Yield the column in chunks: pyarrow arrays of large_string without nulls."""
         import pyarrow as pa
         import pyarrow.compute as pc
 
@@ -69,7 +69,7 @@ class TextColumn:
 
 
 def _joined(values: Any) -> memoryview:
-    """The UTF-8 of a large_string array, text after text."""
+    """Return the concatenated UTF-8 bytes of a large_string array."""
     _, offsets, data = values.buffers()
     ends = memoryview(offsets).cast("q")[values.offset : values.offset + len(values) + 1]
     return memoryview(data or b"")[ends[0] : ends[-1]]
@@ -83,7 +83,7 @@ def _lengths(values: Any) -> bytes:
 
 
 def open_table(spec: str, *, split: str, column: str, n: int | None) -> TextColumn:
-    """The texts of a column of what `spec` names; see `open_texts`."""
+    """Open a column of files or of a dataset of the hub; see `open_texts`."""
     try:
         import datasets
     except ModuleNotFoundError as error:
@@ -116,7 +116,7 @@ def _load(spec: str, split: str) -> Dataset:
 
 
 def _reason(error: BaseException) -> str:
-    """What went wrong at the bottom, which `datasets` wraps in "an error occurred while generating the dataset"."""
+    """Return the root cause, which `datasets` wraps in "an error occurred while generating the dataset"."""
     if type(error).__name__ == "SchemaInferenceError":
         return "there is no text in it"
     wraps = type(error).__name__ == "DatasetGenerationError"
@@ -134,7 +134,7 @@ def _saved(spec: str, path: Path, split: str) -> Dataset:
 
 
 def _files(spec: str, path: Path) -> list[Path]:
-    """The files that are meant, sorted by name; none where `spec` is no path. Raises SettingsError for a path to nothing."""
+    """Return the files that `spec` names, sorted; none if it is not a path. Raises SettingsError for a path without files."""
     if path.is_file():
         return [path]
     if path.is_dir():
@@ -163,7 +163,7 @@ def _reader(spec: str, files: Sequence[Path]) -> str:
 
 
 def _ending(file: Path) -> str:
-    """What kind of file it is by its name, whatever it is compressed with."""
+    """Return the suffix of the file's name that gives its format, without a suffix of compression."""
     return (file.with_suffix("") if file.suffix in _COMPRESSED else file).suffix.lower()
 
 

@@ -1,10 +1,11 @@
-"""Where engines and readers of one user find each other: a private directory of cards, tables and sockets.
+"""Service discovery between engines and readers of one user: a private directory of cards, probe tables and sockets.
 
     engine-<id>.json              the card of a running engine
     engine-<id>.sock              its socket
     probes-<id>-<generation>.json the probe table of each generation
 
-Nothing here is removed but by these names, in this directory, and by `actscope-<uid>-<16 hex>` in /dev/shm.
+Only files with these names (and their temporary files) in this directory, and `actscope-<uid>-<16 hex>` in /dev/shm, are
+ever removed.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ _log = logging.getLogger(__name__)
 MAX_CARD_BYTES = 64 << 10
 MAX_TABLE_BYTES = 64 << 20
 KEPT_TABLES = 1024
-#: A file that belongs to no card may belong to an engine that is still starting; after this long it does not.
+#: Age in seconds after which a file without a card counts as orphaned. A younger one may be of an engine that is starting.
 ORPHAN_AGE_S = 600.0
 
 _ID = r"[0-9a-f]{16}"
@@ -45,11 +46,17 @@ Count = Annotated[int, Meta(ge=0, le=1 << 40)]
 
 
 class EngineCard(msgspec.Struct, frozen=True):
-    """What a running engine says of itself. `ring` is a segment's name, `endpoint` where it takes requests.
+    """Service registration of a running engine.
 
-    `endpoint` is "" where that is not known (vLLM's own server says nothing of its port); probes, marks and the recording are
-    then found at `control`. An engine whose blocks are spread over several processes (pipeline parallel) has a card and a ring
-    for each: `group` is the same for all of them, `part` of `parts` tells them apart.
+    An engine whose blocks are spread over several processes (pipeline parallelism) has one card and one ring per process.
+
+    Attributes:
+        ring: Name of the ring's segment.
+        endpoint: URL that accepts requests; "" if unknown, because vLLM's own server does not report its port.
+        control: Address of the controls for probes, marks and the recording if `endpoint` is unknown.
+        group: Common to all cards of one engine.
+        part: Index of this process's part, from 0.
+        parts: Number of parts of the engine.
     """
 
     id: Annotated[str, Meta(pattern=rf"\A{_ID}\Z")]
@@ -77,7 +84,7 @@ class EngineCard(msgspec.Struct, frozen=True):
 
 
 def publish_card(card: EngineCard) -> Path:
-    """Make the engine known; RingError when the card would not be accepted by a reader."""
+    """Publish an engine's card and return its path. Raises RingError if a reader would reject the card."""
     content = msgspec.json.encode(card)
     path = runtime_dir() / f"engine-{_decode_card(content, card.id).id}.json"
     publish_private(path, content)
@@ -85,13 +92,13 @@ def publish_card(card: EngineCard) -> Path:
 
 
 def read_cards() -> list[EngineCard]:
-    """The cards of the engines that run, newest first. A card that cannot be trusted is logged and left out."""
+    """Return the cards of all running engines, newest first. An invalid card is logged and skipped."""
     cards = [card for card in _cards(runtime_dir()) if _engine_lives(card)]
     return sorted(cards, key=lambda card: card.started_ns, reverse=True)
 
 
 def read_card(path: Path) -> EngineCard:
-    """One card, checked: a private file, small, every field in its range, named after its id."""
+    """Read and validate one card. Raises RingError if it is not private, too large, malformed, or not named after its id."""
     name = _CARD_NAME.fullmatch(path.name)
     if name is None:
         raise RingError(f"{path}: expected a name like engine-<16 hex digits>.json")
@@ -107,7 +114,7 @@ def _decode_card(content: bytes, expected_id: str) -> EngineCard:
         raise RingError(f"card {expected_id}: {error}: restart the engine that wrote it") from error
     if card.id != expected_id:
         raise RingError(f"card {expected_id}: its id is {card.id}: remove it")
-    segment_path(card.ring)  # a ring of another user is not ours to read, and not ours to remove
+    segment_path(card.ring)  # refuses a ring of another user, which we may neither read nor remove
     return card
 
 
@@ -121,7 +128,7 @@ def _cards(directory: Path) -> Iterator[EngineCard]:
 
 
 def _engine_lives(card: EngineCard) -> bool:
-    """Whether the engine's process runs; where the pid means nothing here (another container), its ring tells."""
+    """Return whether the engine's process runs. An engine in another pid namespace counts as running while its ring exists."""
     if card.boot_id and card.boot_id != boot_id():
         return False
     if process_start(card.pid) == card.pid_start:
@@ -131,7 +138,7 @@ def _engine_lives(card: EngineCard) -> bool:
 
 
 def _owner(ring: str) -> Process | None:
-    """The process that made a segment, as the segment says; None when there is none, or it cannot be read."""
+    """Return the process that created a segment, according to its header; None if the segment cannot be read."""
     try:
         header = read_header(ring)
     except RingError:
@@ -140,7 +147,7 @@ def _owner(ring: str) -> Process | None:
 
 
 def withdraw_card(card: EngineCard) -> None:
-    """Remove an engine's card first, then all else that bears its id, and its segment."""
+    """Remove an engine's card first, then all other files with its id, and its segment."""
     directory = runtime_dir()
     _remove(directory / f"engine-{_decode_card(msgspec.json.encode(card), card.id).id}.json")
     for path in _owned(directory, card.id):
@@ -149,9 +156,15 @@ def withdraw_card(card: EngineCard) -> None:
 
 
 def sweep(orphan_age_s: float = ORPHAN_AGE_S) -> int:
-    """Remove what engines that were killed have left behind; how many files that was. Engines call it at start.
+    """Remove the files and segments of dead engines. Engines call this at start.
 
-    What belongs to a living process, to another user or to another container stays.
+    Files of a living process, of another user or of another container stay.
+
+    Args:
+        orphan_age_s: Age in seconds from which a file without a card is removed.
+
+    Returns:
+        Number of files removed.
     """
     directory = runtime_dir()
     living = {card.id for card in _cards(directory) if _engine_lives(card)}
@@ -176,7 +189,7 @@ def _is_dead_segment(path: Path, orphan_age_s: float) -> bool:
     if match is None or int(match[1]) != os.geteuid():
         return False
     owner = _owner(path.name)
-    if owner is None:  # not a ring, or one whose writer was killed before its first byte
+    if owner is None:  # not a ring, or its writer was killed before it wrote the header
         return _is_ours(path) and _age_s(path) > orphan_age_s
     return not owner.alive()
 
@@ -203,7 +216,7 @@ def _owned(directory: Path, engine: str) -> list[Path]:
 def _remove(path: Path) -> bool:
     try:
         path.unlink()
-    except OSError:  # gone already, or a directory: not something that an engine has made
+    except OSError:  # removed already, or a directory, which no engine creates
         return False
     return True
 
@@ -215,7 +228,11 @@ def _table_path(card_id: str, generation: int) -> Path:
 
 
 def publish_table(card_id: str, table: bytes, generation: int) -> Path:
-    """Publish a probe table whole, before the first step of its generation. Those of long ago go: no ring has steps of them."""
+    """Publish a probe table atomically, before the first step of its generation, and return its path.
+
+    The table `KEPT_TABLES` generations older is removed, as no ring holds steps of it. Raises RingError if the table is too
+    large or cannot be written.
+    """
     if len(table) > MAX_TABLE_BYTES:
         raise RingError(f"probe table: {len(table)} bytes, at most {MAX_TABLE_BYTES} are accepted: load fewer probes")
     path = _table_path(card_id, generation)
@@ -226,5 +243,5 @@ def publish_table(card_id: str, table: bytes, generation: int) -> Path:
 
 
 def read_table(card_id: str, generation: int) -> bytes:
-    """The probe table of one generation; RingError when there is none."""
+    """Read the probe table of one generation. Raises RingError if there is none."""
     return read_private(_table_path(card_id, generation), MAX_TABLE_BYTES)

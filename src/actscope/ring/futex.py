@@ -1,6 +1,6 @@
-"""Sleep until a word in shared memory changes, and order stores and loads; by libc, without a compiler.
+"""Futex wait and wake, and memory fences, on words in shared memory; through libc, without a compiler.
 
-Where the futex call is missing or forbidden (another machine, a seccomp filter), waiting falls back to short sleeps.
+If the futex call is missing or forbidden (another architecture, a seccomp filter), waiting falls back to polling.
 """
 
 from __future__ import annotations
@@ -27,13 +27,16 @@ _ARGUMENTS = (ctypes.c_long, _POINTER, ctypes.c_int, _U32, _POINTER, _POINTER, _
 
 _sleep = ctypes.CDLL(None, use_errno=True).syscall  # releases the GIL while it waits
 _sleep.argtypes, _sleep.restype = _ARGUMENTS, ctypes.c_long
-# Waking never waits, and giving up the GIL on the model's thread can cost it a whole switch interval (5 ms).
+# A wake call never blocks, and releasing the GIL on the model's thread can cost that thread a whole switch interval (5 ms).
 _wake = ctypes.PyDLL(None).syscall
 _wake.argtypes, _wake.restype = _ARGUMENTS, ctypes.c_long
 
 
 def wait(address: int, expected: int, timeout_s: float) -> bool:
-    """Sleep while the 32-bit word at `address` is `expected`; False when the time ran out. May wake for nothing."""
+    """Sleep while the 32-bit word at `address` equals `expected`. Spurious wake-ups are possible.
+
+    Returns False if `timeout_s` seconds passed, else True.
+    """
     if _SYS_FUTEX is None or timeout_s <= 0:
         return _poll(address, expected, timeout_s)
     seconds, fraction = divmod(timeout_s, 1.0)
@@ -47,7 +50,7 @@ def wait(address: int, expected: int, timeout_s: float) -> bool:
 
 
 def wake(address: int) -> None:
-    """Wake everyone, in any process, who sleeps on the word at `address`. Keeps the GIL."""
+    """Wake all threads, of any process, that wait on the word at `address`. Keeps the GIL."""
     if _SYS_FUTEX is not None:
         _wake(_SYS_FUTEX, address, _FUTEX_WAKE, _EVERYONE, None, None, 0)
 
@@ -72,7 +75,10 @@ def _lock_fence() -> None:
 
 
 def _strong_fence() -> Callable[[], object]:
-    """atomic_thread_fence(seq_cst) of libatomic, or a lock's round trip where that is not installed."""
+    """Return a sequentially consistent fence: libatomic's atomic_thread_fence, or acquiring and releasing a lock.
+
+    The lock is used on x86, and where libatomic is not installed.
+    """
     if platform.machine() in ("x86_64", "AMD64"):
         return _lock_fence
     try:
@@ -83,18 +89,18 @@ def _strong_fence() -> Callable[[], object]:
     return lambda: native(5)
 
 
-#: From this size on memcpy may use non-temporal stores (the least that glibc's tunable for it accepts).
+#: From this size in bytes on, memcpy may use non-temporal stores (the minimum that glibc's tunable for it accepts).
 STREAMING_BYTES = 0x4040
 
-#: Orders everything before it against everything after it, on any machine.
-#: x86 needs it in one place: memcpy writes large blocks with non-temporal stores, which may become visible before
-#: earlier ordinary stores (Intel SDM vol. 3, 9.2.2). A lock's round trip is a LOCK-prefixed instruction: 0.1 µs.
+#: Full memory fence: orders all loads and stores before it against all after it, on any architecture.
+#: x86 needs it in one case: memcpy writes large blocks with non-temporal stores, which may become visible before
+#: earlier ordinary stores (Intel SDM vol. 3, 9.2.2). Acquiring a lock executes a LOCK-prefixed instruction: 0.1 µs.
 full_fence: Callable[[], object] = _strong_fence()
 
 
 def _nothing() -> None:
-    """x86-64 keeps stores in order and loads in order (TSO), and memcpy ends non-temporal stores with SFENCE."""
+    """Do nothing: x86-64 keeps stores in order and loads in order (TSO), and memcpy ends non-temporal stores with SFENCE."""
 
 
-#: Orders stores against later stores and loads against later loads: nothing to do on x86.
+#: Orders stores against later stores, and loads against later loads. A no-op on x86-64.
 fence: Callable[[], object] = _nothing if platform.machine() in ("x86_64", "AMD64") else full_fence

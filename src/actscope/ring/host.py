@@ -1,4 +1,4 @@
-"""Both ends of a ring in POSIX shared memory."""
+"""Writer and reader of a ring in POSIX shared memory."""
 
 from actscope.ring.layout import MAX_REQUEST_ID, RingSpec, StepFlag, request_bytes
 from actscope.ring.reader import ReaderStats, RingReader, StepBatch, StepRecord

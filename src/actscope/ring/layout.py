@@ -1,18 +1,18 @@
-"""What lies where in a ring segment: header, counters, step records, span records, row labels, rows.
+"""Layout of a ring segment: header, counters, step records, span records, row labels, rows.
 
-    0      header            HEADER: who wrote it, and the sizes that everything else follows from
-    256    counters          one 64-bit word in a cache line each, see `Word`
+    0      header            HEADER: the writer's process, and the sizes that determine all other offsets
+    256    counters          one 64-bit word per cache line, see `Word`
     4096   steps   [step_capacity]        STEP, 72 bytes
     ...    spans   [span_capacity]        SPAN, 152 bytes
     ...    meta    [row_capacity]         frames.ROW_META, 32 bytes
     ...    rows    [row_capacity, width]  float32, float16 or bfloat16 bits
 
-Each area starts on a cache line. Records are addressed by counters that only grow: record `i` lies at `i % capacity`.
+Each area starts on a cache line. Records have monotonically increasing indices: record `i` is at slot `i % capacity`.
 
-    state of step i, as a reader can tell             counters
+    state of step i, as a reader sees it              counters
     not published                                     steps_published <= i
-    intact                                            reserved - capacity <= where it starts, all three
-    overwritten, or being overwritten now             reserved - capacity >  where it starts, any of them
+    intact                                            reserved - capacity <= its first index, for steps, spans and rows
+    overwritten, or being overwritten                 reserved - capacity >  its first index, for any of the three
 
 All numbers are little-endian. docs/ring.md has the field tables and the reasons.
 """
@@ -35,17 +35,17 @@ VERSION = 1
 CACHE_LINE = 64
 DATA_OFFSET = 4096
 
-#: Longest request id, in bytes of UTF-8, that a span record holds.
+#: Maximum length of a request id in a span record, in bytes of UTF-8.
 MAX_REQUEST_ID = 120
 
-#: Caps on what a header may claim, checked before anything is allocated.
+#: Upper bounds of a header's values, checked before anything is allocated.
 MAX_ROWS = 1 << 31
 MAX_WIDTH = 1 << 20
 MAX_STEPS = 1 << 20
 MAX_SPANS = 1 << 22
 MAX_SEGMENT_BYTES = 1 << 42
 
-#: Row types by their code in the header. numpy has no bfloat16: such rows are its bits, as uint16.
+#: Code in the header, and numpy dtype, of each row dtype. numpy has no bfloat16: such rows are uint16 arrays of its bits.
 ROW_DTYPES: dict[str, tuple[int, np.dtype[Any]]] = {
     "float32": (1, np.dtype("<f4")),
     "float16": (2, np.dtype("<f2")),
@@ -54,9 +54,9 @@ ROW_DTYPES: dict[str, tuple[int, np.dtype[Any]]] = {
 
 
 class Word:
-    """Index, in 64-bit words from the start of the segment, of each counter.
+    """Index of each counter, in 64-bit words from the start of the segment.
 
-    Plain numbers: a member of an enum takes 0.25 µs to look up in Python 3.11, and a step needs a dozen.
+    These are plain integers: looking up an enum's member takes 0.25 µs in Python 3.11, and a step needs a dozen.
     """
 
     ROWS_RESERVED = 32
@@ -68,14 +68,14 @@ class Word:
 
 
 class StepFlag(IntFlag):
-    """Why a step has no rows in the ring although its spans say that it had some."""
+    """Reason why a step has no rows in the ring although it had some."""
 
     OVERSIZE = 1  # more rows, or more spans, than the ring can hold at once
-    NO_SCORES = 2  # the step came without a frame of scores
-    REFUSED = 4  # the rows or the spans were malformed; the writer's log says how
+    NO_SCORES = 2  # the step had no frame of scores
+    REFUSED = 4  # the rows or the spans were malformed; the writer logs the details
 
 
-#: Why nothing is amiss with a step.
+#: Flags of a step without such a problem.
 NO_FLAGS = StepFlag(0)
 
 STEP = np.dtype(
@@ -93,7 +93,7 @@ STEP = np.dtype(
         ("flags", "<u4"),
     ]
 )
-#: The same record for `struct`, which packs one record ten times faster than numpy assigns one.
+#: The same record for `struct`, which packs a record ten times faster than numpy assigns one.
 STEP_STRUCT = struct.Struct("<QQqQQQQIIII")
 
 SPAN = np.dtype(
@@ -112,7 +112,17 @@ SPAN_STRUCT = struct.Struct(f"<qIIIIII{MAX_REQUEST_ID}s")
 
 
 def request_bytes(request: str) -> bytes:
-    """The request id as a span record holds it; RingError when it does not fit. Engines call it at admission."""
+    """Encode a request id for a span record. Engines call this when they admit a request.
+
+    Args:
+        request: The request's id.
+
+    Returns:
+        The id in UTF-8, at most `MAX_REQUEST_ID` bytes.
+
+    Raises:
+        RingError: The id is too long, or is not valid Unicode.
+    """
     try:
         encoded = request.encode("utf-8")
     except UnicodeEncodeError as error:
@@ -126,13 +136,14 @@ def request_bytes(request: str) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class RingSpec:
-    """The sizes of a ring. They are fixed for its life.
+    """Sizes of a ring, fixed for its lifetime. Raises RingError if a value is out of range.
 
-    row_capacity   rows that it holds before it overwrites the oldest; a step with more is published without rows
-    width          numbers in a row: probe slots, or d_model
-    step_capacity  steps that it holds
-    span_capacity  spans that it holds; at least the largest batch
-    dtype          float32, float16, or bfloat16 (as uint16 bits)
+    Attributes:
+        row_capacity: Rows kept before the oldest are overwritten. A step with more rows is published without them.
+        width: Numbers per row: probe slots, or d_model.
+        step_capacity: Steps kept.
+        span_capacity: Spans kept; at least the largest batch.
+        dtype: "float32", "float16" or "bfloat16" (stored as uint16 bits).
     """
 
     row_capacity: int
@@ -157,7 +168,7 @@ class RingSpec:
 
     @property
     def row_bytes(self) -> int:
-        """Bytes of one row with its label."""
+        """Size of one row and its label, in bytes."""
         return ROW_META.itemsize + self.width * self.row_dtype.itemsize
 
     @property
@@ -184,7 +195,7 @@ HEADER_BYTES = _HEADER.size + _HEADER_CRC.size
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """The first bytes of a segment: written once, before its name is known to anyone, and never changed."""
+    """Header of a segment: written once, before the segment's name is published, and never changed."""
 
     spec: RingSpec
     pid: int
@@ -205,7 +216,7 @@ class Header:
 
     @classmethod
     def unpack(cls, raw: bytes, where: str) -> Header:
-        """Read and validate; RingError says what is wrong with the segment called `where`."""
+        """Parse and validate a header. Raises RingError, which names the segment `where` and the first mismatch."""
         if len(raw) < HEADER_BYTES:
             raise RingError(f"{where}: not a ring: {len(raw)} bytes, a header has {HEADER_BYTES}")
         (magic, version, data, pid, start, namespace, created, rows, steps, spans, width, code, *sizes, total) = (

@@ -1,4 +1,4 @@
-"""A reader's end of a ring."""
+"""The reader of a ring."""
 
 from __future__ import annotations
 
@@ -18,23 +18,30 @@ from actscope.ring.layout import MAX_REQUEST_ID, NO_FLAGS, SPAN_STRUCT, STEP_STR
 from actscope.ring.segment import Segment
 from actscope.runtime.process import Process
 
-#: One `read` copies at most this much, so that it returns soon and the writer has not lapped it meanwhile.
+#: Limits of one `read`: it returns soon, and the writer is unlikely to lap it meanwhile.
 MAX_STEPS_PER_READ = 4096
 MAX_BYTES_PER_READ = 32 << 20
 
 _ATTEMPTS = 8
-_NAP_S = 0.25  # how soon a sleeper notices that the writer was killed
+_NAP_S = 0.25  # interval at which a waiting reader checks that the writer lives
 _FOREIGN_SILENCE_NS = 30_000_000_000
-_SPAN_FLAGS = [SpanFlag(bits) for bits in range(16)]  # making one costs more than the rest of a span
+_SPAN_FLAGS = [SpanFlag(bits) for bits in range(16)]  # constructing one costs more than the rest of a span
 _STEP_FLAGS = [StepFlag(bits) for bits in range(8)]
 
 
 @dataclass(slots=True, eq=False)
 class StepRecord:
-    """One step as it came out of the ring.
+    """One step read from a ring.
 
-    `rows` is [n, width] and `meta` is ROW_META [n]: views of the batch's own copy. When `flags` is not 0 the step has
-    no rows, although its spans name some: `dropped_rows` of them never were in the ring.
+    Attributes:
+        number: Number of the step in its engine, from 1.
+        time_ns: CLOCK_MONOTONIC at publication, in nanoseconds.
+        generation: Generation of the probe table in force.
+        spans: Which rows belong to which request.
+        meta: ROW_META [n], a view of the batch's copy.
+        rows: [n, width] in the ring's dtype, a view of the batch's copy.
+        flags: If not 0, the reason why the step has no rows although its spans name some.
+        dropped_rows: Number of the step's rows that were never in the ring.
     """
 
     number: int
@@ -49,7 +56,15 @@ class StepRecord:
 
 @dataclass(slots=True, eq=False)
 class StepBatch:
-    """Consecutive steps, copied and whole. Just before the first, `missed_steps` steps with `missed_rows` were lost."""
+    """Consecutive, intact steps, copied out of the ring.
+
+    Attributes:
+        steps: The steps, oldest first.
+        rows: [n, width], the rows of all steps.
+        meta: ROW_META [n], the labels of all rows.
+        missed_steps: Steps that were overwritten between the previous batch and this one.
+        missed_rows: Rows of the missed steps.
+    """
 
     steps: list[StepRecord]
     rows: np.ndarray
@@ -60,11 +75,19 @@ class StepBatch:
 
 @dataclass(slots=True)
 class ReaderStats:
-    """What came and what did not, since the reader attached, up to its cursor.
+    """Exact counts since the reader attached, up to its cursor.
 
-    `rows + missed_rows` are exactly the rows that the writer put into the ring, `steps + missed_steps` its steps.
-    `dropped_rows` never were in the ring (see StepFlag). `raced_steps` of the missed ones were overwritten while they
-    were being copied, and thrown away: what a reader without the check would have delivered torn.
+    `rows + missed_rows` equals the number of rows that the writer put into the ring, and `steps + missed_steps` the number
+    of steps.
+
+    Attributes:
+        steps: Steps delivered.
+        rows: Rows delivered.
+        missed_steps: Steps overwritten before they were read.
+        missed_rows: Rows of missed steps.
+        dropped_rows: Rows that the writer never put into the ring (see StepFlag).
+        raced_steps: Missed steps that were overwritten during the copy, which was discarded. Without the seqlock's check
+            they would have been delivered torn.
     """
 
     steps: int = 0
@@ -76,7 +99,7 @@ class ReaderStats:
 
 
 class _Record(NamedTuple):
-    """A STEP record, as Python numbers: arithmetic on them cannot overflow."""
+    """A STEP record as Python integers, whose arithmetic cannot overflow."""
 
     seq: int
     number: int
@@ -101,7 +124,7 @@ def _row_end(record: _Record) -> int:
 
 @dataclass(slots=True)
 class _Cursor:
-    """The next step, the next row, and the rows dropped before: everything earlier is accounted for."""
+    """Next step, next row, and rows dropped so far. Everything before the cursor is accounted for."""
 
     step: int = 0
     row: int = 0
@@ -109,9 +132,9 @@ class _Cursor:
 
 
 class RingReader:
-    """Copies steps out of a ring, whole or not at all, and counts exactly what it was too slow for.
+    """Lock-free reader of a ring (seqlock): delivers intact steps only, and counts exactly those that it missed.
 
-    The writer does not know that it exists. One thread reads; `close` may come from another.
+    Readers do not affect the writer or each other. One thread reads; another thread may call `close`.
     """
 
     def __init__(self, segment: Segment, *, from_oldest: bool = False) -> None:
@@ -119,16 +142,21 @@ class RingReader:
         self.spec: RingSpec = segment.spec
         self._segment: Segment | None = segment
         self._writer = Process(segment.header.pid, segment.header.pid_start, segment.header.pid_namespace)
-        self._lock = threading.Lock()  # held while the mapping is used, so that `close` cannot pull it away
+        self._lock = threading.Lock()  # held while the mapping is used, so that `close` cannot unmap it meanwhile
         self._stats = ReaderStats()
         self._gap = (0, 0)  # steps and rows missed since the last batch
         self._cursor = self._origin(segment, from_oldest)
 
     @classmethod
     def attach(cls, name: str, *, from_oldest: bool = False) -> RingReader:
-        """Map the ring `name`: RingError when it is absent, foreign or malformed.
+        """Attach to a ring.
 
-        Reading begins with the next step that is published, or with the oldest that is still there.
+        Args:
+            name: Name of the ring's segment.
+            from_oldest: Begin with the oldest step that is still in the ring, instead of the next one to be published.
+
+        Raises:
+            RingError: The ring is missing, belongs to another user, or is malformed.
         """
         segment = Segment.attach(name)
         try:
@@ -138,9 +166,14 @@ class RingReader:
             raise
 
     def read(self) -> StepBatch | None:
-        """All steps since the last call, at most 4096 and 32 MiB of them; None when there is nothing new.
+        """Read the steps published since the last call, without waiting.
 
-        Never waits. RingClosed after `close`; RingError when the writer has published nonsense.
+        Returns:
+            At most 4096 steps and 32 MiB of rows (but at least one step), or None if there is nothing new.
+
+        Raises:
+            RingClosed: The reader has been closed.
+            RingError: The ring's content is inconsistent.
         """
         with self._lock:
             segment = self._segment
@@ -158,7 +191,14 @@ class RingReader:
             return None
 
     def wait(self, timeout_s: float) -> bool:
-        """Sleep until there is something to read; False when the time ran out, or the writer is gone for good."""
+        """Sleep until there is something to read.
+
+        Args:
+            timeout_s: Maximum time to wait, in seconds.
+
+        Returns:
+            True if there are steps to read. False if the time ran out, the ring or the reader was closed, or the writer died.
+        """
         deadline = time.monotonic() + timeout_s
         while True:
             with self._lock:
@@ -177,7 +217,10 @@ class RingReader:
                 return self._has_news()
 
     def writer_alive(self) -> bool:
-        """Whether more can come: the writer has not closed the ring, and its process runs."""
+        """Return whether more steps can come: the writer has not closed the ring, and its process runs.
+
+        The process of another container cannot be checked: there, the heartbeat must be younger than 30 s.
+        """
         with self._lock:
             segment = self._segment
             if segment is None or segment.words[Word.CLOSED]:
@@ -187,17 +230,17 @@ class RingReader:
             return time.monotonic_ns() - segment.words[Word.HEARTBEAT_NS] < _FOREIGN_SILENCE_NS
 
     def stats(self) -> ReaderStats:
-        """What was read and what was missed, exactly, up to the last `read`."""
+        """Return exact counts of delivered, missed and dropped steps and rows, up to the last `read`."""
         return replace(self._stats)
 
     def close(self) -> None:
-        """Unmap. A `wait` in another thread returns False."""
+        """Unmap the ring. A `wait` in another thread returns False."""
         segment, self._segment = self._segment, None
         if segment is not None:
             with self._lock:
                 segment.close()
 
-    # -- one attempt: copy, then look whether the writer has been there meanwhile --
+    # -- one attempt: copy, then check whether the writer has overwritten the source meanwhile --
 
     def _published(self, segment: Segment) -> int:
         published = segment.words[Word.STEPS_PUBLISHED]
@@ -210,10 +253,10 @@ class RingReader:
             return self._segment is not None and self._published(self._segment) != self._cursor.step
 
     def _try_read(self, segment: Segment, published: int, attempt: int) -> StepBatch | None:
-        """A batch, or None after having moved the cursor past steps that are lost."""
+        """Return a batch, or move the cursor past lost steps and return None."""
         oldest = _low(segment, Word.STEPS_RESERVED, self.spec.step_capacity)
         first = self._cursor.step
-        if first < oldest:  # lapped; when that happens again and again, start further ahead
+        if first < oldest:  # lapped; after repeated laps start further ahead
             first = min(oldest + self.spec.step_capacity * attempt // (2 * _ATTEMPTS), published - 1)
         records = self._records(segment, first, min(published, first + MAX_STEPS_PER_READ))
         lost = self._lost(segment, records)
@@ -231,7 +274,7 @@ class RingReader:
         return self._deliver(wanted[raced:], wanted[0], rows, meta, spans)
 
     def _read_one(self, segment: Segment) -> StepBatch | None:
-        """The ordinary case by the shortest way: one new step, nothing lost, nothing odd. None: go the long way."""
+        """Fast path for the usual case of exactly one new step and none lost. Returns None if the full path is needed."""
         cursor, spec, words = self._cursor, self.spec, segment.words
         place = cursor.step % spec.step_capacity * STEP_STRUCT.size
         r = _Record._make(STEP_STRUCT.unpack_from(segment.steps, place))
@@ -251,7 +294,7 @@ class RingReader:
         return self._deliver([r], r, rows, meta, spans)
 
     def _records(self, segment: Segment, first: int, stop: int) -> list[_Record]:
-        """The step records `first .. stop` that were not overwritten while they were copied, validated."""
+        """Return those of the step records `first .. stop - 1` that were not overwritten during the copy, validated."""
         copied = _bytes_out(segment.steps, STEP_STRUCT.size, first, stop - first)
         futex.fence()
         gone = max(0, _low(segment, Word.STEPS_RESERVED, self.spec.step_capacity) - first)
@@ -261,7 +304,7 @@ class RingReader:
         return records
 
     def _check(self, segment: Segment, first: int, records: list[_Record]) -> None:
-        """RingError unless the records continue one another and stay within what the ring can hold."""
+        """Raise RingError unless the records are consecutive and within the ring's capacities and reservations."""
         head = records[0]
         expected = (first + 1, head.first_row, head.first_span, head.dropped_total - head.dropped_rows)
         for r in records:
@@ -277,20 +320,20 @@ class RingReader:
         return RingError(f"{self.name}: {what}: the ring is damaged; restart the engine")
 
     def _lost(self, segment: Segment, records: list[_Record]) -> int:
-        """How many of the records, oldest first, have rows or spans that are no longer in the ring."""
+        """Return how many of the records, from the oldest, have rows or spans that are no longer in the ring."""
         row = _low(segment, Word.ROWS_RESERVED, self.spec.row_capacity)
         span = _low(segment, Word.SPANS_RESERVED, self.spec.span_capacity)
         return max(bisect_left(records, row, key=_first_row), bisect_left(records, span, key=_first_span))
 
     def _bounded(self, records: list[_Record]) -> list[_Record]:
-        """As many of the records as one call may copy, at least one."""
+        """Return the leading records that one call may copy: at most 32 MiB, but at least one record."""
         if not records:
             return records
         limit = records[0].first_row + MAX_BYTES_PER_READ // self.spec.row_bytes
         return records[: max(1, bisect_right(records, limit, key=_row_end))]
 
     def _copy(self, segment: Segment, records: list[_Record]) -> tuple[np.ndarray, np.ndarray, bytes]:
-        """The rows, labels and opaque span records of consecutive steps."""
+        """Copy the rows, labels and encoded span records of consecutive steps."""
         first, last = records[0], records[-1]
         row, n_rows = first.first_row, _row_end(last) - first.first_row
         n_spans = last.first_span + last.n_spans - first.first_span
@@ -300,7 +343,7 @@ class RingReader:
     def _deliver(
         self, intact: list[_Record], copied: _Record, rows: np.ndarray, meta: np.ndarray, spans: bytes
     ) -> StepBatch:
-        """Turn the intact tail of what was copied from step `copied` on into a batch, and account for it."""
+        """Make a batch of the intact tail of the data copied from step `copied` on, and advance cursor and counts."""
         row = intact[0].first_row - copied.first_row
         if row:
             rows, meta = rows[row:], meta[row:]
@@ -312,7 +355,7 @@ class RingReader:
         return StepBatch(steps, rows, meta, missed_steps, missed_rows)
 
     def _decode(self, raw: bytes, first: int) -> list[Span]:
-        """The spans from index `first` on; those before it may be torn."""
+        """Decode the spans from index `first` on. Earlier ones may be torn."""
         return [self._span(*fields) for fields in SPAN_STRUCT.iter_unpack(raw[first * SPAN_STRUCT.size :])]
 
     def _span(
@@ -339,16 +382,16 @@ class RingReader:
             steps.append(StepRecord(r.number, r.time_ns, r.generation, owned, *mine, flags, r.dropped_rows))
         return steps
 
-    # -- the account: every step and row is read, or missed, once --
+    # -- accounting: every step and row is counted once, as read or as missed --
 
     def _skip(self, records: list[_Record]) -> None:
-        """Give up these records and everything before them."""
+        """Count these records, and everything before them, as missed."""
         if records:
             self._move(records)
             self._miss(len(records), self._cursor.row - records[0].first_row)
 
     def _move(self, records: list[_Record]) -> None:
-        """Set the cursor behind the records; what lies between it and the first of them was missed."""
+        """Move the cursor past the records. Steps and rows between it and the first record count as missed."""
         first, last, cursor = records[0], records[-1], self._cursor
         if first.first_row < cursor.row or last.dropped_total < cursor.dropped:
             raise self._damaged(f"step {first.number} begins at row {first.first_row}, after row {cursor.row}")
@@ -362,7 +405,7 @@ class RingReader:
         self._gap = (self._gap[0] + steps, self._gap[1] + rows)
 
     def _origin(self, segment: Segment, from_oldest: bool) -> _Cursor:
-        """Where reading begins. Steps that were gone before that do not count as missed."""
+        """Return the cursor at which reading begins. Steps overwritten before that do not count as missed."""
         self._cursor = _Cursor()
         for _ in range(100):
             published = self._published(segment)
@@ -378,7 +421,7 @@ class RingReader:
 
 
 def _cursor_at(records: list[_Record], index: int) -> _Cursor:
-    """The cursor before record `index`, or behind the last one."""
+    """Return the cursor before record `index`, or after the last record if `index` is their number."""
     if index == len(records):
         last = records[-1]
         return _Cursor(last.seq, _row_end(last), last.dropped_total)
@@ -387,12 +430,12 @@ def _cursor_at(records: list[_Record], index: int) -> _Cursor:
 
 
 def _low(segment: Segment, reserved: int, capacity: int) -> int:
-    """The oldest index that the writer has not claimed again."""
+    """Return the oldest index that the writer has not reserved for overwriting."""
     return int(max(0, segment.words[reserved] - capacity))
 
 
 def _copy_out(ring: np.ndarray, start: int, count: int) -> np.ndarray:
-    """A copy of the records `start .. start + count` of a circular array: at most two slices."""
+    """Copy the records `start .. start + count - 1` of a circular array, in at most two slices."""
     begin = start % len(ring)
     head = len(ring) - begin
     if count <= head:
@@ -403,7 +446,7 @@ def _copy_out(ring: np.ndarray, start: int, count: int) -> np.ndarray:
 
 
 def _bytes_out(ring: memoryview, size: int, start: int, count: int) -> bytes:
-    """The same for an area of small records, `size` bytes each."""
+    """Copy records of `size` bytes each out of a circular buffer, likewise."""
     begin = start * size % len(ring)
     head = min(count * size, len(ring) - begin)
     copy = ring[begin : begin + head].tobytes()

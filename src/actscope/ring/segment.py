@@ -1,7 +1,7 @@
-"""A ring's segment: a file in /dev/shm, mapped, with a numpy view of each of its areas.
+"""A ring's segment: a memory-mapped file in /dev/shm, with a view of each of its areas.
 
-`multiprocessing.shared_memory` is not used: before Python 3.13 a process that only attaches unlinks the segment
-when it exits (CPython #82300).
+`multiprocessing.shared_memory` is not used because before Python 3.13 a process that merely attaches unlinks the
+segment when it exits (CPython #82300).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ SEGMENT_NAME = re.compile(r"actscope-(\d{1,10})-[0-9a-f]{16}")
 
 
 def segment_path(name: str) -> Path:
-    """Where the segment `name` lies; RingError for any name that is not one of ours."""
+    """Return the path of the segment `name`. Raises RingError unless it is a segment name of this user."""
     match = SEGMENT_NAME.fullmatch(name)
     if match is None or int(match[1]) != os.geteuid():
         raise RingError(f"ring {name[:64]!r}: expected a name like actscope-{os.geteuid()}-<16 hex digits>")
@@ -37,7 +37,7 @@ def segment_path(name: str) -> Path:
 
 
 def read_header(name: str) -> Header:
-    """The header of a segment, without mapping it."""
+    """Read and validate a segment's header without mapping the segment."""
     fd = open_private(segment_path(name), os.O_RDONLY)
     try:
         return _checked_header(name, fd)
@@ -56,9 +56,9 @@ def _checked_header(name: str, fd: int) -> Header:
 class Segment:
     """One process's mapping of a ring; a reader's is read-only.
 
-    `words` are the 64-bit counters, each loaded and stored by one instruction. `steps` and `spans` are memoryviews:
-    few small records, which those copy faster than numpy. `meta` is an array of opaque records, which numpy copies as
-    memory; structured ones it copies field by field, 18 times slower.
+    `words` is a view of the 64-bit counters, each loaded and stored by one instruction. `steps` and `spans` are
+    memoryviews, which copy few small records faster than numpy arrays do. `meta` is an array of opaque records, which
+    numpy copies as plain memory; structured records would be copied field by field, 18 times slower.
     """
 
     def __init__(self, name: str, header: Header, fd: int, *, writable: bool) -> None:
@@ -80,7 +80,7 @@ class Segment:
 
     @classmethod
     def create(cls, spec: RingSpec) -> Segment:
-        """A new segment of ours under a random name, its memory allocated; RingError when there is not enough."""
+        """Create a segment under a random name and allocate its memory. Raises RingError if that fails."""
         name = f"actscope-{os.geteuid()}-{secrets.token_hex(8)}"
         owner = Process.current()
         header = Header(spec, owner.pid, owner.start, owner.namespace, time.monotonic_ns())
@@ -101,13 +101,13 @@ class Segment:
 
     @classmethod
     def _fill(cls, name: str, header: Header, fd: int) -> Segment:
-        os.pwrite(fd, header.pack(), 0)  # first, so that `sweep` can tell whose it is from the start
-        os.posix_fallocate(fd, 0, header.spec.segment_bytes)  # now, or a full tmpfs is a SIGBUS in the middle of a step
+        os.pwrite(fd, header.pack(), 0)  # first, so that `sweep` always finds the owner
+        os.posix_fallocate(fd, 0, header.spec.segment_bytes)  # else a full tmpfs raises SIGBUS during a step
         return cls(name, header, fd, writable=True)
 
     @classmethod
     def attach(cls, name: str) -> Segment:
-        """Map another process's segment, read-only, after its header has been checked."""
+        """Validate another process's segment and map it read-only. Raises RingError if it is missing or malformed."""
         fd = open_private(segment_path(name), os.O_RDONLY)
         try:
             return cls(name, _checked_header(name, fd), fd, writable=False)
@@ -115,16 +115,16 @@ class Segment:
             os.close(fd)
 
     def close(self) -> None:
-        """Unmap. A view that is still in use elsewhere keeps the memory until it is dropped."""
+        """Unmap the segment. A view that is still referenced elsewhere keeps the memory mapped until it is released."""
         del self.meta, self.rows
         for view in (self.words, self.steps, self.spans, self.bytes):
             view.release()
-        with contextlib.suppress(BufferError):  # a copy under way in another thread keeps the map until it is done
+        with contextlib.suppress(BufferError):  # a copy in progress in another thread keeps the map until it ends
             self._map.close()
 
 
 def unlink(name: str) -> bool:
-    """Remove a segment's name; whoever has it mapped keeps it. False when it was gone already."""
+    """Remove a segment's name; existing mappings stay valid. Returns False if there was no such segment."""
     try:
         os.unlink(segment_path(name))
     except FileNotFoundError:

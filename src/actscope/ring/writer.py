@@ -1,4 +1,4 @@
-"""The engine's end of a ring."""
+"""The writer of a ring, used by engines."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(slots=True)
 class _Payload:
-    """What of a step goes into the ring: `rows`, in column blocks, is None when none of them does, and `flags` says why."""
+    """The validated content of a step. `rows` are column blocks, or None if none are stored; `flags` is the reason then."""
 
     n_spans: int
     rows: tuple[np.ndarray, ...] | None
@@ -35,10 +35,11 @@ class _Payload:
 
 
 class RingWriter:
-    """Writes each step's scores into a ring of its own; a `Sink` that never blocks and never raises.
+    """Single-producer writer of a ring: a `Sink` whose `write` never blocks and never raises.
 
-    One thread writes. `write` costs a fixed few copies, whatever the number of rows, and waits for nobody.
-    What cannot be written is counted: `stats().dropped_rows` is exact, and the step is published all the same.
+    Only one thread may call `write`. It makes a small, fixed number of copies, whatever the number of rows, and never waits
+    for readers. Rows that cannot be written are counted exactly (`stats().dropped_rows`), and their step is published without
+    them.
     """
 
     def __init__(self, segment: Segment) -> None:
@@ -53,15 +54,25 @@ class RingWriter:
 
     @classmethod
     def create(cls, spec: RingSpec) -> RingWriter:
-        """A new ring under a random name; RingError when shared memory has no room for it."""
+        """Create a ring under a random name.
+
+        Args:
+            spec: The ring's sizes.
+
+        Raises:
+            RingError: There is not enough shared memory.
+        """
         writer = cls(Segment.create(spec))
         writer.beat()
         return writer
 
     def write(self, step: Step, frames: list[Frame]) -> None:
-        """Publish one step with the rows of the frame called `frames.SCORES`, and wake the readers.
+        """Publish one step with the rows of the frame named `frames.SCORES`, and wake the readers.
 
-        The rows may come as a tuple of column blocks, which lie side by side in the ring: that spares the caller a copy.
+        Args:
+            step: The step. Its `meta` must be ROW_META.
+            frames: Its frames. The scores' rows are [n_rows, width] in the ring's dtype or one that casts to it, or a tuple
+                of column blocks, which are stored side by side and spare the caller a copy.
         """
         segment = self._segment
         if segment is None:
@@ -69,23 +80,23 @@ class RingWriter:
             return
         try:
             self._publish(segment, step, self._prepare(step, frames))
-        except Exception as error:  # the boundary to the model's thread: count it, say it, and never write again
+        except Exception as error:  # boundary to the model's thread: count, log, and stop writing
             self._report("the ring is closed after an internal error", error)
             self._stats.dropped_rows += step.n_rows
             self.close()
 
     def beat(self) -> None:
-        """Say that the writer is alive although it has no steps to write. Any thread may call it."""
+        """Update the heartbeat, to show that the writer lives although it has no steps to write. Thread-safe."""
         segment = self._segment
         if segment is not None:
             segment.words[Word.HEARTBEAT_NS] = time.monotonic_ns()
 
     def stats(self) -> SinkStats:
-        """Steps published, rows in them, and rows that could not be: exact."""
+        """Return exact counts of published steps, of their rows in the ring, and of dropped rows."""
         return replace(self._stats)
 
     def close(self) -> None:
-        """Mark the ring closed, wake its readers and remove its name. Readers may drain what they have mapped."""
+        """Mark the ring closed, wake its readers and remove its name. Attached readers can still read the remaining steps."""
         segment, self._segment = self._segment, None
         if segment is None:
             return
@@ -94,7 +105,7 @@ class RingWriter:
         unlink(self.name)
         segment.close()
 
-    # -- one step: everything that can fail comes before the first store into the ring --
+    # -- one step: everything that can fail happens before the first store into the ring --
 
     def _prepare(self, step: Step, frames: list[Frame]) -> _Payload:
         n_spans = 0
@@ -105,12 +116,12 @@ class RingWriter:
             n_spans = self._encode(step)
             rows = self._rows_of(step, frames)
             return _Payload(n_spans, rows, NO_FLAGS if rows is not None else StepFlag.NO_SCORES)
-        except Exception as error:  # a malformed step must not stop the model: publish that it was, and count its rows
+        except Exception as error:  # a malformed step must not stop the model: publish it flagged
             self._report("a step was refused", error)
             return _Payload(n_spans, None, StepFlag.REFUSED)
 
     def _encode(self, step: Step) -> int:
-        """Pack the spans into the scratch records; how many there are, 0 when the ring cannot hold them."""
+        """Pack the spans into the scratch records. Returns their number, or 0 if the ring cannot hold them."""
         if len(step.spans) > self.spec.span_capacity:
             return 0
         for index, span in enumerate(step.spans):
@@ -195,7 +206,7 @@ class RingWriter:
             ring[: count * size - head] = self._scratch[head : count * size]
 
     def _report(self, what: str, error: Exception | None) -> None:
-        """Once for each kind of trouble: a log line costs more than a step."""
+        """Log each kind of problem once: a log line costs more than a step."""
         kind = f"{what} {type(error).__name__}"
         if kind not in self._reported:
             self._reported.add(kind)
@@ -207,7 +218,7 @@ def _opaque(meta: np.ndarray) -> np.ndarray:
 
 
 def _copy_in(ring: np.ndarray, start: int, records: np.ndarray) -> None:
-    """Copy `records` to indices `start ..` of a circular array: at most two slices."""
+    """Copy `records` to indices `start ..` of a circular array, in at most two slices."""
     begin = start % len(ring)
     head = len(ring) - begin
     if len(records) <= head:

@@ -1,1 +1,1 @@
-"""The runtime directory, private files, and which process owns what: shared by every process of one user."""
+"""The runtime directory, private files, process identity and atomic publication of files: the state of one user's processes."""

@@ -1,4 +1,4 @@
-"""Which boot of the machine this is."""
+"""The id of the machine's current boot."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
 def boot_id() -> str:
-    """Return the kernel's id of this boot, a UUID as text; an empty string where there is none."""
+    """Return the kernel's id of this boot, a UUID as text, or an empty string if the kernel provides none."""
     try:
         return _BOOT_ID.read_text().strip()
     except OSError:

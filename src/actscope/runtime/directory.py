@@ -1,4 +1,4 @@
-"""The runtime directory: where the processes of one user find each other."""
+"""The runtime directory, in which the processes of one user discover each other."""
 
 from __future__ import annotations
 
@@ -10,9 +10,13 @@ from actscope.runtime.private_files import check_private_dir
 
 
 def runtime_dir() -> Path:
-    """Our private directory, made if need be; RingError when someone else could look into it or replace it.
+    """Return this user's private runtime directory, and create it if it does not exist.
 
-    $ACTSCOPE_RUNTIME_DIR, else $XDG_RUNTIME_DIR/actscope where that exists, else /tmp/actscope-<uid>.
+    It is $ACTSCOPE_RUNTIME_DIR if set, else $XDG_RUNTIME_DIR/actscope if $XDG_RUNTIME_DIR exists, else
+    /tmp/actscope-<uid>.
+
+    Raises:
+        RingError: It cannot be created, is no directory, is a link, belongs to another user, or is open to others.
     """
     path = _chosen_dir()
     try:

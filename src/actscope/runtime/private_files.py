@@ -1,4 +1,4 @@
-"""Files that only we may touch: opened without following links, checked, published whole."""
+"""Private files of one user: opened without following links, checked for owner and mode, published atomically."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ from actscope.runtime.publish import publish_file
 
 
 def open_private(path: Path, flags: int) -> int:
-    """A descriptor of a regular file that is ours and closed to others; RingError for anything else."""
+    """Open a regular file that belongs to this user, mode 0600 or stricter, and return its descriptor.
+
+    Raises RingError for anything else, symbolic links included.
+    """
     try:
         fd = os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError as error:
@@ -34,7 +37,7 @@ def _check_private(path: Path, status: os.stat_result) -> None:
 
 
 def read_private(path: Path, max_bytes: int) -> bytes:
-    """The whole of a private file; RingError when it is larger than `max_bytes`."""
+    """Return the content of a private file. Raises RingError if it has more than `max_bytes` bytes or is not private."""
     fd = open_private(path, os.O_RDONLY)
     with os.fdopen(fd, "rb") as file:
         size = os.fstat(fd).st_size
@@ -45,9 +48,10 @@ def read_private(path: Path, max_bytes: int) -> bytes:
 
 
 def publish_private(path: Path, content: bytes) -> None:
-    """Write a private file so that a reader sees all of it or none of it.
+    """Write a private file atomically: a reader sees either the complete file or none.
 
-    No fsync: what it says is about a running process and is worthless after a power cut.
+    There is no fsync: the content describes a running process and is worthless after a power cut. Raises RingError if
+    the file cannot be written.
     """
     try:
         publish_file(path, content, mode=0o600, durable=False)
@@ -56,7 +60,7 @@ def publish_private(path: Path, content: bytes) -> None:
 
 
 def check_private_dir(path: Path) -> None:
-    """RingError unless `path` is a directory, no link, ours, closed to group and world."""
+    """Raise RingError unless `path` is a directory (not a link), belongs to this user, and is closed to group and others."""
     status = os.lstat(path)
     if not stat.S_ISDIR(status.st_mode):
         raise RingError(f"{path}: expected a directory and no link, found {stat.filemode(status.st_mode)}: remove it")

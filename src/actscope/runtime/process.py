@@ -1,4 +1,4 @@
-"""Which process owns something, told apart from a later process with the same number."""
+"""Process identity that survives reuse of process ids: pid, start time and pid namespace."""
 
 from __future__ import annotations
 
@@ -6,13 +6,19 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-#: States of /proc/<pid>/stat in which a process will never run again: zombie, dead.
+#: States in /proc/<pid>/stat of a process that will never run again: zombie, dead.
 _GONE = frozenset("ZXx")
 
 
 @dataclass(frozen=True, slots=True)
 class Process:
-    """A process: its number, when it started (clock ticks since boot), and its pid namespace (0: unknown)."""
+    """A process, identified so that a later process with the same pid differs.
+
+    Attributes:
+        pid: Process id.
+        start: Start time in clock ticks since boot.
+        namespace: Inode of its pid namespace; 0 if unknown.
+    """
 
     pid: int
     start: int
@@ -25,37 +31,40 @@ class Process:
 
     @property
     def visible(self) -> bool:
-        """False for a process of another container, whose number means nothing here."""
+        """Whether the process is in our pid namespace. The pid of another container's process means nothing here."""
         return self.namespace in (0, pid_namespace())
 
     def alive(self) -> bool:
-        """Whether it still runs; True also for one that is not visible from here, since it cannot be told."""
+        """Return whether the process still runs. True also for a process that is not visible, as its state is unknown."""
         return not self.visible or process_start(self.pid) == self.start
 
 
 def process_start(pid: int) -> int | None:
-    """Start time of a running process (field 22 of /proc/<pid>/stat); None when there is none, or a zombie."""
+    """Return a running process's start time in clock ticks since boot; None if there is no such process or it is a zombie.
+
+    It is field 22 of /proc/<pid>/stat.
+    """
     fields = stat_fields(pid)
     return None if not fields or fields[0] in _GONE else int(fields[19])
 
 
 def parent_of(pid: int) -> int:
-    """Return the parent's process id (field 4 of /proc/<pid>/stat); 0 when the process has ended."""
+    """Return the parent's process id (field 4 of /proc/<pid>/stat), or 0 if the process has ended."""
     fields = stat_fields(pid)
     return int(fields[1]) if fields else 0
 
 
 def stat_fields(pid: int) -> list[str]:
-    """Return the fields of /proc/<pid>/stat from the third one (the state) on; empty when there is no such process."""
+    """Return the fields of /proc/<pid>/stat from the third (the state) on; empty if there is no such process."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text(errors="replace")
     except OSError:
         return []
-    return stat.rpartition(")")[2].split()  # the command's name may hold anything, spaces and brackets too
+    return stat.rpartition(")")[2].split()  # the command's name may contain anything, including spaces and parentheses
 
 
 def pid_namespace() -> int:
-    """The inode of our pid namespace, or 0 where there is none."""
+    """Return the inode of our pid namespace, or 0 if it cannot be read."""
     try:
         return os.stat("/proc/self/ns/pid").st_ino
     except OSError:

@@ -1,4 +1,4 @@
-"""Files that appear whole under their name, or not at all."""
+"""Atomic, optionally durable, publication of files."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from pathlib import Path
 
 
 def publish_file(path: Path, data: bytes | memoryview, *, mode: int = 0o644, durable: bool = True) -> None:
-    """Write a file atomically: a sibling temporary file, then a rename.
+    """Write a file atomically: write a temporary file beside it, then rename that.
 
     Args:
-        path: The file's name. A file of that name is replaced.
-        data: Its content.
-        mode: Its permissions, before the umask.
-        durable: Whether the content and the name survive a power cut (fsync of the file and of its directory).
+        path: The file's name. An existing file is replaced.
+        data: The file's content.
+        mode: The file's permissions, before the umask.
+        durable: Make content and name survive a power cut (fsync of the file and of its directory).
 
     Raises:
-        OSError: It could not be written. The temporary file, `.<name>.<16 hex digits>.tmp`, is removed.
+        OSError: The file could not be written. The temporary file, `.<name>.<16 hex digits>.tmp`, is removed.
     """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
     try:
@@ -37,7 +37,7 @@ def publish_file(path: Path, data: bytes | memoryview, *, mode: int = 0o644, dur
 
 
 def write_all(fd: int, data: bytes | memoryview, offset: int) -> None:
-    """pwrite every byte; a short write is continued where it stopped."""
+    """Write all of `data` at `offset` by `pwrite`, and continue after short writes. Raises OSError if one writes nothing."""
     view = memoryview(data)
     while view:
         done = os.pwrite(fd, view, offset)
@@ -47,7 +47,7 @@ def write_all(fd: int, data: bytes | memoryview, offset: int) -> None:
 
 
 def sync_directory(path: Path) -> None:
-    """Make the names in a directory durable."""
+    """Make the names in a directory durable (fsync)."""
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(fd)

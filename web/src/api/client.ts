@@ -5,7 +5,7 @@ import type { paths } from "./schema";
 
 export const api = createClient<paths>({ baseUrl: "", credentials: "same-origin" });
 
-/** True once the gateway refused this browser: the page has no cookie, or an old one. */
+/** True after the gateway has refused this browser because its cookie is missing or outdated. */
 export const refused = new Cell(false);
 
 api.use({
@@ -19,7 +19,7 @@ export function noteStatus(status: number | null): void {
   else if (status !== null && status < 400) refused.set(false);
 }
 
-/** The problem in an answer of the generated client. */
+/** Returns the error of a failed call of the generated client. */
 export function problemOf(body: unknown, response: Response): ScopeError {
   return fromDetail(
     detailOf(body) ?? { message: `The gateway answered ${response.status}.` },

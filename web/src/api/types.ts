@@ -5,20 +5,20 @@ type Schemas = components["schemas"];
 export type Info = Schemas["Info"];
 export type RequestSummary = Schemas["RequestSummary"];
 
-/** A probe as the page shows it: what the gateway leaves out is filled in once, here. */
+/** A probe as the page shows it. Fields that the gateway omits are filled in once, here. */
 export interface Probe {
   id: string;
   label: string;
   description: string;
   site: string;
-  /** The fixed scale of its display. */
+  /** The fixed scale of the display. */
   range: readonly [low: number, high: number];
   signed: boolean;
   threshold: number | null;
   auroc: number | null;
 }
 
-/** What the gateway may leave out. (Its schema allows more fields, which hides these from the generated type.) */
+/** Fields that the gateway may omit. (Its schema allows more fields, which hides these from the generated type.) */
 export interface SentProbe {
   id: string;
   site: string;
@@ -30,7 +30,7 @@ export interface SentProbe {
   auroc?: number | null;
 }
 
-/** A probe that says nothing of its scale gets 0 to 1: never the running maximum. */
+/** Fills in defaults. A probe without a scale gets 0 to 1, never a running maximum. */
 export function asProbe(sent: SentProbe): Probe {
   const [low = 0, high = 1] = sent.range ?? [];
   return {

@@ -9,13 +9,13 @@ import { useTraceValue } from "../trace/use-trace";
 import { Plot } from "./plot";
 import { planFor } from "./series";
 
-/** The screen of the scope: the selected probes' scores over absolute positions, live. */
+/** The live chart of the selected probes' scores over absolute positions. */
 export function Chart({ trace }: { trace: Trace }) {
   const host = useRef<HTMLDivElement>(null);
   const chosen = useCell(selection);
   const known = useCell(probes);
   const columns = useTraceValue(trace, (t) => t.columnsVersion);
-  // eslint-disable-next-line react-hooks/exhaustive-deps -- a trace gains columns without becoming another object
+  // eslint-disable-next-line react-hooks/exhaustive-deps -- a trace gains columns but stays the same object
   const plan = useMemo(() => planFor(trace, chosen, known), [trace, chosen, known, columns]);
 
   useEffect(() => {

@@ -4,22 +4,22 @@ import type { Trace } from "../trace/trace";
 import { type Plan, PlotData } from "./series";
 
 const HEIGHT = 224;
-/** Tokens that the axis shows at least, so that the first ones do not fill the screen. */
+/** Minimum number of tokens on the axis, so that the first ones do not fill the chart. */
 const MIN_SPAN = 48;
-/** Drawing costs more than all else, and a long chart moves by less than a pixel a token: it is drawn less often. */
+/** From this many tokens on the chart is drawn less often: drawing is expensive, and a token moves it by less than a pixel. */
 const LONG = 2_000;
 const REDRAW_MS = 32;
 const LONG_REDRAW_MS = 100;
 const FONT = "11px ui-monospace, SFMono-Regular, Menlo, Consolas, monospace";
 
-/** The chart of one trace: an uPlot that follows the trace and shares its cursor with the text. */
+/** The chart of one trace: a uPlot that follows the trace and shares its cursor with the text. */
 export class Plot {
   private readonly chart: uPlot;
   private readonly data: PlotData;
   private readonly stop: () => void;
   private readonly sizes: ResizeObserver;
   private zoom: [number, number] | null = null;
-  /** True while the text moves the cursor: the chart must not answer. */
+  /** True while the text moves the cursor, when the chart must not move it back. */
   private led = false;
   private timer = 0;
 
@@ -49,12 +49,12 @@ export class Plot {
     this.chart.destroy();
   }
 
-  /** Draws again with the colours of the current theme. */
+  /** Redraws with the colours of the current theme. */
   recolor(): void {
     this.chart.redraw(false, true);
   }
 
-  /** Puts the cursor on a position, or takes it away. */
+  /** Moves the cursor to a position, or hides it if null. */
   lead(position: number | null): void {
     this.led = true;
     const left = position === null ? -10 : this.chart.valToPos(position, "x");

@@ -14,7 +14,7 @@ export interface Line {
 
 export interface Plan {
   lines: readonly Line[];
-  /** The fixed scale: the union of the probes' own ranges. */
+  /** The fixed scale: the union of the probes' ranges. */
   low: number;
   high: number;
 }
@@ -36,7 +36,7 @@ export function planFor(trace: Trace, chosen: Selection, probes: readonly Probe[
   };
 }
 
-/** The arrays that uPlot draws: x, then one row a line. Cells without a number are gaps. */
+/** The arrays that uPlot draws: x, then one row per line. Cells without a number are gaps. */
 export class PlotData {
   readonly rows: [number[], ...(number | null)[][]];
 
@@ -44,7 +44,7 @@ export class PlotData {
     this.rows = [[], ...plan.lines.map(() => [])];
   }
 
-  /** Reads positions `[from, to)` again. Scores beyond the scale run along its edge. */
+  /** Rereads positions `[from, to)`. Scores beyond the scale are clipped to it. */
   update(from: number, to: number): void {
     const { lines, low, high } = this.plan;
     const [xs, ...ys] = this.rows;

@@ -20,7 +20,7 @@ function toLinear([l, c, h]: Oklch): Linear {
 const encode = (x: number) => (x <= 0.0031308 ? 12.92 * x : 1.055 * x ** (1 / 2.4) - 0.055);
 const decode = (x: number) => (x <= 0.04045 ? x / 12.92 : ((x + 0.055) / 1.055) ** 2.4);
 
-/** `#rrggbb`, clipped to sRGB. */
+/** Converts to `#rrggbb`, clipped to sRGB. */
 export function toHex(color: Oklch): string {
   const channel = (x: number) =>
     Math.round(encode(x) * 255)
@@ -34,7 +34,7 @@ function luminance(hex: string): number {
   return 0.2126 * r + 0.7152 * g + 0.0722 * b;
 }
 
-/** WCAG 2.2 contrast ratio of two `#rrggbb` colours. */
+/** Returns the WCAG 2.2 contrast ratio of two `#rrggbb` colours. */
 export function contrast(one: string, other: string): number {
   const [a, b] = [luminance(one), luminance(other)];
   return (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);

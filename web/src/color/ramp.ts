@@ -1,16 +1,16 @@
 import { type Oklch, toHex } from "./oklch";
 
 /**
- * The heatmap's colours. Text colour never changes, so every step keeps its contrast with it ≥ 4.5:1:
- * the light ramps stop at lightness .76, the dark ones rise from the page and stop at .50.
+ * The heatmap's colours. The text colour never changes, so every step has a contrast of at least 4.5:1 with it:
+ * light ramps end at lightness .76; dark ramps begin at the page's colour and end at .50.
  */
 export const STEPS = 32;
-/** Levels of an underline's strength. */
+/** Number of levels of an underline's strength. */
 export const LEVELS = 12;
 
 export type Theme = "light" | "dark";
 
-/** The page behind the tokens and the tokens' text; `base.css` uses the same values. */
+/** Colours of the page's background and of the tokens' text; `base.css` uses the same values. */
 export const PAPER: Record<Theme, string> = { light: "#ffffff", dark: "#10161b" };
 export const INK: Record<Theme, string> = { light: "#17212a", dark: "#e8eef2" };
 
@@ -27,7 +27,7 @@ const PURPLE: Record<Theme, Ramp> = {
   light: { from: [0.98, 0.012, 300], to: [0.74, 0.13, 300] },
   dark: { from: [0.235, 0.03, 300], to: [0.5, 0.15, 300] },
 };
-/** Slot 0 is the background's own colour in the chart; 1–3 are the underlines. Apart for every common colour blindness. */
+/** Colours by slot: 0 is the background's in the chart, 1–3 the underlines'. Distinguishable with all common colour blindness. */
 const SLOTS: Record<Theme, readonly Oklch[]> = {
   light: [
     [0.63, 0.17, 47],
@@ -46,7 +46,7 @@ const SLOTS: Record<Theme, readonly Oklch[]> = {
 export type Hue = "positive" | "negative";
 export const THEMES: readonly Theme[] = ["light", "dark"];
 
-/** The background colour of a step, 1 … STEPS. Step 0 is the bare page. */
+/** Returns the background colour of a step, 1 … STEPS. Step 0 has no background. */
 export function stepColor(theme: Theme, hue: Hue, step: number): string {
   if (step === 0) return PAPER[theme];
   const { from, to } = (hue === "positive" ? ORANGE : PURPLE)[theme];
@@ -67,7 +67,7 @@ export interface Scale {
   signed: boolean;
 }
 
-/** The step of a score on its probe's fixed scale: 0 … STEPS, negative below zero on a signed scale. */
+/** Returns the step of a score on its probe's fixed scale: 0 … STEPS, negative below zero on a signed scale. */
 export function stepOf(score: number, { range: [low, high], signed }: Scale): number {
   const t = signed
     ? score / (Math.max(Math.abs(low), Math.abs(high)) || 1)

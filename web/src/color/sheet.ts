@@ -1,10 +1,10 @@
 import { INK, LEVELS, PAPER, STEPS, slotColor, stepColor } from "./ramp";
 
-/** The bar on top of scores below zero. */
+/** Colour of the bar above tokens with scores below zero. */
 const SIGN = "light-dark(#6f43ad,#b79bea)";
 
 /**
- * The ramps as CSS classes, so that a change of theme repaints nothing by hand:
+ * Returns the ramps as CSS classes, so that a change of theme needs no repainting:
  *   s1 … s32   background, score above zero        n1 … n32   background, score below zero
  *   a1 … c12   first to third underline, by strength
  */
@@ -44,7 +44,7 @@ function pair(light: string, dark: string): string {
   return `light-dark(${light},${dark})`;
 }
 
-/** A constructed sheet: allowed by a CSP of `style-src 'self'`, unlike a style element. */
+/** Installs the ramps as a constructed style sheet, which a CSP of `style-src 'self'` allows, unlike a style element. */
 export function installRamps(): void {
   const sheet = new CSSStyleSheet();
   sheet.replaceSync(rampRules());

@@ -7,7 +7,7 @@ import type { Trace } from "../trace/trace";
 
 const QUIET_MS = 2_500;
 
-/** Tells a screen reader when a selected probe crosses its threshold upwards; nothing else, and not too often. */
+/** Announces to screen readers, at a limited rate, when a selected probe crosses its threshold upwards. */
 export function Announcer({ trace }: { trace: Trace }) {
   const [words, setWords] = useState("");
   useEffect(() => {
@@ -18,7 +18,7 @@ export function Announcer({ trace }: { trace: Trace }) {
       setWords(latest);
     };
     const stop = trace.subscribe((from, to) => {
-      // A repaint of everything is not news.
+      // A full repaint is no new event.
       if (from === 0 && to > 1) return;
       latest = lastCrossing(trace, from, to) ?? latest;
       if (latest !== "" && timer === 0) timer = window.setTimeout(say, QUIET_MS);
@@ -35,7 +35,7 @@ export function Announcer({ trace }: { trace: Trace }) {
   );
 }
 
-/** The last upward crossing in `[from, to)`, in words. */
+/** Describes the last upward crossing in `[from, to)`; null if there is none. */
 export function lastCrossing(trace: Trace, from: number, to: number): string | null {
   for (let p = to - 1; p >= Math.max(0, from); p--) {
     for (const { id } of selectedSlots(selection.get())) {

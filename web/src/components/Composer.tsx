@@ -6,7 +6,7 @@ import { isOpen } from "../state/turn";
 import { SettingsBox } from "./SettingsBox";
 
 function placeholder(up: boolean, recorded: boolean): string {
-  if (recorded) return "A recording answers nothing: watch its requests";
+  if (recorded) return "A recording cannot answer prompts. Watch its requests instead";
   return up ? "Ask the model something" : "The engine is not up yet";
 }
 
@@ -69,7 +69,7 @@ export function Composer() {
       </div>
       {!chats(view) && (
         <p className="muted composer-note" data-testid="no-chat-template">
-          This model has no chat template: it simply continues your text, without the turns before.
+          This model has no chat template: it continues your text and does not see the turns before.
         </p>
       )}
       <div className="composer-foot">

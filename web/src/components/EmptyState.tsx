@@ -16,7 +16,7 @@ export function EmptyState() {
   if (replays(view)) return <Recorded />;
   return (
     <section className="empty" data-testid="empty">
-      <h2>See what the model’s inside says while it speaks</h2>
+      <h2>See a model’s probe scores while it answers</h2>
       <p>
         Every token is coloured by a probe’s score as it streams. Ask anything, or start with one of these:
       </p>
@@ -43,7 +43,9 @@ function Recorded() {
   return (
     <section className="empty" data-testid="recorded">
       <h2>A recording is playing</h2>
-      <p>Its scores come from the recorded rows. Nothing can be asked of it; choose a request to watch.</p>
+      <p>
+        Its scores are computed from the recorded rows. It cannot answer prompts; choose a request to watch.
+      </p>
       <RequestList opened />
     </section>
   );

@@ -8,7 +8,7 @@ const WORDS: Record<EngineView["state"], string> = {
   lost: "gateway unreachable",
 };
 
-/** The model, and whether it can answer now. */
+/** Shows the model and the state of the engine. */
 export function EngineBadge() {
   const view = useCell(engine);
   const model = engineInfo(view)?.engine.model;

@@ -2,7 +2,7 @@ import { useCell } from "../lib/cell";
 import { engine } from "../state/engine";
 import { Notice } from "./Notice";
 
-/** Says so, at the top of the text, while nothing can be asked. */
+/** Shows a notice above the text while the engine cannot take requests. */
 export function EngineNotice() {
   const view = useCell(engine);
   if (view.state === "waiting") {
@@ -10,7 +10,7 @@ export function EngineNotice() {
       <Notice
         tone="calm"
         title="The engine is not up yet."
-        hint="The gateway runs and waits for the model. This page goes on by itself when it is loaded."
+        hint="The gateway is running and waits for the model to load. This page continues automatically."
       />
     );
   }

@@ -6,7 +6,7 @@ import type { Turn } from "../state/turn";
 import type { Trace } from "../trace/trace";
 import { useTraceValue } from "../trace/use-trace";
 
-/** What is known of the request on the screen. */
+/** Facts about the request on screen. */
 export function Facts({ trace }: { trace: Trace | null }) {
   const { engine: core } = engineInfo(useCell(engine)) ?? {};
   const runs = [core?.kind, core?.device, core?.dtype].filter(Boolean).join(" · ");

@@ -3,12 +3,12 @@ import { formatCount } from "../lib/numbers";
 import { keep, keeps, recording, type Keep } from "../state/keep";
 
 interface Props {
-  /** Empty while the gateway has not named the request yet. */
+  /** The request's id; empty until the gateway has sent it. */
   request: string;
   running: boolean;
 }
 
-/** Keeps a request's activations, while it runs or after; there only where the server records. */
+/** Button that keeps a request's activations, while it runs or afterwards. Shown only if the server records. */
 export function KeepButton({ request, running }: Props) {
   const one = useCell(keeps).get(request);
   const records = useCell(recording);
@@ -45,7 +45,7 @@ function said(one: Keep | undefined, running: boolean): { text: string; hint: st
     case undefined:
       return { text: "Keep", hint: "Keep the activations of this request in the server's recording" };
     case "asking":
-      return { text: "Keeping", hint: "Asking the server" };
+      return { text: "Keeping", hint: "Waiting for the server" };
     case "marked":
       return { text: running ? "Keeping" : "Kept", hint: rowsOf(one, running) };
     case "late":
@@ -59,6 +59,6 @@ function said(one: Keep | undefined, running: boolean): { text: string; hint: st
 
 function rowsOf({ rows, missing }: Keep, running: boolean): string {
   const gone = missing > 0 ? `; ${formatCount(missing)} had left the server's memory` : "";
-  const rest = running ? " so far, and what comes until it ends" : "";
+  const rest = running ? " so far, and all further ones until the request ends" : "";
   return `${formatCount(rows)} positions${rest}${gone}`;
 }

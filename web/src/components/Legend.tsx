@@ -5,7 +5,7 @@ import { probes, selection } from "../state/probes";
 
 const SAMPLES = 33;
 
-/** The background's fixed scale, and what a token without a colour means. */
+/** The background's fixed scale, and the meaning of tokens without a colour. */
 export function Legend() {
   const { background } = useCell(selection);
   const probe = useCell(probes).find(({ id }) => id === background);

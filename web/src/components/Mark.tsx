@@ -1,4 +1,4 @@
-/** The sign of the scope: one trace on a round-cornered screen. */
+/** The logo: one trace on a round-cornered screen. */
 export function Mark() {
   return (
     <svg className="mark" viewBox="0 0 32 32" aria-hidden="true">

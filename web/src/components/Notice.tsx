@@ -6,7 +6,7 @@ interface Props {
   tone?: "error" | "calm";
 }
 
-/** Something went wrong or is not there yet, and what to do about it. */
+/** A message about an error or a pending state, with a hint what to do. */
 export function Notice({ title, hint, tone = "error" }: Props) {
   return (
     <div

@@ -7,7 +7,7 @@ import { ProbePicker } from "./ProbePicker";
 import { Readout } from "./Readout";
 import { RequestList } from "./RequestList";
 
-/** The instrument beside the text. */
+/** The panel beside the text: chart, legend, probes, facts and requests. */
 export function Panel() {
   const trace = useCell(active);
   return (

@@ -3,7 +3,7 @@ import { useCell } from "../lib/cell";
 import { formatBound } from "../lib/numbers";
 import { chooseBackground, probes, selection, slotOf, toggleUnderline, UNDERLINES } from "../state/probes";
 
-/** All probes of the engine: one for the background, up to three as underlines. */
+/** List of the engine's probes, to select one for the background and up to three for underlines. */
 export function ProbePicker() {
   const list = useCell(probes);
   const chosen = useCell(selection);
@@ -13,7 +13,7 @@ export function ProbePicker() {
       <h2 id="probes-title">
         Probes <span className="muted">one colours the background, up to three underline</span>
       </h2>
-      {list.length === 0 && <p className="muted">No probes yet: the engine tells when it is up.</p>}
+      {list.length === 0 && <p className="muted">No probes yet. They appear when the engine is up.</p>}
       <ul className="probes" data-testid="probes">
         {list.map((probe) => (
           <ProbeRow key={probe.id} probe={probe} slot={slotOf(chosen, probe.id)} full={full} />

@@ -6,7 +6,7 @@ import { STATE_WORDS } from "../trace/column";
 import { visible } from "../trace/marks";
 import type { Trace } from "../trace/trace";
 
-/** Under the screen: which lines are drawn, and their values at the cursor. */
+/** The lines of the chart above, with their values at the cursor. */
 export function Readout({ trace }: { trace: Trace | null }) {
   const hovered = useCell(hover);
   const held = useCell(pinned);

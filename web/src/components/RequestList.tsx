@@ -7,7 +7,7 @@ import { watch, watched } from "../state/watch";
 
 const STEP = 12;
 
-/** Requests in flight or recent at this gateway; any can be watched. Asks only while it is open. */
+/** List of the gateway's current and recent requests, any of which can be watched. Polls only while it is open. */
 export function RequestList({ opened = false }: { opened?: boolean }) {
   const [open, setOpen] = useState(opened);
   useEffect(() => (open ? followRequests() : undefined), [open]);

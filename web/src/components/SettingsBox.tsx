@@ -1,7 +1,7 @@
 import { useCell } from "../lib/cell";
 import { changeSettings, settings } from "../state/settings";
 
-/** How the next answer is made. */
+/** Sampling settings and system prompt of the next request. */
 export function SettingsBox() {
   const now = useCell(settings);
   return (

@@ -1,17 +1,17 @@
 import { type ReactNode, useEffect, useRef } from "react";
 import { pinned } from "../state/focus";
 
-/** Distance from the end, in pixels, within which the reader counts as following. */
+/** Distance from the end, in pixels, within which the view follows new text. */
 const NEAR = 120;
 
 interface Props {
   label: string;
-  /** False for a page that is read from its top. */
+  /** Whether to follow the end; false for content that is read from its top. */
   follow: boolean;
   children: ReactNode;
 }
 
-/** A column that stays at its end while it grows, unless the reader has scrolled up or pinned a token. */
+/** A column that stays scrolled to its end while it grows, unless the reader has scrolled up or pinned a token. */
 export function StickyScroll({ label, follow, children }: Props) {
   const outer = useRef<HTMLElement>(null);
   const inner = useRef<HTMLDivElement>(null);

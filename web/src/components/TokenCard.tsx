@@ -12,7 +12,7 @@ import { useTraceValue } from "../trace/use-trace";
 
 const FEATURES_SHOWN = 5;
 
-/** Everything known about one position: token, id, every probe's score exactly as it came, and its strongest features. */
+/** Details of one position: token, id, every probe's score (the exact value as its tooltip), and the strongest features. */
 export function TokenCard({ spot: { trace, position }, pinned }: { spot: Spot; pinned: boolean }) {
   useTraceValue(trace, (t) =>
     t.columns.map((column) => `${column.stateAt(position)}${column.scoreAt(position)}`).join(),

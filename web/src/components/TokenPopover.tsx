@@ -4,7 +4,7 @@ import { useCell } from "../lib/cell";
 import { hover, pinned, type Spot, unpin } from "../state/focus";
 import { TokenCard } from "./TokenCard";
 
-/** The one popover of the page: previews the token under the pointer, stays on a pinned one. */
+/** The page's only popover. It previews the token under the pointer, or stays on a pinned one. */
 export function TokenPopover() {
   const held = useCell(pinned);
   const spot = useCell(hover) ?? held;
@@ -50,7 +50,7 @@ export function TokenPopover() {
   );
 }
 
-/** The span on screen that shows a spot; the last one, when the prompt strip shows it too. */
+/** Returns the span that shows a spot; the last one if the prompt strip shows it too. */
 function tokenElement({ trace, position }: Spot): Element | null {
   const { units } = trace;
   const start = units.starts[units.indexAt(position)];

@@ -58,7 +58,7 @@ export function TurnView({ turn }: { turn: Turn }) {
   );
 }
 
-/** The message as the model read it: its own tokens, coloured, when they can be found in the prompt. */
+/** The user's message: as coloured tokens if it can be found in the prompt, else as plain text. */
 function UserText({ turn: { trace, user } }: { turn: Turn }) {
   const ready = useTraceValue(trace, (t) => t.promptTokens !== null && t.length >= t.promptTokens);
   const found = useMemo(() => (ready ? findInPrompt(trace, user) : null), [ready, trace, user]);

@@ -5,7 +5,7 @@ import { KeepButton } from "./KeepButton";
 import { Notice } from "./Notice";
 import { StickyScroll } from "./StickyScroll";
 
-/** Another client's request, read-only, in the same heatmap. */
+/** A request of any client, read-only, in the same heatmap. */
 export function WatchView({ watched }: { watched: Watched }) {
   const { id, trace, finish, problem } = watched;
   const tokens = useTraceValue(trace, (t) => t.length);

@@ -16,7 +16,7 @@ interface Props {
   to?: number;
   label: string;
   live?: boolean;
-  /** A piece of the prompt shown by itself. */
+  /** Whether this is a part of the prompt, shown by itself. */
   quoted?: boolean;
 }
 
@@ -47,7 +47,7 @@ export function Heatmap({
     };
   }, [trace, from, to, quoted]);
 
-  // A new view (from, to) and new columns need the palette again.
+  // A new view (from, to) and new columns need a new palette.
   useEffect(() => {
     view.current?.setPalette(paletteFor(trace, chosen, known));
   }, [trace, from, to, quoted, chosen, known, columns]);

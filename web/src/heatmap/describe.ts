@@ -6,7 +6,7 @@ import { visible } from "../trace/marks";
 import type { Trace } from "../trace/trace";
 import { isOver } from "./paint";
 
-/** A token in words, for those who do not see its colour. */
+/** Describes a token in words, for readers who do not see its colour. */
 export function describe(
   trace: Trace,
   position: number,

@@ -1,6 +1,6 @@
 import type { HeatmapView } from "./view";
 
-/** The token that a key leads to from `span`; null for keys that do not move. */
+/** Returns the token to which a key moves from `span`; null for keys that do not move. */
 export function target(view: HeatmapView, span: HTMLElement, key: string): HTMLElement | null {
   switch (key) {
     case "ArrowRight":
@@ -20,7 +20,7 @@ export function target(view: HeatmapView, span: HTMLElement, key: string): HTMLE
   }
 }
 
-/** The token nearest below (1) or above (-1) on the next line. */
+/** Returns the nearest token on the next line below (1) or above (-1). */
 function onOtherLine(view: HeatmapView, span: HTMLElement, step: 1 | -1): HTMLElement | null {
   const here = span.getBoundingClientRect();
   let line: number | null = null;
@@ -39,7 +39,7 @@ function distance(a: DOMRect, b: DOMRect): number {
   return Math.abs(a.left + a.width / 2 - b.left - b.width / 2);
 }
 
-/** Moves the one tab stop of a view. */
+/** Focuses a token and makes it the view's only tab stop (roving tabindex). */
 export function focusToken(view: HeatmapView, span: HTMLElement): void {
   for (const old of view.root.querySelectorAll<HTMLElement>('[tabindex="0"]')) old.tabIndex = -1;
   span.tabIndex = 0;

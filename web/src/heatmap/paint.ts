@@ -6,16 +6,16 @@ import type { Trace } from "../trace/trace";
 
 type Scale = Pick<Probe, "range" | "signed" | "threshold">;
 
-/** The scale of a probe that has left the engine since. */
+/** Scale of a probe that has been removed from the engine. */
 const UNKNOWN: Scale = { range: [0, 1], signed: false, threshold: null };
 
-/** One selected probe as it meets one trace: where its cells are and how they are shown. */
+/** A selected probe, resolved against a trace: its column and its scale. */
 interface Layer {
   column: Column;
   scale: Scale;
 }
 
-/** How a trace is painted: the selection resolved against the trace's columns. */
+/** The selection resolved against a trace's columns. */
 export interface Palette {
   background: Layer | null;
   underlines: readonly (Layer | null)[];
@@ -33,7 +33,7 @@ export function paletteFor(
   return { background: layer(background), underlines: underlines.map(layer) };
 }
 
-/** At the threshold or over it, as its false-positive rate was measured. */
+/** Returns whether a score is at or over the threshold, the rule by which false-positive rates were measured. */
 export function isOver(score: number | null, threshold: number | null | undefined): boolean {
   return score !== null && threshold !== null && threshold !== undefined && score >= threshold;
 }
@@ -47,7 +47,7 @@ const STATE_CLASSES: Record<CellState, string> = {
   [CellState.lost]: " lost",
 };
 
-/** The classes of the unit over positions `[from, to)`. Of several positions the strongest score speaks. */
+/** Returns the CSS classes of the unit over positions `[from, to)`. Of several positions the strongest score counts. */
 export function classesFor({ background, underlines }: Palette, from: number, to: number): string {
   let classes = "t";
   if (background) classes += backgroundClasses(background, from, to);
@@ -73,7 +73,7 @@ function lineClass({ column, scale }: Layer, letter: string, from: number, to: n
   return level === 0 ? "" : ` ${letter}${level}`;
 }
 
-/** The position in `[from, to)` with the score farthest from zero; `from` when none has a score. */
+/** Returns the position in `[from, to)` with the score farthest from zero; `from` if none has a score. */
 function strongest(column: Column, from: number, to: number): number {
   let best = from;
   let size = -1;

@@ -2,17 +2,17 @@ import { whitespaceMarks } from "../trace/marks";
 import type { Trace } from "../trace/trace";
 import { classesFor, type Palette } from "./paint";
 
-/** Tokens of one block. A block that is off screen costs no layout (`content-visibility: auto`). */
+/** Tokens per block. A block off screen needs no layout (`content-visibility: auto`). */
 export const BLOCK = 200;
-/** A block may grow this far to end at a line break, where its own line break does not show. */
+/** Maximum tokens per block: it may grow to end at a line break, where the break between blocks does not show. */
 const BLOCK_MAX = 260;
 
 /**
  * The tokens of `[from, to)` of one trace as spans in blocks, outside React.
  *
- *   root > .block > span.t[data-pos]      one span a unit; its class says everything about its colour
+ *   root > .block > span.t[data-pos]      one span per unit; its classes alone determine its colour
  *
- * Token text only ever goes in as text, never as markup.
+ * Token text is inserted only as text, never as markup.
  */
 export class HeatmapView {
   private readonly spans: HTMLSpanElement[] = [];
@@ -43,7 +43,7 @@ export class HeatmapView {
     this.update(0, this.trace.length);
   }
 
-  /** The span that shows a position, if this view has it. */
+  /** Returns the span that shows a position, or null if it is not in this view. */
   spanAt(position: number): HTMLSpanElement | null {
     if (position < this.from || position >= this.to || this.firstUnit < 0) return null;
     const unit = this.trace.units.indexAt(position);
@@ -51,7 +51,7 @@ export class HeatmapView {
     return this.spans[unit - this.firstUnit] ?? null;
   }
 
-  /** Rings the span of a position that something else points at. */
+  /** Draws a ring around the span of a position that the chart or the panel points at. */
   mark(position: number | null): void {
     const span = position === null ? null : this.spanAt(position);
     if (span === this.marked) return;
@@ -114,7 +114,7 @@ export class HeatmapView {
     if (span.className !== classes) span.className = classes;
   }
 
-  /** A message quoted from the prompt does not begin with the template's line breaks. */
+  /** Returns the text of a unit. A message quoted from the prompt omits leading whitespace, which belongs to the template. */
   private textOf(unit: number): string {
     const text = this.trace.units.texts[unit] ?? "";
     return this.quoted && unit === this.firstUnit ? text.trimStart() : text;
@@ -129,7 +129,7 @@ export class HeatmapView {
     if (this.block === null || this.inBlock >= BLOCK_MAX) this.openBlock();
     this.inBlock++;
     const block = this.block as HTMLElement;
-    // The next token starts a new block once this one is long enough and its line is over.
+    // The next token starts a new block if this one is long enough and ends a line.
     if (this.inBlock >= BLOCK && text.endsWith("\n")) this.inBlock = BLOCK_MAX;
     return block;
   }
@@ -142,12 +142,12 @@ export class HeatmapView {
   }
 }
 
-/** One word with at most one space before it: may lose that space at a line's end. All else keeps its spaces. */
+/** One word with at most one space before it, which may collapse at a line's end. Other tokens preserve whitespace. */
 const WORD = /^ ?\S+$/;
 
 function setText(span: HTMLElement, text: string): void {
   span.toggleAttribute("data-spaces", !WORD.test(text));
-  // A token without text, or one that nobody saw, still has its place.
+  // A token without text, or one that was not received, still has its place.
   const marks = text === "" ? "∅" : whitespaceMarks(text);
   if (marks === null) span.removeAttribute("data-marks");
   else span.dataset["marks"] = marks;

@@ -1,6 +1,6 @@
 import { useSyncExternalStore } from "react";
 
-/** One value outside React that components can follow. Setting an equal value notifies nobody. */
+/** An observable value outside React. Setting an equal value does not notify listeners. */
 export class Cell<T> {
   private readonly listeners = new Set<() => void>();
 

@@ -8,7 +8,7 @@ function flush(): void {
   for (const run of due) run();
 }
 
-/** Runs `work` once before the next paint, however often it is asked for until then. */
+/** Runs `work` once before the next paint, however often it is requested until then. */
 export function beforePaint(work: () => void): void {
   waiting.add(work);
   if (handle === 0) handle = requestAnimationFrame(flush);

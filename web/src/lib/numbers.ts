@@ -1,14 +1,14 @@
-/** A score as the page shows it everywhere: four decimals, with a true minus sign. */
+/** Formats a score: four decimals, with a true minus sign. */
 export function formatScore(score: number): string {
   return score.toFixed(4).replace("-", "−");
 }
 
-/** A feature's activation: two decimals. */
+/** Formats a feature's activation: two decimals. */
 export function formatActivation(value: number): string {
   return value.toFixed(2).replace("-", "−");
 }
 
-/** A bound or threshold: as short as it can be without lying. */
+/** Formats a bound or threshold with at most three significant digits. */
 export function formatBound(value: number): string {
   return String(Number(value.toPrecision(3))).replace("-", "−");
 }

@@ -15,13 +15,13 @@ export function send(user: string): void {
   start(user, turns.get());
 }
 
-/** Asks the last question again. */
+/** Sends the last question again. */
 export function regenerate(): void {
   const last = turns.get().at(-1);
   if (last && !isOpen(last)) start(last.user, turns.get().slice(0, -1));
 }
 
-/** Ends the running answer; the gateway cancels the request when its client leaves. */
+/** Stops the running answer. The gateway cancels a request when its client disconnects. */
 export function stop(): void {
   running?.abort();
 }

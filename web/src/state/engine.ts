@@ -13,13 +13,13 @@ export type EngineView =
 
 export const engine = new Cell<EngineView>({ state: "connecting" });
 
-/** Asks at once, out of turn; does nothing while nobody follows the engine. */
+/** Polls the engine immediately. Does nothing while the engine is not followed. */
 export let recheckEngine: () => void = () => undefined;
 
 const SLOW_MS = 15_000;
 const FAST_MS = 2_000;
 
-/** Asks the gateway how the engine is, often while it is not up, and reads its probes when it is. */
+/** Polls the engine's state at the gateway, more often while it is not up, and reads its probes when it is. */
 export function followEngine(): () => void {
   let timer = 0;
   let stopped = false;
@@ -63,17 +63,17 @@ export function engineInfo(view: EngineView): Info | null {
   return view.state === "up" || view.state === "waiting" ? view.info : null;
 }
 
-/** False when the model has no chat template: it can only continue a text. */
+/** Returns false if the model has no chat template, so that it can only continue a text. */
 export function chats(view: EngineView): boolean {
   return engineInfo(view)?.engine.has_chat_template !== false;
 }
 
-/** Whether the engine has an SAE, whose features can be asked for. */
+/** Returns whether the engine has an SAE, whose features can be requested. */
 export function hasFeatures(view: EngineView): boolean {
   return Boolean(engineInfo(view)?.engine.sae);
 }
 
-/** Whether what runs is a recording: its requests can be watched, and nothing can be asked. */
+/** Returns whether the engine replays a recording, whose requests can be watched but which takes no prompts. */
 export function replays(view: EngineView): boolean {
   return engineInfo(view)?.engine.kind === "replay";
 }

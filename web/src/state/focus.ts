@@ -1,17 +1,17 @@
 import { Cell } from "../lib/cell";
 import type { Trace } from "../trace/trace";
 
-/** A position of one request: what text, chart and popover point at together. */
+/** A position of one request, at which text, chart and popover point together. */
 export interface Spot {
   trace: Trace;
   position: number;
 }
 
-/** The request that the instrument panel shows. */
+/** The request that the panel shows. */
 export const active = new Cell<Trace | null>(null);
-/** Under the pointer or the keyboard. */
+/** The spot under the pointer or with keyboard focus. */
 export const hover = new Cell<Spot | null>(null);
-/** Clicked: stays until closed. */
+/** The clicked spot, which stays until closed. */
 export const pinned = new Cell<Spot | null>(null);
 
 export function point(trace: Trace, position: number | null): void {

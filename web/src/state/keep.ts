@@ -3,37 +3,37 @@ import { Cell } from "../lib/cell";
 import { asScopeError } from "../wire/errors";
 
 /**
- * What the page knows of keeping one request's activations.
+ * State of keeping one request's activations.
  *
- *   asking    the mark is on its way
- *   marked    the server has it: what was at hand, and what comes until the request ends
- *   late      its rows have left the server's memory
- *   off       the server keeps no recording
- *   failed    something else; asking again may help
+ *   asking    the mark is being sent
+ *   marked    the server keeps the rows still in its memory, and all further ones until the request ends
+ *   late      the request's rows have left the server's memory
+ *   off       the server has no recording
+ *   failed    another error; a retry may help
  */
 export interface Keep {
   readonly state: "asking" | "marked" | "late" | "off" | "failed";
-  /** Positions that are kept so far, and that were wanted but are gone. */
+  /** Number of positions kept so far; `missing` is the number that could not be kept any more. */
   readonly rows: number;
   readonly missing: number;
   readonly message: string;
 }
 
-/** Whether the server keeps a recording that requests can be marked for. */
+/** Whether the server has a recording for which requests can be marked. */
 export const recording = new Cell(false);
 
-/** By request id. */
+/** States by request id. */
 export const keeps = new Cell<ReadonlyMap<string, Keep>>(new Map());
 
 const STATES: Record<number, Keep["state"]> = { 404: "late", 409: "off", 410: "late" };
 
-/** Asks whether the server records; a server that cannot say does not. */
+/** Reads whether the server records. A failed call counts as no. */
 export async function readRecording(): Promise<void> {
   const { data } = await api.GET("/v1/actscope/recording").catch(() => ({ data: undefined }));
   recording.set(data?.recording === true && !data.failure);
 }
 
-/** Marks a request, so that its activations are kept. Never throws; asking twice changes nothing. */
+/** Marks a request, so that its activations are kept. Idempotent; never throws. */
 export async function keep(request: string): Promise<void> {
   const now = keeps.get().get(request)?.state;
   if (now === "asking" || now === "marked") return;

@@ -2,12 +2,12 @@ import type { Probe } from "../api/types";
 import { Cell } from "../lib/cell";
 import { readView, writeView } from "./view-url";
 
-/** The probes that the engine runs now. */
+/** The engine's current probes. */
 export const probes = new Cell<readonly Probe[]>([]);
 
 export const UNDERLINES = 3;
 
-/** Which probe paints the background, and which ones draw underlines, by slot. */
+/** The probe of the background, and the probes of the underlines by slot. */
 export interface Selection {
   background: string | null;
   underlines: readonly (string | null)[];
@@ -24,7 +24,7 @@ selection.subscribe(() => {
   writeView({ background, underlines: underlines.filter((id) => id !== null) });
 });
 
-/** Takes a new list, and gives the first probe the background if nothing has it. */
+/** Stores a new list, and selects the first probe for the background if none is selected. */
 export function acceptProbes(list: readonly Probe[]): void {
   if (JSON.stringify(list) !== JSON.stringify(probes.get())) probes.set(list);
   const first = list[0];
@@ -42,7 +42,7 @@ export function chooseBackground(id: string): void {
   }));
 }
 
-/** Gives a probe the first free underline, or takes its underline away. */
+/** Gives a probe the first free underline, or removes its underline. */
 export function toggleUnderline(id: string): void {
   selection.update(({ background, underlines }) => {
     const at = underlines.includes(id) ? underlines.indexOf(id) : underlines.indexOf(null);
@@ -51,14 +51,14 @@ export function toggleUnderline(id: string): void {
   });
 }
 
-/** 0 for the background, 1–3 for underlines, null when not selected. */
+/** Returns a probe's slot: 0 for the background, 1–3 for underlines, null if not selected. */
 export function slotOf({ background, underlines }: Selection, id: string): number | null {
   if (background === id) return 0;
   const at = underlines.indexOf(id);
   return at < 0 ? null : at + 1;
 }
 
-/** The selected ids with their slots, background first. */
+/** Returns the selected ids with their slots, background first. */
 export function selectedSlots({ background, underlines }: Selection): { id: string; slot: number }[] {
   return [background, ...underlines].flatMap((id, slot) => (id === null ? [] : [{ id, slot }]));
 }

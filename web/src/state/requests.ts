@@ -8,12 +8,12 @@ export interface RequestsView {
   readonly problem: ScopeError | null;
 }
 
-/** The gateway's recent requests, whoever sent them, newest first. */
+/** The gateway's recent requests of all clients, newest first. */
 export const requests = new Cell<RequestsView>({ list: [], problem: null });
 
 const EVERY_MS = 4_000;
 
-/** Reads the list now and every few seconds until told to stop. */
+/** Reads the list now and every few seconds. Returns a function that stops this. */
 export function followRequests(): () => void {
   void readRequests();
   const timer = window.setInterval(() => void readRequests(), EVERY_MS);

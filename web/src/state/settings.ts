@@ -1,7 +1,7 @@
 import { Cell } from "../lib/cell";
 
 export interface Settings {
-  /** 0 – 2; 0 takes the likeliest token. */
+  /** 0 – 2; 0 takes the most likely token. */
   temperature: number;
   /** At least 1. */
   maxTokens: number;

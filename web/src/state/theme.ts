@@ -18,7 +18,7 @@ function show(): void {
   document.documentElement.dataset["theme"] = theme.get();
 }
 
-/** Applies the stored theme now and follows the toggle from here on. */
+/** Applies the stored theme, and applies and stores every later change of it. */
 export function followTheme(): void {
   show();
   theme.subscribe(() => {

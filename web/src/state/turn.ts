@@ -8,14 +8,14 @@ import type { ChatRequest, CompletionChunk, TextRequest, Usage } from "../wire/t
 
 export type TurnStatus = "waiting" | "streaming" | "done" | "stopped" | "failed";
 
-/** When things happened, in milliseconds of `performance.now()`. */
+/** Times of a turn's events, in milliseconds of `performance.now()`. */
 export interface Timing {
   sent: number;
   first: number | null;
   last: number | null;
 }
 
-/** One question and the answer to it, with everything the page knows of its request. Immutable but for its trace. */
+/** One question with its answer and the data of its request. Immutable except for its trace. */
 export interface Turn {
   readonly key: number;
   readonly user: string;
@@ -48,7 +48,7 @@ export function isOpen(turn: Turn | undefined): boolean {
   return turn?.status === "waiting" || turn?.status === "streaming";
 }
 
-/** Runs a turn's request to its end, with features if asked for; every state on the way goes to `show`. Never throws. */
+/** Runs a turn's request to its end, optionally with features. Every intermediate state goes to `show`. Never throws. */
 export async function runTurn(
   turn: Turn,
   request: ChatRequest | TextRequest,
@@ -83,7 +83,7 @@ export async function runTurn(
 
 const SETTLE_MS = 5_000;
 
-/** After a stop or a loss, reads what was still on its way from the request's own events; then nothing is pending any more. */
+/** Cancels an unfinished request, reads its remaining events, then closes the trace, so that no cell stays pending. */
 async function settle(trace: Trace): Promise<void> {
   if (trace.final === null && trace.request !== "") {
     const id = trace.request;
@@ -94,7 +94,7 @@ async function settle(trace: Trace): Promise<void> {
   trace.close();
 }
 
-/** What a chunk changes in the turn; its scores go straight into the trace. */
+/** Adds a chunk's scores to the trace, and returns the chunk's changes to the turn. */
 function absorb(turn: Turn, chunk: CompletionChunk): Partial<Turn> {
   const choice = chunk.choices?.[0];
   const text = choice?.delta?.content ?? choice?.text ?? "";

@@ -1,4 +1,4 @@
-/** What the address bar holds, so that a view can be shared and reloaded. */
+/** The part of the view that the URL stores, so that it can be shared and reloaded. */
 export interface View {
   background: string | null;
   underlines: readonly string[];

@@ -7,12 +7,12 @@ import { turns } from "./chat";
 import { active, pin, unpin } from "./focus";
 import { readView, writeView } from "./view-url";
 
-/** Another client's request, read-only on this page. */
+/** A watched request, read-only on this page. */
 export interface Watched {
   readonly id: string;
   readonly trace: Trace;
   readonly finish: string | null;
-  /** Set while the stream is broken; with `status` when it is over for good. */
+  /** Set while the stream is broken; with `status` if it has ended for good. */
   readonly problem: ScopeError | null;
 }
 
@@ -61,7 +61,7 @@ export function stopWatching(): void {
   writeView({ request: null, position: null });
 }
 
-/** Opens the request that the address bar names. */
+/** Watches the request that the URL names. */
 export function watchFromUrl(): void {
   const { request, position } = readView();
   if (request !== null) watch(request, position);

@@ -1,4 +1,4 @@
-/** What a cell holds; only a computed one has a number. `lost` is the page's own: the stream ended before its row came. */
+/** State of a cell; only a computed one has a number. `lost` exists only on the page: the stream ended before the row came. */
 export const CellState = { pending: 0, computed: 1, never: 2, masked: 3, notFinite: 4, lost: 5 } as const;
 export type CellState = (typeof CellState)[keyof typeof CellState];
 
@@ -21,7 +21,7 @@ export const STATE_WORDS: Record<CellState, string> = {
 /**
  * The scores of one probe over all positions of one request.
  *
- * Scores are doubles, because JSON numbers are: a float32 copy would not be exactly the number that came.
+ * Scores are doubles, as JSON numbers are: a float32 copy would not be exactly the received number.
  */
 export class Column {
   scores: Float64Array;
@@ -55,7 +55,7 @@ export class Column {
     return (this.states[position] ?? CellState.pending) as CellState;
   }
 
-  /** The score at a position, or null when there is no number. */
+  /** Returns the score at a position, or null if there is no number. */
   scoreAt(position: number): number | null {
     return this.states[position] === CellState.computed ? (this.scores[position] ?? null) : null;
   }

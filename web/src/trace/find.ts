@@ -1,6 +1,6 @@
 import type { Trace } from "./trace";
 
-/** Where in the prompt the last copy of `text` lies, as positions `[from, to)` of whole units; null when it is not there. */
+/** Finds the last occurrence of `text` in the prompt, as positions `[from, to)` of whole units; null if there is none. */
 export function findInPrompt(trace: Trace, text: string): [number, number] | null {
   const { units } = trace;
   const end = units.indexAt((trace.promptTokens ?? 0) - 1) + 1;

@@ -10,13 +10,13 @@ import type {
 import { CellState, Column } from "./column";
 import { fromBase64, Units } from "./units";
 
-/** One feature of an SAE on one token; an activation that is not finite is null. */
+/** One feature of an SAE on one token. A non-finite activation is null. */
 export interface Feature {
   readonly id: number;
   readonly value: number | null;
 }
 
-/** Told once per frame which positions changed: `[from, to)`. */
+/** Called once per frame with the range of changed positions, `[from, to)`. */
 export type TraceListener = (from: number, to: number) => void;
 
 const NO_TOKEN = -1;
@@ -24,15 +24,15 @@ const NO_TOKEN = -1;
 let keys = 0;
 
 /**
- * Everything the page knows about one request: tokens, scores and states by absolute position.
+ * The data of one request: tokens, scores and states by absolute position.
  *
  *   position   0 … promptTokens-1 | promptTokens … length-1
- *   ids        Int32Array            token ids, -1 where a token was not sent
- *   columns    one Column a probe    every probe that any header named, in order of appearance; of a
- *                                    probe that was swapped, the latest version
- *   features   what an SAE found, strongest first; nothing where none were computed or asked for
+ *   ids        Int32Array            token ids, -1 for a token that was not sent
+ *   columns    one Column per probe  every probe that any header named, in order of appearance; of a
+ *                                    replaced probe the latest version
+ *   features   of an SAE, strongest first; empty if none were computed or requested
  *
- * Payloads may arrive twice (a resumed stream): what is known stays as it is.
+ * Payloads may arrive twice (a resumed stream); a repeated payload changes nothing.
  */
 export class Trace {
   /** Unique on this page. */
@@ -43,7 +43,7 @@ export class Trace {
   ids: Int32Array;
   final: FinalBlock | null = null;
   readonly columns: Column[] = [];
-  /** Another number whenever `columns` holds others. */
+  /** Changes whenever `columns` has other elements. */
   columnsVersion = 0;
   readonly units = new Units();
   private readonly texts: string[] = [];
@@ -85,7 +85,7 @@ export class Trace {
     return this.texts[position] ?? "";
   }
 
-  /** The strongest features of a position, at most `count` of them. */
+  /** Returns at most `count` of the strongest features of a position. */
   featuresAt(position: number, count: number): Feature[] {
     return this.features[position]?.slice(0, count) ?? [];
   }
@@ -94,7 +94,7 @@ export class Trace {
     return this.columns.find((column) => column.id === id);
   }
 
-  /** No more rows will come. Whether a cell that is still pending was computed, nobody here can know. */
+  /** Ends the trace: no more rows will come. Pending cells become lost, as the page cannot know whether they were computed. */
   close(): void {
     for (const column of this.columns) {
       for (let p = 0; p < this.length; p++) {
@@ -112,12 +112,12 @@ export class Trace {
   private columnFor({ id, site = "", since = 0 }: HeaderProbe): Column {
     const known = this.column(id);
     if (known?.since === since) return known;
-    // A resumed stream tells of an earlier version again: its cells go nowhere.
+    // A resumed stream repeats an earlier version of the probe: discard its cells.
     if (known && known.since > since) return new Column(id, site, since, 0);
     return this.addColumn(id, site, since, known);
   }
 
-  /** A row is sent once: positions that already have theirs will never have this probe's. */
+  /** Adds a probe's column. A row is sent only once, so positions that have theirs never get a score of this probe. */
   private addColumn(id: string, site: string, since: number, before?: Column): Column {
     const column = new Column(id, site, since, this.capacity);
     for (let p = 0; p < this.length; p++) {
@@ -163,7 +163,7 @@ export class Trace {
     this.touch(start, start + ids.length);
   }
 
-  /** A probe that left the header has no cell in this row, and never will. */
+  /** Marks the cells of removed probes in this row as never computed. */
   private endRemoved(position: number): void {
     if (this.complete) return;
     for (const column of this.columns) {

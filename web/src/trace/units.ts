@@ -2,7 +2,7 @@ const STRICT = new TextDecoder("utf-8", { fatal: true });
 const NOTHING = new Uint8Array();
 const LENIENT = new TextDecoder("utf-8");
 
-/** Number of bytes that the sequence starting with this byte needs; 0 when no sequence can start with it. */
+/** Returns the length in bytes of the UTF-8 sequence that starts with this byte; 0 if no sequence can. */
 function sequenceLength(lead: number): number {
   if (lead < 0x80) return 1;
   if (lead >= 0xc2 && lead < 0xe0) return 2;
@@ -11,7 +11,7 @@ function sequenceLength(lead: number): number {
   return 0;
 }
 
-/** True when the bytes end inside a sequence that more bytes may still complete. */
+/** Returns whether the bytes end inside a UTF-8 sequence that more bytes may complete. */
 export function endsInsideSequence(bytes: Uint8Array): boolean {
   for (let back = 1; back <= Math.min(3, bytes.length); back++) {
     const byte = bytes[bytes.length - back] ?? 0;
@@ -40,8 +40,8 @@ function decode(bytes: Uint8Array): string {
 }
 
 /**
- * Tokens as the eye reads them: one unit is one token, or several whose bytes make sense only together.
- * `starts[u]` is the unit's first position, `ends[u]` one past its last, `texts[u]` what to show.
+ * Display units: one unit is one token, or several whose bytes are valid UTF-8 only together.
+ * `starts[u]` is the unit's first position, `ends[u]` one past its last, `texts[u]` its text.
  */
 export class Units {
   readonly starts: number[] = [];
@@ -53,7 +53,7 @@ export class Units {
     return this.starts.length;
   }
 
-  /** Adds the token at `position`; returns the first position whose unit changed. */
+  /** Adds the token at `position`. Returns the first position whose unit changed. */
   push(position: number, text: string, bytes: Uint8Array | null): number {
     const last = this.length - 1;
     const joins = bytes !== null && this.open !== null && this.ends[last] === position;
@@ -71,7 +71,7 @@ export class Units {
     return this.starts[last] ?? position;
   }
 
-  /** Index of the first unit that ends after `position`; `length` when there is none. */
+  /** Returns the index of the first unit that ends after `position`; `length` if there is none. */
   indexAt(position: number): number {
     let low = 0;
     let high = this.length;

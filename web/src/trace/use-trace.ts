@@ -1,7 +1,7 @@
 import { useCallback, useSyncExternalStore } from "react";
 import type { Trace } from "./trace";
 
-/** Follows one value of a trace; the component renders again only when that value changes. */
+/** Hook that follows one value of a trace. The component renders again only when that value changes. */
 export function useTraceValue<T extends string | number | boolean | null>(
   trace: Trace,
   read: (trace: Trace) => T,

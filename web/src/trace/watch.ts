@@ -6,11 +6,11 @@ import type { Trace } from "./trace";
 const RETRY_MS = [500, 1000, 2000, 4000, 8000];
 
 export interface WatchHooks {
-  /** Called with the loss when the stream broke and will be resumed, with null when it flows again. */
+  /** Called with the error when the stream breaks and will be resumed, and with null when it works again. */
   onLoss: (loss: ScopeError | null) => void;
 }
 
-/** Feeds one event into a trace; returns the reason it finished when this was the last one. */
+/** Applies one event to a trace. Returns the finish reason if this was the last event, else null. */
 export function applyEvent(trace: Trace, { event, data }: ServerEvent): string | null {
   if (event === "token" || event === "probe_update") trace.apply(JSON.parse(data) as ScopePayload);
   if (event === "probe_final") {
@@ -21,7 +21,7 @@ export function applyEvent(trace: Trace, { event, data }: ServerEvent): string |
   return (JSON.parse(data) as DoneEvent).finish_reason ?? "done";
 }
 
-/** Follows any request into a trace until it is done, resuming after losses where it stopped. Returns the finish reason. */
+/** Follows a request into a trace until it is done, and resumes after connection losses. Returns the finish reason. */
 export async function watchRequest(
   id: string,
   trace: Trace,

@@ -2,7 +2,7 @@ import { fromDetail, fromResponse, networkLost } from "./errors";
 import { readEvents } from "./sse";
 import type { ChatRequest, CompletionChunk, TextRequest } from "./types";
 
-/** The chunks of one streamed completion, with features if asked for. Ends after `[DONE]`; a stream that stops before it is a lost network. */
+/** Yields the chunks of one streamed completion, optionally with features. A stream that ends before `[DONE]` is a lost connection. */
 export async function* streamCompletion(
   request: ChatRequest | TextRequest,
   signal: AbortSignal,

@@ -1,6 +1,6 @@
 import type { ErrorDetail } from "./types";
 
-/** What went wrong, and what the reader can do about it. */
+/** An error with a hint what the reader can do about it. */
 export class ScopeError extends Error {
   constructor(
     message: string,
@@ -16,12 +16,12 @@ const HINTS: Record<number, string> = {
   400: "Change the request and send it again.",
   401: "Open the link that the terminal printed when the gateway started.",
   403: "This page's address is not on the gateway's allow-list. Open the link that the terminal printed.",
-  404: "It is not known to this gateway, or no longer. Start a new chat.",
+  404: "This gateway does not have it, or has it no longer. Start a new chat.",
   410: "Its events have left the gateway's memory.",
   413: "The message is too large. Shorten it.",
   429: "Too many requests are in flight. Wait for one to finish, then send again.",
-  502: "The engine failed. Its log, in the terminal, says why. Then press Regenerate.",
-  503: "The engine is not up yet. The page keeps asking; send again when it is.",
+  502: "The engine failed. Its log, in the terminal, has the reason. Then press Regenerate.",
+  503: "The engine is not up yet. This page keeps checking; send again when it is.",
 };
 
 export function fromDetail(detail: ErrorDetail, status: number | null): ScopeError {
@@ -40,7 +40,7 @@ export async function fromResponse(response: Response): Promise<ScopeError> {
   );
 }
 
-/** The error inside an OpenAI-shaped body, if there is one. */
+/** Returns the error in an OpenAI-style body, or null if there is none. */
 export function detailOf(body: unknown): ErrorDetail | null {
   if (typeof body !== "object" || body === null || !("error" in body)) return null;
   const { error } = body;
@@ -51,7 +51,7 @@ export function detailOf(body: unknown): ErrorDetail | null {
 export function networkLost(): ScopeError {
   return new ScopeError(
     "The connection to the gateway was lost.",
-    "Look at its terminal. If it still runs, this page reconnects by itself: then press Regenerate. If it was restarted, open the new link.",
+    "Check its terminal. If it is still running, this page reconnects automatically: then press Regenerate. If it was restarted, open the new link.",
   );
 }
 

@@ -6,7 +6,7 @@ export interface ServerEvent {
   data: string;
 }
 
-/** The server-sent events of a response body, in order, however the bytes were cut on the way. */
+/** Yields the server-sent events of a response body in order, however the bytes were split in transit. */
 export async function* readEvents(body: ReadableStream<Uint8Array>): AsyncGenerator<ServerEvent> {
   const events = body
     .pipeThrough(new TextDecoderStream() as ReadableWritablePair<string, Uint8Array>)
@@ -19,7 +19,7 @@ export async function* readEvents(body: ReadableStream<Uint8Array>): AsyncGenera
       yield { event: value.event ?? "message", id: value.id ?? null, data: value.data };
     }
   } finally {
-    // Cancelling also closes the connection when the consumer leaves early.
+    // Cancelling also closes the connection if the consumer stops early.
     await reader.cancel().catch(() => undefined);
   }
 }

@@ -1,18 +1,18 @@
-/** The shapes of docs/wire.md, as they travel. Version 1. */
+/** The wire format of docs/wire.md, version 1. */
 
 export interface HeaderProbe {
   id: string;
   site?: string;
-  /** Generation at which it was put: the same id with another one is another probe. */
+  /** Generation in which it was loaded. The same id with another generation is another probe. */
   since?: number;
 }
 
-/** `text` and `ids` belong to positions `start`, `start + 1`, … */
+/** `text` and `ids` are of the positions `start`, `start + 1`, … */
 export interface TokenBlock {
   start: number;
   ids: number[];
   text: string[];
-  /** Raw bytes, base64, of tokens that are not valid UTF-8 alone; the key is the index in this block. */
+  /** Raw bytes, in base64, of tokens that are not valid UTF-8 alone, by index in this block. */
   bytes?: Record<string, string>;
 }
 
@@ -20,20 +20,20 @@ export interface TokenBlock {
 export interface ScoreBlock {
   start: number;
   rows: (number | null)[][];
-  /** One string a row, one letter a probe; absent when every cell is a number. */
+  /** One string per row with one letter per probe; absent if every cell is a number. */
   states?: string[];
 }
 
-/** The SAE whose features are told; on the first payload. */
+/** The SAE whose features are sent; on the first payload. */
 export interface SaeHeader {
   site: string;
   name: string;
-  /** How many features of a row are told: the strongest ones. */
+  /** Number of features per row, the strongest ones. */
   k: number;
   n_features: number;
 }
 
-/** `ids[i][j]` and `values[i][j]` are the j-th strongest feature of position `start + i`; null where none were computed. */
+/** `ids[i][j]` and `values[i][j]` are the j-th strongest feature of position `start + i`; null if none were computed. */
 export interface FeatureBlock {
   start: number;
   ids: (number[] | null)[];
@@ -44,7 +44,7 @@ export interface FinalBlock {
   finish_reason?: string | null;
   present: number;
   computed: number;
-  /** Of the computed ones, those that came with a cached prefix. */
+  /** How many of the computed ones came with a cached prefix. */
   cached?: number | undefined;
 }
 
@@ -71,7 +71,7 @@ export interface CompletionChunk {
   choices?: {
     index?: number;
     delta?: { role?: string; content?: string | null };
-    /** In place of `delta` when a text was continued. */
+    /** Replaces `delta` if a text was continued. */
     text?: string;
     finish_reason?: string | null;
     actscope?: ScopePayload;
@@ -109,7 +109,7 @@ export interface ChatRequest extends Sampling {
   messages: ChatMessage[];
 }
 
-/** For a model without a chat template: it continues the text. */
+/** Request to a model without a chat template, which continues the text. */
 export interface TextRequest extends Sampling {
   prompt: string;
 }

@@ -1,1 +1,1 @@
-"""What the benches share: workloads, servers, engines and the peers that they are compared with."""
+"""Shared parts of the benchmarks: workloads, servers, engines, and the peers for comparison."""

@@ -1,4 +1,4 @@
-"""Rows while they are made: the built-in model reads texts, here for a feed that a consumer drains, there for SAELens."""
+"""Throughput of row generation with the built-in model: a feed that a consumer drains, against SAELens's store."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from actscope.bench.support.samples import Progress, Result, Samples, absent, re
 from actscope.feed.client.client import FeedClient
 
 LAYER, CONTEXT, WINDOW_ROWS = 2, 128, 8192
-#: SAELens takes this long to import and to begin; in a run that is to be short it is left out.
+#: Seconds that SAELens takes to import and to start. A shorter run omits it.
 PEER_NEEDS_S = 5.0
 _ROUNDS = 3
 
 
 class Draining:
-    """A consumer on the same machine that takes whole windows: a take ends when a window is full."""
+    """A consumer on the same machine that takes whole windows. A take returns when a window is full."""
 
     def __init__(self, running: Feed) -> None:
         self._client = FeedClient(running.url, running.token, transport="near")
@@ -30,7 +30,7 @@ class Draining:
         self.close = self._client.close
 
     def rows_per_second(self, seconds: float) -> float:
-        """Of windows that were begun and filled while it waited; what was ready before is taken first, and not counted."""
+        """Return rows per second of windows filled while the consumer waits. Windows that were ready before do not count."""
         for _ in range(3):
             self._client.take(WINDOW_ROWS, out=self._out)
         begin, windows = time.perf_counter(), 0
@@ -40,12 +40,12 @@ class Draining:
         return windows * WINDOW_ROWS / (time.perf_counter() - begin)
 
     def settle(self) -> None:
-        """Let the generator rest: the next one to be measured has the machine."""
+        """Wait until the generator is idle, so that the next measurement has the machine to itself."""
         settle(self._client)
 
 
 def measure(seconds: float, progress: Progress) -> list[Result]:
-    """Rows per second of both, in turn."""
+    """Measure rows per second of the feed and of SAELens's stores, alternately."""
     progress("the built-in model in a feed")
     settings = {"sites": LAYER, "context": CONTEXT, "buffer_rows": 2 * WINDOW_ROWS, "texts": saelens.TEXTS}
     with feed(**settings) as running, closing(Draining(running)) as draining:

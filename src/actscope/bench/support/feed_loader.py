@@ -1,4 +1,4 @@
-"""What a trainer without a feed would use: a torch DataLoader over a memory-mapped safetensors file of rows."""
+"""Baseline without a feed: a torch DataLoader over a memory-mapped safetensors file of rows."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler
 
 
 class _Rows(Dataset[Tensor]):
-    """Row by row, or, asked with a list of numbers, a batch at once."""
+    """Dataset of rows. An index gives one row; a list of indices gives a batch at once."""
 
     def __init__(self, path: Path) -> None:
         with ExitStack() as stack:
@@ -46,7 +46,7 @@ class Loaders:
             _drain(iter(loader))
 
     def epoch(self) -> dict[str, float]:
-        """Seconds that each of them takes for all rows once."""
+        """Return the seconds that each loader takes to read all rows once."""
         return {name: _seconds(loader) for name, loader in self._all.items()}
 
 

@@ -1,6 +1,6 @@
-"""The servers of `actscope bench feed`, each a process of its own: a feed as `actscope feed` runs it, and a bare uvicorn.
+"""Servers of `actscope bench feed`, each in a process of its own: a feed as `actscope feed` runs it, and a bare uvicorn.
 
-python -m actscope.bench.support.feed_servers BYTES ANSWERS     the bare one; it prints its port
+python -m actscope.bench.support.feed_servers BYTES ANSWERS     runs the bare server, which prints its port
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _LOOK_S = 0.05
 
 @dataclass(frozen=True, slots=True)
 class Feed:
-    """A feed that answers; it need not have rows yet."""
+    """A running feed. It may not have rows yet."""
 
     url: str
     token: str
@@ -39,7 +39,7 @@ class Feed:
 
 @contextmanager
 def feed(**settings: Any) -> Iterator[Feed]:
-    """`actscope feed` with these settings, on a free port. It ends with the block, and its generator with it."""
+    """Run `actscope feed` with these settings, on a free port, for the duration of the block."""
     given = {f"ACTSCOPE_FEED_{name.upper()}": str(value) for name, value in settings.items()}
     environment = os.environ | given | {"ACTSCOPE_TOKEN": secrets.token_urlsafe(16)}
     command = [sys.executable, "-m", "actscope", "feed", "--port", "0", "--json", "--log-level", "error"]
@@ -49,21 +49,24 @@ def feed(**settings: Any) -> Iterator[Feed]:
 
 
 def settle(client: FeedClient) -> None:
-    """Wait until all windows are full, so that the generator rests. The last window of an epoch is full with fewer rows."""
+    """Wait until all windows are full, so that the generator is idle. An epoch's last window is full with fewer rows."""
     while any(window["state"] != "ready" for window in client.wait_for_data()["windows"]):
-        time.sleep(_LOOK_S)  # the feed says only when it is asked
+        time.sleep(_LOOK_S)  # the feed does not notify: poll
 
 
 @contextmanager
 def bare(n_bytes: int, n_answers: int) -> Iterator[str]:
-    """A server of `n_answers` different answers of `n_bytes` each, one after the other, and of nothing else. Its address."""
+    """Run a server that returns `n_answers` different responses of `n_bytes` each, in rotation. Yields its URL."""
     with _child([sys.executable, "-m", "actscope.bench.support.feed_servers", str(n_bytes), str(n_answers)]) as said:
         yield f"http://127.0.0.1:{int(said)}"
 
 
 @contextmanager
 def _child(command: list[str], environment: dict[str, str] | None = None) -> Iterator[str]:
-    """The first line that it prints. Raises FeedError with what it said when it ends without one."""
+    """Run a command for the duration of the block. Yields the first line that it prints.
+
+    Raises FeedError, with the end of its standard error, if it exits without printing a line.
+    """
     with (
         tempfile.TemporaryFile("w+") as complaints,
         subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=complaints, text=True) as child,
@@ -81,7 +84,10 @@ def _child(command: list[str], environment: dict[str, str] | None = None) -> Ite
 
 
 def make_wide_model(folder: Path) -> Path:
-    """A random Llama with one narrow layer, but rows of `WIDTH`, and the built-in tokenizer: it fills a buffer quickly."""
+    """Save a random Llama with the built-in tokenizer.
+
+    Its rows have width `WIDTH`, but it has a single narrow layer, so that it fills a buffer quickly.
+    """
     import torch
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
     from transformers.utils.logging import disable_progress_bar
@@ -102,7 +108,7 @@ def make_wide_model(folder: Path) -> Path:
 
 
 class _Bare:
-    """The application: answers out of memory, MiB by MiB, taking turns so that none stays in the processor's caches."""
+    """ASGI application that sends responses from memory in chunks of 1 MiB. They rotate, so that none stays in CPU caches."""
 
     def __init__(self, n_bytes: int, n_answers: int) -> None:
         self._head = [(b"content-length", str(n_bytes).encode())]

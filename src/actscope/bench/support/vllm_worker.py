@@ -2,8 +2,8 @@
 
 `python -m actscope.bench.support.vllm_worker ARGUMENTS` starts it.
 
-The scheduler and the model run on this process's own thread, so that a step's time is the engine's and no queue's.
-Whatever vLLM prints goes to stderr; answers alone go to the stdout that the process was started with.
+The scheduler and the model run on this process's main thread, so that a step's time includes no queue. Everything that
+vLLM prints goes to stderr; only responses go to the process's original stdout.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ import time
 from dataclasses import asdict
 from typing import Any
 
-#: One engine step: its seconds, the tokens that it gave, and how many of them were the first of their request.
+#: One engine step: its seconds, the number of its tokens, and how many of them were the first of their request.
 StepTime = tuple[float, int, int]
 
 
 class BenchWorker:
-    """One `vllm.LLM`; a method for each job, arguments as in the job's JSON."""
+    """One `vllm.LLM`, with a method per job, whose arguments are those of the job's JSON."""
 
     def __init__(self, arguments: dict[str, Any]) -> None:
         from vllm import LLM
@@ -30,7 +30,7 @@ class BenchWorker:
         self._begun = 0
 
     def generate(self, prompts: list[list[int]], new: list[int]) -> dict[str, Any]:
-        """Generate `new[i]` tokens for `prompts[i]`, all at once and greedily: `seconds` altogether, and each step's."""
+        """Generate `new[i]` tokens greedily for each `prompts[i]`, all concurrently. Returns the time in total and per step."""
         began = time.perf_counter()
         for prompt, n in zip(prompts, new, strict=True):
             self._add(prompt, n)
@@ -40,7 +40,7 @@ class BenchWorker:
         return {"seconds": time.perf_counter() - began, "steps": steps}
 
     def counts(self) -> dict[str, int]:
-        """What the plugin counted of its rows so far; nothing where it is off."""
+        """Return the plugin's counts of rows so far; empty if it is off."""
         worker = self._engine.engine_core.engine_core.model_executor.driver_worker.worker
         session = getattr(worker, "_actscope_session", None)
         return {} if session is None else asdict(session.counts())
@@ -66,7 +66,7 @@ class BenchWorker:
 
 
 def main(arguments: str) -> None:
-    """Answer that the engine is there, then take jobs until stdin ends."""
+    """Report that the engine is ready, then execute jobs until standard input closes."""
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
     worker = BenchWorker(json.loads(arguments))

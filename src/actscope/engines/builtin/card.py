@@ -1,4 +1,4 @@
-"""The model card, written from the figures that were measured."""
+"""Model card, generated from the measured metrics."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ language. It is made to be looked into, not to be relied on.
 
 
 def write_card(model: Path) -> None:
-    """Writes `README.md` from `config.json`, `metrics.json` and the size of the weights."""
+    """Write `README.md` from `config.json`, `metrics.json` and the size of the weights."""
     config = json.loads((model / "config.json").read_text())
     metrics = json.loads((model / "metrics.json").read_text())
     text = _CARD.format(

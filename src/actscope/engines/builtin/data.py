@@ -17,16 +17,16 @@ def texts(n: int, seed: int, split: str, kind: str = "mixed") -> list[str]:
 
 
 def tokens(tokenizer: PreTrainedTokenizerFast, n_texts: int, seed: int, split: str) -> np.ndarray:
-    """The ids of that many texts, one after another, as one `uint16` array."""
+    """Return the concatenated token ids of `n_texts` texts, as one uint16 array."""
     encoded = tokenizer.backend_tokenizer.encode_batch(texts(n_texts, seed, split), add_special_tokens=False)
     return np.concatenate([np.asarray(text.ids, dtype=np.uint16) for text in encoded])
 
 
 class Emphasis:
-    """How much each token of a row counts in training.
+    """Weights of the tokens in training.
 
-    What a user says is hardly predictable, and counts a fifth. A rare token that has just stood in the text counts four
-    times: who and where a conversation is about is learned there, and a plain mean learns it last, for such tokens are few.
+    A user's words are hardly predictable and count a fifth. A rare token that recently occurred in the text counts four times:
+    such tokens teach the model who and where a conversation is about, and since they are few, a plain mean learns that last.
     """
 
     USER, REPEATED, RARE, REACH = 0.2, 4.0, 0.004, 160
@@ -37,7 +37,7 @@ class Emphasis:
         self._user, self._end = (tokenizer.convert_tokens_to_ids(name) for name in (ROLES["user"], END))
 
     def of(self, rows: np.ndarray) -> np.ndarray:
-        """`float32[n, length]` for rows `int64[n, length + 1]`: the weight of predicting each next token."""
+        """Return the weight of predicting each next token, float32 [n, length], for rows int64 [n, length + 1]."""
         weights = np.where(self._said_by_user(rows), self.USER, 1.0)
         weights = np.where(self._repeated(rows) & self._rare[rows], weights * self.REPEATED, weights)
         return weights[:, 1:].astype(np.float32)
@@ -56,10 +56,10 @@ class Emphasis:
 
 
 class TokenRows:
-    """Batches of training rows from ever new texts.
+    """Batches of training rows from a never-ending stream of new texts. The same seed gives the same batches.
 
-    A row starts where a text starts, as a prompt does; every eighth starts anywhere, as a bare completion may. What is
-    left of the text that a row cuts off is skipped. The same seed gives the same batches.
+    A row starts at the start of a text, as a prompt does. Every eighth starts where the row before it ended, as a bare
+    completion may. Otherwise the rest of a text that a row cuts off is skipped.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast, seed: int, texts_per_shard: int = 40_000) -> None:
@@ -70,7 +70,7 @@ class TokenRows:
         self._rows = self._drawn()
 
     def batch(self, n_rows: int, length: int) -> np.ndarray:
-        """`int64[n_rows, length + 1]`: inputs and, one further, what they should predict."""
+        """Return int64 [n_rows, length + 1]: the inputs and, shifted by one, their targets."""
         self._length = length
         return np.stack(list(islice(self._rows, n_rows))).astype(np.int64)
 

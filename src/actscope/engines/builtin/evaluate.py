@@ -1,4 +1,4 @@
-"""Measures the built-in model on held-out text, beside a unigram and a trigram, and prints some of its answers.
+"""Evaluate the built-in model on held-out text against a unigram and a trigram, and print some of its answers.
 
 python -m actscope.engines.builtin.evaluate [--model DIR] [--texts 1500]
 """
@@ -32,14 +32,14 @@ PROMPTS = (
 
 
 def load(model: Path) -> tuple[Any, Any]:
-    """The model in fp32, and its tokenizer."""
+    """Load the model in fp32, and its tokenizer."""
     found = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
     return found.train(False), AutoTokenizer.from_pretrained(model)
 
 
 @torch.inference_mode()
 def token_losses(model: PreTrainedModel, documents: list[list[int]], batch: int = 16) -> list[np.ndarray]:
-    """Nats of every token of every document but its first, given all tokens before it in that document."""
+    """Return, for each document, the loss in nats of every token but the first, given all tokens before it."""
     order = sorted(range(len(documents)), key=lambda i: len(documents[i]))
     losses: list[np.ndarray] = [np.empty(0)] * len(documents)
     for at in range(0, len(order), batch):
@@ -62,7 +62,7 @@ def perplexity(nats: np.ndarray) -> float:
 
 
 def ngram_losses(ngram: Unigram | Trigram, documents: list[list[int]]) -> np.ndarray:
-    """Nats of the same tokens that `token_losses` scores."""
+    """Return the losses in nats of the tokens that `token_losses` scores."""
     begin = documents[0][0]
     ids = np.concatenate([[begin, begin], *documents])
     return np.asarray(-np.log(ngram.probabilities(ids)[ids[2:] != begin]))
@@ -76,7 +76,7 @@ def held_out_documents(tokenizer: PreTrainedTokenizerFast, n: int, seed: int, ki
 def measured(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, n_texts: int, n_training: int
 ) -> dict[str, float]:
-    """Perplexities per token on held-out text. The n-grams learn from `n_training` texts of the training stream."""
+    """Measure perplexities per token on held-out text. The n-grams are trained on `n_training` texts of the training stream."""
     documents = held_out_documents(tokenizer, n_texts, seed=11)
     training = tokens(tokenizer, n_training, 1_000_000, "train")
     v = len(tokenizer)
@@ -94,7 +94,7 @@ def measured(
 
 @torch.inference_mode()
 def answer(model: Any, tokenizer: Any, *asked: str, limit: int = 200) -> tuple[str, bool]:
-    """The greedy answer to the last of the messages, user and assistant in turn, and whether it ended by itself."""
+    """Return the greedy answer to a conversation (user and assistant in turn), and whether it ended with the EOS token."""
     messages = [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(asked)]
     prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)
     out = model.generate(**prompt, max_new_tokens=limit, do_sample=False)[0, prompt["input_ids"].shape[1] :]
@@ -102,7 +102,7 @@ def answer(model: Any, tokenizer: Any, *asked: str, limit: int = 200) -> tuple[s
 
 
 def write_metrics(to: Path, section: str, figures: dict[str, float]) -> None:
-    """Sets one section of `metrics.json` and keeps the others."""
+    """Replace one section of `metrics.json` and keep the others."""
     file = to / "metrics.json"
     metrics = json.loads(file.read_text()) if file.exists() else {}
     metrics[section] = figures

@@ -1,4 +1,4 @@
-"""The baselines that the model is measured against: unigram and trigram, on the same tokens."""
+"""Baselines for the model's perplexity on the same tokens: unigram and trigram."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _DISCOUNT = 0.75
 
 @dataclass(frozen=True)
 class _CountTable:
-    """Sorted keys with their counts; keys that are not there count 0."""
+    """Sorted keys with their counts. Missing keys count 0."""
 
     keys: np.ndarray
     counts: np.ndarray
@@ -22,7 +22,7 @@ class _CountTable:
 
     @classmethod
     def sums(cls, keys: np.ndarray, counts: np.ndarray) -> _CountTable:
-        """Adds up the counts of equal keys; `keys` are sorted."""
+        """Sum the counts of equal keys; `keys` are sorted."""
         unique, first = np.unique(keys, return_index=True)
         return cls(unique, np.add.reduceat(counts, first))
 
@@ -32,14 +32,14 @@ class _CountTable:
 
 
 class Unigram:
-    """Relative frequencies with one added to every count."""
+    """Relative frequencies with add-one smoothing."""
 
     def __init__(self, ids: np.ndarray, vocabulary: int) -> None:
         counts = np.bincount(ids, minlength=vocabulary) + 1.0
         self._p = counts / counts.sum()
 
     def probabilities(self, ids: np.ndarray) -> np.ndarray:
-        """Of every token from the third on."""
+        """Return the probability of every token from the third on."""
         return np.asarray(self._p[ids[2:]])
 
 
@@ -53,7 +53,7 @@ class Trigram:
         context = self._three.keys // v
         self._after_two = _CountTable.sums(context, self._three.counts)
         self._kinds_after_two = _CountTable.of(context)
-        # Lower orders count in how many different contexts a token was seen, not how often.
+        # Lower orders count the distinct contexts in which a token was seen, not its occurrences.
         self._two = _CountTable.of(self._three.keys % (v * v))
         self._after_one = _CountTable.sums(self._two.keys // v, self._two.counts)
         self._kinds_after_one = _CountTable.of(self._two.keys // v)
@@ -61,7 +61,7 @@ class Trigram:
         self._one = kinds_before / kinds_before.sum()
 
     def probabilities(self, ids: np.ndarray) -> np.ndarray:
-        """Of every token from the third on, given the two before it."""
+        """Return the probability of every token from the third on, given the two before it."""
         v, ids = self._v, ids.astype(np.int64)
         first, second, third = ids[:-2], ids[1:-1], ids[2:]
         p = self._one[third]
@@ -71,6 +71,6 @@ class Trigram:
 
 
 def _interpolated(seen: np.ndarray, total: np.ndarray, kinds: np.ndarray, lower: np.ndarray) -> np.ndarray:
-    """The discounted estimate, with the discounted mass given to the lower order; the lower order for new contexts."""
+    """Return the discounted estimate plus the discounted mass times the lower order; for new contexts the lower order alone."""
     safe = np.maximum(total, 1)
     return np.where(total > 0, np.maximum(seen - _DISCOUNT, 0) / safe + _DISCOUNT * kinds / safe * lower, lower)

@@ -1,7 +1,7 @@
 """Muon for the matrices of the layers, AdamW for everything else.
 
 Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/) steps along the nearest orthogonal matrix to the
-momentum. `torch.optim.Muon` does that in bf16, which takes 10 s a step on a CPU without bf16 units; here it is fp32.
+momentum. `torch.optim.Muon` does that in bf16, which takes 10 s per step on a CPU without bf16 units; this one uses fp32.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ _NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 
 
 def orthogonal(matrix: Tensor, iterations: int = 5) -> Tensor:
-    """Roughly `U V'` of `matrix = U S V'`: all singular values between about 0.7 and 1.2."""
+    """Return approximately `U V'` of `matrix = U S V'`, with all singular values between about 0.7 and 1.2."""
     a, b, c = _NEWTON_SCHULZ
     tall = matrix.shape[0] > matrix.shape[1]
     x: Tensor = matrix.T if tall else matrix
@@ -38,7 +38,7 @@ class Optimizer:
 
     @torch.no_grad()
     def step(self, scale: float) -> None:
-        """Updates every parameter from its gradient and clears the gradients."""
+        """Update every parameter from its gradient, and clear the gradients."""
         for p, momentum in zip(self._matrices, self._momenta, strict=True):
             assert p.grad is not None, "every matrix takes part in every pass"
             momentum.lerp_(p.grad, 1 - MOMENTUM)
@@ -51,7 +51,7 @@ class Optimizer:
         self._adam.zero_grad(set_to_none=True)
 
     def state(self) -> dict[str, Tensor]:
-        """The moments, by flat names; `load` takes them back."""
+        """Return the moments by flat names, as `load` takes them."""
         state = {f"muon.{i}": momentum for i, momentum in enumerate(self._momenta)}
         for i, moments in self._adam.state_dict()["state"].items():
             state |= {f"adam.{i}.{name}": value for name, value in moments.items()}

@@ -1,4 +1,4 @@
-"""English text with known labels, made up by the project: short stories and conversations.
+"""Synthetic English text with known labels: short stories and conversations.
 
 python -m actscope.engines.builtin.text --n 2000 --seed 7 --split train > labels.jsonl
 """
@@ -26,11 +26,18 @@ _HELD_OUT_SHARE = 12  # one text in twelve is held out
 
 
 def generate(seed: int, kind: str = "mixed", split: str = "train") -> Iterator[Text]:
-    """An endless stream of texts, the same for the same arguments on every machine.
+    """Yield texts endlessly; the same arguments give the same texts on every machine.
 
-    kind: "story", "chat" (one to four turns), "long" (chats of many turns), or "mixed" (all of these).
-    No text of one split is ever in the other, whatever the seeds; and the stories of "train" never bring together the
-    actor and the place of a held-out pair (`lexicon.held_out`).
+    No text of one split is ever in the other, whatever the seeds. The stories of "train" never combine the actor and the
+    place of a held-out pair (`lexicon.held_out`).
+
+    Args:
+        seed: Seed of the texts.
+        kind: "story", "chat" (one to four turns), "long" (chats of many turns), or "mixed" (all of these).
+        split: "train" or "heldout".
+
+    Raises:
+        ValueError: The kind or the split is unknown. Raised on the first item.
     """
     if kind not in KINDS or split not in SPLITS:
         raise ValueError(f"kind must be one of {KINDS} and split one of {SPLITS}, got {kind!r} and {split!r}")
@@ -85,7 +92,7 @@ def _speak(writer: Writer, role: str, sentences: list[str]) -> None:
 
 
 def messages_of(chat: str) -> list[dict[str, str]]:
-    """The messages of a rendered chat; empty for a story."""
+    """Parse a rendered chat into its messages; empty for a story."""
     roles = {token: role for role, token in ROLES.items()}
     parts = (part for part in chat.removeprefix(BEGIN).split(END) if part)
     found = [(token, part) for part in parts for token in roles if part.startswith(token)]
@@ -94,7 +101,7 @@ def messages_of(chat: str) -> list[dict[str, str]]:
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Write labelled texts as JSON lines to standard output.")
-    parser.add_argument("--n", type=int, default=1000, help="how many texts (default 1000)")
+    parser.add_argument("--n", type=int, default=1000, help="number of texts (default 1000)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--split", choices=SPLITS, default="train")
     parser.add_argument("--kind", choices=KINDS, default="mixed")

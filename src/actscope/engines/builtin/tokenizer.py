@@ -1,4 +1,4 @@
-"""The tokenizer of the built-in model: a byte-level BPE, so that any UTF-8 text comes back unchanged."""
+"""Tokenizer of the built-in model: a byte-level BPE, so that any UTF-8 text survives a round trip unchanged."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ VOCABULARY = 2560
 
 
 def train_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
-    """A tokenizer learned from the texts. It adds no special tokens of its own: the chat template writes them all."""
+    """Train a tokenizer on texts. It adds no special tokens by itself: the chat template writes them all."""
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
@@ -42,5 +42,5 @@ def train_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
 
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerFast, to: Path) -> None:
-    """Writes the files that `AutoTokenizer.from_pretrained(to)` reads."""
+    """Write the files that `AutoTokenizer.from_pretrained(to)` reads."""
     tokenizer.save_pretrained(to)

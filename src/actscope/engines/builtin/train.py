@@ -1,4 +1,4 @@
-"""Trains the built-in model on two CPU cores, in under an hour, from nothing.
+"""Train the built-in model from scratch on two CPU cores in under an hour.
 
 python -m actscope.engines.builtin.train [--minutes 40] [--out DIR] [--checkpoint DIR] [--resume]
 """
@@ -24,8 +24,8 @@ from actscope.engines.builtin.evaluate import write_metrics
 from actscope.engines.builtin.optimizer import Optimizer
 from actscope.engines.builtin.tokenizer import save_tokenizer, train_tokenizer
 
-# Rows of a batch by their length; every batch holds the same number of tokens. Most texts are short, but a conversation
-# may fill the whole context, and positions that were never trained fall apart.
+# Lengths of the rows of successive batches, which all have the same number of tokens. Most texts are short, but a
+# conversation may fill the whole context, and the model fails at positions that were never trained.
 BATCH_TOKENS = 2048
 LENGTHS = (256,) * 15 + (2048,)
 MUON_RATE, ADAM_RATE, WARM_UP = 0.02, 3e-3, 0.02
@@ -33,7 +33,7 @@ CHECKPOINT_EVERY_S = 120.0
 
 
 def new_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
-    """A Llama of 3.6 million parameters, not trained."""
+    """Create an untrained Llama of 3.6 million parameters."""
     return LlamaForCausalLM(
         LlamaConfig(
             vocab_size=len(tokenizer),
@@ -53,7 +53,7 @@ def new_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
 
 
 def rate(progress: float) -> float:
-    """The share of the peak learning rate when that share of the time is over: a warm-up, then a cosine to 1 %."""
+    """Return the share of the peak learning rate at `progress` (0 to 1): a linear warm-up, then a cosine decay to 1 %."""
     if progress < WARM_UP:
         return progress / WARM_UP + 0.01
     done = min(1.0, (progress - WARM_UP) / (1 - WARM_UP))
@@ -61,7 +61,7 @@ def rate(progress: float) -> float:
 
 
 def loss_of(model: LlamaForCausalLM, batch: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    """Weighted mean cross-entropy in nats per token."""
+    """Return the weighted mean cross-entropy in nats per token."""
     hidden = model.model(batch[:, :-1], use_cache=False).last_hidden_state
     losses = F.cross_entropy(model.lm_head(hidden).flatten(0, 1), batch[:, 1:].flatten(), reduction="none")
     return losses.dot(weights.flatten()) / weights.sum()
@@ -69,7 +69,7 @@ def loss_of(model: LlamaForCausalLM, batch: torch.Tensor, weights: torch.Tensor)
 
 @dataclass
 class TrainingRun:
-    """A training run: what it is made of, and how far it is."""
+    """A training run and its progress."""
 
     model: LlamaForCausalLM
     tokenizer: PreTrainedTokenizerFast
@@ -85,7 +85,7 @@ class TrainingRun:
         self.optimizer = Optimizer(self.model.model.layers, self.model, MUON_RATE, ADAM_RATE)
 
     def train(self) -> None:
-        """Trains until the time is over, and writes a checkpoint now and then."""
+        """Train until the time is over, and write a checkpoint every `CHECKPOINT_EVERY_S` seconds."""
         rows = TokenRows(self.tokenizer, self.seed + self.step)
         self._emphasis = Emphasis(self.tokenizer, tokens(self.tokenizer, 2000, self.seed, "train"))
         self._compile()
@@ -100,7 +100,7 @@ class TrainingRun:
                 saved = self.elapsed
 
     def _compile(self) -> None:
-        """Compiles for every length before the clock starts: 1.4 times as fast, about a minute for each."""
+        """Compile for every length before the clock starts. This makes training 1.4 times as fast, and takes a minute each."""
         self._loss_of = torch.compile(loss_of, dynamic=False)
         for length in sorted(set(LENGTHS)):
             batch = torch.ones(BATCH_TOKENS // length, length + 1, dtype=torch.int64)
@@ -126,7 +126,7 @@ class TrainingRun:
         sys.stdout.flush()
 
     def save_checkpoint(self) -> None:
-        """Publishes weights, optimizer moments and progress in one file, by renaming a sibling."""
+        """Write weights, optimizer moments and progress to one file atomically, by renaming a temporary file."""
         self.checkpoint.mkdir(parents=True, exist_ok=True)
         state = {f"model.{name}": p.data for name, p in self.model.named_parameters()}
         state |= self.optimizer.state()
@@ -136,7 +136,7 @@ class TrainingRun:
         save_tokenizer(self.tokenizer, self.checkpoint)
 
     def load_checkpoint(self) -> None:
-        """Goes on from the last checkpoint; raises FileNotFoundError when there is none."""
+        """Restore the last checkpoint. Raises FileNotFoundError if there is none."""
         state = load_file(self.checkpoint / "state.safetensors")
         step, tokens, self.elapsed = state["progress"].tolist()
         self.step, self.tokens = int(step), int(tokens)
@@ -145,10 +145,10 @@ class TrainingRun:
         self.optimizer.load(state)
 
     def export(self, out: Path) -> None:
-        """Writes what `from_pretrained` reads: bf16 weights, config, tokenizer and chat template.
+        """Write a directory for `from_pretrained`: bf16 weights, config, tokenizer and chat template.
 
-        The config asks for fp32, which the weights are widened to when they are loaded: on a CPU without bf16 units,
-        bf16 arithmetic takes 25 times as long.
+        The config asks for fp32, to which the weights are widened on loading: on a CPU without bf16 units, bf16 arithmetic
+        takes 25 times as long.
         """
         out.mkdir(parents=True, exist_ok=True)
         self.model.to(torch.bfloat16)  # type: ignore[arg-type]
@@ -163,7 +163,7 @@ class TrainingRun:
 
 
 def start(checkpoint: Path, minutes: float, seed: int, resume: bool) -> TrainingRun:
-    """A new run, or the one whose checkpoint lies in that directory."""
+    """Create a run, or with `resume` restore the one in the directory `checkpoint`."""
     torch.manual_seed(seed)
     tokenizer: Any = (
         AutoTokenizer.from_pretrained(checkpoint) if resume else train_tokenizer(texts(30_000, seed, "train"))
@@ -177,11 +177,11 @@ def start(checkpoint: Path, minutes: float, seed: int, resume: bool) -> Training
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Train the built-in model.")
     parser.add_argument("--minutes", type=float, default=40.0, help="wall time of the training (default 40)")
-    parser.add_argument("--out", type=Path, default=model_path(), help="where the model goes (default: the package)")
-    parser.add_argument("--checkpoint", type=Path, default=Path("builtin-checkpoint"), help="where checkpoints go")
+    parser.add_argument("--out", type=Path, default=model_path(), help="directory for the model (default: the package)")
+    parser.add_argument("--checkpoint", type=Path, default=Path("builtin-checkpoint"), help="directory for checkpoints")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument(
-        "--resume", action="store_true", help="go on from the checkpoint; --minutes counts from the start"
+        "--resume", action="store_true", help="continue from the checkpoint; --minutes counts from the start"
     )
     options = parser.parse_args(argv)
     run = start(options.checkpoint, options.minutes, options.seed, options.resume)

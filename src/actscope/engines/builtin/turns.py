@@ -1,4 +1,4 @@
-"""The special tokens of the built-in model and how a conversation is written with them."""
+"""Special tokens and chat template of the built-in model."""
 
 from __future__ import annotations
 

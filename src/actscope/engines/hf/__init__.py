@@ -1,1 +1,1 @@
-"""The Hugging Face engine: any causal language model of transformers, batched, streamed and tapped."""
+"""The Hugging Face engine: runs causal language models of transformers with batching, streaming and taps."""

@@ -1,4 +1,4 @@
-"""The engine's own process: `python -m actscope.engines.hf '<EngineSettings as JSON>'`."""
+"""The engine's process: `python -m actscope.engines.hf '<EngineSettings as JSON>'`."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ BEAT_S = 5.0
 
 
 def main(argument: str) -> int:
-    """Serve until asked to stop. Returns the exit code; errors are one line on standard error."""
+    """Serve until asked to stop, and return the exit code. An ActscopeError is printed to standard error."""
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     logging.getLogger("actscope.engine").setLevel(logging.WARNING)
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
@@ -100,7 +100,10 @@ async def _serve(settings: EngineSettings, loaded: LoadedModel, probes: list[Pro
 
 
 def open_recording(settings: EngineSettings, loaded: LoadedModel) -> FlightRecorder:
-    """The flight recorder that the settings ask for. Raises SettingsError, SiteError, CodecError, RecordingError."""
+    """Open the flight recorder that the settings describe.
+
+    Raises SettingsError, SiteError, CodecError or RecordingError if that is not possible.
+    """
     model = {
         "name": loaded.name,
         "revision": loaded.revision,
@@ -132,7 +135,7 @@ def _publish_table(card_id: str, flight: FlightRecorder | None, generation: int,
 
 
 def _ring_spec(settings: EngineSettings) -> RingSpec:
-    """A step of decoding has one row a sequence at most, so that many steps of a full batch fill the ring together."""
+    """Return the ring's sizes. Steps and spans are scaled to the rows, as a decoding step may have few rows."""
     steps = max(4096, settings.ring_rows // 8)
     return RingSpec(
         settings.ring_rows, settings.probe_width, step_capacity=steps, span_capacity=max(steps * 2, settings.ring_rows)
@@ -169,16 +172,16 @@ async def _serve_http(
 
 
 async def _beat(ring: RingWriter, engine: Engine, stop: Callable[[], None]) -> None:
-    """Tell readers in other containers, where our pid means nothing, that we live although we idle; end when we do not."""
+    """Send heartbeats for readers in other containers, where our pid means nothing; stop when the model's thread ends."""
     while engine.alive:
         ring.beat()
         await asyncio.sleep(BEAT_S)
-    log.error("the model's thread has ended; so does this process")
+    log.error("the model's thread has ended; the process exits")
     stop()
 
 
 class Parent:
-    """The process that owns this one: when its end of our standard input closes, we end, even while still loading."""
+    """Watch of the parent process. When it closes our standard input, this process exits, even while it loads the model."""
 
     def __init__(self, owned: bool) -> None:
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -187,7 +190,7 @@ class Parent:
             threading.Thread(target=self._watch, daemon=True).start()
 
     def tell(self, loop: asyncio.AbstractEventLoop, stop: Callable[[], None]) -> None:
-        """From now on, stop in good order instead of at once."""
+        """Call `stop` on the loop from now on, for an orderly shutdown, instead of exiting immediately."""
         self._loop, self._stop = loop, stop
 
     def _watch(self) -> None:
@@ -222,7 +225,7 @@ def _card(settings: EngineSettings, loaded: LoadedModel, ring: str) -> discovery
 
 
 def tokenizer_directory(loaded: LoadedModel) -> Path:
-    """A directory with the model's tokenizer.json, written to the cache where the model came without one."""
+    """Return a directory with the model's tokenizer.json, which is written to the cache if the model has none."""
     local = Path(loaded.path)
     if (local / "tokenizer.json").is_file():
         return local
@@ -233,5 +236,5 @@ def tokenizer_directory(loaded: LoadedModel) -> Path:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent, which has the terminal, decides
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent, which owns the terminal, decides
     sys.exit(main(sys.argv[1]))

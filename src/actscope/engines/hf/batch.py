@@ -1,4 +1,4 @@
-"""A left-padded batch over one growing key-value cache: sequences join with their caches and leave at any step."""
+"""Left-padded batch with one growing key-value cache. Sequences join with their caches and leave at any step."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from actscope.taps.attribution import PaddedSequence
 
 @dataclass(slots=True)
 class Running:
-    """One request under way: `next_id` is the sampled token that the next pass feeds back."""
+    """A running request. `next_id` is the sampled token that the next pass feeds back."""
 
     request: Request
     sampler: Sampler
@@ -45,7 +45,7 @@ class SequenceBatch:
         ]
 
     def forward(self, model: nn.Module, token_ids: np.ndarray, **options: int) -> Tensor:
-        """Run token_ids int64 [batch, n] as the next n columns. Returns the last column's logits [batch, vocabulary]."""
+        """Run the next n columns, `token_ids` int64 [batch, n]. Returns the last column's logits [batch, vocabulary]."""
         device = next(model.parameters()).device
         padding = torch.tensor(self.padding, device=device)[:, None]
         columns = torch.arange(self.width + token_ids.shape[1], device=device)[None]
@@ -61,7 +61,7 @@ class SequenceBatch:
         return out.logits[:, -1]  # type: ignore[no-any-return]
 
     def keep(self, indices: Sequence[int]) -> int:
-        """Keep only these sequences, in this order; drop, and count, the cached columns that are padding to all of them."""
+        """Keep only these sequences, in this order, and drop cached columns that are padding for all. Returns their number."""
         self.sequences = [self.sequences[i] for i in indices]
         self.padding = [self.padding[i] for i in indices]
         if not indices:
@@ -77,7 +77,7 @@ class SequenceBatch:
         return common
 
     def join(self, other: SequenceBatch) -> None:
-        """Take over the sequences of `other`, which is not to be used again."""
+        """Take over the sequences and the cache of `other`, which must not be used afterwards."""
         if not self.sequences:
             self.sequences, self.padding, self.width, self.cache = (
                 other.sequences, other.padding, other.width, other.cache,
@@ -93,7 +93,7 @@ class SequenceBatch:
 
 
 def _layers(cache: DynamicCache) -> list[DynamicLayer]:
-    """The cache's layers, all of the plain growing kind: the loader refuses models that keep anything else."""
+    """Return the cache's layers, all of them plain growing ones: the loader refuses models with any other state."""
     layers = [layer for layer in cache.layers if isinstance(layer, DynamicLayer)]
     assert len(layers) == len(cache.layers)
     return layers
@@ -105,12 +105,12 @@ def _known(cached: Tensor | None) -> Tensor:
 
 
 def _widen(cached: Tensor, width: int) -> Tensor:
-    """Zero columns on the left, up to `width`: cached is [batch, heads, columns, d]."""
+    """Pad `cached` [batch, heads, columns, d] with zeros on the left to `width` columns."""
     return nn.functional.pad(cached, (0, 0, width - cached.shape[2], 0))
 
 
 def padded_prompts(sequences: Sequence[Running], pad_id: int) -> tuple[np.ndarray, list[int]]:
-    """The prompts as int64 [batch, longest], padded on the left, and each one's padding."""
+    """Return the prompts, int64 [batch, longest], padded on the left, and the padding of each."""
     width = max(s.n_prompt for s in sequences)
     ids = np.full((len(sequences), width), pad_id, np.int64)
     for row, sequence in zip(ids, sequences, strict=True):

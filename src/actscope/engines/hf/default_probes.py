@@ -1,4 +1,4 @@
-"""Probes for a model that has none: trained on the built-in text at the first start, and kept."""
+"""Default probes of a model, trained on the built-in text at its first start and cached."""
 
 from __future__ import annotations
 
@@ -16,7 +16,11 @@ SITES = "first,middle,last"
 
 
 def default_probes(loaded: LoadedModel) -> list[Probe]:
-    """The probes of an earlier start, or new ones; none, with a word on standard error, where they cannot be trained."""
+    """Return the cached probes of a model, or train and cache them.
+
+    Only probes with a held-out AUROC of at least `MIN_AUROC` are kept. If a package for training is not installed, the result
+    is empty and a message goes to standard error.
+    """
     directory = cache_dir("probes", loaded)
     found = load_probes(directory)
     if found:

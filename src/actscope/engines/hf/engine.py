@@ -1,4 +1,4 @@
-"""The engine: one thread that runs the model, batches requests, and hands every step's frames to a sink."""
+"""The engine: one thread that runs the model with continuous batching and passes every step's frames to a sink."""
 
 from __future__ import annotations
 
@@ -33,12 +33,20 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class EngineOptions:
-    """Sizes. `max_step_tokens` bounds the rows of one pass, padding included, and so the boards of the taps."""
+    """Sizes of the engine.
+
+    Attributes:
+        max_batch: Maximum number of sequences in a batch.
+        max_waiting: Maximum number of queued requests.
+        max_step_tokens: Maximum number of rows in one pass, padding included. It sizes the taps' buffers.
+        chunk_tokens: Maximum number of prefill tokens (columns x sequences) in one pass while others are decoding.
+        probe_width: Number of probe slots.
+    """
 
     max_batch: int = 32
     max_waiting: int = 1024
     max_step_tokens: int = 2048
-    chunk_tokens: int = 512  # prefill columns x sequences in one pass while others are decoding
+    chunk_tokens: int = 512
     probe_width: int = 64
 
     def __post_init__(self) -> None:
@@ -51,7 +59,7 @@ class EngineOptions:
 
 @dataclass(slots=True)
 class EngineStats:
-    """Counts since start; `waiting` and `running` are now."""
+    """Counts since start, and the present numbers of `waiting` and `running` requests."""
 
     steps: int = 0
     rows: int = 0
@@ -62,7 +70,7 @@ class EngineStats:
 
 @dataclass(slots=True)
 class _Prefill:
-    """Prompts on their way through the model, a chunk of columns at a time."""
+    """Prompts in chunked prefill."""
 
     batch: SequenceBatch
     ids: np.ndarray
@@ -74,7 +82,7 @@ class _Prefill:
 
 @dataclass(slots=True)
 class _Inbox:
-    """What other threads have asked for; taken over by the model's thread between steps."""
+    """Commands of other threads, which the model's thread takes over between steps."""
 
     waiting: deque[Request] = field(default_factory=deque)
     live: set[str] = field(default_factory=set)  # submitted, and not yet ended
@@ -85,7 +93,7 @@ class _Inbox:
 
 @dataclass(frozen=True, slots=True)
 class _Orders:
-    """What the model's thread is to do before its next step."""
+    """Commands that the model's thread executes before its next step."""
 
     calls: deque[tuple[Callable[[], Any], Future[Any]]]
     aborted: set[str]
@@ -94,11 +102,19 @@ class _Orders:
 
 
 class Engine:
-    """Runs requests on one model.
+    """Runs requests on one model, on a thread of its own. All methods may be called from any thread.
 
-    `submit`, `abort`, `call`, the probe methods and `close` may be called from any thread. `deliver` is called on the model's
-    thread with the outputs of one step, after the step's frames were given to `sink`; it must only hand them over.
-    `on_table` is called with (generation, JSON) before the first step of every new set of probes.
+    Args:
+        loaded: The model.
+        sink: Receives the frames of every step, on the model's thread.
+        deliver: Called on the model's thread with the outputs of one step, after `sink` got the step's frames. It must not
+            block.
+        probes: Probes loaded at start.
+        on_table: Called with (generation, JSON) before the first step of every generation of probes.
+        options: Sizes; None for the defaults.
+
+    Raises:
+        ProbeError: A probe does not fit the model.
     """
 
     def __init__(
@@ -144,7 +160,10 @@ class Engine:
     # --- from any thread -------------------------------------------------------------------------------------------
 
     def submit(self, request: Request) -> None:
-        """Queue a request. Raises RequestRefused when it cannot be run, and when too many wait."""
+        """Queue a request.
+
+        Raises RequestRefused if it does not fit the context, its id is in use, the queue is full, or the engine is closing.
+        """
         self.check(len(request.prompt_ids), request.sampling.max_tokens)
         with self._wake:
             if self._inbox.closing:
@@ -171,18 +190,18 @@ class Engine:
             )
 
     def has(self, request_id: str) -> bool:
-        """Whether this request was submitted and has not ended; it may still be waiting for its first step."""
+        """Return whether this request was submitted and has not ended. It may still be queued."""
         with self._wake:
             return request_id in self._inbox.live
 
     def abort(self, request_id: str) -> None:
-        """Stop a request before the next step; unknown ids are ignored, for it may just have ended."""
+        """Stop a request before the next step. Unknown ids are ignored, as the request may just have ended."""
         with self._wake:
             self._inbox.aborted.add(request_id)
             self._wake.notify()
 
     def call(self, function: Callable[[], T]) -> Future[T]:
-        """Run a function on the model's thread, between two steps."""
+        """Run a function on the model's thread, between two steps. Raises EngineError if the engine is closing."""
         future: Future[T] = Future()
         with self._wake:
             if self._inbox.closing:
@@ -192,22 +211,22 @@ class Engine:
         return future
 
     def put_probe(self, probe: Probe) -> Future[int]:
-        """Add or swap a probe from the next step on; the result is its column.
+        """Add or replace a probe from the next step on. The future's result is the probe's column.
 
-        Raises ProbeError or SiteError, and changes nothing, when it does not fit.
+        The future raises ProbeError or SiteError if the probe does not fit; nothing is changed then.
         """
         return self.call(lambda: self._change_bank(lambda bank: bank.put(probe)))
 
     def remove_probe(self, probe_id: str) -> Future[None]:
-        """Take a probe out from the next step on. Raises ProbeError when there is none of that id."""
+        """Remove a probe from the next step on. The future raises ProbeError if there is no probe with that id."""
         return self.call(lambda: self._change_bank(lambda bank: bank.remove(probe_id)))
 
     def keep_rows(self, sites: Sequence[Site]) -> Future[None]:
-        """Hand the rows of these sites to the sink from the next step on."""
+        """Pass the rows of these sites to the sink from the next step on."""
         return self.call(lambda: self._taps.keep_rows(sites))
 
     def close(self) -> None:
-        """End what runs as aborted, stop the thread and take the taps off."""
+        """Abort all requests, stop the thread and detach the taps."""
         with self._wake:
             self._inbox.closing = True
             self._wake.notify()
@@ -224,14 +243,14 @@ class Engine:
                 try:
                     self._obey(orders)
                     self._iterate()
-                except Exception as error:  # a request must not take the others' engine down
-                    log.exception("a step failed; the requests that were in it are ended")
+                except Exception as error:  # a failing request must not end the engine for others
+                    log.exception("a step failed; its requests are ended with an error")
                     self._end_running("error", f"{type(error).__name__}: {error}")
         finally:
             self._end_all()
 
     def _take_orders(self) -> _Orders | None:
-        """What is to be done before the next step; waits while there is nothing to do. None when it is time to end."""
+        """Wait for work and return the commands to execute before the next step, or None when the engine is closing."""
         with self._wake:
             inbox = self._inbox
             while not (self._busy() or inbox.calls or inbox.waiting or inbox.closing):
@@ -296,7 +315,7 @@ class Engine:
             self._batch.join(prefill.batch)
 
     def _step(self, batch: SequenceBatch, ids: np.ndarray) -> torch.Tensor:
-        """One pass over the next columns of a batch: run, label, publish. Returns the last column's logits."""
+        """Run one pass over the next columns of a batch, label its rows and publish them. Returns the last column's logits."""
         lanes, start = batch.lanes(), batch.width
         self._taps.begin()
         logits = batch.forward(self.loaded.model, np.ascontiguousarray(ids), **self._forward_options)
@@ -310,7 +329,7 @@ class Engine:
         return logits
 
     def _advance(self, batch: SequenceBatch, logits: torch.Tensor) -> None:
-        """Draw a token for each sequence, deliver, and let those that have ended leave."""
+        """Draw a token for each sequence, deliver the outputs, and remove the sequences that have ended."""
         greedy = logits.argmax(dim=-1).tolist()
         outputs = [self._output(s, row, best) for s, row, best in zip(batch.sequences, logits, greedy, strict=True)]
         staying = [i for i, output in enumerate(outputs) if output.finish_reason is None]
@@ -325,8 +344,8 @@ class Engine:
             token = sequence.sampler.draw(logits, greedy)
             sequence.next_id = token
             text = sequence.text.push(token)
-        except Exception as error:  # of this sequence alone: logits that are not finite, a decoder that gives up
-            log.exception("request %s cannot go on", sequence.request.id)
+        except Exception as error:  # affects this sequence only: non-finite logits, a decoder's failure
+            log.exception("request %s failed", sequence.request.id)
             return Output(sequence.request.id, finish_reason="error", error=f"{type(error).__name__}: {error}")
         reason = self._finish_reason(sequence, token)
         if reason is not None and not sequence.text.stopped:
@@ -366,7 +385,7 @@ class Engine:
             self._emit([Output(s.request.id, finish_reason=reason, error=message) for s in gone])
 
     def _end_all(self) -> None:
-        """Nobody is left waiting: what runs, what has not begun, and calls that will not be made."""
+        """Complete everything that someone may wait for: running requests, queued requests, and pending calls."""
         with self._wake:
             self._inbox.closing = True
             waiting, self._inbox.waiting = self._inbox.waiting, deque()
@@ -386,7 +405,7 @@ class Engine:
             self._deliver(outputs)
 
     def _change_bank(self, change: Callable[[Bank], T]) -> T:
-        """Change a copy, and take it over only once the taps and the readers' table have followed."""
+        """Apply a change of the probes atomically: to a copy, which replaces the bank once taps and table are updated."""
         changed = self.bank.copy()
         result = change(changed)
         self._taps.set_probes(changed.items())
@@ -408,5 +427,5 @@ def _settle(future: Future[T], function: Callable[[], T]) -> None:
         return
     try:
         future.set_result(function())
-    except Exception as error:  # the caller's own error, raised where it waits for the result
+    except Exception as error:  # the caller's error, raised where it waits for the result
         future.set_exception(error)

@@ -1,4 +1,4 @@
-"""Rows of labelled text: the texts go through the engine, and the taps' rows come back with their tokens' labels."""
+"""Extraction of rows of labelled texts: run the texts through the engine and collect the taps' rows, aligned to characters."""
 
 from __future__ import annotations
 
@@ -19,9 +19,12 @@ from actscope.sites import Site
 
 @dataclass(slots=True)
 class LabelledRows:
-    """rows[site] float32 [n, d], in order of the texts; for each row its text and the token's character range.
+    """Rows of labelled texts, in the order of the texts. Special tokens have no row.
 
-    Special tokens have no row.
+    Attributes:
+        rows: For each site, float32 [n, d].
+        texts: Index of each row's text, int64 [n].
+        offsets: Character range of each row's token in its text, int64 [n, 2].
     """
 
     rows: dict[str, np.ndarray]
@@ -29,7 +32,7 @@ class LabelledRows:
     offsets: np.ndarray
 
     def labels(self, texts: Sequence[LabelledText], label: str) -> tuple[np.ndarray, np.ndarray]:
-        """(mask, labels), both bool [n]: rows whose text knows the label, and whether it holds there."""
+        """Return (mask, labels), both bool [n]: whether the row's text is annotated for the label, and whether that holds."""
         known = np.array([label in text.spans for text in texts], bool)
         held = np.zeros(len(self.texts), bool)
         edges = np.searchsorted(self.texts, np.arange(len(texts) + 1))
@@ -41,7 +44,7 @@ class LabelledRows:
 
 @dataclass(slots=True)
 class _Collector:
-    """A sink that keeps the rows of each text's own tokens."""
+    """A sink that keeps the rows of each text's tokens, without special ones."""
 
     tokens: list[tuple[list[int], list[tuple[int, int]]]]
     special: frozenset[int]
@@ -70,7 +73,7 @@ class _Collector:
         return SinkStats(rows=self.n)
 
     def close(self) -> None:
-        """Nothing to release."""
+        """Do nothing: there are no resources to release."""
 
     def result(self) -> LabelledRows:
         texts = np.concatenate(self.texts)
@@ -87,9 +90,20 @@ def collect(
     max_bytes: int = 1 << 30,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> LabelledRows:
-    """Run the texts once, in their order as many as fit into `max_bytes` of rows, and collect their rows at `sites`.
+    """Run texts through the model once and collect their rows.
 
-    `progress` is called with (texts done, texts in all). Raises EngineError when a text fails.
+    Args:
+        loaded: The model.
+        texts: The texts.
+        sites: The sites to collect.
+        max_bytes: Maximum size of the rows, in bytes. Only the first texts that fit are run, but at least one.
+        progress: Called with (texts done, texts in total).
+
+    Returns:
+        The rows at all sites.
+
+    Raises:
+        EngineError: The model failed on a text.
     """
     tokens = _fitting([tokenize(loaded, t.text) for t in texts], max_bytes // (4 * loaded.d_model * max(1, len(sites))))
     sink = _Collector(tokens, frozenset(loaded.tokenizer.all_special_ids))
@@ -97,7 +111,7 @@ def collect(
     engine = Engine(loaded, sink=sink, deliver=waiter.deliver).start()
     try:
         engine.keep_rows(sites).result()
-        for index in sorted(range(len(tokens)), key=lambda i: len(tokens[i][0])):  # alike in length: little padding
+        for index in sorted(range(len(tokens)), key=lambda i: len(tokens[i][0])):  # similar lengths: little padding
             waiter.room.acquire()
             engine.submit(Request(str(index), tokens[index][0], Sampling(max_tokens=1, temperature=0)))
         waiter.done.wait()
@@ -112,13 +126,13 @@ Tokens = tuple[list[int], list[tuple[int, int]]]
 
 
 def _fitting(tokens: Sequence[Tokens], limit: int) -> list[Tokens]:
-    """The first texts that together have at most `limit` tokens: long ones are as likely to be among them as short ones."""
+    """Return the first texts with at most `limit` tokens in total. Taking a prefix does not favor short texts."""
     total = np.cumsum([len(ids) for ids, _ in tokens])
     return list(tokens[: max(1, int(np.searchsorted(total, limit, side="right")))])
 
 
 class _Waiter:
-    """Counts finished texts, and lets only so many wait at once."""
+    """Counts finished texts, and bounds the number of texts in flight by a semaphore."""
 
     def __init__(self, total: int, progress: Callable[[int], None]) -> None:
         self.done = threading.Event()
@@ -139,7 +153,13 @@ class _Waiter:
 
 
 def tokenize(loaded: LoadedModel, text: str) -> tuple[list[int], list[tuple[int, int]]]:
-    """Ids and character ranges; the model's own BOS is added unless the text already begins with a special token."""
+    """Tokenize a text, and truncate it to one token less than the model's context.
+
+    The tokenizer's special tokens are added unless the text already begins with one.
+
+    Returns:
+        The token ids, and the character range of each token.
+    """
     tokenizer = loaded.tokenizer
     rendered = text.startswith(tuple(tokenizer.all_special_tokens))
     encoded = tokenizer(

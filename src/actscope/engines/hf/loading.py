@@ -1,4 +1,4 @@
-"""Loading a model with its tokenizer, and the facts that probes and readers need to know of it."""
+"""Load a model with its tokenizer, and derive the facts that probes and readers need."""
 
 from __future__ import annotations
 
@@ -21,13 +21,21 @@ DTYPES = {
     "auto": "auto", "fp32": torch.float32, "float32": torch.float32, "bf16": torch.bfloat16, "bfloat16": torch.bfloat16,
     "fp16": torch.float16, "float16": torch.float16,
 }  # fmt: skip
-#: What transformers, safetensors and torch raise for a model that is absent, damaged or too much for the device.
+#: Exceptions of transformers, safetensors and torch for a model that is missing, damaged or too large for the device.
 _LOAD_FAILURES = (OSError, ValueError, RuntimeError, AssertionError, ImportError, KeyError, SafetensorError)
 
 
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
-    """A model ready to run. `revision` is the hub's commit, or a fingerprint of local weights."""
+    """A model ready to run.
+
+    Attributes:
+        model: The model of transformers.
+        tokenizer: Its fast tokenizer.
+        name: The name under which it was loaded.
+        revision: The hub's commit, or a fingerprint of local weights.
+        path: The hub id or directory from which it was loaded; "" for a model that was already in memory.
+    """
 
     model: PreTrainedModel
     tokenizer: Any
@@ -61,29 +69,39 @@ class LoadedModel:
 
     @property
     def sampling_defaults(self) -> dict[str, float]:
-        """What the model's makers recommend, where a request does not say."""
+        """Sampling parameters that the model recommends, for requests that do not set them."""
         config = self.model.generation_config
         names = ("temperature", "top_p", "top_k", "repetition_penalty") if config.do_sample else ()
         return {name: value for name in names if (value := getattr(config, name, None)) is not None}
 
     @property
     def last_logits_only(self) -> dict[str, int]:
-        """The argument that spares the logits of all but the last column, where the model knows it."""
+        """The keyword argument that restricts logits to the last column, if the model supports it."""
         known = "logits_to_keep" in inspect.signature(self.model.forward).parameters
         return {"logits_to_keep": 1} if known else {}
 
     @property
     def eos_ids(self) -> frozenset[int]:
-        """Every id that ends an answer: the generation config's, and the tokenizer's own."""
+        """All ids that end an answer: those of the generation config and the tokenizer's."""
         declared = self.model.generation_config.eos_token_id
         ids = declared if isinstance(declared, list) else [declared]
         return frozenset(i for i in [*ids, self.tokenizer.eos_token_id] if i is not None)
 
 
 def load(model_id: str, *, device: str = "auto", dtype: str = "auto") -> LoadedModel:
-    """Load a hub id, a local directory or `actscope/builtin`. Raises EngineError with what to do.
+    """Load a model and its tokenizer.
 
-    dtype "auto" keeps the checkpoint's own on a GPU and uses float32 on a CPU.
+    Args:
+        model_id: A hub id, a local directory or `actscope/builtin`.
+        device: A device of torch; "auto" is a GPU if there is one.
+        dtype: One of `DTYPES`; "auto" is the checkpoint's own on a GPU (or any device but a CPU) and float32 on a CPU.
+
+    Returns:
+        The model.
+
+    Raises:
+        SettingsError: `dtype` is unknown.
+        EngineError: The model cannot be loaded, or `adopt` refuses it.
     """
     name = model_id
     source = str(builtin.model_path()) if model_id == builtin.NAME else model_id
@@ -105,7 +123,11 @@ def load(model_id: str, *, device: str = "auto", dtype: str = "auto") -> LoadedM
 
 
 def adopt(model: PreTrainedModel, tokenizer: Any, *, name: str, path: str = "") -> LoadedModel:
-    """Take over a model that is already in memory. Raises EngineError when it cannot be run or labelled exactly."""
+    """Wrap a model that is already in memory, and set it to evaluation mode without gradients.
+
+    Raises EngineError if the model cannot be run or its rows cannot be labelled exactly: without a fast tokenizer, without
+    recognizable blocks, for an encoder-decoder, or for state other than a key-value cache.
+    """
     if not getattr(tokenizer, "is_fast", False):
         raise EngineError(f"{name}: its tokenizer has no tokenizer.json; convert it to a fast tokenizer first")
     try:
@@ -126,6 +148,6 @@ def adopt(model: PreTrainedModel, tokenizer: Any, *, name: str, path: str = "") 
 
 
 def cache_dir(kind: str, loaded: LoadedModel) -> Path:
-    """Where what was derived from this model, at this revision, is kept for its next start."""
+    """Return the cache directory for data derived from this model at this revision."""
     base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return base / "actscope" / kind / f"{loaded.name.strip('/').replace('/', '--')}-{loaded.revision or 'local'}"

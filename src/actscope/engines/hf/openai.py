@@ -1,4 +1,4 @@
-"""The engine's side of the OpenAI API, in vLLM's dialect: request bodies in, chunks and answers out."""
+"""The engine's OpenAI API, in vLLM's dialect: parse request bodies, format chunks and responses."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class StreamingOptions(msgspec.Struct):
 
 
 class _Body(msgspec.Struct, kw_only=True):
-    """What chat and completions share. Keys that OpenAI has and this engine lacks are refused, others are ignored."""
+    """Fields that chat and completions share. Known but unsupported keys are rejected, unknown keys are ignored."""
 
     model: str | None = None
     stream: bool = False
@@ -42,7 +42,7 @@ class _Body(msgspec.Struct, kw_only=True):
     n: int | None = None
     ignore_eos: bool = False
     return_token_ids: bool = False
-    # Keys that other servers know and this engine lacks: declared, so that they are refused and not ignored.
+    # Keys of other servers that this engine does not support: declared, so that they are rejected instead of ignored.
     logprobs: bool | int | None = None
     logit_bias: dict[str, float] | None = None
     best_of: int | None = None
@@ -73,7 +73,7 @@ B = TypeVar("B", ChatBody, CompletionBody)
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """One sequence of an answer and its place in it."""
+    """One sequence of a response, and its index in it."""
 
     index: int
     request: Request
@@ -81,7 +81,7 @@ class Choice:
 
 @dataclass(slots=True)
 class CompletionJob:
-    """One HTTP request as the sequences that it asks for, and how its answer is written."""
+    """One HTTP request: the sequences to generate, and the format of its response."""
 
     kind: Literal["chat", "text"]
     id: str
@@ -94,7 +94,7 @@ class CompletionJob:
     _opened: set[int] = field(default_factory=set)
 
     def chunks(self, choice: Choice, output: Output) -> list[bytes]:
-        """The SSE events that one output becomes: for chat, the role comes first."""
+        """Return the SSE events for one output. For chat, the first event of a choice carries the role."""
         events = []
         first = choice.index not in self._opened
         self._opened.add(choice.index)
@@ -116,7 +116,7 @@ class CompletionJob:
         return self._event([], usage=usage)
 
     def answer(self, texts: Sequence[str], ids: Sequence[Sequence[int]], reasons: Sequence[str]) -> dict[str, Any]:
-        """The whole answer of a request that does not stream."""
+        """Return the complete response of a request that does not stream."""
         parts = zip(self.choices, texts, ids, reasons, strict=True)
         choices = [self._whole(choice, text, own, reason) for choice, text, own, reason in parts]
         top: dict[str, Any] = {}
@@ -125,7 +125,7 @@ class CompletionJob:
         return self._envelope(choices) | top | {"usage": self.usage(ids)}
 
     def usage(self, ids: Sequence[Sequence[int]]) -> dict[str, int]:
-        """Prompts that are shared by several choices count once, as OpenAI counts them."""
+        """Return token counts. A prompt shared by several choices counts once, as with OpenAI."""
         prompt = sum(len(p) for p in {id(c.request.prompt_ids): c.request.prompt_ids for c in self.choices}.values())
         completion = sum(map(len, ids))
         return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
@@ -148,7 +148,7 @@ class CompletionJob:
 
 
 def chat_job(engine: Engine, raw: bytes, request_id: str | None) -> CompletionJob:
-    """Read a chat body. Raises RequestRefused, naming the field, for what cannot be understood or run."""
+    """Parse the body of a chat request. Raises RequestRefused, which names the field, if it is invalid or unsupported."""
     body = _decode(raw, ChatBody)
     _refuse(tools=body.tools, functions=body.functions, top_logprobs=body.top_logprobs)
     if body.response_format not in (None, {"type": "text"}):
@@ -158,7 +158,7 @@ def chat_job(engine: Engine, raw: bytes, request_id: str | None) -> CompletionJo
 
 
 def completion_job(engine: Engine, raw: bytes, request_id: str | None) -> CompletionJob:
-    """Read a completions body; several prompts become several choices."""
+    """Parse the body of a completions request, with one or more choices per prompt. Raises RequestRefused like `chat_job`."""
     body = _decode(raw, CompletionBody)
     _refuse(echo=body.echo, suffix=body.suffix)
     prompts = [_tokenize(engine, prompt) for prompt in _prompts(body.prompt)]
@@ -194,7 +194,7 @@ def _render(engine: Engine, body: ChatBody) -> list[int]:
     messages = [_message(i, m) for i, m in enumerate(body.messages)]
     try:
         text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=body.add_generation_prompt)
-    except Exception as error:  # templates are programs of the model's maker; what they raise is about the messages
+    except Exception as error:  # a template is a program of the model's maker, and may raise anything
         raise RequestRefused(f"the model's chat template refuses these messages: {error}", param="messages") from error
     return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
@@ -215,7 +215,7 @@ def _message(index: int, message: dict[str, Any]) -> dict[str, Any]:
 
 
 def _prompts(prompt: str | list[Any]) -> list[Any]:
-    """A text, a list of texts, a list of ids or a list of such lists, as a list of texts and lists of ids."""
+    """Normalize a text, texts, token ids or lists of token ids to a list of texts or of lists of ids."""
     kinds = {type(item) for item in prompt} if isinstance(prompt, list) else {str}
     if len(kinds) != 1:
         raise RequestRefused(

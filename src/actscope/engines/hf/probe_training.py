@@ -1,4 +1,4 @@
-"""Training probes on a model: labelled text through the taps, one discriminant for each label and site."""
+"""Train probes on a model: extract rows of labelled texts, and fit one linear discriminant per label and site."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from actscope.probes.labels import LabelledText, known_labels
 from actscope.probes.train import Examples, Fit, ShrunkCovariance, fit, to_probe
 from actscope.sites import Site
 
-#: A later site is taken only if it is better than an earlier one by more than this on the choosing texts.
+#: A later site is preferred only if its AUROC on the texts for selection is better by more than this.
 WORTH_A_LAYER = 0.002
 
 Report = Callable[[str, int, int], None]
@@ -24,7 +24,7 @@ Report = Callable[[str, int, int], None]
 
 @dataclass(frozen=True, slots=True)
 class Trained:
-    """A probe and the figures of its fit."""
+    """A probe and the statistics of its fit."""
 
     probe: Probe
     fit: Fit
@@ -38,9 +38,21 @@ def train_probes(
     *,
     progress: Report = lambda stage, done, total: None,
 ) -> list[Trained]:
-    """One probe for each label, at the earliest of the best sites. `progress` gets (stage, done, total).
+    """Train one probe per label, at the earliest site whose AUROC is within `WORTH_A_LAYER` of the best.
 
-    Raises ProbeError for an unknown label, and when a label that was asked for has too few examples.
+    Args:
+        loaded: The model.
+        texts: Labelled texts.
+        sites: Candidate sites.
+        labels: Labels to train; None for all that have enough examples.
+        progress: Called with (stage, done, total).
+
+    Returns:
+        The probes, in the order of the labels.
+
+    Raises:
+        ProbeError: No text has a requested label, or it has too few examples.
+        EngineError: The model failed on a text.
     """
     known = known_labels(texts)
     chosen = list(labels or known)
@@ -55,7 +67,7 @@ def train_probes(
             trained.append(_train(loaded, texts, rows, covariances, label))
         except ProbeError:
             if labels:
-                raise  # asked for by name; of all labels, those with too few examples are left out
+                raise  # requested by name; otherwise labels with too few examples are skipped
         progress("fitting probes", done, len(chosen))
     return trained
 
@@ -81,6 +93,6 @@ def _train(
 
 
 def builtin_texts(loaded: LoadedModel, n: int, seed: int = 7) -> list[LabelledText]:
-    """The project's own labelled text: chats and stories for the built-in model, stories alone for any other."""
+    """Generate the built-in labelled texts: chats and stories for the built-in model, only stories for other models."""
     kind = "mixed" if loaded.name == builtin.NAME else "story"
     return [LabelledText(text.text, text.spans) for text in islice(generate(seed, kind), n)]

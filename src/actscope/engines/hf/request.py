@@ -1,4 +1,4 @@
-"""What the engine is asked, and what it answers."""
+"""Requests to the engine, and their outputs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ FinishReason = Literal["stop", "length", "abort", "error"]
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How tokens are drawn. Temperature 0 is greedy; `seed` makes a request's draws repeatable in any batch."""
+    """Sampling parameters. Temperature 0 is greedy. A `seed` makes a request's draws repeatable in any batch.
+
+    Raises RequestRefused for a value out of range.
+    """
 
     max_tokens: int = 256
     temperature: float = 1.0
@@ -29,7 +32,7 @@ class Sampling:
 
     @property
     def greedy(self) -> bool:
-        """Whether the likeliest token is taken; a temperature this low would only overflow."""
+        """Whether the most likely token is taken. Division by such a low temperature would overflow."""
         return self.temperature < 1e-5
 
     def __post_init__(self) -> None:
@@ -51,7 +54,7 @@ _BOUNDS = (
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """What one step gave one request: `text` may be empty while a character or a stop string is incomplete."""
+    """Output of one step for one request. `text` may be empty while a character or a stop string is incomplete."""
 
     request: str
     token_ids: tuple[int, ...] = ()

@@ -1,4 +1,4 @@
-"""Drawing the next token of each sequence of a batch."""
+"""Sampling of a sequence's next token."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from actscope.engines.hf.request import Sampling
 
 @dataclass(slots=True)
 class Sampler:
-    """One sequence's draws. Its generator is its own, so a seed gives the same tokens in any batch."""
+    """Sampler of one sequence. It has its own generator, so a seed gives the same draws in any batch."""
 
     params: Sampling
     prompt_ids: Sequence[int]
@@ -21,7 +21,10 @@ class Sampler:
     _generator: torch.Generator | None = None
 
     def draw(self, logits: Tensor, greedy: int) -> int:
-        """The next token from logits [vocabulary], whose argmax is `greedy`. Raises RuntimeError when they are not finite."""
+        """Draw the next token from logits [vocabulary], whose argmax is `greedy`.
+
+        Raises RuntimeError if a random draw meets logits that are not finite.
+        """
         token = greedy if self._plain else self._draw(self._penalised(logits.float()))
         self.generated.append(token)
         return token
@@ -57,7 +60,7 @@ class Sampler:
 
 
 def truncate(probabilities: Tensor, params: Sampling) -> Tensor:
-    """Keep the top-k, then the nucleus of top-p, then what is at least min-p of the maximum; not renormalised."""
+    """Zero all probabilities outside top-k, top-p (nucleus) and min-p. The result is not renormalised."""
     if params.top_k <= 0 and params.top_p >= 1 and params.min_p <= 0:
         return probabilities
     ordered, index = probabilities.sort(descending=True)

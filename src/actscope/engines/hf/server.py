@@ -1,4 +1,4 @@
-"""The engine's HTTP server, for the gateway on the same machine: OpenAI routes and the probes, over a unix socket."""
+"""HTTP server of the engine, for the gateway on the same machine: OpenAI routes and controls, over a Unix socket."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ from actscope.recording.flight.recorder import FlightRecorder
 
 
 class Mailboxes:
-    """Carries outputs from the model's thread to the requests that wait for them on the event loop."""
+    """Dispatches outputs from the model's thread to the requests that wait for them on the event loop."""
 
     def __init__(self) -> None:
         self._boxes: dict[str, asyncio.Queue[Output]] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
 
     def deliver(self, outputs: list[Output]) -> None:
-        """From the model's thread: one wake-up of the loop for a whole step."""
+        """Dispatch a step's outputs with one wake-up of the event loop. Called on the model's thread."""
         if self._loop is not None:
-            with suppress(RuntimeError):  # the loop has closed: nobody waits any more
+            with suppress(RuntimeError):  # the loop has closed, so no request is waiting
                 self._loop.call_soon_threadsafe(self._sort, outputs)
 
     def open(self, request_id: str, box: asyncio.Queue[Output]) -> None:
-        """Put the outputs of this request into `box`. Raises RequestRefused when that id is in use."""
+        """Put the outputs of this request into `box`. Raises RequestRefused if the id is in use."""
         self._loop = asyncio.get_running_loop()
         if self._boxes.setdefault(request_id, box) is not box:
             raise RequestRefused(f"a request {request_id!r} is in flight already; choose another X-Request-Id")
@@ -53,7 +53,7 @@ class Mailboxes:
 
 
 def create_app(engine: Engine, mailboxes: Mailboxes, flight: FlightRecorder | None = None) -> Starlette:
-    """The routes of one engine; with a flight recorder, its requests can be marked."""
+    """Create the application of one engine. With a flight recorder, requests can be marked for recording."""
     routes = _EngineRoutes(engine, mailboxes)
     return Starlette(
         routes=[
@@ -67,7 +67,7 @@ def create_app(engine: Engine, mailboxes: Mailboxes, flight: FlightRecorder | No
 
 
 class _EngineProbes:
-    """The engine's probes, changed between two steps of the model's thread."""
+    """Probe controls of the engine. Changes happen on the model's thread, between two steps."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
@@ -114,7 +114,7 @@ class _EngineRoutes:
 
 
 class Inbox:
-    """The outputs of one job, choice by choice, as they come. Leaving before the end aborts what still runs."""
+    """Asynchronous iterator over the outputs of one job. Closing it early aborts the choices that still run."""
 
     def __init__(self, engine: Engine, mailboxes: Mailboxes, job: CompletionJob) -> None:
         self._engine = engine
@@ -179,9 +179,9 @@ async def _whole(job: CompletionJob, inbox: Inbox) -> Response:
 
 
 async def _unless_left(http: HttpRequest, work: Coroutine[Any, Any, Response]) -> Response:
-    """The result of `work`, which is cancelled when the client closes the connection first."""
+    """Return the result of `work`, or cancel it and return status 499 if the client disconnects first."""
     working = asyncio.ensure_future(work)
-    leaving = asyncio.ensure_future(http.receive())  # the body has been read: what comes next is the disconnect
+    leaving = asyncio.ensure_future(http.receive())  # the body has been read, so the next message is the disconnect
     await asyncio.wait([working, leaving], return_when=asyncio.FIRST_COMPLETED)
     leaving.cancel()
     if not working.done():

@@ -1,4 +1,4 @@
-"""How an engine process is to run: read by the process that starts it, without loading torch."""
+"""Settings of an engine process. Importing them does not import torch."""
 
 from __future__ import annotations
 
@@ -6,15 +6,29 @@ import msgspec
 
 
 class EngineSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """`model`: a Hugging Face id, a directory, or `actscope/builtin`. `card_id`: 16 hex digits under which readers find it.
+    """Settings of an engine process, passed to it as JSON.
 
-    `probes`: directories whose probes are loaded at start. `train_probes`: train
-    some on the built-in text first, unless that was done before. `threads`: CPU threads of the model, 0 for torch's own choice.
-    `owned`: end when standard input closes, that is when the parent dies.
-
-    `record`: directory of the recording that marked requests go to, "" for none; then `record_sites` (a selection) are
-    recorded with `record_codec`. What is recent stays in memory, or in files in `flight_dir`, up to `flight_bytes` and
-    `flight_seconds` (0: no limit of time). `triggers` are rules and `sample` a share of requests that mark by themselves.
+    Attributes:
+        model: A Hugging Face id, a directory, or `actscope/builtin`.
+        card_id: Id of the engine's card, 16 hex digits.
+        probes: Directories whose probes are loaded at start.
+        train_probes: If no probes are given, use the model's default probes; train them on the built-in text if there are none.
+        device: Device of the model; "auto" is a GPU if there is one.
+        dtype: Element type of the model; "auto" is the checkpoint's own on a GPU and float32 on a CPU.
+        threads: CPU threads of the model; 0 for torch's default.
+        max_batch: Maximum number of sequences in a batch.
+        max_step_tokens: Maximum number of rows of one pass, padding included.
+        probe_width: Number of probe slots.
+        ring_rows: Rows kept in the ring of scores.
+        owned: Exit when standard input closes, that is when the parent exits.
+        record: Directory of the recording for marked requests; "" for none.
+        record_sites: Selection of the sites to record.
+        record_codec: Codec of the recording.
+        flight_bytes: Maximum size of the flight recorder's recent rows, in bytes.
+        flight_seconds: Maximum age of recent rows, in seconds; 0 for no limit.
+        flight_dir: Directory for recent rows; "" keeps them in memory.
+        triggers: Rules that mark requests.
+        sample: Share of requests to mark, 0 to 1.
     """
 
     model: str

@@ -1,4 +1,4 @@
-"""Starting and stopping the engine's own process, from a parent that need not load torch."""
+"""Start and stop the engine's process, from a parent that need not import torch."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def new_card_id() -> str:
 
 
 class EngineProcess:
-    """A child that runs one model; it ends with its parent. Use as a context manager."""
+    """A child process that serves one model and ends with its parent. A context manager."""
 
     def __init__(self, settings: EngineSettings) -> None:
         self.settings = settings
@@ -37,9 +37,17 @@ class EngineProcess:
         return self._child.pid
 
     def wait_ready(self, timeout_s: float = 600.0, tick: Callable[[float], None] | None = None) -> EngineCard:
-        """Wait until the engine serves. `tick` is called with the seconds waited, for a progress line.
+        """Wait until the engine serves requests.
 
-        Raises EngineError when it ends first (its own message is on standard error) or the time is over.
+        Args:
+            timeout_s: Maximum time to wait, in seconds.
+            tick: Called regularly with the seconds waited, for a progress line.
+
+        Returns:
+            The engine's card.
+
+        Raises:
+            EngineError: The engine exited (its message is on standard error), or the time ran out.
         """
         begin = time.monotonic()
         while (waited := time.monotonic() - begin) < timeout_s:
@@ -56,7 +64,7 @@ class EngineProcess:
         raise EngineError(f"the engine for {self.settings.model!r} was not ready after {timeout_s:.0f} s")
 
     def wait(self) -> int:
-        """Block until it ends. Returns its exit code."""
+        """Block until the process exits. Returns its exit code."""
         return self._child.wait()
 
     def _ended_within(self, seconds: float) -> bool:
@@ -67,7 +75,7 @@ class EngineProcess:
         return True
 
     def close(self) -> None:
-        """Ask it to end, wait, and kill it when it does not; nothing of it is left behind."""
+        """Ask the process to exit, and kill it after `GRACE_S` seconds. Leaves no files or shared memory behind."""
         if self._child.stdin is not None:
             self._child.stdin.close()
         if not self._ended_within(GRACE_S):

@@ -1,4 +1,4 @@
-"""From token ids to text as it may be shown: whole characters only, and nothing at or beyond a stop string."""
+"""Streaming detokenizer: yields whole characters only, and no text from a stop string on."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tokenizers.decoders import DecodeStream
 
 
 class Detokenizer:
-    """The text of one answer. Special tokens have none."""
+    """Incremental decoder of one answer. Special tokens have no text."""
 
     def __init__(self, tokenizer: Any, prompt_ids: Sequence[int], stop: Sequence[str]) -> None:
         self._tokenizer = tokenizer
@@ -19,7 +19,7 @@ class Detokenizer:
         self.stopped = False
 
     def push(self, token_id: int) -> str:
-        """The text that has become certain with this token. Sets `stopped` when a stop string is complete."""
+        """Add a token and return the text that is final with it. Sets `stopped` when a stop string is complete."""
         self._held += self._decoded(token_id)
         found = min((i for i in (self._held.find(s) for s in self._stop) if i >= 0), default=None)
         if found is not None:
@@ -35,7 +35,7 @@ class Detokenizer:
             return self._decoder.step(self._tokenizer, token_id) or ""
 
     def finish(self) -> str:
-        """What was held back for a stop string that never came."""
+        """Return the text that was held back because it could have begun a stop string."""
         return self._take(len(self._held))
 
     def _take(self, n: int) -> str:
@@ -43,7 +43,7 @@ class Detokenizer:
         return text
 
     def _undecided(self) -> int:
-        """Length of the longest tail that may be the beginning of a stop string."""
+        """Return the length of the longest suffix of the held text that is a prefix of a stop string."""
         longest = max((len(s) for s in self._stop), default=1) - 1
         tails = range(min(longest, len(self._held)), 0, -1)
         return next((n for n in tails if any(s.startswith(self._held[-n:]) for s in self._stop)), 0)

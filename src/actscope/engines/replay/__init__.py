@@ -1,1 +1,1 @@
-"""An engine without a model: it publishes a recording's steps as if they happened now, with scores of any probes."""
+"""The replay engine: publishes a recording's steps as if they happened now, scored with any probes, without the model."""

@@ -1,4 +1,4 @@
-"""A recording as an engine: a card, a ring, a table of probes, and a player that fills the ring."""
+"""A recording served as an engine: a card, a ring, a probe table, and a player that fills the ring."""
 
 from __future__ import annotations
 
@@ -32,10 +32,21 @@ from actscope.runtime.process import process_start
 
 
 class ReplayEngine:
-    """Readers see it as they see any engine, under `card`. Use as a context manager; nothing of it is left behind.
+    """An engine that replays a recording. Readers see it like any other engine, under `card`.
 
-    Raises RecordingError for a request that is not in the recording, ProbeError for a probe that does not fit it, RingError
-    when shared memory has no room. `put_probe` and `remove_probe` may be called from any thread.
+    A context manager. `put_probe` and `remove_probe` may be called from any thread.
+
+    Args:
+        recording: The recording.
+        settings: Settings; None for the defaults.
+        probes: Probes loaded at start.
+        on_end: Called with statistics at the end of each round.
+
+    Raises:
+        RecordingError: A requested request is not in the recording, or the recording has no labelled rows.
+        ProbeError: A probe does not fit the recording.
+        RingError: There is not enough shared memory.
+        MissingExtra: A package for the HTTP server is not installed.
     """
 
     def __init__(
@@ -76,33 +87,36 @@ class ReplayEngine:
 
     @property
     def bank(self) -> Bank:
-        """The probes that the next step is scored with. Not to be changed: see `put_probe`."""
+        """The probes that score the next step. Read-only: use `put_probe` and `remove_probe` for changes."""
         return self._player.bank
 
     @property
     def healthy(self) -> bool:
-        """False once the replay has failed; what was played is in the ring still."""
+        """Whether the replay has not failed. After a failure the steps already played stay in the ring."""
         return self._player.healthy
 
     def start(self, taken: Taken | None = None) -> None:
-        """Begin, as soon as the reader whose count of steps `taken` gives has attached; at once without one."""
+        """Start the replay once the reader has attached whose count of steps read `taken` returns; at once if None."""
         self._player.start(taken)
 
     def stats(self) -> PlayerStats:
         return self._player.stats()
 
     def put_probe(self, probe: Probe) -> dict[str, Any]:
-        """Add or swap a probe from the next step on; as clients are shown it. Raises ProbeError when it does not fit."""
+        """Add or replace a probe from the next step on, and return its public description.
+
+        Raises ProbeError if it does not fit the recording; nothing is changed then.
+        """
         fitting = fit(probe, self.model, any_model=self.settings.any_model)
         described: dict[str, Any] = self._change(lambda bank: _described(bank, bank.put(fitting)))
         return described
 
     def remove_probe(self, probe_id: str) -> None:
-        """Take a probe out from the next step on. Raises ProbeError when there is none of that id."""
+        """Remove a probe from the next step on. Raises ProbeError if there is no probe with that id."""
         self._change(lambda bank: bank.remove(probe_id))
 
     def _change(self, change: Callable[[Bank], Any]) -> Any:
-        """Change a copy, publish its table, and only then let the player have it."""
+        """Apply a change of the probes atomically: to a copy, which the player gets after its table has been published."""
         with self._changing:
             changed = self.bank.copy()
             result = change(changed)
@@ -111,7 +125,7 @@ class ReplayEngine:
         return result
 
     def close(self) -> None:
-        """Stop and take everything down: socket, card, tables, ring, scratch files. A second call does nothing."""
+        """Stop the replay and remove the socket, card, tables, ring and temporary files. Idempotent."""
         self._leaving.close()
 
     def __enter__(self) -> ReplayEngine:

@@ -1,4 +1,4 @@
-"""What a recording says of the model that it was made of."""
+"""Facts about the model of a recording."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from actscope.recording.reading.recording import Recording
 
 @dataclass(frozen=True, slots=True)
 class RecordedModel:
-    """The model's facts; what its manifest does not say follows from the rows. `widths`: of each site that has rows."""
+    """Facts about a recorded model, from the manifest or inferred from the rows. `widths` has each site that has rows."""
 
     name: str
     revision: str
@@ -26,12 +26,12 @@ class RecordedModel:
 
     @property
     def facts(self) -> ProbedModel:
-        """As a bank of probes needs them."""
+        """The facts that a probe bank needs."""
         return ProbedModel(self.name, self.revision, self.d_model, self.n_layers)
 
 
 def recorded_model(recording: Recording) -> RecordedModel:
-    """Read the manifest; a fact that it lacks is taken from the sites and their rows."""
+    """Read the model's facts from the manifest. Missing ones are inferred from the sites and their rows."""
     said: Mapping[str, Any] = recording.info["model"]
     widths = {site: recording[site].width for site in recording.sites if len(recording[site])}
     layers = [layer for layer in map(_layer_of, recording.sites) if layer is not None]
@@ -50,6 +50,6 @@ def recorded_model(recording: Recording) -> RecordedModel:
 
 
 def _layer_of(site: str) -> int | None:
-    """A recording may have sites that are not of the usual names."""
+    """Return the layer of a site, or None for a site with another name."""
     parts = site.split(".")
     return int(parts[1]) if len(parts) > 1 and parts[0] == "layers" and parts[1].isdigit() else None

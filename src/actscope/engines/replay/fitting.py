@@ -1,4 +1,4 @@
-"""Which probes can be computed from a recording, and why the others cannot."""
+"""Check which probes can be computed from a recording."""
 
 from __future__ import annotations
 
@@ -14,17 +14,25 @@ from actscope.probes import Bank, Probe
 
 @dataclass(frozen=True, slots=True)
 class Unfit:
-    """A probe that cannot be computed, and why."""
+    """A probe that cannot be computed, and the reason."""
 
     probe: str
     why: str
 
 
 def fit(probe: Probe, model: RecordedModel, *, any_model: bool = False) -> Probe:
-    """The probe as it is to be scored. Raises ProbeError, saying why, when the recording does not have what it reads,
-    or when it was made for another model or revision.
+    """Check that a recording has the rows that a probe reads.
 
-    With `any_model` what it says of its model is taken out, so that only its site and its width must fit.
+    Args:
+        probe: The probe.
+        model: Facts about the recorded model.
+        any_model: Accept a probe for another model or revision, so that only its site and its width must match.
+
+    Returns:
+        The probe; with `any_model`, a copy without its model and revision.
+
+    Raises:
+        ProbeError: The site was not recorded, the width differs, or the probe is for another model or revision.
     """
     check_recorded(probe, model)
     if any_model:
@@ -37,12 +45,12 @@ def fit(probe: Probe, model: RecordedModel, *, any_model: bool = False) -> Probe
     try:
         Bank(model.facts, width=1).check(probe)
     except ProbeError as error:
-        raise ProbeError(f"{error}; --any-model scores with it all the same") from error
+        raise ProbeError(f"{error}; --any-model uses it anyway") from error
     return probe
 
 
 def check_recorded(probe: Probe, model: RecordedModel) -> None:
-    """Raise ProbeError unless rows of the probe's site, and of its width, are in the recording."""
+    """Raise ProbeError unless the recording has rows of the probe's site and width."""
     width = model.widths.get(probe.info.site)
     if width is None:
         there = ", ".join(model.widths) or "none"
@@ -56,10 +64,9 @@ def check_recorded(probe: Probe, model: RecordedModel) -> None:
 def sort_out(
     probes: Iterable[Probe], model: RecordedModel, *, any_model: bool = False, lenient: bool = False
 ) -> tuple[list[Probe], list[Unfit]]:
-    """The probes that can be computed, and those that cannot for want of their rows.
+    """Divide probes into those that can be computed and those whose rows are missing.
 
-    A probe of another model or revision is an error, as it is for a live engine, unless `lenient`: then it is among
-    those that cannot.
+    A probe for another model or revision raises ProbeError, as with a live engine. With `lenient` it counts as unfit instead.
     """
     fitting: list[Probe] = []
     unfit: list[Unfit] = []

@@ -1,11 +1,12 @@
-"""When the next step may be written: at its time, and never so soon that a reader could miss one.
+"""Pacing of a replay: write each step when it is due, and never so early that a reader could miss one.
 
-A ring overwrites its oldest rows and waits for nobody, so the replay has to. Two rules:
+A ring overwrites its oldest rows without waiting for readers, so the replay must wait. Two rules:
 
-* No lap of the ring takes less than LAP_S: at 65,536 rows, steps and spans that is at most 32,768 of each a second. Any reader
-  that looks once in LAP_S - BURST misses nothing; the gateway looks every 3 to 20 ms, a hundred times as often.
-* Where the reader's own count is known (`taken`), at most BURST_STEPS steps, or half of the ring's rows, are written ahead
-  of it: then the replay waits until it has taken them all, and lets it breathe. Nothing can be lost, however slow it is.
+* A lap of the ring takes at least about LAP_S: with 65,536 rows, steps and spans that is at most 32,768 of each per second. A
+  reader that polls a little more often than that misses nothing; the gateway polls every 3 to 20 ms, a hundred times as often.
+* If the reader's count of steps is known (`taken`), at most BURST_STEPS steps, or half of the ring's rows, are written ahead
+  of it. Then the replay waits until the reader has taken them all, and pauses for BREATH_S. Nothing is lost, however slow the
+  reader is, as long as it makes progress within PATIENCE_S.
 """
 
 from __future__ import annotations
@@ -17,29 +18,29 @@ from collections.abc import Callable
 from actscope.ring.layout import RingSpec
 
 LAP_S = 2.0
-#: A reader that takes nothing for so long is not waited for.
+#: Seconds without progress after which a reader is no longer waited for.
 PATIENCE_S = 5.0
-#: Steps written ahead of a reader that is known: some 50 ms of the gateway's time.
+#: Steps written ahead of a known reader: about 50 ms of the gateway's time.
 BURST_STEPS = 1024
-#: A pause for the reader's other work after each burst; also how much the first rule lets through at once.
+#: Pause in seconds for the reader's other work after each burst. Also the tolerance of the first rule.
 BREATH_S = 0.005
-#: While nothing is written, the ring says this often that its writer lives.
+#: Interval in seconds of the ring's heartbeat while nothing is written.
 BEAT_S = 5.0
 _POLL_S = 0.002
 
-#: How many steps the reader has taken out of the ring, or None while it is not attached.
+#: Returns the number of steps that the reader has taken out of the ring, or None while it is not attached.
 Taken = Callable[[], int | None]
 
 
 class Pace:
-    """Says when to write. Used by the thread that writes; `stop` ends every wait."""
+    """Rate limiter of the thread that writes the ring. `stop` ends every wait."""
 
     def __init__(self, spec: RingSpec, stop: threading.Event, beat: Callable[[], None], taken: Taken | None) -> None:
         self._spec = spec
         self._stop = stop
         self._beat = beat
         self._taken = taken
-        self._lap = 0.0  # when, by the first rule, the next step may be written
+        self._lap = 0.0  # earliest time of the next step by the first rule
         self._steps = 0
         self._ahead_rows = 0
         self._ahead_steps = 0
@@ -47,11 +48,11 @@ class Pace:
         self._moved = 0.0
 
     def attached(self) -> bool:
-        """Wait until the reader is there; False when stopped first. True at once where no reader is known."""
+        """Wait until the reader has attached. Returns False if stopped, and True at once if no reader is known."""
         return self._until(lambda: self._taken is None or self._taken() is not None)
 
     def wait(self, due: float, n_rows: int, n_spans: int) -> bool:
-        """Return when a step may be written that is due at `due`, of time.monotonic(); False when stopped."""
+        """Wait until a step that is due at `due`, in time.monotonic() seconds, may be written. Returns False if stopped."""
         now = time.monotonic()
         ready = max(due, self._lap if self._lap - now > BREATH_S else 0.0)
         if ready > now and not self._sleep_until(ready):
@@ -67,7 +68,7 @@ class Pace:
         return not self._stop.is_set()
 
     def _room(self, n_rows: int) -> bool:
-        """The second rule. A reader that takes nothing for PATIENCE_S is not waited for: it has gone, or has begun anew."""
+        """Apply the second rule. A reader without progress for PATIENCE_S is not waited for: it has left, or restarted."""
         if self._taken is None:
             return True
         full = self._ahead_rows + n_rows > self._spec.row_capacity // 2
@@ -79,7 +80,7 @@ class Pace:
         return True
 
     def drained(self) -> bool:
-        """Wait until the reader has taken every step, or does not move any more; False when stopped."""
+        """Wait until the reader has taken every step or makes no progress for PATIENCE_S. Returns False if stopped."""
         self._moved = time.monotonic()
         return self._until(self._caught_up)
 
@@ -92,7 +93,7 @@ class Pace:
         return taken >= self._steps or now - self._moved > PATIENCE_S
 
     def _until(self, condition: Callable[[], bool]) -> bool:
-        """Wait for a condition; False when stopped."""
+        """Wait for a condition. Returns False if stopped."""
         beat = time.monotonic() + BEAT_S
         while not condition():
             if self._stop.wait(_POLL_S):

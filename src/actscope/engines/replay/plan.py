@@ -1,4 +1,4 @@
-"""The steps of a recording, in their order, with what a ring needs to know of each."""
+"""The steps of a recording in order, with the spans, labels and due times that a replay needs."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from actscope.recording.reading.label_index import RequestSummary
 from actscope.recording.reading.recording import Recording
 from actscope.ring.layout import MAX_REQUEST_ID
 
-#: Room for `~` and the number of a round behind a request's id.
+#: Bytes reserved for `~` and the number of a round after a request's id.
 _ROUND_BYTES = 12
 
 
 @dataclass(frozen=True, slots=True)
 class PlannedStep:
-    """Rows `start .. stop` of the plan, `due_ns` after its beginning."""
+    """Rows `start .. stop - 1` of the plan, due `due_ns` nanoseconds after its beginning."""
 
     number: int
     start: int
@@ -34,10 +34,18 @@ class PlannedStep:
 
 
 class ReplayPlan:
-    """Every row that is to be shown: its label, and its number in the recording (`row_ids`, int64 [n], ascending).
+    """The rows to replay: their labels, and their numbers in the recording (`row_ids`, int64 [n], ascending).
 
-    A request ends with its last row: a recording made in a user's own loop may never have been told of an end, and one
-    that was cut short by a crash has none.
+    A request ends with its last row. A recording may lack its end: one made in a user's own loop need not report it, and one
+    cut short by a crash has none.
+
+    Args:
+        recording: The recording.
+        requests: Ids of the requests to replay; empty for all.
+        idle_seconds: Maximum length of pauses without a running request.
+
+    Raises:
+        RecordingError: A request is not in the recording, or there are no labelled rows.
     """
 
     def __init__(self, recording: Recording, requests: Sequence[str] = (), *, idle_seconds: float = 1.0) -> None:
@@ -56,7 +64,7 @@ class ReplayPlan:
 
     @property
     def requests(self) -> list[RequestSummary]:
-        """The requests that are shown, in the order in which they began."""
+        """The requests to replay, in the order of their numbers in the recording."""
         return list(self._summaries.values())
 
     @property
@@ -65,16 +73,16 @@ class ReplayPlan:
 
     @property
     def largest_step(self) -> int:
-        """Rows of the step that has most of them."""
+        """Number of rows of the largest step."""
         return max(step.n_rows for step in self.steps)
 
     @property
     def duration_ns(self) -> int:
-        """From the first step to the last, at the recorded pace, with idle pauses shortened."""
+        """Time from the first step to the last in ns, at the recorded pace, with idle pauses shortened."""
         return self.steps[-1].due_ns
 
     def chunks(self, n_rows: int) -> Iterator[list[PlannedStep]]:
-        """The steps in their order, so many together that they have about `n_rows` rows."""
+        """Yield the steps in order, in groups of at most `n_rows` rows (but at least one step)."""
         chunk: list[PlannedStep] = []
         for step in self.steps:
             if chunk and step.stop - chunk[0].start > n_rows:
@@ -84,7 +92,7 @@ class ReplayPlan:
         yield chunk
 
     def step(self, planned: PlannedStep, *, time_ns: int, generation: int, round_number: int = 1) -> Step:
-        """A step as an engine publishes it, its requests named as `shown_name` says."""
+        """Make the Step to publish. From round 2 on, the requests are named `<id>~<round>`."""
         spans = planned.spans
         if round_number > 1:
             spans = tuple(replace(span, request=f"{span.request}~{round_number}") for span in spans)
@@ -100,7 +108,7 @@ class ReplayPlan:
         return [PlannedStep(number, start, stop, at, tuple(own)) for number, start, stop, at, own in rows]
 
     def _spans(self, steps: np.ndarray) -> list[list[Span]]:
-        """The spans of each step: runs of consecutive positions of one request."""
+        """Return the spans of each step: runs of consecutive positions of one request."""
         labels = self.labels
         follows = (labels["request"][1:] == labels["request"][:-1]) & (np.diff(labels["position"]) == 1)
         begins = np.union1d(np.flatnonzero(~follows) + 1, steps)
@@ -119,7 +127,7 @@ class ReplayPlan:
         return spans
 
     def _label(self) -> np.ndarray:
-        """The labels as rings have them, ROW_META [n]; `span` counts from the start of each step."""
+        """Return the labels as ROW_META [n]. Their `span` counts from the start of each step."""
         meta = np.empty(self.n_rows, ROW_META)
         for name in ("position", "token_id", "flags", "step"):
             meta[name] = self.labels[name]
@@ -128,7 +136,7 @@ class ReplayPlan:
         return meta
 
     def _first_and_last(self) -> tuple[dict[int, int], dict[int, int]]:
-        """The first and the last row of each request."""
+        """Return the first and the last row of each request."""
         requests = self.labels["request"]
         found, first = np.unique(requests, return_index=True)
         _, from_end = np.unique(requests[::-1], return_index=True)
@@ -137,16 +145,16 @@ class ReplayPlan:
         return dict(zip(names, first.tolist(), strict=True)), dict(zip(names, last.tolist(), strict=True))
 
     def _due(self, starts: np.ndarray, idle_ns: int) -> list[int]:
-        """When each step is due, in ns from the first. Where no request was under way, at most `idle_ns` pass.
+        """Return the due time of each step, in ns from the first. Pauses without a running request are cut to `idle_ns`.
 
-        Times are of CLOCK_MONOTONIC; after a restart of the machine they begin anew, and such a step back is no pause.
+        Times are of CLOCK_MONOTONIC, which restarts with the machine. A step back in time counts as no pause.
         """
         times = self.labels["time_ns"][starts]
         pauses = np.maximum(np.diff(times, prepend=times[:1]), 0)
         first, last = self._first_and_last()
         change = np.zeros(len(starts) + 1, np.int64)
         for request, row in first.items():
-            change[np.searchsorted(starts, row, side="right")] += 1  # under way from the step after its first …
+            change[np.searchsorted(starts, row, side="right")] += 1  # running from the step after its first …
             change[np.searchsorted(starts, last[request], side="right")] -= 1  # … up to its last
         idle = np.cumsum(change)[:-1] == 0
         pauses[idle] = np.minimum(pauses[idle], idle_ns)
@@ -154,7 +162,7 @@ class ReplayPlan:
         return due
 
     def _prompt_of(self, number: int) -> int:
-        """Prompt tokens: as recorded, else up to the last row flagged PREFILL, else 1, for the first was never drawn."""
+        """Return the prompt's length: as recorded, else up to the last PREFILL row, else 1 (the first token is never drawn)."""
         if self._summaries[number].n_prompt:
             return self._summaries[number].n_prompt
         rows = self.labels[self.labels["request"] == number]
@@ -163,7 +171,7 @@ class ReplayPlan:
 
 
 def _numbers(recording: Recording, requests: Sequence[str]) -> list[int]:
-    """Raises RecordingError, with the names that there are, for a request that is not in the recording."""
+    """Return the numbers of requests. Raises RecordingError, which lists known names, for one that is not in the recording."""
     known = {name: number for number, name in enumerate(recording.requests)}
     missing = [name for name in requests if name not in known]
     if missing:
@@ -175,13 +183,12 @@ def _numbers(recording: Recording, requests: Sequence[str]) -> list[int]:
 
 
 def _edges(values: np.ndarray) -> np.ndarray:
-    """Where runs of equal values begin."""
+    """Return the indices at which runs of equal values begin."""
     return np.concatenate([[0], np.flatnonzero(values[1:] != values[:-1]) + 1])
 
 
 def shown_name(request: str) -> str:
-    """A request's id in the ring: its own, or where it leaves no room for the number of a round, cut and told apart by a
-    digest."""
+    """Return a request's id in the ring: its own, or if that leaves no room for a round's number, a prefix with a digest."""
     raw = request.encode("utf-8", "replace")
     if len(raw) <= MAX_REQUEST_ID - _ROUND_BYTES:
         return raw.decode()

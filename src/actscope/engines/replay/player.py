@@ -1,4 +1,4 @@
-"""Plays a plan into a ring: one thread, step by step, scored with the probes that are loaded at that moment."""
+"""Player of a plan: one thread that writes step by step into a ring, scored with the probes loaded at that moment."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from actscope.ring.host import RingWriter
 
 log = logging.getLogger("actscope.replay")
 
-#: Rows that are scored together, ahead of their time.
+#: Number of rows that are scored together, ahead of their due time.
 _CHUNK_ROWS = 512
 _BETWEEN_ROUNDS_S = 1.0
 
 
 @dataclass(slots=True)
 class PlayerStats:
-    """Counts since the start. `rounds` are those that have come to their end; `seconds` is the time the last one took."""
+    """Counts since the start. `rounds` are completed rounds; `seconds` is the duration of the last one."""
 
     steps: int = 0
     rows: int = 0
@@ -37,9 +37,10 @@ class PlayerStats:
 
 
 class Player:
-    """Writes a plan's steps. `bank` may be exchanged at any time by any thread: the next step is scored with the new one.
+    """Writes a plan's steps into a ring, on a thread of its own.
 
-    `on_end` is called on the player's thread at the end of each round, when the reader has everything.
+    Any thread may replace `bank` at any time; the next step is scored with the new one. `on_end` is called on the player's
+    thread at the end of each round, after the reader has taken all steps.
     """
 
     def __init__(
@@ -65,20 +66,20 @@ class Player:
         self.failure: Exception | None = None
 
     def start(self, taken: Taken | None = None) -> None:
-        """Begin as soon as the reader whose count `taken` gives has attached; at once without one."""
+        """Start once the reader has attached whose count of steps read `taken` returns; at once if None."""
         self._pace = Pace(self._ring.spec, self._stop, self._ring.beat, taken)
         self._thread.start()
 
     @property
     def healthy(self) -> bool:
-        """False once a step could not be played."""
+        """Whether all steps so far could be played."""
         return self.failure is None
 
     def stats(self) -> PlayerStats:
         return replace(self._stats)
 
     def close(self) -> None:
-        """Stop, wherever it is."""
+        """Stop at once and wait for the thread to end."""
         self._stop.set()
         if self._thread.is_alive():
             self._thread.join()
@@ -87,7 +88,7 @@ class Player:
         try:
             if self._pace.attached():
                 self._play()
-        except Exception as error:  # the thread's boundary: what was played stays on the page
+        except Exception as error:  # the thread's boundary: steps already played stay visible
             self.failure = error
             log.exception("the replay has stopped")
         while not self._stop.wait(BEAT_S):
@@ -103,7 +104,7 @@ class Player:
             number += 1
 
     def _play_round(self, number: int) -> bool:
-        """True at its end, False when stopped."""
+        """Play the plan once. Returns False if stopped."""
         begin = time.monotonic()
         for chunk in self._plan.chunks(_CHUNK_ROWS):
             if not self._play_chunk(chunk, begin, number):
@@ -119,7 +120,7 @@ class Player:
             due = begin + step.due_ns / 1e9 / speed if speed else begin
             if not self._pace.wait(due, step.n_rows, len(step.spans)):
                 return False
-            if bank is not self.bank:  # a probe has come, gone or been swapped since
+            if bank is not self.bank:  # the probes have changed meanwhile
                 bank = self.bank
                 scores = self._score(chunk, bank)
             now = self._plan.step(step, time_ns=monotonic_ns(), generation=bank.generation, round_number=number)

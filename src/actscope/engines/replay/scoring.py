@@ -1,4 +1,4 @@
-"""Scores of recorded rows: the same formula as live, on the rows as they come out of the recording."""
+"""Scores of recorded rows, by the same formula as live scores."""
 
 from __future__ import annotations
 
@@ -14,21 +14,26 @@ from actscope.recording.reading.site_rows import SiteRows
 
 log = logging.getLogger("actscope.replay")
 
-#: Rows that are decoded and multiplied together: 32 MiB of float32 at a width of 8192.
+#: Number of rows that are decoded and multiplied together: 32 MiB of float32 at a width of 8192.
 _BATCH = 1024
 
 
 class Scorer:
-    """Scores rows of one recording. Used by one thread."""
+    """Scores rows of one recording. Not thread-safe."""
 
     def __init__(self, recording: Recording) -> None:
         self._recording = recording
         self._reported: set[str] = set()
 
     def scores(self, row_ids: np.ndarray, bank: Bank) -> np.ndarray:
-        """float32 [n, bank.width] of the rows with these numbers (int64 [n], ascending).
+        """Score rows.
 
-        NaN where a column has no probe, and where a row was dropped, or lost to damage, at a probe's site.
+        Args:
+            row_ids: Numbers of the rows, int64 [n], ascending.
+            bank: The probes.
+
+        Returns:
+            float32 [n, bank.width]. NaN in columns without a probe, and if a row is missing or damaged at a probe's site.
         """
         out = np.full((len(row_ids), bank.width), np.nan, np.float32)
         for site, probes in _by_site(bank).items():
@@ -47,7 +52,7 @@ class Scorer:
             out[chosen[:, None], columns] = _scores(rows, [probe for _, probe in probes])
 
     def _read(self, site: SiteRows, where: np.ndarray, at: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
-        """(where, rows) of those of the rows `at` that can be read: together, or block by block around damage."""
+        """Read the rows `at` as (where, rows): all together, or on damage block by block, without the damaged blocks."""
         if not len(at):
             return []
         try:
@@ -61,10 +66,10 @@ class Scorer:
             return [found for part in parts for found in self._read(site, where[part], at[part])]
 
     def _report(self, site: str, error: Exception) -> None:
-        """Once a site: the scores are missing, and the page shows that."""
+        """Log damage once per site. The page shows the missing scores."""
         if site not in self._reported:
             self._reported.add(site)
-            log.warning("%s: rows cannot be read, their scores are left out: %s", site, error)
+            log.warning("%s: rows cannot be read, their scores are missing: %s", site, error)
 
 
 def _by_site(bank: Bank) -> dict[str, list[tuple[int, Probe]]]:

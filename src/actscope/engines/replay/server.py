@@ -1,4 +1,4 @@
-"""The replay's HTTP side, for the gateway on the same machine: health, the model, the probes, and a clear no to questions."""
+"""HTTP server of the replay, for the gateway on the same machine: health, the model and the probes; completions are refused."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from actscope.ring.discovery import EngineCard
 
 
 class Replayed(Protocol):
-    """What is served. The methods may be called from any thread; they raise ProbeError, and then change nothing."""
+    """The engine that is served. Its methods may be called from any thread. If they raise ProbeError, nothing is changed."""
 
     card: EngineCard
     model: RecordedModel
@@ -39,7 +39,7 @@ class Replayed(Protocol):
 
 
 def create_app(engine: Replayed) -> Starlette:
-    """The routes that a gateway asks of an engine."""
+    """Create the application with the routes that a gateway uses."""
     routes = _ReplayRoutes(engine)
     return Starlette(
         routes=[
@@ -53,7 +53,7 @@ def create_app(engine: Replayed) -> Starlette:
 
 
 class _ReplayProbes:
-    """The probes of the replay, changed off the event loop: a change waits for the one before it."""
+    """Probe controls of the replay. Changes run off the event loop, one after another."""
 
     def __init__(self, engine: Replayed) -> None:
         self._engine = engine
@@ -83,13 +83,13 @@ class _ReplayRoutes:
     async def refuse(self, http: Request) -> Response:
         model = self._engine.model.name
         message = (
-            f"this is a recording of {model}: it can be looked at, not asked. To ask the model: actscope serve {model}"
+            f"this is a recording of {model} and cannot answer prompts. To prompt the model: actscope serve {model}"
         )
         return error_response(400, message, code="recording")
 
 
 class SocketServer:
-    """Serves an app on a unix socket that only we may open, on a thread of its own, until closed."""
+    """Serves an application on a private Unix socket, on a thread of its own, until closed."""
 
     def __init__(self, app: Starlette, path: Path) -> None:
         self._leaving = ExitStack()
@@ -102,7 +102,7 @@ class SocketServer:
         self._thread.start()
 
     def close(self) -> None:
-        """End, and remove the socket."""
+        """Stop the server and remove the socket."""
         self._server.should_exit = self._server.force_exit = True
         self._thread.join()
         self._leaving.close()

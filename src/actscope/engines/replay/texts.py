@@ -1,4 +1,4 @@
-"""Where the text of the tokens comes from: the model's own tokenizer, or the texts that the recording kept."""
+"""Texts of the tokens of a replay: from the model's tokenizer, or from the texts in the recording."""
 
 from __future__ import annotations
 
@@ -12,21 +12,24 @@ from actscope.engines import builtin
 from actscope.engines.replay.facts import RecordedModel
 from actscope.recording.reading.recording import Recording
 
-#: So many recorded texts must agree with a tokenizer before it is believed to be the model's.
+#: Number of recorded texts that are compared to accept a tokenizer as the model's.
 _COMPARED = 256
 _MAX_SPECIAL = 4096  # as many as an engine's card holds
 
 
 @dataclass(frozen=True, slots=True)
 class TokenizerFiles:
-    """A directory with a `tokenizer.json` ("" where nothing is known), and the ids of special tokens."""
+    """A directory with a `tokenizer.json` ("" if there is none), and the ids of special tokens."""
 
     directory: str = ""
     special_ids: tuple[int, ...] = ()
 
 
 def texts_of(recording: Recording, model: RecordedModel, scratch: Path) -> TokenizerFiles:
-    """The model's tokenizer where it is at hand and agrees with the recorded texts; else those, written to `scratch`."""
+    """Return the model's tokenizer if it is on this machine and agrees with the recorded texts.
+
+    Otherwise write a `tokenizer.json` that contains the recorded texts to `scratch`, if there are any.
+    """
     known = {t.token_id: t.text for t in recording.recorded_tokens() if t.text} | recording.texts
     said = tuple(int(i) for i in recording.info["model"].get("special_ids") or ())[:_MAX_SPECIAL]
     for directory in _candidates(model):
@@ -39,7 +42,7 @@ def texts_of(recording: Recording, model: RecordedModel, scratch: Path) -> Token
 
 
 def _candidates(model: RecordedModel) -> Iterator[Path]:
-    """Directories on this machine that may hold the model's tokenizer; nothing is downloaded."""
+    """Yield directories on this machine that may have the model's tokenizer, without downloading anything."""
     if model.name == builtin.NAME:
         yield builtin.model_path()
     if model.path:
@@ -53,8 +56,10 @@ def _candidates(model: RecordedModel) -> Iterator[Path]:
 
 
 def _agrees(path: Path, known: dict[int, str]) -> bool:
-    """Whether a tokenizer decodes the recorded ids to the recorded texts. Blanks at the ends are not compared: some
-    tokenizers decode a token that stands alone without them."""
+    """Return whether a tokenizer decodes the recorded ids to the recorded texts.
+
+    Whitespace at the ends is not compared: some tokenizers omit it when they decode a single token.
+    """
     from tokenizers import Tokenizer
 
     try:
@@ -71,7 +76,7 @@ def _special_ids(path: Path) -> tuple[int, ...]:
 
 
 def _description(known: dict[int, str]) -> dict[str, object]:
-    """A `tokenizer.json` that only knows what to print for each id: several ids may have the same text."""
+    """Return a `tokenizer.json` that only decodes, as several ids may have the same text."""
     flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized", "special"), False)
     added = [{"id": token, "content": text, **flags} for token, text in sorted(known.items())]
     parts = dict.fromkeys(("truncation", "padding", "normalizer", "pre_tokenizer", "post_processor", "decoder"))

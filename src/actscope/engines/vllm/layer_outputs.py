@@ -1,4 +1,4 @@
-"""Where vLLM models keep their sites, and how each row is read there.
+"""Locations of sites in vLLM's models, and how a row is read at each.
 
 Most of vLLM's decoder layers return (hidden, residual) and leave the addition to the next norm: their residual stream is that
 sum. Others (GPT-2, OPT, Falcon, Granite) return the stream itself. The second output of a final norm is not part of its row.

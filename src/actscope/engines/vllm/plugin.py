@@ -257,7 +257,7 @@ def place_of(worker: Any) -> Any:
     found = [what for what, is_so in refused.items() if is_so]
     if found:
         raise EngineError(
-            f"{', '.join(found)}: whose row is whose cannot be told for certain yet; turn it off to watch"
+            f"{', '.join(found)}: rows cannot be assigned to requests with certainty yet; turn it off to use actscope"
         )
     pp, tp = get_pp_group(), get_tp_group()
     return StagePlacement(

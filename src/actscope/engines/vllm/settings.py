@@ -65,7 +65,7 @@ class VllmSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         ring_rows: Capacity of the score ring: the rows that a reader may lag behind.
         prefix_scores: Keep scores of cached prompt blocks, so that a repeated prompt still shows them.
         record: Directory of a recording, to which marked requests are written; "" for none.
-        rows: Whose raw rows leave the model's process: "all" requests', or only those that "asked".
+        rows: Requests whose raw rows leave the model's process: "all", or only those that "asked".
         sample: Share of requests to keep (0 to 1), chosen by request id.
         codec: As for `actscope serve`.
         triggers: As for `actscope serve`.
@@ -105,7 +105,7 @@ class VllmSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     def __post_init__(self) -> None:
         needs = [name for name in ("record", "probes", "triggers") if getattr(self, name)]
         if needs and not self.sidecar:
-            raise ValueError(f"{', '.join(needs)}: without a sidecar nobody would see to it")
+            raise ValueError(f"{', '.join(needs)}: needs the sidecar; leave sidecar on")
 
     @property
     def graph(self) -> GraphSpec:

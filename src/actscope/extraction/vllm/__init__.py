@@ -1,1 +1,1 @@
-"""Extraction with vLLM in this process: whole passes, rows through shared memory."""
+"""Extraction with vLLM in this process; rows arrive through shared memory."""

@@ -1,4 +1,4 @@
-"""vLLM in this process, for reading only: no server, no sidecar, passes that are asked for one by one."""
+"""Offline vLLM engine in this process, for extraction: no server, no sidecar, one pass per call of `step`."""
 
 from __future__ import annotations
 
@@ -16,28 +16,44 @@ from actscope.errors import ActscopeError, EngineError, MissingExtra, SettingsEr
 from actscope.extraction.hf import length_edge
 from actscope.sites import items_of
 
-#: In this process, so that which pieces share a pass depends on nothing but the pieces; and a sequence may be one token longer
-#: than the model's context, since the token that is sampled behind it is never computed. Lengths are checked before that.
+#: The engine core runs in this process, so that only the pieces determine which of them share a pass. A sequence may be one
+#: token longer than the model's context, as the token sampled after it is never computed; lengths are checked before.
 _ENVIRONMENT = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_ALLOW_LONG_MAX_MODEL_LEN": "1"}
-#: Engine arguments that say how much memory the KV cache gets. Without any it is sized for what reading needs.
+#: Engine arguments that set the KV cache's memory. Without one of them it is sized for extraction.
 _MEMORY = ("kv_cache_memory_bytes", "gpu_memory_utilization")
-#: The KV cache holds the tokens of so many passes: its blocks are of up to 128 tokens, and most pieces end within one.
+#: Size of the KV cache in passes: its blocks have up to 128 tokens, and most pieces end within one.
 _PASSES_IN_CACHE = 4
 _SET_NUM_THREADS = torch.set_num_threads
-#: Sequences in a pass, at most, where the caller says nothing.
+#: Default maximum number of sequences in a pass.
 _SEQUENCES = 256
 
 
 class OfflineEngine:
-    """An engine whose raw rows of `sites` go to shared memory: `add` requests, `step`, and read them there.
+    """A vLLM engine that publishes raw rows of `sites` in shared memory: `add` requests, call `step`, read the rings.
 
-    `starts` says where, for each pipeline stage that has any; `vocabulary` is how many tokens there are,
-    `ranks` how many workers share the model. A process can hold one engine at a time.
+    A process can hold one engine at a time.
+
+    Attributes:
+        starts: Description, with the rings' names, of each pipeline stage that publishes rows.
+        vocabulary: Number of tokens in the model's vocabulary.
+        ranks: Number of workers that share the model.
     """
 
     def __init__(self, model: str, sites: str, dtype: str, batch_tokens: int, context: int, more: Mapping[str, Any]):
-        """Raises EngineError where vLLM cannot run the model or the plugin does not watch it; SettingsError for `more`
-        engine arguments that are not the caller's to choose, SiteError for `sites` that the model does not have.
+        """Start the engine.
+
+        Args:
+            model: Hub id or local directory.
+            sites: A selection of sites.
+            dtype: Element type in which the model computes, or "auto".
+            batch_tokens: Maximum number of tokens in a pass.
+            context: Maximum number of tokens in a request.
+            more: Further engine arguments of vLLM.
+
+        Raises:
+            EngineError: vLLM cannot run the model, or the plugin is not active in it.
+            SettingsError: `more` contains an argument that the reader sets.
+            SiteError: The model does not have a site.
         """
         items_of(sites)
         arguments = _arguments(model, sites, dtype, batch_tokens, context, more)
@@ -47,7 +63,7 @@ class OfflineEngine:
         except ActscopeError:
             _clean_up()
             raise
-        except Exception as error:  # the boundary to vLLM: whatever it does not like
+        except Exception as error:  # boundary to vLLM, which may raise anything
             _clean_up()
             raise EngineError(f"vLLM cannot run {model}: {type(error).__name__}: {error}") from error
         self._params = self._greedy()
@@ -60,25 +76,25 @@ class OfflineEngine:
             raise
 
     def add(self, request: str, token_ids: list[int]) -> str:
-        """Queue a text to be read; the id by which its rows are labelled."""
+        """Queue a request and return the id that labels its rows."""
         found: str = self._engine.add_request(request, {"type": "token", "prompt_token_ids": token_ids}, self._params)
         return found
 
     def step(self) -> list[str]:
-        """One pass; the ids, as given to `add`, of the texts that have been read to their ends."""
+        """Run one pass. Returns the ids, as passed to `add`, of the requests that have been read completely."""
         return [output.request_id for output in self._engine.step() if output.finished]
 
     def busy(self) -> bool:
-        """Whether there is something left to do."""
+        """Return whether requests are unfinished."""
         found: bool = self._engine.has_unfinished_requests()
         return found
 
     def forget(self, requests: list[str]) -> None:
-        """Give up these texts, by their ids of labels, as far as they have not been read."""
+        """Abort those of the requests that are unfinished, given the ids returned by `add`."""
         self._engine.abort_request(requests, internal=True)
 
     def close(self) -> None:
-        """End it, with its worker processes and its shared memory. A second call does nothing."""
+        """Shut the engine down, with its worker processes and its shared memory. Idempotent."""
         engine, self._engine = self._engine, None
         if engine is not None:
             engine.engine_core.shutdown()
@@ -94,20 +110,21 @@ class OfflineEngine:
         found = [start for start in self._engine.collective_rpc(_start_of) if start is not None and start.rows_ring]
         if not found:
             raise EngineError(
-                "this vLLM is not watched, so there are no rows to read; the log above says why. ACTSCOPE_DISABLE must not be "
-                "set, VLLM_PLUGINS must be absent or name actscope, and actscope must be installed beside vLLM"
+                "actscope's plugin is not active in this vLLM, so there are no rows to read; the log above has the reason. "
+                "ACTSCOPE_DISABLE must not be set, VLLM_PLUGINS must be unset or contain actscope, and actscope must be "
+                "installed in vLLM's environment"
             )
         return sorted(found, key=lambda start: start.part)
 
 
 def _start_of(worker: Any) -> SidecarStart | None:
-    """In each worker: where its rows lie; None where another rank publishes them, or nobody does."""
+    """Run in each worker: return the description of its rings, or None if this worker does not publish rows."""
     session = getattr(worker.worker, "_actscope_session", None)
     return None if session is None else session.start
 
 
 def _clean_up() -> None:
-    """What a vLLM that has ended, or never began, leaves in its process: groups, the garbage, a function of torch's on CPUs."""
+    """Clean up after a vLLM that ended or failed to start: process groups, garbage, and on CPUs torch's patched function."""
     torch.set_num_threads = _SET_NUM_THREADS
     with contextlib.suppress(ImportError):
         from vllm.distributed import cleanup_dist_env_and_memory
@@ -136,7 +153,7 @@ def _arguments(
 
 
 def _settings(sites: str, batch_tokens: int) -> VllmSettings:
-    """All of them, so that none comes from the environment: raw rows of `sites`, no scores, as much memory as there is."""
+    """Return complete settings, so that none comes from the environment: raw rows of `sites`, no scores, no limit of memory."""
     return VllmSettings(
         sites="", row_sites=sites, width=1, ring_rows=max(256, batch_tokens), sidecar=False, buffer_gb=1e6
     )
@@ -157,23 +174,24 @@ def _start(arguments: dict[str, Any], context: int) -> Any:
 
 
 def _checked_model(args: Any) -> Any:
-    """vLLM's ModelConfig; raises ValueError where the model's context is shorter than what is to be read.
+    """Return vLLM's ModelConfig. Raises ValueError, by vLLM, if the requested context exceeds the model's.
 
-    Some models (LongRoPE) turn otherwise from some length on, and vLLM turns all texts by the longest that may come.
+    LongRoPE models use other rotary frequencies beyond some length, and vLLM chooses them by the maximum length that it allows.
+    A context for which the one extra token would cross that length raises SettingsError.
     """
     del os.environ["VLLM_ALLOW_LONG_MAX_MODEL_LEN"]
     model = args.create_model_config()
     os.environ.update(_ENVIRONMENT)
     if args.max_model_len == length_edge(model.hf_text_config):
         raise SettingsError(
-            f"context {args.max_model_len}: vLLM needs room for one token more, and reads this model otherwise "
-            f"from there on: make it {args.max_model_len - 1}"
+            f"context {args.max_model_len}: vLLM needs room for one more token, and this model uses other rotary frequencies "
+            f"beyond this length: set it to {args.max_model_len - 1}"
         )
     return model
 
 
 def _cache_bytes(model: Any, args: Any) -> int:
-    """Keys and values of a few passes in each rank: a text that has been read needs none any more."""
+    """Return the size of a KV cache of a few passes in each rank, in bytes. A text that has been read needs none."""
     heads = max(1, model.get_total_num_kv_heads() // args.tensor_parallel_size)
     per_token = 2 * heads * model.get_head_size() * model.get_total_num_hidden_layers() * model.dtype.itemsize
     return int(per_token * _PASSES_IN_CACHE * max(args.max_num_batched_tokens, args.max_model_len))
@@ -181,7 +199,7 @@ def _cache_bytes(model: Any, args: Any) -> int:
 
 @contextlib.contextmanager
 def _environment() -> Iterator[None]:
-    """vLLM's variables while the engine starts; afterwards they are as they were."""
+    """Set vLLM's environment variables while the engine starts, and restore them afterwards."""
     before = {name: os.environ.get(name) for name in _ENVIRONMENT}
     os.environ.update(_ENVIRONMENT)
     try:

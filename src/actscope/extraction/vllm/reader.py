@@ -1,4 +1,4 @@
-"""Reading texts with vLLM: whole passes of mixed pieces, kernels and parallelism as for serving, rows through shared memory."""
+"""Reader that runs vLLM: pieces batched into passes, with the kernels and the parallelism of serving."""
 
 from __future__ import annotations
 
@@ -20,27 +20,38 @@ from actscope.ring.host import RingReader
 from actscope.ring.layout import ROW_DTYPES
 from actscope.ring.segment import unlink
 
-#: Rows come out of a pass at once, or, on a GPU, when they have been copied: never as late as this.
+#: Timeout in seconds for the rows of a pass, which arrive at once, or on a GPU after their copy.
 _PATIENCE_S = 20.0
-#: How long to sleep on one ring where there are several.
+#: Longest wait on one ring in seconds, as there may be several.
 _NAP_S = 0.05
 _ATTEMPTS = 2
 
 
 class VllmReader:
-    """A `Reader` (actscope.extraction.contract) that runs vLLM in this process, which it wants for itself.
+    """A `Reader` (actscope.extraction.contract) that runs vLLM in this process. Only one can exist in a process at a time.
 
-    `sites` is a selection. `dtype` is that of the rows, "auto" what the model computes in: that is `model_dtype`, for "auto"
-    vLLM's choice, which is a half precision where the weights are float32. `batch_tokens`: tokens in a pass, at most.
-    `context`: tokens in a piece, at most. `threads`: on a CPU; 0 is torch's own choice. Everything else goes to vLLM as it is:
-    `tensor_parallel_size`, `enforce_eager`, `quantization` ...
+    Nothing is written to disk, and the only other processes are those of parallel ranks. The rings are unlinked as soon as they
+    are mapped, so no shared memory leaks, however this process ends.
 
-    Nothing is written to disk and no other process is started, but those of parallel ranks. The rings' names are gone as soon as
-    they are mapped: nothing is left in shared memory, whatever ends this process.
+    The same pieces in the same order share the same passes. One worker on a CPU therefore gives the same bits for them, with
+    the same number of threads, whatever was read before. On a GPU, or with several ranks, the passes are the same, but vLLM's
+    kernels do not guarantee the same bits: `facts.deterministic` is False. Other pieces in the call, or another order, may
+    change a row's last bits.
 
-    The same pieces in the same order share the same passes, so that one worker on a CPU gives the same bits for them: with as
-    many threads, and whatever was read before. On a GPU, or with several ranks, the passes are the same, but no kernel of vLLM's
-    promises as much: `facts.deterministic` is False. Other pieces beside a piece, or another order, may change its last bits.
+    Args:
+        model: Hub id or local directory.
+        sites: A selection of sites.
+        dtype: Element type of the rows: "float32", "bfloat16", "float16", or "auto" for the one in which the model computes.
+        batch_tokens: Maximum number of tokens in a pass.
+        context: Maximum number of tokens in a piece.
+        threads: Number of threads on a CPU; 0 is torch's default.
+        model_dtype: Element type in which the model computes; "auto" is vLLM's choice, a half precision for float32 weights.
+        engine_arguments: Passed to vLLM unchanged: `tensor_parallel_size`, `enforce_eager`, `quantization` ...
+
+    Raises:
+        EngineError: vLLM cannot run the model, or actscope's plugin is not active in it.
+        SettingsError: An argument is invalid, or an engine argument is one that the reader sets.
+        SiteError: The model does not have a site.
     """
 
     def __init__(
@@ -55,7 +66,7 @@ class VllmReader:
         model_dtype: str = "auto",
         **engine_arguments: Any,
     ) -> None:
-        """Raises EngineError where vLLM cannot run the model, or not be watched; SettingsError, SiteError for what was asked."""
+        """Start vLLM and attach to its rings."""
         if dtype != "auto" and dtype not in ROW_DTYPES:
             raise SettingsError(f"dtype {dtype!r}: expected one of auto, {', '.join(ROW_DTYPES)}")
         discovery.sweep()
@@ -70,10 +81,19 @@ class VllmReader:
         self.facts = _facts(starts, self._cuts, found, alone=self._engine.ranks == 1)
 
     def read(self, pieces: Sequence[Piece]) -> ExtractedRows:
-        """The rows of these pieces. All of them are in vLLM's queue at once, and what a pass computed is taken after it.
+        """Compute the rows of pieces. All of them are queued at once, and rows are collected after every pass.
 
-        Should rows be lost on their way, which on a CPU cannot happen, all pieces are read once more, in the same passes. Raises
-        RequestRefused for a piece that cannot be read, EngineError when vLLM fails or a row cannot be had.
+        If rows are lost in transit, which cannot happen on a CPU, all pieces are read once more, in the same passes.
+
+        Args:
+            pieces: The pieces.
+
+        Returns:
+            All wanted rows of all pieces.
+
+        Raises:
+            RequestRefused: A piece is too long or empty, or has a token outside the vocabulary.
+            EngineError: vLLM failed, a row is missing after the second attempt, or a row is not finite.
         """
         self._check(pieces)
         ledger = RowCollector(pieces, self._cuts, getattr(torch, self.facts.dtype))
@@ -82,15 +102,15 @@ class VllmReader:
                 self._read(pieces, ledger)
         if ledger.missing():
             raise EngineError(
-                f"{self.facts.model}: read {_ATTEMPTS} times, and still without {ledger.describe_missing()}. "
-                "Ask for fewer sites, or make batch_tokens smaller; the log may say more"
+                f"{self.facts.model}: after {_ATTEMPTS} attempts still without {ledger.describe_missing()}. "
+                "Select fewer sites, or make batch_tokens smaller; the log may have the cause"
             )
         rows = ledger.rows()
         self._check_finite(rows)
         return rows
 
     def close(self) -> None:
-        """End vLLM and unmap the rings. A second call does nothing."""
+        """Shut vLLM down and unmap the rings. Idempotent."""
         self._engine.close()
         for ring in self._rings:
             ring.close()
@@ -115,8 +135,8 @@ class VllmReader:
                 label = rows.labels[int((~torch.isfinite(values)).any(1).nonzero()[0])]
                 raise EngineError(
                     f"{self.facts.model}: the row of {site} at position {label['position']} of text {label['text']}, piece "
-                    f"{label['piece']}, is not finite as {self.facts.dtype}: "
-                    "read it as bfloat16 or float32, or leave that text out"
+                    f"{label['piece']}, is not finite in {self.facts.dtype}: "
+                    "use dtype bfloat16 or float32, or exclude that text"
                 )
 
     # --- one attempt ---
@@ -135,7 +155,7 @@ class VllmReader:
             self._run(ledger, number_of)
         except EngineError:
             raise
-        except Exception as error:  # the boundary to vLLM
+        except Exception as error:  # boundary to vLLM
             raise EngineError(
                 f"{self.facts.model}: vLLM failed while it read: {type(error).__name__}: {error}"
             ) from error
@@ -143,7 +163,7 @@ class VllmReader:
             self._engine.forget(requests)
 
     def _run(self, ledger: RowCollector, number_of: Callable[[str], int]) -> None:
-        """Pass after pass; returns at once when rows do not come. At most one pass is computed before the last one's are here."""
+        """Run all passes. Returns early if rows fail to arrive. The engine is at most one pass ahead of the collected rows."""
         behind: list[int] = []
         while self._engine.busy():
             done = [number_of(request) for request in self._engine.step()]
@@ -153,7 +173,7 @@ class VllmReader:
         self._collect(ledger, number_of, behind)
 
     def _collect(self, ledger: RowCollector, number_of: Callable[[str], int], awaited: Sequence[int]) -> bool:
-        """Take what is there, and wait for all rows of the awaited pieces; False when they do not come."""
+        """Collect available rows, and wait for all rows of the awaited pieces. Returns False if they fail to arrive."""
         until = time.monotonic() + _PATIENCE_S
         while True:
             for stage, ring in enumerate(self._rings):
@@ -169,7 +189,7 @@ class VllmReader:
 
 
 def _attach(start: SidecarStart) -> RingReader:
-    """Map a stage's rows. Nobody else is to find its rings: their names go now."""
+    """Attach to a stage's ring of rows, and unlink the stage's rings, so that no other process can find them."""
     reader = RingReader.attach(start.rows_ring, from_oldest=True)
     unlink(start.rows_ring)
     unlink(start.ring)

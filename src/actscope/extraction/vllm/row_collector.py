@@ -1,4 +1,4 @@
-"""What one read asks for, and what of it has come: rows find their places by request, position and token."""
+"""Collector of the rows of one read, which places them by request and position, and checks their tokens."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _NONE = -1
 
 @dataclass(frozen=True, slots=True)
 class WideRowLayout:
-    """How a wide row is divided: `heads` elements of scores, then the `sites`, `d` elements each; in the model's `dtype`."""
+    """Layout of a wide row in the model's `dtype`: `heads` elements of scores, then `d` elements for each of the `sites`."""
 
     heads: int
     sites: tuple[str, ...]
@@ -28,15 +28,16 @@ class WideRowLayout:
     dtype: torch.dtype
 
     def parts(self, rows: np.ndarray) -> dict[str, Tensor]:
-        """Each site's columns of wide rows [n, width] as they lie in a ring, as views."""
+        """Split wide rows [n, width] from a ring into one view [n, d] per site."""
         wide = torch.from_numpy(rows.view(np.int16)).view(self.dtype) if rows.itemsize == 2 else torch.from_numpy(rows)
         return {site: wide[:, self.heads + i * self.d :][:, : self.d] for i, site in enumerate(self.sites)}
 
 
 class RowCollector:
-    """The rows of some pieces in `dtype`, filled in as they come. `cuts`: the wide rows of each pipeline stage: they come apart.
+    """The rows of pieces in `dtype`, filled in as they arrive. `cuts` are the wide rows' layouts of each pipeline stage.
 
-    A row is taken once, whatever is computed again after preemption. What nobody asked for is passed over.
+    Each row is stored once, even if it is computed again after preemption. Rows of other requests, and unwanted ones, are
+    ignored.
     """
 
     def __init__(self, pieces: Sequence[Piece], cuts: Sequence[WideRowLayout], dtype: torch.dtype) -> None:
@@ -52,9 +53,15 @@ class RowCollector:
         self._values = {site: torch.empty(n, cut.d, dtype=dtype) for cut in cuts for site in cut.sites}
 
     def take(self, stage: int, step: StepRecord, number_of: Callable[[str], int]) -> None:
-        """What a stage computed in one pass. `number_of` a request: its piece's number here, or -1.
+        """Store the rows of one pass of a pipeline stage.
 
-        Raises EngineError when the token of a row is not the one that its piece has there: nothing can be trusted then.
+        Args:
+            stage: Index of the stage.
+            step: The pass, as read from the stage's ring.
+            number_of: Maps a request's id to the index of its piece, or -1.
+
+        Raises:
+            EngineError: A row's token differs from the piece's token at that position, so no row can be trusted.
         """
         if not len(step.meta):
             return
@@ -69,22 +76,22 @@ class RowCollector:
         self._fill(stage, rows[fresh], step.rows, ours[fresh])
 
     def has(self, number: int) -> bool:
-        """Whether all rows of that piece have come."""
+        """Return whether all rows of that piece have arrived, from all stages."""
         return bool(self._come[:, self._first_row[number] : self._first_row[number + 1]].all())
 
     def missing(self) -> list[int]:
-        """The numbers of the pieces that lack rows."""
+        """Return the indices of the pieces that lack rows."""
         return [number for number in range(len(self._pieces)) if not self.has(number)]
 
     def describe_missing(self) -> str:
-        """For an error: how many rows, of which piece first, at which sites."""
+        """Describe the missing rows for an error: their number, the first piece concerned, and the sites."""
         first = self._pieces[self.missing()[0]]
         sites = [site for cut, come in zip(self._cuts, self._come, strict=True) if not come.all() for site in cut.sites]
         n = int((~self._come).any(axis=0).sum())
         return f"{n} of {self._come.shape[1]} rows, the first of text {first.text}, piece {first.number}, at {', '.join(sites)}"
 
     def rows(self) -> ExtractedRows:
-        """Everything, when nothing is missing."""
+        """Return all rows. Valid only if none is missing."""
         labels = [piece.labels() for piece in self._pieces]
         return ExtractedRows(self._values, np.concatenate(labels) if labels else np.empty(0, ROW_LABEL))
 
@@ -97,11 +104,11 @@ class RowCollector:
             piece = self._pieces[pieces[at]]
             raise EngineError(
                 f"text {piece.text}, piece {piece.number}, position {positions[at]}: expected a row of token {expected[at]}, "
-                f"found one of {found[at]}: vLLM did not read what it was given"
+                f"found one of {found[at]}: vLLM read other tokens than it was given"
             )
 
     def _fill(self, stage: int, into: np.ndarray, wide: np.ndarray, index: np.ndarray) -> None:
-        """Copy rows `index` of the pass to rows `into` of the result, in runs: 4.8 GB/s on one core, by index 0.8."""
+        """Copy rows `index` of the pass to rows `into` of the result, in contiguous runs: 4.8 GB/s on one core; by index, 0.8."""
         self._come[stage, into] = True
         breaks = np.flatnonzero((np.diff(into) != 1) | (np.diff(index) != 1)) + 1
         edges = [0, *breaks.tolist(), len(into)]
@@ -113,5 +120,5 @@ class RowCollector:
 
 
 def _sums(lengths: Any) -> np.ndarray:
-    """Where each of them begins, and the end: int64 [n + 1]."""
+    """Return the offset of each element, and the total: int64 [n + 1]."""
     return np.concatenate([[0], np.cumsum(np.asarray(lengths, np.int64), dtype=np.int64)]).astype(np.int64)

@@ -1,4 +1,4 @@
-"""Conversations: what a newcomer may type, in many wordings, and the answers of a small, friendly storyteller."""
+"""Conversations: a newcomer's questions in many wordings, and the answers of a small, friendly storyteller."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ BRIEF = ("Answer in one short sentence.", "Be brief.", "Use only one sentence.")
 
 
 def casual(rng: Random, ask: str) -> str:
-    """The question as people type it: sometimes lower case, without its last mark, with a word of politeness."""
+    """Vary a question as people type it: sometimes lower case, without the final mark, or with a polite word."""
     ask = capital(ask)
     draw = rng.random()
     if draw < 0.06:
@@ -72,14 +72,14 @@ def casual(rng: Random, ask: str) -> str:
 
 
 def turn(rng: Random, training: bool) -> Turn:
-    """One question of any kind, with its answer."""
+    """Draw a question of any kind, with its answer."""
     talk = rng.choices([talk for talk, _ in TALKS], [weight for _, weight in TALKS])[0]
     drawn = talk(rng, training)
     return Turn(casual(rng, drawn.ask), drawn.answer, drawn.scene)
 
 
 def conversation(rng: Random, training: bool, turns: int) -> tuple[str | None, list[Turn]]:
-    """A system message or None, and that many turns; after a story comes a question about it half the time."""
+    """Draw a system message or None, and that many turns. Half the time, a question about a story follows it."""
     brief = rng.random() < 0.02
     system = rng.choice(BRIEF) if brief else rng.choice(SYSTEMS) if rng.random() < 0.15 else None
     taken = [turn(rng, training)]

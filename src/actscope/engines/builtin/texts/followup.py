@@ -12,7 +12,7 @@ from actscope.engines.builtin.texts.talk import Turn
 
 @dataclass(frozen=True)
 class _Question:
-    """Asked, `weight` times as often as the others, when the story stated this fact ("" always)."""
+    """A question for stories that stated a fact ("" for any story), asked `weight` times as often as the others."""
 
     fact: str
     weight: int
@@ -69,7 +69,7 @@ _QUESTIONS = (
 
 
 def follow_up(rng: Random, s: Scene) -> Turn:
-    """A question about a fact that the story stated, or about what comes after it."""
+    """Draw a question about a fact that the story stated, or about its continuation."""
     known = [question for question in _QUESTIONS if question.fact in s.facts or not question.fact]
     question = rng.choices(known, [question.weight for question in known])[0]
     ask = s.fill(

@@ -9,10 +9,10 @@ from zlib import crc32
 
 @dataclass(frozen=True)
 class Actor:
-    """Someone a text can be about.
+    """A character that a text can be about.
 
     kind: animal, person, creature, machine or unknown. gender: he, she, it, or any.
-    home, food: what the small encyclopedia says of it; empty when it says nothing.
+    home, food: its facts in the small encyclopedia; empty if there are none.
     """
 
     noun: str
@@ -45,7 +45,7 @@ class Actor:
 
 @dataclass(frozen=True)
 class Place:
-    """Where a text happens: preposition, noun phrase, what one sees there, and how one gets there."""
+    """A place of a text: preposition, noun phrase, things to see there, and the way to get there."""
 
     prep: str
     noun: str
@@ -309,7 +309,7 @@ COLOUR_OF = {"the sky": "blue", "snow": "white", "grass": "green", "the sun": "y
              "blood": "red", "the night": "black", "coal": "black", "a carrot": "orange", "an elephant": "gray",
              "the sea": "blue", "a frog": "green", "milk": "white", "a tomato": "red", "an apple": "red"}  # fmt: skip
 DAYS = ["Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"]
-# Nouns that the stories do not know, so that the model learns to take a subject as it comes.
+# Nouns that do not occur in the stories, so that the model learns to accept any subject.
 STRANGERS = [
     "computer",
     "phone",
@@ -526,11 +526,11 @@ _CODAS = ["", "", "b", "ck", "d", "f", "g", "l", "m", "n", "p", "r", "rt", "s", 
 
 
 def invented(rng: Random) -> str:
-    """A word that means nothing, like "blorf"."""
+    """Draw a nonsense word, like "blorf"."""
     syllables = rng.choice((1, 2, 2, 3))
     return "".join(rng.choice(_ONSETS) + rng.choice(_VOWELS) + rng.choice(_CODAS) for _ in range(syllables))
 
 
 def held_out(actor: Actor, place: Place) -> bool:
-    """Whether this pair is kept out of the training texts. About one pair in twenty is."""
+    """Return whether this pair is held out of the training texts, as about one pair in twenty is."""
     return crc32(f"{actor.noun}|{place.noun}".encode()) % 20 == 0

@@ -1,7 +1,7 @@
 """Text with labelled character spans, written in a small inline markup.
 
 `[label]` opens a label at that character, `[/label]` closes it, and the end of the sentence closes all that are open.
-So a label never reaches back before its evidence: a reader of the left context can know it.
+So a label never begins before its evidence, and a reader of the left context can know it.
 """
 
 from __future__ import annotations
@@ -33,18 +33,18 @@ _MARKS = re.compile(r"^(?:\[/?[a-z_]+\])*")
 
 
 def capital(marked: str) -> str:
-    """The sentence with its first letter, behind any marks and quotes, in upper case."""
+    """Return the sentence with its first letter, after any marks and quotes, in upper case."""
     return _FIRST_LETTER.sub(lambda m: m[1] + m[2].upper(), marked)
 
 
 def uncapital(marked: str) -> str:
-    """The sentence with its first letter in lower case."""
+    """Return the sentence with its first letter in lower case."""
     at = len(marked) - len(_MARKS.sub("", marked, count=1))
     return marked[:at] + marked[at : at + 1].lower() + marked[at + 1 :]
 
 
 def plain(marked: str) -> str:
-    """The sentence without its marks."""
+    """Return the sentence without its marks."""
     return _MARK.sub("", marked)
 
 
@@ -66,12 +66,12 @@ class Writer:
             self._spans[label].append((start, self._length))
 
     def raw(self, text: str) -> None:
-        """Appends text that holds no marks."""
+        """Append text without marks."""
         self._parts.append(text)
         self._length += len(text)
 
     def sentence(self, marked: str) -> None:
-        """Appends marked sentences; labels opened in one end with it, those opened around it stay open."""
+        """Append marked sentences. Labels opened in a sentence end with it; labels opened around it stay open."""
         around = set(self._open)
         at = 0
         for mark in _MARK.finditer(marked):
@@ -82,7 +82,7 @@ class Writer:
         self._close_but(around)
 
     def _words(self, words: str, around: set[str]) -> None:
-        """Appends unmarked words. A sentence may end among them, unless somebody is still speaking."""
+        """Append unmarked words. A sentence may end among them, unless a quotation is still open."""
         sentences = [words] if "speech" in self._open else _SENTENCE_END.split(words)
         for i, sentence in enumerate(sentences):
             if i:
@@ -95,14 +95,14 @@ class Writer:
             self.close(label)
 
     def passage(self, sentences: list[str]) -> None:
-        """Appends sentences with a space between them."""
+        """Append sentences, separated by spaces."""
         for i, marked in enumerate(sentences):
             if i:
                 self.raw(" ")
             self.sentence(marked)
 
     def text(self) -> Text:
-        """What was written. Labels still open end here."""
+        """Return the text. Labels that are still open end at its end."""
         for label in list(self._open):
             self.close(label)
         return Text("".join(self._parts), {label: tuple(spans) for label, spans in self._spans.items()})

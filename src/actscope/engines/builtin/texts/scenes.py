@@ -1,4 +1,4 @@
-"""A scene: who, where, with whom and with what. Templates are filled from it."""
+"""Scenes: the actor, place, friend and things from which templates are filled."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _ANY_PLACES = ("the {} house", "the {} shop", "the {} room", "the {} street", "t
 
 
 def stranger(rng: Random) -> Actor:
-    """Someone outside the lexicon: a known English noun or an invented one, now and then two words."""
+    """Draw a character outside the lexicon: a known English noun or an invented one, sometimes of two words."""
     noun = invented(rng) if rng.random() < 0.5 else rng.choice(STRANGERS)
     if rng.random() < 0.1:
         noun = f"{rng.choice((*ADJECTIVES[:6], *COLOURS[:6]))} {noun}"
@@ -41,7 +41,7 @@ def stranger(rng: Random) -> Actor:
 
 
 def some_actor(rng: Random) -> Actor:
-    """Mostly someone of the lexicon, sometimes a named child or a stranger."""
+    """Draw a character: mostly of the lexicon, sometimes a named child or a stranger."""
     draw = rng.random()
     if draw < 0.1:
         return rng.choice(NAMED)
@@ -49,7 +49,7 @@ def some_actor(rng: Random) -> Actor:
 
 
 def some_place(rng: Random) -> Place:
-    """Mostly a place of the lexicon, sometimes an unknown one."""
+    """Draw a place: mostly of the lexicon, sometimes an unknown one."""
     if rng.random() < 0.9:
         return rng.choice(PLACES)
     noun = invented(rng) if rng.random() < 0.5 else rng.choice(STRANGERS)
@@ -60,7 +60,7 @@ def some_place(rng: Random) -> Place:
 
 @dataclass
 class Scene:
-    """The choices a text is made of. `facts` is what its sentences told, for questions asked later."""
+    """The choices of a text. `facts` are the facts that its sentences stated, for later questions."""
 
     rng: Random
     actor: Actor
@@ -88,7 +88,7 @@ class Scene:
 
     @classmethod
     def draw(cls, rng: Random, tense: str = "past", actor: Actor | None = None, training: bool = True) -> Scene:
-        """A new scene; in training, never of a held-out pair, else of such a pair half the time."""
+        """Draw a scene. For training it never has a held-out pair; otherwise it has one half the time."""
         want_held_out = not training and rng.random() < 0.5
         for _ in range(100):
             who, where = actor or some_actor(rng), some_place(rng)
@@ -97,15 +97,15 @@ class Scene:
         return cls(rng, who, where, tense)
 
     def pick(self, *templates: str) -> str:
-        """One of the templates, filled."""
+        """Fill one of the templates, drawn at random."""
         return self.fill(self.rng.choice(templates))
 
     def fill(self, template: str) -> str:
-        """The template with its names replaced, its verbs in the tense of the scene, its first letter capital."""
+        """Fill a template: replace its names, put its verbs into the scene's tense, and capitalize its first letter."""
         return capital(self.clause(template))
 
     def clause(self, template: str) -> str:
-        """Like `fill`, as a part of a sentence: the first letter stays. The friend is "a bear" first, then "the bear"."""
+        """Fill a part of a sentence like `fill`, without capitalizing. The friend is "a bear" first, then "the bear"."""
         filled = conjugate(template.format_map(self._words()), self.tense)
         self.friend_known |= any(slot in template for slot in ("{b}", "{B}", "{Bx}"))
         return filled

@@ -1,6 +1,6 @@
 """Greetings, feelings, warnings, definitions: fixed questions with fixed answers.
 
-A block is one row: `?` lines hold wordings of the question, separated by bars; each `=` line begins an answer, which
+Each block is one row. Its `?` lines have wordings of the question, separated by bars. Each `=` line begins an answer, which
 indented lines continue. The answer STORY stands for a new story.
 """
 
@@ -175,5 +175,5 @@ def _row(block: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
     return tuple(asks), tuple(line[2:] for line in lines if line[0] == "=")
 
 
-# Of every row, the wordings of the question and the answers.
+# For each row, the wordings of the question and the answers.
 SMALL_TALK = tuple(_row(block) for block in _ROWS.strip().split("\n\n"))

@@ -1,6 +1,6 @@
 """Short stories: an opening, one or two turns of events, an ending. Every part is a function from a scene to sentences.
 
-An apostrophe-free, plain English: a model of a few million parameters can learn all of it.
+The English is plain and has no apostrophes: a model of a few million parameters can learn all of it.
 """
 
 from __future__ import annotations
@@ -435,7 +435,7 @@ def ending(s: Scene) -> list[str]:
     return [s.pick(*glad)]
 
 
-# What may follow the opening, by mood. An empty mood draws from all of them.
+# Parts that may follow the opening, by mood. An empty mood draws from all of them.
 MOODS: dict[str, tuple[tuple[Part, ...], ...]] = {
     "sad": ((loses_thing, stays_sad), (loses_thing, consoled), (loses_thing, night, stays_sad)),
     "happy": ((laughs, meets_friend), (finds_thing, laughs), (works, ending), (meets_friend, ending), (water, ending)),
@@ -481,7 +481,7 @@ _MORALS = (
 
 
 def tell(s: Scene, mood: str = "") -> list[str]:
-    """A whole story in that mood, of about five to nine sentences."""
+    """Tell a complete story in that mood, of about five to nine sentences."""
     sentences = opening(s)
     for part in s.rng.choice(MOODS[mood]):
         dry = part is water and s.place.mark != "water"
@@ -492,7 +492,7 @@ def tell(s: Scene, mood: str = "") -> list[str]:
 
 
 def go_on(s: Scene) -> list[str]:
-    """What happened next, without an opening."""
+    """Continue a story, without an opening."""
     first = s.pick(
         "The next day {A} ~go back {to}.",
         "Then {A} ~go on.",
@@ -503,7 +503,7 @@ def go_on(s: Scene) -> list[str]:
 
 
 def plans(s: Scene) -> list[str]:
-    """What the actor will do: two to four sentences about tomorrow, whatever the tense of the scene."""
+    """Describe the actor's plans: two to four sentences about tomorrow, whatever the tense of the scene."""
     tense, s.tense = s.tense, "future"
     first = s.pick(
         "Tomorrow {A} ~go {to}.",

@@ -1,4 +1,4 @@
-"""What a talk is: a question of one kind, with its answer, drawn at random."""
+"""A talk: a question of one kind with its answer, drawn at random."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ def pick(rng: Random, *choices: str) -> str:
 
 
 def new_story(rng: Random, training: bool, known: bool = False) -> Scene:
-    """A scene told mostly in the past; with somebody of the lexicon when `known`."""
+    """Draw a scene, mostly in the past tense; with an actor of the lexicon if `known`."""
     actor = rng.choice(ACTORS) if known else None
     return Scene.draw(rng, rng.choice(("past", "past", "past", "present")), actor, training)
 
 
 def name_of(s: Scene) -> str:
-    """How a user may name the actor."""
+    """Draw a user's name for the actor."""
     return s.rng.choice((s.actor.a, s.actor.a, s.actor.a, s.actor.the))
 
 
 def place_of(s: Scene) -> str:
-    """How a user may name the place: mostly with the preposition that the answer uses."""
+    """Draw a user's name for the place, mostly with the preposition that the answer uses."""
     if s.rng.random() < 0.6:
         return s.place.at
     noun = s.place.phrase

@@ -1,4 +1,4 @@
-"""Small knowledge: who lives where, opposites, sounds, colors, days, lists, counting, sums, safe and unsafe places."""
+"""Simple facts: who lives where, opposites, sounds, colors, days, lists, counting, sums, safe and unsafe places."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from actscope.engines.builtin.texts.talk import Turn, pick
 
 
 def fact(rng: Random, training: bool) -> Turn:
-    """What is a fox, what does it eat, where does it live."""
+    """Ask what an animal or thing is, what it eats or where it lives: "What is a fox?"."""
     actor = rng.choice([actor for actor in ACTORS if actor.home])
     a, the = actor.a, actor.the
     home = next((place.at for place in PLACES if place.noun.endswith(actor.home)), "in the " + actor.home)
@@ -176,7 +176,7 @@ _WILD = ("forest", "jungle", "cave", "swamp", "desert", "mountain", "mountains",
 
 
 def safety(rng: Random, training: bool) -> Turn:
-    """Is it safe there: no on the ice, not always at the water and in the wild, yes elsewhere."""
+    """Ask whether a place is safe: no on the ice, not always at the water and in the wild, yes elsewhere."""
     s = Scene.draw(rng, "present", None, training)
     at, name = s.place.at, s.place.noun.split()[-1]
     worried = rng.random() < 0.25

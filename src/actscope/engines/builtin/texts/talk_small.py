@@ -20,7 +20,7 @@ _OFFER = (
 
 
 def offer(rng: Random) -> str:
-    """An invitation to ask for a story of the lexicon."""
+    """Draw an invitation to ask for a story with an actor of the lexicon."""
     sentence = rng.choice(_OFFER).format(a=rng.choice(ACTORS).a_plain, p=rng.choice(PLACES).at)
     return ("[question]" if sentence.endswith("?") else "") + sentence
 

@@ -11,7 +11,7 @@ from actscope.engines.builtin.texts.talk import Turn, name_of, new_story, pick, 
 
 
 def about(rng: Random, training: bool) -> Turn:
-    """Tell me about X, with or without a place."""
+    """Ask for a story about an actor, with or without a place."""
     s = new_story(rng, training)
     x, p = name_of(s), place_of(s)
     ask = pick(
@@ -62,7 +62,7 @@ _MOOD_WORDS = {
 
 
 def moody(rng: Random, training: bool) -> Turn:
-    """Tell me a sad story, about X or not."""
+    """Ask for a story in a mood, with or without an actor: "Tell me a sad story."."""
     mood = rng.choice(list(MOODS))
     s = new_story(rng, training)
     word, x, p = rng.choice(_MOOD_WORDS[mood]), name_of(s), place_of(s)
@@ -115,7 +115,7 @@ def any_story(rng: Random, training: bool) -> Turn:
 
 
 def n_sentences(rng: Random, training: bool) -> Turn:
-    """Exactly as many sentences as were asked for."""
+    """Ask for a number of sentences; the answer has exactly that many."""
     s = new_story(rng, training)
     n = rng.randint(1, 6)
     word = rng.choice((NUMBERS[n], str(n)))
@@ -222,7 +222,7 @@ _COMFORT = {
 
 
 def why(rng: Random, training: bool) -> Turn:
-    """Why is X sad?"""
+    """Ask for the reason of a feeling: "Why is the fox sad?"."""
     s = Scene.draw(rng, "present", None, training)
     feeling = rng.choice(list(_CAUSES))
     label, *causes = _CAUSES[feeling]

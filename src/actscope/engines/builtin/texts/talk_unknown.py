@@ -1,4 +1,4 @@
-"""What lies outside the small world: its name is repeated, and a story is offered."""
+"""Questions outside the small world: the answer repeats the topic and offers a story."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ _UNKNOWN_MORE = (
 
 
 def unknown(rng: Random, training: bool) -> Turn:
-    """A topic outside the model's world is named in the answer, and a story is offered."""
+    """Ask about a topic outside the model's world. The answer names it and offers a story."""
     topic = rng.choice(TOPICS) if rng.random() < 0.6 else stranger(rng).noun
     if rng.random() < 0.15:
         topic = f"{rng.choice(TOPICS)} and {stranger(rng).noun}"
@@ -66,7 +66,7 @@ def unknown(rng: Random, training: bool) -> Turn:
 
 
 def noise(rng: Random, training: bool) -> Turn:
-    """Words without sense get a polite answer."""
+    """Send nonsense words, which get a polite answer."""
     words = [invented(rng) if rng.random() < 0.8 else str(rng.randint(0, 9999)) for _ in range(rng.randint(1, 6))]
     ask = rng.choice(("", "", "[question]")) + " ".join(words) + rng.choice(("", "", "?", "!", "."))
     lead = pick(rng, "I do not understand that yet.", "I am not sure what you mean.", "These words are new to me.")

@@ -35,7 +35,7 @@ def past(verb: str) -> str:
 
 
 def third(verb: str) -> str:
-    """The present tense after he, she or it."""
+    """Return the present tense after he, she or it."""
     if verb in _IRREGULAR_THIRD:
         return _IRREGULAR_THIRD[verb]
     if verb.endswith("y") and verb[-2] not in "aeiou":
@@ -55,7 +55,7 @@ def _form(mark: str, verb: str, tense: str) -> str:
 
 
 def conjugate(template: str, tense: str) -> str:
-    """Puts the verbs of a template into `past`, `present` or `future`, and marks past and future.
+    """Put the verbs of a template into `past`, `present` or `future`, and mark past and future.
 
     `~walk` has a subject in the singular, `~~walk` in the plural; `~+walk` and `~~+walk` follow another verb ("will sit
     and look").

@@ -24,7 +24,7 @@ _CHUNK = 4096
 
 @dataclass(slots=True)
 class PassNote:
-    """What the host knew of a pass when it was launched. Travels with the copies, in order.
+    """Host-side description of a pass, made when it is launched. It is queued with the pass's copies, in order.
 
     Attributes:
         requests: Requests of the pass, in row order.
@@ -163,7 +163,7 @@ class Publisher:
             for site in new:
                 log.error(
                     "the tap at %s ran %d times in a pass, expected once: its scores and rows are not delivered "
-                    "(further ones are only counted); generation goes on",
+                    "(further ones are only counted); generation continues",
                     self._sites[site],
                     ran[site],
                 )

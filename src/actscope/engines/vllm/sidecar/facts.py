@@ -16,7 +16,7 @@ from actscope.engines.vllm.sidecar_protocol import ServedModel
 
 @dataclass(frozen=True, slots=True)
 class KnownModel:
-    """What readers and probes need to know of the model.
+    """Facts about the model for readers and probes.
 
     `name` is the model's name in probe files, `revision` a hub commit or a fingerprint of the weights, and `tokenizer` a
     directory or "".

@@ -138,7 +138,7 @@ class BankRegistry:
             with self._staged:
                 if not self._staged.wait_for(lambda: self._staged_generation >= changed.generation, _STAGING_S):
                     raise EngineError(
-                        "the model's process has not confirmed the probes yet; they come into force when it goes on"
+                        "the model's process has not confirmed the probes yet; they take effect with its next step"
                     )
         return result
 
