@@ -8,7 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from engines.vllm_units.test_review_sidecar import rings, start_of
+from engines.vllm_units.test_sidecar import rings, start_of
 
 from actscope.engines.vllm.sidecar.drain import RowDrain
 from actscope.frames import Span, SpanFlag
