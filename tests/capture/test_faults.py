@@ -150,7 +150,8 @@ def test_under_policy_error_the_user_gets_the_recording_error(model: Any, record
 def test_threads_run_their_own_passes(model: Any, recorder: MemoryRecorder) -> None:
     """Four threads, interleaved in the middle of passes, each with its own requests."""
     texts = [torch.tensor(prompts(6 + i, seed=i)) for i in range(4)]
-    barrier, failures = threading.Barrier(4), []
+    barrier = threading.Barrier(4)
+    failures: list[BaseException] = []
 
     def meet(*_: Any) -> None:
         barrier.wait(30)
@@ -190,9 +191,15 @@ def test_a_site_that_the_model_does_not_have_is_refused_before_anything_is_made(
 # --- the ferry, which waits for copies from a GPU ------------------------------------------------------------------------
 
 
+def waited_for(event: threading.Event) -> None:
+    """Return once `event` is set; fails when it does not come."""
+    assert event.wait(30)
+
+
 def test_the_ferry_delivers_in_order_and_only_what_is_ready() -> None:
-    ferry, copied, delivered = DeviceCopy(100), threading.Event(), []
-    ferry.send(lambda: copied.wait(30) and None, lambda: delivered.append(1), 60)
+    ferry, copied = DeviceCopy(100), threading.Event()
+    delivered: list[int] = []
+    ferry.send(lambda: waited_for(copied), lambda: delivered.append(1), 60)
     ferry.send(lambda: None, lambda: delivered.append(2), 30)
     assert delivered == []
     copied.set()
@@ -203,7 +210,7 @@ def test_the_ferry_delivers_in_order_and_only_what_is_ready() -> None:
 
 def test_the_ferry_holds_no_more_than_its_limit() -> None:
     ferry, copied, sent = DeviceCopy(100), threading.Event(), threading.Event()
-    ferry.send(lambda: copied.wait(30) and None, lambda: None, 80)
+    ferry.send(lambda: waited_for(copied), lambda: None, 80)
 
     def send_more() -> None:
         ferry.send(lambda: None, lambda: None, 80)

@@ -101,9 +101,8 @@ def test_an_encoder_and_its_decoder_are_requests_of_their_own(recorder: MemoryRe
     from transformers import T5Config, T5ForConditionalGeneration
 
     torch.manual_seed(0)
-    config = T5Config(
-        vocab_size=64, d_model=32, d_kv=8, d_ff=48, num_layers=2, num_heads=4, decoder_start_token_id=0, eos_token_id=63
-    )
+    config = T5Config(vocab_size=64, d_model=32, d_kv=8, d_ff=48, num_layers=2, num_heads=4, eos_token_id=63)
+    config.decoder_start_token_id = 0
     model = T5ForConditionalGeneration(config).eval()
     ids = torch.randint(1, 60, (1, 7))
     with actscope.capture(model, sites="encoder.block.1,decoder.block.1", recorder=recorder) as cap:

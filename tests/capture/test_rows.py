@@ -173,7 +173,7 @@ def test_where_positions_are_left_out_a_request_still_reaches_to_its_end_and_no_
     uneven: tuple[Any, dict[str, torch.Tensor], int], tmp_path: Path
 ) -> None:
     model, batch, end = uneven
-    sampled = {"granularity": "sampled:4", "memory": "64MiB"}
+    sampled: dict[str, Any] = {"granularity": "sampled:4", "memory": "64MiB"}
     with actscope.capture(model, sites="2", to=tmp_path / "r", **sampled) as cap, cap.request(["a", "b"]):
         out = model.generate(**batch, max_new_tokens=8, do_sample=False, eos_token_id=end, pad_token_id=7)
     first = out[0, 8:].tolist().index(end)

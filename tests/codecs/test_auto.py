@@ -20,7 +20,9 @@ def test_without_a_bound_nothing_is_lost(activations: Rows) -> None:
         rows = activations(600, 128, "bfloat16", seed)
         encoded = one.encode(rows, "bfloat16")
         assert encoded.row_errors is None
-        assert decode(encoded.codec, encoded.payload, *rows.shape, "bfloat16").tobytes() == rows.tobytes()
+        assert (
+            decode(encoded.codec, encoded.payload, rows.shape[0], rows.shape[1], "bfloat16").tobytes() == rows.tobytes()
+        )
     report = one.report()
     assert report["blocks"] == 3 and report["chosen"] in report["measured"]
     assert set(report["measured"]) == {"none", "lz4", "zstd", "shuffle_zstd", "lossless"}

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -180,7 +181,7 @@ def test_a_server_that_ends_leaves_nothing_behind(how: signal.Signals, runtime_d
     """Killed or told to go: its generator ends, no shared memory has a name, and a waiting client gets an error."""
     from actscope.feed.client.client import FeedClient
 
-    settings = {
+    settings: dict[str, Any] = {
         "port": 0, "token": TOKEN, "sites": "2", "texts": 100, "buffer_rows": 2000, "threads": 1,
         "state": str(runtime_directory / "feed-state.json"),
     }  # fmt: skip

@@ -127,7 +127,7 @@ def test_before_there_are_rows_it_says_when_to_ask_again() -> None:
 
 def test_a_refresh_brings_new_rows(http: httpx.Client) -> None:
     """What was ready is dropped and counted; the next rows come from later on."""
-    query = {"num_samples": 10, "group": "fresh", "wait": 30}
+    query: dict[str, str | int] = {"num_samples": 10, "group": "fresh", "wait": 30}
     before = http.get("/activations/tensor", params=query).headers["X-Actscope-Position"]
     dropped = http.post("/refresh").json()["dropped_rows"]
     answer = http.get("/activations/tensor", params=query)

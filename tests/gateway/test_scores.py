@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import httpx
 import pytest
 from support.gateway.stage import EngineProcess, Picture, assert_exact, chat, chunks, picture
 
 
-def streamed(client: httpx.Client, **fields: object) -> Picture:
+def streamed(client: httpx.Client, **fields: Any) -> Picture:
     return picture(chunks(client, chat(actscope=True, **fields)))
 
 

@@ -151,10 +151,10 @@ def test_parts_in_any_order_make_the_log_of_one_ring(data: st.DataObject) -> Non
         position = rest[part].pop(0)
         values = np.array([[position + 100 * part]], np.float32)
         joiner.parts[part].take_row(position, position, values, (A, B)[part].columns, 0)
-        done = min(max([p.told for p in joiner.parts]), *(p.told for p in joiner.parts))
+        done = min(one.told for one in joiner.parts)
         assert len(log.scores) <= max(done, 0)
-    for part in joiner.parts:
-        part.end(0)
+    for rows_of_part in joiner.parts:
+        rows_of_part.end(0)
     log.finish("done", "stop")
     rows = whole(log)["scores"]["rows"]
     for position in range(n):

@@ -56,7 +56,8 @@ def test_rows_in_any_portions_make_the_same_log(portions: list[tuple[int, int]],
     """However rows come, before or after their tokens, with holes, every position is told once and rightly."""
     log = RequestLog("r", source="gateway")
     log.set_prompt([7, 8, 9])
-    rows, at = {}, 0
+    rows: set[int] = set()
+    at = 0
     for hole, n in portions:
         at += hole
         values = np.array([[p, -p] for p in range(at, at + n)], np.float32)
@@ -65,7 +66,7 @@ def test_rows_in_any_portions_make_the_same_log(portions: list[tuple[int, int]],
             log.take_row(at, int(ids[0]), values, TWO.columns, 0)
         else:
             log.take_rows(at, ids, values, TWO.columns, 0)
-        rows |= {p: p for p in range(at, at + n)}
+        rows |= set(range(at, at + n))
         at += n
     while len(log.tokens) < at + 1:
         log.add_tokens(list(range(len(log.tokens), len(log.tokens) + per_add)))
@@ -86,7 +87,12 @@ def test_answers_on_the_wire_are_those_of_the_document() -> None:
     log.take_rows(0, np.array([7, 8]), np.array([[0.5, np.inf], [1, 2]], np.float32), TWO.columns, 0)
     log.finish("done", "stop")
     ActscopePayload.model_validate(whole(log), extra="forbid")
-    kinds = {"token": TokenEvent, "probe_update": ProbeUpdateEvent, "probe_final": ProbeFinalEvent, "done": DoneEvent}
+    kinds: dict[str, Any] = {
+        "token": TokenEvent,
+        "probe_update": ProbeUpdateEvent,
+        "probe_final": ProbeFinalEvent,
+        "done": DoneEvent,
+    }
     for i in range(len(log.events)):
         _, kind, data = event_bytes(log, i).decode().strip().split("\n")
         kinds[kind.removeprefix("event: ")].model_validate_json(data.removeprefix("data: "), extra="forbid")

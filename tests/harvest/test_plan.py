@@ -39,7 +39,13 @@ def test_units_cover_the_texts_once() -> None:
 def test_ids_follow_from_the_content() -> None:
     """The same plan has the same id and unit ids on every machine; a change of any field changes them all."""
     assert (plan().id, plan().unit(1).id) == (plan().id, plan().unit(1).id)
-    others = [{"seed": 4}, {"revision": "s"}, {"threads": 2}, {"torch": "3"}, {"sites": ("layers.1.resid_post",)}]
+    others: list[dict[str, Any]] = [
+        {"seed": 4},
+        {"revision": "s"},
+        {"threads": 2},
+        {"torch": "3"},
+        {"sites": ("layers.1.resid_post",)},
+    ]
     found = {plan(**change).id for change in others} | {plan().id}
     assert len(found) == 6
     assert len({unit.id for unit in plan().units()} | {plan(seed=4).unit(0).id}) == 4

@@ -65,7 +65,7 @@ def test_gemma_scope_is_jumprelu_without_a_shift_and_its_path_tells_its_site(tmp
         tmp_path / "models--google--gemma-scope-2b-pt-res" / "layer_20" / "width_16k" / "average_l0_71" / "params.npz"
     )
     path.parent.mkdir(parents=True)
-    np.savez(path, **w)
+    np.savez(path, allow_pickle=False, **w)
     expected = features(ROWS @ tensors()["W_enc"] + tensors()["b_enc"], "jumprelu", tensors()["threshold"])
     equal(load_encoder(path), expected, "layers.20.resid_post")
     equal(load_encoder(path.parent), expected, "layers.20.resid_post")

@@ -141,7 +141,7 @@ def test_npy_files_are_mapped_by_numpy_without_pickle(ran: Any, tmp_path: Path) 
 def test_bfloat16_can_be_had_as_its_16_bits(real: Recording, tmp_path: Path, form: str) -> None:
     """Where a form has no bfloat16 the choice is float32, exactly, or the bits; both are said in export.json."""
     for choice in ("float32", "uint16"):
-        options = ExportOptions(bf16=choice)  # type: ignore[arg-type]
+        options = ExportOptions(bf16=choice)
         path = export(real, tmp_path / choice, form, Selection((SITE,)), options).path
         said = json.loads((path / "export.json").read_text())["sites"][SITE]
         assert (said["dtype"], said["stored_as"]) == ("bfloat16", choice)

@@ -325,7 +325,7 @@ def test_a_failed_disk_is_told_once_with_its_place_and_what_was_acknowledged_sta
     def failing(*args: object) -> int:
         raise RecordingPoisoned("no space left on device")
 
-    recorder._store.append = failing  # type: ignore[method-assign]
+    recorder._store.append = failing  # type: ignore[assignment,method-assign]  # it takes whatever it is given
     late = step_of(2, [("a", 5, 1)])
     recorder.write(late, frames_of(late, SITES))
     for use in (recorder.sync, recorder.flush, recorder.close):

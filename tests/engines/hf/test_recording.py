@@ -125,7 +125,7 @@ def test_a_trigger_keeps_exactly_the_window_that_it_names(model: LoadedModel, tm
         s for n in prompts for p, s in enumerate(scores[n]) if (n, p) != (name, position) and s < scores[name][position]
     ]
     threshold = float(max(rest) + scores[name][position]) / 2
-    hits = {n: np.flatnonzero(scores[n] > threshold) for n in prompts}
+    hits = {n: np.flatnonzero(scores[n] > threshold).tolist() for n in prompts}
     rule = f"probe identity1 > {threshold!r} before 6 tokens after 4 tokens"
     with recording(model, tmp_path / "r", triggers=(rule,)) as (run, _):
         run.run(prompts, max_tokens=40)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -80,6 +82,11 @@ def test_names_that_no_ring_holds_are_cut_and_stay_different() -> None:
     assert shown_name(long) != shown_name(other)
     assert len(f"{shown_name(long)}~1000000".encode()) <= 120
     assert shown_name("r1") == "r1"
+
+
+def _always(text: str, ids: Sequence[int]) -> list[str]:
+    """A decoder that gives every id the same text."""
+    return [text] * len(ids)
 
 
 @pytest.mark.parametrize("speed", [-1.0, float("nan"), float("inf")])
@@ -164,7 +171,7 @@ def test_a_tokenizer_at_hand_is_believed_only_if_it_agrees_with_the_recorded_tex
         steps = token_by_token("a", 5)
         for step in steps:
             step.meta["token_id"] = word
-        path = record_by_hand(tmp_path / says.strip(), steps, texts=lambda ids, says=says: [says] * len(ids), model=own)
+        path = record_by_hand(tmp_path / says.strip(), steps, texts=partial(_always, says), model=own)
         recording = Recording.open(path)
         found = texts_of(recording, recorded_model(recording), tmp_path)
         assert (found.directory == str(model_path())) is believed

@@ -99,7 +99,9 @@ def check(found: Picture, *, whole_prompt: bool = True) -> None:
             letter = found.states[position, probe.id]
             assert letter in "cm", (position, probe.id)
             if letter == "c":
-                np.testing.assert_allclose(found.cells[position, probe.id], expected[position], atol=TOLERANCE)
+                cell = found.cells[position, probe.id]
+                assert cell is not None
+                np.testing.assert_allclose(cell, expected[position], atol=TOLERANCE)
 
 
 def test_a_streamed_chat_has_its_scores(client: openai.OpenAI, place: Place) -> None:

@@ -51,7 +51,7 @@ def answered(model: Callable[[str], Path], engines: Engines) -> Iterator[Answere
     }
     engine = engines.start(Offline, Configuration(model("llama"), environment=environment))
     ring = Ring(card(engine))
-    done = {}
+    done: dict[str, Any] = {}
     options: list[tuple[str, Any]] = [
         (SIMPLE, None),
         (YES, {"rows": True}),

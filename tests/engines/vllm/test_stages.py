@@ -114,7 +114,9 @@ def through_the_gateway(place: Place) -> tuple[Picture, Picture]:
 
 def watch(engine: Served, record: Path) -> Watched:
     """The whole run, to the engine's end."""
-    found = until(lambda: len(some := cards(engine)) == 2 and some, f"a card of each stage\n{engine.log[-3000:]}")
+    found = until(
+        lambda: some if len(some := cards(engine)) == 2 else [], f"a card of each stage\n{engine.log[-3000:]}"
+    )
     controls, rings = [Control(card) for card in found], [Ring(card) for card in found]
     tables = [control.table() for control in controls]
     refused = refusals(controls)

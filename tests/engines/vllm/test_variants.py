@@ -10,11 +10,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from engines.vllm.conftest import ALL, Engines, short_directory
+from engines.vllm.conftest import ALL
 from engines.vllm.test_rows import PROBES, recording_all
 from safetensors.torch import load_file, save_file
 from support.vllm import mixed
 from support.vllm.bed import Configuration, Offline
+from support.vllm.pool import Engines, short_directory
 
 from actscope.frames import RowFlag
 from actscope.probes.score import activate

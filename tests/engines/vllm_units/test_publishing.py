@@ -85,7 +85,7 @@ def test_no_position_of_a_text_is_left_out(seed: int, prompts: list[list[int]], 
     random = Random(seed)
     scheduler = Scheduler(random, n_blocks=n_blocks, resumed_as_new=as_new)
     watched, ring = publisher(scheduler)
-    delivered: dict[str, dict[int, tuple[int, ...]]] = defaultdict(dict)
+    delivered: dict[str, dict[int, int]] = defaultdict(dict)
 
     def see(one: Pass) -> None:
         before = len(ring.steps)

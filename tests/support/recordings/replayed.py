@@ -103,7 +103,7 @@ def token_by_token(request: str, n: int, *, n_prompt: int = 4, first_number: int
 def probe(name: str, site: str = SITES[0], d: int = 8, **info: Any) -> Probe:
     """A random direction that nobody knew of when the recording was made."""
     weight = np.random.default_rng(sum(name.encode())).standard_normal(d).astype(np.float32)
-    given = {"activation": "identity", "bias": 0.25, "range": (-4.0, 4.0)} | info
+    given: dict[str, Any] = {"activation": "identity", "bias": 0.25, "range": (-4.0, 4.0)} | info
     return Probe(ProbeInfo(id=name, site=site, **given), weight)
 
 

@@ -118,12 +118,14 @@ class Seen:
 
     def having(self, flag: RowFlag) -> np.ndarray:
         """Which rows have the flag: bool [n]."""
-        return (self.rows["flags"] & int(flag)) != 0
+        found: np.ndarray = (self.rows["flags"] & int(flag)) != 0
+        return found
 
     @property
     def kept(self) -> np.ndarray:
         """Which rows stand for a token of the text: neither drafts in vain nor after the end. bool [n]."""
-        return ~(self.having(RowFlag.REJECTED) | self.having(RowFlag.AFTER_EOS))
+        found: np.ndarray = ~(self.having(RowFlag.REJECTED) | self.having(RowFlag.AFTER_EOS))
+        return found
 
 
 @dataclass
