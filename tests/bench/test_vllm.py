@@ -56,8 +56,8 @@ def test_a_step_counts_once_for_every_token_that_another_came_before() -> None:
     assert vllm.token_gap(run, 100) == 1.0
 
 
-def test_what_the_sidecar_has_left_to_do_is_told() -> None:
-    """Its processor time after the last token counts as if generation had waited."""
+def test_processor_time_of_the_sidecar_after_the_last_token_counts() -> None:
+    """Its processor time after the last token is added to the time of generation."""
     late = EngineRun(1.0, ((1.0, 100, 0),), drain_cpu_s=1.0)
     assert (vllm.speed(late), vllm.drained_speed(late)) == (100.0, 50.0)
 

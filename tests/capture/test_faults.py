@@ -39,7 +39,7 @@ def hooks_of(model: Any) -> int:
 def test_a_pass_that_raises_is_incomplete_and_the_next_is_whole(
     model: Any, recorder: MemoryRecorder, error: type[BaseException]
 ) -> None:
-    """The half that was put is never delivered; an interrupt, of which no hook is told, is noticed by the next pass."""
+    """Rows of half a pass are never delivered; the next pass notices an interrupt, which runs no hook."""
 
     def fail(*_: Any) -> None:
         raise error
@@ -196,7 +196,7 @@ def waited_for(event: threading.Event) -> None:
     assert event.wait(30)
 
 
-def test_the_ferry_delivers_in_order_and_only_what_is_ready() -> None:
+def test_device_copies_are_delivered_in_order_and_only_when_ready() -> None:
     ferry, copied = DeviceCopy(100), threading.Event()
     delivered: list[int] = []
     ferry.send(lambda: waited_for(copied), lambda: delivered.append(1), 60)
@@ -208,7 +208,7 @@ def test_the_ferry_delivers_in_order_and_only_what_is_ready() -> None:
     ferry.close()
 
 
-def test_the_ferry_holds_no_more_than_its_limit() -> None:
+def test_device_copies_in_flight_stay_within_their_limit() -> None:
     ferry, copied, sent = DeviceCopy(100), threading.Event(), threading.Event()
     ferry.send(lambda: waited_for(copied), lambda: None, 80)
 
@@ -218,7 +218,7 @@ def test_the_ferry_holds_no_more_than_its_limit() -> None:
 
     thread = threading.Thread(target=send_more)
     thread.start()
-    assert not sent.is_set()
+    assert not sent.wait(0.1)  # it waits for room
     copied.set()
     assert sent.wait(30)
     thread.join()

@@ -53,7 +53,9 @@ def test_a_floor_that_nothing_reaches_leaves_rows_alone(monkeypatch: pytest.Monk
         ({"none": (1.0, 0.1), "zstd": (1.3, 0.1)}, "none"),
     ],
 )
-def test_the_rule(measured: dict[str, tuple[float, float]], expected: str) -> None:
+def test_the_best_ratio_among_the_fast_enough_is_chosen(
+    measured: dict[str, tuple[float, float]], expected: str
+) -> None:
     assert chosen({name: {"ratio": ratio, "gbps": gbps} for name, (ratio, gbps) in measured.items()}) == expected
 
 

@@ -44,7 +44,7 @@ def test_a_position_has_the_scores_of_all_parts(client: httpx.Client) -> None:
     assert found.final == {"finish_reason": "length", "present": 26, "computed": 25, "cached": 0}
 
 
-def test_a_row_that_one_part_never_tells_has_the_other_parts_scores(client: httpx.Client) -> None:
+def test_a_row_that_one_part_never_publishes_has_the_other_parts_scores(client: httpx.Client) -> None:
     found = picture(chunks(client, chat(actscope=True, max_tokens=6, scripted={"missing_in_part": [3, 7, 8]})))
     assert_exact(found)
     assert found.letters("joy") == "ccc" + "n" + "ccc" + "nn" + "cc" + "n"
@@ -59,7 +59,7 @@ def test_a_part_that_is_late_holds_the_row_back_and_not_the_answer(client: httpx
     assert found.letters("danger") == "mmcccm" + "c" * 5 + "n"
 
 
-def test_cached_and_twice_computed_rows_are_told_once(client: httpx.Client) -> None:
+def test_cached_and_twice_computed_rows_are_delivered_once(client: httpx.Client) -> None:
     found = picture(chunks(client, chat(actscope=True, max_tokens=6, scripted={"kept": 3, "twice_at": 8})))
     assert_exact(found)
     assert found.letters("joy") == "c" * 11 + "n"

@@ -1,4 +1,4 @@
-"""The parts by themselves: rendering, tokens, logs, settings, the OpenAPI document."""
+"""Units of the gateway without a server: rendering, tokens, logs, settings, the OpenAPI document."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_both_ways_of_rendering_agree(data: st.DataObject) -> None:
 
 @given(st.lists(st.tuples(st.integers(0, 5), st.integers(1, 6)), max_size=30), st.integers(1, 4))
 def test_rows_in_any_portions_make_the_same_log(portions: list[tuple[int, int]], per_add: int) -> None:
-    """However rows come, before or after their tokens, with holes, every position is told once and rightly."""
+    """Rows may come in any portions, before or after their tokens and with holes: each position has its own row once."""
     log = RequestLog("r", source="gateway")
     log.set_prompt([7, 8, 9])
     rows: set[int] = set()
@@ -79,7 +79,7 @@ def test_rows_in_any_portions_make_the_same_log(portions: list[tuple[int, int]],
 
 
 def test_answers_on_the_wire_are_those_of_the_document() -> None:
-    """What the fast path writes is what the models, and so the generated clients, expect."""
+    """What the fast path writes validates against the schemas, which generated clients use."""
     log = RequestLog("r", special=frozenset({7}))
     log.first_columns = TWO.columns
     log.set_prompt([7, 8])
@@ -187,9 +187,15 @@ def test_the_ring_is_read_on_after_rows_that_cannot_be_used(caplog: pytest.LogCa
 def test_the_engine_is_looked_for_again_after_any_failure(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Also one that nobody foresaw; it is logged once, and told as `no engine`."""
+    """Any exception while looking is logged once and counts as `no engine`."""
+
+    looks = 0
 
     def broken(target: str) -> None:
+        nonlocal looks
+        looks += 1
+        if looks == 3:
+            monkeypatch.setattr(discovery, "by_card", lambda target: found.set())
         raise KeyError("endpoint")
 
     monkeypatch.setattr(discovery, "by_card", broken)
@@ -197,15 +203,13 @@ def test_the_engine_is_looked_for_again_after_any_failure(
     async def run() -> None:
         followed = upstream.Upstream(GatewaySettings(discovery_seconds=0.001))
         await followed.open(Sessions(GatewaySettings()))
-        await asyncio.sleep(0.05)
-        monkeypatch.setattr(discovery, "by_card", lambda target: found.set())
         async with asyncio.timeout(5):
             await asyncio.to_thread(found.wait, 5)
         await followed.close()
 
     found = threading.Event()
     asyncio.run(run())
-    assert found.is_set()
+    assert found.is_set() and looks == 3
     assert [r.exc_info is not None for r in caplog.records] == [True]
 
 

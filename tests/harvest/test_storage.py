@@ -43,7 +43,7 @@ def test_of_several_who_put_at_once_one_wins(place: str) -> None:
 
 
 def test_objects_are_listed_replaced_read_in_pieces_and_removed(place: str) -> None:
-    """The rest of the contract, on both kinds of place."""
+    """Listing, replacing, reading in pieces and removing work on a directory and on S3."""
     storage = open_storage(place)
     assert storage.names("owners") == [] and storage.get("owners/a") is None and storage.size("owners/a") is None
     big = os.urandom(20 << 20)

@@ -199,7 +199,7 @@ def test_sweep_leaves_young_orphans_and_removes_old_ones(runtime: Path) -> None:
 
 
 def test_sweep_leaves_a_ring_of_another_container_alone(runtime: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its pid means nothing here: its number may be anyone's, or nobody's."""
+    """Its pid belongs to another namespace, so here it may be unused or another process."""
     monkeypatch.setattr("actscope.ring.segment.Process.current", lambda: Process(2**22 + 1, 1, 42))
     writer = RingWriter.create(RingSpec(8, 4, 4, 4))
     card = a_card(pid=2**22 + 1, ring=writer.name)

@@ -113,7 +113,7 @@ def test_a_reader_from_the_oldest_gets_all_that_is_still_there(make_ring: MakeRi
     oldest.close()
 
 
-def test_a_slow_reader_is_told_exactly_what_it_missed(make_ring: MakeRing) -> None:
+def test_a_slow_reader_counts_exactly_what_it_missed(make_ring: MakeRing) -> None:
     writer, reader = make_ring(rows=16, steps=100, spans=100)
     for number in range(1, 41):
         writer.write(*a_step(number))

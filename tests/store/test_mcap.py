@@ -1,4 +1,4 @@
-"""A segment is an MCAP file to people who have never heard of us."""
+"""Stock MCAP readers read a segment."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def _check(reader: SeekingReader | NonSeekingReader, number: int) -> int:
     return number
 
 
-def test_summary_tells_what_is_in_the_segment(tmp_path: Path) -> None:
+def test_the_summary_describes_what_is_in_the_segment(tmp_path: Path) -> None:
     """Statistics count the messages by channel, the index attachment is the ENTRY array, the manifest is a metadata record."""
     path = make(tmp_path / "r", 10)
     segment = path / "segment-000001.mcap"

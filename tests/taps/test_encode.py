@@ -121,7 +121,9 @@ def test_a_row_that_is_not_a_number_has_infinite_features_and_no_neighbour_has()
 def test_it_reads_nothing_back_and_has_fixed_shapes() -> None:
     """It runs on tensors that have shapes and no numbers, so that a CUDA graph can hold it."""
     with FakeTensorMode(allow_non_fake_inputs=False) as mode:
-        arguments = {name: mode.from_tensor(tensor) for name, tensor in tensors_of(encoder("jumprelu")).items()}
+        arguments: dict[str, Any] = {
+            name: mode.from_tensor(tensor) for name, tensor in tensors_of(encoder("jumprelu")).items()
+        }
         hidden, features = torch.randn(4, 24), torch.zeros(16, 8)
         with pytest.raises(DataDependentOutputException):
             features.max().item()  # what reads a number back is noticed

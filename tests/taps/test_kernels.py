@@ -102,7 +102,7 @@ def test_a_score_that_is_not_a_number_is_infinite() -> None:
 def test_the_reference_reads_nothing_back_and_has_fixed_shapes() -> None:
     """It runs on tensors that have shapes and no numbers, so that a CUDA graph can hold it."""
     with FakeTensorMode(allow_non_fake_inputs=False) as mode:
-        given = {n: None if t is None else mode.from_tensor(t) for n, t in operands(residual=torch.float32).items()}
+        given = {name: mode.from_tensor(tensor) for name, tensor in operands(residual=torch.float32).items()}
         shapes = {name: tensor.shape for name, tensor in given.items()}
         with pytest.raises(DataDependentOutputException):
             given["fired"].max().item()  # what reads a number back is noticed

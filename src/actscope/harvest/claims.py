@@ -16,7 +16,7 @@ import os
 import secrets
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 
 import msgspec
@@ -46,10 +46,11 @@ class Owner(msgspec.Struct, frozen=True, kw_only=True):
 class Claims:
     """One harvest's hold on units. Use as a context manager: on the way in it makes itself known, on the way out it leaves."""
 
-    def __init__(self, storage: Storage, lease_s: float = LEASE_S) -> None:
+    def __init__(self, storage: Storage, lease_s: float = LEASE_S, clock: Callable[[], float] = time.monotonic) -> None:
         self.name = secrets.token_hex(8)
         self._storage = storage
         self._lease_s = lease_s
+        self._clock = clock
         self._beat = 0
         self._turns: dict[int, int] = {}  # of each unit, the last turn that is known
         self._holders: dict[tuple[int, int], str] = {}
@@ -112,7 +113,7 @@ class Claims:
         owner = _decode(held, layout.owner(name))
         if owner.machine == this_machine():
             return _started(owner.pid) != owner.started
-        now = time.monotonic()
+        now = self._clock()
         beat, since = self._seen.get(name, (-1, now))
         if beat != owner.beat:
             self._seen[name] = (owner.beat, now)

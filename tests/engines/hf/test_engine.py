@@ -85,7 +85,7 @@ def test_a_cancelled_request_leaves_and_the_others_do_not_notice(loaded: LoadedM
 
 
 def test_cancelling_between_two_chunks_of_a_prefill_leaves_the_rest_right(loaded: LoadedModel) -> None:
-    """Any of a group may leave, the longest one too; the others' ids, positions and rows stay their own."""
+    """When any request of a group is cancelled, the longest too, the others keep their ids, positions and rows."""
     prompts = random_prompts([60, 8, 33])
     sites = select("1,3", 4)
     with Harness(loaded) as calm:

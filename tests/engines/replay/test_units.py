@@ -11,9 +11,9 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from support.gateway.stage import until
 from support.recordings.made import step_of
 from support.recordings.replayed import SITES, probe, record_by_hand, token_by_token
+from support.waiting import until
 
 from actscope.engines.builtin import model_path
 from actscope.engines.replay import pace
@@ -32,7 +32,7 @@ S = 1_000_000_000
 
 
 def test_pauses_between_requests_are_shortened_and_those_inside_of_one_are_kept(tmp_path: Path) -> None:
-    """A clock that begins anew, after a restart of the machine, is no pause at all."""
+    """A clock that starts again after a reboot counts as no pause."""
     times = {1: 5 * S, 2: 8 * S, 3: 9 * S, 4: 1000 * S, 5: 1001 * S, 6: 2 * S, 7: 3 * S}
     requests = ["a", "a", "a", "b", "b", "c", "c"]
     steps = [
@@ -125,7 +125,7 @@ def test_no_lap_of_the_ring_is_shorter_than_it_may_be_where_no_reader_is_known(
 
 
 def test_a_known_reader_that_is_slow_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One that looks every 20 ms at a ring that would be lapped in 1 ms: the replay waits for it."""
+    """The replay waits for a reader that looks every 20 ms at a ring that would be lapped in 1 ms."""
     monkeypatch.setattr(pace, "LAP_S", 1e-3)
     recording = Recording.open(record_by_hand(tmp_path / "run", token_by_token("a", 4000), sites=SITES[:1]))
     with ReplayEngine(recording, ReplaySettings(speed=0, ring_rows=512), probes=[probe("one")]) as engine:

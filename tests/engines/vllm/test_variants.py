@@ -90,7 +90,7 @@ def drive_drafts(driver: mixed.Driver) -> None:
     driver.drain()
 
 
-def test_drafts_in_vain_are_flagged_and_all_others_are_right(run: Callable[..., mixed.Ran]) -> None:
+def test_rejected_drafts_are_flagged_and_all_other_rows_are_right(run: Callable[..., mixed.Ran]) -> None:
     """N-gram speculation: the first rejected token of a pass is not the text's, and every accepted row is the reference's.
 
     V1 only: the V2 runner's n-gram kernel does not run in Triton's interpreter, with us or without.

@@ -1,4 +1,4 @@
-"""What must hold where passes are dropped, ids are hostile, sidecars come back and sessions go on."""
+"""Dropped passes, hostile request ids, unreadable options and resumed sessions leave other requests' rows as they are."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def _note(first: int, n: int, begun: tuple[RequestState, ...] = ()) -> PassNote:
 
 
 def test_the_pass_after_a_dropped_one_is_delivered() -> None:
-    """One pass lost on its way costs that pass, not the next one's scores as well."""
+    """A dropped pass loses its own scores and not those of the next pass."""
     publisher, ring = _publisher()
     publisher.publish(_note(0, 2, (RequestState("a", 8),)), _landed(2, 0, fired=1))
     publisher.publish(_note(2, 2), None)
@@ -62,7 +62,7 @@ def test_an_id_too_long_for_a_ring_keeps_nothing_of_others_from_it() -> None:
 
 
 def test_a_session_that_goes_on_after_its_answer_is_not_after_its_end() -> None:
-    """Streaming input: the prompt has grown, so the stop token that was computed in advance is none of the session's."""
+    """With streaming input the prompt grows, so a stop token that was computed in advance does not end the session."""
     register = Register()
     first = _new("a", 2)
     register.add(known_of(first, None, rows=False, wish=False))

@@ -33,7 +33,7 @@ def model_of(architecture: str) -> Any:
         max_position_embeddings=512,
     )
     model = BertForMaskedLM(config)
-    model.eval()
+    model.eval()  # type: ignore[no-untyped-call]
     return model.requires_grad_(False)
 
 

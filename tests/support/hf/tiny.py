@@ -34,7 +34,7 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
     tokenizer = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(alphabet)}, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>")
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>")  # type: ignore[no-untyped-call]
     fast.chat_template = "{% for m in messages %}<s>{{ m.role }}: {{ m.content }}\n{% endfor %}"
     return fast
 
@@ -42,7 +42,7 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
 def tiny(architecture: str, dtype: torch.dtype = torch.float32) -> LoadedModel:
     """A seeded random model of 4 layers and width 64."""
     torch.manual_seed(0)
-    model: Any  # transformers types `to` without arguments
+    model: Any  # its `to` is typed without arguments
     if architecture == "llama":
         model = LlamaForCausalLM(LlamaConfig(**_SMALL))
     elif architecture == "qwen2":

@@ -11,8 +11,9 @@ from typing import Any
 
 import httpx
 import numpy as np
-from support.gateway.stage import Picture, until
+from support.gateway.stage import Picture
 from support.recordings.made import frames_of, step_of
+from support.waiting import until
 
 from actscope.cli.common import options
 from actscope.cli.replay import steps_taken

@@ -53,7 +53,7 @@ def make_model(name: str, directory: Path) -> Path:
     path = directory / name
     if not (path / "tokenizer.json").exists():
         torch.manual_seed(0)
-        model = AutoModelForCausalLM.from_config(CONFIGURATIONS[name]()).float()
+        model = AutoModelForCausalLM.from_config(CONFIGURATIONS[name]()).float()  # type: ignore[no-untyped-call]
         if (
             name == "gemma2"
         ):  # its embeddings are also its head, and scaled up: as drawn, a token only ever chose itself
@@ -75,7 +75,7 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
         show_progress=False,
     )
     tokenizer.train_from_iterator((text.text for text in labelled(300)), trainer)
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="</s>")
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="</s>")  # type: ignore[no-untyped-call]
     fast.chat_template = CHAT_TEMPLATE
     return fast
 
