@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
+import subprocess
+import sys
 from contextlib import redirect_stdout
 from itertools import islice, pairwise
 
@@ -23,7 +26,11 @@ def some_texts() -> list[Text]:
 
 
 def test_same_seed_gives_same_texts() -> None:
-    assert list(islice(generate(5), 50)) == list(islice(generate(5), 50))
+    """Also in a process that hashes strings otherwise."""
+    code = "from itertools import islice; from actscope.engines.builtin.text import generate; print(*islice(generate(5), 50))"
+    environment = os.environ | {"PYTHONHASHSEED": "7"}
+    other = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert other.stdout == " ".join(map(str, islice(generate(5), 50))) + "\n"
 
 
 def test_other_seed_gives_other_texts() -> None:
@@ -82,10 +89,10 @@ def test_most_spans_hold_the_words_of_their_label(some_texts: list[Text], label:
 
 
 def test_will_is_always_labelled_future(some_texts: list[Text]) -> None:
-    for text in some_texts:
-        answers = [text.text[a:b] for a, b in text.spans["assistant_turn"]]
-        tomorrow = [answer for answer in answers if answer.startswith("<|assistant|>Tomorrow")]
-        assert not tomorrow or any(text.text[a:b].startswith("will") for a, b in text.spans["future"])
+    tomorrow = [text for text in some_texts if "<|assistant|>Tomorrow" in text.text]
+    assert len(tomorrow) > 5
+    for text in tomorrow:
+        assert any(text.text[a:b].startswith("will") for a, b in text.spans["future"])
 
 
 def test_speech_is_what_stands_in_quotes(some_texts: list[Text]) -> None:

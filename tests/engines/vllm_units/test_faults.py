@@ -13,7 +13,7 @@ from actscope.engines.vllm.labels import Register, RequestState, known_of
 from actscope.engines.vllm.publishing import PassNote, Publisher
 from actscope.engines.vllm.sidecar_protocol import options_of
 from actscope.frames import ListSink, RowFlag
-from actscope.ring.layout import request_bytes
+from actscope.ring.layout import MAX_REQUEST_ID, request_bytes
 from actscope.taps.tap import TapBuffers
 
 
@@ -57,8 +57,10 @@ def test_an_id_too_long_for_a_ring_keeps_nothing_of_others_from_it() -> None:
         register.add(known_of(_new(request), None, rows=False, wish=False))
     positions = np.array([0, 1, 0, 1])
     labels = register.label(["a" * 300, "b"], np.array([0, 2, 4]), positions, np.zeros(4, np.int32), 1)
-    for span in (*labels.spans, *register.end(["a" * 300, "b"])):
-        request_bytes(span.request)
+    spans = [*labels.spans, *register.end(["a" * 300, "b"])]
+    assert {span.request for span in spans} >= {"b"} and len(spans) >= 2
+    for span in spans:
+        assert len(request_bytes(span.request)) <= MAX_REQUEST_ID
 
 
 def test_a_session_that_goes_on_after_its_answer_is_not_after_its_end() -> None:
