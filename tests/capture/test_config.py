@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -83,7 +85,8 @@ def test_keywords_override_and_unknown_ones_name_near_ones() -> None:
     ],
 )
 def test_what_cannot_be_understood_or_met_is_refused(wrong: dict[str, object]) -> None:
-    with pytest.raises(SettingsError):
+    (value,) = wrong.values()
+    with pytest.raises(SettingsError, match=re.escape(str(value[0] if isinstance(value, tuple) else value))):
         CaptureConfig().override(wrong)
 
 

@@ -203,7 +203,7 @@ def test_what_fits_is_not_refused_and_one_byte_less_is() -> None:
     found = estimate(SMALL)
     enough = int(found.total_bytes / 0.95) + 1
     check_fits(found, Machine(enough, enough))
-    with pytest.raises(SettingsError):
+    with pytest.raises(SettingsError, match="free"):
         check_fits(found, Machine(enough, enough - 100))
 
 

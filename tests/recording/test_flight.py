@@ -406,7 +406,7 @@ def test_a_directory_that_others_can_read_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="chmod 700"):
         DiskSpool(tmp_path / "open", 1 << 20)
     (tmp_path / "link").symlink_to(tmp_path / "open")
-    with pytest.raises(SettingsError):
+    with pytest.raises(SettingsError, match="link"):
         DiskSpool(tmp_path / "link", 1 << 20)
 
 

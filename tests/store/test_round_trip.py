@@ -152,23 +152,27 @@ def test_resume_goes_on_in_a_new_segment_and_touches_no_old_one(tmp_path: Path) 
 def test_what_cannot_be_stored_is_refused(tmp_path: Path) -> None:
     """Wrong channels, keys, times, manifests, options and places; the store goes on after a refusal."""
     with Store.create(tmp_path / "r", manifest={}, channels=CHANNELS) as store:
-        for arguments in [("rows", b"short", [b""], 0), ("rows", bytes(64), [b""], -1), ("none", bytes(64), [b""], 0)]:
-            with pytest.raises(RecordingError):
-                store.append(*arguments)
+        for channel, key, time_ns, says in (
+            ("rows", b"short", 0, "this has 5"),
+            ("rows", bytes(KEY_BYTES), -1, "this is -1"),
+            ("none", bytes(KEY_BYTES), 0, "'none' is not one of"),
+        ):
+            with pytest.raises(RecordingError, match=says):
+                store.append(channel, key, [b""], time_ns)
         assert put(store, 1) == 1
     with pytest.raises(RecordingError, match="closed"):
         put(store, 2)
     store.close()
     with pytest.raises(RecordingError, match="not empty"):
         Store.create(tmp_path / "r", manifest={}, channels=[])
-    manifests: list[tuple[dict[str, Any], list[str]]] = [
-        ({"a": object()}, ["x"]),
-        ({"a": float("nan")}, ["x"]),
-        ({}, ["x", "x"]),
-        ({}, [""]),
+    manifests: list[tuple[dict[str, Any], list[str], str]] = [
+        ({"a": object()}, ["x"], "as JSON"),
+        ({"a": float("nan")}, ["x"], "as JSON"),
+        ({}, ["x", "x"], "different names"),
+        ({}, [""], "different names"),
     ]
-    for manifest, channels in manifests:
-        with pytest.raises(RecordingError):
+    for manifest, channels, says in manifests:
+        with pytest.raises(RecordingError, match=says):
             Store.create(tmp_path / "new", manifest=manifest, channels=channels)
     bad_options: list[dict[str, Any]] = [
         {"segment_bytes": 1},
@@ -177,7 +181,7 @@ def test_what_cannot_be_stored_is_refused(tmp_path: Path) -> None:
         {"commit_seconds": 0},
     ]
     for wrong in bad_options:
-        with pytest.raises(SettingsError):
+        with pytest.raises(SettingsError, match=f"^{next(iter(wrong))} is "):
             StoreOptions(**wrong)
     for nothing in (tmp_path / "absent", tmp_path):
         with pytest.raises(RecordingError):
