@@ -55,7 +55,7 @@ def impatient(tmp_path_factory: pytest.TempPathFactory) -> object:
     """A feed whose leases are short."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ACTSCOPE_RUNTIME_DIR", str(tmp_path_factory.mktemp("run", numbered=True)))
-        with feeding(lease_seconds=1.0, group_seconds=0.2) as running:
+        with feeding(lease_seconds=3.0, group_seconds=0.2) as running:  # a busy machine holds heartbeats up
             with running.client() as client:
                 client.wait_for_data(1000)
             yield running

@@ -168,6 +168,8 @@ def test_a_wait_does_not_hold_up_other_threads_and_ends_when_the_reader_is_close
     outcome: list[bool] = []
     thread = threading.Thread(target=lambda: outcome.append(reader.wait(30.0)))
     thread.start()
+    while not reader._lock.locked():  # it is held while the reader sleeps
+        assert thread.is_alive()
     before = time.monotonic()
     reader.close()
     thread.join(10.0)
