@@ -48,7 +48,7 @@ def test_the_order_is_the_same_on_every_machine_and_with_every_version() -> None
 
 @given(st.integers(1, 500), KEYS, st.data())
 def test_any_part_is_that_of_the_whole(n: int, key: tuple[int, int], data: st.DataObject) -> None:
-    """Nothing before a place has to be computed, in whatever shape places are asked for."""
+    """Places may be asked for in any shape, and none before them has to be computed."""
     order = Permutation(n, *key)
     start = data.draw(st.integers(0, n))
     stop = data.draw(st.integers(start, n))
@@ -57,7 +57,7 @@ def test_any_part_is_that_of_the_whole(n: int, key: tuple[int, int], data: st.Da
 
 
 def test_another_key_is_another_order() -> None:
-    """A key is its parts: (1, 11) and (11, 1) differ."""
+    """Keys are compared part by part: (1, 11) and (11, 1) differ."""
     keys = [(0,), (1,), (0, 0), (0, 1), (1, 11), (11, 1), ("0", "a")]
     assert len({tuple(Permutation(100, *key).part(0, 100).tolist()) for key in keys}) == len(keys)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -116,7 +117,7 @@ def test_inputs_are_normalised_as_saelens_does(ran: tuple[Truth, Recording], tmp
     ],
 )
 def test_encoders_that_would_give_wrong_numbers_are_refused(
-    config: dict[str, object], tensors: dict, says: str, tmp_path: Path
+    config: dict[str, object], tensors: dict[str, Any], says: str, tmp_path: Path
 ) -> None:
     w = {name: tensor for name, tensor in (weights() | tensors).items() if tensor is not None}
     with pytest.raises(ProbeError, match=says):

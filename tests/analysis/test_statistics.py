@@ -115,7 +115,8 @@ def test_a_known_rank_is_found() -> None:
     assert Spectrum.of(np.eye(16), 100).effective_rank == pytest.approx(16)
     assert Spectrum.of(np.eye(16), 100).participation_ratio == pytest.approx(16)
     flat = Spectrum.of(np.diag([2.0] * 5 + [0.0] * 11), 100)
-    assert (flat.effective_rank, flat.n_for(0.9), flat.n_for(0.99)) == (pytest.approx(5), 5, 5)
+    assert flat.effective_rank == pytest.approx(5)
+    assert (flat.n_for(0.9), flat.n_for(0.99)) == (5, 5)
     nothing = Spectrum.of(np.zeros((4, 4)), 1)
     assert (nothing.effective_rank, nothing.participation_ratio, nothing.n_for(0.9)) == (0, 0, 0)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -83,7 +85,8 @@ def test_keywords_override_and_unknown_ones_name_near_ones() -> None:
     ],
 )
 def test_what_cannot_be_understood_or_met_is_refused(wrong: dict[str, object]) -> None:
-    with pytest.raises(SettingsError):
+    (value,) = wrong.values()
+    with pytest.raises(SettingsError, match=re.escape(str(value[0] if isinstance(value, tuple) else value))):
         CaptureConfig().override(wrong)
 
 
@@ -166,7 +169,7 @@ def test_granularity_may_choose_the_points() -> None:
 @pytest.mark.parametrize("text", ["sampled:3", "sampled:first=4+last=2", "sampled:generated+5"])
 def test_wanted_positions_are_those_of_the_definition(text: str) -> None:
     granularity = PositionFilter.parse(text)
-    terms = dict(term.split("=") if "=" in term else (term, "") for term in text.partition(":")[2].split("+"))
+    terms = dict(term.partition("=")[::2] for term in text.partition(":")[2].split("+"))
     for n_prompt in (0, 1, 7):
         got = granularity.wanted(np.arange(20)[None], np.array([n_prompt]))[0]
         for p in range(20):

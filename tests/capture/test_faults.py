@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from support.capture.harness import MemoryRecorder, model_of, prompts
+from support.recordings.made import step_of
 
 import actscope
 from actscope.capture.device_copy import DeviceCopy, Handover
@@ -39,7 +40,7 @@ def hooks_of(model: Any) -> int:
 def test_a_pass_that_raises_is_incomplete_and_the_next_is_whole(
     model: Any, recorder: MemoryRecorder, error: type[BaseException]
 ) -> None:
-    """The half that was put is never delivered; an interrupt, of which no hook is told, is noticed by the next pass."""
+    """Rows of half a pass are never delivered; the next pass notices an interrupt, which runs no hook."""
 
     def fail(*_: Any) -> None:
         raise error
@@ -150,7 +151,8 @@ def test_under_policy_error_the_user_gets_the_recording_error(model: Any, record
 def test_threads_run_their_own_passes(model: Any, recorder: MemoryRecorder) -> None:
     """Four threads, interleaved in the middle of passes, each with its own requests."""
     texts = [torch.tensor(prompts(6 + i, seed=i)) for i in range(4)]
-    barrier, failures = threading.Barrier(4), []
+    barrier = threading.Barrier(4)
+    failures: list[BaseException] = []
 
     def meet(*_: Any) -> None:
         barrier.wait(30)
@@ -187,48 +189,54 @@ def test_a_site_that_the_model_does_not_have_is_refused_before_anything_is_made(
     assert not (tmp_path / "x").exists()
 
 
-# --- the ferry, which waits for copies from a GPU ------------------------------------------------------------------------
+# --- copies from a GPU, and the thread that waits for them --------------------------------------------------------------
 
 
-def test_the_ferry_delivers_in_order_and_only_what_is_ready() -> None:
-    ferry, copied, delivered = DeviceCopy(100), threading.Event(), []
-    ferry.send(lambda: copied.wait(30) and None, lambda: delivered.append(1), 60)
-    ferry.send(lambda: None, lambda: delivered.append(2), 30)
+def waited_for(event: threading.Event) -> None:
+    """Return once `event` is set; fails when it does not come."""
+    assert event.wait(30)
+
+
+def test_device_copies_are_delivered_in_order_and_only_when_ready() -> None:
+    copies, copied = DeviceCopy(100), threading.Event()
+    delivered: list[int] = []
+    copies.send(lambda: waited_for(copied), lambda: delivered.append(1), 60)
+    copies.send(lambda: None, lambda: delivered.append(2), 30)
     assert delivered == []
     copied.set()
-    ferry.drain()
+    copies.drain()
     assert delivered == [1, 2]
-    ferry.close()
+    copies.close()
 
 
-def test_the_ferry_holds_no_more_than_its_limit() -> None:
-    ferry, copied, sent = DeviceCopy(100), threading.Event(), threading.Event()
-    ferry.send(lambda: copied.wait(30) and None, lambda: None, 80)
+def test_device_copies_in_flight_stay_within_their_limit() -> None:
+    copies, copied, sent = DeviceCopy(100), threading.Event(), threading.Event()
+    copies.send(lambda: waited_for(copied), lambda: None, 80)
 
     def send_more() -> None:
-        ferry.send(lambda: None, lambda: None, 80)
+        copies.send(lambda: None, lambda: None, 80)
         sent.set()
 
     thread = threading.Thread(target=send_more)
     thread.start()
-    assert not sent.is_set()
+    assert not sent.wait(0.1)  # it waits for room
     copied.set()
     assert sent.wait(30)
     thread.join()
-    ferry.close()
+    copies.close()
 
 
 def test_what_a_delivery_raises_reaches_the_next_call_once() -> None:
-    ferry = DeviceCopy(100)
+    copies = DeviceCopy(100)
 
     def fail() -> None:
         raise RecordingError("full")
 
-    ferry.send(lambda: None, fail, 1)
+    copies.send(lambda: None, fail, 1)
     with pytest.raises(RecordingError, match="full"):
-        ferry.drain()
-    ferry.drain()
-    ferry.close()
+        copies.drain()
+    copies.drain()
+    copies.close()
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -243,10 +251,16 @@ def test_rows_of_a_gpu_arrive_whole(recorder: MemoryRecorder) -> None:
 
 
 def test_rows_go_straight_to_the_sink_on_a_cpu(recorder: MemoryRecorder) -> None:
-    handover = Handover(recorder)
+    """No thread is needed: the rows are there when `put` and `end` return."""
+    handover, step, rows = Handover(recorder), step_of(1, [("a", 0, 3)]), torch.randn(3, 8)
+    before = threading.active_count()
+    handover.begin(step)
+    handover.put(step, "layers.0.resid_post", rows)
+    handover.end(step)
+    assert torch.equal(recorder.rows("a", "layers.0.resid_post"), rows)
+    assert threading.active_count() == before
     handover.drain()
     handover.close()
-    assert handover._ferry is None
 
 
 def test_a_copy_that_is_made_meanwhile_generates_with_its_own_weights(model: Any, recorder: MemoryRecorder) -> None:

@@ -50,7 +50,7 @@ def test_items_of_a_batch_are_requests_and_positions_run_along_the_rest(recorder
     assert sorted(recorder.ended) == recorder.requests
 
 
-def test_within_a_request_the_calls_of_a_loop_go_on_and_its_tokens_can_be_told(recorder: MemoryRecorder) -> None:
+def test_within_a_request_the_calls_of_a_loop_go_on_and_its_tokens_can_be_recorded(recorder: MemoryRecorder) -> None:
     model = nn.Sequential(nn.Linear(8, 4), nn.Tanh())
     with actscope.capture(model, sites="0", recorder=recorder) as cap, cap.request("loop"):
         for step in range(3):
@@ -101,10 +101,9 @@ def test_an_encoder_and_its_decoder_are_requests_of_their_own(recorder: MemoryRe
     from transformers import T5Config, T5ForConditionalGeneration
 
     torch.manual_seed(0)
-    config = T5Config(
-        vocab_size=64, d_model=32, d_kv=8, d_ff=48, num_layers=2, num_heads=4, decoder_start_token_id=0, eos_token_id=63
-    )
-    model = T5ForConditionalGeneration(config).eval()
+    config = T5Config(vocab_size=64, d_model=32, d_kv=8, d_ff=48, num_layers=2, num_heads=4, eos_token_id=63)
+    config.decoder_start_token_id = 0
+    model = T5ForConditionalGeneration(config).eval()  # type: ignore[no-untyped-call]
     ids = torch.randint(1, 60, (1, 7))
     with actscope.capture(model, sites="encoder.block.1,decoder.block.1", recorder=recorder) as cap:
         out = model.generate(ids, max_new_tokens=5, do_sample=False, eos_token_id=None)

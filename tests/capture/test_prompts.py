@@ -122,7 +122,7 @@ def test_the_command_only_reads_where_nothing_is_to_be_generated(saved: Path, tm
 
 
 def test_a_request_that_was_interrupted_is_run_again(loaded: Any, tmp_path: Path) -> None:
-    """What an exception cut short has ended, but not whole."""
+    """A request that an exception interrupted has ended and is incomplete."""
 
     def fail(*_: Any) -> None:
         if loaded.model.passes_left == 0:

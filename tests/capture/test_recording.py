@@ -76,7 +76,7 @@ def test_facts_that_are_given_of_the_model_are_the_recordings_and_it_goes_on_und
         other.start()
 
 
-def test_a_recording_that_fails_is_told_once_and_the_users_own_error_comes_first(
+def test_a_failing_recording_is_reported_once_and_the_users_own_error_comes_first(
     model: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     cap = actscope.capture(model, sites="2", to=tmp_path / "a", memory="64MiB")
@@ -133,7 +133,7 @@ def test_sampled_positions_are_read_back_by_position(model: Any, tmp_path: Path)
     assert recording.request("r000001").present == 14
 
 
-def test_progress_and_summary_tell_what_was_captured(
+def test_progress_and_summary_report_what_was_captured(
     model: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with (

@@ -111,7 +111,7 @@ def uneven() -> tuple[Any, dict[str, torch.Tensor], int]:
 def test_what_is_fed_after_the_end_of_an_answer_is_not_recorded(
     uneven: tuple[Any, dict[str, torch.Tensor], int], use_cache: bool
 ) -> None:
-    """In a batch, a lane that has ended goes on being computed: it has no rows of that, and no loss either."""
+    """A sequence that has ended is still computed with its batch; those rows are neither delivered nor counted as lost."""
     model, batch, end = uneven
     recorder = MemoryRecorder()
     with (
@@ -150,7 +150,7 @@ def test_a_token_recorded_by_hand_comes_right_after_the_answer_not_after_what_wa
 def test_text_that_is_given_after_the_end_is_recorded_again(
     uneven: tuple[Any, dict[str, torch.Tensor], int],
 ) -> None:
-    """A second turn over the same cache: the request of the lane that had ended goes on."""
+    """In a second turn over the same cache, the request of the sequence that had ended goes on."""
     model, batch, end = uneven
     recorder = MemoryRecorder()
     options = {"do_sample": False, "pad_token_id": 7, "return_dict_in_generate": True}
@@ -173,7 +173,7 @@ def test_where_positions_are_left_out_a_request_still_reaches_to_its_end_and_no_
     uneven: tuple[Any, dict[str, torch.Tensor], int], tmp_path: Path
 ) -> None:
     model, batch, end = uneven
-    sampled = {"granularity": "sampled:4", "memory": "64MiB"}
+    sampled: dict[str, Any] = {"granularity": "sampled:4", "memory": "64MiB"}
     with actscope.capture(model, sites="2", to=tmp_path / "r", **sampled) as cap, cap.request(["a", "b"]):
         out = model.generate(**batch, max_new_tokens=8, do_sample=False, eos_token_id=end, pad_token_id=7)
     first = out[0, 8:].tolist().index(end)
@@ -306,7 +306,7 @@ def test_rows_keep_the_models_own_dtype(dtype: torch.dtype) -> None:
 
 
 def test_training_goes_on_undisturbed() -> None:
-    """Gradients are those of a model that nobody watches, and rows hold no graph."""
+    """Gradients equal those of a model without capture, and rows hold no graph."""
     model, recorder = model_of("llama").train().requires_grad_(True), MemoryRecorder()
     ids = torch.tensor(prompts(6))
     model(ids, labels=ids).loss.backward()
@@ -327,7 +327,7 @@ def test_a_compiled_model_is_captured_too() -> None:
         actscope.capture(model, sites="2", recorder=recorder) as cap,
         torch.no_grad(),
     ):
-        torch.compile(model, backend="eager")(ids)
+        torch.compile(model, backend="eager")(ids)  # type: ignore[no-untyped-call]
     assert torch.equal(recorder.rows("r000001", _POST), plain[_POST][0][0])
     assert cap.stats().incomplete_passes == cap.stats().unowned_rows == 0
 
@@ -349,7 +349,7 @@ def test_ids_that_a_user_gives_and_ids_that_are_counted_never_meet() -> None:
 
 
 def test_what_guidance_runs_beside_has_a_prompt_of_its_own() -> None:
-    """Classifier-free guidance runs the answer without its prompt: of that only the first token was given."""
+    """Classifier-free guidance runs the answer without its prompt; of that request only the first token is a prompt."""
     model, recorder = model_of("llama"), MemoryRecorder()
     with actscope.capture(model, sites="2", recorder=recorder) as cap, cap.request("a"):
         model.generate(torch.tensor(prompts(5)), max_new_tokens=6, do_sample=False, guidance_scale=1.5, pad_token_id=0)

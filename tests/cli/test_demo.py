@@ -21,8 +21,11 @@ from actscope.engines.hf.loading import load
 from actscope.probes import load_probes
 
 
-def run(*arguments: str, **options: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, timeout=180, **options)
+def run(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    done: subprocess.CompletedProcess[str] = subprocess.run(
+        [*COMMAND, *arguments], capture_output=True, text=True, timeout=180, **options
+    )
+    return done
 
 
 def test_demo_once_prints_every_tokens_scores_and_they_are_those_of_a_plain_run() -> None:
@@ -44,6 +47,7 @@ def test_demo_once_prints_every_tokens_scores_and_they_are_those_of_a_plain_run(
     assert {p["id"] for p in answer["probes"]} == set(probes)
     checked = 0
     for probe in probes.values():
+        assert probe.info.layer is not None
         if probe.info.layer == loaded.n_layers - 1:
             continue  # output_hidden_states has this one only after the final norm
         expected = probe.score(hidden[probe.info.layer + 1][0].numpy())

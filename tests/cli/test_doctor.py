@@ -52,8 +52,8 @@ def test_without_vllm_nothing_is_marked_as_wrong(beside: Any, runtime: Path) -> 
     assert "not installed" in findings[0].found
 
 
-def test_a_tested_vllm_is_told_from_others(beside: Any) -> None:
-    """Another version is no fault, but one is told what that means."""
+def test_a_tested_vllm_is_distinguished_from_others(beside: Any) -> None:
+    """Another version is no fault, and the report says what it means."""
     major, minor = TESTED[1]
     beside(f"{major}.{minor}.7+cpu")
     assert "tested;" in doctor_vllm.vllm().found and not doctor_vllm.vllm().remedy
@@ -87,7 +87,7 @@ def test_the_model_runner_is_the_one_that_vllm_would_take(environment: dict[str,
     ],
 )
 def test_what_keeps_the_plugin_out_is_named(environment: dict[str, str], ok: bool, says: str) -> None:
-    """Whoever asked for it to be off is not wrong; whoever left it out of vLLM's list, or mistyped a setting, is told."""
+    """A plugin that was switched off is no fault; one left out of vLLM's list, or with a mistyped setting, is reported."""
     finding = doctor_vllm.plugin_in(environment)
     assert (finding.ok, says in finding.found) == (ok, True), finding
     assert ok or finding.remedy
@@ -109,7 +109,7 @@ def test_what_is_refused_is_what_the_plugin_refuses() -> None:
 # httpcore leaves the socket of a connection that is refused to the garbage collector
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_an_engine_whose_sidecar_is_silent_is_marked(runtime: Path) -> None:
-    """Its card is there and its process lives, but nobody answers at its socket."""
+    """Its card exists and its process lives, but its socket does not answer."""
     with closing(RingWriter.create(RingSpec(256, 1, step_capacity=256, span_capacity=256))) as ring:
         publish_card(_card(ring.name, runtime))
         finding = doctor_vllm.engines()

@@ -65,7 +65,7 @@ def test_an_error_of_the_file_system_with_a_path_is_one_message(
     assert capsys.readouterr().err == f"actscope: {tmp_path}/absent: No such file or directory\n"
 
 
-def test_a_package_that_is_missed_late_is_told_with_its_extra(
+def test_a_package_that_is_missed_late_is_named_with_its_extra(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def fail() -> None:

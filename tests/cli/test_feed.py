@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 from huggingface_hub import constants
 from support.servers import COMMAND
+from support.waiting import until
 from typer.testing import CliRunner
 
 from actscope.cli.app import app
@@ -81,7 +82,7 @@ def test_a_check_takes_seconds_and_says_it_in_lines_as_the_doctor_does() -> None
 
 
 def test_the_whole_buffer_is_mapped_when_that_is_asked_for() -> None:
-    """With --full, and what was mapped is said."""
+    """`--full` maps the whole buffer and prints its size."""
     _, found = check("--config", "test", "--full")
     assert found["shared memory"]["ok"] and found["shared memory"]["found"].startswith("68.4 MB mapped")
 
@@ -116,7 +117,7 @@ def test_what_would_not_work_is_a_no(
 
 
 def test_a_model_out_of_reach_can_be_checked_with_its_width() -> None:
-    """What is unknown without it is said; what the buffer takes is not."""
+    """With the width given, the buffer's size is checked, and what remains unknown is named."""
     _, found = check("--model", "some/model", "--width", "768", "--buffer-rows", "64k")
     assert found["sites"]["ok"] and "how large its weights are" in found["sites"]["found"]
     assert found["memory"]["ok"] and "not known" in found["memory"]["found"]
@@ -175,7 +176,7 @@ def test_a_start_that_cannot_work_is_refused_before_anything_is_started(argument
 
 
 def test_a_variable_that_is_wrong_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As a flag is; and the token's value is not told."""
+    """The message names the variable as it would name a flag, and never contains the token."""
     monkeypatch.setenv("ACTSCOPE_FEED_WINDOWS", "x")
     assert "ACTSCOPE_FEED_WINDOWS 'x'" in refused("--config", "test")
     monkeypatch.setenv("ACTSCOPE_FEED_WINDOWS", "4")
@@ -208,7 +209,7 @@ def test_a_log_file_moves_aside_when_it_is_large(tmp_path: Path, monkeypatch: py
 
 
 def test_a_log_is_not_written_through_a_link(tmp_path: Path) -> None:
-    """Whoever can write to that directory must not choose where our log goes."""
+    """A link is refused: a user who can write to the directory must not choose where the log goes."""
     (tmp_path / "link").symlink_to(tmp_path / "elsewhere")
     with pytest.raises(SettingsError, match="cannot be written"):
         log_to("info", tmp_path / "link")
@@ -241,13 +242,10 @@ def test_a_feed_comes_up_within_a_minute_gives_rows_and_leaves_nothing_behind(tm
 
     The minute is one of a core's time: other tests may run beside this one.
     """
-    begin = time.monotonic()
     with feeding("--threads", "1", "--log-file", str(tmp_path / "feed.log")) as (process, said):
         place = {"base_url": said["url"], "headers": {"Authorization": f"Bearer {said['token']}"}}
         with httpx.Client(**place, timeout=90) as client:
-            while not client.get("/stats").json()["ready"]:
-                assert time.monotonic() - begin < 240
-                time.sleep(0.2)
+            until(lambda: client.get("/stats").json()["ready"], 240)
             answer = client.get("/activations/tensor", params={"num_samples": 512})
             assert answer.status_code == 200, answer.text
             shape = tuple(map(int, answer.headers["X-Actscope-Shape"].split(",")))
@@ -257,18 +255,18 @@ def test_a_feed_comes_up_within_a_minute_gives_rows_and_leaves_nothing_behind(tm
             assert stats["ready"] and stats["counts"]["granted_rows"] == 512
             generator = stats["generator"]["pid"]
             assert core_seconds(process.pid) + core_seconds(generator) < 60
-            time.sleep(1)  # until the foreground has looked once more
+            log = tmp_path / "feed.log"
+            until(lambda: "serving: the first window is full" in log.read_text())  # the foreground has seen it too
         process.send_signal(signal.SIGINT)
         assert process.wait(30) == 130
     assert not Path(f"/proc/{generator}").exists()
-    log = (tmp_path / "feed.log").read_text()
-    assert "serving: the first window is full" in log and said["token"] not in log
+    assert said["token"] not in log.read_text()
 
 
 def test_a_feed_whose_model_cannot_be_loaded_ends_with_the_reason(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where it has not served a row yet; the exit code is that of bad input."""
+    """A feed that fails before its first row exits with code 2 and the reason."""
     monkeypatch.setenv("ACTSCOPE_FEED_MAX_RESTARTS", "0")
     (tmp_path / "config.json").write_text('{"model_type": "llama", "hidden_size": 8, "num_hidden_layers": 2}')
     with feeding("--model", str(tmp_path)) as (process, _):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +26,15 @@ from actscope.recording.writing.recorder import Recorder
 
 SITES = ("layers.0.resid_post", "layers.1.resid_post")
 app = typer.Typer(rich_markup_mode=None)
-for name, command in {
+COMMANDS: dict[str, Callable[..., None]] = {
     "info": info.info,
     "verify": verify.verify,
     "recover": recover.recover,
     "export": export.export,
     "import": import_.import_,
     "analyze": analyze.analyze,
-}.items():
+}
+for name, command in COMMANDS.items():
     app.command(name)(command)
 
 
@@ -106,7 +108,7 @@ def test_info_says_what_a_recording_is(real: Path) -> None:
         assert said in text
 
 
-def test_info_tells_of_drops_marks_and_measured_errors(tmp_path: Path) -> None:
+def test_info_shows_drops_marks_and_measured_errors(tmp_path: Path) -> None:
     spec = RecordingSpec(SITES, codecs={SITES[0]: "error_bounded:1e-2"}, codec="none")
     with Recorder.create(tmp_path / "rec", spec) as recorder:
         step = step_of(1, [("r", 0, 50)])
@@ -118,7 +120,7 @@ def test_info_tells_of_drops_marks_and_measured_errors(tmp_path: Path) -> None:
     assert "r: the wolf" in run("info", tmp_path / "rec")
 
 
-def test_info_tells_rows_after_the_end_of_an_answer_where_a_recording_has_such(tmp_path: Path) -> None:
+def test_info_counts_rows_after_the_end_of_an_answer(tmp_path: Path) -> None:
     step = step_of(1, [("r", 0, 6)])
     step.meta["flags"][4:] = RowFlag.AFTER_EOS
     with Recorder.create(tmp_path / "rec", RecordingSpec(SITES)) as recorder:
@@ -180,7 +182,7 @@ def test_verify_counts_rows_without_labels_and_labels_without_rows_and_calls_nei
     assert (found["labels"], found["unlabelled"], found["absent"]) == (10, 5, {SITES[1]: 5})
 
 
-def test_a_crashed_recording_is_told_recovered_and_then_whole(crashed: Path) -> None:
+def test_a_crashed_recording_is_reported_then_recovered_and_then_whole(crashed: Path) -> None:
     assert not run_json("info", crashed)["complete"]
     assert run_json("verify", crashed)["ok"]
     before = Recording.open(crashed).labels()
@@ -221,7 +223,7 @@ def test_export_and_import_are_one_round(real: Path, tmp_path: Path) -> None:
     )
 
 
-def test_export_refuses_to_replace_and_replaces_when_told(real: Path, tmp_path: Path) -> None:
+def test_export_replaces_an_export_only_with_force(real: Path, tmp_path: Path) -> None:
     assert "as npy (float32)" in run("export", real, "--to", tmp_path / "x", "--format", "npy")
     with pytest.raises(RecordingError, match="exists already"):
         run("export", real, "--to", tmp_path / "x", "--format", "npy")

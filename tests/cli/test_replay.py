@@ -12,10 +12,11 @@ from pathlib import Path
 
 import httpx
 import pytest
-from support.gateway.stage import Picture, Place, until
+from support.gateway.stage import Picture, Place
 from support.recordings.made import row_of
 from support.recordings.replayed import SITES, probe, record_by_hand, token_by_token
 from support.servers import COMMAND
+from support.waiting import until
 
 from actscope.probes import Probe, save_probe
 

@@ -20,7 +20,9 @@ def test_without_a_bound_nothing_is_lost(activations: Rows) -> None:
         rows = activations(600, 128, "bfloat16", seed)
         encoded = one.encode(rows, "bfloat16")
         assert encoded.row_errors is None
-        assert decode(encoded.codec, encoded.payload, *rows.shape, "bfloat16").tobytes() == rows.tobytes()
+        assert (
+            decode(encoded.codec, encoded.payload, rows.shape[0], rows.shape[1], "bfloat16").tobytes() == rows.tobytes()
+        )
     report = one.report()
     assert report["blocks"] == 3 and report["chosen"] in report["measured"]
     assert set(report["measured"]) == {"none", "lz4", "zstd", "shuffle_zstd", "lossless"}
@@ -51,7 +53,9 @@ def test_a_floor_that_nothing_reaches_leaves_rows_alone(monkeypatch: pytest.Monk
         ({"none": (1.0, 0.1), "zstd": (1.3, 0.1)}, "none"),
     ],
 )
-def test_the_rule(measured: dict[str, tuple[float, float]], expected: str) -> None:
+def test_the_best_ratio_among_the_fast_enough_is_chosen(
+    measured: dict[str, tuple[float, float]], expected: str
+) -> None:
     assert chosen({name: {"ratio": ratio, "gbps": gbps} for name, (ratio, gbps) in measured.items()}) == expected
 
 

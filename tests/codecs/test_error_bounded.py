@@ -22,7 +22,7 @@ FLOATS = ("float32", "float16", "bfloat16")
 
 
 def decoded(encoded: Encoded, rows: np.ndarray, dtype: str) -> np.ndarray:
-    return decode(encoded.codec, encoded.payload, *rows.shape, dtype)
+    return decode(encoded.codec, encoded.payload, rows.shape[0], rows.shape[1], dtype)
 
 
 def check(encoded: Encoded, rows: np.ndarray, dtype: str, bound: float) -> None:

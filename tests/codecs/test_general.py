@@ -103,7 +103,7 @@ def test_wire_codes_are_stable() -> None:
     ],
 )
 def test_rows_of_another_shape_or_dtype_are_refused(rows: np.ndarray, dtype: str) -> None:
-    with pytest.raises(CodecError):
+    with pytest.raises(CodecError, match=f"rows of dtype '{dtype}': expected"):
         encoder("none").encode(rows, dtype)
 
 

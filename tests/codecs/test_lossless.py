@@ -40,7 +40,7 @@ def test_one_encoder_keeps_blocks_apart(activations: Rows) -> None:
     blocks = [(activations(n, d, dtype, n), dtype) for n, d, dtype in [(900, 64, "bfloat16"), (3, 7, "float32")] * 2]
     payloads = [one.encode(rows, dtype).payload for rows, dtype in blocks]
     for (rows, dtype), payload in zip(blocks, payloads, strict=True):
-        assert decode(CODECS["lossless"], payload, *rows.shape, dtype).tobytes() == rows.tobytes()
+        assert decode(CODECS["lossless"], payload, rows.shape[0], rows.shape[1], dtype).tobytes() == rows.tobytes()
 
 
 def test_bfloat16_rows_shrink_by_their_exponents(activations: Rows) -> None:

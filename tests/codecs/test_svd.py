@@ -29,7 +29,9 @@ class Stream:
             assert encoded.state not in self.states
             self.states[encoded.state] = encoded.new_state
             self.fits_seen.append(encoded.state)
-        back = decode(encoded.codec, encoded.payload, *rows.shape, self.dtype, self.states.get(encoded.state))
+        back = decode(
+            encoded.codec, encoded.payload, rows.shape[0], rows.shape[1], self.dtype, self.states.get(encoded.state)
+        )
         if encoded.row_errors is None:
             assert encoded.codec == CODECS["lossless"] and encoded.state == 0 and back.tobytes() == rows.tobytes()
         else:

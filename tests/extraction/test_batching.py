@@ -30,7 +30,7 @@ def test_every_piece_is_in_one_batch_and_no_batch_is_too_large(lengths: list[int
 
 @given(lengths=LENGTHS, edge=st.integers(0, 60))
 def test_no_batch_crosses_the_edge(lengths: list[int], edge: int) -> None:
-    """All of its pieces are longer than it, or none is."""
+    """Either all pieces of a batch are longer than the edge, or none is."""
     for batch in batches(pieces_of(lengths), 200, edge):
         assert len({lengths[place] > edge for place in batch.places}) == 1
 
@@ -55,14 +55,14 @@ def test_no_other_division_is_cheaper(lengths: list[int], batch_tokens: int) -> 
 
 
 def test_the_longest_come_first_and_equal_ones_in_their_order() -> None:
-    """Memory runs out at the first batch, if at all; and the order is no accident of sorting."""
+    """The first batch is the largest, and pieces of one length keep their order."""
     found = batches(pieces_of([8, 2000, 8, 8, 2000]), 4000)
     assert found == [PieceBatch((1, 4), 2000), PieceBatch((0, 2, 3), 8)]
     assert all(one.width >= other.width for one, other in pairwise(batches(pieces_of([5, 900, 30, 200] * 9), 2000)))
 
 
 def test_the_share_of_padding_is_what_is_computed_in_vain() -> None:
-    """0 for pieces of one length, and for none."""
+    """The share is 0 for pieces of one length, and for no pieces."""
     assert padding_share(pieces_of([10, 10, 10])) == 0
     assert padding_share([]) == 0
     assert padding_share(pieces_of([40, 20])) == 0.25

@@ -64,7 +64,7 @@ def test_a_short_text_has_the_ids_that_labelled_text_has(text: str, tokenizer: A
 
 
 def test_built_in_texts_begin_with_one_bos() -> None:
-    """They bring it themselves, and each later piece has it again."""
+    """The text itself has a BOS, and each later piece gets one."""
     loaded = load(builtin.NAME)
     texts = [next(generate(seed, "long")).text for seed in range(3)]
     pieces = Cutter(loaded.tokenizer, context=64).cut(range(3), texts)
@@ -77,7 +77,7 @@ def test_built_in_texts_begin_with_one_bos() -> None:
 
 
 def test_a_text_without_a_bos_gets_none_in_its_later_pieces() -> None:
-    """Neither where the tokenizer adds none, nor where the text began with another special token."""
+    """No BOS is added if the tokenizer adds none, or if the text began with another special token."""
     assert ids(Cutter(byte_tokenizer(), context=4).cut([0], ["abcdef"])) == [plain_ids("abcd"), plain_ids("ef")]
     rendered = Cutter(with_bos(), context=4).cut([0], ["</s>abcde"])
     assert ids(rendered) == [[EOS, *plain_ids("abc")], plain_ids("de")]

@@ -69,7 +69,7 @@ ODD: dict[str, Any] = {
         Qwen3Config(**_SMALL, head_dim=16, use_sliding_window=True, sliding_window=8, max_window_layers=1)
     ),
     "long rope": lambda: Phi3ForCausalLM(
-        Phi3Config(**_SMALL, original_max_position_embeddings=16, rope_scaling=_LONG_ROPE)
+        Phi3Config(**_SMALL | {"original_max_position_embeddings": 16, "rope_scaling": _LONG_ROPE})
     ),
     "experts": lambda: MixtralForCausalLM(MixtralConfig(**_SMALL, num_local_experts=4)),
 }  # fmt: skip
@@ -167,7 +167,7 @@ def test_padding_changes_no_row_of_models_that_read_it_oddly(name: str) -> None:
 
 @pytest.mark.parametrize("name", ODD)
 def test_a_model_is_given_the_mask_where_rows_see_ahead(name: str) -> None:
-    """And only there: attention without a mask is faster."""
+    """Only a model whose rows see later tokens gets the mask: attention without one is faster."""
     given_masks = []
     loaded = odd(name)
     loaded.model.register_forward_pre_hook(
@@ -190,7 +190,7 @@ def test_frequencies_that_follow_the_longest_sequence_keep_to_each_piece() -> No
 def test_any_pieces_in_any_batches_give_the_rows_of_each_alone(
     lengths: list[int], batch_tokens: int, seed: int
 ) -> None:
-    """Also none at all, and pieces longer than a batch."""
+    """Any pieces, none, or pieces longer than a batch: rows equal those of each piece run alone."""
     pieces = pieces_of(lengths, seed)
     found = HfReader(LLAMA, "1,2.mlp_out", batch_tokens=batch_tokens).read(pieces)
     assert len(found.labels) == sum(piece.n_rows for piece in pieces)
@@ -240,7 +240,7 @@ def test_another_process_with_as_many_threads_gives_the_same_bits() -> None:
 
 
 def test_nothing_above_the_last_site_is_computed() -> None:
-    """Neither the blocks after it nor the head; and where the last site goes in, not even its own block."""
+    """Blocks after the last site and the head do not run; if that site is a block's input, neither does its block."""
     loaded, ran = tiny("llama"), []
     for number, block in enumerate(loaded.model.model.layers):
         block.mlp.register_forward_hook(lambda m, a, out, number=number: ran.append(number))
@@ -277,7 +277,7 @@ def test_rows_are_ordinary_tensors_on_the_cpu() -> None:
     """A trainer in the same process may compute gradients with them, and change them."""
     values = HfReader(LLAMA, "1").read(pieces_of()).values["layers.1.resid_post"]
     weight = torch.zeros(64, requires_grad=True)
-    (values @ weight).sum().backward()
+    (values @ weight).sum().backward()  # type: ignore[no-untyped-call]
     assert weight.grad is not None
     values += 1
 
@@ -291,7 +291,7 @@ def test_facts_say_what_is_read() -> None:
 
 
 def test_a_module_is_read_by_its_path() -> None:
-    """Where its rows are alike in width; where they are not, both are named."""
+    """A module with one width of rows is read; for differing widths the error names both."""
     found = HfReader(LLAMA, "model.layers.1.mlp.up_proj").read(pieces_of((4,)))
     assert found.values["model.layers.1.mlp.up_proj"].shape[1] == 96
     with pytest.raises(SettingsError, match=r"layers\.1\.resid_post 64, model\.layers\.1\.mlp\.up_proj 96"):
@@ -299,7 +299,7 @@ def test_a_module_is_read_by_its_path() -> None:
 
 
 def test_a_site_that_is_not_reached_once_in_a_pass_is_refused() -> None:
-    """At once, not after an hour."""
+    """The refusal comes when the reader is opened."""
     loaded = tiny("llama")
     layers = loaded.model.model.layers
     layers[2].mlp = layers[1].mlp
@@ -355,7 +355,7 @@ def test_a_piece_that_the_model_cannot_read_is_an_engine_error() -> None:
 
 
 def test_a_closed_reader_has_let_go_of_its_model() -> None:
-    """And says so; closing twice is as good."""
+    """A closed reader raises an error that says so, and closing it twice does nothing."""
     reader = HfReader(replace(LLAMA), "0")
     reader.close()
     reader.close()
@@ -373,7 +373,7 @@ def test_a_closed_reader_has_let_go_of_its_model() -> None:
     ],
 )
 def test_what_cannot_be_read_is_refused(sites: str, options: dict[str, Any], error: type[Exception]) -> None:
-    """Before anything is run."""
+    """Bad arguments are refused before the model runs."""
     with pytest.raises(error):
         HfReader(LLAMA, sites, **options)
 
@@ -384,7 +384,7 @@ def test_rows_of_a_gpu_are_those_of_each_piece_alone_there(architecture: str) ->
     """They come down through pinned memory while further batches are computed, to the places where they belong."""
     loaded, pieces = tiny(architecture), pieces_of(LENGTHS * 6)
     plain = HfReader(loaded, EVERYWHERE).read(pieces)
-    on_gpu = replace(loaded, model=loaded.model.to("cuda"))
+    on_gpu = replace(loaded, model=loaded.model.to("cuda"))  # type: ignore[arg-type]  # transformers types `to` without arguments
     found = HfReader(on_gpu, EVERYWHERE, batch_tokens=96).read(pieces)
     for site, values in found.values.items():
         assert values.device.type == "cpu"

@@ -62,7 +62,7 @@ def test_a_row_beyond_the_end_is_refused() -> None:
 
 
 def test_a_chunk_that_is_not_there_is_refused() -> None:
-    """Before the first and after the last; and chunks hold at least one text."""
+    """Chunks before the first and after the last are refused, and so is a chunk size of 0."""
     for chunk in (-1, 5):
         with pytest.raises(IndexError, match="of 5"):
             stream().pieces(chunk)

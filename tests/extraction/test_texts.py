@@ -99,7 +99,7 @@ def test_a_directory_or_a_glob_is_its_files_in_order_of_their_names(tmp_path: Pa
 
 
 def test_nulls_and_absent_fields_are_empty_texts(tmp_path: Path) -> None:
-    """They keep their number."""
+    """Nulls and absent fields are empty texts, and the numbers of the others do not change."""
     (tmp_path / "a.jsonl").write_text('{"text": "a"}\n{"text": null}\n{"other": 1}\n{"text": "b"}\n')
     (tmp_path / "b.txt").write_text("a\n\n\nb\n")
     texts = open_texts(str(tmp_path / "a.jsonl"))
@@ -108,7 +108,7 @@ def test_nulls_and_absent_fields_are_empty_texts(tmp_path: Path) -> None:
 
 
 def test_a_limit_takes_the_first_texts(tmp_path: Path) -> None:
-    """They are as a file of only these, and a limit beyond the end is none."""
+    """The first texts equal a file of only these; a limit beyond the end changes nothing."""
     lines(tmp_path / "all.txt")
     (tmp_path / "two.txt").write_text("one\n\n")
     two, first = open_texts(str(tmp_path / "two.txt")), open_texts(str(tmp_path / "all.txt"), n=2)
@@ -123,7 +123,7 @@ def test_a_limit_takes_the_first_texts(tmp_path: Path) -> None:
     other=st.lists(st.text(max_size=3), min_size=1, max_size=4),
 )
 def test_other_texts_have_another_fingerprint(one: list[str], other: list[str]) -> None:
-    """Also where the same letters are only divided otherwise."""
+    """The same letters divided into other texts have another fingerprint too."""
     from actscope.extraction.tables import TextColumn
 
     both = [TextColumn("a", datasets.Dataset.from_dict({"text": texts}), "text").fingerprint for texts in (one, other)]
@@ -142,7 +142,7 @@ def test_a_file_that_changed_in_place_has_another_fingerprint(tmp_path: Path) ->
 
 
 def test_another_column_is_chosen_by_its_name(tmp_path: Path) -> None:
-    """Of several, none but it is read."""
+    """Only the named column is read."""
     (tmp_path / "a.jsonl").write_text('{"content": "a", "n": 1}\n')
     texts = open_texts(str(tmp_path / "a.jsonl"), column="content")
     assert texts.read([0]) == ["a"]
@@ -190,7 +190,7 @@ def test_splits_of_a_saved_dataset_are_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("spec", ["nobody/nothing-of-this-name", "nothing-of-this-name:config"])
 def test_an_id_that_cannot_be_had_is_a_settings_error(spec: str) -> None:
-    """Offline too."""
+    """A dataset that cannot be fetched, also offline, is a SettingsError."""
     with pytest.raises(SettingsError, match="nothing-of-this-name"):
         open_texts(spec)
 
@@ -244,7 +244,7 @@ def test_built_in_texts_that_there_are_not_are_refused(spec: str, split: str, sa
 
 
 def test_a_built_in_text_beyond_the_last_is_refused() -> None:
-    """Neither -1 nor n."""
+    """Numbers -1 and n are refused."""
     for number in (-1, 3):
         with pytest.raises(IndexError):
             open_texts("builtin", n=3).read([number])

@@ -58,7 +58,7 @@ def test_none_of_64_clients_gets_a_torn_row_or_one_that_another_has_had(rows: Kn
             client.join()
         counts = feed.server.service.desk.buffer.counts
     assert [client.error for client in clients if client.error] == []
-    assert (sum(client.counts for client in clients) == epochs).all()
+    assert (np.sum([client.counts for client in clients], axis=0) == epochs).all()
     assert counts.delivered_rows == counts.granted_rows == epochs * len(rows.labels)
     seconds = np.sort(np.concatenate([client.seconds for client in clients]))
     print(

@@ -141,7 +141,7 @@ def test_a_token_is_never_in_a_message_nor_in_a_representation() -> None:
         assert found.token == "hunter2hunter2" and "hunter2" not in repr(found)
 
 
-def test_a_preset_that_is_not_there_is_told_with_those_that_are() -> None:
+def test_an_unknown_preset_is_refused_with_the_known_ones() -> None:
     """With the one that was perhaps meant."""
     assert "did you mean production" in refused("prodution") and "large-scale" in refused("x")
 

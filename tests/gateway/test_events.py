@@ -38,7 +38,7 @@ def put_together(found: list[Event]) -> Picture:
     return whole
 
 
-def test_events_tell_the_whole_request(client: httpx.Client) -> None:
+def test_events_hold_the_whole_request(client: httpx.Client) -> None:
     """Tokens, scores, summary and end, in order, with the same content as the client's own stream."""
     own = picture(chunks(client, chat(actscope=True, max_tokens=12)))
     found = watch(client, own.request)
@@ -174,7 +174,7 @@ def test_forgotten_requests_and_events_answer_410(stage: Stage) -> None:
         assert client.get(f"/v1/actscope/requests/{requests[3]}/events?after=999").status_code == 410
 
 
-def test_a_slow_watcher_holds_nobody_up(place: Place, engine: EngineProcess) -> None:
+def test_a_slow_watcher_delays_no_request(place: Place, engine: EngineProcess) -> None:
     """A watcher that does not read does not delay the request that it watches."""
     body = {"stream": True, **chat(max_tokens=3000, scripted={"hold_after": 1})}
     with place.client() as own, place.client() as other:  # noqa: SIM117

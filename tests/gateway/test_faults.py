@@ -176,7 +176,7 @@ def test_the_largest_seeds_are_taken(client: httpx.Client, seed: int) -> None:
     assert client.post("/v1/chat/completions", json=chat(max_tokens=1, seed=seed)).status_code == 200
 
 
-def test_a_model_without_a_chat_template_is_told(stage: Stage) -> None:
+def test_a_model_without_a_chat_template_is_reported(stage: Stage) -> None:
     """So that the page asks for plain completions, which have their scores all the same."""
     stage.engine("--no-chat-template")
     place = stage.gateway()
@@ -213,7 +213,7 @@ def test_probes_that_do_not_fit_are_refused(client: httpx.Client) -> None:
     assert client.put("/v1/actscope/probes/a%2Fb", json={"vector": [1], "site": "x"}).status_code in (400, 404, 405)
 
 
-def test_long_prompts_are_told_whole(client: httpx.Client) -> None:
+def test_long_prompts_are_delivered_whole(client: httpx.Client) -> None:
     """Thousands of prompt tokens with their scores come in the first payload, exact."""
     found = picture(chunks(client, chat(actscope=True, content="x" * 5000, max_tokens=3)))
     assert_exact(found)

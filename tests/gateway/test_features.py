@@ -128,7 +128,7 @@ def test_every_row_has_its_features_and_the_last_token_has_none(with_sae: httpx.
         assert seen.letters("danger") == "mmcccm" + "c" * 19 + "n"
 
 
-def test_who_does_not_ask_is_told_nothing_of_features(with_sae: httpx.Client) -> None:
+def test_requests_that_do_not_ask_get_no_features(with_sae: httpx.Client) -> None:
     """Payloads, headers, cells and states are those of the probes."""
     for ask in (True, {"features": False}):
         for found in asked_both_ways(with_sae, chat(actscope=ask, max_tokens=6)):

@@ -123,7 +123,7 @@ def test_the_answers_own_id_marks_its_only_choice_and_not_one_of_several(
     assert "2 choices" in refused.json()["error"]["message"]
 
 
-def test_the_state_of_the_recording_is_told(stand: Stand) -> None:
+def test_the_state_of_the_recording_is_reported(stand: Stand) -> None:
     stand.ask("Hello")
     told = stand.client.get("/v1/actscope/recording").json()
     assert told["recording"] is True

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import httpx
 import pytest
 from support.gateway.stage import EngineProcess, Picture, assert_exact, chat, chunks, picture
 
 
-def streamed(client: httpx.Client, **fields: object) -> Picture:
+def streamed(client: httpx.Client, **fields: Any) -> Picture:
     return picture(chunks(client, chat(actscope=True, **fields)))
 
 
@@ -59,7 +60,7 @@ def test_a_mislabelled_row_is_not_delivered_in_a_whole_answer(client: httpx.Clie
 
 
 def test_missing_rows_become_never_computed(client: httpx.Client) -> None:
-    """Rows that never come are told as such, those around them keep their places."""
+    """Rows that never come are marked `never computed`, and those around them keep their places."""
     found = streamed(client, max_tokens=10, scripted={"missing_rows": [2, 7, 8]})
     assert_exact(found)
     assert found.letters("joy") == "cc" + "n" + "cccc" + "nn" + "c" * 6 + "n"
@@ -80,7 +81,7 @@ def test_states_of_cells_that_are_not_numbers(client: httpx.Client) -> None:
     )
 
 
-def test_a_row_computed_twice_is_told_once(client: httpx.Client) -> None:
+def test_a_row_computed_twice_is_delivered_once(client: httpx.Client) -> None:
     """After a preemption the first score stands."""
     found = streamed(client, max_tokens=8, scripted={"twice_at": 8})
     assert_exact(found)

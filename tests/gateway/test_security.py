@@ -8,7 +8,8 @@ from collections.abc import Iterator
 
 import httpx
 import pytest
-from support.gateway.stage import TOKEN, EngineProcess, Place, Stage, chat, until
+from support.gateway.stage import TOKEN, EngineProcess, Place, Stage, chat
+from support.waiting import until
 
 ROUTES = [
     ("GET", "/"),

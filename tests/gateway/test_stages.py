@@ -44,7 +44,7 @@ def test_a_position_has_the_scores_of_all_parts(client: httpx.Client) -> None:
     assert found.final == {"finish_reason": "length", "present": 26, "computed": 25, "cached": 0}
 
 
-def test_a_row_that_one_part_never_tells_has_the_other_parts_scores(client: httpx.Client) -> None:
+def test_a_row_that_one_part_never_publishes_has_the_other_parts_scores(client: httpx.Client) -> None:
     found = picture(chunks(client, chat(actscope=True, max_tokens=6, scripted={"missing_in_part": [3, 7, 8]})))
     assert_exact(found)
     assert found.letters("joy") == "ccc" + "n" + "ccc" + "nn" + "cc" + "n"
@@ -59,7 +59,7 @@ def test_a_part_that_is_late_holds_the_row_back_and_not_the_answer(client: httpx
     assert found.letters("danger") == "mmcccm" + "c" * 5 + "n"
 
 
-def test_cached_and_twice_computed_rows_are_told_once(client: httpx.Client) -> None:
+def test_cached_and_twice_computed_rows_are_delivered_once(client: httpx.Client) -> None:
     found = picture(chunks(client, chat(actscope=True, max_tokens=6, scripted={"kept": 3, "twice_at": 8})))
     assert_exact(found)
     assert found.letters("joy") == "c" * 11 + "n"
@@ -151,10 +151,10 @@ def test_parts_in_any_order_make_the_log_of_one_ring(data: st.DataObject) -> Non
         position = rest[part].pop(0)
         values = np.array([[position + 100 * part]], np.float32)
         joiner.parts[part].take_row(position, position, values, (A, B)[part].columns, 0)
-        done = min(max([p.told for p in joiner.parts]), *(p.told for p in joiner.parts))
+        done = min(one.told for one in joiner.parts)
         assert len(log.scores) <= max(done, 0)
-    for part in joiner.parts:
-        part.end(0)
+    for rows_of_part in joiner.parts:
+        rows_of_part.end(0)
     log.finish("done", "stop")
     rows = whole(log)["scores"]["rows"]
     for position in range(n):

@@ -63,7 +63,7 @@ def test_a_client_that_asks_for_nothing_gets_the_engines_own_bytes(
     assert "token_ids" in own.text
 
 
-def test_token_ids_come_as_the_engine_tells_them_when_the_client_asks_for_them(
+def test_token_ids_come_as_the_engine_sends_them_when_the_client_asks_for_them(
     client: httpx.Client, vllm_engine: EngineProcess
 ) -> None:
     body = {"stream": True, "return_token_ids": True, **chat(max_tokens=14)}

@@ -125,7 +125,7 @@ def test_names_that_lead_elsewhere_are_refused(out: Path) -> None:
 
 def test_a_header_that_lies_is_refused(out: Path) -> None:
     """Offsets beyond the file, other shapes, and a header of absurd size are damage, not memory errors."""
-    from actscope.harvest.opening import ShardRows
+    from actscope.harvest.shards.reading import ShardRows
 
     opened = open_harvest(out)
     entry = opened.manifest.shards[0]

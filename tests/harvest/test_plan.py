@@ -12,6 +12,8 @@ from actscope.harvest import plan as plans
 from actscope.harvest.plan import HarvestPlan
 from actscope.harvest.settings import HarvestSettings
 
+#: What `plan()` and its second unit hash to; a change of these numbers makes every harvest that was begun another one.
+PLAN_ID, UNIT_ID = "1e9c17f93f807943", "230df0329a88789c"
 FIELDS: dict[str, Any] = {
     "model": "m", "revision": "r", "reader": "hf", "tokenizer": "t", "dataset": "d", "split": "train", "column": "text",
     "dataset_fingerprint": "f", "dataset_texts": 100, "texts": 25, "seed": 3, "shuffle": True, "unit_texts": 10,
@@ -38,8 +40,14 @@ def test_units_cover_the_texts_once() -> None:
 
 def test_ids_follow_from_the_content() -> None:
     """The same plan has the same id and unit ids on every machine; a change of any field changes them all."""
-    assert (plan().id, plan().unit(1).id) == (plan().id, plan().unit(1).id)
-    others = [{"seed": 4}, {"revision": "s"}, {"threads": 2}, {"torch": "3"}, {"sites": ("layers.1.resid_post",)}]
+    assert (plan().id, plan().unit(1).id) == (PLAN_ID, UNIT_ID)
+    others: list[dict[str, Any]] = [
+        {"seed": 4},
+        {"revision": "s"},
+        {"threads": 2},
+        {"torch": "3"},
+        {"sites": ("layers.1.resid_post",)},
+    ]
     found = {plan(**change).id for change in others} | {plan().id}
     assert len(found) == 6
     assert len({unit.id for unit in plan().units()} | {plan(seed=4).unit(0).id}) == 4

@@ -28,7 +28,8 @@ def states(loaded: LoadedModel, ids: Any) -> torch.Tensor:
     """resid_post of the first block for sequences [n, length], by transformers itself."""
     with torch.no_grad():
         found = loaded.model.model(torch.as_tensor(ids).long(), output_hidden_states=True)
-    return found.hidden_states[1]
+    rows: torch.Tensor = found.hidden_states[1]
+    return rows
 
 
 def harvested(out: Path, **changes: Any) -> list[dict[str, torch.Tensor]]:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -41,7 +43,7 @@ def test_of_several_who_put_at_once_one_wins(place: str) -> None:
 
 
 def test_objects_are_listed_replaced_read_in_pieces_and_removed(place: str) -> None:
-    """The rest of the contract, on both kinds of place."""
+    """Listing, replacing, reading in pieces and removing work on a directory and on S3."""
     storage = open_storage(place)
     assert storage.names("owners") == [] and storage.get("owners/a") is None and storage.size("owners/a") is None
     big = os.urandom(20 << 20)
@@ -67,7 +69,12 @@ def test_a_place_keeps_the_promise_that_everything_stands_on(place: str) -> None
 def test_a_place_that_overwrites_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Storage that ignores If-None-Match is found out before anything is harvested."""
     storage = LocalStorage(tmp_path)
-    monkeypatch.setattr(storage, "put_new", lambda name, data: storage.put(name, data) or True)
+
+    def overwriting(name: str, data: bytes) -> bool:
+        storage.put(name, data)
+        return True
+
+    monkeypatch.setattr(storage, "put_new", overwriting)
     with pytest.raises(HarvestError, match="If-None-Match"):
         check_put_new(storage)
 
@@ -75,9 +82,16 @@ def test_a_place_that_overwrites_is_refused(tmp_path: Path, monkeypatch: pytest.
 def test_files_are_durable_before_they_have_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The file is synced before it is linked, the folder after; also where the file system knows no nameless files."""
     calls: list[str] = []
+
+    def noting(name: str, real: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any, **more: Any) -> Any:
+            calls.append(name)
+            return real(*arguments, **more)
+
+        return call
+
     for name in ("fsync", "link", "rename"):
-        real = getattr(os, name)
-        monkeypatch.setattr(os, name, lambda *a, _n=name, _r=real, **k: (calls.append(_n), _r(*a, **k))[1])
+        monkeypatch.setattr(os, name, noting(name, getattr(os, name)))
     LocalStorage(tmp_path).put_new("a", b"1")
     assert calls == ["fsync", "link", "fsync"]
     monkeypatch.setattr(os, "O_TMPFILE", 1 << 30)  # refused as an unknown flag is on NFS

@@ -26,7 +26,7 @@ def test_a_swapped_probe_keeps_its_column_and_a_removed_ones_is_used_again() -> 
     assert bank.put(probe("c")) == 0
 
 
-def test_every_change_is_a_new_generation_and_the_table_tells_it() -> None:
+def test_every_change_is_a_new_generation_and_the_table_shows_it() -> None:
     bank = Bank(FACTS)
     bank.put(probe("a"))
     bank.put(probe("b"))

@@ -59,13 +59,13 @@ def equal(encoder: SaeEncoder, expected: torch.Tensor, site: str | None) -> None
     np.testing.assert_allclose(encoder.encode(ROWS.numpy()), expected.numpy(), rtol=1e-4, atol=1e-4)
 
 
-def test_gemma_scope_is_jumprelu_without_a_shift_and_its_path_tells_its_site(tmp_path: Path) -> None:
+def test_gemma_scope_is_jumprelu_without_a_shift_and_its_path_names_its_site(tmp_path: Path) -> None:
     w = {name: tensor.numpy() for name, tensor in tensors().items()}
     path = (
         tmp_path / "models--google--gemma-scope-2b-pt-res" / "layer_20" / "width_16k" / "average_l0_71" / "params.npz"
     )
     path.parent.mkdir(parents=True)
-    np.savez(path, **w)
+    np.savez(path, allow_pickle=False, **w)
     expected = features(ROWS @ tensors()["W_enc"] + tensors()["b_enc"], "jumprelu", tensors()["threshold"])
     equal(load_encoder(path), expected, "layers.20.resid_post")
     equal(load_encoder(path.parent), expected, "layers.20.resid_post")

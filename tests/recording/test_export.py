@@ -97,7 +97,7 @@ def test_safetensors_are_aligned_and_the_library_opens_them_lazily(ran: Any, tmp
 
 def test_zarr_arrays_are_chunked_zstd_and_what_was_computed(ran: Any, tmp_path: Path) -> None:
     truth, recording = ran
-    root = zarr.open_group(export(recording, tmp_path / "out.zarr", "zarr", options=SMALL).path, mode="r")
+    root: Any = zarr.open_group(export(recording, tmp_path / "out.zarr", "zarr", options=SMALL).path, mode="r")
     assert root.attrs["requests"] == recording.requests
     for site in truth.sites:
         rows = root[site]["rows"]
@@ -141,14 +141,15 @@ def test_npy_files_are_mapped_by_numpy_without_pickle(ran: Any, tmp_path: Path) 
 def test_bfloat16_can_be_had_as_its_16_bits(real: Recording, tmp_path: Path, form: str) -> None:
     """Where a form has no bfloat16 the choice is float32, exactly, or the bits; both are said in export.json."""
     for choice in ("float32", "uint16"):
-        options = ExportOptions(bf16=choice)  # type: ignore[arg-type]
+        options = ExportOptions(bf16=choice)
         path = export(real, tmp_path / choice, form, Selection((SITE,)), options).path
         said = json.loads((path / "export.json").read_text())["sites"][SITE]
         assert (said["dtype"], said["stored_as"]) == ("bfloat16", choice)
         if form == "npy":
             rows = np.load(path / f"{SITE}.npy")
         elif form == "zarr":
-            rows = zarr.open_group(path, mode="r")[SITE]["rows"][:]
+            root: Any = zarr.open_group(path, mode="r")
+            rows = root[SITE]["rows"][:]
         else:
             rows = (
                 pyarrow.parquet.read_table(path / f"{SITE}.parquet")["row"]
@@ -188,7 +189,7 @@ def test_sites_are_named_in_full_by_pattern_and_by_the_grammar(real: Recording) 
 
 
 @pytest.mark.parametrize("form", sorted(FORMATS))
-def test_an_export_never_replaces_what_it_was_not_told_to(real: Recording, tmp_path: Path, form: str) -> None:
+def test_an_export_replaces_nothing_without_force(real: Recording, tmp_path: Path, form: str) -> None:
     path = tmp_path / "out"
     export(real, path, form, Selection(("0",)))
     with pytest.raises(RecordingError, match=r"exists already; .*--force"):

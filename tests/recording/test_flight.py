@@ -123,7 +123,7 @@ def test_a_wider_mark_adds_only_what_the_first_left_out(tmp_path: Path, place: P
 
 
 def test_what_the_bound_of_bytes_pushes_out_is_forgotten_and_named(tmp_path: Path, place: Place) -> None:
-    """A megabyte holds a known number of steps of 100 rows; a mark says which positions are gone."""
+    """A megabyte holds a known number of steps of 100 rows; the answer to a mark lists the expired positions."""
     with flying(tmp_path / "r", bytes=1 << 20, **place) as pilot:
         for _ in range(100):
             pilot.step({"a": 100})
@@ -164,7 +164,7 @@ def test_rows_of_a_request_that_are_lost_outside_the_marks_window_are_not_missed
         assert pilot.flight.mark("a", before=TokensOrTime(ns=70 * SECOND)).result().forgotten == ((2, 3),)
 
 
-def test_an_id_that_is_not_known_is_told_from_one_that_is_forgotten(tmp_path: Path) -> None:
+def test_an_unknown_id_is_distinguished_from_a_forgotten_one(tmp_path: Path) -> None:
     with flying(tmp_path / "r", seconds=5) as pilot:
         pilot.step({"a": 3}, end=("a",))
         pilot.now_ns += 10 * SECOND
@@ -321,7 +321,7 @@ def _no_space(*_: Any) -> int:
     raise OSError(28, "No space left on device")
 
 
-def test_a_recording_that_has_failed_costs_its_rows_only_they_are_counted_and_it_is_told_once(
+def test_a_failed_recording_costs_only_its_rows_which_are_counted_and_is_reported_once(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with flying(tmp_path / "r") as pilot:
@@ -351,7 +351,7 @@ def test_a_step_that_makes_no_sense_is_counted_and_the_next_one_is_taken(tmp_pat
         assert pilot.flight.mark("b").result().rows == 3
 
 
-def test_after_close_nothing_is_taken_and_nobody_waits(tmp_path: Path) -> None:
+def test_after_close_nothing_is_taken_and_no_call_blocks(tmp_path: Path) -> None:
     with flying(tmp_path / "r") as pilot:
         pilot.step({"a": 3})
     pilot.step({"a": 4})
@@ -406,7 +406,7 @@ def test_a_directory_that_others_can_read_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="chmod 700"):
         DiskSpool(tmp_path / "open", 1 << 20)
     (tmp_path / "link").symlink_to(tmp_path / "open")
-    with pytest.raises(SettingsError):
+    with pytest.raises(SettingsError, match="link"):
         DiskSpool(tmp_path / "link", 1 << 20)
 
 

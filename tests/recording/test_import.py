@@ -100,7 +100,7 @@ def test_only_the_wanted_sites_are_taken(stream: Path, tmp_path: Path) -> None:
         import_packets(stream, tmp_path / "none", ImportOptions(sites=("x*",), codec="none"))
 
 
-def test_packets_that_nobody_knows_are_left_out_and_counted(stream: Path, tmp_path: Path) -> None:
+def test_unknown_packets_are_left_out_and_counted(stream: Path, tmp_path: Path) -> None:
     more = write(tmp_path / "more", ("comment", b"hello"))
     stream.write_bytes(stream.read_bytes() + more.read_bytes())
     assert import_packets(stream, tmp_path / "back", PLAIN).skipped == 1

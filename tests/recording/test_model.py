@@ -71,10 +71,8 @@ def record(path: Path, plan: list[Pass], options: PipelineOptions) -> dict[tuple
         step.meta["flags"] |= np.uint32(RowFlag.RECOMPUTED if one.again else 0)
         recorder.begin(step)
         for site in SITES:
-            rows = rows_of(step, site) + number
-            if site in one.silent:
-                rows = None
-            elif step.n_rows:
+            rows = None if site in one.silent else rows_of(step, site) + number
+            if rows is not None and step.n_rows:
                 recorder.put(step, site, rows)
             for span in step.spans if one.ends else ():
                 for i in range(span.n_rows):

@@ -69,7 +69,7 @@ def scan(path: Path) -> list[object]:
 
 
 def test_a_head_that_claims_4_gib_costs_no_more_memory_than_there_are_bytes() -> None:
-    """The claim is not believed: the error says how many bytes there were."""
+    """Memory is not allocated by the claim; the error says how many bytes there were."""
     import tracemalloc
 
     raw = struct.pack("!HI", 1, 0xFFFFFFFF) + b"n" + b"x" * 100

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from support.recordings.made import frames_of, row_of, rows_of, step_of, token_of
+from support.waiting import until
 
 from actscope.clock import monotonic_ns
 from actscope.errors import RecordingError, RecordingPoisoned, SettingsError, SiteError
@@ -237,8 +238,7 @@ def test_a_checkpoint_is_there_while_it_runs_and_gone_after_success(tmp_path: Pa
     recorder = Recorder.create(tmp_path / "r.acts", spec(), PipelineOptions(checkpoint_tokens=4, flush_seconds=0.01))
     step = step_of(1, [("a", 0, 5)])
     recorder.write(step, frames_of(step, SITES))
-    while recorder.stats().checkpoints == 0:
-        threading.Event().wait(0.01)
+    until(lambda: recorder.stats().checkpoints > 0)
     note = json.loads((tmp_path / "r.acts/checkpoint.json").read_text())
     assert note["rows"] == 5 and recorder.stats().durable_rows == 5
     recorder.close()
@@ -315,7 +315,7 @@ def test_a_codec_that_fails_costs_no_rows(tmp_path: Path, caplog: pytest.LogCapt
     assert "the codec failed" in caplog.text
 
 
-def test_a_failed_disk_is_told_once_with_its_place_and_what_was_acknowledged_stays(
+def test_a_failed_disk_is_reported_once_with_its_path_and_what_was_acknowledged_stays(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     recorder = Recorder.create(tmp_path / "r.acts", spec())
@@ -326,7 +326,7 @@ def test_a_failed_disk_is_told_once_with_its_place_and_what_was_acknowledged_sta
     def failing(*args: object) -> int:
         raise RecordingPoisoned("no space left on device")
 
-    recorder._store.append = failing  # type: ignore[method-assign]
+    recorder._store.append = failing  # type: ignore[assignment,method-assign]  # it takes whatever it is given
     late = step_of(2, [("a", 5, 1)])
     recorder.write(late, frames_of(late, SITES))
     for use in (recorder.sync, recorder.flush, recorder.close):
@@ -342,7 +342,7 @@ def test_a_failed_disk_is_told_once_with_its_place_and_what_was_acknowledged_sta
     )
 
 
-def test_a_disk_that_fails_only_at_the_end_is_told_too(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_disk_that_fails_only_at_the_end_is_reported_too(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     recorder = Recorder.create(tmp_path / "r.acts", spec())
     close = recorder._store.close
 
@@ -400,7 +400,7 @@ def test_a_text_that_utf8_cannot_hold_is_kept_as_far_as_it_can(tmp_path: Path) -
 
 
 def test_a_step_whose_rows_are_refused_holds_nothing_up(tmp_path: Path) -> None:
-    """Otherwise it would stay open, and nothing after it would ever be acknowledged."""
+    """A step with refused rows is closed, so that later steps are acknowledged."""
     with Recorder.create(tmp_path / "r.acts", spec()) as recorder:
         for number, d in ((1, 8), (2, 9), (3, 8)):
             step = step_of(number, [("a", number - 1, 1)])

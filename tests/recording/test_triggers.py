@@ -75,12 +75,12 @@ def test_what_cannot_be_read_is_refused_with_its_place(text: str, place: int, ex
     ("text", "extent"),
     [("20", TokensOrTime(tokens=20)), (20, TokensOrTime(tokens=20)), ("1.5s", TokensOrTime(ns=3 * SECOND // 2))],
 )
-def test_an_extent_is_a_number_of_tokens_or_a_time(text: str | int, extent: TokensOrTime) -> None:
+def test_a_window_length_is_a_number_of_tokens_or_a_time(text: str | int, extent: TokensOrTime) -> None:
     assert TokensOrTime.parse(text) == extent
 
 
 @pytest.mark.parametrize("text", ["", "-1", "5 parsecs", "tokens", "1.5", "1.5 tokens", True])
-def test_anything_else_is_not_an_extent(text: str) -> None:
+def test_anything_else_is_no_window_length(text: str) -> None:
     with pytest.raises(SettingsError, match="extent"):
         TokensOrTime.parse(text)
 
@@ -132,7 +132,7 @@ def test_without_before_and_after_the_whole_request_is_kept(tmp_path: Path) -> N
     assert kept(tmp_path / "r", "a") == list(range(11))
 
 
-def test_extents_in_seconds_are_exact(tmp_path: Path) -> None:
+def test_windows_in_seconds_are_exact(tmp_path: Path) -> None:
     with flying(tmp_path / "r", rules("probe danger > 3 before 2s after 3s")) as pilot:
         pilot.learn("danger")
         for i in range(20):

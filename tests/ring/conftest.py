@@ -21,7 +21,9 @@ def make_ring() -> Iterator[MakeRing]:
     """A writer and a reader in this process; small enough to wrap at once."""
     ends: list[RingWriter | RingReader] = []
 
-    def make(rows: int = 64, width: int = 4, steps: int = 16, spans: int = 32, dtype: str = "float32"):
+    def make(
+        rows: int = 64, width: int = 4, steps: int = 16, spans: int = 32, dtype: str = "float32"
+    ) -> tuple[RingWriter, RingReader]:
         writer = RingWriter.create(RingSpec(rows, width, steps, spans, dtype))
         ends.append(writer)
         reader = RingReader.attach(writer.name)
@@ -35,7 +37,7 @@ def make_ring() -> Iterator[MakeRing]:
 
 @pytest.fixture
 def child() -> Iterator[Child]:
-    """Starts tests/ring/child.py; each one is killed at the end if it still runs."""
+    """Starts tests/support/ring/reader_process.py; each one is killed at the end if it still runs."""
     started: list[subprocess.Popen[str]] = []
 
     def start(*arguments: object) -> subprocess.Popen[str]:

@@ -42,7 +42,7 @@ def crash(path: Path, seed: int, seconds: float) -> tuple[int, int]:
     return written, durable
 
 
-def test_killed_at_random_points_nothing_acknowledged_is_lost(tmp_path: Path) -> None:
+def test_nothing_acknowledged_is_lost_when_killed_at_random_points(tmp_path: Path) -> None:
     """Each cycle goes on with the recording of the one before; bodies, keys, times, numbers without gaps, both kinds
     of promise."""
     path, chance, seen, killed_in_writing = tmp_path / "r", random.Random(7), 0, 0

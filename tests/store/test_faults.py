@@ -49,8 +49,10 @@ def shim(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("salvage", "ENOSPC"),
     ],
 )
-def test_each_call_struck_in_its_turn(shim: Path, quick_path: Path, mode: str, error: str, direct: str) -> None:
-    """Call 1, 2, 3 ... until none is left (every second, without ACTSCOPE_TEST_CYCLES): see `faulty.py` for what must hold."""
+def test_every_failing_call_keeps_the_promises_made_before_it(
+    shim: Path, quick_path: Path, mode: str, error: str, direct: str
+) -> None:
+    """Each system call fails once, in turn (every second one without ACTSCOPE_TEST_CYCLES); `faulty.py` says what must hold."""
     step = "1" if CYCLES else "2"
     environment = {**os.environ, "LD_PRELOAD": str(shim), "PYTHONPATH": str(SUPPORT.parent)}
     command = [sys.executable, "-m", "support.store.faulty", str(quick_path), mode, error, direct, step]

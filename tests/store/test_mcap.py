@@ -1,4 +1,4 @@
-"""A segment is an MCAP file to people who have never heard of us."""
+"""Stock MCAP readers read a segment."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from mcap.reader import NonSeekingReader, SeekingReader, make_reader
+from mcap.reader import McapReader, NonSeekingReader, SeekingReader, make_reader
 from mcap.records import Attachment, DataEnd, Footer, Message, Statistics
 from mcap.stream_reader import StreamReader
-from support.store.parts import CHANNELS, body, make
+from support.store.parts import CHANNELS, Direct, body, make
 
 from actscope.store import ENTRY, StoreOptions, StoreReader, recover
 
@@ -26,7 +26,7 @@ class Pipe(io.BytesIO):
 
 @pytest.mark.parametrize("closed", [True, False], ids=["closed", "recovered"])
 @pytest.mark.parametrize("direct", ["auto", "no"])
-def test_mcap_readers_open_every_segment(tmp_path: Path, closed: bool, direct: str) -> None:
+def test_mcap_readers_open_every_segment(tmp_path: Path, closed: bool, direct: Direct) -> None:
     """Seeking, non-seeking and stream reader: channels, messages with times and bodies, statistics, attachment, CRCs."""
     options = StoreOptions(direct=direct, segment_bytes=1 << 14, buffer_bytes=1 << 14, commit_seconds=0.001)
     path = make(tmp_path / "r", 100, options, closed=closed)
@@ -41,8 +41,10 @@ def test_mcap_readers_open_every_segment(tmp_path: Path, closed: bool, direct: s
         assert number == 100
 
 
-def _non_seeking(segment: Path) -> NonSeekingReader:
-    return make_reader(Pipe(segment.read_bytes()), validate_crcs=True)
+def _non_seeking(segment: Path) -> McapReader:
+    reader = make_reader(Pipe(segment.read_bytes()), validate_crcs=True)
+    assert isinstance(reader, NonSeekingReader)
+    return reader
 
 
 def _check(reader: SeekingReader | NonSeekingReader, number: int) -> int:
@@ -57,7 +59,7 @@ def _check(reader: SeekingReader | NonSeekingReader, number: int) -> int:
     return number
 
 
-def test_summary_tells_what_is_in_the_segment(tmp_path: Path) -> None:
+def test_the_summary_describes_what_is_in_the_segment(tmp_path: Path) -> None:
     """Statistics count the messages by channel, the index attachment is the ENTRY array, the manifest is a metadata record."""
     path = make(tmp_path / "r", 10)
     segment = path / "segment-000001.mcap"

@@ -55,7 +55,7 @@ class Recordings(RuleBasedStateMachine):
         for data in bodies:
             self.truth.append(data)
             number = len(self.truth)
-            parts = [data[: number % 5], memoryview(data)[number % 5 :]]
+            parts: list[bytes | memoryview[int]] = [data[: number % 5], memoryview(data)[number % 5 :]]
             assert self.store.append(CHANNELS[number % 2], bytes([number % 256]) * KEY_BYTES, parts, number) == number
 
     @rule()

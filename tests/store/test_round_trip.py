@@ -7,11 +7,13 @@ import os
 import subprocess
 import sys
 import threading
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from support.store.parts import BUFFERED, CHANNELS, body, make, put, readable
+from support.store.parts import BUFFERED, CHANNELS, Direct, body, make, put, readable
 
 from actscope.errors import RecordingError, SettingsError
 from actscope.store import ENTRY, KEY_BYTES, Store, StoreOptions, StoreReader, recover
@@ -20,7 +22,7 @@ TINY = StoreOptions(buffer_bytes=1 << 14, segment_bytes=1 << 15, commit_seconds=
 
 
 @pytest.mark.parametrize("direct", ["auto", "no"])
-def test_bodies_of_all_sizes_come_back(tmp_path: Path, direct: str) -> None:
+def test_bodies_of_all_sizes_come_back(tmp_path: Path, direct: Direct) -> None:
     """From nothing to many times the buffers and the segment, in parts of any shape."""
     options = StoreOptions(direct=direct, buffer_bytes=1 << 14, segment_bytes=1 << 15)
     sizes = [0, 1, 7, 8, 9, 135, 136, 4095, 4096, 4097, 8191, 20_000, 100_000, 3]
@@ -28,8 +30,8 @@ def test_bodies_of_all_sizes_come_back(tmp_path: Path, direct: str) -> None:
     with store:
         for number, size in enumerate(sizes, 1):
             data = np.random.default_rng(number).integers(0, 256, size, np.uint8)
-            shaped = data.reshape(-1, 4).view(np.float32) if size % 4 == 0 and size else data
-            parts = [b"<", memoryview(shaped), b"", bytearray(b">")]
+            shaped: Any = data.reshape(-1, 4).view(np.float32) if size % 4 == 0 and size else data
+            parts: list[Any] = [b"<", memoryview(shaped), b"", bytearray(b">")]
             assert store.append("a", bytes(KEY_BYTES), parts, number) == number
     reader = StoreReader.open(tmp_path / "r")
     assert reader.entries.dtype == ENTRY and reader.entries["number"].tolist() == list(range(1, len(sizes) + 1))
@@ -99,13 +101,17 @@ def test_written_and_durable_are_promises_that_can_be_waited_for(tmp_path: Path)
             store.wait_written(4)
 
 
+def _is_durable(store: Store, number: int) -> bool:
+    return store.durable >= number
+
+
 def test_messages_become_durable_without_anybody_asking(tmp_path: Path) -> None:
     """The group commit comes by itself, within commit_seconds."""
     options = StoreOptions(commit_seconds=0.01)
     with Store.create(tmp_path / "r", manifest={}, channels=CHANNELS, options=options) as store:
         for number in range(1, 4):
             put(store, number)
-            store._flow.wait(lambda want=number: store.durable >= want, 10, "the group commit")
+            store._flow.wait(partial(_is_durable, store, number), 10, "the group commit")
         assert store.stats().syncs >= 1
 
 
@@ -146,20 +152,36 @@ def test_resume_goes_on_in_a_new_segment_and_touches_no_old_one(tmp_path: Path) 
 def test_what_cannot_be_stored_is_refused(tmp_path: Path) -> None:
     """Wrong channels, keys, times, manifests, options and places; the store goes on after a refusal."""
     with Store.create(tmp_path / "r", manifest={}, channels=CHANNELS) as store:
-        for arguments in [("rows", b"short", [b""], 0), ("rows", bytes(64), [b""], -1), ("none", bytes(64), [b""], 0)]:
-            with pytest.raises(RecordingError):
-                store.append(*arguments)
+        for channel, key, time_ns, says in (
+            ("rows", b"short", 0, "this has 5"),
+            ("rows", bytes(KEY_BYTES), -1, "this is -1"),
+            ("none", bytes(KEY_BYTES), 0, "'none' is not one of"),
+        ):
+            with pytest.raises(RecordingError, match=says):
+                store.append(channel, key, [b""], time_ns)
         assert put(store, 1) == 1
     with pytest.raises(RecordingError, match="closed"):
         put(store, 2)
     store.close()
     with pytest.raises(RecordingError, match="not empty"):
         Store.create(tmp_path / "r", manifest={}, channels=[])
-    for manifest, channels in [({"a": object()}, ["x"]), ({"a": float("nan")}, ["x"]), ({}, ["x", "x"]), ({}, [""])]:
-        with pytest.raises(RecordingError):
+    manifests: list[tuple[dict[str, Any], list[str], str]] = [
+        ({"a": object()}, ["x"], "as JSON"),
+        ({"a": float("nan")}, ["x"], "as JSON"),
+        ({}, ["x", "x"], "different names"),
+        ({}, [""], "different names"),
+    ]
+    for manifest, channels, says in manifests:
+        with pytest.raises(RecordingError, match=says):
             Store.create(tmp_path / "new", manifest=manifest, channels=channels)
-    for wrong in [{"segment_bytes": 1}, {"buffer_bytes": 1}, {"direct": "maybe"}, {"commit_seconds": 0}]:
-        with pytest.raises(SettingsError):
+    bad_options: list[dict[str, Any]] = [
+        {"segment_bytes": 1},
+        {"buffer_bytes": 1},
+        {"direct": "maybe"},
+        {"commit_seconds": 0},
+    ]
+    for wrong in bad_options:
+        with pytest.raises(SettingsError, match=f"^{next(iter(wrong))} is "):
             StoreOptions(**wrong)
     for nothing in (tmp_path / "absent", tmp_path):
         with pytest.raises(RecordingError):
@@ -239,7 +261,8 @@ def test_a_forked_child_must_not_write_and_does_not_keep_the_lock(tmp_path: Path
         put(again, 3)
     os.close(stays)
     os.waitpid(child, 0)
-    os.close(asks), os.close(answers), os.close(goes)
+    for end in (asks, answers, goes):
+        os.close(end)
     assert readable(StoreReader.open(tmp_path / "r")) == {1, 2, 3} and not StoreReader.open(tmp_path / "r").verify()
 
 

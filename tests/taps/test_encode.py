@@ -9,7 +9,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensor,
+    FakeTensorMode,
+)
 
 from actscope.probes.encoder import ENCODERS, NORMALISATIONS, SaeEncoder
 from actscope.taps import encode
@@ -39,10 +44,21 @@ def run(
     one: SaeEncoder, hidden: torch.Tensor, residual: torch.Tensor | None = None, places: int = 8, max_rows: int = 16
 ) -> torch.Tensor:
     features = torch.full((max_rows, 2 * places), 7.0)
-    tensors = [torch.from_numpy(array) for array in (one.weight, one.bias, one.pre_bias, one.threshold)]
-    k = min(places, one.k or places)
-    encode.encode_reference(hidden, residual, *tensors, ENCODERS[one.activation], features, k, one.normalisation)
+    encode.encode_reference(
+        hidden,
+        residual,
+        **tensors_of(one),
+        activation=ENCODERS[one.activation],
+        features=features,
+        k=min(places, one.k or places),
+        normalisation=one.normalisation,
+    )
     return features
+
+
+def tensors_of(one: SaeEncoder) -> dict[str, Any]:
+    """The encoder's arrays as tensors, by the names of the op's arguments."""
+    return {name: torch.from_numpy(getattr(one, name)) for name in ("weight", "bias", "pre_bias", "threshold")}
 
 
 def check(features: np.ndarray, whole: np.ndarray) -> None:
@@ -104,9 +120,16 @@ def test_a_row_that_is_not_a_number_has_infinite_features_and_no_neighbour_has()
 
 def test_it_reads_nothing_back_and_has_fixed_shapes() -> None:
     """It runs on tensors that have shapes and no numbers, so that a CUDA graph can hold it."""
-    one = encoder("jumprelu")
-    with FakeTensorMode() as mode:
-        arguments: dict[str, Any] = {name: mode.from_tensor(torch.from_numpy(getattr(one, name)))
-                                     for name in ("weight", "bias", "pre_bias", "threshold")}  # fmt: skip
+    with FakeTensorMode(allow_non_fake_inputs=False) as mode:
+        arguments: dict[str, Any] = {
+            name: mode.from_tensor(tensor) for name, tensor in tensors_of(encoder("jumprelu")).items()
+        }
         hidden, features = torch.randn(4, 24), torch.zeros(16, 8)
+        with pytest.raises(DataDependentOutputException):
+            features.max().item()  # what reads a number back is noticed
+        with pytest.raises(DynamicOutputShapeException):
+            features.nonzero()  # and so is a shape that depends on numbers
         encode.encode_reference(hidden, hidden, **arguments, activation=3, features=features, k=4)
+        values, numbers = encode._strongest(hidden, arguments["weight"], arguments["bias"], arguments["threshold"], 4)
+    assert isinstance(features, FakeTensor) and features.shape == (16, 8)
+    assert values.shape == numbers.shape == (4, 4)

@@ -16,7 +16,12 @@ import numpy as np
 import pytest
 import torch
 from support.taps.interpreted import DTYPES, operands
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensor,
+    FakeTensorMode,
+)
 
 from actscope.probes import ACTIVATIONS, score
 from actscope.taps import kernels
@@ -34,7 +39,8 @@ def run(given: dict[str, Any], site: int = 0) -> None:
 def stream(given: dict[str, Any]) -> np.ndarray:
     x = given["hidden"].float()
     x = x if given["residual"] is None else (x + given["residual"].float()).to(given["hidden"].dtype).float()
-    return x.numpy()
+    array: np.ndarray = x.numpy()
+    return array
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -96,9 +102,17 @@ def test_a_score_that_is_not_a_number_is_infinite() -> None:
 def test_the_reference_reads_nothing_back_and_has_fixed_shapes() -> None:
     """It runs on tensors that have shapes and no numbers, so that a CUDA graph can hold it."""
     with FakeTensorMode(allow_non_fake_inputs=False) as mode:
-        given = {n: None if t is None else mode.from_tensor(t) for n, t in operands(residual=torch.float32).items()}
+        given = {name: mode.from_tensor(tensor) for name, tensor in operands(residual=torch.float32).items()}
+        shapes = {name: tensor.shape for name, tensor in given.items()}
+        with pytest.raises(DataDependentOutputException):
+            given["fired"].max().item()  # what reads a number back is noticed
+        with pytest.raises(DynamicOutputShapeException):
+            given["active"].nonzero()  # and so is a shape that depends on numbers
         for site in range(3):
             run(given, site)
+    assert all(isinstance(tensor, FakeTensor) for tensor in given.values())
+    assert {name: tensor.shape for name, tensor in given.items()} == shapes
+    assert (shapes["board"], shapes["store"]) == ((16, 20), (16, 64))
 
 
 def test_without_triton_the_tap_is_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -71,7 +71,7 @@ def test_both_ops_survive_torch_compile_and_write_in_place() -> None:
     assert (store[0] == 0).all()
 
 
-def test_a_score_that_is_not_a_number_is_told_apart_from_one_that_was_not_computed() -> None:
+def test_a_score_that_is_not_a_number_is_distinguished_from_one_that_was_not_computed() -> None:
     """NaN stands for "not computed" on the board; NaN rows come out as infinity."""
     t, board = operands(), torch.full((16, WIDTH + 1), torch.nan)
     t["hidden"][0, 1] = torch.nan

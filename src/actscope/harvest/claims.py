@@ -16,7 +16,7 @@ import os
 import secrets
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 
 import msgspec
@@ -49,10 +49,11 @@ class Claims:
     Claims stay in the storage at exit. Without the owner file, other harvests can take them over at once.
     """
 
-    def __init__(self, storage: Storage, lease_s: float = LEASE_S) -> None:
+    def __init__(self, storage: Storage, lease_s: float = LEASE_S, clock: Callable[[], float] = time.monotonic) -> None:
         self.name = secrets.token_hex(8)
         self._storage = storage
         self._lease_s = lease_s
+        self._clock = clock
         self._beat = 0
         self._turns: dict[int, int] = {}  # last known turn of each unit
         self._holders: dict[tuple[int, int], str] = {}
@@ -115,7 +116,7 @@ class Claims:
         owner = _decode(held, layout.owner(name))
         if owner.machine == this_machine():
             return _started(owner.pid) != owner.started
-        now = time.monotonic()
+        now = self._clock()
         beat, since = self._seen.get(name, (-1, now))
         if beat != owner.beat:
             self._seen[name] = (owner.beat, now)

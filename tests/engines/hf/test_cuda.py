@@ -20,7 +20,7 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a C
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_rows_and_scores_on_a_gpu_equal_output_hidden_states(architecture: str, dtype: torch.dtype) -> None:
     plain = tiny(architecture, dtype)
-    loaded = dataclasses.replace(plain, model=plain.model.to("cuda"))
+    loaded = dataclasses.replace(plain, model=plain.model.to("cuda"))  # type: ignore[arg-type]  # transformers types `to` without arguments
     probes, prompts = random_probes(), random_prompts((5, 30, 11, 40, 7, 22))
     with Harness(loaded, probes=probes, max_step_tokens=64, chunk_tokens=16) as run:
         run.engine.keep_rows(select("all", 4)).result()

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
+from typing import Any
+
 import numpy as np
 import pytest
 from support.hf.harness import Harness, random_prompts
 from support.hf.tiny import tiny
 
+from actscope.engines.hf.loading import LoadedModel
 from actscope.engines.hf.request import Output, Request, Sampling
 from actscope.errors import RequestRefused
 from actscope.frames import SpanFlag
@@ -14,11 +18,11 @@ from actscope.sites import select
 
 
 @pytest.fixture(scope="module")
-def loaded():
+def loaded() -> LoadedModel:
     return tiny("llama")
 
 
-def test_a_seed_gives_the_same_tokens_alone_and_in_any_batch(loaded) -> None:
+def test_a_seed_gives_the_same_tokens_alone_and_in_any_batch(loaded: LoadedModel) -> None:
     params = dict(temperature=0.9, top_p=0.95, top_k=50, seed=7)
     with Harness(loaded) as alone:
         alone.run({"r": [5, 6, 7]}, **params)
@@ -27,7 +31,7 @@ def test_a_seed_gives_the_same_tokens_alone_and_in_any_batch(loaded) -> None:
     assert crowd.ids("r") == alone.ids("r")
 
 
-def test_different_seeds_draw_different_tokens(loaded) -> None:
+def test_different_seeds_draw_different_tokens(loaded: LoadedModel) -> None:
     with Harness(loaded) as run:
         for seed in range(4):
             run.submit(f"s{seed}", [5, 6, 7], temperature=1.0, seed=seed)
@@ -35,7 +39,7 @@ def test_different_seeds_draw_different_tokens(loaded) -> None:
     assert len({tuple(run.ids(f"s{seed}")) for seed in range(4)}) == 4
 
 
-def test_top_k_of_one_is_greedy(loaded) -> None:
+def test_top_k_of_one_is_greedy(loaded: LoadedModel) -> None:
     with Harness(loaded) as run:
         run.submit("greedy", [1, 2])
         run.submit("top1", [1, 2], temperature=1.0, top_k=1)
@@ -43,7 +47,7 @@ def test_top_k_of_one_is_greedy(loaded) -> None:
     assert run.ids("greedy") == run.ids("top1")
 
 
-def test_max_tokens_ends_with_length_and_eos_ends_with_stop(loaded) -> None:
+def test_max_tokens_ends_with_length_and_eos_ends_with_stop(loaded: LoadedModel) -> None:
     with Harness(loaded) as run:
         run.run({"r": [1, 2, 3]}, max_tokens=5)
         eos = run.ids("r")[2]
@@ -53,7 +57,7 @@ def test_max_tokens_ends_with_length_and_eos_ends_with_stop(loaded) -> None:
     assert (run.ids("e"), run.outputs["e"][-1].finish_reason) == (run.ids("r")[: run.ids("r").index(eos) + 1], "stop")
 
 
-def test_a_stop_string_cuts_the_text_before_it_even_across_tokens(loaded) -> None:
+def test_a_stop_string_cuts_the_text_before_it_even_across_tokens(loaded: LoadedModel) -> None:
     with Harness(loaded) as run:
         run.run({"whole": [65, 66]}, max_tokens=30)
         text = run.text("whole")
@@ -63,7 +67,7 @@ def test_a_stop_string_cuts_the_text_before_it_even_across_tokens(loaded) -> Non
     assert run.outputs["cut"][-1].finish_reason == "stop"
 
 
-def test_a_cancelled_request_leaves_and_the_others_do_not_notice(loaded) -> None:
+def test_a_cancelled_request_leaves_and_the_others_do_not_notice(loaded: LoadedModel) -> None:
     prompts = random_prompts([6, 12])
     with Harness(loaded) as calm:
         calm.run({"r0": prompts["r0"]}, max_tokens=40)
@@ -80,8 +84,8 @@ def test_a_cancelled_request_leaves_and_the_others_do_not_notice(loaded) -> None
     assert [SpanFlag.ABORTED in s.flags for s in ended] == [True]
 
 
-def test_cancelling_between_two_chunks_of_a_prefill_leaves_the_rest_right(loaded) -> None:
-    """Any of a group may leave, the longest one too; the others' ids, positions and rows stay their own."""
+def test_cancelling_between_two_chunks_of_a_prefill_leaves_the_rest_right(loaded: LoadedModel) -> None:
+    """When any request of a group is cancelled, the longest too, the others keep their ids, positions and rows."""
     prompts = random_prompts([60, 8, 33])
     sites = select("1,3", 4)
     with Harness(loaded) as calm:
@@ -90,7 +94,7 @@ def test_cancelling_between_two_chunks_of_a_prefill_leaves_the_rest_right(loaded
     for gone in prompts:
         with Harness(loaded, max_step_tokens=24, max_batch=8) as run:
             run.engine.keep_rows(sites).result()
-            run.after_step(3, lambda run=run, gone=gone: run.engine.abort(gone))
+            run.after_step(3, partial(run.engine.abort, gone))
             # on the model's thread, so that the three are admitted together
             run.engine.call(lambda run=run: [run.submit(n, p) for n, p in prompts.items()])
             run.wait_end(*prompts)
@@ -105,7 +109,7 @@ def test_cancelling_between_two_chunks_of_a_prefill_leaves_the_rest_right(loaded
                     np.testing.assert_allclose(found[position][1][site.name], rows[site.name], atol=1e-4)
 
 
-def test_one_request_that_cannot_be_drawn_ends_alone(loaded) -> None:
+def test_one_request_that_cannot_be_drawn_ends_alone(loaded: LoadedModel) -> None:
     """Logits that are not finite, or a decoder that gives up, are that request's own trouble."""
     with Harness(loaded) as run:
         run.submit("innocent", [1, 2, 3], max_tokens=60)
@@ -123,7 +127,7 @@ def test_one_request_that_cannot_be_drawn_ends_alone(loaded) -> None:
     assert (run.outputs["innocent"][-1].finish_reason, len(run.ids("innocent"))) == ("length", 60)
 
 
-def test_a_temperature_near_zero_is_greedy_and_does_not_overflow(loaded) -> None:
+def test_a_temperature_near_zero_is_greedy_and_does_not_overflow(loaded: LoadedModel) -> None:
     with Harness(loaded) as run:
         run.submit("tiny", [1, 2, 3], temperature=1e-39, presence_penalty=0.1)
         run.submit("zero", [1, 2, 3], temperature=0, presence_penalty=0.1)
@@ -131,7 +135,7 @@ def test_a_temperature_near_zero_is_greedy_and_does_not_overflow(loaded) -> None
     assert run.ids("tiny") == run.ids("zero")
 
 
-def test_an_abort_that_meets_its_request_at_admission_is_answered(loaded) -> None:
+def test_an_abort_that_meets_its_request_at_admission_is_answered(loaded: LoadedModel) -> None:
     with Harness(loaded) as run:
         run.engine.call(lambda: (run.submit("r", [1, 2, 3]), run.engine.abort("r")))
         run.wait_end("r")
@@ -140,14 +144,14 @@ def test_an_abort_that_meets_its_request_at_admission_is_answered(loaded) -> Non
     assert run.outputs["r"][0].finish_reason == "abort"
 
 
-def test_an_id_that_is_in_flight_is_refused(loaded) -> None:
+def test_an_id_that_is_in_flight_is_refused(loaded: LoadedModel) -> None:
     with Harness(loaded) as run:
         run.submit("r", [1, 2, 3], max_tokens=300)
         with pytest.raises(RequestRefused, match="in flight"):
             run.submit("r", [1, 2, 3])
 
 
-def test_a_cancelled_call_does_not_end_the_engine(loaded) -> None:
+def test_a_cancelled_call_does_not_end_the_engine(loaded: LoadedModel) -> None:
     with Harness(loaded) as run:
         run.submit("r", [1, 2, 3], max_tokens=50)
         run.engine.call(lambda: None).cancel()
@@ -155,7 +159,7 @@ def test_a_cancelled_call_does_not_end_the_engine(loaded) -> None:
         assert run.engine.alive
 
 
-def test_closing_answers_those_who_still_wait(loaded) -> None:
+def test_closing_answers_those_who_still_wait(loaded: LoadedModel) -> None:
     with Harness(loaded, max_batch=1) as run:
         for name in ("a", "b", "c"):
             run.submit(name, [1, 2, 3], max_tokens=400)
@@ -163,7 +167,9 @@ def test_closing_answers_those_who_still_wait(loaded) -> None:
     assert [run.outputs[name][-1].finish_reason for name in ("a", "b", "c")] == ["abort"] * 3
 
 
-def test_a_step_that_fails_ends_its_requests_with_the_reason_and_the_engine_serves_on(loaded, caplog) -> None:
+def test_a_step_that_fails_ends_its_requests_with_the_reason_and_the_engine_serves_on(
+    loaded: LoadedModel, caplog: pytest.LogCaptureFixture
+) -> None:
     with Harness(loaded) as run:
         run.engine.submit(Request("bad", [10**6], Sampling(max_tokens=3, temperature=0)))  # no such embedding
         run.wait_end("bad")
@@ -177,19 +183,19 @@ def test_a_step_that_fails_ends_its_requests_with_the_reason_and_the_engine_serv
     [dict(max_tokens=0), dict(temperature=-1), dict(top_p=0), dict(top_p=1.5), dict(min_p=2), dict(repetition_penalty=0),
      dict(stop=("",)), dict(temperature=float("nan")), dict(seed=1 << 64)],
 )  # fmt: skip
-def test_a_parameter_out_of_bounds_is_refused_by_name(wrong) -> None:
+def test_a_parameter_out_of_bounds_is_refused_by_name(wrong: dict[str, Any]) -> None:
     with pytest.raises(RequestRefused) as caught:
         Sampling(**wrong)
     assert caught.value.param == next(iter(wrong))
 
 
-def test_a_prompt_too_long_for_the_context_is_refused_with_the_arithmetic(loaded) -> None:
+def test_a_prompt_too_long_for_the_context_is_refused_with_the_arithmetic(loaded: LoadedModel) -> None:
     with Harness(loaded) as run, pytest.raises(RequestRefused, match="512") as caught:
         run.submit("r", [1] * 505, max_tokens=20)
     assert caught.value.code == "context_length_exceeded"
 
 
-def test_penalties_change_what_is_drawn(loaded) -> None:
+def test_penalties_change_what_is_drawn(loaded: LoadedModel) -> None:
     with Harness(loaded) as run:
         run.submit("plain", [1, 2, 3], max_tokens=40)
         run.submit(
@@ -199,7 +205,7 @@ def test_penalties_change_what_is_drawn(loaded) -> None:
     assert len(set(run.ids("penalised"))) > len(set(run.ids("plain")))
 
 
-def test_closing_the_engine_ends_what_runs_as_aborted(loaded) -> None:
+def test_closing_the_engine_ends_what_runs_as_aborted(loaded: LoadedModel) -> None:
     with Harness(loaded) as run:
         run.submit("r", [1, 2, 3], max_tokens=400)
         run.wait_tokens("r", 2)

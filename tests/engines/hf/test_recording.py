@@ -125,7 +125,7 @@ def test_a_trigger_keeps_exactly_the_window_that_it_names(model: LoadedModel, tm
         s for n in prompts for p, s in enumerate(scores[n]) if (n, p) != (name, position) and s < scores[name][position]
     ]
     threshold = float(max(rest) + scores[name][position]) / 2
-    hits = {n: np.flatnonzero(scores[n] > threshold) for n in prompts}
+    hits = {n: np.flatnonzero(scores[n] > threshold).tolist() for n in prompts}
     rule = f"probe identity1 > {threshold!r} before 6 tokens after 4 tokens"
     with recording(model, tmp_path / "r", triggers=(rule,)) as (run, _):
         run.run(prompts, max_tokens=40)
@@ -222,7 +222,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_a_disk_that_is_really_full_is_reported_and_every_answer_comes(model: LoadedModel, small_disk: Path) -> None:
-    """Three megabytes of rows for a disk of one: what was acknowledged is readable, the rest is counted."""
+    """With three megabytes of rows for a disk of one, acknowledged rows are readable and the others are counted."""
     prompts = random_prompts((400,) * 8)
     with recording(model, small_disk / "r", sample=1.0, record_codec="none") as (run, flight):
         run.run(prompts)
@@ -338,7 +338,7 @@ async def test_a_request_that_still_waits_for_its_first_step_can_be_marked(model
     assert Recording.open(tmp_path / "r").requests == ["second"]
 
 
-async def test_extents_over_http_may_be_numbers_of_tokens(model: LoadedModel, tmp_path: Path) -> None:
+async def test_windows_over_http_may_be_numbers_of_tokens(model: LoadedModel, tmp_path: Path) -> None:
     with recording(model, tmp_path / "r") as (run, flight):
         async with _client(create_app(run.engine, Mailboxes(), flight)) as client:
             run.run({"a": [1, 2, 3]})

@@ -140,7 +140,7 @@ def test_a_tap_that_fails_goes_quiet_alone_and_generation_goes_on() -> None:
 
         def break_one() -> int:
             tap = next(tap for tap in run.engine._taps._scorers if tap.site.layer == 1)
-            tap.read = lambda hidden: hidden.no_such_attribute
+            tap.read = lambda hidden: hidden.no_such_attribute  # type: ignore[attr-defined]  # it is what breaks
             return run.engine.stats.steps
 
         before = run.engine.call(break_one).result()
@@ -159,7 +159,8 @@ def test_a_tap_that_fails_goes_quiet_alone_and_generation_goes_on() -> None:
 def test_a_probe_at_a_place_that_the_model_lacks_is_refused_and_changes_nothing() -> None:
     """Scores of the probes that were there go on, under a generation whose table was published."""
     loaded = tiny("llama")
-    good, tables = random_probes()[0], {}
+    good = random_probes()[0]
+    tables: dict[int, bytes] = {}
     with Harness(loaded, probes=[good], on_table=tables.__setitem__) as run:
         bad = Probe(ProbeInfo(id="bad", site="layers.1.mlp_out"), good.weight)
         mlp = loaded.model.model.layers[1]._modules.pop("mlp")

@@ -10,9 +10,9 @@ import msgspec
 import numpy as np
 import pytest
 import torch
-from support.gateway.stage import until
 from support.recordings.made import row_of, step_of, token_of
 from support.recordings.replayed import PROMPTS, SITES, probe, record_builtin, record_by_hand, token_by_token, watching
+from support.waiting import until
 
 from actscope.engines.builtin import NAME, probes_path
 from actscope.engines.hf.loading import load
@@ -63,7 +63,7 @@ def test_every_score_is_the_probe_on_the_recorded_row(builtin: Recording) -> Non
 
 
 def test_the_scores_are_those_of_the_models_own_hidden_states(builtin: Recording) -> None:
-    """An independent path: the same tokens through plain transformers."""
+    """Scores equal the probe on hidden states of the same tokens in plain transformers."""
     loaded, own = load(NAME), probe("new", SITES[1], load(NAME).d_model)
     with ReplayEngine(builtin, FAST, probes=[own]) as engine, watching(engine) as scope:
         picture = scope.picture("fox")

@@ -118,8 +118,8 @@ def test_probes_come_change_and_go_while_requests_run(live: Live, model: Callabl
         assert set(table) == {probe.id for probe in probes}
         for probe in probes:
             right = rows[probe.info.site][seen.rows["position"][at]] @ probe.weight
-            np.testing.assert_allclose(seen.scores[at, table[probe.id]["slot"]], right, rtol=1e-3, atol=1e-3)
-        empty = sorted(set(range(64)) - {int(probe["slot"]) for probe in table.values()})  # type: ignore[call-overload]
+            np.testing.assert_allclose(seen.scores[at, int(table[probe.id]["slot"])], right, rtol=1e-3, atol=1e-3)
+        empty = sorted(set(range(64)) - {int(probe["slot"]) for probe in table.values()})
         assert np.isnan(seen.scores[at][:, empty]).all()
 
 

@@ -18,7 +18,8 @@ from support.vllm import mixed
 from support.vllm.bed import Configuration, Offline
 from support.vllm.mixed import draw_probes
 from support.vllm.pool import Engines, short_directory
-from support.vllm.watching import Control, Ring, card, cards, external, recording_of, until
+from support.vllm.watching import Control, Ring, card, cards, external, recording_of
+from support.waiting import until
 
 from actscope.engines.vllm.sidecar_protocol import external_id
 from actscope.recording.reading.recording import Recording
@@ -105,14 +106,16 @@ def test_a_recorder_that_stands_still_costs_rows_and_no_time(begin: Callable[...
     engine = begin(ACTSCOPE_BUFFER_GB="0.0012")
     control = Control(card(engine))
     before = answers(engine, "before")
-    until(lambda: accounted(control.recording()) >= ROWS, "rows in the recorder, or counted as missed")
+    until(lambda: accounted(control.recording()) >= ROWS, 60, what="rows in the recorder, or counted as missed")
     pid = engine.call(INSIDE + "sidecar")
     os.kill(pid, signal.SIGSTOP)
     during = answers(engine, "during")
     os.kill(pid, signal.SIGCONT)
     after = answers(engine, "after")
     counts = engine.call(INSIDE + "counts")
-    until(lambda: accounted(control.recording()) >= 3 * ROWS, "every row in the recorder, or counted as missed")
+    until(
+        lambda: accounted(control.recording()) >= 3 * ROWS, 60, what="every row in the recorder, or counted as missed"
+    )
     ring = engine.call(INSIDE + "rows_ring")
     state = control.recording()
     engine.close()
@@ -136,8 +139,8 @@ def test_a_recorder_that_is_killed_is_started_again(begin: Callable[..., Offline
     pid = engine.call(INSIDE + "sidecar")
     os.kill(pid, signal.SIGKILL)
     during = answers(engine, "during")
-    until(lambda: engine.call(INSIDE + "sidecar") != pid, "another sidecar")
-    found = until(lambda: [one for one in cards(engine) if _answers(Control(one))], "its card")[0]
+    until(lambda: engine.call(INSIDE + "sidecar") != pid, 60, what="another sidecar")
+    found = until(lambda: [one for one in cards(engine) if _answers(Control(one))], 60, what="its card")[0]
     assert (found.id, found.ring) == (old.id, old.ring)
     assert set(Control(found).table()) == {probe.id for probe in [*PROBES, added]}
     assert Control(found).put_probe(added)[0] == 200
@@ -173,7 +176,9 @@ def test_a_full_disk_ends_the_recording_and_nothing_else(begin: Callable[..., Of
     resource.prlimit(pid, resource.RLIMIT_FSIZE, (64 << 10, 64 << 10))
     during = answers(engine, "during")
     until(
-        lambda: answers(engine, "more") == before and Control(found).recording()["failure"], "the recording's failure"
+        lambda: answers(engine, "more") == before and Control(found).recording()["failure"],
+        60,
+        what="the recording's failure",
     )
     after = answers(engine, "after")
     counts = engine.call(INSIDE + "counts")

@@ -17,10 +17,11 @@ import httpx
 import numpy as np
 import openai
 import pytest
-from support.gateway.stage import TOKEN, Picture, Place, await_engine, await_scores, events, picture, until
+from support.gateway.stage import TOKEN, Picture, Place, await_engine, await_scores, events, picture
 from support.vllm import reference
 from support.vllm.bed import Configuration, Served, free_port
 from support.vllm.pool import Engines, short_directory
+from support.waiting import until
 
 from actscope.engines.builtin import NAME, model_path, probes_path
 from actscope.probes import load_probes
@@ -99,7 +100,9 @@ def check(found: Picture, *, whole_prompt: bool = True) -> None:
             letter = found.states[position, probe.id]
             assert letter in "cm", (position, probe.id)
             if letter == "c":
-                np.testing.assert_allclose(found.cells[position, probe.id], expected[position], atol=TOLERANCE)
+                cell = found.cells[position, probe.id]
+                assert cell is not None
+                np.testing.assert_allclose(cell, expected[position], atol=TOLERANCE)
 
 
 def test_a_streamed_chat_has_its_scores(client: openai.OpenAI, place: Place) -> None:
@@ -213,7 +216,7 @@ def test_a_probe_put_through_the_gateway_scores_the_next_request(client: openai.
     assert {cell for (_, probe), cell in found.cells.items() if probe == "seven" and cell is not None} == {7.0}
 
 
-def test_a_request_is_kept_by_a_mark_and_by_its_own_wish(client: openai.OpenAI, place: Place) -> None:
+def test_a_request_is_kept_by_a_mark_and_by_its_own_option(client: openai.OpenAI, place: Place) -> None:
     options: Any = {"model": place.model, "prompt": "Once upon a time", "max_tokens": 4, "temperature": 0}
     marked = picture([dumped(client.completions.create(**options, extra_body=SCORES))])
     with place.client() as raw:

@@ -51,7 +51,7 @@ def answered(model: Callable[[str], Path], engines: Engines) -> Iterator[Answere
     }
     engine = engines.start(Offline, Configuration(model("llama"), environment=environment))
     ring = Ring(card(engine))
-    done = {}
+    done: dict[str, Any] = {}
     options: list[tuple[str, Any]] = [
         (SIMPLE, None),
         (YES, {"rows": True}),
@@ -91,8 +91,8 @@ def test_a_selection_gives_just_these_sites(answered: Answered) -> None:
     assert found == {site: 23 if site in (mixed.STREAM[1], mixed.STREAM[3]) else 0 for site in mixed.STREAM}
 
 
-def test_who_does_not_ask_leaves_no_rows(answered: Answered) -> None:
-    """Without options, with `rows: false`, even in the sample, and with unreadable options: no row, but all scores."""
+def test_requests_that_do_not_ask_leave_no_rows(answered: Answered) -> None:
+    """Requests without options, with `rows: false` (even in the sample) or with unreadable options have scores and no rows."""
     for id in (SIMPLE, NO, SAMPLED_NO, BROKEN):
         assert id not in answered.recording.requests or len(answered.recording.labels(id)) == 0
         assert len(answered.seen[id].rows) == 87

@@ -8,9 +8,11 @@ from typing import Literal
 
 import numpy as np
 import pytest
-from engines.vllm.conftest import ALL, Engines
+from engines.vllm.conftest import ALL
 from support.vllm import mixed
 from support.vllm.bed import Configuration
+from support.vllm.models import WIDTH
+from support.vllm.pool import Engines
 from support.vllm.reading import Reading
 
 from actscope.errors import SettingsError, SiteError
@@ -109,8 +111,8 @@ def test_pieces_that_cannot_be_read_are_refused(llama: Reading) -> None:
         with pytest.raises(AssertionError, match=f"RequestRefused: text 7, piece 1: {words}"):
             llama.read([Piece(7, 1, np.array(ids, np.int32), np.ones(len(ids), bool))])
     rows, labels, _ = llama.read([Piece(0, 0, np.array([1, 2, 3], np.int32), ~wanted)])
-    assert len(labels) == 0 and rows["embed"].shape == (0, mixed.WIDTH)
-    assert llama.read([])[0]["embed"].shape == (0, mixed.WIDTH)
+    assert len(labels) == 0 and rows["embed"].shape == (0, WIDTH)
+    assert llama.read([])[0]["embed"].shape == (0, WIDTH)
 
 
 def test_nothing_is_left_when_it_is_closed(llama: Reading) -> None:
@@ -132,7 +134,7 @@ def test_a_model_is_read_to_the_end_of_its_context_in_another_dtype(
         "vllm",
         list(NAMES),
         "bfloat16",
-        mixed.WIDTH,
+        WIDTH,
     )
     given = pieces([1024, 10, 300, 7])
     rows, labels, computed = reading.read(given)

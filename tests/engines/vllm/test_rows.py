@@ -4,19 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
-from engines.vllm.conftest import ALL, Engines, short_directory
+from engines.vllm.conftest import ALL
 from support.vllm import mixed
 from support.vllm.bed import Configuration, Offline
 from support.vllm.models import LAYERS
+from support.vllm.pool import Engines, short_directory
 from support.vllm.watching import write_probes
 
 from actscope.frames import RowFlag
 
 PROBES = mixed.draw_probes()
 CHOSEN = ("llama v1 compiled", "llama v2 eager", "gemma2 v1 compiled", "gpt2 v2 eager")
-WAYS = {
+WAYS: dict[str, tuple[str, Any]] = {
     f"{name} {way}": (name, {"runner": way.split()[0], "compile": way.split()[1]})
     for name in ("llama", "qwen3", "gemma2", "gpt2")
     for way in ("v1 eager", "v1 compiled", "v2 eager")

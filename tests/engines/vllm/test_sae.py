@@ -8,10 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from engines.vllm.conftest import ALL, Engines, short_directory
+from engines.vllm.conftest import ALL
 from safetensors.numpy import save_file
 from support.vllm import mixed, reference
 from support.vllm.bed import Configuration, Offline
+from support.vllm.pool import Engines, short_directory
 from support.vllm.watching import Control, Ring, Seen, card
 
 from actscope.frames import RowFlag

@@ -100,7 +100,7 @@ def test_variables_of_older_tools_are_understood(configured: dict[str, dict[str,
 
 
 def test_the_settings_of_other_plugins_stay(configured: dict[str, dict[str, Any]]) -> None:
-    """`additional_config` is not ours alone."""
+    """Entries of other plugins in `additional_config` are left as they are."""
     found = configured["others' settings"]["additional"]
     assert found["another"] == {"plugin": 1} and found["actscope"]["sites"] == "all"
 
@@ -169,7 +169,7 @@ def worker_of(**changes: Any) -> Any:
     ],
 )
 def test_what_would_make_labels_uncertain_is_refused(changes: dict[str, Any], words: str) -> None:
-    """The error names it; `watch` logs it and leaves the engine alone."""
+    """The error names the feature; with `watch` it is logged and the engine runs without actscope."""
     from actscope.engines.vllm.plugin import place_of
 
     with pytest.raises(EngineError, match=words):

@@ -19,7 +19,8 @@ from support.vllm import mixed
 from support.vllm.bed import Configuration, Served
 from support.vllm.models import LAYERS, WIDTH, make_model
 from support.vllm.pool import Engines, short_directory
-from support.vllm.watching import Control, Ring, cards, external, recording_of, until
+from support.vllm.watching import Control, Ring, cards, external, recording_of
+from support.waiting import until
 
 from actscope.frames import RowFlag
 from actscope.probes import Probe
@@ -114,7 +115,11 @@ def through_the_gateway(place: Place) -> tuple[Picture, Picture]:
 
 def watch(engine: Served, record: Path) -> Watched:
     """The whole run, to the engine's end."""
-    found = until(lambda: len(some := cards(engine)) == 2 and some, f"a card of each stage\n{engine.log[-3000:]}")
+    found = until(
+        lambda: some if len(some := cards(engine)) == 2 else [],
+        60,
+        what=f"a card of each stage\n{engine.log[-3000:]}",
+    )
     controls, rings = [Control(card) for card in found], [Ring(card) for card in found]
     tables = [control.table() for control in controls]
     refused = refusals(controls)
@@ -140,7 +145,7 @@ def _end(engine: Served, records: Sequence[Path]) -> list[Recording]:
     """End it as a terminal does; its sidecars are given the time to finish their recordings."""
     engine.ask_to_end()
     engine.process.wait(60)
-    until(lambda: all(Recording.open(record).complete for record in records), "finished recordings")
+    until(lambda: all(Recording.open(record).complete for record in records), 60, what="finished recordings")
     engine.close()
     return [recording_of(record) for record in records]
 
@@ -184,7 +189,7 @@ def test_a_probe_at_a_site_of_the_other_stage_is_refused(watched: Watched) -> No
     assert watched.refused == [(400, "site_elsewhere")] * 2
 
 
-def test_both_stages_tell_the_same_rows(watched: Watched) -> None:
+def test_both_stages_publish_the_same_rows(watched: Watched) -> None:
     """The same requests under the same ids, their positions, tokens and flags in the same passes."""
     first, second = (stage.seen for stage in watched.stages)
     assert first.keys() == second.keys()

@@ -10,11 +10,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from engines.vllm.conftest import ALL, Engines, short_directory
+from engines.vllm.conftest import ALL
 from engines.vllm.test_rows import PROBES, recording_all
 from safetensors.torch import load_file, save_file
 from support.vllm import mixed
 from support.vllm.bed import Configuration, Offline
+from support.vllm.pool import Engines, short_directory
 
 from actscope.frames import RowFlag
 from actscope.probes.score import activate
@@ -89,7 +90,7 @@ def drive_drafts(driver: mixed.Driver) -> None:
     driver.drain()
 
 
-def test_drafts_in_vain_are_flagged_and_all_others_are_right(run: Callable[..., mixed.Ran]) -> None:
+def test_rejected_drafts_are_flagged_and_all_other_rows_are_right(run: Callable[..., mixed.Ran]) -> None:
     """N-gram speculation: the first rejected token of a pass is not the text's, and every accepted row is the reference's.
 
     V1 only: the V2 runner's n-gram kernel does not run in Triton's interpreter, with us or without.

@@ -45,7 +45,7 @@ def test_long_prefixes_come_in_pieces() -> None:
 
 
 def test_a_slot_that_holds_another_position_is_not_used() -> None:
-    """Blocks in another order are another text."""
+    """Blocks in another order hold another text, so no score is found."""
     assert list(filled().find(RequestState("r", n_prompt=9, blocks=[4, 2]), 0, 8, 100)) == []
     assert list(filled().find(RequestState("r", n_prompt=9, blocks=[0, 1]), 0, 8, 100)) == []
 
@@ -59,7 +59,7 @@ def test_a_column_knows_nothing_from_before_its_probe() -> None:
 
 
 def test_what_was_found_does_not_change_what_is_kept() -> None:
-    """NaN for one reader is no NaN for the next."""
+    """A NaN set for one reader does not change what the next one finds."""
     prefix = filled()
     prefix.since = np.array([4, 4])
     list(prefix.find(RequestState("r", n_prompt=9, blocks=[2, 4]), 0, 8, 100))
@@ -68,7 +68,7 @@ def test_what_was_found_does_not_change_what_is_kept() -> None:
     assert not np.isnan(scores).any()
 
 
-def test_drafts_in_vain_and_slots_that_are_none_are_not_kept() -> None:
+def test_rejected_drafts_and_invalid_slots_are_not_kept() -> None:
     """A slot of -1, one outside the cache, and a rejected row leave everything as it was."""
     prefix = filled()
     before = [piece[1].tolist() for piece in prefix.find(RequestState("r", n_prompt=9, blocks=[2, 4]), 0, 8, 100)]

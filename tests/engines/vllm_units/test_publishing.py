@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from random import Random
+from typing import Any
 
 import numpy as np
 import pytest
@@ -85,7 +86,7 @@ def test_no_position_of_a_text_is_left_out(seed: int, prompts: list[list[int]], 
     random = Random(seed)
     scheduler = Scheduler(random, n_blocks=n_blocks, resumed_as_new=as_new)
     watched, ring = publisher(scheduler)
-    delivered: dict[str, dict[int, tuple[int, ...]]] = defaultdict(dict)
+    delivered: dict[str, dict[int, int]] = defaultdict(dict)
 
     def see(one: Pass) -> None:
         before = len(ring.steps)
@@ -140,7 +141,7 @@ def test_raw_rows_are_those_of_the_requests_that_want_them(seed: int, prompts: l
     watched = Publisher(ListSink(), rows_ring, None, ["layers.0.resid_post"], [0], buffers(kept=[0]))  # type: ignore[arg-type]
     begun: set[str] = set()
     ended: set[str] = set()
-    expected = []
+    expected: list[tuple[Any, ...]] = []
 
     def wants(request: str) -> bool:
         return int(request[1:].split("-")[0]) % 2 == 0
@@ -192,7 +193,7 @@ def test_counts_are_exact_when_passes_are_dropped(seed: int, prompts: list[list[
     assert counts.rows + counts.dropped_rows == rows and counts.uncertain_rows == 0
 
 
-def test_a_draft_in_vain_behind_the_last_token_ends_nothing() -> None:
+def test_a_rejected_draft_behind_the_last_token_ends_nothing() -> None:
     """Only an accepted token where the answer must end makes what follows be after the end."""
     register = Register()
     register.add(RequestState("r", n_prompt=2, limit=5))
@@ -210,7 +211,7 @@ def test_a_draft_in_vain_behind_the_last_token_ends_nothing() -> None:
 
 
 def test_rows_of_unknown_requests_and_of_broken_positions_are_left_out_and_counted() -> None:
-    """Nothing is labelled by guesswork: the others' rows keep their scores."""
+    """Only these rows are left out and counted; the others keep their scores."""
     register = Register()
     for name in ("good", "broken"):
         register.add(RequestState(name, n_prompt=4))

@@ -32,7 +32,9 @@ def model_of(architecture: str) -> Any:
         num_attention_heads=4,
         max_position_embeddings=512,
     )
-    return BertForMaskedLM(config).eval().requires_grad_(False)
+    model = BertForMaskedLM(config)
+    model.eval()  # type: ignore[no-untyped-call]
+    return model.requires_grad_(False)
 
 
 class MemoryRecorder:

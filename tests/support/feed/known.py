@@ -42,7 +42,9 @@ class Known:
 
 def _keys(labels: np.ndarray) -> np.ndarray:
     """One number for each place: texts and pieces of the tests are few and short."""
-    return (labels["text"] << np.uint64(32)) | (labels["piece"].astype(np.uint64) << np.uint64(16)) | labels["position"]
+    texts, pieces = labels["text"] << np.uint64(32), labels["piece"].astype(np.uint64) << np.uint64(16)
+    found: np.ndarray = texts | pieces | labels["position"]
+    return found
 
 
 def known(texts: int, context: int, layers: Sequence[int]) -> Known:

@@ -9,8 +9,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from typing import Any
 import httpx
 import numpy as np
 from support.gateway.scripted import score
+from support.waiting import until
 
 TOKEN = "token-of-the-tests"
 
@@ -131,15 +131,6 @@ class Stage:
     def _first_line(process: subprocess.Popen[str]) -> str:
         assert process.stdout is not None
         return process.stdout.readline()
-
-
-def until(condition: Callable[[], Any], seconds: float = 10.0) -> Any:
-    """The first true value of `condition`; fails when the time has run out."""
-    deadline = time.monotonic() + seconds
-    while not (found := condition()):
-        assert time.monotonic() < deadline, "the state that was waited for did not come"
-        time.sleep(0.005)
-    return found
 
 
 def await_engine(place: Place) -> None:

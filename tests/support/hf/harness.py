@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -72,7 +72,7 @@ class Harness:
         with self._changed:
             assert self._changed.wait_for(lambda: all(map(self._ended, names)), timeout_s), dict(self.outputs)
 
-    def run(self, prompts: dict[str, Sequence[int]], **sampling: Any) -> None:
+    def run(self, prompts: Mapping[str, Sequence[int]], **sampling: Any) -> None:
         for name, prompt in prompts.items():
             self.submit(name, prompt, **sampling)
         self.wait_end(*prompts)

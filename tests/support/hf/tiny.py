@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
@@ -20,7 +22,7 @@ from actscope.engines.hf.loading import LoadedModel, adopt
 
 VOCABULARY = 258
 ARCHITECTURES = ("llama", "gpt2", "qwen2", "gemma2")
-_SMALL = dict(
+_SMALL: dict[str, Any] = dict(
     vocab_size=VOCABULARY, hidden_size=64, intermediate_size=96, num_hidden_layers=4, num_attention_heads=4,
     num_key_value_heads=2, max_position_embeddings=512, bos_token_id=256, eos_token_id=257,
 )  # fmt: skip
@@ -32,7 +34,7 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
     tokenizer = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(alphabet)}, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>")
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>")  # type: ignore[no-untyped-call]
     fast.chat_template = "{% for m in messages %}<s>{{ m.role }}: {{ m.content }}\n{% endfor %}"
     return fast
 
@@ -40,6 +42,7 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
 def tiny(architecture: str, dtype: torch.dtype = torch.float32) -> LoadedModel:
     """A seeded random model of 4 layers and width 64."""
     torch.manual_seed(0)
+    model: Any  # its `to` is typed without arguments
     if architecture == "llama":
         model = LlamaForCausalLM(LlamaConfig(**_SMALL))
     elif architecture == "qwen2":

@@ -59,7 +59,7 @@ def record(truth: Truth, path: Path, codec: str = "shuffle_zstd", **model: objec
     spec = RecordingSpec(truth.sites, codec=codec, model=facts)
     tokenizer = byte_tokenizer()
     with Recorder.create(path, spec, PipelineOptions(block_bytes=1 << 14)) as recorder:
-        recorder.texts = lambda ids: [tokenizer.decode([i]) for i in ids]
+        recorder.texts = lambda ids: [str(tokenizer.decode([i])) for i in ids]
         for step, frames in truth.steps:
             recorder.write(step, [Frame(f.site, f.rows.clone()) for f in frames])
     return path

@@ -11,8 +11,9 @@ from typing import Any
 
 import httpx
 import numpy as np
-from support.gateway.stage import Picture, until
+from support.gateway.stage import Picture
 from support.recordings.made import frames_of, step_of
+from support.waiting import until
 
 from actscope.cli.common import options
 from actscope.cli.replay import steps_taken
@@ -103,7 +104,7 @@ def token_by_token(request: str, n: int, *, n_prompt: int = 4, first_number: int
 def probe(name: str, site: str = SITES[0], d: int = 8, **info: Any) -> Probe:
     """A random direction that nobody knew of when the recording was made."""
     weight = np.random.default_rng(sum(name.encode())).standard_normal(d).astype(np.float32)
-    given = {"activation": "identity", "bias": 0.25, "range": (-4.0, 4.0)} | info
+    given: dict[str, Any] = {"activation": "identity", "bias": 0.25, "range": (-4.0, 4.0)} | info
     return Probe(ProbeInfo(id=name, site=site, **given), weight)
 
 

@@ -10,7 +10,9 @@ import ctypes
 import errno
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from support.store.parts import CHANNELS, files, put, readable
 
@@ -61,7 +63,8 @@ def after_poison(store: Store) -> None:
     """Nothing more is accepted, what was acknowledged still counts."""
     written = store.written
     store.wait_written(written, 1)
-    for attempt in (lambda: put(store, COUNT + 1), lambda: store.sync(1)):
+    attempts: tuple[Callable[[], object], ...] = (lambda: put(store, COUNT + 1), lambda: store.sync(1))
+    for attempt in attempts:
         try:
             attempt()
         except RecordingPoisoned as error:
@@ -152,7 +155,8 @@ def main() -> None:
     """Strike call 1, 2, 3 ... until there is none left to strike."""
     directory, mode, error = Path(sys.argv[1]), sys.argv[2], getattr(errno, sys.argv[3])
     step = int(sys.argv[5])
-    options = StoreOptions(direct=sys.argv[4], segment_bytes=1 << 14, buffer_bytes=1 << 14, commit_seconds=60)
+    direct: Any = sys.argv[4]
+    options = StoreOptions(direct=direct, segment_bytes=1 << 14, buffer_bytes=1 << 14, commit_seconds=60)
     whole = crashed(directory / "whole", options, mode == "salvage") if mode in ("recover", "salvage") else directory
     nth, more = 1, True
     while more:

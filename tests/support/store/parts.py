@@ -6,12 +6,14 @@ import os
 import random
 import shutil
 from pathlib import Path
+from typing import Literal
 
 from actscope.errors import RecordingDamaged
 from actscope.store import KEY_BYTES, Store, StoreOptions, StoreReader
 
 #: how many cycles a heavy test makes when asked for the full count
 CYCLES = int(os.environ.get("ACTSCOPE_TEST_CYCLES", "0"))
+Direct = Literal["auto", "yes", "no"]
 CHANNELS = ["rows", "ledger"]
 BUFFERED = StoreOptions(direct="no", preallocate=False, buffer_bytes=1 << 16, commit_seconds=60)
 

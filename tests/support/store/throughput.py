@@ -13,6 +13,7 @@ import statistics
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -43,7 +44,7 @@ def raw(directory: Path, size: int) -> float:
 def ours(directory: Path, size: int) -> float:
     """Bytes of bodies per second through the store, from the first append until all is durable."""
     path = directory / "store"
-    bodies = [np.frombuffer(os.urandom(BODY), np.uint8) for _ in range(8)]
+    bodies: list[Any] = [np.frombuffer(os.urandom(BODY), np.uint8) for _ in range(8)]
     with Store.create(path, manifest={}, channels=["rows"], options=StoreOptions()) as store:
         began = time.perf_counter()
         for index in range(size // BODY):

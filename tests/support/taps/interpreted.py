@@ -55,7 +55,7 @@ def operands(
 
 def both(given: dict[str, Any], tolerance: float = 1e-6) -> None:
     """Run kernels and reference on every site of equal operands, and compare all that they write but the spare column."""
-    expected = {name: None if tensor is None else tensor.clone() for name, tensor in given.items()}
+    expected: dict[str, Any] = {name: None if tensor is None else tensor.clone() for name, tensor in given.items()}
     for site in range(len(given["fired"])):
         with np.errstate(all="ignore"):
             kernels.tap_cuda(**given, site=site)

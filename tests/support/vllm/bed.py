@@ -103,7 +103,7 @@ class Configuration:
         return [str(HERE / folder) for folder, wanted in folders.items() if wanted] + [str(HERE.parent.parent)]
 
     def _switches(self) -> dict[str, str]:
-        switches = {}
+        switches: dict[str, str] = {}
         if not self.plugin:
             switches |= {"VLLM_PLUGINS": "forced_async" if self.async_scheduling else ""}
         if self.compile == "traced":

@@ -94,7 +94,7 @@ class Driver:
         self.greedy: set[str] = set()
         self._prompts: dict[str, list[int]] = {}
 
-    def add(self, id: str, prompt: Sequence[int], **params: object) -> None:
+    def add(self, id: str, prompt: Sequence[int], **params: Any) -> None:
         self._prompts[id] = list(prompt)
         if not params.get("temperature") and "allowed_token_ids" not in params:
             self.greedy.add(id)

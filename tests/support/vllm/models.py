@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -30,12 +31,12 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}<s>assistant: {% endif %}"
 )
 #: vLLM's attention on CPU takes heads of 32 and up. Weights are drawn wide, so that greedy tokens differ and are no near ties.
-_SIZES = dict(
+_SIZES: dict[str, Any] = dict(
     vocab_size=VOCABULARY, hidden_size=WIDTH, intermediate_size=192, num_hidden_layers=LAYERS, num_attention_heads=4,
     num_key_value_heads=2, head_dim=32, max_position_embeddings=1024, bos_token_id=0, eos_token_id=1, pad_token_id=1,
     initializer_range=0.15,
 )  # fmt: skip
-_GPT2 = dict(
+_GPT2: dict[str, Any] = dict(
     vocab_size=VOCABULARY, n_embd=WIDTH, n_layer=LAYERS, n_head=4, n_positions=1024, bos_token_id=0, eos_token_id=1,
     pad_token_id=1, initializer_range=0.15,
 )  # fmt: skip
@@ -52,7 +53,7 @@ def make_model(name: str, directory: Path) -> Path:
     path = directory / name
     if not (path / "tokenizer.json").exists():
         torch.manual_seed(0)
-        model = AutoModelForCausalLM.from_config(CONFIGURATIONS[name]()).float()
+        model = AutoModelForCausalLM.from_config(CONFIGURATIONS[name]()).float()  # type: ignore[no-untyped-call]
         if (
             name == "gemma2"
         ):  # its embeddings are also its head, and scaled up: as drawn, a token only ever chose itself
@@ -74,7 +75,7 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
         show_progress=False,
     )
     tokenizer.train_from_iterator((text.text for text in labelled(300)), trainer)
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="</s>")
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="</s>")  # type: ignore[no-untyped-call]
     fast.chat_template = CHAT_TEMPLATE
     return fast
 

@@ -32,7 +32,9 @@ class Engines:
         directory = short_directory()
         self._stack.callback(shutil.rmtree, directory, ignore_errors=True)
         cache = self._private_cache(directory) if own_cache else self._shared
-        return self._stack.enter_context(kind(configuration, directory, cache))
+        engine = kind(configuration, directory, cache)
+        self._stack.enter_context(engine)
+        return engine
 
     def offline(self, configuration: Configuration) -> Offline:
         """An engine of that configuration: the one that runs, emptied, when it has it; a new one otherwise."""

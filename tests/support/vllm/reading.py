@@ -49,7 +49,7 @@ class Worker:
         given = [Piece(t, n, np.array(ids, np.int32), np.array(wanted, bool)) for t, n, ids, wanted in pieces]
         rows = self.reader.read(given)
         names = {site: values.float().numpy() for site, values in rows.values.items()}
-        np.savez(into, labels=rows.labels, **names)
+        np.savez(into, allow_pickle=False, labels=rows.labels, **names)
         return self._computed() - before
 
     def lose(self, passes: int) -> None:

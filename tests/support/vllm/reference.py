@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,12 +20,13 @@ def load(path: Path) -> PreTrainedModel:
     model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
         path, dtype=torch.float32, attn_implementation="eager"
     )
-    return model.eval()
+    model.eval()  # type: ignore[no-untyped-call]
+    return model
 
 
 def blocks(model: PreTrainedModel) -> list[nn.Module]:
     """The decoder blocks in order; block n's output is the residual stream after layer n."""
-    decoder = model.get_decoder() if hasattr(model.base_model, "layers") else model.base_model
+    decoder: Any = model.get_decoder() if hasattr(model.base_model, "layers") else model.base_model  # type: ignore[no-untyped-call]
     layers = decoder.layers if hasattr(decoder, "layers") else decoder.h
     return list(layers)
 

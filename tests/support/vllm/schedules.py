@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from random import Random
+from typing import Any
 
 import numpy as np
 
@@ -103,7 +104,8 @@ class Scheduler:
     def step(self, fired: np.ndarray) -> Pass:
         """Schedule and "compute" one pass; the taps fire once each."""
         ended, self._ended = self._ended, []
-        left, chosen, begun, blocks, cached = self._budget, [], [], [], {}
+        left, begun, blocks, cached = self._budget, [], [], {}
+        chosen: list[Any] = []
         for request in list(self.running):
             if request not in self.running:
                 continue

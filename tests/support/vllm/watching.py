@@ -6,15 +6,15 @@ import http.client
 import json
 import re
 import socket
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import msgspec
 import numpy as np
 from support.vllm.bed import EngineProcess
+from support.waiting import until
 
 from actscope.frames import RowFlag, SpanFlag
 from actscope.probes import Probe, save_probe
@@ -26,17 +26,6 @@ ROW = np.dtype([("position", "<i8"), ("token_id", "<i4"), ("flags", "<u4"), ("ge
 _ENGINE_ID = re.compile(r"(?:(?P<choice>\d+)_)?(?P<external>.*)-[0-9a-f]{8}")
 _PATIENCE_S = 60.0
 
-T = TypeVar("T")
-
-
-def until(look: Callable[[], T], what: str, seconds: float = _PATIENCE_S) -> T:
-    """The first true answer of `look`: what other processes do is known only by looking again."""
-    end = time.monotonic() + seconds
-    while not (found := look()):
-        assert time.monotonic() < end, f"{what}: not within {seconds:.0f} s"
-        time.sleep(0.02)
-    return found
-
 
 def cards(engine: EngineProcess) -> list[EngineCard]:
     """The cards in the engine's runtime directory, in the order of pipeline stages."""
@@ -47,7 +36,7 @@ def cards(engine: EngineProcess) -> list[EngineCard]:
 
 def card(engine: EngineProcess) -> EngineCard:
     """The one card of an engine, when its sidecar has published it."""
-    return until(lambda: cards(engine), f"a card of the engine\n{engine.log[-3000:]}")[0]
+    return until(lambda: cards(engine), _PATIENCE_S, what=f"a card of the engine\n{engine.log[-3000:]}")[0]
 
 
 class _UnixConnection(http.client.HTTPConnection):
@@ -118,12 +107,14 @@ class Seen:
 
     def having(self, flag: RowFlag) -> np.ndarray:
         """Which rows have the flag: bool [n]."""
-        return (self.rows["flags"] & int(flag)) != 0
+        found: np.ndarray = (self.rows["flags"] & int(flag)) != 0
+        return found
 
     @property
     def kept(self) -> np.ndarray:
         """Which rows stand for a token of the text: neither drafts in vain nor after the end. bool [n]."""
-        return ~(self.having(RowFlag.REJECTED) | self.having(RowFlag.AFTER_EOS))
+        found: np.ndarray = ~(self.having(RowFlag.REJECTED) | self.having(RowFlag.AFTER_EOS))
+        return found
 
 
 @dataclass

@@ -50,7 +50,9 @@ class Worker:
 
         words: Any = prompt if isinstance(prompt, str) else {"prompt_token_ids": prompt}
         adapter = LoRARequest("adapter", 1, lora) if lora else None
-        return self.engine.add_request(id, words, SamplingParams(**params), lora_request=adapter, priority=priority)
+        sampling = SamplingParams(**params)
+        engine_id: str = self.engine.add_request(id, words, sampling, lora_request=adapter, priority=priority)
+        return engine_id
 
     def step(self, n: int = 1) -> list[list[dict[str, Any]]]:
         """Up to `n` steps; per step the outputs of the requests that got a token."""

@@ -8,12 +8,12 @@ from typing import Any
 from triton.backends.compiler import BaseBackend, GPUTarget
 
 
-class CpuBackend(BaseBackend):
+class CpuBackend(BaseBackend):  # type: ignore[misc]  # triton is not typed
     """Compiles nothing."""
 
     @staticmethod
     def supports_target(target: GPUTarget) -> bool:
-        return target.backend == "cpu"
+        return bool(target.backend == "cpu")
 
     def hash(self) -> str:
         return "interpreted"

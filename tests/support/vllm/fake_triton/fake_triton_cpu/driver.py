@@ -8,7 +8,7 @@ from triton.backends.compiler import GPUTarget
 from triton.backends.driver import DriverBase
 
 
-class CpuDriver(DriverBase):
+class CpuDriver(DriverBase):  # type: ignore[misc]  # triton is not typed
     """Says that it is active; the interpreter does the work."""
 
     def __init__(self) -> None:

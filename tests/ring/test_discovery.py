@@ -6,16 +6,19 @@ import json
 import os
 import secrets
 import signal
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
+from ring.conftest import Child, MakeRing
+from support.ring.reading import said
 
 from actscope.errors import RingError
 from actscope.ring import discovery
 from actscope.ring.host import RingReader, RingSpec, RingWriter
 from actscope.ring.segment import SHM_DIR, segment_path
-from actscope.runtime import directory
 from actscope.runtime.boot import boot_id
 from actscope.runtime.directory import runtime_dir
 from actscope.runtime.private_files import publish_private
@@ -49,7 +52,7 @@ def a_card(**changed: object) -> discovery.EngineCard:
     return msgspec.structs.replace(card, **changed)
 
 
-def test_a_card_is_private_and_is_read_back_as_it_was(runtime):
+def test_a_card_is_private_and_is_read_back_as_it_was(runtime: Path) -> None:
     card = a_card()
     path = discovery.publish_card(card)
     assert path == runtime / f"engine-{card.id}.json" and path.stat().st_mode & 0o777 == 0o600
@@ -57,7 +60,7 @@ def test_a_card_is_private_and_is_read_back_as_it_was(runtime):
     assert discovery.read_cards() == [card] and [p.name for p in runtime.iterdir()] == [path.name]
 
 
-def test_cards_come_newest_first_and_only_of_processes_that_live(runtime):
+def test_cards_come_newest_first_and_only_of_processes_that_live(runtime: Path) -> None:
     old, new = a_card(started_ns=1), a_card(started_ns=2)
     dead = [a_card(pid_start=1), a_card(boot_id="another boot"), a_card(pid=2**22 + 1)]
     for card in (old, new, *dead):
@@ -65,7 +68,7 @@ def test_cards_come_newest_first_and_only_of_processes_that_live(runtime):
     assert discovery.read_cards() == [new, old]
 
 
-BAD_CARDS = {
+BAD_CARDS: dict[str, Callable[[dict[str, Any]], bytes]] = {
     "not json": lambda c: b"{",
     "not utf-8": lambda c: b'{"id": "\xff"}',
     "field missing": lambda c: json.dumps({k: v for k, v in c.items() if k != "ring"}).encode(),
@@ -83,7 +86,9 @@ BAD_CARDS = {
 
 
 @pytest.mark.parametrize("bad", BAD_CARDS)
-def test_a_malformed_card_is_left_out_and_does_not_hide_the_others(runtime, bad, caplog):
+def test_a_malformed_card_is_left_out_and_does_not_hide_the_others(
+    runtime: Path, bad: str, caplog: pytest.LogCaptureFixture
+) -> None:
     good, card = a_card(), a_card()
     discovery.publish_card(good)
     path = runtime / f"engine-{card.id}.json"
@@ -93,7 +98,7 @@ def test_a_malformed_card_is_left_out_and_does_not_hide_the_others(runtime, bad,
         discovery.read_card(path)
 
 
-def test_a_card_that_is_a_link_or_open_to_others_is_left_out(runtime, tmp_path):
+def test_a_card_that_is_a_link_or_open_to_others_is_left_out(runtime: Path, tmp_path: Path) -> None:
     card = a_card()
     path = discovery.publish_card(card)
     path.chmod(0o644)
@@ -104,50 +109,13 @@ def test_a_card_that_is_a_link_or_open_to_others_is_left_out(runtime, tmp_path):
     assert discovery.read_cards() == []
 
 
-def test_a_card_that_no_reader_would_accept_is_not_published(runtime):
+def test_a_card_that_no_reader_would_accept_is_not_published(runtime: Path) -> None:
     for bad in ({"ring": "/dev/sda"}, {"id": "../x"}, {"d_model": -1}):
         with pytest.raises(RingError):
             discovery.publish_card(a_card(**bad))
 
 
-def test_a_runtime_directory_that_is_a_link_is_refused(tmp_path, monkeypatch):
-    (tmp_path / "real").mkdir(mode=0o700)
-    (tmp_path / "link").symlink_to(tmp_path / "real")
-    monkeypatch.setenv("ACTSCOPE_RUNTIME_DIR", str(tmp_path / "link"))
-    with pytest.raises(RingError, match="no link"):
-        runtime_dir()
-
-
-def test_a_runtime_directory_that_others_may_enter_is_refused(runtime):
-    runtime.mkdir(mode=0o700)
-    runtime.chmod(0o750)
-    with pytest.raises(RingError, match="0700"):
-        runtime_dir()
-
-
-@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to give a directory away")
-def test_a_runtime_directory_of_someone_else_is_refused(runtime):
-    runtime.mkdir(mode=0o700)
-    os.chown(runtime, 12345, -1)
-    with pytest.raises(RingError, match="owner"):
-        runtime_dir()
-
-
-def test_a_file_in_place_of_the_runtime_directory_is_refused(runtime):
-    runtime.write_text("")
-    with pytest.raises(RingError, match="directory"):
-        runtime_dir()
-
-
-def test_the_runtime_directory_follows_the_session_and_falls_back_to_tmp(tmp_path, monkeypatch):
-    monkeypatch.delenv("ACTSCOPE_RUNTIME_DIR", raising=False)
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
-    assert runtime_dir() == tmp_path / "actscope"
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "absent"))
-    assert directory._chosen_dir() == Path(f"/tmp/actscope-{os.geteuid()}")
-
-
-def test_a_table_is_read_back_whole_and_only_by_a_proper_name(runtime):
+def test_a_table_is_read_back_whole_and_only_by_a_proper_name(runtime: Path) -> None:
     card = a_card()
     discovery.publish_table(card.id, b'{"probes": []}', 3)
     assert discovery.read_table(card.id, 3) == b'{"probes": []}'
@@ -156,7 +124,7 @@ def test_a_table_is_read_back_whole_and_only_by_a_proper_name(runtime):
             discovery.read_table(*wrong)
 
 
-def test_withdrawing_removes_all_of_one_engine_and_nothing_else(runtime, tmp_path):
+def test_withdrawing_removes_all_of_one_engine_and_nothing_else(runtime: Path, tmp_path: Path) -> None:
     other, card = a_card(), a_card(endpoint=f"unix:{tmp_path}/precious", tokenizer=str(tmp_path / "precious"))
     (tmp_path / "precious").write_text("keep")
     for one in (card, other):
@@ -176,11 +144,13 @@ def test_withdrawing_removes_all_of_one_engine_and_nothing_else(runtime, tmp_pat
     segment_path(other.ring).unlink()
 
 
-def test_sweep_removes_what_a_killed_engine_left_and_keeps_what_lives(runtime, child, make_ring):
+def test_sweep_removes_what_a_killed_engine_left_and_keeps_what_lives(
+    runtime: Path, child: Child, make_ring: MakeRing
+) -> None:
     mine, _ = make_ring()
     alive = a_card(ring=mine.name)
     engine = child("write_and_hold", 64, 16, 3)
-    ring = json.loads(engine.stdout.readline())["name"]
+    ring = said(engine)["name"]
     killed = a_card(pid=engine.pid, pid_start=process_start(engine.pid), ring=ring)
     for card in (alive, killed):
         discovery.publish_card(card)
@@ -200,9 +170,9 @@ def test_sweep_removes_what_a_killed_engine_left_and_keeps_what_lives(runtime, c
     RingReader.attach(mine.name).close()
 
 
-def test_sweep_removes_a_segment_without_a_card_whose_writer_was_killed(runtime, child):
+def test_sweep_removes_a_segment_without_a_card_whose_writer_was_killed(runtime: Path, child: Child) -> None:
     engine = child("write_and_hold", 64, 16, 3)
-    ring = json.loads(engine.stdout.readline())["name"]
+    ring = said(engine)["name"]
     os.kill(engine.pid, signal.SIGKILL)  # a zombie counts as dead: nobody has waited for it yet
     reader = RingReader.attach(ring, from_oldest=True)
     while reader.writer_alive():
@@ -213,7 +183,7 @@ def test_sweep_removes_a_segment_without_a_card_whose_writer_was_killed(runtime,
     reader.close()
 
 
-def test_sweep_leaves_young_orphans_and_removes_old_ones(runtime):
+def test_sweep_leaves_young_orphans_and_removes_old_ones(runtime: Path) -> None:
     runtime_dir()
     orphan = runtime / f"probes-{secrets.token_hex(8)}-0.json"
     temporary = runtime / f".engine-{secrets.token_hex(8)}.json.{secrets.token_hex(8)}.tmp"
@@ -228,8 +198,8 @@ def test_sweep_leaves_young_orphans_and_removes_old_ones(runtime):
     assert not orphan.exists() and not temporary.exists() and not empty.exists()
 
 
-def test_sweep_leaves_a_ring_of_another_container_alone(runtime, monkeypatch):
-    """Its pid means nothing here: its number may be anyone's, or nobody's."""
+def test_sweep_leaves_a_ring_of_another_container_alone(runtime: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its pid belongs to another namespace, so here it may be unused or another process."""
     monkeypatch.setattr("actscope.ring.segment.Process.current", lambda: Process(2**22 + 1, 1, 42))
     writer = RingWriter.create(RingSpec(8, 4, 4, 4))
     card = a_card(pid=2**22 + 1, ring=writer.name)
@@ -240,9 +210,3 @@ def test_sweep_leaves_a_ring_of_another_container_alone(runtime, monkeypatch):
     assert reader.writer_alive()  # its heartbeat is fresh
     writer.close()
     reader.close()
-
-
-def test_a_process_is_told_from_a_later_one_with_the_same_number():
-    me = Process.current()
-    assert me.alive() and not Process(me.pid, me.start + 1, me.namespace).alive()
-    assert process_start(2**22 + 1) is None

@@ -1,4 +1,4 @@
-"""Crews of processes and of Ray actors: the same bytes as in this process, also when a worker is killed in the middle."""
+"""Worker processes and Ray actors produce the same bytes as this process, also when one is killed in the middle."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from support.harvest.cluster import RayCluster
 from support.harvest.workers import SETTINGS, crew, quiet, settings
+from support.waiting import until
 
 from actscope.errors import EngineError, MissingExtra, SettingsError
 from actscope.harvest.driver import harvest
@@ -51,9 +51,7 @@ def kill_one(when: Callable[[], bool], whom: Callable[[], list[int]]) -> threadi
     """Kill one of `whom` with SIGKILL, as soon as `when`."""
 
     def wait_and_kill() -> None:
-        until = time.monotonic() + 120
-        while not when() and time.monotonic() < until:
-            time.sleep(0.02)
+        until(when, 120)
         os.kill(whom()[0], signal.SIGKILL)
 
     thread = threading.Thread(target=wait_and_kill, daemon=True)
@@ -81,9 +79,7 @@ def test_ctrl_c_ends_with_130_and_the_same_command_goes_on(tmp_path: Path, whole
     """SIGINT in the middle: exit code 130, a word on how to go on, no process left; then the command finishes the work."""
     out = tmp_path / "rows"
     first = subprocess.Popen(command(out), stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    while committed(out) < 3:
-        assert first.poll() is None
-        time.sleep(0.02)
+    until(lambda: committed(out) >= 3 or first.poll() is not None, 60)
     first.send_signal(signal.SIGINT)
     _, said = first.communicate(timeout=60)
     assert first.returncode == 130 and "the same command goes on" in said and "Traceback" not in said

@@ -1,4 +1,4 @@
-"""Who gets which rows, and when a window is filled again: the rules, without memory or processes."""
+"""The allocator's rules without memory or processes: which rows a claim gets, and when a window is filled again."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_a_claim_gets_all_or_nothing() -> None:
 
 
 def test_a_window_that_is_held_is_not_filled_again() -> None:
-    """A window is free only when every group has had it and nobody holds any of it."""
+    """A window is free only when every group has been served it and no grant holds any of it."""
     buffer = WindowAllocator(windows=2, window_rows=10)
     filled(buffer), filled(buffer)
     held = buffer.claim("g", 10, ME, 0.0)
@@ -88,7 +88,7 @@ def test_a_row_is_served_as_often_as_was_said() -> None:
 
 
 def test_what_a_dead_consumer_held_is_counted_and_not_served_again() -> None:
-    """At most once holds whoever crashes: abandoned rows are a number, not a second serving."""
+    """Rows of a consumer that crashed are counted as abandoned and never served again (at most once)."""
     buffer = WindowAllocator(windows=2, window_rows=10)
     filled(buffer)
     buffer.claim("g", 4, ME, 0.0)
@@ -99,7 +99,7 @@ def test_what_a_dead_consumer_held_is_counted_and_not_served_again() -> None:
 
 
 def test_a_silent_consumer_loses_its_lease_and_one_that_is_heard_keeps_it() -> None:
-    """A lease runs out so long after the last word of its owner."""
+    """A lease expires `lease_seconds` after the last sign of life of its owner."""
     buffer = WindowAllocator(windows=2, window_rows=10)
     filled(buffer)
     silent, heard = buffer.claim("g", 5, ME, 0.0, 1.0), buffer.claim("g", 5, OTHER, 0.0, 1.0)
@@ -110,8 +110,8 @@ def test_a_silent_consumer_loses_its_lease_and_one_that_is_heard_keeps_it() -> N
     assert (buffer.counts.expired_leases, buffer.counts.abandoned_rows, buffer.counts.delivered_rows) == (1, 5, 5)
 
 
-def test_nobody_releases_what_another_holds() -> None:
-    """A grant is its owner's."""
+def test_only_its_owner_releases_a_grant() -> None:
+    """Releasing another consumer's grant has no effect."""
     buffer = WindowAllocator(windows=2, window_rows=10)
     filled(buffer)
     grant = buffer.claim("g", 5, ME, 0.0)
@@ -142,7 +142,7 @@ def test_the_end_of_the_last_epoch_gives_what_is_left_and_then_says_so() -> None
     assert buffer.begin() is None
 
 
-def test_a_short_window_ends_an_epoch_and_the_next_begins_at_nought() -> None:
+def test_a_short_window_ends_an_epoch_and_the_next_begins_at_zero() -> None:
     """Positions count within an epoch."""
     buffer = WindowAllocator(windows=2, window_rows=10)
     filled(buffer, 3, epoch_over=True)
@@ -176,7 +176,7 @@ def test_a_feed_that_resumes_goes_on_with_the_very_next_row() -> None:
     assert rows_of(found) == rows_of(expected) and found.next.cursor == expected.next.cursor
 
 
-def test_a_refresh_drops_what_is_ready_and_every_group_is_told_once() -> None:
+def test_a_refresh_drops_what_is_ready_and_every_group_learns_of_it_once() -> None:
     """What was dropped is counted as missed, and said with the next grant."""
     buffer = WindowAllocator(windows=2, window_rows=10)
     filled(buffer), filled(buffer)
@@ -188,8 +188,8 @@ def test_a_refresh_drops_what_is_ready_and_every_group_is_told_once() -> None:
     assert rows_of(grants[0])[0] == (0, 2, 0, 0)
 
 
-def test_a_refresh_before_anybody_took_anything_frees_the_windows() -> None:
-    """Nobody need be there for a refresh."""
+def test_a_refresh_before_the_first_claim_frees_the_windows() -> None:
+    """A refresh works without any consumer."""
     buffer = WindowAllocator(windows=2, window_rows=10)
     filled(buffer), filled(buffer)
     assert buffer.refresh() == 20
@@ -197,7 +197,7 @@ def test_a_refresh_before_anybody_took_anything_frees_the_windows() -> None:
 
 
 def test_windows_that_are_short_do_not_stop_the_feed() -> None:
-    """Where no window can come free before a group takes what is there, it gets that, although it asked for more."""
+    """If no window can become free otherwise, a group gets the rows that are ready, although it asked for more."""
     buffer = WindowAllocator(windows=2, window_rows=100)
     filled(buffer, 30, epoch_over=True), filled(buffer, 30, epoch_over=True)
     for _ in range(6):
@@ -261,7 +261,7 @@ def test_a_position_is_what_its_text_says(text: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "1:2", "1:2:3@4", "-1:0:0", "1:2:3@4+5x", "a:b:c", "1:2:" + "9" * 40])
-def test_nonsense_is_no_position(text: str) -> None:
+def test_text_that_is_no_position_is_refused(text: str) -> None:
     """What cannot be read is refused with what was expected."""
     with pytest.raises(ValueError, match=r"seed:epoch:cursor"):
         Position.parse(text)
@@ -377,7 +377,7 @@ Feeding.TestCase.settings = hypothesis_settings(max_examples=60, stateful_step_c
 TestFeeding = Feeding.TestCase
 
 
-def test_an_extent_says_all_that_a_reader_needs() -> None:
+def test_a_row_range_says_all_that_a_reader_needs() -> None:
     """Window, generation, epoch, number, turn and stretch come with each part of a grant."""
     buffer = WindowAllocator(windows=2, window_rows=10)
     filled(buffer)

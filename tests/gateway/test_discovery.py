@@ -1,4 +1,4 @@
-"""Whose card it is: by the processes that listen at an address, else by the model; what is doubtful is said."""
+"""A card is matched by the processes that listen at an address, else by the model, with a warning where that is doubtful."""
 
 from __future__ import annotations
 
@@ -62,7 +62,9 @@ def test_data_parallel_engines_share_a_group_and_are_not_parts(cards: list[Engin
     assert [[c.id[0] for c in one] for one in engines()] == [["b"], ["a"]]
 
 
-def test_where_nothing_is_seen_the_newest_of_the_model_is_taken_and_the_doubt_is_said(cards: list[EngineCard]) -> None:
+def test_without_a_visible_listener_the_newest_card_of_the_model_is_taken_with_a_warning(
+    cards: list[EngineCard],
+) -> None:
     cards += [card("a", model="org/m", started_ns=1), card("b", model="other", started_ns=2)]
     assert [(c.id[0]) for c in at_address(ELSEWHERE, ["served", "org/m"]).cards] == ["a"]
     assert at_address(ELSEWHERE, ["served", "org/m"]).doubt == ""

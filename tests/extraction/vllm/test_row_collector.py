@@ -1,4 +1,4 @@
-"""The account of one read, without an engine: rows find their places, once."""
+"""The collector of one read puts each row into its place once; no engine is needed."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ PIECES = [piece(5, [1, 2, 3], [0, 1, 1]), piece(6, [4, 5], [1, 0])]
 
 
 def test_rows_of_chunks_and_mixed_passes_come_in_the_order_of_the_pieces() -> None:
-    """Whatever the order of the passes, with others' rows between them."""
+    """The order of passes does not matter, nor do rows of other requests between them."""
     ledger = RowCollector(PIECES, [FLOATS], torch.float32)
     ledger.take(0, step(("1", 0, [4, 5]), ("someone", 0, [9, 9]), ("0", 2, [3])), number_of)
     assert ledger.missing() == [0] and ledger.has(1)
@@ -60,7 +60,7 @@ def test_rows_of_chunks_and_mixed_passes_come_in_the_order_of_the_pieces() -> No
 
 
 def test_what_is_computed_again_is_taken_once() -> None:
-    """The first row counts, and the token sampled behind the text is nobody's."""
+    """The first row of a position is kept, and the row of the token sampled after the text is ignored."""
     ledger = RowCollector(PIECES, [FLOATS], torch.float32)
     ledger.take(0, step(("1", 0, [4, 5])), number_of)
     ledger.take(0, step(("1", 0, [4, 5, 77]), ("0", 0, [1, 2, 3]), shift=0.5), number_of)
@@ -68,7 +68,7 @@ def test_what_is_computed_again_is_taken_once() -> None:
 
 
 def test_a_row_of_another_token_is_an_error() -> None:
-    """A label that does not fit makes all others doubtful."""
+    """One label that does not fit makes all others doubtful, so the read fails."""
     ledger = RowCollector(PIECES, [FLOATS], torch.float32)
     with pytest.raises(EngineError, match="text 5, piece 0, position 1: expected a row of token 2, found one of 8"):
         ledger.take(0, step(("0", 0, [1, 8])), number_of)

@@ -92,7 +92,13 @@ def test_a_unit_whose_worker_dies_is_done_again(tmp_path: Path, whole: dict[str,
     """A worker that dies twice of a unit costs nothing but the time; nothing is there twice."""
     deaths = [1, 2, 1]
     victim = crew(tmp_path)
-    victim._dies = lambda unit: unit in deaths and (deaths.remove(unit), True)[1]
+
+    def dies(unit: int) -> bool:
+        if doomed := unit in deaths:
+            deaths.remove(unit)
+        return doomed
+
+    victim._dies = dies
     report = harvest(open_storage(str(tmp_path)), victim, quiet)
     assert report.workers_lost == 3 and sorted(victim.ran) == [0, 1, 2, 3]
     assert contents(open_storage(str(tmp_path))) == whole

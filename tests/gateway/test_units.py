@@ -1,4 +1,4 @@
-"""The parts by themselves: rendering, tokens, logs, settings, the OpenAPI document."""
+"""Units of the gateway without a server: rendering, tokens, logs, settings, the OpenAPI document."""
 
 from __future__ import annotations
 
@@ -53,10 +53,11 @@ def test_both_ways_of_rendering_agree(data: st.DataObject) -> None:
 
 @given(st.lists(st.tuples(st.integers(0, 5), st.integers(1, 6)), max_size=30), st.integers(1, 4))
 def test_rows_in_any_portions_make_the_same_log(portions: list[tuple[int, int]], per_add: int) -> None:
-    """However rows come, before or after their tokens, with holes, every position is told once and rightly."""
+    """Rows may come in any portions, before or after their tokens and with holes: each position has its own row once."""
     log = RequestLog("r", source="gateway")
     log.set_prompt([7, 8, 9])
-    rows, at = {}, 0
+    rows: set[int] = set()
+    at = 0
     for hole, n in portions:
         at += hole
         values = np.array([[p, -p] for p in range(at, at + n)], np.float32)
@@ -65,20 +66,20 @@ def test_rows_in_any_portions_make_the_same_log(portions: list[tuple[int, int]],
             log.take_row(at, int(ids[0]), values, TWO.columns, 0)
         else:
             log.take_rows(at, ids, values, TWO.columns, 0)
-        rows |= {p: p for p in range(at, at + n)}
+        rows |= set(range(at, at + n))
         at += n
     while len(log.tokens) < at + 1:
         log.add_tokens(list(range(len(log.tokens), len(log.tokens) + per_add)))
     log.finish("done", "stop")
     payload = whole(log)
-    assert len(payload["scores"]["rows"]) == log.present if "scores" in payload else True
+    assert len(payload["scores"]["rows"]) == log.present
     for position, row in enumerate(payload["scores"]["rows"]):
         assert row == ([float(position), float(-position)] if position in rows else [None, None][: len(row)])
     assert log.computed == len(rows)
 
 
 def test_answers_on_the_wire_are_those_of_the_document() -> None:
-    """What the fast path writes is what the models, and so the generated clients, expect."""
+    """What the fast path writes validates against the schemas, which generated clients use."""
     log = RequestLog("r", special=frozenset({7}))
     log.first_columns = TWO.columns
     log.set_prompt([7, 8])
@@ -86,7 +87,12 @@ def test_answers_on_the_wire_are_those_of_the_document() -> None:
     log.take_rows(0, np.array([7, 8]), np.array([[0.5, np.inf], [1, 2]], np.float32), TWO.columns, 0)
     log.finish("done", "stop")
     ActscopePayload.model_validate(whole(log), extra="forbid")
-    kinds = {"token": TokenEvent, "probe_update": ProbeUpdateEvent, "probe_final": ProbeFinalEvent, "done": DoneEvent}
+    kinds: dict[str, Any] = {
+        "token": TokenEvent,
+        "probe_update": ProbeUpdateEvent,
+        "probe_final": ProbeFinalEvent,
+        "done": DoneEvent,
+    }
     for i in range(len(log.events)):
         _, kind, data = event_bytes(log, i).decode().strip().split("\n")
         kinds[kind.removeprefix("event: ")].model_validate_json(data.removeprefix("data: "), extra="forbid")
@@ -181,9 +187,15 @@ def test_the_ring_is_read_on_after_rows_that_cannot_be_used(caplog: pytest.LogCa
 def test_the_engine_is_looked_for_again_after_any_failure(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Also one that nobody foresaw; it is logged once, and told as `no engine`."""
+    """Any exception while looking is logged once and counts as `no engine`."""
+
+    looks = 0
 
     def broken(target: str) -> None:
+        nonlocal looks
+        looks += 1
+        if looks == 3:
+            monkeypatch.setattr(discovery, "by_card", lambda target: found.set())
         raise KeyError("endpoint")
 
     monkeypatch.setattr(discovery, "by_card", broken)
@@ -191,15 +203,13 @@ def test_the_engine_is_looked_for_again_after_any_failure(
     async def run() -> None:
         followed = upstream.Upstream(GatewaySettings(discovery_seconds=0.001))
         await followed.open(Sessions(GatewaySettings()))
-        await asyncio.sleep(0.05)
-        monkeypatch.setattr(discovery, "by_card", lambda target: found.set())
         async with asyncio.timeout(5):
             await asyncio.to_thread(found.wait, 5)
         await followed.close()
 
     found = threading.Event()
     asyncio.run(run())
-    assert found.is_set()
+    assert found.is_set() and looks == 3
     assert [r.exc_info is not None for r in caplog.records] == [True]
 
 

@@ -1,4 +1,4 @@
-"""Where labels cannot be certain nothing is delivered: it is counted, told once, and the model's results are its own."""
+"""Rows whose labels are ambiguous are counted and not delivered, with one warning; the model's results do not change."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ def test_beam_search_is_not_delivered_once_it_copies_sequences(
         assert recorder.ids(request, _POST)[:5] == ids[0].tolist()
 
 
-def test_lanes_that_are_selected_keep_their_requests(model: Any, recorder: MemoryRecorder) -> None:
-    """A batch that drops and swaps lanes of its cache, as when sequences end, loses no label."""
+def test_batch_rows_that_are_selected_keep_their_requests(model: Any, recorder: MemoryRecorder) -> None:
+    """A batch that drops and swaps rows of its cache, as when sequences end, loses no label."""
     ids = torch.tensor(prompts(6, 6, 6))
     with actscope.capture(model, sites="2", recorder=recorder) as cap, torch.no_grad():
         cache = model(ids, use_cache=True).past_key_values
@@ -59,7 +59,7 @@ def test_lanes_that_are_selected_keep_their_requests(model: Any, recorder: Memor
 
 
 def test_positions_after_a_crop_are_recomputed(model: Any, recorder: MemoryRecorder) -> None:
-    """The newest computation is what a reader takes."""
+    """A reader gets the newest computation of a position."""
     ids = torch.tensor(prompts(8))
     with actscope.capture(model, sites="2", recorder=recorder), torch.no_grad():
         cache = model(ids, use_cache=True).past_key_values
@@ -103,7 +103,7 @@ def test_a_cache_that_is_emptied_and_used_again_begins_a_request(model: Any, rec
     with actscope.capture(model, sites="2", recorder=recorder), torch.no_grad():
         for lane in range(2):
             model(ids[lane : lane + 1], past_key_values=cache)
-            cache.reset()
+            cache.reset()  # type: ignore[no-untyped-call]
     assert [recorder.ids(request, _POST) for request in recorder.requests] == ids.tolist()
 
 
@@ -128,7 +128,9 @@ IDS = torch.tensor(prompts(8))
         ({"input_ids": IDS, "cu_seq_lens_q": torch.tensor([0, 3, 8])}, "packed in one row"),
     ],
 )
-def test_arguments_that_leave_doubt(model: Any, recorder: MemoryRecorder, arguments: Any, reason: str) -> None:
+def test_arguments_that_make_labels_ambiguous(
+    model: Any, recorder: MemoryRecorder, arguments: Any, reason: str
+) -> None:
     with actscope.capture(model, sites="1,2", recorder=recorder) as cap:
         _call(model, **arguments)
     assert not recorder.requests
@@ -136,7 +138,7 @@ def test_arguments_that_leave_doubt(model: Any, recorder: MemoryRecorder, argume
     assert reason in next(iter(cap.stats().reasons))
 
 
-def test_position_ids_that_count_the_tokens_leave_none(model: Any, recorder: MemoryRecorder) -> None:
+def test_position_ids_that_count_the_tokens_are_unambiguous(model: Any, recorder: MemoryRecorder) -> None:
     batch = padded(prompts(3, 8), left=True)
     positions = (batch["attention_mask"].cumsum(1) - 1).clamp(min=0)
     with actscope.capture(model, sites="2", recorder=recorder) as cap:
@@ -146,7 +148,7 @@ def test_position_ids_that_count_the_tokens_leave_none(model: Any, recorder: Mem
     assert sorted(recorder.newest("r000003", _POST)) == list(range(8))
 
 
-def test_a_static_cache_leaves_doubt(model: Any, recorder: MemoryRecorder) -> None:
+def test_a_static_cache_is_ambiguous(model: Any, recorder: MemoryRecorder) -> None:
     cache = StaticCache(config=model.config, max_cache_len=32)
     with actscope.capture(model, sites="2", recorder=recorder) as cap:
         _call(model, input_ids=IDS, past_key_values=cache)
@@ -154,8 +156,8 @@ def test_a_static_cache_leaves_doubt(model: Any, recorder: MemoryRecorder) -> No
     assert cap.stats().reasons == {"a static cache does not tell its length": 8}
 
 
-def test_a_cache_that_grew_unseen_leaves_doubt(model: Any, recorder: MemoryRecorder) -> None:
-    """model.forward is not model(): its passes cannot be seen, and what follows them is not guessed."""
+def test_a_cache_that_grew_unseen_is_ambiguous(model: Any, recorder: MemoryRecorder) -> None:
+    """Passes through `model.forward` run no hooks, so the rows after them have no known position and are not delivered."""
     with actscope.capture(model, sites="2", recorder=recorder) as cap, torch.no_grad():
         cache = model(IDS, use_cache=True).past_key_values
         model.model.forward(torch.tensor([[5]]), past_key_values=cache)
@@ -167,7 +169,7 @@ def test_a_cache_that_grew_unseen_leaves_doubt(model: Any, recorder: MemoryRecor
     }
 
 
-def test_ids_that_do_not_fit_the_batch_leave_doubt(model: Any, recorder: MemoryRecorder) -> None:
+def test_ids_that_do_not_fit_the_batch_are_ambiguous(model: Any, recorder: MemoryRecorder) -> None:
     with actscope.capture(model, sites="2", recorder=recorder) as cap, cap.request(["a", "b"]):
         _call(model, input_ids=torch.tensor(prompts(4, 4, 4)))
     assert not recorder.requests
@@ -185,8 +187,8 @@ class Twice(torch.nn.Module):
         return self.encoder(others), self.encoder(input_ids)
 
 
-def test_a_part_that_runs_on_other_inputs_leaves_doubt(recorder: MemoryRecorder) -> None:
-    """The rows of the other text would pass for those of the first; nothing of the pass is delivered."""
+def test_a_part_that_runs_on_other_inputs_is_ambiguous(recorder: MemoryRecorder) -> None:
+    """No row of the pass is delivered: rows of the other text could be taken for those of the first."""
     model = Twice(model_of("bert"))
     with actscope.capture(model, sites="1", recorder=recorder) as cap:
         _call(model, input_ids=IDS, others=IDS.flip(1))
@@ -211,7 +213,7 @@ class Recursive(torch.nn.Module):
         return self(x, depth - 1) if depth else x
 
 
-def test_a_model_that_calls_itself_leaves_doubt(recorder: MemoryRecorder) -> None:
+def test_a_model_that_calls_itself_is_ambiguous(recorder: MemoryRecorder) -> None:
     model = Recursive()
     with actscope.capture(model, sites="inner", recorder=recorder) as cap:
         model(torch.randn(3, 4))
@@ -236,7 +238,7 @@ class Wrapper(torch.nn.Module):
         return out
 
 
-def test_a_part_that_goes_on_from_a_hidden_cache_leaves_doubt(model: Any, recorder: MemoryRecorder) -> None:
+def test_a_part_that_goes_on_from_a_hidden_cache_is_ambiguous(model: Any, recorder: MemoryRecorder) -> None:
     """Seen from outside every pass begins at position 0; where the part's cache says otherwise nothing is delivered."""
     wrapper = Wrapper(model, caches=True)
     with actscope.capture(wrapper, sites="part.model.layers.2", recorder=recorder) as cap:
@@ -246,7 +248,7 @@ def test_a_part_that_goes_on_from_a_hidden_cache_leaves_doubt(model: Any, record
     assert cap.stats().reasons == {"the model ran a part of itself on other inputs, or twice": 2}
 
 
-def test_a_mask_that_is_made_within_the_model_leaves_doubt(model: Any, recorder: MemoryRecorder) -> None:
+def test_a_mask_that_is_made_within_the_model_is_ambiguous(model: Any, recorder: MemoryRecorder) -> None:
     wrapper = Wrapper(model, caches=False)
     with actscope.capture(wrapper, sites="part.model.layers.2", recorder=recorder) as cap:
         wrapper(torch.tensor([[0, 0, 3, 4], [1, 2, 3, 4]]))
@@ -265,7 +267,7 @@ class OtherCache(torch.nn.Module):
 
 
 @pytest.mark.parametrize("given", ["kv_cache", "start_pos"])
-def test_a_cache_under_another_name_leaves_doubt(model: Any, recorder: MemoryRecorder, given: str) -> None:
+def test_a_cache_under_another_name_is_ambiguous(model: Any, recorder: MemoryRecorder, given: str) -> None:
     other = OtherCache(model)
     with actscope.capture(other, sites="part.model.layers.2", recorder=recorder) as cap:
         cache = other(torch.tensor([[1, 2, 3]])).past_key_values
@@ -285,7 +287,7 @@ class TimeFirst(torch.nn.Module):
 
 
 def test_rows_that_lie_time_first_do_not_pass_for_others_in_a_square_batch(recorder: MemoryRecorder) -> None:
-    """[3, 3, d] fits both ways; a site that has shown in another pass how its rows lie is sure of it."""
+    """[3, 3, d] fits both layouts; a site whose layout another pass has shown is unambiguous."""
     model = TimeFirst().eval()
     with actscope.capture(model, sites="embedding,block", recorder=recorder) as cap:
         model(torch.arange(9).reshape(3, 3))

@@ -1,4 +1,4 @@
-"""Draining raw rows goes on where a wish is lost on its way."""
+"""Draining raw rows goes on when the recording options of a request never arrive."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from engines.vllm_units.test_review_sidecar import rings, start_of
+from engines.vllm_units.test_sidecar import rings, start_of
 
 from actscope.engines.vllm.sidecar.drain import RowDrain
 from actscope.frames import Span, SpanFlag
@@ -38,8 +38,8 @@ def drain(tmp_path: Path, rings: tuple[RingWriter, RingWriter]) -> Iterator[RowD
     yield RowDrain(start_of(rings, tmp_path / "rec"), flight, lambda step: None)
 
 
-def test_a_wish_that_never_comes_is_waited_for_once(drain: RowDrain, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A sidecar that was started again has heard none of the wishes of what runs: that must not cost a second every step."""
+def test_options_that_never_arrive_are_waited_for_once(drain: RowDrain, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A restarted sidecar has no options of running requests; waiting for them must not cost a second in every step."""
     patience = _Patience()
     monkeypatch.setattr(drain, "_heard", patience)
     span = Span("r-00000000", 0, 1, 0, SpanFlag.WISH)

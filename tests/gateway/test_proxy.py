@@ -1,4 +1,4 @@
-"""Paths that are the engine's own business: their bytes go through both ways, and nothing else does."""
+"""Other paths of the engine are proxied byte for byte in both directions, with listed headers only."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from collections.abc import Iterator
 
 import httpx
 import pytest
-from support.gateway.stage import TOKEN, EngineProcess, Place, Stage, chat, until
+from support.gateway.stage import TOKEN, EngineProcess, Place, Stage, chat
+from support.waiting import until
 
 from actscope.gateway.upstream.headers import passed, returned
 
@@ -84,7 +85,7 @@ def test_only_listed_headers_go_either_way(client: httpx.Client, vllm_engine: En
     assert TOKEN not in json.dumps(seen)
 
 
-def test_a_length_of_packed_bytes_is_not_told_of_unpacked_ones() -> None:
+def test_the_length_of_compressed_bytes_is_not_sent_with_uncompressed_ones() -> None:
     assert returned({"content-length": "3", "content-encoding": "gzip", "content-type": "x"}) == {"content-type": "x"}
     assert passed({"Content-Length": "3", "Connection": "close"}) == {"Content-Length": "3"}
 
@@ -117,7 +118,7 @@ def test_a_client_that_leaves_closes_the_engines_side(client: httpx.Client, vllm
 
 
 def test_a_body_that_is_too_large_is_refused(stage: Stage) -> None:
-    """By its announced length, and by what comes."""
+    """Both the announced length and the bytes received are bounded."""
     engine = stage.engine("--kind", "vllm")
     place = stage.gateway(upstream=engine.endpoint, max_body_bytes=1000)
     with place.client() as client:
@@ -143,7 +144,7 @@ def test_redirects_are_not_followed(client: httpx.Client) -> None:
     assert (answer.status_code, answer.json()["error"]["code"]) == (502, "engine_failed")
 
 
-def test_an_engine_that_is_not_up_is_told(stage: Stage) -> None:
+def test_an_engine_that_is_not_up_is_a_503(stage: Stage) -> None:
     place = stage.gateway(up=False)
     with place.client() as client:
         answer = client.post("/v1/embeddings", json={"input": "x"})

@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
-from support.gateway.stage import until
 from support.recordings.made import step_of
 from support.recordings.replayed import SITES, probe, record_by_hand, token_by_token
+from support.waiting import until
 
 from actscope.engines.builtin import model_path
 from actscope.engines.replay import pace
@@ -30,7 +32,7 @@ S = 1_000_000_000
 
 
 def test_pauses_between_requests_are_shortened_and_those_inside_of_one_are_kept(tmp_path: Path) -> None:
-    """A clock that begins anew, after a restart of the machine, is no pause at all."""
+    """A clock that starts again after a reboot counts as no pause."""
     times = {1: 5 * S, 2: 8 * S, 3: 9 * S, 4: 1000 * S, 5: 1001 * S, 6: 2 * S, 7: 3 * S}
     requests = ["a", "a", "a", "b", "b", "c", "c"]
     steps = [
@@ -82,6 +84,11 @@ def test_names_that_no_ring_holds_are_cut_and_stay_different() -> None:
     assert shown_name("r1") == "r1"
 
 
+def _always(text: str, ids: Sequence[int]) -> list[str]:
+    """A decoder that gives every id the same text."""
+    return [text] * len(ids)
+
+
 @pytest.mark.parametrize("speed", [-1.0, float("nan"), float("inf")])
 def test_a_speed_that_cannot_be_is_refused(speed: float) -> None:
     with pytest.raises(SettingsError, match="speed"):
@@ -118,7 +125,7 @@ def test_no_lap_of_the_ring_is_shorter_than_it_may_be_where_no_reader_is_known(
 
 
 def test_a_known_reader_that_is_slow_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One that looks every 20 ms at a ring that would be lapped in 1 ms: the replay waits for it."""
+    """The replay waits for a reader that looks every 20 ms at a ring that would be lapped in 1 ms."""
     monkeypatch.setattr(pace, "LAP_S", 1e-3)
     recording = Recording.open(record_by_hand(tmp_path / "run", token_by_token("a", 4000), sites=SITES[:1]))
     with ReplayEngine(recording, ReplaySettings(speed=0, ring_rows=512), probes=[probe("one")]) as engine:
@@ -164,7 +171,7 @@ def test_a_tokenizer_at_hand_is_believed_only_if_it_agrees_with_the_recorded_tex
         steps = token_by_token("a", 5)
         for step in steps:
             step.meta["token_id"] = word
-        path = record_by_hand(tmp_path / says.strip(), steps, texts=lambda ids, says=says: [says] * len(ids), model=own)
+        path = record_by_hand(tmp_path / says.strip(), steps, texts=partial(_always, says), model=own)
         recording = Recording.open(path)
         found = texts_of(recording, recorded_model(recording), tmp_path)
         assert (found.directory == str(model_path())) is believed

@@ -129,7 +129,7 @@ def test_a_model_of_the_hub_is_asked_for_by_two_small_requests(monkeypatch: pyte
 
 
 @pytest.mark.parametrize(("status", "says"), [(404, "no such model"), (401, "log in"), (500, "the hub answers 500")])
-def test_what_the_hub_refuses_is_told(status: int, says: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_errors_of_the_hub_are_reported(status: int, says: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A model that is not there, one that is gated, and a hub that fails."""
     with (
         hub({"/some/model/resolve/main/config.json": status}, monkeypatch),
@@ -139,7 +139,7 @@ def test_what_the_hub_refuses_is_told(status: int, says: str, monkeypatch: pytes
 
 
 @pytest.mark.usefixtures("offline")
-def test_out_of_reach_the_width_that_was_said_is_taken_and_what_is_unknown_is_told() -> None:
+def test_offline_the_given_width_is_used_and_what_is_unknown_is_reported() -> None:
     """Sites that depend on how many blocks there are, and a width that nobody said, are refused with what to do."""
     far = replace(SMALL, model="some/model", width=768, sites="first,3,-1")
     shape = shape_of(far)
@@ -153,7 +153,7 @@ def test_out_of_reach_the_width_that_was_said_is_taken_and_what_is_unknown_is_to
 
 @pytest.mark.usefixtures("offline")
 def test_the_models_of_the_presets_are_known_out_of_reach() -> None:
-    """So that their memory can be told on any machine."""
+    """Their memory can be computed without a network."""
     named = {str(preset["model"]) for preset in PRESETS.values() if "model" in preset}
     assert named == set(KNOWN)
     for name in named:
@@ -203,7 +203,7 @@ def test_what_fits_is_not_refused_and_one_byte_less_is() -> None:
     found = estimate(SMALL)
     enough = int(found.total_bytes / 0.95) + 1
     check_fits(found, Machine(enough, enough))
-    with pytest.raises(SettingsError):
+    with pytest.raises(SettingsError, match="free"):
         check_fits(found, Machine(enough, enough - 100))
 
 
@@ -240,7 +240,7 @@ def test_a_share_of_memory_always_fits(share: str, windows: int) -> None:
 
 
 def test_weights_count_as_float32_on_the_cpu_and_as_they_are_on_the_way_to_a_gpu() -> None:
-    """What transformers makes of them where nothing is said."""
+    """Weights count in the dtype in which transformers loads them by default."""
     shape = shape_of(feed_settings("production", {}, {}))
     sizes = [Estimate(SMALL, shape, on_gpu).parts[3].bytes for on_gpu in (False, True)]
     assert sizes == [4 * 8_190_735_360, 2 * 8_190_735_360]

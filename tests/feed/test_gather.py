@@ -26,7 +26,7 @@ def test_without_a_shuffle_rows_lie_as_they_come() -> None:
 
 
 def test_windows_epochs_seeds_and_turns_have_orders_of_their_own() -> None:
-    """No two of them are shuffled alike."""
+    """Windows, epochs, seeds and turns that differ have different orders."""
     orders = [places(1000, 0, 1000, *key, shuffle=True) for key in [(0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1)]]
     orders += [served(1000, 0, 1000, 0, 0, 0, turn) for turn in (1, 2)]
     for i, one in enumerate(orders):

@@ -1,4 +1,4 @@
-"""The page's typed client follows the gateway."""
+"""The page's typed client is generated from the gateway's current OpenAPI document."""
 
 from __future__ import annotations
 

@@ -1,0 +1,71 @@
+"""A published file appears whole under its name, or not at all."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from actscope.runtime.publish import publish_file, write_all
+
+
+def test_a_published_file_replaces_the_one_before_and_has_its_permissions(tmp_path: Path) -> None:
+    path = tmp_path / "card.json"
+    publish_file(path, b"first", mode=0o600)
+    before = path.open("rb")
+    publish_file(path, b"second", mode=0o600)
+    with before:
+        assert before.read() == b"first"  # a reader that had opened it keeps what it had
+    assert path.read_bytes() == b"second" and stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_durable_file_is_synced_before_it_has_its_name_and_its_directory_after(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[str] = []
+
+    def noting(name: str, real: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any, **more: Any) -> Any:
+            calls.append(name)
+            return real(*arguments, **more)
+
+        return call
+
+    for name in ("pwrite", "fsync", "rename"):
+        monkeypatch.setattr(os, name, noting(name, getattr(os, name)))
+    publish_file(tmp_path / "a", b"1")
+    assert calls == ["pwrite", "fsync", "rename", "fsync"]
+    calls.clear()
+    publish_file(tmp_path / "a", b"1", durable=False)
+    assert calls == ["pwrite", "rename"]
+
+
+@pytest.mark.parametrize("at", ["pwrite", "fsync", "rename"])
+def test_a_failure_leaves_the_old_file_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: str
+) -> None:
+    path = tmp_path / "a"
+    publish_file(path, b"old")
+
+    def failing(*_: Any, **__: Any) -> None:
+        raise OSError(28, "no space left on device")
+
+    monkeypatch.setattr(os, at, failing)
+    with pytest.raises(OSError, match="no space left"):
+        publish_file(path, b"new")
+    assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_short_write_is_continued_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pwrite = os.pwrite
+    monkeypatch.setattr(os, "pwrite", lambda fd, data, offset: pwrite(fd, data[:3], offset))
+    publish_file(tmp_path / "a", b"0123456789")
+    assert (tmp_path / "a").read_bytes() == b"0123456789"
+    monkeypatch.setattr(os, "pwrite", lambda fd, data, offset: 0)
+    with (tmp_path / "a").open("wb") as file, pytest.raises(OSError, match="wrote nothing"):
+        write_all(file.fileno(), b"1", 0)
