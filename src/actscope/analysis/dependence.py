@@ -22,40 +22,11 @@ from typing import Any
 
 import numpy as np
 
+from actscope.analysis.options import GraphOptions
 from actscope.analysis.site import Progress, silent
 from actscope.errors import MissingExtra, SettingsError
 
 _MAX_PAIRS = 400_000  # x 100 permutations: 160 MB of nulls, and some multiples of it
-
-
-@dataclass(frozen=True, slots=True)
-class GraphOptions:
-    """How the graph is made."""
-
-    lags: tuple[int, ...] = (0, 1)
-    """Lags in tokens; 0 joins sites at the same token, from the earlier to the later one."""
-    nodes: int = 64
-    """At most so many features of each set: those that fire often enough, and those nearest to half the tokens first."""
-    min_fired: int = 10
-    """A feature must fire, and not fire, at least this often."""
-    max_rate: float = 0.5
-    """Features that fire on more of the tokens are left out."""
-    tokens: int = 100_000
-    """Whole requests are taken until there are about so many tokens."""
-    permutations: int = 100
-    """Random turns of the control."""
-    fdr: float = 0.05
-    """The share of false edges that is accepted among those that are kept."""
-    max_edges: int = 500
-    """The edges with the highest te of those that pass."""
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if not self.lags or min(self.lags) < 0 or self.permutations < 20 or not 0 < self.fdr < 1 or self.nodes < 1:
-            raise SettingsError(
-                "expected lags >= 0, at least 20 permutations, fdr between 0 and 1, nodes >= 1; found "
-                f"{self.lags}, {self.permutations}, {self.fdr}, {self.nodes}"
-            )
 
 
 @dataclass(frozen=True, slots=True)

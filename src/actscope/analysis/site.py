@@ -10,10 +10,10 @@ import numpy as np
 
 from actscope.analysis.drift import Bin, Drift
 from actscope.analysis.moments import Covariance, Moments
+from actscope.analysis.options import SiteOptions
 from actscope.analysis.outliers import Massive, OutlierDimension, outlier_dimensions
 from actscope.analysis.spectrum import Spectrum
 from actscope.analysis.tokens import genuine
-from actscope.errors import SettingsError
 from actscope.recording.reading.recording import Recording
 
 #: Called with (what is being done, done, total).
@@ -23,27 +23,6 @@ QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 
 def silent(stage: str, done: int, total: int) -> None:
     """Progress that nobody watches."""
-
-
-@dataclass(frozen=True, slots=True)
-class SiteOptions:
-    """How a site is measured."""
-
-    batch_bytes: int = 32 << 20
-    """Rows are taken this many bytes at a time, as float64."""
-    sigmas: float = 6.0
-    """From how many robust standard deviations on a dimension stands out (see `outliers`)."""
-    spectrum_rows: int = 50_000
-    """The spectrum is of all rows, or of about so many drawn at random (seeded); 0 leaves it out."""
-    spectrum_width: int = 8192
-    """No spectrum of wider rows: it takes 8 width^2 bytes and width^3 operations."""
-
-    def __post_init__(self) -> None:
-        if self.batch_bytes < 1 or self.sigmas <= 0 or self.spectrum_rows < 0:
-            raise SettingsError(
-                "expected batch_bytes >= 1, sigmas > 0, spectrum_rows >= 0; found "
-                f"{self.batch_bytes}, {self.sigmas}, {self.spectrum_rows}"
-            )
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ import msgspec
 import numpy as np
 import typer
 
+from actscope.cli.common import options
 from actscope.errors import RingError
 from actscope.frames import SpanFlag
 from actscope.ring.discovery import EngineCard, read_cards, read_table
@@ -19,15 +20,19 @@ from actscope.ring.host import RingReader, StepRecord
 
 
 def watch(
-    engine: Annotated[str, typer.Option(help="Card id of the engine; the newest that runs if not given.")] = "",
-    probe: Annotated[list[str] | None, typer.Option(help="Show only this probe; may be repeated.")] = None,
-    steps: Annotated[int, typer.Option(help="Stop after so many steps; 0 goes on for ever.")] = 0,
-    from_oldest: Annotated[bool, typer.Option(help="Begin with what the ring still holds.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a step.")] = False,
+    engine: options.Engine = "",
+    probe: Annotated[
+        list[str] | None, typer.Option(metavar="ID", help="Id of a probe to show. Repeatable. By default all.")
+    ] = None,
+    steps: Annotated[int, typer.Option(metavar="N", help="Number of steps to show. 0: no end.")] = 0,
+    from_oldest: Annotated[bool, typer.Option(help="Start with the oldest steps in the ring.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per step.")] = False,
 ) -> None:
-    """Follow a running engine: per step its rows, its requests and the highest score of each probe.
+    """Follow a running engine in the terminal: rows, requests and the highest score of each probe, for each step.
 
-    Waits until an engine is up, and again when it restarts. Example: actscope watch --probe danger --json
+    Waits for the engine, also when it restarts.
+
+    Example: actscope watch --probe danger --json
     """
     wanted = set(probe or ())
     for seen, (card, record, columns) in enumerate(_follow(engine, from_oldest, wanted), 1):

@@ -1,4 +1,4 @@
-"""How a recording is to be replayed."""
+"""Settings of a replay."""
 
 from __future__ import annotations
 
@@ -11,29 +11,33 @@ from actscope.ring.layout import RingSpec
 
 @dataclass(frozen=True, slots=True)
 class ReplaySettings:
-    """What of a recording is shown, how fast, and in how large a ring."""
+    """Requests, pace and ring of a replay.
+
+    Raises:
+        SettingsError: A value is out of range.
+    """
 
     requests: tuple[str, ...] = ()
-    """Only these requests; all of them if none is named."""
+    """Id of a request to play. Repeatable. By default all."""
     speed: float = 1.0
-    """1 is the pace at which it was recorded, 2 twice that; 0 is as fast as it goes."""
+    """Pace: 1 is the recorded pace, 2 twice as fast, 0 as fast as possible."""
     loop: bool = False
-    """Begin again at the end, for ever; the requests of round n are called `<id>~n`."""
+    """Start again at the end, without limit. The requests of round n are named `<id>~n`."""
     any_model: bool = False
-    """Score with probes that say that they were made for another model or revision."""
+    """Accept probes that were made for another model or revision."""
     idle_seconds: float = 1.0
-    """Pauses in which no request was under way are shortened to this."""
+    """Maximum length of a pause in which no request was running. Longer pauses are shortened."""
     probe_width: int = 64
-    """Columns of the ring: the most probes at a time."""
+    """Maximum number of probes at a time."""
     ring_rows: int = 1 << 16
-    """Rows, steps and spans that the ring holds, each."""
+    """Capacity of the score ring, in rows, in steps and in spans."""
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.speed) and self.speed >= 0):
-            raise SettingsError(f"speed {self.speed}: expected 0 (as fast as it goes) or more; 1 is the recorded pace")
+            raise SettingsError(f"speed {self.speed}: expected 0 (as fast as possible) or more; 1 is the recorded pace")
         if not (math.isfinite(self.idle_seconds) and self.idle_seconds >= 0):
             raise SettingsError(f"idle_seconds {self.idle_seconds}: expected 0 or more")
 
     def ring_spec(self, largest_step: int) -> RingSpec:
-        """A ring in which the largest step takes no more than half of the rows."""
+        """Return the layout of a ring in which the largest step takes at most half of the rows."""
         return RingSpec(max(self.ring_rows, 2 * largest_step), self.probe_width, self.ring_rows, self.ring_rows)
