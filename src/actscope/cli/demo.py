@@ -31,7 +31,7 @@ def demo(
         float, typer.Option(metavar="N", help="With --once: sampling temperature. 0 is greedy.")
     ] = 0.0,
     seed: Annotated[
-        int | None, typer.Option(metavar="N", help="With --once: seed of the sampling. By default random.")
+        int | None, typer.Option(metavar="N", help="With --once: seed of the sampling, which makes answers repeatable.")
     ] = None,
     browser: options.Browser = True,
 ) -> None:
