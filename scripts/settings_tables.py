@@ -14,10 +14,12 @@ from pathlib import Path
 from actscope.cli.common import options
 from actscope.cli.common.settings_fields import SettingsField
 from actscope.cli.common.settings_options import Flags
+from actscope.engines.vllm.settings import VllmSettings
 from actscope.sizes import bytes_text
 
 DOCS = Path(__file__).parents[1] / "docs"
 FLAGS = {flags.settings.__name__: flags for flags in vars(options).values() if isinstance(flags, Flags)}
+FLAGS["VllmSettings"] = Flags(VllmSettings, variables="ACTSCOPE_").only()  # vLLM has its own command line
 MARKED = re.compile(r"(<!-- settings: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 

@@ -34,7 +34,6 @@ WITHOUT_A_FLAG = {
     ("AnalysisOptions", "sites"): "a selection, resolved with the recording",
     ("AnalysisOptions", "site"): "SiteOptions has flags",
     ("AnalysisOptions", "graph_options"): "GraphOptions has flags",
-    **{("VllmSettings", one.name): "vLLM has its own command line" for one in fields_of(options.VLLM.settings)},
 }
 CLASSES_WITHOUT_FLAGS = {
     "ServingSettings": "base class of GatewaySettings and FeedSettings",
@@ -42,6 +41,7 @@ CLASSES_WITHOUT_FLAGS = {
     "FlightOptions": "made from EngineSettings and VllmSettings",
     "PipelineOptions": "made from CaptureConfig",
     "StoreOptions": "made from CaptureConfig",
+    "VllmSettings": "environment variables: vLLM has its own command line",
     "Options": "fields of a request",
     "RequestOptions": "fields of a request",
     "StreamingOptions": "fields of a request",

@@ -8,7 +8,6 @@ from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, Literal
 
 from actscope.capture.codec_choice import choose_codec
-from actscope.capture.labels.position_filter import PositionFilter
 from actscope.capture.presets import PRESETS
 from actscope.errors import SettingsError, SiteError
 from actscope.sites import POINTS
@@ -68,7 +67,10 @@ class CaptureConfig:
         unknown = [point for point in self.points if point not in POINTS]
         if unknown or not self.points:
             raise SettingsError(f"points {list(self.points)}: expected some of {', '.join(POINTS)}")
-        from actscope.codecs import encoder  # here, so that flags can be made of this class without the codecs
+        from actscope.capture.labels.position_filter import (
+            PositionFilter,  # here: flags are made of this class, and help is light
+        )
+        from actscope.codecs import encoder
 
         PositionFilter.parse(self.granularity)
         encoder(self.codec)  # raises for an unknown codec
@@ -167,11 +169,13 @@ class CaptureConfig:
     @property
     def read_points(self) -> tuple[str, ...]:
         """Points captured when `sites` names only layers. A granularity of attention or mlp overrides `points`."""
+        from actscope.capture.labels.position_filter import PositionFilter
+
         return PositionFilter.parse(self.granularity).points or self.points
 
     def pipeline(self) -> PipelineOptions:
         """Return the recorder's options. Raises SettingsError for an invalid value."""
-        from actscope.recording.spec import PipelineOptions  # here, as the codecs above
+        from actscope.recording.spec import PipelineOptions
         from actscope.store import StoreOptions
 
         options = PipelineOptions(

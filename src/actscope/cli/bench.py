@@ -7,7 +7,6 @@ import os
 import platform
 from collections.abc import Callable
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import ModuleType
 from typing import Annotated, Any
@@ -76,6 +75,8 @@ def machine() -> dict[str, Any]:
 
 def versions() -> dict[str, str]:
     """Versions of what was measured with; what is not installed is left out."""
+    from importlib.metadata import PackageNotFoundError, version
+
     found = {}
     for package in _MEASURED_WITH:
         try:

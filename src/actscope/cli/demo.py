@@ -8,7 +8,6 @@ from typing import Annotated, Any
 import typer
 
 from actscope.cli.common import options
-from actscope.cli.common.servers import engine_settings, gateway_in_background, running_engine, serve
 from actscope.cli.common.settings_options import Given, with_settings
 from actscope.engines.builtin import NAME
 
@@ -39,6 +38,8 @@ def demo(
 
     Example: actscope demo --once "Tell me about a fox in the snow" --json
     """
+    from actscope.cli.common.servers import engine_settings, gateway_in_background, running_engine, serve
+
     engine = engine_settings(model, engine_flags)
     if not once:
         gateway = options.GATEWAY.make(gateway_flags, upstream=engine.card_id)

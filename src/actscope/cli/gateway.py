@@ -6,7 +6,6 @@ import logging
 from typing import Annotated
 
 from actscope.cli.common import options
-from actscope.cli.common.servers import announce
 from actscope.cli.common.settings_options import Given, with_settings
 
 
@@ -18,6 +17,7 @@ def gateway(flags: Annotated[Given, options.GATEWAY], browser: options.Browser =
 
     Example: actscope gateway --upstream http://localhost:8000
     """
+    from actscope.cli.common.servers import announce
     from actscope.gateway.server import serve
 
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from actscope.cli.common import options, servers
+from actscope.cli.common import options
 from actscope.cli.common.settings_options import Given, with_settings
 
 
@@ -26,6 +26,8 @@ def serve(
 
     Example: actscope serve Qwen/Qwen2-0.5B-Instruct --probes my-probes
     """
+    from actscope.cli.common import servers
+
     engine = servers.engine_settings(model, engine_flags)
     gateway = options.GATEWAY.make(gateway_flags, upstream=engine.card_id)
     servers.serve(engine, gateway, browser=browser)

@@ -12,7 +12,6 @@ from actscope.capture.config import CaptureConfig
 from actscope.cli.common.settings_options import Flag, Flags
 from actscope.engines.hf.settings import EngineSettings
 from actscope.engines.replay.settings import ReplaySettings
-from actscope.engines.vllm.settings import VllmSettings
 from actscope.feed.settings import FeedSettings
 from actscope.gateway.settings import GatewaySettings
 from actscope.harvest.settings import HarvestSettings
@@ -116,8 +115,6 @@ IMPORT = Flags(ImportOptions, {"sites": Flag(metavar="PATTERN"), "codec": Flag(m
 ANALYSIS = Flags(AnalysisOptions, {"features": Flag(metavar="PATH")}, without=("sites", "site", "graph_options"))
 SITE = Flags(SiteOptions)
 GRAPH = Flags(GraphOptions, {"lags": Flag("--lag")})
-#: Set by variables alone: vLLM has its own command line.
-VLLM = Flags(VllmSettings, variables="ACTSCOPE_").only()
 
 
 def can_show_a_browser() -> bool:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from actscope.errors import SettingsError
-from actscope.ring.layout import RingSpec
+
+if TYPE_CHECKING:
+    from actscope.ring.layout import RingSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,4 +43,6 @@ class ReplaySettings:
 
     def ring_spec(self, largest_step: int) -> RingSpec:
         """Return the layout of a ring in which the largest step takes at most half of the rows."""
+        from actscope.ring.layout import RingSpec  # here: flags are made of this class, and help is light
+
         return RingSpec(max(self.ring_rows, 2 * largest_step), self.probe_width, self.ring_rows, self.ring_rows)

@@ -32,7 +32,7 @@ class ImportOptions:
     """Codec of the recording's rows: see `actscope capture --help`."""
 
     def __post_init__(self) -> None:
-        from actscope.codecs import DTYPES  # here, so that flags can be made of this class without the codecs
+        from actscope.codecs import DTYPES  # here: flags are made of this class, and help is light
 
         if self.dtype and self.dtype not in DTYPES:
             raise SettingsError(f"dtype {self.dtype!r}: expected one of {', '.join(DTYPES)}")
