@@ -81,10 +81,10 @@ class Flags(Generic[S]):
         try:
             return (build or self.settings)(**{**given, **fixed})
         except SettingsError as error:
-            name = next((name for name in given if re.search(rf"\b{name}\b", str(error))), None)
-            if name is None:
+            named = [word for word in re.findall(r"\w+", str(error).partition(":")[0]) if word in given]
+            if not named:
                 raise
-            raise SettingsError(f"{error} (set by {self.flag(name)})") from error
+            raise SettingsError(f"{error} (set by {self.flag(named[0])})") from error
 
     def given(self, context: typer.Context, values: dict[str, Any]) -> Given:
         """Take the values of these flags out of `values`, and return those that were given. An empty token is not given."""

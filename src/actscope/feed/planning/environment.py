@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
-from typing import Any, get_type_hints
+from typing import Any, get_origin, get_type_hints
 
 from actscope.errors import SettingsError
 from actscope.feed.planning.memory_estimate import is_measured
@@ -62,7 +62,9 @@ def parsed(name: str, text: Any, by: str) -> Any:
     if name == "buffer_rows" and is_measured(text.strip()):
         return text.strip()
     kind = _TYPES[name]
-    return _READERS.get(kind, _list)(text, by)
+    if get_origin(kind) is tuple:
+        return tuple(part.strip() for part in text.split(",") if part.strip())
+    return _READERS[kind](text, by) if kind in _READERS else text.strip()
 
 
 def _refuse_unknown(env: Mapping[str, str]) -> None:
@@ -98,10 +100,4 @@ def _switch(text: str, by: str) -> bool:
     return value
 
 
-def _list(text: str, by: str) -> tuple[str, ...]:
-    return tuple(part.strip() for part in text.split(",") if part.strip())
-
-
-_READERS: dict[Any, Callable[[str, str], Any]] = {
-    int: _count, float: _number, bool: _switch, str: lambda text, by: text.strip(),
-}  # fmt: skip
+_READERS: dict[Any, Callable[[str, str], Any]] = {int: _count, float: _number, bool: _switch}
