@@ -7,7 +7,7 @@ VLLM   := .venv-vllm
 STAMP  := .stamps
 WEB    := $(shell find web/src web/index.html web/package.json web/vite.config.ts -type f 2>/dev/null)
 
-.PHONY: help setup demo test test-python test-bench test-vllm test-web check lint format bench builtin api clean
+.PHONY: help setup demo test test-python test-bench test-vllm test-web check lint format bench builtin api tables clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -107,6 +107,10 @@ api: ## generate the page's typed client from the gateway's OpenAPI document
 api: $(STAMP)/python $(STAMP)/node_modules
 	$(BIN)/python -m actscope.gateway > web/openapi.json
 	cd web && npm run --silent api
+
+tables: ## write the tables of settings in docs/ from the settings classes
+tables: $(STAMP)/python
+	$(BIN)/python scripts/settings_tables.py
 
 builtin: ## make the built-in model and its probes again, from nothing (about an hour)
 builtin: $(STAMP)/python

@@ -22,41 +22,11 @@ from typing import Any
 
 import numpy as np
 
+from actscope.analysis.options import GraphOptions
 from actscope.analysis.site import Progress, silent
 from actscope.errors import MissingExtra, SettingsError
 
 _MAX_PAIRS = 400_000  # x 100 permutations: 160 MB of null values, and a few copies of them
-
-
-@dataclass(frozen=True, slots=True)
-class GraphOptions:
-    """Options of the graph."""
-
-    lags: tuple[int, ...] = (0, 1)
-    """Lags in tokens. Lag 0 links sites at the same token, from the earlier site to the later one."""
-    nodes: int = 64
-    """Maximum number of features of each set. Those that fire most often are chosen, within `min_fired` and `max_rate`."""
-    min_fired: int = 10
-    """Minimum number of tokens on which a feature fires, and on which it does not."""
-    max_rate: float = 0.5
-    """Maximum share of tokens on which a feature fires."""
-    tokens: int = 100_000
-    """Approximate number of tokens; whole requests are used."""
-    permutations: int = 100
-    """Number of random shifts in the control."""
-    fdr: float = 0.05
-    """False-discovery rate: expected share of false edges among those kept."""
-    max_edges: int = 500
-    """Maximum number of edges; those with the highest te are kept."""
-    seed: int = 0
-    """Seed of the random shifts."""
-
-    def __post_init__(self) -> None:
-        if not self.lags or min(self.lags) < 0 or self.permutations < 20 or not 0 < self.fdr < 1 or self.nodes < 1:
-            raise SettingsError(
-                "expected lags >= 0, at least 20 permutations, fdr between 0 and 1, nodes >= 1; found "
-                f"{self.lags}, {self.permutations}, {self.fdr}, {self.nodes}"
-            )
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,8 +17,9 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from actscope.analysis.dependence import Edge, GraphOptions, Node, Series, dependence
+from actscope.analysis.dependence import Edge, Node, Series, dependence
 from actscope.analysis.features import FeatureSet
+from actscope.analysis.options import GraphOptions
 from actscope.analysis.site import Progress, silent
 from actscope.analysis.tokens import depth, genuine
 from actscope.errors import MissingExtra, RecordingError

@@ -10,7 +10,7 @@ norms.png, norms.dark.png …
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -18,35 +18,15 @@ from urllib.parse import quote
 import msgspec
 import numpy as np
 
-from actscope.analysis.dependence import GraphOptions
 from actscope.analysis.features import FeatureReport, FeatureSet, load_features, measure_features
 from actscope.analysis.graph import Graph, feature_graph
+from actscope.analysis.options import AnalysisOptions
 from actscope.analysis.plots import plot_graph, plot_sites
-from actscope.analysis.site import Progress, SiteOptions, SiteStats, measure, silent
+from actscope.analysis.site import Progress, SiteStats, measure, silent
 from actscope.analysis.tokens import depth
-from actscope.errors import RecordingError, SettingsError
+from actscope.errors import RecordingError
 from actscope.recording.reading.recording import Recording
 from actscope.runtime.publish import publish_file
-
-
-@dataclass(frozen=True, slots=True)
-class AnalysisOptions:
-    """Options of an analysis."""
-
-    sites: tuple[str, ...] = ()
-    """Full names of the sites to measure; empty for all."""
-    features: tuple[str, ...] = ()
-    """Autoencoders and folders of probes, each a path or SITE=PATH."""
-    graph: bool = False
-    """Compute the graph of dependence between the features."""
-    plots: bool = True
-    """Draw PNGs if there is an output folder."""
-    site: SiteOptions = field(default_factory=SiteOptions)
-    graph_options: GraphOptions = field(default_factory=GraphOptions)
-
-    def __post_init__(self) -> None:
-        if self.graph and not self.features:
-            raise SettingsError("a graph is between features: name some (--features SAE_DIR or PROBE_DIR)")
 
 
 @dataclass(frozen=True, slots=True, eq=False)

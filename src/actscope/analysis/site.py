@@ -10,10 +10,10 @@ import numpy as np
 
 from actscope.analysis.drift import Bin, Drift
 from actscope.analysis.moments import Covariance, Moments
+from actscope.analysis.options import SiteOptions
 from actscope.analysis.outliers import Massive, OutlierDimension, outlier_dimensions
 from actscope.analysis.spectrum import Spectrum
 from actscope.analysis.tokens import genuine
-from actscope.errors import SettingsError
 from actscope.recording.reading.recording import Recording
 
 #: Progress callback, called with (name of the stage, units done, units in total).
@@ -23,27 +23,6 @@ QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 
 def silent(stage: str, done: int, total: int) -> None:
     """Ignore progress."""
-
-
-@dataclass(frozen=True, slots=True)
-class SiteOptions:
-    """Options of a site's measurement."""
-
-    batch_bytes: int = 32 << 20
-    """Size of a batch of rows as float64, in bytes."""
-    sigmas: float = 6.0
-    """Number of robust standard deviations above which a dimension is an outlier (see `outliers`)."""
-    spectrum_rows: int = 50_000
-    """Approximate number of rows for the spectrum, drawn at random with a fixed seed; 0 omits the spectrum."""
-    spectrum_width: int = 8192
-    """Maximum width for a spectrum, which takes 8 width^2 bytes and width^3 operations."""
-
-    def __post_init__(self) -> None:
-        if self.batch_bytes < 1 or self.sigmas <= 0 or self.spectrum_rows < 0:
-            raise SettingsError(
-                "expected batch_bytes >= 1, sigmas > 0, spectrum_rows >= 0; found "
-                f"{self.batch_bytes}, {self.sigmas}, {self.spectrum_rows}"
-            )
 
 
 @dataclass(frozen=True, slots=True)

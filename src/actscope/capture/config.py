@@ -5,17 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from difflib import get_close_matches
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from actscope.capture.codec_choice import choose_codec
-from actscope.capture.labels.position_filter import PositionFilter
 from actscope.capture.presets import PRESETS
-from actscope.codecs import encoder
 from actscope.errors import SettingsError, SiteError
-from actscope.recording.spec import PipelineOptions
 from actscope.sites import POINTS
 from actscope.sizes import parse_bytes
-from actscope.store import StoreOptions
+
+if TYPE_CHECKING:
+    from actscope.recording.spec import PipelineOptions
 
 Policy = Literal["block", "drop", "error"]
 
@@ -29,24 +28,24 @@ class CaptureConfig:
     """
 
     sites: str = "all"
-    """Layers, points or modules to capture, in the grammar of `actscope.sites`: `"0,7,15"`, `"model.layers.*.mlp"` ..."""
+    """Sites to capture, e.g. all, 0,7,15, first,middle,last or model.layers.*.mlp."""
     points: tuple[str, ...] = ("resid_post",)
-    """Points captured when `sites` names only layers: resid_pre, attn_out, mlp_out, resid_post."""
+    """Point to capture if `sites` names only layers: resid_pre, attn_out, mlp_out or resid_post. Repeatable."""
     granularity: str = "full"
-    """Positions to keep: full, attention, mlp or sampled:TERMS (see `actscope.capture.labels.position_filter`).
-    attention and mlp keep all positions and override `points`."""
+    """Positions to keep: full, attention, mlp, or sampled:TERMS, e.g. sampled:8+last=4. attention and mlp keep all positions and
+    override `points` (see `actscope.capture.labels.position_filter`)."""
     codec: str = "auto"
-    """Codec of the rows: none, lz4, zstd[:LEVEL], shuffle_lz4, lossless, error_bounded:ERROR, svd:K, auto[:ERROR] ..."""
+    """Codec of the rows: none, lz4, zstd[:LEVEL], shuffle_lz4, lossless, error_bounded:ERROR, svd:K or auto[:ERROR]."""
     policy: Policy = "block"
     """Reaction to a full queue: block makes the model wait, drop drops and counts rows, error raises."""
     memory_bytes: int = 1 << 30
-    """Upper bound in bytes of rows held in host memory between the model and the file. At least 16 MiB."""
+    """Maximum size of the rows in host memory between the model and the file, at least 16 MiB."""
     workers: int = 0
-    """Encoder threads. 0 uses half the cores, at most 4, or the number that `throughput` needs."""
+    """Number of encoder threads. 0 uses half the cores, at most 4, or the number that `throughput` needs."""
     block_bytes: int = 4 << 20
-    """Block size in bytes: rows of a site are encoded together once they reach it."""
+    """Block size: rows of a site are encoded together once they reach it."""
     flush_seconds: float = 1.0
-    """Approximate maximum time in seconds before rows are encoded and written."""
+    """Approximate maximum time before rows are encoded and written."""
     checkpoint_tokens: int = 0
     """Interval in tokens between checkpoints, which make all rows durable and note it beside the recording. 0 writes no
     checkpoints and relies on the group commits of the store."""
@@ -58,9 +57,9 @@ class CaptureConfig:
     text: bool = True
     """Record the text of each token id. Requires a tokenizer."""
     direct: Literal["auto", "yes", "no"] = "auto"
-    """Bypass the page cache when writing (O_DIRECT)."""
+    """Bypass the page cache when writing (O_DIRECT): yes, no, or auto, where the file system supports it."""
     segment_bytes: int = 1 << 30
-    """Size in bytes at which the recording starts a new file."""
+    """Size at which the recording starts a new file."""
     reason: str = field(default="", compare=False)
     """Human-readable reason for a derived configuration. Ignored in comparisons."""
 
@@ -68,6 +67,11 @@ class CaptureConfig:
         unknown = [point for point in self.points if point not in POINTS]
         if unknown or not self.points:
             raise SettingsError(f"points {list(self.points)}: expected some of {', '.join(POINTS)}")
+        from actscope.capture.labels.position_filter import (
+            PositionFilter,  # here: flags are made of this class, and help is light
+        )
+        from actscope.codecs import encoder
+
         PositionFilter.parse(self.granularity)
         encoder(self.codec)  # raises for an unknown codec
         if self.policy not in ("block", "drop", "error"):
@@ -165,10 +169,15 @@ class CaptureConfig:
     @property
     def read_points(self) -> tuple[str, ...]:
         """Points captured when `sites` names only layers. A granularity of attention or mlp overrides `points`."""
+        from actscope.capture.labels.position_filter import PositionFilter
+
         return PositionFilter.parse(self.granularity).points or self.points
 
     def pipeline(self) -> PipelineOptions:
         """Return the recorder's options. Raises SettingsError for an invalid value."""
+        from actscope.recording.spec import PipelineOptions
+        from actscope.store import StoreOptions
+
         options = PipelineOptions(
             policy=self.policy,
             memory_bytes=self.memory_bytes,

@@ -1,4 +1,4 @@
-"""actscope analyze: what the rows of a recording are like."""
+"""actscope analyze: statistics of the rows of a recording."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from actscope.cli.common import options
 from actscope.cli.common.recordings import Directory, open_recording
+from actscope.cli.common.settings_options import Given, with_settings
 from actscope.cli.export import Sites
 
 if TYPE_CHECKING:
@@ -18,49 +20,38 @@ if TYPE_CHECKING:
     from actscope.analysis.graph import Graph
 
 
+@with_settings
 def analyze(
     path: Directory,
-    to: Annotated[Path | None, typer.Option("--to", help="A folder for report.json, arrays, graph and plots.")] = None,
-    sites: Sites = None,
-    features: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--features",
-            help="An autoencoder (file, or SAELens folder) or a folder of probes; SITE=PATH; may be repeated.",
-        ),
+    flags: Annotated[Given, options.ANALYSIS],
+    site_flags: Annotated[Given, options.SITE],
+    graph_flags: Annotated[Given, options.GRAPH],
+    to: Annotated[
+        Path | None, typer.Option("--to", metavar="DIR", help="Folder for report.json, arrays, graph and plots.")
     ] = None,
-    graph: Annotated[
-        bool, typer.Option("--graph", help="Which features fire together, and before which: needs --features.")
-    ] = False,
-    plots: Annotated[bool, typer.Option("--plots/--no-plots", help="With --to: draw PNGs.")] = True,
-    spectrum_rows: Annotated[int, typer.Option(min=0, help="Rows for the spectrum; 0 leaves it out.")] = 50_000,
-    nodes: Annotated[int, typer.Option(min=1, help="With --graph: at most so many features of each set.")] = 64,
-    fdr: Annotated[
-        float, typer.Option(min=0.0, max=1.0, help="With --graph: share of false edges that is accepted.")
-    ] = 0.05,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    sites: Sites = None,
+    as_json: options.Json = False,
 ) -> None:
-    """Measure the rows of a recording: norms, moments, outlier dimensions, effective rank, drift along the text, bytes per token;
-    with --features what fires on which tokens; with --graph how features depend on each other (which is not causation).
+    """Measure the rows of a recording: norms, moments, outlier dimensions, effective rank, drift along the text, bytes per token.
+
+    With --features, also which features fire on which tokens. With --graph, also how they depend on each other (which is not
+    causation).
 
     Example: actscope analyze run.acts --to report --features probes/my-model --graph
     """
-    from actscope.analysis import AnalysisOptions, GraphOptions, SiteOptions
     from actscope.analysis import analyze as run
     from actscope.cli.common.progress import ProgressBar
     from actscope.recording.export import choose_sites
 
     recording = open_recording(path)
-    options = AnalysisOptions(
+    wanted = options.ANALYSIS.make(
+        flags,
         sites=choose_sites(recording, sites or ()),
-        features=tuple(features or ()),
-        graph=graph,
-        plots=plots,
-        site=SiteOptions(spectrum_rows=spectrum_rows),
-        graph_options=GraphOptions(nodes=nodes, fdr=fdr),
+        site=options.SITE.make(site_flags),
+        graph_options=options.GRAPH.make(graph_flags),
     )
     with ProgressBar() as bars:
-        report = run(recording, options, to, bars.update)
+        report = run(recording, wanted, to, bars.update)
     typer.echo(json.dumps(report.as_dict()) if as_json else _text(report))
 
 

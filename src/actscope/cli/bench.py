@@ -7,7 +7,6 @@ import os
 import platform
 from collections.abc import Callable
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import ModuleType
 from typing import Annotated, Any
@@ -37,12 +36,13 @@ _MEASURED_WITH = (
 
 def bench(
     name: Annotated[
-        str, typer.Argument(help="capture, codec, feed, gateway, harvest, ring, sae, soak, store or vllm.")
+        str,
+        typer.Argument(metavar="NAME", help="capture, codec, feed, gateway, harvest, ring, sae, soak, store or vllm."),
     ],
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
-    seconds: Annotated[float, typer.Option(help="About how long to measure.")] = 20.0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    seconds: Annotated[float, typer.Option(metavar="SECONDS", help="Approximate duration of the measurement.")] = 20.0,
 ) -> None:
-    """Measure, and compare with the bar that the project has set itself. Exits 1 when a bar is missed.
+    """Measure a part of actscope against a named baseline in the same run. Exits 1 when a bar is missed.
 
     Example: actscope bench ring --json
     """
@@ -75,6 +75,8 @@ def machine() -> dict[str, Any]:
 
 def versions() -> dict[str, str]:
     """Versions of what was measured with; what is not installed is left out."""
+    from importlib.metadata import PackageNotFoundError, version
+
     found = {}
     for package in _MEASURED_WITH:
         try:

@@ -10,85 +10,66 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from actscope.capture.config import CaptureConfig
 from actscope.cli.common import options
+from actscope.cli.common.settings_options import Given, with_settings
 from actscope.errors import ActscopeError, SettingsError
 
 if TYPE_CHECKING:
-    from actscope.capture.config import CaptureConfig
     from actscope.capture.prompts import Prompt
     from actscope.capture.session import Capture
     from actscope.capture.stats import CaptureStats
     from actscope.engines.hf.loading import LoadedModel
 
 
+@with_settings
 def capture(
-    model: Annotated[
-        str, typer.Argument(metavar="MODEL", help="Hugging Face id, a local directory, or actscope/builtin.")
-    ],
+    model: options.Model,
     prompts: Annotated[
         str,
         typer.Argument(
-            metavar="PROMPTS", help="A text file, one prompt a line, or JSON lines; - reads standard input."
+            metavar="PROMPTS", help="File with one prompt per line, as text or JSON. - reads standard input."
         ),
     ],
-    to: Annotated[Path, typer.Option(help="Directory of the recording; it is made.", metavar="DIR")],
+    to: Annotated[Path, typer.Option(help="Directory of the recording to create.", metavar="DIR")],
+    flags: Annotated[Given, options.CAPTURE],
+    engine_flags: Annotated[Given, options.ENGINE.only("device", "dtype")],
     max_tokens: Annotated[
-        int, typer.Option(min=0, help="Generate up to so many tokens; 0 only reads the prompts.")
+        int, typer.Option(min=0, metavar="N", help="Maximum number of tokens to generate. 0 only reads the prompts.")
     ] = 64,
-    batch: Annotated[int, typer.Option(min=1, help="Prompts that run together.")] = 8,
+    batch: Annotated[int, typer.Option(min=1, metavar="N", help="Number of prompts that run together.")] = 8,
     preset: Annotated[
         str,
-        typer.Option(help="fast_capture, max, balanced, max_compression, attention_analysis or mlp_analysis."),
-    ] = "balanced",
-    sites: Annotated[
-        str, typer.Option(help="e.g. all, 0,7,15, first,middle,last, model.layers.*.mlp.", show_default="the preset's")
-    ] = "",
-    codec: Annotated[
-        str,
         typer.Option(
-            help="none, lz4, zstd, lossless, error_bounded:1e-3, svd:256, auto …", show_default="the preset's"
+            metavar="PRESET", help="fast_capture, max, balanced, max_compression, attention_analysis or mlp_analysis."
         ),
-    ] = "",
-    granularity: Annotated[
-        str, typer.Option(help="full, attention, mlp, or e.g. sampled:8+last=1.", show_default="the preset's")
-    ] = "",
-    sample: Annotated[
-        float, typer.Option(min=0.0, max=1.0, help="Share of the prompts to record, by their ids.")
-    ] = 1.0,
-    policy: Annotated[
-        str, typer.Option(help="When the disk is too slow: block, drop or error.", show_default="the preset's")
-    ] = "",
-    memory: Annotated[str, typer.Option(help="Bound of rows in memory, e.g. 2GB.", show_default="the preset's")] = "",
+    ] = "balanced",
     resume: Annotated[
-        bool, typer.Option(help="Go on with a recording; prompts that it has whole are skipped.")
+        bool, typer.Option(help="Continue a recording. Prompts that are complete in it are skipped.")
     ] = False,
-    device: options.Device = "auto",
-    dtype: options.Dtype = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
 ) -> None:
     """Run prompts through a model, and record what its layers compute, with exact labels.
 
-    A line of JSON is {"id": "...", "prompt": "..."} or {"text": "..."}. Answers are generated greedily. The recording is
-    read with actscope.open(DIR), or shown by: actscope info DIR
+    A line of JSON is {"id": "...", "prompt": "..."} or {"text": "..."}. Answers are generated greedily. A preset changes some
+    defaults, and flags override it. Read the recording with actscope.open(DIR), or with: actscope info DIR
 
     Example: actscope capture actscope/builtin prompts.txt --to run.acts --sites first,middle,last
     """
-    from actscope.capture.config import CaptureConfig
     from actscope.capture.prompts import read_prompts
     from actscope.codecs import encoder
     from actscope.sampling import keeps
 
-    given = {"sites": sites, "codec": codec, "granularity": granularity, "policy": policy, "memory": memory}
-    changes: dict[str, Any] = {name: value for name, value in given.items() if value}
-    config = CaptureConfig.preset(preset).override({**changes, "sample": sample})
+    chosen = CaptureConfig.preset(preset)
+    config = options.CAPTURE.make(flags, lambda **values: chosen.override(values))
     encoder(config.codec)  # raises before anything is loaded or made
     _check_place(to, resume=resume)
-    wanted = [prompt for prompt in read_prompts(_lines(prompts), prompts) if keeps(prompt.id, sample)]
+    wanted = [prompt for prompt in read_prompts(_lines(prompts), prompts) if keeps(prompt.id, config.sample)]
     if not wanted:
-        raise SettingsError(f"--sample {sample}: none of the prompts in {prompts} is in it")
+        raise SettingsError(f"--sample {config.sample}: none of the prompts in {prompts} is in it")
     todo = _missing(to, wanted) if resume else wanted
     if todo:
-        _record(model, todo, to, config, max_tokens, batch, resume=resume, device=device, dtype=dtype)
+        _record(model, todo, to, config, max_tokens, batch, resume=resume, placed=engine_flags)
     else:
         typer.echo(f"{to} has all {len(wanted)} prompts already", err=True)
     _tell(to, len(todo), len(wanted) - len(todo), as_json)
@@ -112,14 +93,13 @@ def _record(
     batch: int,
     *,
     resume: bool,
-    device: str,
-    dtype: str,
+    placed: Given,
 ) -> None:
     from actscope.capture.prompts import run_prompts
     from actscope.cli.common.progress import ProgressBar
 
     _log_plainly()
-    loaded = _load(model, device, dtype)
+    loaded = _load(model, placed)
     session = _session(loaded, to, config, resume=resume)
     done = 0
 
@@ -160,8 +140,8 @@ def _log_plainly() -> None:
     log.handlers[:], log.propagate = [handler], False
 
 
-def _load(model: str, device: str, dtype: str) -> LoadedModel:
-    """The model, behind a spinner; transformers' own bars are not drawn."""
+def _load(model: str, placed: Given) -> LoadedModel:
+    """Load the model on the given device in the given dtype, behind a spinner. transformers' own bars are not drawn."""
     from rich.console import Console
     from transformers.utils import logging
 
@@ -169,7 +149,7 @@ def _load(model: str, device: str, dtype: str) -> LoadedModel:
 
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     with Console(stderr=True).status(f"loading {model} …"):
-        loaded = load(model, device=device, dtype=dtype)
+        loaded = load(model, **placed)
     return loaded
 
 

@@ -1,4 +1,4 @@
-"""actscope demo: the main job, on the built-in model or any other."""
+"""actscope demo: model, gateway and page in one command, on the built-in model or any other."""
 
 from __future__ import annotations
 
@@ -8,54 +8,44 @@ from typing import Annotated, Any
 import typer
 
 from actscope.cli.common import options
-from actscope.cli.common.servers import engine_settings, gateway_in_background, running_engine, serve
+from actscope.cli.common.settings_options import Given, with_settings
 from actscope.engines.builtin import NAME
 
 
+@with_settings
 def demo(
-    model: Annotated[str, typer.Option(help="Hugging Face id, a local directory, or actscope/builtin.")] = NAME,
-    once: Annotated[str, typer.Option(help="Ask this, print the answer with its scores, and exit.")] = "",
+    engine_flags: Annotated[Given, options.ENGINE],
+    gateway_flags: Annotated[Given, options.GATEWAY.only("port")],
+    model: Annotated[
+        str, typer.Option(metavar="MODEL", help="Hugging Face id, local directory, or actscope/builtin.")
+    ] = NAME,
+    once: Annotated[
+        str, typer.Option(metavar="TEXT", help="Ask this question, print the answer with its scores, and exit.")
+    ] = "",
     as_json: Annotated[bool, typer.Option("--json", help="With --once: print one JSON object.")] = False,
-    max_tokens: Annotated[int, typer.Option(help="With --once: longest answer.")] = 200,
-    temperature: Annotated[float, typer.Option(help="With --once: 0 is greedy.")] = 0.0,
-    seed: Annotated[int | None, typer.Option(help="With --once: makes draws repeatable.")] = None,
-    probes: options.Probes = None,
-    train_probes: options.TrainProbes = True,
-    port: options.Port = 6969,
-    device: options.Device = "auto",
-    dtype: options.Dtype = "auto",
-    threads: options.Threads = 0,
-    record: options.Record = None,
-    record_sites: options.RecordSites = "first,middle,last",
-    record_codec: options.RecordCodec = "lossless",
-    keep_recent: options.KeepRecent = "1GB",
-    keep_minutes: options.KeepMinutes = 0.0,
-    keep_on_disk: options.KeepOnDisk = None,
-    trigger: options.Trigger = None,
-    sample: options.Sample = 0.0,
+    max_tokens: Annotated[
+        int, typer.Option(metavar="N", help="With --once: maximum length of the answer, in tokens.")
+    ] = 200,
+    temperature: Annotated[
+        float, typer.Option(metavar="N", help="With --once: sampling temperature. 0 is greedy.")
+    ] = 0.0,
+    seed: Annotated[
+        int | None, typer.Option(metavar="N", help="With --once: seed of the sampling, which makes answers repeatable.")
+    ] = None,
     browser: options.Browser = True,
 ) -> None:
-    """Talk to a model and watch its probes live, in the browser: built-in model, gateway and scope in one command.
+    """Talk to a model and watch its probes live in the browser: the built-in model, the gateway and the page in one command.
 
     Example: actscope demo --once "Tell me about a fox in the snow" --json
     """
-    recording = options.recording_settings(
-        record, record_sites, record_codec, keep_recent, keep_minutes, keep_on_disk, trigger, sample
-    )
-    engine = engine_settings(
-        model,
-        probes,
-        device=device,
-        dtype=dtype,
-        threads=threads,
-        train_probes=train_probes,
-        recording=recording,
-    )
+    from actscope.cli.common.servers import engine_settings, gateway_in_background, running_engine, serve
+
+    engine = engine_settings(model, engine_flags)
     if not once:
-        gateway = options.gateway_settings("127.0.0.1", port, "", None, None, engine.card_id)
+        gateway = options.GATEWAY.make(gateway_flags, upstream=engine.card_id)
         serve(engine, gateway, browser=browser and options.can_show_a_browser())
         return
-    quiet = options.gateway_settings("127.0.0.1", 0, "", None, None, engine.card_id)
+    quiet = options.GATEWAY.make({}, port=0, upstream=engine.card_id)
     with running_engine(engine), gateway_in_background(quiet) as settings:
         from actscope.cli.common.completion import ask
 
@@ -67,7 +57,7 @@ def demo(
 
 
 def _show(answer: dict[str, Any]) -> None:
-    """The answer, and for each token its highest scores; what was never computed or is masked is said."""
+    """Print the answer, and for each token its highest scores, or why it has none."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text

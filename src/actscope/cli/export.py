@@ -1,4 +1,4 @@
-"""actscope export: a recording in a form that other tools read."""
+"""actscope export: a recording in a format that other tools read."""
 
 from __future__ import annotations
 
@@ -9,44 +9,52 @@ from typing import Annotated
 
 import typer
 
+from actscope.cli.common import options
 from actscope.cli.common.recordings import Directory, open_recording
+from actscope.cli.common.settings_options import Given, with_settings
 from actscope.errors import SettingsError
 
 Sites = Annotated[
     list[str] | None,
-    typer.Option("--sites", help="Full names, patterns (layers.*.mlp_out) or e.g. 0,7 / first,last; may be repeated."),
+    typer.Option(
+        "--sites",
+        metavar="SITES",
+        help="Sites to read: full names, patterns (layers.*.mlp_out), or e.g. 0,7 or first,last. Repeatable. By default all.",
+    ),
 ]
 
 
+@with_settings
 def export(
     path: Directory,
-    to: Annotated[Path, typer.Option("--to", help="Where to put it: a folder, for packets a file.")],
-    form: Annotated[str, typer.Option("--format", help="safetensors, zarr, parquet, npy or packets.")] = "safetensors",
+    flags: Annotated[Given, options.EXPORT],
+    to: Annotated[Path, typer.Option("--to", metavar="PATH", help="Folder to create, or file with format packets.")],
+    form: Annotated[
+        str, typer.Option("--format", metavar="FORMAT", help="safetensors, zarr, parquet, npy or packets.")
+    ] = "safetensors",
     sites: Sites = None,
     requests: Annotated[
-        list[str] | None, typer.Option("--requests", help="Only this request; may be repeated.")
+        list[str] | None,
+        typer.Option("--requests", metavar="ID", help="Id of a request to export. Repeatable. By default all."),
     ] = None,
-    positions: Annotated[str, typer.Option(help="Only these positions of each request, e.g. 0:100 or 5:.")] = "",
-    bf16: Annotated[
-        str, typer.Option(help="bfloat16 in zarr, parquet and npy: float32 (exact) or uint16 (its bits).")
-    ] = "float32",
-    shard_mib: Annotated[int, typer.Option(min=1, help="safetensors: largest file, in MiB.")] = 5120,
-    force: Annotated[bool, typer.Option("--force", help="Replace an earlier export.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    positions: Annotated[
+        str,
+        typer.Option(metavar="RANGE", help="Positions of each request to export, e.g. 0:100 or 5:. By default all."),
+    ] = "",
+    as_json: options.Json = False,
 ) -> None:
-    """Write the rows of a recording, with their labels, in a form that other tools read. It appears whole, or not at all.
+    """Export the rows of a recording and their labels to a format that other tools read. The export is atomic.
 
     Example: actscope export run.acts --to rows --format parquet --sites first,last
     """
     from actscope.cli.common.progress import ProgressBar
-    from actscope.recording.export import ExportOptions, Selection
+    from actscope.recording.export import Selection
     from actscope.recording.export import export as write
 
     selection = Selection(tuple(sites or ()), tuple(requests or ()), read_positions(positions))
-    options = ExportOptions(bf16=bf16, shard_bytes=shard_mib << 20, force=force)  # type: ignore[arg-type]
     recording = open_recording(path)
     with ProgressBar() as bars:
-        report = write(recording, to, form, selection, options, bars.update)
+        report = write(recording, to, form, selection, options.EXPORT.make(flags), bars.update)
     if as_json:
         typer.echo(json.dumps({**asdict(report), "path": str(report.path)}))
         return
@@ -58,7 +66,7 @@ def export(
 
 
 def read_positions(text: str) -> slice | None:
-    """`a:b` as a slice, either side may be empty; an empty text is None. Raises SettingsError for anything else."""
+    """Return `a:b` as a slice (either side may be empty), and None for an empty text. Raises SettingsError for any other text."""
     if not text:
         return None
     first, colon, after = text.partition(":")

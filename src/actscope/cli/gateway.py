@@ -3,42 +3,24 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import replace
 from typing import Annotated
 
-import typer
-
 from actscope.cli.common import options
-from actscope.cli.common.servers import announce
+from actscope.cli.common.settings_options import Given, with_settings
 
 
-def gateway(
-    upstream: Annotated[
-        str,
-        typer.Option(
-            help="vLLM's http://host:port, an engine's card id, or unix:/path; the newest engine here by default."
-        ),
-    ] = "",
-    upstream_key: Annotated[
-        str, typer.Option(help="API key of that server, sent nowhere else.", envvar="ACTSCOPE_UPSTREAM_KEY")
-    ] = "",
-    host: options.Host = "127.0.0.1",
-    port: options.Port = 6969,
-    token: options.Token = "",
-    allow_host: options.AllowHost = None,
-    cors_origin: options.CorsOrigin = None,
-    browser: options.Browser = False,
-) -> None:
-    """Put the gateway and the scope in front of an engine. Waits for the engine, and again when it restarts.
+@with_settings
+def gateway(flags: Annotated[Given, options.GATEWAY], browser: options.Browser = False) -> None:
+    """Put the gateway and the scope page in front of an engine. Waits for the engine, also when it restarts.
 
-    A vLLM server that runs with actscope's plugin is named by its address; one without it is proxied, without scores.
+    Name a vLLM server by its URL. With actscope's plugin its answers have scores; without it they are forwarded as they are.
 
     Example: actscope gateway --upstream http://localhost:8000
     """
+    from actscope.cli.common.servers import announce
     from actscope.gateway.server import serve
 
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s")
     logging.getLogger("actscope").setLevel(logging.INFO)
-    settings = options.gateway_settings(host, port, token, allow_host, cors_origin, upstream)
-    settings = replace(settings, upstream_key=upstream_key)
-    serve(settings, lambda taken: announce(taken, upstream or "the newest engine", browser=browser))
+    settings = options.GATEWAY.make(flags)
+    serve(settings, lambda taken: announce(taken, settings.upstream or "the newest engine", browser=browser))

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import sys
 from contextlib import redirect_stdout
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
+from msgspec.structs import replace
 
 from actscope.cli.common import options
+from actscope.cli.common.settings_options import Given, with_settings
 from actscope.errors import SettingsError
 
 if TYPE_CHECKING:
@@ -20,103 +22,74 @@ if TYPE_CHECKING:
     from actscope.harvest.workers.messages import WorkerJob
 
 
+@with_settings
 def harvest(
     out: Annotated[
         str,
-        typer.Option(help="A directory, s3://bucket/prefix, gs://… or az://….", metavar="PLACE", show_default=False),
+        typer.Option(
+            help="Directory or bucket of the harvest: a path, s3://BUCKET/PREFIX, gs://… or az://….", metavar="PLACE"
+        ),
     ],
-    model: Annotated[str, typer.Option(help="Hugging Face id, a local directory, or actscope/builtin.")] = "",
-    dataset: Annotated[
-        str, typer.Option(help="builtin, files or a folder of texts, what save_to_disk wrote, or a dataset of the hub.")
-    ] = "",
-    sites: Annotated[str, typer.Option(help="e.g. 0,7,15, first,middle,last, all, 19.mlp_out.")] = "middle",
-    engine: Annotated[str, typer.Option(help="Where workers run: local (processes) or ray (a cluster).")] = "local",
-    split: Annotated[str, typer.Option(help="The dataset's split.")] = "train",
-    column: Annotated[str, typer.Option(help="The dataset's column of texts.")] = "text",
-    texts: Annotated[int, typer.Option(min=0, help="So many texts; 0 takes all.")] = 0,
-    tokens: Annotated[int, typer.Option(min=0, help="About so many rows, as many texts as that takes; 0: all.")] = 0,
-    context: Annotated[int, typer.Option(min=2, help="Tokens that the model reads at once.")] = 256,
-    pack: Annotated[bool, typer.Option("--pack", help="Join texts into full contexts; arrow always does.")] = False,
-    separator: Annotated[str, typer.Option(help="With packing, between two texts: bos, eos or none.")] = "bos",
-    mask: Annotated[
-        str, typer.Option(help="Tokens without a row: special, bos or none.", show_default="special; packed: none")
-    ] = "",
-    dtype: Annotated[str, typer.Option(help="Of the rows: auto, float32, bfloat16 or float16.")] = "auto",
-    model_dtype: Annotated[str, typer.Option(help="What the model computes in; auto as for serve.")] = "auto",
-    form: Annotated[
-        str, typer.Option("--format", help="safetensors, or arrow for datasets and SAELens' cached activations.")
-    ] = "safetensors",
-    columns: Annotated[
-        str, typer.Option(help="Column names of arrow: transformer_lens (blocks.3.hook_resid_post) or sites.")
-    ] = "transformer_lens",
-    seed: Annotated[int, typer.Option(help="Of the order of the texts.")] = 0,
-    shuffle: Annotated[bool, typer.Option(help="Give units texts in a shuffled order.")] = True,
-    unit_texts: Annotated[int, typer.Option(min=1, help="Texts of a unit of work; its rows are one shard.")] = 1024,
+    flags: Annotated[Given, options.HARVEST],
+    engine: Annotated[
+        Literal["local", "ray"], typer.Option(help="Where workers run: processes of this machine, or a Ray cluster.")
+    ] = "local",
     workers: Annotated[
-        int, typer.Option(min=0, help="Workers at most; 0 is one here, and as many as there is room for on Ray.")
+        int,
+        typer.Option(
+            min=0,
+            metavar="N",
+            help="Maximum number of workers. 0: one with local, as many as fit on the cluster with ray.",
+        ),
     ] = 0,
     ray_address: Annotated[
-        str, typer.Option(help="Ray cluster to join; local starts one.", show_default="RAY_ADDRESS, or this machine's")
+        str,
+        typer.Option(
+            metavar="ADDRESS",
+            help="Ray cluster to join. local starts one.",
+            show_default="RAY_ADDRESS, or one on this machine",
+        ),
     ] = "",
-    cpus_per_worker: Annotated[float, typer.Option(min=0, help="CPUs of a worker on Ray; 0: its threads.")] = 0,
-    gpus_per_worker: Annotated[float, typer.Option(min=0, help="GPUs of a worker on Ray.")] = 0,
-    reader: Annotated[str, typer.Option(help="What runs the model: hf (transformers) or vllm.")] = "hf",
-    device: options.Device = "auto",
-    threads: Annotated[int, typer.Option(min=1, help="CPU threads of a worker: part of the plan.")] = 1,
-    batch_tokens: Annotated[int, typer.Option(min=1, help="Tokens of one forward pass.")] = 8192,
+    cpus_per_worker: Annotated[
+        float, typer.Option(min=0, metavar="N", help="CPUs of a worker on Ray. 0: as many as --threads.")
+    ] = 0,
+    gpus_per_worker: Annotated[
+        float, typer.Option(min=0, metavar="N", help="GPUs of a worker on Ray, also a fraction such as 0.5.")
+    ] = 0,
     lease: Annotated[
         float,
-        typer.Option(min=1, help="Seconds without a heartbeat after which another harvest's units are taken over."),
+        typer.Option(
+            min=1,
+            metavar="SECONDS",
+            help="Time without a heartbeat after which the units of another harvest are taken over.",
+        ),
     ] = 60.0,
     allow_http: Annotated[
-        bool, typer.Option("--allow-http", help="Talk plain HTTP to other machines' storage.")
+        bool, typer.Option("--allow-http", help="Allow plain HTTP to storage on other machines.")
     ] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what would be harvested, and change nothing.")
+        bool, typer.Option("--dry-run", help="Print the number of units, rows and bytes, and change nothing.")
     ] = False,
-    verify: Annotated[bool, typer.Option("--verify", help="Check every byte of the harvest at --out instead.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Check every byte of the harvest at --out, and exit.")
+    ] = False,
+    as_json: options.Json = False,
 ) -> None:
     """Run a dataset through a model on many workers, and keep the rows of its tokens as shards with checksums.
 
-    The same command goes on where an earlier one was stopped, and several at once on one --out share the work. Exits 1 when
-    --verify finds damage.
+    The same command continues a harvest that was stopped. Several at once with one --out share the work. --model and --dataset
+    are required, except with --verify, which exits 1 when bytes are missing or changed.
 
     Example: actscope harvest --model actscope/builtin --dataset builtin --sites first,last --texts 2000 --out rows
     """
-    from actscope.harvest.settings import HarvestSettings
-
     if verify:
         _verify(out, allow_http=allow_http, as_json=as_json)
         return
-    if not model or not dataset:
-        raise SettingsError(
-            "say what is harvested: --model and --dataset, e.g. --model actscope/builtin --dataset builtin"
-        )
-    settings = HarvestSettings(
-        model=model,
-        dataset=dataset,
-        sites=sites,
-        split=split,
-        column=column,
-        texts=texts or None,
-        tokens=tokens or None,
-        context=context,
-        pack=pack,
-        separator=separator,  # type: ignore[arg-type]  # checked there
-        mask=mask,
-        dtype=dtype,
-        model_dtype=model_dtype,
-        format=form,  # type: ignore[arg-type]
-        columns=columns,  # type: ignore[arg-type]
-        seed=seed,
-        shuffle=shuffle,
-        unit_texts=unit_texts,
-        reader=reader,
-        device="cuda" if gpus_per_worker and device == "auto" else device,
-        threads=threads,
-        batch_tokens=batch_tokens,
-    )
+    if not flags.get("model") or not flags.get("dataset"):
+        raise SettingsError("--model and --dataset are required, e.g. --model actscope/builtin --dataset builtin")
+    settings = options.HARVEST.make(flags)
+    if gpus_per_worker and settings.device == "auto":
+        settings = replace(settings, device="cuda")
     from actscope.harvest.workers.messages import WorkerJob
 
     where = _whole(out)
@@ -142,8 +115,6 @@ def _crew(engine: str, job: WorkerJob, workers: int, address: str, cpus: float, 
         from actscope.harvest.workers.ray import RayCrew
 
         return RayCrew(job, workers, address=address, cpus_per_worker=cpus, gpus_per_worker=gpus)
-    if engine != "local":
-        raise SettingsError(f"--engine {engine}: expected local or ray")
     if address or cpus or gpus:
         raise SettingsError("--ray-address, --cpus-per-worker and --gpus-per-worker are for --engine ray")
     from actscope.harvest.workers.local import LocalCrew

@@ -9,33 +9,26 @@ from typing import Annotated
 
 import typer
 
+from actscope.cli.common import options
+from actscope.cli.common.settings_options import Given, with_settings
 
+
+@with_settings
 def import_(
-    packets: Annotated[Path, typer.Argument(metavar="PACKETS", help="A packet stream: ours, or another tool's.")],
-    to: Annotated[Path, typer.Option("--to", help="The recording to make.")],
-    dtype: Annotated[str, typer.Option(help="Another tool's stream: dtype of its rows, e.g. float16, bfloat16.")] = "",
-    width: Annotated[int, typer.Option(help="Another tool's stream: numbers in one row.")] = 0,
-    names: Annotated[
-        str,
-        typer.Option(
-            help="Another tool's stream: a pattern for its names, e.g. '(?P<site>.+)_step(?P<position>[0-9]+)'."
-        ),
-    ] = "",
-    request: Annotated[str, typer.Option(help="Another tool's stream: the request its rows belong to.")] = "imported",
-    sites: Annotated[list[str] | None, typer.Option(help="Only sites that fit this pattern; may be repeated.")] = None,
-    codec: Annotated[str, typer.Option(help="How to keep the rows (see actscope capture --help).")] = "lossless",
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    packets: Annotated[Path, typer.Argument(metavar="PACKETS", help="Packet stream, of actscope or another tool.")],
+    to: Annotated[Path, typer.Option("--to", metavar="DIR", help="Directory of the recording to create.")],
+    flags: Annotated[Given, options.IMPORT],
+    as_json: options.Json = False,
 ) -> None:
-    """Make a recording from a packet stream. Ours say what they hold; of others one must say dtype and width.
+    """Create a recording from a packet stream. A foreign stream, of another tool, needs --dtype and --width.
 
     Example: actscope import old.packets --to run.acts --dtype float16 --width 4096
     """
     from actscope.cli.common.progress import ProgressBar
-    from actscope.recording.importing import ImportOptions, import_packets
+    from actscope.recording.importing import import_packets
 
-    options = ImportOptions(dtype, width, names, request, tuple(sites or ()), codec)
     with ProgressBar() as bars:
-        report = import_packets(packets, to, options, bars.update)
+        report = import_packets(packets, to, options.IMPORT.make(flags), bars.update)
     if as_json:
         typer.echo(json.dumps({**asdict(report), "path": str(report.path)}))
         return

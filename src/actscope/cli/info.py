@@ -1,4 +1,4 @@
-"""actscope info: what a recording is."""
+"""actscope info: summary of a recording."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from actscope.cli.common import options
 from actscope.cli.common.recordings import Directory, open_recording
 
 _MOST_MARKS = 5
@@ -14,13 +15,12 @@ _MOST_MARKS = 5
 
 def info(
     path: Directory,
-    requests: Annotated[int, typer.Option(min=0, help="Show so many requests; 0 shows all.")] = 5,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    requests: Annotated[int, typer.Option(min=0, metavar="N", help="Number of requests to list. 0 lists all.")] = 5,
+    as_json: options.Json = False,
 ) -> None:
-    """Say what a recording is: its model, sites, requests and coverage, its size against raw rows, the errors that its codecs
-    were measured to make, drops, marks, and whether its writers came to their end.
+    """Summarize a recording: model, sites, requests, coverage, size relative to raw rows, measured errors, drops and marks.
 
-    Works on a recording that is being written, and on one that a crash has left.
+    Works while the recording is being written, and after a crash. Reads no rows.
 
     Example: actscope info run.acts
     """

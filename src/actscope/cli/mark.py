@@ -1,4 +1,4 @@
-"""actscope mark: keep a request of a running server, now or after the fact."""
+"""actscope mark: keep a request of a running server, also after it has ended."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from urllib.parse import quote
 
 import typer
 
+from actscope.cli.common import options
 from actscope.cli.common.engines import ask, engine_cards, refusal
 from actscope.errors import RecordingError, SettingsError
 
@@ -22,24 +23,32 @@ _WORDS = {
 
 
 def mark(
-    request: Annotated[str, typer.Argument(help="Id of the request, as the page and the API show it.")] = "",
-    last: Annotated[bool, typer.Option("--last", help="The request that began last.")] = False,
-    all_running: Annotated[bool, typer.Option("--all", help="All requests that run now.")] = False,
-    why: Annotated[str, typer.Option(help="A word on why, for whoever reads the recording.")] = "by hand",
-    before: Annotated[str, typer.Option(help="Only so much before its last row, e.g. '20 tokens', 5s.")] = "",
-    after: Annotated[str, typer.Option(help="Only so much after its last row, e.g. '64 tokens', 10s.")] = "",
-    wait: Annotated[float, typer.Option(help="Wait so many seconds for a request that has not begun.")] = 0.0,
-    engine: Annotated[str, typer.Option(help="Card id of the engine; the newest that runs if not given.")] = "",
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    request: Annotated[
+        str, typer.Argument(metavar="REQUEST", help="Id of the request, as the page and the API show it.")
+    ] = "",
+    last: Annotated[bool, typer.Option("--last", help="Mark the request that began last.")] = False,
+    all_running: Annotated[bool, typer.Option("--all", help="Mark all running requests.")] = False,
+    why: Annotated[str, typer.Option(metavar="TEXT", help="Reason, stored in the recording.")] = "by hand",
+    before: Annotated[
+        str, typer.Option(metavar="LENGTH", help="Keep only this much before its last row, e.g. '20 tokens' or 5s.")
+    ] = "",
+    after: Annotated[
+        str, typer.Option(metavar="LENGTH", help="Keep only this much after its last row, e.g. '64 tokens' or 10s.")
+    ] = "",
+    wait: Annotated[
+        float, typer.Option(metavar="SECONDS", help="Time to wait for a request that has not begun.")
+    ] = 0.0,
+    engine: options.Engine = "",
+    as_json: options.Json = False,
 ) -> None:
-    """Keep a request of a server that runs with --record: what is still at hand of it, and what comes until it ends.
+    """Keep a request of a server that runs with --record: its rows in the flight recorder, and its later rows until it ends.
 
-    Marking twice changes nothing. Exits 2 when it is too late, or when the server keeps no recording.
+    Marking twice changes nothing. Exits 2 when its rows have expired, or when the server has no recording.
 
     Example: actscope mark chatcmpl-4be1c5d7 --why "odd answer"
     """
     if sum(map(bool, (request, last, all_running))) != 1:
-        raise SettingsError("name one request, or say --last or --all")
+        raise SettingsError("expected exactly one of REQUEST, --last and --all")
     body: dict[str, Any] = {"why": why} | {k: v for k, v in (("before", before), ("after", after)) if v}
     if request:
         path = f"/v1/actscope/requests/{quote(request, safe='')}/mark"

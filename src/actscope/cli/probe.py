@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import msgspec
 import typer
 
+from actscope.cli.common import options
 from actscope.cli.common.engines import ask, engine_cards, refusal
+from actscope.cli.common.settings_options import Given, with_settings
 from actscope.errors import ProbeError
 
 if TYPE_CHECKING:
@@ -17,21 +19,20 @@ if TYPE_CHECKING:
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="List, train, test, add and remove probes.")
 
-EngineOption = Annotated[
-    str, typer.Option("--engine", help="Card id of the engine; the newest that runs if not given.")
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-
 
 @app.command("list")
 def list_probes(
     directory: Annotated[
-        Path | None, typer.Argument(help="A directory of probe files; a running engine's if not given.")
+        Path | None,
+        typer.Argument(metavar="DIR", help="Directory of probe files. By default those of a running engine."),
     ] = None,
-    engine: EngineOption = "",
-    as_json: JsonOption = False,
+    engine: options.Engine = "",
+    as_json: options.Json = False,
 ) -> None:
-    """List the probes of a directory, or of a running engine. Example: actscope probe list probes/my-model"""
+    """List the probes of a directory, or of a running engine.
+
+    Example: actscope probe list probes/my-model
+    """
     from actscope.probes import load_probes
 
     if directory is not None:
@@ -44,8 +45,8 @@ def list_probes(
 
 
 @app.command()
-def test(files: Annotated[list[Path], typer.Argument(help="Probe files.")]) -> None:
-    """Check probe files: their form, and that their own test vectors score as they say.
+def test(files: Annotated[list[Path], typer.Argument(metavar="FILES", help="Probe files.")]) -> None:
+    """Check probe files: their format, and that their test vectors have the scores that they state.
 
     Example: actscope probe test probes/my-model/*.safetensors
     """
@@ -59,10 +60,12 @@ def test(files: Annotated[list[Path], typer.Argument(help="Probe files.")]) -> N
 
 @app.command()
 def add(
-    files: Annotated[list[Path], typer.Argument(help="Probe files; a probe with the same id is swapped.")],
-    engine: EngineOption = "",
+    files: Annotated[
+        list[Path], typer.Argument(metavar="FILES", help="Probe files. A probe with the same id is replaced.")
+    ],
+    engine: options.Engine = "",
 ) -> None:
-    """Add probes to a running engine, or swap them, from its next step on.
+    """Add probes to a running engine, or replace them, from its next step on.
 
     Example: actscope probe add probes/my-model/enc_19_refusal.json
     """
@@ -75,33 +78,46 @@ def add(
 
 
 @app.command()
-def remove(ids: Annotated[list[str], typer.Argument(help="Ids of probes.")], engine: EngineOption = "") -> None:
-    """Take probes out of a running engine. Example: actscope probe remove danger joy"""
+def remove(
+    ids: Annotated[list[str], typer.Argument(metavar="IDS", help="Ids of probes.")], engine: options.Engine = ""
+) -> None:
+    """Remove probes from a running engine.
+
+    Example: actscope probe remove danger joy
+    """
     for probe_id in ids:
         _change_engine("DELETE", probe_id, engine)
         typer.echo(f"{probe_id}: removed")
 
 
 @app.command()
+@with_settings
 def train(
+    flags: Annotated[Given, options.ENGINE.only("device", "dtype")],
     data: Annotated[
-        Path | None, typer.Argument(help="Labelled text, JSON lines; the built-in text if not given.")
+        Path | None, typer.Argument(metavar="DATA", help="Labelled text as JSON lines. By default the built-in text.")
     ] = None,
-    model: Annotated[str, typer.Option(help="Hugging Face id, directory, or actscope/builtin.")] = "actscope/builtin",
-    out: Annotated[Path, typer.Option(help="Directory to write the probes to.")] = Path("probes"),
-    label: Annotated[list[str] | None, typer.Option(help="Train only this label; may be repeated.")] = None,
-    sites: Annotated[str, typer.Option(help="Candidate sites, e.g. 'all', '3,7', 'first,middle,last'.")] = "all",
-    texts: Annotated[int, typer.Option(help="Use at most so many texts.")] = 2000,
-    min_auroc: Annotated[float, typer.Option(help="Keep only probes that reach this on held-out text.")] = 0.95,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 …")] = "auto",
-    dtype: Annotated[str, typer.Option(help="auto, fp32, bf16 or fp16.")] = "auto",
-    as_json: JsonOption = False,
+    model: Annotated[
+        str, typer.Option(metavar="MODEL", help="Hugging Face id, local directory, or actscope/builtin.")
+    ] = "actscope/builtin",
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Directory to write the probes to.")] = Path("probes"),
+    label: Annotated[
+        list[str] | None, typer.Option(metavar="LABEL", help="Label to train. Repeatable. By default all.")
+    ] = None,
+    sites: Annotated[
+        str, typer.Option(metavar="SITES", help="Candidate sites, e.g. all, 3,7 or first,middle,last.")
+    ] = "all",
+    texts: Annotated[int, typer.Option(metavar="N", help="Maximum number of texts.")] = 2000,
+    min_auroc: Annotated[
+        float, typer.Option(metavar="N", help="Minimum AUROC on held-out text. Probes below are not written.")
+    ] = 0.95,
+    as_json: options.Json = False,
 ) -> None:
-    """Train one probe for each label of labelled text, and print how well each separates held-out text.
+    """Train a probe for each label of labelled text, and print how well it separates held-out text.
 
-    A line of the data is {"text": "...", "spans": {"danger": [[4, 20]]}} or {"text": "...", "label": {"joy": true}}.
-    For each label every candidate site is tried and the earliest of the best is taken. The control is the same training
-    on shuffled labels: about 0.5, or the data leaks.
+    A line of the data is {"text": "...", "spans": {"danger": [[4, 20]]}} or {"text": "...", "label": {"joy": true}}. Each
+    label is trained at every candidate site, and the earliest of the best sites is kept. The control is the same training on
+    shuffled labels: an AUROC of about 0.5, or the data leaks.
 
     Example: actscope probe train my-labels.jsonl --model Qwen/Qwen2-0.5B --out probes/Qwen/Qwen2-0.5B
     """
@@ -112,7 +128,7 @@ def train(
     from actscope.probes.labels import read_labelled
     from actscope.sites import select
 
-    loaded = load(model, device=device, dtype=dtype)
+    loaded = load(model, **flags)
     chosen = (
         [text for _, text in zip(range(texts), read_labelled(data), strict=False)]
         if data

@@ -1,4 +1,4 @@
-"""actscope recover: bring a recording that crashed to rest."""
+"""actscope recover: close a recording after a crash."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from actscope.cli.common import options
 from actscope.cli.common.recordings import Directory, check_there
 from actscope.errors import RecordingDamaged
 
@@ -17,15 +18,16 @@ def recover(
     salvage: Annotated[
         bool,
         typer.Option(
-            "--salvage", help="Close around acknowledged bytes that are damaged; every old byte is kept aside."
+            "--salvage",
+            help="Close the recording also around damaged acknowledged bytes. The old bytes are kept aside.",
         ),
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: options.Json = False,
 ) -> None:
-    """Close a recording after a crash: cut what was never acknowledged (kept aside in *.torn), and write the index anew.
+    """Close a recording after a crash: cut off unacknowledged bytes (kept aside in *.torn), and rebuild the index.
 
-    Exits 1, and changes nothing, when bytes that had been acknowledged are missing or changed; --salvage then keeps what is
-    whole. A second run changes nothing, and `actscope capture --resume` does by itself what a crash calls for.
+    Exits 1, and changes nothing, when acknowledged bytes are missing or changed; --salvage then keeps everything that is whole.
+    A second run changes nothing. `actscope capture --resume` recovers by itself.
 
     Example: actscope recover run.acts
     """

@@ -12,6 +12,7 @@ import typer
 
 from actscope.cli.common import options
 from actscope.cli.common.recordings import Directory, open_recording
+from actscope.cli.common.settings_options import Given, with_settings
 from actscope.errors import ProbeError, SettingsError
 
 if TYPE_CHECKING:
@@ -28,37 +29,36 @@ _MOST_POSITIONS = 4_000_000
 _A_YEAR_S = 365 * 86_400.0
 
 
+@with_settings
 def replay(
     directory: Directory,
-    probes: options.Probes = None,
-    request: Annotated[list[str] | None, typer.Option(help="Only this request; may be repeated.")] = None,
-    speed: Annotated[float, typer.Option(help="1 is the recorded pace, 2 twice that; 0 is as fast as it goes.")] = 1.0,
-    loop: Annotated[bool, typer.Option("--loop", help="Begin again at the end, for ever.")] = False,
-    any_model: Annotated[
-        bool, typer.Option("--any-model", help="Use probes that were made for another model or revision too.")
-    ] = False,
-    port: options.Port = 6969,
-    token: options.Token = "",
+    flags: Annotated[Given, options.REPLAY],
+    gateway_flags: Annotated[Given, options.GATEWAY.only("port", "token")],
+    probes: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="DIR",
+            help="Directory of probe files. Repeatable. By default ./probes/MODEL, else those shipped with the model.",
+        ),
+    ] = None,
     browser: options.Browser = True,
 ) -> None:
-    """Show a recording on the scope as if it ran now, scored with any probes whose sites were recorded.
+    """Play a recording on the scope page as if it ran live, scored with any probes whose sites were recorded.
 
-    Probes are read from --probes, else from ./probes/MODEL, else the ones that came with the model are used; they need not
-    have existed when the recording was made. While it plays, `actscope probe add` and `remove` change them.
+    The probes may be newer than the recording. While it plays, `actscope probe add` and `actscope probe remove` change them.
 
     Example: actscope replay run.acts --probes my-probes --request r000001 --speed 4
     """
     from actscope.engines.replay.engine import ReplayEngine
     from actscope.engines.replay.facts import recorded_model
-    from actscope.engines.replay.settings import ReplaySettings
     from actscope.gateway.server import open_server
 
-    settings = ReplaySettings(tuple(request or ()), speed, loop, any_model)
+    settings = options.REPLAY.make(flags)
     recording = open_recording(directory)
     model = recorded_model(recording)
-    chosen = _probes(probes, model, any_model=any_model)
+    chosen = _probes(probes, model, any_model=settings.any_model)
     with ReplayEngine(recording, settings, probes=chosen, on_end=_say_end) as engine:
-        server = open_server(_gateway_settings(engine, port, token))
+        server = open_server(_gateway_settings(engine, gateway_flags))
         show = browser and options.can_show_a_browser()
 
         def begin(taken: GatewaySettings) -> None:
@@ -107,9 +107,9 @@ def _usual_probes(model: str) -> list[Path]:
     return [directory for directory in usual if any(find_probes(directory))][:1]
 
 
-def _gateway_settings(engine: ReplayEngine, port: int, token: str) -> GatewaySettings:
+def _gateway_settings(engine: ReplayEngine, flags: Given) -> GatewaySettings:
     """A gateway that remembers the whole recording, for as long as it runs, within fixed bounds."""
-    settings = options.gateway_settings("127.0.0.1", port, token, None, None, engine.card.id)
+    settings = options.GATEWAY.make(flags, upstream=engine.card.id)
     return replace(
         settings,
         log_requests=min(_MOST_REQUESTS, max(settings.log_requests, len(engine.plan.requests))),
@@ -157,7 +157,7 @@ def _list(names: Any) -> str:
 def _pace(engine: ReplayEngine) -> str:
     speed = engine.settings.speed
     if not speed:
-        return "as fast as it goes"
+        return "as fast as possible"
     return f"{engine.plan.duration_ns / 1e9 / speed:,.1f} s at {speed:g} times the recorded pace"
 
 

@@ -1,23 +1,23 @@
-"""actscope verify: every byte of a recording checked."""
+"""actscope verify: check every byte of a recording."""
 
 from __future__ import annotations
 
 import json
-from typing import Annotated
 
 import typer
 
+from actscope.cli.common import options
 from actscope.cli.common.recordings import Directory, check_there
 
 
 def verify(
     path: Directory,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: options.Json = False,
 ) -> None:
-    """Check every byte of a recording: checksums, that every block and every batch of labels decodes, and that rows have labels.
+    """Check every byte of a recording: its checksums, that all blocks and labels decode, and that rows have labels.
 
-    Exits 1, with a list, when bytes that were acknowledged are missing or changed, or something does not decode. What a crash
-    has cut off above the last acknowledged byte is told, and is no damage. Changes nothing.
+    Exits 1, with a list, when acknowledged bytes are missing or changed, or something does not decode. Bytes that a crash cut
+    off after the last acknowledged one are reported and are no damage. Changes nothing.
 
     Example: actscope verify run.acts
     """

@@ -2,146 +2,32 @@
 
 from __future__ import annotations
 
-import sys
-import time
-from collections.abc import Iterator
-from contextlib import closing
 from typing import Annotated
 
-import msgspec
-import numpy as np
 import typer
 
-from actscope.errors import RingError
-from actscope.frames import SpanFlag
-from actscope.ring.discovery import EngineCard, read_cards, read_table
-from actscope.ring.host import RingReader, StepRecord
+from actscope.cli.common import options
 
 
 def watch(
-    engine: Annotated[str, typer.Option(help="Card id of the engine; the newest that runs if not given.")] = "",
-    probe: Annotated[list[str] | None, typer.Option(help="Show only this probe; may be repeated.")] = None,
-    steps: Annotated[int, typer.Option(help="Stop after so many steps; 0 goes on for ever.")] = 0,
-    from_oldest: Annotated[bool, typer.Option(help="Begin with what the ring still holds.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a step.")] = False,
+    engine: options.Engine = "",
+    probe: Annotated[
+        list[str] | None, typer.Option(metavar="ID", help="Id of a probe to show. Repeatable. By default all.")
+    ] = None,
+    steps: Annotated[int, typer.Option(metavar="N", help="Number of steps to show. 0: no end.")] = 0,
+    from_oldest: Annotated[bool, typer.Option(help="Start with the oldest steps in the ring.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per step.")] = False,
 ) -> None:
-    """Follow a running engine: per step its rows, its requests and the highest score of each probe.
+    """Follow a running engine in the terminal: rows, requests and the highest score of each probe, for each step.
 
-    Waits until an engine is up, and again when it restarts. Example: actscope watch --probe danger --json
+    Waits for the engine, also when it restarts.
+
+    Example: actscope watch --probe danger --json
     """
-    wanted = set(probe or ())
-    for seen, (card, record, columns) in enumerate(_follow(engine, from_oldest, wanted), 1):
-        print(_as_json(card, record, columns) if as_json else _as_text(record, columns), flush=True)
+    from actscope.cli.common import following
+
+    for seen, (card, record, columns) in enumerate(following.follow(engine, from_oldest, set(probe or ())), 1):
+        text = following.as_json(card, record, columns) if as_json else following.as_text(record, columns)
+        print(text, flush=True)
         if seen == steps:
             return
-
-
-Columns = dict[str, int]
-
-
-def _follow(engine: str, from_oldest: bool, wanted: set[str]) -> Iterator[tuple[EngineCard, StepRecord, Columns]]:
-    """Steps of one engine after another, as they come and go, each with the columns of its own generation."""
-    while True:
-        card = _await_engine(engine)
-        part = f", part {card.part + 1} of {card.parts}: choose another with --engine" if card.parts > 1 else ""
-        _say(f"watching {card.model} ({card.device}, {card.dtype}), engine {card.id}{part}")
-        try:
-            with closing(RingReader.attach(card.ring, from_oldest=from_oldest)) as reader:
-                tables = _Tables(card, wanted)
-                yield from ((card, record, tables.columns(record.generation)) for record in _steps(reader))
-                missed = reader.stats()
-        except RingError as error:
-            _say(f"{error}")
-            continue
-        _say(f"the engine has ended; {missed.steps} steps read, {missed.missed_rows} rows missed")
-
-
-def _steps(reader: RingReader) -> Iterator[StepRecord]:
-    reported = 0
-    while True:
-        batch = reader.read()
-        if batch is not None:
-            yield from batch.steps
-        elif not reader.wait(0.5) and not reader.writer_alive():
-            return
-        missed = reader.stats().missed_rows
-        if missed > reported:
-            _say(f"too slow: {missed - reported} rows were overwritten before they were read")
-            reported = missed
-
-
-def _await_engine(engine: str) -> EngineCard:
-    told = False
-    while True:
-        card = next((c for c in read_cards() if engine in ("", c.id)), None)
-        if card is not None:
-            return card
-        if not told:
-            who = f"engine {engine}" if engine else "engine"
-            _say(f"no {who} runs yet; waiting (start one with: actscope serve MODEL, or vLLM with actscope's plugin)")
-            told = True
-        time.sleep(0.25)
-
-
-def _as_text(record: StepRecord, columns: Columns) -> str:
-    running = [span for span in record.spans if span.n_rows]
-    ended = [span.request for span in record.spans if SpanFlag.END in span.flags]
-    if not running:
-        return f"step {record.number:>7}  ended: {', '.join(ended)}"
-    scores = "  ".join(f"{name} {value:.3f}" for name, value in _highest(record, columns).items())
-    requests = ", ".join(f"{s.request}@{s.first_position + s.n_rows - 1}" for s in running[:4])
-    more = f" and {len(running) - 4} more" if len(running) > 4 else ""
-    return f"step {record.number:>7}  batch {len(running):>3}  rows {len(record.meta):>4}  {scores}  {requests}{more}"
-
-
-def _as_json(card: EngineCard, record: StepRecord, columns: Columns) -> str:
-    spans = [
-        {
-            "request": span.request,
-            "first_position": span.first_position,
-            "token_ids": _rows(record, span.offset, span.n_rows)["token_id"].tolist(),
-            "scores": {
-                name: [
-                    None if np.isnan(v) else v for v in record.rows[span.offset : span.offset + span.n_rows, c].tolist()
-                ]
-                for name, c in columns.items()
-            },
-            "ended": SpanFlag.END in span.flags,
-        }
-        for span in record.spans
-    ]
-    step = {"step": record.number, "time_ns": record.time_ns, "engine": card.id, "spans": spans}
-    return msgspec.json.encode(step).decode()
-
-
-def _rows(record: StepRecord, offset: int, n: int) -> np.ndarray:
-    return record.meta[offset : offset + n]
-
-
-def _highest(record: StepRecord, columns: Columns) -> dict[str, float]:
-    scored = {name: record.rows[:, c][~np.isnan(record.rows[:, c])] for name, c in columns.items()}
-    return {name: float(values.max()) for name, values in scored.items() if len(values)}
-
-
-class _Tables:
-    """Probe id → column for each generation. A table outlives its file: the engine removes that when it ends."""
-
-    def __init__(self, card: EngineCard, wanted: set[str]) -> None:
-        self._card, self._wanted = card, wanted
-        self._known: dict[int, Columns] = {}
-
-    def columns(self, generation: int) -> Columns:
-        if generation not in self._known:
-            self._known[generation] = self._read(generation)
-        return self._known[generation]
-
-    def _read(self, generation: int) -> Columns:
-        try:
-            table = msgspec.json.decode(read_table(self._card.id, generation))
-        except RingError:
-            return {}  # the engine has ended, and this generation was never seen: its steps are shown without scores
-        return {p["id"]: p["slot"] for p in table["probes"] if not self._wanted or p["id"] in self._wanted}
-
-
-def _say(message: str) -> None:
-    print(message, file=sys.stderr, flush=True)

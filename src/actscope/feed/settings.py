@@ -1,109 +1,110 @@
-"""Every setting of the feed, in one frozen dataclass."""
+"""All settings of the feed, in one frozen dataclass."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal, get_args, get_origin, get_type_hints
 
 from actscope.errors import SettingsError
 from actscope.serving.settings import ServingSettings
 
 #: Bytes of one value, by the dtype's name.
 ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
-ENGINES = ("hf", "vllm")
-MASKS = ("special", "bos", "none")
 
 
 @dataclass(frozen=True, slots=True)
 class FeedSettings(ServingSettings):
-    """What is read, how much of it is held, in which order it is served, and to whom."""
+    """Source, order, buffer and consumers of a feed.
+
+    Raises:
+        SettingsError: A value is out of range or unknown.
+    """
 
     port: int = 6970
-    """Port to listen on; 0 takes a free one."""
+    """Port to listen on. 0 chooses a free port."""
     model: str = "actscope/builtin"
     """Hugging Face id, local directory, or actscope/builtin."""
-    engine: str = "hf"
-    """What runs the model: hf (transformers) or vllm."""
+    engine: Literal["hf", "vllm"] = "hf"
+    """Library that runs the model: hf (transformers) or vllm."""
     dataset: str = "builtin"
-    """What is read: builtin, a file or directory, or a Hugging Face dataset id (`id:config`)."""
+    """Source of the texts: builtin, a file, directory or glob, or a Hugging Face dataset id (ID or ID:CONFIG)."""
     split: str = "train"
     """Split of the dataset."""
     column: str = "text"
-    """Column of the dataset that has the text."""
+    """Column of the dataset that contains the text."""
     texts: int = 0
-    """Read only the first so many texts; 0 reads all."""
+    """Number of texts to read from the start of the dataset. 0 reads all."""
     sites: str = "middle"
-    """Where rows are read: the grammar of `actscope.sites`. All must have the same width."""
+    """Sites to read, e.g. middle, 12, first,middle,last or 8.mlp_out. All must have the same width."""
     width: int = 0
-    """Width that rows are expected to have; 0 takes the model's. Another width is refused."""
-    dtype: str = "float32"
-    """What rows are held and served in: float32, bfloat16 or float16."""
-    model_dtype: str = "auto"
-    """What the model computes in: auto, float32, bfloat16 or float16. auto is the engine's choice: of hf the checkpoint's own
-    on a GPU and float32 on a CPU, of vllm its own, which is half precision for float32 checkpoints."""
+    """Expected width of the rows. The feed refuses to start with another width. 0 accepts the model's."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """dtype in which rows are held and served."""
+    model_dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """dtype in which the model computes. auto with hf: the checkpoint's on a GPU, float32 on a CPU. auto with vllm: vLLM's own
+    choice, a half precision for float32 checkpoints."""
     context: int = 256
-    """Longest piece of a text that the model reads at once, in tokens; longer texts are cut."""
-    mask: str = "special"
-    """Tokens whose rows are left out: special (BOS, EOS and the like), bos, or none. Padding never has rows."""
+    """Maximum number of tokens that the model reads at once. Longer texts are cut into pieces."""
+    mask: Literal["special", "bos", "none"] = "special"
+    """Tokens without rows: special (BOS, EOS and the like), bos, or none. Padding never has rows."""
     batch_tokens: int = 8192
-    """Tokens that the model reads at once, padding included."""
+    """Number of tokens in one forward pass, padding included."""
     chunk_texts: int = 256
-    """Texts that are cut, sorted by length and read together. Part of the order's definition."""
+    """Number of texts that are cut, sorted by length and read together. Part of the order's definition."""
     device: str = "auto"
-    """auto, cpu, cuda, cuda:1 ..."""
+    """Device of the model: auto, cpu, cuda, cuda:1 ..."""
     threads: int = 0
-    """CPU threads of the model; 0 leaves it to torch."""
+    """CPU threads of the model. 0 uses torch's default."""
     buffer_rows: int = 1 << 20
-    """Rows of the whole buffer, over all windows."""
+    """Size of the buffer over all windows: rows (65536, 64k, 1M, 2e6), bytes (300GB) or a share of the memory (75%)."""
     windows: int = 2
-    """Parts of the buffer: one is filled while others are served. Rows are shuffled inside a window."""
+    """Number of parts of the buffer. One is filled while others are served. Rows are shuffled within a window."""
     serves: int = 1
-    """How often a row may be served to a group before it is replaced."""
+    """Number of times that a row is served to a group before it is replaced."""
     seed: int = 0
-    """What the order of texts and of rows derives from."""
+    """Seed of the order of texts and rows."""
     shuffle: bool = True
-    """Whether texts and rows are shuffled at all."""
+    """Shuffle texts and rows."""
     epochs: int = 0
-    """Passes over the dataset; 0 goes on for ever, each time in another order."""
+    """Number of passes over the dataset, each in another order. 0: no end."""
     resume: str = ""
-    """Where to begin: a position as it comes with every answer, `seed:epoch:cursor`, perhaps `@chunk+skip`."""
+    """Position to start at, as every answer states it: seed:epoch:cursor, optionally followed by @chunk+skip."""
     state: str = ""
-    """File that always says how far the feed has come; a feed that starts with it goes on there."""
+    """File in which the feed keeps its position. A feed that starts with the file continues there."""
     max_samples: int = 65536
-    """Most rows that one request may ask for."""
+    """Maximum number of rows in one request."""
     max_json_samples: int = 4096
-    """Most rows that one request may ask for as JSON."""
+    """Maximum number of rows in one JSON request."""
     max_json_values: int = 1 << 20
-    """Most values of all these rows together: making JSON of more would hold everybody up."""
+    """Maximum number of values in one JSON request. Encoding more would delay all other requests."""
     wait_seconds: float = 60.0
-    """Longest that a request may ask to wait for rows."""
+    """Maximum time that a request may wait for rows."""
     lease_seconds: float = 60.0
-    """A consumer on the same machine that is silent for so long loses the rows that it holds."""
+    """Time without a sign of life after which a consumer on the same machine loses the rows that it holds."""
     max_groups: int = 16
-    """Groups of consumers at once. Within a group each row goes to one; every group gets all."""
+    """Maximum number of consumer groups. Each row goes to one consumer of a group, and every group gets all rows."""
     group_seconds: float = 600.0
-    """A group that takes nothing for so long is forgotten if another waits for the windows that it holds up."""
+    """Time without a request after which a group is removed if it blocks the windows that another group waits for."""
     max_consumers: int = 128
-    """Consumers on the same machine at once."""
+    """Maximum number of consumers on the same machine."""
     max_requests: int = 64
-    """Requests for rows that are answered at once; more are answered with 429."""
+    """Maximum number of concurrent requests for rows. Further ones are answered with 429."""
     heartbeat_seconds: float = 30.0
-    """A generator that is silent for so long is killed and started again. At least 3."""
+    """Time without a heartbeat after which the generator process is killed and restarted, at least 3."""
     stall_seconds: float = 1800.0
-    """A generator that makes no headway with a window for so long is killed and started again, although it lives."""
+    """Time without progress on a window after which a live generator process is killed and restarted."""
     max_restarts: int = 5
-    """Generators that may die in a row, without having filled a window between, before the feed gives up."""
+    """Maximum number of generator failures in a row, without a full window between them, before the feed gives up."""
     huge_pages: bool = True
-    """Ask for huge pages, where the kernel has them for shared memory."""
-    numa: str = "auto"
-    """Where the buffer's pages lie: auto (spread over the nodes where there are several) or local."""
+    """Request huge pages, where the kernel supports them for shared memory."""
+    numa: Literal["auto", "local"] = "auto"
+    """NUMA placement of the buffer: auto (interleaved over the nodes, if there are several) or local."""
 
     def __post_init__(self) -> None:
         self.check_serving()
-        self._check_choice("engine", ENGINES)
-        self._check_choice("mask", MASKS)
-        self._check_choice("dtype", tuple(ITEM_BYTES))
-        self._check_choice("model_dtype", ("auto", *ITEM_BYTES))
-        self._check_choice("numa", ("auto", "local"))
+        for name, choices in _CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise SettingsError(f"feed {name} {getattr(self, name)!r}: expected one of {', '.join(choices)}")
         for name, least in _LEAST.items():
             if getattr(self, name) < least:
                 raise SettingsError(f"feed {name}: expected at least {least}, found {getattr(self, name)}")
@@ -113,26 +114,23 @@ class FeedSettings(ServingSettings):
             if not getattr(self, name).strip():
                 raise SettingsError(f"feed {name}: expected a name, found nothing")
 
-    def _check_choice(self, name: str, known: tuple[str, ...]) -> None:
-        if getattr(self, name) not in known:
-            raise SettingsError(f"feed {name} {getattr(self, name)!r}: expected one of {', '.join(known)}")
-
     @property
     def window_rows(self) -> int:
-        """Rows of one window."""
+        """Return the number of rows of one window."""
         return self.buffer_rows // self.windows
 
     @property
     def most_rows(self) -> int:
-        """How many rows one request may ask for: more than a window's could wait for ever."""
+        """Return the maximum number of rows in one request. More rows than a window serves might never be ready at once."""
         return min(self.max_samples, self.window_rows * self.serves)
 
     @property
     def item_bytes(self) -> int:
-        """Bytes of one value."""
+        """Return the bytes of one value."""
         return ITEM_BYTES[self.dtype]
 
 
+_CHOICES = {name: get_args(kind) for name, kind in get_type_hints(FeedSettings).items() if get_origin(kind) is Literal}
 _LEAST = {
     "width": 0, "texts": 0, "context": 2, "batch_tokens": 1, "chunk_texts": 1, "threads": 0, "windows": 2, "serves": 1, "seed": 0,
     "epochs": 0, "max_samples": 1, "max_json_samples": 1, "max_json_values": 1, "wait_seconds": 0, "lease_seconds": 0.05,

@@ -1,4 +1,4 @@
-"""Every setting of the gateway, in one frozen dataclass."""
+"""All settings of the gateway, in one frozen dataclass."""
 
 from __future__ import annotations
 
@@ -10,33 +10,37 @@ from actscope.serving.settings import ServingSettings
 
 @dataclass(frozen=True, slots=True)
 class GatewaySettings(ServingSettings):
-    """What the gateway listens on, whom it serves, what it sits in front of, and how much it keeps."""
+    """Address, upstream, limits and memory of the gateway.
+
+    Raises:
+        SettingsError: A value is out of range or malformed.
+    """
 
     upstream: str = ""
-    """Engine to sit in front of: "" (the newest one running here that says where it takes requests), an engine card's id,
-    `unix:/path`, or `http://host:port` (vLLM's server)."""
+    """Engine behind the gateway: http://host:port (a vLLM server), a card id, or unix:/path. By default the newest engine on
+    this machine that publishes an endpoint."""
     upstream_key: str = field(default="", repr=False)
-    """API key of the server at `upstream`; sent there and nowhere else."""
+    """API key of the upstream server. Sent only to that server."""
     max_in_flight: int = 64
-    """Completions running at once, and requests of other kinds passed on at once; more are answered with 429."""
+    """Maximum number of concurrent completions, and of concurrent forwarded requests. Further ones are answered with 429."""
     max_streams: int = 128
-    """Event streams open at once; more are answered with 429."""
+    """Maximum number of open event streams. Further ones are answered with 429."""
     max_n: int = 16
-    """Largest `n` (choices for one prompt)."""
+    """Maximum `n`: choices for one prompt."""
     log_requests: int = 256
-    """Requests remembered after they end."""
+    """Number of ended requests to remember."""
     log_positions: int = 1_000_000
-    """Token positions remembered over all requests (about 100 bytes each with 8 probes)."""
+    """Number of token positions to remember over all requests (about 100 bytes each with 8 probes)."""
     log_seconds: float = 3600.0
-    """How long an ended request is remembered."""
+    """Time to remember an ended request."""
     keep_alive_seconds: float = 15.0
-    """Pause after which a quiet event stream gets a `: keep-alive` comment."""
+    """Idle time after which an event stream gets a `: keep-alive` comment."""
     row_grace_seconds: float = 0.25
-    """How long an ending request waits for rows that the engine has not published yet."""
+    """Time that an ending request waits for rows that the engine has not published yet."""
     retry_after_seconds: int = 2
-    """`Retry-After` of the 503 sent while the engine is not up."""
+    """`Retry-After` of the 503 answers while the engine is down."""
     discovery_seconds: float = 0.25
-    """Pause between two looks for the engine."""
+    """Interval between two attempts to find the engine."""
 
     def __post_init__(self) -> None:
         self.check_serving()

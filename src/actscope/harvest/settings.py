@@ -1,95 +1,95 @@
-"""What a harvest is asked to be."""
+"""All settings that decide the rows of a harvest."""
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Literal, get_args, get_origin, get_type_hints
 
 import msgspec
 
 from actscope.errors import SettingsError
 
-Format = Literal["safetensors", "arrow"]
-Separator = Literal["bos", "eos", "none"]
-Columns = Literal["sites", "transformer_lens"]
-
-#: Texts of a unit, where nothing is said.
-UNIT_TEXTS = 1024
-
 
 class HarvestSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What is harvested, and how rows are computed. All of it is in the plan: it decides the bytes of the shards."""
+    """Source, computation and form of the rows. All settings enter the plan, since they decide the bytes of the shards.
+
+    Raises:
+        SettingsError: A value is out of range or unknown, or values contradict each other.
+    """
 
     model: str
-    """Hugging Face id, a local directory, or actscope/builtin."""
+    """Hugging Face id, local directory, or actscope/builtin."""
     dataset: str
-    """builtin, a file or folder of texts, or a dataset of the hub; see docs/harvest.md."""
-    sites: str
-    """Which sites: e.g. 0,7,15, first,middle,last, all, 19.mlp_out."""
+    """Source of the texts: builtin, a file, directory or glob, the output of `save_to_disk`, or a Hugging Face dataset id (ID or
+    ID:CONFIG)."""
+    sites: str = "middle"
+    """Sites to read, e.g. 0,7,15, first,middle,last, all or 19.mlp_out."""
     split: str = "train"
-    """The dataset's split."""
+    """Split of the dataset."""
     column: str = "text"
-    """The dataset's column of texts."""
+    """Column of the dataset that contains the text."""
     texts: int | None = None
-    """Only so many texts, of the order that `seed` gives; None takes all."""
+    """Number of texts to read, in the order that `seed` gives. By default all."""
     tokens: int | None = None
-    """About so many rows: as many texts as a sample of them says. Not together with `texts`."""
+    """Approximate number of rows. A sample of the texts determines how many texts that takes. Excludes `texts`."""
     context: int = 256
-    """Tokens that the model reads at once: of a text that is longer, several pieces; of packed texts, exactly so many."""
+    """Number of tokens that the model reads at once, at least 2. Longer texts are cut. Packed contexts have this length."""
     pack: bool = False
-    """Texts one after the other in contexts that are full, instead of each on its own. `arrow` always packs."""
-    separator: Separator = "bos"
-    """With pack: the token between two texts, as far as the tokenizer has it."""
-    mask: str = ""
-    """Which tokens give no row: special, bos or none. "" is special, and none where texts are packed."""
-    dtype: str = "auto"
-    """Of the rows: float32, bfloat16 or float16; auto is what the model computes in."""
-    model_dtype: str = "auto"
-    """What the model computes in; auto is the checkpoint's own on a GPU, float32 on a CPU."""
-    format: Format = "safetensors"
-    """safetensors, or arrow for `datasets` and SAELens. arrow has no bfloat16: such rows are stored as float32, exactly."""
-    columns: Columns = "transformer_lens"
-    """How arrow names its columns: as sites, or as TransformerLens names the hook, where it has one for the site."""
+    """Join texts into full contexts instead of reading each on its own. Format arrow always does."""
+    separator: Literal["bos", "eos", "none"] = "bos"
+    """Token between two packed texts, if the tokenizer has it."""
+    mask: Literal["auto", "special", "bos", "none"] = "auto"
+    """Tokens without rows: special (BOS, EOS and the like), bos, or none. auto: special, and none for packed texts."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """dtype of the rows. auto: the dtype in which the model computes."""
+    model_dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """dtype in which the model computes. auto: the checkpoint's own on a GPU, float32 on a CPU."""
+    format: Literal["safetensors", "arrow"] = "safetensors"
+    """Format of the shards: safetensors, or arrow for `datasets` and SAELens. arrow stores bfloat16 as float32 (exact)."""
+    columns: Literal["sites", "transformer_lens"] = "transformer_lens"
+    """Column names of arrow: sites (layers.3.resid_post), or transformer_lens (blocks.3.hook_resid_post) where it has a name."""
     seed: int = 0
-    """Of the order of the texts."""
+    """Seed of the order of the texts."""
     shuffle: bool = True
-    """Whether units take texts in a shuffled order, so that each is a sample of the dataset."""
-    unit_texts: int = UNIT_TEXTS
-    """Texts of a unit: what is claimed, computed, published and, after a crash, repeated at once. A unit is held in memory."""
-    reader: str = "hf"
-    """What runs the model: hf (transformers) or vllm."""
+    """Shuffle the texts, so that each unit is a random sample of the dataset."""
+    unit_texts: int = 1024
+    """Number of texts of a unit of work, whose rows are one shard. A worker holds the rows of a unit in memory, and computes them
+    again after a crash."""
+    reader: Literal["hf", "vllm"] = "hf"
+    """Library that runs the model: hf (transformers) or vllm."""
     device: str = "auto"
-    """auto, cpu or cuda. Workers that see several GPUs take the first."""
+    """Device of the model: auto, cpu or cuda. A worker that sees several GPUs uses the first."""
     threads: int = 1
-    """CPU threads of a worker's model. The last bits of a sum depend on them, so the plan fixes them."""
+    """CPU threads of a worker's model. Part of the plan: the last bits of a sum depend on them."""
     batch_tokens: int = 8192
-    """Tokens of one forward pass, padding included."""
+    """Number of tokens in one forward pass, padding included."""
 
     def __post_init__(self) -> None:
-        _check_choice("format", self.format, get_args(Format))
-        _check_choice("separator", self.separator, get_args(Separator))
-        _check_choice("columns", self.columns, get_args(Columns))
-        _check_choice("mask", self.mask, ("", "special", "bos", "none"))
-        for name in ("texts", "tokens", "unit_texts", "threads", "batch_tokens"):
+        for name, choices in _CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise SettingsError(f"{name} {getattr(self, name)!r}: expected one of {', '.join(choices)}")
+        for name, least in _LEAST.items():
             value = getattr(self, name)
-            if value is not None and value < 1:
-                raise SettingsError(f"{name} {value}: expected at least 1")
+            if value is not None and value < least:
+                raise SettingsError(f"{name} {value}: expected at least {least}")
         if self.texts is not None and self.tokens is not None:
-            raise SettingsError(f"texts {self.texts} and tokens {self.tokens}: a harvest is bounded by one of them")
+            raise SettingsError(f"texts {self.texts} and tokens {self.tokens}: set only one of them")
         if self.is_packed and self.mask in ("special", "bos") and self.format == "arrow":
             raise SettingsError(
-                f"mask {self.mask}: arrow holds whole contexts, and leaves no token out; use safetensors"
+                f"mask {self.mask}: arrow stores whole contexts and cannot omit tokens; use safetensors"
             )
 
     @property
     def is_packed(self) -> bool:
+        """Return whether texts are joined into full contexts."""
         return self.pack or self.format == "arrow"
 
     @property
     def masked(self) -> str:
-        """The mask that is in force."""
-        return self.mask or ("none" if self.is_packed else "special")
+        """Return the mask that applies: `mask`, or its default."""
+        return self.mask if self.mask != "auto" else "none" if self.is_packed else "special"
 
 
-def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise SettingsError(f"{name} {value!r}: expected one of {', '.join(choices)}")
+_CHOICES = {
+    name: get_args(kind) for name, kind in get_type_hints(HarvestSettings).items() if get_origin(kind) is Literal
+}
+_LEAST = {"texts": 1, "tokens": 1, "context": 2, "unit_texts": 1, "threads": 1, "batch_tokens": 1}

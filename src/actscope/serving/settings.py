@@ -1,4 +1,4 @@
-"""Settings shared by all HTTP servers: address, access control, size limits."""
+"""Settings of every server: its address, access control, and size limits of requests."""
 
 from __future__ import annotations
 
@@ -9,40 +9,40 @@ from actscope.errors import SettingsError
 
 
 def new_token() -> str:
-    """Return a random URL-safe token with 256 bits of entropy."""
+    """Return a random secret of 256 bits."""
     return secrets.token_urlsafe(32)
 
 
 @dataclass(frozen=True, slots=True)
 class ServingSettings:
-    """Settings of a server: address, access control, size limits.
+    """Address, access control and request limits of a server.
 
     Raises:
-        SettingsError: A value is out of range.
+        SettingsError: A value is out of range, or an origin is malformed.
     """
 
     host: str = "127.0.0.1"
-    """Address to listen on."""
+    """Address to listen on. 0.0.0.0 accepts connections from other machines, whose `Host` needs to be allowed."""
     port: int = 6969
-    """Port to listen on. 0 takes a free one."""
+    """Port to listen on. 0 chooses a free port."""
     token: str = field(default_factory=new_token, repr=False)
-    """Token that every client must present, at least 8 characters. By default a new random one for each start."""
+    """Token that every client must present, at least 8 characters. By default a new random one at each start."""
     allowed_hosts: tuple[str, ...] = ()
-    """Additional accepted `Host` values. 127.0.0.1, localhost and [::1] with the server's port are always accepted."""
+    """`Host` header to accept besides 127.0.0.1, localhost and [::1] with the port, e.g. my-box:6969. Repeatable."""
     cors_origins: tuple[str, ...] = ()
-    """Origins of web pages on other ports or hosts that may call the server, such as `http://localhost:5173`."""
+    """Origin of web pages that may call the API (CORS), e.g. http://localhost:5173. Repeatable."""
     max_body_bytes: int = 16 * 1024 * 1024
-    """Maximum size of a request body, in bytes."""
+    """Maximum size of a request body."""
     max_head_bytes: int = 32 * 1024
-    """Maximum size of request line plus headers, in bytes."""
+    """Maximum size of a request line and its headers."""
     shutdown_seconds: float = 5.0
-    """Time in seconds that running requests get to finish on shutdown."""
+    """Time that running requests have to finish after a stop signal."""
 
     def __post_init__(self) -> None:
         self.check_serving()
 
     def check_serving(self) -> None:
-        """Validate the settings that all servers share. Raises SettingsError."""
+        """Raise SettingsError for a value that is out of range, or a malformed origin."""
         if not 0 <= self.port <= 65535:
             raise SettingsError(f"port: expected 0 to 65535, found {self.port}")
         if len(self.token) < 8:
@@ -58,7 +58,7 @@ class ServingSettings:
 
     @property
     def hosts(self) -> frozenset[str]:
-        """Return all accepted `Host` values, in lower case."""
+        """Return every accepted `Host` value, in lower case."""
         local = [f"{name}:{self.port}" for name in ("127.0.0.1", "localhost", "[::1]")]
         if self.port == 80:
             local += ["127.0.0.1", "localhost", "[::1]"]
@@ -66,7 +66,7 @@ class ServingSettings:
 
     @property
     def url(self) -> str:
-        """Return the base URL for clients on this machine."""
+        """Return the URL for clients on this machine."""
         host = "127.0.0.1" if self.host in ("0.0.0.0", "::") else self.host
         host = f"[{host}]" if ":" in host else host
         return f"http://{host}:{self.port}"

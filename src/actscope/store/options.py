@@ -14,22 +14,20 @@ BLOCK = 4096  # direct writes begin and end on multiples of this
 class StoreOptions:
     """Settings of a store's writer.
 
-    Attributes:
-        segment_bytes: Maximum size of a segment, in bytes. A larger message has a segment of its own.
-        buffer_bytes: Size of the buffer pool, in bytes. `append` blocks while it is full.
-        direct: "yes": O_DIRECT, or an error; "no": page cache; "auto": O_DIRECT where the file system supports it.
-        commit_seconds: Interval of group commits, in seconds; messages become durable without a call to `sync`.
-        preallocate: Reserve disk space ahead, up to `segment_bytes`: larger extents, and a full disk is detected early.
-
     Raises:
         SettingsError: A value is out of range.
     """
 
     segment_bytes: int = 1 << 30
+    """Maximum size of a segment, in bytes. A larger message has a segment of its own."""
     buffer_bytes: int = 64 << 20
+    """Size of the buffer pool, in bytes. `append` blocks while it is full."""
     direct: Literal["auto", "yes", "no"] = "auto"
+    """yes: O_DIRECT, or an error. no: page cache. auto: O_DIRECT where the file system supports it."""
     commit_seconds: float = 1.0
+    """Interval of group commits, in seconds. Messages become durable without a call to `sync`."""
     preallocate: bool = True
+    """Reserve disk space ahead, up to `segment_bytes`. Extents are larger, and a full disk is detected early."""
 
     def __post_init__(self) -> None:
         if self.segment_bytes < BLOCK:

@@ -15,7 +15,6 @@ from support.gateway.stage import Picture
 from support.recordings.made import frames_of, step_of
 from support.waiting import until
 
-from actscope.cli.common import options
 from actscope.cli.replay import steps_taken
 from actscope.engines.builtin import NAME
 from actscope.engines.hf.engine import Engine
@@ -24,6 +23,7 @@ from actscope.engines.hf.request import Output, Request, Sampling
 from actscope.engines.replay.engine import ReplayEngine
 from actscope.frames import Step
 from actscope.gateway.server import GatewayServer, open_server
+from actscope.gateway.settings import GatewaySettings
 from actscope.probes import Probe, ProbeInfo
 from actscope.recording.spec import RecordingSpec
 from actscope.recording.writing.recorder import Recorder
@@ -137,7 +137,7 @@ class Watching:
 @contextmanager
 def watching(engine: ReplayEngine, *, late: bool = False) -> Iterator[Watching]:
     """A real gateway on a thread; the replay begins as soon as it has attached, as `actscope replay` does, or has begun."""
-    server = open_server(options.gateway_settings("127.0.0.1", 0, "", None, None, engine.card.id))
+    server = open_server(GatewaySettings(port=0, upstream=engine.card.id))
     started = threading.Event()
     server.on_started = lambda taken: started.set()
     if not late:

@@ -1,103 +1,122 @@
-"""Options that several commands share."""
+"""Options that several commands share, and the flags that are made from settings."""
 
 from __future__ import annotations
 
 import os
-from dataclasses import replace
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from actscope.errors import SettingsError
+from actscope.analysis.options import AnalysisOptions, GraphOptions, SiteOptions
+from actscope.capture.config import CaptureConfig
+from actscope.cli.common.settings_options import Flag, Flags
+from actscope.engines.hf.settings import EngineSettings
+from actscope.engines.replay.settings import ReplaySettings
+from actscope.feed.settings import FeedSettings
 from actscope.gateway.settings import GatewaySettings
+from actscope.harvest.settings import HarvestSettings
+from actscope.recording.export.options import ExportOptions
+from actscope.recording.importing.options import ImportOptions
+from actscope.sizes import parse_bytes, parse_count
 
-Host = Annotated[str, typer.Option(help="Address to listen on.")]
-Port = Annotated[int, typer.Option(help="Port to listen on; 0 takes a free one.")]
-Token = Annotated[
-    str, typer.Option(help="Token that clients must present.", envvar="ACTSCOPE_TOKEN", show_default="a new one")
-]
-AllowHost = Annotated[
-    list[str] | None, typer.Option(help="Accept this Host header too, e.g. my-box:6969; may be repeated.")
-]
-CorsOrigin = Annotated[list[str] | None, typer.Option(help="Let pages of this origin call the API; may be repeated.")]
-Probes = Annotated[list[Path] | None, typer.Option(help="Directory of probe files; may be repeated.")]
-TrainProbes = Annotated[bool, typer.Option(help="With no probes at hand, train some on the built-in text first.")]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 …")]
-Dtype = Annotated[str, typer.Option(help="auto, fp32, bf16 or fp16.")]
-Threads = Annotated[int, typer.Option(help="CPU threads of the model; 0 leaves it to torch.")]
-Record = Annotated[
-    Path | None,
-    typer.Option(help="Keep marked requests in this recording; it is made, or goes on.", metavar="DIR"),
-]
-RecordSites = Annotated[str, typer.Option(help="With --record: sites, e.g. '0,7', 'first,middle,last', 'all'.")]
-RecordCodec = Annotated[str, typer.Option(help="With --record: lossless, error_bounded:1e-3, svd:256, zstd, none …")]
-KeepRecent = Annotated[str, typer.Option(help="With --record: so much stays at hand, to be marked afterwards.")]
-KeepMinutes = Annotated[float, typer.Option(help="With --record: forget what is older; 0 sets no limit.")]
-KeepOnDisk = Annotated[
-    Path | None,
-    typer.Option(help="With --record: hold what is recent in this private directory, not in memory.", metavar="DIR"),
-]
-Trigger = Annotated[
-    list[str] | None,
-    typer.Option(help="With --record: a rule that marks, e.g. 'probe danger > 3.2 before 20 tokens'; may be repeated."),
-]
-Sample = Annotated[float, typer.Option(help="With --record: keep this share of all requests, chosen by their ids.")]
 Browser = Annotated[bool, typer.Option(help="Open the page in a browser.")]
+Engine = Annotated[
+    str, typer.Option("--engine", metavar="ID", help="Card id of the engine. By default the newest that runs.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Model = Annotated[str, typer.Argument(metavar="MODEL", help="Hugging Face id, local directory, or actscope/builtin.")]
 
 
-def gateway_settings(
-    host: str, port: int, token: str, allow_host: list[str] | None, cors_origin: list[str] | None, upstream: str
-) -> GatewaySettings:
-    """Gateway settings from what was given on the command line; what was not keeps its default."""
-    settings = GatewaySettings(
-        host=host,
-        port=port,
-        allowed_hosts=tuple(allow_host or ()),
-        cors_origins=tuple(cors_origin or ()),
-        upstream=upstream,
-    )
-    return replace(settings, token=token) if token else settings
+def _minutes(text: str) -> float:
+    return 60 * float(text)
 
 
-def recording_settings(
-    record: Path | None,
-    sites: str,
-    codec: str,
-    recent: str,
-    minutes: float,
-    on_disk: Path | None,
-    trigger: list[str] | None,
-    sample: float,
-) -> dict[str, Any]:
-    """The engine's settings for recording, checked as far as that goes without the model. Raises SettingsError, CodecError."""
-    if record is None:
-        if trigger or sample or on_disk:
-            raise SettingsError(
-                "--trigger, --sample and --keep-on-disk keep rows in a recording: say where with --record"
-            )
-        return {}
-    from actscope.codecs import encoder
-    from actscope.recording.flight.history import FlightOptions
-    from actscope.recording.flight.triggers import parse_rule
-    from actscope.sizes import parse_bytes
+def _mebibytes(text: str) -> int:
+    return parse_count(text) << 20
 
-    encoder(codec)
-    for text in (*(trigger or ()), f"sample {sample}"):
-        parse_rule(text)
-    flight = FlightOptions(parse_bytes(recent), minutes * 60, str(on_disk.resolve()) if on_disk else "")
-    return {
-        "record": str(record.resolve()),
-        "record_sites": sites,
-        "record_codec": codec,
-        "flight_bytes": flight.bytes,
-        "flight_seconds": flight.seconds,
-        "flight_dir": flight.directory,
-        "triggers": tuple(trigger or ()),
-        "sample": sample,
-    }
+
+def _count_or_all(text: str) -> int | None:
+    return parse_count(text) or None
+
+
+_SERVING = {"allowed_hosts": Flag("--allow-host", "HOST"), "cors_origins": Flag("--cors-origin", "ORIGIN")}
+
+GATEWAY = Flags(
+    GatewaySettings,
+    {
+        **_SERVING,
+        "host": Flag(metavar="ADDRESS"),
+        "token": Flag(default="a new one", env="ACTSCOPE_TOKEN"),
+        "upstream": Flag(metavar="ENGINE"),
+        "upstream_key": Flag(metavar="KEY", env="ACTSCOPE_UPSTREAM_KEY"),
+    },
+)
+ENGINE = Flags(
+    EngineSettings,
+    {
+        "probes": Flag(metavar="DIR"),
+        "device": Flag(metavar="DEVICE"),
+        "dtype": Flag(metavar="DTYPE"),
+        "record": Flag(metavar="DIR"),
+        "record_sites": Flag(metavar="SITES"),
+        "record_codec": Flag(metavar="CODEC"),
+        "flight_bytes": Flag("--keep-recent"),
+        "flight_seconds": Flag("--keep-minutes", "MINUTES", _minutes, "0"),
+        "flight_dir": Flag("--keep-on-disk", "DIR"),
+        "triggers": Flag("--trigger", "RULE"),
+    },
+    without=("model", "card_id", "owned"),
+)
+FEED = Flags(
+    FeedSettings,
+    {
+        **_SERVING,
+        "host": Flag(metavar="ADDRESS"),
+        "token": Flag(default="a new one"),
+        "model": Flag(metavar="MODEL"),
+        "dataset": Flag(metavar="DATA"),
+        "split": Flag(metavar="NAME"),
+        "column": Flag(metavar="NAME"),
+        "sites": Flag(metavar="SITES"),
+        "device": Flag(metavar="DEVICE"),
+        "buffer_rows": Flag(metavar="SIZE", read=str),
+        "resume": Flag(metavar="POSITION"),
+        "state": Flag(metavar="FILE"),
+    },
+    variables="ACTSCOPE_FEED_",
+)
+HARVEST = Flags(
+    HarvestSettings,
+    {
+        "model": Flag(metavar="MODEL"),
+        "dataset": Flag(metavar="DATA"),
+        "split": Flag(metavar="NAME"),
+        "column": Flag(metavar="NAME"),
+        "sites": Flag(metavar="SITES"),
+        "texts": Flag(read=_count_or_all),
+        "tokens": Flag(read=_count_or_all),
+        "device": Flag(metavar="DEVICE"),
+    },
+)
+CAPTURE = Flags(
+    CaptureConfig,
+    {
+        "sites": Flag(metavar="SITES"),
+        "points": Flag("--point", "POINT"),
+        "codec": Flag(metavar="CODEC"),
+        "memory_bytes": Flag("--memory"),
+        "throughput": Flag(metavar="SIZE", read=parse_bytes, default=0),
+    },
+    without=("reason",),
+)
+REPLAY = Flags(ReplaySettings, {"requests": Flag("--request", "ID")})
+EXPORT = Flags(ExportOptions, {"shard_bytes": Flag("--shard-mib", "MIB", _mebibytes, "5120")})
+IMPORT = Flags(ImportOptions, {"sites": Flag(metavar="PATTERN"), "codec": Flag(metavar="CODEC")})
+ANALYSIS = Flags(AnalysisOptions, {"features": Flag(metavar="PATH")}, without=("sites", "site", "graph_options"))
+SITE = Flags(SiteOptions)
+GRAPH = Flags(GraphOptions, {"lags": Flag("--lag")})
 
 
 def can_show_a_browser() -> bool:
-    """Whether this session has a screen."""
+    """Return whether this session has a screen."""
     return bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY") or os.uname().sysname == "Darwin")

@@ -13,11 +13,11 @@ from actscope.errors import RecordingError
 if TYPE_CHECKING:
     from actscope.recording.reading.recording import Recording
 
-Directory = Annotated[Path, typer.Argument(metavar="DIR", help="A recording: the directory that it was made in.")]
+Directory = Annotated[Path, typer.Argument(metavar="DIR", help="Directory of the recording.")]
 
 
 def check_there(path: Path) -> None:
-    """RecordingError where there is nothing at all."""
+    """Raise RecordingError if the path does not exist."""
     if not path.exists():
         raise RecordingError(
             f"{path}: there is no such directory; a recording is made by: actscope capture --to {path}"
@@ -25,10 +25,7 @@ def check_there(path: Path) -> None:
 
 
 def open_recording(path: Path) -> Recording:
-    """The recording; where opening it finds damage, a warning on standard error says so and what to do.
-
-    Raises RecordingError when it is none.
-    """
+    """Open a recording, and warn on standard error if it is damaged. Raises RecordingError if it is no recording."""
     from actscope.recording.reading.recording import Recording
 
     check_there(path)

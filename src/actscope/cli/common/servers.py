@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
+from msgspec.structs import replace
 from rich.console import Console
 
+from actscope.cli.common.options import ENGINE
+from actscope.cli.common.settings_options import Given
 from actscope.engines.builtin import NAME, probes_path
 from actscope.engines.hf.settings import EngineSettings
 from actscope.engines.hf.spawn import EngineProcess, new_card_id
@@ -20,35 +22,43 @@ from actscope.gateway.settings import GatewaySettings
 from actscope.probes import find_probes
 
 
-def engine_settings(
-    model: str,
-    probes: list[Path] | None,
-    *,
-    device: str,
-    dtype: str,
-    threads: int,
-    train_probes: bool,
-    recording: dict[str, Any] | None = None,
-) -> EngineSettings:
-    """Settings of an engine with the probes that were named; else those that lie in ./probes/<model>, or came with the model.
+def engine_settings(model: str, given: Given) -> EngineSettings:
+    """Return the settings of an engine from the given ones, checked as far as that is possible without the model.
 
-    Where there are none and `train_probes` is set, the engine trains some on the built-in text and keeps them. `recording`
-    is what `options.recording_settings` gives.
+    Probes that are not given are those in ./probes/MODEL, else those shipped with the model. The engine trains probes only if
+    there are none.
+
+    Raises:
+        SettingsError: A value is out of range, a directory has no probes, or a recording is needed and not given.
+        CodecError: The codec is unknown.
     """
-    for directory in probes or ():
-        _check_has_probes(directory)
+    for directory in given.get("probes", ()):
+        _check_has_probes(Path(directory))
     usual = (Path("probes") / model.strip("/"), *_own_probes(model))
-    directories = probes or [d for d in usual if any(find_probes(d))]
-    return EngineSettings(
-        model=model,
-        card_id=new_card_id(),
-        probes=tuple(str(d.resolve()) for d in directories),
-        train_probes=train_probes and not directories,
-        device=device,
-        dtype=dtype,
-        threads=threads,
-        **(recording or {}),
-    )
+    probes = given.get("probes") or [directory for directory in usual if any(find_probes(directory))]
+    places = {name: str(Path(given[name]).resolve()) for name in ("record", "flight_dir") if given.get(name)}
+    settings = ENGINE.make({**given, **places}, model=model, card_id=new_card_id(), probes=_resolved(probes))
+    _check_recording(settings)
+    return replace(settings, train_probes=settings.train_probes and not probes)
+
+
+def _resolved(directories: Iterable[str | Path]) -> tuple[str, ...]:
+    return tuple(str(Path(directory).resolve()) for directory in directories)
+
+
+def _check_recording(settings: EngineSettings) -> None:
+    if not settings.record:
+        if settings.triggers or settings.sample or settings.flight_dir:
+            raise SettingsError("--trigger, --sample and --keep-on-disk need a recording: add --record DIR")
+        return
+    from actscope.codecs import encoder
+    from actscope.recording.flight.history import FlightOptions
+    from actscope.recording.flight.triggers import parse_rule
+
+    encoder(settings.record_codec)
+    for text in (*settings.triggers, f"sample {settings.sample}"):
+        parse_rule(text)
+    FlightOptions(settings.flight_bytes, settings.flight_seconds, settings.flight_dir)
 
 
 def _check_has_probes(directory: Path) -> None:

@@ -1,4 +1,4 @@
-"""actscope doctor: what works on this machine, and what to do about what does not."""
+"""actscope doctor: checks of this machine, with a remedy for each problem."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from collections.abc import Callable
 from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated
 
 import typer
 
+from actscope.cli.common import options
 from actscope.cli.common.findings import Finding
 from actscope.cli.doctor import vllm as doctor_vllm
 from actscope.errors import ActscopeError
 
 
-def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
-    """Say what works on this machine, and what to do about what does not. Exits 1 when something is marked NO.
+def doctor(as_json: options.Json = False) -> None:
+    """Check what works on this machine, and print a remedy for each problem. Exits 1 when a check is marked NO.
 
     Example: actscope doctor
     """

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from importlib.metadata import PackageNotFoundError, entry_points, version
 from importlib.util import find_spec
 
 from actscope.cli.common.engines import ask
@@ -41,6 +40,8 @@ def plugin() -> Finding:
     """Whether vLLM finds our plugin, and whether the environment keeps it out."""
     if installed() is None:
         return Finding("vLLM plugin", True, "no vLLM here to plug into")
+    from importlib.metadata import entry_points
+
     if not entry_points(group=GROUP, name="actscope"):
         return Finding("vLLM plugin", False, f"no entry point in {GROUP}", "pip install 'actscope[vllm]'")
     return plugin_in(os.environ)
@@ -86,6 +87,8 @@ def _how(card: str, silent: list[str]) -> str:
 
 def installed() -> tuple[str, str] | None:
     """(distribution, version) of the vLLM in this environment; a version that is not told is "of unknown version"."""
+    from importlib.metadata import PackageNotFoundError, version
+
     for name in DISTRIBUTIONS:
         try:
             return name, version(name)

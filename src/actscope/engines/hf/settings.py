@@ -1,53 +1,53 @@
-"""Settings of an engine process. Importing them does not import torch."""
+"""Settings of the engine process. They load without torch, for the process that starts it."""
 
 from __future__ import annotations
+
+from typing import Literal
 
 import msgspec
 
 
 class EngineSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Settings of an engine process, passed to it as JSON.
-
-    Attributes:
-        model: A Hugging Face id, a directory, or `actscope/builtin`.
-        card_id: Id of the engine's card, 16 hex digits.
-        probes: Directories whose probes are loaded at start.
-        train_probes: If no probes are given, use the model's default probes; train them on the built-in text if there are none.
-        device: Device of the model; "auto" is a GPU if there is one.
-        dtype: Element type of the model; "auto" is the checkpoint's own on a GPU and float32 on a CPU.
-        threads: CPU threads of the model; 0 for torch's default.
-        max_batch: Maximum number of sequences in a batch.
-        max_step_tokens: Maximum number of rows of one pass, padding included.
-        probe_width: Number of probe slots.
-        ring_rows: Rows kept in the ring of scores.
-        owned: Exit when standard input closes, that is when the parent exits.
-        record: Directory of the recording for marked requests; "" for none.
-        record_sites: Selection of the sites to record.
-        record_codec: Codec of the recording.
-        flight_bytes: Maximum size of the flight recorder's recent rows, in bytes.
-        flight_seconds: Maximum age of recent rows, in seconds; 0 for no limit.
-        flight_dir: Directory for recent rows; "" keeps them in memory.
-        triggers: Rules that mark requests.
-        sample: Share of requests to mark, 0 to 1.
-    """
+    """Model, probes, sizes and recording of an engine that runs transformers."""
 
     model: str
+    """Hugging Face id, local directory, or actscope/builtin."""
     card_id: str
+    """16 hex digits under which readers find the engine."""
     probes: tuple[str, ...] = ()
-    train_probes: bool = False
+    """Directory of probe files to load at start. Repeatable. By default ./probes/MODEL, else those shipped with the model."""
+    train_probes: bool = True
+    """Train probes on the built-in text if there are none. They are trained once and cached."""
     device: str = "auto"
-    dtype: str = "auto"
+    """Device of the model: auto, cpu, cuda, cuda:1 ..."""
+    dtype: Literal["auto", "fp32", "bf16", "fp16", "float32", "bfloat16", "float16"] = "auto"
+    """dtype in which the model computes: auto, float32, bfloat16 or float16 (also fp32, bf16, fp16). auto: the checkpoint's own
+    on a GPU, float32 on a CPU."""
     threads: int = 0
+    """CPU threads of the model. 0 uses torch's default."""
     max_batch: int = 32
+    """Maximum number of sequences in one forward pass."""
     max_step_tokens: int = 2048
+    """Maximum number of rows of one forward pass, padding included."""
     probe_width: int = 64
+    """Maximum number of probes at a time."""
     ring_rows: int = 65536
+    """Capacity of the score ring: the number of rows that a reader may lag behind."""
     owned: bool = True
+    """End when standard input closes, that is, when the parent process ends."""
     record: str = ""
+    """Recording to which marked requests are written. Created if it does not exist, else extended."""
     record_sites: str = "first,middle,last"
+    """With a recording: sites to record, e.g. 0,7, first,middle,last or all."""
     record_codec: str = "lossless"
-    flight_bytes: int = 1 << 30
+    """With a recording: codec of the rows, e.g. lossless, error_bounded:1e-3, svd:256, zstd or none."""
+    flight_bytes: int = 10**9
+    """With a recording: size of the flight recorder, which holds recent rows until they are marked or expire."""
     flight_seconds: float = 0.0
+    """With a recording: maximum age of rows in the flight recorder. 0: no limit."""
     flight_dir: str = ""
+    """With a recording: private directory for the rows of the flight recorder. By default they stay in memory."""
     triggers: tuple[str, ...] = ()
+    """With a recording: rule that marks requests, e.g. 'probe danger > 3.2 before 20 tokens'. Repeatable."""
     sample: float = 0.0
+    """With a recording: fraction of all requests to mark, 0 to 1, selected by a hash of their ids."""

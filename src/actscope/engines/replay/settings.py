@@ -4,29 +4,36 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from actscope.errors import SettingsError
-from actscope.ring.layout import RingSpec
+
+if TYPE_CHECKING:
+    from actscope.ring.layout import RingSpec
 
 
 @dataclass(frozen=True, slots=True)
 class ReplaySettings:
-    """Settings of a replay. Raises SettingsError for a negative or infinite `speed` or `idle_seconds`."""
+    """Requests, pace and ring of a replay.
+
+    Raises:
+        SettingsError: A value is out of range.
+    """
 
     requests: tuple[str, ...] = ()
-    """Ids of the requests to replay; empty for all."""
+    """Id of a request to play. Repeatable. By default all."""
     speed: float = 1.0
-    """Speed relative to the recorded pace; 0 is as fast as possible."""
+    """Pace: 1 is the recorded pace, 2 twice as fast, 0 as fast as possible."""
     loop: bool = False
-    """Restart at the end, forever; the requests of round n are named `<id>~n`."""
+    """Start again at the end, without limit. The requests of round n are named `<id>~n`."""
     any_model: bool = False
     """Accept probes that were made for another model or revision."""
     idle_seconds: float = 1.0
-    """Maximum length, in seconds, of pauses without a running request."""
+    """Maximum length of a pause in which no request was running. Longer pauses are shortened."""
     probe_width: int = 64
-    """Columns of the ring: the maximum number of probes."""
+    """Maximum number of probes at a time."""
     ring_rows: int = 1 << 16
-    """Capacity of the ring in rows, in steps and in spans."""
+    """Capacity of the score ring, in rows, in steps and in spans."""
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.speed) and self.speed >= 0):
@@ -35,5 +42,7 @@ class ReplaySettings:
             raise SettingsError(f"idle_seconds {self.idle_seconds}: expected 0 or more")
 
     def ring_spec(self, largest_step: int) -> RingSpec:
-        """Return the sizes of a ring in which the largest step takes at most half of the rows."""
+        """Return the layout of a ring in which the largest step takes at most half of the rows."""
+        from actscope.ring.layout import RingSpec  # here: flags are made of this class, and help is light
+
         return RingSpec(max(self.ring_rows, 2 * largest_step), self.probe_width, self.ring_rows, self.ring_rows)

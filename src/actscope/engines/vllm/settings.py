@@ -23,84 +23,76 @@ CARRIER = "ACTSCOPE_VLLM_SETTINGS"
 
 
 class GraphSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The settings that the compiled graph depends on. They join vLLM's compile cache key, so no other setting may be here.
-
-    Attributes:
-        sites: Selection of sites tapped for scores.
-        row_sites: Selection of sites tapped for raw rows; "" for none.
-        width: Number of probes that can be loaded at once.
-        sae: File or folder of an SAE whose strongest features are computed for every token; "" for none.
-        sae_site: Site of the SAE; "" for the one that its files name.
-        sae_top_k: Number of features per token.
-        sae_print: Changes when the SAE's files do.
-        version: actscope's version, since its ops are in the graph.
-    """
+    """The settings that the compiled graph depends on. They join vLLM's compile cache key, so no other setting may be here."""
 
     computed: ClassVar[tuple[str, ...]] = ("sae_print", "version")
 
     sites: str = "all"
+    """As in VllmSettings, like the next five."""
     row_sites: str = ""
     width: Annotated[int, Meta(ge=1, le=1024)] = 64
     sae: str = ""
     sae_site: str = ""
     sae_top_k: Annotated[int, Meta(ge=1, le=256)] = 32
     sae_print: str = ""
+    """Changes when the SAE's files do."""
     version: str = __version__
+    """actscope's version, since its ops are in the graph."""
 
 
 class VllmSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """All settings of the plugin. Unknown keys are refused.
 
-    Each can be given as `{"actscope": {...}}` in `--additional-config`, or as the variable ACTSCOPE_<NAME>.
-
-    Attributes:
-        sites: See GraphSpec. Changing one of the first six settings recompiles the model.
-        row_sites: See GraphSpec. A recording without it keeps the first, middle and last layer.
-        width: See GraphSpec.
-        sae: See GraphSpec.
-        sae_site: See GraphSpec.
-        sae_top_k: See GraphSpec.
-        probes: Directories of probe files, loaded at start (default: `probes/<model>` if it exists).
-        model_name: The model's name in probe files, if it is not the name or path that vLLM loaded it from.
-        ring_rows: Capacity of the score ring: the rows that a reader may lag behind.
-        prefix_scores: Keep scores of cached prompt blocks, so that a repeated prompt still shows them.
-        record: Directory of a recording, to which marked requests are written; "" for none.
-        rows: Requests whose raw rows leave the model's process: "all", or only those that "asked".
-        sample: Share of requests to keep (0 to 1), chosen by request id.
-        codec: As for `actscope serve`.
-        triggers: As for `actscope serve`.
-        flight_gb: As for `actscope serve`.
-        flight_seconds: As for `actscope serve`.
-        flight_dir: As for `actscope serve`.
-        buffer_gb: Upper limit of the shared memory between the model's process and the recorder, in GB (1e9 bytes). When it
-            is full, rows are dropped and counted.
-        sidecar: Start the process that loads probes and records. Without it no engine card is published; raw rows of four
-            passes stay in shared memory for the program that drives the engine (`actscope.extraction.vllm.reader`).
+    Each can be given as `{"actscope": {...}}` in `--additional-config`, or as the variable ACTSCOPE_<NAME>. Changing one of the
+    first six settings recompiles the model.
 
     Raises:
         ValueError: `record`, `probes` or `triggers` is set while `sidecar` is False.
     """
 
     sites: str = "all"
+    """Sites where scores can be read. A probe at another site is refused."""
     row_sites: str = ""
+    """Sites where raw rows can be recorded. By default none, and first,middle,last with `record`."""
     width: Annotated[int, Meta(ge=1, le=1024)] = 64
+    """Maximum number of probes at a time."""
     sae: str = ""
+    """File or folder of an SAE whose strongest features are computed for every token (SAELens, Gemma Scope, Llama Scope, sparsify
+    …, as safetensors or npz)."""
     sae_site: str = ""
+    """Site of the SAE. By default the one that its files name."""
     sae_top_k: Annotated[int, Meta(ge=1, le=256)] = 32
+    """Number of features per token."""
     probes: tuple[str, ...] = ()
+    """Directories of probe files to load at start, separated by `;`. By default probes/MODEL, if it exists."""
     model_name: str = ""
+    """The model's name in probe files, if it is not the name or path that vLLM loaded the model from."""
     ring_rows: Annotated[int, Meta(ge=256, le=1 << 24)] = 65536
+    """Capacity of the score ring: the number of rows that a reader may lag behind."""
     prefix_scores: bool = True
+    """Keep the scores of cached prompt blocks, so that a repeated prompt still shows them."""
     record: str = ""
+    """Recording to which marked requests are written. By default none."""
     rows: Annotated[str, Meta(pattern="^(all|asked)$")] = "all"
+    """Requests whose raw rows leave the model's process: all, or only those that asked."""
     sample: Annotated[float, Meta(ge=0, le=1)] = 0.0
+    """Fraction of all requests to mark, 0 to 1, selected by a hash of their ids."""
     codec: str = "lossless"
+    """Codec of the recorded rows, e.g. lossless, error_bounded:1e-3, svd:256, zstd or none."""
     triggers: tuple[str, ...] = ()
+    """Rules that mark requests, separated by `;`, e.g. `probe danger > 3.2 before 20 tokens`."""
     flight_gb: Annotated[float, Meta(gt=0)] = 1.0
+    """Size of the flight recorder in GB (1e9 bytes). It holds recent rows until they are marked or expire."""
     flight_seconds: Annotated[float, Meta(ge=0)] = 0.0
+    """Maximum age of rows in the flight recorder. 0: no limit."""
     flight_dir: str = ""
+    """Private directory for the rows of the flight recorder. By default they stay in memory."""
     buffer_gb: Annotated[float, Meta(gt=0)] = 2.0
+    """Maximum shared memory between the model's process and the recorder, in GB (1e9 bytes). When it is full, rows are dropped
+    and counted."""
     sidecar: bool = True
+    """Start the process that loads probes and records. Without it no engine card is published, and raw rows of four passes stay
+    in shared memory for the program that drives the engine (`actscope.extraction.vllm.reader`)."""
 
     def __post_init__(self) -> None:
         needs = [name for name in ("record", "probes", "triggers") if getattr(self, name)]

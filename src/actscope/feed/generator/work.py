@@ -33,7 +33,7 @@ def run(server: ServerLink, settings: FeedSettings) -> None:
     texts = open_texts(settings.dataset, split=settings.split, column=settings.column, n=settings.texts or None)
     server.tell(Loading(f"loading {settings.model}"))
     reader = open_reader(
-        settings.engine,  # type: ignore[arg-type]  # checked by FeedSettings
+        settings.engine,  # FeedSettings has checked it
         settings.model,
         settings.sites,
         dtype=settings.dtype,
@@ -43,7 +43,7 @@ def run(server: ServerLink, settings: FeedSettings) -> None:
         model_dtype=settings.model_dtype,
         threads=settings.threads,
     )
-    cutter = Cutter(tokenizer_of(settings.model), context=settings.context, mask=settings.mask)  # type: ignore[arg-type]
+    cutter = Cutter(tokenizer_of(settings.model), context=settings.context, mask=settings.mask)
     stream_of = partial(_stream, texts, cutter, settings)
     facts = reader.facts
     server.tell(

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
-from typing import Any, get_type_hints
+from typing import Any, get_origin, get_type_hints
 
 from actscope.errors import SettingsError
 from actscope.feed.planning.memory_estimate import is_measured
 from actscope.feed.settings import FeedSettings
+from actscope.sizes import parse_count
 
 #: Prefix of a variable; the setting's name follows in capitals.
 PREFIX = "ACTSCOPE_FEED_"
@@ -28,8 +28,6 @@ PLAIN = {
 NAMES = tuple(field.name for field in fields(FeedSettings))
 _TYPES = get_type_hints(FeedSettings)
 _WORDS = {**dict.fromkeys(("1", "true", "yes", "on"), True), **dict.fromkeys(("0", "false", "no", "off"), False)}
-_COUNT = re.compile(r"(-?\d+(?:\.\d+)?(?:e\d{1,2})?)\s*([kKMGT]i?)?", re.ASCII)
-_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +73,9 @@ def parsed(name: str, text: Any, by: str) -> Any:
     if name == "buffer_rows" and is_measured(text.strip()):
         return text.strip()
     kind = _TYPES[name]
-    return _READERS.get(kind, _list)(text, by)
+    if get_origin(kind) is tuple:
+        return tuple(part.strip() for part in text.split(",") if part.strip())
+    return _READERS[kind](text, by) if kind in _READERS else text.strip()
 
 
 def _refuse_unknown(env: Mapping[str, str]) -> None:
@@ -88,11 +88,10 @@ def _refuse_unknown(env: Mapping[str, str]) -> None:
 
 
 def _count(text: str, by: str) -> int:
-    match = _COUNT.fullmatch(text.strip())
-    value = float(match[1]) * _UNITS[(match[2] or "").upper()] if match else 0.5
-    if value != int(value):
-        raise SettingsError(f"{by} {text!r}: expected a whole number, such as 4096, 64k, 1M or 2e6")
-    return int(value)
+    try:
+        return parse_count(text)
+    except SettingsError as error:
+        raise SettingsError(f"{by} {error}") from error
 
 
 def _number(text: str, by: str) -> float:
@@ -112,10 +111,4 @@ def _switch(text: str, by: str) -> bool:
     return value
 
 
-def _list(text: str, by: str) -> tuple[str, ...]:
-    return tuple(part.strip() for part in text.split(",") if part.strip())
-
-
-_READERS: dict[Any, Callable[[str, str], Any]] = {
-    int: _count, float: _number, bool: _switch, str: lambda text, by: text.strip(),
-}  # fmt: skip
+_READERS: dict[Any, Callable[[str, str], Any]] = {int: _count, float: _number, bool: _switch}

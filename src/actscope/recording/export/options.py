@@ -28,9 +28,9 @@ class ExportOptions:
     bf16: Literal["float32", "uint16"] = "float32"
     """dtype that replaces bfloat16 in formats without it (zarr, parquet, npy): float32 (exact), or uint16 with its bits."""
     shard_bytes: int = 5 << 30
-    """safetensors: approximate maximum size of a file, in bytes."""
+    """safetensors: approximate maximum size of a file."""
     chunk_bytes: int = 8 << 20
-    """Maximum bytes of one site's rows in a zarr chunk, parquet row group or packet, and in one read."""
+    """Maximum size of one site's rows in a zarr chunk, parquet row group or packet, and in one read."""
     force: bool = False
     """Replace an earlier export at the same path."""
 

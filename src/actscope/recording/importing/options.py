@@ -6,7 +6,6 @@ import re
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
-from actscope.codecs import DTYPES
 from actscope.errors import SettingsError
 
 
@@ -19,20 +18,22 @@ class ImportOptions:
     """
 
     dtype: str = ""
-    """dtype of a foreign stream's rows: float32, bfloat16 …"""
+    """Foreign stream: dtype of its rows, e.g. float16 or bfloat16."""
     width: int = 0
-    """Number of values in a row of a foreign stream."""
+    """Foreign stream: number of values in a row."""
     names: str = ""
-    """Regular expression for the packet names of a foreign stream, with a group `site` and optionally `request` and
-    `position`."""
+    """Foreign stream: regular expression for the names of its packets, with a group `site` and optionally `request` and
+    `position`, e.g. '(?P<site>.+)_step(?P<position>[0-9]+)'."""
     request: str = "imported"
-    """Request id of packets whose name has none."""
+    """Foreign stream: request id of packets whose name has none."""
     sites: tuple[str, ...] = ()
-    """Patterns of the sites to import; empty: all."""
+    """Pattern of sites to import, e.g. layers.*.mlp_out. Repeatable. By default all."""
     codec: str = "lossless"
-    """Codec of the recording's rows (see `actscope.codecs`)."""
+    """Codec of the recording's rows: see `actscope capture --help`."""
 
     def __post_init__(self) -> None:
+        from actscope.codecs import DTYPES  # here: flags are made of this class, and help is light
+
         if self.dtype and self.dtype not in DTYPES:
             raise SettingsError(f"dtype {self.dtype!r}: expected one of {', '.join(DTYPES)}")
         if self.width < 0:
