@@ -94,7 +94,7 @@ def test_views_are_the_feeds_own_memory(feed: Feeding) -> None:
         for view in client.iter(100, sites="2", zero_copy=True):
             assert view.shape == (100, 256)
             assert client._near is not None
-            plane = client._near._planes
+            plane = client._near.rows.planes
             inside = any(p[1].data_ptr() <= view.data_ptr() < p[1].data_ptr() + p[1].nbytes for p in plane)
             assert inside
             if feed.server.service.desk.buffer.groups()["views"]["position"] == copy.next:

@@ -201,7 +201,7 @@ def _touch(client: FeedClient) -> None:
     """Have every page of the memory mapped, as it is for a consumer that has been once round the buffer."""
     near = client._opened()
     assert near is not None
-    for window in near._planes:
+    for window in near.rows.planes:
         for plane in window:
             _one_a_page(plane).sum()
 
