@@ -143,7 +143,7 @@ class History:
             if span.n_rows:
                 request_rows = requests.get(span.request) or self._create(span.request)  # it may just have been evicted
                 request_rows.hold(span, held)
-        return held.wanted()
+        return held.give()
 
     def lose(self, step: Step) -> None:
         """Count the rows of a step that cannot be held as dropped, for each of its requests. Call `begin` first."""
@@ -169,7 +169,7 @@ class History:
                 self._bury(held.owner)
         self._count(held_step, -1)
         self.forgotten_rows += held_step.step.n_rows
-        self._spool.drop(held_step.ticket)
+        held_step.discard(self._spool)
 
     def _count(self, held_step: HeldStep, sign: int) -> None:
         self.bytes += sign * held_step.size

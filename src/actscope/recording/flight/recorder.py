@@ -70,7 +70,7 @@ class FlightRecorder:
         self._clock = clock
         self._retention = Retention(recorder, self.options, rules, special_ids, clock)
         self._faults = 0
-        self._given = self._taken = 0  # bytes into the queue and out of it: each has one writer
+        self._bytes_in = self._bytes_out = 0  # of the queue; each counter has one writer
         self._stats = SinkStats()
         self._queue: queue.SimpleQueue[Callable[[], Any]] = queue.SimpleQueue()
         self._open = self._running = True
@@ -100,7 +100,7 @@ class FlightRecorder:
                 heavy += frame.rows.nbytes
             elif frame.site == SCORES:
                 light += frame.rows.nbytes
-        waiting, limit = self._given - self._taken, self.options.queue_bytes
+        waiting, limit = self._bytes_in - self._bytes_out, self.options.queue_bytes
         fits = waiting + light + heavy <= limit or not waiting
         self._stats.steps += 1
         self._stats.rows += step.n_rows
@@ -109,7 +109,7 @@ class FlightRecorder:
             if step.n_rows and waiting + light > limit + limit // _SPARE:
                 return
             frames, heavy = [frame for frame in frames if frame.site == SCORES], 0
-        self._given += light + heavy
+        self._bytes_in += light + heavy
         self._queue.put(lambda: self._arrive(step, frames, fits, light + heavy))
 
     def learn(self, table: bytes) -> None:
@@ -172,7 +172,7 @@ class FlightRecorder:
         stats = self._retention.stats()
         stats.steps, stats.rows = self._stats.steps, self._stats.rows
         stats.dropped_rows += self._stats.dropped_rows
-        stats.queued_bytes, stats.faults = self._given - self._taken, self._faults
+        stats.queued_bytes, stats.faults = self._bytes_in - self._bytes_out, self._faults
         return stats
 
     def describe(self) -> dict[str, Any]:
@@ -232,7 +232,7 @@ class FlightRecorder:
         try:
             self.recorder.close()
         except RecordingPoisoned:
-            return  # the recorder said so when it happened
+            return  # already logged by the recorder
         except RecordingError as error:
             log.error("%s", error)
 
@@ -281,7 +281,7 @@ class FlightRecorder:
             if self._running:
                 self._retention.take(step, frames, complete)
         finally:
-            self._taken += size
+            self._bytes_out += size
 
     def _settled(self) -> FlightStats:
         self._retention.tend()

@@ -62,15 +62,19 @@ class HeldStep:
         """Put the rows into the spool. Raises OSError if it cannot store them."""
         self.ticket = spool.put(arrays)
 
+    def discard(self, spool: Spool) -> None:
+        """Remove the rows from the spool."""
+        spool.drop(self.ticket)
+
     def frames(self, spool: Spool, runs: Sequence[Run]) -> list[Frame]:
         """Read the rows of these runs from the spool: one frame for each site."""
         return [Frame(site, spool.rows(self.ticket, i, runs), dtype) for i, (site, dtype) in enumerate(self.sites)]
 
-    def wanted(self) -> list[Piece]:
+    def give(self) -> list[Piece]:
         """Return the pieces of this new step that marks keep, and count them as given."""
         pieces: list[Piece] = []
         for held in self.spans:
-            if held.owner.windows is not None:  # the common case, no mark, costs no call
+            if held.owner.windows is not None:  # no call in the usual case, a request without a mark
                 pieces += held.owner.give_new(held)
         return pieces
 
@@ -207,7 +211,7 @@ class RequestRows:
         return kept, self._result(window)
 
     def keep(self, windows: Iterable[KeepWindow], why: str | None) -> Kept:
-        """Keep these windows: give their held rows now, and their later rows as they arrive (`HeldStep.wanted`).
+        """Keep these windows: give their held rows now, and their later rows as they arrive (`HeldStep.give`).
 
         Each reason is recorded once. None records no reason.
         """

@@ -7,7 +7,7 @@ A row passes through one object at each stage of its life:
     evaluate   `TriggerEvaluator.evaluate`          → `Firing`
     mark       `RequestRows.mark`, `.keep`          → `Kept`: rows that count as given from then on
     write back `Writeback.keep`, `.add`, `.pump`    → `Recorder.write`
-    expire     `History.expire`                     → `Writeback.hurry`, `RequestRows.evict`, `Spool.drop`
+    expire     `History.expire`                     → `Writeback.hurry`, `RequestRows.evict`, `HeldStep.discard`
 """
 
 from __future__ import annotations
