@@ -96,7 +96,7 @@ def test_views_are_the_feeds_own_memory(feed: Feeding) -> None:
         view = next(client.iter(100, sites="2", zero_copy=True))
         assert view.shape == (100, 256)
         assert client._near is not None
-        plane = client._near._planes
+        plane = client._near.rows.planes
         assert any(p[1].data_ptr() <= view.data_ptr() < p[1].data_ptr() + p[1].nbytes for p in plane)
         for _ in range(100):
             if copy.next == client.position:

@@ -102,7 +102,7 @@ def test_a_consumer_cannot_write_into_the_memory(impatient: Feeding) -> None:
         near = client._opened()
         assert near is not None
         with pytest.raises(PermissionError):
-            FeedMemory(near._memory.fd, near.layout, writable=True)
+            FeedMemory(near.rows._memory.fd, near.rows.layout, writable=True)
 
 
 def test_the_shared_memory_socket_needs_the_token(impatient: Feeding) -> None:

@@ -24,9 +24,9 @@ from support.gateway.stage import (
 )
 
 from actscope.gateway.api.payloads import whole
-from actscope.gateway.scores.part_merger import Joiner, PartMerger
+from actscope.gateway.scores.part_merger import JoinedColumns, MergedRequest
 from actscope.gateway.scores.probe_table import Columns, join_described, join_tables, table_of
-from actscope.gateway.scores.request_log import RequestLog
+from actscope.gateway.scores.request_log import MismatchCounter, RequestLog
 
 
 @pytest.fixture
@@ -131,7 +131,7 @@ def test_the_command_line_finds_the_part(parts_stage: Stage) -> None:
     assert sorted(p["id"] for p in json.loads(listed.stdout)) == ["danger", "joy"]
 
 
-# The joiner by itself
+# The merger by itself
 
 A = table_of({"generation": 1, "probes": [{"slot": 0, "id": "a", "site": "s"}]}, 0, 2)
 B = table_of({"generation": 1, "probes": [{"slot": 0, "id": "b", "site": "s"}]}, 1, 2)
@@ -144,17 +144,17 @@ def test_parts_in_any_order_make_the_log_of_one_ring(data: st.DataObject) -> Non
     holes = [data.draw(st.sets(st.integers(0, n - 1))) for _ in range(2)]
     log = RequestLog("r")
     log.set_prompt(list(range(n)))
-    joiner = Joiner(log, [A.columns, B.columns], PartMerger(), lambda log, rows: None)
+    merged = MergedRequest(log, [A.columns, B.columns], JoinedColumns())
     rest = [sorted(set(range(n)) - hole) for hole in holes]
     while any(rest):
         part = data.draw(st.sampled_from([p for p in (0, 1) if rest[p]]))
         position = rest[part].pop(0)
         values = np.array([[position + 100 * part]], np.float32)
-        joiner.parts[part].take_row(position, position, values, (A, B)[part].columns, 0)
-        done = min(one.told for one in joiner.parts)
+        merged.parts[part].take_row(position, position, values, (A, B)[part].columns, 0)
+        done = min(each.next_position for each in merged.parts)
         assert len(log.scores) <= max(done, 0)
-    for rows_of_part in joiner.parts:
-        rows_of_part.end(0)
+    for ending in merged.parts:
+        ending.end_rows(0)
     log.finish("done", "stop")
     rows = whole(log)["scores"]["rows"]
     for position in range(n):
@@ -166,13 +166,13 @@ def test_parts_in_any_order_make_the_log_of_one_ring(data: st.DataObject) -> Non
 
 
 def test_a_part_with_another_token_at_a_position_has_no_cell_there() -> None:
-    wrong: list[int] = []
-    log = RequestLog("r")
+    wrong = MismatchCounter()
+    log = RequestLog("r", mismatches=wrong)
     log.set_prompt([7, 8])
-    joiner = Joiner(log, [A.columns, B.columns], PartMerger(), lambda log, rows: wrong.append(rows))
-    joiner.parts[0].take_rows(0, np.array([7, 8]), np.ones((2, 1), np.float32), A.columns, 0)
-    joiner.parts[1].take_rows(0, np.array([7, 9]), np.ones((2, 1), np.float32), B.columns, 0)
-    assert wrong == [1]
+    merged = MergedRequest(log, [A.columns, B.columns], JoinedColumns())
+    merged.parts[0].take_rows(0, np.array([7, 8]), np.ones((2, 1), np.float32), A.columns, 0)
+    merged.parts[1].take_rows(0, np.array([7, 9]), np.ones((2, 1), np.float32), B.columns, 0)
+    assert wrong.rows == 1
     assert whole(log)["scores"] == {"start": 0, "rows": [[1, 1], [1, None]], "states": ["cc", "cn"]}
 
 

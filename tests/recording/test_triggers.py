@@ -270,4 +270,4 @@ def test_memory_of_requests_goes_when_they_end(tmp_path: Path) -> None:
         for i in range(50):
             pilot.step({f"a{i}": 4}, scores=0, end=(f"a{i}",))
         pilot.flight.settle()
-        assert [len(watch.memories) for watch in pilot.flight._keeper.watcher._watches] == [0]
+        assert [len(rule.requests) for rule in pilot.flight._retention._evaluator._rules] == [0]

@@ -204,7 +204,7 @@ def _touch(client: FeedClient) -> None:
     """Fault in every page of the shared memory, as after a consumer's first pass over the buffer."""
     near = client._opened()
     assert near is not None
-    for window in near._planes:
+    for window in near.rows.planes:
         for plane in window:
             _one_a_page(plane).sum()
 

@@ -33,7 +33,8 @@ from actscope.errors import (
 from actscope.extraction.contract import ROW_LABEL
 from actscope.feed.client.http_transport import HttpTransport
 from actscope.feed.client.prefetch import prefetch_iterator
-from actscope.feed.client.shm_transport import DTYPES, ShmTransport
+from actscope.feed.client.shared_rows import DTYPES
+from actscope.feed.client.shm_transport import ShmTransport
 from actscope.runtime.boot import boot_id
 from actscope.sites import select_from
 
@@ -332,8 +333,8 @@ class FeedClient:
                 return shm.release(granted, delivered=False)
             self.position = granted.next
             try:
-                yield shm.views(granted, chosen[0])
-                if not shm.whole(granted):
+                yield shm.rows.view(granted.extents, chosen[0])
+                if not shm.rows.intact(granted.extents):
                     log.warning(
                         "rows were overwritten while in use: this consumer was silent for too long, and lost its lease"
                     )
@@ -373,16 +374,16 @@ class FeedClient:
 
     def _take_shm(self, shm: ShmTransport, n: int, sites: str, labels: bool, out: Tensor | None, wait: float) -> Batch:
         chosen = select_from(sites, self._sites)
-        _check_room(out, _shape(n, len(chosen), shm.layout.width), shm.dtype)
+        _check_room(out, _shape(n, len(chosen), shm.rows.layout.width), shm.rows.dtype)
         while True:
             granted = shm.claim(n, wait)
             rows = sum(extent.n for extent in granted.extents)
             whole = False
             try:
-                values = _room(out, _shape(rows, len(chosen), shm.layout.width), shm.dtype)
-                shm.read(granted, chosen, values)
-                found = shm.labels(granted) if labels else None
-                whole = shm.whole(granted)
+                values = _room(out, _shape(rows, len(chosen), shm.rows.layout.width), shm.rows.dtype)
+                shm.rows.read(granted.extents, chosen, values)
+                found = shm.rows.labels(granted.extents) if labels else None
+                whole = shm.rows.intact(granted.extents)
             finally:
                 shm.release(granted, delivered=whole)
             if whole:

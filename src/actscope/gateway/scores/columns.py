@@ -1,4 +1,4 @@
-"""Append-only columns: the scores and the events of one request, compact and never changed once written."""
+"""Append-only columns: the scores and the events of one request, in compact arrays."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from actscope.gateway.scores.probe_table import NO_COLUMNS, Columns
 
 @dataclass(slots=True)
 class ScoreSegment:
-    """Scores from position `start` on, all under one set of columns."""
+    """Scores from position `start` on, all under one set of columns. The first `n` rows of `values` are in use."""
 
     columns: Columns
     start: int
@@ -21,7 +21,7 @@ class ScoreSegment:
     n: int = 0
 
     def append(self, values: np.ndarray) -> None:
-        """Add rows, doubling the room when it is full."""
+        """Append rows [m, columns.width]. The capacity doubles when it is full."""
         n = self.n
         if len(values) == 1 and n < len(self.values):
             self.values[n] = values[0]
@@ -36,10 +36,10 @@ class ScoreSegment:
 
 
 class ScoreColumn:
-    """Scores of positions 0, 1, 2, … without holes: a row that was never computed is there, and says so.
+    """Scores of positions 0, 1, 2, … without gaps, under columns that may change.
 
-    A cell is NaN where nothing was computed; `computed(a, b)` tells rows without any computation apart. A byte for each
-    row: 0 never computed, 1 computed, 2 computed for an earlier request and kept with the cached prefix.
+    A cell is NaN where its probe computed nothing. Each row also has a state byte: 0 never computed, 1 computed, 2 computed for
+    an earlier request and taken over with the cached prefix.
     """
 
     def __init__(self) -> None:
@@ -51,27 +51,29 @@ class ScoreColumn:
 
     @property
     def n_computed(self) -> int:
+        """Return the number of computed rows, cached ones included."""
         return len(self._computed) - self._computed.count(0)
 
     @property
     def n_cached(self) -> int:
+        """Return the number of cached rows."""
         return self._computed.count(2)
 
     def append(self, columns: Columns, values: np.ndarray, computed: bytes) -> None:
-        """Add rows `[n, columns.width]`; `computed` has one byte for each: 0, 1 or 2."""
+        """Append rows [n, columns.width] with their state bytes."""
         self._segment(columns).append(values)
         self._computed += computed
 
     def append_missing(self, columns: Columns, n: int) -> None:
-        """Add `n` rows that were never computed."""
+        """Append `n` rows that were never computed."""
         self.append(columns, np.full((n, columns.width), np.nan, np.float32), bytes(n))
 
     def forget(self, position: int) -> None:
-        """Turn one row into one that was never computed (its label has proved wrong)."""
+        """Change the state of one row to never computed, because its label was wrong."""
         self._computed[position] = 0
 
     def columns_over(self, a: int, b: int) -> Columns:
-        """The columns of rows `a .. b`, joined where they changed between."""
+        """Return the columns of rows `a .. b`. If they changed in between, those are joined (see `Columns.joined`)."""
         if self.segments and a >= self.segments[-1].start:
             return self.segments[-1].columns
         found = [s.columns for s in self.segments if s.start < b and s.start + s.n > a]
@@ -81,7 +83,10 @@ class ScoreColumn:
         return joined
 
     def values(self, a: int, b: int, columns: Columns) -> np.ndarray:
-        """Rows `a .. b` under `columns` (NaN where a probe, or this version of it, was not there at the time)."""
+        """Return rows `a .. b` under `columns`, float32 [b - a, width]. May be a view.
+
+        A cell is NaN if its probe, or this version of it, was not loaded when the row was computed.
+        """
         last = self.segments[-1]
         if a >= last.start and columns is last.columns:
             return last.values[a - last.start : b - last.start]
@@ -100,7 +105,7 @@ class ScoreColumn:
         return out
 
     def computed(self, a: int, b: int) -> bytes:
-        """1 for each row of `a .. b` that was computed, 0 for one that never was."""
+        """Return a byte for each row of `a .. b`: 1 if it was computed or cached, else 0."""
         return bytes(self._computed[a:b]).replace(b"\x02", b"\x01")
 
     def _segment(self, columns: Columns) -> ScoreSegment:
@@ -120,7 +125,7 @@ def _copy_same(out: np.ndarray, to: Columns, rows: np.ndarray, of: Columns) -> N
 
 
 class EventKind(IntEnum):
-    """What happened; the wire's name of the event is the lower-case one."""
+    """Kind of an event. Its name on the wire is in lower case."""
 
     TOKEN = 0
     PROBE_UPDATE = 1
@@ -129,7 +134,7 @@ class EventKind(IntEnum):
 
 
 class EventColumn:
-    """The events of one request in order; number i has id i + 1. An event refers to positions `a .. b`."""
+    """Events of one request in order. Event i has id i + 1 on the wire, and refers to positions `a .. b`."""
 
     def __init__(self) -> None:
         self._kinds = bytearray()
@@ -141,10 +146,12 @@ class EventColumn:
         return len(self._kinds)
 
     def append(self, kind: EventKind, a: int = 0, b: int = 0, seconds: float = 0.0) -> None:
+        """Append an event at `seconds` after the request began."""
         self._kinds.append(kind)
         self._starts.append(a)
         self._ends.append(b)
         self._times.append(seconds)
 
     def __getitem__(self, i: int) -> tuple[EventKind, int, int, float]:
+        """Return (kind, a, b, seconds) of event i."""
         return EventKind(self._kinds[i]), self._starts[i], self._ends[i], self._times[i]

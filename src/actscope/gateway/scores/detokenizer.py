@@ -1,7 +1,7 @@
-"""Token id to the token's own text and bytes.
+"""Exact text and bytes of single tokens.
 
-`tokenizers` decodes sequences, not tokens: a token that ends inside a character decodes to U+FFFD, and its
-bytes are lost. Here every token has exact bytes, so that the bytes of a sequence join to its text.
+`tokenizers` decodes sequences, not tokens: a token that ends inside a character decodes to U+FFFD, and its bytes are lost. Here
+every token has its exact bytes, so that the bytes of a sequence join to its text.
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ from tokenizers import Tokenizer
 
 from actscope.errors import UpstreamError
 
-#: What stands for a token whose bytes are not valid UTF-8 by themselves.
+#: Text of a token whose bytes are not valid UTF-8 by themselves.
 REPLACEMENT = "\ufffd"
 
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
 class TokenBytes(Protocol):
-    """Turns a vocabulary entry into the bytes that it stands for."""
+    """Function from a vocabulary entry to the bytes that it encodes."""
 
     def __call__(self, entry: str, token_id: int) -> bytes: ...
 
 
 class TokenTexts:
-    """The own text and bytes of every token of one tokenizer, found once each."""
+    """Text and bytes of each token of one tokenizer. Each token is looked up once, then cached."""
 
     def __init__(self, tokenizer: Tokenizer | None, to_bytes: TokenBytes, added: dict[int, str]) -> None:
         self._tokenizer = tokenizer
@@ -38,7 +38,7 @@ class TokenTexts:
 
     @classmethod
     def load(cls, directory: Path) -> TokenTexts:
-        """Read `tokenizer.json` of `directory`; raises UpstreamError when there is none that can be read."""
+        """Load `tokenizer.json` of a directory. Raises UpstreamError if it is missing or unreadable."""
         path = directory / "tokenizer.json"
         try:
             description = json.loads(path.read_text(encoding="utf-8"))
@@ -50,18 +50,18 @@ class TokenTexts:
 
     @classmethod
     def unknown(cls) -> TokenTexts:
-        """For an engine that has no tokenizer.json: every token's text is U+FFFD."""
+        """Return the texts of an engine without a tokenizer.json: every token's text is U+FFFD."""
         return cls(None, lambda entry, token_id: b"\xff", {})
 
     def own(self, token_id: int) -> tuple[str, bytes | None]:
-        """The token's text, and its bytes when they are not valid UTF-8 by themselves."""
+        """Return the token's text, and its bytes if they are not valid UTF-8 by themselves, else None."""
         known = self._known.get(token_id)
         if known is None:
             known = self._known[token_id] = self._look_up(token_id)
         return known
 
     def raw(self, token_id: int) -> bytes:
-        """The token's bytes."""
+        """Return the token's bytes."""
         text, data = self.own(token_id)
         return text.encode() if data is None else data
 
@@ -82,7 +82,7 @@ class TokenTexts:
 
 
 def _byte_rule(description: dict[str, Any], tokenizer: Tokenizer) -> TokenBytes:
-    """The rule that this kind of tokenizer follows, from its decoder (else its pre-tokenizer)."""
+    """Return the rule of this kind of tokenizer, found by its decoder, or else by its pre-tokenizer."""
     kinds = _kinds(description.get("decoder")) or _kinds(description.get("pre_tokenizer"))
     if "ByteLevel" in kinds:
         return _byte_level
@@ -99,7 +99,7 @@ def _kinds(part: dict[str, Any] | None) -> set[str]:
 
 
 def _alphabet() -> dict[str, int]:
-    """GPT-2's printable character for each byte, reversed (openai/gpt-2, encoder.py, bytes_to_unicode)."""
+    """Return the byte of each of GPT-2's printable characters (inverse of `bytes_to_unicode` in openai/gpt-2, encoder.py)."""
     plain = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     moved = [b for b in range(256) if b not in plain]
     return {chr(b): b for b in plain} | {chr(256 + i): b for i, b in enumerate(moved)}
@@ -111,7 +111,7 @@ _BYTES = _alphabet()
 def _byte_level(entry: str, token_id: int) -> bytes:
     try:
         return bytes(_BYTES[c] for c in entry)
-    except KeyError:  # not in the alphabet: the entry is text as it stands
+    except KeyError:  # not in the alphabet: the entry is plain text
         return entry.encode()
 
 

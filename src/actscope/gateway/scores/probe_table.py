@@ -1,4 +1,4 @@
-"""The probes of one table: which column of the ring is which probe, and where an SAE's features stand."""
+"""Probe tables: which column of the ring holds which probe, and which ones hold the features of an SAE."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from actscope.ring.discovery import EngineCard, read_table
 
 
 class SaeFacts(msgspec.Struct, frozen=True):
-    """An SAE that the engine computes at `site`: of each row the `k` strongest of its `n_features` features."""
+    """SAE that the engine evaluates at `site`: the `k` strongest of its `n_features` features for each row."""
 
     site: str
     name: str
@@ -25,59 +25,61 @@ class SaeFacts(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True)
 class Columns:
-    """Probes in the order in which their scores are kept, and behind them the features. Equal when every cell means the same.
+    """Meaning of a row's cells: one for each probe, then those of the SAE's features. Equal if every cell means the same.
 
-    The features of an SAE are 2 k cells: number and activation of the strongest one, of the next one, …; the number is
-    -1 where there are no more, NaN where none were computed.
+    The features of an SAE are 2 k cells: number and activation of the strongest feature, of the next one, and so on. The number
+    is -1 if there are no more active features, and NaN if none were computed.
     """
 
     ids: tuple[str, ...] = ()
     sites: tuple[str, ...] = ()
     masks: tuple[bool, ...] = ()
-    """True where the probe has no meaning on special tokens."""
+    """Whether each probe is masked on special tokens."""
     since: tuple[int, ...] = ()
-    """The table's generation at which each probe was put: another one under the same id is another probe."""
+    """Generation of the table in which each probe was put. A probe put again under the same id is another probe."""
     thresholds: tuple[float | None, ...] = field(default=(), compare=False)
     sae: SaeFacts | None = None
 
     @property
     def width(self) -> int:
-        """How many cells a row has."""
+        """Return the number of cells of a row."""
         return len(self.ids) + (2 * self.sae.k if self.sae else 0)
 
     @cached_property
     def probes(self) -> Columns:
-        """The probes alone; the same object each time, this very one where there is no SAE."""
+        """Return the columns without the features: the same object each time, and `self` without an SAE."""
         return self if self.sae is None else replace(self, sae=None)
 
     @cached_property
     def features(self) -> Columns:
-        """The features alone; the same object each time."""
+        """Return the columns of the features only: the same object each time."""
         return Columns(sae=self.sae)
 
     @property
     def keys(self) -> tuple[tuple[str, int], ...]:
-        """What tells each probe from every other, also from an earlier one of its id."""
+        """Return the identity of each probe: its id and `since`."""
         return tuple(zip(self.ids, self.since, strict=True))
 
     def header(self) -> list[dict[str, str | int]]:
-        """What clients are told of the columns."""
+        """Return the description of the probes for clients."""
         named = zip(self.ids, self.sites, self.since, strict=True)
         return [{"id": name, "site": site, "since": since} for name, site, since in named]
 
     def pick(self, wanted: Iterable[str]) -> Columns:
-        """Only the `wanted` probes that are here, in the order asked for."""
+        """Return the columns of the `wanted` probes that exist here, in that order."""
         return self.take([self.ids.index(w) for w in wanted if w in self.ids])
 
     def joined(self, other: Columns) -> Columns:
-        """These columns, then those of the later `other` whose ids are not among them. A probe that was swapped
-        between has its old place and is the later one."""
+        """Return these columns, then those of the later `other` with new ids.
+
+        A probe that was replaced in between keeps its place and is the later version.
+        """
         both = self.beside(other)
         at = {name: i for i, name in enumerate(both.ids)}
         return replace(both.take(list(at.values())), sae=both.sae)
 
     def beside(self, other: Columns) -> Columns:
-        """These columns, then all of `other`; one SAE, the later one."""
+        """Return these columns, then all of `other`. The SAE is the later one."""
         return Columns(
             self.ids + other.ids,
             self.sites + other.sites,
@@ -88,7 +90,7 @@ class Columns:
         )
 
     def take(self, at: list[int]) -> Columns:
-        """The probes at these places, in this order, without features."""
+        """Return the probes at these indices, in this order, without features."""
         return Columns(
             tuple(self.ids[i] for i in at),
             tuple(self.sites[i] for i in at),
@@ -103,17 +105,17 @@ NO_COLUMNS = Columns()
 
 @dataclass(frozen=True)
 class ProbeTable:
-    """One generation of the engine's probe table."""
+    """One generation of the probe table of an engine or of one of its parts."""
 
     generation: int
     columns: Columns
     slots: np.ndarray
-    """Column of the ring for each cell of `columns`, ascending."""
+    """Column of the ring of each cell of `columns`, ascending."""
     width: int
-    """The last of those columns, plus one."""
+    """Last of those columns, plus one."""
 
     def gather(self, rows: np.ndarray) -> np.ndarray:
-        """`rows[n, width]` of the ring as `[n, columns.width]`; a cell beyond the ring's width is NaN."""
+        """Return rows [n, width of the ring] as [n, columns.width]. Cells beyond the ring's width are NaN. May be a view."""
         width = self.width
         if rows.shape[1] < width:
             rows = np.pad(rows, ((0, 0), (0, width - rows.shape[1])), constant_values=np.nan)
@@ -124,9 +126,9 @@ EMPTY_TABLE = ProbeTable(0, NO_COLUMNS, np.zeros(0, np.intp), 0)
 
 
 def table_of(described: dict[str, Any], part: int = 0, parts: int = 1) -> ProbeTable:
-    """The Table of `{"generation": g, "probes": [{"slot": …, "id": …}], "features"?: {"first": …, "k": …}}`.
+    """Return the table of `{"generation": g, "probes": [{"slot": …, "id": …}], "features"?: {"first": …, "k": …}}`.
 
-    It is of one part of the engine (see `numbered`). Features stand in the ring from column `first` on, behind all probes.
+    It belongs to part `part` of `parts` (see `numbered`). Features begin in the ring at column `first`, after all probes.
     """
     probes = sorted(described.get("probes") or (), key=lambda p: int(p["slot"]))
     features = described.get("features")
@@ -146,14 +148,14 @@ def table_of(described: dict[str, Any], part: int = 0, parts: int = 1) -> ProbeT
 
 
 def numbered(generation: int, part: int, parts: int) -> int:
-    """A part's generation as the whole engine's: no two parts have the same one, and a part's own only grow."""
+    """Return a part's generation as one of the whole engine: unique among all parts, and increasing for each part."""
     return generation * parts + part
 
 
 def join_columns(parts: Sequence[Columns]) -> tuple[Columns, np.ndarray]:
-    """The columns of all parts of an engine as one row, and which of the concatenated columns these are.
+    """Return the columns of all parts of an engine as one row, and the index of each cell in the concatenated rows of the parts.
 
-    A probe that has moved from one part to another is where it was put last.
+    A probe that moved from one part to another belongs to the part in which it was put last.
     """
     every = reduce(Columns.beside, parts, NO_COLUMNS)
     newest: dict[str, int] = {}
@@ -167,7 +169,7 @@ def join_columns(parts: Sequence[Columns]) -> tuple[Columns, np.ndarray]:
 
 
 def _cells(parts: Sequence[Columns]) -> tuple[list[int], list[int]]:
-    """Where all probes, and the features, stand among the concatenated cells of all parts."""
+    """Return the indices of all probes, and of the last part's features, in the concatenated cells of all parts."""
     probes, features, start = list[int](), list[int](), 0
     for part in parts:
         end = start + len(part.ids)
@@ -178,13 +180,13 @@ def _cells(parts: Sequence[Columns]) -> tuple[list[int], list[int]]:
 
 
 def join_tables(tables: Sequence[ProbeTable]) -> ProbeTable:
-    """The probe tables of all parts as one, for asking which probes there are; it does not fit any one ring."""
+    """Return the probe tables of all parts as one, which describes the probes. It does not fit the rows of any single ring."""
     columns, at = join_columns([table.columns for table in tables])
     return ProbeTable(max(table.generation for table in tables), columns, at, len(at))
 
 
 def join_described(tables: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The same for tables as engines answer them: `{"generation", "probes"}`, in the parts' order."""
+    """Return the joined table of tables in the form that engines answer: `{"generation", "probes"}`, in the parts' order."""
     n, probes = len(tables), dict[str, dict[str, Any]]()
     for part, table in enumerate(tables):
         for probe in table.get("probes") or ():
@@ -201,7 +203,12 @@ _KEPT = 64
 
 
 class Tables:
-    """Each is read once, when its first row comes. `unreadable` counts those that could not be."""
+    """Probe tables of one part. Each generation is read once, when its first row arrives; the last 64 read are cached.
+
+    Attributes:
+        latest: Table in force, as far as it is known.
+        unreadable: Number of tables that could not be read.
+    """
 
     def __init__(self, card: EngineCard) -> None:
         self._card = card
@@ -210,7 +217,7 @@ class Tables:
         self.unreadable = 0
 
     def of(self, generation: int) -> ProbeTable | None:
-        """The table of a generation, None when it cannot be read."""
+        """Return the table of a generation; None if it cannot be read."""
         if generation not in self._known:
             self._known[generation] = self._read(generation)
             while len(self._known) > _KEPT:
@@ -221,7 +228,7 @@ class Tables:
         return table
 
     def learn(self, described: bytes) -> None:
-        """The table in force, as the engine answers `GET /v1/actscope/probes`."""
+        """Set the table in force from the engine's answer to `GET /v1/actscope/probes`."""
         self.latest = table_of(msgspec.json.decode(described), self._card.part, self._card.parts)
 
     def _read(self, generation: int) -> ProbeTable | None:

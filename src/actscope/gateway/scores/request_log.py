@@ -1,37 +1,57 @@
-"""The log of one request (one choice): its tokens, scores and events, complete and bounded by the model's context.
+"""Log of one request (one choice): its tokens, scores and events, complete and bounded by the model's context.
 
-Producers append and never wait; readers hold a cursor and read what they have not seen. Everything here runs
-on the event loop's thread.
+Producers append and never wait. Readers hold a cursor and read what was appended after it. All of it runs on the event loop's
+thread.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 from array import array
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 
 from actscope.clock import clock_pair, monotonic_ns
+from actscope.frames import Span
 from actscope.gateway.scores.columns import EventColumn, EventKind, ScoreColumn
 from actscope.gateway.scores.detokenizer import TokenTexts
 from actscope.gateway.scores.probe_table import NO_COLUMNS, Columns
+
+_log = logging.getLogger(__name__)
 
 State = Literal["running", "done", "aborted", "failed"]
 Source = Literal["gateway", "engine"]
 
 _COMPUTED, _CACHED = b"\x01", b"\x02"
 
-#: Id of a token that the gateway has not seen (requests that went to the engine directly).
+#: Id of a token that the gateway has not seen (of requests that went to the engine directly).
 UNKNOWN_TOKEN = -1
+
+
+class MismatchCounter:
+    """Count of rows whose token id differs from the token at their position. Their scores are dropped."""
+
+    def __init__(self) -> None:
+        self.rows = 0
+
+    def add(self, request: str, rows: int) -> None:
+        """Count such rows of a request. The first call with any logs a warning."""
+        if rows and not self.rows:
+            _log.warning(
+                "request %s: a row's token id is not the token at its position; it is not delivered (further ones are "
+                "only counted)", request,
+            )  # fmt: skip
+        self.rows += rows
 
 
 @dataclass(frozen=True, slots=True)
 class ParkedRows:
-    """Rows that came before their tokens."""
+    """Rows that arrived before their tokens."""
 
     position: int
     ids: np.ndarray
@@ -40,15 +60,27 @@ class ParkedRows:
     cached: bool
 
     def since(self, n: int) -> ParkedRows:
-        """All but the first `n`."""
+        """Return all rows but the first `n`."""
         return ParkedRows(self.position + n, self.ids[n:], self.values[n:], self.columns, self.cached)
 
 
 class RequestLog:
-    """What is known of one choice of one request.
+    """Tokens, scores and events of one choice of one request.
 
-    Two authorities for its tokens: the engine's answer (`follows_rows` false; rows wait for their token and must
-    agree with it), or the rows themselves (a request that the gateway has no token stream of).
+    Its tokens come from one of two sources. Either from the engine's answer (`follows_rows` is False): rows wait for their tokens
+    and must agree with them. Or from the rows themselves (`follows_rows` is True): the gateway has no stream of the tokens.
+
+    Args:
+        request: Id of the choice, as in the engine's answers.
+        response: Id of the response that the choice belongs to; empty: `request`.
+        model: Name of the model.
+        source: Who sent the request: the gateway, or another client to the engine directly.
+        follows_rows: Whether the tokens come from the rows.
+        began_ns: Start of the request on the monotonic clock; None: now.
+        special: Ids of special tokens.
+        texts: Texts of token ids; None: every token's text is unknown.
+        first_columns: Columns of the first event, until the first token or row comes with others.
+        mismatches: Counter of rows that disagree with their tokens; None: one of its own.
     """
 
     def __init__(
@@ -62,14 +94,15 @@ class RequestLog:
         began_ns: int | None = None,
         special: frozenset[int] = frozenset(),
         texts: TokenTexts | None = None,
-        on_mismatch: Callable[[RequestLog, int], None] | None = None,
+        first_columns: Columns = NO_COLUMNS,
+        mismatches: MismatchCounter | None = None,
     ) -> None:
         self.request = request
         self.response = response or request
         self.model = model
         self.source = source
         self.engine_id = ""
-        """The request's id in the ring, once a row has come: vLLM adds to the one that its clients see."""
+        """Id of the request in the ring, empty before its first span. vLLM appends a suffix to the id that clients see."""
         self.follows_rows = follows_rows
         self.began_ns = monotonic_ns() if began_ns is None else began_ns
         self.created = clock_pair().wall_of(self.began_ns) / 1e9
@@ -83,28 +116,28 @@ class RequestLog:
         self.n_prompt: int | None = None
         self.scores = ScoreColumn()
         self.events = EventColumn()
-        self.first_columns = NO_COLUMNS
+        self.first_columns = first_columns
         self.engine_ended = False
         self._answered = False
-        self._on_mismatch = on_mismatch
+        self._mismatches = mismatches or MismatchCounter()
         self._parked: deque[ParkedRows] = deque()
         self._waiters: list[asyncio.Future[None]] = []
 
-    # Tokens
+    # --- tokens -----------------------------------------------------------------------------------------------------------
 
     def set_prompt(self, ids: Sequence[int]) -> None:
-        """The prompt's tokens are known; a second time changes nothing."""
+        """Append the prompt's tokens. Only the first call has an effect."""
         if self.n_prompt is None:
             self.n_prompt = len(ids)
             self._add_tokens(ids, monotonic_ns())
 
     def add_tokens(self, ids: Sequence[int]) -> None:
-        """Tokens have been generated."""
+        """Append generated tokens."""
         if ids:
             self._add_tokens(ids, monotonic_ns())
 
     def follow_rows(self) -> None:
-        """The answer does not tell its tokens: they are the rows' from here on, of those that wait too."""
+        """Take the tokens from the rows from now on, also those of parked rows: the answer does not contain them. Idempotent."""
         if self.follows_rows:
             return
         self.follows_rows = True
@@ -113,7 +146,7 @@ class RequestLog:
             self.take_rows(rows.position, rows.ids, rows.values, rows.columns, monotonic_ns(), rows.cached)
 
     def settle(self, prompt: Sequence[int], generated: Sequence[int]) -> None:
-        """The whole answer of a request that followed its rows: rows that had another token lose their scores."""
+        """Reconcile with the final answer of a request that followed its rows. Drop scores whose token id differs."""
         self._answered = True
         truth = [*prompt, *generated]
         wrong = [i for i, (a, b) in enumerate(zip(self.tokens, truth, strict=False)) if a != b and a != UNKNOWN_TOKEN]
@@ -121,7 +154,7 @@ class RequestLog:
             self.scores.forget(i)
         self.tokens[:] = array("q", truth[: len(self.tokens)])
         self.n_prompt = len(prompt)
-        self._report(len(wrong))
+        self.count_mismatches(len(wrong))
         if len(truth) > len(self.tokens):
             self._add_tokens(truth[len(self.tokens) :], monotonic_ns())
 
@@ -135,18 +168,31 @@ class RequestLog:
             self._unpark()
         self._notify()
 
-    # Rows
+    # --- rows -------------------------------------------------------------------------------------------------------------
+
+    def see_span(self, span: Span) -> None:
+        """Take the request's id in the ring, and the length of the prompt if this log follows its rows."""
+        if not self.engine_id:
+            self.engine_id = span.request
+        if self.n_prompt is None and self.follows_rows and span.n_prompt:
+            self.n_prompt = span.n_prompt
 
     def take_rows(
         self, position: int, ids: np.ndarray, values: np.ndarray, columns: Columns, now_ns: int, cached: bool = False
     ) -> None:
-        """Rows of positions `position ..`, with their token ids. Positions that came before are skipped.
+        """Append rows of consecutive positions. Positions received before are skipped; rows without a token yet are parked.
 
-        `cached`: they were computed for an earlier request with the same beginning.
+        Args:
+            position: Position of the first row.
+            ids: Token ids, int [n].
+            values: Scores, float32 [n, columns.width].
+            columns: Meaning of the scores.
+            now_ns: Time of the rows on the monotonic clock.
+            cached: Whether they were computed for an earlier request with the same prefix.
         """
-        told = self._n_received - position
-        if told > 0:
-            position, ids, values = position + told, ids[told:], values[told:]
+        again = self._n_received - position
+        if again > 0:
+            position, ids, values = position + again, ids[again:], values[again:]
         if not len(ids):
             return
         if self.follows_rows:
@@ -161,7 +207,7 @@ class RequestLog:
     def take_row(
         self, position: int, token_id: int, values: np.ndarray, columns: Columns, now_ns: int, cached: bool = False
     ) -> None:
-        """One row. The next one due, of a token that is known and the same, needs no arrays."""
+        """Append one row: values [1, columns.width]. Faster than `take_rows` when its token is known and agrees."""
         due = position == len(self.scores) and position < len(self.tokens) and self.tokens[position] == token_id
         if not due:
             self.take_rows(position, np.array([token_id]), values, columns, now_ns, cached)
@@ -180,11 +226,12 @@ class RequestLog:
 
     @property
     def _n_received(self) -> int:
+        """Return the position after the last row received, parked or not."""
         last = self._parked[-1] if self._parked else None
         return len(self.scores) if last is None else last.position + len(last.ids)
 
     def _unpark(self) -> None:
-        """Take the parked rows whose tokens have come; they are in order, so the rest is not looked at."""
+        """Append the parked rows whose tokens have arrived. They are in order: the first row without a token ends the search."""
         while self._parked and self._parked[0].position < len(self.tokens):
             rows = self._parked.popleft()
             known = len(self.tokens) - rows.position
@@ -193,33 +240,47 @@ class RequestLog:
             self._take(rows.position, rows.ids[:known], rows.values[:known], rows.columns, rows.cached)
 
     def _take(self, position: int, ids: np.ndarray, values: np.ndarray, columns: Columns, cached: bool) -> None:
-        """Append rows whose tokens are known; what lies before them and has not come will not come."""
+        """Append rows whose tokens are known. Positions before them without a row will never have one."""
         start = len(self.scores)
         if position > start:
             self.scores.append_missing(columns, position - start)
         agree = ids == np.array(self.tokens[position : position + len(ids)])
-        self._report(len(ids) - int(np.count_nonzero(agree)))
+        self.count_mismatches(len(ids) - int(np.count_nonzero(agree)))
         self.scores.append(columns, values, agree.tobytes().replace(_COMPUTED, _CACHED) if cached else agree.tobytes())
         self.events.append(EventKind.PROBE_UPDATE, start, len(self.scores))
         self._notify()
 
-    def _report(self, mismatched: int) -> None:
-        if mismatched and self._on_mismatch is not None:
-            self._on_mismatch(self, mismatched)
+    def count_mismatches(self, rows: int) -> None:
+        """Count rows of this request whose token id differs from the token at their position."""
+        if rows:
+            self._mismatches.add(self.request, rows)
+
+    def end_rows(self, now_ns: int, *, aborted: bool = False) -> None:
+        """Record that the engine has ended the request: no more rows come. A log with source "engine" finishes."""
+        self.engine_ended = True
+        self._notify()
+        if self.source == "engine":
+            self.finish("aborted" if aborted else "done", "abort" if aborted else None)
 
     @property
     def owes_rows(self) -> bool:
-        """Whether rows may still come: all but the last token's are expected until the engine says END.
+        """Return whether rows are still expected.
 
-        Where only the rows tell the tokens, nothing but END does.
+        They are, until the engine ends the request, for every token but the last one. While the tokens come from the rows and the
+        answer is not known, only the END span says that no more rows come.
         """
-        told_by_rows = self.follows_rows and not self._answered
-        return not self.engine_ended and (told_by_rows or len(self.scores) < len(self.tokens) - 1)
+        only_rows = self.follows_rows and not self._answered
+        return not self.engine_ended and (only_rows or len(self.scores) < len(self.tokens) - 1)
 
-    # The end
+    # --- end --------------------------------------------------------------------------------------------------------------
+
+    @property
+    def running(self) -> bool:
+        """Return whether the request has not finished."""
+        return self.state == "running"
 
     def finish(self, state: State, reason: str | None, error: str | None = None) -> None:
-        """The request has ended; positions without a row will never have one. A second call changes nothing."""
+        """End the log: positions without a row become never computed. Only the first call has an effect."""
         if self.state != "running":
             return
         self.state, self.finish_reason, self.error = state, reason, error
@@ -236,30 +297,33 @@ class RequestLog:
 
     @property
     def columns(self) -> Columns:
-        """Those of the latest row."""
+        """Return the columns of the latest row; before the first row, `first_columns`."""
         return self.scores.segments[-1].columns if self.scores.segments else self.first_columns
 
     @property
     def present(self) -> int:
+        """Return the number of positions."""
         return len(self.tokens)
 
     @property
     def computed(self) -> int:
+        """Return the number of computed positions."""
         return self.scores.n_computed
 
     @property
     def cached(self) -> int:
-        """How many of the computed positions were computed for an earlier request."""
+        """Return the number of computed positions that were computed for an earlier request."""
         return self.scores.n_cached
 
     @property
     def completion_tokens(self) -> int:
+        """Return the number of generated tokens."""
         return max(len(self.tokens) - (self.n_prompt or 0), 0)
 
-    # Readers
+    # --- readers ----------------------------------------------------------------------------------------------------------
 
     async def changed(self) -> None:
-        """Return when something has been appended since this call."""
+        """Wait until the log changes after this call."""
         waiter = asyncio.get_running_loop().create_future()
         self._waiters.append(waiter)
         try:
@@ -267,11 +331,6 @@ class RequestLog:
         finally:
             if not waiter.done() or waiter.cancelled():
                 self._waiters = [w for w in self._waiters if w is not waiter]
-
-    def note_engine_end(self) -> None:
-        """The ring said that the engine is through with this request."""
-        self.engine_ended = True
-        self._notify()
 
     def _notify(self) -> None:
         if self._waiters:

@@ -1,4 +1,4 @@
-"""All requests that the gateway knows of: those in flight and the recent ones, within fixed bounds."""
+"""Bounded store of all requests that the gateway knows: those in flight and recent ones."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from dataclasses import dataclass, field
 from actscope.gateway.scores.request_log import RequestLog
 from actscope.gateway.settings import GatewaySettings
 
-#: How many forgotten requests are still told apart from ones that never were.
+#: Number of forgotten requests that stay distinguishable from unknown ones.
 _TOMBSTONES = 65_536
 
 
 @dataclass(slots=True)
 class Flight:
-    """One completion that the gateway has in flight: the logs of its choices, and how to abort it."""
+    """Completion in flight: the logs of its choices, and the callbacks that abort it."""
 
     response: str
     logs: list[RequestLog]
@@ -24,13 +24,13 @@ class Flight:
     _on_cancel: list[Callable[[], object]] = field(default_factory=list)
 
     def on_cancel(self, abort: Callable[[], object]) -> None:
-        """`abort` is called on cancellation, at once if that has already come."""
+        """Call `abort` on cancellation, or now if the completion was cancelled already."""
         self._on_cancel.append(abort)
         if self.cancelled:
             abort()
 
     def cancel(self) -> None:
-        """Abort the completion; a second call changes nothing."""
+        """Abort the completion. Idempotent."""
         if not self.cancelled:
             self.cancelled = True
             for abort in self._on_cancel:
@@ -38,7 +38,7 @@ class Flight:
 
 
 class Sessions:
-    """Request logs by id, newest last. Ended ones are forgotten after a while, or when there are too many."""
+    """Request logs by id, newest last. Ended ones are forgotten after `log_seconds`, or earlier when there are too many."""
 
     def __init__(self, settings: GatewaySettings) -> None:
         self._settings = settings
@@ -52,16 +52,17 @@ class Sessions:
 
     @property
     def n_in_flight(self) -> int:
+        """Return the number of completions in flight."""
         return len(self._flights)
 
     def add(self, log: RequestLog) -> None:
-        """Remember a request; the oldest ended ones make room for it."""
+        """Add a request. The oldest ended ones are forgotten to make room for it."""
         self._logs[log.request] = log
         self._choices.setdefault(log.response, []).append(log.request)
         self.trim()
 
     def get(self, request: str) -> RequestLog | None:
-        """The log with this id; the id of a response with a single choice means that choice."""
+        """Return the log with this id, or None. The id of a response with a single choice names that choice."""
         log = self._logs.get(request)
         if log is None:
             choices = self._choices.get(request, ())
@@ -69,35 +70,41 @@ class Sessions:
         return log
 
     def choices(self, response: str) -> list[str]:
-        """The ids of a response's choices."""
+        """Return the ids of a response's choices."""
         return list(self._choices.get(response, ()))
 
     def was_forgotten(self, request: str) -> bool:
-        """Whether there was such a request, which has been forgotten."""
+        """Return whether the request was known and has been forgotten."""
         return request in self._forgotten
 
     def remove(self, log: RequestLog) -> None:
-        """Drop a request that the engine never took."""
+        """Remove a request that the engine did not accept. It does not count as forgotten."""
         if self._logs.pop(log.request, None) is not None:
             self._drop_choice(log)
 
     def begin(self, flight: Flight) -> None:
+        """Add a completion in flight and the logs of its choices."""
         self._flights[flight.response] = flight
         for log in flight.logs:
             self.add(log)
 
     def end(self, flight: Flight) -> None:
+        """Remove a completion in flight. The logs of its choices stay."""
         self._flights.pop(flight.response, None)
 
     def flight_of(self, log: RequestLog) -> Flight | None:
-        """The completion in flight that this log belongs to."""
+        """Return the completion in flight that this log belongs to, or None."""
         return self._flights.get(log.response)
 
     def flight(self, response: str) -> Flight | None:
+        """Return the completion in flight with this response id, or None."""
         return self._flights.get(response)
 
     def trim(self) -> None:
-        """Forget what is too old and what is too much: ended requests first, then the engine's own, oldest first."""
+        """Forget ended requests that are too old, then the oldest others until the bounds hold.
+
+        Among the others, ended ones go first, then running ones of other clients. The newest one always stays.
+        """
         horizon = time.monotonic_ns() - int(self._settings.log_seconds * 1e9)
         for log in self:
             if log.state != "running" and log.ended_ns < horizon:
@@ -118,7 +125,7 @@ class Sessions:
         return [log for log in (*ended, *foreign) if log is not newest]
 
     def _forget(self, log: RequestLog) -> None:
-        log.finish("aborted", "abort")  # nothing more will be told to those who watch it
+        log.finish("aborted", "abort")  # ends the streams of its readers
         del self._logs[log.request]
         self._drop_choice(log)
         for name in {log.request, log.response}:

@@ -3,20 +3,14 @@
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
-from actscope.errors import RecordingError, SettingsError
+from actscope.errors import SettingsError
 from actscope.frames import Frame, Span, SpanFlag, Step
-from actscope.recording.flight.request_rows import HeldSpan, KeptStep, Range, RequestRows
+from actscope.recording.flight.request_rows import HeldStep, Piece, RequestRows, Tombstone
 from actscope.recording.flight.spool import DiskSpool, MemorySpool, Spool
-from actscope.recording.flight.windows import KeepWindow
-from actscope.recording.format.arrays import as_numpy
 
-#: Bytes charged for each step and each span beside its rows and labels.
-_STEP_BYTES, _SPAN_BYTES = 640, 160
 #: Number of evicted requests that stay distinguishable from unknown ones.
 _TOMBSTONES = 16_384
 
@@ -54,96 +48,109 @@ class FlightOptions:
         return DiskSpool(self.directory, min(64 << 20, max(1 << 16, self.bytes // 16)))
 
 
-@dataclass(frozen=True, slots=True)
-class Tombstone:
-    """Summary kept for a finished request after its rows were evicted: number of rows kept, and lost positions."""
-
-    rows_given: int
-    forgotten: tuple[Range, ...]
-    dropped: tuple[Range, ...]
-
-
 class History:
-    """Recent steps in order, and the `RequestRows` of each request in them. Not thread-safe.
+    """Recent steps in order, and the `RequestRows` of each request in them. Not thread-safe; any thread may read the counts.
 
-    `leaving` is called with each step before its rows are evicted.
+    `before_evict` is called with each step before its rows are evicted.
+
+    Attributes:
+        rows: Number of held rows.
+        bytes: Bytes of held rows and labels.
+        bytes_max: Maximum of `bytes` since the start.
+        forgotten_rows: Number of rows that were evicted since the start.
+        oldest_ns: Time of the oldest held step; None if there is none.
     """
 
-    def __init__(self, options: FlightOptions, leaving: Callable[[KeptStep], None]) -> None:
-        self.spool = options.spool()
-        self.trails: dict[str, RequestRows] = {}
-        self.gone: OrderedDict[str, Tombstone] = OrderedDict()
+    def __init__(self, options: FlightOptions, spool: Spool, before_evict: Callable[[HeldStep], None]) -> None:
         self.bytes = self.bytes_max = 0
         self.rows = self.forgotten_rows = 0
-        self._options = options
-        self._leaving = leaving
-        self._steps: deque[KeptStep] = deque()
-        self._begun = 0
         self.oldest_ns: int | None = None
+        self._options = options
+        self._spool = spool
+        self._before_evict = before_evict
+        self._steps: deque[HeldStep] = deque()
+        self._requests: dict[str, RequestRows] = {}
+        self._tombstones: OrderedDict[str, Tombstone] = OrderedDict()
+        self._begun = 0
 
     def __len__(self) -> int:
         return len(self._steps)
 
-    def begins(self, span: Span) -> bool:
+    # --- requests ---------------------------------------------------------------------------------------------------------
+
+    def requests(self) -> list[RequestRows]:
+        """Return the requests that run or have held rows. May be called from any thread."""
+        return list(self._requests.values())
+
+    def find(self, request: str) -> RequestRows | None:
+        """Return the rows of a request; None if it is unknown or all of its rows were evicted."""
+        return self._requests.get(request)
+
+    def tombstone(self, request: str) -> Tombstone | None:
+        """Return the summary of a finished request whose rows were evicted."""
+        return self._tombstones.get(request)
+
+    def begin(self, step: Step) -> list[RequestRows]:
+        """Create the requests that begin in this step, and return them."""
+        return [self._create(span.request) for span in step.spans if span.n_rows and self._begins(span)]
+
+    def _begins(self, span: Span) -> bool:
         """Return whether this span begins a request. A request id may be reused after its END span."""
-        found = self.trails.get(span.request)
+        found = self._requests.get(span.request)
         return found is None or (found.end is not None and SpanFlag.FIRST in span.flags)
 
-    def trail_of(self, span: Span) -> RequestRows:
-        """Return the rows of the span's request. Creates them if the span begins the request."""
-        if self.begins(span):
-            self._begun += 1
-            self.trails[span.request] = RequestRows(span.request, self._begun)
-            self.gone.pop(span.request, None)
-        return self.trails[span.request]
+    def _create(self, request: str) -> RequestRows:
+        self._begun += 1
+        created = self._requests[request] = RequestRows(request, self._begun)
+        self._tombstones.pop(request, None)
+        return created
 
-    def add(self, step: Step, frames: list[Frame]) -> KeptStep:
-        """Add a step and its rows. Evicts the oldest steps until it fits into the byte bound.
+    def end(self, step: Step, span: Span) -> list[Piece]:
+        """End the span's request. Return its END span if a mark keeps it. Its held rows stay until they are evicted."""
+        request_rows = self._create(span.request) if self._begins(span) else self._requests[span.request]
+        pieces = request_rows.finish(step, span)
+        if request_rows.over:
+            self._bury(request_rows)
+        return pieces
+
+    def _bury(self, request_rows: RequestRows) -> None:
+        """Replace a request that is over by its tombstone. Keep the newest `_TOMBSTONES`."""
+        if self._requests.get(request_rows.request) is not request_rows:  # the id was reused
+            return
+        del self._requests[request_rows.request]
+        self._tombstones[request_rows.request] = request_rows.tombstone()
+        while len(self._tombstones) > _TOMBSTONES:
+            self._tombstones.popitem(last=False)
+
+    # --- rows -------------------------------------------------------------------------------------------------------------
+
+    def add(self, step: Step, frames: Sequence[Frame]) -> list[Piece]:
+        """Hold a step and its rows, after evicting the oldest steps until it fits. Return the pieces that marks keep.
+
+        Call `begin` with the step first.
 
         Raises:
-            OSError: The spool cannot store the rows. The step is not added.
-            RecordingError: A frame's number of rows differs from the step's.
+            OSError: The rows cannot be stored. The step is not held.
         """
-        kept, arrays = KeptStep(step), []
-        for frame in frames:
-            array, dtype = as_numpy(frame.rows, frame.dtype)
-            if len(array) != step.n_rows:
-                raise RecordingError(f"{frame.site}: expected rows [{step.n_rows}, d], found {list(array.shape)}")
-            kept.sites.append((frame.site, dtype))
-            arrays.append(array)
-        kept.size = step.meta.nbytes + sum(a.nbytes for a in arrays) + _STEP_BYTES + _SPAN_BYTES * len(step.spans)
-        while self._steps and self.bytes + kept.size > self._options.bytes:
-            self._forget_oldest()
-        kept.ticket = self.spool.put(arrays)
-        self._steps.append(kept)
-        self._count(kept, +1)
+        held, arrays = HeldStep.of(step, frames)
+        while self._steps and self.bytes + held.size > self._options.bytes:
+            self._evict_oldest()
+        held.store(self._spool, arrays)
+        self._steps.append(held)
+        self._count(held, +1)
+        requests = self._requests
         for span in step.spans:
             if span.n_rows:
-                self._add_span(kept, span)
-        return kept
-
-    def _add_span(self, kept: KeptStep, span: Span) -> None:
-        request_rows = self.trail_of(span)
-        request_rows.saw(span, kept.step.time_ns)
-        held = HeldSpan(request_rows, span, kept)
-        request_rows.legs.append(held)
-        kept.legs.append(held)
+                request_rows = requests.get(span.request) or self._create(span.request)  # it may just have been evicted
+                request_rows.hold(span, held)
+        return held.give()
 
     def lose(self, step: Step) -> None:
-        """Count the rows of a step that cannot be held as dropped, for each of its requests."""
+        """Count the rows of a step that cannot be held as dropped, for each of its requests. Call `begin` first."""
         for span in step.spans:
             if span.n_rows:
-                request_rows = self.trail_of(span)
-                request_rows.saw(span, step.time_ns)
-                request_rows.dropped.add(span.first_position, span.n_rows, step.time_ns)
-
-    def end(self, step: Step, span: Span) -> RequestRows:
-        """End the span's request and return its rows. They stay until the last one is evicted."""
-        request_rows = self.trail_of(span)
-        place = Span(span.request, span.first_position + span.n_rows, 0, 0, span.flags & ~SpanFlag.FIRST, span.n_prompt)
-        closing = Step(step.number, step.time_ns, (place,), np.empty(0, step.meta.dtype), step.generation)
-        request_rows.end = HeldSpan(request_rows, place, KeptStep(closing))
-        return request_rows
+                request_rows = self._requests.get(span.request) or self._create(span.request)
+                request_rows.lose(span, step.time_ns)
 
     def expire(self, now_ns: int) -> None:
         """Evict the steps that exceed the byte bound or the age limit."""
@@ -151,34 +158,25 @@ class History:
         while self._steps and (
             self.bytes > self._options.bytes or (self._options.seconds and self._steps[0].step.time_ns < limit)
         ):
-            self._forget_oldest()
+            self._evict_oldest()
 
-    def _forget_oldest(self) -> None:
-        kept = self._steps.popleft()
-        self._leaving(kept)
-        for held in kept.legs:
-            held.trail.forget(held)
-            self.bury_if_over(held.trail)
-        self._count(kept, -1)
-        self.forgotten_rows += kept.step.n_rows
-        self.spool.drop(kept.ticket)
+    def _evict_oldest(self) -> None:
+        held_step = self._steps.popleft()
+        self._before_evict(held_step)
+        for held in held_step.spans:
+            held.owner.evict(held)
+            if held.owner.over:
+                self._bury(held.owner)
+        self._count(held_step, -1)
+        self.forgotten_rows += held_step.step.n_rows
+        held_step.discard(self._spool)
 
-    def bury_if_over(self, request_rows: RequestRows) -> None:
-        """Replace a finished request that has no held rows by a tombstone. Keeps the newest `_TOMBSTONES`."""
-        if request_rows.running or request_rows.legs or self.trails.get(request_rows.request) is not request_rows:
-            return
-        del self.trails[request_rows.request]
-        lost = (tuple(rows.within(KeepWindow())) for rows in (request_rows.forgotten, request_rows.dropped))
-        self.gone[request_rows.request] = Tombstone(request_rows.rows_given, *lost)
-        while len(self.gone) > _TOMBSTONES:
-            self.gone.popitem(last=False)
-
-    def _count(self, kept: KeptStep, sign: int) -> None:
-        self.bytes += sign * kept.size
-        self.rows += sign * kept.step.n_rows
+    def _count(self, held_step: HeldStep, sign: int) -> None:
+        self.bytes += sign * held_step.size
+        self.rows += sign * held_step.step.n_rows
         self.bytes_max = max(self.bytes_max, self.bytes)
         self.oldest_ns = self._steps[0].step.time_ns if self._steps else None
 
     def close(self) -> None:
         """Release the spool."""
-        self.spool.close()
+        self._spool.close()

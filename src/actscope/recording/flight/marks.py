@@ -1,12 +1,12 @@
-"""Marks: the request to keep a request's rows, and its result."""
+"""Marks: the order to keep a request's rows, its result, and the marks that wait for a request to begin."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Literal
 
-from actscope.recording.flight.request_rows import Range
-from actscope.recording.flight.windows import TokensOrTime
+from actscope.errors import RecordingError
+from actscope.recording.flight.windows import Range, TokensOrTime
 
 MarkState = Literal["keeping", "kept", "pending", "forgotten", "unknown"]
 
@@ -46,6 +46,34 @@ class MarkRequest:
     """Reason and extent of a mark. `until_ns` is the time until which it waits for a request to begin; 0: no waiting."""
 
     why: str
-    before: TokensOrTime | None
-    after: TokensOrTime | None
+    before: TokensOrTime | None = None
+    after: TokensOrTime | None = None
     until_ns: int = 0
+
+
+class PendingMarks:
+    """Marks for requests that have not begun, at most `limit`. A second mark of a request replaces the first one."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._marks: dict[str, MarkRequest] = {}
+
+    def __len__(self) -> int:
+        return len(self._marks)
+
+    def wait(self, request: str, mark_request: MarkRequest, now_ns: int) -> None:
+        """Add a mark, after expiring those that waited until before `now_ns`.
+
+        Raises:
+            RecordingError: `limit` marks of other requests wait already.
+        """
+        for name in [name for name, other in self._marks.items() if other.until_ns < now_ns]:
+            del self._marks[name]
+        if len(self._marks) >= self._limit and request not in self._marks:
+            raise RecordingError(f"{self._limit} marks wait for requests already; try again when some have begun")
+        self._marks[request] = mark_request
+
+    def take(self, request: str, time_ns: int) -> MarkRequest | None:
+        """Remove the mark of a request that began at `time_ns`, and return it. None if there is none, or if it has expired."""
+        found = self._marks.pop(request, None)
+        return found if found is not None and found.until_ns >= time_ns else None

@@ -11,7 +11,6 @@ import queue
 import threading
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from actscope.clock import monotonic_ns
@@ -20,6 +19,7 @@ from actscope.frames import SCORES, Frame, SinkStats, Step
 from actscope.recording.flight.history import FlightOptions
 from actscope.recording.flight.marks import MarkRequest, MarkResult
 from actscope.recording.flight.retention import Retention
+from actscope.recording.flight.stats import FlightStats
 from actscope.recording.flight.triggers import Rule
 from actscope.recording.flight.windows import TokensOrTime
 from actscope.recording.writing.recorder import Recorder
@@ -32,31 +32,6 @@ T = TypeVar("T")
 _IDLE_S, _BUSY_S = 0.5, 0.005
 #: When the queue is full, scores and labels may exceed it by 1/8 so that triggers keep working.
 _SPARE = 8
-
-
-@dataclass(slots=True)
-class FlightStats(SinkStats):
-    """Runtime statistics of a flight recorder.
-
-    `dropped_rows` counts rows that the flight recorder did not take, once for all sites. `held_*`, `queued_bytes`, `seconds` (age
-    of the oldest step), `requests`, `running` and `pending_marks` are current values. The other fields count since the start.
-    """
-
-    held_rows: int = 0
-    held_steps: int = 0
-    held_bytes: int = 0
-    held_bytes_max: int = 0
-    queued_bytes: int = 0
-    forgotten_rows: int = 0
-    seconds: float = 0.0
-    requests: int = 0
-    running: int = 0
-    marks: int = 0
-    marked_requests: int = 0
-    pending_marks: int = 0
-    given_rows: int = 0
-    lost_rows: int = 0
-    faults: int = 0
 
 
 class FlightRecorder:
@@ -93,12 +68,12 @@ class FlightRecorder:
         self.options = options or FlightOptions()
         self._sites = frozenset(recorder.spec.sites)
         self._clock = clock
-        self._keeper = Retention(recorder, self.options, rules, special_ids, clock)
+        self._retention = Retention(recorder, self.options, rules, special_ids, clock)
         self._faults = 0
-        self._given = self._taken = 0  # bytes into the queue and out of it: each has one writer
+        self._bytes_in = self._bytes_out = 0  # of the queue; each counter has one writer
         self._stats = SinkStats()
         self._queue: queue.SimpleQueue[Callable[[], Any]] = queue.SimpleQueue()
-        self._open = self._goes_on = True
+        self._open = self._running = True
         self._ended = False
         self._thread = threading.Thread(target=self._run, name="actscope-flight", daemon=True)
         self._thread.start()
@@ -125,7 +100,7 @@ class FlightRecorder:
                 heavy += frame.rows.nbytes
             elif frame.site == SCORES:
                 light += frame.rows.nbytes
-        waiting, limit = self._given - self._taken, self.options.queue_bytes
+        waiting, limit = self._bytes_in - self._bytes_out, self.options.queue_bytes
         fits = waiting + light + heavy <= limit or not waiting
         self._stats.steps += 1
         self._stats.rows += step.n_rows
@@ -134,12 +109,12 @@ class FlightRecorder:
             if step.n_rows and waiting + light > limit + limit // _SPARE:
                 return
             frames, heavy = [frame for frame in frames if frame.site == SCORES], 0
-        self._given += light + heavy
+        self._bytes_in += light + heavy
         self._queue.put(lambda: self._arrive(step, frames, fits, light + heavy))
 
     def learn(self, table: bytes) -> None:
         """Enqueue a table of probes (`Bank.table`, JSON). It applies to the steps of its generation."""
-        self._queue.put(lambda: self._keeper.watcher.learn(table))
+        self._queue.put(lambda: self._retention.learn(table))
 
     # --- from any thread ------------------------------------------------------------------------------------------------
 
@@ -170,19 +145,19 @@ class FlightRecorder:
             RecordingError: The flight recorder is closed.
         """
         until_ns = self._clock() + int(wait_seconds * 1e9) if wait_seconds > 0 else 0
-        return self._call(lambda: self._keeper.mark(request, MarkRequest(why, before, after, until_ns)))
+        return self._call(lambda: self._retention.mark(request, MarkRequest(why, before, after, until_ns)))
 
     def mark_running(
         self, why: str = "", *, before: TokensOrTime | None = None, after: TokensOrTime | None = None
     ) -> Future[list[MarkResult]]:
         """Mark all running requests. Arguments, result and errors are those of `mark`, with one result for each request."""
-        return self._call(lambda: self._keeper.mark_running(MarkRequest(why, before, after)))
+        return self._call(lambda: self._retention.mark_running(MarkRequest(why, before, after)))
 
     def mark_last(
         self, why: str = "", *, before: TokensOrTime | None = None, after: TokensOrTime | None = None
     ) -> Future[list[MarkResult]]:
         """Mark the request that began last. The result is empty when no request is known."""
-        return self._call(lambda: self._keeper.mark_last(MarkRequest(why, before, after)))
+        return self._call(lambda: self._retention.mark_last(MarkRequest(why, before, after)))
 
     def settle(self) -> FlightStats:
         """Wait until all steps written so far are processed and old rows are expired. Return the statistics.
@@ -194,28 +169,11 @@ class FlightRecorder:
 
     def stats(self) -> FlightStats:
         """Return runtime statistics."""
-        retention, history = self._keeper, self._keeper.history
-        oldest = history.oldest_ns
-        return FlightStats(
-            self._stats.steps,
-            self._stats.rows,
-            self._stats.dropped_rows + retention.missed_rows,
-            held_rows=history.rows,
-            held_steps=len(history),
-            held_bytes=history.bytes,
-            held_bytes_max=history.bytes_max,
-            queued_bytes=self._given - self._taken,
-            forgotten_rows=history.forgotten_rows,
-            seconds=0.0 if oldest is None else max(0.0, (self._clock() - oldest) / 1e9),
-            requests=len(history.trails),
-            running=sum(rows.running for rows in list(history.trails.values())),
-            marks=retention.marks,
-            marked_requests=retention.marked_requests,
-            pending_marks=retention.pending_marks,
-            given_rows=retention.outbox.rows,
-            lost_rows=retention.outbox.lost_rows,
-            faults=self._faults,
-        )
+        stats = self._retention.stats()
+        stats.steps, stats.rows = self._stats.steps, self._stats.rows
+        stats.dropped_rows += self._stats.dropped_rows
+        stats.queued_bytes, stats.faults = self._bytes_in - self._bytes_out, self._faults
+        return stats
 
     def describe(self) -> dict[str, Any]:
         """Return settings, state and statistics as JSON values."""
@@ -227,13 +185,13 @@ class FlightRecorder:
             "sites": list(self.recorder.spec.sites),
             "codec": self.recorder.spec.codec,
             "failure": None if failure is None else str(failure),
-            "sample": self._keeper.rate,
-            "triggers": self._keeper.watcher.state(),
+            "sample": self._retention.rate,
+            "triggers": self._retention.triggers(),
             "marks": flight.marks,
             "marked_requests": flight.marked_requests,
             "pending_marks": flight.pending_marks,
             "flight": {
-                "where": self._keeper.history.spool.where,
+                "where": self._retention.where,
                 "rows": flight.held_rows,
                 "bytes": flight.held_bytes,
                 "limit_bytes": options.bytes,
@@ -257,7 +215,7 @@ class FlightRecorder:
     @property
     def failure(self) -> Exception | None:
         """Return the error that stopped the recording, or None. After an error, marks keep no further rows."""
-        return self._keeper.outbox.failure
+        return self._retention.failure
 
     def close(self) -> None:
         """Write back the marked rows, discard the rest and close the recorder. Idempotent.
@@ -274,7 +232,7 @@ class FlightRecorder:
         try:
             self.recorder.close()
         except RecordingPoisoned:
-            return  # the recorder said so when it happened
+            return  # already logged by the recorder
         except RecordingError as error:
             log.error("%s", error)
 
@@ -287,7 +245,7 @@ class FlightRecorder:
             if not future.set_running_or_notify_cancel():
                 return
             try:
-                if not self._goes_on:
+                if not self._running:
                     raise self._closed()
                 future.set_result(function())
             except Exception as error:  # raised in the caller, by future.result()
@@ -302,7 +260,7 @@ class FlightRecorder:
     # --- on the flight recorder's thread --------------------------------------------------------------------------------
 
     def _run(self) -> None:
-        while self._goes_on:
+        while self._running:
             try:
                 self._next()
             except Exception as error:  # boundary: an error must end neither this thread nor the model's
@@ -312,23 +270,23 @@ class FlightRecorder:
 
     def _next(self) -> None:
         try:
-            self._queue.get(timeout=_BUSY_S if self._keeper.outbox else _IDLE_S)()
+            self._queue.get(timeout=_BUSY_S if self._retention.writes_pending else _IDLE_S)()
         except queue.Empty:
-            self._keeper.tend()
+            self._retention.tend()
         else:
-            self._keeper.outbox.pump()
+            self._retention.write_back()
 
     def _arrive(self, step: Step, frames: list[Frame], complete: bool, size: int) -> None:
         try:
-            if self._goes_on:
-                self._keeper.take(step, [f for f in frames if f.site in self._sites or f.site == SCORES], complete)
+            if self._running:
+                self._retention.take(step, frames, complete)
         finally:
-            self._taken += size
+            self._bytes_out += size
 
     def _settled(self) -> FlightStats:
-        self._keeper.tend()
+        self._retention.tend()
         return self.stats()
 
     def _finish(self) -> None:
-        self._goes_on = False
-        self._keeper.close()
+        self._running = False
+        self._retention.close()

@@ -1,33 +1,45 @@
-"""Retention: adds steps to the history and selects the rows that are written back to the recording."""
+"""Retention: holds steps, evaluates triggers, applies marks and writes marked rows back, on one thread.
+
+A row passes through one object at each stage of its life:
+
+    arrive     `Retention.take`
+    hold       `History.begin`, `History.add`       → `HeldStep`, `HeldSpan` and the `RequestRows` of its request
+    evaluate   `TriggerEvaluator.evaluate`          → `Firing`
+    mark       `RequestRows.mark`, `.keep`          → `Kept`: rows that count as given from then on
+    write back `Writeback.keep`, `.add`, `.pump`    → `Recorder.write`
+    expire     `History.expire`                     → `Writeback.hurry`, `RequestRows.evict`, `HeldStep.discard`
+"""
 
 from __future__ import annotations
 
 import logging
-from collections import OrderedDict
 from collections.abc import Callable, Collection, Sequence
 
-from actscope.errors import RecordingError
-from actscope.frames import SCORES, Frame, Span, SpanFlag, Step
+from actscope.frames import SCORES, Frame, SpanFlag, Step
 from actscope.recording.flight.history import FlightOptions, History
-from actscope.recording.flight.marks import MarkRequest, MarkResult, MarkState
-from actscope.recording.flight.request_rows import HeldSpan, KeptStep, RequestRows
+from actscope.recording.flight.marks import MarkRequest, MarkResult, PendingMarks
+from actscope.recording.flight.request_rows import RequestRows
+from actscope.recording.flight.stats import FlightStats
 from actscope.recording.flight.trigger_evaluator import Firing, TriggerEvaluator
 from actscope.recording.flight.triggers import ProbeRule, Rule, SampleRule
-from actscope.recording.flight.windows import KeepWindow, Windows
-from actscope.recording.flight.writeback import Piece, Writeback
-from actscope.recording.format.arrays import as_numpy
+from actscope.recording.flight.writeback import Writeback
 from actscope.recording.writing.recorder import Recorder
 from actscope.sampling import keeps
 
 log = logging.getLogger("actscope.recording")
 
 _END = int(SpanFlag.END)
-#: Maximum number of reasons recorded for a request. Further marks only widen what is kept.
-_MAX_REASONS = 64
 
 
 class Retention:
-    """History, triggers, marks and write-back of one flight recorder. One thread uses it; any thread may read the counts."""
+    """History, triggers, marks and write-back of one flight recorder. One thread uses it.
+
+    `stats`, `failure`, `rate`, `where` and `triggers` may be called from any thread.
+
+    Attributes:
+        rate: Share of requests that are kept as a sample (0 to 1).
+        where: Where rows are held: `memory` or the directory.
+    """
 
     def __init__(
         self,
@@ -37,171 +49,161 @@ class Retention:
         special_ids: Collection[int],
         clock: Callable[[], int],
     ) -> None:
+        spool = options.spool()
         self.rate = max((rule.rate for rule in rules if isinstance(rule, SampleRule)), default=0.0)
-        self.watcher = TriggerEvaluator([rule for rule in rules if isinstance(rule, ProbeRule)], special_ids)
-        self.history = History(options, lambda kept: self.outbox.hurry(kept))
-        self.outbox = Writeback(recorder, self.history.spool)
-        self.marks = self.marked_requests = 0
-        self.missed_rows = 0  # the spool could not store them
-        self._pending = options.pending
-        self._mark_requests: OrderedDict[str, MarkRequest] = OrderedDict()
+        self.where = spool.where
+        self._sites = frozenset(recorder.spec.sites) - {SCORES}
+        self._evaluator = TriggerEvaluator([rule for rule in rules if isinstance(rule, ProbeRule)], special_ids)
+        self._writeback = Writeback(recorder, spool)
+        self._history = History(options, spool, self._writeback.hurry)
+        self._pending = PendingMarks(options.pending)
         self._clock = clock
-        self._reported: set[str] = set()
-
-    @property
-    def pending_marks(self) -> int:
-        """Return the number of marks that wait for their request to begin."""
-        return len(self._mark_requests)
+        self._missed_rows = 0  # the spool could not store them
+        self._reported = False
 
     # --- steps ------------------------------------------------------------------------------------------------------------
 
-    def take(self, step: Step, frames: list[Frame], complete: bool) -> None:
-        """Process a step: hold its rows, evaluate triggers, end requests. `complete` is False when its rows were dropped."""
-        self._take_rows(step, [frame for frame in frames if frame.site != SCORES], complete)
+    def take(self, step: Step, frames: Sequence[Frame], complete: bool) -> None:
+        """Process a step: hold its rows, evaluate triggers, end requests, evict old steps.
+
+        Args:
+            step: The step.
+            frames: Its rows at any sites, and optionally the probe scores. Sites that are not recorded are ignored.
+            complete: False when the rows were dropped before they arrived.
+        """
+        if step.n_rows:
+            for request_rows in self._history.begin(step):
+                self._mark_new(request_rows, step.time_ns)
+            self._hold(step, frames, complete)
         for frame in frames:
             if frame.site == SCORES:
-                self._watch(step, frame)
+                for firing in self._evaluator.evaluate(step, frame.rows):
+                    self._fire(firing)
         self._end_requests(step)
-        self.history.expire(self._clock())
+        self._history.expire(self._clock())
+
+    def learn(self, table: bytes) -> None:
+        """Add a table of probes (`Bank.table`, JSON) for the steps of its generation."""
+        self._evaluator.learn(table)
 
     def tend(self) -> None:
         """Expire old rows and flush pending writes (call when idle)."""
-        self.history.expire(self._clock())
-        self.outbox.pump()
+        self._history.expire(self._clock())
+        self._writeback.pump()
+
+    def write_back(self) -> None:
+        """Write the pending rows for which the recorder has room."""
+        self._writeback.pump()
+
+    @property
+    def writes_pending(self) -> bool:
+        """Return whether rows wait for room in the recorder."""
+        return bool(self._writeback)
 
     def close(self) -> None:
         """Write back all marked rows, then release the history."""
         try:
-            self.outbox.drain()
+            self._writeback.drain()
         finally:
-            self.history.close()
+            self._history.close()
 
-    def _take_rows(self, step: Step, frames: list[Frame], complete: bool) -> None:
-        if not step.n_rows:
-            return
-        for span in step.spans:
-            if span.n_rows and self.history.begins(span):
-                self._begin(span, step.time_ns)
+    def _mark_new(self, request_rows: RequestRows, time_ns: int) -> None:
+        """Mark a request that begins, if a mark waits for it or it belongs to the sample."""
+        pending = self._pending.take(request_rows.request, time_ns)
+        if pending is not None:
+            self._mark(request_rows, pending)
+        if self.rate and keeps(request_rows.request, self.rate):
+            self._mark(request_rows, MarkRequest(f"sample {self.rate:g}"))
+
+    def _hold(self, step: Step, frames: Sequence[Frame], complete: bool) -> None:
+        """Hold the rows of a step and write back those that earlier marks keep. Count rows that cannot be held."""
         if not complete:
-            self.history.lose(step)
+            self._history.lose(step)
             return
         try:
-            kept = self.history.add(step, frames)
+            wanted = self._history.add(step, [frame for frame in frames if frame.site in self._sites])
         except OSError as error:
-            self.missed_rows += step.n_rows
-            self.history.lose(step)
-            self._report("rows of a step could not be held", error)
+            self._missed_rows += step.n_rows
+            self._history.lose(step)
+            self._report(error)
             return
-        self._keep_wanted(kept)
-
-    def _begin(self, span: Span, time_ns: int) -> None:
-        """Begin a request: apply a pending mark for it, and the sample."""
-        mark_request = self._mark_requests.pop(span.request, None)
-        if mark_request is not None and mark_request.until_ns >= time_ns:
-            self._keep(self.history.trail_of(span), mark_request)
-        if self.rate and keeps(span.request, self.rate):
-            self._keep(self.history.trail_of(span), MarkRequest(f"sample {self.rate:g}", None, None, 0))
-
-    def _keep_wanted(self, kept: KeptStep) -> None:
-        """Write back the rows of a new step that lie inside the windows of marked requests."""
-        pieces: list[Piece] = []
-        for held in kept.legs:
-            windows = held.trail.windows
-            if windows is not None:
-                windows.end_before(kept.step.time_ns)
-                pieces += [(held, run) for run in held.choose(windows)]
-        self.outbox.add(kept, pieces)
-
-    def _watch(self, step: Step, frame: Frame) -> None:
-        scores, _ = as_numpy(frame.rows)
-        for firing in self.watcher.look(step, scores):
-            self._fire(firing)
+        self._writeback.add(wanted)
 
     def _fire(self, firing: Firing) -> None:
-        rows = self.history.trails.get(firing.request)
-        if rows is not None:
-            for window in firing.windows:
-                self._want(rows, window)
-            if firing.begins:
-                self._note(rows, firing.why)
+        request_rows = self._history.find(firing.request)
+        if request_rows is not None:
+            self._writeback.keep(request_rows.keep(firing.windows, firing.why if firing.begins else None))
 
     def _end_requests(self, step: Step) -> None:
         for span in step.spans:
-            if not int(span.flags) & _END:  # ints: this runs for every span of every step
-                continue
-            rows = self.history.end(step, span)
-            self.watcher.forget(span.request)
-            if rows.windows is not None:
-                self._keep_span(rows, rows.end)
-            self.history.bury_if_over(rows)
+            if int(span.flags) & _END:  # ints: this runs for every span of every step
+                self._writeback.add(self._history.end(step, span))
+                self._evaluator.forget(span.request)
 
     # --- marks ------------------------------------------------------------------------------------------------------------
 
     def mark(self, request: str, mark_request: MarkRequest) -> MarkResult:
         """See `FlightRecorder.mark`."""
-        rows = self.history.trails.get(request)
-        if rows is not None:
-            return self._keep(rows, mark_request)
-        if (tombstone := self.history.gone.get(request)) is not None:
-            state: MarkState = "kept" if tombstone.rows_given else "forgotten"
-            return MarkResult(request, state, False, tombstone.rows_given, tombstone.forgotten, tombstone.dropped)
+        request_rows = self._history.find(request)
+        if request_rows is not None:
+            return self._mark(request_rows, mark_request)
+        tombstone = self._history.tombstone(request)
+        if tombstone is not None:
+            return tombstone.result()
         if not mark_request.until_ns:
             return MarkResult(request, "unknown")
-        self._wait_for(request, mark_request)
+        self._pending.wait(request, mark_request, self._clock())
         return MarkResult(request, "pending")
 
     def mark_running(self, mark_request: MarkRequest) -> list[MarkResult]:
         """See `FlightRecorder.mark_running`."""
-        return [self._keep(rows, mark_request) for rows in list(self.history.trails.values()) if rows.running]
+        return [self._mark(rows, mark_request) for rows in self._history.requests() if rows.running]
 
     def mark_last(self, mark_request: MarkRequest) -> list[MarkResult]:
         """See `FlightRecorder.mark_last`."""
-        trails = self.history.trails.values()
-        return [self._keep(max(trails, key=lambda rows: rows.number), mark_request)] if trails else []
+        last = max(self._history.requests(), key=lambda rows: rows.number, default=None)
+        return [] if last is None else [self._mark(last, mark_request)]
 
-    def _wait_for(self, request: str, mark_request: MarkRequest) -> None:
-        now = self._clock()
-        for name in [name for name, other in self._mark_requests.items() if other.until_ns < now]:
-            del self._mark_requests[name]
-        if len(self._mark_requests) >= self._pending and request not in self._mark_requests:
-            raise RecordingError(f"{self._pending} marks wait for requests already; try again when some have begun")
-        self._mark_requests[request] = mark_request
+    def _mark(self, request_rows: RequestRows, mark_request: MarkRequest) -> MarkResult:
+        kept, result = request_rows.mark(mark_request, self._clock())
+        self._writeback.keep(kept)
+        return result
 
-    def _keep(self, rows: RequestRows, mark_request: MarkRequest) -> MarkResult:
-        window = KeepWindow.around(
-            rows.position, rows.time_ns or self._clock(), mark_request.before, mark_request.after
+    # --- state ------------------------------------------------------------------------------------------------------------
+
+    @property
+    def failure(self) -> Exception | None:
+        """Return the error that stopped the recording, or None."""
+        return self._writeback.failure
+
+    def triggers(self) -> list[dict[str, object]]:
+        """Return for each rule its text, the number of firings that began, and whether its probe is loaded."""
+        return self._evaluator.state()
+
+    def stats(self) -> FlightStats:
+        """Return the statistics of held, marked and written rows. `dropped_rows` counts those that the spool could not store."""
+        history, requests = self._history, self._history.requests()
+        oldest_ns = history.oldest_ns
+        return FlightStats(
+            dropped_rows=self._missed_rows,
+            held_rows=history.rows,
+            held_steps=len(history),
+            held_bytes=history.bytes,
+            held_bytes_max=history.bytes_max,
+            forgotten_rows=history.forgotten_rows,
+            seconds=0.0 if oldest_ns is None else max(0.0, (self._clock() - oldest_ns) / 1e9),
+            requests=len(requests),
+            running=sum(rows.running for rows in requests),
+            marks=self._writeback.marks,
+            marked_requests=self._writeback.marked_requests,
+            pending_marks=len(self._pending),
+            given_rows=self._writeback.rows,
+            lost_rows=self._writeback.lost_rows,
         )
-        self._want(rows, window)
-        self._note(rows, mark_request.why)
-        forgotten, dropped = tuple(rows.forgotten.within(window)), tuple(rows.dropped.within(window))
-        state: MarkState = "keeping" if rows.running else "kept"
-        if not rows.running and not rows.rows_given and (forgotten or dropped):
-            state = "forgotten"
-        return MarkResult(rows.request, state, rows.running, rows.rows_given, forgotten, dropped)
 
-    def _want(self, rows: RequestRows, window: KeepWindow) -> None:
-        """Keep a window of a request: write back its held rows now, and future rows as they arrive."""
-        if rows.windows is None:
-            rows.windows = Windows()
-            self.marked_requests += 1
-        if rows.windows.add(window):
-            for held in rows.legs_within(window):
-                self._keep_span(rows, held)
-            self._keep_span(rows, rows.end)
-
-    def _keep_span(self, rows: RequestRows, held: HeldSpan | None) -> None:
-        if held is not None and rows.windows is not None:
-            self.outbox.add(held.kept, [(held, run) for run in held.choose(rows.windows)])
-
-    def _note(self, rows: RequestRows, why: str) -> None:
-        """Record the mark, once for each reason."""
-        if why in rows.reasons or len(rows.reasons) >= _MAX_REASONS:
-            return
-        rows.reasons.append(why)
-        self.marks += 1
-        self.outbox.mark(rows.request, why)
-
-    def _report(self, what: str, error: Exception) -> None:
-        if what not in self._reported:
-            self._reported.add(what)
-            log.error("%s (further ones are only counted): %s: %s", what, type(error).__name__, error)
+    def _report(self, error: Exception) -> None:
+        if not self._reported:
+            self._reported = True
+            log.error(
+                "rows of a step could not be held (further ones are only counted): %s: %s", type(error).__name__, error
+            )

@@ -192,10 +192,10 @@ def private_directory(path: Path) -> Path:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
         found = path.lstat()
     except OSError as error:
-        raise SettingsError(f"{path}: cannot keep rows there: {error.strerror}") from error
+        raise SettingsError(f"{path}: cannot store rows there: {error.strerror}") from error
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or stat.S_IMODE(found.st_mode) & 0o077:
         raise SettingsError(
-            f"{path}: rows are kept only in a directory of our own that nobody else can read, found mode "
+            f"{path}: expected a directory that belongs to this user and that no other user can access, found mode "
             f"{stat.S_IMODE(found.st_mode):04o}: chmod 700 it, or name one that does not exist yet"
         )
     return path

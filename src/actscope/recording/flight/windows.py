@@ -9,6 +9,8 @@ import numpy as np
 
 from actscope.errors import SettingsError
 
+#: Half-open range of positions `(first, after)` of a request.
+Range = tuple[int, int]
 #: Upper end of an unbounded window, for positions and times (2**63 - 1).
 NEVER_ENDS = (1 << 63) - 1
 

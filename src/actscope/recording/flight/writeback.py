@@ -11,7 +11,7 @@ import numpy as np
 
 from actscope.errors import ActscopeError, RecordingPoisoned
 from actscope.frames import Frame, Span, SpanFlag, Step
-from actscope.recording.flight.request_rows import HeldSpan, KeptStep
+from actscope.recording.flight.request_rows import HeldStep, Kept, Piece
 from actscope.recording.flight.spool import Run, Spool
 from actscope.recording.writing.recorder import Recorder
 
@@ -20,94 +20,136 @@ log = logging.getLogger("actscope.recording")
 #: Maximum bytes written by one `pump`, so that new steps do not wait long.
 _AT_ONCE = 32 << 20
 
-#: A run of rows of one held span.
-Piece = tuple[HeldSpan, Run]
-
 
 @dataclass(slots=True, eq=False)
-class _Move:
-    kept: KeptStep
+class _Portion:
+    """Pieces of one held step that are written together."""
+
+    held_step: HeldStep
     pieces: list[Piece]
-    done: bool = False
+    written: bool = False
 
     @property
     def n_rows(self) -> int:
         return sum(stop - start for _, (start, stop) in self.pieces)
 
+    @property
+    def size(self) -> int:
+        """Return the portion's share of the bytes of its step."""
+        share = self.n_rows / max(1, self.held_step.step.n_rows)
+        return int(self.held_step.size * share)
+
+    def step(self) -> Step:
+        return part_of(self.held_step.step, self.pieces)
+
+    def frames(self, spool: Spool) -> list[Frame]:
+        """Read the rows from the spool."""
+        if not self.n_rows:
+            return []
+        runs = [(held.span.offset + start, held.span.offset + stop) for held, (start, stop) in self.pieces]
+        return self.held_step.frames(spool, joined(runs))
+
 
 class Writeback:
-    """FIFO of rows for a recorder with policy `drop`, which must have no other writer. Not thread-safe.
+    """FIFO of marked rows for a recorder with policy `drop`, which must have no other writer. Not thread-safe.
 
     `pump` respects the recorder's back pressure. Rows of a step that is being evicted are written at once; the recorder drops and
     counts those for which it has no room.
+
+    Attributes:
+        rows: Number of rows written to the recorder.
+        lost_rows: Number of rows not written, because the recorder or the spool failed.
+        marks: Number of marks, one for each reason of a request.
+        marked_requests: Number of requests with a mark.
     """
 
     def __init__(self, recorder: Recorder, spool: Spool) -> None:
-        self.recorder = recorder
-        self.rows = 0  # written to the recorder
-        self.lost_rows = 0  # not written, because the recorder or the spool failed
+        self.rows = 0
+        self.lost_rows = 0
+        self.marks = self.marked_requests = 0
+        self._recorder = recorder
         self._spool = spool
-        self._moves: deque[_Move] = deque()
-        self._of_step: dict[int, list[_Move]] = {}  # by the id of the kept step
+        self._queue: deque[_Portion] = deque()
+        self._of_step: dict[HeldStep, list[_Portion]] = {}  # those that are not written yet
         self._reported = False
         self._poisoned: RecordingPoisoned | None = None
 
     @property
     def failure(self) -> Exception | None:
         """Return the error that stopped the recording, or None."""
-        return self.recorder.failure or self._poisoned
+        return self._recorder.failure or self._poisoned
 
     def __bool__(self) -> bool:
-        return bool(self._moves)
+        return bool(self._queue)
 
-    def add(self, kept: KeptStep, pieces: list[Piece]) -> None:
-        """Enqueue these rows of one step, in portions that fit into the recorder's queue."""
-        for held, (start, stop) in pieces:
-            held.trail.rows_given += stop - start
-        for part in _portions(pieces, self._rows_at_once(kept)):
-            move = _Move(kept, part)
-            self._moves.append(move)
-            self._of_step.setdefault(id(kept), []).append(move)
+    def keep(self, kept: Kept) -> None:
+        """Enqueue the held rows of a mark, and write the mark to the recording unless its reason is known."""
+        self.marked_requests += kept.first
+        for pieces in kept.pieces:
+            self.add(pieces)
+        if kept.why is not None:
+            self.marks += 1
+            self._write_mark(kept.request, kept.why)
 
-    def _rows_at_once(self, kept: KeptStep) -> int:
-        """Return the maximum rows of a move: all of its sites together take a quarter of the recorder's queue."""
-        row_bytes = kept.size // max(1, kept.step.n_rows)
-        return max(1, self.recorder.options.queue_bytes // 4 // max(1, row_bytes))
+    def _write_mark(self, request: str, why: str) -> None:
+        if self.failure is not None:
+            return
+        try:
+            self._recorder.mark(request, why)
+        except (ActscopeError, OSError) as error:
+            self._report(error)
 
-    def hurry(self, kept: KeptStep) -> None:
+    def add(self, pieces: list[Piece]) -> None:
+        """Enqueue pieces of one step, in portions that fit into the recorder's queue."""
+        if not pieces:
+            return
+        held_step = pieces[0][0].held_step
+        for part in _split(pieces, self._rows_at_once(held_step)):
+            portion = _Portion(held_step, part)
+            self._queue.append(portion)
+            self._of_step.setdefault(held_step, []).append(portion)
+
+    def _rows_at_once(self, held_step: HeldStep) -> int:
+        """Return the maximum rows of a portion: all of its sites together take a quarter of the recorder's queue."""
+        row_bytes = held_step.size // max(1, held_step.step.n_rows)
+        return max(1, self._recorder.options.queue_bytes // 4 // max(1, row_bytes))
+
+    def hurry(self, held_step: HeldStep) -> None:
         """Write the step's pending rows now, because the step is being evicted."""
-        for move in list(self._of_step.get(id(kept), ())):
-            self._hand_over(move)
+        for portion in list(self._of_step.get(held_step, ())):
+            self._write(portion)
 
     def pump(self) -> None:
         """Write the pending rows for which the recorder has room, at most `_AT_ONCE` bytes.
 
         A portion larger than the room is written when the recorder is empty.
         """
+        if not self._queue:
+            return
         room = self._room()
-        for _ in range(len(self._moves)):
-            move = self._moves[0]
-            size = 0 if move.done else self._size(move)
+        for _ in range(len(self._queue)):
+            portion = self._queue[0]
+            size = 0 if portion.written else portion.size
             if size > room and not self._idle():
                 return
-            self._moves.popleft()
-            if not move.done:
-                self._hand_over(move)
+            self._queue.popleft()
+            if not portion.written:
+                self._write(portion)
                 room -= size
 
     def drain(self) -> None:
         """Write all pending rows. Flushes the recorder, which blocks, when it has no room."""
-        while self._moves:
-            move = self._moves.popleft()
-            if move.done:
+        while self._queue:
+            portion = self._queue.popleft()
+            if portion.written:
                 continue
-            if self.failure is None and self._size(move) > self._room():
+            if self.failure is None and portion.size > self._room():
                 self._flush()
-            self._hand_over(move)
+            self._write(portion)
 
     def _flush(self) -> None:
         try:
-            self.recorder.flush()
+            self._recorder.flush()
         except ActscopeError as error:
             self._report(error)
 
@@ -115,39 +157,29 @@ class Writeback:
         """Return the bytes that may be written now. After a failure `_AT_ONCE`: those rows are counted as lost."""
         if self.failure is not None:
             return _AT_ONCE
-        return min(_AT_ONCE, self.recorder.options.queue_bytes - self.recorder.stats().held_bytes)
+        return min(_AT_ONCE, self._recorder.options.queue_bytes - self._recorder.stats().held_bytes)
 
     def _idle(self) -> bool:
-        return self.failure is not None or self.recorder.stats().held_bytes == 0
+        return self.failure is not None or self._recorder.stats().held_bytes == 0
 
-    def _size(self, move: _Move) -> int:
-        share = move.n_rows / max(1, move.kept.step.n_rows)
-        return int(move.kept.size * share)
-
-    def _hand_over(self, move: _Move) -> None:
-        move.done = True
-        moves = self._of_step[id(move.kept)]
-        moves.remove(move)
-        if not moves:
-            del self._of_step[id(move.kept)]
+    def _write(self, portion: _Portion) -> None:
+        portion.written = True
+        self._done(portion)
         if self.failure is not None:
-            self.lost_rows += move.n_rows
+            self.lost_rows += portion.n_rows
             return
         try:
-            self.recorder.write(part_of(move.kept.step, move.pieces), self._frames(move))
-            self.rows += move.n_rows
+            self._recorder.write(portion.step(), portion.frames(self._spool))
+            self.rows += portion.n_rows
         except (ActscopeError, OSError) as error:
-            self.lost_rows += move.n_rows
+            self.lost_rows += portion.n_rows
             self._report(error)
 
-    def mark(self, request: str, why: str) -> None:
-        """Write a mark to the recording, unless the recording has failed."""
-        if self.failure is not None:
-            return
-        try:
-            self.recorder.mark(request, why)
-        except (ActscopeError, OSError) as error:
-            self._report(error)
+    def _done(self, portion: _Portion) -> None:
+        pending = self._of_step[portion.held_step]
+        pending.remove(portion)
+        if not pending:
+            del self._of_step[portion.held_step]
 
     def _report(self, error: Exception) -> None:
         if isinstance(error, RecordingPoisoned):  # already logged by the recorder; its own threads may see it later
@@ -155,17 +187,7 @@ class Writeback:
             return
         if not self._reported:
             self._reported = True
-            log.error("what was to be kept is lost (further losses are only counted): %s", error)
-
-    def _frames(self, move: _Move) -> list[Frame]:
-        runs = joined([(held.span.offset + start, held.span.offset + stop) for held, (start, stop) in move.pieces])
-        if not move.n_rows:
-            return []
-        frames = []
-        for which, (site, dtype) in enumerate(move.kept.sites):
-            rows = self._spool.rows(move.kept.ticket, which, runs)
-            frames.append(Frame(site, rows, dtype))
-        return frames
+            log.error("marked rows are lost (further losses are only counted): %s", error)
 
 
 def part_of(step: Step, pieces: Sequence[Piece]) -> Step:
@@ -185,7 +207,7 @@ def part_of(step: Step, pieces: Sequence[Piece]) -> Step:
     return Step(step.number, step.time_ns, tuple(spans), meta, step.generation)
 
 
-def _portions(pieces: list[Piece], max_rows: int) -> list[list[Piece]]:
+def _split(pieces: list[Piece], max_rows: int) -> list[list[Piece]]:
     """Split the pieces into portions of at most `max_rows` rows."""
     portions: list[list[Piece]] = []
     room = 0
