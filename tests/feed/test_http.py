@@ -36,8 +36,8 @@ def http(feed: Feeding) -> Any:
 def test_rows_as_json_are_the_rows_as_bytes(http: httpx.Client) -> None:
     """The same position gives the same values, whichever way they are asked for."""
     for attempt in range(10):  # until both groups begin in the same window
-        query = {"num_samples": 5, "sites": "1", "labels": True}
-        a = http.get("/activations", params=query | {"group": f"json{attempt}"}).json()
+        query: dict[str, str | int] = {"num_samples": 5, "sites": "1", "labels": True, "group": f"json{attempt}"}
+        a = http.get("/activations", params=query).json()
         b = http.get("/activations/tensor", params={"num_samples": 5, "sites": "1", "group": f"bytes{attempt}"})
         if a["position"] == b.headers["X-Actscope-Position"]:
             break

@@ -18,8 +18,8 @@ from support.gateway.stage import (
     chunks,
     events,
     picture,
-    until,
 )
+from support.waiting import until
 
 
 def watch(client: httpx.Client, request: str, after: int | None = None) -> list[Event]:

@@ -16,8 +16,8 @@ from support.gateway.stage import (
     chat,
     chunks,
     picture,
-    until,
 )
+from support.waiting import until
 
 
 def lines(response: httpx.Response) -> list[str]:

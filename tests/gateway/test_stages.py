@@ -20,8 +20,8 @@ from support.gateway.stage import (
     chat,
     chunks,
     picture,
-    until,
 )
+from support.waiting import until
 
 from actscope.gateway.api.payloads import whole
 from actscope.gateway.scores.part_merger import JoinedColumns, MergedRequest

@@ -24,8 +24,8 @@ from support.gateway.stage import (
     chunks,
     events,
     picture,
-    until,
 )
+from support.waiting import until
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ T = TypeVar("T")
 _LOOK_S = 0.005
 
 
-def until(look: Callable[[], T], seconds: float = 30.0, *, what: str = "the state that was waited for") -> T:
+def until(look: Callable[[], T | None], seconds: float = 30.0, *, what: str = "the state that was waited for") -> T:
     """Return the first true answer of `look`; fails when none came within `seconds`."""
     end = time.monotonic() + seconds
     while not (found := look()):

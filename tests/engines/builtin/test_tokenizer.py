@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import islice
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -15,7 +16,7 @@ from actscope.engines.builtin.text import generate, messages_of
 from actscope.engines.builtin.tokenizer import train_tokenizer
 from actscope.engines.builtin.turns import END, SPECIAL_TOKENS
 
-TOKENIZER: PreTrainedTokenizerFast = AutoTokenizer.from_pretrained(model_path())
+TOKENIZER: Any = AutoTokenizer.from_pretrained(model_path())
 
 
 @pytest.fixture(scope="module")

@@ -84,6 +84,11 @@ def test_a_cancelled_request_leaves_and_the_others_do_not_notice(loaded: LoadedM
     assert [SpanFlag.ABORTED in s.flags for s in ended] == [True]
 
 
+def submit_all(run: Harness, prompts: dict[str, list[int]]) -> None:
+    for name, prompt in prompts.items():
+        run.submit(name, prompt)
+
+
 def test_cancelling_between_two_chunks_of_a_prefill_leaves_the_rest_right(loaded: LoadedModel) -> None:
     """When any request of a group is cancelled, the longest too, the others keep their ids, positions and rows."""
     prompts = random_prompts([60, 8, 33])
@@ -96,7 +101,7 @@ def test_cancelling_between_two_chunks_of_a_prefill_leaves_the_rest_right(loaded
             run.engine.keep_rows(sites).result()
             run.after_step(3, partial(run.engine.abort, gone))
             # on the model's thread, so that the three are admitted together
-            run.engine.call(lambda run=run: [run.submit(n, p) for n, p in prompts.items()])
+            run.engine.call(partial(submit_all, run, prompts))
             run.wait_end(*prompts)
         assert run.outputs[gone] == [Output(gone, finish_reason="abort")]  # before its first token
         for name in set(prompts) - {gone}:
@@ -137,7 +142,12 @@ def test_a_temperature_near_zero_is_greedy_and_does_not_overflow(loaded: LoadedM
 
 def test_an_abort_that_meets_its_request_at_admission_is_answered(loaded: LoadedModel) -> None:
     with Harness(loaded) as run:
-        run.engine.call(lambda: (run.submit("r", [1, 2, 3]), run.engine.abort("r")))
+
+        def submit_and_abort() -> None:
+            run.submit("r", [1, 2, 3])
+            run.engine.abort("r")
+
+        run.engine.call(submit_and_abort)
         run.wait_end("r")
         run.submit("r", [1, 2, 3])  # its id is free again
         run.engine.call(lambda: None).result()

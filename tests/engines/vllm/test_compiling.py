@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -70,7 +71,7 @@ class Live:
     def seen(self) -> dict[str, Seen]:
         return {external(request)[0]: one for request, one in self.ring.read().items()}
 
-    def table(self, generation: int) -> dict[str, dict[str, object]]:
+    def table(self, generation: int) -> dict[str, dict[str, Any]]:
         """The probe table that readers find for a generation: by id."""
         path = self.engine.runtime_directory / f"probes-{self.card.id}-{generation}.json"
         return {probe["id"]: probe for probe in msgspec.json.decode(path.read_bytes())["probes"]}
