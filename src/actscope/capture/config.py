@@ -5,19 +5,23 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from difflib import get_close_matches
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from actscope.capture.codec_choice import choose_codec
 from actscope.capture.labels.position_filter import PositionFilter
 from actscope.capture.presets import PRESETS
+from actscope.capture.settings import Direct
 from actscope.codecs import encoder
 from actscope.errors import SettingsError, SiteError
-from actscope.recording.spec import PipelineOptions
+from actscope.recording.spec import PipelineOptions, Policy
 from actscope.sites import POINTS
 from actscope.sizes import parse_bytes
 from actscope.store import StoreOptions
 
-Policy = Literal["block", "drop", "error"]
+if TYPE_CHECKING:
+    from torch import nn
+
+    from actscope.capture.plan import CapturePlan
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +61,7 @@ class CaptureConfig:
     the lossless codec with the best ratio that half of the cores can run at that rate (`actscope.capture.codec_choice`)."""
     text: bool = True
     """Record the text of each token id. Requires a tokenizer."""
-    direct: Literal["auto", "yes", "no"] = "auto"
+    direct: Direct = "auto"
     """Bypass the page cache when writing (O_DIRECT)."""
     segment_bytes: int = 1 << 30
     """Size in bytes at which the recording starts a new file."""
@@ -98,7 +102,7 @@ class CaptureConfig:
             raise SettingsError(f"preset {name!r}: there are {', '.join(PRESETS)}{hint}")
         return cls().override(PRESETS[name])
 
-    def override(self, values: Mapping[str, Any]) -> CaptureConfig:
+    def override(self, values: Mapping[str, object]) -> CaptureConfig:
         """Return a copy with some fields replaced.
 
         Args:
@@ -180,7 +184,7 @@ class CaptureConfig:
         workers = choose_codec(self.codec, self.workers, self.throughput).workers
         return replace(options, workers=workers) if workers else options
 
-    def explain(self, model: Any, tokens_per_s: float = 0.0) -> Any:
+    def explain(self, model: nn.Module, tokens_per_s: float = 0.0) -> CapturePlan:
         """Deprecated: call `actscope.explain(config, model)`."""
         import warnings
 

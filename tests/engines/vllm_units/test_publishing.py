@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
 from random import Random
 
 import numpy as np
@@ -15,7 +16,7 @@ from support.vllm.schedules import BLOCK, WIDTH, Pass, Scheduler, play, scores_o
 from actscope.engines.vllm.labels import Register, RequestState
 from actscope.engines.vllm.prefix import PrefixScores
 from actscope.engines.vllm.publishing import Publisher
-from actscope.frames import Frame, ListSink, RowFlag, SpanFlag, Step
+from actscope.frames import Frame, ListSink, RowFlag, SpanFlag, SplitFrame, Step
 from actscope.taps.tap import TapBuffers
 
 #: Prompts that often share beginnings, so that prefixes are found again.
@@ -40,8 +41,9 @@ def buffers(kept: list[int] | None = None) -> TapBuffers:
 class WideSink(ListSink):
     """Takes rows in two parts, as the ring does."""
 
-    def write(self, step: Step, frames: list[Frame]) -> None:
-        super().write(step, [Frame(frame.site, np.concatenate(frame.rows, axis=1)) for frame in frames])
+    def write(self, step: Step, frames: Sequence[Frame | SplitFrame]) -> None:
+        blocks = [(f.site, f.blocks if isinstance(f, SplitFrame) else (np.asarray(f.rows),)) for f in frames]
+        super().write(step, [Frame(site, np.concatenate(parts, axis=1)) for site, parts in blocks])
 
 
 def steps_of(ring: ListSink, since: int) -> list[tuple[Step, np.ndarray]]:

@@ -21,7 +21,7 @@ from actscope._version import __version__
 from actscope.clock import clock_pair, monotonic_ns
 from actscope.codecs import DTYPES, Encoded, Encoder, carrier, encoder
 from actscope.errors import RecordingError, RecordingPoisoned
-from actscope.frames import Frame, SinkStats, Step
+from actscope.frames import Frame, RowArray, SinkStats, Step
 from actscope.recording.format import records, row_labels
 from actscope.recording.format.arrays import as_numpy
 from actscope.recording.format.index_keys import (
@@ -186,7 +186,7 @@ class Recorder:
             self._open[step.number] = self._next_row
             self._next_row += step.n_rows
 
-    def put(self, step: Step, site: str, rows: Any, dtype: str | None = None) -> bool:
+    def put(self, step: Step, site: str, rows: RowArray, dtype: str | None = None) -> bool:
         """Queue the rows of one site. Blocks under policy "block" while the queue is full (back pressure).
 
         Args:
