@@ -72,6 +72,10 @@ class _Prefill:
         return int(self.ids.shape[1]) - self.batch.width
 
 
+#: A function to call between two steps, and where its result goes.
+_Called = tuple[Callable[[], object], Future[Any]]
+
+
 @dataclass(slots=True)
 class _Inbox:
     """What other threads have asked for; taken over by the model's thread between steps."""
@@ -79,7 +83,7 @@ class _Inbox:
     waiting: deque[Request] = field(default_factory=deque)
     live: set[str] = field(default_factory=set)  # submitted, and not yet ended
     aborted: set[str] = field(default_factory=set)
-    calls: deque[tuple[Callable[[], Any], Future[Any]]] = field(default_factory=deque)
+    calls: deque[_Called] = field(default_factory=deque)
     closing: bool = False
 
 
@@ -87,7 +91,7 @@ class _Inbox:
 class _Orders:
     """What the model's thread is to do before its next step."""
 
-    calls: deque[tuple[Callable[[], Any], Future[Any]]]
+    calls: deque[_Called]
     aborted: set[str]
     given_up: list[Request]
     admitted: list[Request]

@@ -6,11 +6,17 @@ import inspect
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from actscope.engines import builtin
 from actscope.engines.revision import fingerprint
@@ -30,13 +36,13 @@ class LoadedModel:
     """A model ready to run. `revision` is the hub's commit, or a fingerprint of local weights."""
 
     model: PreTrainedModel
-    tokenizer: Any
+    tokenizer: PreTrainedTokenizerBase
     name: str
     revision: str
     path: str
 
     @property
-    def config(self) -> Any:
+    def config(self) -> PreTrainedConfig:
         return text_config(self.model)
 
     @property
@@ -104,7 +110,7 @@ def load(model_id: str, *, device: str = "auto", dtype: str = "auto") -> LoadedM
     return adopt(model, tokenizer, name=name, path=source)
 
 
-def adopt(model: PreTrainedModel, tokenizer: Any, *, name: str, path: str = "") -> LoadedModel:
+def adopt(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, name: str, path: str = "") -> LoadedModel:
     """Take over a model that is already in memory. Raises EngineError when it cannot be run or labelled exactly."""
     if not getattr(tokenizer, "is_fast", False):
         raise EngineError(f"{name}: its tokenizer has no tokenizer.json; convert it to a fast tokenizer first")

@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from actscope.clock import monotonic_ns
 from actscope.errors import RecordingError, RecordingPoisoned, SettingsError
@@ -20,6 +20,7 @@ from actscope.frames import SCORES, Frame, SinkStats, Step
 from actscope.recording.flight.history import FlightOptions
 from actscope.recording.flight.marks import MarkRequest, MarkResult
 from actscope.recording.flight.retention import Retention
+from actscope.recording.flight.state import RecordingFacts
 from actscope.recording.flight.triggers import Rule
 from actscope.recording.flight.windows import TokensOrTime
 from actscope.recording.writing.recorder import Recorder
@@ -97,7 +98,7 @@ class FlightRecorder:
         self._faults = 0
         self._given = self._taken = 0  # bytes into the queue and out of it: each has one writer
         self._stats = SinkStats()
-        self._queue: queue.SimpleQueue[Callable[[], Any]] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[Callable[[], object]] = queue.SimpleQueue()
         self._open = self._goes_on = True
         self._ended = False
         self._thread = threading.Thread(target=self._run, name="actscope-flight", daemon=True)
@@ -217,7 +218,7 @@ class FlightRecorder:
             faults=self._faults,
         )
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> RecordingFacts:
         """Return settings, state and statistics as JSON values."""
         kept, flight, options = self.recorder.stats(), self.stats(), self.options
         failure = self.failure

@@ -11,6 +11,7 @@ import msgspec
 import numpy as np
 
 from actscope.frames import SPURIOUS_ROWS, Step
+from actscope.recording.flight.state import TriggerFacts
 from actscope.recording.flight.triggers import ProbeRule
 from actscope.recording.flight.windows import KeepWindow
 
@@ -102,7 +103,7 @@ class TriggerEvaluator:
                     watch.rule.text, watch.rule.probe, ", ".join(sorted(loaded)) or "none",
                 )  # fmt: skip
 
-    def state(self) -> list[dict[str, object]]:
+    def state(self) -> list[TriggerFacts]:
         """Return for each rule its text, the number of firings that began, and whether its probe is loaded."""
         return [
             {"rule": w.rule.text, "firings": w.firings, "probe_loaded": w.column is not None} for w in self._watches
