@@ -8,11 +8,13 @@ import threading
 import pytest
 import torch
 from support.feed.feeding import TOKEN, Feeding
+from support.typed import keywords_of, written_hints
 from torch.utils.data import DataLoader
 
 from actscope.errors import RequestRefused, SettingsError, SiteError, UpstreamError
 from actscope.feed import AsyncFeedClient, FeedClient, FeedDataset
 from actscope.feed.buffer.position import Position
+from actscope.feed.client.options import ClientOptions, IterOptions
 from actscope.feed.client.prefetch import prefetch_iterator
 
 
@@ -169,3 +171,10 @@ def test_what_runs_ahead_raises_where_it_is_used_and_ends_with_its_reader() -> N
     next(items)
     items.close()  # type: ignore[attr-defined]
     assert not [thread for thread in threading.enumerate() if thread.name == "actscope-prefetch"]
+
+
+def test_the_options_of_a_dataset_are_the_keywords_of_the_client() -> None:
+    """`FeedDataset` types what it passes on; its types may not drift from the signatures of both clients."""
+    for client in (FeedClient, AsyncFeedClient):
+        assert written_hints(ClientOptions) == keywords_of(client.__init__)
+        assert written_hints(IterOptions) == keywords_of(client.iter)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from actscope.extraction.contract import Piece
 from actscope.extraction.cutting import Cutter, special_ids
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 #: The text of a token that belongs to none: what stands at the start of a packed context, or between two texts.
 NO_TEXT = -1
@@ -60,7 +63,9 @@ class Packed:
     A piece's number is that of the context in its unit, its text that of the context's first token that has one.
     """
 
-    def __init__(self, whole: Cutter, tokenizer: Any, *, context: int, separator: str, mask: str) -> None:
+    def __init__(
+        self, whole: Cutter, tokenizer: PreTrainedTokenizerBase, *, context: int, separator: str, mask: str
+    ) -> None:
         """`whole` cuts nothing: it only encodes. `mask`: which tokens give no row, as Cutter has it."""
         self._whole = whole
         self._context = context
@@ -109,5 +114,5 @@ class Packed:
         return OwnedPiece(Piece(int(known[0]) if len(known) else 0, number, token_ids, wanted), texts)
 
 
-def _id(tokenizer: Any, *names: str) -> int | None:
+def _id(tokenizer: PreTrainedTokenizerBase, *names: str) -> int | None:
     return next((int(found) for name in names if (found := getattr(tokenizer, name, None)) is not None), None)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from typing import Any
 
 from actscope.errors import HarvestDamaged
 from actscope.harvest import layout
@@ -38,7 +37,7 @@ class HarvestVerdict:
     def ok(self) -> bool:
         return not self.problems
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, object]:
         return {"ok": self.ok, **asdict(self)}
 
     def as_text(self) -> str:

@@ -30,7 +30,7 @@ class HttpTransport:
         self._connection = kind(parts.hostname, parts.port, timeout=timeout)
         self._headers = {"Authorization": f"Bearer {token}"}
 
-    def ask(self, path: str, *, method: str = "GET", **query: Any) -> http.client.HTTPResponse:
+    def ask(self, path: str, *, method: str = "GET", **query: str | float) -> http.client.HTTPResponse:
         """The answer, its body not yet read. Raises what a refusal stands for, and UpstreamError when nobody answers."""
         target = f"{path}?{urlencode(query)}" if query else path
         for attempt in (1, 2):
@@ -50,7 +50,7 @@ class HttpTransport:
             raise _refusal(answer)
         return answer
 
-    def json(self, path: str, *, method: str = "GET", **query: Any) -> Any:
+    def json(self, path: str, *, method: str = "GET", **query: str | float) -> Any:
         """The answer as JSON."""
         return json.loads(self.read(self.ask(path, method=method, **query)))
 

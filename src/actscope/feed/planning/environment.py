@@ -57,7 +57,7 @@ def from_environment(env: Mapping[str, str], *, plain: bool) -> dict[str, Given]
     }  # fmt: skip
 
 
-def parsed(name: str, text: Any, by: str) -> Any:
+def parsed(name: str, text: object, by: str) -> Any:
     """The value of a setting as its type wants it; what is no text is taken as it is. Raises SettingsError that names `by`."""
     if not isinstance(text, str):
         return text

@@ -18,6 +18,7 @@ from typing import Any
 import msgspec
 
 from actscope.errors import ActscopeError, FeedError
+from actscope.feed.answers import GeneratorFacts
 from actscope.feed.buffer.layout import Layout
 from actscope.feed.buffer.memory import FeedMemory
 from actscope.feed.messages import (
@@ -137,7 +138,7 @@ class Supervisor:
         if child is not None:
             await asyncio.to_thread(child.end, _GRACE_S)
 
-    def stats(self) -> dict[str, Any]:
+    def stats(self) -> GeneratorFacts:
         """How the generator does."""
         return {
             "pid": self.pid,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import mmap
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,13 +16,16 @@ from actscope.harvest.shards.safetensors import LABELS, TYPES
 if TYPE_CHECKING:
     from torch import Tensor
 
+#: A shard's bytes: read, or mapped copy-on-write.
+Mapped = bytes | bytearray | mmap.mmap
+
 _MOST_HEADER = 100 << 20
 
 
 class ShardRows:
     """The rows of a unit: `rows(site)` [n, d], and labels [n], without a copy."""
 
-    def __init__(self, data: Any, plan: HarvestPlan, n_rows: int, where: str) -> None:
+    def __init__(self, data: Mapped, plan: HarvestPlan, n_rows: int, where: str) -> None:
         self.n_rows = n_rows
         self._data, self._plan = data, plan
         entries, self._start = read_header(data, where)
@@ -59,7 +63,7 @@ def check_shard(head: bytes, plan: HarvestPlan, receipt: Receipt) -> str | None:
     return _check_entries(entries, plan, receipt.rows, receipt.files[0].bytes - start)
 
 
-def read_header(data: Any, where: str) -> tuple[dict[str, Any], int]:
+def read_header(data: Mapped, where: str) -> tuple[dict[str, Any], int]:
     """A safetensors header, and where the tensors begin. Raises HarvestDamaged for what is none."""
     size = int.from_bytes(data[:8], "little")
     if len(data) < 8 or size > min(_MOST_HEADER, len(data) - 8):
@@ -87,7 +91,7 @@ def _check_entries(entries: dict[str, Any], plan: HarvestPlan, rows: int, length
     return None
 
 
-def _span(entry: Any) -> tuple[int, int]:
+def _span(entry: object) -> tuple[int, int]:
     """The offsets of a tensor; (0, -1), which fits none, when they are none."""
     found = entry.get("data_offsets") if isinstance(entry, dict) else None
     match found:
