@@ -18,12 +18,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING, TypedDict
 
 import numpy as np
 
 from actscope.analysis.site import Progress, silent
 from actscope.errors import MissingExtra, SettingsError
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_matrix
 
 _MAX_PAIRS = 400_000  # x 100 permutations: 160 MB of nulls, and some multiples of it
 
@@ -157,7 +161,14 @@ def _tested(scores: _Scores, same: bool) -> np.ndarray:
     return mask
 
 
-def _strength(scores: _Scores, at: tuple[int, int]) -> dict[str, Any]:
+class _Strength(TypedDict):
+    together: int
+    pmi: float
+    phi: float
+    te: float
+
+
+def _strength(scores: _Scores, at: tuple[int, int]) -> _Strength:
     return {
         "together": int(scores.together[at]),
         "pmi": float(scores.pmi[at]),
@@ -219,7 +230,9 @@ def _scores(series: Series, source: np.ndarray, target: np.ndarray, lag: int) ->
     )
 
 
-def _aligned(series: Series, source: np.ndarray, target: np.ndarray, lag: int) -> tuple[Any, Any, Any]:
+def _aligned(
+    series: Series, source: np.ndarray, target: np.ndarray, lag: int
+) -> tuple[csr_matrix, csr_matrix, csr_matrix]:
     """Sparse float64 matrices of the source `lag` tokens ago, the target, and the target one token ago, where all three are."""
     sparse = _sparse()
     back = max(lag, 1)
@@ -231,11 +244,11 @@ def _aligned(series: Series, source: np.ndarray, target: np.ndarray, lag: int) -
     )
 
 
-def _counts(left: Any, right: Any) -> np.ndarray:
+def _counts(left: csr_matrix, right: csr_matrix) -> np.ndarray:
     return np.asarray((left.T @ right).toarray())
 
 
-def _sum(matrix: Any) -> np.ndarray:
+def _sum(matrix: csr_matrix) -> np.ndarray:
     return np.asarray(matrix.sum(axis=0)).reshape(-1)
 
 
@@ -283,9 +296,10 @@ def _false_discovery(p: np.ndarray) -> np.ndarray:
     return np.asarray(false_discovery_control(p))
 
 
-def _sparse() -> Any:
+def _sparse() -> ModuleType:
     try:
         import scipy.sparse as module
     except ImportError as error:
         raise MissingExtra("analyze", "scipy") from error
-    return module
+    found: ModuleType = module
+    return found

@@ -12,7 +12,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING
 
 import msgspec
 import numpy as np
@@ -23,6 +24,9 @@ from actscope.analysis.site import Progress, silent
 from actscope.analysis.tokens import depth, genuine
 from actscope.errors import MissingExtra, RecordingError
 from actscope.recording.reading.recording import Recording
+
+if TYPE_CHECKING:
+    from networkx import MultiDiGraph
 
 NOTE = (
     "Edges are statistical dependence between firings (co-activation, in token and layer order), not causation: "
@@ -40,7 +44,7 @@ class Graph:
     tokens: int
     options: GraphOptions
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, object]:
         """JSON values."""
         return {
             "note": NOTE,
@@ -51,7 +55,7 @@ class Graph:
             "edges": [msgspec.to_builtins(edge) for edge in self.edges],
         }
 
-    def as_networkx(self) -> Any:
+    def as_networkx(self) -> MultiDiGraph:
         """A networkx MultiDiGraph: an edge for each lag. Raises MissingExtra where networkx is not installed."""
         networkx = _networkx()
         graph = networkx.MultiDiGraph(note=NOTE, tokens=self.tokens, tested=self.tested, fdr=self.options.fdr)
@@ -149,9 +153,10 @@ def _informative(fires: np.ndarray, options: GraphOptions) -> np.ndarray:
     return np.sort(usable[np.argsort(-counts[usable], kind="stable")[: options.nodes]])
 
 
-def _networkx() -> Any:
+def _networkx() -> ModuleType:
     try:
         import networkx as module
     except ImportError as error:
         raise MissingExtra("analyze", "networkx") from error
-    return module
+    found: ModuleType = module
+    return found

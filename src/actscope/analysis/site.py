@@ -82,7 +82,7 @@ class SiteStats:
     fp32_per_token: float
     source_per_token: float
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, object]:
         """The same without arrays of width d, as JSON values."""
         spectrum = self.spectrum
         return {

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 
 from actscope.engines import builtin
 from actscope.errors import EngineError, SettingsError
 from actscope.extraction.contract import Piece
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 #: Which tokens have no row: "special", every special token; "bos", only a BOS at position 0; "none".
 Mask = Literal["special", "bos", "none"]
@@ -24,7 +27,14 @@ class Cutter:
     tokens of a later piece are read without what came before them.
     """
 
-    def __init__(self, tokenizer: Any, *, context: int, mask: Mask = "special", max_context: int | None = None) -> None:
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        context: int,
+        mask: Mask = "special",
+        max_context: int | None = None,
+    ) -> None:
         if not getattr(tokenizer, "is_fast", False):
             raise SettingsError("cutting texts needs a fast tokenizer, one with a tokenizer.json")
         if mask not in get_args(Mask):
@@ -89,13 +99,13 @@ class Cutter:
         return wanted
 
 
-def tokenizer_of(model: str) -> Any:
+def tokenizer_of(model: str) -> PreTrainedTokenizerBase:
     """The tokenizer of a hub id, a local directory or `actscope/builtin`, without the model. Raises EngineError."""
     from transformers import AutoTokenizer
 
     source = str(builtin.model_path()) if model == builtin.NAME else model
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source)
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source)
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise EngineError(f"cannot load the tokenizer of {model!r}: {error}") from error
     if not getattr(tokenizer, "is_fast", False):
@@ -103,7 +113,7 @@ def tokenizer_of(model: str) -> Any:
     return tokenizer
 
 
-def special_ids(tokenizer: Any) -> set[int]:
+def special_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:
     """Those that the tokenizer has a role for, and those that its vocabulary merely calls special."""
     added = tokenizer.added_tokens_decoder.items()
     return {*tokenizer.all_special_ids, *(number for number, token in added if token.special)}

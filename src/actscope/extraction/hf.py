@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -15,6 +15,9 @@ from actscope.extraction.contract import ROW_LABEL, ExtractedRows, Piece, Reader
 from actscope.extraction.forward import Forward
 from actscope.extraction.landing import Landing
 from actscope.taps.anatomy import resolve
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 #: What rows can be given as; "auto" is what the model computes in.
 ROW_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -115,9 +118,9 @@ class HfReader:
                 )
 
 
-def length_edge(config: Any) -> int | None:
+def length_edge(config: PreTrainedConfig) -> int | None:
     """The length beyond which this model reads its whole batch with other rotary frequencies (LongRoPE); None for most."""
-    given: dict[str, Any] = getattr(config, "rope_parameters", None) or {}
+    given: dict[str, object] = getattr(config, "rope_parameters", None) or {}
     layers = [given, *(kind for kind in given.values() if isinstance(kind, dict))]
     edges = [p.get("original_max_position_embeddings") for p in layers if p.get("rope_type") == "longrope"]
     return min((int(edge) for edge in edges if edge), default=None)

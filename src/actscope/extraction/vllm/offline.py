@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import torch
@@ -15,6 +15,10 @@ from actscope.engines.vllm.sidecar_protocol import SidecarStart
 from actscope.errors import ActscopeError, EngineError, MissingExtra, SettingsError
 from actscope.extraction.hf import length_edge
 from actscope.sites import items_of
+
+if TYPE_CHECKING:
+    from vllm import EngineArgs, LLMEngine, SamplingParams
+    from vllm.config import ModelConfig
 
 #: In this process, so that which pieces share a pass depends on nothing but the pieces; and a sequence may be one token longer
 #: than the model's context, since the token that is sampled behind it is never computed. Lengths are checked before that.
@@ -35,7 +39,7 @@ class OfflineEngine:
     `ranks` how many workers share the model. A process can hold one engine at a time.
     """
 
-    def __init__(self, model: str, sites: str, dtype: str, batch_tokens: int, context: int, more: Mapping[str, Any]):
+    def __init__(self, model: str, sites: str, dtype: str, batch_tokens: int, context: int, more: Mapping[str, object]):
         """Raises EngineError where vLLM cannot run the model or the plugin does not watch it; SettingsError for `more`
         engine arguments that are not the caller's to choose, SiteError for `sites` that the model does not have.
         """
@@ -85,7 +89,7 @@ class OfflineEngine:
             del engine
             _clean_up()
 
-    def _greedy(self) -> Any:
+    def _greedy(self) -> SamplingParams:
         from vllm import SamplingParams
 
         return SamplingParams(max_tokens=1, temperature=0.0, ignore_eos=True, detokenize=False)
@@ -116,8 +120,8 @@ def _clean_up() -> None:
 
 
 def _arguments(
-    model: str, sites: str, dtype: str, batch_tokens: int, context: int, more: Mapping[str, Any]
-) -> dict[str, Any]:
+    model: str, sites: str, dtype: str, batch_tokens: int, context: int, more: Mapping[str, object]
+) -> dict[str, object]:
     ours = {
         "model": model,
         "dtype": dtype,
@@ -142,7 +146,7 @@ def _settings(sites: str, batch_tokens: int) -> VllmSettings:
     )
 
 
-def _start(arguments: dict[str, Any], context: int) -> Any:
+def _start(arguments: dict[str, object], context: int) -> LLMEngine:
     try:
         from vllm import EngineArgs, LLMEngine
         from vllm.usage.usage_lib import UsageContext
@@ -156,7 +160,7 @@ def _start(arguments: dict[str, Any], context: int) -> Any:
     return LLMEngine.from_engine_args(args, usage_context=UsageContext.LLM_CLASS)
 
 
-def _checked_model(args: Any) -> Any:
+def _checked_model(args: EngineArgs) -> ModelConfig:
     """vLLM's ModelConfig; raises ValueError where the model's context is shorter than what is to be read.
 
     Some models (LongRoPE) turn otherwise from some length on, and vLLM turns all texts by the longest that may come.
@@ -172,7 +176,7 @@ def _checked_model(args: Any) -> Any:
     return model
 
 
-def _cache_bytes(model: Any, args: Any) -> int:
+def _cache_bytes(model: ModelConfig, args: EngineArgs) -> int:
     """Keys and values of a few passes in each rank: a text that has been read needs none any more."""
     heads = max(1, model.get_total_num_kv_heads() // args.tensor_parallel_size)
     per_token = 2 * heads * model.get_head_size() * model.get_total_num_hidden_layers() * model.dtype.itemsize
