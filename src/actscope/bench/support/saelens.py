@@ -15,7 +15,11 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from sae_lens.load_model import HookedProxyLM
+    from sae_lens.training.activations_store import ActivationsStore
 
 #: Texts that both sides read; a store that has had them begins anew.
 TEXTS = 4000
@@ -44,7 +48,7 @@ def texts(n: int) -> list[str]:
     return open_texts("builtin", n=n).read(range(n))
 
 
-def open_model(layer: int) -> Any:
+def open_model(layer: int) -> HookedProxyLM:
     """The built-in model as SAELens wraps one of transformers: a forward ends at the layer that is read."""
     from sae_lens.load_model import load_model
 
@@ -60,8 +64,8 @@ def hook(layer: int) -> str:
 
 
 def open_store(
-    model: Any, read: list[str], *, layer: int, context: int, batch: int = BATCH, tokenized: bool = False
-) -> Any:
+    model: HookedProxyLM, read: list[str], *, layer: int, context: int, batch: int = BATCH, tokenized: bool = False
+) -> ActivationsStore:
     """A store of the rows of `read`, without those of special tokens. An iterator of [batch, width] float32.
 
     tokenized: texts are tokenized and put together beforehand, which SAELens advises, and not when rows are asked for.
@@ -92,7 +96,7 @@ def open_store(
     )
 
 
-def _sequences(model: Any, read: list[str], context: int) -> list[list[int]]:
+def _sequences(model: HookedProxyLM, read: list[str], context: int) -> list[list[int]]:
     import torch
     from sae_lens.tokenization_and_batching import concat_and_batch_sequences
 
@@ -104,7 +108,7 @@ def _sequences(model: Any, read: list[str], context: int) -> list[list[int]]:
     return [one.tolist() for one in found]
 
 
-def rows_in(store: Any, seconds: float) -> tuple[int, float]:
+def rows_in(store: ActivationsStore, seconds: float) -> tuple[int, float]:
     """Take rows for about so long: (rows, seconds)."""
     begin, rows = time.perf_counter(), 0
     while time.perf_counter() - begin < seconds:
