@@ -12,7 +12,7 @@ from actscope.feed.server import schemas
 SAME: dict[type, type[BaseModel]] = {
     answers.WindowFacts: schemas.Window,
     answers.GroupFacts: schemas.Group,
-    answers.RowCounts: schemas.Counts,
+    answers.FeedCounts: schemas.Counts,
     answers.GeneratorFacts: schemas.Generator,
     answers.SiteScale: schemas.Normalisation,
     answers.SiteVectors: schemas.SiteStatistics,

@@ -25,7 +25,7 @@ class GroupFacts(TypedDict):
     position: str
 
 
-class RowCounts(TypedDict):
+class FeedCounts(TypedDict):
     """Counts since the start. Every granted row is delivered, abandoned, or held."""
 
     filled_rows: int
@@ -81,7 +81,7 @@ class FeedStats(TypedDict):
     seed: int
     position: str
     groups: dict[str, GroupFacts]
-    counts: RowCounts
+    counts: FeedCounts
     consumers: int
     generator: GeneratorFacts
     sites: dict[str, SiteScale]
