@@ -6,11 +6,19 @@ rows that the step produced at one site, in the order of the spans.
 
 from __future__ import annotations
 
+from abc import abstractmethod
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from enum import IntFlag
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+#: Rows [n, d]: a numpy array, or a torch tensor on the CPU.
+RowArray: TypeAlias = "np.ndarray | Tensor"
 
 #: Name of the frame whose rows are probe scores (one column per probe slot) instead of activations.
 SCORES = "probes"
@@ -102,8 +110,16 @@ class Frame:
     """
 
     site: str
-    rows: Any
+    rows: RowArray
     dtype: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SplitFrame:
+    """A frame whose rows come as column blocks [step.n_rows, d_i], side by side. Only rings take it: it spares a copy."""
+
+    site: str
+    blocks: tuple[np.ndarray, ...]
 
 
 @dataclass(slots=True)
@@ -126,6 +142,61 @@ class Sink(Protocol):
     def stats(self) -> SinkStats: ...
 
     def close(self) -> None: ...
+
+
+class RowSink(Protocol):
+    """Takes the rows of each step site by site, while the pass runs. `actscope.recording.writing.recorder.Recorder` is one.
+
+    `actscope.capture(recorder=...)` accepts any object with all of these members. A class that inherits from this one has to
+    define only `begin`, `put`, `end` and `close`: the other members have defaults, which record nothing.
+    """
+
+    texts: Callable[[Sequence[int]], list[str]] | None = None
+    """Callback from token ids to their texts; None without a tokenizer. Set before the first step."""
+
+    @abstractmethod
+    def begin(self, step: Step) -> None:
+        """Begin a step. Open steps have distinct numbers."""
+
+    @abstractmethod
+    def put(self, step: Step, site: str, rows: Tensor) -> object:
+        """Take the rows [step.n_rows, d] of one site, on the CPU. The caller does not change them afterwards."""
+
+    @abstractmethod
+    def end(self, step: Step, complete: bool = True) -> None:
+        """End a step. Rows of an incomplete step must not be delivered."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Write what is pending and release all resources."""
+
+    @property
+    def known_requests(self) -> Collection[str]:
+        """Ids of requests that an earlier session has recorded. No new request gets one of them."""
+        return ()
+
+    @property
+    def failure(self) -> Exception | None:
+        """The error that stopped the sink and that it has logged, or None."""
+        return None
+
+    def stats(self) -> SinkStats | None:
+        """Return exact counts, or None if the sink keeps none."""
+        return None
+
+    def record_token(self, request: str, position: int, token_id: int, text: str = "") -> None:
+        """Record a token that no step contains."""
+
+    def mark(self, request: str, why: str = "") -> None:
+        """Mark a request."""
+
+    def flush(self) -> int:
+        """Write all rows put so far to the file. Return the number of the first row that is not written."""
+        return 0
+
+    def checkpoint(self) -> int:
+        """Make all rows put so far durable. Return the number of the first row that is not durable."""
+        return 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
+from typing import get_type_hints
 
 import numpy as np
 import pytest
@@ -14,8 +16,10 @@ import actscope
 from actscope import CaptureConfig, explain
 from actscope.capture.auto_config import PURPOSES
 from actscope.capture.codec_choice import choose_codec
+from actscope.capture.config import _ALIASES
 from actscope.capture.labels.position_filter import PositionFilter
 from actscope.capture.presets import PRESETS
+from actscope.capture.settings import CaptureSettings
 from actscope.errors import SettingsError
 from actscope.sampling import keeps
 from actscope.sizes import parse_bytes
@@ -61,11 +65,26 @@ def test_keywords_override_and_unknown_ones_name_near_ones() -> None:
     assert cap.sites == ("layers.0.resid_post", "layers.3.resid_post")
     assert cap.config.memory_bytes == 64 << 20
     with pytest.raises(SettingsError, match="did you mean codec"):
-        actscope.capture(model, codek="none")
+        actscope.capture(model, codek="none")  # type: ignore[call-arg]
     with pytest.raises(SettingsError, match="did you mean 'balanced'"):
         actscope.capture(model, preset="balance")
     with pytest.raises(SettingsError, match="not both"):
         actscope.capture(model, preset="max", config=CaptureConfig())
+
+
+def test_the_keyword_arguments_are_the_fields_of_the_configuration_and_take_their_types() -> None:
+    """`CaptureSettings` may not drift from `CaptureConfig`: the same names, and the field's type or one that converts to it."""
+    wider: dict[str, object] = {
+        "sites": str | Iterable[str | int],
+        "points": str | Iterable[str],
+        "memory_bytes": int | str,
+        "block_bytes": int | str,
+        "segment_bytes": int | str,
+        "throughput": float | str,
+    }
+    expected = {name: wider.get(name, kind) for name, kind in get_type_hints(CaptureConfig).items()}
+    aliases = {name: expected[field] for name, field in _ALIASES.items()}
+    assert get_type_hints(CaptureSettings) == expected | aliases
 
 
 @pytest.mark.parametrize(

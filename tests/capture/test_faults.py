@@ -18,6 +18,7 @@ from support.recordings.made import step_of
 import actscope
 from actscope.capture.device_copy import DeviceCopy, Handover
 from actscope.errors import RecordingError, RecordingPoisoned, SettingsError, SiteError
+from actscope.frames import RowSink, Step
 
 IDS = torch.tensor(prompts(8))
 
@@ -34,6 +35,47 @@ def recorder() -> MemoryRecorder:
 
 def hooks_of(model: Any) -> int:
     return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules())
+
+
+class LeastRecorder(RowSink):
+    """Defines only what a recorder must."""
+
+    def __init__(self) -> None:
+        self.rows = 0
+
+    def begin(self, step: Step) -> None:
+        self.rows += step.n_rows
+
+    def put(self, step: Step, site: str, rows: torch.Tensor) -> None:
+        assert len(rows) == step.n_rows
+
+    def end(self, step: Step, complete: bool = True) -> None:
+        assert complete
+
+    def close(self) -> None:
+        self.rows = -self.rows
+
+
+def test_a_recorder_may_define_four_methods_and_inherit_the_rest(model: Any) -> None:
+    least = LeastRecorder()
+    with actscope.capture(model, sites="all", recorder=least) as cap, torch.no_grad():
+        model(IDS)
+        cap.mark("r000001")
+        cap.record_token(5, request="r000001")
+        assert (cap.flush(), cap.checkpoint(), cap.known_requests) == (0, 0, frozenset())
+    assert least.rows == -IDS.numel()
+    assert cap.stats().recorder is None
+    assert cap.progress.stored_bytes == 0
+
+
+def test_a_recorder_that_lacks_a_member_is_refused_before_the_model_runs(model: Any) -> None:
+    class Partial:
+        def begin(self, step: Step) -> None: ...
+
+    with pytest.raises(
+        SettingsError, match=r"Partial: has no checkpoint, close, .*inherit from actscope.frames.RowSink"
+    ):
+        actscope.capture(model, recorder=Partial())  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])

@@ -144,7 +144,8 @@ def test_progress_and_summary_report_what_was_captured(
         model(torch.tensor(prompts(6, 6)))
         assert (cap.progress.tokens, cap.progress.rows, cap.progress.bytes) == (12, 12, 12 * 64 * 4)
     assert "12 tokens of 2 requests at 1 sites" in caplog.text
-    assert cap.stats().recorder.rows == 12
+    counts = cap.stats().recorder
+    assert counts is not None and counts.rows == 12
 
 
 def test_a_capture_that_saw_no_pass_says_so(model: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

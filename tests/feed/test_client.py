@@ -9,11 +9,13 @@ from typing import Any
 import pytest
 import torch
 from support.feed.feeding import TOKEN, Feeding
+from support.typed import keywords_of, written_hints
 from torch.utils.data import DataLoader
 
 from actscope.errors import RequestRefused, SettingsError, SiteError, UpstreamError
 from actscope.feed import AsyncFeedClient, FeedClient, FeedDataset
 from actscope.feed.buffer.position import Position
+from actscope.feed.client.options import ClientOptions, IterOptions
 from actscope.feed.client.prefetch import prefetch_iterator
 
 
@@ -172,3 +174,10 @@ def test_prefetching_raises_in_the_iterator_and_ends_with_its_reader() -> None:
     next(items)
     items.close()  # type: ignore[attr-defined]
     assert not [thread for thread in threading.enumerate() if thread.name == "actscope-prefetch"]
+
+
+def test_the_options_of_a_dataset_are_the_keywords_of_the_client() -> None:
+    """`FeedDataset` types what it passes on; its types may not drift from the signatures of both clients."""
+    for client in (FeedClient, AsyncFeedClient):
+        assert written_hints(ClientOptions) == keywords_of(client.__init__)
+        assert written_hints(IterOptions) == keywords_of(client.iter)

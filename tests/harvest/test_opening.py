@@ -8,10 +8,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from support.harvest.workers import crew, quiet
+from support.typed import keywords_of, written_hints
 
 from actscope.errors import HarvestDamaged, HarvestError, SettingsError
 from actscope.harvest import open_harvest
-from actscope.harvest.batches import Batches
+from actscope.harvest.batches import Batches, BatchOptions
 from actscope.harvest.driver import harvest
 from actscope.harvest.opening import Harvest
 from actscope.harvest.storage import open_storage
@@ -133,3 +134,8 @@ def test_a_header_that_lies_is_refused(out: Path) -> None:
     for wrong in (b"\xff" * 8 + data[8:], data.replace(b'"F32"', b'"F16"', 1), b"", b"{}"):
         with pytest.raises(HarvestDamaged):
             ShardRows(bytearray(wrong), opened.plan, entry.rows, "here")
+
+
+def test_the_keywords_of_batches_are_those_of_its_class() -> None:
+    """`Harvest.batches` types what it passes on; its types may not drift from the signature of `Batches`."""
+    assert written_hints(BatchOptions) == keywords_of(Batches.__init__)

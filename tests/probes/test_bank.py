@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import get_type_hints
 
 import msgspec
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 
 from actscope.errors import ProbeError
 from actscope.probes import Bank, Probe, ProbedModel, ProbeInfo
+from actscope.probes.bank import DescribedProbe
 
 FACTS = ProbedModel("some/model", "abc123", d_model=8, n_layers=4)
 
@@ -49,6 +51,16 @@ def test_a_probe_of_another_model_is_refused_with_both_sides_named(wrong: Probe,
     with pytest.raises(ProbeError, match=reason):
         bank.put(wrong)
     assert bank.generation == 0
+
+
+def test_a_described_probe_has_the_keys_and_types_of_its_type() -> None:
+    """The type repeats the fields of ProbeInfo; they may not drift apart."""
+    bank = Bank(FACTS)
+    bank.put(probe("a"))
+    [described] = bank.describe()
+    hints, of_info = get_type_hints(DescribedProbe), get_type_hints(ProbeInfo)
+    assert list(described) == list(hints)
+    assert {name: hints[name] for name in of_info} == of_info
 
 
 def test_a_full_bank_says_so() -> None:

@@ -15,7 +15,7 @@ from support.ring.reading import read_batch
 
 from actscope.bench.ring import Stamper, Verifier, stamps
 from actscope.errors import RingClosed, RingError
-from actscope.frames import ROW_META, SCORES, Frame, SinkStats, Span, SpanFlag, Step
+from actscope.frames import ROW_META, SCORES, Frame, SinkStats, Span, SpanFlag, SplitFrame, Step
 from actscope.ring.host import MAX_REQUEST_ID, RingReader, RingSpec, RingWriter, StepFlag, request_bytes
 from actscope.ring.layout import SPAN, SPAN_STRUCT, STEP, STEP_STRUCT, Header
 from actscope.ring.segment import segment_path
@@ -59,7 +59,7 @@ def test_rows_in_column_blocks_lie_side_by_side(make_ring: MakeRing) -> None:
     writer, reader = make_ring(rows=4)
     for number in (1, 2, 3):  # the third goes around the end of the ring
         step, (frame,) = a_step(number)
-        writer.write(step, [Frame(SCORES, (frame.rows[:, :1], frame.rows[:, 1:]))])
+        writer.write(step, [SplitFrame(SCORES, (frame.rows[:, :1], frame.rows[:, 1:]))])
         (record,) = read_batch(reader).steps
         assert np.array_equal(record.rows, frame.rows)
 

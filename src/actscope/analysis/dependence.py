@@ -18,13 +18,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING, TypedDict
 
 import numpy as np
 
 from actscope.analysis.options import GraphOptions
 from actscope.analysis.site import Progress, silent
 from actscope.errors import MissingExtra, SettingsError
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_matrix
 
 _MAX_PAIRS = 400_000  # x 100 permutations: 160 MB of null values, and a few copies of them
 
@@ -158,7 +162,14 @@ def _tested(scores: _Scores, same: bool) -> np.ndarray:
     return mask
 
 
-def _strength(scores: _Scores, at: tuple[int, int]) -> dict[str, Any]:
+class _Strength(TypedDict):
+    together: int
+    pmi: float
+    phi: float
+    te: float
+
+
+def _strength(scores: _Scores, at: tuple[int, int]) -> _Strength:
     return {
         "together": int(scores.together[at]),
         "pmi": float(scores.pmi[at]),
@@ -220,7 +231,9 @@ def _scores(series: Series, source: np.ndarray, target: np.ndarray, lag: int) ->
     )
 
 
-def _aligned(series: Series, source: np.ndarray, target: np.ndarray, lag: int) -> tuple[Any, Any, Any]:
+def _aligned(
+    series: Series, source: np.ndarray, target: np.ndarray, lag: int
+) -> tuple[csr_matrix, csr_matrix, csr_matrix]:
     """Return sparse float64 matrices of the source `lag` tokens ago, the target, and the target one token ago.
 
     Their rows are the tokens for which all three exist in one unbroken run.
@@ -235,11 +248,11 @@ def _aligned(series: Series, source: np.ndarray, target: np.ndarray, lag: int) -
     )
 
 
-def _counts(left: Any, right: Any) -> np.ndarray:
+def _counts(left: csr_matrix, right: csr_matrix) -> np.ndarray:
     return np.asarray((left.T @ right).toarray())
 
 
-def _sum(matrix: Any) -> np.ndarray:
+def _sum(matrix: csr_matrix) -> np.ndarray:
     return np.asarray(matrix.sum(axis=0)).reshape(-1)
 
 
@@ -288,9 +301,10 @@ def _false_discovery(p: np.ndarray) -> np.ndarray:
     return np.asarray(false_discovery_control(p))
 
 
-def _sparse() -> Any:
+def _sparse() -> ModuleType:
     try:
         import scipy.sparse as module
     except ImportError as error:
         raise MissingExtra("analyze", "scipy") from error
-    return module
+    found: ModuleType = module
+    return found

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
@@ -196,7 +196,7 @@ class FeatureReport:
     stats: list[FeatureStats]
     sparse: Path | None
 
-    def as_dict(self, limit: int = 0) -> dict[str, Any]:
+    def as_dict(self, limit: int = 0) -> dict[str, object]:
         """Return the report as JSON values, with the first `limit` features (0: all)."""
         from dataclasses import asdict
 

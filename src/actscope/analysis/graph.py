@@ -12,7 +12,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING
 
 import msgspec
 import numpy as np
@@ -24,6 +25,9 @@ from actscope.analysis.site import Progress, silent
 from actscope.analysis.tokens import depth, genuine
 from actscope.errors import MissingExtra, RecordingError
 from actscope.recording.reading.recording import Recording
+
+if TYPE_CHECKING:
+    from networkx import MultiDiGraph
 
 NOTE = (
     "Edges are statistical dependence between firings (co-activation, in token and layer order), not causation: "
@@ -49,7 +53,7 @@ class Graph:
     tokens: int
     options: GraphOptions
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, object]:
         """Return the graph as JSON values."""
         return {
             "note": NOTE,
@@ -60,7 +64,7 @@ class Graph:
             "edges": [msgspec.to_builtins(edge) for edge in self.edges],
         }
 
-    def as_networkx(self) -> Any:
+    def as_networkx(self) -> MultiDiGraph:
         """Convert to a networkx MultiDiGraph with one edge per lag. Raises MissingExtra if networkx is not installed."""
         networkx = _networkx()
         graph = networkx.MultiDiGraph(note=NOTE, tokens=self.tokens, tested=self.tested, fdr=self.options.fdr)
@@ -176,9 +180,10 @@ def _informative(fires: np.ndarray, options: GraphOptions) -> np.ndarray:
     return np.sort(usable[np.argsort(-counts[usable], kind="stable")[: options.nodes]])
 
 
-def _networkx() -> Any:
+def _networkx() -> ModuleType:
     try:
         import networkx as module
     except ImportError as error:
         raise MissingExtra("analyze", "networkx") from error
-    return module
+    found: ModuleType = module
+    return found

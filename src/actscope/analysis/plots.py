@@ -6,14 +6,20 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from actscope.analysis.dependence import Node
 from actscope.analysis.graph import Graph
 from actscope.analysis.site import SiteStats
 from actscope.analysis.tokens import depth
 from actscope.errors import MissingExtra
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +40,7 @@ _THEMES = (
     _Theme(".dark", "#15181c", "#e6e8eb", "#3a4048", "#6cb6ff", "#ff9f5a", ("viridis", 0.25, 1.0)),
 )
 _SITES = "site (a bare number: resid_post of that block)"
-Draw = Callable[[Any, Any, _Theme], None]
+Draw = Callable[["Figure", "Axes", _Theme], None]
 
 
 def plot_sites(sites: Sequence[SiteStats], folder: Path) -> list[Path]:
@@ -72,7 +78,7 @@ def _draw(folder: Path, name: str, size: tuple[float, float], draw: Draw) -> lis
 
 
 @contextmanager
-def _figure(theme: _Theme, size: tuple[float, float]) -> Iterator[tuple[Any, Any]]:
+def _figure(theme: _Theme, size: tuple[float, float]) -> Iterator[tuple[Figure, Axes]]:
     matplotlib = _matplotlib()
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -89,7 +95,7 @@ def _figure(theme: _Theme, size: tuple[float, float]) -> Iterator[tuple[Any, Any
         yield figure, figure.add_subplot()
 
 
-def _matplotlib() -> Any:
+def _matplotlib() -> ModuleType:
     try:
         import matplotlib
     except ImportError as error:
@@ -101,12 +107,12 @@ def _short(site: str) -> str:
     return site.removeprefix("layers.").replace(".resid_post", "")
 
 
-def _ramp(theme: _Theme, n: int) -> list[Any]:
+def _ramp(theme: _Theme, n: int) -> list[np.ndarray]:
     name, low, high = theme.ramp
     return list(_matplotlib().colormaps[name](np.linspace(low, high, max(2, n)))[:n])
 
 
-def _norms(axes: Any, theme: _Theme, sites: Sequence[SiteStats]) -> None:
+def _norms(axes: Axes, theme: _Theme, sites: Sequence[SiteStats]) -> None:
     x = np.arange(len(sites))
 
     def of(q: float) -> list[float]:
@@ -128,7 +134,7 @@ def _norms(axes: Any, theme: _Theme, sites: Sequence[SiteStats]) -> None:
     axes.set_ylim(low, high * (high / low) ** 0.18)
 
 
-def _spectrum(figure: Any, theme: _Theme, sites: Sequence[SiteStats]) -> None:
+def _spectrum(figure: Figure, theme: _Theme, sites: Sequence[SiteStats]) -> None:
     figure.clear()
     left, right = figure.subplots(1, 2, width_ratios=(1.5, 1))
     known = [stats for stats in sites if stats.spectrum is not None]
@@ -160,15 +166,22 @@ def _spectrum(figure: Any, theme: _Theme, sites: Sequence[SiteStats]) -> None:
     right.legend(fontsize=8, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.13))
 
 
-def _label_ends(axes: Any, sites: Sequence[SiteStats], colours: Sequence[Any], **where: Any) -> None:
+def _label_ends(
+    axes: Axes,
+    sites: Sequence[SiteStats],
+    colours: Sequence[np.ndarray],
+    *,
+    loc: Literal["lower left", "upper left"],
+    bbox_to_anchor: tuple[float, float] | None = None,
+) -> None:
     """Add a legend that names the first, middle and last site; the others follow the colour ramp."""
     lines = _matplotlib().lines
     ends = sorted({0, len(sites) // 2, len(sites) - 1})
     handles = [lines.Line2D([], [], color=colours[i], label=_short(sites[i].site)) for i in ends]
-    axes.legend(handles=handles, fontsize=8, title="site", title_fontsize=8, **where)
+    axes.legend(handles=handles, fontsize=8, title="site", title_fontsize=8, loc=loc, bbox_to_anchor=bbox_to_anchor)
 
 
-def _drift(figure: Any, theme: _Theme, sites: Sequence[SiteStats]) -> None:
+def _drift(figure: Figure, theme: _Theme, sites: Sequence[SiteStats]) -> None:
     figure.clear()
     top, bottom = figure.subplots(2, 1, sharex=True)
     colours = _ramp(theme, len(sites))
@@ -191,7 +204,7 @@ def _drift(figure: Any, theme: _Theme, sites: Sequence[SiteStats]) -> None:
         axes.grid()
 
 
-def _outliers(axes: Any, theme: _Theme, sites: Sequence[SiteStats]) -> None:
+def _outliers(axes: Axes, theme: _Theme, sites: Sequence[SiteStats]) -> None:
     """Plot how far each dimension's mean or log std is from the median, per site, with the outliers' numbers."""
     from actscope.analysis.outliers import robust_scores
 
@@ -226,7 +239,7 @@ def _outliers(axes: Any, theme: _Theme, sites: Sequence[SiteStats]) -> None:
     axes.set_title("Outlier dimensions (beyond 6; numbers at the right)")
 
 
-def _bytes(axes: Any, theme: _Theme, sites: Sequence[SiteStats]) -> None:
+def _bytes(axes: Axes, theme: _Theme, sites: Sequence[SiteStats]) -> None:
     y = np.arange(len(sites))
     axes.barh(y, [stats.stored_per_token for stats in sites], color=theme.accent, height=0.62, label="stored")
     marks = (("source dtype", "source_per_token", theme.second, "-"), ("as float32", "fp32_per_token", theme.ink, ":"))
@@ -252,7 +265,7 @@ def _bytes(axes: Any, theme: _Theme, sites: Sequence[SiteStats]) -> None:
     axes.legend(ncols=3, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.62 / max(1, len(sites)) - 0.06))
 
 
-def _linked(graph: Graph) -> list[Any]:
+def _linked(graph: Graph) -> list[Node]:
     linked = {edge.source for edge in graph.edges} | {edge.target for edge in graph.edges}
     return [node for node in graph.nodes if node.id in linked]
 
@@ -264,10 +277,11 @@ def _column_sizes(graph: Graph) -> dict[str, int]:
     return sizes
 
 
-def _graph(axes: Any, theme: _Theme, graph: Graph) -> None:
+def _graph(axes: Axes, theme: _Theme, graph: Graph) -> None:
     """Plot the graph, one column per site. Solid edges have lag 0; dashed ones lead from an earlier token to a later one."""
-    patches = _matplotlib_patches()
-    columns: dict[str, list[Any]] = {}
+    from matplotlib import patches
+
+    columns: dict[str, list[Node]] = {}
     for node in _linked(graph):
         columns.setdefault(node.site, []).append(node)
     places: dict[str, tuple[float, float]] = {}
@@ -303,9 +317,3 @@ def _graph(axes: Any, theme: _Theme, graph: Graph) -> None:
         "Edges are statistical dependence, not causation: confirm with an intervention.",
         fontsize=8,
     )
-
-
-def _matplotlib_patches() -> Any:
-    from matplotlib import patches
-
-    return patches

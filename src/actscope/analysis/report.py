@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 from urllib.parse import quote
 
 import msgspec
@@ -40,7 +39,7 @@ class AnalysisReport:
     graph: Graph | None
     files: list[Path]
 
-    def as_dict(self, features: int = 0) -> dict[str, Any]:
+    def as_dict(self, features: int = 0) -> dict[str, object]:
         """Return the report as JSON values, with the first `features` features of each set (0: all)."""
         stored = sum(stats.stored_per_token for stats in self.sites)
         return {

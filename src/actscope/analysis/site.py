@@ -76,7 +76,7 @@ class SiteStats:
     fp32_per_token: float
     source_per_token: float
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, object]:
         """Return the statistics as JSON values, without arrays of width d."""
         spectrum = self.spectrum
         return {

@@ -24,9 +24,13 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
-Result = dict[str, Any]
+from actscope.bench.support.samples import Result
+
+if TYPE_CHECKING:
+    import torch
+
 Progress = Callable[[str], None]
 #: Runs the workload once and returns the number of captured rows.
 Run = Callable[[], int]
@@ -42,7 +46,7 @@ _ASK = {"max_new_tokens": NEW, "do_sample": False, "pad_token_id": 0}
 
 
 @functools.cache
-def model_and_ids() -> tuple[Any, Any]:
+def model_and_ids() -> tuple[Any, torch.Tensor]:
     """Return the model and its prompts, created once per process."""
     import torch
     from transformers import GPT2Config, GPT2LMHeadModel
@@ -60,8 +64,10 @@ def same_model() -> Any:
     return copy.deepcopy(model, {id(p): p for p in (*model.parameters(), *model.buffers())})
 
 
-def generate(model: Any, **more: Any) -> Any:
-    return model.generate(model_and_ids()[1], **_ASK, **more)
+def generate(model: Any, *, hidden_states: bool = False) -> Any:
+    return model.generate(
+        model_and_ids()[1], **_ASK, output_hidden_states=hidden_states, return_dict_in_generate=hidden_states
+    )
 
 
 # --- ways of capturing ----------------------------------------------------------------------------------------------------
@@ -93,7 +99,7 @@ def _output_hidden_states(layers: tuple[int, ...]) -> Iterator[Run]:
     model = same_model()
 
     def run() -> int:
-        out = generate(model, output_hidden_states=True, return_dict_in_generate=True)
+        out = generate(model, hidden_states=True)
         return _count(step[layer + 1] for step in out.hidden_states for layer in layers)
 
     yield run
@@ -125,7 +131,7 @@ def _transformer_lens(layers: tuple[int, ...]) -> Iterator[Run]:
     _, ids = model_and_ids()
     with _quiet(), _peer_tokenizer() as tokenizer:
         bridge = TransformerBridge.boot_transformers("gpt2", hf_model=same_model(), tokenizer=tokenizer, device="cpu")
-        saved: list[Any] = []
+        saved: list[torch.Tensor] = []
         hooks = [(f"blocks.{layer}.hook_out", lambda rows, hook: saved.append(rows.clone())) for layer in layers]
 
         def run() -> int:
@@ -139,7 +145,7 @@ def _transformer_lens(layers: tuple[int, ...]) -> Iterator[Run]:
         yield run
 
 
-def _count(states: Iterable[Any]) -> int:
+def _count(states: Iterable[torch.Tensor]) -> int:
     """Return the number of rows of [lanes, columns, d] tensors."""
     return sum(int(one.shape[0] * one.shape[1]) for one in states)
 
@@ -258,7 +264,7 @@ def _pair(one: Run, *, bare_first: bool) -> tuple[float, float]:
     return bare[0] / captured[0], bare[1] / captured[1]
 
 
-def _seconds(do: Callable[[], Any]) -> tuple[float, float]:
+def _seconds(do: Callable[[], object]) -> tuple[float, float]:
     """Return wall and CPU seconds of a call."""
     wall, cpu = time.perf_counter(), time.process_time()
     do()

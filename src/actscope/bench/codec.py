@@ -19,15 +19,19 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from actscope.bench.support.samples import Result
 from actscope.codecs import Encoded, Encoder, decode, encoder, from_float32, to_float32
 from actscope.codecs.error_bounded import Decoded
 from actscope.errors import MissingExtra
 
-Result = dict[str, Any]
+if TYPE_CHECKING:
+    from torch import nn
+
 Progress = Callable[[str], None]
 Packer = Callable[[np.ndarray], int]
 
@@ -211,7 +215,7 @@ def _packed(pack: Packer, blocks: list[np.ndarray], raw: int, extra: int = 0) ->
 # -- peers, each on one thread --
 
 
-def _peer_module(name: str, package: str) -> Any:
+def _peer_module(name: str, package: str) -> ModuleType:
     try:
         return import_module(name)
     except ImportError as error:
@@ -291,7 +295,7 @@ def _batches(found: list[str]) -> Iterator[list[str]]:
         yield from (near[begin : begin + _BATCH] for begin in range(0, len(near), _BATCH))
 
 
-def _shortened(model: Any) -> Any:
+def _shortened(model: nn.Module) -> nn.Module:
     """Drop the layers above the one that is read."""
     inner = getattr(model, "encoder", model)
     name = "layer" if hasattr(inner, "layer") else "layers"

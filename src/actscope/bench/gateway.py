@@ -19,10 +19,10 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
+from actscope.bench.support.samples import Result
 from actscope.engines.builtin import NAME, probes_path
 from actscope.engines.hf.settings import EngineSettings
 from actscope.engines.hf.spawn import EngineProcess, new_card_id
@@ -30,7 +30,6 @@ from actscope.errors import UpstreamError
 from actscope.ring.discovery import EngineCard
 from actscope.ring.host import RingReader
 
-Result = dict[str, Any]
 TOKENS = 100
 START_S = 30.0
 BODY = {
@@ -103,7 +102,7 @@ def _result(name: str, pairs: list[tuple[Timing, Timing]], figure: Callable[[Tim
 
 
 def _ask(
-    connection: http.client.HTTPConnection, body: dict[str, Any], headers: dict[str, str], reader: RingReader
+    connection: http.client.HTTPConnection, body: dict[str, object], headers: dict[str, str], reader: RingReader
 ) -> Timing:
     """Send one request. Each chunk after the role is one token, as the engine sends one per pass."""
     reader.read()  # discard the steps of earlier requests

@@ -14,24 +14,23 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from transformers.utils import logging as transformers_logging
 
+from actscope.bench.support.samples import Result
 from actscope.engines import builtin
 from actscope.extraction.texts import open_texts
 from actscope.harvest import layout
 from actscope.harvest.claims import Claims
 from actscope.harvest.driver import harvest
 from actscope.harvest.plan import HarvestPlan
-from actscope.harvest.settings import HarvestSettings
+from actscope.harvest.settings import Format, HarvestSettings
 from actscope.harvest.storage import open_storage
 from actscope.harvest.storage.local import LocalStorage
 from actscope.harvest.worker import UnitWorker
 from actscope.harvest.workers.local import LocalCrew
 from actscope.harvest.workers.messages import WorkerJob
 
-Result = dict[str, Any]
 Progress = Callable[[str], None]
 
 _UNIT_TEXTS = 64
@@ -56,13 +55,12 @@ def run(seconds: float, progress: Progress) -> list[Result]:
         ]
 
 
-def settings(home: Path, **changes: Any) -> HarvestSettings:
+def settings(home: Path, *, format: Format = "safetensors") -> HarvestSettings:
     """Return settings for three sites of the built-in model, with bfloat16 rows and one thread."""
-    given: dict[str, Any] = {
-        "model": builtin.NAME, "dataset": str(home / _TEXTS), "sites": "first,middle,last", "dtype": "bfloat16",
-        "unit_texts": _UNIT_TEXTS, "threads": 1,
-    }  # fmt: skip
-    return HarvestSettings(**{**given, **changes})
+    return HarvestSettings(
+        model=builtin.NAME, dataset=str(home / _TEXTS), sites="first,middle,last", dtype="bfloat16",
+        unit_texts=_UNIT_TEXTS, threads=1, format=format,
+    )  # fmt: skip
 
 
 def _write_texts(path: Path) -> None:
@@ -112,7 +110,8 @@ def _bare(worker: UnitWorker, plan: HarvestPlan, unit: int) -> float:
 def _bytes(home: Path, progress: Progress) -> list[Result]:
     """Measure the bytes of a shard per row, against those of the bare values."""
     found = []
-    for form, width in (("safetensors", 2), ("arrow", 4)):
+    forms: tuple[tuple[Format, int], ...] = (("safetensors", 2), ("arrow", 4))
+    for form, width in forms:
         progress(f"bytes of {form}")
         worker = UnitWorker(settings(home, format=form), open_storage(str(home / form)))
         plan = worker.propose().plan

@@ -15,14 +15,13 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
+from actscope.bench.support.samples import Result
 from actscope.frames import ROW_META, SCORES, Frame, Span, Step
 from actscope.ring.host import RingReader, RingSpec, RingWriter, StepBatch
 
-Result = dict[str, Any]
 Progress = Callable[[str], None]
 
 #: Row values repeat after this many rows; float32 holds them exactly.

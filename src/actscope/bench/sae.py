@@ -12,7 +12,7 @@ import time
 from collections.abc import Generator, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor
@@ -27,6 +27,10 @@ from actscope.extraction.cutting import Cutter, tokenizer_of
 from actscope.extraction.opening import open_reader
 from actscope.extraction.texts import open_texts
 from actscope.feed.client.client import FeedClient
+
+if TYPE_CHECKING:
+    from sae_lens import TopKTrainingSAE
+    from sae_lens.training.sae_trainer import SAETrainer
 
 LAYER, CONTEXT, BATCH = 2, 128, 1024
 WIDTH, FEATURES, ACTIVE = 256, 2048, 16
@@ -90,7 +94,7 @@ def heldout_rows() -> Tensor:
     return rows
 
 
-def new_sae(seed: int) -> Any:
+def new_sae(seed: int) -> TopKTrainingSAE:
     """Create a TopK SAE of SAELens, with the same initial weights for the same seed."""
     from sae_lens import TopKTrainingSAE, TopKTrainingSAEConfig
 
@@ -102,7 +106,7 @@ def new_sae(seed: int) -> Any:
     )
 
 
-def trainer_of(sae: Any, provider: Iterator[Tensor], rows: int) -> Any:
+def trainer_of(sae: TopKTrainingSAE, provider: Iterator[Tensor], rows: int) -> SAETrainer:
     """Create SAELens's trainer."""
     from sae_lens.config import SAETrainerConfig
     from sae_lens.training.sae_trainer import SAETrainer
@@ -131,7 +135,7 @@ def _train(samples: Samples, name: str, provider: Iterator[Tensor], rows: int, j
 
 
 @torch.inference_mode()
-def judge(sae: Any, rows: Tensor) -> Judgement:
+def judge(sae: TopKTrainingSAE, rows: Tensor) -> Judgement:
     """Evaluate an SAE on unscaled rows [n, WIDTH]: when training ends, the trainer folds its scale into the weights."""
     active = sae.encode(rows)
     lost = (rows - sae.decode(active)).square().sum()

@@ -12,18 +12,19 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
+from transformers import BatchEncoding
 
+from actscope.bench.support.samples import Result
 from actscope.capture.session import Capture, capture
 from actscope.engines import builtin
 from actscope.engines.hf.loading import LoadedModel, load
 from actscope.recording.reading.recording import Recording
+from actscope.recording.writing.recorder import RecorderStats
 
-Result = dict[str, Any]
 Progress = Callable[[str], None]
 
 PROMPTS = (
@@ -92,9 +93,9 @@ def _capture_for(loaded: LoadedModel, path: Path, seconds: float, progress: Prog
 def _generate(loaded: LoadedModel, chance: random.Random) -> None:
     """Run one request without padding, so that the recording must have exactly the positions that the embedding gets."""
     chat = [{"role": "user", "content": chance.choice(PROMPTS)}]
-    ids = loaded.tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt", return_dict=True)[
-        "input_ids"
-    ]
+    read = loaded.tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+    assert isinstance(read, BatchEncoding)
+    ids = read["input_ids"]
     with torch.inference_mode():
         loaded.model.generate(  # type: ignore[operator]  # transformers does not type it
             ids, attention_mask=torch.ones_like(ids), max_new_tokens=chance.randint(8, 120), do_sample=True,
@@ -107,7 +108,7 @@ def _note(seen: SoakRun, session: Capture, elapsed: float, progress: Progress) -
         return
     seen.rss_mb.append((elapsed, _rss_mb()))
     stats = session.stats()
-    assert stats.recorder is not None
+    assert isinstance(stats.recorder, RecorderStats)
     progress(
         f"{elapsed:.0f} s, {seen.computed} tokens, {seen.rss_mb[-1][1]:.0f} MiB of memory, "
         f"{stats.recorder.durable_rows} rows durable, {stats.recorder.dropped_rows} dropped"

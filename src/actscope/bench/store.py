@@ -22,13 +22,13 @@ from typing import Any
 
 import numpy as np
 
+from actscope.bench.support.samples import Result
 from actscope.frames import ROW_META, Frame, Span, Step
 from actscope.recording.reading.recording import Recording
 from actscope.recording.spec import PipelineOptions, RecordingSpec
 from actscope.recording.writing.recorder import Recorder
 from actscope.store.writing.buffers import aligned_memory
 
-Result = dict[str, Any]
 Progress = Callable[[str], None]
 
 SITES = tuple(f"layers.{i}.resid_post" for i in range(4))

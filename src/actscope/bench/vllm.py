@@ -20,10 +20,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from actscope.bench.support.samples import Result
 from actscope.bench.support.vllm_engines import (
     BenchEngine,
     Configuration,
@@ -36,7 +36,6 @@ from actscope.bench.support.vllm_engines import (
 )
 from actscope.runtime.private_files import check_private_dir
 
-Result = dict[str, Any]
 Progress = Callable[[str], None]
 #: The runs of one round by configuration, and the two runs with the plugin off around them.
 Round = tuple[Mapping[str, EngineRun], tuple[EngineRun, EngineRun]]

@@ -5,18 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from difflib import get_close_matches
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from actscope.capture.codec_choice import choose_codec
 from actscope.capture.presets import PRESETS
+from actscope.capture.settings import Direct
 from actscope.errors import SettingsError, SiteError
 from actscope.sites import POINTS
 from actscope.sizes import parse_bytes
 
 if TYPE_CHECKING:
-    from actscope.recording.spec import PipelineOptions
+    from torch import nn
 
-Policy = Literal["block", "drop", "error"]
+    from actscope.capture.plan import CapturePlan
+    from actscope.recording.spec import PipelineOptions, Policy
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +58,7 @@ class CaptureConfig:
     the lossless codec with the best ratio that half of the cores can run at that rate (`actscope.capture.codec_choice`)."""
     text: bool = True
     """Record the text of each token id. Requires a tokenizer."""
-    direct: Literal["auto", "yes", "no"] = "auto"
+    direct: Direct = "auto"
     """Bypass the page cache when writing (O_DIRECT): yes, no, or auto, where the file system supports it."""
     segment_bytes: int = 1 << 30
     """Size at which the recording starts a new file."""
@@ -102,7 +104,7 @@ class CaptureConfig:
             raise SettingsError(f"preset {name!r}: there are {', '.join(PRESETS)}{hint}")
         return cls().override(PRESETS[name])
 
-    def override(self, values: Mapping[str, Any]) -> CaptureConfig:
+    def override(self, values: Mapping[str, object]) -> CaptureConfig:
         """Return a copy with some fields replaced.
 
         Args:
@@ -189,7 +191,7 @@ class CaptureConfig:
         workers = choose_codec(self.codec, self.workers, self.throughput).workers
         return replace(options, workers=workers) if workers else options
 
-    def explain(self, model: Any, tokens_per_s: float = 0.0) -> Any:
+    def explain(self, model: nn.Module, tokens_per_s: float = 0.0) -> CapturePlan:
         """Deprecated: call `actscope.explain(config, model)`."""
         import warnings
 

@@ -12,23 +12,12 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from actscope.errors import RecordingError
-from actscope.frames import Step
-
-
-class RowSink(Protocol):
-    """Receiver of rows while a pass runs, e.g. `actscope.recording.writing.recorder.Recorder`."""
-
-    def begin(self, step: Step) -> None: ...
-
-    def put(self, step: Step, site: str, rows: Any) -> Any: ...
-
-    def end(self, step: Step, complete: bool = True) -> None: ...
+from actscope.frames import RowSink, Step
 
 
 class Handover:
@@ -102,7 +91,7 @@ def _no_wait() -> None:
 @dataclass(frozen=True, slots=True)
 class _Transfer:
     ready: Callable[[], None]
-    deliver: Callable[[], Any]
+    deliver: Callable[[], object]
     size: int
 
 
@@ -125,7 +114,7 @@ class DeviceCopy:
         self._thread = threading.Thread(target=self._run, name="actscope-ferry", daemon=True)
         self._thread.start()
 
-    def send(self, ready: Callable[[], None], deliver: Callable[[], Any], size: int) -> None:
+    def send(self, ready: Callable[[], None], deliver: Callable[[], object], size: int) -> None:
         """Queue `deliver` to run after `ready` returns. This holds even if the call raises an earlier delivery's error."""
         with self._changed:
             self._changed.wait_for(lambda: self._held == 0 or self._held + size <= self._limit)

@@ -22,8 +22,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from math import prod
 from types import FrameType
-from typing import Any
+from typing import TypeVarTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
@@ -45,6 +46,8 @@ from actscope.taps.anatomy import Location
 from actscope.taps.rows import RowTaps, tensor_of
 
 log = logging.getLogger("actscope.capture")
+
+Ts = TypeVarTuple("Ts")
 
 #: transformers model types whose blocks, or parts of them, take [time, batch, d].
 _TIME_FIRST = {"xlnet", "transfo-xl", "fsmt", "chatglm", "longformer", "led"}
@@ -144,7 +147,7 @@ class ForwardHooks:
         self._off: set[int] = set()
         self._stopped = False
         self._hooks: list[RemovableHandle] = []
-        self._generates: list[tuple[nn.Module, Any]] = []
+        self._generates: list[tuple[nn.Module, object]] = []
         self._numbers = itertools.count(1)
         self._current = _Current()
 
@@ -227,8 +230,8 @@ class ForwardHooks:
 
     @contextmanager
     def generation(
-        self, entry: nn.Module, args: Sequence[Any], kwargs: dict[str, Any]
-    ) -> Iterator[Callable[[Any], bool]]:
+        self, entry: nn.Module, args: Sequence[object], kwargs: dict[str, object]
+    ) -> Iterator[Callable[[object], bool]]:
         """Assign the passes in this context to one call of `generate`. Yields a function to call with its result."""
         try:
             generation = generation_of(entry, args, kwargs)
@@ -238,7 +241,7 @@ class ForwardHooks:
         with self.scopes.generate(generation) as story, self._closing(story):
             yield lambda result: self._guarded("reading what generate gave back", self._settle, result)
 
-    def _settle(self, result: Any) -> None:
+    def _settle(self, result: object) -> None:
         story = self.scopes.current.story
         told = getattr(result, "sequences", result)
         if story is not None and story.latest is not None and isinstance(told, Tensor) and told.ndim == 2:
@@ -246,7 +249,7 @@ class ForwardHooks:
 
     # --- hooks ------------------------------------------------------------------------------------------------------------
 
-    def _on_enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _on_enter(self, module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]) -> None:
         if module not in self._entries:  # a copy of the model carries these hooks too
             return
         current = self._current.one
@@ -263,7 +266,7 @@ class ForwardHooks:
         elif not self._guarded("labelling a pass", self._begin, opened, module, args, kwargs):
             opened.doubt = opened.doubt or doubt.FAULT
 
-    def _on_leave(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+    def _on_leave(self, module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object], output: object) -> None:
         current = self._current.one
         if current is None or current.entry is not module:
             return
@@ -274,19 +277,19 @@ class ForwardHooks:
         raised = error is not None and error is not current.raised
         self._guarded("ending a pass", self._end, current, not raised, output)
 
-    def _on_rows(self, number: int, value: Any) -> None:
+    def _on_rows(self, number: int, value: object) -> None:
         if number in self._off:
             self._guarded("counting rows", self._count_off, number, value)
             return
         if not self._guarded(f"the tap at {self._names[number]}", self._take, number, value):
             self._off.add(number)
 
-    def _count_off(self, number: int, value: Any) -> None:
+    def _count_off(self, number: int, value: object) -> None:
         """Count the rows at a tap that is disabled after a failure."""
         hidden = tensor_of(value)
         self._counter.unowned(doubt.FAULT, prod(hidden.shape[:-1]), self._names[number])
 
-    def _on_cache(self, cache: Any, lanes: list[int] | None) -> None:
+    def _on_cache(self, cache: object, lanes: list[int] | None) -> None:
         sequences = self._tokens.requests.of(cache)
         if sequences is None:
             return
@@ -295,7 +298,7 @@ class ForwardHooks:
         elif not self._guarded("following a cache", sequences.select, lanes):
             sequences.trouble = doubt.FAULT
 
-    def _guarded(self, what: str, do: Callable[..., None], *args: Any) -> bool:
+    def _guarded(self, what: str, do: Callable[[*Ts], None], *args: *Ts) -> bool:
         """Call `do` and return False if it failed. Only policy "error" lets a RecordingError reach the user's model."""
         try:
             do(*args)
@@ -315,12 +318,12 @@ class ForwardHooks:
     def _stop(self, error: Exception) -> None:
         if not self._stopped:
             self._stopped = True
-            if getattr(self._handover.sink, "failure", None) is None:  # a Recorder logs its own failure
+            if self._handover.sink.failure is None:  # a Recorder logs its own failure
                 log.error("recording has stopped, the model goes on: %s", error)
 
     # --- a pass -----------------------------------------------------------------------------------------------------------
 
-    def _begin(self, opened: Pass, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _begin(self, opened: Pass, module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]) -> None:
         self._counter.add(passes=1)
         if not self._by_tokens:
             tensor = next((v for v in (*args, *kwargs.values()) if isinstance(v, Tensor)), None)
@@ -339,7 +342,9 @@ class ForwardHooks:
         self._handover.begin(labelled.step)
         opened.labelled = labelled
 
-    def _enter_inner(self, current: Pass, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _enter_inner(
+        self, current: Pass, module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]
+    ) -> None:
         """Check that a nested call of the model or of a part of it belongs to the same pass."""
         if current.doubt is not None:
             return
@@ -351,7 +356,7 @@ class ForwardHooks:
             current.doubt = doubt.INNER_DIFFERS
         current.inner.add(id(module))
 
-    def _take(self, number: int, value: Any) -> None:
+    def _take(self, number: int, value: object) -> None:
         hidden = tensor_of(value)
         rows = prod(hidden.shape[:-1]) if hidden.ndim else 0
         current = self._current.one
@@ -395,7 +400,7 @@ class ForwardHooks:
         current.handed_rows += len(rows)
         current.handed_bytes += rows.nbytes
 
-    def _end(self, current: Pass, complete: bool, output: Any = None) -> None:
+    def _end(self, current: Pass, complete: bool, output: object = None) -> None:
         self._current.one = None
         labelled = current.labelled
         whole = complete and current.doubt is None
@@ -425,7 +430,7 @@ class ForwardHooks:
             bytes=current.handed_bytes,
         )
 
-    def _go_on(self, current: Pass, labelled: Labelled, output: Any) -> None:
+    def _go_on(self, current: Pass, labelled: Labelled, output: object) -> None:
         if current.inputs is None:
             self._items.finish(labelled, current.scope)
         else:
@@ -436,17 +441,17 @@ class ForwardHooks:
 class _Generate:
     """Replacement of a model's `generate` while a capture runs."""
 
-    def __init__(self, passes: ForwardHooks, entry: nn.Module, original: Callable[..., Any]) -> None:
+    def __init__(self, passes: ForwardHooks, entry: nn.Module, original: Callable[..., object]) -> None:
         functools.update_wrapper(self, original)
         self._passes, self._entry, self._original = passes, entry, original
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, *args: object, **kwargs: object) -> object:
         with self._passes.generation(self._entry, args, kwargs) as settle:
             result = self._original(*args, **kwargs)
             settle(result)
             return result
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+    def __deepcopy__(self, memo: dict[int, object]) -> object:
         """Copy the original `generate`, so that a copy of the model uses its own weights."""
         return copy.deepcopy(self._original, memo)
 
@@ -495,7 +500,7 @@ def _entry_signature(module: nn.Module, model: nn.Module) -> Signature | None:
     return signature if fits and (module is model or "attention_mask" in signature.names) else None
 
 
-def _same(inputs: ForwardInputs, signature: Signature, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+def _same(inputs: ForwardInputs, signature: Signature, args: tuple[object, ...], kwargs: dict[str, object]) -> bool:
     """Return whether a part of the model is called with the columns of the pass."""
     arguments = signature.named(args, kwargs)
     takes_cache = "past_key_values" in signature.names
@@ -511,7 +516,7 @@ def _same_tokens(inputs: ForwardInputs, tensor: Tensor | None) -> bool:
     return bool(torch.equal(tensor.to(inputs.tensor.device), inputs.tensor))
 
 
-def _cache_in(output: Any) -> Any:
+def _cache_in(output: object) -> object:
     """Return the key-value cache in a model's output, or None."""
     named = getattr(output, "past_key_values", None)
     if named is None and isinstance(output, tuple):
@@ -541,7 +546,5 @@ def _on_stack(frame: FrameType) -> bool:
     return above is frame
 
 
-def _no_rows() -> Any:
-    import numpy as np
-
+def _no_rows() -> np.ndarray:
     return np.zeros(0, ROW_META)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -14,6 +14,9 @@ from actscope.capture.labels.position_filter import PositionFilter
 from actscope.errors import SiteError
 from actscope.sites import Site
 from actscope.taps.anatomy import Location, blocks, resolve, text_config
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +35,7 @@ class ModelShape:
         """Bytes per element; 4 if the dtype is unknown."""
         return int(getattr(torch, self.dtype).itemsize) if self.dtype else 4
 
-    def facts(self) -> dict[str, Any]:
+    def facts(self) -> dict[str, object]:
         """Return the model facts for the recording's manifest, as JSON values."""
         return {
             "name": self.name,
@@ -47,6 +50,7 @@ def shape_of(model: nn.Module) -> ModelShape:
     """Return a model's architecture, layer count, width, dtype and parameter count, as far as they are known."""
     parameters = list(model.parameters())
     dtype = next((str(p.dtype).removeprefix("torch.") for p in parameters if p.is_floating_point()), "")
+    config: PreTrainedConfig | None
     try:
         config, n_layers = text_config(model), len(blocks(model))
     except SiteError:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+from actscope.capture.settings import CaptureSettings
 
 #: Overridden fields of `actscope.capture.config.CaptureConfig`, by preset name.
-PRESETS: dict[str, dict[str, Any]] = {
+PRESETS: dict[str, CaptureSettings] = {
     "fast_capture": {
         "sites": "first,middle,last",
         "codec": "none",

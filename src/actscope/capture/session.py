@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from types import TracebackType
-from typing import Any
+from typing import Protocol, Unpack
 
 from torch import nn
 
@@ -24,14 +24,24 @@ from actscope.capture.labels.position_filter import PositionFilter
 from actscope.capture.labels.request_ids import RequestIds
 from actscope.capture.labels.token_labels import Requests, TokenLabels
 from actscope.capture.plan import shape_of
+from actscope.capture.settings import CaptureSettings
 from actscope.capture.stats import CaptureStats, StatsCounter
 from actscope.errors import RecordingPoisoned, SettingsError
+from actscope.frames import RowSink
 from actscope.recording.spec import RecordingSpec
-from actscope.recording.writing.recorder import Recorder
+from actscope.recording.writing.recorder import Recorder, RecorderStats
 from actscope.sampling import keeps
 from actscope.taps.anatomy import resolve
 
 log = logging.getLogger("actscope.capture")
+
+
+class TokenDecoder(Protocol):
+    """The part of a tokenizer that a capture uses, for example of a `transformers` tokenizer."""
+
+    def decode(self, token_ids: list[int], /) -> object:
+        """Return the text of these token ids."""
+
 
 #: Path of the running capture, by captured model.
 _CAPTURED: weakref.WeakKeyDictionary[nn.Module, str] = weakref.WeakKeyDictionary()
@@ -72,9 +82,9 @@ class Capture:
         config: CaptureConfig,
         *,
         resume: bool = False,
-        tokenizer: Any = None,
-        model_facts: Mapping[str, Any] | None = None,
-        recorder: Any = None,
+        tokenizer: TokenDecoder | str | None = None,
+        model_facts: Mapping[str, object] | None = None,
+        recorder: RowSink | None = None,
     ) -> None:
         """Resolve the sites. See `actscope.capture` for the arguments.
 
@@ -89,7 +99,7 @@ class Capture:
         self._resume = resume
         self._tokenizer = _tokenizer(tokenizer)
         self._model_facts = dict(model_facts or {})
-        self._recorder = recorder
+        self._recorder = None if recorder is None else _whole(recorder)
         self._counter = StatsCounter()
         self._passes: ForwardHooks | None = None
         self._handover: Handover | None = None
@@ -134,17 +144,19 @@ class Capture:
         return self
 
     def _open(self) -> None:
-        if self._recorder is None:
-            self._recorder = Recorder.create(self.path, self._spec(), self.config.pipeline(), resume=self._resume)
+        recorder = self._recorder
+        if recorder is None:
+            recorder = Recorder.create(self.path, self._spec(), self.config.pipeline(), resume=self._resume)
+            self._recorder = recorder
         self._to_close, self._pid = True, os.getpid()
         atexit.register(self._at_exit)
         if self._tokenizer is not None and self.config.text:
-            self._recorder.texts = self._texts
+            recorder.texts = self._texts
         keep, sample = (lambda request: True), self.config.sample
         if sample < 1:
             keep = lambda request: keeps(request, sample)  # noqa: E731
-        self._requests = Requests(RequestIds(getattr(self._recorder, "known_requests", ())), keep)
-        self._handover = Handover(self._recorder, in_flight_bytes=max(1, self.config.memory_bytes // 4))
+        self._requests = Requests(RequestIds(recorder.known_requests), keep)
+        self._handover = Handover(recorder, in_flight_bytes=max(1, self.config.memory_bytes // 4))
         labels = TokenLabels(self._requests, PositionFilter.parse(self.config.granularity))
         self._passes = ForwardHooks(
             self._model, self._places, labels, self._handover, self._counter, raises=self.config.policy == "error"
@@ -205,7 +217,7 @@ class Capture:
         if not self._to_close:
             return
         try:
-            self._recorder.close()
+            self._sink().close()
         except Exception:
             self._to_close = False
             raise
@@ -236,7 +248,7 @@ class Capture:
 
     def _tell(self) -> None:
         stats = self.stats()
-        stored = getattr(stats.recorder, "stored_bytes", 0)
+        stored = _stored_bytes(stats)
         size = f", {stats.bytes / 1e6:.1f} MB as {stored / 1e6:.1f} MB" if stored else ""
         log.info(
             "%s: %d tokens of %d requests at %d sites in %.1f s%s",
@@ -298,7 +310,7 @@ class Capture:
         self._recorded[request] = position
         if not text and self._tokenizer is not None:
             text = self._texts([token_id])[0]
-        self._recorder.record_token(request, position, token_id, text)
+        self._sink().record_token(request, position, token_id, text)
 
     def flush(self) -> int:
         """Encode and write all rows captured so far. They then survive the death of this process.
@@ -313,7 +325,7 @@ class Capture:
         self._running()
         if self._handover is not None:
             self._handover.drain()
-        return int(self._recorder.flush())
+        return self._sink().flush()
 
     def checkpoint(self) -> int:
         """Make all rows captured so far durable, so that they survive a power cut.
@@ -328,7 +340,7 @@ class Capture:
         self._running()
         if self._handover is not None:
             self._handover.drain()
-        return int(self._recorder.checkpoint())
+        return self._sink().checkpoint()
 
     def mark(self, request: str, why: str = "") -> None:
         """Mark a request in the recording.
@@ -342,31 +354,32 @@ class Capture:
             RecordingPoisoned: The disk has failed.
         """
         self._running()
-        self._recorder.mark(request, why)
+        self._sink().mark(request, why)
 
     def stats(self) -> CaptureStats:
         """Return exact counts since the capture began."""
-        stats = getattr(self._recorder, "stats", None)
-        return replace(self._counter.read(), recorder=stats() if stats is not None else None)
+        return replace(self._counter.read(), recorder=None if self._recorder is None else self._recorder.stats())
 
     @property
     def progress(self) -> CaptureProgress:
         """Progress so far. After `stop` the seconds no longer increase."""
         stats = self.stats()
         seconds = self._seconds or (time.monotonic() - self._begun if self._begun else 0.0)
-        return CaptureProgress(
-            stats.tokens, stats.rows, stats.bytes, getattr(stats.recorder, "stored_bytes", 0), seconds
-        )
+        return CaptureProgress(stats.tokens, stats.rows, stats.bytes, _stored_bytes(stats), seconds)
 
     @property
     def known_requests(self) -> frozenset[str]:
         """Requests that the recording already had when this session resumed it."""
-        return frozenset(getattr(self._recorder, "known_requests", ()))
+        return frozenset(() if self._recorder is None else self._recorder.known_requests)
 
     def _running(self) -> ForwardHooks:
         if self._passes is None:
             raise SettingsError("this capture does not run: use it as a context manager, or call start() first")
         return self._passes
+
+    def _sink(self) -> RowSink:
+        assert self._recorder is not None
+        return self._recorder
 
     def _labels(self) -> Requests:
         assert self._requests is not None
@@ -378,7 +391,7 @@ class Capture:
     def _text(self, token_id: int) -> str:
         """Return a token's text, or "" if the tokenizer has none: a model may have more ids than its tokenizer."""
         try:
-            return str(self._tokenizer.decode([token_id])) if token_id >= 0 else ""
+            return str(self._tokenizer.decode([token_id])) if self._tokenizer is not None and token_id >= 0 else ""
         except Exception:
             if not self._text_failed:
                 self._text_failed = True
@@ -393,10 +406,10 @@ def capture(
     *,
     config: CaptureConfig | None = None,
     resume: bool = False,
-    tokenizer: Any = None,
-    model_facts: Mapping[str, Any] | None = None,
-    recorder: Any = None,
-    **settings: Any,
+    tokenizer: TokenDecoder | str | None = None,
+    model_facts: Mapping[str, object] | None = None,
+    recorder: RowSink | None = None,
+    **settings: Unpack[CaptureSettings],
 ) -> Capture:
     """Return a capture session that records a model's activations to a directory.
 
@@ -411,7 +424,7 @@ def capture(
         tokenizer: A tokenizer or its Hugging Face name. With it the text of each token is recorded.
         model_facts: JSON values for the recording's manifest. They override the facts read from the model. Probes and replays
             use "name", "revision" and "max_context".
-        recorder: Receives the rows instead of a recording (see `actscope.capture.device_copy.RowSink`).
+        recorder: Receives the rows instead of a recording (an `actscope.frames.RowSink`).
         **settings: Fields of `CaptureConfig` that override the preset or the configuration.
 
     Returns:
@@ -435,14 +448,14 @@ def capture(
     )
 
 
-def _checked(model: Any) -> nn.Module:
+def _checked(model: object) -> nn.Module:
     if isinstance(model, Capture):
         raise SettingsError("this is a capture already: give the model itself")
     if not isinstance(model, nn.Module):
         raise SettingsError(f"expected a torch module, found {type(model).__name__}")
     if isinstance(model, nn.DataParallel):
         raise SettingsError("DataParallel copies its module for every pass: capture model.module, run on one device")
-    compiled: Any = getattr(model, "_orig_mod", None)
+    compiled = getattr(model, "_orig_mod", None)
     return compiled if isinstance(compiled, nn.Module) else model
 
 
@@ -451,9 +464,25 @@ def _overlap(one: nn.Module, other: nn.Module) -> bool:
     return any(m is other for m in one.modules()) or any(m is one for m in other.modules())
 
 
-def _tokenizer(given: Any) -> Any:
+def _whole(recorder: RowSink) -> RowSink:
+    """Return the recorder. Raises SettingsError if it lacks a member of RowSink."""
+    missing = [name for name in dir(RowSink) if not name.startswith("_") and not hasattr(recorder, name)]
+    if missing:
+        raise SettingsError(
+            f"recorder {type(recorder).__name__}: has no {', '.join(missing)}; inherit from actscope.frames.RowSink, which has "
+            "defaults for what your recorder does not do"
+        )
+    return recorder
+
+
+def _stored_bytes(stats: CaptureStats) -> int:
+    return stats.recorder.stored_bytes if isinstance(stats.recorder, RecorderStats) else 0
+
+
+def _tokenizer(given: TokenDecoder | str | None) -> TokenDecoder | None:
     if not isinstance(given, str):
         return given
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(given)
+    found: TokenDecoder = AutoTokenizer.from_pretrained(given)
+    return found

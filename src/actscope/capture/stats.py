@@ -5,9 +5,9 @@ from __future__ import annotations
 import logging
 import threading
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 from actscope.capture.labels.ambiguity import Ambiguity
+from actscope.frames import SinkStats
 
 log = logging.getLogger("actscope.capture")
 
@@ -41,7 +41,7 @@ class CaptureStats:
     """Internal errors of actscope. The model continues after each."""
     requests: int = 0
     """Requests started."""
-    recorder: Any = None
+    recorder: SinkStats | None = None
     """Counts of the recorder (`actscope.recording.writing.recorder.RecorderStats`), or None if it has none."""
 
 

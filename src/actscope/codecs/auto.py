@@ -8,8 +8,8 @@ speed, or `none` if no candidate does. It measures again after `REMEASURE_BLOCKS
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import TypedDict
 
 import numpy as np
 
@@ -26,6 +26,17 @@ REMEASURE_BLOCKS = 1024
 #: Smaller blocks do not give reliable ratios and speeds, so the next block is measured too.
 _ENOUGH_BYTES = 256 << 10
 _MOST_BYTES = 8 << 20
+
+
+class AutoReport(TypedDict):
+    """Choices and measurements of `Auto`. `measured` holds the ratio and GB/s of each candidate."""
+
+    chosen: str
+    measured: dict[str, dict[str, float]]
+    measured_at_block: int
+    floor_gbps: float
+    blocks: int
+    of_chosen: Mapping[str, object]
 
 
 class Auto:
@@ -65,7 +76,7 @@ class Auto:
         self._measured_at = self._blocks
         self._next = self._blocks + (REMEASURE_BLOCKS if sample.nbytes >= _ENOUGH_BYTES else 1)
 
-    def report(self) -> dict[str, Any]:
+    def report(self) -> AutoReport:
         return {
             "chosen": self._name,
             "measured": self._measured,

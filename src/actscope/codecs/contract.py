@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
@@ -34,6 +35,6 @@ class Encoder(Protocol):
         """Encode rows `[n, d]` in the carrier of `dtype`. Raises CodecError if the codec does not accept them."""
         ...
 
-    def report(self) -> dict[str, Any]:
+    def report(self) -> Mapping[str, object]:
         """Return choices and measurements so far, as JSON values."""
         ...

@@ -16,7 +16,6 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -48,7 +47,7 @@ ERROR_BOUNDED = 6
 BOUNDS = (1e-6, 0.5)
 _HEAD = struct.Struct("<BBBBI")
 _VERSION = 1
-_INTEGERS: dict[int, np.dtype[Any]] = {2: np.dtype("<i2"), 4: np.dtype("<i4")}
+_INTEGERS: dict[int, np.dtype[np.signedinteger]] = {2: np.dtype("<i2"), 4: np.dtype("<i4")}
 #: Sums of squares are float32. The bound is reduced by this factor, so that rounding cannot push the true error above B.
 _MARGIN = 1 - 2**-12
 #: Target fraction of rows under the bound at the first try. A higher fraction would make steps finer than necessary.
@@ -148,7 +147,7 @@ class ErrorBounded:
             self._plan_left = min(self._plan_left, 0)
         self._counts.worst = max(self._counts.worst, float(block.errors.max()))
 
-    def report(self) -> dict[str, Any]:
+    def report(self) -> dict[str, float]:
         counts = self._counts
         return {
             "bound": self.bound,

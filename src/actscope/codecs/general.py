@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 
@@ -33,7 +32,7 @@ class General:
             flat = shuffle(flat, itemsize(dtype)).reshape(-1)
         return Encoded(self._code, self._pack(flat) if flat.size else b"", None)
 
-    def report(self) -> dict[str, Any]:
+    def report(self) -> dict[str, object]:
         return {}
 
 

@@ -13,8 +13,6 @@ The payload consists of the byte planes as sections (see `planes`), most signifi
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from actscope.codecs.coding.compressors import Buffer
@@ -50,7 +48,7 @@ class Lossless:
             self._writer.add(plane)
         return self._writer.take()
 
-    def report(self) -> dict[str, Any]:
+    def report(self) -> dict[str, object]:
         return {}
 
 

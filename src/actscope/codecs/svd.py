@@ -14,7 +14,7 @@ gathered rows no longer shows the drift.
 from __future__ import annotations
 
 import struct
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 
@@ -40,6 +40,20 @@ _NARROW_COSTS = 1.01
 #: The error has drifted when it exceeds this multiple of the error at the fit, smoothed over `_SMOOTHING_ROWS` rows.
 _DRIFT = 1.25
 _SMOOTHING_ROWS = 4096
+
+
+class SvdReport(TypedDict):
+    """State of an `Svd` encoder; see `Svd.report`."""
+
+    components: int
+    fits: int
+    refits: int
+    failed_fits: int
+    retained_energy: float
+    error_at_fit: float
+    error: float
+    coefficients: str | None
+    rows_until_fit: int | None
 
 
 class Svd:
@@ -144,7 +158,7 @@ class Svd:
         self._error = self._error_at_fit = error
         self._retained = retained
 
-    def report(self) -> dict[str, Any]:
+    def report(self) -> SvdReport:
         """Return the encoder's state. Errors are mean relative L2 errors of rows; `error_at_fit` is of held-out rows."""
         return {
             "components": self.k,

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from dataclasses import asdict
-from typing import Annotated, Any, Literal, Protocol, TypeVar
+from collections.abc import Callable, Mapping
+from typing import Annotated, Literal, Protocol, TypedDict, TypeVar
 
 import msgspec
 from starlette.requests import Request
@@ -15,8 +14,10 @@ from starlette.routing import Route
 from actscope.engines.http import answering_errors, error_response, json_response, read_body, read_json
 from actscope.errors import ProbeError, RequestRefused, SettingsError
 from actscope.probes import Bank, Probe, probe_from_json
-from actscope.recording.flight.marks import MarkResult
+from actscope.probes.bank import DescribedProbe
+from actscope.recording.flight.marks import MarkResult, MarkState
 from actscope.recording.flight.recorder import FlightRecorder
+from actscope.recording.flight.request_rows import Range
 from actscope.recording.flight.windows import TokensOrTime
 
 #: How long a mark waits for a submitted request that has no row yet.
@@ -32,7 +33,7 @@ class ProbeRegistry(Protocol):
         """Return the probes in force, as `Bank.table`."""
         ...
 
-    async def put(self, probe: Probe) -> dict[str, Any]:
+    async def put(self, probe: Probe) -> DescribedProbe:
         """Add a probe, or replace the one with its id, from the next step on.
 
         Returns its entry of `Bank.describe`. Raises ProbeError or SiteError, and changes nothing, if it does not fit.
@@ -48,7 +49,7 @@ def control_routes(
     registry: ProbeRegistry,
     flight: FlightRecorder | None = None,
     has: Callable[[str], bool] = lambda request: False,
-    also: Callable[[], dict[str, Any]] = dict,
+    also: Callable[[], Mapping[str, object]] = dict,
 ) -> list[Route]:
     """Return the routes for probes and the recording.
 
@@ -72,7 +73,7 @@ def probe_routes(registry: ProbeRegistry) -> list[Route]:
 
 
 def recording_routes(
-    flight: FlightRecorder | None, has: Callable[[str], bool], also: Callable[[], dict[str, Any]] = dict
+    flight: FlightRecorder | None, has: Callable[[str], bool], also: Callable[[], Mapping[str, object]] = dict
 ) -> list[Route]:
     """Return the routes for GET /v1/actscope/recording and for marking one request, the last one, or all running."""
     recording = RecordingRoutes(flight, has, also)
@@ -106,7 +107,7 @@ class ProbeRoutes:
         return Response(status_code=204)
 
 
-def shown(bank: Bank, slot: int) -> dict[str, Any]:
+def shown(bank: Bank, slot: int) -> DescribedProbe:
     """Return the client view of the probe in a column. Raises ProbeError if it was removed meanwhile."""
     for one in bank.describe():
         if one["slot"] == slot:
@@ -129,7 +130,7 @@ class MarkBody(msgspec.Struct, forbid_unknown_fields=True):
 
     def extent(self, name: Literal["before", "after"]) -> TokensOrTime | None:
         """Return `before` or `after` parsed, or None if absent. Raises RequestRefused if unreadable."""
-        text = getattr(self, name)
+        text = self.before if name == "before" else self.after
         try:
             return None if text is None else TokensOrTime.parse(text)
         except SettingsError as error:
@@ -146,7 +147,7 @@ class RecordingRoutes:
     """Handlers for the recording. Without a flight recorder, marks are refused."""
 
     def __init__(
-        self, flight: FlightRecorder | None, has: Callable[[str], bool], also: Callable[[], dict[str, Any]]
+        self, flight: FlightRecorder | None, has: Callable[[str], bool], also: Callable[[], Mapping[str, object]]
     ) -> None:
         self._flight = flight
         self._has = has
@@ -179,12 +180,32 @@ class RecordingRoutes:
         return _answer(self._flight, {"marks": [described(one) for one in marked]})
 
 
-def described(marked: MarkResult) -> dict[str, Any]:
+class DescribedMark(TypedDict):
+    """Result of a mark as JSON; see `MarkResult`."""
+
+    request: str
+    state: MarkState
+    running: bool
+    rows: int
+    forgotten: tuple[Range, ...]
+    dropped: tuple[Range, ...]
+    missing: int
+
+
+def described(marked: MarkResult) -> DescribedMark:
     """Return a mark's result as JSON."""
-    return {**asdict(marked), "missing": marked.missing}
+    return {
+        "request": marked.request,
+        "state": marked.state,
+        "running": marked.running,
+        "rows": marked.rows,
+        "forgotten": marked.forgotten,
+        "dropped": marked.dropped,
+        "missing": marked.missing,
+    }
 
 
-def _answer(flight: FlightRecorder, data: dict[str, Any]) -> Response:
+def _answer(flight: FlightRecorder, data: Mapping[str, object]) -> Response:
     failure = flight.failure
     if failure is None:
         return json_response(data)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from actscope.recording.flight.history import FlightOptions
 from actscope.recording.flight.recorder import FlightRecorder
@@ -21,7 +20,7 @@ def open_flight(
     sites: Sequence[str],
     *,
     codec: str,
-    model: Mapping[str, Any],
+    model: Mapping[str, object],
     by: str,
     triggers: Sequence[str] = (),
     sample: float = 0.0,

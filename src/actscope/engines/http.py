@@ -13,6 +13,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from actscope.errors import ActscopeError, RequestRefused, RingError
+from actscope.serving.error_answer import ErrorAnswer
 
 MAX_BODY = 32 << 20
 _BACKLOG = 256
@@ -57,7 +58,7 @@ async def read_json(http: Request) -> Any:
         raise RequestRefused(f"the body is not valid JSON: {error}") from error
 
 
-def json_response(data: Any, status: int = 200) -> Response:
+def json_response(data: object, status: int = 200) -> Response:
     """Return `data` as a JSON response."""
     return Response(msgspec.json.encode(data), status, media_type="application/json")
 
@@ -75,7 +76,7 @@ def error_response(
     return json_response(error_body(message, kind, param, code), status)
 
 
-def error_body(message: str, kind: str, param: str | None = None, code: str | None = None) -> dict[str, Any]:
+def error_body(message: str, kind: str, param: str | None = None, code: str | None = None) -> ErrorAnswer:
     """Return an error in the form that OpenAI clients read."""
     return {"error": {"message": message, "type": kind, "param": param, "code": code}}
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 
 from actscope.engines import builtin
 from actscope.errors import EngineError, SettingsError
 from actscope.extraction.contract import Piece
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 #: Which tokens yield no row: "special", all special tokens; "bos", only a BOS at position 0; "none", no token.
 Mask = Literal["special", "bos", "none"]
@@ -33,7 +36,14 @@ class Cutter:
         SettingsError: An argument is out of range, or the tokenizer is not a fast one.
     """
 
-    def __init__(self, tokenizer: Any, *, context: int, mask: Mask = "special", max_context: int | None = None) -> None:
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        context: int,
+        mask: Mask = "special",
+        max_context: int | None = None,
+    ) -> None:
         if not getattr(tokenizer, "is_fast", False):
             raise SettingsError("cutting texts needs a fast tokenizer, one with a tokenizer.json")
         if mask not in get_args(Mask):
@@ -106,7 +116,7 @@ class Cutter:
         return wanted
 
 
-def tokenizer_of(model: str) -> Any:
+def tokenizer_of(model: str) -> PreTrainedTokenizerBase:
     """Load the fast tokenizer of a hub id, a local directory or `actscope/builtin`, without the model.
 
     Raises EngineError if it cannot be loaded or is not a fast tokenizer.
@@ -115,7 +125,7 @@ def tokenizer_of(model: str) -> Any:
 
     source = str(builtin.model_path()) if model == builtin.NAME else model
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source)
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source)
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise EngineError(f"cannot load the tokenizer of {model!r}: {error}") from error
     if not getattr(tokenizer, "is_fast", False):
@@ -123,7 +133,7 @@ def tokenizer_of(model: str) -> Any:
     return tokenizer
 
 
-def special_ids(tokenizer: Any) -> set[int]:
+def special_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:
     """Return the ids of all special tokens: those with a role in the tokenizer, and added tokens flagged as special."""
     added = tokenizer.added_tokens_decoder.items()
     return {*tokenizer.all_special_ids, *(number for number, token in added if token.special)}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -83,13 +82,13 @@ class Forward:
         self.sees_ahead = not all(_alike(*rows.reshape(2, 8, -1)[:, :4]) for rows in seen.values())
         return [seen[number].shape[1] for number in range(len(self._taps.sites))]
 
-    def _on_tap(self, number: int, value: Any) -> None:
+    def _on_tap(self, number: int, value: object) -> None:
         self._fired.append(number)
         self._keep(number, self._rows_of(number, value))
         if number == self._last:
             raise _Enough
 
-    def _rows_of(self, number: int, value: Any) -> Tensor:
+    def _rows_of(self, number: int, value: object) -> Tensor:
         found = tensor_of(value)
         n = self._shape.numel()
         if found.ndim < 2 or found.shape[:-1] not in (self._shape, torch.Size((n,))):

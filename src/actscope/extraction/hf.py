@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -15,6 +15,9 @@ from actscope.extraction.contract import ROW_LABEL, ExtractedRows, Piece, Reader
 from actscope.extraction.forward import Forward
 from actscope.extraction.landing import Landing
 from actscope.taps.anatomy import resolve
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 #: Element types of rows. The setting "auto" is the model's own, or float32 if that is none of these.
 ROW_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -126,9 +129,9 @@ class HfReader:
                 )
 
 
-def length_edge(config: Any) -> int | None:
+def length_edge(config: PreTrainedConfig) -> int | None:
     """Return the length beyond which a LongRoPE model uses other rotary frequencies for its whole batch; None for most models."""
-    given: dict[str, Any] = getattr(config, "rope_parameters", None) or {}
+    given: dict[str, object] = getattr(config, "rope_parameters", None) or {}
     layers = [given, *(kind for kind in given.values() if isinstance(kind, dict))]
     edges = [p.get("original_max_position_embeddings") for p in layers if p.get("rope_type") == "longrope"]
     return min((int(edge) for edge in edges if edge), default=None)

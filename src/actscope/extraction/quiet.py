@@ -5,7 +5,8 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from logging import CRITICAL
+from typing import Protocol
 
 
 @contextmanager
@@ -23,10 +24,18 @@ def quiet() -> Iterator[None]:
         yield
 
 
+class _Verbosity(Protocol):
+    """The logging modules of `datasets` and `huggingface_hub`."""
+
+    def get_verbosity(self) -> int: ...
+
+    def set_verbosity(self, verbosity: int, /) -> None: ...
+
+
 @contextmanager
-def _errors_only(log: Any) -> Iterator[None]:
+def _errors_only(log: _Verbosity) -> Iterator[None]:
     before = log.get_verbosity()
-    log.set_verbosity(log.CRITICAL)
+    log.set_verbosity(CRITICAL)
     try:
         yield
     finally:

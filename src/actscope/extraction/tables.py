@@ -8,12 +8,13 @@ from functools import cached_property
 from glob import glob
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from actscope.errors import MissingExtra, SettingsError
 from actscope.extraction.quiet import quiet
 
 if TYPE_CHECKING:
+    import pyarrow as pa
     from datasets import Dataset
 
 #: The loader of `datasets` for a file, by its name's suffix. A suffix of compression may follow.
@@ -58,7 +59,7 @@ class TextColumn:
         found = self._dataset[[int(number) for number in numbers]][self._column] if len(numbers) else []
         return [text or "" for text in found]
 
-    def _columns(self) -> Iterator[Any]:
+    def _columns(self) -> Iterator[pa.LargeStringArray]:
         """Yield the column in chunks: pyarrow arrays of large_string without nulls."""
         import pyarrow as pa
         import pyarrow.compute as pc
@@ -68,14 +69,14 @@ class TextColumn:
                 yield pc.fill_null(chunk.cast(pa.large_string()), "")
 
 
-def _joined(values: Any) -> memoryview:
+def _joined(values: pa.LargeStringArray) -> memoryview:
     """Return the concatenated UTF-8 bytes of a large_string array."""
     _, offsets, data = values.buffers()
     ends = memoryview(offsets).cast("q")[values.offset : values.offset + len(values) + 1]
     return memoryview(data or b"")[ends[0] : ends[-1]]
 
 
-def _lengths(values: Any) -> bytes:
+def _lengths(values: pa.LargeStringArray) -> bytes:
     import pyarrow.compute as pc
 
     found: bytes = pc.binary_length(values).to_numpy(zero_copy_only=False).astype("<i8").tobytes()

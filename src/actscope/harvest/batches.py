@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol, TypedDict
 
 import numpy as np
 
@@ -15,6 +15,7 @@ from actscope.harvest.shards.reading import ShardRows
 from actscope.permutation import Permutation
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 WINDOW = 8
@@ -26,6 +27,17 @@ class BatchCursor:
 
     epoch: int = 0
     rows: int = 0
+
+
+class BatchOptions(TypedDict, total=False):
+    """Keyword arguments of `Batches`."""
+
+    seed: int
+    window: int
+    dtype: torch.dtype | None
+    device: torch.device | str | None
+    epochs: int | None
+    start: BatchCursor | dict[str, int] | None
 
 
 class ShardSource(Protocol):
@@ -67,8 +79,8 @@ class Batches:
         *,
         seed: int = 0,
         window: int = WINDOW,
-        dtype: Any = None,
-        device: Any = None,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
         epochs: int | None = None,
         start: BatchCursor | dict[str, int] | None = None,
     ) -> None:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from actscope.extraction.contract import Piece
 from actscope.extraction.cutting import Cutter, special_ids
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 #: Text of a token that belongs to no text: the BOS of a packed context, or a separator.
 NO_TEXT = -1
@@ -60,7 +63,9 @@ class Packed:
     A piece's number is that of the context in its unit. Its text is that of the first token that belongs to one.
     """
 
-    def __init__(self, whole: Cutter, tokenizer: Any, *, context: int, separator: str, mask: str) -> None:
+    def __init__(
+        self, whole: Cutter, tokenizer: PreTrainedTokenizerBase, *, context: int, separator: str, mask: str
+    ) -> None:
         """Pack texts that `whole` encodes without cutting them. `mask`: tokens that give no row, as for Cutter."""
         self._whole = whole
         self._context = context
@@ -109,6 +114,6 @@ class Packed:
         return OwnedPiece(Piece(int(known[0]) if len(known) else 0, number, token_ids, wanted), texts)
 
 
-def _id(tokenizer: Any, *names: str) -> int | None:
+def _id(tokenizer: PreTrainedTokenizerBase, *names: str) -> int | None:
     """Return the first of these token ids that the tokenizer has, or None."""
     return next((int(found) for name in names if (found := getattr(tokenizer, name, None)) is not None), None)

@@ -6,12 +6,12 @@ import mmap
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Unpack
 
 from actscope.errors import HarvestDamaged, HarvestError, SettingsError
 from actscope.harvest import layout
 from actscope.harvest import manifest as manifests
-from actscope.harvest.batches import Batches
+from actscope.harvest.batches import Batches, BatchOptions
 from actscope.harvest.manifest import HarvestManifest, ShardEntry
 from actscope.harvest.shards.reading import ShardRows
 from actscope.harvest.storage import Storage, open_storage
@@ -105,7 +105,7 @@ class Harvest:
         """Return an iterator of all shards, in the order of the units. Raises as `shard` does."""
         return map(self.shard, range(self.n_shards))
 
-    def batches(self, site: str, batch_size: int, **options: Any) -> Batches:
+    def batches(self, site: str, batch_size: int, **options: Unpack[BatchOptions]) -> Batches:
         """Return shuffled batches of one site's rows.
 
         Args:
@@ -121,7 +121,7 @@ class Harvest:
         """
         return Batches(self, site, batch_size, **options)
 
-    def _data(self, entry: ShardEntry) -> Any:
+    def _data(self, entry: ShardEntry) -> bytearray | mmap.mmap | None:
         """Return the bytes of a shard, writable and private; None if it is missing."""
         if not isinstance(self._storage, LocalStorage):
             data = self._storage.get(entry.name)

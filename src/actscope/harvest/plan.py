@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import msgspec
 
@@ -142,7 +141,7 @@ def decode(data: bytes, where: str) -> HarvestPlan:
 
 def differences(held: HarvestPlan, wanted: HarvestPlan) -> list[str]:
     """Return every field in which two plans differ, as `field: held, not wanted`."""
-    pairs: list[tuple[str, Any, Any]] = [
+    pairs: list[tuple[str, object, object]] = [
         (name, getattr(held, name), getattr(wanted, name)) for name in HarvestPlan.__struct_fields__
     ]
     return [f"{name}: {_shown(old)}, not {_shown(new)}" for name, old, new in pairs if old != new]
@@ -157,5 +156,5 @@ def check_same(held: HarvestPlan, wanted: HarvestPlan, where: str) -> None:
         )
 
 
-def _shown(value: Any) -> str:
+def _shown(value: object) -> str:
     return ",".join(value) if isinstance(value, tuple) else str(value)

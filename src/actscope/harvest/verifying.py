@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from typing import Any
 
 from actscope.errors import HarvestDamaged
 from actscope.harvest import layout
@@ -49,7 +48,7 @@ class HarvestVerdict:
         """Whether everything that was committed is there, complete and unchanged."""
         return not self.problems
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, object]:
         """Return the result for JSON."""
         return {"ok": self.ok, **asdict(self)}
 

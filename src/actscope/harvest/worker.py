@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from importlib.metadata import version
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from actscope.errors import SettingsError
 from actscope.extraction.contract import Reader, Texts
@@ -22,6 +22,9 @@ from actscope.harvest.settings import HarvestSettings
 from actscope.harvest.shards.contract import PendingShard
 from actscope.harvest.statistics import SiteSums, added, sums_of
 from actscope.harvest.storage import Storage
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 #: Size of the sample that estimates the rows of a text: if it decides the number of texts, and if it is only reported.
 _SAMPLE, _GLANCE = 1024, 64
@@ -173,7 +176,7 @@ class UnitWorker:
         )
 
 
-def fingerprint_of(tokenizer: Any) -> str:
+def fingerprint_of(tokenizer: PreTrainedTokenizerBase) -> str:
     """Hash everything that decides the ids of a fast tokenizer, and which of them are special: 16 hex digits."""
     parts = [
         tokenizer.backend_tokenizer.to_str(),
@@ -198,8 +201,8 @@ def _open(settings: HarvestSettings) -> Reader:
     )
 
 
-def _cutting(settings: HarvestSettings, tokenizer: Any) -> Apart | Packed:
-    mask: Any = settings.masked
+def _cutting(settings: HarvestSettings, tokenizer: PreTrainedTokenizerBase) -> Apart | Packed:
+    mask: Any = settings.masked  # one of Mask: HarvestSettings has checked it
     if not settings.is_packed:
         return Apart(Cutter(tokenizer, context=settings.context, mask=mask))
     whole = Cutter(tokenizer, context=_WHOLE, mask="none")

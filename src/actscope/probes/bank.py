@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TypedDict, cast
 
 import msgspec
 import numpy as np
@@ -10,6 +11,36 @@ import numpy as np
 from actscope.errors import ProbeError
 from actscope.probes.format import Probe, ProbeInfo
 from actscope.sites import Site
+
+
+class DescribedProbe(TypedDict):
+    """Client view of a probe: the fields of `ProbeInfo`, its column `slot`, and the generation `since` which it is in force."""
+
+    slot: int
+    id: str
+    site: str
+    activation: str
+    bias: float
+    jump: float
+    label: str
+    description: str
+    threshold: float | None
+    fpr: float | None
+    range: tuple[float, float]
+    token_mask: str
+    model: str | None
+    revision: str | None
+    auroc: float | None
+    control_auroc: float | None
+    layer: int | None
+    signed: bool
+    since: int
+
+
+def described(slot: int, info: ProbeInfo, since: int) -> DescribedProbe:
+    """Return the client view of a probe."""
+    fields = {"slot": slot, **msgspec.structs.asdict(info), "layer": info.layer, "signed": info.signed, "since": since}
+    return cast(DescribedProbe, fields)
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,18 +142,9 @@ class Bank:
         self.generation, self._slots = generation, found
         self._since = {info.id: since for _, since, info, _ in probes}
 
-    def describe(self) -> list[dict[str, object]]:
+    def describe(self) -> list[DescribedProbe]:
         """Return the client view of each probe, by column: its metadata, `slot`, `layer`, `signed` and `since`."""
-        return [
-            {
-                "slot": slot,
-                **msgspec.structs.asdict(probe.info),
-                "layer": probe.info.layer,
-                "signed": probe.info.signed,
-                "since": self._since[probe.id],
-            }
-            for slot, probe in self.items()
-        ]
+        return [described(slot, probe.info, self._since[probe.id]) for slot, probe in self.items()]
 
     def items(self) -> list[tuple[int, Probe]]:
         """Return (column, probe) pairs, by column."""

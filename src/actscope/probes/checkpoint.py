@@ -5,7 +5,7 @@ from __future__ import annotations
 import zipfile
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import msgspec
 import numpy as np
@@ -68,7 +68,15 @@ def _check_size(size: int) -> None:
         raise ProbeError(f"the file is larger than {MAX_BYTES >> 30} GiB")
 
 
-def _float32(name: str, tensor: dict[str, Any]) -> np.ndarray:
+class _RawTensor(TypedDict):
+    """A tensor as `safetensors.deserialize` gives it."""
+
+    dtype: str
+    shape: list[int]
+    data: bytes
+
+
+def _float32(name: str, tensor: _RawTensor) -> np.ndarray:
     dtype = _DTYPES.get(tensor["dtype"])
     if dtype is None:
         raise ProbeError(f"tensor {name} is {tensor['dtype']}; expected one of {', '.join(_DTYPES)}")

@@ -11,10 +11,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import numpy as np
@@ -265,7 +264,7 @@ _FIELD_POINTS = {
 }  # fmt: skip
 
 
-def _site_of_json(data: dict[str, Any], layer_in_name: int | None) -> str:
+def _site_of_json(data: Mapping[str, object], layer_in_name: int | None) -> str:
     """Return the site that a JSON probe states: `site`, else `hookName` and `layer`, else the layer in the file's name.
 
     Raises ProbeError if they contradict each other or name a point that is not read here. A vector is never moved to another
@@ -303,7 +302,7 @@ _JSON_ALIASES = {"encoder_bias": "bias", "vectorName": "label"}
 _JSON_IGNORED = {"vector", "layer", "index", "max_activation", "maxActApprox", "id", "modelId", "source", "hookName"}
 
 
-def probe_from_json(probe_id: str, data: Any) -> Probe:
+def probe_from_json(probe_id: str, data: object) -> Probe:
     """Return a probe from its JSON object.
 
     Args:

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -62,7 +62,7 @@ def saelens(path: Path, site: str | None) -> SaeEncoder:
     )
 
 
-def _saelens_kind(config: dict[str, Any], tensors: Tensors) -> str:
+def _saelens_kind(config: Mapping[str, object], tensors: Tensors) -> str:
     kind = str(config.get("architecture", "standard"))
     if kind == "standard":
         return str(config.get("activation_fn_str") or config.get("activation_fn") or "relu")
@@ -145,7 +145,7 @@ def llama_scope(path: Path, site: str | None) -> SaeEncoder:
     )
 
 
-def _openmoss_scales(config: dict[str, Any], d: int) -> tuple[float, float]:
+def _openmoss_scales(config: Mapping[str, object], d: int) -> tuple[float, float]:
     norms = config.get("dataset_average_activation_norm")
     match norms:
         case {"in": int() | float() as into, "out": int() | float() as out} if into > 0 and out > 0:
@@ -211,7 +211,7 @@ def build(
     name: str,
     tensors: Tensors,
     kind: str,
-    k: Any,
+    k: object,
     site: str | None,
     *,
     shift: bool = False,
@@ -237,7 +237,7 @@ def build(
         tensors["b_dec"] if shift and "b_dec" in tensors else np.zeros(weight.shape[:1], np.float32),
         threshold if kind == "jumprelu" and threshold is not None else np.zeros(bias.shape, np.float32),
         kind,
-        int(k) if kind == "topk" and str(k).isdecimal() else 0,
+        int(str(k)) if kind == "topk" and str(k).isdecimal() else 0,
         site,
         name,
         str(normalisation),

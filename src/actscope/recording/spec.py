@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 from actscope.errors import SettingsError
 from actscope.store import StoreOptions
@@ -31,9 +31,9 @@ class RecordingSpec:
     """Codec of every site that `codecs` does not name (see `actscope.codecs`)."""
     codecs: dict[str, str] = field(default_factory=dict)
     """Codecs by site; override `codec`."""
-    model: dict[str, Any] = field(default_factory=dict)
+    model: dict[str, object] = field(default_factory=dict)
     """Model metadata: name, revision, d_model, n_layers, dtype …"""
-    settings: dict[str, Any] = field(default_factory=dict)
+    settings: dict[str, object] = field(default_factory=dict)
     """Capture settings, as JSON values. Informational."""
 
     def __post_init__(self) -> None:

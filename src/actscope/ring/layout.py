@@ -23,7 +23,6 @@ import struct
 import zlib
 from dataclasses import dataclass
 from enum import IntFlag
-from typing import Any
 
 import numpy as np
 
@@ -46,7 +45,7 @@ MAX_SPANS = 1 << 22
 MAX_SEGMENT_BYTES = 1 << 42
 
 #: Code in the header, and numpy dtype, of each row dtype. numpy has no bfloat16: such rows are uint16 arrays of its bits.
-ROW_DTYPES: dict[str, tuple[int, np.dtype[Any]]] = {
+ROW_DTYPES: dict[str, tuple[int, np.dtype[np.generic]]] = {
     "float32": (1, np.dtype("<f4")),
     "float16": (2, np.dtype("<f2")),
     "bfloat16": (3, np.dtype("<u2")),
@@ -163,7 +162,7 @@ class RingSpec:
             raise RingError(f"ring: {self.segment_bytes} bytes, at most {MAX_SEGMENT_BYTES} can be: make it smaller")
 
     @property
-    def row_dtype(self) -> np.dtype[Any]:
+    def row_dtype(self) -> np.dtype[np.generic]:
         return ROW_DTYPES[self.dtype][1]
 
     @property

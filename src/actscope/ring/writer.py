@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from actscope.errors import RingError
-from actscope.frames import ROW_META, SCORES, Frame, SinkStats, Span, Step
+from actscope.frames import ROW_META, SCORES, Frame, SinkStats, Span, SplitFrame, Step
 from actscope.ring import futex
 from actscope.ring.layout import (
     NO_FLAGS,
@@ -66,7 +67,7 @@ class RingWriter:
         writer.beat()
         return writer
 
-    def write(self, step: Step, frames: list[Frame]) -> None:
+    def write(self, step: Step, frames: Sequence[Frame | SplitFrame]) -> None:
         """Publish one step with the rows of the frame named `frames.SCORES`, and wake the readers.
 
         Args:
@@ -107,7 +108,7 @@ class RingWriter:
 
     # -- one step: everything that can fail happens before the first store into the ring --
 
-    def _prepare(self, step: Step, frames: list[Frame]) -> _Payload:
+    def _prepare(self, step: Step, frames: Sequence[Frame | SplitFrame]) -> _Payload:
         n_spans = 0
         try:
             if step.n_rows > self.spec.row_capacity or len(step.spans) > self.spec.span_capacity:
@@ -135,14 +136,13 @@ class RingWriter:
         fields = (span.first_position, span.n_rows, span.offset, span.flags, span.n_prompt, len(request), 0, request)
         SPAN_STRUCT.pack_into(self._scratch, index * SPAN_STRUCT.size, *fields)
 
-    def _rows_of(self, step: Step, frames: list[Frame]) -> tuple[np.ndarray, ...] | None:
+    def _rows_of(self, step: Step, frames: Sequence[Frame | SplitFrame]) -> tuple[np.ndarray, ...] | None:
         if step.meta.dtype is not ROW_META and step.meta.dtype != ROW_META:
             raise RingError(f"step {step.number}: meta must be ROW_META, found {step.meta.dtype}")
-        scores = [frame.rows for frame in frames if frame.site == SCORES]
+        scores = [f.blocks if isinstance(f, SplitFrame) else (f.rows,) for f in frames if f.site == SCORES]
         if not scores:
             return None if step.n_rows else (np.empty((0, self.spec.width), self._dtype),)
-        blocks = scores[0] if isinstance(scores[0], tuple) else (scores[0],)
-        rows = tuple(self._as_ours(step, np.asarray(block)) for block in blocks)
+        rows = tuple(self._as_ours(step, np.asarray(block)) for block in scores[0])
         shape = (len(rows[0]), sum(block.shape[1] for block in rows))
         if shape != (step.n_rows, self.spec.width) or any(len(block) != step.n_rows for block in rows):
             raise RingError(

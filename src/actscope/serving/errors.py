@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import msgspec
 from fastapi import FastAPI
@@ -10,6 +10,11 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
+
+from actscope.serving.error_answer import ErrorAnswer
+
+if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
 
 _TYPES = {
     401: "authentication_error",
@@ -44,7 +49,7 @@ class Problem(HTTPException):
         self.code = code
 
 
-def error_object(status: int, message: str, param: str | None = None, code: str | None = None) -> dict[str, Any]:
+def error_object(status: int, message: str, param: str | None = None, code: str | None = None) -> ErrorAnswer:
     """Return an error as OpenAI's JSON object. `type` follows from the HTTP status."""
     kind = _TYPES.get(status, "server_error" if status >= 500 else "invalid_request_error")
     return {"error": {"message": message, "type": kind, "param": param, "code": code}}
@@ -52,8 +57,7 @@ def error_object(status: int, message: str, param: str | None = None, code: str 
 
 def problem_response(problem: HTTPException) -> Response:
     """Return the JSON response for an error, with its status and headers."""
-    param = getattr(problem, "param", None)
-    code = getattr(problem, "code", None)
+    param, code = (problem.param, problem.code) if isinstance(problem, Problem) else (None, None)
     body = msgspec.json.encode(error_object(problem.status_code, str(problem.detail), param, code))
     return Response(body, problem.status_code, problem.headers, "application/json")
 
@@ -95,7 +99,7 @@ def _describe(exc: RequestValidationError) -> Problem:
     return Problem(400, message, param=param, code="invalid_value")
 
 
-def _place(body: Any, error: Any) -> str:
+def _place(body: object, error: ErrorDetails) -> str:
     """Return the text of a JSON error with its line and column, counted from 1."""
     text = body.decode("utf-8", "replace") if isinstance(body, bytes) else str(body)
     position = int(error["loc"][-1])

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from torch import Tensor, nn
 
 from actscope.errors import SiteError
 from actscope.sites import INPUT, Site, in_model_order, is_named, items_of, match_modules, select
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 #: Names of these modules in the architectures of transformers. The output of an attention or MLP module is what it adds to
 #: the residual stream. In BERT-like models that is the dense layer before the addition and its norm; modules of BLOOM and MPT
@@ -49,9 +52,9 @@ def blocks(model: nn.Module) -> list[nn.Module]:
     return list(outermost[0][1])
 
 
-def text_config(model: nn.Module) -> Any:
+def text_config(model: nn.Module) -> PreTrainedConfig:
     """Return the config of the language model, also inside a multimodal one. Raises SiteError without a config."""
-    config: Any = getattr(model, "config", None)
+    config: PreTrainedConfig | None = getattr(model, "config", None)
     if config is None:
         raise SiteError(
             f"{type(model).__name__} has no config, so its blocks cannot be found: name modules by their paths, "
@@ -118,7 +121,7 @@ def _has_blocks(model: nn.Module) -> bool:
 def _first(parent: nn.Module, paths: Sequence[str]) -> nn.Module | None:
     """Return the first of these paths that leads to a module, or None."""
     for path in paths:
-        found: Any = parent
+        found: object = parent
         for name in path.split("."):
             found = getattr(found, name, None)
         if isinstance(found, nn.Module):

@@ -5,9 +5,9 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
@@ -37,7 +37,7 @@ class _SiteProbes:
 
 
 def _pack(probes: Sequence[tuple[int, Probe]], device: torch.device) -> _SiteProbes:
-    def tensor(values: Any, dtype: torch.dtype) -> Tensor:
+    def tensor(values: npt.ArrayLike, dtype: torch.dtype) -> Tensor:
         return torch.as_tensor(np.asarray(values), dtype=dtype, device=device)
 
     infos = [probe.info for _, probe in probes]
@@ -61,7 +61,7 @@ class _Tap:
     fired: bool = False
     broken: bool = False
 
-    def __call__(self, value: Any) -> None:
+    def __call__(self, value: object) -> None:
         if self.broken:
             return
         try:
@@ -188,7 +188,7 @@ def _detach(taps: Sequence[_Tap]) -> None:
         tap.detach()
 
 
-def _first_input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def _first_input(args: tuple[object, ...], kwargs: dict[str, object]) -> object:
     if args:
         return args[0]
     if "hidden_states" in kwargs:

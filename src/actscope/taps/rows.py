@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
@@ -13,7 +12,7 @@ from actscope.sites import Site
 from actscope.taps.anatomy import Location
 
 #: Called with the index of the site and its module's input or output, inside the forward pass.
-Take = Callable[[int, Any], None]
+Take = Callable[[int, object], None]
 
 
 class RowTaps:
@@ -45,18 +44,18 @@ class RowTaps:
 def _register(place: Location, number: int, take: Take) -> RemovableHandle:
     if place.side == "output":
 
-        def after(module: nn.Module, args: Any, output: Any) -> None:
+        def after(module: nn.Module, args: object, output: object) -> None:
             take(number, output)
 
         return place.module.register_forward_hook(after)
 
-    def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def before(module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]) -> None:
         take(number, args[0] if args else kwargs.get("hidden_states", kwargs))
 
     return place.module.register_forward_pre_hook(before, with_kwargs=True)
 
 
-def tensor_of(value: Any) -> Tensor:
+def tensor_of(value: object) -> Tensor:
     """Return the value itself if it is a tensor, else the first tensor of a sequence or of a mapping's values.
 
     Raises SiteError if there is none.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
 from random import Random
 from typing import Any
 
@@ -16,7 +17,7 @@ from support.vllm.schedules import BLOCK, WIDTH, Pass, Scheduler, play, scores_o
 from actscope.engines.vllm.publishing.labels import Register, RequestState
 from actscope.engines.vllm.publishing.prefix_scores import PrefixScores
 from actscope.engines.vllm.publishing.publisher import Publisher
-from actscope.frames import Frame, ListSink, RowFlag, SpanFlag, Step
+from actscope.frames import Frame, ListSink, RowFlag, SpanFlag, SplitFrame, Step
 from actscope.taps.tap import TapBuffers
 
 #: Prompts that often share beginnings, so that prefixes are found again.
@@ -41,8 +42,9 @@ def buffers(kept: list[int] | None = None) -> TapBuffers:
 class WideSink(ListSink):
     """Takes rows in two parts, as the ring does."""
 
-    def write(self, step: Step, frames: list[Frame]) -> None:
-        super().write(step, [Frame(frame.site, np.concatenate(frame.rows, axis=1)) for frame in frames])
+    def write(self, step: Step, frames: Sequence[Frame | SplitFrame]) -> None:
+        blocks = [(f.site, f.blocks if isinstance(f, SplitFrame) else (np.asarray(f.rows),)) for f in frames]
+        super().write(step, [Frame(site, np.concatenate(parts, axis=1)) for site, parts in blocks])
 
 
 def steps_of(ring: ListSink, since: int) -> list[tuple[Step, np.ndarray]]:

@@ -13,7 +13,7 @@ from support.hf.tiny import ARCHITECTURES, tiny
 from torch import Tensor, nn
 from transformers import BertConfig, BertForMaskedLM
 
-from actscope.frames import RowFlag, SpanFlag, Step
+from actscope.frames import RowFlag, RowSink, SpanFlag, Step
 
 VOCABULARY = 258
 MODELS = (*ARCHITECTURES, "bert")
@@ -37,7 +37,7 @@ def model_of(architecture: str) -> Any:
     return model.requires_grad_(False)
 
 
-class MemoryRecorder:
+class MemoryRecorder(RowSink):
     """Keeps the rows of complete steps by request and position, as a reader of a recording would give them."""
 
     def __init__(self) -> None:

@@ -26,7 +26,7 @@ class _Rows(Dataset[Tensor]):
     def __len__(self) -> int:
         return len(self._rows)
 
-    def __getitem__(self, number: Any) -> Tensor:
+    def __getitem__(self, number: int | list[int]) -> Tensor:
         return self._rows[number]
 
 

@@ -17,11 +17,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from actscope.errors import FeedError
 
 if TYPE_CHECKING:
+    from starlette.types import Receive, Scope, Send
+
     from actscope.feed.client.client import FeedClient  # torch: the bare server needs none
 
 CHUNK = 1 << 20
@@ -38,7 +40,7 @@ class Feed:
 
 
 @contextmanager
-def feed(**settings: Any) -> Iterator[Feed]:
+def feed(**settings: str | float | Path) -> Iterator[Feed]:
     """Run `actscope feed` with these settings, on a free port, for the duration of the block."""
     given = {f"ACTSCOPE_FEED_{name.upper()}": str(value) for name, value in settings.items()}
     environment = os.environ | given | {"ACTSCOPE_TOKEN": secrets.token_urlsafe(16)}
@@ -101,7 +103,7 @@ def make_wide_model(folder: Path) -> Path:
         vocab_size=len(tokenizer), hidden_size=WIDTH, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2,
         num_key_value_heads=2, head_dim=32, tie_word_embeddings=True,
     )  # fmt: skip
-    model: Any = LlamaForCausalLM(config)
+    model = LlamaForCausalLM(config)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
@@ -117,7 +119,7 @@ class _Bare:
         ]
         self._turn = 0
 
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self._turn = (self._turn + 1) % len(self._answers)
         await send({"type": "http.response.start", "status": 200, "headers": self._head})
         for chunk in self._answers[self._turn]:

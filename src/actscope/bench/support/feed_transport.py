@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import count
-from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
@@ -20,6 +19,7 @@ from actscope.bench.support.feed_loader import Loaders
 from actscope.bench.support.feed_servers import WIDTH, Feed
 from actscope.bench.support.samples import Samples
 from actscope.feed.client.client import FeedClient
+from actscope.feed.client.options import Transport
 
 WINDOWS, SERVES = 2, 2
 SMALL, SMALL_TAKES = 16, 100
@@ -43,7 +43,7 @@ class TransportSizes:
         return WINDOWS * self.window_rows
 
     @property
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> dict[str, str | float]:
         """Settings of a feed that serves each row twice to every group, and never expires a group."""
         return {
             "sites": "0", "dtype": "bfloat16", "buffer_rows": self.rows, "windows": WINDOWS, "serves": SERVES,
@@ -167,7 +167,7 @@ class Rounds:
     def _headers(self) -> dict[str, str]:
         return {"Authorization": f"Bearer {self._feed.token}"}
 
-    def _consumer(self, transport: Any) -> FeedClient:
+    def _consumer(self, transport: Transport) -> FeedClient:
         """Create a client of a new group, with its connections open."""
         client = FeedClient(self._feed.url, self._feed.token, group=next(self._groups), transport=transport)
         client.get_stats()

@@ -15,7 +15,11 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from sae_lens.load_model import HookedProxyLM
+    from sae_lens.training.activations_store import ActivationsStore
 
 #: Number of texts that both sides read. A store that has read them all starts over.
 TEXTS = 4000
@@ -44,7 +48,7 @@ def texts(n: int) -> list[str]:
     return open_texts("builtin", n=n).read(range(n))
 
 
-def open_model(layer: int) -> Any:
+def open_model(layer: int) -> HookedProxyLM:
     """Load the built-in model through SAELens. A forward pass ends at the layer that is read."""
     from sae_lens.load_model import load_model
 
@@ -60,8 +64,8 @@ def hook(layer: int) -> str:
 
 
 def open_store(
-    model: Any, read: list[str], *, layer: int, context: int, batch: int = BATCH, tokenized: bool = False
-) -> Any:
+    model: HookedProxyLM, read: list[str], *, layer: int, context: int, batch: int = BATCH, tokenized: bool = False
+) -> ActivationsStore:
     """Create a store of the rows of `read`, without special tokens: an iterator of float32 [batch, width].
 
     With `tokenized` the texts are tokenized and concatenated beforehand, as SAELens advises, instead of on demand.
@@ -92,7 +96,7 @@ def open_store(
     )
 
 
-def _sequences(model: Any, read: list[str], context: int) -> list[list[int]]:
+def _sequences(model: HookedProxyLM, read: list[str], context: int) -> list[list[int]]:
     import torch
     from sae_lens.tokenization_and_batching import concat_and_batch_sequences
 
@@ -104,7 +108,7 @@ def _sequences(model: Any, read: list[str], context: int) -> list[list[int]]:
     return [one.tolist() for one in found]
 
 
-def rows_in(store: Any, seconds: float) -> tuple[int, float]:
+def rows_in(store: ActivationsStore, seconds: float) -> tuple[int, float]:
     """Take rows for about that many seconds. Returns (rows, seconds)."""
     begin, rows = time.perf_counter(), 0
     while time.perf_counter() - begin < seconds:

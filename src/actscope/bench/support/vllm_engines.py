@@ -219,7 +219,7 @@ class BenchEngine:
         }  # fmt: skip
         return kept | own | dict(self.configuration.environment)
 
-    def _ask(self, do: str, **arguments: Any) -> Any:
+    def _ask(self, do: str, **arguments: object) -> Any:
         assert self._process.stdin is not None
         with suppress(BrokenPipeError):  # `_answer` reports the reason
             self._process.stdin.write(json.dumps({"do": do, **arguments}) + "\n")

@@ -13,7 +13,6 @@ import os
 import sys
 import time
 from dataclasses import asdict
-from typing import Any
 
 #: One engine step: its seconds, the number of its tokens, and how many of them were the first of their request.
 StepTime = tuple[float, int, int]
@@ -22,14 +21,14 @@ StepTime = tuple[float, int, int]
 class BenchWorker:
     """One `vllm.LLM`, with a method per job, whose arguments are those of the job's JSON."""
 
-    def __init__(self, arguments: dict[str, Any]) -> None:
+    def __init__(self, arguments: dict[str, object]) -> None:
         from vllm import LLM
 
         self._llm = LLM(**arguments)
         self._engine = self._llm.llm_engine
         self._begun = 0
 
-    def generate(self, prompts: list[list[int]], new: list[int]) -> dict[str, Any]:
+    def generate(self, prompts: list[list[int]], new: list[int]) -> dict[str, object]:
         """Generate `new[i]` tokens greedily for each `prompts[i]`, all concurrently. Returns the time in total and per step."""
         began = time.perf_counter()
         for prompt, n in zip(prompts, new, strict=True):

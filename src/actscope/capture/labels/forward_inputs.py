@@ -35,8 +35,8 @@ class ForwardInputs:
     mask: np.ndarray | None
     """bool [lanes, past + columns], True for real tokens; None if all are real."""
     positions: np.ndarray | None
-    cache: Any
-    given_mask: Any = None
+    cache: object
+    given_mask: object = None
     """The attention mask as passed by the caller."""
 
     @property
@@ -59,12 +59,12 @@ class Signature:
         """Whether forward has a parameter `input_ids`."""
         return "input_ids" in self.names
 
-    def named(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    def named(self, args: Sequence[object], kwargs: Mapping[str, object]) -> dict[str, object]:
         """Return all arguments by parameter name."""
         return {**dict(zip(self.names, args, strict=False)), **kwargs}
 
 
-def read(arguments: Mapping[str, Any]) -> ForwardInputs:
+def read(arguments: Mapping[str, object]) -> ForwardInputs:
     """Read the arguments of a model's forward. Raises AmbiguousLabels if they do not determine exact labels."""
     tensor = tokens_of(arguments)
     if tensor is None:
@@ -76,6 +76,9 @@ def read(arguments: Mapping[str, Any]) -> ForwardInputs:
     if any(_says_something(arguments.get(name)) for name in _FOREIGN):
         raise AmbiguousLabels(doubt.FOREIGN_CACHE)
     lanes, columns = tensor.shape[:2]
+    positions = arguments.get("position_ids") if columns > 1 else None
+    if positions is not None and not isinstance(positions, Tensor):
+        raise AmbiguousLabels(doubt.INPUT_FORM)
     cache = arguments.get("past_key_values")
     past = length_of(cache)
     return ForwardInputs(
@@ -85,13 +88,13 @@ def read(arguments: Mapping[str, Any]) -> ForwardInputs:
         tensor,
         _numpy(tensor) if tensor.ndim == 2 else None,
         _mask(arguments.get("attention_mask"), lanes, past + columns),
-        _numpy(arguments["position_ids"]) if columns > 1 and arguments.get("position_ids") is not None else None,
+        _numpy(positions) if positions is not None else None,
         cache,
         arguments.get("attention_mask"),
     )
 
 
-def same_columns(inputs: ForwardInputs, arguments: Mapping[str, Any], takes_cache: bool) -> bool:
+def same_columns(inputs: ForwardInputs, arguments: Mapping[str, object], takes_cache: bool) -> bool:
     """Return whether a part of the model has the pass's cache length and mask, as far as its arguments show.
 
     A model may keep its own cache or build its own mask. Its arguments then differ from those of its parts.
@@ -109,12 +112,12 @@ def same_columns(inputs: ForwardInputs, arguments: Mapping[str, Any], takes_cach
     return bool(real.all()) if inputs.mask is None else np.array_equal(inputs.mask, real)
 
 
-def _says_something(value: Any) -> bool:
+def _says_something(value: object) -> bool:
     """Return whether an argument is set: not None, False or 0."""
     return value is not None and not (isinstance(value, int) and not value)
 
 
-def tokens_of(arguments: Mapping[str, Any]) -> Tensor | None:
+def tokens_of(arguments: Mapping[str, object]) -> Tensor | None:
     """Return input_ids [lanes, columns], or else inputs_embeds [lanes, columns, d]; None if neither has that form."""
     for name, dimensions in (("input_ids", 2), ("inputs_embeds", 3)):
         value = arguments.get(name)
@@ -166,7 +169,7 @@ def _goes_back(positions: np.ndarray, real: np.ndarray) -> bool:
     return positions.shape[-1] == real.shape[1] and bool((both & (np.diff(flat[-len(real) :]) < 0)).any())
 
 
-def _mask(mask: Any, lanes: int, columns: int) -> np.ndarray | None:
+def _mask(mask: object, lanes: int, columns: int) -> np.ndarray | None:
     if mask is None:
         return None
     if not isinstance(mask, Tensor) or mask.ndim != 2:

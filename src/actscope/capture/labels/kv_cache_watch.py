@@ -9,10 +9,9 @@ from __future__ import annotations
 import functools
 import threading
 from collections.abc import Callable
-from typing import Any
 
 #: Called before a cache changes, with the cache and the lanes that it keeps, in order; None if the lanes are unknown.
-Changed = Callable[[Any, "list[int] | None"], None]
+Changed = Callable[[object, "list[int] | None"], None]
 
 _METHODS = ("reorder_cache", "batch_select_indices", "batch_repeat_interleave")
 
@@ -22,7 +21,7 @@ class KvCacheWatch:
 
     def __init__(self) -> None:
         self._subscribers: list[Changed] = []
-        self._wrapped: list[tuple[type, str, Any]] = []
+        self._wrapped: list[tuple[type, str, object]] = []
         self._lock = threading.Lock()
         self._changing = threading.local()
 
@@ -58,9 +57,9 @@ class KvCacheWatch:
             setattr(kind, name, original)
         self._wrapped.clear()
 
-    def _watched(self, original: Callable[..., Any]) -> Callable[..., Any]:
+    def _watched(self, original: Callable[..., object]) -> Callable[..., object]:
         @functools.wraps(original)
-        def change(cache: Any, *args: Any, **kwargs: Any) -> Any:
+        def change(cache: object, *args: object, **kwargs: object) -> object:
             changing = self._changing.__dict__.setdefault("caches", set())
             if id(cache) in changing or _nothing(original.__name__, args, kwargs):
                 # no change, or a subclass calls its base method: notify once per change
@@ -81,11 +80,11 @@ def _with_subclasses(kind: type) -> list[type]:
     return [kind, *(found for child in children for found in _with_subclasses(child))]
 
 
-def _nothing(method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+def _nothing(method: str, args: tuple[object, ...], kwargs: dict[str, object]) -> bool:
     return method == "batch_repeat_interleave" and (args[0] if args else kwargs.get("repeats")) == 1
 
 
-def _lanes_kept(method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[int] | None:
+def _lanes_kept(method: str, args: tuple[object, ...], kwargs: dict[str, object]) -> list[int] | None:
     value = args[0] if args else next(iter(kwargs.values()), None)
     if method == "batch_repeat_interleave":
         return None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -107,7 +107,7 @@ def check_ids(ids: str | Sequence[str]) -> tuple[str, ...]:
     return found
 
 
-def generation_of(model: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Generation:
+def generation_of(model: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Generation:
     """Read the prompt length and the end-of-sequence token ids from a call of `generate`."""
     inputs = kwargs.get("input_ids", kwargs.get("inputs", args[0] if args else None))
     embeds = kwargs.get("inputs_embeds")

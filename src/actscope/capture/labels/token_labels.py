@@ -7,7 +7,6 @@ import weakref
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
@@ -47,7 +46,7 @@ class Requests:
     def __init__(self, naming: RequestIds, keep: Callable[[str], bool]) -> None:
         self.naming = naming
         self.keep = keep
-        self._by_cache: dict[int, tuple[weakref.ref[Any], Sequences]] = {}
+        self._by_cache: dict[int, tuple[weakref.ref[object], Sequences]] = {}
         self._ended: deque[Sequences] = deque()
         self._unreported: deque[Span] = deque()
         self._here = threading.local()
@@ -55,7 +54,7 @@ class Requests:
             threading.RLock()
         )  # reentrant: the garbage collector may drop a cache while this thread holds the lock
 
-    def of(self, cache: Any) -> Sequences | None:
+    def of(self, cache: object) -> Sequences | None:
         """Return the sequences of a cache, or None if its passes were not observed."""
         found = self._by_cache.get(id(cache))
         return found[1] if found is not None and found[0]() is cache else None
@@ -71,7 +70,7 @@ class Requests:
             return Sequences.adopt(names, self.keep, inputs)
         return Sequences.begin(names, self.keep)
 
-    def hold(self, sequences: Sequences, cache: Any) -> None:
+    def hold(self, sequences: Sequences, cache: object) -> None:
         """Keep these sequences open as long as this cache is alive."""
         with self._lock:
             known = self._by_cache.get(id(cache))
@@ -207,7 +206,7 @@ class TokenLabels:
             self.requests, self.granularity, sequences, cells, number, lambda: sequences.advance(inputs, positions)
         )
 
-    def finish(self, labelled: Labelled, inputs: ForwardInputs, scope: Scope, cache: Any) -> None:
+    def finish(self, labelled: Labelled, inputs: ForwardInputs, scope: Scope, cache: object) -> None:
         """Update the state after a complete pass; `cache` is the key-value cache that it returned, or None."""
         sequences = labelled.sequences
         labelled.finish()

@@ -11,7 +11,6 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 
@@ -21,7 +20,7 @@ from actscope.errors import CodecError
 
 _HEAD = struct.Struct("<4sIIB3x")
 _MAGIC = b"SVD1"
-_FLOATS: dict[int, np.dtype[Any]] = {2: np.dtype("<f2"), 4: np.dtype("<f4")}
+_FLOATS: dict[int, np.dtype[np.floating]] = {2: np.dtype("<f2"), 4: np.dtype("<f4")}
 #: Above this size an exact decomposition takes seconds. A randomized one is equally good to within one percent.
 _EXACT_SIZE = 2048
 _OVERSAMPLING = 16

@@ -4,25 +4,29 @@ from __future__ import annotations
 
 import threading
 from importlib import import_module
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING
 
 from actscope.errors import CodecError, MissingExtra
+
+if TYPE_CHECKING:
+    from zstandard import ZstdDecompressor
 
 Buffer = bytes | memoryview
 _per_thread = threading.local()
 
 
-def zstandard() -> Any:
+def zstandard() -> ModuleType:
     """Return the module `zstandard`. Raises MissingExtra with the install line if it is not installed."""
     return _module("zstandard", "zstandard")
 
 
-def lz4_block() -> Any:
+def lz4_block() -> ModuleType:
     """Return the module `lz4.block`. Raises MissingExtra with the install line if it is not installed."""
     return _module("lz4.block", "lz4")
 
 
-def _module(name: str, package: str) -> Any:
+def _module(name: str, package: str) -> ModuleType:
     try:
         return import_module(name)
     except ImportError as error:
@@ -44,11 +48,12 @@ def unzstd(payload: Buffer, size: int) -> bytes:
     return content
 
 
-def _decompressor(module: Any) -> Any:
+def _decompressor(module: ModuleType) -> ZstdDecompressor:
     """Return this thread's decompressor. A context takes 150 KB and is not thread-safe."""
     if not hasattr(_per_thread, "decompressor"):
         _per_thread.decompressor = module.ZstdDecompressor()
-    return _per_thread.decompressor
+    found: ZstdDecompressor = _per_thread.decompressor
+    return found
 
 
 def unlz4(payload: Buffer, size: int) -> bytes:

@@ -123,7 +123,7 @@ def open_recording(settings: EngineSettings, loaded: LoadedModel) -> FlightRecor
         triggers=settings.triggers,
         sample=settings.sample,
         options=FlightOptions(settings.flight_bytes, settings.flight_seconds, settings.flight_dir),
-        texts=lambda ids: [loaded.tokenizer.decode([i]) for i in ids],
+        texts=lambda ids: [str(loaded.tokenizer.decode([i])) for i in ids],
         special_ids=loaded.tokenizer.all_special_ids,
     )
 

@@ -80,6 +80,10 @@ class _Prefill:
         return int(self.ids.shape[1]) - self.batch.width
 
 
+#: A function to call between two steps, and where its result goes.
+_Called = tuple[Callable[[], object], Future[Any]]
+
+
 @dataclass(slots=True)
 class _Inbox:
     """Commands of other threads, which the model's thread takes over between steps."""
@@ -87,7 +91,7 @@ class _Inbox:
     waiting: deque[Request] = field(default_factory=deque)
     live: set[str] = field(default_factory=set)  # submitted, and not yet ended
     aborted: set[str] = field(default_factory=set)
-    calls: deque[tuple[Callable[[], Any], Future[Any]]] = field(default_factory=deque)
+    calls: deque[_Called] = field(default_factory=deque)
     closing: bool = False
 
 
@@ -95,7 +99,7 @@ class _Inbox:
 class _Orders:
     """Commands that the model's thread executes before its next step."""
 
-    calls: deque[tuple[Callable[[], Any], Future[Any]]]
+    calls: deque[_Called]
     aborted: set[str]
     given_up: list[Request]
     admitted: list[Request]

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+import torch
 
 from actscope.engines.hf.engine import Engine
 from actscope.engines.hf.loading import LoadedModel
@@ -66,7 +67,7 @@ class _Collector:
             self.offsets.append(np.array(offsets, np.int64).reshape(-1, 2)[positions[wanted]])
             for frame in frames:
                 if frame.site != SCORES:
-                    own = frame.rows[span.offset : span.offset + len(positions)].float().numpy()
+                    own = torch.as_tensor(frame.rows[span.offset : span.offset + len(positions)]).float().numpy()
                     self.rows.setdefault(frame.site, []).append(own[wanted])
 
     def stats(self) -> SinkStats:

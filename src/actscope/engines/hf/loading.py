@@ -6,11 +6,17 @@ import inspect
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from actscope.engines import builtin
 from actscope.engines.revision import fingerprint
@@ -38,13 +44,13 @@ class LoadedModel:
     """
 
     model: PreTrainedModel
-    tokenizer: Any
+    tokenizer: PreTrainedTokenizerBase
     name: str
     revision: str
     path: str
 
     @property
-    def config(self) -> Any:
+    def config(self) -> PreTrainedConfig:
         return text_config(self.model)
 
     @property
@@ -122,7 +128,7 @@ def load(model_id: str, *, device: str = "auto", dtype: str = "auto") -> LoadedM
     return adopt(model, tokenizer, name=name, path=source)
 
 
-def adopt(model: PreTrainedModel, tokenizer: Any, *, name: str, path: str = "") -> LoadedModel:
+def adopt(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, name: str, path: str = "") -> LoadedModel:
     """Wrap a model that is already in memory, and set it to evaluation mode without gradients.
 
     Raises EngineError if the model cannot be run or its rows cannot be labelled exactly: without a fast tokenizer, without

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeVar
 
@@ -53,12 +53,12 @@ class _Body(msgspec.Struct, kw_only=True):
 
 
 class ChatBody(_Body, kw_only=True):
-    messages: list[dict[str, Any]]
+    messages: list[dict[str, object]]
     max_completion_tokens: int | None = None
-    tools: list[Any] | None = None
-    functions: list[Any] | None = None
+    tools: list[object] | None = None
+    functions: list[object] | None = None
     top_logprobs: int | None = None
-    response_format: dict[str, Any] | None = None
+    response_format: dict[str, object] | None = None
     add_generation_prompt: bool = True
 
 
@@ -101,8 +101,8 @@ class CompletionJob:
         if first and self.kind == "chat":
             opening = {"index": choice.index, "delta": {"role": "assistant", "content": ""}, "finish_reason": None}
             prompt = {"prompt_token_ids": list(choice.request.prompt_ids)} if self.return_token_ids else {}
-            events.append(self._event([opening], **prompt))
-        body: dict[str, Any] = {"index": choice.index}
+            events.append(self._event([opening], prompt))
+        body: dict[str, object] = {"index": choice.index}
         body |= {"delta": {"content": output.text}} if self.kind == "chat" else {"text": output.text}
         body |= {"logprobs": None, "finish_reason": output.finish_reason}
         if self.return_token_ids:
@@ -113,13 +113,13 @@ class CompletionJob:
         return events
 
     def usage_chunk(self, usage: dict[str, int]) -> bytes:
-        return self._event([], usage=usage)
+        return self._event([], {"usage": usage})
 
-    def answer(self, texts: Sequence[str], ids: Sequence[Sequence[int]], reasons: Sequence[str]) -> dict[str, Any]:
+    def answer(self, texts: Sequence[str], ids: Sequence[Sequence[int]], reasons: Sequence[str]) -> dict[str, object]:
         """Return the complete response of a request that does not stream."""
         parts = zip(self.choices, texts, ids, reasons, strict=True)
         choices = [self._whole(choice, text, own, reason) for choice, text, own, reason in parts]
-        top: dict[str, Any] = {}
+        top: dict[str, object] = {}
         if self.return_token_ids and self.kind == "chat":
             top["prompt_token_ids"] = list(self.choices[0].request.prompt_ids)
         return self._envelope(choices) | top | {"usage": self.usage(ids)}
@@ -130,8 +130,8 @@ class CompletionJob:
         completion = sum(map(len, ids))
         return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
 
-    def _whole(self, choice: Choice, text: str, ids: Sequence[int], reason: str) -> dict[str, Any]:
-        body: dict[str, Any] = {"index": choice.index, "logprobs": None, "finish_reason": reason}
+    def _whole(self, choice: Choice, text: str, ids: Sequence[int], reason: str) -> dict[str, object]:
+        body: dict[str, object] = {"index": choice.index, "logprobs": None, "finish_reason": reason}
         body |= {"message": {"role": "assistant", "content": text}} if self.kind == "chat" else {"text": text}
         if self.return_token_ids:
             body["token_ids"] = list(ids)
@@ -139,10 +139,10 @@ class CompletionJob:
                 body["prompt_token_ids"] = list(choice.request.prompt_ids)
         return body
 
-    def _event(self, choices: list[dict[str, Any]], **extra: Any) -> bytes:
-        return b"data: " + msgspec.json.encode(self._envelope(choices, ".chunk") | extra) + b"\n\n"
+    def _event(self, choices: Sequence[Mapping[str, object]], extra: Mapping[str, object] | None = None) -> bytes:
+        return b"data: " + msgspec.json.encode({**self._envelope(choices, ".chunk"), **(extra or {})}) + b"\n\n"
 
-    def _envelope(self, choices: list[dict[str, Any]], suffix: str = "") -> dict[str, Any]:
+    def _envelope(self, choices: Sequence[Mapping[str, object]], suffix: str = "") -> dict[str, object]:
         name = f"chat.completion{suffix}" if self.kind == "chat" else "text_completion"
         return {"id": self.id, "object": name, "created": self.created, "model": self.model, "choices": choices}
 
@@ -179,7 +179,7 @@ def _first_given(*values: int | None) -> int | None:
     return next((value for value in values if value is not None), None)
 
 
-def _refuse(**unsupported: Any) -> None:
+def _refuse(**unsupported: object) -> None:
     for name, value in unsupported.items():
         if value not in (None, False, [], {}, ""):
             raise RequestRefused(f"{name} is not supported by this engine; leave it out", param=name)
@@ -199,7 +199,7 @@ def _render(engine: Engine, body: ChatBody) -> list[int]:
     return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
-def _message(index: int, message: dict[str, Any]) -> dict[str, Any]:
+def _message(index: int, message: dict[str, object]) -> dict[str, Any]:
     where, role, content = f"messages[{index}]", message.get("role"), message.get("content")
     if not isinstance(role, str):
         raise RequestRefused(f"{where}.role: expected a string, found {role!r}", param="messages")
@@ -214,20 +214,22 @@ def _message(index: int, message: dict[str, Any]) -> dict[str, Any]:
     return {**message, "content": content}
 
 
-def _prompts(prompt: str | list[Any]) -> list[Any]:
+def _prompts(prompt: str | list[str | int | list[int]]) -> list[str | list[int]]:
     """Normalize a text, texts, token ids or lists of token ids to a list of texts or of lists of ids."""
-    kinds = {type(item) for item in prompt} if isinstance(prompt, list) else {str}
-    if len(kinds) != 1:
+    items = [prompt] if isinstance(prompt, str) else prompt
+    ids = [item for item in items if isinstance(item, int)]
+    others = [item for item in items if not isinstance(item, int)]
+    if bool(ids) == bool(others) or len(set(map(type, others))) > 1:
         raise RequestRefused(
             "prompt: expected a text, texts, token ids or lists of token ids, and not a mixture", param="prompt"
         )
-    return prompt if isinstance(prompt, list) and kinds != {int} else [prompt]
+    return others or [ids]
 
 
-def _tokenize(engine: Engine, prompt: Any) -> list[int]:
+def _tokenize(engine: Engine, prompt: str | list[int]) -> list[int]:
     if isinstance(prompt, str):
         return list(engine.loaded.tokenizer(prompt)["input_ids"])
-    size = engine.loaded.model.get_input_embeddings().num_embeddings
+    size: Any = engine.loaded.model.get_input_embeddings().num_embeddings
     wrong = next((token for token in prompt if not 0 <= token < size), None)
     if wrong is not None:
         raise RequestRefused(f"prompt: token id {wrong} is outside the vocabulary of {size}", param="prompt")

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Awaitable
 from contextlib import suppress
-from typing import Any
 
 import msgspec
 from starlette.applications import Starlette
@@ -20,6 +19,7 @@ from actscope.engines.hf.request import Output
 from actscope.engines.http import answering_errors, error_body, error_response, json_response, model_list, read_body
 from actscope.errors import RequestRefused
 from actscope.probes import Probe
+from actscope.probes.bank import DescribedProbe
 from actscope.recording.flight.recorder import FlightRecorder
 
 
@@ -75,7 +75,7 @@ class _EngineProbes:
     def table(self) -> bytes:
         return self._engine.bank.table()
 
-    async def put(self, probe: Probe) -> dict[str, Any]:
+    async def put(self, probe: Probe) -> DescribedProbe:
         slot = await asyncio.wrap_future(self._engine.put_probe(probe))
         return shown(self._engine.bank, slot)
 
@@ -178,7 +178,7 @@ async def _whole(job: CompletionJob, inbox: Inbox) -> Response:
     return json_response(job.answer(texts, ids, reasons))
 
 
-async def _unless_left(http: HttpRequest, work: Coroutine[Any, Any, Response]) -> Response:
+async def _unless_left(http: HttpRequest, work: Awaitable[Response]) -> Response:
     """Return the result of `work`, or cancel it and return status 499 if the client disconnects first."""
     working = asyncio.ensure_future(work)
     leaving = asyncio.ensure_future(http.receive())  # the body has been read, so the next message is the disconnect

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
+from tokenizers import Tokenizer
 from tokenizers.decoders import DecodeStream
 
 
 class Detokenizer:
     """Incremental decoder of one answer. Special tokens have no text."""
 
-    def __init__(self, tokenizer: Any, prompt_ids: Sequence[int], stop: Sequence[str]) -> None:
+    def __init__(self, tokenizer: Tokenizer, prompt_ids: Sequence[int], stop: Sequence[str]) -> None:
         self._tokenizer = tokenizer
         self._decoder = DecodeStream(ids=list(prompt_ids[-8:]), skip_special_tokens=True)
         self._stop = tuple(stop)

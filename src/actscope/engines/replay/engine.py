@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, TypeVar
 
 from actscope.engines.replay.facts import RecordedModel, recorded_model
 from actscope.engines.replay.fitting import fit
@@ -23,12 +23,18 @@ from actscope.engines.replay.settings import ReplaySettings
 from actscope.engines.replay.texts import TokenizerFiles, texts_of
 from actscope.errors import MissingExtra
 from actscope.probes import Bank, Probe
+from actscope.probes.bank import DescribedProbe
 from actscope.recording.reading.recording import Recording
 from actscope.ring import discovery
 from actscope.ring.host import RingWriter
 from actscope.runtime.boot import boot_id
 from actscope.runtime.directory import runtime_dir
 from actscope.runtime.process import process_start
+
+if TYPE_CHECKING:
+    from actscope.engines.replay.server import SocketServer
+
+T = TypeVar("T")
 
 
 class ReplayEngine:
@@ -102,20 +108,19 @@ class ReplayEngine:
     def stats(self) -> PlayerStats:
         return self._player.stats()
 
-    def put_probe(self, probe: Probe) -> dict[str, Any]:
+    def put_probe(self, probe: Probe) -> DescribedProbe:
         """Add or replace a probe from the next step on, and return its public description.
 
         Raises ProbeError if it does not fit the recording; nothing is changed then.
         """
         fitting = fit(probe, self.model, any_model=self.settings.any_model)
-        described: dict[str, Any] = self._change(lambda bank: _described(bank, bank.put(fitting)))
-        return described
+        return self._change(lambda bank: _described(bank, bank.put(fitting)))
 
     def remove_probe(self, probe_id: str) -> None:
         """Remove a probe from the next step on. Raises ProbeError if there is no probe with that id."""
         self._change(lambda bank: bank.remove(probe_id))
 
-    def _change(self, change: Callable[[Bank], Any]) -> Any:
+    def _change(self, change: Callable[[Bank], T]) -> T:
         """Apply a change of the probes atomically: to a copy, which the player gets after its table has been published."""
         with self._changing:
             changed = self.bank.copy()
@@ -137,7 +142,7 @@ class ReplayEngine:
         self.close()
 
 
-def _serve(engine: ReplayEngine) -> Any:
+def _serve(engine: ReplayEngine) -> SocketServer:
     try:
         from actscope.engines.replay.server import SocketServer, create_app
     except ImportError as error:
@@ -145,7 +150,7 @@ def _serve(engine: ReplayEngine) -> Any:
     return SocketServer(create_app(engine), Path(engine.card.endpoint.removeprefix("unix:")))
 
 
-def _described(bank: Bank, slot: int) -> dict[str, object]:
+def _described(bank: Bank, slot: int) -> DescribedProbe:
     return next(described for described in bank.describe() if described["slot"] == slot)
 
 

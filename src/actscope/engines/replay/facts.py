@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from actscope.probes import ProbedModel
 from actscope.recording.reading.recording import Recording
@@ -32,7 +31,7 @@ class RecordedModel:
 
 def recorded_model(recording: Recording) -> RecordedModel:
     """Read the model's facts from the manifest. Missing ones are inferred from the sites and their rows."""
-    said: Mapping[str, Any] = recording.info["model"]
+    said = recording.info["model"]
     widths = {site: recording[site].width for site in recording.sites if len(recording[site])}
     layers = [layer for layer in map(_layer_of, recording.sites) if layer is not None]
     dtype = recording[next(iter(widths))].source_dtype if widths else ""

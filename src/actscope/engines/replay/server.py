@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import uvicorn
 from starlette.applications import Starlette
@@ -18,6 +18,7 @@ from actscope.engines.controls import probe_routes
 from actscope.engines.http import error_response, json_response, listening, model_list
 from actscope.engines.replay.facts import RecordedModel
 from actscope.probes import Bank, Probe
+from actscope.probes.bank import DescribedProbe
 from actscope.ring.discovery import EngineCard
 
 
@@ -33,7 +34,7 @@ class Replayed(Protocol):
     @property
     def healthy(self) -> bool: ...
 
-    def put_probe(self, probe: Probe) -> dict[str, Any]: ...
+    def put_probe(self, probe: Probe) -> DescribedProbe: ...
 
     def remove_probe(self, probe_id: str) -> None: ...
 
@@ -61,7 +62,7 @@ class _ReplayProbes:
     def table(self) -> bytes:
         return self._engine.bank.table()
 
-    async def put(self, probe: Probe) -> dict[str, Any]:
+    async def put(self, probe: Probe) -> DescribedProbe:
         return await run_in_threadpool(self._engine.put_probe, probe)
 
     async def remove(self, probe_id: str) -> None:

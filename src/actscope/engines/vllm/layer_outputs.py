@@ -55,7 +55,7 @@ def attach(model: nn.Module, site: Site, read: Read) -> RemovableHandle:
         return _attach_input(site, location, read)
     pair = _stream_of if site.point == "resid_post" else _first_of
 
-    def hook(module: nn.Module, args: Any, output: Any) -> None:
+    def hook(module: nn.Module, args: object, output: object) -> None:
         found = pair(output)
         if found is not None and found[0].dim() == 2:  # with several parallel streams (3-d), none is the row
             read(*found)
@@ -69,7 +69,7 @@ def _attach_input(site: Site, location: Location, read: Read) -> RemovableHandle
         raise SiteError(f"{site}: {type(location.module).__name__} takes no hidden_states, but {', '.join(names)}")
     at, residual_at = names.index("hidden_states"), names.index("residual") if "residual" in names else None
 
-    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def hook(module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]) -> None:
         hidden = _argument(args, kwargs, at, "hidden_states")
         residual = None if residual_at is None else _argument(args, kwargs, residual_at, "residual")
         if isinstance(hidden, Tensor) and hidden.dim() == 2:
@@ -82,7 +82,7 @@ def _argument(args: Sequence[Any], kwargs: dict[str, Any], at: int, name: str) -
     return args[at] if at < len(args) else kwargs.get(name)
 
 
-def _stream_of(output: Any) -> tuple[Tensor, Tensor | None] | None:
+def _stream_of(output: object) -> tuple[Tensor, Tensor | None] | None:
     """Return (hidden, residual) from a block's output; None unless it is a tensor or (tensor, tensor or None)."""
     if isinstance(output, Tensor):
         return output, None
@@ -94,6 +94,6 @@ def _stream_of(output: Any) -> tuple[Tensor, Tensor | None] | None:
     return (output[0], output[1]) if same and len(output) == 2 else None
 
 
-def _first_of(output: Any) -> tuple[Tensor, None] | None:
+def _first_of(output: object) -> tuple[Tensor, None] | None:
     first = output[0] if isinstance(output, tuple) and output else output
     return (first, None) if isinstance(first, Tensor) else None

@@ -16,7 +16,7 @@ import logging
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
@@ -25,9 +25,13 @@ from actscope.engines.vllm.sidecar_protocol import options_of
 from actscope.engines.vllm.versions import is_tested, tested_range
 from actscope.errors import ActscopeError, EngineError, SettingsError
 
+if TYPE_CHECKING:
+    from actscope.engines.vllm.session import RunnerSession, StagePlacement
+
 log = logging.getLogger("actscope.vllm")
 
 _MARK = "_actscope"
+F = TypeVar("F", bound=Callable[..., object])
 
 
 def register() -> None:
@@ -58,7 +62,7 @@ def _wrap_all() -> None:
     _wrap(WorkerWrapperBase, "shutdown", _with_end)
 
 
-def _wrap(owner: type, name: str, wrapper: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
+def _wrap(owner: type, name: str, wrapper: Callable[[F], F]) -> None:
     """Replace a method by `wrapper(original)`, once. Raises AttributeError if there is no such method."""
     original = getattr(owner, name)
     if not hasattr(original, _MARK):
@@ -85,8 +89,8 @@ def _version() -> str:
 # --- in the first process ---
 
 
-def _with_settings(original: Callable[..., Any]) -> Callable[..., Any]:
-    def create_engine_config(self: Any, *args: Any, **kwargs: Any) -> Any:
+def _with_settings(original: Callable[..., object]) -> Callable[..., object]:
+    def create_engine_config(self: Any, *args: object, **kwargs: object) -> object:
         given = dict(self.additional_config or {})
         settings = _settings_from(given.get(KEY, {}))
         self.additional_config = {**given, KEY: msgspec.to_builtins(settings.graph)}
@@ -99,7 +103,7 @@ def _with_settings(original: Callable[..., Any]) -> Callable[..., Any]:
     return create_engine_config
 
 
-def _settings_from(config: Any) -> VllmSettings:
+def _settings_from(config: object) -> VllmSettings:
     """Read the user's settings, or return the carried ones if this process has read them before."""
     if not isinstance(config, Mapping):
         raise SettingsError(f"additional_config['{KEY}']: expected an object with settings, found {config!r}")
@@ -111,7 +115,7 @@ def _settings_from(config: Any) -> VllmSettings:
     return read_settings(_without_prints(config))
 
 
-def _without_prints(graph: Mapping[str, Any]) -> dict[str, Any]:
+def _without_prints(graph: Mapping[str, object]) -> dict[str, object]:
     """Drop the computed fields of GraphSpec, leaving what a user could have written."""
     return {name: value for name, value in graph.items() if name not in GraphSpec.computed}
 
@@ -132,20 +136,20 @@ def _with_full_prompt(original: Callable[[Any], bool]) -> Callable[[Any], bool]:
 # --- in each worker ---
 
 
-def _with_session(original: Callable[..., Any]) -> Callable[..., Any]:
-    def init_device(self: Any, *args: Any, **kwargs: Any) -> Any:
+def _with_session(original: Callable[..., object]) -> Callable[..., object]:
+    def init_device(self: Any, *args: object, **kwargs: object) -> object:
         result = original(self, *args, **kwargs)
         worker = self.worker
         load = worker.load_model
 
-        def load_model(*args: Any, **kwargs: Any) -> Any:
+        def load_model(*args: object, **kwargs: object) -> object:
             loaded = load(*args, **kwargs)
             watch(worker)
             return loaded
 
         warm_up = worker.compile_or_warm_up_model
 
-        def compile_or_warm_up_model(*args: Any, **kwargs: Any) -> Any:
+        def compile_or_warm_up_model(*args: object, **kwargs: object) -> object:
             with _warming(worker):
                 return warm_up(*args, **kwargs)
 
@@ -169,8 +173,8 @@ def _warming(worker: Any) -> Iterator[None]:
         session.warming = False
 
 
-def _with_end(original: Callable[..., Any]) -> Callable[..., Any]:
-    def shutdown(self: Any, *args: Any, **kwargs: Any) -> Any:
+def _with_end(original: Callable[..., object]) -> Callable[..., object]:
+    def shutdown(self: Any, *args: object, **kwargs: object) -> object:
         _end(getattr(self, "worker", None))
         return original(self, *args, **kwargs)
 
@@ -231,7 +235,7 @@ def _end(worker: Any) -> None:
         worker._actscope_session = None
 
 
-def place_of(worker: Any) -> Any:
+def place_of(worker: Any) -> StagePlacement:
     """Return the worker's StagePlacement. Raises EngineError for features that would make labels or rows uncertain."""
     from vllm.distributed.parallel_state import get_pp_group, get_tp_group
 
@@ -265,10 +269,10 @@ def place_of(worker: Any) -> Any:
     )
 
 
-def _around_passes(runner: Any, session: Any) -> None:
+def _around_passes(runner: Any, session: RunnerSession) -> None:
     execute, sample = runner.execute_model, runner.sample_tokens
 
-    def execute_model(scheduled: Any, *args: Any, **kwargs: Any) -> Any:
+    def execute_model(scheduled: Any, *args: object, **kwargs: object) -> object:
         if kwargs.get("dummy_run"):
             return execute(scheduled, *args, **kwargs)
         session.before(scheduled)
@@ -276,7 +280,7 @@ def _around_passes(runner: Any, session: Any) -> None:
         session.after(scheduled)
         return result
 
-    def sample_tokens(*args: Any, **kwargs: Any) -> Any:
+    def sample_tokens(*args: object, **kwargs: object) -> object:
         result = sample(*args, **kwargs)
         session.sampled()
         return result

@@ -6,7 +6,7 @@ import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, ClassVar
 
 import msgspec
 from msgspec import Meta
@@ -141,7 +141,7 @@ def disabled(env: Mapping[str, str] = os.environ) -> bool:
     return env.get("ACTSCOPE_DISABLE", "") not in ("", "0")
 
 
-def read_settings(config: Mapping[str, Any], env: Mapping[str, str] = os.environ) -> VllmSettings:
+def read_settings(config: Mapping[str, object], env: Mapping[str, str] = os.environ) -> VllmSettings:
     """Return the settings. `config` takes precedence over the environment, which takes precedence over defaults.
 
     Args:
@@ -159,7 +159,7 @@ def read_settings(config: Mapping[str, Any], env: Mapping[str, str] = os.environ
         raise SettingsError(f"actscope settings for vLLM: {error}; settings are {known}") from error
 
 
-def _own(env: Mapping[str, str]) -> dict[str, Any]:
+def _own(env: Mapping[str, str]) -> dict[str, object]:
     named = {name: env[f"ACTSCOPE_{name.upper()}"] for name in VllmSettings.__struct_fields__ if _is_set(env, name)}
     return {name: _several(text) if name in ("probes", "triggers") else text for name, text in named.items()}
 
@@ -178,8 +178,8 @@ def _several(text: str) -> tuple[str, ...]:
     return tuple(part.strip() for part in text.split(";") if part.strip())
 
 
-def _legacy(env: Mapping[str, str]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+def _legacy(env: Mapping[str, str]) -> dict[str, object]:
+    found: dict[str, object] = {}
     for variable, name in _LEGACY.items():
         text = env.get(variable)
         if text:

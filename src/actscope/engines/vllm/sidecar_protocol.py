@@ -13,7 +13,6 @@ The sidecar ends when the socket closes.
 from __future__ import annotations
 
 import re
-from typing import Any
 
 import msgspec
 
@@ -159,7 +158,7 @@ def external_id(request: str) -> str:
     return _SUFFIX.sub("", request)
 
 
-def options_of(extra_args: Any) -> dict[str, Any]:
+def options_of(extra_args: object) -> dict[str, object]:
     """Return a request's options from `SamplingParams.extra_args["actscope"]` ("vllm_xargs" over HTTP).
 
     The value is JSON text or an object with `rows` (true, false, or a selection of sites), `full_prompt` and `keep`. A value that

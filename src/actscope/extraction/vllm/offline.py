@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import torch
@@ -15,6 +15,10 @@ from actscope.engines.vllm.sidecar_protocol import SidecarStart
 from actscope.errors import ActscopeError, EngineError, MissingExtra, SettingsError
 from actscope.extraction.hf import length_edge
 from actscope.sites import items_of
+
+if TYPE_CHECKING:
+    from vllm import EngineArgs, LLMEngine, SamplingParams
+    from vllm.config import ModelConfig
 
 #: The engine core runs in this process, so that only the pieces determine which of them share a pass. A sequence may be one
 #: token longer than the model's context, as the token sampled after it is never computed; lengths are checked before.
@@ -39,7 +43,7 @@ class OfflineEngine:
         ranks: Number of workers that share the model.
     """
 
-    def __init__(self, model: str, sites: str, dtype: str, batch_tokens: int, context: int, more: Mapping[str, Any]):
+    def __init__(self, model: str, sites: str, dtype: str, batch_tokens: int, context: int, more: Mapping[str, object]):
         """Start the engine.
 
         Args:
@@ -101,7 +105,7 @@ class OfflineEngine:
             del engine
             _clean_up()
 
-    def _greedy(self) -> Any:
+    def _greedy(self) -> SamplingParams:
         from vllm import SamplingParams
 
         return SamplingParams(max_tokens=1, temperature=0.0, ignore_eos=True, detokenize=False)
@@ -133,8 +137,8 @@ def _clean_up() -> None:
 
 
 def _arguments(
-    model: str, sites: str, dtype: str, batch_tokens: int, context: int, more: Mapping[str, Any]
-) -> dict[str, Any]:
+    model: str, sites: str, dtype: str, batch_tokens: int, context: int, more: Mapping[str, object]
+) -> dict[str, object]:
     ours = {
         "model": model,
         "dtype": dtype,
@@ -159,7 +163,7 @@ def _settings(sites: str, batch_tokens: int) -> VllmSettings:
     )
 
 
-def _start(arguments: dict[str, Any], context: int) -> Any:
+def _start(arguments: dict[str, object], context: int) -> LLMEngine:
     try:
         from vllm import EngineArgs, LLMEngine
         from vllm.usage.usage_lib import UsageContext
@@ -173,7 +177,7 @@ def _start(arguments: dict[str, Any], context: int) -> Any:
     return LLMEngine.from_engine_args(args, usage_context=UsageContext.LLM_CLASS)
 
 
-def _checked_model(args: Any) -> Any:
+def _checked_model(args: EngineArgs) -> ModelConfig:
     """Return vLLM's ModelConfig. Raises ValueError, by vLLM, if the requested context exceeds the model's.
 
     LongRoPE models use other rotary frequencies beyond some length, and vLLM chooses them by the maximum length that it allows.
@@ -190,7 +194,7 @@ def _checked_model(args: Any) -> Any:
     return model
 
 
-def _cache_bytes(model: Any, args: Any) -> int:
+def _cache_bytes(model: ModelConfig, args: EngineArgs) -> int:
     """Return the size of a KV cache of a few passes in each rank, in bytes. A text that has been read needs none."""
     heads = max(1, model.get_total_num_kv_heads() // args.tensor_parallel_size)
     per_token = 2 * heads * model.get_head_size() * model.get_total_num_hidden_layers() * model.dtype.itemsize

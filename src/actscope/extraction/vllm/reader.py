@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -64,7 +63,7 @@ class VllmReader:
         context: int = 256,
         threads: int = 0,
         model_dtype: str = "auto",
-        **engine_arguments: Any,
+        **engine_arguments: object,
     ) -> None:
         """Start vLLM and attach to its rings."""
         if dtype != "auto" and dtype not in ROW_DTYPES:

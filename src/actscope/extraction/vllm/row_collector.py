@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -119,6 +119,6 @@ class RowCollector:
                     values[into[begin] :][: end - begin].copy_(part[index[begin] :][: end - begin])
 
 
-def _sums(lengths: Any) -> np.ndarray:
+def _sums(lengths: npt.ArrayLike) -> np.ndarray:
     """Return the offset of each element, and the total: int64 [n + 1]."""
     return np.concatenate([[0], np.cumsum(np.asarray(lengths, np.int64), dtype=np.int64)]).astype(np.int64)

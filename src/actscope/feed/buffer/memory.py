@@ -15,7 +15,6 @@ import logging
 import mmap
 import os
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -26,7 +25,7 @@ from actscope.feed.buffer.layout import Layout
 log = logging.getLogger("actscope.feed")
 
 #: numpy dtype of the arrays. numpy has no bfloat16: its bits are stored as uint16.
-STORED_AS: dict[str, np.dtype[Any]] = {
+STORED_AS: dict[str, np.dtype[np.generic]] = {
     "float32": np.dtype("<f4"),
     "float16": np.dtype("<f2"),
     "bfloat16": np.dtype("<u2"),

@@ -6,15 +6,18 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
 
-from actscope.feed.client.client import Batch, FeedClient, Transport
+from actscope.feed.answers import FeedAbout, FeedStats, SiteVectors
+from actscope.feed.client.client import Batch, FeedClient
+from actscope.feed.client.options import Transport
 
 log = logging.getLogger("actscope.feed")
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 
@@ -43,7 +46,7 @@ class AsyncFeedClient:
         self._client = FeedClient(url, token, group=group, transport=transport, timeout=timeout)
         self._lock = asyncio.Lock()
 
-    async def _run(self, do: Callable[..., T], *arguments: Any, **options: Any) -> T:
+    async def _run(self, do: Callable[P, T], *arguments: P.args, **options: P.kwargs) -> T:
         await self._lock.acquire()
         before = self._client.position
         work = asyncio.ensure_future(asyncio.to_thread(do, *arguments, **options))
@@ -54,7 +57,7 @@ class AsyncFeedClient:
             work.add_done_callback(lambda done: self._lose(done, before))
             raise
 
-    def _lose(self, done: asyncio.Future[Any], before: str) -> None:
+    def _lose(self, done: asyncio.Future[T], before: str) -> None:
         if not done.cancelled() and done.exception() is None and self._client.position != before:
             self._client.position = before
             log.warning("a cancelled call had taken rows: they are lost")
@@ -64,19 +67,19 @@ class AsyncFeedClient:
         """Position of the row after the last one returned; empty before the first row."""
         return self._client.position
 
-    async def wait_for_data(self, num_samples: int = 1, timeout: float | None = None) -> dict[str, Any]:
+    async def wait_for_data(self, num_samples: int = 1, timeout: float | None = None) -> FeedStats:
         """As `FeedClient.wait_for_data`."""
         return await self._run(self._client.wait_for_data, num_samples, timeout)
 
-    async def get_stats(self) -> dict[str, Any]:
+    async def get_stats(self) -> FeedStats:
         """As `FeedClient.get_stats`."""
         return await self._run(self._client.get_stats)
 
-    async def get_statistics(self) -> dict[str, dict[str, Any]]:
+    async def get_statistics(self) -> dict[str, SiteVectors]:
         """As `FeedClient.get_statistics`."""
         return await self._run(self._client.get_statistics)
 
-    async def about(self) -> dict[str, Any]:
+    async def about(self) -> FeedAbout:
         """As `FeedClient.about`."""
         return await self._run(self._client.about)
 
@@ -84,7 +87,9 @@ class AsyncFeedClient:
         """As `FeedClient.refresh`."""
         return await self._run(self._client.refresh)
 
-    async def get_activations(self, num_samples: int, *, sites: str = "") -> list[Any]:
+    async def get_activations(
+        self, num_samples: int, *, sites: str = ""
+    ) -> list[list[float]] | list[list[list[float]]]:
         """As `FeedClient.get_activations`."""
         return await self._run(self._client.get_activations, num_samples, sites=sites)
 
@@ -127,10 +132,8 @@ class AsyncFeedClient:
             drop_last=drop_last,
             zero_copy=zero_copy,
         )
-        end = object()
         try:
-            while (batch := await self._run(next, batches, end)) is not end:
-                assert isinstance(batch, Tensor)
+            while (batch := await self._run(lambda: next(batches, None))) is not None:
                 yield batch
         finally:
             await self._run(batches.close)  # type: ignore[attr-defined]  # a generator; closing it joins its thread

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Literal, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -31,7 +31,9 @@ from actscope.errors import (
     UpstreamError,
 )
 from actscope.extraction.contract import ROW_LABEL
+from actscope.feed.answers import FeedAbout, FeedStats, SiteVectors
 from actscope.feed.client.http_transport import HttpTransport
+from actscope.feed.client.options import Transport
 from actscope.feed.client.prefetch import prefetch_iterator
 from actscope.feed.client.shared_rows import DTYPES
 from actscope.feed.client.shm_transport import ShmTransport
@@ -40,7 +42,6 @@ from actscope.sites import select_from
 
 log = logging.getLogger("actscope.feed")
 
-Transport = Literal["auto", "near", "http"]
 _SLICE_S = 20.0  # longest wait of one request; longer waits are split into several requests
 _WANTED_S = 1.0  # the same on the prefetch thread, so that stopping it takes about a second
 _POLL_S = 0.2
@@ -104,14 +105,14 @@ class FeedClient:
         )  # a separate connection, because rows may be read on the prefetch thread
         self._near: ShmTransport | None = None
         self._closed = False
-        self._about: dict[str, Any] | None = None
+        self._about: FeedAbout | None = None
         self._sites: tuple[str, ...] = ()
         self.position = ""
         """Position of the row after the last one returned; empty before the first row."""
 
     # --- state of the feed ---
 
-    def wait_for_data(self, num_samples: int = 1, timeout: float | None = None) -> dict[str, Any]:
+    def wait_for_data(self, num_samples: int = 1, timeout: float | None = None) -> FeedStats:
         """Wait until `num_samples` rows are ready. The feed may still be starting.
 
         Args:
@@ -130,7 +131,8 @@ class FeedClient:
         while True:
             try:
                 stats = self.get_stats()
-                mine = stats["groups"].get(self.group, {}).get("ready_rows", stats["ready_rows"])
+                own = stats["groups"].get(self.group)
+                mine = stats["ready_rows"] if own is None else own["ready_rows"]
                 if mine >= num_samples:
                     return stats
                 if stats["state"] in ("failed", "ended"):
@@ -144,19 +146,19 @@ class FeedClient:
                 raise UpstreamError(f"{num_samples} rows were not ready in time: {problem}") from problem
             time.sleep(_POLL_S)  # polled, because the feed may not be up yet
 
-    def get_stats(self) -> dict[str, Any]:
+    def get_stats(self) -> FeedStats:
         """Return runtime statistics (`GET /stats`)."""
-        stats: dict[str, Any] = self._http.json("/stats")
+        stats: FeedStats = self._http.json("/stats")
         return stats
 
-    def get_statistics(self) -> dict[str, dict[str, Any]]:
+    def get_statistics(self) -> dict[str, SiteVectors]:
         """Return per site: rows, mean_norm, norm_scale, and lists mean and std [width], over all rows so far."""
-        sites: dict[str, dict[str, Any]] = self._http.json("/statistics")["sites"]
+        sites: dict[str, SiteVectors] = self._http.json("/statistics")["sites"]
         return sites
 
-    def about(self) -> dict[str, Any]:
+    def about(self) -> FeedAbout:
         """Return the model, dataset, sites, width and dtype (`GET /`)."""
-        about: dict[str, Any] = self._http.json("/")
+        about: FeedAbout = self._http.json("/")
         return about
 
     def refresh(self) -> int:
@@ -186,9 +188,11 @@ class FeedClient:
         values = self.take(num_samples, sites=sites, out=out).values
         return values if device is None else values.to(device)
 
-    def get_activations(self, num_samples: int, *, sites: str = "") -> list[Any]:
+    def get_activations(self, num_samples: int, *, sites: str = "") -> list[list[float]] | list[list[list[float]]]:
         """Return the next rows as nested lists of floats. Shape and errors are those of `get_activations_tensor`."""
-        rows: list[Any] = self.take(num_samples, sites=sites).values.to(torch.float32).tolist()
+        rows: list[list[float]] | list[list[list[float]]] = (
+            self.take(num_samples, sites=sites).values.to(torch.float32).tolist()
+        )
         return rows
 
     def take(
@@ -411,17 +415,25 @@ class FeedClient:
 
     def _check_http_room(self, out: Tensor, n: int, sites: str) -> None:
         if self._about is None:
-            about = self._rows.json("/")
-            self._about = about if about["sites"] else None  # unknown until the model is loaded
-        if self._about is not None:
-            shape = _shape(n, len(select_from(sites, self._about["sites"])), self._about["width"])
-            _check_room(out, shape, DTYPES[self._about["dtype"]])
+            found: FeedAbout = self._rows.json("/")
+            self._about = found if found["sites"] else None  # unknown until the model is loaded
+        about = self._about
+        if about is not None and about["sites"] and about["width"] and about["dtype"]:
+            shape = _shape(n, len(select_from(sites, about["sites"])), about["width"])
+            _check_room(out, shape, DTYPES[about["dtype"]])
 
     def _scale(self, batch: Batch) -> float | Tensor:
         stats = self.get_stats()["sites"]
-        scales = [stats[name]["norm_scale"] for name in batch.sites]
+        scales: list[float] = []
+        for name in batch.sites:
+            scale = stats[name]["norm_scale"]
+            if scale is None:
+                raise FeedError(
+                    f"the feed has no norm_scale of {name}: its rows are all zero; give normalize as a number"
+                )
+            scales.append(scale)
         if len(scales) == 1:
-            return float(scales[0])
+            return scales[0]
         return torch.tensor(scales, dtype=batch.values.dtype, device=batch.values.device)[:, None]
 
     def close(self) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Unpack
 
 from torch import Tensor
 from torch.utils.data import IterableDataset
 
 from actscope.errors import SettingsError
 from actscope.feed.client.client import FeedClient
+from actscope.feed.client.options import ClientOptions, IterOptions
 
 
 class FeedDataset(IterableDataset[Tensor]):
@@ -34,14 +35,15 @@ class FeedDataset(IterableDataset[Tensor]):
         token: str | None = None,
         *,
         batch_size: int,
-        connect: dict[str, Any] | None = None,
-        **options: Any,
+        connect: ClientOptions | None = None,
+        **options: Unpack[IterOptions],
     ) -> None:
         if options.get("zero_copy"):
             raise SettingsError(
                 "zero_copy cannot be used with a DataLoader, which keeps batches after the next one is requested"
             )
-        self._url, self._token, self._connect = url, token, dict(connect or {})
+        self._url, self._token = url, token
+        self._connect: ClientOptions = {**connect} if connect is not None else {}
         self._batch_size, self._options = batch_size, options
 
     def __iter__(self) -> Iterator[Tensor]:

@@ -34,7 +34,7 @@ class HttpTransport:
         self._connection = kind(parts.hostname, parts.port, timeout=timeout)
         self._headers = {"Authorization": f"Bearer {token}"}
 
-    def ask(self, path: str, *, method: str = "GET", **query: Any) -> http.client.HTTPResponse:
+    def ask(self, path: str, *, method: str = "GET", **query: str | float) -> http.client.HTTPResponse:
         """Send a request and return the response, whose body is not read yet.
 
         Raises:
@@ -63,7 +63,7 @@ class HttpTransport:
             raise _refusal(answer)
         return answer
 
-    def json(self, path: str, *, method: str = "GET", **query: Any) -> Any:
+    def json(self, path: str, *, method: str = "GET", **query: str | float) -> Any:
         """Send a request and return the decoded JSON body. Raises as `ask` does."""
         return json.loads(self.read(self.ask(path, method=method, **query)))
 

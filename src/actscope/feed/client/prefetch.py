@@ -5,9 +5,19 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class _Made(Generic[T]):
+    item: T
+
+
+#: What the thread hands over: an item, the error that ended the iterator, or None at its end.
+_Handed = _Made[T] | BaseException | None
 
 
 def prefetch_iterator(make: Callable[[threading.Event], Iterator[T]], n: int) -> Iterator[T]:
@@ -25,36 +35,34 @@ def prefetch_iterator(make: Callable[[threading.Event], Iterator[T]], n: int) ->
     if n <= 0:
         yield from make(over)
         return
-    made: queue.Queue[tuple[bool, Any]] = queue.Queue(maxsize=n)
+    made: queue.Queue[_Handed[T]] = queue.Queue(maxsize=n)
     thread = threading.Thread(target=_work, args=(make, made, over), name="actscope-prefetch", daemon=True)
     thread.start()
     try:
         while True:
-            there, item = made.get()
-            if there:
-                yield item
-            elif item is None:
+            handed = made.get()
+            if isinstance(handed, _Made):
+                yield handed.item
+            elif handed is None:
                 return
             else:
-                raise item
+                raise handed
     finally:
         over.set()
         thread.join()
 
 
-def _work(
-    make: Callable[[threading.Event], Iterator[T]], made: queue.Queue[tuple[bool, Any]], over: threading.Event
-) -> None:
+def _work(make: Callable[[threading.Event], Iterator[T]], made: queue.Queue[_Handed[T]], over: threading.Event) -> None:
     try:
         for item in make(over):
-            if not _put(made, (True, item), over):
+            if not _put(made, _Made(item), over):
                 return
-        _put(made, (False, None), over)
+        _put(made, None, over)
     except BaseException as error:
-        _put(made, (False, error), over)
+        _put(made, error, over)
 
 
-def _put(made: queue.Queue[tuple[bool, Any]], item: tuple[bool, Any], over: threading.Event) -> bool:
+def _put(made: queue.Queue[_Handed[T]], item: _Handed[T], over: threading.Event) -> bool:
     while not over.is_set():
         try:
             made.put(item, timeout=0.1)

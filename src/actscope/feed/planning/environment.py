@@ -63,7 +63,7 @@ def from_environment(env: Mapping[str, str], *, plain: bool) -> dict[str, Given]
     }  # fmt: skip
 
 
-def parsed(name: str, text: Any, by: str) -> Any:
+def parsed(name: str, text: object, by: str) -> Any:
     """Parse the value of a setting to its type; a value that is not a str is returned as it is. Errors name the source `by`.
 
     A `buffer_rows` in bytes or as a share of memory stays text. Raises SettingsError for a value that cannot be parsed.

@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from types import MappingProxyType
-from typing import Any, Final, TypeVar
+from typing import Final, TypeVar
 
 from actscope.errors import SettingsError
 from actscope.feed.planning.environment import NAMES, Given, from_environment, parsed
@@ -31,7 +31,7 @@ _BIG: Final = {
     "context": 1024,
     "batch_tokens": 32_768,
 }
-PRESETS: Final[Mapping[str, Mapping[str, Any]]] = MappingProxyType(
+PRESETS: Final[Mapping[str, Mapping[str, object]]] = MappingProxyType(
     {
         "test": {"buffer_rows": 1 << 16, "windows": 8, "chunk_texts": 64},
         "production": {**_BIG, "model": "Qwen/Qwen3-8B-Base", "buffer_rows": 4 << 20, "windows": 4},
@@ -49,7 +49,7 @@ PRESETS: Final[Mapping[str, Mapping[str, Any]]] = MappingProxyType(
 
 def feed_settings(
     preset: str = "",
-    flags: Mapping[str, Any] | None = None,
+    flags: Mapping[str, object] | None = None,
     env: Mapping[str, str] = os.environ,
     machine: Callable[[], Machine] = this_machine,
 ) -> FeedSettings:
@@ -79,7 +79,7 @@ def option(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
-def _preset(name: str) -> Mapping[str, Any]:
+def _preset(name: str) -> Mapping[str, object]:
     if name and name not in PRESETS:
         near = get_close_matches(name, PRESETS, n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
@@ -87,7 +87,7 @@ def _preset(name: str) -> Mapping[str, Any]:
     return PRESETS[name] if name else {}
 
 
-def _flag(name: str, value: Any) -> Given:
+def _flag(name: str, value: object) -> Given:
     if name not in NAMES:
         raise SettingsError(f"feed {name}: no such setting; settings are {', '.join(NAMES)}")
     return Given(parsed(name, value, option(name)), option(name))
@@ -143,7 +143,7 @@ class PresetLine:
 
 
 def overview(
-    machine: Machine, flags: Mapping[str, Any] | None = None, env: Mapping[str, str] = os.environ
+    machine: Machine, flags: Mapping[str, object] | None = None, env: Mapping[str, str] = os.environ
 ) -> list[PresetLine]:
     """Return every preset on this machine, with the environment and the options applied."""
     return [_line(name, machine, flags or {}, env) for name in PRESETS]
@@ -162,7 +162,7 @@ def as_markdown(lines: Sequence[PresetLine]) -> str:
     return "\n".join(["| " + " | ".join(_HEADS) + " |", "|" + "---|" * len(_HEADS), *body])
 
 
-def _line(name: str, machine: Machine, flags: Mapping[str, Any], env: Mapping[str, str]) -> PresetLine:
+def _line(name: str, machine: Machine, flags: Mapping[str, object], env: Mapping[str, str]) -> PresetLine:
     settings, has_room = _settings_or_too_small(name, machine, flags, env)
     shape = shape_of(settings)
     on_gpu, on_cpu = Estimate(settings, shape, True), Estimate(settings, shape, False)
@@ -183,7 +183,7 @@ def _line(name: str, machine: Machine, flags: Mapping[str, Any], env: Mapping[st
 
 
 def _settings_or_too_small(
-    name: str, machine: Machine, flags: Mapping[str, Any], env: Mapping[str, str]
+    name: str, machine: Machine, flags: Mapping[str, object], env: Mapping[str, str]
 ) -> tuple[FeedSettings, bool]:
     """Return the settings, and whether the buffer has any room. If it has none, `buffer_rows` is one row for each window."""
     try:

@@ -18,6 +18,7 @@ from typing import Any
 import msgspec
 
 from actscope.errors import ActscopeError, FeedError
+from actscope.feed.answers import GeneratorFacts
 from actscope.feed.buffer.layout import Layout
 from actscope.feed.buffer.memory import FeedMemory
 from actscope.feed.messages import (
@@ -140,7 +141,7 @@ class Supervisor:
         if child is not None:
             await asyncio.to_thread(child.end, _GRACE_S)
 
-    def stats(self) -> dict[str, Any]:
+    def stats(self) -> GeneratorFacts:
         """Return runtime statistics of the generator (for `GET /stats`)."""
         return {
             "pid": self.pid,

@@ -7,10 +7,10 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 
+from actscope.feed.answers import SiteScale, SiteVectors
 from actscope.feed.messages import WindowSums
 
 
@@ -46,11 +46,11 @@ class SiteNormalisation:
         """Mean L2 norm of a row."""
         return self._norms / max(self.n, 1)
 
-    def summary(self) -> dict[str, Any]:
+    def summary(self) -> SiteScale:
         """Return rows, mean_norm and norm_scale (None while there is no norm)."""
         scale = math.sqrt(len(self._values)) / self.mean_norm if self.mean_norm else None
         return {"rows": self.n, "mean_norm": self.mean_norm, "norm_scale": scale}
 
-    def vectors(self) -> dict[str, Any]:
+    def vectors(self) -> SiteVectors:
         """Return the summary with the mean and the standard deviation of each dimension."""
-        return self.summary() | {"mean": self.mean.tolist(), "std": self.std.tolist()}
+        return {**self.summary(), "mean": self.mean.tolist(), "std": self.std.tolist()}

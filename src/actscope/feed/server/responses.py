@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from actscope.errors import FeedError
-from actscope.feed.buffer.allocator import Grant
+from actscope.feed.buffer.allocator import Grant, RowRange
 from actscope.feed.buffer.gather import labels_of, values_of
 from actscope.feed.server.broker import Broker
 from actscope.feed.server.service import Service
@@ -54,7 +54,7 @@ class GrantedRows:
         """Return `parts`. Copies are made on a thread."""
         return await asyncio.to_thread(self.parts) if self.is_copied else self.parts()
 
-    def _part(self, extent: Any) -> np.ndarray:
+    def _part(self, extent: RowRange) -> np.ndarray:
         planes = [values_of(self._memory, extent, site, self._seed) for site in self.sites]
         return planes[0] if len(planes) == 1 else np.stack(planes, axis=1)
 
@@ -78,7 +78,7 @@ class GrantedRows:
     def as_json(self, *, labels: bool) -> bytes:
         """Return rows, metadata and, if requested, labels as one JSON object. Non-finite values are null."""
         rows = np.concatenate([_as_floats(part, self.dtype) for part in self.parts()])
-        found: dict[str, Any] = {
+        found: dict[str, object] = {
             "shape": list(self.shape),
             "dtype": self.dtype,
             "sites": self._names,
@@ -135,8 +135,16 @@ class RowsResponse(Response):
 class HeldResponse(Response):
     """Response with bytes made from a batch. Its grant is released once they are sent or cannot be."""
 
-    def __init__(self, content: bytes, release: Callable[[bool], None], *, patience_s: float, **options: Any) -> None:
-        super().__init__(content, **options)
+    def __init__(
+        self,
+        content: bytes,
+        release: Callable[[bool], None],
+        *,
+        patience_s: float,
+        media_type: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(content, headers=headers, media_type=media_type)
         self._release, self._patience_s = release, patience_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -216,7 +224,7 @@ def _as_floats(rows: np.ndarray, dtype: str) -> np.ndarray:
     return rows.astype(np.float32)
 
 
-def _with_nulls(rows: np.ndarray) -> Any:
+def _with_nulls(rows: np.ndarray) -> object:
     """Return the rows as nested lists, with None for non-finite values."""
     found = rows.astype(object)
     found[~np.isfinite(rows)] = None

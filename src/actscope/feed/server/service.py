@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any
 
 from actscope.errors import SettingsError
+from actscope.feed.answers import GeneratorFacts
 from actscope.feed.buffer.position import Position
 from actscope.feed.server.broker import Broker
 from actscope.feed.server.checkpoint import StateFile
@@ -65,7 +66,7 @@ class Service:
         except OSError as error:
             log.error("the feed's position could not be written to its state file: %s", error)
 
-    def _work(self, supervisor: Supervisor, shm_server: ShmServer) -> list[Any]:
+    def _work(self, supervisor: Supervisor, shm_server: ShmServer) -> list[Coroutine[Any, Any, None]]:
         work = [supervisor.run(), shm_server.run(), self.desk.keep_time()]
         return [*work, self._file.keep(self.desk)] if self._file is not None else work
 
@@ -115,7 +116,7 @@ class Service:
         """Number of connected consumers on the same machine."""
         return self._shm_server.n_consumers if self._shm_server else 0
 
-    def generator_stats(self) -> dict[str, Any]:
+    def generator_stats(self) -> GeneratorFacts:
         """Return runtime statistics of the generator."""
         assert self._supervisor is not None
         return self._supervisor.stats()

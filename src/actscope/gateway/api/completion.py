@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Mapping
 from typing import Any
 
 import aiohttp
@@ -184,7 +185,7 @@ class CompletionResponse(Response):
     def _ending(self, index: int) -> bytes:
         """Return the last chunk of a cancelled choice."""
         view = self._views[index]
-        choice: dict[str, Any] = {"index": index, "finish_reason": "abort"}
+        choice: dict[str, object] = {"index": index, "finish_reason": "abort"}
         choice["delta" if self._call.is_chat else "text"] = {} if self._call.is_chat else ""
         if view is not None:
             choice["actscope"] = view.payload(final=True)
@@ -200,7 +201,7 @@ class CompletionResponse(Response):
             log.finish("failed", "error")
             self._sessions.remove(log)
 
-    async def _send_whole(self, send: Send, status: int, body: bytes, headers: dict[str, str] | Any = None) -> None:
+    async def _send_whole(self, send: Send, status: int, body: bytes, headers: Mapping[str, str] | None = None) -> None:
         response = Response(body, status, headers, "application/json")
         response.headers["x-request-id"] = self._call.response
         self._ended = True
@@ -280,7 +281,7 @@ class CompletionResponse(Response):
             and all(map(_says_nothing, choices))
         )
 
-    def _take_ids(self, fields: Fields) -> dict[str, Any]:
+    def _take_ids(self, fields: Fields) -> dict[str, list[int] | None]:
         """Return the token ids in `fields`, and remove them unless the client requested them (for vLLM: set them to null)."""
         found = {name: _get(fields, name) for name in _IDS}
         if not self._call.wants_token_ids:

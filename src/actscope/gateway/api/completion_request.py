@@ -38,7 +38,7 @@ class Options:
     keep: str | None = None
 
     @property
-    def given(self) -> dict[str, Any]:
+    def given(self) -> dict[str, bool | str]:
         return {name: value for name, value in asdict(self).items() if value is not None}
 
     @property
@@ -178,13 +178,13 @@ def _count(fields: dict[str, Raw], max_n: int) -> tuple[int, int]:
     return n, prompts
 
 
-def _prompts(prompt: Any) -> int:
+def _prompts(prompt: object) -> int:
     if prompt is None:
         return 0
     return len(prompt) if isinstance(prompt, list) and prompt and not isinstance(prompt[0], int) else 1
 
 
-def _embedded(embeds: Any) -> int:
+def _embedded(embeds: object) -> int:
     """Return the number of prompts in vLLM's `prompt_embeds` (prompts as tensors, one or several)."""
     return len(embeds) if isinstance(embeds, list) else 0 if embeds is None else 1
 
@@ -242,7 +242,7 @@ def into_xargs(fields: dict[str, msgspec.Raw], options: Options) -> msgspec.Raw:
     return msgspec.Raw(msgspec.json.encode({**(xargs or {}), _KEY: merged}))
 
 
-def _decoded(text: Any) -> dict[str, Any]:
+def _decoded(text: object) -> dict[str, object]:
     if text is None:
         return {}
     param = f"{XARGS}.{_KEY}"

@@ -5,11 +5,23 @@ from __future__ import annotations
 import base64
 import math
 from itertools import takewhile
-from typing import Any
 
 import msgspec
 import numpy as np
 
+from actscope.gateway.api.wire import (
+    WireCoverage,
+    WireDone,
+    WireFeatures,
+    WirePayload,
+    WireProbeFinal,
+    WireProbeUpdate,
+    WireScores,
+    WireSummary,
+    WireToken,
+    WireTokens,
+    WireUsage,
+)
 from actscope.gateway.scores.columns import EventKind
 from actscope.gateway.scores.probe_table import Columns, SaeFacts
 from actscope.gateway.scores.request_log import RequestLog
@@ -22,31 +34,31 @@ _SMALL = 8
 encode = msgspec.json.Encoder().encode
 
 
-def token_block(log: RequestLog, a: int, b: int) -> dict[str, Any]:
+def token_block(log: RequestLog, a: int, b: int) -> WireTokens:
     """Return `tokens` of the positions `a .. b - 1`."""
     ids = log.tokens[a:b].tolist()
     own = [log.texts.own(i) for i in ids]
-    block: dict[str, Any] = {"start": a, "ids": ids, "text": [text for text, _ in own]}
+    block: WireTokens = {"start": a, "ids": ids, "text": [text for text, _ in own]}
     raw = {str(i): base64.b64encode(data).decode() for i, (_, data) in enumerate(own) if data is not None}
     if raw:
         block["bytes"] = raw
     return block
 
 
-def score_block(log: RequestLog, a: int, b: int, columns: Columns) -> dict[str, Any]:
+def score_block(log: RequestLog, a: int, b: int, columns: Columns) -> WireScores:
     """Return `scores` of the positions `a .. b - 1`, with cells in the order of `columns`."""
     values = log.scores.values(a, b, columns)
     computed = log.scores.computed(a, b)
     special = [t in log.special for t in log.tokens[a:b]]
     render = render_small if b - a <= _SMALL else render_bulk
     rows, states = render(values, computed, special, columns.masks)
-    block: dict[str, Any] = {"start": a, "rows": rows}
+    block: WireScores = {"start": a, "rows": rows}
     if states is not None:
         block["states"] = states
     return block
 
 
-def feature_block(log: RequestLog, a: int, b: int, features: Columns) -> dict[str, Any]:
+def feature_block(log: RequestLog, a: int, b: int, features: Columns) -> WireFeatures:
     """Return `features` of the positions `a .. b - 1`: indices and activations, strongest first; null for a row without."""
     values = log.scores.values(a, b, features)
     render = features_small if b - a <= _SMALL else features_bulk
@@ -182,7 +194,7 @@ class ChoiceView:
         self._tokens = 0
         self._scores = 0
 
-    def payload(self, *, final: bool = False) -> dict[str, Any] | None:
+    def payload(self, *, final: bool = False) -> WirePayload | None:
         """Return everything new since the last call; None if nothing is new or the prompt is not known yet.
 
         `final` adds the end of the choice, and returns a payload in any case.
@@ -190,7 +202,7 @@ class ChoiceView:
         log = self.log
         if log.n_prompt is None and not final:
             return None
-        payload: dict[str, Any] = {"v": VERSION}
+        payload: WirePayload = {"v": VERSION}
         if self._header is None:
             self._begin(payload)
         if len(log.tokens) > self._tokens:
@@ -202,7 +214,7 @@ class ChoiceView:
             payload["final"] = {"finish_reason": log.finish_reason, **coverage(log)}
         return payload if len(payload) > 1 else None
 
-    def _begin(self, payload: dict[str, Any]) -> None:
+    def _begin(self, payload: WirePayload) -> None:
         log = self.log
         payload["request"] = log.request
         payload["prompt_tokens"] = log.n_prompt
@@ -212,7 +224,7 @@ class ChoiceView:
         if not self._prompt:
             self._tokens = self._scores = log.n_prompt or 0
 
-    def _add_scores(self, payload: dict[str, Any]) -> None:
+    def _add_scores(self, payload: WirePayload) -> None:
         a, b = self._scores, len(self.log.scores)
         every = self.log.scores.columns_over(a, b)
         columns = self._choose(every)
@@ -224,11 +236,11 @@ class ChoiceView:
             payload["features"] = feature_block(self.log, a, b, every.features)
         self._scores = b
 
-    def _set_sae(self, sae: SaeFacts | None, payload: dict[str, Any]) -> None:
+    def _set_sae(self, sae: SaeFacts | None, payload: WirePayload) -> None:
         if sae is not None and sae != self._sae:
             self._sae = payload["sae"] = sae
 
-    def _set_header(self, columns: Columns, payload: dict[str, Any]) -> None:
+    def _set_header(self, columns: Columns, payload: WirePayload) -> None:
         self._header = columns
         payload["probes"] = columns.header()
 
@@ -236,16 +248,15 @@ class ChoiceView:
         return columns.probes if self._wanted is None else columns.pick(self._wanted)
 
 
-def whole(log: RequestLog, features: bool = False) -> dict[str, Any]:
+def whole(log: RequestLog, features: bool = False) -> WirePayload:
     """Return one choice as a single payload in the non-streaming format. It has `final` if the choice has ended."""
     payload = ChoiceView(log, None, True, features).payload(final=log.state != "running")
-    return payload or {
-        "v": VERSION,
-        "request": log.request,
-        "prompt_tokens": None,
-        "probes": log.first_columns.header(),
-        **({"sae": log.columns.sae} if features else {}),
-    }
+    if payload is None:
+        header = log.first_columns.header()
+        payload = {"v": VERSION, "request": log.request, "prompt_tokens": None, "probes": header}
+        if features:
+            payload["sae"] = log.columns.sae
+    return payload
 
 
 # Events
@@ -257,6 +268,7 @@ def event_bytes(log: RequestLog, i: int) -> bytes:
     Deterministic: every client receives the same bytes.
     """
     kind, a, b, seconds = log.events[i]
+    data: WireToken | WireProbeUpdate | WireProbeFinal | WireDone
     if kind is EventKind.TOKEN:
         data = _token_event(log, i, a, b, seconds)
     elif kind is EventKind.PROBE_UPDATE:
@@ -268,28 +280,36 @@ def event_bytes(log: RequestLog, i: int) -> bytes:
     return b"id: %d\nevent: %s\ndata: %s\n\n" % (i + 1, kind.name.lower().encode(), encode(data))
 
 
-def _token_event(log: RequestLog, i: int, a: int, b: int, seconds: float) -> dict[str, Any]:
-    data: dict[str, Any] = {"v": VERSION}
-    if i == 0:
-        data |= {"request": log.request, "prompt_tokens": log.n_prompt, "probes": log.first_columns.header()}
-    return data | {"tokens": token_block(log, a, b), "t": round(seconds, 6)}
+def _token_event(log: RequestLog, i: int, a: int, b: int, seconds: float) -> WireToken:
+    tokens, t = token_block(log, a, b), round(seconds, 6)
+    if i:
+        return {"v": VERSION, "tokens": tokens, "t": t}
+    header = log.first_columns.header()
+    return {
+        "v": VERSION,
+        "request": log.request,
+        "prompt_tokens": log.n_prompt,
+        "probes": header,
+        "tokens": tokens,
+        "t": t,
+    }
 
 
-def _score_event(log: RequestLog, a: int, b: int) -> dict[str, Any]:
+def _score_event(log: RequestLog, a: int, b: int) -> WireProbeUpdate:
     columns = log.scores.columns_over(a, b).probes
-    data: dict[str, Any] = {"v": VERSION}
     before = log.scores.columns_over(a - 1, a) if a else log.first_columns
+    scores = score_block(log, a, b, columns)
     if columns != before.probes:
-        data["probes"] = columns.header()
-    return data | {"scores": score_block(log, a, b, columns)}
+        return {"v": VERSION, "probes": columns.header(), "scores": scores}
+    return {"v": VERSION, "scores": scores}
 
 
-def coverage(log: RequestLog) -> dict[str, int]:
+def coverage(log: RequestLog) -> WireCoverage:
     """Return the number of positions, of computed ones, and of computed ones that were taken over with the prefix cache."""
     return {"present": log.present, "computed": log.computed, "cached": log.cached}
 
 
-def usage(log: RequestLog) -> dict[str, int]:
+def usage(log: RequestLog) -> WireUsage:
     """Return the token counts in OpenAI's format."""
     prompt = log.n_prompt or 0
     return {
@@ -299,7 +319,7 @@ def usage(log: RequestLog) -> dict[str, int]:
     }
 
 
-def summary(log: RequestLog) -> dict[str, dict[str, Any]]:
+def summary(log: RequestLog) -> dict[str, WireSummary]:
     """Return for each probe id a summary of its computed cells: maximum and its position, mean, number at or over the threshold.
 
     If a probe was replaced while the request ran, only its last version is summarized.
@@ -318,7 +338,7 @@ def summary(log: RequestLog) -> dict[str, dict[str, Any]]:
     }
 
 
-def _summary_of(values: np.ndarray, at: np.ndarray, threshold: float | None) -> dict[str, Any]:
+def _summary_of(values: np.ndarray, at: np.ndarray, threshold: float | None) -> WireSummary:
     if not len(at):
         return {"max": None, "argmax": None, "mean": None, "over_threshold": None if threshold is None else 0}
     found = values[at]

@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 
@@ -21,7 +20,7 @@ from actscope.frames import SPURIOUS_ROWS, RowFlag, Span, SpanFlag
 from actscope.gateway.scores.detokenizer import TokenTexts
 from actscope.gateway.scores.part_merger import PartMerger, PartRows
 from actscope.gateway.scores.probe_table import ProbeTable, Tables, join_tables
-from actscope.gateway.scores.request_log import MismatchCounter, RequestLog
+from actscope.gateway.scores.request_log import MismatchCounter, RequestLog, Source
 from actscope.gateway.scores.request_store import Sessions
 from actscope.ring.discovery import EngineCard
 from actscope.ring.host import RingReader, StepBatch, StepRecord
@@ -170,8 +169,20 @@ class Matcher:
         if self._merger is not None:
             self._merger.flush(log, time.monotonic_ns())
 
-    def _log(self, request: str, **options: Any) -> RequestLog:
-        return RequestLog(request, special=self._special, texts=self._texts, mismatches=self._mismatches, **options)
+    def _log(
+        self,
+        request: str,
+        *,
+        model: str,
+        follows_rows: bool,
+        response: str = "",
+        source: Source = "gateway",
+        began_ns: int | None = None,
+    ) -> RequestLog:
+        return RequestLog(
+            request, response=response, model=model, source=source, follows_rows=follows_rows, began_ns=began_ns,
+            special=self._special, texts=self._texts, mismatches=self._mismatches,
+        )  # fmt: skip
 
     # --- from a step to the logs ------------------------------------------------------------------------------------------
 

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, reduce
-from typing import Any
+from typing import Any, TypedDict
 
 import msgspec
 import numpy as np
@@ -21,6 +21,14 @@ class SaeFacts(msgspec.Struct, frozen=True):
     name: str
     k: int
     n_features: int
+
+
+class HeaderCell(TypedDict):
+    """One column of the score rows, as clients see it."""
+
+    id: str
+    site: str
+    since: int
 
 
 @dataclass(frozen=True)
@@ -60,7 +68,7 @@ class Columns:
         """Return the identity of each probe: its id and `since`."""
         return tuple(zip(self.ids, self.since, strict=True))
 
-    def header(self) -> list[dict[str, str | int]]:
+    def header(self) -> list[HeaderCell]:
         """Return the description of the probes for clients."""
         named = zip(self.ids, self.sites, self.since, strict=True)
         return [{"id": name, "site": site, "since": since} for name, site, since in named]

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -62,7 +62,7 @@ class ArrowShard:
         self._writer.close()
         return memoryview(self._sink.getvalue())
 
-    def _rows(self, site: str, rows: np.ndarray, n: int) -> Any:
+    def _rows(self, site: str, rows: np.ndarray, n: int) -> pa.Array:
         """Return rows [n * context, d] as `n` values of the column's type, without a copy."""
         context, d = self._plan.context, self._plan.d_model
         inner = pa.ListArray.from_arrays(_offsets(n * context, d), pa.array(rows.reshape(-1)))
@@ -70,14 +70,14 @@ class ArrowShard:
         kind = self._features.arrow_schema.field(column_of(site, self._plan)).type
         return pa.ExtensionArray.from_storage(kind, outer)
 
-    def _tokens(self, ids: np.ndarray) -> Any:
+    def _tokens(self, ids: np.ndarray) -> pa.Array:
         return pa.FixedSizeListArray.from_arrays(pa.array(ids.reshape(-1)), self._plan.context)
 
 
-def features_of(plan: HarvestPlan) -> Any:
+def features_of(plan: HarvestPlan) -> Features:
     """Return the columns as `datasets.Features`."""
     dtype, length = _stored_dtype(plan), plan.context
-    columns: dict[str, Any] = {
+    columns: dict[str, object] = {
         column_of(site, plan): Array2D(shape=(length, plan.d_model), dtype=dtype) for site in plan.sites
     }
     columns["token_ids"] = Fixed(Value("int32"), length=length)
@@ -96,7 +96,7 @@ def column_of(site: str, plan: HarvestPlan) -> str:
 def description(plan: HarvestPlan, names: Sequence[str]) -> dict[str, bytes]:
     """Return the two files that `datasets.load_from_disk` needs to open shards of these names."""
     info = {"citation": "", "description": "", "features": features_of(plan).to_dict(), "homepage": "", "license": ""}
-    state: dict[str, Any] = {
+    state: dict[str, object] = {
         "_data_files": [{"filename": name} for name in names],
         "_fingerprint": plan.id,
         "_format_columns": None,
@@ -120,7 +120,7 @@ def _stored_dtype(plan: HarvestPlan) -> str:
     return "float16" if plan.dtype == "float16" else "float32"
 
 
-def _offsets(n: int, width: int) -> Any:
+def _offsets(n: int, width: int) -> pa.Array:
     return pa.array(np.arange(n + 1, dtype=np.int32) * np.int32(width))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import mmap
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,6 +16,9 @@ from actscope.harvest.shards.safetensors import LABELS, TYPES
 if TYPE_CHECKING:
     from torch import Tensor
 
+#: A shard's bytes: read, or mapped copy-on-write.
+Mapped = bytes | bytearray | mmap.mmap
+
 _MOST_HEADER = 100 << 20
 
 
@@ -25,7 +29,7 @@ class ShardRows:
         HarvestDamaged: The header is malformed, or does not match the plan.
     """
 
-    def __init__(self, data: Any, plan: HarvestPlan, n_rows: int, where: str) -> None:
+    def __init__(self, data: Mapped, plan: HarvestPlan, n_rows: int, where: str) -> None:
         self.n_rows = n_rows
         self._data, self._plan = data, plan
         entries, self._start = read_header(data, where)
@@ -83,7 +87,7 @@ def check_shard(head: bytes, plan: HarvestPlan, receipt: Receipt) -> str | None:
     return _check_entries(entries, plan, receipt.rows, receipt.files[0].bytes - start)
 
 
-def read_header(data: Any, where: str) -> tuple[dict[str, Any], int]:
+def read_header(data: Mapped, where: str) -> tuple[dict[str, Any], int]:
     """Return a safetensors header, and the offset of the tensors. Raises HarvestDamaged if the header is malformed."""
     size = int.from_bytes(data[:8], "little")
     if len(data) < 8 or size > min(_MOST_HEADER, len(data) - 8):
@@ -111,7 +115,7 @@ def _check_entries(entries: dict[str, Any], plan: HarvestPlan, rows: int, length
     return None
 
 
-def _span(entry: Any) -> tuple[int, int]:
+def _span(entry: object) -> tuple[int, int]:
     """Return the offsets of a tensor; (0, -1), which fits no tensor, if they are malformed."""
     found = entry.get("data_offsets") if isinstance(entry, dict) else None
     match found:

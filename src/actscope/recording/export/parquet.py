@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -19,6 +20,9 @@ from actscope.errors import MissingExtra
 from actscope.recording.export.columns import columns, file_name
 from actscope.recording.export.options import Progress
 from actscope.recording.export.selection import ExportSource, SiteSource, converted
+
+if TYPE_CHECKING:
+    from pyarrow import Array, Schema
 
 
 def write(source: ExportSource, to: Path, progress: Progress) -> dict[str, str]:
@@ -43,7 +47,7 @@ def write(source: ExportSource, to: Path, progress: Progress) -> dict[str, str]:
     return stored
 
 
-def _schema(pyarrow: Any, source: ExportSource, site: SiteSource, stored: str) -> Any:
+def _schema(pyarrow: ModuleType, source: ExportSource, site: SiteSource, stored: str) -> Schema:
     element = pyarrow.field("element", pyarrow.from_numpy_dtype(np.dtype(stored)), nullable=False)
     facts = {
         "site": site.name,
@@ -62,7 +66,7 @@ def _schema(pyarrow: Any, source: ExportSource, site: SiteSource, stored: str) -
     return pyarrow.schema(fields, metadata={"actscope": json.dumps(facts)})
 
 
-def _table(pyarrow: Any, source: ExportSource, schema: Any, labels: np.ndarray) -> list[Any]:
+def _table(pyarrow: ModuleType, source: ExportSource, schema: Schema, labels: np.ndarray) -> list[Array]:
     """Return all columns except the rows."""
     found = columns(labels)
     plain = [pyarrow.array(found[name]) for name in schema.names if name in found and name != "request"]
@@ -80,10 +84,11 @@ def _table(pyarrow: Any, source: ExportSource, schema: Any, labels: np.ndarray) 
     return [*plain, pyarrow.DictionaryArray.from_arrays(pyarrow.array(of_row.astype(np.int32)), names), text]
 
 
-def _pyarrow() -> Any:
+def _pyarrow() -> ModuleType:
     try:
         import pyarrow
         import pyarrow.parquet
     except ModuleNotFoundError as error:
         raise MissingExtra("export", "pyarrow") from error
-    return pyarrow
+    found: ModuleType = pyarrow
+    return found

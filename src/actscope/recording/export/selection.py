@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 
@@ -118,6 +118,18 @@ def converted(rows: np.ndarray, dtype: str, stored: str) -> np.ndarray:
     return to_float32(rows, dtype) if dtype == "bfloat16" and stored == "float32" else rows
 
 
+class ExportFacts(TypedDict):
+    """Content of `export.json`."""
+
+    format: str
+    version: int
+    recording: str
+    model: dict[str, Any]
+    requests: list[str]
+    sites: dict[str, dict[str, object]]
+    texts: dict[str, str]
+
+
 class ExportSource:
     """Source of one export: the selected rows of a recording."""
 
@@ -134,7 +146,7 @@ class ExportSource:
     def n_bytes(self) -> int:
         return sum(len(site) * site.row_bytes for site in self.sites)
 
-    def describe(self, stored: dict[str, str]) -> dict[str, Any]:
+    def describe(self, stored: dict[str, str]) -> ExportFacts:
         """Return the content of `export.json`, as JSON values."""
         recording = self.recording
         used = np.unique(np.concatenate([site.labels["token_id"] for site in self.sites])).tolist()

@@ -8,7 +8,8 @@ attributes         of the root: the model, requests, the recording; of a site: i
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -16,6 +17,9 @@ from actscope.errors import MissingExtra, RecordingError
 from actscope.recording.export.columns import columns, file_name
 from actscope.recording.export.options import Progress
 from actscope.recording.export.selection import ExportSource, SiteSource, converted
+
+if TYPE_CHECKING:
+    from zarr import Array, Group
 
 _LABEL_CHUNK = 1 << 16
 
@@ -38,12 +42,14 @@ def write(source: ExportSource, to: Path, progress: Progress) -> dict[str, str]:
     return stored
 
 
-def _write_labels(zarr: Any, group: Any, site: SiteSource) -> None:
+def _write_labels(zarr: ModuleType, group: Group, site: SiteSource) -> None:
     for name, values in columns(site.labels).items():
         _create(zarr, group, name, values.shape, values.dtype.name, (_LABEL_CHUNK,))[:] = values
 
 
-def _create(zarr: Any, group: Any, name: str, shape: tuple[int, ...], dtype: str, chunks: tuple[int, ...]) -> Any:
+def _create(
+    zarr: ModuleType, group: Group, name: str, shape: tuple[int, ...], dtype: str, chunks: tuple[int, ...]
+) -> Array[Any]:
     whole = tuple(min(chunk, length) for chunk, length in zip(chunks, shape, strict=True))
     zstd = zarr.codecs.ZstdCodec(level=3)
     names = ["row"] if len(shape) == 1 else ["row", "dimension"]
@@ -52,7 +58,7 @@ def _create(zarr: Any, group: Any, name: str, shape: tuple[int, ...], dtype: str
     )
 
 
-def _zarr() -> Any:
+def _zarr() -> ModuleType:
     try:
         import zarr
     except ModuleNotFoundError as error:

@@ -11,7 +11,7 @@ import queue
 import threading
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from actscope.clock import monotonic_ns
 from actscope.errors import RecordingError, RecordingPoisoned, SettingsError
@@ -19,6 +19,7 @@ from actscope.frames import SCORES, Frame, SinkStats, Step
 from actscope.recording.flight.history import FlightOptions
 from actscope.recording.flight.marks import MarkRequest, MarkResult
 from actscope.recording.flight.retention import Retention
+from actscope.recording.flight.state import RecordingFacts
 from actscope.recording.flight.stats import FlightStats
 from actscope.recording.flight.triggers import Rule
 from actscope.recording.flight.windows import TokensOrTime
@@ -72,7 +73,7 @@ class FlightRecorder:
         self._faults = 0
         self._bytes_in = self._bytes_out = 0  # of the queue; each counter has one writer
         self._stats = SinkStats()
-        self._queue: queue.SimpleQueue[Callable[[], Any]] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[Callable[[], object]] = queue.SimpleQueue()
         self._open = self._running = True
         self._ended = False
         self._thread = threading.Thread(target=self._run, name="actscope-flight", daemon=True)
@@ -175,7 +176,7 @@ class FlightRecorder:
         stats.queued_bytes, stats.faults = self._bytes_in - self._bytes_out, self._faults
         return stats
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> RecordingFacts:
         """Return settings, state and statistics as JSON values."""
         kept, flight, options = self.recorder.stats(), self.stats(), self.options
         failure = self.failure

@@ -77,7 +77,7 @@ class _Segment:
 class _Stored:
     offset: int
     shape: tuple[int, int]
-    dtype: np.dtype[Any]
+    dtype: np.dtype[np.generic]
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ import msgspec
 import numpy as np
 
 from actscope.frames import SPURIOUS_ROWS, Step
+from actscope.recording.flight.state import TriggerFacts
 from actscope.recording.flight.triggers import ProbeRule
 from actscope.recording.flight.windows import KeepWindow, TokensOrTime
 from actscope.recording.format.arrays import as_numpy
@@ -192,7 +193,7 @@ class TriggerEvaluator:
         while len(self._tables) > 16:
             del self._tables[min(self._tables)]
 
-    def state(self) -> list[dict[str, object]]:
+    def state(self) -> list[TriggerFacts]:
         """Return for each rule its text, the number of firings that began, and whether its probe is loaded."""
         return [{"rule": r.rule.text, "firings": r.firings, "probe_loaded": r.column is not None} for r in self._rules]
 

@@ -30,7 +30,7 @@ import numpy as np
 from actscope.errors import SettingsError
 from actscope.recording.flight.windows import TokensOrTime
 
-_COMPARE: dict[str, Callable[[Any, Any], Any]] = {
+_COMPARE: dict[str, Callable[[np.ndarray, float], np.ndarray]] = {
     ">": operator.gt,
     ">=": operator.ge,
     "<": operator.lt,

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from actscope.errors import RecordingError
+from actscope.frames import RowArray
+
+if TYPE_CHECKING:
+    import torch
 
 
-def as_numpy(rows: Any, dtype: str | None = None) -> tuple[np.ndarray, str]:
+def as_numpy(rows: RowArray, dtype: str | None = None) -> tuple[np.ndarray, str]:
     """Return rows [n, d] as a C-contiguous numpy array, and the name of their dtype. Copies only non-contiguous rows.
 
     `rows` is a numpy array or a torch tensor on the CPU. `dtype` overrides the dtype name of a numpy array: "bfloat16" for
@@ -35,7 +39,7 @@ def _check_ndim(array: np.ndarray) -> None:
         raise RecordingError(f"rows must be [n, d], found {list(array.shape)}")
 
 
-def as_torch(rows: np.ndarray, dtype: str) -> Any:
+def as_torch(rows: np.ndarray, dtype: str) -> torch.Tensor:
     """Return the rows as a torch tensor of dtype `dtype`."""
     import torch
 
@@ -43,7 +47,7 @@ def as_torch(rows: np.ndarray, dtype: str) -> Any:
     return tensor.view(torch.bfloat16) if dtype == "bfloat16" else tensor
 
 
-def _uint16() -> Any:
+def _uint16() -> torch.dtype:
     import torch
 
     return torch.uint16

@@ -3,15 +3,32 @@
 from __future__ import annotations
 
 import secrets
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, TypedDict, cast
 
 from actscope._version import __version__
 from actscope.clock import clock_pair
 from actscope.errors import RecordingError
 from actscope.recording.spec import FORMAT_VERSION, RecordingSpec
+from actscope.store import StoreReader
 
 
-def manifest_of(spec: RecordingSpec) -> dict[str, Any]:
+class RecordingInfo(TypedDict):
+    """Manifest of a recording."""
+
+    format: str
+    version: int
+    id: str
+    created_wall_ns: int
+    actscope: str
+    sites: list[str]
+    codecs: dict[str, str]
+    model: dict[str, Any]
+    """JSON values; see `RecordingSpec.model`."""
+    settings: dict[str, object]
+
+
+def manifest_of(spec: RecordingSpec) -> RecordingInfo:
     """Return the manifest of a new recording."""
     now = clock_pair()
     return {
@@ -27,7 +44,7 @@ def manifest_of(spec: RecordingSpec) -> dict[str, Any]:
     }
 
 
-def check(manifest: dict[str, Any], path: object) -> None:
+def check(manifest: Mapping[str, object], path: object) -> None:
     """Raise RecordingError if this version cannot read a recording with this manifest."""
     if manifest.get("format") != "actscope-recording":
         raise RecordingError(f"{path}: expected the manifest of a recording, found format {manifest.get('format')!r}")
@@ -38,7 +55,13 @@ def check(manifest: dict[str, Any], path: object) -> None:
         )
 
 
-def check_same(manifest: dict[str, Any], spec: RecordingSpec, path: object) -> None:
+def info_of(store: StoreReader) -> RecordingInfo:
+    """Return the manifest of an open recording. Raises RecordingError if this version cannot read it."""
+    check(store.manifest, store.path)
+    return cast(RecordingInfo, store.manifest)
+
+
+def check_same(manifest: RecordingInfo, spec: RecordingSpec, path: object) -> None:
     """Raise RecordingError if the sites, model or revision of `spec` differ from the recording's."""
     for what, old, new in (
         ("sites", manifest["sites"], list(spec.sites)),

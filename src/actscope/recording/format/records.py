@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import msgspec
 
@@ -59,7 +59,7 @@ class Session(msgspec.Struct, frozen=True):
     version: str
     first_row: int
     ended: bool = False
-    stats: dict[str, Any] = {}
+    stats: dict[str, object] = {}
 
 
 R = TypeVar("R", bound=msgspec.Struct)

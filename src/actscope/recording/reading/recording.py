@@ -54,8 +54,8 @@ class Recording:
     def __init__(self, store: StoreReader) -> None:
         self._store = store
         self.path = store.path
-        self.info: dict[str, Any] = store.manifest
-        self.sites: tuple[str, ...] = tuple(store.manifest["sites"])
+        self.info = manifest.info_of(store)
+        self.sites: tuple[str, ...] = tuple(self.info["sites"])
 
     def __repr__(self) -> str:
         state = "complete" if self.complete else "not complete"
@@ -76,9 +76,7 @@ class Recording:
             RecordingError: There is no recording, or its format version is not supported.
             RecordingDamaged: No copy of its manifest can be read.
         """
-        store = StoreReader.open(path)
-        manifest.check(store.manifest, path)
-        return cls(store)
+        return cls(StoreReader.open(path))
 
     def refresh(self) -> int:
         """Read what was written since the last look and return the number of new messages.

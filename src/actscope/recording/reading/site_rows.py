@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, SupportsIndex, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 
 from actscope.codecs import decode, name_of, to_float32
 from actscope.errors import RecordingDamaged
@@ -15,7 +16,12 @@ from actscope.recording.format.arrays import as_torch
 from actscope.recording.format.index_keys import DTYPE_NAMES, KEY, BlockFlag, Kind, errors_of
 from actscope.store import StoreReader
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 _CACHED_BYTES = 64 << 20
+#: Selects rows, as for a numpy array: a number, a slice, an array of numbers or of bool.
+RowIndex: TypeAlias = SupportsIndex | slice | np.ndarray | Sequence[int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,7 +190,7 @@ class SiteRows:
         return self.blocks.dtype_of(0) if len(self.blocks) else "float32"
 
     @property
-    def dtype(self) -> np.dtype[Any]:
+    def dtype(self) -> np.dtype[np.generic]:
         """Return the numpy dtype of the arrays that indexing returns."""
         return np.dtype("float32" if self.source_dtype == "bfloat16" else self.source_dtype)
 
@@ -193,7 +199,7 @@ class SiteRows:
         """Return the rows' numbers in the recording, int64 [n]. Equal numbers mean the same token at every site."""
         return self._ids
 
-    def __getitem__(self, index: Any) -> np.ndarray:
+    def __getitem__(self, index: RowIndex) -> np.ndarray:
         ids = self._ids[index]
         rows = self._gather(np.atleast_1d(ids))
         values = to_float32(rows, "bfloat16") if self._is_bf16 else rows
@@ -204,10 +210,10 @@ class SiteRows:
         for start in range(0, len(self), 4096):
             yield from self[start : start + 4096]
 
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+    def __array__(self, dtype: npt.DTypeLike | None = None, copy: bool | None = None) -> np.ndarray:
         return np.asarray(self[:], dtype=dtype)
 
-    def torch(self, index: Any = slice(None)) -> Any:
+    def torch(self, index: RowIndex = slice(None)) -> Tensor:
         """Return rows as a torch tensor of the source dtype.
 
         Args:
@@ -220,7 +226,7 @@ class SiteRows:
         rows = as_torch(self._gather(np.atleast_1d(ids)), self.source_dtype)
         return rows[0] if np.ndim(ids) == 0 else rows
 
-    def native(self, index: Any = slice(None)) -> np.ndarray:
+    def native(self, index: RowIndex = slice(None)) -> np.ndarray:
         """Return rows without conversion.
 
         Args:

@@ -102,7 +102,7 @@ def verify(path: Path, progress: Progress = _silent) -> Verification:
 def _check_records(store: StoreReader, verdict: Verification) -> np.ndarray:
     """Decode all messages other than row blocks. Return the numbers (int64, ascending) of the rows that have labels."""
     keys = np.ascontiguousarray(store.entries["key"]).view(KEY).reshape(-1)
-    kinds: dict[int, Any] = {
+    kinds: dict[int, type[records.Tokens | records.Mark | records.Drops | records.Session]] = {
         Kind.TOKENS: records.Tokens,
         Kind.MARK: records.Mark,
         Kind.DROPS: records.Drops,
@@ -118,7 +118,7 @@ def _check_records(store: StoreReader, verdict: Verification) -> np.ndarray:
                 ids.append(batch.row_ids)
             elif kind in kinds:
                 found = records.read(store.read(entry), kinds[kind])
-                for drop in found.drops if kind == Kind.DROPS else ():
+                for drop in found.drops if isinstance(found, records.Drops) else ():
                     verdict.dropped[drop.site] = verdict.dropped.get(drop.site, 0) + drop.n_rows
         except RecordingDamaged as error:
             verdict.problems.append(f"message {entry['number']} ({Kind(kind).name.lower()}): {error}")
@@ -129,7 +129,7 @@ def _check_blocks(store: StoreReader, verdict: Verification, labelled: np.ndarra
 
     sites = {
         site: Blocks(store, store.entries[store.entries["channel"] == len(CHANNELS) + number])
-        for number, site in enumerate(store.manifest["sites"])
+        for number, site in enumerate(manifest.info_of(store)["sites"])
     }
     total, done = sum(len(blocks) for blocks in sites.values()), 0
     unlabelled: set[int] = set()

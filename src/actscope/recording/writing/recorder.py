@@ -18,7 +18,7 @@ from actscope._version import __version__
 from actscope.clock import clock_pair, monotonic_ns
 from actscope.codecs import DTYPES, carrier
 from actscope.errors import RecordingError
-from actscope.frames import Frame, SinkStats, Step
+from actscope.frames import Frame, RowArray, SinkStats, Step
 from actscope.recording.format import records
 from actscope.recording.format.arrays import as_numpy
 from actscope.recording.format.index_keys import CHANNELS, Kind, channel_of_site
@@ -161,7 +161,7 @@ class Recorder:
         """Begin a step and assign its row numbers. Open steps must have distinct numbers."""
         self._steps.begin(step)
 
-    def put(self, step: Step, site: str, rows: Any, dtype: str | None = None) -> bool:
+    def put(self, step: Step, site: str, rows: RowArray, dtype: str | None = None) -> bool:
         """Queue the rows of one site. Blocks under policy "block" while the queue is full (back pressure).
 
         Args:

@@ -30,8 +30,7 @@ def continue_recording(path: Path, spec: RecordingSpec, options: StoreOptions) -
         RecordingError: Another writer has the recording, or its sites or model differ from `spec`.
         RecordingDamaged: Acknowledged bytes are missing or changed.
     """
-    manifest.check(StoreReader.open(path).manifest, path)
-    manifest.check_same(StoreReader.open(path).manifest, spec, path)
+    manifest.check_same(manifest.info_of(StoreReader.open(path)), spec, path)
     recover(path)
     begun = continuation_of(StoreReader.open(path))
     return Store.resume(path, options=options), begun

@@ -56,7 +56,7 @@ FOOTER_BYTES = RECORD.size + 20
 DATA_END_BYTES = RECORD.size + 4
 
 
-def _bytes(*many: Any) -> bytes:
+def _bytes(*many: records.McapRecord) -> bytes:
     builder: Any = RecordBuilder()
     for record in many:
         record.write(builder)
@@ -107,7 +107,7 @@ def _metadata(manifest: Manifest, lost: Ranges) -> list[tuple[str, str]]:
     return [*found, ("lost", json.dumps(lost))] if lost else found
 
 
-def _channels(names: Sequence[str]) -> list[Any]:
+def _channels(names: Sequence[str]) -> list[records.Channel]:
     topics = [SEAL_TOPIC, *names]
     return [records.Channel(index, topic, ENCODING, {}, 1) for index, topic in enumerate(topics)]
 
@@ -131,7 +131,7 @@ def _read_prologue(source: Source) -> Prologue | None:
     return _sealed(source, at, texts, tuple(places))
 
 
-def _stream(data: Buffer) -> Any:
+def _stream(data: Buffer) -> ReadDataStream:
     return ReadDataStream(BytesIO(data))
 
 
@@ -167,7 +167,7 @@ def epilogue(prologue: Prologue, channels: Sequence[str], entries: npt.NDArray[n
     )
     data += _bytes(records.DataEnd(0))
     start = offset + len(data)
-    groups: list[list[Any]] = [
+    groups: list[Sequence[records.McapRecord]] = [
         [records.Schema(1, FRAME.encode(), "text/plain", "actscope")],
         _channels(channels),
         [_statistics(prologue, len(channels) + 1, entries)],
@@ -177,7 +177,7 @@ def epilogue(prologue: Prologue, channels: Sequence[str], entries: npt.NDArray[n
     return data + _summary(groups, start)
 
 
-def _summary(groups: list[list[Any]], start: int) -> bytes:
+def _summary(groups: list[Sequence[records.McapRecord]], start: int) -> bytes:
     summary, offsets = b"", []
     for group in groups:
         data = _bytes(*group)
@@ -189,7 +189,7 @@ def _summary(groups: list[list[Any]], start: int) -> bytes:
     return summary + footer + crc32_of(footer, crc32_of(summary)).to_bytes(4, "little") + MAGIC
 
 
-def _statistics(prologue: Prologue, channels: int, entries: npt.NDArray[np.void]) -> Any:
+def _statistics(prologue: Prologue, channels: int, entries: npt.NDArray[np.void]) -> records.Statistics:
     counts = np.bincount(entries["channel"].astype(np.int64) + 1, minlength=channels)
     counts[0] = 1  # the seal
     times = np.append(entries["time_ns"], np.int64(prologue.time_ns))

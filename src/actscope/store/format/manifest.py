@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from actscope.errors import RecordingDamaged, RecordingError
 from actscope.runtime.publish import publish_file
@@ -26,7 +25,7 @@ class Manifest:
     text: str
     recording: int = field(init=False)  # 32 random bits that every message head repeats
     channels: tuple[str, ...] = field(init=False)
-    facts: dict[str, Any] = field(init=False)
+    facts: dict[str, object] = field(init=False)
 
     def __post_init__(self) -> None:
         try:
@@ -45,7 +44,7 @@ class Manifest:
             object.__setattr__(self, name, value)
 
     @classmethod
-    def make(cls, recording: int, channels: Sequence[str], facts: dict[str, Any]) -> Manifest:
+    def make(cls, recording: int, channels: Sequence[str], facts: Mapping[str, object]) -> Manifest:
         """Return a new manifest. Raises RecordingError when the facts are not JSON or the channels are not valid."""
         if (
             isinstance(channels, str)

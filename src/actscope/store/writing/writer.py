@@ -6,12 +6,11 @@ import os
 import secrets
 import threading
 import weakref
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 from actscope.errors import RecordingError, RecordingPoisoned
 from actscope.runtime.publish import sync_directory
@@ -77,7 +76,7 @@ class Store:
         cls,
         path: str | os.PathLike[str],
         *,
-        manifest: dict[str, Any],
+        manifest: Mapping[str, object],
         channels: Sequence[str],
         options: StoreOptions | None = None,
     ) -> Store:

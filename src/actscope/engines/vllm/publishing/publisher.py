@@ -12,7 +12,7 @@ from actscope.clock import monotonic_ns
 from actscope.engines.vllm.publishing.device_copy import Landed
 from actscope.engines.vllm.publishing.labels import PassLabels, Register, RequestState
 from actscope.engines.vllm.publishing.prefix_scores import PrefixScores
-from actscope.frames import ROW_META, SCORES, Frame, Span, SpanFlag, Step
+from actscope.frames import ROW_META, SCORES, Frame, Span, SpanFlag, SplitFrame, Step
 from actscope.ring.host import RingWriter
 from actscope.taps.tap import TapBuffers
 
@@ -204,7 +204,7 @@ class Publisher:
             step, mask = _only(step, labels, wanting, ended)
             scores, rows = scores[mask], rows[mask]
         heads = np.ascontiguousarray(scores).view(rows.dtype)
-        ring.write(_with_wishes(step, labels), [Frame(SCORES, (heads, rows))])
+        ring.write(_with_wishes(step, labels), [SplitFrame(SCORES, (heads, rows))])
         self.counts.raw_rows += step.n_rows
 
     def _keep(

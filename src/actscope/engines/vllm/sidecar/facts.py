@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from tokenizers import Tokenizer
+from tokenizers import AddedToken, Tokenizer
 
 from actscope.engines import builtin
 from actscope.engines.revision import fingerprint
@@ -75,7 +74,7 @@ def _tokenizer_directory(facts: ServedModel) -> Path | None:
 def _special_ids(directory: Path | None) -> tuple[int, ...]:
     if directory is None:
         return ()
-    added: dict[int, Any] = Tokenizer.from_file(str(directory / "tokenizer.json")).get_added_tokens_decoder()
+    added: dict[int, AddedToken] = Tokenizer.from_file(str(directory / "tokenizer.json")).get_added_tokens_decoder()
     return tuple(sorted(i for i, token in added.items() if token.special))
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import msgspec
 import numpy as np
@@ -16,6 +16,9 @@ from actscope.engines.controls import shown
 from actscope.engines.vllm.sidecar_protocol import SetBank, SidecarStart, SiteBank
 from actscope.errors import ActscopeError, EngineError, ProbeError, RequestRefused
 from actscope.probes import ACTIVATIONS, Bank, Probe, load_probes
+from actscope.probes.bank import DescribedProbe
+
+T = TypeVar("T")
 
 log = logging.getLogger("actscope.vllm")
 
@@ -48,7 +51,7 @@ class BankRegistry:
     def table(self) -> bytes:
         return self._table(self._bank)
 
-    async def put(self, probe: Probe) -> dict[str, Any]:
+    async def put(self, probe: Probe) -> DescribedProbe:
         self._check_site(probe)
         slot = await asyncio.to_thread(self._change, lambda bank: bank.put(probe))
         return shown(self._bank, slot)
@@ -118,7 +121,7 @@ class BankRegistry:
             'ACTSCOPE_SITES="all" or with that site named, since taps are part of the compiled graph'
         )
 
-    def _change(self, change: Callable[[Bank], Any]) -> Any:
+    def _change(self, change: Callable[[Bank], T]) -> T:
         """Apply a change to a copy of the bank, publish and send it, then wait until the model has staged it.
 
         Raises EngineError if the model does not confirm within 10 seconds; the change is in force all the same once it does.
@@ -152,14 +155,14 @@ class BankRegistry:
         )
 
 
-def _described(start: SidecarStart) -> dict[str, Any] | None:
+def _described(start: SidecarStart) -> dict[str, object] | None:
     if start.features is None:
         return None
-    found: dict[str, Any] = msgspec.to_builtins(start.features)
+    found: dict[str, object] = msgspec.to_builtins(start.features)
     return {**found, "first": start.columns - 2 * start.features.k}
 
 
-def _site_bank(index: int, members: list[tuple[int, Probe]], since: dict[Any, Any]) -> SiteBank:
+def _site_bank(index: int, members: list[tuple[int, Probe]], since: Mapping[int, int]) -> SiteBank:
     infos = [probe.info for _, probe in members]
     weight = np.stack([p.weight for _, p in members], axis=1) if members else np.empty(0, np.float32)
     return SiteBank(
@@ -169,7 +172,7 @@ def _site_bank(index: int, members: list[tuple[int, Probe]], since: dict[Any, An
         np.array([info.jump for info in infos], np.float32).tobytes(),
         [ACTIVATIONS[info.activation] for info in infos],
         [column for column, _ in members],
-        [int(since[column]) for column, _ in members],
+        [since[column] for column, _ in members],
     )
 
 

@@ -24,9 +24,9 @@ from actscope.gateway.upstream.engine import EngineConnection
 from actscope.gateway.upstream.headers import forwarded
 from actscope.serving.errors import Problem
 
-ERRORS: dict[int | str, dict[str, Any]] = {
-    status: {"model": models.ErrorBody} for status in (400, 401, 403, 404, 413, 429, 502, 503)
-}
+#: Answers by status, as FastAPI documents them.
+Responses = dict[int | str, dict[str, Any]]
+ERRORS: Responses = {status: {"model": models.ErrorBody} for status in (400, 401, 403, 404, 413, 429, 502, 503)}
 
 #: Time in seconds that a mark waits for its request, which is sent after it.
 _MARK_WAITS_SECONDS = 60.0
@@ -34,7 +34,7 @@ _MARK_WAITS_SECONDS = 60.0
 router = APIRouter(tags=["openai"], responses=ERRORS)
 
 
-def _answers(whole: type, chunk: type) -> dict[int | str, dict[str, Any]]:
+def _answers(whole: type, chunk: type) -> Responses:
     """Return the 200 response of a completion for OpenAPI: one object, or chunks when streaming (by reference only)."""
     schema = {"$ref": f"#/components/schemas/{chunk.__name__}"}
     return {200: {"model": whole, "content": {"text/event-stream": {"schema": schema}}}}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from typing import Any
 
 import msgspec
 from fastapi import APIRouter, Request
@@ -11,12 +10,12 @@ from starlette.responses import Response
 
 from actscope.gateway.api import schemas
 from actscope.gateway.api.dependencies import Gateway, Here
-from actscope.gateway.api.routes.openai import ERRORS
+from actscope.gateway.api.routes.openai import ERRORS, Responses
 from actscope.gateway.upstream.controls import error_code
 from actscope.gateway.upstream.upstream import json_object
 from actscope.serving.errors import Problem
 
-_MARK_ERRORS: dict[int | str, dict[str, Any]] = {
+_MARK_ERRORS: Responses = {
     409: {"model": schemas.ErrorBody, "description": "The engine keeps no recording"},
     410: {"model": schemas.ErrorBody, "description": "Too late: the rows of the request are lost"},
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Annotated, Any
+from typing import Annotated
 
 import msgspec
 from fastapi import APIRouter, Header, Query, Request
@@ -15,7 +15,8 @@ from actscope.gateway.api import schemas as models
 from actscope.gateway.api.dependencies import Gateway, Here
 from actscope.gateway.api.events import EventStream, resume_point
 from actscope.gateway.api.payloads import encode, whole
-from actscope.gateway.api.routes.openai import ERRORS, no_features
+from actscope.gateway.api.routes.openai import ERRORS, Responses, no_features
+from actscope.gateway.api.wire import WireRequest
 from actscope.gateway.scores.request_log import RequestLog
 from actscope.gateway.upstream.upstream import json_object
 from actscope.serving.errors import Problem
@@ -24,7 +25,7 @@ router = APIRouter(tags=["actscope"], responses=ERRORS)
 
 ProbeId = Annotated[str, PathParam(pattern=r"^[A-Za-z0-9._-]{1,128}$", description="letters, digits, `.`, `_`, `-`")]
 
-_EVENTS: dict[int | str, dict[str, Any]] = {
+_EVENTS: Responses = {
     200: {
         "description": "Server-sent events; `Events` has the type of the data of each",
         "content": {"text/event-stream": {"schema": {"$ref": "#/components/schemas/Events"}}},
@@ -139,7 +140,8 @@ async def get_request(
     log = _log(gateway, id)
     if features and log.columns.sae is None:
         raise no_features("features")
-    return Response(encode({**whole(log, features), "state": log.state}), media_type="application/json")
+    answer: WireRequest = {**whole(log, features), "state": log.state}
+    return Response(encode(answer), media_type="application/json")
 
 
 @router.delete("/v1/actscope/requests/{id}")
