@@ -186,9 +186,11 @@ class RowSink(Protocol):
 
     def record_token(self, request: str, position: int, token_id: int, text: str = "") -> None:
         """Record a token that no step contains."""
+        return
 
     def mark(self, request: str, why: str = "") -> None:
         """Mark a request."""
+        return
 
     def flush(self) -> int:
         """Write all rows put so far to the file. Return the number of the first row that is not written."""

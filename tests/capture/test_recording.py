@@ -15,6 +15,7 @@ from support.hf.tiny import byte_tokenizer
 import actscope
 from actscope.errors import RecordingError
 from actscope.frames import RowFlag
+from actscope.recording.writing.recorder import Recorder
 
 _POST = "layers.2.resid_post"
 
@@ -81,6 +82,7 @@ def test_a_failing_recording_is_reported_once_and_the_users_own_error_comes_firs
 ) -> None:
     cap = actscope.capture(model, sites="2", to=tmp_path / "a", memory="64MiB")
     with pytest.raises(KeyError), cap, torch.no_grad():
+        assert isinstance(cap._recorder, Recorder)
         cap._recorder._messages.fail(OSError("no space left on device"))
         model(torch.tensor(prompts(4)))
         raise KeyError("the user's own")

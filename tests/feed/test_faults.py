@@ -181,6 +181,7 @@ def test_a_server_that_ends_leaves_nothing_behind(how: signal.Signals, runtime_d
     client.wait_for_data(500)
     batch = client.take(500)
     generator = client.get_stats()["generator"]["pid"]
+    assert generator is not None
     maps = Path(f"/proc/{server.pid}/maps").read_text()
     assert "memfd:actscope-feed" in maps and "/dev/shm/" not in maps  # it has no name that could be left
     failed: list[Exception] = []

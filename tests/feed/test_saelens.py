@@ -76,6 +76,7 @@ def test_an_sae_of_normalised_rows_reads_the_models_own(bf16: Feeding) -> None:
     with bf16.client() as client:
         client.wait_for_data(BATCH)
         scale = client.get_stats()["sites"]["layers.2.resid_post"]["norm_scale"]
+        assert scale is not None
         train(sae, client.iter(BATCH, normalize=scale), 60)
         rows = fresh_rows(client)
     assert explained_variance(sae, rows * scale) > 0.5

@@ -59,7 +59,7 @@ def test_rows_in_column_blocks_lie_side_by_side(make_ring: MakeRing) -> None:
     writer, reader = make_ring(rows=4)
     for number in (1, 2, 3):  # the third goes around the end of the ring
         step, (frame,) = a_step(number)
-        writer.write(step, [SplitFrame(SCORES, (frame.rows[:, :1], frame.rows[:, 1:]))])
+        writer.write(step, [SplitFrame(SCORES, (np.asarray(frame.rows)[:, :1], np.asarray(frame.rows)[:, 1:]))])
         (record,) = read_batch(reader).steps
         assert np.array_equal(record.rows, frame.rows)
 
@@ -174,7 +174,7 @@ def test_more_spans_than_the_ring_holds_is_an_oversize_step(make_ring: MakeRing)
 BAD_FRAMES: dict[str, Callable[[Step], tuple[Step, list[Frame]]]] = {
     "wrong width": lambda step: (step, [Frame(SCORES, np.zeros((3, 5), np.float32))]),
     "wrong length": lambda step: (step, [Frame(SCORES, np.zeros((2, 4), np.float32))]),
-    "not numbers": lambda step: (step, [Frame(SCORES, object())]),
+    "not numbers": lambda step: (step, [Frame(SCORES, object())]),  # type: ignore[arg-type]
     "complex": lambda step: (step, [Frame(SCORES, np.zeros((3, 4), np.complex64))]),
     "long request": lambda step: (Step(1, 0, (Span("x" * 121, 0, 3),), step.meta), a_step()[1]),
     "span past the end": lambda step: (Step(1, 0, (Span("x", 0, 4),), step.meta), a_step()[1]),

@@ -17,8 +17,7 @@ from actscope.probes import Bank, Probe, probe_from_json
 from actscope.probes.bank import DescribedProbe
 from actscope.recording.flight.marks import MarkResult, MarkState
 from actscope.recording.flight.recorder import FlightRecorder
-from actscope.recording.flight.request_rows import Range
-from actscope.recording.flight.windows import TokensOrTime
+from actscope.recording.flight.windows import Range, TokensOrTime
 
 #: How long a mark waits for a submitted request that has no row yet.
 _LONGEST_WAIT_S = 3600.0

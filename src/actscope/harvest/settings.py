@@ -8,6 +8,9 @@ import msgspec
 
 from actscope.errors import SettingsError
 
+#: Format of the shards.
+Format = Literal["safetensors", "arrow"]
+
 
 class HarvestSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Source, computation and form of the rows. All settings enter the plan, since they decide the bytes of the shards.
@@ -43,7 +46,7 @@ class HarvestSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     """dtype of the rows. auto: the dtype in which the model computes."""
     model_dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """dtype in which the model computes. auto: the checkpoint's own on a GPU, float32 on a CPU."""
-    format: Literal["safetensors", "arrow"] = "safetensors"
+    format: Format = "safetensors"
     """Format of the shards: safetensors, or arrow for `datasets` and SAELens. arrow stores bfloat16 as float32 (exact)."""
     columns: Literal["sites", "transformer_lens"] = "transformer_lens"
     """Column names of arrow: sites (layers.3.resid_post), or transformer_lens (blocks.3.hook_resid_post) where it has a name."""

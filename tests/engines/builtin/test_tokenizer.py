@@ -21,6 +21,7 @@ TOKENIZER: Any = AutoTokenizer.from_pretrained(model_path())
 
 @pytest.fixture(scope="module")
 def tokenizer() -> PreTrainedTokenizerFast:
+    assert isinstance(TOKENIZER, PreTrainedTokenizerFast)
     return TOKENIZER
 
 

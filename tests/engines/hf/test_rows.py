@@ -114,7 +114,7 @@ def test_a_probe_added_swapped_or_removed_while_running_holds_from_a_known_step_
     generations = set()
     for step, frames in run.sink.steps:
         for row in range(step.n_rows):
-            position, found = step.meta[row]["position"], frames[0].rows[row][0]
+            position, found = step.meta[row]["position"], np.asarray(frames[0].rows)[row][0]
             generations.add(step.generation)
             probe = {1: first, 2: second}.get(step.generation)
             if probe is None:

@@ -48,7 +48,7 @@ class WideSink(ListSink):
 
 
 def steps_of(ring: ListSink, since: int) -> list[tuple[Step, np.ndarray]]:
-    return [(step, frames[0].rows) for step, frames in ring.steps[since:]]
+    return [(step, np.asarray(frames[0].rows)) for step, frames in ring.steps[since:]]
 
 
 @settings(max_examples=300, deadline=None)

@@ -61,5 +61,5 @@ def record(truth: Truth, path: Path, codec: str = "shuffle_zstd", **model: objec
     with Recorder.create(path, spec, PipelineOptions(block_bytes=1 << 14)) as recorder:
         recorder.texts = lambda ids: [str(tokenizer.decode([i])) for i in ids]
         for step, frames in truth.steps:
-            recorder.write(step, [Frame(f.site, f.rows.clone()) for f in frames])
+            recorder.write(step, [Frame(f.site, torch.as_tensor(f.rows).clone()) for f in frames])
     return path

@@ -50,7 +50,7 @@ def record_builtin(path: Path, *, max_tokens: int = 24, codec: str = "zstd", sit
                 ended.release()
 
     with Recorder.create(path, RecordingSpec(tuple(sites), codec, model=model_facts(loaded))) as recorder:
-        recorder.texts = lambda ids: [loaded.tokenizer.decode([i]) for i in ids]
+        recorder.texts = lambda ids: [str(loaded.tokenizer.decode([i])) for i in ids]
         engine = Engine(loaded, sink=recorder, deliver=deliver).start()
         try:
             engine.keep_rows([Site.parse(site) for site in sites]).result()

@@ -19,7 +19,7 @@ from actscope.errors import RingError
 from actscope.frames import SPURIOUS_ROWS, RowFlag, Span, SpanFlag
 from actscope.gateway.scores.detokenizer import TokenTexts
 from actscope.gateway.scores.part_merger import PartMerger, PartRows
-from actscope.gateway.scores.probe_table import ProbeTable, Tables, join_tables
+from actscope.gateway.scores.probe_table import NO_COLUMNS, Columns, ProbeTable, Tables, join_tables
 from actscope.gateway.scores.request_log import MismatchCounter, RequestLog, Source
 from actscope.gateway.scores.request_store import Sessions
 from actscope.ring.discovery import EngineCard
@@ -178,10 +178,11 @@ class Matcher:
         response: str = "",
         source: Source = "gateway",
         began_ns: int | None = None,
+        first_columns: Columns = NO_COLUMNS,
     ) -> RequestLog:
         return RequestLog(
             request, response=response, model=model, source=source, follows_rows=follows_rows, began_ns=began_ns,
-            special=self._special, texts=self._texts, mismatches=self._mismatches,
+            special=self._special, texts=self._texts, mismatches=self._mismatches, first_columns=first_columns,
         )  # fmt: skip
 
     # --- from a step to the logs ------------------------------------------------------------------------------------------

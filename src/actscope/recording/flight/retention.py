@@ -19,6 +19,7 @@ from actscope.frames import SCORES, Frame, SpanFlag, Step
 from actscope.recording.flight.history import FlightOptions, History
 from actscope.recording.flight.marks import MarkRequest, MarkResult, PendingMarks
 from actscope.recording.flight.request_rows import RequestRows
+from actscope.recording.flight.state import TriggerFacts
 from actscope.recording.flight.stats import FlightStats
 from actscope.recording.flight.trigger_evaluator import Firing, TriggerEvaluator
 from actscope.recording.flight.triggers import ProbeRule, Rule, SampleRule
@@ -176,7 +177,7 @@ class Retention:
         """Return the error that stopped the recording, or None."""
         return self._writeback.failure
 
-    def triggers(self) -> list[dict[str, object]]:
+    def triggers(self) -> list[TriggerFacts]:
         """Return for each rule its text, the number of firings that began, and whether its probe is loaded."""
         return self._evaluator.state()
 
