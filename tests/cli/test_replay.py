@@ -15,6 +15,7 @@ import pytest
 from support.gateway.stage import Picture, Place
 from support.recordings.made import row_of
 from support.recordings.replayed import SITES, probe, record_by_hand, token_by_token
+from support.ring.reading import segments_of
 from support.servers import COMMAND
 from support.waiting import until
 
@@ -68,7 +69,6 @@ def test_a_recording_is_shown_with_later_probes_and_stays_until_it_is_stopped(
 ) -> None:
     """The link opens the page at the first request; scores are those of the rows; Ctrl-C leaves nothing behind."""
     own, far = probe("mine"), probe("far", "layers.1.resid_post")
-    shared = set(Path("/dev/shm").iterdir())
     with replaying(str(recording), "--probes", folder(tmp_path, own, far), "--speed", "0") as (process, link, said):
         told = "".join(said)
         assert "1 of 2 probes cannot be computed" in told
@@ -82,6 +82,7 @@ def test_a_recording_is_shown_with_later_probes_and_stays_until_it_is_stopped(
             landed = browser.get(link, follow_redirects=True)
             assert str(landed.url) == f"{url}/?{view}" == f"{url}/?request=first"
             assert landed.status_code == 200
+        assert len(segments_of(process.pid)) == 1
         with Place(url, token).client() as client:
             whole = Picture()
             answer = until(lambda: ended(client, "first"))
@@ -99,7 +100,7 @@ def test_a_recording_is_shown_with_later_probes_and_stays_until_it_is_stopped(
         assert whole.cells[position, "mine"] == pytest.approx(expected, abs=1e-5)
     assert re.fullmatch(r"(<\d+>){12}", whole.text)
     assert list(runtime_directory.iterdir()) == []
-    assert set(Path("/dev/shm").iterdir()) - shared == set()
+    assert segments_of(process.pid) == []
 
 
 def ended(client: httpx.Client, request: str) -> dict[str, object] | None:

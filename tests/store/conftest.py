@@ -19,6 +19,6 @@ def quick_path(tmp_path: Path) -> Iterator[Path]:
     if not os.access(MEMORY, os.W_OK):
         yield tmp_path
         return
-    path = Path(tempfile.mkdtemp(prefix="actscope-store-", dir=MEMORY))
+    path = Path(tempfile.mkdtemp(prefix="acts-store-", dir=MEMORY))
     yield path
     shutil.rmtree(path, ignore_errors=True)

@@ -14,13 +14,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from support.ring.reading import segments_of
 from support.vllm import mixed
 from support.vllm.bed import Configuration, Offline
 from support.vllm.pool import Engines
 
 from actscope.engines.vllm.settings import VllmSettings
 from actscope.errors import EngineError
-from actscope.ring.segment import SHM_DIR, read_header
 
 INSIDE = "support.vllm.inside:"
 CASES: dict[str, dict[str, Any]] = {
@@ -119,8 +119,7 @@ def test_turned_off_it_touches_nothing(model: Callable[[str], Path], engines: En
     off = engines.start(Offline, Configuration(model("llama"), environment={"ACTSCOPE_DISABLE": "1"}))
     (answer,) = off.generate([mixed.prompt(1, 40)])
     assert off.call(INSIDE + "wrapped") == [] and not off.call(INSIDE + "watched")
-    owners = [read_header(path.name).pid for path in SHM_DIR.glob("actscope-*")]
-    assert list(off.runtime_directory.iterdir()) == [] and off.started["pid"] not in owners
+    assert list(off.runtime_directory.iterdir()) == [] and segments_of(off.started["pid"]) == []
     said = without_paths(off.log).replace("load_general_plugins", "").replace("- actscope -> actscope", "")
     assert "actscope" not in said
     ids = [*mixed.prompt(1, 40), *answer.token_ids]
