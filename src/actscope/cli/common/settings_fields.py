@@ -18,7 +18,7 @@ class SettingsField:
     name: str
     type: Any
     """The annotation, without the constraints of `Annotated`."""
-    default: Any
+    default: object
     """The default value, or `inspect.Parameter.empty` where the class computes it or requires a value."""
     doc: str
     """The string below the field, on one line. Empty if there is none."""
@@ -38,7 +38,7 @@ def fields_of(settings: type) -> tuple[SettingsField, ...]:
     return tuple(SettingsField(name, types[name], _default(parameters[name]), doc) for name, doc in docs.items())
 
 
-def _default(parameter: inspect.Parameter) -> Any:
+def _default(parameter: inspect.Parameter) -> object:
     """Return the default, or `empty` for the placeholder of a default factory."""
     return inspect.Parameter.empty if repr(parameter.default) == "<factory>" else parameter.default
 

@@ -19,6 +19,7 @@ from actscope.sizes import bytes_text, parse_bytes, parse_count
 S = TypeVar("S")
 #: Settings that were given on the command line or in the environment, by the name of the field.
 Given = Mapping[str, Any]
+Reader = Callable[[str], object]
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,9 +30,9 @@ class Flag:
     """The flag. Empty: the field's name, as in `--buffer-rows`."""
     metavar: str = ""
     """Placeholder of the value. Empty: chosen by the type."""
-    read: Callable[[str], Any] | None = None
+    read: Reader | None = None
     """Conversion of the typed text to the field's value. None: chosen by the type."""
-    default: Any = None
+    default: object = None
     """Default in the flag's own unit, or its description where the class computes it. None: the field's default."""
     env: str = ""
     """Environment variable that also sets it."""
@@ -86,7 +87,7 @@ class Flags(Generic[S]):
                 raise
             raise SettingsError(f"{error} (set by {self.flag(named[0])})") from error
 
-    def given(self, context: typer.Context, values: dict[str, Any]) -> Given:
+    def given(self, context: typer.Context, values: dict[str, object]) -> Given:
         """Take the values of these flags out of `values`, and return those that were given. An empty token is not given."""
         taken = {one: values.pop(one.name) for one in self.fields}
         return {
@@ -109,7 +110,7 @@ class Flags(Generic[S]):
         flag, default = self.flag(one.name), one.default if special.default is None else special.default
         shown: bool | str = True
         if one.default is inspect.Parameter.empty:  # computed or required
-            shown, default = special.default or True, None
+            shown, default = str(special.default) if special.default else True, None
         option = typer.Option(
             f"{flag}/--no-{flag[2:]}" if kind is bool and default else flag,
             help=one.doc,
@@ -142,7 +143,7 @@ def with_settings(command: Callable[..., None]) -> Callable[..., None]:
     }
 
     @wraps(command)
-    def run(ctx: typer.Context, **values: Any) -> None:
+    def run(ctx: typer.Context, **values: object) -> None:
         given = {name: flags.given(ctx, values) for name, flags in bundles.items()}
         command(**given, **values)
 
@@ -154,7 +155,7 @@ def with_settings(command: Callable[..., None]) -> Callable[..., None]:
     return run
 
 
-def _kind(annotation: Any) -> tuple[Any, bool]:
+def _kind(annotation: object) -> tuple[Any, bool]:
     """Return the type of one value, and whether the flag may be repeated."""
     if get_origin(annotation) in (Union, UnionType):
         annotation = get_args(annotation)[0]  # X | None
@@ -163,34 +164,34 @@ def _kind(annotation: Any) -> tuple[Any, bool]:
     return annotation, False
 
 
-def _reader(name: str, kind: Any) -> Callable[[str], Any] | None:
+def _reader(name: str, kind: object) -> Reader | None:
     if kind is not int:
         return None
     return parse_bytes if name.endswith("_bytes") else parse_count
 
 
-def _typed(default: Any, read: Callable[[str], Any] | None) -> Any:
+def _typed(default: object, read: Reader | None) -> object:
     """Return a default value as one would type it, which help shows: 1GiB, 60."""
     if isinstance(default, tuple):
         return list(default)
     if isinstance(default, float):
         return f"{default:g}"
-    if read is parse_bytes and default is not None:
+    if read is parse_bytes and isinstance(default, int):
         return bytes_text(default)
     return str(default) if read is str else default
 
 
-def _metavar(name: str, kind: Any) -> str | None:
+def _metavar(name: str, kind: object) -> str | None:
     if kind is bool or get_origin(kind) is Literal:
         return None
     units = {"_bytes": "SIZE", "_seconds": "SECONDS"}
     return next((unit for end, unit in units.items() if name.endswith(end)), "N" if kind in (int, float) else "TEXT")
 
 
-def _usage(read: Callable[[str], Any]) -> Callable[[Any], Any]:
+def _usage(read: Reader) -> Reader:
     """Return a reader for Typer, which reads default values too. A text that cannot be read is a usage error."""
 
-    def parse(value: Any) -> Any:
+    def parse(value: object) -> object:
         try:
             return read(value) if isinstance(value, str) else value
         except ValueError as error:
