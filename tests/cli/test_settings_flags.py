@@ -45,6 +45,10 @@ CLASSES_WITHOUT_FLAGS = {
     "Options": "fields of a request",
     "RequestOptions": "fields of a request",
     "StreamingOptions": "fields of a request",
+    "BatchOptions": "keyword arguments of Batches",
+    "CaptureSettings": "keyword arguments of capture; CaptureConfig has the flags",
+    "ClientOptions": "keyword arguments of the feed's clients",
+    "IterOptions": "keyword arguments of FeedClient.iter",
 }
 
 
@@ -85,7 +89,7 @@ def test_a_flag_has_the_docstring_and_the_default_of_its_field(flags: Flags[Any]
     if one.default is inspect.Parameter.empty:
         assert default is None
     else:
-        kind = type(one.default)
+        kind: Any = type(one.default)
         assert one.default is None or kind(default) == one.default
 
 

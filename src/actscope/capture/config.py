@@ -11,6 +11,7 @@ from actscope.capture.codec_choice import choose_codec
 from actscope.capture.presets import PRESETS
 from actscope.capture.settings import Direct
 from actscope.errors import SettingsError, SiteError
+from actscope.recording.spec import Policy
 from actscope.sites import POINTS
 from actscope.sizes import parse_bytes
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from actscope.capture.plan import CapturePlan
-    from actscope.recording.spec import PipelineOptions, Policy
+    from actscope.recording.spec import PipelineOptions
 
 
 @dataclass(frozen=True, slots=True)

@@ -57,7 +57,7 @@ class Worker:
         import actscope.extraction.vllm.reader as module
 
         module._PATIENCE_S = 0.2
-        publisher = self._session()._publisher
+        publisher = self._session()._observer._publisher
         publish = type(publisher)._publish_rows.__get__(publisher)
         left = passes
 
