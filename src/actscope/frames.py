@@ -44,7 +44,7 @@ class SpanFlag(IntFlag):
     FIRST = 1  # the request's first span
     END = 2  # the request has ended; such a span may have no rows
     ABORTED = 4  # with END: the request was cancelled
-    WISH = 8  # per-request recording options are delivered out of band; wait for them before using the rows
+    HAS_OPTIONS = 8  # per-request recording options are delivered out of band; wait for them before using the rows
 
 
 NO_FLAGS = SpanFlag(0)

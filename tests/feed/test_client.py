@@ -25,11 +25,11 @@ def test_the_client_finds_the_memory_by_itself_and_falls_back_to_http(
     """On the same machine rows come out of memory without a word; from another boot they come over HTTP."""
     with feed.client(group="auto") as client:
         client.take(1)
-        assert client._near is not None
+        assert client._shm is not None
     monkeypatch.setattr("actscope.feed.client.client.boot_id", lambda: "another")
     with feed.client(group="auto") as client:
         client.take(1)
-        assert client._near is None
+        assert client._shm is None
     with feed.client(group="auto", transport="near") as client, pytest.raises(UpstreamError, match="another machine"):
         client.take(1)
 
@@ -97,8 +97,8 @@ def test_views_are_the_feeds_own_memory(feed: Feeding) -> None:
         copy = other.take(100, sites="2")
         view = next(client.iter(100, sites="2", zero_copy=True))
         assert view.shape == (100, 256)
-        assert client._near is not None
-        plane = client._near.rows.planes
+        assert client._shm is not None
+        plane = client._shm.rows.planes
         assert any(p[1].data_ptr() <= view.data_ptr() < p[1].data_ptr() + p[1].nbytes for p in plane)
         for _ in range(100):
             if copy.next == client.position:

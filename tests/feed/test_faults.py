@@ -63,7 +63,7 @@ def impatient(tmp_path_factory: pytest.TempPathFactory) -> object:
 
 def test_a_consumer_that_is_killed_gives_up_what_it_held(impatient: Feeding) -> None:
     """Its rows are counted as abandoned at once, its window goes on, and nobody gets the rows a second time."""
-    buffer = impatient.server.service.desk.buffer
+    buffer = impatient.server.service.broker.buffer
     before = buffer.counts.abandoned_rows
     process = consumer(impatient, "killed")
     assert buffer.held_rows == 200
@@ -74,7 +74,7 @@ def test_a_consumer_that_is_killed_gives_up_what_it_held(impatient: Feeding) -> 
 
 def test_a_consumer_that_is_stopped_loses_its_lease_and_a_living_one_does_not(impatient: Feeding) -> None:
     """One that is silent for `lease_seconds` loses its rows; one that merely takes long keeps them, for its thread is heard."""
-    buffer = impatient.server.service.desk.buffer
+    buffer = impatient.server.service.broker.buffer
     living, stopped = consumer(impatient, "living"), consumer(impatient, "stopped")
     expired = buffer.counts.expired_leases
     os.kill(stopped.pid, signal.SIGSTOP)
@@ -123,7 +123,7 @@ def test_the_shared_memory_socket_needs_the_token(impatient: Feeding) -> None:
 
 def test_a_client_that_does_not_read_gets_no_torn_rows_and_holds_nothing_for_ever(impatient: Feeding) -> None:
     """A download that stalls is ended, its rows are counted as abandoned, and others go on."""
-    buffer = impatient.server.service.desk.buffer
+    buffer = impatient.server.service.broker.buffer
     before = buffer.counts.abandoned_rows
     port = impatient.server.settings.port
     with socket.socket() as slow:

@@ -56,7 +56,7 @@ def test_none_of_64_clients_gets_a_torn_row_or_one_that_another_has_had(rows: Kn
             client.start()
         for client in clients:
             client.join()
-        counts = feed.server.service.desk.buffer.counts
+        counts = feed.server.service.broker.buffer.counts
     assert [client.error for client in clients if client.error] == []
     assert (np.sum([client.counts for client in clients], axis=0) == epochs).all()
     assert counts.delivered_rows == counts.granted_rows == epochs * len(rows.labels)

@@ -16,9 +16,9 @@ import pytest
 
 from actscope.errors import SettingsError
 from actscope.gateway import GatewaySettings
-from actscope.gateway.upstream import discovery as finding
+from actscope.gateway.upstream import discovery
 from actscope.gateway.upstream.connection import Connection
-from actscope.gateway.upstream.discovery import Found, at_address, by_card, engines, homeless
+from actscope.gateway.upstream.discovery import Found, at_address, by_card, engines, without_endpoint
 from actscope.gateway.upstream.process_tree import descends, servers_of
 from actscope.gateway.upstream.upstream import Upstream
 from actscope.ring.discovery import EngineCard
@@ -43,7 +43,7 @@ def card(name: str, **fields: Any) -> EngineCard:
 def cards(monkeypatch: pytest.MonkeyPatch) -> list[EngineCard]:
     """What runs here, newest first; nothing is known of who listens."""
     found: list[EngineCard] = []
-    monkeypatch.setattr(finding, "read_cards", lambda: sorted(found, key=lambda c: c.started_ns, reverse=True))
+    monkeypatch.setattr(discovery, "read_cards", lambda: sorted(found, key=lambda c: c.started_ns, reverse=True))
     return found
 
 
@@ -88,7 +88,7 @@ def test_one_that_says_where_it_is_is_not_guessed_to_be_elsewhere(cards: list[En
     cards.append(card("a", endpoint="unix:/x"))
     assert at_address(ELSEWHERE, ["m"]) == Found(ELSEWHERE)
     assert by_card("") == by_card("a" * 16) == Found("unix:/x", (cards[0],))
-    assert homeless() == ()
+    assert without_endpoint() == ()
 
 
 def test_the_listener_of_a_port_is_found_with_its_descendants() -> None:
@@ -110,11 +110,11 @@ def test_what_was_taken_and_what_is_missing_is_logged_once(
     caplog.set_level(logging.INFO)
     upstream = Upstream(GatewaySettings())
     for _ in range(2):
-        upstream._say_which(Found("http://x", (), "engine e runs here, but is another server's"))
-    upstream._say_which(Found("http://x", (card("a"),), "several engines here serve this model"))
-    monkeypatch.setattr(finding, "homeless", lambda: (card("a"),))
+        upstream._log_choice(Found("http://x", (), "engine e runs here, but is another server's"))
+    upstream._log_choice(Found("http://x", (card("a"),), "several engines here serve this model"))
+    monkeypatch.setattr(discovery, "without_endpoint", lambda: (card("a"),))
     for _ in range(2):
-        asyncio.run(upstream._say_if_homeless())
+        asyncio.run(upstream._log_missing_endpoint())
     said = [record.getMessage() for record in caplog.records]
     assert len(said) == 4
     assert "pip install 'actscope[vllm]'" in said[0]

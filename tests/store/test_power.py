@@ -90,7 +90,7 @@ def write_until_cut(disk: Disk, path: Path, chance: random.Random) -> int:
     thread = threading.Thread(target=work)
     thread.start()
     until = first + chance.randrange(1, 400)
-    store._flow.wait(lambda: store.durable >= until, 30, "some messages")
+    store._pipeline.wait(lambda: store.durable >= until, 30, "some messages")
     durable = store.durable
     disk.cut()
     thread.join()

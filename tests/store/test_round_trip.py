@@ -111,7 +111,7 @@ def test_messages_become_durable_without_anybody_asking(tmp_path: Path) -> None:
     with Store.create(tmp_path / "r", manifest={}, channels=CHANNELS, options=options) as store:
         for number in range(1, 4):
             put(store, number)
-            store._flow.wait(partial(_is_durable, store, number), 10, "the group commit")
+            store._pipeline.wait(partial(_is_durable, store, number), 10, "the group commit")
         assert store.stats().syncs >= 1
 
 

@@ -28,7 +28,7 @@ class Handover:
 
     def __init__(self, sink: RowSink, *, in_flight_bytes: int = 256 << 20) -> None:
         self.sink = sink
-        self._ferry: DeviceCopy | None = None
+        self._copy: DeviceCopy | None = None
         self._in_flight_bytes = in_flight_bytes
         self._streams: dict[torch.device, torch.cuda.Stream] = {}
         self._lock = threading.Lock()
@@ -45,20 +45,20 @@ class Handover:
 
     def end(self, step: Step, complete: bool = True) -> None:
         """End the step. Its copies may still be in flight; the sink receives `end` after them."""
-        if self._ferry is None:
+        if self._copy is None:
             self.sink.end(step, complete)
         else:
-            self._ferry.send(_no_wait, lambda: self.sink.end(step, complete), 0)
+            self._copy.send(_no_wait, lambda: self.sink.end(step, complete), 0)
 
     def drain(self) -> None:
         """Wait until the sink has received everything. Raises the first error of a pending delivery."""
-        if self._ferry is not None:
-            self._ferry.drain()
+        if self._copy is not None:
+            self._copy.drain()
 
     def close(self) -> None:
         """Deliver everything and stop the copy thread. Raises the first error of a pending delivery."""
-        if self._ferry is not None:
-            self._ferry.close()
+        if self._copy is not None:
+            self._copy.close()
 
     def _put_cuda(self, step: Step, site: str, rows: Tensor) -> None:
         stream = self._stream(rows.device)
@@ -79,9 +79,9 @@ class Handover:
 
     def _get_device_copy(self) -> DeviceCopy:
         with self._lock:
-            if self._ferry is None:
-                self._ferry = DeviceCopy(self._in_flight_bytes)
-            return self._ferry
+            if self._copy is None:
+                self._copy = DeviceCopy(self._in_flight_bytes)
+            return self._copy
 
 
 def _no_wait() -> None:
@@ -111,7 +111,7 @@ class DeviceCopy:
         self._closing = False
         self._error: Exception | None = None
         self._changed = threading.Condition()
-        self._thread = threading.Thread(target=self._run, name="actscope-ferry", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="actscope-device-copy", daemon=True)
         self._thread.start()
 
     def send(self, ready: Callable[[], None], deliver: Callable[[], object], size: int) -> None:

@@ -243,9 +243,9 @@ class ForwardHooks:
 
     def _settle(self, result: object) -> None:
         story = self.scopes.current.story
-        told = getattr(result, "sequences", result)
-        if story is not None and story.latest is not None and isinstance(told, Tensor) and told.ndim == 2:
-            story.latest.settle(told.cpu().numpy())
+        returned = getattr(result, "sequences", result)
+        if story is not None and story.latest is not None and isinstance(returned, Tensor) and returned.ndim == 2:
+            story.latest.settle(returned.cpu().numpy())
 
     # --- hooks ------------------------------------------------------------------------------------------------------------
 

@@ -42,7 +42,7 @@ def test_options_that_never_arrive_are_waited_for_once(drain: RowDrain, monkeypa
     """A restarted sidecar has no options of running requests; waiting for them must not cost a second in every step."""
     patience = _Patience()
     monkeypatch.setattr(drain, "_heard", patience)
-    span = Span("r-00000000", 0, 1, 0, SpanFlag.WISH)
+    span = Span("r-00000000", 0, 1, 0, SpanFlag.HAS_OPTIONS)
     waited = [drain._wish_of(span) for _ in range(3)]
     assert waited == [None] * 3
     assert patience.waits == 1

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from actscope.engines.vllm.publishing.device_copy import Landed
+from actscope.engines.vllm.publishing.device_copy import HostPass
 from actscope.engines.vllm.publishing.labels import Register, RequestState, known_of
 from actscope.engines.vllm.publishing.publisher import PassNote, Publisher
 from actscope.engines.vllm.sidecar_protocol import options_of
@@ -23,8 +23,8 @@ def _publisher() -> tuple[Publisher, ListSink]:
     return Publisher(ring, None, None, ["layers.0.resid_post"], [], buffers), ring  # type: ignore[arg-type]  # writes alike
 
 
-def _landed(n: int, first: int, fired: int) -> Landed:
-    return Landed(
+def _landed(n: int, first: int, fired: int) -> HostPass:
+    return HostPass(
         np.zeros((n, 1), np.float32), None, np.arange(first, first + n), np.zeros(n, np.int32), None, np.array([fired])
     )
 
@@ -54,7 +54,7 @@ def test_an_id_too_long_for_a_ring_keeps_nothing_of_others_from_it() -> None:
     """The spans of a batch with such a request can all be written, those of its end too."""
     register = Register()
     for request in ("a" * 300, "b"):
-        register.add(known_of(_new(request), None, rows=False, wish=False))
+        register.add(known_of(_new(request), None, rows=False, has_options=False))
     positions = np.array([0, 1, 0, 1])
     labels = register.label(["a" * 300, "b"], np.array([0, 2, 4]), positions, np.zeros(4, np.int32), 1)
     spans = [*labels.spans, *register.end(["a" * 300, "b"])]
@@ -67,12 +67,12 @@ def test_a_session_that_goes_on_after_its_answer_is_not_after_its_end() -> None:
     """With streaming input the prompt grows, so a stop token that was computed in advance does not end the session."""
     register = Register()
     first = _new("a", 2)
-    register.add(known_of(first, None, rows=False, wish=False))
+    register.add(known_of(first, None, rows=False, has_options=False))
     register.get("a").stop_ids = frozenset([9])  # type: ignore[union-attr]
     tokens = np.array([1, 2, 3, 9], np.int32)
     meta = register.label(["a"], np.array([0, 4]), np.arange(4), tokens, 1).meta
     assert meta["flags"][3] & RowFlag.AFTER_EOS
-    register.add(known_of(_new("a", 6, computed=3), None, rows=False, wish=False))
+    register.add(known_of(_new("a", 6, computed=3), None, rows=False, has_options=False))
     meta = register.label(["a"], np.array([0, 3]), np.arange(3, 6), np.array([4, 5, 6], np.int32), 2).meta
     assert meta["flags"].tolist() == [int(RowFlag.PREFILL)] * 3
 

@@ -63,8 +63,8 @@ def test_each_row_of_a_random_schedule_has_its_own_label(
 
     def see(one: Pass) -> None:
         before = len(ring.steps)
-        watched.publish(one.note, one.landed)
-        if one.landed is not None:
+        watched.publish(one.note, one.on_host)
+        if one.on_host is not None:
             _check_computed(one, *steps_of(ring, before)[-1])
 
     play(scheduler, random, prompts, see)
@@ -92,7 +92,7 @@ def test_no_position_of_a_text_is_left_out(seed: int, prompts: list[list[int]], 
 
     def see(one: Pass) -> None:
         before = len(ring.steps)
-        watched.publish(one.note, one.landed)
+        watched.publish(one.note, one.on_host)
         found: dict[str, list[int]] = defaultdict(list)
         for step, scores in steps_of(ring, before):
             _take(step, scores, delivered, found)
@@ -122,7 +122,7 @@ def test_a_request_begins_once_and_ends_once(seed: int, prompts: list[list[int]]
     random = Random(seed)
     scheduler = Scheduler(random, resumed_as_new=as_new)
     watched, ring = publisher(scheduler)
-    play(scheduler, random, prompts, lambda one: watched.publish(one.note, one.landed))
+    play(scheduler, random, prompts, lambda one: watched.publish(one.note, one.on_host))
     spans = defaultdict(list)
     for step, _ in steps_of(ring, 0):
         for span in step.spans:
@@ -153,10 +153,10 @@ def test_raw_rows_are_those_of_the_requests_that_want_them(seed: int, prompts: l
         ended.update(one.note.ended)
         for known in one.note.begun:
             known.wants_rows = wants(known.request)
-        if one.landed is not None:
-            one.landed.rows = np.array([[row.position, row.token] for row in one.rows], np.float32)
+        if one.on_host is not None:
+            one.on_host.rows = np.array([[row.position, row.token] for row in one.rows], np.float32)
         expected.extend((row.request, row.position, row.token, *row.scores) for row in one.rows if wants(row.request))
-        watched.publish(one.note, one.landed)
+        watched.publish(one.note, one.on_host)
 
     play(scheduler, random, prompts, see)
     found, told = [], set()
@@ -183,10 +183,10 @@ def test_counts_are_exact_when_passes_are_dropped(seed: int, prompts: list[list[
     def see(one: Pass) -> None:
         nonlocal rows, passes
         rows, passes = rows + len(one.rows), passes + 1
-        landed = None if passes % lost == 0 else one.landed
+        on_host = None if passes % lost == 0 else one.on_host
         before = len(ring.steps)
-        watched.publish(one.note, landed)
-        if landed is not None:
+        watched.publish(one.note, on_host)
+        if on_host is not None:
             step, _ = steps_of(ring, before)[-1]
             assert step.meta["position"].tolist() == [row.position for row in one.rows]
 

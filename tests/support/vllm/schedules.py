@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from actscope.engines.vllm.publishing.device_copy import Landed
+from actscope.engines.vllm.publishing.device_copy import HostPass
 from actscope.engines.vllm.publishing.labels import RequestState
 from actscope.engines.vllm.publishing.publisher import PassNote
 
@@ -63,7 +63,7 @@ class Pass:
     """What the plugin is told, and what is true. `cached`: positions that were never computed for a request, by request."""
 
     note: PassNote
-    landed: Landed | None
+    on_host: HostPass | None
     rows: list[Row]
     cached: dict[str, range]
 
@@ -267,11 +267,11 @@ class Scheduler:
         if not rows:
             return Pass(note, None, rows, cached)
         fired += 1
-        landed = Landed(
+        on_host = HostPass(
             np.stack([row.scores for row in rows]), None, np.array([row.position for row in rows], np.int64),
             np.array([row.token for row in rows], np.int32), np.array(slots, np.int64), fired.copy(), bad,
         )  # fmt: skip
-        return Pass(note, landed, rows, cached)
+        return Pass(note, on_host, rows, cached)
 
 
 def play(scheduler: Scheduler, random: Random, prompts: list[list[int]], see: Callable[[Pass], None]) -> None:

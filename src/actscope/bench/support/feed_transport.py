@@ -80,7 +80,7 @@ class Rounds:
         self._batch = torch.zeros(sizes.batch, WIDTH, dtype=torch.bfloat16)
         self._source = self._answer.repeat(WINDOWS, 1)
         self._ways = [
-            self._bare, self._http, self._client, self._client_new, self._httpx, self._near, self._near_first, self._views,
+            self._bare, self._http, self._client, self._client_new, self._httpx, self._shm, self._near_first, self._views,
             self._memcpy, self._loader, self._small,
         ]  # fmt: skip
 
@@ -123,7 +123,7 @@ class Rounds:
 
     # --- from shared memory ---
 
-    def _near(self) -> None:
+    def _shm(self) -> None:
         with self._consumer("near") as client:
             _touch(client)
             self._all("near", lambda: client.take(self._sizes.batch, out=self._batch), self._sizes.batch)

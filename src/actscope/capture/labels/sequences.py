@@ -139,15 +139,15 @@ class Sequences:
         np.maximum(self.reach, self.length, out=self.reach)
         self.final[:] = 0
 
-    def settle(self, told: np.ndarray) -> None:
+    def settle(self, tokens: np.ndarray) -> None:
         """Set the final length from the result of `generate`, int64 [1, n], which omits rejected drafts of the last pass."""
-        if len(told) != 1 or len(self.requests) != 1:
+        if len(tokens) != 1 or len(self.requests) != 1:
             return  # assisted generation runs one sequence
         known = self.history[0, : self.reach[0]]
-        n, n_prompt = min(len(known), told.shape[1]), max(1, int(self.n_prompt[0]))
-        if n < n_prompt or not np.array_equal(known[:n_prompt], told[0, :n_prompt]):
+        n, n_prompt = min(len(known), tokens.shape[1]), max(1, int(self.n_prompt[0]))
+        if n < n_prompt or not np.array_equal(known[:n_prompt], tokens[0, :n_prompt]):
             return  # the prompt was given as embeddings, or is not in the result
-        other = np.flatnonzero(known[:n] != told[0, :n])
+        other = np.flatnonzero(known[:n] != tokens[0, :n])
         valid = int(other[0]) if len(other) else n
         self.final[0] = valid if valid < len(known) else 0
 

@@ -55,7 +55,7 @@ async def _first_window(server: FeedServer) -> str:
     with ProgressBar() as bars:
         while service.state in ("loading", "filling") and not service.stopping:
             phase = service.generator_stats()["phase"]
-            rows = next((w["rows"] for w in service.desk.buffer.windows() if w["state"] == "filling"), None)
+            rows = next((w["rows"] for w in service.broker.buffer.windows() if w["state"] == "filling"), None)
             if rows is not None:
                 bars.update("first window", int(str(rows)), server.settings.window_rows)
             elif phase != told:
@@ -64,7 +64,7 @@ async def _first_window(server: FeedServer) -> str:
             await asyncio.sleep(_LOOK_S)
     if service.state == "failed" and not service.stopping:
         server.should_exit = True
-        return service.desk.failure
+        return service.broker.failure
     if service.state == "serving":
         log.info("serving: the first window is full, %.0f rows/s", service.generator_stats()["rows_per_second"])
     return ""

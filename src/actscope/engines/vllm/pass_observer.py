@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from actscope.engines.vllm.bank import InForce
-from actscope.engines.vllm.publishing.device_copy import CudaCrossing, HostCrossing
+from actscope.engines.vllm.publishing.device_copy import CudaCopier, HostCopier
 from actscope.engines.vllm.publishing.labels import known_of
 from actscope.engines.vllm.publishing.publisher import PassNote, PublishedCounts, Publisher
 from actscope.engines.vllm.row_requests import RowRequests
@@ -36,13 +36,13 @@ class PassObserver:
         self,
         runner: Runner,
         buffers: TapBuffers,
-        crossing: CudaCrossing | HostCrossing,
+        copier: CudaCopier | HostCopier,
         requests: RowRequests,
         sidecar: Sidecar | NoSidecar,
         open_publisher: Callable[[], Publisher],
     ) -> None:
         """Take the parts of a session. `open_publisher` is called once, before the first request's pass."""
-        self._runner, self._buffers, self._crossing = runner, buffers, crossing
+        self._runner, self._buffers, self._copier = runner, buffers, copier
         self._requests, self._sidecar = requests, sidecar
         self._open_publisher = open_publisher
         self._publisher: Publisher | None = None
@@ -88,7 +88,7 @@ class PassObserver:
         waiting, self._waiting = self._waiting, None
         if waiting is not None:
             self._publish_without_rows(waiting[0])
-        self._crossing.before_pass()
+        self._copier.before_pass()
         publisher = self._publisher or self._begin()
         if not self._buffers.fired.is_cuda:  # readable without a sync: a dummy pass in between is then no fault
             publisher.forget_passes(self._buffers.fired.numpy())
@@ -143,7 +143,7 @@ class PassObserver:
             if kv_group is not None and new is not None
         ]
         begun = [
-            known_of(new, kv_group, rows=requests.wants_rows(new.req_id), wish=requests.has_options(new.req_id))
+            known_of(new, kv_group, rows=requests.wants_rows(new.req_id), has_options=requests.has_options(new.req_id))
             for new in scheduled.scheduled_new_reqs
         ]
         copies = [(copy.src_block_id, copy.dst_block_id) for copy in scheduled.kv_cache_block_copies or ()]
@@ -163,14 +163,14 @@ class PassObserver:
     def _publish(self, note: PassNote, batch: PassBatch) -> None:
         publisher = self._publisher
         assert publisher is not None
-        if not self._crossing.cross(batch, self._with_rows, lambda landed: publisher.publish(note, landed)):
+        if not self._copier.copy(batch, self._with_rows, lambda on_host: publisher.publish(note, on_host)):
             self._publish_without_rows(note)
 
     def _publish_without_rows(self, note: PassNote) -> None:
         """Publish what is known of a pass whose rows are unavailable."""
         publisher = self._publisher
         assert publisher is not None
-        self._crossing.pass_over(lambda: publisher.publish(note, None))
+        self._copier.pass_over(lambda: publisher.publish(note, None))
 
     def _fault(self, when: str) -> None:
         self.faults += 1

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from actscope.engines.vllm.settings import VllmSettings
-from actscope.engines.vllm.sidecar_protocol import MAX_WISH, RequestOptions, external_id, options_of
+from actscope.engines.vllm.sidecar_protocol import MAX_OPTION_CHARS, RequestOptions, external_id, options_of
 from actscope.sampling import keeps
 
 
@@ -35,7 +35,7 @@ class RowRequests:
         self._with_options.add(new.req_id)
         rows, why = asked if isinstance(asked, str) else "", keep if isinstance(keep, str) else ""
         why = why or ("asked" if asked else "")
-        return RequestOptions(new.req_id, rows[:MAX_WISH], why[:MAX_WISH])
+        return RequestOptions(new.req_id, rows[:MAX_OPTION_CHARS], why[:MAX_OPTION_CHARS])
 
     def _wants_rows(self, request: str, asked: object, keep: object) -> bool:
         settings = self._settings

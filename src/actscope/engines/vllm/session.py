@@ -12,7 +12,7 @@ import msgspec
 
 from actscope.engines.vllm.model_taps import ModelTaps
 from actscope.engines.vllm.pass_observer import PassObserver
-from actscope.engines.vllm.publishing.device_copy import CudaCrossing, HostCrossing
+from actscope.engines.vllm.publishing.device_copy import CudaCopier, HostCopier
 from actscope.engines.vllm.publishing.prefix_scores import PrefixScores
 from actscope.engines.vllm.publishing.publisher import PublishedCounts, Publisher
 from actscope.engines.vllm.publishing.rings import Rings
@@ -59,7 +59,7 @@ class RunnerSession:
         self._taps = ModelTaps(runner, settings.graph)
         # only on a publishing rank, and until `close`
         self._rings: Rings | None = None
-        self._crossing: CudaCrossing | HostCrossing | None = None
+        self._copier: CudaCopier | HostCopier | None = None
         self._sidecar: Sidecar | NoSidecar | None = None
         self._observer: PassObserver | None = None
         self._last_counts = PublishedCounts()
@@ -74,16 +74,16 @@ class RunnerSession:
             raise
 
     def _observe(self, adapter: Runner, place: StagePlacement) -> PassObserver:
-        """Open what only a publishing rank has: rings, crossing, sidecar and observer."""
+        """Open what only a publishing rank has: rings, copier, sidecar and observer."""
         taps, settings = self._taps, self._settings
         self._rings = rings = Rings(settings, taps)
-        self._crossing = crossing = self._open_crossing()
+        self._copier = copier = self._open_copier()
         self.start = start = self._start(adapter.name, place, rings)
         self._sidecar = sidecar = (
             Sidecar(start, taps.d, settings.width, beat=rings.beat) if settings.sidecar else NoSidecar()
         )
         requests = RowRequests(settings, rows_kept=bool(taps.kept))
-        observer = PassObserver(adapter, taps.buffers, crossing, requests, sidecar, self._open_publisher)
+        observer = PassObserver(adapter, taps.buffers, copier, requests, sidecar, self._open_publisher)
         if self._runner.vllm_config.speculative_config is not None:
             adapter.watch_rejections(observer.waiting)
         log.info(
@@ -96,12 +96,12 @@ class RunnerSession:
         )
         return observer
 
-    def _open_crossing(self) -> CudaCrossing | HostCrossing:
+    def _open_copier(self) -> CudaCopier | HostCopier:
         buffers = self._taps.buffers
         if not buffers.board.is_cuda:
-            return HostCrossing(buffers)
+            return HostCopier(buffers)
         most_requests = self._runner.vllm_config.scheduler_config.max_num_seqs
-        return CudaCrossing(buffers, self._taps.max_rows, most_requests, self._settings.buffer_gb * 1e9)
+        return CudaCopier(buffers, self._taps.max_rows, most_requests, self._settings.buffer_gb * 1e9)
 
     def _start(self, runner_name: str, place: StagePlacement, rings: Rings) -> SidecarStart:
         return SidecarStart(
@@ -165,12 +165,12 @@ class RunnerSession:
 
     def _end(self) -> None:
         sidecar, self._sidecar = self._sidecar, None
-        crossing, self._crossing = self._crossing, None
+        copier, self._copier = self._copier, None
         rings, self._rings = self._rings, None
         if sidecar is not None:
             sidecar.hush()
-        if crossing is not None:
-            crossing.close()
+        if copier is not None:
+            copier.close()
         if rings is not None:
             rings.close()
         if sidecar is not None:

@@ -61,7 +61,7 @@ class Sidecar:
         self._connection: socket.socket | None = None
         self.untold = 0
         self.deaths = 0
-        threading.Thread(target=self._keep_alive, name="actscope-companion", daemon=True).start()
+        threading.Thread(target=self._keep_alive, name="actscope-sidecar", daemon=True).start()
         threading.Thread(target=self._post, name="actscope-post", daemon=True).start()
         threading.Thread(target=self._pulse, name="actscope-pulse", daemon=True).start()
 
@@ -75,11 +75,11 @@ class Sidecar:
             staged, self._staged = self._staged, None
         return staged
 
-    def tell(self, wish: RequestOptions) -> None:
+    def tell(self, options: RequestOptions) -> None:
         """Send a request's recording options. If the outbox is full, the oldest message is dropped and counted."""
         if len(self._outbox) == _OUTBOX:
             self.untold += 1
-        self._outbox.append(pack(wish))
+        self._outbox.append(pack(options))
         self._something.set()
 
     # --- from any thread ---
@@ -184,7 +184,7 @@ class NoSidecar:
         """Return None: there are never any probes."""
         return None
 
-    def tell(self, wish: RequestOptions) -> None:
+    def tell(self, options: RequestOptions) -> None:
         """Drop the options: there is no receiver."""
 
     def hush(self) -> None:

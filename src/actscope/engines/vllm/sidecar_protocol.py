@@ -51,7 +51,7 @@ class Staged(msgspec.Struct, frozen=True, tag="staged"):
 
 
 #: Most characters kept of each text in a request's options.
-MAX_WISH = 1000
+MAX_OPTION_CHARS = 1000
 
 
 class RequestOptions(msgspec.Struct, frozen=True, tag="wish"):

@@ -103,7 +103,7 @@ class FeedClient:
         self._rows = HttpTransport(
             url, self._token, timeout=_SLICE_S + 60
         )  # a separate connection, because rows may be read on the prefetch thread
-        self._near: ShmTransport | None = None
+        self._shm: ShmTransport | None = None
         self._closed = False
         self._about: FeedAbout | None = None
         self._sites: tuple[str, ...] = ()
@@ -357,16 +357,16 @@ class FeedClient:
         """Return the shared-memory transport, connecting if necessary; None if rows come over HTTP."""
         if self._closed:
             raise UpstreamError("this client is closed: create another one")
-        if self._near is not None and self._near.closed:
-            self._near = None
-        if self._near is not None or self._transport == "http":
-            return self._near
+        if self._shm is not None and self._shm.closed:
+            self._shm = None
+        if self._shm is not None or self._transport == "http":
+            return self._shm
         try:
             place = self._rows.json("/near")
             if place["boot_id"] != boot_id() or not os.path.exists(place["socket"]):
                 raise UpstreamError("the feed runs on another machine, or in another container")
-            self._near = ShmTransport(place["socket"], self._token, self.group)
-            self._sites = tuple(self._near.welcome.sites)
+            self._shm = ShmTransport(place["socket"], self._token, self.group)
+            self._sites = tuple(self._shm.welcome.sites)
         except FeedNotReady:
             raise
         except (ActscopeError, OSError) as error:
@@ -374,7 +374,7 @@ class FeedClient:
                 raise
             log.warning("rows are read over HTTP, not from shared memory: %s", error)
             self._transport = "http"
-        return self._near
+        return self._shm
 
     def _take_shm(self, shm: ShmTransport, n: int, sites: str, labels: bool, out: Tensor | None, wait: float) -> Batch:
         chosen = select_from(sites, self._sites)
@@ -439,7 +439,7 @@ class FeedClient:
     def close(self) -> None:
         """Close all connections. Rows still held are counted as abandoned. Idempotent."""
         self._closed = True
-        shm, self._near = self._near, None
+        shm, self._shm = self._shm, None
         if shm is not None:
             shm.close()
         self._rows.close()

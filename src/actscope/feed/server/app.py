@@ -123,7 +123,7 @@ Feed = Annotated[Service, Depends(_service)]
 @router.get("/", operation_id="about")
 async def about(feed: Feed) -> schemas.About:
     """Return the model, the dataset, the sites and the endpoints of this feed."""
-    return schemas.About(version=__version__, endpoints=_ENDPOINTS, **feed.desk.describe())
+    return schemas.About(version=__version__, endpoints=_ENDPOINTS, **feed.broker.describe())
 
 
 @router.get("/activations", operation_id="activations", response_model=schemas.Activations)
@@ -209,24 +209,24 @@ async def activations_stream(
 @router.get("/stats", operation_id="stats")
 async def stats(feed: Feed) -> schemas.Stats:
     """Return runtime statistics of the feed."""
-    desk = feed.desk
+    broker = feed.broker
     return schemas.Stats(
         state=feed.state,
-        ready=desk.buffer.available("") > 0,
-        failure=desk.failure or None,
-        ready_rows=desk.buffer.available(""),
+        ready=broker.buffer.available("") > 0,
+        failure=broker.failure or None,
+        ready_rows=broker.buffer.available(""),
         window_rows=feed.settings.window_rows,
-        windows=desk.buffer.windows(),  # type: ignore[arg-type]  # pydantic checks them
+        windows=broker.buffer.windows(),  # type: ignore[arg-type]  # pydantic checks them
         serves=feed.settings.serves,
         max_samples=feed.settings.most_rows,
-        memory_bytes=desk.memory.layout.total_bytes if desk.memory else 0,
+        memory_bytes=broker.memory.layout.total_bytes if broker.memory else 0,
         seed=feed.settings.seed,
-        position=str(desk.buffer.lowest_position()),
-        groups=desk.buffer.groups(),  # type: ignore[arg-type]
-        counts=schemas.Counts(**asdict(desk.buffer.counts), held_rows=desk.buffer.held_rows),
+        position=str(broker.buffer.lowest_position()),
+        groups=broker.buffer.groups(),  # type: ignore[arg-type]
+        counts=schemas.Counts(**asdict(broker.buffer.counts), held_rows=broker.buffer.held_rows),
         consumers=feed.n_consumers,
         generator=schemas.Generator(**feed.generator_stats()),
-        sites={name: schemas.Normalisation(**one.summary()) for name, one in desk.statistics.items()},
+        sites={name: schemas.Normalisation(**one.summary()) for name, one in broker.statistics.items()},
         uptime_seconds=time.monotonic() - feed.started,
     )
 
@@ -234,17 +234,17 @@ async def stats(feed: Feed) -> schemas.Stats:
 @router.get("/statistics", operation_id="statistics")
 async def statistics(feed: Feed) -> schemas.Statistics:
     """Return normalisation statistics of each site over all rows so far, with mean and deviation of each dimension."""
-    if feed.desk.facts is None:
+    if feed.broker.facts is None:
         raise _not_ready(FeedNotReady("the model is being loaded", retry_after=2))
     return schemas.Statistics(
-        sites={name: schemas.SiteStatistics(**one.vectors()) for name, one in feed.desk.statistics.items()}
+        sites={name: schemas.SiteStatistics(**one.vectors()) for name, one in feed.broker.statistics.items()}
     )
 
 
 @router.post("/refresh", operation_id="refresh")
 async def refresh(feed: Feed) -> schemas.Refreshed:
     """Drop the ready rows of all groups, so that the next rows are new."""
-    return schemas.Refreshed(dropped_rows=feed.desk.refresh())
+    return schemas.Refreshed(dropped_rows=feed.broker.refresh())
 
 
 @router.get("/near", operation_id="near")
@@ -269,7 +269,7 @@ class _Held:
         return self._give_up
 
     def _give_up(self, delivered: bool) -> None:
-        self._feed.desk.release(self.batch.grant.id, self.owner, delivered=delivered)
+        self._feed.broker.release(self.batch.grant.id, self.owner, delivered=delivered)
         self._feed.leave()
 
 
@@ -291,7 +291,7 @@ async def _held(
         _check_values(feed, n, len(chosen), most_values)
         owner = object()
         grant = await _take(request, feed, group, n, owner, wait)
-        held = _Held(feed, GrantedRows(feed.desk, grant, chosen), owner)
+        held = _Held(feed, GrantedRows(feed.broker, grant, chosen), owner)
         yield held
     finally:
         if held is None:
@@ -302,10 +302,10 @@ async def _held(
 
 async def _chosen(feed: Service, sites: str, wait: float) -> list[int]:
     """Return the indices of the requested sites, waiting at most `wait` seconds for the model to be loaded."""
-    facts = await feed.desk.loaded(wait)
+    facts = await feed.broker.loaded(wait)
     if facts is None:
-        if feed.desk.failure:
-            raise _failed(FeedError(f"the feed has failed: {feed.desk.failure}"))
+        if feed.broker.failure:
+            raise _failed(FeedError(f"the feed has failed: {feed.broker.failure}"))
         raise _not_ready(FeedNotReady("the model is being loaded", retry_after=2))
     try:
         return select_from(sites, facts.sites)
@@ -315,7 +315,7 @@ async def _chosen(feed: Service, sites: str, wait: float) -> list[int]:
 
 async def _take(request: Request, feed: Service, group: str, n: int, owner: object, wait: float) -> Grant:
     """Grant rows as `Broker.take` does, with its errors as Problems. Stops waiting when the client disconnects."""
-    taking = asyncio.ensure_future(feed.desk.take(group, n, owner, wait=wait))
+    taking = asyncio.ensure_future(feed.broker.take(group, n, owner, wait=wait))
     gone = asyncio.ensure_future(disconnected(request.receive))
     try:
         await asyncio.wait({taking, gone}, return_when=asyncio.FIRST_COMPLETED)
@@ -344,8 +344,8 @@ async def _take(request: Request, feed: Service, group: str, n: int, owner: obje
 
 def _check_values(feed: Service, n: int, n_sites: int, most: int) -> None:
     """Raise a Problem with status 400 for more than `most` values, before rows are granted. 0 sets no limit."""
-    assert feed.desk.facts is not None
-    a_row = n_sites * feed.desk.facts.width
+    assert feed.broker.facts is not None
+    a_row = n_sites * feed.broker.facts.width
     if most and n * a_row > most:
         raise _too_many(n, max(1, most // a_row), f" as JSON of {a_row} values per row: use /activations/tensor")
 

@@ -87,15 +87,15 @@ class StateFile:
                     "the order; remove the file to start over"
                 )
 
-    async def keep(self, desk: Broker) -> None:
+    async def keep(self, broker: Broker) -> None:
         """Write the position whenever it has changed, at most once a second. Never returns."""
         while True:
             await asyncio.sleep(_EVERY_S)
-            position = desk.buffer.lowest_position()
-            if position == self._written or desk.facts is None:
+            position = broker.buffer.lowest_position()
+            if position == self._written or broker.facts is None:
                 continue
             try:
-                await asyncio.to_thread(self.write, position, desk.facts)
+                await asyncio.to_thread(self.write, position, broker.facts)
             except OSError as error:  # a full disk may have room again
                 log.error("feed state %s cannot be written (%s): it is out of date", self._path, error)
                 self._written = position

@@ -100,9 +100,9 @@ class _GeneratorProcess:
 class Supervisor:
     """Supervisor that keeps a generator filling the broker's windows. Runs on the event loop."""
 
-    def __init__(self, desk: Broker) -> None:
-        self._desk = desk
-        self._settings = desk.settings
+    def __init__(self, broker: Broker) -> None:
+        self._broker = broker
+        self._settings = broker.settings
         self._loop = asyncio.get_running_loop()
         self._child: _GeneratorProcess | None = None
         self._order: FillWindow | None = None
@@ -128,10 +128,10 @@ class Supervisor:
         while not self._closed:
             self._look()
             try:
-                await asyncio.wait_for(self._desk.room.wait(), _WATCH_S)
+                await asyncio.wait_for(self._broker.room.wait(), _WATCH_S)
             except TimeoutError:
                 continue
-            self._desk.room.clear()
+            self._broker.room.clear()
             self._send_order()
 
     async def close(self) -> None:
@@ -175,7 +175,7 @@ class Supervisor:
         elif isinstance(message, Progress):
             self._moved = time.monotonic()
             self.padding = message.padding
-            self._desk.buffer.progress(message.window, message.rows)
+            self._broker.buffer.progress(message.window, message.rows)
         elif isinstance(message, Filled):
             self._on_filled(message)
         elif isinstance(message, Failed):
@@ -203,7 +203,7 @@ class Supervisor:
         except OSError:
             return  # it has died; its reading thread reports that
         self._send_order()
-        self._desk.notify()
+        self._broker.notify()
 
     async def _memory_for(self, facts: Loaded) -> FeedMemory:
         """Return the buffer's memory, which is created for the first generator and used by all later ones.
@@ -212,11 +212,11 @@ class Supervisor:
             SettingsError: The memory cannot be allocated.
             FeedError: The width is not the expected one, or the model or the dataset has changed.
         """
-        desk, settings = self._desk, self._settings
-        desk.check(facts)
-        if desk.memory is not None and desk.facts is not None:
-            _check_same(desk.facts, facts)
-            return desk.memory
+        broker, settings = self._broker, self._settings
+        broker.check(facts)
+        if broker.memory is not None and broker.facts is not None:
+            _check_same(broker.facts, facts)
+            return broker.memory
         if settings.width and settings.width != facts.width:
             raise FeedError(
                 f"rows of {facts.model} have width {facts.width}, expected {settings.width} (setting: width)"
@@ -227,8 +227,8 @@ class Supervisor:
             making = asyncio.to_thread(FeedMemory.create, layout, huge_pages=settings.huge_pages, numa=settings.numa)
             self._allocating = self._loop.create_task(making)
         memory = await self._allocating
-        if desk.memory is None:
-            desk.open(facts, memory)
+        if broker.memory is None:
+            broker.open(facts, memory)
         return memory
 
     def _on_filled(self, message: Filled) -> None:
@@ -236,18 +236,18 @@ class Supervisor:
         self.deaths_in_a_row = 0
         if message.seconds > 0:
             self.rows_per_second = message.n_rows / message.seconds
-        self._desk.filled(message)
+        self._broker.filled(message)
         self._send_order()
 
     def _send_order(self) -> None:
         """Order the next window, if one is free and the generator is ready."""
-        desk, child = self._desk, self._child
-        if child is None or desk.memory is None or self._order is not None or self.phase != "waiting":
+        broker, child = self._broker, self._child
+        if child is None or broker.memory is None or self._order is not None or self.phase != "waiting":
             return
-        fill = desk.buffer.begin()
+        fill = broker.buffer.begin()
         if fill is None:
             return
-        desk.memory.generations[fill.window] = fill.generation  # before any of its rows is written
+        broker.memory.generations[fill.window] = fill.generation  # before any of its rows is written
         mark = (fill.mark.chunk, fill.mark.skip) if fill.mark else None
         self._order = FillWindow(fill.window, fill.generation, fill.epoch, fill.number, mark)
         self.phase, self._moved = "filling", time.monotonic()
@@ -274,14 +274,14 @@ class Supervisor:
     async def _on_death(self, child: _GeneratorProcess) -> None:
         self._child, self._order = None, None
         code = await asyncio.to_thread(child.end, _GRACE_S)
-        self._desk.buffer.abandon()
+        self._broker.buffer.abandon()
         if self._closed:
             return
         words = self._last_words
         why = words.message if words else f"the generator ended (exit code {code})"
         self.deaths += 1
         self.deaths_in_a_row += 1
-        never_loaded = words is not None and self._desk.facts is None  # a restart would fail the same way
+        never_loaded = words is not None and self._broker.facts is None  # a restart would fail the same way
         if never_loaded or (words and words.fatal) or self.deaths_in_a_row > self._settings.max_restarts:
             await self._give_up(why)
             return
@@ -299,7 +299,7 @@ class Supervisor:
         """Fail the feed for good, and end the generator."""
         log.error("the feed has failed: %s", why)
         self.phase = "failed"
-        self._desk.fail(why)
+        self._broker.fail(why)
         child, self._child = self._child, None
         if child is not None:
             await asyncio.to_thread(child.end)

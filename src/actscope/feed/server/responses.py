@@ -31,15 +31,15 @@ _LABELS = ("text", "piece", "position", "token_id")
 class GrantedRows:
     """Rows of a grant at some sites. `shape` is [n, width], or [n, sites, width] of several sites."""
 
-    def __init__(self, desk: Broker, grant: Grant, sites: Sequence[int]) -> None:
-        assert desk.memory is not None and desk.facts is not None
-        self._memory, self._seed = desk.memory, desk.settings.seed
+    def __init__(self, broker: Broker, grant: Grant, sites: Sequence[int]) -> None:
+        assert broker.memory is not None and broker.facts is not None
+        self._memory, self._seed = broker.memory, broker.settings.seed
         self.grant, self.sites = grant, sites
         layout = self._memory.layout
         self.dtype = layout.dtype
         self.shape = (grant.n_rows, layout.width) if len(sites) == 1 else (grant.n_rows, len(sites), layout.width)
-        self._names = [desk.facts.sites[i] for i in sites]
-        self._model = f"{desk.facts.model}@{desk.facts.revision}"
+        self._names = [broker.facts.sites[i] for i in sites]
+        self._model = f"{broker.facts.model}@{broker.facts.revision}"
 
     def parts(self) -> list[np.ndarray]:
         """Return the rows of each row range: [n, width] or [n, sites, width]. Views of the memory unless `is_copied`."""
@@ -252,7 +252,7 @@ class StreamResponse(Response):
         self._grant: Grant | None = first
         self._owner = owner
         self.status_code, self.background, self.body = 200, None, b""
-        self.init_headers(GrantedRows(feed.desk, first, sites).headers())
+        self.init_headers(GrantedRows(feed.broker, first, sites).headers())
         del self.headers["content-length"]  # the length is not known in advance
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -274,7 +274,7 @@ class StreamResponse(Response):
                 return
             assert self._grant is not None
             short = self._grant.n_rows < self._batch_size
-            batch = GrantedRows(self._feed.desk, self._grant, self._sites)
+            batch = GrantedRows(self._feed.broker, self._grant, self._sites)
             await send_rows(await batch.gathered(), send, self._feed.settings.lease_seconds)
             self._release(delivered=not gone.done())
             if short or gone.done() or self._feed.stopping:
@@ -283,7 +283,7 @@ class StreamResponse(Response):
     async def _next(self, gone: asyncio.Future[None]) -> bool:
         """Wait for the next batch. Return False if the client disconnects first, or no batch is granted."""
         taking = asyncio.ensure_future(
-            self._feed.desk.take(self._group, self._batch_size, self._owner, wait=self._wait)
+            self._feed.broker.take(self._group, self._batch_size, self._owner, wait=self._wait)
         )
         waiting: set[asyncio.Future[Any]] = {taking, gone}
         await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
@@ -299,4 +299,4 @@ class StreamResponse(Response):
     def _release(self, *, delivered: bool) -> None:
         grant, self._grant = self._grant, None
         if grant is not None:
-            self._feed.desk.release(grant.id, self._owner, delivered=delivered)
+            self._feed.broker.release(grant.id, self._owner, delivered=delivered)

@@ -28,7 +28,7 @@ class Service:
         self.settings = settings
         self._file = StateFile.open(settings) if settings.state else None
         start = _start(settings, self._file)
-        self.desk: Broker
+        self.broker: Broker
         self._start = start
         self._supervisor: Supervisor | None = None
         self._shm_server: ShmServer | None = None
@@ -39,9 +39,9 @@ class Service:
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Run all parts of the feed for the duration of the block."""
-        self.desk = Broker(self.settings, self._start, check=self._file.check if self._file else lambda facts: None)
-        self._supervisor = Supervisor(self.desk)
-        self._shm_server = ShmServer(self.desk, self.settings.token)
+        self.broker = Broker(self.settings, self._start, check=self._file.check if self._file else lambda facts: None)
+        self._supervisor = Supervisor(self.broker)
+        self._shm_server = ShmServer(self.broker, self.settings.token)
         tasks = [asyncio.create_task(work) for work in self._work(self._supervisor, self._shm_server)]
         for task in tasks:
             task.add_done_callback(self._report)
@@ -55,20 +55,20 @@ class Service:
             await self._shm_server.close()
             await self._supervisor.close()
             await self._remember()
-            if self.desk.memory is not None:
-                self.desk.memory.close()
+            if self.broker.memory is not None:
+                self.broker.memory.close()
 
     async def _remember(self) -> None:
         if self._file is None:
             return
         try:
-            await asyncio.to_thread(self._file.write, self.desk.buffer.lowest_position(), self.desk.facts)
+            await asyncio.to_thread(self._file.write, self.broker.buffer.lowest_position(), self.broker.facts)
         except OSError as error:
             log.error("the feed's position could not be written to its state file: %s", error)
 
     def _work(self, supervisor: Supervisor, shm_server: ShmServer) -> list[Coroutine[Any, Any, None]]:
-        work = [supervisor.run(), shm_server.run(), self.desk.keep_time()]
-        return [*work, self._file.keep(self.desk)] if self._file is not None else work
+        work = [supervisor.run(), shm_server.run(), self.broker.keep_time()]
+        return [*work, self._file.keep(self.broker)] if self._file is not None else work
 
     def enter(self) -> bool:
         """Reserve one of `max_requests` slots; False if none is free. Call `leave` after the last byte was sent."""
@@ -84,26 +84,26 @@ class Service:
     def stop(self) -> None:
         """Stop serving: fail the broker, so that waiting requests end."""
         self.stopping = True
-        if not self.desk.failure:
-            self.desk.fail("it is shutting down")
+        if not self.broker.failure:
+            self.broker.fail("it is shutting down")
 
     def _report(self, task: asyncio.Task[None]) -> None:
         """Log a part that failed, and fail the broker, so that no consumer waits for it."""
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("a task of the feed failed", exc_info=error)
-            self.desk.fail(f"one of its tasks failed ({type(error).__name__}: {error})")
+            self.broker.fail(f"one of its tasks failed ({type(error).__name__}: {error})")
 
     @property
     def state(self) -> str:
         """State of the feed: loading, filling, serving, ended or failed."""
-        desk = self.desk
-        if desk.failure:
+        broker = self.broker
+        if broker.failure:
             return "failed"
-        if desk.facts is None:
+        if broker.facts is None:
             return "loading"
-        if desk.buffer.available(""):
+        if broker.buffer.available(""):
             return "serving"
-        return "ended" if desk.buffer.ended else "filling"
+        return "ended" if broker.buffer.ended else "filling"
 
     @property
     def socket_path(self) -> str:

@@ -84,21 +84,21 @@ def features_small(values: np.ndarray, computed: bytes) -> RenderedFeatures:
     ids: list[list[int] | None] = []
     strengths: list[list[float] | None] = []
     for cells, here in zip(values.tolist(), computed, strict=True):
-        told = here and cells and not math.isnan(cells[0])
+        given = here and cells and not math.isnan(cells[0])
         pairs = list(takewhile(lambda pair: pair[0] >= 0, zip(cells[0::2], cells[1::2], strict=True)))
-        ids.append([int(number) for number, _ in pairs] if told else None)
-        strengths.append([float(f"{value:.9g}") for _, value in pairs] if told else None)
+        ids.append([int(number) for number, _ in pairs] if given else None)
+        strengths.append([float(f"{value:.9g}") for _, value in pairs] if given else None)
     return ids, strengths
 
 
 def features_bulk(values: np.ndarray, computed: bytes) -> RenderedFeatures:
     """Do the same as `features_small`, vectorized: 30,000 rows of 32 features take about 0.4 s."""
     numbers, strengths = values[:, 0::2], values[:, 1::2]
-    told = np.frombuffer(computed, np.bool_) & ~np.isnan(numbers[:, :1]).all(axis=1)
-    n_told = np.minimum.accumulate(numbers >= 0, axis=1).sum(axis=1).tolist()
+    given = np.frombuffer(computed, np.bool_) & ~np.isnan(numbers[:, :1]).all(axis=1)
+    n_given = np.minimum.accumulate(numbers >= 0, axis=1).sum(axis=1).tolist()
     ids = np.nan_to_num(numbers).astype(np.int64).tolist()
     digits = np.where(np.isfinite(strengths), _nine_digits(strengths), strengths).tolist()
-    ends = [n if here else None for n, here in zip(n_told, told.tolist(), strict=True)]
+    ends = [n if here else None for n, here in zip(n_given, given.tolist(), strict=True)]
     return (
         [None if n is None else row[:n] for row, n in zip(ids, ends, strict=True)],
         [None if n is None else row[:n] for row, n in zip(digits, ends, strict=True)],

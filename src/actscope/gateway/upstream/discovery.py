@@ -60,7 +60,7 @@ def by_card(target: str) -> Found | None:
     return None
 
 
-def homeless() -> Cards:
+def without_endpoint() -> Cards:
     """Return the newest engine without a known endpoint: the vLLM plugin does not know its server's address. () if none."""
     return next((cards for cards in engines() if not any(c.endpoint for c in cards)), ())
 

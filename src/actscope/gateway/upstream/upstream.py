@@ -15,7 +15,7 @@ import msgspec
 from actscope.errors import RingError, UpstreamError
 from actscope.gateway.scores.request_store import Sessions
 from actscope.gateway.settings import GatewaySettings
-from actscope.gateway.upstream import discovery as finding
+from actscope.gateway.upstream import discovery
 from actscope.gateway.upstream.connection import Connection
 from actscope.gateway.upstream.controls import Answer, Controls
 from actscope.gateway.upstream.discovery import Found
@@ -58,8 +58,8 @@ class Upstream:
         self._sessions: Sessions | None = None
         self._follower: asyncio.Task[None] | None = None
         self._complaint = ""
-        self._told: set[str] = set()
-        self._doubted: tuple[frozenset[str], float] = (frozenset(), 0.0)
+        self._logged: set[str] = set()
+        self._suspects: tuple[frozenset[str], float] = (frozenset(), 0.0)
         self.engine: EngineConnection | None = None
 
     async def open(self, sessions: Sessions) -> None:
@@ -145,14 +145,14 @@ class Upstream:
         else:
             await self._disconnect()
         target = self._settings.upstream
-        if finding.is_address(target):
+        if discovery.is_address(target):
             await self._connect_to(target)
             return
-        found = await asyncio.to_thread(finding.by_card, target)
+        found = await asyncio.to_thread(discovery.by_card, target)
         if found is not None:
             await self._connect(found)
         else:
-            await self._say_if_homeless()
+            await self._log_missing_endpoint()
 
     async def _still_there(self, engine: EngineConnection) -> bool:
         if not engine.found.cards:
@@ -165,10 +165,10 @@ class Upstream:
     async def _has_card_now(self, engine: EngineConnection) -> bool:
         """Return whether a card of this server has appeared. Checks when the cards have changed, or after `_DOUBT_SECONDS`."""
         ids = frozenset(card.id for card in await asyncio.to_thread(read_cards))
-        known, since = self._doubted
+        known, since = self._suspects
         if not ids or (ids == known and time.monotonic() - since < _DOUBT_SECONDS):
             return False
-        self._doubted = (ids, time.monotonic())
+        self._suspects = (ids, time.monotonic())
         return bool((await _at_address(engine.endpoint)).cards)
 
     # Connecting
@@ -185,14 +185,14 @@ class Upstream:
 
     async def _connect(self, found: Found) -> None:
         """Make this the current engine if it answers, and close the previous one. Otherwise keep the previous one."""
-        key = self._settings.upstream_key if finding.is_address(self._settings.upstream) else ""
+        key = self._settings.upstream_key if discovery.is_address(self._settings.upstream) else ""
         engine, before = EngineConnection(found, Connection(found.endpoint, key)), self.engine
         try:
             if await _answers(engine.endpoint):
                 assert self._sessions is not None
                 await engine.attach(self._sessions)
                 self.engine = engine
-                self._say_which(found)
+                self._log_choice(found)
         finally:
             given_up = before if self.engine is engine else engine
             if given_up is not None:
@@ -209,7 +209,7 @@ class Upstream:
 
     # Messages
 
-    def _say_which(self, found: Found) -> None:
+    def _log_choice(self, found: Found) -> None:
         """Log which engine was chosen, and any doubt about the choice. A wrong choice is never silent."""
         if not found.cards:
             self._once(_UNPLUGGED, found.endpoint, f" ({found.doubt})" if found.doubt else "")
@@ -220,15 +220,15 @@ class Upstream:
         if found.doubt:
             _log.warning("engine %s is assumed to be the one at %s: %s", card.id, found.endpoint, found.doubt)
 
-    async def _say_if_homeless(self) -> None:
-        cards = await asyncio.to_thread(finding.homeless)
+    async def _log_missing_endpoint(self) -> None:
+        cards = await asyncio.to_thread(discovery.without_endpoint)
         if cards:
             self._once(_HOMELESS, cards[0].id, cards[0].model)
 
     def _once(self, message: str, *arguments: str) -> None:
         text = message % arguments
-        if text not in self._told:
-            self._told.add(text)
+        if text not in self._logged:
+            self._logged.add(text)
             _log.warning(text)
 
 
@@ -242,10 +242,10 @@ async def _answers(endpoint: Connection) -> bool:
 
 
 async def _at_address(endpoint: Connection) -> Found:
-    own = await asyncio.to_thread(finding.claimed, endpoint.address)
+    own = await asyncio.to_thread(discovery.claimed, endpoint.address)
     if own is not None:
         return own
-    return await asyncio.to_thread(finding.at_address, endpoint.address, await _models_of(endpoint))
+    return await asyncio.to_thread(discovery.at_address, endpoint.address, await _models_of(endpoint))
 
 
 async def _models_of(endpoint: Connection) -> list[str]:

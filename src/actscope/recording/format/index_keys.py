@@ -39,7 +39,7 @@ class Kind(IntEnum):
 
     BLOCK = 1  # rows of one site
     STATE = 2  # codec state that later blocks of the site need for decoding
-    LEDGER = 3  # labels of rows
+    LABELS = 3  # labels of rows
     TOKENS = 4  # token texts, and tokens recorded by hand
     MARK = 5  # a request that was selected to be kept
     DROPS = 6  # rows of a site that were dropped
@@ -53,7 +53,7 @@ class BlockFlag(IntFlag):
 
 
 _CHANNEL_OF = {
-    Kind.LEDGER: "ledger",
+    Kind.LABELS: "ledger",
     Kind.TOKENS: "tokens",
     Kind.MARK: "marks",
     Kind.DROPS: "drops",

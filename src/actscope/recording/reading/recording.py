@@ -338,7 +338,7 @@ class Recording:
 
     @cached_property
     def _labels(self) -> LabelIndex:
-        return LabelIndex(row_labels.decode(body) for body in self._bodies(Kind.LEDGER))
+        return LabelIndex(row_labels.decode(body) for body in self._bodies(Kind.LABELS))
 
     @cached_property
     def _sites(self) -> dict[str, SiteRows]:

@@ -111,7 +111,7 @@ def _check_records(store: StoreReader, verdict: Verification) -> np.ndarray:
     ids = [np.empty(0, np.int64)]
     for entry, kind in zip(store.entries, keys["kind"].tolist(), strict=True):
         try:
-            if kind == Kind.LEDGER:
+            if kind == Kind.LABELS:
                 batch = row_labels.decode(store.read(entry))
                 verdict.label_batches += 1
                 verdict.labels += len(batch.labels)

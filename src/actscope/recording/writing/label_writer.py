@@ -50,8 +50,8 @@ class LabelWriter:
     def _write_labels(self, steps: list[tuple[Step, int]]) -> None:
         for batch in _batches(steps):
             first, n_rows = batch[0][1], sum(step.n_rows for step, _ in batch)
-            header = key(Kind.LEDGER, first_row=first, n_rows=n_rows, first_step=batch[0][0].number)
-            self._messages.send(channel_of(Kind.LEDGER), header, [row_labels.encode(batch)], batch[0][0].time_ns)
+            header = key(Kind.LABELS, first_row=first, n_rows=n_rows, first_step=batch[0][0].number)
+            self._messages.send(channel_of(Kind.LABELS), header, [row_labels.encode(batch)], batch[0][0].time_ns)
 
     def _write_texts(self, steps: list[tuple[Step, int]]) -> None:
         if self.texts is None:

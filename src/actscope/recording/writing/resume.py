@@ -43,7 +43,7 @@ def continuation_of(reader: StoreReader) -> Resume:
     next_row = int((blocks["first_row"] + blocks["n_rows"]).max(initial=0))
     requests: set[str] = set()
     last_step = 0
-    for index in np.flatnonzero(keys["kind"] == Kind.LEDGER):
+    for index in np.flatnonzero(keys["kind"] == Kind.LABELS):
         batch = row_labels.decode(reader.read(reader.entries[index]))
         requests.update(batch.requests)
         last_step = max(last_step, int(batch.labels["step"].max(initial=0)))

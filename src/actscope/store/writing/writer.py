@@ -58,16 +58,16 @@ class Store:
         self._pid = os.getpid()
         self.direct, self.direct_reason = choose_direct(path, options.direct)
         start = mark.state.written
-        self._flow = PipelineState(PoolShape.within(options.buffer_bytes), start)
+        self._pipeline = PipelineState(PoolShape.within(options.buffer_bytes), start)
         self._stream = SegmentFramer(
-            self._flow, manifest, options.segment_bytes, self.direct, start.number, next_segment(path)
+            self._pipeline, manifest, options.segment_bytes, self.direct, start.number, next_segment(path)
         )
         self._lock = threading.Lock()
         self._closed = False
         self._first = start.number
-        self._io_thread = _start(path, self._flow, mark, options, self.direct, self._stream, self._lock)
+        self._io_thread = _start(path, self._pipeline, mark, options, self.direct, self._stream, self._lock)
         self._finalizer = weakref.finalize(
-            self, _abandon, self._pid, self._flow, self._stream, self._lock, self._io_thread, mark
+            self, _abandon, self._pid, self._pipeline, self._stream, self._lock, self._io_thread, mark
         )
         _open.add(self)
 
@@ -172,17 +172,17 @@ class Store:
     @property
     def written(self) -> int:
         """Return the highest number such that all messages up to it survive kill -9 of this process."""
-        return self._flow.written.number
+        return self._pipeline.written.number
 
     @property
     def durable(self) -> int:
         """Return the highest number such that all messages up to it survive power loss."""
-        return self._flow.durable.number
+        return self._pipeline.durable.number
 
     @property
     def poisoned(self) -> Exception | None:
         """Return the error that poisoned the store, or None."""
-        return self._flow.error
+        return self._pipeline.error
 
     def wait_written(self, number: int, timeout: float | None = None) -> None:
         """Block until `written` reaches `number`.
@@ -196,11 +196,11 @@ class Store:
             RecordingPoisoned: A write or fsync has failed.
             TimeoutError: `timeout` seconds have passed.
         """
-        if number > self._flow.accepted:
-            raise RecordingError(f"message {number} was never appended; the last is {self._flow.accepted}")
+        if number > self._pipeline.accepted:
+            raise RecordingError(f"message {number} was never appended; the last is {self._pipeline.accepted}")
         if self.written < number:
             self._push(timeout)
-        self._flow.wait(lambda: self.written >= number, timeout, f"waiting for message {number} to be written")
+        self._pipeline.wait(lambda: self.written >= number, timeout, f"waiting for message {number} to be written")
 
     def sync(self, timeout: float | None = None) -> int:
         """Block until every message appended so far is durable.
@@ -215,16 +215,16 @@ class Store:
             RecordingPoisoned: A write or fsync has failed.
             TimeoutError: `timeout` seconds have passed.
         """
-        number = self._flow.accepted
+        number = self._pipeline.accepted
         if self.durable < number:
             self._push(timeout)
-            self._flow.want(number)
-        self._flow.wait(lambda: self.durable >= number, timeout, f"making message {number} durable")
+            self._pipeline.want(number)
+        self._pipeline.wait(lambda: self.durable >= number, timeout, f"making message {number} durable")
         return number
 
     def stats(self) -> StoreStats:
         """Return runtime statistics since this writer began."""
-        flow = self._flow
+        flow = self._pipeline
         with flow.changed:
             return StoreStats(
                 messages=flow.accepted - self._first,
@@ -253,7 +253,7 @@ class Store:
                     self._stream.finish()
         finally:
             self._finalizer.detach()
-            self._flow.stop()
+            self._pipeline.stop()
             self._io_thread.join()
             try:
                 self._settle()
@@ -269,9 +269,9 @@ class Store:
         self.close()
 
     def _settle(self) -> None:
-        self._flow.wait(lambda: self.poisoned is None, 0, "closing")
+        self._pipeline.wait(lambda: self.poisoned is None, 0, "closing")
         self._mark.settle(
-            replace(self._mark.state, closed=True, durable=self._flow.written, written=self._flow.written)
+            replace(self._mark.state, closed=True, durable=self._pipeline.written, written=self._pipeline.written)
         )
 
     def _push(self, timeout: float | None) -> None:

@@ -27,7 +27,7 @@ log = logging.getLogger("actscope.vllm")
 
 
 @dataclass(slots=True)
-class Landed:
+class HostPass:
     """One pass's output on the host: scores float32 [n, width]; rows [n, n_kept * d] (bfloat16 as uint16 bits), or None.
 
     The arrays are views: they are valid only during the `publish` call that receives them.
@@ -42,11 +42,11 @@ class Landed:
     rejected: np.ndarray | None = None
 
 
-Publish = Callable[[Landed], None]
+Publish = Callable[[HostPass], None]
 
 
-class HostCrossing:
-    """Crossing for CPU models: makes no copies and calls `publish` synchronously."""
+class HostCopier:
+    """Copier for CPU models: makes no copies and calls `publish` synchronously."""
 
     def __init__(self, buffers: TapBuffers) -> None:
         self._buffers = buffers
@@ -54,10 +54,10 @@ class HostCrossing:
     def before_pass(self) -> None:
         """Do nothing: no copy is ever pending."""
 
-    def cross(self, batch: PassBatch, with_rows: bool, publish: Publish) -> bool:
+    def copy(self, batch: PassBatch, with_rows: bool, publish: Publish) -> bool:
         """Publish the pass synchronously. Always returns True: a CPU pass is never dropped."""
         buffers, n = self._buffers, batch.n_tokens
-        landed = Landed(
+        on_host = HostPass(
             buffers.board[:n, : buffers.n_columns].numpy(),
             as_bits(buffers.store[:n]) if with_rows else None,
             batch.positions[:n].numpy(),
@@ -66,7 +66,7 @@ class HostCrossing:
             buffers.fired.numpy(),
             None if batch.rejected is None else batch.rejected.numpy(),
         )
-        publish(landed)
+        publish(on_host)
         return True
 
     def pass_over(self, publish: Callable[[], None]) -> None:
@@ -77,19 +77,19 @@ class HostCrossing:
         """Do nothing: no copy is ever pending."""
 
 
-class CudaCrossing:
-    """Crossing for GPU models. At most `depth` (2 to 4) passes are in flight; further passes are dropped."""
+class CudaCopier:
+    """Copier for GPU models. At most `depth` (2 to 4) passes are in flight; further passes are dropped."""
 
     def __init__(self, buffers: TapBuffers, max_rows: int, max_requests: int, limit_bytes: float) -> None:
         """Raise SettingsError if the raw rows of two passes do not fit into `limit_bytes` of pinned memory."""
         self._buffers = buffers
         self._stream = torch.cuda.Stream(buffers.board.device)  # type: ignore[no-untyped-call]
-        self._free: queue.SimpleQueue[_Berth] = queue.SimpleQueue()
+        self._free: queue.SimpleQueue[_Staging] = queue.SimpleQueue()
         for _ in range(_depth(buffers, limit_bytes)):
-            self._free.put(_Berth.like(buffers, max_rows, max_requests))
-        self._landings: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+            self._free.put(_Staging.like(buffers, max_rows, max_requests))
+        self._pending: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._last: torch.cuda.Event | None = None
-        self._thread = threading.Thread(target=self._run, name="actscope-crossing", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="actscope-copier", daemon=True)
         self._thread.start()
 
     def before_pass(self) -> None:
@@ -97,19 +97,19 @@ class CudaCrossing:
         if self._last is not None:
             torch.cuda.current_stream(self._buffers.board.device).wait_event(self._last)
 
-    def cross(self, batch: PassBatch, with_rows: bool, publish: Publish) -> bool:
-        """Start the copies on the side stream; `publish` runs on the crossing thread when they are done.
+    def copy(self, batch: PassBatch, with_rows: bool, publish: Publish) -> bool:
+        """Start the copies on the side stream; `publish` runs on the copier thread when they are done.
 
         Returns False if all pinned buffers are in use. The pass is then dropped, and the caller counts it.
         """
         try:
-            berth = self._free.get_nowait()
+            staging = self._free.get_nowait()
         except queue.Empty:
             return False
         n = batch.n_tokens
         self._stream.wait_stream(torch.cuda.current_stream(self._buffers.board.device))
         with torch.cuda.stream(self._stream):
-            berth.take(self._buffers, batch, n, with_rows)
+            staging.take(self._buffers, batch, n, with_rows)
             done = torch.cuda.Event()  # type: ignore[no-untyped-call]
             done.record(self._stream)
         self._last = done
@@ -119,27 +119,27 @@ class CudaCrossing:
         def land() -> None:
             try:
                 done.synchronize()
-                publish(berth.landed(self._buffers.n_columns, n, with_rows, has_slots, n_rejected))
+                publish(staging.on_host(self._buffers.n_columns, n, with_rows, has_slots, n_rejected))
                 batch.rejected = (
                     None  # held until here so that the allocator could not reuse its memory before the copy
                 )
             finally:
-                self._free.put(berth)
+                self._free.put(staging)
 
-        self._landings.put(land)
+        self._pending.put(land)
         return True
 
     def pass_over(self, publish: Callable[[], None]) -> None:
-        """Publish a pass without rows, in order: on the crossing thread, after the passes in flight."""
-        self._landings.put(publish)
+        """Publish a pass without rows, in order: on the copier thread, after the passes in flight."""
+        self._pending.put(publish)
 
     def close(self) -> None:
         """Publish the passes in flight, then end the thread. Waits at most 2 seconds."""
-        self._landings.put(None)
+        self._pending.put(None)
         self._thread.join(timeout=2)
 
     def _run(self) -> None:
-        while (land := self._landings.get()) is not None:
+        while (land := self._pending.get()) is not None:
             try:
                 land()
             except Exception:  # the boundary: a pass that cannot be published must not end the thread
@@ -158,7 +158,7 @@ def _depth(buffers: TapBuffers, limit_bytes: float) -> int:
 
 
 @dataclass(slots=True)
-class _Berth:
+class _Staging:
     """Pinned memory for the output of one pass."""
 
     board: Tensor
@@ -170,7 +170,7 @@ class _Berth:
     rejected: Tensor
 
     @classmethod
-    def like(cls, buffers: TapBuffers, max_rows: int, max_requests: int) -> _Berth:
+    def like(cls, buffers: TapBuffers, max_rows: int, max_requests: int) -> _Staging:
         """Allocate pinned memory for up to `max_rows` rows and `max_requests` requests."""
 
         def pinned(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
@@ -199,9 +199,9 @@ class _Berth:
         if with_rows:
             self.store[:n].copy_(buffers.store[:n], non_blocking=True)
 
-    def landed(self, width: int, n: int, with_rows: bool, has_slots: bool, n_rejected: int) -> Landed:
-        """Return numpy views of the copied data. They are valid until the berth is reused."""
-        return Landed(
+    def on_host(self, width: int, n: int, with_rows: bool, has_slots: bool, n_rejected: int) -> HostPass:
+        """Return numpy views of the copied data. They are valid until the staging buffer is reused."""
+        return HostPass(
             self.board[:n, :width].numpy(),
             as_bits(self.store[:n]) if with_rows else None,
             self.positions[:n].numpy(),

@@ -29,9 +29,9 @@ class RequestState:
         stop_ids: Token ids that end an answer.
         limit: Position of the last token that `max_tokens` allows. A row there or later comes after the end.
         ended: Whether a row has shown that the answer is over. Later rows are flagged AFTER_EOS.
-        told: Whether a span of the request was published. The first one carries FIRST.
+        published: Whether a span of the request was published. The first one carries FIRST.
         wants_rows: Whether its raw rows leave the model's process.
-        wish: Whether it has per-request recording options, delivered out of band (see RequestOptions).
+        has_options: Whether it has per-request recording options, delivered out of band (see RequestOptions).
         labelled: False for prompt embeddings, whose token ids are meaningless, and for an id too long for a ring: it would
             make the whole pass unpublishable.
         computed: Number of positions in the KV cache when the request was scheduled.
@@ -45,9 +45,9 @@ class RequestState:
     stop_ids: frozenset[int] = frozenset()
     limit: int = 1 << 62
     ended: bool = False
-    told: bool = False
+    published: bool = False
     wants_rows: bool = False
-    wish: bool = False
+    has_options: bool = False
     labelled: bool = True
     computed: int = 0
     blocks: list[int] = field(default_factory=list)
@@ -92,7 +92,7 @@ class Register:
         """Add a request when it is scheduled. After preemption or streaming input, keep its earlier progress."""
         before = self._known.get(known.request)
         if before is not None:
-            known.high, known.told, known.ended = before.high, before.told, before.ended
+            known.high, known.published, known.ended = before.high, before.published, before.ended
             if known.n_prompt != before.n_prompt:  # streaming input: what was computed ahead of the new text is void
                 known.high, known.ended = min(before.high, known.computed), False
         self._known[known.request] = known
@@ -101,7 +101,7 @@ class Register:
     def end(self, requests: Iterable[str]) -> tuple[Span, ...]:
         """Remove finished requests and return their END spans (none for requests that never produced a row)."""
         gone = [self._known.pop(request, None) for request in sorted(requests)]
-        return tuple(Span(k.request, 0, 0, 0, _END, k.n_prompt) for k in gone if k is not None and k.told)
+        return tuple(Span(k.request, 0, 0, 0, _END, k.n_prompt) for k in gone if k is not None and k.published)
 
     def label(
         self,
@@ -174,8 +174,8 @@ class Register:
         spans = []
         offset = 0
         for k, n, first in zip(known, sizes.tolist(), firsts, strict=True):
-            spans.append(Span(k.request, first, n, offset, _NONE if k.told else _FIRST, k.n_prompt))
-            k.told = True
+            spans.append(Span(k.request, first, n, offset, _NONE if k.published else _FIRST, k.n_prompt))
+            k.published = True
             if first + n > k.n_prompt and (k.stop_ids or first + n > k.limit):
                 _mark_what_follows_the_end(k, meta[offset : offset + n])
             offset += n
@@ -224,14 +224,14 @@ def _contiguous(positions: np.ndarray, starts: np.ndarray) -> np.ndarray:
     return np.asarray(bad[starts[1:]] - bad[starts[:-1]] == 0)
 
 
-def known_of(new: Any, group: int | None, *, rows: bool, wish: bool) -> RequestState:
+def known_of(new: Any, group: int | None, *, rows: bool, has_options: bool) -> RequestState:
     """Return the state of a new request from vLLM's NewRequestData.
 
     Args:
         new: vLLM's NewRequestData.
         group: Index of the full-attention KV group, or None if scores of cached prompts are not kept.
         rows: Whether its raw rows are wanted.
-        wish: Whether it has per-request recording options.
+        has_options: Whether it has per-request recording options.
     """
     params = new.sampling_params
     stop: frozenset[int] = frozenset()
@@ -246,7 +246,7 @@ def known_of(new: Any, group: int | None, *, rows: bool, wish: bool) -> RequestS
         stop_ids=stop,
         limit=limit,
         wants_rows=rows,
-        wish=wish,
+        has_options=has_options,
         labelled=new.prompt_embeds is None and len(new.req_id.encode(errors="replace")) <= MAX_REQUEST_ID,
         computed=new.num_computed_tokens,
         blocks=blocks,

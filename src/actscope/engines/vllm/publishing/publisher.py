@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from actscope.clock import monotonic_ns
-from actscope.engines.vllm.publishing.device_copy import Landed
+from actscope.engines.vllm.publishing.device_copy import HostPass
 from actscope.engines.vllm.publishing.labels import PassLabels, Register, RequestState
 from actscope.engines.vllm.publishing.prefix_scores import PrefixScores
 from actscope.frames import ROW_META, SCORES, Frame, Span, SpanFlag, SplitFrame, Step
@@ -97,36 +97,36 @@ class Publisher:
         """Reset the tap counters after passes that served no request: warm-up, profiling, graph capture."""
         self._fired, self._unseen = fired.copy(), 0
 
-    def publish(self, note: PassNote, landed: Landed | None) -> None:
+    def publish(self, note: PassNote, on_host: HostPass | None) -> None:
         """Publish one pass.
 
-        `landed` is None if the rows were dropped on the way, or if there was no pass and requests only began or ended.
+        `on_host` is None if the rows were dropped on the way, or if there was no pass and requests only began or ended.
         """
         ended = self._register.end(note.ended)
         for known in note.begun:
             self._register.add(known)
         for request, blocks, anew in note.blocks:
             self._more_blocks(request, blocks, anew)
-        if landed is None:
+        if on_host is None:
             self._publish_without_rows(note, ended)
             return
         self._step += 1
         self.counts.passes += 1
         labels = self._register.label(
-            note.requests, note.starts, landed.positions, landed.token_ids, self._step, landed.rejected
+            note.requests, note.starts, on_host.positions, on_host.token_ids, self._step, on_host.rejected
         )
         self.counts.uncertain_rows += labels.uncertain
-        silent = self._silent_sites(landed.fired)
-        scores = self._scores(landed.scores, labels, silent, note.columns_of)
+        silent = self._silent_sites(on_host.fired)
+        scores = self._scores(on_host.scores, labels, silent, note.columns_of)
         spans = labels.spans
-        if self._prefix is not None and landed.slots is not None:
-            self._keep(note, labels, scores, landed.slots, self._prefix)
+        if self._prefix is not None and on_host.slots is not None:
+            self._keep(note, labels, scores, on_host.slots, self._prefix)
             spans = self._publish_cached(note, labels, self._prefix)
         step = Step(self._step, monotonic_ns(), spans + ended, labels.meta, note.generation)
         self._ring.write(step, [Frame(SCORES, scores)])
         self.counts.rows += step.n_rows
-        if landed.rows is not None and self._rows_ring is not None:
-            self._publish_rows(step, ended, labels, scores, landed.rows, silent, self._rows_ring)
+        if on_host.rows is not None and self._rows_ring is not None:
+            self._publish_rows(step, ended, labels, scores, on_host.rows, silent, self._rows_ring)
 
     # --- parts of a pass ---
 
@@ -204,7 +204,7 @@ class Publisher:
             step, mask = _only(step, labels, wanting, ended)
             scores, rows = scores[mask], rows[mask]
         heads = np.ascontiguousarray(scores).view(rows.dtype)
-        ring.write(_with_wishes(step, labels), [SplitFrame(SCORES, (heads, rows))])
+        ring.write(_with_option_flags(step, labels), [SplitFrame(SCORES, (heads, rows))])
         self.counts.raw_rows += step.n_rows
 
     def _keep(
@@ -239,12 +239,14 @@ class Publisher:
         return tuple(spans.values())
 
 
-def _with_wishes(step: Step, labels: PassLabels) -> Step:
+def _with_option_flags(step: Step, labels: PassLabels) -> Step:
     """Mark the spans of requests that have recording options, so that the recorder waits for them."""
-    wishing = {known.request for known in labels.known if known.wish}
-    if not wishing:
+    with_options = {known.request for known in labels.known if known.has_options}
+    if not with_options:
         return step
-    spans = tuple(replace(s, flags=s.flags | SpanFlag.WISH) if s.request in wishing else s for s in step.spans)
+    spans = tuple(
+        replace(s, flags=s.flags | SpanFlag.HAS_OPTIONS) if s.request in with_options else s for s in step.spans
+    )
     return replace(step, spans=spans)
 
 

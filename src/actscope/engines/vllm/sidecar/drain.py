@@ -23,7 +23,7 @@ log = logging.getLogger("actscope.vllm")
 
 _REMEMBERED = 1 << 16
 #: How long to wait for a request's options after its first row, and for its first row after a mark.
-_WISH_S, _MARK_WAITS_S = 1.0, 600.0
+_OPTIONS_S, _MARK_WAITS_S = 1.0, 600.0
 #: How often `Taken` is sent. Steps read after the last one are read again if the sidecar dies.
 _TELL_EVERY_S = 0.02
 
@@ -75,7 +75,7 @@ class RowDrain:
         self._reader = RingReader.attach(start.rows_ring, from_oldest=True)
         self._heads = row_layout(start.columns, self._reader.spec.dtype)
         self._names = Names(frozenset(flight.recorder.known_requests))
-        self._wishes: OrderedDict[str, tuple[int, ...] | None] = OrderedDict()
+        self._options: OrderedDict[str, tuple[int, ...] | None] = OrderedDict()
         self._heard = threading.Condition()
         self._untabled: set[int] = set()
         self._generation = -1
@@ -98,16 +98,16 @@ class RowDrain:
         known = self._reader.stats()
         return DrainStats(known.steps, known.rows, known.missed_rows, known.dropped_rows)
 
-    def hear(self, wish: RequestOptions) -> None:
+    def hear(self, options: RequestOptions) -> None:
         """Store a request's options, and mark the request if it is to be kept."""
-        name = self.name(wish.request)
+        name = self.name(options.request)
         with self._heard:
-            self._wishes[wish.request] = self._chosen(name, wish.rows) if wish.rows else None
-            if len(self._wishes) > _REMEMBERED:
-                self._wishes.popitem(last=False)
+            self._options[options.request] = self._chosen(name, options.rows) if options.rows else None
+            if len(self._options) > _REMEMBERED:
+                self._options.popitem(last=False)
             self._heard.notify_all()
-        if wish.keep:
-            self._flight.mark(name, wish.keep, wait_seconds=_MARK_WAITS_S)
+        if options.keep:
+            self._flight.mark(name, options.keep, wait_seconds=_MARK_WAITS_S)
 
     def _chosen(self, name: str, selection: str) -> tuple[int, ...] | None:
         """Return the indices of the selected sites among the kept ones; None, with a warning, if unreadable."""
@@ -123,13 +123,13 @@ class RowDrain:
 
         Its options are sent before its first row but may arrive up to 1 second later. After that wait all sites are recorded.
         """
-        if SpanFlag.WISH not in span.flags:
+        if SpanFlag.HAS_OPTIONS not in span.flags:
             return None
         with self._heard:
-            known = span.request in self._wishes
-            if not known and not self._heard.wait_for(lambda: span.request in self._wishes, _WISH_S):
-                self._wishes[span.request] = None  # do not wait again: all sites from now on
-            return self._wishes[span.request]
+            known = span.request in self._options
+            if not known and not self._heard.wait_for(lambda: span.request in self._options, _OPTIONS_S):
+                self._options[span.request] = None  # do not wait again: all sites from now on
+            return self._options[span.request]
 
     def _run(self) -> None:
         while True:
@@ -170,7 +170,7 @@ class RowDrain:
             self._learn(step.generation)
         groups: dict[tuple[int, ...] | None, list[Span]] = {}
         for span in step.spans:
-            groups.setdefault(self._wish_of(span), []).append(replace(span, flags=span.flags & ~SpanFlag.WISH))
+            groups.setdefault(self._wish_of(span), []).append(replace(span, flags=span.flags & ~SpanFlag.HAS_OPTIONS))
         for sites, spans in groups.items():
             self._write(step, sites, spans, whole=len(groups) == 1)
 
