@@ -96,6 +96,7 @@ class Step:
 
     @property
     def n_rows(self) -> int:
+        """Return the number of rows of the step at each site."""
         return len(self.meta)
 
 
@@ -137,11 +138,14 @@ class Sink(Protocol):
     `write` is called on the model's thread, so it must not wait for a reader.
     """
 
-    def write(self, step: Step, frames: list[Frame]) -> None: ...
+    def write(self, step: Step, frames: list[Frame]) -> None:
+        """Take the frames of one step, each [step.n_rows, d]."""
 
-    def stats(self) -> SinkStats: ...
+    def stats(self) -> SinkStats:
+        """Return exact counts of steps and rows."""
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Release all resources."""
 
 
 class RowSink(Protocol):
@@ -211,13 +215,16 @@ class TeeSink:
     sinks: tuple[Sink, ...]
 
     def write(self, step: Step, frames: list[Frame]) -> None:
+        """Pass a step to every sink."""
         for sink in self.sinks:
             sink.write(step, frames)
 
     def stats(self) -> SinkStats:
+        """Return the counts of the first sink."""
         return self.sinks[0].stats()
 
     def close(self) -> None:
+        """Close every sink, in order."""
         for sink in self.sinks:
             sink.close()
 
@@ -229,11 +236,13 @@ class ListSink:
     steps: list[tuple[Step, list[Frame]]] = field(default_factory=list)
 
     def write(self, step: Step, frames: list[Frame]) -> None:
+        """Append a copy of the step."""
         self.steps.append(
             (step, [Frame(f.site, f.rows.copy() if isinstance(f.rows, np.ndarray) else f.rows.clone()) for f in frames])
         )
 
     def stats(self) -> SinkStats:
+        """Return the number of steps and rows that are held."""
         return SinkStats(len(self.steps), sum(s.n_rows for s, _ in self.steps))
 
     def close(self) -> None:

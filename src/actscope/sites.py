@@ -46,6 +46,7 @@ class Site:
 
     @property
     def name(self) -> str:
+        """Return the name of the site, such as `layers.19.resid_post` or `embed`."""
         return self.point if self.layer is None else f"layers.{self.layer}.{self.point}"
 
     @property

@@ -19,7 +19,7 @@ class Bin:
 
 
 class Drift:
-    """Accumulates rows by position, in the bins 0, 1, 2-3, 4-7, 8-15 …"""
+    """Accumulates rows by position, in the bins 0, 1, 2-3, 4-7, 8-15, and so on."""
 
     def __init__(self, d: int) -> None:
         self._d = d

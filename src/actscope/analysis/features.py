@@ -48,10 +48,12 @@ class SaeFeatures:
         self.thresholds = np.zeros(sae.n_features, np.float32)
 
     def encode(self, rows: np.ndarray) -> np.ndarray:
+        """Return the activations of the latents on rows [n, d], float32 [n, f]."""
         return self._sae.encode(rows)
 
     @property
     def width(self) -> int:
+        """Return the width d of the SAE's input."""
         return self._sae.d
 
 
@@ -65,10 +67,12 @@ class ProbeFeatures:
         self.thresholds = np.array([_fires_above(probe) for probe in probes], np.float32)
 
     def encode(self, rows: np.ndarray) -> np.ndarray:
+        """Return the scores of the probes on rows [n, d], float32 [n, f]."""
         return np.stack([probe.score(rows) for probe in self._probes], axis=1)
 
     @property
     def width(self) -> int:
+        """Return the width d of the probes' directions."""
         return self._probes[0].d
 
 
@@ -244,6 +248,11 @@ def measure_features(
 
     Returns:
         The statistics.
+
+    Raises:
+        SiteError: The site of the set is not in the recording.
+        RecordingDamaged: A block cannot be read.
+        OSError: The folder cannot be written.
     """
     found = recording[features.site]
     counted, tally = genuine(found.labels), _Tally(features, top)

@@ -24,6 +24,7 @@ class GrowingNpy:
         self._length += len(values)
 
     def close(self) -> None:
+        """Write the final length into the header and close the file."""
         self._file.seek(0)
         self._write_head()
         assert self._file.tell() == self._data, "the header has outgrown its padding"

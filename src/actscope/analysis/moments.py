@@ -50,6 +50,7 @@ class Moments:
 
     @property
     def std(self) -> np.ndarray:
+        """Return the standard deviation of each dimension, float64 [d]."""
         return np.asarray(np.sqrt(self.variance))
 
     @property

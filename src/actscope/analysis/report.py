@@ -30,7 +30,16 @@ from actscope.runtime.publish import publish_file
 
 @dataclass(frozen=True, slots=True, eq=False)
 class AnalysisReport:
-    """Results of an analysis, and the files that were written."""
+    """Results of an analysis, and the files that were written.
+
+    Attributes:
+        path: Directory of the recording.
+        rows: Number of labelled rows of the recording. A row is one token at every site.
+        sites: Statistics of the sites that have rows, from the first to the last in the model.
+        features: Statistics of the feature sets, in the order of the options.
+        graph: Graph of dependence, or None if it was not requested.
+        files: Files that were written; empty without a folder.
+    """
 
     path: Path
     rows: int
@@ -68,9 +77,13 @@ def analyze(
         The results and the paths of the files.
 
     Raises:
-        RecordingError: No selected site has rows, or the folder cannot be written.
+        SiteError: A selected site is not in the recording.
+        RecordingError: No selected site has rows, no token has rows at all sites of the graph, or the folder cannot be made.
+        RecordingDamaged: A block of the recording cannot be read.
         ProbeError: Features cannot be read, or do not fit the recording.
+        SettingsError: There are too many pairs of features for the graph.
         MissingExtra: A library for the graph or the plots is not installed.
+        OSError: A file of the results cannot be written.
     """
     options = options or AnalysisOptions()
     if to is not None:

@@ -145,6 +145,10 @@ def measure(
 
     Returns:
         The statistics, or None if the site has no rows to measure.
+
+    Raises:
+        SiteError: The site is not in the recording.
+        RecordingDamaged: A block cannot be read.
     """
     options = options or SiteOptions()
     found = recording[site]

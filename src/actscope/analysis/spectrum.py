@@ -24,20 +24,24 @@ class Spectrum:
 
     @classmethod
     def of(cls, covariance: np.ndarray, rows: int) -> Spectrum:
+        """Return the spectrum of a covariance [d, d] that was estimated from `rows` rows. Negative eigenvalues become 0."""
         return cls(np.maximum(np.linalg.eigvalsh(covariance)[::-1], 0), rows)
 
     @property
     def shares(self) -> np.ndarray:
+        """Return each eigenvalue's share of the total variance, float64 [d]; all 0 if there is no variance."""
         total = float(self.eigenvalues.sum())
         return np.asarray(self.eigenvalues / total if total > 0 else self.eigenvalues)
 
     @property
     def effective_rank(self) -> float:
+        """Return exp of the entropy of `shares`, from 1 to d; 0 if there is no variance."""
         shares = self.shares[self.shares > 0]
         return float(np.exp(-(shares * np.log(shares)).sum())) if len(shares) else 0.0
 
     @property
     def participation_ratio(self) -> float:
+        """Return 1 / the sum of the squared `shares`, from 1 to d; 0 if there is no variance."""
         squares = float((self.shares**2).sum())
         return 1 / squares if squares > 0 else 0.0
 

@@ -34,6 +34,7 @@ class Handover:
         self._lock = threading.Lock()
 
     def begin(self, step: Step) -> None:
+        """Begin a step in the sink."""
         self.sink.begin(step)
 
     def put(self, step: Step, site: str, rows: Tensor) -> None:

@@ -60,6 +60,7 @@ class Auto:
         self._measured: dict[str, dict[str, float]] = {}
 
     def encode(self, rows: np.ndarray, dtype: str) -> Encoded:
+        """Encode rows [n, d] with the chosen candidate, after measuring all candidates again if that is due."""
         rows = checked_rows(rows, dtype)
         if self._blocks >= self._next and rows.size:
             self._choose(rows, dtype)
@@ -77,6 +78,7 @@ class Auto:
         self._next = self._blocks + (REMEASURE_BLOCKS if sample.nbytes >= _ENOUGH_BYTES else 1)
 
     def report(self) -> AutoReport:
+        """Return the chosen candidate, its report, and the latest ratio and GB/s of every candidate."""
         return {
             "chosen": self._name,
             "measured": self._measured,

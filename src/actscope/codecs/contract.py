@@ -13,12 +13,13 @@ import numpy as np
 class Encoded:
     """One encoded block of rows `[n, d]`.
 
-    codec: wire code (see CODECS) of the codec that encoded the block; `auto` delegates to another.
-    payload: the bytes; with codec `none` they share memory with the rows.
-    row_errors: float32 [n], relative L2 error ||x - x'|| / ||x|| of each row, measured by decoding; None if lossless.
-        0 for a row that is stored exactly, including rows with NaN or infinity.
-    state: number of the codec state (an SVD basis) that decoding needs; 0 if none.
-    new_state: bytes of that state if this block is the first to need it. They must be stored before the block.
+    Attributes:
+        codec: Wire code (see CODECS) of the codec that encoded the block; `auto` delegates to another.
+        payload: The bytes; with codec `none` they share memory with the rows.
+        row_errors: float32 [n], relative L2 error ||x - x'|| / ||x|| of each row, measured by decoding; None if lossless.
+            0 for a row that is stored exactly, including rows with NaN or infinity.
+        state: Number of the codec state (an SVD basis) that decoding needs; 0 if none.
+        new_state: Bytes of that state if this block is the first to need it. They must be stored before the block.
     """
 
     codec: int

@@ -61,7 +61,13 @@ def to_float32(rows: np.ndarray, dtype: str, out: np.ndarray | None = None) -> n
 
 
 def from_float32(rows: np.ndarray, dtype: str) -> np.ndarray:
-    """Return float32 rows in the carrier of a dtype of FLOATS, rounded to nearest even. Overflow becomes infinity."""
+    """Return float32 rows in the carrier of a dtype of FLOATS, of the same shape.
+
+    Values are rounded to nearest even. Overflow becomes infinity, and NaN stays NaN. With dtype float32 nothing is copied.
+
+    Raises:
+        CodecError: The dtype is unknown.
+    """
     if dtype != "bfloat16":
         with np.errstate(over="ignore"):
             return rows.astype(carrier(dtype), copy=False)

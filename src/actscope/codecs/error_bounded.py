@@ -99,6 +99,11 @@ class ErrorBounded:
         self._counts = ErrorBoundedCounts()
 
     def encode(self, rows: np.ndarray, dtype: str) -> Encoded:
+        """Encode rows [n, d] within the bound, or with `lossless` where that is smaller.
+
+        Raises:
+            CodecError: The rows do not fit `dtype`, or the payload does not decode to the values that were measured.
+        """
         rows = checked_rows(rows, dtype)
         self._counts.rows += len(rows)
         plan = self._plan(rows, dtype)
@@ -148,6 +153,7 @@ class ErrorBounded:
         self._counts.worst = max(self._counts.worst, float(block.errors.max()))
 
     def report(self) -> dict[str, float]:
+        """Return bound, current target and worst error, and counts of rows (all, mended, exact), lossless blocks and escapes."""
         counts = self._counts
         return {
             "bound": self.bound,
@@ -240,6 +246,7 @@ class Block:
         return min(max(wanted, 0.25 * float(self._bound)), 4.0 * float(self._bound))
 
     def payload(self, writer: PlaneWriter, lossless: Lossless) -> bytes:
+        """Return the encoded block: head, steps, centres, quantized planes, then the rows that are stored exactly."""
         plan = self._plan
         for plane in shuffle(self.steps.view(np.uint8), 2):
             writer.add(plane)

@@ -25,6 +25,7 @@ class General:
         self._pack = _packer(code, level)
 
     def encode(self, rows: np.ndarray, dtype: str) -> Encoded:
+        """Compress the bytes of rows [n, d]. With `none` the payload shares memory with the rows."""
         flat = as_bytes(checked_rows(rows, dtype))
         if self._pack is None:
             return Encoded(self._code, flat.data, None)
@@ -33,6 +34,7 @@ class General:
         return Encoded(self._code, self._pack(flat) if flat.size else b"", None)
 
     def report(self) -> dict[str, object]:
+        """Return an empty report: this codec makes no choices."""
         return {}
 
 

@@ -37,6 +37,7 @@ class Lossless:
         self._other = General(SHUFFLE_ZSTD)
 
     def encode(self, rows: np.ndarray, dtype: str) -> Encoded:
+        """Encode rows [n, d] bit-exactly. Dtypes that are not floating point are encoded with `shuffle_zstd`."""
         rows = checked_rows(rows, dtype)
         if dtype not in _FLOATS:
             return self._other.encode(rows, dtype)
@@ -49,6 +50,7 @@ class Lossless:
         return self._writer.take()
 
     def report(self) -> dict[str, object]:
+        """Return an empty report: this codec makes no choices."""
         return {}
 
 

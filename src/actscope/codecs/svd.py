@@ -73,6 +73,11 @@ class Svd:
         self._error_at_fit = self._retained = self._error = 0.0
 
     def encode(self, rows: np.ndarray, dtype: str) -> Encoded:
+        """Encode rows [n, d]: their coefficients once a basis is fitted, else losslessly. Gather the rows for the next fit.
+
+        Raises:
+            CodecError: The rows do not fit `dtype`, or their width is below K or not that of the blocks before.
+        """
         rows = checked_rows(rows, dtype)
         if dtype not in FLOATS or not rows.size:
             return self._lossless.encode(rows, dtype)

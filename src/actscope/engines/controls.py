@@ -90,15 +90,18 @@ class ProbeRoutes:
         self._registry = registry
 
     async def table(self, http: Request) -> Response:
+        """Answer with the table of the probes in force."""
         return Response(self._registry.table(), media_type="application/json")
 
     @answering_errors
     async def put(self, http: Request) -> Response:
+        """Add the probe in the body or replace the one with its id, and answer with its description."""
         probe = probe_from_json(http.path_params["id"], await read_json(http))
         return json_response(await self._registry.put(probe))
 
     @answering_errors
     async def remove(self, http: Request) -> Response:
+        """Remove a probe: 204, or 404 if no probe has that id."""
         try:
             await self._registry.remove(http.path_params["id"])
         except ProbeError as error:
@@ -153,10 +156,15 @@ class RecordingRoutes:
         self._also = also
 
     async def describe(self, http: Request) -> Response:
+        """Answer with the state of the recording; `{"recording": false}` without a flight recorder."""
         return json_response({**self._flight.describe(), **self._also()} if self._flight else {"recording": False})
 
     @answering_errors
     async def mark(self, http: Request) -> Response:
+        """Mark one request.
+
+        If the request has no row yet, wait for one: for the body's `wait` seconds, or an hour if that is 0 and it is in flight.
+        """
         if self._flight is None:
             return _not_recording()
         request, body = http.path_params["id"], _mark_body(await read_body(http), MarkBody)
@@ -169,6 +177,7 @@ class RecordingRoutes:
 
     @answering_errors
     async def mark_several(self, http: Request) -> Response:
+        """Mark all running requests, or the one that began last, and answer with the marks."""
         if self._flight is None:
             return _not_recording()
         body = _mark_body(await read_body(http), SeveralBody)

@@ -29,6 +29,7 @@ class PieceBatch:
 
     @property
     def padded_tokens(self) -> int:
+        """Return the number of tokens that the pass computes, padding included."""
         return self.width * len(self.places)
 
 

@@ -37,6 +37,7 @@ class Generated:
         return self._n
 
     def read(self, numbers: Sequence[int]) -> list[str]:
+        """Generate the texts with these numbers. Raises IndexError for a number out of range."""
         return [self._text(int(number)) for number in numbers]
 
     def _text(self, number: int) -> str:

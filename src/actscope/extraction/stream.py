@@ -46,6 +46,7 @@ class TextStream:
 
     @property
     def n_chunks(self) -> int:
+        """Return the number of chunks of an epoch; the last may be shorter."""
         return -(-len(self.texts) // self.chunk_texts)
 
     def numbers(self, chunk: int) -> np.ndarray:

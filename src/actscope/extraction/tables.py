@@ -56,6 +56,7 @@ class TextColumn:
         return len(self._dataset)
 
     def read(self, numbers: Sequence[int]) -> list[str]:
+        """Read the texts with these numbers from the mapped files."""
         found = self._dataset[[int(number) for number in numbers]][self._column] if len(numbers) else []
         return [text or "" for text in found]
 

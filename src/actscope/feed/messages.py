@@ -105,7 +105,7 @@ class Failed(msgspec.Struct, frozen=True, tag="failed"):
 
 
 class Beat(msgspec.Struct, frozen=True, tag="beat"):
-    pass
+    """Sign of life."""
 
 
 class Start(msgspec.Struct, frozen=True, tag="start"):
@@ -135,11 +135,15 @@ class FillWindow(msgspec.Struct, frozen=True, tag="fill"):
 
 
 class Hello(msgspec.Struct, frozen=True, tag="hello"):
+    """Greeting of a client: the feed's token and the group that it joins."""
+
     token: str
     group: Annotated[str, msgspec.Meta(pattern=GROUP)]
 
 
 class Welcome(msgspec.Struct, frozen=True, kw_only=True, tag="welcome"):
+    """Answer to a greeting: the layout of the memory, the facts of the feed, and the lease's length."""
+
     memory: Memory
     sites: list[str]
     model: str

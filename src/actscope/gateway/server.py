@@ -40,6 +40,7 @@ class GatewayServer(uvicorn.Server):
         await self.serve(sockets=[self._socket])
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Begin to accept connections, exempt loaded objects from garbage collection, then call `on_started`."""
         await super().startup(sockets)
         gc.collect()
         gc.freeze()  # objects loaded by now are permanent: exempt them from collections that would run during streams
@@ -47,6 +48,7 @@ class GatewayServer(uvicorn.Server):
             self.on_started(self.settings)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """End all event streams, then shut down."""
         self.app.state.gateway.streams.end_all()
         await super().shutdown(sockets)
 

@@ -44,14 +44,23 @@ class ShardSource(Protocol):
     """Interface of a harvest that `Batches` needs."""
 
     @property
-    def plan(self) -> HarvestPlan: ...
+    def plan(self) -> HarvestPlan:
+        """Return the plan of the harvest."""
+
     @property
-    def manifest(self) -> HarvestManifest: ...
+    def manifest(self) -> HarvestManifest:
+        """Return the manifest of the harvest."""
+
     @property
-    def sites(self) -> tuple[str, ...]: ...
+    def sites(self) -> tuple[str, ...]:
+        """Return the names of the sites, in the order of the plan."""
+
     @property
-    def n_rows(self) -> int: ...
-    def shard(self, number: int) -> ShardRows: ...
+    def n_rows(self) -> int:
+        """Return the number of rows of all shards."""
+
+    def shard(self, number: int) -> ShardRows:
+        """Return the rows of one shard."""
 
 
 class Batches:

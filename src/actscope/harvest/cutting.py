@@ -35,10 +35,12 @@ class UnitPieces:
 
     @property
     def n_tokens(self) -> int:
+        """Return the number of tokens in all pieces."""
         return sum(len(owned.piece.token_ids) for owned in self.pieces)
 
     @property
     def n_rows(self) -> int:
+        """Return the number of rows that the pieces give at each site."""
         return sum(owned.piece.n_rows for owned in self.pieces)
 
 
@@ -49,6 +51,7 @@ class Apart:
         self._cutter = cutter
 
     def cut(self, numbers: Sequence[int], texts: Sequence[str]) -> UnitPieces:
+        """Cut each text on its own. No token is left over."""
         pieces = self._cutter.cut(numbers, texts)
         return UnitPieces([OwnedPiece(piece, np.full(len(piece.token_ids), piece.text, np.int64)) for piece in pieces])
 
@@ -75,6 +78,7 @@ class Packed:
         self._masked = np.array({"special": sorted(special_ids(tokenizer)), "bos": bos}.get(mask, []), np.int32)
 
     def cut(self, numbers: Sequence[int], texts: Sequence[str]) -> UnitPieces:
+        """Pack the texts into full contexts. Tokens that do not fill the last one are only counted."""
         found: list[OwnedPiece] = []
         ids: list[int] = []
         owners: list[int] = []

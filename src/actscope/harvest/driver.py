@@ -135,7 +135,9 @@ def read_receipt(storage: Storage, plan: HarvestPlan, unit: int) -> Receipt:
 
 
 class _Work:
-    """One harvest's share of a plan. States of a unit:
+    """One harvest's share of a plan.
+
+    States of a unit:
 
     to do -> claimed by us -> submitted -> committed
           -> claimed by another harvest -> committed, or claimed by us if that harvest is dead

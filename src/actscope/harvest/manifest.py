@@ -23,7 +23,21 @@ class ShardEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
 
 class HarvestManifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Contents of a finished harvest, in the order of the units."""
+    """Contents of a finished harvest, in the order of the units.
+
+    Attributes:
+        format: Name of the format.
+        version: Version of the format.
+        plan_id: Id of the plan.
+        plan: Plan of the harvest.
+        texts: Number of texts.
+        tokens: Number of tokens that the model read.
+        left_over: Number of tokens that did not fill a context and were not read. Packed texts only.
+        rows: Number of rows at each site.
+        bytes: Total size of the shards.
+        shards: The shards. A unit that gave no row has none.
+        sites: Statistics of each site.
+    """
 
     format: str = FORMAT
     version: int = VERSION

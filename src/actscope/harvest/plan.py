@@ -66,6 +66,7 @@ class HarvestPlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
     @property
     def n_units(self) -> int:
+        """Return the number of units; the last may have fewer texts."""
         return -(-self.texts // self.unit_texts)
 
     def unit(self, number: int) -> Unit:
@@ -76,6 +77,7 @@ class HarvestPlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         return Unit(number, start, min(start + self.unit_texts, self.texts), self.id)
 
     def units(self) -> Iterator[Unit]:
+        """Iterate over all units, in order."""
         return map(self.unit, range(self.n_units))
 
     def text_numbers(self, unit: Unit) -> list[int]:

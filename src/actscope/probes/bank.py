@@ -45,7 +45,7 @@ def described(slot: int, info: ProbeInfo, since: int) -> DescribedProbe:
 
 @dataclass(frozen=True, slots=True)
 class ProbedModel:
-    """What a probe must fit: the model's name, revision, width and number of layers."""
+    """Model that a probe must fit: its name, revision, width and number of layers."""
 
     name: str
     revision: str

@@ -75,10 +75,12 @@ class SaeEncoder:
 
     @property
     def d(self) -> int:
+        """Return the width of the rows that it reads."""
         return int(self.weight.shape[0])
 
     @property
     def n_features(self) -> int:
+        """Return the number of features m."""
         return int(self.weight.shape[1])
 
     def encode(self, rows: np.ndarray) -> np.ndarray:

@@ -121,6 +121,9 @@ class Probe:
 
         Returns:
             float32 [n].
+
+        Raises:
+            ValueError: The rows are not `d` wide.
         """
         info = self.info
         bias, jump = np.array([info.bias], np.float32), np.array([info.jump], np.float32)
@@ -187,6 +190,9 @@ def save_probe(probe: Probe, path: Path) -> None:
     Args:
         probe: The probe.
         path: Target file, usually `<id>.safetensors`. An existing file is replaced.
+
+    Raises:
+        OSError: The file cannot be written.
     """
     from safetensors.numpy import save
 

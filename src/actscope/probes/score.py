@@ -21,11 +21,14 @@ def score(
         rows: [n, d], any floating dtype.
         weight: float32 [d, k].
         bias: float32 [k].
-        activations: k keys of ACTIVATIONS.
+        activations: k keys of ACTIVATIONS. An unknown name is the identity.
         jump: float32 [k]; thresholds of jumprelu columns.
 
     Returns:
         float32 [n, k].
+
+    Raises:
+        ValueError: The rows are not as wide as `weight` is high, or `bias` has another length than its columns.
     """
     z = rows.astype(np.float32) @ weight + bias
     columns = [activate(z[:, i], name, float(jump[i])) for i, name in enumerate(activations)]

@@ -163,6 +163,7 @@ class RingSpec:
 
     @property
     def row_dtype(self) -> np.dtype[np.generic]:
+        """Return the numpy dtype that carries the rows."""
         return ROW_DTYPES[self.dtype][1]
 
     @property
@@ -172,18 +173,22 @@ class RingSpec:
 
     @property
     def spans_offset(self) -> int:
+        """Return the offset of the span records, in bytes."""
         return _aligned(DATA_OFFSET + self.step_capacity * STEP.itemsize)
 
     @property
     def meta_offset(self) -> int:
+        """Return the offset of the row labels, in bytes."""
         return _aligned(self.spans_offset + self.span_capacity * SPAN.itemsize)
 
     @property
     def rows_offset(self) -> int:
+        """Return the offset of the rows, in bytes."""
         return _aligned(self.meta_offset + self.row_capacity * ROW_META.itemsize)
 
     @property
     def segment_bytes(self) -> int:
+        """Return the size of the segment, in bytes."""
         return _aligned(self.rows_offset + self.row_capacity * self.width * self.row_dtype.itemsize)
 
 
@@ -203,6 +208,7 @@ class Header:
     created_ns: int
 
     def pack(self) -> bytes:
+        """Return the bytes of the header. The last four are the CRC-32 of all others."""
         spec = self.spec
         body = _HEADER.pack(
             *(MAGIC, VERSION, DATA_OFFSET),

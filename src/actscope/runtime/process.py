@@ -26,6 +26,7 @@ class Process:
 
     @classmethod
     def current(cls) -> Process:
+        """Return the identity of the calling process."""
         pid = os.getpid()
         return cls(pid, process_start(pid) or 0, pid_namespace())
 

@@ -58,6 +58,7 @@ class Guard:
         self._cookie = hmac.new(self._token, b"actscope cookie", hashlib.sha256).hexdigest()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve an HTTP request if all checks pass. Pass lifespan events on, and close WebSocket connections."""
         if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
         elif scope["type"] == "http":

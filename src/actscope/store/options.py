@@ -42,7 +42,17 @@ class StoreOptions:
 
 @dataclass(frozen=True, slots=True)
 class StoreStats:
-    """Runtime statistics of a writer. Sizes are bytes of the files, with heads and padding."""
+    """Runtime statistics of a writer. Sizes are bytes of the files, with heads and padding.
+
+    Attributes:
+        messages: Messages that this writer accepted.
+        bytes: Bytes written to files.
+        segments: Segments begun.
+        buffered_bytes: Bytes in buffers that are not written yet.
+        buffered_bytes_max: Highest number of bytes that waited for the I/O thread.
+        syncs: Group commits.
+        seconds_blocked: Time for which full buffers blocked `append` (back pressure).
+    """
 
     messages: int
     bytes: int

@@ -287,7 +287,10 @@ export interface components {
             /** @description on the last payload of a choice */
             final?: components["schemas"]["Final"] | null;
         };
-        /** AnswerMessage */
+        /**
+         * AnswerMessage
+         * @description Message of a choice, or in a stream the part of it that a chunk adds.
+         */
         AnswerMessage: {
             /** Role */
             role?: string | null;
@@ -296,7 +299,10 @@ export interface components {
         } & {
             [key: string]: unknown;
         };
-        /** ChatChunkChoice */
+        /**
+         * ChatChunkChoice
+         * @description Part of one choice of a chat completion that a chunk adds.
+         */
         ChatChunkChoice: {
             /** Index */
             index: number;
@@ -526,7 +532,10 @@ export interface components {
              */
             states?: string[] | null;
         };
-        /** TextChoice */
+        /**
+         * TextChoice
+         * @description One choice of a completion, or in a stream the part of it that a chunk adds.
+         */
         TextChoice: {
             /** Index */
             index: number;
@@ -598,7 +607,10 @@ export interface components {
              */
             t: number;
         };
-        /** Usage */
+        /**
+         * Usage
+         * @description Token counts of an answer.
+         */
         Usage: {
             /** Prompt Tokens */
             prompt_tokens: number;
@@ -645,7 +657,10 @@ export interface components {
              */
             keep?: string | null;
         };
-        /** Cancelled */
+        /**
+         * Cancelled
+         * @description State of a request after it was cancelled.
+         */
         Cancelled: {
             /** Request */
             request: string;
@@ -655,7 +670,10 @@ export interface components {
              */
             state: "running" | "done" | "aborted" | "failed";
         };
-        /** ChatChoice */
+        /**
+         * ChatChoice
+         * @description One choice of a chat completion.
+         */
         ChatChoice: {
             /** Index */
             index: number;
@@ -722,7 +740,10 @@ export interface components {
         } & {
             [key: string]: unknown;
         };
-        /** ChatMessage */
+        /**
+         * ChatMessage
+         * @description One message of a chat. Other fields are passed to the engine unchanged.
+         */
         ChatMessage: {
             /** Role */
             role: string;
@@ -846,7 +867,10 @@ export interface components {
             /** Detail */
             detail?: components["schemas"]["ValidationError"][];
         };
-        /** Health */
+        /**
+         * Health
+         * @description Whether the gateway runs (always `ok`), and whether its engine is up.
+         */
         Health: {
             /**
              * Status
@@ -859,7 +883,10 @@ export interface components {
              */
             engine: "up" | "waiting";
         };
-        /** Info */
+        /**
+         * Info
+         * @description Version and limits of the gateway, its engine, and the counts of the ring.
+         */
         Info: {
             /** Version */
             version: string;
@@ -892,7 +919,10 @@ export interface components {
              */
             lost_rows: number;
         };
-        /** Limits */
+        /**
+         * Limits
+         * @description Limits of this gateway: bytes of a body, requests in flight, event streams, choices of a request, size of the log.
+         */
         Limits: {
             /** Max Body Bytes */
             max_body_bytes: number;
@@ -975,7 +1005,10 @@ export interface components {
                 number
             ][];
         };
-        /** Model */
+        /**
+         * Model
+         * @description A model that the engine serves.
+         */
         Model: {
             /** Id */
             id: string;
@@ -987,7 +1020,10 @@ export interface components {
         } & {
             [key: string]: unknown;
         };
-        /** Models */
+        /**
+         * Models
+         * @description The models that the engine serves.
+         */
         Models: {
             /**
              * Object
@@ -1087,14 +1123,20 @@ export interface components {
         } & {
             [key: string]: unknown;
         };
-        /** Probes */
+        /**
+         * Probes
+         * @description The loaded probes. `generation` grows with every change of them.
+         */
         Probes: {
             /** Generation */
             generation: number;
             /** Probes */
             probes: components["schemas"]["Probe"][];
         };
-        /** Problem */
+        /**
+         * Problem
+         * @description Description of an error, in OpenAI's fields.
+         */
         Problem: {
             /** Message */
             message: string;
@@ -1139,7 +1181,10 @@ export interface components {
             flight?: components["schemas"]["FlightState"] | null;
             kept?: components["schemas"]["KeptState"] | null;
         };
-        /** RequestSummary */
+        /**
+         * RequestSummary
+         * @description A request in the log, without its tokens and scores.
+         */
         RequestSummary: {
             /** Request */
             request: string;
@@ -1165,7 +1210,10 @@ export interface components {
              */
             source: "gateway" | "engine";
         };
-        /** Requests */
+        /**
+         * Requests
+         * @description The requests in the log.
+         */
         Requests: {
             /** Requests */
             requests: components["schemas"]["RequestSummary"][];
@@ -1204,14 +1252,20 @@ export interface components {
             /** Unreadable Tables */
             unreadable_tables: number;
         };
-        /** StreamOptions */
+        /**
+         * StreamOptions
+         * @description OpenAI's options of a streamed answer. Other fields are passed to the engine unchanged.
+         */
         StreamOptions: {
             /** Include Usage */
             include_usage?: boolean | null;
         } & {
             [key: string]: unknown;
         };
-        /** TriggerState */
+        /**
+         * TriggerState
+         * @description A trigger, the number of times it has fired, and whether its probe is loaded.
+         */
         TriggerState: {
             /** Rule */
             rule: string;

@@ -41,7 +41,7 @@ class ForwardInputs:
 
     @property
     def real(self) -> np.ndarray:
-        """bool [lanes, columns]: True for columns of this pass that are tokens, not padding."""
+        """Return bool [lanes, columns]: True for columns of this pass that are tokens, not padding."""
         if self.mask is None:
             return np.ones((self.lanes, self.columns), bool)
         return self.mask[:, self.past :]

@@ -63,6 +63,7 @@ def _await_engine(engine: str) -> EngineCard:
 
 
 def as_text(record: StepRecord, columns: Columns) -> str:
+    """Return one line about a step: its requests, its number of rows and its highest scores, or the requests that ended."""
     running = [span for span in record.spans if span.n_rows]
     ended = [span.request for span in record.spans if SpanFlag.END in span.flags]
     if not running:
@@ -74,6 +75,7 @@ def as_text(record: StepRecord, columns: Columns) -> str:
 
 
 def as_json(card: EngineCard, record: StepRecord, columns: Columns) -> str:
+    """Return a step as one line of JSON. A score that is NaN is null."""
     spans = [
         {
             "request": span.request,

@@ -13,6 +13,7 @@ from actscope.engines.builtin.turns import END, ROLES
 
 
 def texts(n: int, seed: int, split: str, kind: str = "mixed") -> list[str]:
+    """Return `n` generated texts of one kind and split, reproducible from `seed`."""
     return [text.text for text in islice(generate(seed, kind, split), n)]
 
 

@@ -58,6 +58,7 @@ def _padded_losses(model: PreTrainedModel, documents: list[list[int]]) -> Iterat
 
 
 def perplexity(nats: np.ndarray) -> float:
+    """Return exp of the mean of negative log-likelihoods, given in nats."""
     return float(np.exp(np.mean(nats)))
 
 
@@ -69,6 +70,7 @@ def ngram_losses(ngram: Unigram | Trigram, documents: list[list[int]]) -> np.nda
 
 
 def held_out_documents(tokenizer: PreTrainedTokenizerFast, n: int, seed: int, kind: str = "mixed") -> list[list[int]]:
+    """Return the token ids of `n` held-out texts, without special tokens."""
     encoded = tokenizer.backend_tokenizer.encode_batch(texts(n, seed, "heldout", kind), add_special_tokens=False)
     return [text.ids for text in encoded]
 
@@ -110,6 +112,7 @@ def write_metrics(to: Path, section: str, figures: dict[str, float]) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
+    """Print answers and figures on held-out text, and write the figures to the metrics and the card of the model."""
     parser = argparse.ArgumentParser(description="Measure the built-in model on held-out text.")
     parser.add_argument("--model", type=Path, default=model_path())
     parser.add_argument("--texts", type=int, default=1500, help="held-out texts to score (default 1500)")

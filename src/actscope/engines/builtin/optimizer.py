@@ -58,6 +58,7 @@ class Optimizer:
         return state
 
     def load(self, state: dict[str, Tensor]) -> None:
+        """Restore the moments from the names and tensors that `state` returned."""
         for i, momentum in enumerate(self._momenta):
             momentum.copy_(state[f"muon.{i}"])
         kept = self._adam.state_dict()

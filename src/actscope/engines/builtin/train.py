@@ -175,6 +175,7 @@ def start(checkpoint: Path, minutes: float, seed: int, resume: bool) -> Training
 
 
 def main(argv: list[str] | None = None) -> None:
+    """Train the model, or resume its training, until the time is over. Save a checkpoint and export the model."""
     parser = argparse.ArgumentParser(description="Train the built-in model.")
     parser.add_argument("--minutes", type=float, default=40.0, help="wall time of the training (default 40)")
     parser.add_argument("--out", type=Path, default=model_path(), help="directory for the model (default: the package)")

@@ -27,6 +27,7 @@ class Running:
 
     @property
     def n_prompt(self) -> int:
+        """Return the number of prompt tokens."""
         return len(self.request.prompt_ids)
 
 
@@ -40,6 +41,7 @@ class SequenceBatch:
     cache: DynamicCache = field(default_factory=DynamicCache)
 
     def lanes(self) -> list[PaddedSequence]:
+        """Return the request id, padding and prompt length of every sequence, in the order of the batch."""
         return [
             PaddedSequence(s.request.id, pad, s.n_prompt) for s, pad in zip(self.sequences, self.padding, strict=True)
         ]

@@ -153,6 +153,7 @@ class Engine:
         self._thread = threading.Thread(target=self._run, name="actscope-model", daemon=True)
 
     def start(self) -> Engine:
+        """Start the engine's thread and return the engine."""
         self._thread.start()
         return self
 

@@ -51,26 +51,32 @@ class LoadedModel:
 
     @property
     def config(self) -> PreTrainedConfig:
+        """Return the configuration of the text model."""
         return text_config(self.model)
 
     @property
     def device(self) -> torch.device:
+        """Return the device of the model's first parameter."""
         return next(self.model.parameters()).device
 
     @property
     def dtype(self) -> torch.dtype:
+        """Return the dtype of the model's first parameter."""
         return next(self.model.parameters()).dtype
 
     @property
     def n_layers(self) -> int:
+        """Return the number of transformer blocks."""
         return int(self.config.num_hidden_layers)
 
     @property
     def d_model(self) -> int:
+        """Return the width of the residual stream."""
         return int(self.config.hidden_size)
 
     @property
     def max_context(self) -> int:
+        """Return the maximum length of a sequence in tokens; 2**30 if the configuration sets no limit."""
         return int(getattr(self.config, "max_position_embeddings", None) or 1 << 30)
 
     @property

@@ -20,6 +20,8 @@ _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
 class StreamingOptions(msgspec.Struct):
+    """OpenAI's `stream_options`."""
+
     include_usage: bool = False
 
 
@@ -53,6 +55,8 @@ class _Body(msgspec.Struct, kw_only=True):
 
 
 class ChatBody(_Body, kw_only=True):
+    """Body of a chat completion request."""
+
     messages: list[dict[str, object]]
     max_completion_tokens: int | None = None
     tools: list[object] | None = None
@@ -63,6 +67,8 @@ class ChatBody(_Body, kw_only=True):
 
 
 class CompletionBody(_Body, kw_only=True):
+    """Body of a completion request."""
+
     prompt: str | list[str | int | list[int]]
     echo: bool = False
     suffix: str | None = None
@@ -113,6 +119,7 @@ class CompletionJob:
         return events
 
     def usage_chunk(self, usage: dict[str, int]) -> bytes:
+        """Return the server-sent event with the token counts, which has no choices."""
         return self._event([], {"usage": usage})
 
     def answer(self, texts: Sequence[str], ids: Sequence[Sequence[int]], reasons: Sequence[str]) -> dict[str, object]:

@@ -43,6 +43,7 @@ class Mailboxes:
             raise RequestRefused(f"a request {request_id!r} is in flight already; choose another X-Request-Id")
 
     def close(self, request_id: str) -> None:
+        """Discard later outputs of this request. An unknown id is ignored."""
         self._boxes.pop(request_id, None)
 
     def _sort(self, outputs: list[Output]) -> None:
@@ -140,6 +141,7 @@ class Inbox:
             yield choice, output
 
     def close(self) -> None:
+        """Abort the choices that still run, and discard their later outputs."""
         for request_id in self._open:
             self._engine.abort(request_id)
             self._mailboxes.close(request_id)

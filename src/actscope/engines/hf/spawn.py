@@ -19,6 +19,7 @@ GRACE_S = 10.0
 
 
 def new_card_id() -> str:
+    """Return a random id for an engine card, 16 hexadecimal digits."""
     return secrets.token_hex(8)
 
 
@@ -34,6 +35,7 @@ class EngineProcess:
 
     @property
     def pid(self) -> int:
+        """Return the child's process id."""
         return self._child.pid
 
     def wait_ready(self, timeout_s: float = 600.0, tick: Callable[[float], None] | None = None) -> EngineCard:

@@ -106,6 +106,7 @@ class ReplayEngine:
         self._player.start(taken)
 
     def stats(self) -> PlayerStats:
+        """Return a copy of the counts so far."""
         return self._player.stats()
 
     def put_probe(self, probe: Probe) -> DescribedProbe:

@@ -30,6 +30,7 @@ class PlannedStep:
 
     @property
     def n_rows(self) -> int:
+        """Return the number of rows of the step."""
         return self.stop - self.start
 
 
@@ -69,6 +70,7 @@ class ReplayPlan:
 
     @property
     def n_rows(self) -> int:
+        """Return the number of rows to replay in one round."""
         return len(self.labels)
 
     @property

@@ -76,6 +76,7 @@ class Player:
         return self.failure is None
 
     def stats(self) -> PlayerStats:
+        """Return a copy of the counts so far."""
         return replace(self._stats)
 
     def close(self) -> None:

@@ -29,14 +29,18 @@ class Replayed(Protocol):
     model: RecordedModel
 
     @property
-    def bank(self) -> Bank: ...
+    def bank(self) -> Bank:
+        """Return the probes in force. Callers must not modify them."""
 
     @property
-    def healthy(self) -> bool: ...
+    def healthy(self) -> bool:
+        """Return whether the replay has not failed."""
 
-    def put_probe(self, probe: Probe) -> DescribedProbe: ...
+    def put_probe(self, probe: Probe) -> DescribedProbe:
+        """Add or replace a probe from the next step on. Return its entry of `Bank.describe`."""
 
-    def remove_probe(self, probe_id: str) -> None: ...
+    def remove_probe(self, probe_id: str) -> None:
+        """Remove a probe from the next step on."""
 
 
 def create_app(engine: Replayed) -> Starlette:

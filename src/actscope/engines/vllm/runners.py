@@ -44,9 +44,11 @@ class Runner(Protocol):
 
     name: str
 
-    def batch(self, scheduled: Any) -> PassBatch: ...
+    def batch(self, scheduled: Any) -> PassBatch:
+        """Return the tokens of the pass that vLLM's SchedulerOutput `scheduled` describes."""
 
-    def watch_rejections(self, waiting: Callable[[], PassBatch | None]) -> None: ...
+    def watch_rejections(self, waiting: Callable[[], PassBatch | None]) -> None:
+        """Set `rejected` of the pass that `waiting` returns, after each sampling."""
 
 
 #: Attributes that an adapter needs. They are checked before anything is attached.
@@ -147,6 +149,7 @@ class V1Runner:
         self._runner = runner
 
     def batch(self, scheduled: Any) -> PassBatch:
+        """Return the tokens of the latest pass, read from the input batch and the token buffers of the runner."""
         runner = self._runner
         requests = list(runner.input_batch.req_ids)
         starts = np.array(runner.query_start_loc.np[: len(requests) + 1])
@@ -192,6 +195,11 @@ class V2Runner:
         self._runner = runner
 
     def batch(self, scheduled: Any) -> PassBatch:
+        """Return the tokens of the latest pass, read from the runner's `execute_model_state`.
+
+        Raises:
+            EngineError: `execute_model` left no state.
+        """
         state = self._runner.execute_model_state
         if state is None:
             raise EngineError("execute_model left no state behind, although tokens were scheduled")

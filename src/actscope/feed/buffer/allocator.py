@@ -87,6 +87,7 @@ class Grant:
 
     @property
     def n_rows(self) -> int:
+        """Return the number of rows in all extents."""
         return sum(extent.n for extent in self.extents)
 
 

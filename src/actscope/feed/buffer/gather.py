@@ -23,21 +23,36 @@ class Extent(Protocol):
     """`RowRange` of the allocator, or its form on the wire, `Stretch`."""
 
     @property
-    def window(self) -> int: ...
+    def window(self) -> int:
+        """Return the index of the window in memory."""
+
     @property
-    def generation(self) -> int: ...
+    def generation(self) -> int:
+        """Return the window's generation when the rows were granted."""
+
     @property
-    def epoch(self) -> int: ...
+    def epoch(self) -> int:
+        """Return the epoch of the rows."""
+
     @property
-    def number(self) -> int: ...
+    def number(self) -> int:
+        """Return the number of the window in its epoch, from 0."""
+
     @property
-    def turn(self) -> int: ...
+    def turn(self) -> int:
+        """Return the number of the serving; 0 is the first."""
+
     @property
-    def window_rows(self) -> int: ...
+    def window_rows(self) -> int:
+        """Return the number of rows in the whole window."""
+
     @property
-    def start(self) -> int: ...
+    def start(self) -> int:
+        """Return the first row, in the order of this serving."""
+
     @property
-    def n(self) -> int: ...
+    def n(self) -> int:
+        """Return the number of rows."""
 
 
 def indices_of(extent: Extent, seed: int) -> slice | np.ndarray:

@@ -147,22 +147,49 @@ class FeedClient:
             time.sleep(_POLL_S)  # polled, because the feed may not be up yet
 
     def get_stats(self) -> FeedStats:
-        """Return runtime statistics (`GET /stats`)."""
+        """Return runtime statistics (`GET /stats`). The feed may still be loading its model, or have failed.
+
+        Raises:
+            UpstreamError: The feed cannot be reached.
+            SettingsError: The feed refuses the token.
+        """
         stats: FeedStats = self._http.json("/stats")
         return stats
 
     def get_statistics(self) -> dict[str, SiteVectors]:
-        """Return per site: rows, mean_norm, norm_scale, and lists mean and std [width], over all rows so far."""
+        """Return the statistics of each site, over all rows so far (`GET /statistics`).
+
+        Returns:
+            By site: rows, mean_norm (L2), norm_scale, and the lists mean and std [width].
+
+        Raises:
+            FeedNotReady: The model is still being loaded.
+            UpstreamError: The feed cannot be reached.
+            SettingsError: The feed refuses the token.
+        """
         sites: dict[str, SiteVectors] = self._http.json("/statistics")["sites"]
         return sites
 
     def about(self) -> FeedAbout:
-        """Return the model, dataset, sites, width and dtype (`GET /`)."""
+        """Return the model, dataset, sites, width and dtype (`GET /`). `sites` is None while the model is being loaded.
+
+        Raises:
+            UpstreamError: The feed cannot be reached.
+            SettingsError: The feed refuses the token.
+        """
         about: FeedAbout = self._http.json("/")
         return about
 
     def refresh(self) -> int:
-        """Drop the ready rows of all groups. Return the number of rows dropped."""
+        """Drop the ready rows of all groups; new rows follow (`POST /refresh`).
+
+        Returns:
+            The number of rows dropped.
+
+        Raises:
+            UpstreamError: The feed cannot be reached.
+            SettingsError: The feed refuses the token.
+        """
         return int(self._http.json("/refresh", method="POST")["dropped_rows"])
 
     # --- rows ---

@@ -149,6 +149,7 @@ class Estimate:
 
     @property
     def total_bytes(self) -> int:
+        """Return the bytes of the buffer and the generator together."""
         return self.buffer_bytes + self.generator_bytes
 
     @property

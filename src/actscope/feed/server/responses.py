@@ -119,6 +119,7 @@ class RowsResponse(Response):
         self.init_headers({**batch.headers(), "Content-Length": str(size)})
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the rows. The grant counts as delivered only if all were sent and the client is still connected."""
         sent = False
         try:
             await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
@@ -148,6 +149,7 @@ class HeldResponse(Response):
         self._release, self._patience_s = release, patience_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the bytes. The grant counts as delivered only if all were sent and the client is still connected."""
         sent = False
         try:
             await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
@@ -256,6 +258,7 @@ class StreamResponse(Response):
         del self.headers["content-length"]  # the length is not known in advance
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the batches one by one. The batch in progress counts as abandoned if the client disconnects."""
         gone = asyncio.ensure_future(disconnected(receive))
         try:
             await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})

@@ -30,11 +30,13 @@ class FeedServer(uvicorn.Server):
         self.run(sockets=[self._socket])
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Begin to accept connections, then call `on_started` with the settings."""
         await super().startup(sockets)
         if self.on_started is not None and self.started:
             self.on_started(self.settings)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """End the requests that wait for rows, then shut down."""
         self.service.stop()
         await super().shutdown(sockets)
 

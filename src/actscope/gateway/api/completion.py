@@ -98,6 +98,7 @@ class CompletionResponse(Response):
         return [ChoiceView(log, ask.probes, ask.prompt, ask.features) for log in self._logs]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the answer. Finish the logs of all choices however it ends."""
         self._sessions.begin(self.flight)
         work = asyncio.create_task(self._work(send))
         watch = asyncio.create_task(self._watch(receive))

@@ -39,6 +39,7 @@ class Options:
 
     @property
     def given(self) -> dict[str, bool | str]:
+        """Return the options that the client set, by name."""
         return {name: value for name, value in asdict(self).items() if value is not None}
 
     @property
@@ -90,6 +91,7 @@ class Call:
 
     @property
     def is_chat(self) -> bool:
+        """Return whether this is a chat completion."""
         return self.path == CHAT
 
 
@@ -190,8 +192,9 @@ def _embedded(embeds: object) -> int:
 
 
 def _choice_ids(response: str, n: int, prompts: int) -> tuple[str, ...]:
-    """Return the request ids that vLLM uses: the response's id, `-<prompt>` after it for a text completion, `<choice>_` before it
-    if n > 1.
+    """Return the request ids that vLLM uses.
+
+    Each is the response's id, with `-<prompt>` after it for a text completion, and `<choice>_` before it if n > 1.
     """
     stems = [f"{response}-{j}" for j in range(prompts)] or [response]
     return tuple(stem if n == 1 else f"{i}_{stem}" for stem in stems for i in range(n))

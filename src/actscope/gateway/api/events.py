@@ -39,6 +39,7 @@ class OpenStreams:
             raise Problem(429, message, code="too_many_streams", headers={"Retry-After": "1"})
 
     def add(self, task: asyncio.Task[None]) -> None:
+        """Register the task of a stream until it is done."""
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
@@ -67,6 +68,7 @@ class EventStream(Response):
         self.status_code = 200
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the events until the request has ended, the client disconnects, or `OpenStreams.end_all` is called."""
         work = asyncio.create_task(self._send_all(send))
         self._streams.add(work)
         watch = asyncio.create_task(_until_gone(receive, work))

@@ -73,6 +73,7 @@ class PassedResponse(Response):
         self.status_code = 200
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Forward the request and send the engine's answer."""
         work = asyncio.create_task(self._work(scope, receive, send))
         watch = asyncio.create_task(self._watch(receive, work))
         self._passing.n += 1

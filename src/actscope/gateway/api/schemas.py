@@ -20,6 +20,8 @@ class Lenient(BaseModel):
 
 
 class Exact(BaseModel):
+    """Base of request bodies whose unknown fields are refused."""
+
     model_config = ConfigDict(extra="forbid", protected_namespaces=())
 
 
@@ -50,6 +52,8 @@ class ActscopeAsk(Exact):
 
 
 class StreamOptions(Lenient):
+    """OpenAI's options of a streamed answer. Other fields are passed to the engine unchanged."""
+
     include_usage: bool | None = None
 
 
@@ -71,6 +75,8 @@ class Completing(Lenient):
 
 
 class ChatMessage(Lenient):
+    """One message of a chat. Other fields are passed to the engine unchanged."""
+
     role: StrictStr
     content: StrictStr | list[Any] | None = None
 
@@ -171,17 +177,23 @@ class ActscopePayload(BaseModel):
 
 
 class Usage(Lenient):
+    """Token counts of an answer."""
+
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
 
 
 class AnswerMessage(Lenient):
+    """Message of a choice, or in a stream the part of it that a chunk adds."""
+
     role: str | None = None
     content: str | None = None
 
 
 class ChatChoice(Lenient):
+    """One choice of a chat completion."""
+
     index: int
     message: AnswerMessage
     finish_reason: str | None
@@ -200,6 +212,8 @@ class ChatCompletion(Lenient):
 
 
 class ChatChunkChoice(Lenient):
+    """Part of one choice of a chat completion that a chunk adds."""
+
     index: int
     delta: AnswerMessage
     finish_reason: str | None = None
@@ -218,6 +232,8 @@ class ChatCompletionChunk(Lenient):
 
 
 class TextChoice(Lenient):
+    """One choice of a completion, or in a stream the part of it that a chunk adds."""
+
     index: int
     text: str
     finish_reason: str | None = None
@@ -319,6 +335,8 @@ class EngineInfo(BaseModel):
 
 
 class Limits(BaseModel):
+    """Limits of this gateway: bytes of a body, requests in flight, event streams, choices of a request, size of the log."""
+
     max_body_bytes: int
     max_in_flight: int
     max_streams: int
@@ -343,6 +361,8 @@ class RingCounts(BaseModel):
 
 
 class Info(BaseModel):
+    """Version and limits of the gateway, its engine, and the counts of the ring."""
+
     version: str
     engine: EngineInfo
     limits: Limits
@@ -350,6 +370,8 @@ class Info(BaseModel):
 
 
 class Health(BaseModel):
+    """Whether the gateway runs (always `ok`), and whether its engine is up."""
+
     status: Literal["ok"]
     engine: Literal["up", "waiting"]
 
@@ -377,6 +399,8 @@ class Probe(Lenient):
 
 
 class Probes(BaseModel):
+    """The loaded probes. `generation` grows with every change of them."""
+
     generation: int
     probes: list[Probe]
 
@@ -398,6 +422,8 @@ class ProbeUpload(Lenient):
 
 
 class RequestSummary(BaseModel):
+    """A request in the log, without its tokens and scores."""
+
     request: str
     state: RequestState
     created: float = Field(description="seconds since the Unix epoch")
@@ -408,6 +434,8 @@ class RequestSummary(BaseModel):
 
 
 class Requests(BaseModel):
+    """The requests in the log."""
+
     requests: list[RequestSummary]
 
 
@@ -418,6 +446,8 @@ class WholeRequest(ActscopePayload):
 
 
 class Cancelled(BaseModel):
+    """State of a request after it was cancelled."""
+
     request: str
     state: RequestState
 
@@ -489,6 +519,8 @@ class KeptState(BaseModel):
 
 
 class TriggerState(BaseModel):
+    """A trigger, the number of times it has fired, and whether its probe is loaded."""
+
     rule: str
     firings: int
     probe_loaded: bool
@@ -512,6 +544,8 @@ class RecordingState(BaseModel):
 
 
 class Problem(BaseModel):
+    """Description of an error, in OpenAI's fields."""
+
     message: str
     type: str
     param: str | None
@@ -525,10 +559,14 @@ class ErrorBody(BaseModel):
 
 
 class Model(Lenient):
+    """A model that the engine serves."""
+
     id: str
     object: Literal["model"]
 
 
 class Models(Lenient):
+    """The models that the engine serves."""
+
     object: Literal["list"]
     data: list[Model]

@@ -23,6 +23,7 @@ class Page(StaticFiles):
     """The built files. Names under `assets/` contain a hash of the content, so browsers may cache them forever."""
 
     async def get_response(self, path: str, scope: Scope) -> Response:
+        """Serve a file with its `Cache-Control`: forever for hashed names, `no-cache` for all others."""
         response = await super().get_response(path, scope)
         lasting = path.startswith("assets/") and response.status_code in (200, 304)
         response.headers["Cache-Control"] = "public, max-age=31536000, immutable" if lasting else "no-cache"

@@ -24,7 +24,8 @@ _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 class TokenBytes(Protocol):
     """Function from a vocabulary entry to the bytes that it encodes."""
 
-    def __call__(self, entry: str, token_id: int) -> bytes: ...
+    def __call__(self, entry: str, token_id: int) -> bytes:
+        """Return the bytes that a vocabulary entry encodes."""
 
 
 class TokenTexts:

@@ -70,6 +70,7 @@ class Connection:
                 return response.status, await response.read()
 
     async def close(self) -> None:
+        """Close all connections to the address."""
         await self._http.close()
 
 

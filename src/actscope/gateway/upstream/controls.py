@@ -34,6 +34,7 @@ class Controls:
         return cls([Connection(c.control) if c.control else endpoint for c in cards] or [endpoint])
 
     async def close(self) -> None:
+        """Close the connections to all parts."""
         for connection in self._parts:
             await connection.close()
 

@@ -30,10 +30,12 @@ class Found:
 
     @property
     def ids(self) -> tuple[str, ...]:
+        """Return the ids of the parts' cards, in order."""
         return tuple(card.id for card in self.cards)
 
 
 def is_address(target: str) -> bool:
+    """Return whether a target is an address, not a card id."""
     return target.startswith(("unix:", "http://", "https://"))
 
 

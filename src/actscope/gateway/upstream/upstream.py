@@ -73,6 +73,7 @@ class Upstream:
         self._follower = asyncio.create_task(self._follow())
 
     async def close(self) -> None:
+        """Stop following the engine, and disconnect from it."""
         if self._follower:
             self._follower.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -86,6 +87,7 @@ class Upstream:
         return self.engine
 
     def not_up(self) -> Problem:
+        """Return the 503 answer for requests while no engine is up."""
         wait = str(self._settings.retry_after_seconds)
         message = "the engine is not up; the gateway keeps looking for it: try again"
         return Problem(503, message, code="engine_not_up", headers={"Retry-After": wait})

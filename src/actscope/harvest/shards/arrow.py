@@ -50,6 +50,7 @@ class ArrowShard:
         self._writer = pa.ipc.new_stream(self._sink, self._features.arrow_schema)
 
     def add(self, pieces: Sequence[OwnedPiece], values: dict[str, Tensor]) -> None:
+        """Write one record batch with the rows, token ids and text ids of the next contexts."""
         import torch
 
         dtype = torch.float16 if _stored_dtype(self._plan) == "float16" else torch.float32
@@ -59,6 +60,7 @@ class ArrowShard:
         self._writer.write_batch(pa.RecordBatch.from_arrays(columns, schema=self._features.arrow_schema))
 
     def finish(self) -> memoryview:
+        """Close the stream and return the whole file."""
         self._writer.close()
         return memoryview(self._sink.getvalue())
 

@@ -1,4 +1,4 @@
-"""Shard as a safetensors file: https://github.com/huggingface/safetensors#format
+"""Shard as a safetensors file (https://github.com/huggingface/safetensors#format).
 
 text       int64 [n]    number of the text in the dataset; -1 for tokens of no text
 piece      int32 [n]    number of the piece in the text; packed: number of the context in the unit
@@ -41,6 +41,7 @@ class SafetensorsShard:
         self._start = len(header)
 
     def add(self, pieces: Sequence[OwnedPiece], values: dict[str, Tensor]) -> None:
+        """Copy the rows and labels of the next pieces to their places in the file."""
         import torch
 
         labels = _labels(pieces)
@@ -51,6 +52,7 @@ class SafetensorsShard:
         self._at += len(labels["text"])
 
     def finish(self) -> memoryview:
+        """Return the whole file. Exactly `n_rows` rows must have been added."""
         assert self._at == self._n, f"{self._at} rows of {self._n}"
         return memoryview(self._data)
 

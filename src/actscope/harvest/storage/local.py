@@ -28,17 +28,20 @@ class LocalStorage:
         self.url = str(root)
 
     def put_new(self, name: str, data: Data) -> bool:
+        """Put an object by hard link, which fails if the name exists. Return whether the object now has these bytes."""
         path = self._path(name)
         with self._naming(path, "writing"):
             return self._link(path, data) or self.get(name) == data
 
     def put(self, name: str, data: Data) -> None:
+        """Put an object, replacing an existing one by rename."""
         path = self._path(name)
         with self._naming(path, "writing"):
             if not self._link(path, data):
                 self._replace(path, data)
 
     def get(self, name: str) -> bytes | None:
+        """Return the bytes of a file; None if it does not exist."""
         path = self._path(name)
         with self._naming(path, "reading"):
             try:
@@ -47,6 +50,7 @@ class LocalStorage:
                 return None
 
     def size(self, name: str) -> int | None:
+        """Return the size of a file in bytes; None if it does not exist."""
         path = self._path(name)
         with self._naming(path, "reading"):
             try:
@@ -55,12 +59,14 @@ class LocalStorage:
                 return None
 
     def chunks(self, name: str) -> Iterator[Data]:
+        """Yield the bytes of a file in chunks. Raises HarvestError if it does not exist."""
         path = self._path(name)
         with self._naming(path, "reading"), path.open("rb", buffering=0) as file:
             while chunk := file.read(_CHUNK):
                 yield chunk
 
     def names(self, folder: str) -> list[str]:
+        """Return the names of the objects in `folder`, including the folder, sorted. Temporary files are left out."""
         path = self._path(folder)
         with self._naming(path, "listing the directory"):
             try:
@@ -70,6 +76,7 @@ class LocalStorage:
         return sorted(f"{folder}/{name}" for name in found if not name.startswith(TEMPORARY))
 
     def delete(self, names: list[str]) -> None:
+        """Unlink files. A file that does not exist is not an error."""
         for name in names:
             path = self._path(name)
             with self._naming(path, "removing"):

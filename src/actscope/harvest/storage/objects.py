@@ -49,6 +49,7 @@ class ObjectStorage:
             raise HarvestError(f"{url}: cannot be opened: {_brief(error)}") from error
 
     def put_new(self, name: str, data: Data) -> bool:
+        """Put an object with If-None-Match: *. Return whether the object now has these bytes."""
         with self._naming(name, "writing"):
             try:
                 obstore.put(self._store, name, data, mode="create")
@@ -58,10 +59,12 @@ class ObjectStorage:
         return True
 
     def put(self, name: str, data: Data) -> None:
+        """Put an object, in several parts if it is large. The object appears only once it is complete."""
         with self._naming(name, "writing"):
             obstore.put(self._store, name, data, chunk_size=_PART, use_multipart=len(data) > 4 * _PART)
 
     def get(self, name: str) -> bytes | None:
+        """Return the bytes of an object; None if it does not exist."""
         with self._naming(name, "reading"):
             try:
                 return bytes(obstore.get(self._store, name).bytes())
@@ -69,6 +72,7 @@ class ObjectStorage:
                 return None
 
     def size(self, name: str) -> int | None:
+        """Return the size of an object in bytes; None if it does not exist."""
         with self._naming(name, "reading"):
             try:
                 return int(obstore.head(self._store, name)["size"])
@@ -76,16 +80,19 @@ class ObjectStorage:
                 return None
 
     def chunks(self, name: str) -> Iterator[Data]:
+        """Yield the bytes of an object in chunks as they arrive. Raises HarvestError if it does not exist."""
         with self._naming(name, "reading"):
             for chunk in obstore.get(self._store, name).stream(min_chunk_size=_CHUNK):
                 yield memoryview(chunk)
 
     def names(self, folder: str) -> list[str]:
+        """Return the names of all objects under `folder`, including the folder, sorted."""
         with self._naming(f"{folder}/", "listing"):
             found = obstore.list(self._store, f"{folder}/", chunk_size=1000)
             return sorted(entry["path"] for entries in found for entry in entries)
 
     def delete(self, names: list[str]) -> None:
+        """Delete objects, 1000 in a request. An object that does not exist is not an error."""
         with self._naming(names[0] if names else "", "removing"):
             for start in range(0, len(names), 1000):
                 obstore.delete(self._store, names[start : start + 1000])

@@ -41,7 +41,11 @@ class Crew(Protocol):
     size: int
 
     def propose(self) -> Proposal:
-        """Start a worker and return its proposal of the plan. Raises the worker's SettingsError, EngineError, HarvestError …"""
+        """Start a worker and return its proposal of the plan.
+
+        Raises:
+            ActscopeError: The worker's error, such as a SettingsError, EngineError or HarvestError.
+        """
         ...
 
     def muster(self, n: int) -> None:

@@ -42,6 +42,7 @@ class LocalCrew:
         self._children: list[_WorkerProcess] = []
 
     def propose(self) -> Proposal:
+        """Start a process and return its proposal of the plan. Raises the process's error, or EngineError if it died."""
         child = self._started()
         child.send(Propose())
         answer = child.wait()
@@ -54,19 +55,23 @@ class LocalCrew:
         )
 
     def muster(self, n: int) -> None:
+        """Start processes until there are `n`, or `size` if that is fewer. Does not wait for them."""
         while len(self._children) < min(n, self.size):
             self._started().send(Open())
 
     @property
     def free(self) -> int:
+        """Return the number of processes that have opened the model and are idle."""
         return sum(child.idle for child in self._children)
 
     def submit(self, plan: HarvestPlan, unit: int) -> None:
+        """Send a unit to an idle process. Call only while `free` is above 0."""
         child = next(child for child in self._children if child.idle)
         child.idle, child.unit = False, unit
         child.send(RunUnit(plans.encode(plan), unit))
 
     def wait(self, timeout_s: float) -> list[Event]:
+        """Wait for messages of the processes, at most `timeout_s` seconds, and return their events."""
         with selectors.DefaultSelector() as waiting:
             for child in self._children:
                 waiting.register(child.connection, selectors.EVENT_READ, child)
@@ -74,6 +79,7 @@ class LocalCrew:
         return [event for child in ready for event in self._heard(child)]
 
     def close(self) -> None:
+        """Terminate all processes, and wait until they have ended; kill those that do not end in time."""
         for child in self._children:
             child.terminate()
         while self._children:

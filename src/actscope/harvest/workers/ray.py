@@ -71,6 +71,7 @@ class RayCrew:
         self._seats: list[_Seat] = []
 
     def propose(self) -> Proposal:
+        """Start an actor and return its proposal of the plan. Raises the actor's error, or EngineError if it died."""
         seat = self._started(Propose())
         answer = seat.answer()
         if isinstance(answer, Proposed):
@@ -80,19 +81,23 @@ class RayCrew:
         raise error_of(answer) if isinstance(answer, Raised) else EngineError(f"a worker {answer} during startup")
 
     def muster(self, n: int) -> None:
+        """Start actors until there are `n`, or `size` if that is fewer. Does not wait for them."""
         while len(self._seats) < min(n, self.size):
             self._started(Open())
 
     @property
     def free(self) -> int:
+        """Return the number of actors that have opened the model and are idle."""
         return sum(seat.idle for seat in self._seats)
 
     def submit(self, plan: HarvestPlan, unit: int) -> None:
+        """Send a unit to an idle actor. Call only while `free` is above 0."""
         seat = next(seat for seat in self._seats if seat.idle)
         seat.idle, seat.unit = False, unit
         seat.send(RunUnit(plans.encode(plan), unit))
 
     def wait(self, timeout_s: float) -> list[Event]:
+        """Wait for one answer of an actor, at most `timeout_s` seconds, and return its events."""
         pending = {seat.reference: seat for seat in self._seats if seat.reference is not None}
         if not pending:
             return []
@@ -100,6 +105,7 @@ class RayCrew:
         return [event for reference in ready for event in self._heard(pending[reference])]
 
     def close(self) -> None:
+        """Kill all actors. Disconnect from the cluster if this crew connected to it."""
         for seat in list(self._seats):
             self._let_go(seat)
         if self._ours:

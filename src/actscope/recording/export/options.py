@@ -49,7 +49,16 @@ class ExportOptions:
 
 @dataclass(frozen=True, slots=True)
 class ExportReport:
-    """Result of an export: rows and stored dtype by site, number of files and their total size in bytes."""
+    """Result of an export.
+
+    Attributes:
+        path: Absolute path of the file or directory.
+        format: Key of `FORMATS`.
+        rows: Number of rows by site. Sites without a selected row are missing.
+        stored_as: Stored dtype by site.
+        files: Number of files.
+        bytes: Total size of the files.
+    """
 
     path: Path
     format: str

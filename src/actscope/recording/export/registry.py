@@ -1,4 +1,4 @@
-"""The forms by name, and the way from a recording to any of them."""
+"""Export formats by name, and `export`, which writes a recording in any of them."""
 
 from __future__ import annotations
 
@@ -52,8 +52,11 @@ def export(
 
     Raises:
         SettingsError: The format is not known.
+        SiteError: A selected site is not in the recording.
         MissingExtra: The format's library is not installed.
-        RecordingError: `to` exists and may not be replaced, the selection is empty, or writing failed.
+        RecordingError: `to` exists and may not be replaced, a selected request is not in the recording, the selected positions
+            are not a range from 0 up, the selection is empty, or writing failed.
+        RecordingDamaged: A block of the recording cannot be read.
     """
     if format not in FORMATS:
         raise SettingsError(f"no export format {format!r}; there are {', '.join(FORMATS)}")

@@ -25,7 +25,11 @@ class Selection:
     positions: slice | None = None
 
     def mask(self, recording: Recording, labels: np.ndarray) -> np.ndarray:
-        """Return bool [n]: which rows of `labels` are selected. Raises RecordingError for an unknown request."""
+        """Return which rows of `labels` are selected, bool [n].
+
+        Raises:
+            RecordingError: A request is not in the recording, or `positions` is not a range from 0 up.
+        """
         chosen = np.ones(len(labels), bool)
         if self.requests:
             known = {request: number for number, request in enumerate(recording.requests)}
@@ -100,6 +104,7 @@ class SiteSource:
 
     @property
     def row_bytes(self) -> int:
+        """Return the size of one row in bytes, without its label."""
         return self.width * itemsize(self.dtype)
 
     def read(self, start: int, stop: int) -> np.ndarray:
@@ -144,6 +149,7 @@ class ExportSource:
 
     @property
     def n_bytes(self) -> int:
+        """Return the size of all selected rows in bytes, decoded, without their labels."""
         return sum(len(site) * site.row_bytes for site in self.sites)
 
     def describe(self, stored: dict[str, str]) -> ExportFacts:

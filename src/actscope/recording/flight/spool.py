@@ -47,6 +47,7 @@ class MemorySpool:
     where = "memory"
 
     def put(self, arrays: list[np.ndarray]) -> list[np.ndarray]:
+        """Keep the arrays themselves; the ticket is their list."""
         return arrays
 
     def rows(self, ticket: list[np.ndarray], which: int, runs: Sequence[Run]) -> np.ndarray:
@@ -60,6 +61,7 @@ class MemorySpool:
         return np.concatenate([array[start:stop] for start, stop in runs])
 
     def drop(self, ticket: list[np.ndarray]) -> None:
+        """Release the arrays of a ticket."""
         ticket.clear()
 
     def close(self) -> None:
@@ -104,6 +106,7 @@ class DiskSpool:
 
     @property
     def where(self) -> str:
+        """Return the path of the directory."""
         return str(self._directory)
 
     @property
@@ -112,6 +115,7 @@ class DiskSpool:
         return sum(segment.size for segment in self._open)
 
     def put(self, arrays: list[np.ndarray]) -> _Ticket:
+        """Append the arrays to the last file, and start a new file if it is full. Raises OSError if they cannot be written."""
         segment = self._last
         if segment is None or segment.size >= self._segment_bytes:
             segment = self._new_segment()
@@ -134,6 +138,7 @@ class DiskSpool:
         return self._last
 
     def rows(self, ticket: _Ticket, which: int, runs: Sequence[Run]) -> np.ndarray:
+        """Read the concatenated rows of these runs of array `which`. Raises OSError if they cannot be read."""
         stored = ticket.arrays[which]
         width = stored.shape[1]
         out = np.empty((sum(stop - start for start, stop in runs), width), stored.dtype)
@@ -145,6 +150,7 @@ class DiskSpool:
         return out
 
     def drop(self, ticket: _Ticket) -> None:
+        """Discard the arrays of a ticket. A file without tickets is closed, or truncated if it is the last."""
         ticket.segment.tickets -= 1
         self._close_if_idle(ticket.segment)
 
@@ -159,6 +165,7 @@ class DiskSpool:
         os.close(segment.fd)
 
     def close(self) -> None:
+        """Close all files, which frees their space."""
         for segment in self._open:
             os.close(segment.fd)
         self._open, self._last = set(), None

@@ -86,6 +86,7 @@ class PacketName:
 
     @property
     def name(self) -> str:
+        """Return the name that `parse` reads: `site/request/position`, the site and the request percent-encoded."""
         return f"{quote(self.site, safe='')}/{quote(self.request, safe='')}/{self.position}"
 
     @classmethod

@@ -123,6 +123,7 @@ class ForeignStream:
                     )
 
     def steps(self, progress: Progress) -> Steps:
+        """Iterate over the steps with their frames. Token ids are -1, and steps are numbered from 1."""
         for number, group in enumerate(self._groups, 1):
             lump = group[0]
             meta = np.zeros(lump.rows, ROW_META)

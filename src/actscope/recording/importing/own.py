@@ -33,6 +33,7 @@ R = TypeVar("R", bound=msgspec.Struct)
 
 
 def decode(data: bytes, kind: type[R], name: str, offset: int) -> R:
+    """Decode the JSON of a packet as `kind`. Raises RecordingError, naming the byte offset, if it does not fit."""
     try:
         return msgspec.json.decode(data, type=kind)
     except msgspec.DecodeError as error:
@@ -58,6 +59,7 @@ class OwnStream:
         )
 
     def steps(self, progress: Progress) -> Steps:
+        """Iterate over the steps with their frames, with the labels that were exported."""
         self._file.seek(0)
         total = os.fstat(self._file.fileno()).st_size
         pending: list[_LabelledSpan] = []

@@ -37,7 +37,8 @@ class StepStream(Protocol):
     count: Count
     texts: Texts | None
 
-    def steps(self, progress: Progress) -> Steps: ...
+    def steps(self, progress: Progress) -> Steps:
+        """Iterate over the steps with their frames, and report the progress of the stream."""
 
 
 def as_rows(data: bytes, form: SiteForm, where: str) -> np.ndarray:
@@ -51,4 +52,5 @@ def as_rows(data: bytes, form: SiteForm, where: str) -> np.ndarray:
 
 
 def frame_of(site: str, parts: list[np.ndarray], dtype: str) -> Frame:
+    """Return a frame of the concatenated parts, each [n, width] in the carrier of `dtype`."""
     return Frame(site, np.concatenate(parts), dtype)

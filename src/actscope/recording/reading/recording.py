@@ -38,10 +38,10 @@ class TokenRow:
 class Recording:
     """Lazy reader of a recording. Opening reads the index; rows are read and decoded on access.
 
-    rec = actscope.open("run.acts")
-    rec.sites, rec.requests
-    rec["layers.3.resid_post"][:100]                                  # numpy [100, d]
-    rec.rows("layers.3.resid_post", request="r000001", positions=slice(0, 10))
+        rec = actscope.open("run.acts")
+        rec.sites, rec.requests
+        rec["layers.3.resid_post"][:100]                                  # numpy [100, d]
+        rec.rows("layers.3.resid_post", request="r000001", positions=slice(0, 10))
 
     Methods that read bodies raise RecordingDamaged when bytes are missing or fail their checksum.
 
@@ -79,9 +79,15 @@ class Recording:
         return cls(StoreReader.open(path))
 
     def refresh(self) -> int:
-        """Read what was written since the last look and return the number of new messages.
+        """Read the messages that were written since the last look.
 
         `SiteRows` objects obtained earlier do not change.
+
+        Returns:
+            The number of new messages.
+
+        Raises:
+            RecordingError: The recording was removed, or a file cannot be read.
         """
         found = self._store.refresh()
         if found:
@@ -262,6 +268,7 @@ class Recording:
 
         Raises:
             SiteError: The site is not in the recording.
+            RecordingDamaged: A block cannot be read; raised by the iterator.
         """
         return self[site].batches(batch_rows)
 

@@ -60,10 +60,12 @@ class Sizes:
 
     @property
     def ratio_fp32(self) -> float:
+        """Return the compression ratio against float32; 0 if nothing is stored."""
         return self.fp32 / self.stored if self.stored else 0.0
 
     @property
     def ratio_source(self) -> float:
+        """Return the compression ratio against the source dtype; 0 if nothing is stored."""
         return self.source / self.stored if self.stored else 0.0
 
 

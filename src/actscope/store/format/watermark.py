@@ -52,7 +52,18 @@ class LogPosition:
 
 @dataclass(frozen=True, slots=True)
 class Watermark:
-    """A slot. Messages up to `written` survive kill -9; messages up to `durable` survive power loss."""
+    """A slot. Messages up to `written` survive kill -9; messages up to `durable` survive power loss.
+
+    Attributes:
+        recording: Id of the recording, 32 bits.
+        manifest_crc: CRC32C of the manifest.
+        pid: Process id of the writer.
+        sequence: Number of the write of a slot, from 0. The valid slot with the higher number is in force.
+        closed: Whether the writer closed the recording.
+        written: End of the last message that is in the file.
+        durable: End of the last message that survives power loss.
+        boot: Boot id of the machine when the slot was written, 16 bytes; zeros if unknown.
+    """
 
     recording: int
     manifest_crc: int
@@ -61,7 +72,7 @@ class Watermark:
     closed: bool = False
     written: LogPosition = field(default=LogPosition())
     durable: LogPosition = field(default=LogPosition())
-    boot: bytes = bytes(16)  # boot id of the machine when it was written
+    boot: bytes = bytes(16)
 
     @property
     def acknowledged(self) -> LogPosition:

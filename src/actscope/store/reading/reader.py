@@ -105,7 +105,14 @@ class StoreReader:
         return data[HEAD_BYTES : HEAD_BYTES + length].toreadonly()
 
     def refresh(self) -> int:
-        """Update from the files and return the number of new entries. Use it to follow a store that is being written."""
+        """Update from the files. Use it to follow a store that is being written.
+
+        Returns:
+            The number of new entries.
+
+        Raises:
+            RecordingError: The recording was removed, or a file cannot be read.
+        """
         before = len(self._entries)
         self._index.look()
         self._gather()

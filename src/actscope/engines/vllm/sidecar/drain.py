@@ -84,6 +84,7 @@ class RowDrain:
         self._thread = threading.Thread(target=self._run, name="actscope-drain", daemon=True)
 
     def start(self) -> None:
+        """Start the thread."""
         self._thread.start()
 
     def close(self) -> None:
@@ -92,9 +93,11 @@ class RowDrain:
         self._thread.join(timeout=20)
 
     def name(self, request: str) -> str:
+        """Return the name of a request in the recording. Thread-safe; repeated calls return the same name."""
         return self._names.name(request)
 
     def stats(self) -> DrainStats:
+        """Return exact counts since the drain attached to the ring."""
         known = self._reader.stats()
         return DrainStats(known.steps, known.rows, known.missed_rows, known.dropped_rows)
 

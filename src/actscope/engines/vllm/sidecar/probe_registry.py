@@ -49,14 +49,28 @@ class BankRegistry:
     # --- ProbeRegistry ---
 
     def table(self) -> bytes:
+        """Return the table of the probes in force, as JSON."""
         return self._table(self._bank)
 
     async def put(self, probe: Probe) -> DescribedProbe:
+        """Add or replace a probe, and return its description once the model has staged the new bank.
+
+        Raises:
+            ProbeError: The probe does not fit, or its site is not tapped.
+            RequestRefused: Its site belongs to another stage of the model.
+            EngineError: The model did not confirm the bank within 10 seconds.
+        """
         self._check_site(probe)
         slot = await asyncio.to_thread(self._change, lambda bank: bank.put(probe))
         return shown(self._bank, slot)
 
     async def remove(self, probe_id: str) -> None:
+        """Remove a probe, and return once the model has staged the new bank.
+
+        Raises:
+            ProbeError: No probe has that id.
+            EngineError: The model did not confirm the bank within 10 seconds.
+        """
         await asyncio.to_thread(self._change, lambda bank: bank.remove(probe_id))
 
     # --- the rest ---
