@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import socket
 from collections.abc import Iterator
+from contextlib import suppress
 
 import httpx
 import pytest
@@ -216,8 +217,9 @@ def test_stopping_ends_event_streams_at_once(stage: Stage) -> None:
             with other.stream("GET", path) as watching:
                 process.terminate()
                 watching.read()
-            with pytest.raises(httpx.HTTPError):
-                response.read()
-                raise httpx.ReadError("the stream ended without its [DONE]")
+            said: list[str] = []
+            with suppress(httpx.HTTPError):  # it is cut off, or ends with an error event
+                said.extend(response.iter_text())
+            assert "[DONE]" not in "".join(said)
     process.wait(10)
     until(lambda: engine.state()["aborted"])

@@ -126,7 +126,7 @@ def test_a_mark_goes_to_all_parts_and_the_recording_has_all_sites(
     assert sites == [f"layers.{n}.resid_post" for n in range(6)]
 
 
-def test_the_command_line_finds_the_part(parts_stage: Stage) -> None:
+def test_the_command_line_finds_the_part(parts_stage: Stage, parts_engine: EngineProcess) -> None:
     listed = parts_stage.command("probe", "list", "--json")
     assert sorted(p["id"] for p in json.loads(listed.stdout)) == ["danger", "joy"]
 

@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -80,9 +81,14 @@ def sidecar(start: SidecarStart) -> Iterator[tuple[subprocess.Popen[bytes], sock
 
 
 def wait_for_line(process: subprocess.Popen[bytes], words: str) -> None:
-    """Read what the sidecar logs until a line has these words; fails when it ends before."""
+    """Read what the sidecar logs until a line has these words; fails when it ends before, or within a minute."""
     assert process.stderr is not None
-    assert any(words.encode() in line for line in iter(process.stderr.readline, b"")), f"it ended before {words!r}"
+    patience = threading.Timer(60, process.kill)
+    patience.start()
+    try:
+        assert any(words.encode() in line for line in iter(process.stderr.readline, b"")), f"it ended before {words!r}"
+    finally:
+        patience.cancel()
 
 
 def healthy(tmp_path: Path) -> bool:
