@@ -77,12 +77,12 @@ def test_the_model_runner_is_the_one_that_vllm_would_take(environment: dict[str,
 @pytest.mark.parametrize(
     ("environment", "ok", "says"),
     [
-        ({}, True, "seen; taps all, raw rows none"),
+        ({}, True, "found by vLLM; taps all, raw rows none"),
         ({"ACTSCOPE_RECORD": "/tmp/run"}, True, "raw rows first,middle,last"),
         ({"ACTSCOPE_DISABLE": "1", "VLLM_PLUGINS": ""}, True, "ACTSCOPE_DISABLE"),
         ({"VLLM_PLUGINS": "lora_resolver"}, False, "VLLM_PLUGINS='lora_resolver'"),
         ({"VLLM_PLUGINS": ""}, False, "VLLM_PLUGINS=''"),
-        ({"VLLM_PLUGINS": "lora_resolver,actscope"}, True, "seen"),
+        ({"VLLM_PLUGINS": "lora_resolver,actscope"}, True, "found by vLLM"),
         ({"ACTSCOPE_SAMPLE": "most"}, False, "sample"),
     ],
 )

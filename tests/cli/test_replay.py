@@ -75,7 +75,7 @@ def test_a_recording_is_shown_with_later_probes_and_stays_until_it_is_stopped(
         assert "'far' reads layers.1.resid_post, which was not recorded" in told
         assert re.search(r"requests +first, second\n +probes +mine\n", told)
         assert process.stderr is not None
-        assert any("come to its end (18 tokens" in line for line in process.stderr)
+        assert any("has ended (18 tokens" in line for line in process.stderr)
         url, _, query = link.partition("/?token=")
         token, _, view = query.partition("&")
         with httpx.Client(trust_env=False) as browser:

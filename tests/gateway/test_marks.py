@@ -164,7 +164,7 @@ def test_the_command_line_marks_the_same_requests(stand: Stand, kept: dict[str, 
     again = stand.command(found.request)
     assert f"{found.request}: {len(found.ids) - 1} positions, kept" in again.stdout
     kept[found.request] = [found.ids[p] for p in sorted(found.ids)]
-    assert "no request runs" in stand.command("--all").stdout
+    assert "no request is running" in stand.command("--all").stdout
     refused = stand.command("nobody")
     assert refused.returncode != 0
     assert "no request 'nobody'" in refused.stderr

@@ -1,6 +1,6 @@
-"""The command line: one file a command, whose docstring is its help.
+"""The command line: one file per command. The docstring of a command is its help text.
 
-Exit codes: 0 done; 1 a check failed; 2 bad input or settings; 3 no engine answers; 130 interrupted.
+Exit codes: 0 success; 1 a check failed; 2 bad input or settings; 3 no engine answers; 130 interrupted.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import sys
 
 from actscope.errors import ActscopeError, MissingExtra, UpstreamError
 
-#: Packages whose absence a command finds out only when it needs them, and the extras that bring them.
+#: Packages that commands import when they need them, and the extras that install them.
 _EXTRAS = {
     **dict.fromkeys(("typer", "rich", "httpx"), "cli"),
     **dict.fromkeys(("torch", "transformers", "safetensors", "tokenizers"), "hf"),
@@ -25,7 +25,7 @@ _EXTRAS = {
 
 
 def main() -> None:
-    """Run the command line; every error of ours is one message on standard error."""
+    """Run the command line. An `ActscopeError` becomes one message on standard error and an exit code."""
     try:
         from actscope.cli.app import app
     except ModuleNotFoundError as error:
@@ -45,8 +45,8 @@ def main() -> None:
         if extra is None:
             raise
         _fail(MissingExtra(extra, str(error.name)), 2)
-    except OSError as error:  # a path of the user's; one without a name is a fault of ours, and keeps its traceback
-        if error.filename is None:
+    except OSError as error:
+        if error.filename is None:  # not about a path of the user's, so a bug: keep the traceback
             raise
         _fail(f"{error.filename}: {error.strerror}", 2)
 

@@ -61,20 +61,20 @@ def bench(
 
 
 def _tables(module: ModuleType, results: list[dict[str, Any]]) -> str:
-    """All results, and behind them the bench's own table where it has one."""
+    """Format all results, followed by the bench's own table if it has one."""
     own: Callable[[list[dict[str, Any]]], str] | None = getattr(module, "table", None)
     return _table(results) + (f"\n\n{own(results)}" if own else "")
 
 
 def machine() -> dict[str, Any]:
-    """What the figures were measured on."""
+    """Describe the machine of the measurement: CPU, number of cores, and a GPU, which is always None."""
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     cpu = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor())
     return {"cpu": cpu, "cores": os.cpu_count(), "gpu": None}
 
 
 def versions() -> dict[str, str]:
-    """Versions of what was measured with; what is not installed is left out."""
+    """Return the versions of the packages that take part in measurements. Packages that are not installed are left out."""
     from importlib.metadata import PackageNotFoundError, version
 
     found = {}
@@ -98,5 +98,5 @@ def _table(results: list[dict[str, Any]]) -> str:
 
 
 def _number(value: float | None) -> str:
-    """Twelve columns; a peer that is not installed has no value."""
+    """Format a value in 12 columns. None, the value of a peer that is not installed, is "-"."""
     return f"{'-':>12}" if value is None else f"{value:>12.4g}"

@@ -1,4 +1,4 @@
-"""actscope capture: run prompts through a model, and record what its layers compute."""
+"""actscope capture: run prompts through a model and record its activations."""
 
 from __future__ import annotations
 
@@ -62,16 +62,16 @@ def capture(
 
     chosen = CaptureConfig.preset(preset)
     config = options.CAPTURE.make(flags, lambda **values: chosen.override(values))
-    encoder(config.codec)  # raises before anything is loaded or made
+    encoder(config.codec)  # raises before the model is loaded or a file is created
     _check_place(to, resume=resume)
     wanted = [prompt for prompt in read_prompts(_lines(prompts), prompts) if keeps(prompt.id, config.sample)]
     if not wanted:
-        raise SettingsError(f"--sample {config.sample}: none of the prompts in {prompts} is in it")
+        raise SettingsError(f"--sample {config.sample}: none of the prompts in {prompts} is in the sample")
     todo = _missing(to, wanted) if resume else wanted
     if todo:
         _record(model, todo, to, config, max_tokens, batch, resume=resume, placed=engine_flags)
     else:
-        typer.echo(f"{to} has all {len(wanted)} prompts already", err=True)
+        typer.echo(f"{to} contains all {len(wanted)} prompts already", err=True)
     _tell(to, len(todo), len(wanted) - len(todo), as_json)
 
 
@@ -80,7 +80,7 @@ def _check_place(to: Path, *, resume: bool) -> None:
         raise SettingsError(f"--to {to}: is a file; expected a directory that is new, or empty")
     if not resume and to.is_dir() and any(to.iterdir()):
         raise SettingsError(
-            f"--to {to}: is not empty; choose another place, or go on with the recording there: --resume"
+            f"--to {to}: is not empty; choose another directory, or continue the recording there with --resume"
         )
 
 
@@ -113,14 +113,15 @@ def _record(
             run_prompts(loaded, todo, session, max_tokens=max_tokens, batch=batch, progress=told)
     except KeyboardInterrupt:
         typer.echo(
-            f"interrupted: {to} has {done} of {len(todo)} prompts; go on with the same command and --resume", err=True
+            f"interrupted: {to} has {done} of {len(todo)} prompts; repeat the command with --resume to continue",
+            err=True,
         )
         raise
     _warn(session.stats())
 
 
 def _session(loaded: LoadedModel, to: Path, config: CaptureConfig, *, resume: bool) -> Capture:
-    """A capture whose recording names the model as it was asked for, with its revision, so that probes find it again."""
+    """Open a capture. Its recording names the model as the user did, with its revision, so that probes for it match."""
     from actscope.capture.session import Capture
 
     facts = {"name": loaded.name, "revision": loaded.revision, "max_context": loaded.max_context}
@@ -128,7 +129,7 @@ def _session(loaded: LoadedModel, to: Path, config: CaptureConfig, *, resume: bo
 
 
 def _log_plainly() -> None:
-    """Warnings of the capture, one line each; a traceback only for what is no error that actscope raises on purpose."""
+    """Log warnings of the capture as one line each. Only errors other than `ActscopeError` get a traceback."""
 
     class Plain(logging.Formatter):
         def formatException(self, ei: Any) -> str:
@@ -141,7 +142,7 @@ def _log_plainly() -> None:
 
 
 def _load(model: str, placed: Given) -> LoadedModel:
-    """Load the model on the given device in the given dtype, behind a spinner. transformers' own bars are not drawn."""
+    """Load the model on the given device in the given dtype. Shows a spinner in place of transformers' own progress bars."""
     from rich.console import Console
     from transformers.utils import logging
 
@@ -161,11 +162,11 @@ def _lines(prompts: str) -> list[str]:
     except OSError as error:
         raise SettingsError(f"{prompts}: cannot be read: {error.strerror}; expected a file of prompts, or -") from error
     except UnicodeDecodeError as error:
-        raise SettingsError(f"{prompts}: not UTF-8 text (byte {error.start}); expected a prompt a line") from error
+        raise SettingsError(f"{prompts}: not UTF-8 text (byte {error.start}); expected one prompt per line") from error
 
 
 def _missing(to: Path, wanted: list[Prompt]) -> list[Prompt]:
-    """Prompts that the recording does not have whole; all of them where there is no recording."""
+    """Return the prompts that are not complete in the recording. Without a recording, all of them."""
     from actscope.recording.reading.recording import Recording
 
     if not (to / "manifest.json").exists():
@@ -180,7 +181,7 @@ def _warn(stats: CaptureStats) -> None:
     lost = getattr(stats.recorder, "dropped_rows", 0)
     if stats.unowned_rows or stats.faults or lost:
         typer.echo(
-            f"not recorded: {stats.unowned_rows} rows whose labels were not certain, {lost} rows dropped, "
+            f"not recorded: {stats.unowned_rows} rows with uncertain labels, {lost} rows dropped, "
             f"{stats.faults} faults",
             err=True,
         )
@@ -196,12 +197,12 @@ def _tell(to: Path, run: int, skipped: int, as_json: bool) -> None:
     over, worst = summary["rows_after_end"], summary["error_worst"]
     typer.echo(
         f"{to}: {summary['tokens']} tokens of {summary['requests']} requests at {summary['sites']} sites\n"
-        + (f"  {over} of them after the end of their answer, while others of the batch went on\n" if over else "")
-        + f"  {summary['bytes_per_token']:.0f} bytes a token, {summary['ratio_source']:.2f} x smaller than computed, "
+        + (f"  {over} of them after the end of their answer, while the batch was still running\n" if over else "")
+        + f"  {summary['bytes_per_token']:.0f} bytes per token, {summary['ratio_source']:.2f} x smaller than computed, "
         f"{summary['ratio_fp32']:.2f} x smaller than fp32\n"
         + (
             f"  error of a row: mean {summary['error_mean']:.2g}, worst {worst:.2g}"
             if worst
-            else "  every row bit for bit"
+            else "  every row is bit-exact (lossless)"
         )
     )

@@ -57,7 +57,7 @@ def demo(
 
 
 def _show(answer: dict[str, Any]) -> None:
-    """Print the answer, and for each token its highest scores, or why it has none."""
+    """Print the answer and a table of its tokens: the highest scores of each, or the states if it has none."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text

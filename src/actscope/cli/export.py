@@ -1,4 +1,4 @@
-"""actscope export: a recording in a format that other tools read."""
+"""actscope export: write a recording in a format that other tools read."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""actscope gateway: the gateway alone, in front of an engine that runs already."""
+"""actscope gateway: run the gateway alone, in front of a running engine."""
 
 from __future__ import annotations
 

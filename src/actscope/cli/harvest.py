@@ -1,4 +1,4 @@
-"""actscope harvest: a dataset goes through a model on many workers, and the rows of its tokens are kept."""
+"""actscope harvest: run a dataset through a model on many workers and store the rows of its tokens."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def harvest(
 
 
 def _whole(out: str) -> str:
-    """A directory by its whole path: workers may stand elsewhere."""
+    """Return a directory as an absolute path, since workers may have another working directory. A bucket stays as it is."""
     from pathlib import Path
 
     from actscope.harvest.storage.opening import is_local
@@ -135,18 +135,18 @@ def _run(crew: Crew, out: str, allow_http: bool, lease: float, as_json: bool) ->
         bars.update(stage, so_far, all_of)
 
     try:
-        # Ray prints what its raylets have to say on standard output, whatever it is told
+        # Ray prints messages of its raylets on standard output and has no option against it
         with ProgressBar() as bars, redirect_stdout(sys.stderr):
             report = carry_out(open_storage(out, allow_http=allow_http), crew, told, lease_s=lease)
     except KeyboardInterrupt:
         if total:
-            typer.echo(f"interrupted: {out} has {done} of {total} units; the same command goes on", err=True)
+            typer.echo(f"interrupted: {out} has {done} of {total} units; repeat the command to continue", err=True)
         raise
     typer.echo(json.dumps(summary_of(report, out)) if as_json else _told(report, out))
 
 
 def summary_of(report: Report, out: str) -> dict[str, Any]:
-    """What a program reads of a finished harvest; the whole of it is in the manifest."""
+    """Return the summary that `--json` prints. The manifest has everything."""
     import msgspec
 
     manifest = report.manifest
@@ -176,7 +176,9 @@ def _told(report: Report, out: str) -> str:
         f"{summary['shards']} shards, {summary['bytes'] / (1 << 20):.1f} MiB{left}",
         f"  {summary['units_here']} of {summary['units']} units here, {summary['tokens_per_s']:.0f} tokens/s",
     ]
-    lines += [f"  {summary['workers_lost']} workers were lost; their units were done again"] * bool(report.workers_lost)
+    lines += [f"  {summary['workers_lost']} workers were lost; their units were computed again"] * bool(
+        report.workers_lost
+    )
     for site, found in report.manifest.sites.items():
         bad = f", {found.not_finite} rows are not finite" if found.not_finite else ""
         if found.mean is not None:
@@ -199,13 +201,13 @@ def _propose(crew: Crew, settings: HarvestSettings, as_json: bool) -> None:
     typer.echo(
         f"{plan.model} ({plan.revision[:12] or 'local'}) at {', '.join(plan.sites)}: {plan.texts} of {plan.dataset_texts} "
         f"texts of {plan.dataset}\n"
-        f"  {plan.n_units} units; about {estimate['rows']} rows, {estimate['bytes'] / (1 << 20):.1f} MiB, of it a unit "
-        f"{estimate['unit_bytes'] / (1 << 20):.1f} MiB, which a worker holds in memory"
+        f"  {plan.n_units} units; about {estimate['rows']} rows, {estimate['bytes'] / (1 << 20):.1f} MiB. A worker holds "
+        f"one unit in memory, about {estimate['unit_bytes'] / (1 << 20):.1f} MiB"
     )
 
 
 def estimate_of(proposal: Proposal) -> dict[str, Any]:
-    """Rows and bytes, as a sample of the texts foretells them."""
+    """Return the numbers of units, rows and bytes. Rows and bytes are estimated from a sample of the texts."""
     from actscope.harvest.shards.sizes import row_bytes
 
     plan, row = proposal.plan, row_bytes(proposal.plan)

@@ -1,4 +1,4 @@
-"""actscope import: a packet stream becomes a recording."""
+"""actscope import: create a recording from a packet stream."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ def import_(
     if as_json:
         typer.echo(json.dumps({**asdict(report), "path": str(report.path)}))
         return
-    kind = "our own form" if report.ours else "another tool's form"
+    kind = "actscope's format" if report.ours else "another tool's format"
     typer.echo(
         f"{report.path}: {report.rows} rows of {report.requests} requests at {len(report.sites)} sites, from "
-        f"{report.packets} packets in {kind}; {report.skipped} left out"
+        f"{report.packets} packets in {kind}; {report.skipped} skipped"
     )

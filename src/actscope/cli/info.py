@@ -1,4 +1,4 @@
-"""actscope info: summary of a recording."""
+"""actscope info: print a summary of a recording."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def _text(found: dict[str, Any]) -> str:
     model, tokens = found["model"], found["tokens"]
     coverage = f" ({tokens['coverage']:.1%})" if tokens["coverage"] is not None else ""
     over = found["rows_after_end"]
-    state = "complete" if found["complete"] else "not complete: it is being written, or has crashed"
+    state = "complete" if found["complete"] else "not complete: a writer is running or has crashed"
     direct = {None: "", True: "; direct I/O", False: "; buffered I/O"}[found["direct_io"]]
     lines = [
         f"{found['path']}",
@@ -40,9 +40,10 @@ def _text(found: dict[str, Any]) -> str:
         f"  tokens     {tokens['computed']} of {tokens['present']} positions computed{coverage}, {found['n_requests']} requests",
         f"  rows       {found['rows']} at each of {len(found['sites'])} sites"
         + (f"; {over} after a request's end" if over else ""),
-        f"  size       {_mib(found['bytes'])} on disk, {_number(found['bytes_per_token'], '.0f')} bytes a row of all sites",
+        f"  size       {_mib(found['bytes'])} on disk, "
+        f"{_number(found['bytes_per_token'], '.0f')} bytes per row, all sites together",
         f"  smaller    {_number(found['ratio_fp32'], '.2f')} x than float32, "
-        f"{_number(found['ratio_source'], '.2f')} x than it came",
+        f"{_number(found['ratio_source'], '.2f')} x than the source dtype",
         f"  sessions   {found['sessions']}; {state}{direct}",
         f"  dropped    {_dropped(found['dropped_rows'])}",
         f"  marks      {len(found['marks'])}",
@@ -65,7 +66,7 @@ def _text(found: dict[str, Any]) -> str:
 
 def _site_lines(sites: dict[str, Any]) -> list[str]:
     name_width = max(map(len, sites), default=4)
-    lines = [f"{'site':<{name_width}} {'rows':>8} {'width':>6} {'dtype':<8} {'/fp32':>6} {'/came':>6}  codec"]
+    lines = [f"{'site':<{name_width}} {'rows':>8} {'width':>6} {'dtype':<8} {'/fp32':>6} {'/src':>6}  codec"]
     for name, site in sites.items():
         ratios = f"{_number(site['ratio_fp32'], '.2f'):>6} {_number(site['ratio_source'], '.2f'):>6}"
         lines.append(
@@ -76,18 +77,16 @@ def _site_lines(sites: dict[str, Any]) -> list[str]:
 
 
 def _error_lines(sites: dict[str, Any]) -> list[str]:
-    """What the codecs have cost, measured; nothing where there are no rows."""
+    """Format the measured errors of the codecs. Empty without rows."""
     errors = {name: site["error"] for name, site in sites.items()}
     lossy = {name: error for name, error in errors.items() if error["worst"]}
     if not lossy:
-        return (
-            ["every row is kept bit for bit (lossless)", ""] if any(error["rows"] for error in errors.values()) else []
-        )
+        return ["every row is bit-exact (lossless)", ""] if any(error["rows"] for error in errors.values()) else []
     width = max(27, *map(len, lossy))
     lines = [f"{'measured error of a row':<{width}} {'mean':>9} {'p99.9':>9} {'worst':>9}"]
     for name, error in lossy.items():
         lines.append(f"{name:<{width}} {error['mean']:>9.2e} {error['p999']:>9.2e} {error['worst']:>9.2e}")
-    rest = "the other sites are kept bit for bit (lossless)"
+    rest = "rows of the other sites are bit-exact (lossless)"
     return [*lines, *[rest] * (len(lossy) < len(errors)), ""]
 
 

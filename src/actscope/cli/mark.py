@@ -1,4 +1,4 @@
-"""actscope mark: keep a request of a running server, also after it has ended."""
+"""actscope mark: keep a request of a running server, even after the request has ended."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     import httpx
 
 _WORDS = {
-    "keeping": "kept so far, and it goes on until the request ends",
+    "keeping": "kept so far; its later rows are kept too, until it ends",
     "kept": "kept",
-    "pending": "it has not begun; it will be kept when it does",
+    "pending": "the request has not begun; it will be kept once it does",
 }
 
 
@@ -58,13 +58,15 @@ def mark(
         marks = _ask(engine, "/v1/actscope/recording/marks", body | {"which": which})["marks"]
         if last and not marks:
             raise RecordingError("the engine has seen no request yet")
-    typer.echo(json.dumps(marks) if as_json else "\n".join(map(_line, marks)) or "no request runs")
+    typer.echo(json.dumps(marks) if as_json else "\n".join(map(_line, marks)) or "no request is running")
 
 
 def _ask(engine: str, path: str, body: dict[str, Any]) -> Any:
-    """One call to each part of the engine; what the first one says.
+    """Send the mark to every part of the engine, and return the answer of the first part.
 
-    Raises UpstreamError when none runs, RecordingError with what it refuses.
+    Raises:
+        UpstreamError: No engine is running, or a part does not answer.
+        RecordingError: A part refused the mark. Carries its message.
     """
     cards = engine_cards(engine)
     answers = [ask(card, "POST", path, body) for card in cards]
@@ -75,17 +77,17 @@ def _ask(engine: str, path: str, body: dict[str, Any]) -> Any:
 
 
 def _refusal(model: str, answer: httpx.Response) -> str:
-    """The engine's own words; an engine that cannot record (a replay, say) has none for this."""
+    """Return the engine's message. An engine that cannot record (for example a replay) has none, and gets one here."""
     return str(
         refusal(answer).get("message")
-        or f"the engine that runs ({model}) keeps no recording (status {answer.status_code}); "
-        "start one that does with: actscope serve MODEL --record DIR"
+        or f"the running engine ({model}) has no recording (status {answer.status_code}); "
+        "start one that records with: actscope serve MODEL --record DIR"
     )
 
 
 def _line(marked: dict[str, Any]) -> str:
     line = f"{marked['request']}: {marked['rows']} positions, {_WORDS.get(marked['state'], marked['state'])}"
-    for name, words in (("forgotten", "already forgotten"), ("dropped", "dropped by a full queue")):
+    for name, words in (("forgotten", "already expired"), ("dropped", "dropped by a full queue")):
         gone = ", ".join(f"{first} to {after - 1}" for first, after in marked[name])
         line += f"; {words}: positions {gone}" if gone else ""
     return line

@@ -150,20 +150,24 @@ def train(
     ]
     typer.echo(json.dumps(rows, indent=2) if as_json else _training_table(rows))
     if not kept:
-        raise ProbeError(f"no label reached a held-out AUROC of {min_auroc}; give more text, or other sites")
+        raise ProbeError(f"no label reached a held-out AUROC of {min_auroc}; give more texts or other sites")
     typer.echo(f"{len(kept)} probes written to {out}", err=True)
 
 
 def _list_engine(engine: str) -> list[dict[str, Any]]:
-    """The probes of all parts of an engine."""
+    """Return the probes of all parts of an engine."""
     answers = [ask(card, "GET", "/v1/actscope/probes") for card in engine_cards(engine)]
     return [probe for answer in answers for probe in _checked(answer).json()["probes"]]
 
 
 def _change_engine(method: str, probe_id: str, engine: str, body: dict[str, Any] | None = None) -> Any:
-    """Ask the parts of an engine one after the other, until one has the site, or the probe.
+    """Send a change to the parts of an engine in order, until one has the site (PUT) or the probe (DELETE).
 
-    Raises UpstreamError when none runs, ProbeError with what it refuses.
+    A probe that was put is then removed from the other parts, since its site may have moved.
+
+    Raises:
+        UpstreamError: No engine is running, or a part does not answer.
+        ProbeError: The change was refused. Carries the engine's message.
     """
     path, cards = f"/v1/actscope/probes/{probe_id}", engine_cards(engine)
     for card in cards:
@@ -173,7 +177,7 @@ def _change_engine(method: str, probe_id: str, engine: str, body: dict[str, Any]
             break
     found = _checked(answer)
     for other in cards if body else ():
-        if other is not card:  # a probe that has moved is not to stay where it was
+        if other is not card:  # the probe may have been on another part before
             ask(other, "DELETE", path)
     return found.json() if found.content else None
 

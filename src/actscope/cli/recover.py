@@ -63,5 +63,5 @@ def _text(found: dict[str, Any]) -> str:
     lines = [f"found: {damage}" for damage in found["damage"]]
     lines += [f"kept aside: {kept}" for kept in found["kept"]]
     lines += [f"lost: messages {first} to {last}" for first, last in found["lost"]]
-    what = f"closed; {found['cut_bytes']} bytes cut" if found["changed"] else "was at rest: nothing changed"
+    what = f"closed; {found['cut_bytes']} bytes cut" if found["changed"] else "no recovery was needed: nothing changed"
     return "\n".join([*lines, f"{found['path']}: {what}; {found['messages']} messages in {found['segments']} segments"])

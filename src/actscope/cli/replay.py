@@ -1,4 +1,4 @@
-"""actscope replay: a recording on the scope, as if it ran now."""
+"""actscope replay: play a recording on the scope page as if it ran live."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from actscope.gateway.settings import GatewaySettings
     from actscope.probes import Probe
 
-#: The page keeps at most this much of a recording; the oldest requests give way.
+#: Maximum of requests and of positions that the gateway remembers. The oldest requests are evicted.
 _MOST_REQUESTS = 4096
 _MOST_POSITIONS = 4_000_000
 _A_YEAR_S = 365 * 86_400.0
@@ -70,9 +70,16 @@ def replay(
 
 
 def _probes(directories: list[Path] | None, model: RecordedModel, *, any_model: bool) -> list[Probe]:
-    """The probes that can be computed. Those that cannot are named on standard error; ProbeError when that is all of them.
+    """Load the probes that can be computed from the recording. The others are reported on standard error.
 
-    Probes that were not asked for by name, and are of another model, are only named too.
+    Args:
+        directories: Directories of probe files. None: the usual ones, of which a probe for another model is only reported.
+        model: The recorded model.
+        any_model: Accept probes that were made for another model or revision.
+
+    Raises:
+        ProbeError: None of the probes in `directories` can be computed, or one of them is for another model.
+        SettingsError: A path is not a directory.
     """
     from actscope.engines.replay.fitting import sort_out
     from actscope.probes import load_probes
@@ -99,7 +106,7 @@ def _checked(directory: Path) -> Path:
 
 
 def _usual_probes(model: str) -> list[Path]:
-    """./probes/MODEL where it has probes, else the built-in model's own."""
+    """Return ./probes/MODEL if it has probes, else those shipped with the built-in model, else none."""
     from actscope.engines.builtin import NAME, probes_path
     from actscope.probes import find_probes
 
@@ -108,7 +115,7 @@ def _usual_probes(model: str) -> list[Path]:
 
 
 def _gateway_settings(engine: ReplayEngine, flags: Given) -> GatewaySettings:
-    """A gateway that remembers the whole recording, for as long as it runs, within fixed bounds."""
+    """Return settings of a gateway that remembers the whole recording while it runs, within fixed bounds."""
     settings = options.GATEWAY.make(flags, upstream=engine.card.id)
     return replace(
         settings,
@@ -119,7 +126,7 @@ def _gateway_settings(engine: ReplayEngine, flags: Given) -> GatewaySettings:
 
 
 def steps_taken(server: GatewayServer) -> int | None:
-    """Steps that the gateway has read from the ring, and those that it has missed; None while it is not attached."""
+    """Return the number of steps that the gateway has read from the ring or missed. None while it is not attached."""
     engine = server.app.state.gateway.upstream.engine
     if engine is None or engine.matcher is None:
         return None
@@ -128,7 +135,7 @@ def steps_taken(server: GatewayServer) -> int | None:
 
 
 def _announce(settings: GatewaySettings, engine: ReplayEngine, directory: Path, *, browser: bool) -> None:
-    """Say where to look, and open the page at the first request."""
+    """Print the link, the address and the token on standard error. With `browser`, open the page at the first request."""
     from actscope.engines.replay.plan import shown_name
 
     shown = engine.plan.requests
@@ -141,7 +148,7 @@ def _announce(settings: GatewaySettings, engine: ReplayEngine, directory: Path, 
         f"  api_key   {settings.token}\n"
         f"  requests  {names}\n"
         f"  probes    {_list(probe.id for _, probe in engine.bank.items())}\n\n"
-        "  Others can be watched from the list `All requests` on the page. Ctrl-C stops it.\n"
+        "  Choose another request from the list `All requests` on the page. Ctrl-C stops it.\n"
     )
     if browser:
         import threading
@@ -163,7 +170,7 @@ def _pace(engine: ReplayEngine) -> str:
 
 def _say_end(stats: PlayerStats) -> None:
     rows = f"{stats.rows:,} tokens in {stats.seconds:,.1f} s"
-    _say(f"  the recording has come to its end ({rows}); the page keeps it until you stop it with Ctrl-C")
+    _say(f"  the recording has ended ({rows}); the page shows it until you press Ctrl-C")
 
 
 def _say(message: str) -> None:

@@ -98,7 +98,7 @@ class Svd:
 
     def _check_width(self, d: int) -> None:
         if self.k > d:
-            raise CodecError(f"codec 'svd:{self.k}': rows are {d} wide: choose at most so many components")
+            raise CodecError(f"codec 'svd:{self.k}': rows are {d} wide: choose at most that many components")
         if self._width not in (0, d):
             raise CodecError(f"codec 'svd:{self.k}': rows were {self._width} wide and are now {d}")
         self._width = d

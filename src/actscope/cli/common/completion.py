@@ -1,4 +1,4 @@
-"""One question through the gateway, as the page asks it: streamed, with scores, put together by position."""
+"""Ask one question through the gateway: a streamed completion with scores, assembled by position."""
 
 from __future__ import annotations
 
@@ -12,16 +12,27 @@ from actscope.gateway.settings import GatewaySettings
 
 
 def ask(settings: GatewaySettings, model: str, prompt: str, **sampling: Any) -> dict[str, Any]:
-    """The answer with every token's scores; a model without a chat template continues the prompt.
+    """Return the answer with the scores of every token. A model without a chat template continues the prompt.
 
-    Raises UpstreamError with the gateway's own words when it cannot be had.
+    Args:
+        settings: Settings of a running gateway, for its address and token.
+        model: Name of the model.
+        prompt: The user's message.
+        **sampling: Sampling parameters of the OpenAI API. None is not sent.
+
+    Returns:
+        `model`, `request`, `prompt`, `answer`, `prompt_tokens`, `probes`, `tokens` (position, id, text, scores and states of
+        each) and the fields of the wire's `final`.
+
+    Raises:
+        UpstreamError: The gateway or the engine answered with an error. Carries its message.
     """
     base, headers = f"http://{settings.host}:{settings.port}/v1", {"Authorization": f"Bearer {settings.token}"}
     body = {"model": model, "stream": True, "actscope": True}
     body |= {name: value for name, value in sampling.items() if value is not None}
     if httpx.get(f"{base}/actscope/info", headers=headers).json()["engine"].get("has_chat_template", True):
         path, body["messages"] = "chat/completions", [{"role": "user", "content": prompt}]
-    else:  # a base model: it goes on with the text
+    else:  # a base model continues the text
         path, body["prompt"] = "completions", prompt
     whole = _Answer(prompt)
     with httpx.stream("POST", f"{base}/{path}", json=body, headers=headers, timeout=None) as response:
@@ -34,7 +45,7 @@ def ask(settings: GatewaySettings, model: str, prompt: str, **sampling: Any) -> 
 
 
 class _Answer:
-    """Chunks in, one object out."""
+    """An answer that is assembled from the chunks of a stream."""
 
     def __init__(self, prompt: str) -> None:
         self._prompt = prompt

@@ -1,4 +1,4 @@
-"""Running engines, for the commands that talk to one: finding its cards, and asking its control side."""
+"""Find running engines by their cards, and call their control API."""
 
 from __future__ import annotations
 
@@ -15,22 +15,32 @@ _ADVICE = "start one with: actscope serve MODEL, or run vLLM with actscope's plu
 
 
 def engine_cards(engine: str) -> list[EngineCard]:
-    """The cards of all parts of the engine with this card id, in their order; of the newest if "".
+    """Return the cards of all parts (pipeline stages) of an engine, in their order.
 
-    Raises UpstreamError when there is none.
+    Args:
+        engine: Card id of any part. "": the newest engine.
+
+    Raises:
+        UpstreamError: No such engine runs.
     """
     from actscope.ring.discovery import read_cards
 
     cards = read_cards()
     chosen = next((card for card in cards if engine in ("", card.id)), None)
     if chosen is None:
-        raise UpstreamError(f"no engine {engine} runs; {_ADVICE}" if engine else f"no engine runs; {_ADVICE}")
+        raise UpstreamError(
+            f"no engine {engine} is running; {_ADVICE}" if engine else f"no engine is running; {_ADVICE}"
+        )
     parts = [card for card in cards if card.group == chosen.group] if chosen.parts > 1 else [chosen]
     return sorted(parts, key=lambda card: card.part)
 
 
 def ask(card: EngineCard, method: str, path: str, body: dict[str, Any] | None = None) -> httpx.Response:
-    """One call to the control side that a card names. Raises UpstreamError when it does not answer."""
+    """Send one request to the control API of an engine (`card.control`, else `card.endpoint`), with a timeout of 60 seconds.
+
+    Raises:
+        UpstreamError: The engine does not answer. An answer with an error status is returned.
+    """
     import httpx
 
     address = card.control or card.endpoint
@@ -44,7 +54,7 @@ def ask(card: EngineCard, method: str, path: str, body: dict[str, Any] | None = 
 
 
 def refusal(answer: httpx.Response) -> dict[str, Any]:
-    """The engine's own error object; empty when it has none in OpenAI's shape."""
+    """Return the error object of an answer in OpenAI's shape, or {} if it has none."""
     try:
         error = answer.json()["error"]
     except (ValueError, KeyError, TypeError):

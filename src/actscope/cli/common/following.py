@@ -1,4 +1,4 @@
-"""Follow a running engine through its ring, and print its steps."""
+"""Follow running engines through their rings, and format their steps."""
 
 from __future__ import annotations
 
@@ -19,7 +19,16 @@ Columns = dict[str, int]
 
 
 def follow(engine: str, from_oldest: bool, wanted: set[str]) -> Iterator[tuple[EngineCard, StepRecord, Columns]]:
-    """Steps of one engine after another, as they come and go, each with the columns of its own generation."""
+    """Yield the steps of an engine, and of the next one when it ends. Waits for an engine; never ends by itself.
+
+    Args:
+        engine: Card id, or "" for the newest engine.
+        from_oldest: Start with the oldest steps in the ring, and not with the next one.
+        wanted: Ids of probes. Empty: all.
+
+    Yields:
+        The engine's card, the step, and the column of each probe in the step's own generation of the probe table.
+    """
     while True:
         card = _await_engine(engine)
         part = f", part {card.part + 1} of {card.parts}: choose another with --engine" if card.parts > 1 else ""
@@ -57,13 +66,15 @@ def _await_engine(engine: str) -> EngineCard:
             return card
         if not told:
             who = f"engine {engine}" if engine else "engine"
-            _say(f"no {who} runs yet; waiting (start one with: actscope serve MODEL, or vLLM with actscope's plugin)")
+            _say(
+                f"no {who} is running yet; waiting (start one with: actscope serve MODEL, or vLLM with actscope's plugin)"
+            )
             told = True
         time.sleep(0.25)
 
 
 def as_text(record: StepRecord, columns: Columns) -> str:
-    """Return one line about a step: its requests, its number of rows and its highest scores, or the requests that ended."""
+    """Format a step as one line: batch size, rows, the highest score of each probe, requests with their last position."""
     running = [span for span in record.spans if span.n_rows]
     ended = [span.request for span in record.spans if SpanFlag.END in span.flags]
     if not running:
@@ -75,7 +86,7 @@ def as_text(record: StepRecord, columns: Columns) -> str:
 
 
 def as_json(card: EngineCard, record: StepRecord, columns: Columns) -> str:
-    """Return a step as one line of JSON. A score that is NaN is null."""
+    """Format a step as one JSON object, with the token ids and scores of each span. A score of NaN is null."""
     spans = [
         {
             "request": span.request,
@@ -105,7 +116,7 @@ def _highest(record: StepRecord, columns: Columns) -> dict[str, float]:
 
 
 class _Tables:
-    """Probe id → column for each generation. A table outlives its file: the engine removes that when it ends."""
+    """Cache of probe tables: probe id → column, by generation. It outlives the files, which the engine removes when it ends."""
 
     def __init__(self, card: EngineCard, wanted: set[str]) -> None:
         self._card, self._wanted = card, wanted
@@ -120,7 +131,7 @@ class _Tables:
         try:
             table = msgspec.json.decode(read_table(self._card.id, generation))
         except RingError:
-            return {}  # the engine has ended, and this generation was never seen: its steps are shown without scores
+            return {}  # the engine has ended before this generation was read: its steps are shown without scores
         return {p["id"]: p["slot"] for p in table["probes"] if not self._wanted or p["id"] in self._wanted}
 
 

@@ -1,4 +1,4 @@
-"""Where a server's log goes: to the terminal, and to a file that only its owner may read."""
+"""Log to the terminal, and to a file that only its owner can read."""
 
 from __future__ import annotations
 
@@ -18,10 +18,19 @@ _KEPT = 3
 
 
 def log_to(level: str, file: Path | None = None) -> list[logging.Handler]:
-    """Send what `actscope` logs to standard error, and to `file` if one is given; what did so before no longer does.
+    """Replace the handlers of the logger "actscope" by standard error, and `file` if it is given.
 
-    The file is made with mode 0600, no link is followed, and at 10 MiB it moves aside; three older ones are kept. Raises
-    SettingsError for a level that there is none of, and for a file that cannot be written.
+    The file gets mode 0600, and a symbolic link is refused. It is rotated at 10 MiB; the three newest old files are kept.
+
+    Args:
+        level: Lowest level that is logged: debug, info, warning or error.
+        file: Log file, appended to.
+
+    Returns:
+        The new handlers.
+
+    Raises:
+        SettingsError: The level is unknown, or the file cannot be written.
     """
     if level not in LEVELS:
         raise SettingsError(f"--log-level {level!r}: expected one of {', '.join(LEVELS)}")
@@ -35,7 +44,7 @@ def log_to(level: str, file: Path | None = None) -> list[logging.Handler]:
 
 
 class _Console(logging.Handler):
-    """Writes to what standard error is at that moment: beside a progress bar, that is the bar's."""
+    """A handler that writes to the current `sys.stderr`. A running progress bar replaces it, and prints above itself."""
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
@@ -45,6 +54,8 @@ class _Console(logging.Handler):
 
 
 class _PrivateFile(RotatingFileHandler):
+    """A rotating log file with mode 0600, old or new. Does not follow a symbolic link."""
+
     def _open(self) -> TextIOWrapper:
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
         fd = os.open(self.baseFilename, flags, 0o600)

@@ -1,4 +1,4 @@
-"""Progress of long work, on standard error: a bar on a terminal, a line now and then elsewhere."""
+"""Progress of long operations on standard error: bars on a terminal, otherwise at most one line every 10 seconds."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from rich.console import Console
 from rich.progress import BarColumn, TaskID, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
 
-_EVERY_S = 10.0  # where there is no terminal
-_MOST_BARS = 8  # older ones give way, so that they fit a small terminal
+_EVERY_S = 10.0  # interval of the lines without a terminal
+_MOST_BARS = 8  # older bars are hidden, so that all fit a small terminal
 
 
 class ProgressBar:
-    """One bar for each named stage of the work. Work that is over at once elsewhere than on a terminal says nothing."""
+    """A progress bar for each named stage. A context manager. Without a terminal, work shorter than 10 seconds prints nothing."""
 
     def __init__(self) -> None:
         console = Console(stderr=True)
@@ -30,7 +30,7 @@ class ProgressBar:
         self._told = time.monotonic()
 
     def update(self, stage: str, done: int, total: int) -> None:
-        """Say that `done` of `total` are done in a stage."""
+        """Show that `done` of `total` units of a stage are done."""
         shown = f"{done}/{total}" if total < 100_000 else f"{done / total:.0%}"
         if self._bars is not None:
             self._draw(self._bars, stage, done, total, shown)

@@ -1,4 +1,4 @@
-"""Opening the recording that a command was given."""
+"""Open the recording that a command was given."""
 
 from __future__ import annotations
 
@@ -19,9 +19,7 @@ Directory = Annotated[Path, typer.Argument(metavar="DIR", help="Directory of the
 def check_there(path: Path) -> None:
     """Raise RecordingError if the path does not exist."""
     if not path.exists():
-        raise RecordingError(
-            f"{path}: there is no such directory; a recording is made by: actscope capture --to {path}"
-        )
+        raise RecordingError(f"{path}: there is no such directory; to make a recording: actscope capture --to {path}")
 
 
 def open_recording(path: Path) -> Recording:
@@ -33,7 +31,7 @@ def open_recording(path: Path) -> Recording:
     if any(damage.acknowledged for damage in recording.damage):
         n = len(recording.damage)
         print(
-            f"{path} is damaged in {n} place{'s' * (n > 1)}; what is whole is used. See: actscope verify {path}",
+            f"{path} is damaged in {n} place{'s' * (n > 1)}; the undamaged rest is used. See: actscope verify {path}",
             file=sys.stderr,
         )
     return recording

@@ -1,4 +1,4 @@
-"""An engine and a gateway in front of it, for the commands that run both."""
+"""Run an engine and the gateway in front of it."""
 
 from __future__ import annotations
 
@@ -77,10 +77,15 @@ def _own_probes(model: str) -> list[Path]:
 
 @contextmanager
 def running_engine(settings: EngineSettings) -> Iterator[EngineProcess]:
-    """An engine that is ready, behind a spinner; it is gone when the block ends."""
+    """Start an engine and yield it when it serves requests. A spinner is shown meanwhile; the engine ends with the block.
+
+    Raises:
+        MissingExtra: A package of the extra `hf` is not installed.
+        EngineError: The engine ended at start, or was not ready in time.
+    """
     console = Console(stderr=True)
     missing = next((m for m in ("torch", "transformers", "starlette", "uvicorn") if find_spec(m) is None), None)
-    if missing is not None:  # the child would say it less clearly
+    if missing is not None:  # the child's own error would be less clear
         raise MissingExtra("hf", missing)
     with EngineProcess(settings) as engine, console.status(f"loading {settings.model} …") as status:
         engine.wait_ready(tick=lambda waited: status.update(f"loading {settings.model} … {waited:.0f} s"))
@@ -89,9 +94,11 @@ def running_engine(settings: EngineSettings) -> Iterator[EngineProcess]:
 
 
 def serve(engine: EngineSettings, gateway: GatewaySettings, *, browser: bool) -> None:
-    """Engine and gateway until interrupted. The port is taken before the model is loaded.
+    """Run an engine and a gateway until interrupted. Binds the port before the model is loaded.
 
-    Raises EngineError when the engine ends first.
+    Raises:
+        EngineError: The engine ended first.
+        SettingsError: The port cannot be bound.
     """
     from actscope.gateway.server import open_server
 
@@ -110,12 +117,12 @@ def serve(engine: EngineSettings, gateway: GatewaySettings, *, browser: bool) ->
         server.run_here()
         if ended.is_set():
             code = process.wait()
-            raise EngineError(f"the engine for {engine.model!r} has ended (exit code {code}); its last words are above")
+            raise EngineError(f"the engine for {engine.model!r} has ended (exit code {code}); see its messages above")
 
 
 @contextmanager
 def gateway_in_background(settings: GatewaySettings) -> Iterator[GatewaySettings]:
-    """The gateway on a thread of this process; yields its settings with the port that was taken."""
+    """Run the gateway on a thread of this process. Yields its settings with the port that was bound."""
     from actscope.gateway.server import open_server
 
     server = open_server(settings)
@@ -132,9 +139,9 @@ def gateway_in_background(settings: GatewaySettings) -> Iterator[GatewaySettings
 
 
 def announce(settings: GatewaySettings, model: str, *, browser: bool, record: str = "") -> None:
-    """Say where to look, and open the page."""
+    """Print the page's link, the API's address and the token on standard error. With `browser`, open the page too."""
     base = settings.link.split("/?", 1)[0]
-    kept = f"  keeps    what you mark, in {record}   (actscope mark --last)\n" if record else ""
+    kept = f"  records  marked requests, to {record}   (actscope mark --last)\n" if record else ""
     print(
         f"\n  actscope is watching {model}\n\n"
         f"  page     {settings.link}\n"

@@ -1,1 +1,1 @@
-"""actscope doctor."""
+"""The command `actscope doctor` and its checks."""

@@ -52,7 +52,7 @@ def _python() -> Finding:
 
 
 def _extra(what: str, extra: str, *modules: str, needed: bool = True) -> Callable[[], Finding]:
-    """Whether an extra is installed; one that is not `needed` may be absent."""
+    """Return a check whether the modules of an extra can be imported. If it is not `needed`, an absent extra is no failure."""
 
     def check() -> Finding:
         absent = [module for module in modules if find_spec(module) is None]
@@ -73,15 +73,15 @@ _analysis = _extra("plots, graphs", "analyze", "matplotlib", "networkx", "scipy"
 
 
 def _direct() -> Finding:
-    """Whether recordings made in this folder are written past the page cache."""
+    """Check whether recordings made in the current directory bypass the page cache (O_DIRECT). Never a NO."""
     if not _recordings().ok:
-        return Finding("direct writes", True, "not tried: recordings are not installed")
+        return Finding("direct writes", True, "not checked: the extra for recordings is not installed")
     from actscope.store.writing.segment_file import choose_direct
 
     try:
         direct, why = choose_direct(Path.cwd(), "auto")
     except ActscopeError as error:
-        return Finding("direct writes", True, f"not here: {error}", "record into a folder that can be written")
+        return Finding("direct writes", True, f"not in this directory: {error}", "record into a writable directory")
     return Finding("direct writes", True, f"{'yes' if direct else 'no, buffered'}: {why}")
 
 
@@ -98,7 +98,10 @@ def _shared_memory() -> Finding:
     except OSError as error:
         return Finding("shared memory", False, str(error), "mount a tmpfs at /dev/shm")
     return Finding(
-        "shared memory", free >= 64, f"{free} MiB free in /dev/shm", "" if free >= 64 else "give it at least 64 MiB"
+        "shared memory",
+        free >= 64,
+        f"{free} MiB free in /dev/shm",
+        "" if free >= 64 else "free or add space: at least 64 MiB",
     )
 
 
@@ -113,7 +116,7 @@ def _runtime() -> Finding:
 
 def _gpu() -> Finding:
     if find_spec("torch") is None:
-        return Finding("GPU", True, "not looked for: torch is not installed")
+        return Finding("GPU", True, "not checked: torch is not installed")
     import torch
 
     found = torch.cuda.get_device_name() if torch.cuda.is_available() else "none; the CPU is used"

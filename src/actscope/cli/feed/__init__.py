@@ -1,1 +1,1 @@
-"""actscope feed."""
+"""The command `actscope feed` and its checks."""

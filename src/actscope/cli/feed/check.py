@@ -1,4 +1,4 @@
-"""What `actscope feed --check` proves in seconds and without a model: that a feed with these settings could start here."""
+"""Checks of `actscope feed --check`: whether a feed with these settings could start here. They take seconds and load no model."""
 
 from __future__ import annotations
 
@@ -22,25 +22,25 @@ from actscope.feed.planning.model_facts import facts_of
 from actscope.feed.settings import FeedSettings
 
 _NEEDED = ("torch", "transformers", "fastapi", "starlette", "uvicorn", "uvloop", "httpx")
-#: What is mapped where the whole buffer is not asked for.
+#: Layout of the buffer that is mapped without `--full`.
 _SMALL = Layout(2, 1024, 1, 256, "float32")
 
 
 def check(settings: FeedSettings, *, whole: bool = False) -> Iterator[Finding]:
-    """One finding after the other. With `whole`, the buffer is mapped as it will be, and let go again."""
+    """Yield the findings as they are made. With `whole`, the buffer is mapped at its full size, and freed again."""
     yield _packages(settings)
     yield _settings(settings)
     yield _of("start", lambda: _start(settings), "--resume, --state, --seed")
     yield _of("runtime folder", _runtime, "set ACTSCOPE_RUNTIME_DIR to a private directory")
     yield _of("dataset", lambda: _dataset(settings), "--dataset, --split, --column")
-    yield _of("model", lambda: _model(settings), "--model; or --width, where the hub is out of reach")
+    yield _of("model", lambda: _model(settings), "--model; or --width, if the hub cannot be reached")
     yield _device(settings)
     yield from _shape(settings, whole=whole)
     yield _of("port", lambda: _port(settings), "--port, --host")
 
 
 def _of(what: str, find: Callable[[], str], remedy: str) -> Finding:
-    """What `find` says; a refusal of ours is a NO."""
+    """Return what `find` returns as a finding. An `ActscopeError` makes it a NO."""
     try:
         return Finding(what, True, find())
     except ActscopeError as error:
@@ -59,9 +59,9 @@ def _packages(settings: FeedSettings) -> Finding:
 
 def _settings(settings: FeedSettings) -> Finding:
     order = f"shuffled, seed {settings.seed}" if settings.shuffle else "in the order of the dataset"
-    epochs = f"{settings.epochs} epochs" if settings.epochs else "for ever"
+    epochs = f"{settings.epochs} epochs" if settings.epochs else "no limit on epochs"
     serves = "once" if settings.serves == 1 else f"{settings.serves} times"
-    found = f"{settings.buffer_rows:,} rows in {settings.windows} windows, {order}, {epochs}, each row {serves} a group"
+    found = f"{settings.buffer_rows:,} rows in {settings.windows} windows, {order}, {epochs}, each row served {serves} per group"
     return Finding("settings", True, found)
 
 
@@ -69,12 +69,16 @@ def _start(settings: FeedSettings) -> str:
     from actscope.feed.buffer.position import Position
     from actscope.feed.server.service import Service
 
-    Service(settings)  # reads the position and the state file, and starts nothing
+    Service(settings)  # reads the position and the state file; starts no process
     if settings.state and not os.access(Path(settings.state).parent, os.W_OK):
         raise SettingsError(f"feed state {settings.state}: its directory cannot be written to")
     if settings.resume:
         return f"at {Position.parse(settings.resume)}"
-    return f"where {settings.state} says" if settings.state and Path(settings.state).exists() else "at the beginning"
+    return (
+        f"at the position in {settings.state}"
+        if settings.state and Path(settings.state).exists()
+        else "at the beginning"
+    )
 
 
 def _runtime() -> str:
@@ -96,15 +100,15 @@ def _dataset(settings: FeedSettings) -> str:
 
 def _model(settings: FeedSettings) -> str:
     facts = facts_of(settings.model)
-    numbers = f"{facts.parameters / 1e6:,.1f} M parameters" if facts.parameters else "size of its weights not known"
-    return f"{settings.model}: {facts.n_layers} blocks, {facts.width} wide, {numbers} ({facts.source})"
+    numbers = f"{facts.parameters / 1e6:,.1f} M parameters" if facts.parameters else "unknown size of the weights"
+    return f"{settings.model}: {facts.n_layers} blocks, width {facts.width}, {numbers} ({facts.source})"
 
 
 def _device(settings: FeedSettings) -> Finding:
     if settings.device.startswith("cuda") and not has_gpu():
-        return Finding("device", False, f"{settings.device}: there is no driver for a GPU here", "--device cpu")
+        return Finding("device", False, f"{settings.device}: no GPU driver found on this machine", "--device cpu")
     if settings.device == "auto":
-        return Finding("device", True, "a GPU, if torch finds it too" if has_gpu() else "the CPU: there is no GPU here")
+        return Finding("device", True, "a GPU, if torch also finds it" if has_gpu() else "the CPU: no GPU driver found")
     return Finding("device", True, settings.device)
 
 
@@ -115,7 +119,7 @@ def _shape(settings: FeedSettings, *, whole: bool) -> Iterator[Finding]:
         yield Finding("sites", False, str(error), "--sites, --width, --context")
         return
     names = ", ".join(shape.sites[:4]) + (" …" if len(shape.sites) > 4 else "")
-    unknown = f"; not known before the model is loaded: {shape.unknown}" if shape.unknown else ""
+    unknown = f"; not known until the model is loaded: {shape.unknown}" if shape.unknown else ""
     yield Finding("sites", True, f"{shape.n_sites} x {shape.width} {settings.dtype}: {names}{unknown}")
     estimated = estimate(settings, shape)
     yield (memory := _memory(estimated))
@@ -130,12 +134,12 @@ def _memory(estimated: Estimate) -> Finding:
     except SettingsError as error:
         said, *more = str(error).splitlines()
         return Finding("memory", False, "\n".join([said, *more[:-1]]), more[-1] if more else "")
-    found = f"needs {gigabytes(estimated.total_bytes)}; there are {machine.why}"
+    found = f"needs {gigabytes(estimated.total_bytes)}; free: {machine.why}"
     return Finding("memory", True, "\n".join([found, *(f"    {line}" for line in estimated.lines())]))
 
 
 def _mapped(settings: FeedSettings, layout: Layout) -> str:
-    """Map it, write to both of its ends, and read that through a second mapping."""
+    """Map the buffer, write to its first and last bytes, and read them back through a second mapping."""
     with (
         closing(FeedMemory.create(layout, huge_pages=settings.huge_pages, numa=settings.numa)) as ours,
         closing(FeedMemory.attach(os.dup(ours.fd), layout)) as theirs,
@@ -143,10 +147,10 @@ def _mapped(settings: FeedSettings, layout: Layout) -> str:
         last = layout.total_bytes - 1
         ours.generations[0], ours.bytes[last] = 7, 42
         if (theirs.generations[0], theirs.bytes[last]) != (7, 42):
-            raise SettingsError("feed buffer: what one process writes, another does not see")
+            raise SettingsError("feed buffer: bytes written through one mapping are not visible in another")
     asked = settings.huge_pages and this_machine().huge_pages in ("never", "deny", "")
-    huge = "; huge pages: not for shared memory on this kernel" if asked else ""
-    return f"{gigabytes(layout.total_bytes)} mapped twice, written and read{huge}"
+    huge = "; huge pages: this kernel does not provide them for shared memory" if asked else ""
+    return f"{gigabytes(layout.total_bytes)} mapped twice; a write is visible in both mappings{huge}"
 
 
 def _port(settings: FeedSettings) -> str:
@@ -154,4 +158,4 @@ def _port(settings: FeedSettings) -> str:
 
     with listen(settings) as sock:
         taken = replace(settings, port=sock.getsockname()[1])
-    return f"{taken.url} is free" if settings.port else "a free one will be taken"
+    return f"{taken.url} is free" if settings.port else "a free port will be chosen"

@@ -1,4 +1,4 @@
-"""Looking at the first text of a dataset of the hub, without downloading the dataset."""
+"""The first text of a dataset on the Hugging Face hub, without a download of the dataset."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _SHOWN = 40
 
 
 def is_of_hub(spec: str) -> bool:
-    """Whether a dataset is named by its id, rather than by a file, a directory or a glob."""
+    """Return whether a dataset is named by its hub id, and not by a file, a directory or a glob."""
     path = Path(spec).expanduser()
     is_path = spec.startswith((".", "/", "~")) or any(mark in spec for mark in "*?[") or path.suffix in _ENDINGS
     return not is_path and not path.exists()
@@ -24,7 +24,15 @@ _ENDINGS = (".txt", ".json", ".jsonl", ".ndjson", ".parquet", ".arrow", ".gz", "
 
 
 def first_text(settings: FeedSettings) -> str:
-    """What is found, in words. Raises SettingsError for what the hub does not have, and where it is out of reach."""
+    """Return where the dataset was found and how its first text begins.
+
+    Without the hub (offline, or no answer within 5 seconds), a dataset in the local cache is accepted and not opened.
+
+    Raises:
+        SettingsError: The hub does not have the dataset, the split or the column, or it does not answer and the dataset is not
+            in the local cache.
+        MissingExtra: `datasets` is not installed.
+    """
     try:
         import datasets
     except ModuleNotFoundError as error:
@@ -40,19 +48,19 @@ def first_text(settings: FeedSettings) -> str:
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         raise SettingsError(f"texts {settings.dataset!r}: {error}") from error
     if row is None or not isinstance(row.get(settings.column), str):
-        found = ", ".join(row) if row else "no row at all"
+        found = ", ".join(row) if row else "no rows"
         raise SettingsError(f"texts {settings.dataset!r}: no column {settings.column!r} of strings: found {found}")
     return f"{settings.dataset} on the hub; the first text begins {beginning(row[settings.column])}"
 
 
 def beginning(text: str) -> str:
-    """A text's first words, in quotes, on one line."""
+    """Return the first 40 characters of a text, in quotes, on one line."""
     line = " ".join(text[: 4 * _SHOWN].split())
     return f'"{line[:_SHOWN]}…"' if len(line) > _SHOWN else f'"{line}"'
 
 
 def _answers(name: str) -> bool:
-    """Whether the hub does, at once; its own client would try for half a minute."""
+    """Return whether the hub answers. Takes one short request; the hub's own client would retry for half a minute."""
     import httpx
     from huggingface_hub import constants
     from huggingface_hub.utils._headers import build_hf_headers
@@ -70,7 +78,7 @@ def _cached(name: str, settings: FeedSettings) -> str:
     from datasets import config
 
     if (Path(config.HF_DATASETS_CACHE) / name.replace("/", "___")).is_dir():
-        return f"{settings.dataset} is in the local cache; the hub does not answer, so it was not looked into"
+        return f"{settings.dataset} is in the local cache; the hub does not answer, so the text was not checked"
     raise SettingsError(
         f"texts {settings.dataset!r}: it is not in the local cache, and the hub does not answer; name files instead, or "
         "the built-in text (--dataset builtin)"

@@ -1,4 +1,4 @@
-"""A feed in the foreground: where it is, said at the start, and how its first window fills."""
+"""Run a feed in the foreground: announce its address, and show progress until the first window is full."""
 
 from __future__ import annotations
 
@@ -25,9 +25,19 @@ _LOOK_S = 0.2
 
 
 def run(settings: FeedSettings, *, as_json: bool, handlers: Sequence[logging.Handler]) -> None:
-    """Serve until interrupted. Raises FeedError when the feed fails before it has a row.
+    """Serve until interrupted.
 
-    A feed that fails later goes on answering: what is ready can be had, and who asks for more is told why there is none.
+    A feed that fails after its first window keeps answering: it serves the rows that are ready, and answers further requests
+    with the reason of the failure.
+
+    Args:
+        settings: Settings of the feed. They are assumed to fit the memory of this machine.
+        as_json: Print address, token and settings as one JSON line on standard output, instead of text on standard error.
+        handlers: Log handlers, which uvicorn uses too.
+
+    Raises:
+        FeedError: The feed failed before its first window was full.
+        SettingsError: The port cannot be bound, or the start position is refused.
     """
     from actscope.feed.server.run import open_server
 
@@ -50,7 +60,7 @@ def run(settings: FeedSettings, *, as_json: bool, handlers: Sequence[logging.Han
 
 
 async def _first_window(server: FeedServer) -> str:
-    """Show how it comes about; why it does not, where the feed fails first, which is then told to stop."""
+    """Show progress until the first window is full. On failure stop the server and return the reason; otherwise return ""."""
     service, told = server.service, ""
     with ProgressBar() as bars:
         while service.state in ("loading", "filling") and not service.stopping:
@@ -71,7 +81,7 @@ async def _first_window(server: FeedServer) -> str:
 
 
 def announce(settings: FeedSettings) -> None:
-    """Say what it is, and how rows are taken."""
+    """Print the address, the token and the buffer of the feed, and two ways to get rows."""
     url, layout = settings.url, estimate(settings).layout
     where = f"{layout.n_sites} site(s) x {layout.width} {layout.dtype}"
     print(
