@@ -78,6 +78,31 @@ def test_a_recorder_that_lacks_a_member_is_refused_before_the_model_runs(model: 
         actscope.capture(model, recorder=Partial())  # type: ignore[arg-type]
 
 
+def test_a_recorder_with_four_methods_and_no_base_class_is_accepted_for_one_release(model: Any) -> None:
+    class Four:
+        """As such recorders were written before RowSink."""
+
+        def __init__(self) -> None:
+            self.rows, self.marks = 0, 0
+
+        begin, end, close = LeastRecorder.begin, LeastRecorder.end, LeastRecorder.close
+        put = LeastRecorder.put
+
+        def mark(self, request: str, why: str = "") -> None:
+            self.marks += 1
+
+    four = Four()
+    with pytest.warns(
+        DeprecationWarning, match=r"Four has no checkpoint, failure.*inherit from actscope.frames.RowSink"
+    ):
+        session = actscope.capture(model, sites="all", recorder=four)  # type: ignore[arg-type]
+    with session as cap, torch.no_grad():
+        model(IDS)
+        cap.mark("r000001")
+        assert (cap.flush(), cap.checkpoint(), cap.known_requests) == (0, 0, frozenset())
+    assert (four.rows, four.marks, cap.stats().recorder) == (-IDS.numel(), 1, None)
+
+
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
 def test_a_pass_that_raises_is_incomplete_and_the_next_is_whole(
     model: Any, recorder: MemoryRecorder, error: type[BaseException]

@@ -25,6 +25,7 @@ from actscope.capture.labels.request_ids import RequestIds
 from actscope.capture.labels.token_labels import Requests, TokenLabels
 from actscope.capture.plan import shape_of
 from actscope.capture.settings import CaptureSettings
+from actscope.capture.sinks import whole
 from actscope.capture.stats import CaptureStats, StatsCounter
 from actscope.errors import RecordingPoisoned, SettingsError
 from actscope.frames import RowSink
@@ -99,7 +100,7 @@ class Capture:
         self._resume = resume
         self._tokenizer = _tokenizer(tokenizer)
         self._model_facts = dict(model_facts or {})
-        self._recorder = None if recorder is None else _whole(recorder)
+        self._recorder = None if recorder is None else whole(recorder)
         self._counter = StatsCounter()
         self._passes: ForwardHooks | None = None
         self._handover: Handover | None = None
@@ -462,17 +463,6 @@ def _checked(model: object) -> nn.Module:
 def _overlap(one: nn.Module, other: nn.Module) -> bool:
     """Return whether the modules are the same, or one contains the other."""
     return any(m is other for m in one.modules()) or any(m is one for m in other.modules())
-
-
-def _whole(recorder: RowSink) -> RowSink:
-    """Return the recorder. Raises SettingsError if it lacks a member of RowSink."""
-    missing = [name for name in dir(RowSink) if not name.startswith("_") and not hasattr(recorder, name)]
-    if missing:
-        raise SettingsError(
-            f"recorder {type(recorder).__name__}: has no {', '.join(missing)}; inherit from actscope.frames.RowSink, which has "
-            "defaults for what your recorder does not do"
-        )
-    return recorder
 
 
 def _stored_bytes(stats: CaptureStats) -> int:
