@@ -10,21 +10,31 @@ from collections.abc import Callable
 from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Annotated
 
 import typer
 
 from actscope.cli.common import options
 from actscope.cli.common.findings import Finding
+from actscope.cli.doctor import model as doctor_model
 from actscope.cli.doctor import vllm as doctor_vllm
 from actscope.errors import ActscopeError
 
 
-def doctor(as_json: options.Json = False) -> None:
+def doctor(
+    model: Annotated[
+        str, typer.Argument(help="Check this model instead: Hugging Face id, local directory, or actscope/builtin.")
+    ] = "",
+    as_json: options.Json = False,
+) -> None:
     """Check what works on this machine, and print a remedy for each problem. Exits 1 when a check is marked NO.
 
-    Example: actscope doctor
+    With MODEL, run the model once over a few random tokens, and check that attn_out and mlp_out are what its blocks add to the
+    residual stream.
+
+    Example: actscope doctor google/gemma-2-2b
     """
-    findings = [check() for check in _checks()]
+    findings = list(doctor_model.check(model)) if model else [check() for check in _checks()]
     if as_json:
         typer.echo(json.dumps([asdict(finding) for finding in findings], indent=2))
     else:
