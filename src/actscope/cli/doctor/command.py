@@ -29,8 +29,8 @@ def doctor(
 ) -> None:
     """Check what works on this machine, and print a remedy for each problem. Exits 1 when a check is marked NO.
 
-    With MODEL, run the model once over a few random tokens, and check that attn_out and mlp_out are what its blocks add to the
-    residual stream.
+    With MODEL, run the model once over a few random tokens to see what its blocks add to the residual stream, and print the
+    modules that attn_out and mlp_out are read from. A point that no module computes is a NO.
 
     Example: actscope doctor google/gemma-2-2b
     """

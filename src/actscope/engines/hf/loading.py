@@ -21,13 +21,15 @@ from transformers import (
 from actscope.engines import builtin
 from actscope.engines.revision import fingerprint
 from actscope.errors import EngineError, SettingsError, SiteError
-from actscope.taps.anatomy import blocks, text_config
+from actscope.taps.anatomy import blocks, learn, text_config
 
 DTYPES = {
     "auto": "auto", "fp32": torch.float32, "float32": torch.float32, "bf16": torch.bfloat16, "bfloat16": torch.bfloat16,
     "fp16": torch.float16, "float16": torch.float16,
 }  # fmt: skip
 #: Exceptions of transformers, safetensors and torch for a model that is missing, damaged or too large for the device.
+#: Tokens of the pass in which `adopt` sees what the blocks add to the stream.
+_LEARNING_TOKENS = 12
 _LOAD_FAILURES = (OSError, ValueError, RuntimeError, AssertionError, ImportError, KeyError, SafetensorError)
 
 
@@ -134,11 +136,23 @@ def load(model_id: str, *, device: str = "auto", dtype: str = "auto") -> LoadedM
     return adopt(model, tokenizer, name=name, path=source)
 
 
+def _learn(model: PreTrainedModel, name: str) -> None:
+    """Run the model once over a few tokens, to see what its blocks add to the stream. Raises EngineError if it cannot run."""
+    vocabulary = int(text_config(model).vocab_size)
+    ids = torch.randint(vocabulary, (1, _LEARNING_TOKENS), generator=torch.Generator().manual_seed(0))
+    try:
+        learn(model, lambda: model(input_ids=ids.to(next(model.parameters()).device), use_cache=False))
+    except (RuntimeError, IndexError, ValueError, TypeError, AttributeError, KeyError) as error:
+        raise EngineError(f"{name} failed on a batch of 1 x {_LEARNING_TOKENS} tokens: {error}") from error
+
+
 def adopt(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, name: str, path: str = "") -> LoadedModel:
     """Wrap a model that is already in memory, and set it to evaluation mode without gradients.
 
     Raises EngineError if the model cannot be run or its rows cannot be labelled exactly: without a fast tokenizer, without
     recognizable blocks, for an encoder-decoder, or for state other than a key-value cache.
+
+    Runs the model once over a few tokens (see `actscope.taps.anatomy.learn`).
     """
     if not getattr(tokenizer, "is_fast", False):
         raise EngineError(f"{name}: its tokenizer has no tokenizer.json; convert it to a fast tokenizer first")
@@ -155,6 +169,7 @@ def adopt(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, name: s
             "such models cannot be batched exactly yet"
         )
     model.train(False).requires_grad_(False)
+    _learn(model, name)
     commit = getattr(model.config, "_commit_hash", None)
     return LoadedModel(model, tokenizer, name, commit or fingerprint(Path(path)), path)
 
