@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -121,7 +123,7 @@ def test_a_change_that_is_no_sum_is_refused() -> None:
     model = model_of("llama")
     block = blocks(model)[1]
     forward = block.forward
-    block.forward = lambda *a, **k: forward(*a, **k) * 1.01 + 0.1  # type: ignore[method-assign]
+    block.forward = lambda *a, **k: forward(*a, **k) * 1.01 + 0.1
     learn(model, lambda: model(input_ids=_IDS))
     assert locate(model, Site(0, "mlp_out")).module is blocks(model)[0].mlp
     with pytest.raises(SiteError, match=r"layers\.1\.mlp_out: what LlamaDecoderLayer adds to the stream is no sum"):
@@ -131,11 +133,12 @@ def test_a_change_that_is_no_sum_is_refused() -> None:
 def test_a_norm_on_the_stream_itself_leaves_the_dense_layers() -> None:
     """BERT adds before its norm: the points are the dense layers' outputs, measured or not."""
     config = BertConfig(vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4)
-    model = BertLMHeadModel(config).eval()
+    model: Any = BertLMHeadModel(config)
+    model.eval()
     before = locate(model, Site(1, "mlp_out"))
     learn(model, lambda: model(input_ids=_IDS))
     assert locate(model, Site(1, "mlp_out")) == before
-    assert before.module is blocks(model)[1].output.dense
+    assert before.module is blocks(model)[1].get_submodule("output.dense")
 
 
 def test_an_unknown_point_is_refused_and_not_looked_up_among_the_mlps() -> None:

@@ -57,7 +57,8 @@ def _path(model: nn.Module, block: nn.Module, layer: int, point: str) -> str:
     from actscope.taps.anatomy import locate
 
     module = locate(model, Site(layer, point)).module
-    return next(path for path, one in block.named_modules() if one is module)
+    path: str = next(path for path, one in block.named_modules() if one is module)
+    return path
 
 
 def _ranges(layers: list[int]) -> str:
