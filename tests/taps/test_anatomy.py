@@ -41,7 +41,7 @@ def model_of(architecture: str, **changes: object) -> nn.Module:
     """A random model whose norms are no identities, in evaluation mode."""
     torch.manual_seed(0)
     config = AutoConfig.for_model(architecture, **{**_SMALL, **changes})
-    model: nn.Module = AutoModelForCausalLM.from_config(config).eval()
+    model: nn.Module = AutoModelForCausalLM.from_config(config).eval()  # type: ignore[no-untyped-call]
     with torch.no_grad():
         for module in model.modules():
             if "norm" in type(module).__name__.lower():

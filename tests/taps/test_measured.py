@@ -45,7 +45,7 @@ def model_of(architecture: str) -> nn.Module:
     """A random model whose norms are no identities, in evaluation mode."""
     torch.manual_seed(0)
     config = AutoConfig.for_model(architecture, **{**_SMALL, **CASES[architecture][0]})
-    model: nn.Module = AutoModelForCausalLM.from_config(config).eval()
+    model: nn.Module = AutoModelForCausalLM.from_config(config).eval()  # type: ignore[no-untyped-call]
     with torch.no_grad():
         for module in model.modules():
             if "norm" in type(module).__name__.lower():
