@@ -28,6 +28,8 @@ def points_of(model: Any, architecture: str) -> dict[str, tuple[Any, str]]:
     else:
         layers = model.model.layers
         first, norm, attention, mlp = layers[0], model.model.norm, layers[1].self_attn, layers[1].mlp
+        if architecture == "gemma2":  # a norm follows each before it is added
+            attention, mlp = layers[1].post_attention_layernorm, layers[1].post_feedforward_layernorm
     return {
         "embed": (first, "in"),
         "layers.1.resid_pre": (layers[1], "in"),

@@ -160,8 +160,9 @@ def _adding_by_value(block: nn.Module, site: Site, measured: BlockSum | None) ->
             "modules by their paths"
         )
     found = [summand for summand in measured.summands if summand.kind == site.point]
-    if len(found) == 1 and found[0].scale == 1:
-        return block.get_submodule(found[0].path)
+    module = _first(block, [found[0].path]) if len(found) == 1 and found[0].scale == 1 else None
+    if module is not None:
+        return module
     added = " + ".join(f"{s.scale:g} x {s.path} ({s.kind})" for s in measured.summands)
     raise SiteError(f"{site}: no output of one module of {kind}, which adds {added}; name modules by their paths")
 
