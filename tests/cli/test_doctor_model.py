@@ -31,6 +31,11 @@ def test_each_point_is_shown_with_the_module_that_computes_it() -> None:
     ]
 
 
+def test_a_model_in_half_precision_is_located_by_names() -> None:
+    """Rounding of its stream hides small summands; the names give the same modules."""
+    assert findings(tiny("gemma2", torch.bfloat16)) == findings(tiny("gemma2"))
+
+
 def test_a_point_that_no_module_computes_is_a_no_with_the_reason() -> None:
     torch.manual_seed(0)
     config = GraniteConfig(

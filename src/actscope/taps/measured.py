@@ -121,9 +121,9 @@ def _keep(one: _Seen, path: str) -> Callable[..., None]:
 
 
 def _copy(value: object) -> Tensor | None:
-    """Return a copy of a tensor, or of the first item of a tuple or list; None for anything else."""
+    """Return a copy, on the CPU, of a tensor or of the first item of a tuple or list; None for anything else."""
     found = value[0] if isinstance(value, tuple | list) and value else value
-    return found.detach().clone() if isinstance(found, Tensor) else None
+    return found.detach().to("cpu", copy=True) if isinstance(found, Tensor) else None
 
 
 def _solved(one: _Seen) -> BlockSum | None:
@@ -171,9 +171,8 @@ def _nearest(rows: Tensor, target: Tensor, n: int, free: int) -> tuple[list[int]
     gram, onto = rows @ rows.T, rows @ target
     sub = gram[sets[:, :, None], sets[:, None, :]]
     ridge = torch.diagonal(sub, dim1=1, dim2=2).mean(1)[:, None, None] * 1e-13
-    scales = torch.linalg.solve(
-        sub + ridge * torch.eye(sub.shape[1], dtype=sub.dtype), onto[sets].unsqueeze(2)
-    ).squeeze(2)
+    solved = torch.linalg.solve_ex(sub + ridge * torch.eye(sub.shape[1], dtype=sub.dtype), onto[sets].unsqueeze(2))
+    scales = solved.result.squeeze(2)  # not finite where a set has no solution
     left = target @ target - (scales * onto[sets]).sum(1)
     left[(scales.abs() < 1e-3).any(1) | ~torch.isfinite(left)] = torch.inf
     at = int(left.argmin())

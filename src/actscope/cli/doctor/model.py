@@ -25,7 +25,7 @@ def check(model: str) -> Iterator[Finding]:
 
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
-        loaded = load(model)
+        loaded = load(model, dtype="float32")
     except ActscopeError as error:
         yield Finding("model", False, str(error), "name a hub id, a local directory or actscope/builtin")
         return
