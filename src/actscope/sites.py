@@ -21,7 +21,9 @@ from difflib import get_close_matches
 
 from actscope.errors import SiteError
 
-POINTS = ("resid_pre", "attn_out", "mlp_out", "resid_post")
+POINTS = ("resid_pre", "attn_out", "mixer_out", "mlp_out", "resid_post")
+#: Of these points a block usually has one: attention, or a mixer that is none (Mamba, a gated convolution).
+INSTEAD = {"attn_out": "mixer_out", "mixer_out": "attn_out"}
 OUTER = ("embed", "final_norm")
 _LONGEST_ITEM = 1000
 #: Suffix of the name of a site that is a module's input.
@@ -121,6 +123,12 @@ def is_named(item: str) -> bool:
     """Return whether an item of a selection names layers or outer points, rather than a module by its path."""
     match = _ITEM.match(item)
     return item in OUTER or (match is not None and (match["point"] is None or match["point"] in POINTS))
+
+
+def has_point(item: str) -> bool:
+    """Return whether an item of a selection says at which point of a block it is read."""
+    match = _ITEM.match(item)
+    return match is None or match["point"] is not None
 
 
 def match_modules(item: str, paths: Sequence[str]) -> list[str]:

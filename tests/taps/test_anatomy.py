@@ -6,17 +6,14 @@ from typing import Any
 
 import pytest
 import torch
+from support.taps.models import random_model
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, BertConfig, BertLMHeadModel
+from transformers import BertConfig, BertLMHeadModel
 
 from actscope.errors import SiteError
 from actscope.sites import Site
-from actscope.taps.anatomy import Location, blocks, learn, locate
+from actscope.taps.anatomy import Location, blocks, learn, locate, resolve
 
-_SMALL = dict(
-    vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-    pad_token_id=0, bos_token_id=1, eos_token_id=2,
-)  # fmt: skip
 _IDS = torch.arange(3, 15)[None]
 #: Architectures whose points can be named without a pass: by far the most are built like one of these.
 BY_NAME = (
@@ -37,19 +34,6 @@ BY_NAME = (
 BY_VALUE = ("opt", "xglm")
 
 
-def model_of(architecture: str, **changes: object) -> nn.Module:
-    """A random model whose norms are no identities, in evaluation mode."""
-    torch.manual_seed(0)
-    config = AutoConfig.for_model(architecture, **{**_SMALL, **changes})
-    model: nn.Module = AutoModelForCausalLM.from_config(config).eval()  # type: ignore[no-untyped-call]
-    with torch.no_grad():
-        for module in model.modules():
-            if "norm" in type(module).__name__.lower():
-                for parameter in module.parameters(recurse=False):
-                    parameter.uniform_(0.5, 1.5)
-    return model
-
-
 def values_at(model: nn.Module, places: dict[str, Location]) -> dict[str, Tensor]:
     """Copies of what plain hooks see at these places in one pass."""
     seen: dict[str, Tensor] = {}
@@ -57,7 +41,7 @@ def values_at(model: nn.Module, places: dict[str, Location]) -> dict[str, Tensor
     def keep(name: str, value: object) -> None:
         found = value[0] if isinstance(value, tuple) else value
         assert isinstance(found, Tensor)
-        seen[name] = found.clone()
+        seen[name] = found * places[name].scale
 
     handles = []
     for name, place in places.items():
@@ -87,40 +71,53 @@ def check_sum(model: nn.Module) -> None:
 
 @pytest.mark.parametrize("architecture", BY_NAME)
 def test_the_points_of_a_block_sum_to_its_change_without_a_measuring_pass(architecture: str) -> None:
-    check_sum(
-        model_of(
-            architecture, **({"head_dim": 8} if architecture in ("gemma", "gemma2", "gemma3_text", "glm4") else {})
-        )
-    )
+    check_sum(random_model(architecture))
 
 
 @pytest.mark.parametrize("architecture", [*BY_NAME, *BY_VALUE])
 def test_the_points_of_a_measured_model_sum_to_the_change_of_its_stream(architecture: str) -> None:
-    sizes: dict[str, object] = {"ffn_dim": 48, "word_embed_proj_dim": 32} if architecture == "opt" else {}
-    sizes |= {"d_model": 32, "attention_heads": 4, "num_layers": 2, "ffn_dim": 48} if architecture == "xglm" else {}
-    model = model_of(architecture, **sizes)
+    model = random_model(architecture)
     learn(model, lambda: model(input_ids=_IDS))
     check_sum(model)
 
 
-def test_a_factor_on_what_is_added_is_refused_by_name_measured_or_not() -> None:
-    model = model_of("granite", residual_multiplier=0.22)
-    with pytest.raises(SiteError, match=r"layers\.1\.attn_out: GraniteDecoderLayer adds 0\.22 times the output"):
-        locate(model, Site(1, "attn_out"))
+@pytest.mark.parametrize("factor", [0.22, 1.7])
+def test_a_factor_is_part_of_what_is_added_measured_or_not(factor: float) -> None:
+    model = random_model("granite", residual_multiplier=factor)
+    assert locate(model, Site(1, "attn_out")).scale == factor
+    check_sum(model)
     learn(model, lambda: model(input_ids=_IDS))
-    with pytest.raises(SiteError, match=r"adds 0\.22 x self_attn \(attn_out\) \+ 0\.22 x mlp \(mlp_out\)"):
-        locate(model, Site(1, "attn_out"))
+    assert locate(model, Site(1, "attn_out")).scale == factor
+    check_sum(model)
 
 
-def test_a_block_without_attention_has_no_attn_out() -> None:
-    model = model_of("mamba", state_size=4)
+def test_a_mixer_is_no_attention() -> None:
+    model = random_model("mamba")
+    with pytest.raises(SiteError, match=r"layers\.0\.attn_out: expected a child named"):
+        locate(model, Site(0, "attn_out"))
     learn(model, lambda: model(input_ids=_IDS))
     with pytest.raises(SiteError, match=r"no output of one module of MambaBlock, which adds 1 x mixer \(mixer_out\)"):
         locate(model, Site(0, "attn_out"))
+    seen = values_at(model, {p: locate(model, Site(0, p)) for p in ("resid_pre", "mixer_out", "resid_post")})
+    torch.testing.assert_close(seen["resid_pre"] + seen["mixer_out"], seen["resid_post"])
+
+
+def test_points_that_only_some_blocks_have_are_taken_where_they_are(caplog: pytest.LogCaptureFixture) -> None:
+    """Qwen3-Next has attention in some blocks and a linear mixer in the others."""
+    model = random_model("qwen3_next", layer_types=["linear_attention", "full_attention"])
+    found = [site.name for site in resolve(model, "all", ("attn_out", "mixer_out", "resid_post"))]
+    assert found == [
+        "layers.0.mixer_out", "layers.0.resid_post", "layers.1.attn_out", "layers.1.resid_post",
+    ]  # fmt: skip
+    assert caplog.messages == []
+    assert [site.name for site in resolve(model, "all", "attn_out")] == ["layers.1.attn_out"]
+    assert caplog.messages[0].startswith("1 of 2 sites are left out, first layers.0.attn_out: expected a child named")
+    with pytest.raises(SiteError, match=r"layers\.0\.attn_out"):
+        resolve(model, "all.attn_out")
 
 
 def test_a_change_that_is_no_sum_is_refused() -> None:
-    model = model_of("llama")
+    model = random_model("llama")
     block = blocks(model)[1]
     forward = block.forward
     block.forward = lambda *a, **k: forward(*a, **k) * 1.01 + 0.1
@@ -143,4 +140,4 @@ def test_a_norm_on_the_stream_itself_leaves_the_dense_layers() -> None:
 
 def test_an_unknown_point_is_refused_and_not_looked_up_among_the_mlps() -> None:
     with pytest.raises(SiteError, match=r"layers\.0\.router_out: expected a point of a block, one of resid_pre"):
-        locate(model_of("llama"), Site(0, "router_out"))
+        locate(random_model("llama"), Site(0, "router_out"))

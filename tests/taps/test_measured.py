@@ -6,16 +6,12 @@ from typing import Any
 
 import pytest
 import torch
+from support.taps.models import random_model
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM
 
 from actscope.taps.anatomy import blocks
 from actscope.taps.measured import BlockSum, measure
 
-_SMALL = dict(
-    vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-    pad_token_id=0, bos_token_id=1, eos_token_id=2,
-)  # fmt: skip
 _IDS = torch.arange(3, 15)[None]
 
 #: For each architecture its config, and (module, factor) of what is added by attention or mixer and by the MLP. Taken from the
@@ -23,35 +19,26 @@ _IDS = torch.arange(3, 15)[None]
 CASES: dict[str, tuple[dict[str, Any], list[tuple[str, float, str]]]] = {
     "llama": ({}, [("self_attn", 1, "attn_out"), ("mlp", 1, "mlp_out")]),
     "gemma2": (
-        {"head_dim": 8},
+        {},
         [("post_attention_layernorm", 1, "attn_out"), ("post_feedforward_layernorm", 1, "mlp_out")],
     ),
     "olmo2": ({}, [("post_attention_layernorm", 1, "attn_out"), ("post_feedforward_layernorm", 1, "mlp_out")]),
-    "glm4": ({"head_dim": 8}, [("post_self_attn_layernorm", 1, "attn_out"), ("post_mlp_layernorm", 1, "mlp_out")]),
+    "glm4": ({}, [("post_self_attn_layernorm", 1, "attn_out"), ("post_mlp_layernorm", 1, "mlp_out")]),
     "granite": ({"residual_multiplier": 0.22}, [("self_attn", 0.22, "attn_out"), ("mlp", 0.22, "mlp_out")]),
     "cohere": ({}, [("self_attn", 1, "attn_out"), ("mlp", 1, "mlp_out")]),
     "falcon": ({}, [("self_attention", 1, "attn_out"), ("mlp", 1, "mlp_out")]),
-    "opt": ({"ffn_dim": 48, "word_embed_proj_dim": 32}, [("self_attn", 1, "attn_out"), ("fc2", 1, "mlp_out")]),
+    "opt": ({}, [("self_attn", 1, "attn_out"), ("fc2", 1, "mlp_out")]),
     "bloom": (
-        {"n_head": 4, "n_layer": 2},
+        {},
         [("self_attention.dense", 1, "attn_out"), ("mlp.dense_4h_to_h", 1, "mlp_out")],
     ),
-    "gpt2": ({"n_embd": 32, "n_layer": 2, "n_head": 4}, [("attn", 1, "attn_out"), ("mlp", 1, "mlp_out")]),
-    "mamba": ({"state_size": 4}, [("mixer", 1, "mixer_out")]),
+    "gpt2": ({}, [("attn", 1, "attn_out"), ("mlp", 1, "mlp_out")]),
+    "mamba": ({}, [("mixer", 1, "mixer_out")]),
 }
 
 
 def model_of(architecture: str) -> nn.Module:
-    """A random model whose norms are no identities, in evaluation mode."""
-    torch.manual_seed(0)
-    config = AutoConfig.for_model(architecture, **{**_SMALL, **CASES[architecture][0]})
-    model: nn.Module = AutoModelForCausalLM.from_config(config).eval()  # type: ignore[no-untyped-call]
-    with torch.no_grad():
-        for module in model.modules():
-            if "norm" in type(module).__name__.lower():
-                for parameter in module.parameters(recurse=False):
-                    parameter.uniform_(0.5, 1.5)
-    return model
+    return random_model(architecture, **CASES[architecture][0])
 
 
 def measured(model: nn.Module) -> list[BlockSum | None]:

@@ -33,7 +33,7 @@ class CaptureConfig:
     sites: str = "all"
     """Sites to capture, e.g. all, 0,7,15, first,middle,last or model.layers.*.mlp."""
     points: tuple[str, ...] = ("resid_post",)
-    """Point to capture if `sites` names only layers: resid_pre, attn_out, mlp_out or resid_post. Repeatable."""
+    """Point to capture if `sites` names only layers: resid_pre, attn_out, mixer_out, mlp_out or resid_post. Repeatable."""
     granularity: str = "full"
     """Positions to keep: full, attention, mlp, or sampled:TERMS, e.g. sampled:8+last=4. attention and mlp keep all positions and
     override `points` (see `actscope.capture.labels.position_filter`)."""

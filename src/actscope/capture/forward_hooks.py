@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from actscope.capture.device_copy import Handover
+from actscope.capture.first_pass import FirstPassCheck
 from actscope.capture.labels import ambiguity as doubt
 from actscope.capture.labels.ambiguity import Ambiguity, AmbiguousLabels
 from actscope.capture.labels.forward_inputs import ForwardInputs, Signature, read, same_columns, tokens_of
@@ -75,6 +76,8 @@ class Pass:
     fired: set[int] = field(default_factory=set)
     handed_rows: int = 0
     handed_bytes: int = 0
+    refused: str = ""
+    """Points that the first pass showed to be wrong, and why."""
     index: dict[torch.device, Tensor] = field(default_factory=dict)
 
     def chosen(self, device: torch.device) -> Tensor | None:
@@ -130,6 +133,7 @@ class ForwardHooks:
         counter: StatsCounter,
         *,
         raises: bool = False,
+        check: FirstPassCheck | None = None,
     ) -> None:
         self.model = model
         self.scopes = Scopes()
@@ -144,7 +148,8 @@ class ForwardHooks:
         self._orientation = Orientation(model, self._signatures)
         self._taps = RowTaps(places, _not_compiled(self._on_rows))
         self._names = [site.name for site in places]
-        self._off: set[int] = set()
+        self._off: dict[int, Ambiguity] = {}
+        self._check = check
         self._stopped = False
         self._hooks: list[RemovableHandle] = []
         self._generates: list[tuple[nn.Module, object]] = []
@@ -168,6 +173,8 @@ class ForwardHooks:
         """Remove all hooks. A running pass on this thread ends as incomplete."""
         CACHES.unsubscribe(self._on_cache)
         self.unhook()
+        if self._check is not None:
+            self._check.detach()
         if self._current.one is not None:
             self._guarded("ending a pass", self._end, self._current.one, False)
 
@@ -282,12 +289,12 @@ class ForwardHooks:
             self._guarded("counting rows", self._count_off, number, value)
             return
         if not self._guarded(f"the tap at {self._names[number]}", self._take, number, value):
-            self._off.add(number)
+            self._off[number] = doubt.FAULT
 
     def _count_off(self, number: int, value: object) -> None:
-        """Count the rows at a tap that is disabled after a failure."""
+        """Count the rows at a tap that is disabled after a failure, or because its point was refused."""
         hidden = tensor_of(value)
-        self._counter.unowned(doubt.FAULT, prod(hidden.shape[:-1]), self._names[number])
+        self._counter.unowned(self._off[number], prod(hidden.shape[:-1]), self._names[number])
 
     def _on_cache(self, cache: object, lanes: list[int] | None) -> None:
         sequences = self._tokens.requests.of(cache)
@@ -341,6 +348,8 @@ class ForwardHooks:
     def _open_step(self, opened: Pass, labelled: Labelled) -> None:
         self._handover.begin(labelled.step)
         opened.labelled = labelled
+        if self._check is not None and labelled.step.n_rows:
+            self._guarded("checking the first pass", self._check.begin, opened)
 
     def _enter_inner(
         self, current: Pass, module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]
@@ -403,6 +412,8 @@ class ForwardHooks:
     def _end(self, current: Pass, complete: bool, output: object = None) -> None:
         self._current.one = None
         labelled = current.labelled
+        if self._check is not None:
+            self._guarded("checking the first pass", self._end_check, self._check, current, complete)
         whole = complete and current.doubt is None
         if labelled is None:
             self._counter.add(incomplete_passes=int(not whole))
@@ -419,6 +430,21 @@ class ForwardHooks:
         finally:
             if whole:
                 self._go_on(current, labelled, output)
+        if current.refused and self._raises:
+            raise RecordingError(current.refused)
+
+    def _end_check(self, check: FirstPassCheck, current: Pass, complete: bool) -> None:
+        """Take what the first pass showed: points that are not what their names say give no rows, in this pass neither."""
+        refused = check.end(current, complete)
+        if refused is None:
+            return
+        self._check = None
+        for name, why in refused.items():
+            log.error("%s is refused and gives no rows, because %s", name, why)
+            self._off[self._names.index(name)] = doubt.UNTRUE
+        if refused:
+            current.doubt = doubt.UNTRUE
+            current.refused = "; ".join(f"{name} is refused, because {why}" for name, why in refused.items())
 
     def _count(self, current: Pass, labelled: Labelled) -> None:
         self._counter.add(

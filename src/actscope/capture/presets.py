@@ -13,7 +13,7 @@ PRESETS: dict[str, CaptureSettings] = {
     },
     "max": {
         "sites": "embed,all,final_norm",
-        "points": ("attn_out", "mlp_out", "resid_post"),
+        "points": ("attn_out", "mixer_out", "mlp_out", "resid_post"),
         "codec": "lossless",
         "memory_bytes": 4 << 30,
         "reason": "everything, bit for bit: what each block adds, the stream after it, and both ends",

@@ -19,6 +19,7 @@ from torch import nn
 from actscope.capture.codec_choice import choose_codec
 from actscope.capture.config import CaptureConfig
 from actscope.capture.device_copy import Handover
+from actscope.capture.first_pass import first_pass_check
 from actscope.capture.forward_hooks import ForwardHooks
 from actscope.capture.labels.position_filter import PositionFilter
 from actscope.capture.labels.request_ids import RequestIds
@@ -160,7 +161,13 @@ class Capture:
         self._handover = Handover(recorder, in_flight_bytes=max(1, self.config.memory_bytes // 4))
         labels = TokenLabels(self._requests, PositionFilter.parse(self.config.granularity))
         self._passes = ForwardHooks(
-            self._model, self._places, labels, self._handover, self._counter, raises=self.config.policy == "error"
+            self._model,
+            self._places,
+            labels,
+            self._handover,
+            self._counter,
+            raises=self.config.policy == "error",
+            check=first_pass_check(self._model, self._places),
         )
         self._begun = time.monotonic()
         self._passes.attach()

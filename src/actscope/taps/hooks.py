@@ -60,18 +60,21 @@ class _Tap:
     hook: RemovableHandle | None = None
     fired: bool = False
     broken: bool = False
+    scale: float = 1.0
 
     def __call__(self, value: object) -> None:
         if self.broken:
             return
         try:
-            self.read(hidden_of(value))
+            hidden = hidden_of(value)
+            self.read(hidden if self.scale == 1 else hidden * self.scale)
             self.fired = True
         except Exception:  # a fault of ours must never stop the model
             self.broken = True
             log.exception("the tap at %s failed and is off from now on; generation goes on", self.site)
 
     def attach(self, location: Location) -> None:
+        self.scale = location.scale
         if location.side == "output":
             self.hook = location.module.register_forward_hook(lambda module, args, output: self(output))
         else:

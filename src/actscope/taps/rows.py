@@ -18,8 +18,8 @@ Take = Callable[[int, object], None]
 class RowTaps:
     """Hooks at several sites.
 
-    `take(i, value)` receives the input or output of the i-th site's module and must copy what it keeps. `tensor_of(value)` is its
-    tensor [..., d]. An exception in `take` propagates into the model's forward pass.
+    `take(i, value)` receives the input or output of the i-th site's module, times the factor of its location, and must copy
+    what it keeps. `tensor_of(value)` is its tensor [..., d]. An exception in `take` propagates into the model's forward pass.
     """
 
     def __init__(self, places: Mapping[Site, Location], take: Take) -> None:
@@ -42,6 +42,8 @@ class RowTaps:
 
 
 def _register(place: Location, number: int, take: Take) -> RemovableHandle:
+    if place.scale != 1:
+        take = _scaled(take, place.scale)
     if place.side == "output":
 
         def after(module: nn.Module, args: object, output: object) -> None:
@@ -53,6 +55,10 @@ def _register(place: Location, number: int, take: Take) -> RemovableHandle:
         take(number, args[0] if args else kwargs.get("hidden_states", kwargs))
 
     return place.module.register_forward_pre_hook(before, with_kwargs=True)
+
+
+def _scaled(take: Take, scale: float) -> Take:
+    return lambda number, value: take(number, tensor_of(value) * scale)
 
 
 def tensor_of(value: object) -> Tensor:

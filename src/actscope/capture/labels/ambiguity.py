@@ -54,6 +54,9 @@ TURNED = Ambiguity(
 TWICE = Ambiguity("a module ran more than once in a pass", "nothing: its first run was kept")
 OUTSIDE = Ambiguity("a module ran outside the model's own forward pass", "call the model that is being captured")
 NO_INPUT = Ambiguity("the module was called without a tensor that has a batch", "pass tensors of [batch, ...]")
+UNTRUE = Ambiguity(
+    "a point is not what its name says in this model", "see the error in the log, which says what to name instead"
+)
 FAULT = Ambiguity("a fault of actscope's own", "see the traceback in the log, and report it")
 
 

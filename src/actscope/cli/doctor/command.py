@@ -29,8 +29,8 @@ def doctor(
 ) -> None:
     """Check what works on this machine, and print a remedy for each problem. Exits 1 when a check is marked NO.
 
-    With MODEL, run the model once over a few random tokens to see what its blocks add to the residual stream, and print the
-    modules that attn_out and mlp_out are read from. A point that no module computes is a NO.
+    With MODEL, run the model once over a few random tokens, hold every point against that pass, and print where each is read. A
+    point that is not what its name says is refused everywhere, and a NO here.
 
     Example: actscope doctor google/gemma-2-2b
     """

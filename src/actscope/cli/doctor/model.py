@@ -7,14 +7,12 @@ from typing import TYPE_CHECKING
 
 from actscope.cli.common.findings import Finding
 from actscope.errors import ActscopeError, SiteError
-from actscope.sites import Site
+from actscope.sites import INSTEAD, POINTS, Site
 
 if TYPE_CHECKING:
     from torch import nn
 
     from actscope.engines.hf.loading import LoadedModel
-
-_POINTS = ("attn_out", "mlp_out")
 
 
 def check(model: str) -> Iterator[Finding]:
@@ -38,27 +36,53 @@ def points_of(loaded: LoadedModel) -> Iterator[Finding]:
     from actscope.taps.anatomy import blocks
 
     layers = blocks(loaded.model)
-    for point in _POINTS:
+    for point in POINTS:
         read: dict[str, list[int]] = {}
         refused: dict[str, list[int]] = {}
         for layer, block in enumerate(layers):
             try:
-                read.setdefault(_path(loaded.model, block, layer, point), []).append(layer)
+                read.setdefault(_place(loaded.model, block, Site(layer, point)), []).append(layer)
             except SiteError as error:
-                refused.setdefault(str(error).partition(": ")[2], []).append(layer)
-        for path, where in read.items():
-            yield Finding(point, True, f"layers {_ranges(where)}: the output of {path}")
+                if not _has(loaded.model, layer, INSTEAD.get(point)):
+                    refused.setdefault(str(error).partition(": ")[2], []).append(layer)
+        for place, where in read.items():
+            yield Finding(point, True, f"layers {_ranges(where)}: {place}")
+        if point == "mixer_out":  # a block without a mixer is no fault: its attn_out is refused already
+            continue
         for why, where in refused.items():
             yield Finding(point, False, f"layers {_ranges(where)}: refused", why)
+    yield _final_norm(loaded.model)
 
 
-def _path(model: nn.Module, block: nn.Module, layer: int, point: str) -> str:
-    """Return the path, below its block, of the module that is read for a point. Raises SiteError if the point is refused."""
+def _has(model: nn.Module, layer: int, point: str | None) -> bool:
+    """Return whether a block has the point that it may have instead of another."""
     from actscope.taps.anatomy import locate
 
-    module = locate(model, Site(layer, point)).module
-    path: str = next(path for path, one in block.named_modules() if one is module)
-    return path
+    try:
+        return point is not None and locate(model, Site(layer, point)) is not None
+    except SiteError:
+        return False
+
+
+def _final_norm(model: nn.Module) -> Finding:
+    from actscope.taps.anatomy import locate
+
+    try:
+        place = locate(model, Site(None, "final_norm"))
+    except SiteError as error:
+        return Finding("final_norm", False, "refused", str(error).partition(": ")[2])
+    path = next(path for path, one in model.named_modules() if one is place.module)
+    return Finding("final_norm", True, f"the output of {path}")
+
+
+def _place(model: nn.Module, block: nn.Module, site: Site) -> str:
+    """Return in words where a point is read, below its block. Raises SiteError if the point is refused."""
+    from actscope.taps.anatomy import locate
+
+    place = locate(model, site)
+    path = next(path for path, one in block.named_modules() if one is place.module)
+    factor = "" if place.scale == 1 else f"{place.scale:g} x "
+    return f"{factor}the {place.side} of {path or 'the block'}"
 
 
 def _ranges(layers: list[int]) -> str:

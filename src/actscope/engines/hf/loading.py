@@ -137,12 +137,7 @@ def load(model_id: str, *, device: str = "auto", dtype: str = "auto") -> LoadedM
 
 
 def _learn(model: PreTrainedModel, name: str) -> None:
-    """Run the model once over a few tokens, to see what its blocks add to the stream. Raises EngineError if it cannot run.
-
-    In half precision, rounding of the stream hides small summands: such models are located by names.
-    """
-    if next(model.parameters()).dtype != torch.float32:
-        return
+    """Run the model once over a few tokens, to hold its points against it. Raises EngineError if it cannot run."""
     vocabulary = int(text_config(model).vocab_size)
     ids = torch.randint(vocabulary, (1, _LEARNING_TOKENS), generator=torch.Generator().manual_seed(0))
     try:

@@ -58,7 +58,7 @@ def attach(model: nn.Module, site: Site, read: Read) -> RemovableHandle:
     def hook(module: nn.Module, args: object, output: object) -> None:
         found = pair(output)
         if found is not None and found[0].dim() == 2:  # with several parallel streams (3-d), none is the row
-            read(*found)
+            read(found[0] if location.scale == 1 else found[0] * location.scale, found[1])
 
     return location.module.register_forward_hook(hook)
 
