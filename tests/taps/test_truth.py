@@ -95,6 +95,20 @@ def test_an_addition_between_blocks_whose_sums_hold_is_no_fault() -> None:
     assert locate(model, Site(0, "resid_post")).module is blocks(model)[0]
 
 
+def test_blocks_and_norms_that_do_not_run_exactly_once_are_refused() -> None:
+    model: Any = random_model("llama")
+    layers = model.model.layers
+    layers[1].forward = lambda hidden, *args, **kwargs: layers[0](hidden, *args, **kwargs)
+    norm = model.model.norm
+    learn(model, lambda: (model(input_ids=_IDS), norm(torch.zeros(1, 12, 32))))
+    for site, why in (
+        (Site(0, "resid_post"), "block 0 ran 2 times"),
+        (Site(None, "final_norm"), "the final norm ran 2 times"),
+    ):
+        with pytest.raises(SiteError, match=f"{why} in one pass"):
+            locate(model, site)
+
+
 def refused(model: Any, sites: str, points: str = "resid_post") -> dict[str, str]:
     """What a check of one pass refuses of these sites, each located by the names of modules."""
     places = resolve(model, sites, points)

@@ -108,6 +108,10 @@ class BlockWatch:
         """Whether every block ran at least once since `attach`."""
         return all(one.runs for one in self._seen)
 
+    def runs_of(self, layer: int) -> int:
+        """Return how many times a block ran since `attach`."""
+        return self._seen[layer].runs
+
     def input_of(self, layer: int) -> Tensor | None:
         """Return the kept rows of what a block was called with last; None if it did not run, or not with a tensor."""
         return self._seen[layer].before

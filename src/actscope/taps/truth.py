@@ -42,6 +42,7 @@ class _FinalNorm:
     """The final norm's input in a pass."""
 
     rows: Tensor | None = None
+    runs: int = 0
     hook: RemovableHandle | None = field(default=None, repr=False)
 
 
@@ -63,6 +64,7 @@ class TruthCheck:
         if self._final_norm is not None:
 
             def keep(module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]) -> None:
+                end.runs += 1
                 end.rows = some_rows(args[0] if args else next(iter(kwargs.values()), None))
 
             end.hook = self._final_norm.register_forward_pre_hook(keep, with_kwargs=True)
@@ -82,7 +84,20 @@ class TruthCheck:
     def truth(self) -> Truth:
         """Return what the pass showed. Waits for the model's device."""
         sums = self._watch.sums(self._named)
-        return Truth(sums, self._broken_flow(sums), any(block.training for block in self._blocks))
+        refused = self._broken_flow(sums) | self._not_once()
+        return Truth(sums, refused, any(block.training for block in self._blocks))
+
+    def _not_once(self) -> dict[Site, str]:
+        """Return the points that the pass did not reach exactly once."""
+        refused: dict[Site, str] = {}
+        for i in range(len(self._blocks)):
+            runs = self._watch.runs_of(i)
+            if runs != 1:
+                why = f"block {i} ran {runs} times in one pass"
+                refused |= {Site(i, "resid_pre"): why, Site(i, "resid_post"): why}
+        if self._final_norm is not None and self._end.runs != 1:
+            refused[Site(None, "final_norm")] = f"the final norm ran {self._end.runs} times in one pass"
+        return refused
 
     def _broken_flow(self, sums: Sequence[BlockSum | None]) -> dict[Site, str]:
         """Return the points at which the stream does not go on as it should, unless the blocks' sums prove them right."""
