@@ -10,6 +10,7 @@ from support.capture.harness import MemoryRecorder
 from support.taps.models import random_model
 
 import actscope
+from actscope.capture import first_pass
 from actscope.errors import RecordingError
 from actscope.taps import anatomy
 from actscope.taps.anatomy import blocks
@@ -44,12 +45,28 @@ def test_a_point_that_is_not_what_its_name_says_gives_no_rows_and_the_others_go_
     recorder = MemoryRecorder()
     with actscope.capture(model, sites=_SITES, recorder=recorder) as cap, torch.no_grad():
         model(input_ids=_IDS)
-        assert recorder.steps == []
         model(input_ids=_IDS)
-    assert [site for site in cap.sites if ("r000002", site) in recorder.computed] == ["layers.1.resid_post"]
+    for request in ("r000001", "r000002"):
+        assert [site for site in cap.sites if (request, site) in recorder.computed] == ["layers.1.resid_post"]
     refused = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
     assert [text.partition(" is refused")[0] for text in refused] == ["layers.0.attn_out", "layers.1.mlp_out"]
     assert "what the block adds is 1 x post_attention_layernorm; name that module by its path" in refused[0]
+    reason = "a point is not what its name says in this model"
+    assert cap.stats().reasons == {reason: 2 * 2 * 12}
+    assert (cap.stats().rows, cap.stats().incomplete_passes, cap.stats().faults) == (2 * 12, 0, 0)
+
+
+@pytest.mark.usefixtures("norms_forgotten")
+def test_a_pass_with_too_many_rows_to_hold_back_is_not_delivered_if_a_point_is_wrong(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(first_pass, "_MOST_HELD_BYTES", 12 * 32 * 4 - 1)
+    model: Any = random_model("gemma2")
+    recorder = MemoryRecorder()
+    with actscope.capture(model, sites=_SITES, recorder=recorder) as cap, torch.no_grad():
+        model(input_ids=_IDS)
+        model(input_ids=_IDS)
+    assert list(recorder.computed) == [("r000002", "layers.1.resid_post")]
     reason = "a point is not what its name says in this model"
     assert cap.stats().reasons == {reason: 3 * 12 + 2 * 12}
     assert (cap.stats().passes, cap.stats().incomplete_passes, cap.stats().faults) == (2, 1, 0)

@@ -15,6 +15,8 @@ from actscope.taps.truth import TruthCheck
 
 log = logging.getLogger("actscope.capture")
 
+#: Most bytes of rows that are held back until the check has ended.
+_MOST_HELD_BYTES = 512 << 20
 #: Passes after which a model whose blocks do not all run is no longer watched.
 _MOST_PASSES = 8
 
@@ -27,13 +29,23 @@ class FirstPassCheck:
         self._lock = threading.Lock()
         self._pass: object | None = None
         self._passes = 0
+        self._held = 0
 
     def begin(self, opened: object) -> None:
         """Watch this pass, unless another thread's pass is being watched."""
         with self._lock:
             if self._pass is None:
                 self._pass = opened
+                self._held = 0
                 self._check.attach()
+
+    def holds_back(self, running: object, size: int) -> bool:
+        """Return whether `size` more bytes of rows of this pass should wait for the end of the check."""
+        with self._lock:
+            if self._pass is not running or self._held + size > _MOST_HELD_BYTES:
+                return False
+            self._held += size
+            return True
 
     def end(self, ended: object, complete: bool) -> dict[str, str] | None:
         """End the watch of a pass.

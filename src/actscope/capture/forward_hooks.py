@@ -74,6 +74,9 @@ class Pass:
     """Number of nested calls of the entry module."""
     inner: set[int] = field(default_factory=set)
     fired: set[int] = field(default_factory=set)
+    held: list[tuple[int, Tensor]] = field(default_factory=list)
+    """Sites and rows that wait for the truth check at the end of the pass."""
+    handed: set[int] = field(default_factory=set)
     handed_rows: int = 0
     handed_bytes: int = 0
     refused: str = ""
@@ -400,12 +403,19 @@ class ForwardHooks:
         if not labelled.step.n_rows:
             return
         rows = _copy(hidden, current.chosen(hidden.device))
+        if self._check is not None and self._check.holds_back(current, rows.nbytes):
+            current.held.append((number, rows))
+        else:
+            self._put(current, labelled, number, rows)
+
+    def _put(self, current: Pass, labelled: Labelled, number: int, rows: Tensor) -> None:
         try:
             self._handover.put(labelled.step, self._names[number], rows)
         except RecordingError as error:
             reason = _STOPPED if isinstance(error, RecordingPoisoned) else _REFUSED
             self._counter.unowned(reason, len(rows), self._names[number])
             raise
+        current.handed.add(number)
         current.handed_rows += len(rows)
         current.handed_bytes += rows.nbytes
 
@@ -413,7 +423,9 @@ class ForwardHooks:
         self._current.one = None
         labelled = current.labelled
         if self._check is not None:
-            self._guarded("checking the first pass", self._end_check, self._check, current, complete)
+            if not self._guarded("checking the first pass", self._end_check, self._check, current, complete):
+                self._check = None
+            self._guarded("handing over the first pass", self._release, current)
         whole = complete and current.doubt is None
         if labelled is None:
             self._counter.add(incomplete_passes=int(not whole))
@@ -443,8 +455,18 @@ class ForwardHooks:
             log.error("%s is refused and gives no rows, because %s", name, why)
             self._off[self._names.index(name)] = doubt.UNTRUE
         if refused:
-            current.doubt = doubt.UNTRUE
             current.refused = "; ".join(f"{name} is refused, because {why}" for name, why in refused.items())
+        if current.handed & self._off.keys():  # too many rows to hold them back: none of this pass is delivered
+            current.doubt = current.doubt or doubt.UNTRUE
+
+    def _release(self, current: Pass) -> None:
+        """Hand over the rows that were held back for the check, but those of refused points."""
+        held, current.held = current.held, []
+        for number, rows in held:
+            if number in self._off:
+                self._counter.unowned(self._off[number], len(rows), self._names[number])
+            elif current.labelled is not None:
+                self._put(current, current.labelled, number, rows)
 
     def _count(self, current: Pass, labelled: Labelled) -> None:
         self._counter.add(
