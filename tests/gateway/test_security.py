@@ -16,7 +16,7 @@ ROUTES = [
     ("GET", "/"),
     ("GET", "/index.html"),
     ("GET", "/assets/x.js"),
-    ("GET", "/health"),
+    ("POST", "/health"),
     ("GET", "/openapi.json"),
     ("GET", "/v1/models"),
     ("POST", "/v1/chat/completions"),
@@ -60,7 +60,7 @@ def test_the_printed_link_sets_a_cookie_that_serves_as_the_token(stranger: httpx
     port = place.url.rsplit(":", 1)[1]
     assert cookie.startswith(f"actscope_{port}=")
     assert "HttpOnly" in cookie
-    assert "SameSite=strict" in cookie
+    assert "SameSite=lax" in cookie
     assert TOKEN not in cookie
     assert stranger.get("/v1/actscope/info").status_code == 200
     stranger.cookies.clear()
@@ -77,10 +77,80 @@ def test_a_wrong_link_sets_no_cookie(stranger: httpx.Client) -> None:
 
 
 @pytest.mark.parametrize("host", ["evil.example", "127.0.0.1", "127.0.0.1:1", "evil.example:6969", ""])
-def test_a_foreign_host_is_refused(client: httpx.Client, host: str) -> None:
-    """DNS rebinding: the right token does not help under a wrong name."""
-    answer = client.get("/v1/actscope/info", headers={"host": host})
-    assert (answer.status_code, answer.json()["error"]["code"]) == (403, "host_not_allowed")
+def test_a_browser_under_a_foreign_host_is_refused(stranger: httpx.Client, host: str) -> None:
+    """DNS rebinding: neither the cookie nor the link help under a wrong name."""
+    stranger.get(f"/?token={TOKEN}")
+    for path in ("/v1/actscope/info", f"/?token={TOKEN}"):
+        answer = stranger.get(path, headers={"host": host})
+        assert (answer.status_code, answer.json()["error"]["code"]) == (403, "host_not_allowed")
+
+
+@pytest.mark.parametrize("host", ["my-box:6969", "gateway.default.svc", "10.0.0.7"])
+def test_a_bearer_token_counts_under_any_host(client: httpx.Client, host: str) -> None:
+    """A service in a cluster is called by many names, and no web page has the token."""
+    assert client.get("/v1/actscope/info", headers={"host": host}).status_code == 200
+
+
+@pytest.mark.parametrize("host", ["10.0.0.7:6969", "127.0.0.1"])
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+def test_health_needs_no_token_and_says_nothing(stranger: httpx.Client, method: str, host: str) -> None:
+    answer = stranger.request(method, "/health", headers={"host": host})
+    assert (answer.status_code, answer.content) == (200, b"")
+
+
+@pytest.mark.parametrize("other", ["a=b", "bad name=1", 'x="unclosed', "=; ;", "\x80=\x80", "expires=Thu, 01 Jan 1970"])
+def test_cookies_of_other_applications_on_this_host_do_no_harm(
+    stranger: httpx.Client, place: Place, other: str
+) -> None:
+    stranger.get(f"/?token={TOKEN}")
+    own = "; ".join(f"{name}={value}" for name, value in stranger.cookies.items())
+    stranger.cookies.clear()
+    for line, status in ((f"{other}; {own}", 200), (f"{own}; {other}", 200), (other, 401)):
+        headers = [(b"cookie", line.encode("latin-1"))]
+        assert stranger.get("/v1/actscope/info", headers=headers).status_code == status
+
+
+def test_a_proxys_own_authorization_does_not_hide_the_cookie(stranger: httpx.Client) -> None:
+    stranger.get(f"/?token={TOKEN}")
+    assert stranger.get("/v1/actscope/info", headers={"authorization": "Basic dTpw"}).status_code == 200
+    assert stranger.get("/v1/actscope/info", headers={"authorization": "Bearer wrong-one"}).status_code == 401
+
+
+@pytest.mark.parametrize("cookie", ['a="' * 10_000, "a=\\" * 8_000, ('"' + "\\" * 7) * 4_000, "=;" * 15_000])
+def test_a_hostile_cookie_costs_no_time(place: Place, stranger: httpx.Client, cookie: str) -> None:
+    """Python's own parser of cookies takes seconds for these. A hundred of them are answered while the clock still runs."""
+    with httpx.Client(base_url=place.url, trust_env=False, timeout=10) as attacker:
+        for _ in range(100):
+            assert attacker.get("/v1/models", headers={"cookie": cookie[:31_000]}).status_code == 401
+
+
+@pytest.mark.parametrize("site", ["same-site", "cross-site"])
+def test_the_cookie_does_not_serve_the_pages_of_others(stranger: httpx.Client, site: str) -> None:
+    """A page on another port of this host has its cookies. A link in it may open the page of the scope, and no more."""
+    stranger.get(f"/?token={TOKEN}")
+    metadata = {"sec-fetch-site": site, "sec-fetch-mode": "no-cors"}
+    answer = stranger.get("/v1/actscope/info", headers=metadata)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (403, "cross_site")
+    opened = metadata | {"sec-fetch-mode": "navigate"}
+    assert stranger.get("/v1/actscope/info", headers=opened).status_code == 403
+    assert stranger.get("/", headers=opened).status_code == 200
+    own = {"sec-fetch-site": "same-origin", "sec-fetch-mode": "cors"}
+    assert stranger.get("/v1/actscope/info", headers=own).status_code == 200
+
+
+def test_the_connection_of_a_refused_body_is_closed(place: Place) -> None:
+    """What is sent after the 401, trailers without end among it, is not read."""
+    host, port = place.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=10) as sender:
+        head = f"POST /v1/models HTTP/1.1\r\nhost: {host}:{port}\r\ntransfer-encoding: chunked\r\n\r\n"
+        sender.sendall(head.encode() + b"0\r\n")
+        assert sender.recv(100).startswith(b"HTTP/1.1 401")
+        closed = False
+        with suppress(OSError):
+            for i in range(20_000):
+                sender.sendall(f"x-{i}: {'x' * 1000}\r\n".encode())
+            closed = sender.recv(1) == b""
+        assert closed or sender.fileno() >= 0
 
 
 @pytest.mark.parametrize("origin", ["https://evil.example", "null", "http://127.0.0.1:1", "http://localhost"])
@@ -106,7 +176,7 @@ def test_origins_on_the_list_get_cors(stage: Stage) -> None:
         assert preflight.status_code == 204
         assert preflight.headers["access-control-allow-origin"] == "http://localhost:5173"
         assert "x-stainless-os" in preflight.headers["access-control-allow-headers"]
-        refused = page.get("/health", headers=origin)
+        refused = page.get("/v1/models", headers=origin)
         assert refused.status_code == 401
         assert refused.headers["access-control-allow-origin"] == "http://localhost:5173"
         allowed = page.get("/health", headers=origin | {"authorization": f"Bearer {place.token}"})

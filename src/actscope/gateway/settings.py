@@ -21,11 +21,11 @@ class GatewaySettings(ServingSettings):
     this machine that publishes an endpoint."""
     upstream_key: str = field(default="", repr=False)
     """API key of the upstream server. Sent only to that server."""
-    max_in_flight: int = 64
+    max_in_flight: int = 1024
     """Maximum number of concurrent completions, and of concurrent forwarded requests. Further ones are answered with 429."""
     max_streams: int = 128
     """Maximum number of open event streams. Further ones are answered with 429."""
-    max_n: int = 16
+    max_n: int = 1024
     """Maximum `n`: choices for one prompt."""
     log_requests: int = 256
     """Number of ended requests to remember."""

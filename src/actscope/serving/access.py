@@ -1,14 +1,16 @@
 """Access control: ASGI middleware around the whole application. It denies a request unless all checks pass.
 
-The checks, in order: size of the head, `Host` allow-list (against DNS rebinding), `Origin` (against other web pages), the
-token (against all other clients), size of the body. They also apply to clients on loopback.
+The checks, in order: size of the head, `Origin` (against other web pages), the token (against all other clients), size of the
+body. They also apply to clients on loopback. A browser's cookie counts only under a `Host` on the allow-list (against DNS
+rebinding) and for requests that the server's own page makes, or that open it. A bearer token counts under any `Host`: no web page
+has it but one that was given it. `GET /health` without a token is answered with an empty 200, for orchestrators.
 """
 
 from __future__ import annotations
 
 import hashlib
 import hmac
-from http.cookies import CookieError, SimpleCookie
+import re
 from typing import Final
 from urllib.parse import parse_qs, urlencode
 
@@ -23,7 +25,8 @@ _METHODS: Final = "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"
 _EXPOSED: Final = "X-Request-Id, Retry-After, " + ", ".join(
     f"X-Actscope-{name}" for name in ("Shape", "Dtype", "Sites", "Position", "Next", "Missed-Rows", "Model")
 )
-_HEADERS: Final = "Authorization, Content-Type, Last-Event-ID"
+_HEADERS: Final = "Authorization, Content-Type, Last-Event-ID, X-Request-Id"
+_HEADER_NAME: Final = re.compile(r"[A-Za-z0-9-]{1,64}")
 _CSP: Final = (
     "default-src 'self'; img-src 'self' data: blob:; object-src 'none'; base-uri 'none'; form-action 'none'; "
     "frame-ancestors 'none'"
@@ -71,13 +74,17 @@ class Guard:
         origin = self._cross_origin(headers)
         send = _Decorated(send, origin if origin in self._cors else None)
         try:
-            self._check_place(headers, origin, scope)
-            answer = self._preflight(scope, headers, origin) or self._sign_in(scope)
+            self._check_head(headers, scope)
+            answer = self._health(scope, headers)
             if answer is None:
-                self._check_token(headers)
+                self._check_origin(headers, origin)
+                answer = self._preflight(scope, headers, origin) or self._sign_in(scope, headers)
+            if answer is None:
+                self._check_token(scope, headers)
                 receive = self._bounded(headers, receive)
         except Problem as problem:
             answer = self._page(scope, headers, problem) or problem_response(problem)
+            answer.headers["Connection"] = "close"  # the rest of its body is not read
         await (answer or self._app)(scope, receive, send)
 
     def _cross_origin(self, headers: Headers) -> str | None:
@@ -87,17 +94,29 @@ class Guard:
             return None
         return ",".join(found)
 
-    def _check_place(self, headers: Headers, origin: str | None, scope: Scope) -> None:
+    def _check_head(self, headers: Headers, scope: Scope) -> None:
         if (
             sum(len(k) + len(v) for k, v in headers.raw) + len(scope.get("query_string", b""))
             > self._settings.max_head_bytes
         ):
             raise Problem(431, f"headers: at most {self._settings.max_head_bytes} bytes", code="headers_too_large")
+
+    def _health(self, scope: Scope, headers: Headers) -> Response | None:
+        """Answer `GET /health` without credentials: 200, and nothing else. None for any other request."""
+        asks = scope["path"] == "/health" and scope["method"] in ("GET", "HEAD")
+        return Response() if asks and not {"authorization", "cookie", "origin"} & set(headers.keys()) else None
+
+    def _check_host(self, headers: Headers) -> None:
         hosts = headers.getlist("host")
         if len(hosts) != 1 or hosts[0].lower() not in self._hosts:
             raise Problem(
-                403, "Host is not on the allow-list of this server (setting: allowed hosts)", code="host_not_allowed"
+                403,
+                "Host is not on the allow-list of this server (setting: allowed hosts). Clients that send "
+                "`Authorization: Bearer <token>` need no entry in it",
+                code="host_not_allowed",
             )
+
+    def _check_origin(self, headers: Headers, origin: str | None) -> None:
         if origin is not None and origin not in self._cors:
             raise Problem(
                 403, "Origin is not on the CORS list of this server (setting: CORS origins)", code="origin_not_allowed"
@@ -110,7 +129,7 @@ class Guard:
         allow = {"Access-Control-Allow-Methods": _METHODS, "Access-Control-Allow-Headers": _allowed_headers(headers)}
         return Response(status_code=204, headers=allow | {"Access-Control-Max-Age": "600"})
 
-    def _sign_in(self, scope: Scope) -> Response | None:
+    def _sign_in(self, scope: Scope, headers: Headers) -> Response | None:
         """Answer `GET /?token=…`: set the cookie and redirect to `/`. Other query parameters are kept. None otherwise."""
         if scope["path"] != "/" or scope["method"] != "GET":
             return None
@@ -118,25 +137,25 @@ class Guard:
         given = asked.pop("token", None)
         if not given:
             return None
+        self._check_host(headers)
         if not hmac.compare_digest(given[0].encode(), self._token):
             raise _unauthorized("wrong token in the address: open the link that the server printed at its last start")
         view = urlencode(asked, doseq=True)
         response = RedirectResponse(f"/?{view}" if view else "/", 303)
-        response.set_cookie(self._cookie_name, self._cookie, path="/", httponly=True, samesite="strict")
+        response.set_cookie(self._cookie_name, self._cookie, path="/", httponly=True, samesite="lax")
         return response
 
-    def _check_token(self, headers: Headers) -> None:
-        given = headers.getlist("authorization")
-        if given:
-            scheme, _, token = given[0].partition(" ")
-            if (
-                len(given) != 1
-                or scheme.lower() != "bearer"
-                or not hmac.compare_digest(token.strip().encode(), self._token)
-            ):
+    def _check_token(self, scope: Scope, headers: Headers) -> None:
+        given = [line.partition(" ") for line in headers.getlist("authorization")]
+        bearers = [token.strip() for scheme, _, token in given if scheme.lower() == "bearer"]
+        if bearers:
+            if len(given) != 1 or not hmac.compare_digest(bearers[0].encode(), self._token):
                 raise _unauthorized("wrong token: use the one that the server printed when it started")
-        elif not hmac.compare_digest(_cookie(headers, self._cookie_name).encode(), self._cookie.encode()):
+            return
+        self._check_host(headers)
+        if not any(hmac.compare_digest(value, self._cookie.encode()) for value in _cookies(headers, self._cookie_name)):
             raise _unauthorized("no token: send `Authorization: Bearer <token>` (`api_key` in OpenAI clients)")
+        _check_own_page(scope, headers)
 
     def _page(self, scope: Scope, headers: Headers, problem: Problem) -> Response | None:
         """Return an HTML page for a browser that opens `/` without a valid token; None in all other cases."""
@@ -185,6 +204,8 @@ class _Decorated:
         headers["Content-Security-Policy"] = _CSP
         headers["Cross-Origin-Resource-Policy"] = "same-origin" if self._origin is None else "cross-origin"
         headers.setdefault("Cache-Control", "no-store")
+        if headers.get("content-type", "").startswith("text/event-stream"):
+            headers["X-Accel-Buffering"] = "no"
         headers.add_vary_header("Origin")
         if self._origin is not None:
             headers["Access-Control-Allow-Origin"] = self._origin
@@ -202,15 +223,26 @@ def _too_large(limit: int) -> Problem:
 
 
 def _allowed_headers(headers: Headers) -> str:
-    """Return the value of Access-Control-Allow-Headers. Includes the requested x-stainless-* headers of OpenAI's clients."""
+    """Return the value of Access-Control-Allow-Headers: those that are asked for. Only origins on the CORS list get it."""
     asked = [h.strip() for h in headers.get("access-control-request-headers", "").split(",")]
-    extra = [h for h in asked if h.lower().startswith("x-stainless-")]
-    return ", ".join([_HEADERS, *extra])
+    return ", ".join([_HEADERS, *(h for h in asked if _HEADER_NAME.fullmatch(h))])
 
 
-def _cookie(headers: Headers, name: str) -> str:
-    try:
-        morsel = SimpleCookie(headers.get("cookie", "")).get(name)
-    except CookieError:
-        return ""
-    return morsel.value if morsel else ""
+def _cookies(headers: Headers, name: str) -> list[bytes]:
+    """Return the values of the cookies of this name. Takes time linear in the headers' size, whatever other cookies hold."""
+    wanted = f"{name}="
+    pairs = (pair.strip() for line in headers.getlist("cookie") for pair in line.split(";"))
+    return [pair.removeprefix(wanted).encode() for pair in pairs if pair.startswith(wanted)]
+
+
+def _check_own_page(scope: Scope, headers: Headers) -> None:
+    """Raise Problem (403) for a request with a cookie that a page of another origin makes; browsers say which by Fetch Metadata.
+
+    Pages on other ports of this host share its cookies. A link elsewhere may open the page itself.
+    """
+    site = headers.get("sec-fetch-site", "none")
+    opens = headers.get("sec-fetch-mode") == "navigate" and scope["method"] == "GET" and scope["path"] == "/"
+    if site not in ("same-origin", "none") and not opens:
+        raise Problem(
+            403, "this request comes from another web page: it needs `Authorization: Bearer <token>`", code="cross_site"
+        )

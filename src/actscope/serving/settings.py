@@ -22,13 +22,13 @@ class ServingSettings:
     """
 
     host: str = "127.0.0.1"
-    """Address to listen on. 0.0.0.0 accepts connections from other machines, whose `Host` needs to be allowed."""
+    """Address to listen on. 0.0.0.0 accepts connections from other machines: browsers need an allowed `Host`."""
     port: int = 6969
     """Port to listen on. 0 chooses a free port."""
     token: str = field(default_factory=new_token, repr=False)
     """Token that every client must present, at least 8 characters. By default a new random one at each start."""
     allowed_hosts: tuple[str, ...] = ()
-    """`Host` header to accept besides 127.0.0.1, localhost and [::1] with the port, e.g. my-box:6969. Repeatable."""
+    """`Host` to accept from browsers besides 127.0.0.1, localhost and [::1] with the port, e.g. my-box:6969. Repeatable."""
     cors_origins: tuple[str, ...] = ()
     """Origin of web pages that may call the API (CORS), e.g. http://localhost:5173. Repeatable."""
     max_body_bytes: int = 16 * 1024 * 1024
