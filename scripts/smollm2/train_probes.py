@@ -1,6 +1,6 @@
 """Train the probes that are shipped for SmolLM2, and measure them on held-out text.
 
-    python scripts/smollm2/train_probes.py [--samples 60] [--out src/actscope/engines/smollm2/probes] [--report FILE]
+    python scripts/smollm2/train_probes.py [--samples 24] [--out src/actscope/engines/smollm2/probes] [--report FILE]
 
 Layer, shrinkage and threshold are chosen on one part of the texts, the figures come from another (see `texts/__init__.py`).
 A label whose held-out AUROC is below `MIN_AUROC` is measured and not written.
@@ -28,6 +28,7 @@ from texts.refusal import REQUESTS, hedges, refusals
 from texts.samples import PARTS, Part, Sample, part
 from texts.sentiment import attacks, sentiments
 
+from actscope.cli.common.progress import ProgressBar
 from actscope.engines.hf.labelled import LabelledRows, collect
 from actscope.engines.hf.loading import LoadedModel, load
 from actscope.engines.smollm2 import NAME, probes_path
@@ -37,8 +38,8 @@ from actscope.probes.train import Examples, Fit, ShrunkCovariance, fit_parts, to
 from actscope.sites import Site
 
 MAKERS = (refusals, hedges, sentiments, attacks, languages, code, questions, names)
-LAYERS = (2, 5, 8, 11, 14, 17, 20, 23, 26, 29)
-SHRINKAGES = (1e-1, 1e-2, 1e-3)
+LAYERS = (2, 8, 14, 17, 20, 23, 26)
+SHRINKAGES = (1e-1, 1e-2)
 MIN_AUROC = 0.9
 #: A later layer, or a weaker shrinkage, is preferred only if it is better by more than this.
 WORTH_IT = 0.002
@@ -122,9 +123,14 @@ def read(loaded: LoadedModel, n: int, sites: list[Site]) -> Corpus:
         parts += [which] * len(own)
     rng = Random(SEED)
     chats = [render(sample, which, rng) for sample, which in zip(samples, parts, strict=True)]
-    rows = collect(
-        loaded, [LabelledText(text, {}) for text, _, _ in chats], sites, max_bytes=8 << 30, progress=report_progress
-    )
+    with ProgressBar() as bar:
+        rows = collect(
+            loaded,
+            [LabelledText(text, {}) for text, _, _ in chats],
+            sites,
+            max_bytes=8 << 30,
+            progress=lambda done, total: bar.update("reading texts", done, total),
+        )
     starts = np.array([start for _, start, _ in chats])
     cues = starts + [sample.cue for sample in samples]
     ends = starts + [len(sample.text) for sample in samples]
@@ -201,16 +207,10 @@ def as_probe(loaded: LoadedModel, label: str, site: Site, result: Fit, figures: 
     )
 
 
-def report_progress(done: int, total: int) -> None:
-    """Print how many texts were read, twenty times in all."""
-    if done % max(1, total // 20) == 0 or done == total:
-        print(f"reading texts: {done} of {total}", file=sys.stderr, flush=True)
-
-
 def main() -> int:
     """Train, measure and write the probes; returns 1 if a label was not written."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
-    parser.add_argument("--samples", type=int, default=60, help="positive texts of each kind that are fitted")
+    parser.add_argument("--samples", type=int, default=24, help="positive texts of each kind that are fitted")
     parser.add_argument("--out", type=Path, default=probes_path())
     parser.add_argument("--report", type=Path, default=None, help="by default bench/runs/<date>/smollm2-probes.json")
     options = parser.parse_args()

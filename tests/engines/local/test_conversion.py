@@ -192,7 +192,7 @@ def test_weights_that_are_missing_do_not_fit_or_are_not_finite_are_refused(tmp_p
     model = tiny_llama()
     refused(write_gguf(tmp_path / "a.gguf", model, change=_without("blk.1.ffn_up.weight")), "parameters", cache)
     refused(write_gguf(tmp_path / "b.gguf", model, change=_renamed), "not in it", cache)
-    refused(write_gguf(tmp_path / "c.gguf", model, change=_narrow), r"not in it or do not fit|size mismatch", cache)
+    refused(write_gguf(tmp_path / "c.gguf", model, change=_narrow), "another shape", cache)
     refused(write_gguf(tmp_path / "d.gguf", model, change=_with_nan), "NaN", cache)
 
 

@@ -116,9 +116,8 @@ def _write_model(file: GgufFile, to: Path) -> None:
         plain: PreTrainedModel = AutoModelForCausalLM.from_config(config)
     check_whole(file, plain)
     tokenizer = load_tokenizer(file, str(to), _FILE)
-    loaded, report = AutoModelForCausalLM.from_pretrained(
-        to, config=config, gguf_file=_FILE, dtype=torch.float32, output_loading_info=True
-    )
+    options = {"gguf_file": _FILE, "dtype": torch.float32, "ignore_mismatched_sizes": True, "output_loading_info": True}
+    loaded, report = AutoModelForCausalLM.from_pretrained(to, config=config, **options)
     _check_loaded(file, loaded, report)
     # `save_pretrained` refuses a model that came from GGUF, so its weights go into one that did not.
     plain.load_state_dict(loaded.state_dict(), assign=True)
@@ -129,13 +128,14 @@ def _write_model(file: GgufFile, to: Path) -> None:
     tokenizer.save_pretrained(to)
 
 
-def _check_loaded(file: GgufFile, model: PreTrainedModel, report: dict[str, object]) -> None:
-    """Raise EngineError if a weight was not in the file, did not fit, or is not finite. transformers would draw it at random."""
-    for what in ("missing_keys", "mismatched_keys"):
-        if names := sorted(map(str, report.get(what) or ())):  # type: ignore[call-overload]
-            raise EngineError(
-                f"{file.path}: {len(names)} weights of the model are not in it or do not fit: {names[0]} …"
-            )
+def _check_loaded(file: GgufFile, model: PreTrainedModel, report: dict[str, set[str] | set[tuple[str, ...]]]) -> None:
+    """Raise EngineError if a weight was not in the file, did not fit, or is not finite. transformers draws such at random."""
+    lacking = [*report["missing_keys"], *(key[0] for key in report["mismatched_keys"])]
+    if lacking:
+        raise EngineError(
+            f"{file.path}: {len(lacking)} weights of the model are not in it or have another shape, such as {lacking[0]!r}; the "
+            "file is damaged, or transformers reads this kind wrong: give the model's directory or Hugging Face id instead"
+        )
     for name, weights in model.named_parameters():
         if not bool(weights.isfinite().all()):
             raise EngineError(f"{file.path}: {name} has NaN or infinity; the file is damaged: download it again")
