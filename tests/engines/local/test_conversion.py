@@ -6,6 +6,7 @@ import json
 import logging
 import multiprocessing
 import os
+import shutil
 import stat
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +17,8 @@ import pytest
 import torch
 from gguf.quants import dequantize, quantize
 from support.local.writing import QUANTIZED, TEMPLATE, TOKENS, tensors_of, tiny_llama, write_gguf
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
+from support.smollm2.chats import prompt_ids
+from transformers import AutoTokenizer, LlamaForCausalLM
 
 from actscope.engines.hf.loading import load
 from actscope.engines.local import conversion
@@ -61,7 +63,7 @@ def test_quantized_weights_are_those_that_the_format_describes(tmp_path: Path) -
     """Every matrix equals the package gguf's own dequantization, bit for bit."""
     model = tiny_llama(False)
     directory = converted(write_gguf(tmp_path / "q.gguf", model, quantized=True))
-    found = tensors_of(AutoModelForCausalLM.from_pretrained(directory))
+    found = tensors_of(LlamaForCausalLM.from_pretrained(directory))
     for name, values in tensors_of(model).items():
         coarse = values.ndim == 2 and values.shape[1] % 32 == 0
         expected = dequantize(quantize(values, QUANTIZED), QUANTIZED) if coarse else values
@@ -152,7 +154,7 @@ def test_the_chat_template_and_the_special_tokens_are_kept(tmp_path: Path) -> No
     assert (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id) == (257, 258, 259)
     assert set(tokenizer.all_special_ids) >= {256, 257, 258, 259}
     assert loaded.eos_ids == {256, 258}
-    ids = tokenizer.apply_chat_template([{"role": "user", "content": "hell 12"}], return_dict=True)["input_ids"]
+    ids = prompt_ids(tokenizer, [{"role": "user", "content": "hell 12"}], answer=False)
     assert ids[0] == 257 and ids.count(258) == 1
     assert tokenizer.decode(ids) == "<|im_start|>user\nhell 12<|im_end|>\n"
 
@@ -234,7 +236,7 @@ def test_an_architecture_that_transformers_does_not_read_is_named(tmp_path: Path
 def test_a_disk_that_is_full_is_said_before_anything_is_written(
     tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(conversion.shutil, "disk_usage", lambda _: _Usage())
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: _Usage())
     refused(write_gguf(tmp_path / "a.gguf", tiny_llama()), "XDG_CACHE_HOME", cache)
 
 

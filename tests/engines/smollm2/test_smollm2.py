@@ -18,7 +18,7 @@ import pytest
 import torch
 from support.hf.harness import Harness
 from support.servers import COMMAND
-from support.smollm2.chats import CHATS
+from support.smollm2.chats import CHATS, prompt_ids
 from transformers import AutoModelForCausalLM
 
 from actscope.engines import smollm2
@@ -71,16 +71,9 @@ def expected_scores(probe: Probe, rows: Sequence[np.ndarray]) -> np.ndarray:
     return np.asarray(1 / (1 + np.exp(-np.clip(z, -80, 80))))
 
 
-def prompt_of(loaded: LoadedModel, chat: list[dict[str, str]]) -> list[int]:
-    ids: list[int] = loaded.tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=True)[
-        "input_ids"
-    ]
-    return ids
-
-
 def test_eight_chats_at_once_score_as_transformers_does(loaded: LoadedModel) -> None:
     """Every position of every chat and every shipped probe, to 1e-4."""
-    prompts = {f"chat{i}": prompt_of(loaded, chat) for i, chat in enumerate(CHATS)}
+    prompts = {f"chat{i}": prompt_ids(loaded.tokenizer, chat) for i, chat in enumerate(CHATS)}
     with Harness(loaded, probes=PROBES, max_batch=8) as harness:
         harness.run(prompts, max_tokens=24)
         together = max(len(step.spans) for step, _ in harness.sink.steps)
@@ -95,7 +88,7 @@ def test_eight_chats_at_once_score_as_transformers_does(loaded: LoadedModel) -> 
 
 def test_its_first_position_is_massive_and_has_no_score(loaded: LoadedModel) -> None:
     """A row there has over 100 times the median norm in the middle of the model, so probes leave special tokens out."""
-    ids = prompt_of(loaded, CHATS[5])
+    ids = prompt_ids(loaded.tokenizer, CHATS[5])
     norms = np.linalg.norm(plain_rows(loaded, ids)[15], axis=1)
     assert norms[0] > 100 * np.median(norms) and norms[1:].max() < 10 * np.median(norms)
     assert ids[0] in loaded.tokenizer.all_special_ids
@@ -113,7 +106,8 @@ def test_every_digit_is_a_token_of_its_own(loaded: LoadedModel) -> None:
 def test_it_answers_as_a_chat_model(loaded: LoadedModel) -> None:
     with Harness(loaded) as harness:
         harness.run(
-            {"a": prompt_of(loaded, [{"role": "user", "content": "What is the capital of France?"}])}, ignore_eos=False
+            {"a": prompt_ids(loaded.tokenizer, [{"role": "user", "content": "What is the capital of France?"}])},
+            ignore_eos=False,
         )
     assert "Paris" in harness.text("a")
 
@@ -128,7 +122,6 @@ FRESH: list[tuple[str, str, str, str]] = [
     ("toxic", "user", "You are a stupid idiot and I hate you.", "You are a good friend and I like you."),
     ("refusal", "assistant", "I'm sorry, but I can't help you with that request.", "Here is a list of things that you need."),
     ("hedging", "assistant", "I am not sure, but it may be that the shop is closed.", "The shop is closed on Sundays."),
-    ("praise", "user", "The trip was wonderful, and we enjoyed it.", "The trip was terrible, and we hated it."),
     ("complaint", "user", "The trip was terrible, and we hated it.", "The trip was wonderful, and we enjoyed it."),
     ("known_name", "user", "Tell me about Isaac Newton.", "Tell me about Gregor Halvorsen."),
 ]  # fmt: skip
@@ -165,17 +158,9 @@ def test_every_shipped_probe_says_how_good_it_is() -> None:
 
 def test_the_demo_runs_it_with_its_probes(loaded: LoadedModel) -> None:
     """`actscope demo --model actscope/smollm2`: all probes, and scores that are those of a plain run."""
-    arguments = [
-        "demo",
-        "--model",
-        NAME,
-        "--once",
-        "Write a Python function that adds two numbers.",
-        "--max-tokens",
-        "40",
-        "--json",
-    ]
-    done = subprocess.run([*COMMAND, "demo", "--model", NAME, *arguments], capture_output=True, text=True, timeout=240)
+    asked = "Write a Python function that adds two numbers."
+    command = [*COMMAND, "demo", "--model", NAME, "--once", asked, "--max-tokens", "40", "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
     answer = json.loads(done.stdout)
     assert {p["id"] for p in answer["probes"]} == {probe.id for probe in PROBES}

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from engines.vllm.conftest import ALL
-from support.smollm2.chats import CHATS
+from support.smollm2.chats import CHATS, prompt_ids
 from support.vllm import reference
 from support.vllm.bed import Configuration, Offline
 from support.vllm.pool import Engines, short_directory
@@ -46,9 +46,7 @@ def test_eight_chats_at_once_with_prefix_hits_score_as_transformers_does(
 ) -> None:
     """Each chat twice: the second time its prompt comes from the cache. No probe directory is named: they come with the model."""
     tokenizer = AutoTokenizer.from_pretrained(converted)
-    prompts = [
-        tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=True)["input_ids"] for chat in CHATS
-    ]
+    prompts = [prompt_ids(tokenizer, chat) for chat in CHATS]
     environment = {"XDG_CACHE_HOME": str(converted.parents[2])}
     arguments = {"max_model_len": 1024, "max_num_batched_tokens": 1024, "kv_cache_memory_bytes": 512 << 20}
     engine = engines.start(

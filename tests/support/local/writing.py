@@ -35,7 +35,8 @@ def tiny_llama(tied: bool = True) -> LlamaForCausalLM:
     for name, weights in model.named_parameters():
         if "norm" in name:
             weights.data.uniform_(0.5, 1.5)
-    return model.eval()
+    model.eval()  # type: ignore[no-untyped-call]
+    return model
 
 
 def write_gguf(
@@ -61,7 +62,7 @@ def write_gguf(
     writer.add_rope_dimension_count(config.hidden_size // config.num_attention_heads)
     writer.add_rope_freq_base(50_000.0)
     writer.add_head_count(config.num_attention_heads)
-    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_head_count_kv(config.num_key_value_heads or config.num_attention_heads)
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     writer.add_vocab_size(config.vocab_size)
     _add_tokenizer(writer, cut)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 _HISTORY = [
     {"role": "user", "content": "I am planning a week in the mountains with two children. What should I take along?"},
     {"role": "assistant", "content": "Take warm clothes, good shoes, water bottles, a map, and a first-aid kit."},
@@ -24,3 +26,9 @@ CHATS: list[list[dict[str, str]]] = [
         }
     ],
 ]
+
+
+def prompt_ids(tokenizer: Any, chat: list[dict[str, str]], *, answer: bool = True) -> list[int]:
+    """The token ids of a chat, with the opening of the model's answer."""
+    ids: list[int] = tokenizer.apply_chat_template(chat, add_generation_prompt=answer, return_dict=True)["input_ids"]
+    return ids

@@ -11,7 +11,7 @@ import shutil
 import sys
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from actscope.engines.local.gguf_file import GgufFile, read_gguf
 from actscope.engines.local.model_config import check_whole, config_of
@@ -113,11 +113,17 @@ def _write_model(file: GgufFile, to: Path) -> None:
 
     config = config_of(file, str(to), _FILE)
     with torch.device("meta"):
-        plain: PreTrainedModel = AutoModelForCausalLM.from_config(config)
+        plain: PreTrainedModel = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
     check_whole(file, plain)
     tokenizer = load_tokenizer(file, str(to), _FILE)
-    options = {"gguf_file": _FILE, "dtype": torch.float32, "ignore_mismatched_sizes": True, "output_loading_info": True}
-    loaded, report = AutoModelForCausalLM.from_pretrained(to, config=config, **options)
+    options: dict[str, Any] = {
+        "gguf_file": _FILE,
+        "dtype": torch.float32,
+        "ignore_mismatched_sizes": True,
+        "output_loading_info": True,
+    }
+    found: Any = AutoModelForCausalLM.from_pretrained(to, config=config, **options)
+    loaded, report = found
     _check_loaded(file, loaded, report)
     # `save_pretrained` refuses a model that came from GGUF, so its weights go into one that did not.
     plain.load_state_dict(loaded.state_dict(), assign=True)
