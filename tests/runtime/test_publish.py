@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import stat
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from actscope.runtime.publish import publish_file, write_all
+from actscope.runtime.publish import publish_directory, publish_file, write_all
 
 
 def test_a_published_file_replaces_the_one_before_and_has_its_permissions(tmp_path: Path) -> None:
@@ -69,3 +70,55 @@ def test_a_short_write_is_continued_where_it_stopped(tmp_path: Path, monkeypatch
     monkeypatch.setattr(os, "pwrite", lambda fd, data, offset: 0)
     with (tmp_path / "a").open("wb") as file, pytest.raises(OSError, match="wrote nothing"):
         write_all(file.fileno(), b"1", 0)
+
+
+def test_a_published_directory_is_private_and_appears_when_it_is_whole(tmp_path: Path) -> None:
+    path = tmp_path / "model"
+    with publish_directory(path) as empty:
+        assert empty is not None and not path.exists()
+        (empty / "weights").write_bytes(b"1")
+        (empty / "weights").chmod(0o644)
+    assert (path / "weights").read_bytes() == b"1"
+    assert stat.S_IMODE(path.stat().st_mode) == 0o700 and stat.S_IMODE((path / "weights").stat().st_mode) == 0o600
+    with publish_directory(path) as again:
+        assert again is None
+
+
+def test_a_directory_that_fails_leaves_nothing_and_removes_what_a_killed_process_left(tmp_path: Path) -> None:
+    path = tmp_path / "model"
+    (tmp_path / ".model.0123456789abcdef.tmp").mkdir()
+    (tmp_path / ".other.0123456789abcdef.tmp").mkdir()
+    with pytest.raises(KeyboardInterrupt), publish_directory(path) as empty:
+        assert empty is not None
+        (empty / "half").write_bytes(b"1")
+        raise KeyboardInterrupt
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".model.lock", ".other.0123456789abcdef.tmp"]
+
+
+def test_a_link_in_a_directory_is_not_published(tmp_path: Path) -> None:
+    with pytest.raises(OSError), publish_directory(tmp_path / "model") as empty:
+        assert empty is not None
+        (empty / "link").symlink_to("/etc/passwd")
+    assert not (tmp_path / "model").exists()
+
+
+def test_publishers_of_one_directory_run_one_after_the_other(tmp_path: Path) -> None:
+    """The second waits for the first and finds its directory."""
+    path, inside, ended = tmp_path / "model", threading.Event(), threading.Event()
+    found: list[Path | None] = []
+
+    def second() -> None:
+        inside.wait()
+        with publish_directory(path) as empty:
+            found.append(empty)
+            assert ended.is_set()
+
+    thread = threading.Thread(target=second)
+    thread.start()
+    with publish_directory(path) as empty:
+        inside.set()
+        assert empty is not None
+        (empty / "weights").write_bytes(b"1")
+        ended.set()
+    thread.join()
+    assert found == [None]

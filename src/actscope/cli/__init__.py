@@ -17,6 +17,7 @@ _EXTRAS = {
     **dict.fromkeys(("crc32c", "lz4", "mcap", "zstandard"), "record"),
     **dict.fromkeys(("pyarrow", "zarr"), "export"),
     **dict.fromkeys(("matplotlib", "networkx", "scipy"), "analyze"),
+    **dict.fromkeys(("gguf", "accelerate"), "gguf"),
     "sklearn": "probes",
     "datasets": "feed",
     "obstore": "harvest",

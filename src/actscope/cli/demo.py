@@ -17,7 +17,10 @@ def demo(
     engine_flags: Annotated[Given, options.ENGINE],
     gateway_flags: Annotated[Given, options.GATEWAY.only("port")],
     model: Annotated[
-        str, typer.Option(metavar="MODEL", help="Hugging Face id, local directory, or actscope/builtin.")
+        str,
+        typer.Option(
+            metavar="MODEL", help="Hugging Face id, directory, GGUF file, actscope/smollm2 or actscope/builtin."
+        ),
     ] = NAME,
     once: Annotated[
         str, typer.Option(metavar="TEXT", help="Ask this question, print the answer with its scores, and exit.")

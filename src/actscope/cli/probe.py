@@ -98,7 +98,10 @@ def train(
         Path | None, typer.Argument(metavar="DATA", help="Labelled text as JSON lines. By default the built-in text.")
     ] = None,
     model: Annotated[
-        str, typer.Option(metavar="MODEL", help="Hugging Face id, local directory, or actscope/builtin.")
+        str,
+        typer.Option(
+            metavar="MODEL", help="Hugging Face id, directory, GGUF file, actscope/smollm2 or actscope/builtin."
+        ),
     ] = "actscope/builtin",
     out: Annotated[Path, typer.Option(metavar="DIR", help="Directory to write the probes to.")] = Path("probes"),
     label: Annotated[

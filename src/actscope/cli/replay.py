@@ -106,12 +106,12 @@ def _checked(directory: Path) -> Path:
 
 
 def _usual_probes(model: str) -> list[Path]:
-    """Return ./probes/MODEL if it has probes, else those shipped with the built-in model, else none."""
-    from actscope.engines.builtin import NAME, probes_path
+    """Return ./probes/MODEL if it has probes, else those shipped with the model, else none."""
+    from actscope.engines.local.names import shipped_probes
     from actscope.probes import find_probes
 
-    usual = [Path("probes") / model.strip("/"), *([probes_path()] if model == NAME else [])]
-    return [directory for directory in usual if any(find_probes(directory))][:1]
+    usual = [Path("probes") / model.strip("/"), shipped_probes(model)]
+    return [directory for directory in usual if directory is not None and any(find_probes(directory))][:1]
 
 
 def _gateway_settings(engine: ReplayEngine, flags: Given) -> GatewaySettings:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 
-from actscope.engines import builtin
+from actscope.engines.local.names import directory_of
 from actscope.errors import EngineError, SettingsError
 from actscope.extraction.contract import Piece
 
@@ -117,13 +117,13 @@ class Cutter:
 
 
 def tokenizer_of(model: str) -> PreTrainedTokenizerBase:
-    """Load the fast tokenizer of a hub id, a local directory or `actscope/builtin`, without the model.
+    """Load the fast tokenizer of a model (any name that `load` takes), without the model.
 
     Raises EngineError if it cannot be loaded or is not a fast tokenizer.
     """
     from transformers import AutoTokenizer
 
-    source = str(builtin.model_path()) if model == builtin.NAME else model
+    source = str(directory_of(model) or model)
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source)
     except (OSError, ValueError, KeyError, ImportError) as error:

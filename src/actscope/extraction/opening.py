@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal, get_args
 
+from actscope.engines.local.names import directory_of
 from actscope.errors import MissingExtra, SettingsError
 from actscope.extraction.batching import BATCH_TOKENS
 from actscope.extraction.contract import Reader
@@ -31,7 +32,7 @@ def open_reader(
 
     Args:
         engine: "hf" or "vllm".
-        model: Hub id, local directory or `actscope/builtin`.
+        model: Hub id, local directory, GGUF file, `actscope/smollm2` or `actscope/builtin`.
         sites: A selection such as "layers.2.resid_post", "first,middle,last" or a module's path.
         dtype: Element type of the rows; "auto" is the one in which the model computes.
         batch_tokens: Maximum number of tokens in a forward pass, padding included.
@@ -60,8 +61,9 @@ def open_reader(
         raise SettingsError(f"device {device!r}: vLLM runs on the device for which it was installed; omit device")
     from actscope.extraction.vllm.reader import VllmReader
 
+    source = str(directory_of(model) or model)
     return VllmReader(
-        model, sites, dtype=dtype, batch_tokens=batch_tokens, context=context, threads=threads, model_dtype=model_dtype
+        source, sites, dtype=dtype, batch_tokens=batch_tokens, context=context, threads=threads, model_dtype=model_dtype
     )
 
 

@@ -23,7 +23,7 @@ class FeedSettings(ServingSettings):
     port: int = 6970
     """Port to listen on. 0 chooses a free port."""
     model: str = "actscope/builtin"
-    """Hugging Face id, local directory, or actscope/builtin."""
+    """Hugging Face id, directory, GGUF file, actscope/smollm2 or actscope/builtin."""
     engine: Literal["hf", "vllm"] = "hf"
     """Library that runs the model: hf (transformers) or vllm."""
     dataset: str = "builtin"

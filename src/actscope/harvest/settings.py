@@ -20,7 +20,7 @@ class HarvestSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     """
 
     model: str
-    """Hugging Face id, local directory, or actscope/builtin."""
+    """Hugging Face id, directory, GGUF file, actscope/smollm2 or actscope/builtin."""
     dataset: str
     """Source of the texts: builtin, a file, directory or glob, the output of `save_to_disk`, or a Hugging Face dataset id (ID or
     ID:CONFIG)."""

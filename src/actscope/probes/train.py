@@ -46,9 +46,13 @@ class ShrunkCovariance:
     @classmethod
     def of(cls, rows: np.ndarray, texts: np.ndarray, shrinkage: float = 1e-3) -> ShrunkCovariance:
         """Estimate it from rows float32 [n, d]. Only rows of the fitting texts are used."""
-        train = rows[_place_of(texts) < FIT]
-        centred = train - train.mean(0)
-        matrix = (centred.T @ centred).astype(np.float64) / max(1, len(train) - 1)
+        return cls.of_rows(rows[_place_of(texts) < FIT], shrinkage)
+
+    @classmethod
+    def of_rows(cls, rows: np.ndarray, shrinkage: float = 1e-3) -> ShrunkCovariance:
+        """Estimate it from rows float32 [n, d], all of which are fitting rows."""
+        centred = rows - rows.mean(0)
+        matrix = (centred.T @ centred).astype(np.float64) / max(1, len(rows) - 1)
         d = len(matrix)
         return cls((1 - shrinkage) * matrix + shrinkage * np.trace(matrix) / d * np.eye(d))
 
@@ -112,7 +116,38 @@ def fit(
         ProbeError: A part has fewer than MIN_EXAMPLES rows of either class.
         MissingExtra: scikit-learn is not installed.
     """
-    train, choosing, held = examples.part(0, FIT), examples.part(FIT, CHOOSE), examples.part(CHOOSE, 1)
+    parts = examples.part(0, FIT), examples.part(FIT, CHOOSE), examples.part(CHOOSE, 1)
+    return fit_parts(*parts, covariance, what=what, seed=seed, with_control=with_control)
+
+
+def fit_parts(
+    train: Examples,
+    choosing: Examples,
+    held: Examples,
+    covariance: ShrunkCovariance,
+    *,
+    what: str = "label",
+    seed: int = 0,
+    with_control: bool = True,
+) -> Fit:
+    """Fit a probe on texts that the caller has divided, for example by wording.
+
+    Args:
+        train: Rows that are fitted.
+        choosing: Rows that choose the threshold.
+        held: Rows that measure.
+        covariance: Covariance of the site.
+        what: Name of the label in messages.
+        seed: Seed of the shuffled controls.
+        with_control: Also train on shuffled labels.
+
+    Returns:
+        The fit.
+
+    Raises:
+        ProbeError: A part has fewer than MIN_EXAMPLES rows of either class.
+        MissingExtra: scikit-learn is not installed.
+    """
     for part, name in ((train, "fitting"), (choosing, "choosing"), (held, "held-out")):
         n, positive = len(part.labels), int(part.labels.sum())
         if min(positive, n - positive) < MIN_EXAMPLES:
@@ -133,7 +168,7 @@ def fit(
         threshold=threshold,
         fpr=float(np.mean(scores[~held.labels] >= threshold)),
         recall=float(np.mean(scores[held.labels] >= threshold)),
-        positives=float(np.mean(examples.labels)),
+        positives=float(np.mean(np.concatenate([train.labels, choosing.labels, held.labels]))),
         examples=_test_vectors(held, scores),
     )
 

@@ -1,9 +1,13 @@
-"""Atomic, optionally durable, publication of files."""
+"""Atomic, optionally durable, publication of files and directories."""
 
 from __future__ import annotations
 
+import fcntl
 import os
 import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -34,6 +38,59 @@ def publish_file(path: Path, data: bytes | memoryview, *, mode: int = 0o644, dur
         raise
     if durable:
         sync_directory(path.parent)
+
+
+@contextmanager
+def publish_directory(path: Path) -> Iterator[Path | None]:
+    """Fill a private directory and publish it atomically, once: a reader sees all of it or none.
+
+    Yields a new, empty directory beside `path`, mode 0700. When the block ends, its files get mode 0600 and are synced, and it
+    is renamed to `path`. When the block fails, it is removed. Yields None, and does nothing, if `path` exists already. Processes
+    that publish the same path run one after the other, so that all but the first find the directory of the first. What a killed
+    process left is removed by the next one.
+
+    Raises:
+        OSError: A directory or file cannot be written.
+    """
+    with _locked(path.with_name(f".{path.name}.lock")):
+        if path.is_dir():
+            yield None
+            return
+        for left in path.parent.glob(f".{path.name}.*.tmp"):
+            shutil.rmtree(left, ignore_errors=True)
+        temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
+        temporary.mkdir(mode=0o700)
+        try:
+            yield temporary
+            _seal(temporary)
+            os.rename(temporary, path)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+        sync_directory(path.parent)
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Hold an exclusive lock on a file, which is created if it does not exist. A process that ends releases it."""
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)
+
+
+def _seal(directory: Path) -> None:
+    """Make the files of a directory private and durable."""
+    for file in directory.iterdir():
+        fd = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            os.fchmod(fd, 0o600)
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+    sync_directory(directory)
 
 
 def write_all(fd: int, data: bytes | memoryview, offset: int) -> None:

@@ -24,7 +24,12 @@ Engine = Annotated[
     str, typer.Option("--engine", metavar="ID", help="Card id of the engine. By default the newest that runs.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-Model = Annotated[str, typer.Argument(metavar="MODEL", help="Hugging Face id, local directory, or actscope/builtin.")]
+Model = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL", help="Hugging Face id, directory, GGUF file, actscope/smollm2 or actscope/builtin."
+    ),
+]
 
 
 def _minutes(text: str) -> float:

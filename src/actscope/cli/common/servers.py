@@ -14,9 +14,9 @@ from rich.console import Console
 
 from actscope.cli.common.options import ENGINE
 from actscope.cli.common.settings_options import Given
-from actscope.engines.builtin import NAME, probes_path
 from actscope.engines.hf.settings import EngineSettings
 from actscope.engines.hf.spawn import EngineProcess, new_card_id
+from actscope.engines.local.names import shipped_probes
 from actscope.errors import EngineError, MissingExtra, SettingsError
 from actscope.gateway.settings import GatewaySettings
 from actscope.probes import find_probes
@@ -34,8 +34,8 @@ def engine_settings(model: str, given: Given) -> EngineSettings:
     """
     for directory in given.get("probes", ()):
         _check_has_probes(Path(directory))
-    usual = (Path("probes") / model.strip("/"), *_own_probes(model))
-    probes = given.get("probes") or [directory for directory in usual if any(find_probes(directory))]
+    usual = (Path("probes") / model.strip("/"), shipped_probes(model))
+    probes = given.get("probes") or [directory for directory in usual if directory and any(find_probes(directory))]
     places = {name: str(Path(given[name]).resolve()) for name in ("record", "flight_dir") if given.get(name)}
     settings = ENGINE.make({**given, **places}, model=model, card_id=new_card_id(), probes=_resolved(probes))
     _check_recording(settings)
@@ -69,10 +69,6 @@ def _check_has_probes(directory: Path) -> None:
         raise SettingsError(
             f"--probes {directory}: no probe files (*.safetensors, *.json) in it; its folders: {inside}"
         )
-
-
-def _own_probes(model: str) -> list[Path]:
-    return [probes_path()] if model == NAME else []
 
 
 @contextmanager

@@ -23,7 +23,10 @@ from actscope.errors import ActscopeError
 
 def doctor(
     model: Annotated[
-        str, typer.Argument(help="Check this model instead: Hugging Face id, local directory, or actscope/builtin.")
+        str,
+        typer.Argument(
+            help="Check this model instead: Hugging Face id, directory, GGUF file, actscope/smollm2 or actscope/builtin."
+        ),
     ] = "",
     as_json: options.Json = False,
 ) -> None:

@@ -25,7 +25,12 @@ def check(model: str) -> Iterator[Finding]:
     try:
         loaded = load(model, dtype="float32")
     except ActscopeError as error:
-        yield Finding("model", False, str(error), "name a hub id, a local directory or actscope/builtin")
+        yield Finding(
+            "model",
+            False,
+            str(error),
+            "name a Hugging Face id, a directory, a GGUF file or actscope/builtin",
+        )
         return
     yield Finding("model", True, f"{loaded.name}: {type(loaded.model).__name__}, {loaded.n_layers} blocks")
     yield from points_of(loaded)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,9 +17,10 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from actscope.engines import builtin
+from actscope.engines.local.names import NAMES, directory_of
 from actscope.engines.revision import fingerprint
 from actscope.errors import EngineError, SettingsError, SiteError
+from actscope.runtime.cache import cache_home
 from actscope.taps.anatomy import blocks, learn, text_config
 
 DTYPES = {
@@ -106,7 +106,7 @@ def load(model_id: str, *, device: str = "auto", dtype: str = "auto") -> LoadedM
     """Load a model and its tokenizer.
 
     Args:
-        model_id: A hub id, a local directory or `actscope/builtin`.
+        model_id: A hub id, a local directory, a GGUF file, `actscope/smollm2` or `actscope/builtin`.
         device: A device of torch; "auto" is a GPU if there is one.
         dtype: One of `DTYPES`; "auto" is the checkpoint's own on a GPU (or any device but a CPU) and float32 on a CPU.
 
@@ -115,10 +115,11 @@ def load(model_id: str, *, device: str = "auto", dtype: str = "auto") -> LoadedM
 
     Raises:
         SettingsError: `dtype` is unknown.
-        EngineError: The model cannot be loaded, or `adopt` refuses it.
+        EngineError: The model cannot be loaded or converted, or `adopt` refuses it.
+        MissingExtra: A package for the conversion of a GGUF file is not installed.
     """
     name = model_id
-    source = str(builtin.model_path()) if model_id == builtin.NAME else model_id
+    source = str(directory_of(model_id) or model_id)
     target = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     if dtype not in DTYPES:
         raise SettingsError(f"dtype {dtype!r}: expected one of {', '.join(DTYPES)}")
@@ -131,7 +132,7 @@ def load(model_id: str, *, device: str = "auto", dtype: str = "auto") -> LoadedM
     except _LOAD_FAILURES as error:
         raise EngineError(
             f"cannot load {model_id!r} on {target!r}: {error}\n"
-            f"Give a Hugging Face id, a directory with config.json, weights and a tokenizer, or {builtin.NAME!r}"
+            f"Give a Hugging Face id, a directory with config.json, weights and a tokenizer, {NAMES}"
         ) from error
     return adopt(model, tokenizer, name=name, path=source)
 
@@ -176,5 +177,4 @@ def adopt(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, name: s
 
 def cache_dir(kind: str, loaded: LoadedModel) -> Path:
     """Return the cache directory for data derived from this model at this revision."""
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return base / "actscope" / kind / f"{loaded.name.strip('/').replace('/', '--')}-{loaded.revision or 'local'}"
+    return cache_home() / kind / f"{loaded.name.strip('/').replace('/', '--')}-{loaded.revision or 'local'}"

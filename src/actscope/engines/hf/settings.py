@@ -11,7 +11,7 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     """Model, probes, sizes and recording of an engine that runs transformers."""
 
     model: str
-    """Hugging Face id, local directory, or actscope/builtin."""
+    """Hugging Face id, directory, GGUF file, actscope/smollm2 or actscope/builtin."""
     card_id: str
     """16 hex digits under which readers find the engine."""
     probes: tuple[str, ...] = ()

@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from actscope.engines import builtin
+from actscope.engines.local.names import cached_directory
 from actscope.engines.replay.facts import RecordedModel
 from actscope.recording.reading.recording import Recording
 
@@ -43,8 +43,8 @@ def texts_of(recording: Recording, model: RecordedModel, scratch: Path) -> Token
 
 def _candidates(model: RecordedModel) -> Iterator[Path]:
     """Yield directories on this machine that may have the model's tokenizer, without downloading anything."""
-    if model.name == builtin.NAME:
-        yield builtin.model_path()
+    if (local := cached_directory(model.name)) is not None:
+        yield local
     if model.path:
         yield Path(model.path)
     with suppress(ImportError, ValueError):  # ValueError: the name is not one of a hub

@@ -15,7 +15,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from actscope.engines import builtin
+from actscope.engines.local.names import NAMES, directory_of
 from actscope.errors import MissingExtra, SettingsError
 from actscope.feed.settings import ITEM_BYTES
 
@@ -63,10 +63,11 @@ def facts_of(model: str) -> ModelFacts:
     """Return the facts of a model.
 
     Args:
-        model: Hub id, local directory, or actscope/builtin.
+        model: Hub id, local directory, GGUF file, actscope/smollm2 or actscope/builtin.
 
     Raises:
         SettingsError: There is no such model, or its config is unusable.
+        EngineError: It is a GGUF file that cannot be converted.
         Unreachable: The model is not in the local cache, and the hub does not answer.
     """
     directory = _directory_of(model)
@@ -82,12 +83,12 @@ def facts_of(model: str) -> ModelFacts:
 
 def _directory_of(model: str) -> Path | None:
     """Return the directory of the model's config on this machine, or None."""
-    if model == builtin.NAME:
-        return builtin.model_path()
+    if (local := directory_of(model)) is not None:
+        return local
     if Path(model).is_dir():
         return Path(model)
     if model.startswith((".", "/", "~")) or model.count("/") > 1:
-        raise SettingsError(f"model {model!r}: no such directory; expected one, a Hugging Face id or {builtin.NAME}")
+        raise SettingsError(f"model {model!r}: no such directory; expected one, a Hugging Face id, {NAMES}")
     hub = _hub()
     try:
         cached = hub.try_to_load_from_cache(model, "config.json")

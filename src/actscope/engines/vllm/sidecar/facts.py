@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tokenizers import AddedToken, Tokenizer
 
-from actscope.engines import builtin
+from actscope.engines.local.names import name_of, shipped_probes
 from actscope.engines.revision import fingerprint
 from actscope.engines.vllm.settings import VllmSettings
 from actscope.engines.vllm.sidecar_protocol import ServedModel
@@ -35,8 +35,8 @@ def know(facts: ServedModel, settings: VllmSettings) -> KnownModel:
     Without a hub commit this reads all local weights once, for their fingerprint.
     """
     local = Path(facts.source)
-    is_builtin = local.is_dir() and local.resolve() == builtin.model_path().resolve()
-    name = settings.model_name or (builtin.NAME if is_builtin else facts.source)
+    own_name = name_of(local) if local.is_dir() else None
+    name = settings.model_name or own_name or facts.source
     directory = _tokenizer_directory(facts)
     return KnownModel(
         name,
@@ -44,16 +44,16 @@ def know(facts: ServedModel, settings: VllmSettings) -> KnownModel:
         str(directory) if directory else "",
         _special_ids(directory),
         _has_chat_template(directory),
-        _probe_directories(settings, name, is_builtin),
+        _probe_directories(settings, name, shipped_probes(own_name or "")),
     )
 
 
-def _probe_directories(settings: VllmSettings, name: str, is_builtin: bool) -> tuple[Path, ...]:
-    """Return the configured probe directories; else the built-in model's, or those of this model in `probes/`."""
+def _probe_directories(settings: VllmSettings, name: str, shipped: Path | None) -> tuple[Path, ...]:
+    """Return the configured probe directories; else those shipped with the model, or those of this model in `probes/`."""
     if settings.probes:
         return tuple(Path(directory) for directory in settings.probes)
-    if is_builtin:
-        return (builtin.probes_path(),)
+    if shipped is not None:
+        return (shipped,)
     found = [Path("probes") / name.strip("/"), Path("probes") / Path(name).name]
     return tuple(path for path in dict.fromkeys(found) if path.is_dir())
 
