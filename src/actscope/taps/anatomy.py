@@ -125,6 +125,11 @@ def learn(model: nn.Module, run: Callable[[], object]) -> None:
     _LEARNED[model] = measure(blocks(model), run)
 
 
+def adopt(model: nn.Module, sums: Sequence[BlockSum | None]) -> None:
+    """Locate `attn_out` and `mlp_out` by what the blocks, first to last, were found to add (see `measured.explain`)."""
+    _LEARNED[model] = list(sums)
+
+
 def _adding_by_name(block: nn.Module, site: Site) -> nn.Module:
     """Return the module whose output a block adds to the stream, by the names that transformers' architectures use."""
     names = _ADDING[site.point]

@@ -83,6 +83,17 @@ def measure(blocks: Sequence[nn.Module], run: Callable[[], object]) -> list[Bloc
     return [_solved(one) for one in seen]
 
 
+def explain(before: Tensor, after: Tensor, outputs: Sequence[tuple[str, Tensor]]) -> BlockSum | None:
+    """Find what a block added to the stream in a pass that was observed by other means than `measure`.
+
+    Args:
+        before: The stream before the block, on the CPU.
+        after: The stream behind it, of the same shape.
+        outputs: (path, output) of modules below the block, in the order in which they finished; outputs are flat.
+    """
+    return _solved(_Seen(before, after, list(outputs)))
+
+
 @contextmanager
 def _watching(blocks: Sequence[nn.Module], seen: Sequence[_Seen]) -> Iterator[None]:
     hooks: list[RemovableHandle] = []

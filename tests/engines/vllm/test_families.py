@@ -1,0 +1,85 @@
+"""Rows of many architectures in real vLLM, against plain hooks of transformers on the same weights and ids."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from engines.vllm.conftest import ALL
+from support.vllm.bed import Configuration
+from support.vllm.models import LAYERS
+from support.vllm.pool import Engines, short_directory
+
+POINTS = ("resid_pre", "attn_out", "mlp_out", "resid_post")
+SITES = ",".join(["embed", *(f"all.{point}" for point in POINTS), "final_norm"])
+#: As in `mixed`: the largest difference from the reference, as a share of the reference's largest number.
+TOLERANCE = 1e-4
+#: All of whose points are right; the last five run on vLLM's Transformers backend.
+RIGHT = ("llama", "stablelm", "cohere", "glm4", "gemma2", "falcon", "olmo", "gpt_neox", "phi", "starcoder2", "smollm3")
+COMPILED = ("stablelm", "smollm3", *(("cohere", "olmo") if ALL else ()))
+
+Found = dict[str, dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def found(bed_directory: Path, engines: Engines) -> Found:
+    """What `rows_of` says of each model and way to run, all from one process."""
+    engines.end()
+    eager = {name: {"arguments": {"enforce_eager": True}} for name in (*RIGHT, "granite", "cohere2")}
+    compiled = {f"{name} compiled": {"model": name} for name in COMPILED}
+    ranks = {f"{name} on two ranks": {"model": name, "arguments": TWO_RANKS} for name in ("falcon", "stablelm")}
+    return run({name: {"sites": SITES, **job} for name, job in (eager | compiled | ranks).items()}, bed_directory)
+
+
+TWO_RANKS = {"enforce_eager": True, "tensor_parallel_size": 2}
+
+
+def run(jobs: dict[str, dict[str, Any]], bed_directory: Path) -> Found:
+    directory = short_directory()
+    way = Configuration(directory, environment={"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_USE_AOT_COMPILE": "0"})
+    variables = way.variables(directory, bed_directory / "cache") | {"VLLM_CPU_KVCACHE_SPACE": "1"}
+    for name in ("run", "xdg-run"):
+        (directory / name).mkdir(mode=0o700)
+    models = bed_directory / "families"
+    models.mkdir(exist_ok=True)
+    command = [sys.executable, "-m", "support.vllm.rows_of", str(models), json.dumps(jobs)]
+    done = subprocess.run(command, env=variables, stdout=subprocess.PIPE, text=True, check=True)
+    return {one["name"]: one for one in map(json.loads, done.stdout.splitlines())}
+
+
+def check(one: dict[str, Any], refused: set[str], message: str = "") -> None:
+    """Everything that is not refused is right, and nothing else is refused."""
+    assert "error" not in one, one["error"]
+    assert set(one["refused"]) == refused and all(message in why for why in one["refused"].values()), one["refused"]
+    expected = {"embed", "final_norm", *(f"layers.{i}.{point}" for i in range(LAYERS) for point in POINTS)} - refused
+    assert set(one["off"]) == expected and not one["unknown"]
+    wrong = {site: off for site, off in one["off"].items() if off > TOLERANCE}
+    assert not wrong, wrong
+    assert all(off <= TOLERANCE for off in one["sums"].values()), one["sums"]
+
+
+def of(*points: str) -> set[str]:
+    return {f"layers.{i}.{point}" for i in range(LAYERS) for point in points}
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("name", [*RIGHT, *(f"{name} compiled" for name in COMPILED), "stablelm on two ranks"])
+def test_every_point_is_that_of_transformers(name: str, found: Found) -> None:
+    """The stream before and behind each block, what attention and MLP add, the embedding and the final norm's output."""
+    check(found[name], set())
+
+
+@pytest.mark.timeout(900)
+def test_what_is_added_with_a_factor_is_refused(found: Found) -> None:
+    """Granite multiplies the outputs of its modules before it adds them; its stream is right."""
+    check(found["granite"], of("attn_out", "mlp_out"), "adds 0.22 x self_attn")
+
+
+@pytest.mark.timeout(900)
+def test_partial_sums_of_ranks_are_refused(found: Found) -> None:
+    """Falcon adds its attention and its MLP before their all-reduce: on two ranks neither is a summand. Its stream is right."""
+    check(found["falcon on two ranks"], of("attn_out", "mlp_out"), "partial sum")
