@@ -25,7 +25,7 @@ log = logging.getLogger("actscope.vllm")
 _SAMPLES, _SLACK = 32, 4
 #: In a half precision a factor this near to 1 is 1.
 _NEAR_ONE = 0.02
-#: A block whose code treats float16 in a way of its own scales its stream down, so that it does not overflow (DeepSeek V2 and V3).
+#: A block whose code treats float16 in a way of its own scales its stream down against overflows (DeepSeek V2 and V3).
 _FLOAT16 = re.compile(r"torch\.float16\b|torch\.half\b")
 _INSTEAD = "use another site, --model-impl transformers, or the engine for transformers (actscope serve)"
 
@@ -137,8 +137,8 @@ class _Check:
     def _solved(self, i: int, one: BlockTrial) -> BlockSum | None:
         """Return what a block adds, if that is a sum of outputs of its modules.
 
-        Settles its readings, where a norm could not: because the block has only one tensor there, or because none runs behind it in
-        this process. Of several, those are right between which the block adds the most: the stream in mid-block is a sum too.
+        Settles its readings where a norm could not, because the block has only one tensor there or none runs behind it in this
+        process. Of several, those are right between which the block adds the most: the stream in mid-block is a sum too.
         """
         if (i not in self.entry and len(one.taken) > 1) or (i not in self.exit and len(one.given) > 1 and one.norms):
             return None
