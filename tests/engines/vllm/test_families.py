@@ -32,7 +32,9 @@ def found(bed_directory: Path, engines: Engines) -> Found:
     eager = {name: {"arguments": {"enforce_eager": True}} for name in (*RIGHT, "granite", "cohere2")}
     compiled = {f"{name} compiled": {"model": name} for name in COMPILED}
     ranks = {f"{name} on two ranks": {"model": name, "arguments": TWO_RANKS} for name in ("falcon", "stablelm")}
-    return run({name: {"sites": SITES, **job} for name, job in (eager | compiled | ranks).items()}, bed_directory)
+    reading = {"granite's reader": {"model": "granite", "sites": "0,1.mlp_out", "reader": True}}
+    jobs = eager | compiled | ranks | reading
+    return run({name: {"sites": SITES, **job} for name, job in jobs.items()}, bed_directory)
 
 
 TWO_RANKS = {"enforce_eager": True, "tensor_parallel_size": 2}
@@ -77,6 +79,14 @@ def test_every_point_is_that_of_transformers(name: str, found: Found) -> None:
 def test_what_is_added_with_a_factor_is_refused(found: Found) -> None:
     """Granite multiplies the outputs of its modules before it adds them; its stream is right."""
     check(found["granite"], of("attn_out", "mlp_out"), "adds 0.22 x self_attn")
+
+
+@pytest.mark.timeout(900)
+def test_a_reader_does_not_start_with_a_site_that_is_refused(found: Found) -> None:
+    """So no harvest and no feed has rows of it, and both say which site, and why."""
+    assert found["granite's reader"]["error"].startswith(
+        "SiteError: GraniteForCausalLM: layers.1.mlp_out: no output of one module of GraniteDecoderLayer, which adds 0.22 x"
+    )
 
 
 @pytest.mark.timeout(900)

@@ -148,6 +148,18 @@ def compare(name: str, directory: Path, sites: str, arguments: Mapping[str, Any]
     return {"refused": ours["refused"], "off": off, "sums": sums, "unknown": unknown}
 
 
+def start_reader(name: str, directory: Path, sites: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Start what harvests and feeds read with."""
+    from support.vllm.families import make_family
+
+    from actscope.extraction.vllm.reader import VllmReader
+
+    VllmReader(
+        str(make_family(name, directory)), sites, batch_tokens=64, context=64, model_dtype="float32", **arguments
+    )
+    return {}
+
+
 def off_by(found: np.ndarray, right: np.ndarray) -> float:
     """The largest difference as a share of the largest number; infinite where a row is missing."""
     worst = float(np.abs(found - right).max() / np.abs(right).max())
@@ -179,7 +191,8 @@ def forked(name: str, directory: Path, job: Mapping[str, Any]) -> dict[str, Any]
             os.dup2(file.fileno(), 1)
             os.dup2(file.fileno(), 2)
         try:
-            answer: dict[str, Any] = compare(job.get("model", name), directory, job["sites"], job.get("arguments", {}))
+            examine = start_reader if job.get("reader") else compare
+            answer = examine(job.get("model", name), directory, job["sites"], job.get("arguments", {}))
         except BaseException as error:  # the child's own boundary: the parent reports it
             traceback.print_exc()
             answer = {"error": f"{type(error).__name__}: {error}"}
