@@ -128,6 +128,24 @@ class Scaled(Block):
         return hidden_states + 0.22 * self.mlp(self.post_attention_layernorm(hidden_states))
 
 
+class Shrinking(Pending):
+    """What it adds is smaller in float16 (DeepSeek)."""
+
+    def forward(self, positions: Tensor, hidden_states: Tensor, residual: Tensor | None) -> Any:
+        hidden_states, residual = super().forward(positions, hidden_states, residual)
+        if hidden_states.dtype == torch.float16:
+            hidden_states, residual = hidden_states / 16, residual / 16
+        return hidden_states, residual
+
+
+class Wide(Block):
+    """Two streams side by side (Gemma 3n has four)."""
+
+    def forward(self, positions: Tensor, hidden_states: Tensor, residual: Tensor | None) -> Tensor:
+        both = hidden_states if hidden_states.dim() == 3 else torch.stack((hidden_states, hidden_states))
+        return both + torch.stack((self.self_attn(self.input_layernorm(both[0])), self.mlp(both[1])))
+
+
 class Batched(Scaled):
     """As on vLLM's Transformers backend: [1, n, d]."""
 
@@ -290,6 +308,18 @@ def test_what_is_added_with_a_factor_is_refused_by_name() -> None:
     _, verdicts = examined(Scaled)
     assert "adds 0.22 x self_attn" in verdicts.refused["layers.1.attn_out"]
     assert {site.point for site in verdicts.taps} == {"resid_pre", "resid_post"}
+
+
+def test_a_stream_that_is_scaled_in_float16_is_refused_there() -> None:
+    _, verdicts = examined(Shrinking, torch.float16)
+    assert "scales its residual stream in float16" in verdicts.refused["layers.0.resid_post"]
+    assert not examined(Shrinking, torch.bfloat16)[1].refused
+
+
+def test_several_streams_are_refused() -> None:
+    _, verdicts = examined(Wide)
+    assert "Wide returns several vectors for each token" in verdicts.refused["layers.1.resid_post"]
+    assert not any(site.point == "resid_post" for site in verdicts.taps)
 
 
 def test_layers_that_run_twice_are_refused() -> None:

@@ -167,7 +167,7 @@ def _with_session(original: Callable[..., object]) -> Callable[..., object]:
 _CHANGE_WEIGHTS = ("update_weights", "finish_weight_update", "reload_weights")
 
 
-def _noting_weights(worker: Any, original: Callable[..., object]) -> Callable[..., object]:
+def _noting_weights(worker: object, original: Callable[..., object]) -> Callable[..., object]:
     @wraps(original)
     def change(*args: object, **kwargs: object) -> object:
         try:

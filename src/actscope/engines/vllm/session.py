@@ -5,12 +5,12 @@ from __future__ import annotations
 import logging
 import os
 import secrets
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import wraps
 from typing import Any
 
 import msgspec
+from torch import nn
 
 from actscope.engines.vllm.model_taps import ModelTaps, listed
 from actscope.engines.vllm.pass_observer import PassObserver
@@ -72,7 +72,7 @@ class RunnerSession:
         if self._taps.refused and not settings.sidecar:
             self._taps.remove()
             raise SiteError(f"{type(runner.get_model()).__name__}: {listed(self._taps.refused)}")
-        self._watch_weights(runner)
+        self._watch_weights(runner.get_model())
         if not place.publishes:
             return
         try:
@@ -170,17 +170,18 @@ class RunnerSession:
         """Note that the model has other weights, or some other ones. It is checked again before its next pass."""
         self._weights_are_new = True
 
-    def _watch_weights(self, runner: Any) -> None:
+    def _watch_weights(self, model: nn.Module) -> None:
         """Notice every call of the model's `load_weights`, by vLLM or by a worker extension."""
-        model = runner.get_model()
-        load: Callable[..., object] = type(model).load_weights.__get__(model)
+        plain = getattr(type(model), "load_weights", None)
+        if plain is None:
+            return
 
-        @wraps(load)
+        @wraps(plain)
         def load_weights(*args: object, **kwargs: object) -> object:
             self.weights_changed()
-            return load(*args, **kwargs)
+            return plain(model, *args, **kwargs)
 
-        model.load_weights = load_weights  # on the instance: its class and all others of it are left alone
+        vars(model)["load_weights"] = load_weights  # only of this instance
 
     def _check_weights(self) -> None:
         """Check the model again, on all ranks. A fault must never stop the model."""

@@ -7,13 +7,13 @@ import logging
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from actscope.engines.vllm.truth.reading import Reading, Tensors, candidates, distance, streams, tolerance
-from actscope.engines.vllm.truth.trial import BlockTrial, Trial
+from actscope.engines.vllm.truth.trial import BlockTrial, Trial, TrialRunner
 from actscope.errors import SiteError
 from actscope.sites import Site
 from actscope.taps.anatomy import Location, adopt, blocks, locate, text_config
@@ -50,7 +50,7 @@ class _Refused(Exception):
     """A site cannot be read; the message is the reason."""
 
 
-def examine(runner: Any, model: nn.Module, sites: Iterable[Site]) -> Verdicts:
+def examine(runner: TrialRunner, model: nn.Module, sites: Iterable[Site]) -> Verdicts:
     """Run the model on trial and decide how each site is read. Every refusal is logged.
 
     All tensor-parallel ranks must call it with the same sites, before the model's first pass or between two passes.
@@ -89,7 +89,7 @@ class _Check:
         sums: What each block of which that was asked adds to the stream; None if it is no sum of its modules' outputs.
     """
 
-    def __init__(self, runner: Any, model: nn.Module, sites: Sequence[Site]) -> None:
+    def __init__(self, runner: TrialRunner, model: nn.Module, sites: Sequence[Site]) -> None:
         self._model, self._sites = model, sites
         self._dtype: torch.dtype = runner.model_config.dtype
         self._kind = type(model).__name__
@@ -318,11 +318,17 @@ def _agreed(found: dict[Site, Tap | str], samples: Tensor, tolerated: float) -> 
     return agreed
 
 
-def _ranks() -> Any:
+class _Ranks(Protocol):
+    world_size: int
+    cpu_group: torch.distributed.ProcessGroup
+
+
+def _ranks() -> _Ranks:
     """Return vLLM's group of tensor-parallel ranks."""
     from vllm.distributed.parallel_state import get_tp_group
 
-    return get_tp_group()
+    group: _Ranks = get_tp_group()
+    return group
 
 
 def _report(refused: Mapping[str, str], model: nn.Module) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +30,32 @@ from actscope.engines.vllm.truth.reading import (
 
 _TOKENS = 16
 _SEED = 0x5EED
+
+
+class _Sizes(Protocol):
+    max_num_batched_tokens: int
+
+
+class _EngineConfig(Protocol):
+    scheduler_config: _Sizes
+
+
+class _ModelConfig(Protocol):
+    dtype: torch.dtype
+
+
+class TrialRunner(Protocol):
+    """What a trial needs of vLLM's model runner, once its model is loaded."""
+
+    device: torch.device
+    vllm_config: _EngineConfig
+    model_config: _ModelConfig
+
+    def get_model(self) -> nn.Module:
+        """Return the model, without the wrapper of its CUDA graphs."""
+
+    def _dummy_run(self, num_tokens: int, **how: object) -> object:
+        """Run the model on tokens of no request."""
 
 
 @dataclass(slots=True)
@@ -79,7 +105,7 @@ class Trial:
         n: Number of tokens of the pass.
     """
 
-    def __init__(self, runner: Any, layers: Mapping[int, nn.Module], d: int) -> None:
+    def __init__(self, runner: TrialRunner, layers: Mapping[int, nn.Module], d: int) -> None:
         self._runner, self._layers, self.d = runner, layers, d
         self.n = min(_TOKENS, int(runner.vllm_config.scheduler_config.max_num_batched_tokens))
         self.blocks: dict[int, BlockTrial] = {}
@@ -116,7 +142,7 @@ class Trial:
     def _attach(self, hooks: list[RemovableHandle], sums: Collection[int]) -> None:
         from vllm.model_executor.layers.attention_layer_base import AttentionLayerBase
 
-        root = _model(self._runner)
+        root = self._runner.get_model()
         for index, block in self._layers.items():
             hooks.append(block.register_forward_pre_hook(self._before(index), with_kwargs=True, prepend=True))
         for module in root.modules():
@@ -284,12 +310,7 @@ def _copies(tensors: Mapping[Key, Tensor]) -> Tensors:
 # --- the runner ---
 
 
-def _model(runner: Any) -> nn.Module:
-    found: nn.Module = runner.get_model() if hasattr(runner, "get_model") else runner.model
-    return found
-
-
-def _forward(runner: Any, n: int) -> None:
+def _forward(runner: TrialRunner, n: int) -> None:
     """Run vLLM's own dummy pass, as before its memory profiling: without attention metadata, and without CUDA graphs."""
     from vllm.config import CUDAGraphMode
 
@@ -301,19 +322,20 @@ def _forward(runner: Any, n: int) -> None:
 
 
 @contextmanager
-def _not_compiled(runner: Any) -> Iterator[None]:
+def _not_compiled(runner: TrialRunner) -> Iterator[None]:
     """Run the model, and a draft model beside it, as its authors wrote it."""
-    flagged = [module for root in _roots(runner) for module in root.modules() if hasattr(module, "do_not_compile")]
-    before = [module.do_not_compile for module in flagged]
-    for module in flagged:
-        module.do_not_compile = True
+    modules = [vars(module) for root in _roots(runner) for module in root.modules()]
+    flagged = [(module, module["do_not_compile"]) for module in modules if "do_not_compile" in module]
+    for module, _ in flagged:
+        module["do_not_compile"] = True
     try:
         yield
     finally:
-        for module, was in zip(flagged, before, strict=True):
-            module.do_not_compile = was
+        for module, was in flagged:
+            module["do_not_compile"] = was
 
 
-def _roots(runner: Any) -> Sequence[nn.Module]:
+def _roots(runner: TrialRunner) -> Sequence[nn.Module]:
     held = [getattr(runner, name, None) for name in ("drafter", "speculator")]
-    return [_model(runner), *(one.model for one in held if isinstance(getattr(one, "model", None), nn.Module))]
+    beside = [getattr(one, "model", None) for one in held]
+    return [runner.get_model(), *(model for model in beside if isinstance(model, nn.Module))]
