@@ -19,6 +19,7 @@ _SIZES: dict[str, Any] = dict(
 )  # fmt: skip
 _GROUPED: dict[str, Any] = _SIZES | dict(num_key_value_heads=2)
 _HEADS: dict[str, Any] = _GROUPED | dict(head_dim=32)
+_TIED: dict[str, Any] = _HEADS | dict(tie_word_embeddings=True)
 _EXPERTS: dict[str, Any] = dict(num_experts_per_tok=2, moe_intermediate_size=64)
 
 
@@ -45,7 +46,7 @@ FAMILIES: dict[str, Family] = {
         lambda: hf.Glm4Config(**_HEADS), "post_self_attn_layernorm", "post_mlp_layernorm"
     ),
     "gemma2": Family(
-        lambda: hf.Gemma2Config(**_HEADS, sliding_window=64, query_pre_attn_scalar=32),
+        lambda: hf.Gemma2Config(**_TIED, sliding_window=64, query_pre_attn_scalar=32),
         "post_attention_layernorm",
         "post_feedforward_layernorm",
     ),
@@ -127,7 +128,7 @@ FAMILIES: dict[str, Family] = {
     "seed_oss": Family(lambda: hf.SeedOssConfig(**_HEADS)),
     "arcee": Family(lambda: hf.ArceeConfig(**_GROUPED)),
     "helium": Family(lambda: hf.HeliumConfig(**_HEADS)),
-    "gemma": Family(lambda: hf.GemmaConfig(**_HEADS)),
+    "gemma": Family(lambda: hf.GemmaConfig(**_TIED)),
     "glm": Family(lambda: hf.GlmConfig(**_HEADS)),
     "hunyuan": Family(lambda: hf.HunYuanDenseV1Config(**_HEADS)),
     "dots1": Family(

@@ -67,14 +67,15 @@ def break_tap(llm: Any, site: str) -> None:
 
 
 def reload(llm: Any, path: str, directly: bool = False) -> None:
-    """Give the running model the weights of another directory: by vLLM's own method, or as a worker extension does."""
+    """Give the running model the weights of another directory: by vLLM's own method, or norms only, as worker extensions do."""
     if not directly:
         llm.collective_rpc("reload_weights", kwargs={"weights_path": path})
         return
     from safetensors.torch import load_file
 
     model = llm.llm_engine.model_executor.driver_worker.worker.model_runner.get_model()
-    model.load_weights(load_file(f"{path}/model.safetensors").items())
+    weights = load_file(f"{path}/model.safetensors")  # matrices have another layout by now, on a CPU
+    model.load_weights((name, weight) for name, weight in weights.items() if "norm" in name)
 
 
 def change_norms(llm: Any) -> None:

@@ -15,7 +15,9 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from multiprocessing import Pipe
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +41,7 @@ def read(path: Path, sites: str, arguments: Mapping[str, Any]) -> dict[str, Any]
     config = {"actscope": {"sites": sites, "row_sites": sites, "width": 1, "buffer_gb": 8}}
     llm = LLM(
         str(path), dtype="float32", max_model_len=128, max_num_seqs=4, max_num_batched_tokens=128, block_size=32,
-        skip_tokenizer_init=True, additional_config=config, disable_log_stats=True, **arguments,
+        kv_cache_memory_bytes=64 << 20, skip_tokenizer_init=True, additional_config=config, disable_log_stats=True, **arguments,
     )  # fmt: skip
     sampling = SamplingParams(max_tokens=ANSWER, temperature=0.0, ignore_eos=True, detokenize=False)
     outputs = llm.generate([{"prompt_token_ids": list(ids)} for ids in PROMPTS], sampling, use_tqdm=False)
@@ -131,10 +133,10 @@ def compare(name: str, directory: Path, sites: str, arguments: Mapping[str, Any]
     """One model: what is refused, how far the other sites are off, and how far the parts of each block are off its change."""
     from support.vllm.families import FAMILIES, make_family
 
-    path = make_family(name, directory)
+    path, family = make_family(name, directory), FAMILIES[name]
+    ask = in_a_child(partial(reference, path, attn_out=family.attn_out, mlp_out=family.mlp_out))
     ours = read(path, sites, arguments)
-    family = FAMILIES[name]
-    right = reference(path, ours["texts"], family.attn_out, family.mlp_out)
+    right = ask(ours["texts"])
     off = {site: off_by(rows, right[site]) for site, rows in ours["rows"].items() if site in right}
     sums = {}
     for i in range(64):
@@ -146,6 +148,23 @@ def compare(name: str, directory: Path, sites: str, arguments: Mapping[str, Any]
             sums[i] = off_by(at["resid_pre"] + at["attn_out"] + at["mlp_out"], at["resid_post"])
     unknown = [site for site in ours["rows"] if site not in right]
     return {"refused": ours["refused"], "off": off, "sums": sums, "unknown": unknown}
+
+
+def in_a_child(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """`function`, to be called once, in a child of now: vLLM's Transformers backend changes transformers' classes."""
+    ours, theirs = Pipe()
+    if not os.fork():
+        ours.close()
+        with contextlib.suppress(EOFError):  # this process has failed, and asks for nothing
+            theirs.send(function(theirs.recv()))
+        os._exit(0)
+    theirs.close()
+
+    def call(argument: Any) -> Any:
+        ours.send(argument)
+        return ours.recv()
+
+    return call
 
 
 def start_reader(name: str, directory: Path, sites: str, arguments: Mapping[str, Any]) -> dict[str, Any]:

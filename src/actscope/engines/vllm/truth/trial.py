@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import wraps
 from typing import Protocol
 
 import torch
@@ -131,7 +132,7 @@ class Trial:
         hooks: list[RemovableHandle] = []
         try:
             self._attach(hooks, sums)
-            with _not_compiled(self._runner):
+            with _not_compiled(self._runner), self._filled():
                 _forward(self._runner, self.n)
         finally:
             for hook in hooks:
@@ -140,16 +141,10 @@ class Trial:
     # --- hooks, in the order in which they must run ---
 
     def _attach(self, hooks: list[RemovableHandle], sums: Collection[int]) -> None:
-        from vllm.model_executor.layers.attention_layer_base import AttentionLayerBase
-
-        root = self._runner.get_model()
         for index, block in self._layers.items():
             hooks.append(block.register_forward_pre_hook(self._before(index), with_kwargs=True, prepend=True))
-        for module in root.modules():
-            if isinstance(module, AttentionLayerBase):
-                hooks.append(module.register_forward_hook(self._fill(module), with_kwargs=True))
-            elif _is_norm(module):
-                hooks.append(module.register_forward_hook(self._norm()))
+        norms = [module for module in self._runner.get_model().modules() if _is_norm(module)]
+        hooks += [module.register_forward_hook(self._norm()) for module in norms]
         for index in sums:
             for path, module in self._layers[index].named_modules():
                 if path:
@@ -231,13 +226,32 @@ class Trial:
 
         return hook
 
-    def _fill(self, module: nn.Module) -> Callable[..., None]:
-        out = output_argument(module)
+    @contextmanager
+    def _filled(self) -> Iterator[None]:
+        """Replace the outputs of attention. By its method, since the Transformers backend calls that, past all hooks."""
+        from vllm.model_executor.layers.attention_layer_base import AttentionLayerBase
 
-        def hook(module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object], output: object) -> None:
+        chosen = [one for one in self._runner.get_model().modules() if isinstance(one, AttentionLayerBase)]
+        before = [vars(module).get("forward") for module in chosen]
+        for module in chosen:
+            vars(module)["forward"] = self._fill(module)
+        try:
+            yield
+        finally:
+            for module, was in zip(chosen, before, strict=True):
+                del vars(module)["forward"]
+                vars(module).update({} if was is None else {"forward": was})
+
+    def _fill(self, module: nn.Module) -> Callable[..., object]:
+        out, original = output_argument(module), module.forward
+
+        @wraps(original)
+        def forward(*args: object, **kwargs: object) -> object:
+            output = original(*args, **kwargs)
             self._replace(results(output, arguments(args, kwargs), out), 1.0)
+            return output
 
-        return hook
+        return forward
 
     def _watch_before(self, module: nn.Module) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]) -> None:
