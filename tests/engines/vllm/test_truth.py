@@ -116,16 +116,18 @@ class PostNorm(Block):
     """The stream alone; norms only behind attention and MLP (OLMo 2)."""
 
     def forward(self, positions: Tensor, hidden_states: Tensor, residual: Tensor | None) -> Tensor:
-        hidden_states = hidden_states + self.input_layernorm(self.self_attn(hidden_states))
-        return hidden_states + self.post_attention_layernorm(self.mlp(hidden_states))
+        middle: Tensor = hidden_states + self.input_layernorm(self.self_attn(hidden_states))
+        added: Tensor = self.post_attention_layernorm(self.mlp(middle))
+        return middle + added
 
 
 class Scaled(Block):
     """The stream alone; what is added has a factor (Granite)."""
 
     def forward(self, positions: Tensor, hidden_states: Tensor, residual: Tensor | None) -> Tensor:
-        hidden_states = hidden_states + 0.22 * self.self_attn(self.input_layernorm(hidden_states))
-        return hidden_states + 0.22 * self.mlp(self.post_attention_layernorm(hidden_states))
+        middle: Tensor = hidden_states + 0.22 * self.self_attn(self.input_layernorm(hidden_states))
+        added: Tensor = self.mlp(self.post_attention_layernorm(middle))
+        return middle + 0.22 * added
 
 
 class Shrinking(Pending):
@@ -174,8 +176,9 @@ class Model(nn.Module):
         if not isinstance(self.norm, AddNorm):
             return self.norm(hidden)  # type: ignore[no-any-return]
         last = (hidden, residual) if isinstance(self.layers[0], Pending | Parallel) else (hidden,)
-        out = self.norm(*(last[::-1] if isinstance(self.layers[0], Swapped) else last))
-        return out[0] if isinstance(out, tuple) else out
+        out: Any = self.norm(*(last[::-1] if isinstance(self.layers[0], Swapped) else last))
+        normed: Tensor = out[0] if isinstance(out, tuple) else out
+        return normed
 
 
 class FirstOf(nn.Module):
@@ -190,15 +193,15 @@ class Runner:
 
     def __init__(self, model: Model, dtype: torch.dtype = torch.float32) -> None:
         self.model, self.device = model.to(dtype), torch.device("cpu")
-        self.model_config = SimpleNamespace(dtype=dtype)
-        self.vllm_config = SimpleNamespace(scheduler_config=SimpleNamespace(max_num_batched_tokens=64))
+        self.model_config: Any = SimpleNamespace(dtype=dtype)
+        self.vllm_config: Any = SimpleNamespace(scheduler_config=SimpleNamespace(max_num_batched_tokens=64))
 
-    def get_model(self) -> Model:
+    def get_model(self) -> nn.Module:
         return self.model
 
     @torch.inference_mode()
-    def _dummy_run(self, n: int, **how: object) -> None:
-        self.model(torch.zeros(n, dtype=torch.long))
+    def _dummy_run(self, num_tokens: int, **how: object) -> None:
+        self.model(torch.zeros(num_tokens, dtype=torch.long))
 
 
 @pytest.fixture(autouse=True)

