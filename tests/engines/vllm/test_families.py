@@ -31,13 +31,16 @@ def found(bed_directory: Path, engines: Engines) -> Found:
     engines.end()
     eager = {name: {"arguments": {"enforce_eager": True}} for name in (*RIGHT, "granite", "cohere2")}
     compiled = {f"{name} compiled": {"model": name} for name in COMPILED}
-    ranks = {f"{name} on two ranks": {"model": name, "arguments": TWO_RANKS} for name in ("falcon", "stablelm")}
+    ranks = {f"{name} on two ranks": {"model": name, **TWO_RANKS} for name in ("falcon", "stablelm")}
     reading = {"granite's reader": {"model": "granite", "sites": "0,1.mlp_out", "reader": True}}
     jobs = eager | compiled | ranks | reading
     return run({name: {"sites": SITES, **job} for name, job in jobs.items()}, bed_directory)
 
 
-TWO_RANKS = {"enforce_eager": True, "tensor_parallel_size": 2}
+TWO_RANKS = {
+    "arguments": {"enforce_eager": True, "tensor_parallel_size": 2},
+    "environment": {"VLLM_CPU_OMP_THREADS_BIND": "0|1"},
+}
 
 
 def run(jobs: dict[str, dict[str, Any]], bed_directory: Path) -> Found:

@@ -155,9 +155,14 @@ def in_a_child(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
     ours, theirs = Pipe()
     if not os.fork():
         ours.close()
-        with contextlib.suppress(EOFError):  # this process has failed, and asks for nothing
+        try:
             theirs.send(function(theirs.recv()))
-        os._exit(0)
+        except EOFError:
+            pass  # the process that would have asked has failed
+        except Exception:
+            traceback.print_exc()
+        finally:
+            os._exit(0)
     theirs.close()
 
     def call(argument: Any) -> Any:
@@ -209,6 +214,7 @@ def forked(name: str, directory: Path, job: Mapping[str, Any]) -> dict[str, Any]
         with log.open("w") as file:
             os.dup2(file.fileno(), 1)
             os.dup2(file.fileno(), 2)
+        os.environ.update(job.get("environment", {}))
         try:
             examine = start_reader if job.get("reader") else compare
             answer = examine(job.get("model", name), directory, job["sites"], job.get("arguments", {}))
