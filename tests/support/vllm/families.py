@@ -103,26 +103,15 @@ FAMILIES: dict[str, Family] = {
     "gpt_oss": Family(
         lambda: hf.GptOssConfig(**_HEADS, num_local_experts=4, num_experts_per_tok=2, sliding_window=64)
     ),
-    "mamba": Family(
-        lambda: hf.MambaConfig(vocab_size=VOCABULARY, hidden_size=WIDTH, num_hidden_layers=LAYERS, state_size=16), "", ""
-    ),
-    "lfm2": Family(
-        lambda: hf.Lfm2Config(**_GROUPED, layer_types=["conv", "full_attention"] * (LAYERS // 2)), "", "feed_forward"
-    ),
     "granitemoe": Family(
         lambda: hf.GraniteMoeConfig(**_GROUPED, num_local_experts=4, num_experts_per_tok=2, residual_multiplier=0.22), "", ""
-    ),
-    "deepseek_v2": Family(
-        lambda: hf.DeepseekV2Config(
-            **_SIZES, num_key_value_heads=4, kv_lora_rank=32, q_lora_rank=None, qk_nope_head_dim=32, qk_rope_head_dim=16,
-            v_head_dim=32, n_routed_experts=4, n_shared_experts=1, num_experts_per_tok=2, moe_intermediate_size=64,
-            first_k_dense_replace=1, n_group=1, topk_group=1,
-        )
     ),
     "cohere2": Family(lambda: hf.Cohere2Config(**_GROUPED, sliding_window=64)),
     "apertus": Family(lambda: hf.ApertusConfig(**_GROUPED)),
     "exaone4": Family(
-        lambda: hf.Exaone4Config(**_GROUPED, sliding_window=None), "post_attention_layernorm", "post_feedforward_layernorm"
+        lambda: hf.Exaone4Config(**_GROUPED, sliding_window=64, sliding_window_pattern=2),
+        "post_attention_layernorm",
+        "post_feedforward_layernorm",
     ),
     "ernie4_5": Family(lambda: hf.Ernie4_5Config(**_HEADS)),
     "seed_oss": Family(lambda: hf.SeedOssConfig(**_HEADS)),

@@ -27,7 +27,7 @@ import torch
 PROMPTS = (tuple(range(7, 40)), (5, 900, 17, 3, 250, 4, 11))
 ANSWER = 3
 #: Seconds for one model.
-SECONDS = 180
+SECONDS = 300
 
 
 def read(path: Path, sites: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
