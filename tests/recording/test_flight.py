@@ -90,6 +90,19 @@ def test_marking_again_changes_nothing(tmp_path: Path, place: Place) -> None:
     assert len(Recording.open(tmp_path / "r").marks) == 1
 
 
+def test_a_note_is_written_beside_the_mark_of_a_request_that_is_kept(tmp_path: Path) -> None:
+    """Whether it comes before the mark or after it; of a request that nobody keeps, nothing is written."""
+    with flying(tmp_path / "r") as pilot:
+        pilot.flight.note("a", "adapter x")
+        pilot.flight.note("b", "adapter y")
+        decode(pilot, 4, "a", "b")
+        pilot.flight.mark("a", "asked").result()
+        pilot.flight.note("a", "weights 1")
+        pilot.end("a", "b")
+    marks = [(mark.request, mark.why) for mark in Recording.open(tmp_path / "r").marks]
+    assert marks == [("a", "asked"), ("a", "adapter x"), ("a", "weights 1")]
+
+
 def test_windows_in_tokens_are_exact_to_the_row_also_within_a_chunk_of_the_prompt(tmp_path: Path, place: Place) -> None:
     with flying(tmp_path / "r", **place) as pilot:
         pilot.step({"b": 3, "a": 20})

@@ -165,6 +165,11 @@ def learn(model: nn.Module, run: Callable[[], object]) -> None:
     _LEARNED[model] = check.truth()
 
 
+def adopt(model: nn.Module, sums: Sequence[BlockSum | None]) -> None:
+    """Locate what blocks add by what they, first to last, were found to add in another way (see `measured.explain`)."""
+    _LEARNED[model] = Truth(sums, {}, training=False)
+
+
 def truth_check(model: nn.Module) -> TruthCheck:
     """Return a check of a model's points by one of its passes. Raises SiteError for a model without recognizable blocks."""
     layers = blocks(model)
@@ -174,7 +179,7 @@ def truth_check(model: nn.Module) -> TruthCheck:
         norm = None
     if norm is not None and any(module is norm for module in layers[-1].modules()):
         norm = None  # it makes the last block's output, rather than take it
-    return TruthCheck(layers, norm, [_named_summands(block) for block in layers])
+    return TruthCheck(layers, norm, [named_summands(block) for block in layers])
 
 
 def is_learned(model: nn.Module) -> bool:
@@ -224,7 +229,7 @@ def _adds_before_norm(block: nn.Module) -> bool:
     return _first(block, _BLOCK_END_NORM) is not None
 
 
-def _named_summands(block: nn.Module) -> list[Summand]:
+def named_summands(block: nn.Module) -> list[Summand]:
     """Return what a block adds by the names of its modules; empty if they do not tell."""
     found: list[Summand] = []
     points: tuple[SummandKind, ...] = ("attn_out", "mixer_out", "mlp_out")

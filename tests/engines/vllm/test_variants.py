@@ -181,3 +181,6 @@ def test_rows_of_an_adapters_requests_are_those_of_the_merged_model(
     check_everything(replace(ran, texts=texts[False]))
     check_everything(replace(ran, texts=texts[True], model=changed))
     assert ran.texts["plain-80", 0].answer != ran.texts["adapted-80", 0].answer
+    assert ran.recording is not None
+    noted = {mark.request for mark in ran.recording.marks if mark.why == "adapter adapter"}
+    assert noted == {key for key, _ in ran.texts if key.startswith("adapted")}, "who computed what is in the recording"

@@ -21,6 +21,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
 
+import actscope
+
 HERE = Path(__file__).parent
 START_SECONDS = 240
 ANSWER_SECONDS = 120
@@ -100,7 +102,8 @@ class Configuration:
 
     def _paths(self) -> list[str]:
         folders = {"fake_triton": self.runner == "v2", "forced_async": self.async_scheduling}
-        return [str(HERE / folder) for folder, wanted in folders.items() if wanted] + [str(HERE.parent.parent)]
+        own = [str(HERE.parent.parent), str(Path(actscope.__file__).parents[1])]  # the actscope that is tested
+        return [str(HERE / folder) for folder, wanted in folders.items() if wanted] + own
 
     def _switches(self) -> dict[str, str]:
         switches: dict[str, str] = {}

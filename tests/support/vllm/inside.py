@@ -66,6 +66,28 @@ def break_tap(llm: Any, site: str) -> None:
     session(llm)._taps.buffers.columns[_index(llm, site)] = 1 << 40
 
 
+def reload(llm: Any, path: str, directly: bool = False) -> None:
+    """Give the running model the weights of another directory: by vLLM's own method, or norms only, as worker extensions do."""
+    if not directly:
+        llm.collective_rpc("reload_weights", kwargs={"weights_path": path})
+        return
+    from safetensors.torch import load_file
+
+    model = llm.llm_engine.model_executor.driver_worker.worker.model_runner.get_model()
+    weights = load_file(f"{path}/model.safetensors")  # matrices have another layout by now, on a CPU
+    model.load_weights((name, weight) for name, weight in weights.items() if "norm" in name)
+
+
+def change_norms(llm: Any) -> None:
+    """Make the input norms double their residual: the stream that they read is no sum of the block's two tensors any more."""
+    model = llm.llm_engine.model_executor.driver_worker.worker.model_runner.get_model()
+    for layer in model.model.layers[1:]:
+        norm = layer.input_layernorm
+        forward = norm.forward
+        norm.forward = lambda x, residual=None, f=forward: f(x) if residual is None else f(x, 2 * residual)
+    model.load_weights(())
+
+
 def compiled(llm: Any) -> dict[str, int]:
     """How often this process traced a graph, and found it compiled already, or not."""
     found = torch._dynamo.utils.counters

@@ -15,6 +15,7 @@ from actscope.engines.vllm.publishing.publisher import PassNote, PublishedCounts
 from actscope.engines.vllm.row_requests import RowRequests
 from actscope.engines.vllm.runners import PassBatch, Runner
 from actscope.engines.vllm.sidecar_client import NoSidecar, Sidecar
+from actscope.engines.vllm.sidecar_protocol import WeightsChanged
 from actscope.taps.tap import TapBuffers
 
 log = logging.getLogger("actscope.vllm")
@@ -81,6 +82,21 @@ class PassObserver:
     def counts(self) -> PublishedCounts:
         """Return row counts since the start."""
         return self._publisher.counts if self._publisher else PublishedCounts()
+
+    def weights_changed(self, version: int, refused: dict[int, str], by_name: dict[str, str]) -> None:
+        """Note that the weights changed for the `version`-th time, and that the taps ran meanwhile. May wait for the device.
+
+        Args:
+            version: How often they have changed.
+            refused: Tapped sites, by index, that are not read right any more. None of their data is delivered from now on.
+            by_name: All refused sites, for the sidecar.
+        """
+        publisher = self._publisher or self._begin()
+        fired = self._buffers.fired.cpu().numpy().copy()
+        self._copier.pass_over(lambda: publisher.weights_changed(fired, refused))
+        self._sidecar.tell(WeightsChanged(version, by_name))
+        for options in self._requests.set_weights(version):
+            self._sidecar.tell(options)
 
     # --- before a pass ---
 

@@ -5,7 +5,7 @@ It wraps four vLLM methods; each wrapper calls the original:
     EngineArgs.create_engine_config          reads our settings; those that change the graph join the compile cache key
     Request.get_skip_reading_prefix_cache    skips the prefix cache for requests that asked for their full prompt
     WorkerWrapperBase.init_device            attaches a RunnerSession after the worker's `load_model`, and pauses it while the
-                                             worker warms up
+                                             worker warms up; tells it when the worker has taken other weights
     WorkerWrapperBase.shutdown               closes the session first
 """
 
@@ -16,6 +16,7 @@ import logging
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import wraps
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
@@ -154,9 +155,29 @@ def _with_session(original: Callable[..., object]) -> Callable[..., object]:
                 return warm_up(*args, **kwargs)
 
         worker.load_model, worker.compile_or_warm_up_model = load_model, compile_or_warm_up_model
+        for name in _CHANGE_WEIGHTS:
+            if hasattr(worker, name):
+                setattr(worker, name, _noting_weights(worker, getattr(worker, name)))
         return result
 
     return init_device
+
+
+#: Methods of the worker behind which the model's weights may be others, not always by the model's own `load_weights`.
+_CHANGE_WEIGHTS = ("update_weights", "finish_weight_update", "reload_weights")
+
+
+def _noting_weights(worker: object, original: Callable[..., object]) -> Callable[..., object]:
+    @wraps(original)
+    def change(*args: object, **kwargs: object) -> object:
+        try:
+            return original(*args, **kwargs)
+        finally:
+            session = getattr(worker, "_actscope_session", None)
+            if session is not None:
+                session.weights_changed()
+
+    return change
 
 
 @contextmanager
@@ -255,6 +276,9 @@ def place_of(worker: Any) -> StagePlacement:
         "fast prefill with shared KV layers": bool(getattr(config.cache_config, "kv_sharing_fast_prefill", False)),
         "speculative decoding with pipeline stages": config.speculative_config is not None
         and parallel.pipeline_parallel_size > 1,
+        "diffusion language models, which denoise a token in several passes": bool(
+            getattr(config.model_config, "is_diffusion", False) or getattr(config, "diffusion_config", None)
+        ),
         "encoder-decoder models": config.model_config.is_encoder_decoder,
         "pooling models": config.model_config.runner_type != "generate",
     }

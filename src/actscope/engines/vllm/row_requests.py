@@ -1,9 +1,11 @@
-"""Which running requests have their raw rows published, and which have recording options of their own."""
+"""Which running requests have their raw rows published, which have recording options of their own, and what computes them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from typing import Any
+
+from msgspec.structs import replace
 
 from actscope.engines.vllm.settings import VllmSettings
 from actscope.engines.vllm.sidecar_protocol import MAX_OPTION_CHARS, RequestOptions, external_id, options_of
@@ -17,7 +19,8 @@ class RowRequests:
         self._settings = settings
         self._rows_kept = rows_kept
         self._with_rows: set[str] = set()
-        self._with_options: set[str] = set()
+        self._running: dict[str, RequestOptions] = {}
+        self._weights = 0
 
     def begin(self, new: Any) -> RequestOptions | None:
         """Read the options of a request (vLLM's NewRequestData) that is scheduled for the first time, or after preemption.
@@ -30,12 +33,16 @@ class RowRequests:
         asked, keep = options.get("rows"), options.get("keep")
         if self._rows_kept and self._wants_rows(new.req_id, asked, keep):
             self._with_rows.add(new.req_id)
-        if not (asked or keep) or new.req_id in self._with_options:
+        if new.req_id in self._running:
             return None
-        self._with_options.add(new.req_id)
         rows, why = asked if isinstance(asked, str) else "", keep if isinstance(keep, str) else ""
         why = why or ("asked" if asked else "")
-        return RequestOptions(new.req_id, rows[:MAX_OPTION_CHARS], why[:MAX_OPTION_CHARS])
+        adapter = getattr(getattr(new, "lora_request", None), "lora_name", None) or ""
+        found = RequestOptions(
+            new.req_id, rows[:MAX_OPTION_CHARS], why[:MAX_OPTION_CHARS], adapter[:MAX_OPTION_CHARS], self._weights
+        )
+        self._running[new.req_id] = found
+        return found if self.has_options(new.req_id) else None
 
     def _wants_rows(self, request: str, asked: object, keep: object) -> bool:
         settings = self._settings
@@ -47,15 +54,23 @@ class RowRequests:
     def forget(self, finished: Iterable[str]) -> None:
         """Forget finished requests."""
         self._with_rows.difference_update(finished)
-        self._with_options.difference_update(finished)
+        for request in finished:
+            self._running.pop(request, None)
 
     def wants_rows(self, request: str) -> bool:
         """Return whether the raw rows of a running request are published."""
         return request in self._with_rows
 
     def has_options(self, request: str) -> bool:
-        """Return whether a running request has recording options, delivered out of band."""
-        return request in self._with_options
+        """Return whether the sidecar must know more of a running request than its rows: that is delivered out of band."""
+        found = self._running.get(request)
+        return found is not None and bool(found.rows or found.keep or found.adapter or found.weights)
+
+    def set_weights(self, version: int) -> list[RequestOptions]:
+        """Note that the model's weights changed for the `version`-th time. Return the new options of all running requests."""
+        self._weights = version
+        self._running = {name: replace(options, weights=version) for name, options in self._running.items()}
+        return list(self._running.values())
 
     def none_in(self, requests: Iterable[str]) -> bool:
         """Return whether none of these requests wants raw rows."""

@@ -6,11 +6,13 @@ import logging
 import os
 import secrets
 from dataclasses import dataclass
+from functools import wraps
 from typing import Any
 
 import msgspec
+from torch import nn
 
-from actscope.engines.vllm.model_taps import ModelTaps
+from actscope.engines.vllm.model_taps import ModelTaps, listed
 from actscope.engines.vllm.pass_observer import PassObserver
 from actscope.engines.vllm.publishing.device_copy import CudaCopier, HostCopier
 from actscope.engines.vllm.publishing.prefix_scores import PrefixScores
@@ -21,6 +23,7 @@ from actscope.engines.vllm.runners import Runner, adapt, kv_pool, served_model
 from actscope.engines.vllm.settings import VllmSettings
 from actscope.engines.vllm.sidecar_client import NoSidecar, Sidecar
 from actscope.engines.vllm.sidecar_protocol import SidecarStart
+from actscope.errors import SiteError
 from actscope.runtime.process import process_start
 
 log = logging.getLogger("actscope.vllm")
@@ -49,12 +52,15 @@ class RunnerSession:
     Attributes:
         start: On a publishing rank, the names of the rings and their layout; otherwise None.
         warming: Whether passes are warm-up and not observed.
+        weights: How often the model's weights have changed since it was loaded.
     """
 
     def __init__(self, runner: Any, settings: VllmSettings, place: StagePlacement) -> None:
         self._runner, self._settings = runner, settings
         self.start: SidecarStart | None = None
         self.warming = False
+        self.weights = 0
+        self._weights_are_new = False
         adapter = adapt(runner)
         self._taps = ModelTaps(runner, settings.graph)
         # only on a publishing rank, and until `close`
@@ -63,6 +69,10 @@ class RunnerSession:
         self._sidecar: Sidecar | NoSidecar | None = None
         self._observer: PassObserver | None = None
         self._last_counts = PublishedCounts()
+        if self._taps.refused and not settings.sidecar:
+            self._taps.remove()
+            raise SiteError(f"{type(runner.get_model()).__name__}: {listed(self._taps.refused)}")
+        self._watch_weights(runner.get_model())
         if not place.publishes:
             return
         try:
@@ -116,6 +126,7 @@ class RunnerSession:
             ring=rings.scores.name,
             rows_ring=rings.rows.name if rings.rows else "",
             sites=self._taps.site_names,
+            refused=self._taps.refused,
             kept=self._taps.kept_names,
             features=self._taps.features,
             columns=self._taps.buffers.n_columns,
@@ -133,10 +144,13 @@ class RunnerSession:
     # --- around a pass, on the model's thread ---
 
     def before(self, scheduled: Any) -> None:
-        """Prepare a pass: apply staged probes and note new and finished requests."""
-        observer = self._observer
-        if observer is not None and not self.warming:
-            observer.before(scheduled)
+        """Prepare a pass: check the model again if its weights changed, apply staged probes, note new and finished requests."""
+        if self.warming:
+            return
+        if self._weights_are_new:
+            self._check_weights()
+        if self._observer is not None:
+            self._observer.before(scheduled)
 
     def after(self, scheduled: Any) -> None:
         """Publish a launched pass; with drafts, wait for `sampled` to know which were accepted."""
@@ -149,6 +163,37 @@ class RunnerSession:
         observer = self._observer
         if observer is not None and not self.warming:
             observer.sampled()
+
+    # --- weights ---
+
+    def weights_changed(self) -> None:
+        """Note that the model has other weights, or some other ones. It is checked again before its next pass."""
+        self._weights_are_new = True
+
+    def _watch_weights(self, model: nn.Module) -> None:
+        """Notice every call of the model's `load_weights`, by vLLM or by a worker extension."""
+        plain = getattr(type(model), "load_weights", None)
+        if plain is None:
+            return
+
+        @wraps(plain)
+        def load_weights(*args: object, **kwargs: object) -> object:
+            self.weights_changed()
+            return plain(model, *args, **kwargs)
+
+        vars(model)["load_weights"] = load_weights  # only of this instance
+
+    def _check_weights(self) -> None:
+        """Check the model again, on all ranks. A fault must never stop the model."""
+        self._weights_are_new, self.weights = False, self.weights + 1
+        try:
+            wrong = self._taps.examine_again()
+            log.info("the model's weights have changed (version %d); %d taps are refused", self.weights, len(wrong))
+            if self._observer is not None:
+                self._observer.weights_changed(self.weights, wrong, self._taps.refused)
+        except Exception:
+            log.exception("weights version %d could not be checked: nothing more is delivered", self.weights)
+            self._observer = None
 
     # --- the rest ---
 

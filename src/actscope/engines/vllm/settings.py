@@ -18,6 +18,8 @@ log = logging.getLogger("actscope.vllm")
 
 #: Key of vLLM's `additional_config` for our settings; also carries the GraphSpec to the other processes.
 KEY = "actscope"
+#: Raised when hooks put something else into the graph for the same settings: a graph compiled before must not be used then.
+_GRAPH = 2
 #: Environment variable that carries all settings from the first process to the others.
 CARRIER = "ACTSCOPE_VLLM_SETTINGS"
 
@@ -36,8 +38,8 @@ class GraphSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     sae_top_k: Annotated[int, Meta(ge=1, le=256)] = 32
     sae_print: str = ""
     """Changes when the SAE's files do."""
-    version: str = __version__
-    """actscope's version, since its ops are in the graph."""
+    version: str = f"{__version__}, graph {_GRAPH}"
+    """Changes when actscope's ops or hooks do, since they are in the graph."""
 
 
 class VllmSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -23,6 +23,7 @@ from actscope.engines.vllm.sidecar_protocol import (
     SidecarStart,
     Staged,
     Taken,
+    WeightsChanged,
     pack,
     receive,
     send,
@@ -75,11 +76,13 @@ class Sidecar:
             staged, self._staged = self._staged, None
         return staged
 
-    def tell(self, options: RequestOptions) -> None:
-        """Send a request's recording options. If the outbox is full, the oldest message is dropped and counted."""
+    def tell(self, message: RequestOptions | WeightsChanged) -> None:
+        """Send a message. If the outbox is full, the oldest one is dropped and counted."""
+        if isinstance(message, WeightsChanged):
+            self._start = msgspec.structs.replace(self._start, weights=message.version, refused=message.refused)
         if len(self._outbox) == _OUTBOX:
             self.untold += 1
-        self._outbox.append(pack(options))
+        self._outbox.append(pack(message))
         self._something.set()
 
     # --- from any thread ---
@@ -184,8 +187,8 @@ class NoSidecar:
         """Return None: there are never any probes."""
         return None
 
-    def tell(self, options: RequestOptions) -> None:
-        """Drop the options: there is no receiver."""
+    def tell(self, message: RequestOptions | WeightsChanged) -> None:
+        """Drop the message: there is no receiver."""
 
     def hush(self) -> None:
         """Do nothing: there is no heartbeat."""

@@ -4,7 +4,8 @@
                         SetBank           probes to apply from the next pass on
                         Taken             last step whose raw rows were read from shared memory
     model → sidecar     SidecarStart      once: everything that a new or restarted sidecar needs
-                        RequestOptions    recording options of a request that begins
+                        RequestOptions    recording options of a request that begins, and what computes it
+                        WeightsChanged    the model's weights are others from the next pass on
                         Staged            a bank was received; it is applied before the next pass
 
 The sidecar ends when the socket closes.
@@ -55,14 +56,28 @@ MAX_OPTION_CHARS = 1000
 
 
 class RequestOptions(msgspec.Struct, frozen=True, tag="wish"):
-    """Recording options of a request.
+    """Recording options of a request, and what computes it.
 
-    `rows` is a selection of sites, or "" for all kept sites; `keep` is the reason to keep the request, or "".
+    `rows` is a selection of sites, or "" for all kept sites; `keep` is the reason to keep the request, or "". `adapter` is the
+    name of its LoRA adapter, or "". `weights` is the version of the model's weights (see `WeightsChanged`). Sent again when that
+    changes while the request runs.
     """
 
     request: str
-    rows: str
-    keep: str
+    rows: str = ""
+    keep: str = ""
+    adapter: str = ""
+    weights: int = 0
+
+
+class WeightsChanged(msgspec.Struct, frozen=True, tag="weights"):
+    """The model's weights have changed since it was loaded: for the `version`-th time.
+
+    `refused` are the sites that are not read from now on, and why, by name; it replaces that of SidecarStart.
+    """
+
+    version: int
+    refused: dict[str, str]
 
 
 class Alive(msgspec.Struct, frozen=True, tag="alive"):
@@ -111,8 +126,9 @@ class Features(msgspec.Struct, frozen=True):
 class SidecarStart(msgspec.Struct, frozen=True, kw_only=True, tag="start"):
     """Everything that a sidecar needs to start.
 
-    `settings` are VllmSettings as JSON. `sites` are tapped in this process; `kept` are those with raw rows. A restarted sidecar
-    also gets the last bank `state` and the last step `taken` (-1: none).
+    `settings` are VllmSettings as JSON. `sites` are tapped in this process; `kept` are those with raw rows; `refused` are
+    selected sites that cannot be read, and why, by name. A restarted sidecar also gets the last bank `state`, the last step
+    `taken` (-1: none) and the version of the `weights`.
     """
 
     card_id: str
@@ -129,11 +145,13 @@ class SidecarStart(msgspec.Struct, frozen=True, kw_only=True, tag="start"):
     kept: list[str]
     columns: int
     features: Features | None = None
+    refused: dict[str, str] = {}
     state: bytes = b""
     taken: int = -1
+    weights: int = 0
 
 
-Message = Alive | SetBank | Staged | RequestOptions | Taken | SidecarStart
+Message = Alive | SetBank | Staged | RequestOptions | WeightsChanged | Taken | SidecarStart
 _messages: Messages[Message] = Messages(Message, most_bytes=1 << 30)
 pack, send, receive = _messages.pack, _messages.send, _messages.receive
 

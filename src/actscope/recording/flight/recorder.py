@@ -117,6 +117,10 @@ class FlightRecorder:
         """Enqueue a table of probes (`Bank.table`, JSON). It applies to the steps of its generation."""
         self._queue.put(lambda: self._retention.learn(table))
 
+    def note(self, request: str, note: str) -> None:
+        """Enqueue a note on a request, such as what computes it. If the request is kept, it is among the recording's marks."""
+        self._queue.put(lambda: self._retention.note(request, note))
+
     # --- from any thread ------------------------------------------------------------------------------------------------
 
     def mark(

@@ -156,6 +156,11 @@ class Retention:
         self._pending.wait(request, mark_request, self._clock())
         return MarkResult(request, "pending")
 
+    def note(self, request: str, note: str) -> None:
+        """See `FlightRecorder.note`."""
+        request_rows = self._history.find(request)
+        self._writeback.note(request, note, is_marked=request_rows is not None and bool(request_rows.reasons))
+
     def mark_running(self, mark_request: MarkRequest) -> list[MarkResult]:
         """See `FlightRecorder.mark_running`."""
         return [self._mark(rows, mark_request) for rows in self._history.requests() if rows.running]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -19,6 +19,8 @@ log = logging.getLogger("actscope.recording")
 
 #: Maximum bytes written by one `pump`, so that new steps do not wait long.
 _AT_ONCE = 32 << 20
+#: Most requests without a mark whose notes are remembered.
+_MOST_NOTED = 1 << 16
 
 
 @dataclass(slots=True, eq=False)
@@ -71,6 +73,7 @@ class Writeback:
         self._spool = spool
         self._queue: deque[_Portion] = deque()
         self._of_step: dict[HeldStep, list[_Portion]] = {}  # those that are not written yet
+        self._notes: OrderedDict[str, list[str]] = OrderedDict()  # of requests without a mark
         self._reported = False
         self._poisoned: RecordingPoisoned | None = None
 
@@ -90,6 +93,17 @@ class Writeback:
         if kept.why is not None:
             self.marks += 1
             self._write_mark(kept.request, kept.why)
+        for note in self._notes.pop(kept.request, ()):
+            self._write_mark(kept.request, note)
+
+    def note(self, request: str, note: str, *, is_marked: bool) -> None:
+        """Write a note on a request to the recording, in the place of a mark's reason; once it is marked, if it is not yet."""
+        if is_marked:
+            self._write_mark(request, note)
+            return
+        self._notes.setdefault(request, []).append(note)
+        if len(self._notes) > _MOST_NOTED:
+            self._notes.popitem(last=False)
 
     def _write_mark(self, request: str, why: str) -> None:
         if self.failure is not None:

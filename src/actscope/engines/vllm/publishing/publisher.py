@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -89,6 +89,7 @@ class Publisher:
         self._register = Register()
         self._fired = np.zeros(len(buffers.fired), np.int64)
         self._silent: set[int] = set()
+        self._refused: frozenset[int] = frozenset()
         self._unseen = 0  # passes with dropped rows since the last published one
         self._step = 0
         self.counts = PublishedCounts()
@@ -96,6 +97,13 @@ class Publisher:
     def forget_passes(self, fired: np.ndarray) -> None:
         """Reset the tap counters after passes that served no request: warm-up, profiling, graph capture."""
         self._fired, self._unseen = fired.copy(), 0
+
+    def weights_changed(self, fired: np.ndarray, refused: Collection[int]) -> None:
+        """Forget scores of the old weights, and deliver nothing of `refused` taps. `fired` is as in `forget_passes`."""
+        self.forget_passes(fired)
+        self._refused = frozenset(refused)
+        if self._prefix is not None:
+            self._prefix.forget()
 
     def publish(self, note: PassNote, on_host: HostPass | None) -> None:
         """Publish one pass.
@@ -116,7 +124,7 @@ class Publisher:
             note.requests, note.starts, on_host.positions, on_host.token_ids, self._step, on_host.rejected
         )
         self.counts.uncertain_rows += labels.uncertain
-        silent = self._silent_sites(on_host.fired)
+        silent = sorted({*self._silent_sites(on_host.fired), *self._refused})
         scores = self._scores(on_host.scores, labels, silent, note.columns_of)
         spans = labels.spans
         if self._prefix is not None and on_host.slots is not None:

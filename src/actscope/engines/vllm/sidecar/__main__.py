@@ -36,6 +36,7 @@ from actscope.engines.vllm.sidecar_protocol import (
     SidecarStart,
     Staged,
     Taken,
+    WeightsChanged,
     receive,
     send,
 )
@@ -155,7 +156,7 @@ class SidecarProcess:
             send(self._connection, message)
 
     async def _serve(self, listener: socket.socket, card: discovery.EngineCard, flight: FlightRecorder | None) -> None:
-        routes = [Route("/health", _health), *control_routes(self._registry, flight, also=self._missed)]
+        routes = [Route("/health", self._health), *control_routes(self._registry, flight, also=self._missed)]
         config = uvicorn.Config(
             Starlette(routes=routes), log_level="warning", access_log=False, timeout_graceful_shutdown=2, lifespan="off"
         )
@@ -188,14 +189,16 @@ class SidecarProcess:
         try:
             if isinstance(message, Staged):
                 self._registry.note_staged(message.generation)
+            elif isinstance(message, WeightsChanged):
+                self._start = msgspec.structs.replace(self._start, weights=message.version, refused=message.refused)
+                self._registry.refuse(message.refused)
             elif isinstance(message, RequestOptions) and self._drain is not None:
                 self._drain.hear(message)
         except Exception:
             log.exception("a message of the model's process could not be taken: %s", type(message).__name__)
 
-
-async def _health(http: Request) -> Response:
-    return json_response({"status": "ok"})
+    async def _health(self, http: Request) -> Response:
+        return json_response({"status": "ok", "refused": self._start.refused, "weights": self._start.weights})
 
 
 def card_of(start: SidecarStart, known: KnownModel) -> discovery.EngineCard:

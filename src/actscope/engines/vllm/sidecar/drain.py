@@ -76,6 +76,7 @@ class RowDrain:
         self._heads = row_layout(start.columns, self._reader.spec.dtype)
         self._names = Names(frozenset(flight.recorder.known_requests))
         self._options: OrderedDict[str, tuple[int, ...] | None] = OrderedDict()
+        self._computing: OrderedDict[str, tuple[str, int]] = OrderedDict()
         self._heard = threading.Condition()
         self._untabled: set[int] = set()
         self._generation = -1
@@ -102,8 +103,10 @@ class RowDrain:
         return DrainStats(known.steps, known.rows, known.missed_rows, known.dropped_rows)
 
     def hear(self, options: RequestOptions) -> None:
-        """Store a request's options, and mark the request if it is to be kept."""
+        """Store a request's options, note what computes it, and mark the request if it is to be kept."""
         name = self.name(options.request)
+        for note in self._new_notes(options):
+            self._flight.note(name, note)
         with self._heard:
             self._options[options.request] = self._chosen(name, options.rows) if options.rows else None
             if len(self._options) > _REMEMBERED:
@@ -111,6 +114,16 @@ class RowDrain:
             self._heard.notify_all()
         if options.keep:
             self._flight.mark(name, options.keep, wait_seconds=_MARK_WAITS_S)
+
+    def _new_notes(self, options: RequestOptions) -> list[str]:
+        """Return what computes a request, as far as that was not noted yet."""
+        known = self._computing.get(options.request)
+        self._computing[options.request] = (options.adapter, options.weights)
+        if len(self._computing) > _REMEMBERED:
+            self._computing.popitem(last=False)
+        adapter = [f"adapter {options.adapter}"] if options.adapter and known is None else []
+        changed = options.weights and (known is None or known[1] != options.weights)
+        return [*adapter, *([f"weights {options.weights}"] if changed else [])]
 
     def _chosen(self, name: str, selection: str) -> tuple[int, ...] | None:
         """Return the indices of the selected sites among the kept ones; None, with a warning, if unreadable."""

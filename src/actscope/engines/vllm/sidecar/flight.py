@@ -22,8 +22,9 @@ def open_recording(start: SidecarStart, settings: VllmSettings, known: KnownMode
     RecordingError if it cannot be opened.
     """
     if not start.kept:
+        refused = "".join(f"; {name} is refused: {why}" for name, why in list(start.refused.items())[:1])
         raise SettingsError(
-            f"record {settings.record}: no rows are kept here; set row_sites, e.g. ACTSCOPE_ROW_SITES=all"
+            f"record {settings.record}: no rows are kept here; set row_sites, e.g. ACTSCOPE_ROW_SITES=all{refused}"
         )
     facts = start.facts
     model = {
@@ -35,6 +36,7 @@ def open_recording(start: SidecarStart, settings: VllmSettings, known: KnownMode
         "n_layers": facts.n_layers,
         "d_model": facts.d_model,
         "max_context": facts.max_context,
+        **({"refused_sites": start.refused} if start.refused else {}),
     }
     tokenizer = Tokenizer.from_file(f"{known.tokenizer}/tokenizer.json") if known.tokenizer else None
     return open_flight(

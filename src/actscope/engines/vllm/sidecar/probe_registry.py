@@ -41,6 +41,7 @@ class BankRegistry:
     ) -> None:
         self._bank, self._sites, self._parts = bank, start.sites, start.parts
         self._features = _described(start)
+        self._refused = start.refused
         self._publish, self._hand_over = publish, hand_over
         self._changing = threading.Lock()
         self._staged = threading.Condition()
@@ -97,6 +98,10 @@ class BankRegistry:
         except ActscopeError as error:
             log.error("probe %s is not loaded: %s", probe.id, error)
 
+    def refuse(self, sites: Mapping[str, str]) -> None:
+        """Refuse probes at these sites from now on, with the reason of each."""
+        self._refused = dict(sites)
+
     def resume(self, state: bytes) -> None:
         """Restore the bank of a sidecar that died."""
         self._bank.load(state)
@@ -126,6 +131,8 @@ class BankRegistry:
 
     def _check_site(self, probe: Probe) -> None:
         site = probe.info.site
+        if site in self._refused:
+            raise ProbeError(f"probe {probe.id!r} is at {site}, which cannot be read: {self._refused[site]}")
         if site in self._sites:
             return
         if self._parts > 1:
