@@ -194,7 +194,7 @@ def test_a_probe_keeps_rows_with_the_librarys_scores_as_its_test_vectors(tmp_pat
     assert (loaded.id, loaded.info.model, len(loaded.test_scores)) == ("mood", "me/llm", 8)
 
 
-class Mine(LogisticRegression):
+class Mine(LogisticRegression):  # type: ignore[misc]  # scikit-learn has no types
     """A subclass, which may compute anything."""
 
 

@@ -213,3 +213,30 @@ def test_a_finetuned_scale_of_one_is_no_scale(tmp_path: Path) -> None:
     save_file(load_file(weights) | {"scaling_factor": torch.full((M,), 1.5)}, weights)
     with pytest.raises(ProbeError, match="rescales its features"):
         load_encoder(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("repository", "folder", "site"),
+    [
+        ("google/gemma-scope-2b-pt-res", "layer_5/width_16k/average_l0_68", "layers.5.resid_post"),
+        ("google/gemma-scope-2b-pt-mlp", "layer_5/width_16k/average_l0_68", "layers.5.mlp_out"),
+        ("google/gemma-scope-2b-pt-res", "embedding/width_4k/average_l0_6", "embed"),
+    ],
+)
+def test_gemma_scope_is_what_saelens_makes_of_it(
+    repository: str, folder: str, site: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sae_lens.loading import pretrained_sae_loaders as loaders
+
+    path = tmp_path / repository / folder
+    path.mkdir(parents=True)
+    made = {name: tensor.numpy() for name, tensor in sae_of("JumpReLU").state_dict().items()}
+    np.savez(path / "params.npz", allow_pickle=False, **made)
+    monkeypatch.setattr(loaders, "hf_hub_download", lambda **asked: str(path / asked["filename"]))
+    config, state, _ = loaders.gemma_2_sae_huggingface_loader(repository, folder)
+    theirs = sae_lens.JumpReLUSAE(sae_lens.JumpReLUSAEConfig(d_in=D, d_sae=M, apply_b_dec_to_input=False))
+    assert config["apply_b_dec_to_input"] is False
+    if site == "embed":
+        state["W_enc"] *= (config["d_in"] / D) ** 0.5  # it divides by the root of the released model's width
+    theirs.load_state_dict(state)
+    same(path, theirs.encode(ROWS), site)

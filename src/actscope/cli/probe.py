@@ -98,6 +98,12 @@ def import_probe(
     probes = [msgspec.structs.asdict(probe.info) for probe in found]
     typer.echo(json.dumps(probes, indent=2) if as_json else _table(probes))
     typer.echo(f"{len(found)} probes written to {out}", err=True)
+    if file.suffix == ".gguf" and not layers and found[-1].info.site == "final_norm":
+        typer.echo(
+            f"{found[-1].id}: taken as the last block's direction, which is of the rows behind the final norm; if the model has "
+            "more layers, say how many: --layers",
+            err=True,
+        )
 
 
 @app.command()

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+
+import msgspec
 
 from actscope.errors import ProbeError
 from actscope.probes.checkpoint import PICKLES, refuse_pickle
 from actscope.probes.format import Probe, load_probe
+from actscope.probes.hooks import stated_site
 from actscope.probes.importing.control_vectors import read_control_vector
 from actscope.probes.importing.linear_models import from_sklearn
 from actscope.probes.importing.skops_file import load_skops
@@ -49,13 +53,13 @@ def import_probes(
         if path.suffix != ".skops":
             raise ProbeError(f"{path}: {_pickled(path)}")
         if site is None:
-            raise ProbeError(
-                f"{path}: which rows does it read? a .skops file does not say: give --site, e.g. layers.12.resid_post"
-            )
+            raise ProbeError(f"{path}: it does not say which rows it reads: give --site, e.g. layers.12.resid_post")
         found = load_skops(path)
         return from_sklearn(found, site=site, name=name or path.stem, model=model, revision=revision)
     probe = load_probe(path)
-    return [probe.renamed(name) if name else probe]
+    told = {"id": name or None, "site": stated_site(site, probe.info.site), "model": model, "revision": revision}
+    changed = {key: value for key, value in told.items() if value is not None}
+    return [replace(probe, info=msgspec.structs.replace(probe.info, **changed))]
 
 
 def _pickled(path: Path) -> str:
@@ -65,7 +69,7 @@ def _pickled(path: Path) -> str:
     load = f'joblib.load("{path.name}")' if path.suffix == ".joblib" else f'pickle.load(open("{path.name}", "rb"))'
     module = "joblib" if path.suffix == ".joblib" else "pickle"
     return (
-        f"a pickle, which can run code when it is opened, and is not. Where you trust the file, write it as skops:\n"
+        f"a pickle can run code when it is opened, so it is not opened. Where you trust the file, write it as skops:\n"
         f"  import {module}, skops.io\n"
         f'  skops.io.dump({load}, "{path.stem}.skops")'
     )

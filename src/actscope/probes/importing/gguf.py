@@ -55,7 +55,7 @@ def read_gguf(path: Path, architecture: str) -> GgufFile:
     """
     size = path.stat().st_size
     with path.open("rb") as file:
-        cursor = _Cursor(file.read(MAX_FILE_BYTES))
+        cursor = _GgufCursor(file.read(MAX_FILE_BYTES))
     if cursor.take(4) != b"GGUF":
         raise ProbeError("not a GGUF file")
     version = cursor.number("I")
@@ -73,7 +73,7 @@ def read_gguf(path: Path, architecture: str) -> GgufFile:
     return GgufFile(values, kinds, _tensors(cursor, n_tensors, alignment))
 
 
-def _entries(cursor: _Cursor, count: int, architecture: str) -> tuple[dict[str, Value], dict[str, int]]:
+def _entries(cursor: _GgufCursor, count: int, architecture: str) -> tuple[dict[str, Value], dict[str, int]]:
     """Return the values and the codes of their types. Stops with an error at once at a model's architecture."""
     values: dict[str, Value] = {}
     kinds: dict[str, int] = {}
@@ -91,7 +91,7 @@ def _entries(cursor: _Cursor, count: int, architecture: str) -> tuple[dict[str, 
     return values, kinds
 
 
-def _tensors(cursor: _Cursor, count: int, alignment: int) -> dict[str, np.ndarray]:
+def _tensors(cursor: _GgufCursor, count: int, alignment: int) -> dict[str, np.ndarray]:
     described = [_Described.read(cursor) for _ in range(count)]
     start = -(-cursor.at // alignment) * alignment
     found: dict[str, np.ndarray] = {}
@@ -114,7 +114,7 @@ class _Described:
     offset: int
 
     @classmethod
-    def read(cls, cursor: _Cursor) -> _Described:
+    def read(cls, cursor: _GgufCursor) -> _Described:
         name, n_dims = cursor.text(_MAX_NAME), cursor.number("I")
         if n_dims > 4:
             raise ProbeError(f"tensor {name!r} has {n_dims} dimensions, more than 4")
@@ -141,7 +141,7 @@ class _Described:
         return numbers
 
 
-class _Cursor:
+class _GgufCursor:
     """Place in the bytes of a file. Reading beyond the end is a ProbeError."""
 
     def __init__(self, raw: bytes) -> None:

@@ -86,7 +86,7 @@ def decoder_norms(tensors: Tensors, name: str, expected: tuple[int, ...], axis: 
     decoder = tensor_named(tensors, name)
     if decoder.shape != expected:
         raise ProbeError(f"{name} must be {list(expected)} beside the encoder, found {list(decoder.shape)}")
-    return np.linalg.norm(decoder, axis=axis).astype(np.float32)
+    return np.asarray(np.linalg.norm(decoder, axis=axis), np.float32)
 
 
 def rescaled(tensors: Tensors, sizes: np.ndarray) -> Tensors:

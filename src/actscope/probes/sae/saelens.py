@@ -79,7 +79,8 @@ def saelens(path: Path, site: str | None) -> SaeEncoder:
     _check_scaling(tensors)
     shift = True if config.apply_b_dec_to_input is None else config.apply_b_dec_to_input
     normalisation = _normalisation(config.normalize_activations)
-    if _first(places, "model_from_pretrained_kwargs", {}).get("center_writing_weights") is True:
+    loading: dict[str, object] = _first(places, "model_from_pretrained_kwargs", {})
+    if loading.get("center_writing_weights") is True:
         tensors = centred(tensors, _first(places, "model_name", ""), normalisation, shift=shift)
     if kind == "gated":
         parts = [tensor_named(tensors, name) for name in ("W_enc", "r_mag", "b_gate", "b_mag")]
