@@ -103,7 +103,7 @@ def tokenizer_with(**tokens: str) -> PreTrainedTokenizerFast:
     words = {word: i for i, word in enumerate(["one", "two", "three", "[B]", "[E]", "[C]", "[S]"])}
     model = Tokenizer(models.WordLevel(words, unk_token="one"))
     model.pre_tokenizer = pre_tokenizers.Whitespace()
-    return PreTrainedTokenizerFast(tokenizer_object=model, **tokens)
+    return PreTrainedTokenizerFast(tokenizer_object=model, **tokens)  # type: ignore[no-untyped-call]
 
 
 @pytest.mark.parametrize(

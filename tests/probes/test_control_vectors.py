@@ -60,7 +60,8 @@ def vector(path: Path, numbers: list[int], count: bytes | None = None, kind: int
 
 def plain_rows(site: str, texts: list[str]) -> Tensor:
     """Last rows of texts of one length at a site, by a plain hook on the module that gives them."""
-    model, kept = tiny_llama(), []
+    model = tiny_llama()
+    kept: list[Tensor] = []
     at = model.model.norm if site == "final_norm" else model.model.layers[int(site.split(".")[1])]
     assert site == "final_norm" or site.endswith(".resid_post")
     at.register_forward_hook(lambda module, args, out: kept.append(out[0] if isinstance(out, tuple) else out))

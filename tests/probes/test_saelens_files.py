@@ -100,6 +100,9 @@ def test_the_sae_in_a_runners_config_is_read(tmp_path: Path) -> None:
     outer = {"model_name": "llama", "hook_name": "blocks.2.hook_mlp_out", "d_in": D, "sae": own}
     (tmp_path / "cfg.json").write_text(json.dumps(outer))
     same(tmp_path, sae.encode(ROWS), "layers.2.mlp_out")
+    del own["architecture"]
+    (tmp_path / "cfg.json").write_text(json.dumps(outer | {"sae": own | {"activation_fn": "topk"}}))
+    same(tmp_path, sae.encode(ROWS), "layers.2.mlp_out")
 
 
 def old_folder(path: Path, sae: Any, **config: Any) -> Path:

@@ -142,6 +142,7 @@ class UnitWorker:
         """Log it if texts are separated by another token than the settings name."""
         asked = self._settings.separator
         if self._settings.is_packed and (given := separator_of(self._tokenizer, asked)).role != asked:
+            assert given.token_id is not None  # a fallback is always a token
             text = self._tokenizer.convert_ids_to_tokens(given.token_id)
             log.warning(
                 "%s: its tokenizer has no %s, so packed texts are separated by %s (%s), as the plan and the manifest say",

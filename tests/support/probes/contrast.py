@@ -27,14 +27,16 @@ def tiny_llama() -> LlamaForCausalLM:
         for number, (name, tensor) in enumerate(sorted(model.named_parameters())):
             wave = torch.sin(torch.arange(tensor.numel(), dtype=torch.float64) * (1.1 + 0.37 * number) + number)
             tensor.copy_((1 + 0.3 * wave if "norm" in name else 0.4 * wave).reshape(tensor.shape))
-    return model.eval()
+    model.train(False)
+    return model
 
 
 def words() -> PreTrainedTokenizerFast:
     """A tokenizer of the words w1 to w31, padded with w0."""
     tokenizer = Tokenizer(models.WordLevel({f"w{i}": i for i in range(VOCABULARY)}, unk_token="w0"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="w0")
+    made: PreTrainedTokenizerFast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="w0")  # type: ignore[no-untyped-call]
+    return made
 
 
 def pairs() -> list[tuple[str, str]]:

@@ -72,7 +72,8 @@ def saelens(path: Path, site: str | None) -> SaeEncoder:
     """
     outer = read_config(path / "cfg.json", _SaeLensConfig)
     config = outer.sae or outer
-    places = [one for one in (config.metadata, config.meta, config, outer) if one is not None]
+    named = (config.metadata, config.meta, config, outer.metadata, outer)
+    places = [one for one in named if one is not None]
     tensors = read_safetensors(path / "sae_weights.safetensors", _NAMES).tensors
     kind = _kind(config, "6.0" if outer.sae else str(_first(places, "sae_lens_version", "")))
     said = _site(config, places, kind)
@@ -99,7 +100,8 @@ def _kind(config: _SaeLensConfig, version: str) -> str:
     """Return the architecture. Before version 6, the activation function decides whether a standard SAE is TopK."""
     kind = config.architecture or "standard"
     before_6 = not (match := re.match(r"(\d{1,4})\.", version)) or int(match[1]) < 6
-    function = (config.activation_fn_str or config.activation_fn or "relu") if before_6 else "relu"
+    decides = before_6 or config.architecture is None
+    function = (config.activation_fn_str or config.activation_fn or "relu") if decides else "relu"
     if function == "topk":
         return "topk"
     if "transcoder" in kind:
