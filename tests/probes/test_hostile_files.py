@@ -21,7 +21,7 @@ import torch
 from safetensors.torch import save_file
 
 from actscope.errors import ProbeError
-from actscope.probes import Probe, ProbeInfo, load_probe
+from actscope.probes import Probe, ProbeInfo, load_probe, load_probes
 from actscope.probes.sae import is_encoder, load_encoder
 
 D, M = 8, 12
@@ -224,3 +224,30 @@ def test_a_probe_of_another_precision_is_converted_and_says_so(
     save_file(tensors | {"test_scores": rows @ weight * 1.1}, path, metadata)
     with pytest.raises(ProbeError, match="its own test vectors"):
         load_probe(path)
+
+
+def test_weights_in_the_form_of_others_need_the_activation_in_the_metadata(tmp_path: Path) -> None:
+    """Qwen Scope's W_enc is [m, d] and topk, Goodfire's a Linear with relu: nothing in the tensors says so."""
+    rows, w, b, path = torch.randn(5, D), torch.randn(M, D), torch.randn(M), tmp_path / "x.safetensors"
+    z = torch.relu(rows @ w.T + b)
+    top = z.topk(3, dim=1)
+    for tensors in (
+        {"W_enc": w, "b_enc": b, "b_dec": torch.ones(D)},
+        {"encoder_linear.weight": w, "encoder_linear.bias": b},
+        {"encoder.weight": w, "encoder.bias": b, "decoder.bias": torch.ones(D)},
+    ):
+        save_file(tensors, path, {"site": "layers.1.resid_post"})
+        with pytest.raises(ProbeError, match="does not say its activation"):
+            load_encoder(path)
+        save_file(tensors, path, {"activation": "topk", "k": "3", "apply_b_dec_to_input": "false"})
+        expected = torch.zeros_like(z).scatter_(1, top.indices, top.values)
+        np.testing.assert_allclose(load_encoder(path).encode(rows.numpy()), expected.numpy(), rtol=1e-4, atol=1e-5)
+
+
+def test_a_directory_of_probes_names_the_files_that_have_to_be_imported(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "happy.gguf").write_bytes(b"GGUF")
+    (tmp_path / "mood.joblib").write_bytes(b"")
+    assert load_probes(tmp_path) == []
+    assert "probe import happy.gguf" in caplog.text and "mood.joblib is not loaded" in caplog.text

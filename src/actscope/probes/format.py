@@ -371,11 +371,18 @@ def find_probes(directory: Path) -> Iterator[Path]:
         yield from sorted(p for p in directory.iterdir() if p.suffix in (".json", ".safetensors") and p.name[0] != ".")
 
 
+def _warn_of_others(directory: Path) -> None:
+    """Log the files of a directory that only become probes when they are imported."""
+    if directory.is_dir():
+        for path in sorted(p for p in directory.iterdir() if p.suffix in (".gguf", ".skops", *PICKLES)):
+            log.warning("%s is not loaded: make probes of it first: actscope probe import %s", path, path.name)
+
+
 def load_probes(directory: Path) -> list[Probe]:
     """Load every probe of a directory.
 
     Args:
-        directory: Directory of `.json` and `.safetensors` files. It may be absent.
+        directory: Directory of `.json` and `.safetensors` files. It may be absent. A file to import is named in a warning.
 
     Returns:
         The probes, sorted by file name.
@@ -384,6 +391,7 @@ def load_probes(directory: Path) -> list[Probe]:
         ProbeError: A file is invalid, or two files have the same id.
     """
     probes: dict[str, Probe] = {}
+    _warn_of_others(directory)
     for path in find_probes(directory):
         probe = load_probe(path)
         if probe.id in probes:

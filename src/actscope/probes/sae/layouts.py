@@ -20,6 +20,7 @@ from actscope.probes.hooks import hooked_site, stated_site
 from actscope.probes.sae.building import LINEAR, Tensors, build, gated, linear, tensor_named, whole_number
 
 _PLAIN = ("W_enc", "b_enc", "b_dec", "threshold", "log_threshold", "test_inputs", "test_features")
+_GOODFIRE = ("encoder_linear.weight", "encoder_linear.bias")
 _SCOPE_HOOKS = {
     "res": "hook_resid_post", "mlp": "hook_mlp_out", "att": "attn.hook_z", "transcoders": "hook_mlp_in",
     "resid_post": "hook_resid_post", "mlp_out": "hook_mlp_out", "attn_out": "attn.hook_z", "transcoder": "hook_mlp_in",
@@ -30,20 +31,40 @@ _SCOPE_HOOKS = {
 def plain(path: Path, site: str | None) -> SaeEncoder:
     """Read one `.safetensors` file: `W_enc` [d, m], `b_enc` [m], and optionally `b_dec` [d] and `threshold` [m].
 
-    The weights may be named as torch's Linear names them too: `encoder.weight` [m, d] and `encoder.bias`. The metadata may have
-    `activation` (relu, jumprelu, topk), `k`, `site` and `apply_b_dec_to_input`. If the file has `test_inputs` [n, d] and
-    `test_features` [n, m], the inputs are encoded and compared with the features.
+    The metadata may have `activation` (relu, jumprelu, topk), `k`, `site` and `apply_b_dec_to_input`. The weights may have the
+    names and the transposed form of other tools too, if the metadata has the activation: `encoder.weight` or
+    `encoder_linear.weight` [m, d] with its bias, or `W_enc` [m, d]. If the file has `test_inputs` [n, d] and `test_features`
+    [n, m], the inputs are encoded and compared with the features.
     """
-    metadata, tensors, _ = read_safetensors(path, (*_PLAIN, *LINEAR))
-    if "W_enc" not in tensors and "encoder.weight" in tensors:
-        weight, bias = linear(tensors)
-        tensors |= {"W_enc": weight, "b_enc": bias}
+    metadata, tensors, _ = read_safetensors(path, (*_PLAIN, *LINEAR, *_GOODFIRE))
+    foreign = _renamed(tensors)
+    if foreign and "activation" not in metadata:
+        raise ProbeError(
+            f"{foreign}, and the file does not say its activation; write it once more: save_file(tensors, file, metadata="
+            '{"activation": "topk", "k": "50", "site": "layers.12.resid_post", "apply_b_dec_to_input": "false"}) (relu and '
+            "jumprelu have no k)"
+        )
     kind = metadata.get("activation", "jumprelu" if "threshold" in tensors else "relu")
     applied = metadata.get("apply_b_dec_to_input", "true").lower() not in ("false", "0")
     k = whole_number(metadata.get("k"), "metadata: k")
     encoder = build(path.stem, tensors, kind, k, stated_site(site, metadata.get("site")), shift=applied)
     _verify(encoder, tensors)
     return encoder
+
+
+def _renamed(tensors: Tensors) -> str:
+    """Bring the encoder of another tool to `W_enc` [d, m] and `b_enc`, in place. Return what was found, or ""."""
+    weight, bias = tensors.get("W_enc"), tensors.get("b_enc")
+    if weight is None:
+        for name in ("encoder", "encoder_linear"):
+            if f"{name}.weight" in tensors:
+                parts = {f"encoder.{part}": tensor_named(tensors, f"{name}.{part}") for part in ("weight", "bias")}
+                tensors["W_enc"], tensors["b_enc"] = linear(parts)
+                return f"its weights are named {name}.weight"
+    elif bias is not None and weight.ndim == 2 and bias.shape == weight.shape[:1] != weight.shape[1:]:
+        tensors["W_enc"] = weight.T
+        return f"its W_enc is [m, d], {list(weight.shape)}"
+    return ""
 
 
 def gemma_scope(path: Path, site: str | None) -> SaeEncoder:
