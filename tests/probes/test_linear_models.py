@@ -92,8 +92,8 @@ def test_several_steps_and_nested_pipelines_are_folded() -> None:
 @pytest.mark.parametrize(
     "estimator",
     [
-        LinearSVC(), SVC(kernel="linear"), RidgeClassifier(), Perceptron(), SGDClassifier(loss="hinge"),
-        SGDClassifier(loss="modified_huber"),
+        LinearSVC(), SVC(kernel="linear"), RidgeClassifier(), Perceptron(random_state=0), SGDClassifier(loss="hinge", random_state=0),
+        SGDClassifier(loss="modified_huber", random_state=0),
     ],
     ids=str,
 )  # fmt: skip
@@ -101,13 +101,13 @@ def test_a_classifier_without_a_sigmoid_probability_scores_its_decision_function
     rows, labels = data()
     model = make_pipeline(StandardScaler(), estimator).fit(rows, labels)
     probes = from_sklearn(model, site=SITE)
-    equal(probes, rows, model.decision_function(rows))
+    equal(probes, rows, model.decision_function(rows), float32=1e-3)  # SGD's are sums of terms of hundreds that cancel
     assert (probes[0].info.activation, probes[0].info.threshold) == ("identity", 0.0)
     np.testing.assert_array_equal(probes[0].score(rows) > 0, model.predict(rows) == 1)
 
 
 @pytest.mark.parametrize(
-    "estimator", [LogisticRegression(fit_intercept=False), LogisticRegressionCV(), SGDClassifier(loss="log_loss"),
+    "estimator", [LogisticRegression(fit_intercept=False), LogisticRegressionCV(), SGDClassifier(loss="log_loss", random_state=0),
                   LinearDiscriminantAnalysis(), LogisticRegression(solver="liblinear")], ids=str,
 )  # fmt: skip
 def test_a_binary_probability_that_is_a_sigmoid_stays_one(estimator: Any) -> None:

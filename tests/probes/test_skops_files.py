@@ -33,7 +33,7 @@ def fitted(estimator: Any, classes: int = 2) -> Any:
 
 @pytest.mark.parametrize(
     "estimator",
-    [LogisticRegression(), LinearSVC(), SGDClassifier(), RidgeClassifierCV(), LinearDiscriminantAnalysis(),
+    [LogisticRegression(), LinearSVC(), SGDClassifier(random_state=0), RidgeClassifierCV(), LinearDiscriminantAnalysis(),
      OneVsRestClassifier(LogisticRegression())],
     ids=lambda e: type(e).__name__,
 )  # fmt: skip
