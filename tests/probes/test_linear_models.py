@@ -92,8 +92,8 @@ def test_several_steps_and_nested_pipelines_are_folded() -> None:
 @pytest.mark.parametrize(
     "estimator",
     [
-        LinearSVC(), SVC(kernel="linear"), RidgeClassifier(), Perceptron(random_state=0), SGDClassifier(loss="hinge", random_state=0),
-        SGDClassifier(loss="modified_huber", random_state=0),
+        LinearSVC(), SVC(kernel="linear"), RidgeClassifier(), Perceptron(random_state=0),
+        SGDClassifier(loss="hinge", random_state=0), SGDClassifier(loss="modified_huber", random_state=0),
     ],
     ids=str,
 )  # fmt: skip
@@ -101,7 +101,7 @@ def test_a_classifier_without_a_sigmoid_probability_scores_its_decision_function
     rows, labels = data()
     model = make_pipeline(StandardScaler(), estimator).fit(rows, labels)
     probes = from_sklearn(model, site=SITE)
-    equal(probes, rows, model.decision_function(rows), float32=1e-3)  # SGD's are sums of terms of hundreds that cancel
+    equal(probes, rows, model.decision_function(rows), float32=1e-3)  # SGD sums terms of hundreds that cancel
     assert (probes[0].info.activation, probes[0].info.threshold) == ("identity", 0.0)
     np.testing.assert_array_equal(probes[0].score(rows) > 0, model.predict(rows) == 1)
 
