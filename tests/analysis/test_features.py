@@ -105,9 +105,9 @@ def test_inputs_are_normalised_as_saelens_does(ran: tuple[Truth, Recording], tmp
 @pytest.mark.parametrize(
     ("config", "tensors", "says"),
     [
-        ({"architecture": "gated"}, {}, "activation 'gated'"),
+        ({"architecture": "gated"}, {}, "no tensor r_mag"),
         ({"normalize_activations": "expected_average_only_in"}, {}, "not computed here"),
-        ({"rescale_acts_by_decoder_norm": True}, {}, "rescale_acts_by_decoder_norm"),
+        ({"rescale_acts_by_decoder_norm": True, "architecture": "topk", "k": 5}, {"W_dec": None}, "no tensor W_dec"),
         ({"architecture": "topk", "k": F + 1}, {}, "topk needs 1 <= k <= 96"),
         ({"architecture": "jumprelu"}, {}, "jumprelu needs thresholds"),
         ({}, {"b_enc": torch.zeros(3)}, r"b_enc must be \[96\]"),

@@ -10,13 +10,19 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from support.harvest.workers import crew, quiet
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 from actscope.engines.hf.loading import LoadedModel, load
-from actscope.extraction.cutting import Cutter
+from actscope.errors import SettingsError
+from actscope.extraction.cutting import Cutter, tokenizer_of
 from actscope.extraction.texts import open_texts
-from actscope.harvest.cutting import NO_TEXT, Packed
+from actscope.harvest.cutting import NO_TEXT, Packed, separator_of
 from actscope.harvest.driver import harvest
+from actscope.harvest.manifest import manifest_of
+from actscope.harvest.settings import HarvestSettings
 from actscope.harvest.storage import open_storage
+from actscope.harvest.worker import UnitWorker
 
 
 @pytest.fixture(scope="module")
@@ -90,3 +96,63 @@ def test_packing_puts_every_token_in_its_place(loaded: LoadedModel, separator: s
     assert ids[owners != NO_TEXT].tolist() == expected[:kept].tolist()
     assert 0 <= len(expected) - kept <= cut.left_over < 16
     assert all(len(owned.piece.token_ids) == 16 for owned in cut.pieces)
+
+
+def tokenizer_with(**tokens: str) -> PreTrainedTokenizerFast:
+    """A tokenizer of single words that adds nothing by itself, with these special tokens."""
+    words = {word: i for i, word in enumerate(["one", "two", "three", "[B]", "[E]", "[C]", "[S]"])}
+    model = Tokenizer(models.WordLevel(words, unk_token="one"))
+    model.pre_tokenizer = pre_tokenizers.Whitespace()
+    return PreTrainedTokenizerFast(tokenizer_object=model, **tokens)  # type: ignore[no-untyped-call]
+
+
+@pytest.mark.parametrize(
+    ("tokens", "wanted", "role", "ids"),
+    [
+        ({"bos_token": "[B]", "eos_token": "[E]"}, "bos", "bos", [3, 0, 1, 3, 2, 2]),
+        ({"bos_token": "[B]", "eos_token": "[E]"}, "eos", "eos", [3, 0, 1, 4, 2, 2]),
+        ({"eos_token": "[E]"}, "bos", "eos", [0, 1, 4, 2, 2, 4]),
+        ({"bos_token": "[B]"}, "eos", "bos", [3, 0, 1, 3, 2, 2]),
+        ({"cls_token": "[C]", "sep_token": "[S]"}, "bos", "bos", [5, 0, 1, 5, 2, 2]),
+        ({"cls_token": "[C]", "sep_token": "[S]"}, "eos", "eos", [5, 0, 1, 6, 2, 2]),
+        ({"sep_token": "[S]"}, "bos", "eos", [0, 1, 6, 2, 2, 6]),
+        ({}, "none", "none", [0, 1, 2, 2, 0, 1]),
+    ],
+)
+def test_a_tokenizer_that_lacks_the_separator_gives_its_other_one(
+    tokens: dict[str, str], wanted: str, role: str, ids: list[int]
+) -> None:
+    """Texts never run into each other unless that was asked for."""
+    tokenizer = tokenizer_with(**tokens)
+    assert separator_of(tokenizer, wanted).role == role
+    whole = Cutter(tokenizer, context=1 << 30, mask="none")
+    packed = Packed(whole, tokenizer, context=6, separator=wanted, mask="none")
+    (first, *_) = packed.cut(range(3), ["one two", "three three", "one two"]).pieces
+    assert first.piece.token_ids.tolist() == ids
+    assert [owner == NO_TEXT for owner in first.texts] == [number >= 3 for number in ids]
+
+
+@pytest.mark.parametrize("wanted", ["bos", "eos"])
+def test_a_tokenizer_with_nothing_to_separate_texts_is_refused(wanted: str) -> None:
+    tokenizer = tokenizer_with()
+    whole = Cutter(tokenizer, context=1 << 30, mask="none")
+    with pytest.raises(SettingsError, match=r"no BOS, CLS, EOS or SEP token.*separator none"):
+        Packed(whole, tokenizer, context=6, separator=wanted, mask="none")
+
+
+def test_the_manifest_names_the_separator_that_was_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A built-in tokenizer without its BOS: the EOS stands between texts, and a warning says so."""
+    tokenizer = tokenizer_of("actscope/builtin")
+    tokenizer.bos_token = None
+    monkeypatch.setattr("actscope.harvest.worker.tokenizer_of", lambda model: tokenizer)
+    settings = HarvestSettings(
+        model="actscope/builtin", dataset="builtin", sites="0", texts=4, context=32, pack=True, device="cpu"
+    )
+    worker = UnitWorker(settings, open_storage(str(tmp_path)))
+    plan = worker.propose().plan
+    manifest = manifest_of(plan, [worker.run(plan, 0)])
+    worker.close()
+    assert manifest.plan.separator == "eos"
+    assert "no BOS" in caplog.text and "separated by EOS" in caplog.text

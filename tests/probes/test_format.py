@@ -72,17 +72,10 @@ def test_a_vector_is_put_exactly_where_its_file_says(tmp_path: Path, said: dict[
     assert load_probe(path).info.site == site
 
 
-def test_test_vectors_of_another_shape_and_tensors_that_are_not_float32_are_refused(tmp_path: Path) -> None:
+def test_test_vectors_of_another_shape_are_refused() -> None:
     good = probe()
     with pytest.raises(ProbeError, match="test inputs of shape"):
         Probe(good.info, good.weight, good.test_inputs[:, :3], good.test_scores)
-    import torch
-    from safetensors.torch import save_file as save_torch
-
-    metadata = {"actscope_probe": msgspec.json.encode(good.info).decode()}
-    save_torch({"weight": torch.zeros(16, dtype=torch.bfloat16)}, tmp_path / "b.safetensors", metadata)
-    with pytest.raises(ProbeError, match="float32"):
-        load_probe(tmp_path / "b.safetensors")
 
 
 @pytest.mark.parametrize(

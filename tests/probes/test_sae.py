@@ -20,6 +20,8 @@ from actscope.probes.sae import SaeEncoder, load_encoder
 
 D, M = 16, 40
 ROWS = torch.randn(12, D, generator=torch.Generator().manual_seed(1))
+#: Magnitude and bias of a gate.
+R, G = torch.randn(2, M, generator=torch.Generator().manual_seed(2))
 
 
 def tensors() -> dict[str, torch.Tensor]:
@@ -103,11 +105,78 @@ def test_llama_scope_is_scaled_by_norms_as_openmoss_loads_it(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(
+    ("folders", "says"),
+    [
+        (("gemma-scope-2b-pt-att", "layer_5"), "single attention heads"),
+        (("gemma-scope-2b-pt-transcoders", "layer_5"), "transcoders"),
+        (("gemma-scope-2b-pt-att",), "single attention heads"),
+    ],
+)
+def test_gemma_scopes_of_heads_and_transcoders_are_refused_at_any_site(
+    folders: tuple[str, ...], says: str, tmp_path: Path
+) -> None:
+    """-att is trained on hook_z, and a transcoder on the MLP's input: neither is a site, whatever the user names."""
+    path = tmp_path.joinpath(*folders, "width_16k")
+    path.mkdir(parents=True)
+    np.savez(path / "params.npz", allow_pickle=False, **{name: tensor.numpy() for name, tensor in tensors().items()})
+    with pytest.raises(ProbeError, match=says):
+        load_encoder(path, "layers.5.attn_out")
+
+
+def test_gemma_scope_mlp_and_embedding_have_their_sites(tmp_path: Path) -> None:
+    """The embedding's encoder reads the scaled embedding: W_enc / sqrt(d), as SAELens 6.54 loads it (gemma_2 loader)."""
+    w = tensors()
+    for name, site, scale in (
+        ("gemma-scope-9b-it-mlp/layer_3/width_16k", "layers.3.mlp_out", 1.0),
+        ("gemma-scope-2b-pt-res/embedding/width_4k", "embed", D**-0.5),
+    ):
+        path = tmp_path / name
+        path.mkdir(parents=True)
+        np.savez(path / "params.npz", allow_pickle=False, **{name: tensor.numpy() for name, tensor in w.items()})
+        equal(load_encoder(path), features(ROWS @ w["W_enc"] * scale + w["b_enc"], "jumprelu", w["threshold"]), site)
+
+
+@pytest.mark.parametrize(
+    ("config", "folder_name", "expected"),
+    [
+        ({"hf_hook_point_in": "model.layers.9.post_feedforward_layernorm.output"}, "x", "layers.9.mlp_out"),
+        ({"hf_hook_point_in": "model.layers.9.self_attn.o_proj.input"}, "x", "single attention heads"),
+        ({"hf_hook_point_in": "model.layers.9.pre_feedforward_layernorm.output"}, "x", "transcoders"),
+        (
+            {"hf_hook_point_in": "model.layers.9.output", "hf_hook_point_out": "model.layers.10.output"},
+            "x",
+            "transcoder",
+        ),
+        (None, "resid_post_all/layer_9_width_16k_l0_small", "layers.9.resid_post"),
+        (None, "mlp_out/layer_9_width_16k", "layers.9.mlp_out"),
+        (None, "attn_out/layer_9_width_16k", "single attention heads"),
+        (None, "transcoder_all/layer_9_width_16k", "transcoders"),
+    ],
+)
+def test_gemma_scope_2_reads_what_its_config_or_its_folder_names(
+    config: dict[str, str] | None, folder_name: str, expected: str, tmp_path: Path
+) -> None:
+    w, path = tensors(), tmp_path / folder_name
+    path.mkdir(parents=True)
+    if config is not None:
+        (path / "config.json").write_text(
+            json.dumps({"architecture": "jump_relu", "model_name": "gemma-v3-4b"} | config)
+        )
+    save_file({"w_enc": w["W_enc"], "b_enc": w["b_enc"], "threshold": w["threshold"]}, path / "params.safetensors")
+    if expected.startswith("layers."):
+        equal(load_encoder(path), features(ROWS @ w["W_enc"] + w["b_enc"], "jumprelu", w["threshold"]), expected)
+    else:
+        with pytest.raises(ProbeError, match=expected):
+            load_encoder(path, "layers.9.resid_post")
+
+
+@pytest.mark.parametrize(
     ("name", "transcode", "site"),
     [
         ("layers.10", False, "layers.10.resid_post"),
         ("layers.3.mlp", False, "layers.3.mlp_out"),
-        ("layers.3.mlp", True, None),
+        ("layers.3.attention", False, "layers.3.attn_out"),
+        ("layers.3", True, "layers.3.resid_pre"),
     ],
 )
 def test_sparsify_is_topk_and_a_transcoder_is_not_shifted(
@@ -120,14 +189,50 @@ def test_sparsify_is_topk_and_a_transcoder_is_not_shifted(
     equal(load_encoder(path), features(z, "topk"), site)
 
 
+def test_sparsify_of_points_that_no_site_reads_are_refused(tmp_path: Path) -> None:
+    """A transcoder of an MLP reads the MLP's input. In Gemma 2 a norm stands behind the MLP's output."""
+    config = {"d_in": D, "k": 5, "transcode": True}
+    path = folder(tmp_path / "layers.3.mlp", config, linear(b_dec=torch.zeros(D)), "cfg.json", "sae.safetensors")
+    with pytest.raises(ProbeError, match="transcoders"):
+        load_encoder(path, "layers.3.mlp_out")
+    folder(path, config | {"transcode": False}, linear(b_dec=torch.zeros(D)), "cfg.json", "sae.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps({"model": "google/gemma-2-2b"}))
+    with pytest.raises(ProbeError, match="before its norm"):
+        load_encoder(path)
+    unnamed = folder(tmp_path / "x", config, linear(b_dec=torch.zeros(D)), "cfg.json", "sae.safetensors")
+    with pytest.raises(ProbeError, match="does not name"):
+        load_encoder(unnamed, "layers.3.resid_post")
+
+
 @pytest.mark.parametrize(
-    "kind", ["AutoEncoder", "AutoEncoderTopK", "BatchTopKSAE", "MatryoshkaBatchTopKSAE", "JumpReluAutoEncoder"]
+    "kind",
+    [
+        "AutoEncoder",
+        "AutoEncoderNew",
+        "GatedAutoEncoder",
+        "AutoEncoderTopK",
+        "BatchTopKSAE",
+        "MatryoshkaBatchTopKSAE",
+        "JumpReluAutoEncoder",
+    ],
 )
 def test_dictionary_learning_is_read_by_its_class(kind: str, tmp_path: Path) -> None:
     w = tensors()
     trainer = {"dict_class": kind, "k": 5, "submodule_name": "resid_post_layer_8"}
     shifted = (ROWS - w["b_dec"]) @ w["W_enc"] + w["b_enc"]
     weights, expected = {
+        "AutoEncoderNew": (linear(**{"decoder.bias": w["b_dec"]}), features(ROWS @ w["W_enc"] + w["b_enc"], "relu")),
+        "GatedAutoEncoder": (
+            {
+                "encoder.weight": w["W_enc"].T.contiguous(),
+                "decoder_bias": w["b_dec"],
+                "r_mag": R,
+                "gate_bias": G,
+                "mag_bias": w["b_enc"],
+            },
+            torch.relu(R.exp() * ((ROWS - w["b_dec"]) @ w["W_enc"]) + w["b_enc"])
+            * ((ROWS - w["b_dec"]) @ w["W_enc"] + G > 0),
+        ),
         "AutoEncoder": (linear(bias=w["b_dec"]), features(shifted * w["W_dec"].norm(dim=1), "relu")),
         "AutoEncoderTopK": (linear(b_dec=w["b_dec"], threshold=torch.tensor(1.0)), features(shifted, "topk")),
         "BatchTopKSAE": (linear(b_dec=w["b_dec"], threshold=torch.tensor(1.5)), features(shifted, "jumprelu", 1.5)),
@@ -155,7 +260,15 @@ def test_a_plain_file_with_test_vectors_is_checked_by_them(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("layout", "config", "weights", "says"),
     [
-        ("ae", {"trainer": {"dict_class": "GatedAutoEncoder"}}, linear(b_dec=torch.zeros(D)), "'GatedAutoEncoder'"),
+        ("ae", {"trainer": {"dict_class": "CrossCoder"}}, linear(b_dec=torch.zeros(D)), "'CrossCoder'"),
+        ("ae", {"trainer": {"dict_class": "GatedAutoEncoder"}}, linear(b_dec=torch.zeros(D)), "no tensor r_mag"),
+        ("ae", {"trainer": [1]}, linear(), "not a JSON object of this layout"),
+        (
+            "ae",
+            {"trainer": {"dict_class": "AutoEncoderTopK", "k": "9" * 5000}},
+            linear(b_dec=torch.zeros(D)),
+            "whole number",
+        ),
         (
             "ae",
             {"trainer": {"dict_class": "BatchTopKSAE"}},
@@ -194,8 +307,9 @@ def test_pickles_are_never_opened(tmp_path: Path) -> None:
     """Neither dictionary_learning's ae.pt nor an object array inside an npz."""
     (tmp_path / "dl").mkdir()
     (tmp_path / "dl" / "ae.pt").write_bytes(pickle.dumps(Bomb()))
-    with pytest.raises(ProbeError, match=r"ae.pt is a pickle.*ae.safetensors"):
-        load_encoder(tmp_path / "dl")
+    for path in (tmp_path / "dl", tmp_path / "dl" / "ae.pt"):
+        with pytest.raises(ProbeError, match=r"ae.pt is a pickle.*ae.safetensors"):
+            load_encoder(path)
     np.savez(tmp_path / "params.npz", W_enc=np.array([Bomb()], dtype=object))
     with pytest.raises(ProbeError, match="not a numpy archive of plain numbers"):
         load_encoder(tmp_path / "params.npz")

@@ -15,6 +15,7 @@ from actscope.analysis.site import Progress, silent
 from actscope.analysis.tokens import genuine
 from actscope.errors import ProbeError
 from actscope.probes import Probe, find_probes, load_probes
+from actscope.probes.sae import is_encoder
 from actscope.recording.reading.recording import Recording
 
 _BATCH_BYTES = 64 << 20
@@ -111,11 +112,11 @@ def load_features(recording: Recording, source: str) -> list[FeatureSet]:
 def _sets(recording: Recording, path: Path, site: str | None) -> list[FeatureSet]:
     if not path.exists():
         raise ProbeError(f"{path}: no such file or folder; expected an autoencoder, or a folder of probes")
-    if path.is_file() or (path / "cfg.json").is_file():
+    if is_encoder(path):
         sae = load_sae(path, site)
         return [SaeFeatures(sae, _recorded(recording, sae.site, path))]
     if not any(find_probes(path)):
-        raise ProbeError(f"{path}: neither an autoencoder (cfg.json, or a .safetensors file) nor a folder of probes")
+        raise ProbeError(f"{path}: neither an autoencoder nor a folder of probes")
     by_site: dict[str, list[Probe]] = {}
     for probe in load_probes(path):
         by_site.setdefault(site or probe.info.site, []).append(probe)

@@ -1,4 +1,4 @@
-"""actscope probe: list, train and test probes, and change those of a running engine."""
+"""actscope probe: list, import, train and test probes, and change those of a running engine."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from actscope.errors import ProbeError
 if TYPE_CHECKING:
     import httpx
 
-app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="List, train, test, add and remove probes.")
+app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="List, import, train, test, add and remove probes.")
 
 
 @app.command("list")
@@ -55,7 +55,55 @@ def test(files: Annotated[list[Path], typer.Argument(metavar="FILES", help="Prob
     for path in files:
         probe = load_probe(path)
         info = probe.info
-        typer.echo(f"{path}: ok, {info.id} at {info.site}, d {probe.d}, {len(probe.test_scores)} test vectors")
+        stored = "" if probe.stored == "F32" else f", stored as {probe.stored}, used as float32"
+        typer.echo(f"{path}: ok, {info.id} at {info.site}, d {probe.d}, {len(probe.test_scores)} test vectors{stored}")
+
+
+@app.command("import")
+def import_probe(
+    file: Annotated[
+        Path,
+        typer.Argument(metavar="FILE", help="Control vector (.gguf), scikit-learn model (.skops), or probe (.json)."),
+    ],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Directory to write the probes to.")] = Path("probes"),
+    site: Annotated[
+        str,
+        typer.Option(metavar="SITE", help="Site whose rows a .skops model was fitted on, e.g. layers.12.resid_post."),
+    ] = "",
+    name: Annotated[
+        str,
+        typer.Option(metavar="NAME", help="Id of the probe, or beginning of several ids. By default the file's name."),
+    ] = "",
+    layers: Annotated[
+        int,
+        typer.Option(
+            metavar="N", help="Number of the model's layers, for a control vector of only some of them.", min=0
+        ),
+    ] = 0,
+    model: Annotated[str, typer.Option(metavar="MODEL", help="Model that the probes are for. By default any.")] = "",
+    as_json: options.Json = False,
+) -> None:
+    """Make probes of another tool's file. Nothing is unpickled.
+
+    Each direction of a control vector (of repeng, or of llama.cpp) becomes a probe, with its scale and sign. A linear model of
+    scikit-learn, with its scaler, becomes one probe, or one for each class, whose scores are the library's own.
+
+    Example: actscope probe import happy.gguf --out probes/my-model
+    """
+    from actscope.probes import import_probes, save_probe
+
+    found = import_probes(file, site=site or None, name=name, n_layers=layers or None, model=model or None)
+    for probe in found:
+        save_probe(probe, out / f"{probe.id}.safetensors")
+    probes = [msgspec.structs.asdict(probe.info) for probe in found]
+    typer.echo(json.dumps(probes, indent=2) if as_json else _table(probes))
+    typer.echo(f"{len(found)} probes written to {out}", err=True)
+    if file.suffix == ".gguf" and not layers and found[-1].info.site == "final_norm":
+        typer.echo(
+            f"{found[-1].id}: taken as the last block's direction, which is of the rows behind the final norm; if the model has "
+            "more layers, say how many: --layers",
+            err=True,
+        )
 
 
 @app.command()

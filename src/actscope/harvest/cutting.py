@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from actscope.errors import SettingsError
 from actscope.extraction.contract import Piece
 from actscope.extraction.cutting import Cutter, special_ids
 
@@ -60,8 +61,9 @@ class Packed:
     """Packing of texts into contexts of exactly `context` tokens, as in SAELens (concat_and_batch_sequences).
 
     Each context begins with the BOS, if the tokenizer has one. A separator stands between two texts, unless the next text begins
-    with it. The model reads a context as one sequence: a token attends to earlier texts of its context too. A text that does not
-    fit continues in the next context. Tokens at the end of a unit that do not fill a context are left out.
+    with it; `separator_of` says which token it is. The model reads a context as one sequence: a token attends to earlier texts
+    of its context too. A text that does not fit continues in the next context. Tokens at the end of a unit that do not fill a
+    context are left out.
 
     A piece's number is that of the context in its unit. Its text is that of the first token that belongs to one.
     """
@@ -69,11 +71,14 @@ class Packed:
     def __init__(
         self, whole: Cutter, tokenizer: PreTrainedTokenizerBase, *, context: int, separator: str, mask: str
     ) -> None:
-        """Pack texts that `whole` encodes without cutting them. `mask`: tokens that give no row, as for Cutter."""
+        """Pack texts that `whole` encodes without cutting them. `mask`: tokens that give no row, as for Cutter.
+
+        Raises SettingsError if the tokenizer has no token that can separate texts, and `separator` is not "none".
+        """
         self._whole = whole
         self._context = context
         self._bos = _id(tokenizer, "bos_token_id", "cls_token_id")
-        self._separator = {"bos": self._bos, "eos": _id(tokenizer, "eos_token_id", "sep_token_id")}.get(separator)
+        self._separator = separator_of(tokenizer, separator).token_id
         bos = [] if self._bos is None else [self._bos]
         self._masked = np.array({"special": sorted(special_ids(tokenizer)), "bos": bos}.get(mask, []), np.int32)
 
@@ -116,6 +121,40 @@ class Packed:
         wanted = ~np.isin(token_ids, self._masked)
         known = texts[texts != NO_TEXT]
         return OwnedPiece(Piece(int(known[0]) if len(known) else 0, number, token_ids, wanted), texts)
+
+
+@dataclass(frozen=True, slots=True)
+class Separator:
+    """Token between packed texts: its role ("bos", "eos" or "none") and its id, None for "none"."""
+
+    role: str
+    token_id: int | None
+
+
+def separator_of(tokenizer: PreTrainedTokenizerBase, wanted: str) -> Separator:
+    """Return the token that separates packed texts.
+
+    "bos" is the tokenizer's BOS or CLS token, "eos" its EOS or SEP token. A tokenizer that lacks the one that is wanted gives
+    the other; the plan and the manifest then name that one.
+
+    Args:
+        tokenizer: The tokenizer.
+        wanted: "bos", "eos" or "none".
+
+    Raises:
+        SettingsError: The tokenizer has none of the four tokens, so nothing would show where a text ends.
+    """
+    if wanted == "none":
+        return Separator("none", None)
+    roles = {"bos": ("bos_token_id", "cls_token_id"), "eos": ("eos_token_id", "sep_token_id")}
+    for role in (wanted, "eos" if wanted == "bos" else "bos"):
+        found = _id(tokenizer, *roles[role])
+        if found is not None:
+            return Separator(role, found)
+    raise SettingsError(
+        f"separator {wanted}: this tokenizer has no BOS, CLS, EOS or SEP token, so packed texts would run into each other; "
+        "set one (tokenizer.eos_token = ..., then save_pretrained), read each text on its own, or accept it with separator none"
+    )
 
 
 def _id(tokenizer: PreTrainedTokenizerBase, *names: str) -> int | None:

@@ -39,7 +39,7 @@ class HarvestSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     pack: bool = False
     """Join texts into full contexts instead of reading each on its own. Format arrow always does."""
     separator: Literal["bos", "eos", "none"] = "bos"
-    """Token between two packed texts, if the tokenizer has it."""
+    """Token between two packed texts: bos (or CLS), eos (or SEP), or none. A tokenizer that lacks the one gives the other."""
     mask: Literal["auto", "special", "bos", "none"] = "auto"
     """Tokens without rows: special (BOS, EOS and the like), bos, or none. auto: special, and none for packed texts."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"

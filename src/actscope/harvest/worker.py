@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,7 @@ from actscope.harvest import commit as receipts
 from actscope.harvest import layout
 from actscope.harvest import plan as plans
 from actscope.harvest.commit import Receipt, ShardFile
-from actscope.harvest.cutting import Apart, OwnedPiece, Packed, UnitPieces
+from actscope.harvest.cutting import Apart, OwnedPiece, Packed, UnitPieces, separator_of
 from actscope.harvest.plan import HarvestPlan, Proposal, Unit
 from actscope.harvest.settings import HarvestSettings
 from actscope.harvest.shards.contract import PendingShard
@@ -25,6 +26,8 @@ from actscope.harvest.storage import Storage
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+log = logging.getLogger("actscope.harvest")
 
 #: Size of the sample that estimates the rows of a text: if it decides the number of texts, and if it is only reported.
 _SAMPLE, _GLANCE = 1024, 64
@@ -46,8 +49,8 @@ class UnitWorker:
         self._storage = storage
         self._texts: Texts = open_texts(settings.dataset, split=settings.split, column=settings.column)
         self._tokenizer = tokenizer_of(settings.model)
+        self._cutting = _cutting(settings, self._tokenizer)  # refuses a tokenizer before the model is loaded
         self._reader = _open(settings)
-        self._cutting = _cutting(settings, self._tokenizer)
         self._accepted = ""
 
     def propose(self) -> Proposal:
@@ -57,6 +60,7 @@ class UnitWorker:
             SettingsError: The dataset has no texts, or `tokens` is set and a sample of the texts gives no row.
         """
         n = len(self._texts)
+        self._warn_of_separator()
         sample = self._plan(min(n, _SAMPLE if self._settings.tokens else _GLANCE))
         counted = self._cut(sample.text_numbers(Unit(0, 0, sample.texts, sample.id)))
         rows = (counted.n_rows + counted.left_over) / sample.texts
@@ -134,6 +138,17 @@ class UnitWorker:
             )
         return max(1, min(n, round(settings.tokens / rows_per_text)))
 
+    def _warn_of_separator(self) -> None:
+        """Log it if texts are separated by another token than the settings name."""
+        asked = self._settings.separator
+        if self._settings.is_packed and (given := separator_of(self._tokenizer, asked)).role != asked:
+            assert given.token_id is not None  # a fallback is always a token
+            text = self._tokenizer.convert_ids_to_tokens(given.token_id)
+            log.warning(
+                "%s: its tokenizer has no %s, so packed texts are separated by %s (%s), as the plan and the manifest say",
+                self._settings.model, asked.upper(), given.role.upper(), text,
+            )  # fmt: skip
+
     def _accept(self, plan: HarvestPlan) -> None:
         """Raise SettingsError unless this worker would make the same plan."""
         if self._accepted != plan.id:
@@ -165,7 +180,7 @@ class UnitWorker:
             context=asked.context,
             mask=asked.masked,
             pack=asked.is_packed,
-            separator=asked.separator if asked.is_packed else "none",
+            separator=separator_of(self._tokenizer, asked.separator).role if asked.is_packed else "none",
             shard_format=asked.format,
             columns=asked.columns if asked.format == "arrow" else "sites",
             device=_device_kind(asked.device),

@@ -2,6 +2,7 @@
 
 from actscope.probes.bank import Bank, ProbedModel
 from actscope.probes.format import Probe, ProbeInfo, find_probes, load_probe, load_probes, probe_from_json, save_probe
+from actscope.probes.importing import from_sklearn, import_probes
 from actscope.probes.score import ACTIVATIONS, score
 
 __all__ = [
@@ -11,6 +12,8 @@ __all__ = [
     "ProbeInfo",
     "ProbedModel",
     "find_probes",
+    "from_sklearn",
+    "import_probes",
     "load_probe",
     "load_probes",
     "probe_from_json",

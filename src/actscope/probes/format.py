@@ -10,6 +10,7 @@ Two formats are read:
 from __future__ import annotations
 
 import json
+import logging
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -19,6 +20,8 @@ import msgspec
 import numpy as np
 
 from actscope.errors import ProbeError, SiteError
+from actscope.probes.checkpoint import PICKLES, read_safetensors, refuse_pickle
+from actscope.probes.hooks import hooked_site
 from actscope.probes.score import ACTIVATIONS, score
 from actscope.runtime.publish import publish_file
 from actscope.sites import Site
@@ -27,6 +30,10 @@ MAX_WIDTH = 1 << 17  # wider than any model; a cap before allocation
 MAX_FILE_BYTES = 64 << 20
 TEST_TOLERANCE = 1e-3
 
+log = logging.getLogger("actscope.probes")
+
+#: Largest relative rounding of a number that is stored in half precision (half a unit in the last place).
+_ROUNDING = {"F16": 2**-11, "BF16": 2**-8}
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _METADATA_KEY = "actscope_probe"
 
@@ -88,6 +95,7 @@ class Probe:
         weight: float32 [d], finite.
         test_inputs: float32 [k, d]; rows with known scores. May be empty.
         test_scores: float32 [k]; the scores of `test_inputs`.
+        stored: dtype of the weight in its file, as safetensors names it: F32, or F16, BF16 or F64, which were converted.
 
     Raises:
         ProbeError: A shape, dtype or value is invalid, or the metadata is.
@@ -97,6 +105,7 @@ class Probe:
     weight: np.ndarray
     test_inputs: np.ndarray = field(default_factory=lambda: np.empty((0, 0), np.float32))
     test_scores: np.ndarray = field(default_factory=lambda: np.empty(0, np.float32))
+    stored: str = "F32"
 
     def __post_init__(self) -> None:
         _check_info(self.info)
@@ -126,15 +135,23 @@ class Probe:
             ValueError: The rows are not `d` wide.
         """
         info = self.info
-        bias, jump = np.array([info.bias], np.float32), np.array([info.jump], np.float32)
+        precision = np.float64 if rows.dtype == np.float64 else np.float32
+        bias, jump = np.array([info.bias], precision), np.array([info.jump], precision)
         return score(rows, self.weight[:, None], bias, [info.activation], jump)[:, 0]
 
     def verify(self) -> None:
-        """Score the test vectors. Raises ProbeError if a score differs by more than TEST_TOLERANCE (relative)."""
+        """Score the test vectors.
+
+        Raises:
+            ProbeError: A score differs by more than TEST_TOLERANCE (relative), and by more than the rounding of a weight that
+                is stored in half precision explains.
+        """
         if not len(self.test_scores):
             return
         found = self.score(self.test_inputs)
-        worst = float(np.max(np.abs(found - self.test_scores) / (np.abs(self.test_scores) + 1.0)))
+        rounding = np.abs(self.test_inputs) @ np.abs(self.weight) * _ROUNDING.get(self.stored, 0.0)
+        beyond = np.maximum(np.abs(found - self.test_scores) - rounding, 0)
+        worst = float(np.max(beyond / (np.abs(self.test_scores) + 1.0)))
         if not worst <= TEST_TOLERANCE:
             raise ProbeError(
                 f"probe {self.id!r}: its own test vectors score {found[:3]} where {self.test_scores[:3]} was expected "
@@ -216,6 +233,7 @@ def load_probe(path: Path) -> Probe:
             file.
     """
     try:
+        _check_suffix(path)
         if path.stat().st_size > MAX_FILE_BYTES:
             raise ProbeError(f"the file is larger than {MAX_FILE_BYTES >> 20} MiB")
         probe = _load_json_vector(path) if path.suffix == ".json" else _load_safetensors(path)
@@ -227,35 +245,39 @@ def load_probe(path: Path) -> Probe:
         raise ProbeError(f"{path}: cannot be read: {error.strerror or error}") from error
 
 
-def _load_safetensors(path: Path) -> Probe:
-    from safetensors import SafetensorError, safe_open
+def _check_suffix(path: Path) -> None:
+    """Raise ProbeError, with the remedy, for a file of a kind that has to be imported or converted first."""
+    if path.suffix in (".gguf", ".skops"):
+        raise ProbeError(f"not a probe, but a file to make probes of: actscope probe import {path.name}")
+    if path.suffix in PICKLES:
+        raise refuse_pickle(path.name)
 
-    try:
-        with safe_open(path, "np") as file:
-            raw = (file.metadata() or {}).get(_METADATA_KEY)
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a dict
-    except SafetensorError as error:
-        raise ProbeError(f"not a safetensors file: {error}") from error
-    except TypeError as error:  # numpy has no bfloat16
-        raise ProbeError(f"its tensors must be float32: {error}") from error
+
+def _load_safetensors(path: Path) -> Probe:
+    metadata, tensors, dtypes = read_safetensors(path, ("weight", "test_inputs", "test_scores"), "is not a probe")
+    raw = metadata.get(_METADATA_KEY)
     if raw is None or "weight" not in tensors:
         raise ProbeError(f"not a probe: expected metadata {_METADATA_KEY!r} and a tensor 'weight'")
-    info = _decode_info(raw.encode())
+    stored = dtypes["weight"]
+    if stored != "F32":
+        log.warning("%s: its weight is stored as %s and is used as float32", path, stored)
     empty = {"test_inputs": np.empty((0, 0), np.float32), "test_scores": np.empty(0, np.float32)}
-    return Probe(info, tensors["weight"], **{name: tensors.get(name, default) for name, default in empty.items()})
+    return Probe(
+        _decode_info(raw.encode()), tensors["weight"], **{n: tensors.get(n, e) for n, e in empty.items()}, stored=stored
+    )
 
 
 def _decode_info(raw: bytes) -> ProbeInfo:
     try:
         return msgspec.json.decode(raw, type=ProbeInfo)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, RecursionError) as error:
         raise ProbeError(f"its metadata cannot be read: {error}") from error
 
 
 def _load_json_vector(path: Path) -> Probe:
     try:
         data = msgspec.json.decode(path.read_bytes())
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, RecursionError) as error:
         raise ProbeError(f"not JSON: {error}") from error
     match = re.match(r"enc_(\d+)_?(.*)", path.stem)
     if isinstance(data, dict):
@@ -295,7 +317,9 @@ def _site_of_json(data: Mapping[str, object], layer_in_name: int | None) -> str:
 
 
 def _field_site(text: str, key: str) -> str:
-    match = re.fullmatch(r"(?:blocks\.)?(\d+)[-.]?(.*)", text)
+    if key == "hookName" and not text[:1].isdigit():
+        return hooked_site(text)
+    match = re.fullmatch(r"(?:blocks\.)?(\d{1,9})[-.]?(.*)", text)
     if match is None or match[2] not in _FIELD_POINTS:
         raise ProbeError(
             f'"{key}": {text!r} is not a place that is read here; put "site" in the file, e.g. "site": "layers.12.resid_post"'
@@ -325,10 +349,13 @@ def probe_from_json(probe_id: str, data: object) -> Probe:
         raise ProbeError(f'probe {probe_id!r}: expected an object with "vector": [numbers] and "site"')
     if len(data["vector"]) > MAX_WIDTH:
         raise ProbeError(f"probe {probe_id!r}: its vector has {len(data['vector'])} numbers, more than {MAX_WIDTH}")
+    if not all(isinstance(number, int | float) for number in data["vector"]):
+        raise ProbeError(f'probe {probe_id!r}: "vector" must hold numbers only')
     try:
-        weight = np.array(data["vector"], np.float32)
-    except (TypeError, ValueError) as error:
-        raise ProbeError(f'probe {probe_id!r}: "vector" must hold numbers only: {error}') from error
+        with np.errstate(over="ignore"):  # a number beyond float32 becomes infinite, and is refused by Probe
+            weight = np.array(data["vector"], np.float64).astype(np.float32)
+    except OverflowError as error:
+        raise ProbeError(f'probe {probe_id!r}: "vector" has a number beyond float32: {error}') from error
     fields = {_JSON_ALIASES.get(k, k): v for k, v in data.items() if k not in _JSON_IGNORED}
     highest = data.get("max_activation")
     if highest is not None and not (isinstance(highest, int | float) and highest > 0):
@@ -344,11 +371,18 @@ def find_probes(directory: Path) -> Iterator[Path]:
         yield from sorted(p for p in directory.iterdir() if p.suffix in (".json", ".safetensors") and p.name[0] != ".")
 
 
+def _warn_of_others(directory: Path) -> None:
+    """Log the files of a directory that only become probes when they are imported."""
+    if directory.is_dir():
+        for path in sorted(p for p in directory.iterdir() if p.suffix in (".gguf", ".skops", *PICKLES)):
+            log.warning("%s is not loaded: make probes of it first: actscope probe import %s", path, path.name)
+
+
 def load_probes(directory: Path) -> list[Probe]:
     """Load every probe of a directory.
 
     Args:
-        directory: Directory of `.json` and `.safetensors` files. It may be absent.
+        directory: Directory of `.json` and `.safetensors` files. It may be absent. A file to import is named in a warning.
 
     Returns:
         The probes, sorted by file name.
@@ -357,6 +391,7 @@ def load_probes(directory: Path) -> list[Probe]:
         ProbeError: A file is invalid, or two files have the same id.
     """
     probes: dict[str, Probe] = {}
+    _warn_of_others(directory)
     for path in find_probes(directory):
         probe = load_probe(path)
         if probe.id in probes:

@@ -15,14 +15,14 @@ ACTIVATIONS: dict[str, int] = {"identity": 0, "relu": 1, "sigmoid": 2, "jumprelu
 def score(
     rows: np.ndarray, weight: np.ndarray, bias: np.ndarray, activations: Sequence[str], jump: np.ndarray
 ) -> np.ndarray:
-    """Return `act(rows @ weight + bias)`.
+    """Return `act(rows @ weight + bias)`, computed in float32, and in float64 for rows of float64.
 
     Args:
         rows: [n, d], any floating dtype.
         weight: float32 [d, k].
-        bias: float32 [k].
+        bias: float32 or float64 [k].
         activations: k keys of ACTIVATIONS. An unknown name is the identity.
-        jump: float32 [k]; thresholds of jumprelu columns.
+        jump: float32 or float64 [k]; thresholds of jumprelu columns.
 
     Returns:
         float32 [n, k].
@@ -30,7 +30,8 @@ def score(
     Raises:
         ValueError: The rows are not as wide as `weight` is high, or `bias` has another length than its columns.
     """
-    z = rows.astype(np.float32) @ weight + bias
+    rows = rows if rows.dtype == np.float64 else rows.astype(np.float32)
+    z = rows @ weight + bias
     columns = [activate(z[:, i], name, float(jump[i])) for i, name in enumerate(activations)]
     return np.stack(columns, axis=1).astype(np.float32)
 
