@@ -43,14 +43,20 @@ FROM_THE_FIRST_OUTPUT = ("mamba", "mamba2", "falcon_mamba", "rwkv")
 def model_of(name: str) -> PreTrainedModel:
     """A random model without a head, whose norms change what passes them."""
     kind, changes, _ = MODELS[name]
-    torch.manual_seed(0)
-    model: PreTrainedModel = AutoModel.from_config(AutoConfig.for_model(kind, **{**_SMALL, **changes}))
+    model = random_model(kind, changes)
     with torch.no_grad():
         for module in model.modules():
             if "norm" in type(module).__name__.lower():
                 for parameter in module.parameters(recurse=False):
                     parameter.uniform_(0.5, 1.5)
-    return model.eval()
+    return model
+
+
+def random_model(kind: str, changes: dict[str, object]) -> PreTrainedModel:
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(kind, **{**_SMALL, **changes})
+    model: PreTrainedModel = AutoModel.from_config(config).eval()  # type: ignore[no-untyped-call]
+    return model
 
 
 def seen_in_a_pass(model: PreTrainedModel, places: dict[str, Location]) -> tuple[dict[str, Tensor], tuple[Tensor, ...]]:
@@ -128,8 +134,8 @@ def test_the_sites_of_the_table_are_those_entries(name: str) -> None:
 
 
 def test_opts_last_entry_has_the_width_of_its_projection() -> None:
-    config = AutoConfig.for_model("opt", **{**_SMALL, **_OPT, "word_embed_proj_dim": 16})
-    states = AutoModel.from_config(config).eval()(torch.arange(3, 15)[None], output_hidden_states=True).hidden_states
+    model = random_model("opt", {**_OPT, "word_embed_proj_dim": 16})
+    states = model(torch.arange(3, 15)[None], output_hidden_states=True).hidden_states
     assert [state.shape[-1] for state in states] == [32, 32, 32, 16]
 
 

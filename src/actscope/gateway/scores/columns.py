@@ -110,7 +110,8 @@ class ScoreColumn:
 
     def computed_here(self, a: int, b: int) -> np.ndarray:
         """Return which rows of `a .. b` were computed for this request, cached ones excluded: bool [b - a]."""
-        return np.frombuffer(bytes(self._computed[a:b]), np.uint8) == 1
+        here: np.ndarray = np.frombuffer(bytes(self._computed[a:b]), np.uint8) == 1
+        return here
 
     def _segment(self, columns: Columns) -> ScoreSegment:
         last = self.segments[-1] if self.segments else None

@@ -194,4 +194,5 @@ class DisplayRanges:
 def _ordinary(log: RequestLog, a: int, b: int) -> np.ndarray:
     """Return which rows of `a .. b` a range is learnt from: bool [b - a]."""
     special = np.array([token in log.special for token in log.tokens[a:b]], bool)
-    return log.scores.computed_here(a, b) & ~special & (np.arange(a, b) > 0)
+    ordinary: np.ndarray = log.scores.computed_here(a, b) & ~special & (np.arange(a, b) > 0)
+    return ordinary
