@@ -105,3 +105,23 @@ def test_a_client_that_leaves_ends_its_request_in_the_engine(place: Place) -> No
         state = client.get(f"/v1/actscope/requests/{request}").json()["state"]
     assert "event: done" in said
     assert state == "aborted"
+
+
+def test_a_raw_vector_on_a_real_model_gets_a_range_in_which_most_tokens_lie(place: Place) -> None:
+    """Both signs, symmetric, learnt from the tokens behind the first one; 0 to 1 would show less than a fifth of them."""
+    with place.client() as client:
+        width = client.get("/v1/actscope/info").json()["engine"]["d_model"]
+        vector = (10 * np.random.default_rng(1).normal(size=width)).tolist()
+        upload = {"vector": vector, "site": "layers.2.resid_post", "activation": "identity"}
+        assert client.put("/v1/actscope/probes/raw", json=upload).json()["range"] is None
+        found = ask(place, "Tell me about a fox in the snow", max_tokens=60)
+        raw = next(p for p in client.get("/v1/actscope/probes").json()["probes"] if p["id"] == "raw")
+        client.delete("/v1/actscope/probes/raw")
+    cells = {at: cell for (at, name), cell in found.cells.items() if name == "raw" and cell is not None and at > 0}
+    values = np.array(list(cells.values()))
+    low, high = raw["range"]
+    assert -low == high > 1
+    assert raw["signed"] is True
+    assert 8 < raw["range_learnt"]["tokens"] <= len(values)
+    assert np.mean(np.abs(values) < high) > 0.8
+    assert np.mean((values > 0) & (values < 1)) < 0.2

@@ -9,6 +9,7 @@ from support.typed import fields_of, keys_of
 
 from actscope.engines.controls import DescribedMark
 from actscope.gateway.api import schemas, wire
+from actscope.gateway.scores.display_range import LearntFacts, RangeFacts
 from actscope.gateway.scores.probe_table import HeaderCell, SaeFacts
 from actscope.probes.bank import DescribedProbe
 from actscope.recording.flight import state
@@ -56,8 +57,9 @@ def test_the_state_of_a_recording_has_the_keys_of_its_schema_and_all_of_them() -
 
 
 def test_a_described_probe_has_what_clients_are_told() -> None:
-    """`slot` and `jump` are for the gateway, which takes the former out."""
-    assert set(schemas.Probe.model_fields) == set(keys_of(DescribedProbe)) - {"slot", "jump"}
+    """`slot` and `jump` are for the gateway, which takes the former out and adds what it has learnt of the range."""
+    assert set(schemas.Probe.model_fields) == {*keys_of(DescribedProbe), *keys_of(RangeFacts)} - {"slot", "jump"}
+    assert set(schemas.LearntRange.model_fields) == set(keys_of(LearntFacts))
 
 
 def test_an_sae_has_the_fields_of_its_schema() -> None:

@@ -37,6 +37,17 @@ def test_every_change_is_a_new_generation_and_the_table_shows_it() -> None:
     assert [(p["slot"], p["id"], p["layer"]) for p in table["probes"]] == [(0, "a", 1), (1, "b", 1)]
 
 
+def test_the_table_has_a_range_only_where_one_is_known() -> None:
+    bank = Bank(FACTS)
+    for one in (probe("raw"), probe("share", activation="sigmoid"), probe("signed", range=(-2.0, 1.0))):
+        bank.put(one)
+    assert [(p["range"], p["signed"]) for p in bank.describe()] == [
+        (None, False),
+        ((0.0, 1.0), False),
+        ((-2.0, 1.0), True),
+    ]
+
+
 @pytest.mark.parametrize(
     ("wrong", "reason"),
     [

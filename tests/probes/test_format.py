@@ -56,6 +56,18 @@ def test_the_fields_own_json_keys_are_understood(tmp_path: Path) -> None:
     assert found.info.range == (0.0, 40.0)
 
 
+def test_a_range_that_is_not_stated_is_not_made_up(tmp_path: Path) -> None:
+    """Only a sigmoid's scores have a range of their own. Read, saved and read again, the range is still unknown."""
+    path = tmp_path / "enc_1_raw.json"
+    path.write_text(json.dumps({"vector": [0.5] * 8, "activation": "identity"}))
+    save_probe(load_probe(path), tmp_path / "raw.safetensors")
+    for found in (load_probe(path).info, load_probe(tmp_path / "raw.safetensors").info):
+        assert (found.range, found.display_range, found.signed) == (None, None, False)
+    assert (probe().info.range, probe().info.display_range) == (None, (0.0, 1.0))
+    signed = msgspec.structs.replace(probe().info, range=(-4.0, 2.0))
+    assert (signed.display_range, signed.signed) == ((-4.0, 2.0), True)
+
+
 @pytest.mark.parametrize(
     ("said", "site"),
     [

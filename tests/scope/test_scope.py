@@ -17,3 +17,11 @@ def test_a_message_is_answered_with_tokens_coloured_as_they_stream_and_the_numbe
         done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=ROOT / "web")
     assert done.returncode == 0, done.stdout + done.stderr
     assert len(list(tmp_path.glob("*.png"))) >= 2
+
+
+def test_a_probe_without_a_range_is_coloured_on_a_scale_that_is_learnt(tmp_path: Path) -> None:
+    """See web/e2e/ranges.e2e.mjs: no scale at first, then colours of both signs, the same for two viewers."""
+    with serving() as running:
+        command = ["node", str(ROOT / "web/e2e/ranges.e2e.mjs"), running.link, str(tmp_path)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=ROOT / "web")
+    assert done.returncode == 0, done.stdout + done.stderr

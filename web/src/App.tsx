@@ -12,6 +12,7 @@ import { WatchView } from "./components/WatchView";
 import { useCell } from "./lib/cell";
 import { followEngine } from "./state/engine";
 import { active } from "./state/focus";
+import { followRanges } from "./state/ranges";
 import { watched, watchFromUrl } from "./state/watch";
 
 export function App() {
@@ -19,6 +20,7 @@ export function App() {
   const other = useCell(watched);
   const trace = useCell(active);
   useEffect(() => followEngine(), []);
+  useEffect(() => followRanges(), []);
   useEffect(() => watchFromUrl(), []);
   if (out) return <RefusedPanel />;
   return (

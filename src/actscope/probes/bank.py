@@ -14,7 +14,10 @@ from actscope.sites import Site
 
 
 class DescribedProbe(TypedDict):
-    """Client view of a probe: the fields of `ProbeInfo`, its column `slot`, and the generation `since` which it is in force."""
+    """Client view of a probe: the fields of `ProbeInfo`, its column `slot`, and the generation `since` which it is in force.
+
+    `range` is the probe's `display_range`: None if it is neither stated nor given by the activation.
+    """
 
     slot: int
     id: str
@@ -26,7 +29,7 @@ class DescribedProbe(TypedDict):
     description: str
     threshold: float | None
     fpr: float | None
-    range: tuple[float, float]
+    range: tuple[float, float] | None
     token_mask: str
     model: str | None
     revision: str | None
@@ -39,7 +42,8 @@ class DescribedProbe(TypedDict):
 
 def described(slot: int, info: ProbeInfo, since: int) -> DescribedProbe:
     """Return the client view of a probe."""
-    fields = {"slot": slot, **msgspec.structs.asdict(info), "layer": info.layer, "signed": info.signed, "since": since}
+    derived = {"range": info.display_range, "layer": info.layer, "signed": info.signed, "since": since}
+    fields = {"slot": slot, **msgspec.structs.asdict(info), **derived}
     return cast(DescribedProbe, fields)
 
 

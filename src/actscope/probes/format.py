@@ -51,7 +51,7 @@ class ProbeInfo(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         description: One or more sentences for people.
         threshold: Score from which the label counts as present, or None.
         fpr: Share of held-out negatives at or above `threshold`.
-        range: Fixed scale (low, high) on which scores are displayed.
+        range: Fixed scale (low, high) on which scores are displayed; None: not stated (see `display_range`).
         token_mask: "special" if scores on special tokens are meaningless, else "none".
         model: Name of the model that it was made for; None fits any.
         revision: Revision of that model; None fits any.
@@ -68,7 +68,7 @@ class ProbeInfo(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     description: str = ""
     threshold: float | None = None
     fpr: float | None = None
-    range: tuple[float, float] = (0.0, 1.0)
+    range: tuple[float, float] | None = None
     token_mask: str = "none"
     model: str | None = None
     revision: str | None = None
@@ -81,9 +81,15 @@ class ProbeInfo(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         return Site.parse(self.site).layer
 
     @property
+    def display_range(self) -> tuple[float, float] | None:
+        """`range`; if none is stated, (0, 1) for sigmoid, whose scores lie there, else None: the gateway learns one."""
+        return (0.0, 1.0) if self.range is None and self.activation == "sigmoid" else self.range
+
+    @property
     def signed(self) -> bool:
-        """Whether the display range includes negative scores."""
-        return self.range[0] < 0
+        """Whether the display range is known and includes negative scores."""
+        scale = self.display_range
+        return scale is not None and scale[0] < 0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -173,8 +179,9 @@ def _check_info(info: ProbeInfo) -> None:
         raise ProbeError(f"{where}: activation {info.activation!r} is not one of {', '.join(ACTIVATIONS)}")
     if info.token_mask not in ("none", "special"):
         raise ProbeError(f"{where}: token_mask {info.token_mask!r} is not 'none' or 'special'")
-    numbers = [info.bias, info.jump, *info.range, info.threshold or 0.0]
-    if not np.all(np.isfinite(numbers)) or info.range[0] >= info.range[1]:
+    low, high = info.range or (0.0, 1.0)
+    numbers = [info.bias, info.jump, low, high, info.threshold or 0.0]
+    if not np.all(np.isfinite(numbers)) or low >= high:
         raise ProbeError(f"{where}: bias, jump and threshold must be finite and range must rise, found {numbers}")
     try:
         Site.parse(info.site)

@@ -920,6 +920,22 @@ export interface components {
             lost_rows: number;
         };
         /**
+         * LearntRange
+         * @description How far the display range of a probe that states none is learnt.
+         */
+        LearntRange: {
+            /**
+             * Tokens
+             * @description tokens that it was learnt from; first and special tokens are left out
+             */
+            tokens: number;
+            /**
+             * Settled
+             * @description whether it only widens from now on
+             */
+            settled: boolean;
+        };
+        /**
          * Limits
          * @description Limits of this gateway: bytes of a body, requests in flight, event streams, choices of a request, size of the log.
          */
@@ -1069,12 +1085,14 @@ export interface components {
             fpr?: number | null;
             /**
              * Range
-             * @description fixed scale of the display
+             * @description scale of the display: the probe's own, else learnt from scores; null while there are too few
              */
             range?: [
                 number,
                 number
             ] | null;
+            /** @description set if the probe does not state a range */
+            range_learnt?: components["schemas"]["LearntRange"] | null;
             /** Signed */
             signed?: boolean | null;
             /** Auroc */

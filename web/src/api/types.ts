@@ -11,12 +11,17 @@ export interface Probe {
   label: string;
   description: string;
   site: string;
-  /** The fixed scale of the display. */
-  range: readonly [low: number, high: number];
+  /** The scale of the display: stated by the probe, or learnt by the gateway. Null while too few scores were seen. */
+  range: readonly [low: number, high: number] | null;
+  /** Whether the range is learnt from scores. The first token, an attention sink, is then not on the scale. */
+  learnt: boolean;
   signed: boolean;
   threshold: number | null;
   auroc: number | null;
 }
+
+/** How far the gateway has learnt the range of a probe that states none. */
+export type Learnt = Schemas["LearntRange"];
 
 /** Fields that the gateway may omit. (Its schema allows more fields, which hides these from the generated type.) */
 export interface SentProbe {
@@ -25,20 +30,23 @@ export interface SentProbe {
   label?: string | null;
   description?: string | null;
   range?: readonly number[] | null;
+  range_learnt?: Learnt | null;
   signed?: boolean | null;
   threshold?: number | null;
   auroc?: number | null;
 }
 
-/** Fills in defaults. A probe without a scale gets 0 to 1, never a running maximum. */
+/** Fills in defaults. A probe without a scale gets 0 to 1 if the gateway does not learn one. */
 export function asProbe(sent: SentProbe): Probe {
   const [low = 0, high = 1] = sent.range ?? [];
+  const learnt = Boolean(sent.range_learnt);
   return {
     id: sent.id,
     label: sent.label || sent.id,
     description: sent.description ?? "",
     site: sent.site,
-    range: [low, high],
+    range: learnt && !sent.range ? null : [low, high],
+    learnt,
     signed: sent.signed ?? low < 0,
     threshold: sent.threshold ?? null,
     auroc: sent.auroc ?? null,

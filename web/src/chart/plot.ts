@@ -1,7 +1,7 @@
 import uPlot from "uplot";
 import { hover, pin, point } from "../state/focus";
 import type { Trace } from "../trace/trace";
-import { type Plan, PlotData } from "./series";
+import { AXIS, type Line, type Plan, PlotData } from "./series";
 
 const HEIGHT = 224;
 /** Minimum number of tokens on the axis, so that the first ones do not fill the chart. */
@@ -11,6 +11,17 @@ const LONG = 2_000;
 const REDRAW_MS = 32;
 const LONG_REDRAW_MS = 100;
 const FONT = "11px ui-monospace, SFMono-Regular, Menlo, Consolas, monospace";
+
+/** Returns the width of the vertical axis: a label that is cut loses its minus sign. */
+function axisWidth(labels: readonly string[] | null): number {
+  return Math.max(40, 14 + 7 * Math.max(0, ...(labels ?? []).map((label) => label.length)));
+}
+
+/** Returns a scale's ends with a margin. */
+function padded([low, high]: readonly [number, number]): [number, number] {
+  const pad = (high - low) * 0.06;
+  return [low - pad, high + pad];
+}
 
 /** The chart of one trace: a uPlot that follows the trace and shares its cursor with the text. */
 export class Plot {
@@ -59,7 +70,7 @@ export class Plot {
     this.led = true;
     const left = position === null ? -10 : this.chart.valToPos(position, "x");
     const value = position === null ? null : this.data.rows[1]?.[position];
-    const top = value === null || value === undefined ? 0 : this.chart.valToPos(value, "y");
+    const top = value === null || value === undefined ? 0 : this.chart.valToPos(value, AXIS);
     this.chart.setCursor({ left, top: position === null ? -10 : top });
     this.led = false;
     if (position === null) this.host.removeAttribute("data-cursor");
@@ -91,8 +102,6 @@ export class Plot {
   }
 
   private options(): uPlot.Options {
-    const { low, high } = this.plan;
-    const pad = (high - low) * 0.06;
     const axis = { stroke: () => this.color("--muted"), font: FONT, ticks: { show: false } };
     const grid = { stroke: () => this.color("--grid"), width: 1 };
     return {
@@ -107,7 +116,7 @@ export class Plot {
       },
       scales: {
         x: { time: false, range: () => this.zoom ?? [0, Math.max(MIN_SPAN, this.trace.length)] },
-        y: { range: [low - pad, high + pad] },
+        ...Object.fromEntries([...this.plan.scales].map(([name, range]) => [name, { range: padded(range) }])),
       },
       axes: [
         {
@@ -117,9 +126,9 @@ export class Plot {
           space: 48,
           incrs: [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000],
         },
-        { ...axis, grid, size: 40, space: 32 },
+        { ...axis, scale: AXIS, grid, size: (_, labels) => axisWidth(labels), space: 32 },
       ],
-      series: [{}, ...this.plan.lines.map(({ label, slot }) => this.series(label, slot))],
+      series: [{}, ...this.plan.lines.map((line) => this.series(line))],
       hooks: {
         drawClear: [(u) => this.shadePrompt(u)],
         draw: [(u) => this.drawThresholds(u)],
@@ -129,9 +138,9 @@ export class Plot {
     };
   }
 
-  private series(label: string, slot: number): uPlot.Series {
+  private series({ label, slot, scale }: Line): uPlot.Series {
     const stroke = () => this.color(`--slot-${slot}`);
-    return { label, stroke, width: slot === 0 ? 2 : 1.25, points: { show: false }, spanGaps: false };
+    return { label, scale, stroke, width: slot === 0 ? 2 : 1.25, points: { show: false }, spanGaps: false };
   }
 
   private follow(u: uPlot): void {
@@ -161,9 +170,10 @@ export class Plot {
     u.ctx.save();
     u.ctx.setLineDash([5 * devicePixelRatio, 4 * devicePixelRatio]);
     u.ctx.lineWidth = devicePixelRatio;
-    for (const { threshold, slot } of this.plan.lines) {
+    for (const { threshold, slot, scale } of this.plan.lines) {
       if (threshold === null) continue;
-      const y = Math.round(u.valToPos(threshold, "y", true)) + 0.5;
+      const y = Math.round(u.valToPos(threshold, scale, true)) + 0.5;
+      if (y < u.bbox.top || y > u.bbox.top + u.bbox.height) continue;
       u.ctx.strokeStyle = this.color(`--slot-${slot}`);
       u.ctx.beginPath();
       u.ctx.moveTo(left, y);

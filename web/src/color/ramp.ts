@@ -67,11 +67,23 @@ export interface Scale {
   signed: boolean;
 }
 
-/** Returns the step of a score on its probe's fixed scale: 0 … STEPS, negative below zero on a signed scale. */
+/**
+ * Returns the step of a score on its probe's scale: 0 … STEPS, negative below zero on a signed scale. On a scale wholly below
+ * zero, its end nearest to zero is step 0.
+ */
 export function stepOf(score: number, { range: [low, high], signed }: Scale): number {
-  const t = signed
-    ? score / (Math.max(Math.abs(low), Math.abs(high)) || 1)
-    : (score - low) / (high - low || 1);
-  const step = Math.round(Math.min(1, Math.max(signed ? -1 : 0, t)) * STEPS);
+  const step = Math.round(Math.min(1, Math.max(signed ? -1 : 0, shareOf(score, low, high, signed))) * STEPS);
   return step === 0 ? 0 : step;
+}
+
+function shareOf(score: number, low: number, high: number, signed: boolean): number {
+  if (!signed) return (score - low) / (high - low || 1);
+  if (high <= 0) return Math.min(0, (score - high) / (high - low || 1));
+  return score / (Math.max(Math.abs(low), high) || 1);
+}
+
+/** Returns whether a score lies outside its scale, so that its colour is that of the scale's end. */
+export function isBeyond(score: number, { range: [low, high], signed }: Scale): boolean {
+  const end = signed && high > 0 ? Math.max(Math.abs(low), high) : high;
+  return score > end || score < (signed && high > 0 ? -end : low);
 }

@@ -1,25 +1,53 @@
-import { STEPS, stepOf } from "../color/ramp";
+import type { Learnt, Probe } from "../api/types";
+import { type Scale, STEPS, stepOf } from "../color/ramp";
 import { useCell } from "../lib/cell";
-import { formatBound } from "../lib/numbers";
-import { probes, selection } from "../state/probes";
+import { formatBound, formatCount } from "../lib/numbers";
+import { knownProbe, learning, probes, selection } from "../state/probes";
 
 const SAMPLES = 33;
+const NO_PROBE: Scale = { range: [0, 1], signed: false };
 
-/** The background's fixed scale, and the meaning of tokens without a colour. */
+/** The background's scale, where it comes from, and the meaning of tokens without a colour. */
 export function Legend() {
   const { background } = useCell(selection);
-  const probe = useCell(probes).find(({ id }) => id === background);
-  const [low, high] = probe?.range ?? [0, 1];
-  const signed = probe?.signed ?? false;
-  const share = (score: number) => `${(100 * (score - low)) / (high - low || 1)}%`;
-  const threshold = probe?.threshold ?? null;
+  const list = useCell(probes);
+  const learnt = useCell(learning).get(background ?? "");
+  const probe = background === null ? undefined : knownProbe(background, list);
+  const scale = probe ? scaleOf(probe) : NO_PROBE;
   return (
     <section className="card legend" aria-label="Legend" data-testid="legend">
+      {scale && <Ramp scale={scale} probe={probe} />}
+      {probe?.learnt && <p className="scale-note muted">{sourceOf(probe, learnt)}</p>}
+      <States scale={scale} probe={probe} />
+    </section>
+  );
+}
+
+function scaleOf({ range, signed }: Probe): Scale | null {
+  return range && { range, signed };
+}
+
+/** Says in words from what a learnt range comes. */
+function sourceOf({ label, range }: Probe, learnt: Learnt | undefined): string {
+  const tokens = learnt?.tokens ?? 0;
+  const seen = `${formatCount(tokens)} token${tokens === 1 ? "" : "s"}`;
+  if (range === null)
+    return `No scale yet: ${label} states none, so it is learnt from its scores (${seen} so far).`;
+  return `Scale learnt from ${seen}${learnt?.settled ? "" : " so far"}; the probe states none.`;
+}
+
+function Ramp({ scale, probe }: { scale: Scale; probe: Probe | undefined }) {
+  const [low, high] = scale.range;
+  const threshold = probe?.threshold ?? null;
+  const share = (score: number) => (score - low) / (high - low || 1);
+  const shown = threshold !== null && share(threshold) >= 0 && share(threshold) <= 1;
+  return (
+    <>
       <div className="scale" aria-hidden="true">
         {Array.from({ length: SAMPLES }, (_, i) => low + ((high - low) * i) / (SAMPLES - 1)).map((score) => (
-          <span key={score} className={stepClass(stepOf(score, { range: [low, high], signed }))} />
+          <span key={score} className={stepClass(stepOf(score, scale))} />
         ))}
-        {threshold !== null && <i className="threshold" style={{ left: share(threshold) }} />}
+        {shown && <i className="threshold" style={{ left: `${100 * share(threshold)}%` }} />}
       </div>
       <div className="scale-ends numbers">
         <span>{formatBound(low)}</span>
@@ -29,32 +57,38 @@ export function Legend() {
         </span>
         <span>{formatBound(high)}</span>
       </div>
-      <ul className="states heatmap-sample">
-        <li>
-          <span className="t pending">the</span> pending
-        </li>
-        <li>
-          <span className="t never">the</span> never computed
-        </li>
-        <li>
-          <span className="t masked">the</span> masked
-        </li>
-        <li>
-          <span className="t">the</span> 0
-        </li>
-        {threshold !== null && (
-          <li>
-            <span className={`t s${STEPS} over`}>the</span> at or over threshold
-          </li>
-        )}
-        {signed && (
-          <li>
-            <span className={`t n${STEPS} below`}>the</span> below zero
-          </li>
-        )}
-      </ul>
-    </section>
+    </>
   );
+}
+
+function States({ scale, probe }: { scale: Scale | null; probe: Probe | undefined }) {
+  return (
+    <ul className="states heatmap-sample">
+      <State look="pending">pending</State>
+      <State look="never">never computed</State>
+      <State look="masked">masked</State>
+      {scale && <State look="">{formatBound(plainScore(scale))}</State>}
+      {!scale && <State look="unscaled">computed, no scale yet</State>}
+      {probe?.learnt && <State look="first">first token, not on the scale</State>}
+      {probe && scale && <State look={`s${STEPS} beyond`}>beyond the scale</State>}
+      {(probe?.threshold ?? null) !== null && <State look={`s${STEPS} over`}>at or over threshold</State>}
+      {scale?.signed && <State look={`n${STEPS} below`}>below zero</State>}
+    </ul>
+  );
+}
+
+function State({ look, children }: { look: string; children: string }) {
+  return (
+    <li>
+      <span className={`t ${look}`.trimEnd()}>the</span> {children}
+    </li>
+  );
+}
+
+/** Returns the score that has no colour. */
+function plainScore({ range: [low, high], signed }: Scale): number {
+  if (!signed) return low;
+  return high <= 0 ? high : 0;
 }
 
 function stepClass(step: number): string {

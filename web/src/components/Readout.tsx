@@ -1,7 +1,8 @@
 import { useCell } from "../lib/cell";
-import { formatScore } from "../lib/numbers";
+import type { Probe } from "../api/types";
+import { formatBound, formatScore } from "../lib/numbers";
 import { hover, pinned, type Spot } from "../state/focus";
-import { probes, selectedSlots, selection } from "../state/probes";
+import { knownProbe, probes, selectedSlots, selection } from "../state/probes";
 import { STATE_WORDS } from "../trace/column";
 import { visible } from "../trace/marks";
 import type { Trace } from "../trace/trace";
@@ -12,6 +13,8 @@ export function Readout({ trace }: { trace: Trace | null }) {
   const held = useCell(pinned);
   const chosen = useCell(selection);
   const known = useCell(probes);
+  const rows = selectedSlots(chosen).map(({ id, slot }) => ({ id, slot, probe: knownProbe(id, known) }));
+  const several = new Set(rows.map(({ probe }) => String(probe?.range))).size > 1;
   const spot = [hovered, held].find((one) => one !== null && one.trace === trace) ?? null;
   return (
     <div className="readout" data-testid="readout">
@@ -26,16 +29,23 @@ export function Readout({ trace }: { trace: Trace | null }) {
         )}
       </div>
       <ul>
-        {selectedSlots(chosen).map(({ id, slot }) => (
+        {rows.map(({ id, slot, probe }) => (
           <li key={id}>
             <span className="swatch" data-slot={slot} />
-            {known.find((probe) => probe.id === id)?.label ?? id}
+            {probe?.label ?? id}
+            {several && <span className="numbers muted">{rangeOf(probe)}</span>}
             <span className="numbers readout-value">{spot ? valueAt(spot, id) : ""}</span>
           </li>
         ))}
       </ul>
     </div>
   );
+}
+
+/** Returns a line's scale in words: lines with different scales share one picture. */
+function rangeOf(probe: Probe | undefined): string {
+  if (!probe) return "";
+  return probe.range ? `${formatBound(probe.range[0])} to ${formatBound(probe.range[1])}` : "no scale yet";
 }
 
 function valueAt({ trace, position }: Spot, id: string): string {

@@ -1,9 +1,10 @@
 import { useState } from "react";
-import { isOver } from "../heatmap/paint";
+import { PLACE_WORDS } from "../heatmap/describe";
+import { isOver, placeOf } from "../heatmap/paint";
 import { useCell } from "../lib/cell";
 import { formatActivation, formatScore } from "../lib/numbers";
 import { type Spot, unpin } from "../state/focus";
-import { probes, selection, slotOf } from "../state/probes";
+import { knownProbe, probes, selection, slotOf } from "../state/probes";
 import { viewUrl } from "../state/view-url";
 import { CellState, type Column, STATE_WORDS } from "../trace/column";
 import { visible } from "../trace/marks";
@@ -51,11 +52,12 @@ export function TokenCard({ spot: { trace, position }, pinned }: { spot: Spot; p
 }
 
 function ScoreRow({ column, position }: { column: Column; position: number }) {
-  const probe = useCell(probes).find(({ id }) => id === column.id);
+  const probe = knownProbe(column.id, useCell(probes));
   const slot = slotOf(useCell(selection), column.id);
   const score = column.scoreAt(position);
   const state = STATE_WORDS[column.stateAt(position)];
   const over = isOver(score, probe?.threshold);
+  const place = score === null || !probe ? "on" : placeOf(score, position, probe);
   return (
     <tr
       data-testid="score"
@@ -63,13 +65,16 @@ function ScoreRow({ column, position }: { column: Column; position: number }) {
       data-state={state}
       data-score={score ?? undefined}
       data-over={over || undefined}
+      data-place={place === "on" ? undefined : place}
     >
       <th scope="row">
         <span className="swatch" data-slot={slot ?? undefined} />
         {probe?.label ?? column.id}
       </th>
       <td title={score === null ? state : String(score)}>{score === null ? state : formatScore(score)}</td>
-      <td className="over-mark">{over ? "over" : ""}</td>
+      <td className="over-mark" title={PLACE_WORDS[place] || undefined}>
+        {over ? "over" : place === "on" ? "" : <span className="muted">off scale</span>}
+      </td>
     </tr>
   );
 }

@@ -1,10 +1,18 @@
 import type { Probe } from "../api/types";
 import { formatScore } from "../lib/numbers";
-import { type Selection, selectedSlots } from "../state/probes";
+import { knownProbe, type Selection, selectedSlots } from "../state/probes";
 import { STATE_WORDS } from "../trace/column";
 import { visible } from "../trace/marks";
 import type { Trace } from "../trace/trace";
-import { isOver } from "./paint";
+import { isOver, type Place, placeOf } from "./paint";
+
+/** Where a score lies, in words; empty if it is on its scale. */
+export const PLACE_WORDS: Record<Place, string> = {
+  on: "",
+  beyond: "beyond the scale",
+  first: "first token, not on the scale",
+  unscaled: "no scale yet",
+};
 
 /** Describes a token in words, for readers who do not see its colour. */
 export function describe(
@@ -17,12 +25,13 @@ export function describe(
   for (const { id } of selectedSlots(chosen)) {
     const column = trace.column(id);
     if (!column) continue;
-    const probe = probes.find((known) => known.id === id);
+    const probe = knownProbe(id, probes);
     const score = column.scoreAt(position);
     const value = score === null ? STATE_WORDS[column.stateAt(position)] : formatScore(score);
-    parts.push(
-      `${probe?.label ?? id} ${value}${isOver(score, probe?.threshold) ? ", at or over threshold" : ""}`,
-    );
+    parts.push(`${probe?.label ?? id} ${value}`);
+    if (isOver(score, probe?.threshold)) parts.push("at or over threshold");
+    const place = score === null || !probe ? "on" : placeOf(score, position, probe);
+    if (place !== "on") parts.push(PLACE_WORDS[place]);
   }
   return parts.join(", ");
 }

@@ -1,13 +1,13 @@
 import type { Probe } from "../api/types";
-import { LEVELS, STEPS, stepOf } from "../color/ramp";
-import type { Selection } from "../state/probes";
+import { isBeyond, LEVELS, STEPS, stepOf } from "../color/ramp";
+import { knownProbe, type Selection } from "../state/probes";
 import { CellState, type Column } from "../trace/column";
 import type { Trace } from "../trace/trace";
 
-type Scale = Pick<Probe, "range" | "signed" | "threshold">;
+type Scale = Pick<Probe, "range" | "learnt" | "signed" | "threshold">;
 
-/** Scale of a probe that has been removed from the engine. */
-const UNKNOWN: Scale = { range: [0, 1], signed: false, threshold: null };
+/** Scale of a probe that left the engine before this page was opened. */
+const UNKNOWN: Scale = { range: [0, 1], learnt: false, signed: false, threshold: null };
 
 /** A selected probe, resolved against a trace: its column and its scale. */
 interface Layer {
@@ -28,7 +28,7 @@ export function paletteFor(
 ): Palette {
   const layer = (id: string | null): Layer | null => {
     const column = id === null ? undefined : trace.column(id);
-    return column ? { column, scale: probes.find((probe) => probe.id === id) ?? UNKNOWN } : null;
+    return column ? { column, scale: knownProbe(column.id, probes) ?? UNKNOWN } : null;
   };
   return { background: layer(background), underlines: underlines.map(layer) };
 }
@@ -36,6 +36,20 @@ export function paletteFor(
 /** Returns whether a score is at or over the threshold, the rule by which false-positive rates were measured. */
 export function isOver(score: number | null, threshold: number | null | undefined): boolean {
   return score !== null && threshold !== null && threshold !== undefined && score >= threshold;
+}
+
+/** Where a score lies: on its scale, outside it, at the first token (not on a learnt scale), or a scale is not known yet. */
+export type Place = "on" | "beyond" | "first" | "unscaled";
+
+export function placeOf(
+  score: number,
+  position: number,
+  scale: Pick<Scale, "range" | "learnt" | "signed">,
+): Place {
+  const { range, learnt, signed } = scale;
+  if (learnt && position === 0) return "first";
+  if (range === null) return "unscaled";
+  return isBeyond(score, { range, signed }) ? "beyond" : "on";
 }
 
 const STATE_CLASSES: Record<CellState, string> = {
@@ -61,16 +75,25 @@ function backgroundClasses({ column, scale }: Layer, from: number, to: number): 
   const at = strongest(column, from, to);
   const score = column.scoreAt(at);
   if (score === null) return STATE_CLASSES[column.stateAt(at)];
-  const step = stepOf(score, scale);
+  const over = isOver(score, scale.threshold) ? " over" : "";
+  const place = placeOf(score, at, scale);
+  if (place === "first" || place === "unscaled") return ` ${place}${over}`;
+  const step = stepAt(score, at, scale);
   const heat = step === 0 ? "" : step > 0 ? ` s${step}` : ` n${-step} below`;
-  return isOver(score, scale.threshold) ? `${heat} over` : heat;
+  return `${heat}${place === "beyond" ? " beyond" : ""}${over}`;
 }
 
 function lineClass({ column, scale }: Layer, letter: string, from: number, to: number): string {
-  const score = column.scoreAt(strongest(column, from, to));
+  const at = strongest(column, from, to);
+  const score = column.scoreAt(at);
   if (score === null) return "";
-  const level = Math.round((Math.abs(stepOf(score, scale)) / STEPS) * LEVELS);
+  const level = Math.round((Math.abs(stepAt(score, at, scale)) / STEPS) * LEVELS);
   return level === 0 ? "" : ` ${letter}${level}`;
+}
+
+/** Returns the step of a score; 0 if it has no place on a scale. */
+function stepAt(score: number, position: number, { range, learnt, signed }: Scale): number {
+  return range === null || (learnt && position === 0) ? 0 : stepOf(score, { range, signed });
 }
 
 /** Returns the position in `[from, to)` with the score farthest from zero; `from` if none has a score. */

@@ -3,7 +3,7 @@ import { asProbe, type Info } from "../api/types";
 import { Cell } from "../lib/cell";
 import { asScopeError, type ScopeError } from "../wire/errors";
 import { readRecording } from "./keep";
-import { acceptProbes } from "./probes";
+import { acceptProbes, learning } from "./probes";
 
 export type EngineView =
   | { state: "connecting" }
@@ -54,9 +54,13 @@ async function ask(): Promise<EngineView> {
   }
 }
 
-async function readProbes(): Promise<void> {
+export async function readProbes(): Promise<void> {
   const { data } = await api.GET("/v1/actscope/probes");
-  if (data) acceptProbes(data.probes.map(asProbe));
+  if (!data) return;
+  acceptProbes(data.probes.map(asProbe));
+  learning.set(
+    new Map(data.probes.flatMap(({ id, range_learnt: learnt }) => (learnt ? [[id, learnt]] : []))),
+  );
 }
 
 export function engineInfo(view: EngineView): Info | null {

@@ -1,9 +1,27 @@
-import type { Probe } from "../api/types";
+import type { Learnt, Probe } from "../api/types";
 import { Cell } from "../lib/cell";
 import { readView, writeView } from "./view-url";
 
 /** The engine's current probes. */
 export const probes = new Cell<readonly Probe[]>([]);
+
+/** How far the ranges of probes that state none are learnt, by probe id. Apart from `probes`, because it changes all the time. */
+export const learning = new Cell<ReadonlyMap<string, Learnt>>(new Map());
+
+/** The last known version of every probe since the page was opened: scores stay on their scale when their probe is removed. */
+const past = new Map<string, Probe>();
+probes.subscribe(() => {
+  for (const probe of probes.get()) past.set(probe.id, probe);
+});
+
+/** Returns a probe of `list`; one that has left the engine as it was last known. */
+export function knownProbe(id: string, list: readonly Probe[]): Probe | undefined {
+  return list.find((probe) => probe.id === id) ?? past.get(id);
+}
+
+export function isLearning(): boolean {
+  return [...learning.get().values()].some(({ settled }) => !settled);
+}
 
 export const UNDERLINES = 3;
 

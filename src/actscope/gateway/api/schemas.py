@@ -376,6 +376,13 @@ class Health(BaseModel):
     engine: Literal["up", "waiting"]
 
 
+class LearntRange(BaseModel):
+    """How far the display range of a probe that states none is learnt."""
+
+    tokens: int = Field(description="tokens that it was learnt from; first and special tokens are left out")
+    settled: bool = Field(description="whether it only widens from now on")
+
+
 class Probe(Lenient):
     """A loaded probe."""
 
@@ -389,7 +396,10 @@ class Probe(Lenient):
     bias: float | None = None
     threshold: float | None = None
     fpr: float | None = Field(None, description="false-positive rate of the threshold on held-out text")
-    range: tuple[float, float] | None = Field(None, description="fixed scale of the display")
+    range: tuple[float, float] | None = Field(
+        None, description="scale of the display: the probe's own, else learnt from scores; null while there are too few"
+    )
+    range_learnt: LearntRange | None = Field(None, description="set if the probe does not state a range")
     signed: bool | None = None
     auroc: float | None = None
     control_auroc: float | None = None

@@ -108,6 +108,11 @@ class ScoreColumn:
         """Return a byte for each row of `a .. b`: 1 if it was computed or cached, else 0."""
         return bytes(self._computed[a:b]).replace(b"\x02", b"\x01")
 
+    def computed_here(self, a: int, b: int) -> np.ndarray:
+        """Return which rows of `a .. b` were computed for this request, cached ones excluded: bool [b - a]."""
+        here: np.ndarray = np.frombuffer(bytes(self._computed[a:b]), np.uint8) == 1
+        return here
+
     def _segment(self, columns: Columns) -> ScoreSegment:
         last = self.segments[-1] if self.segments else None
         if last is None or (last.columns is not columns and last.columns != columns):

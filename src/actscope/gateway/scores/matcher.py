@@ -18,6 +18,7 @@ import numpy as np
 from actscope.errors import RingError
 from actscope.frames import SPURIOUS_ROWS, RowFlag, Span, SpanFlag
 from actscope.gateway.scores.detokenizer import TokenTexts
+from actscope.gateway.scores.display_range import DisplayRanges
 from actscope.gateway.scores.part_merger import PartMerger, PartRows
 from actscope.gateway.scores.probe_table import NO_COLUMNS, Columns, ProbeTable, Tables, join_tables
 from actscope.gateway.scores.request_log import MismatchCounter, RequestLog, Source
@@ -76,11 +77,16 @@ class Matcher:
     `read` while it sleeps, and a second thread would make the token path wait for the GIL.
 
     Not thread-safe: everything runs on the event loop's thread.
+
+    Attributes:
+        parts: Ring and probe tables of each part.
+        ranges: Display ranges learnt from the scores of this engine.
     """
 
     def __init__(self, sessions: Sessions, parts: Sequence[RingPart], texts: TokenTexts) -> None:
         self._sessions = sessions
         self.parts = tuple(parts)
+        self.ranges = DisplayRanges()
         self._card = parts[0].card
         self._texts = texts
         self._external = external_id(self._card.kind)
@@ -180,10 +186,12 @@ class Matcher:
         began_ns: int | None = None,
         first_columns: Columns = NO_COLUMNS,
     ) -> RequestLog:
-        return RequestLog(
+        log = RequestLog(
             request, response=response, model=model, source=source, follows_rows=follows_rows, began_ns=began_ns,
             special=self._special, texts=self._texts, mismatches=self._mismatches, first_columns=first_columns,
         )  # fmt: skip
+        self.ranges.follow(log)
+        return log
 
     # --- from a step to the logs ------------------------------------------------------------------------------------------
 

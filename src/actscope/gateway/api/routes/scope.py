@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import MutableMapping, Sequence
 from dataclasses import asdict
 from typing import Annotated
 
@@ -74,9 +75,26 @@ async def list_probes(gateway: Here) -> Response:
         return _pass(status, body)
     found = json_object(body)
     found.pop("features", None)  # columns of the ring are internal; `info` describes the SAE
-    for probe in found.get("probes", ()):
-        probe.pop("slot", None)
+    _show(gateway, found.get("probes", ()), learn=True)
     return Response(encode(found), media_type="application/json")
+
+
+def _show(gateway: Gateway, probes: Sequence[MutableMapping[str, object]], *, learn: bool = False) -> None:
+    """Turn the engine's descriptions of probes into the clients': without columns of the ring, with learnt display ranges.
+
+    `learn`: read new scores first. `probes` are then all probes of the engine.
+    """
+    for probe in probes:
+        probe.pop("slot", None)
+    matcher = gateway.upstream.require().matcher
+    if matcher is None:
+        return
+    without = [probe for probe in probes if probe.get("range") is None]
+    versions = [(str(probe["id"]), int(str(probe.get("since", 0)))) for probe in without]
+    if learn:
+        matcher.ranges.learn(versions)
+    for probe, version in zip(without, versions, strict=True):
+        probe.update(matcher.ranges.facts(version))
 
 
 @router.put("/v1/actscope/probes/{id}", response_model=models.Probe)
@@ -102,7 +120,7 @@ async def _changed(gateway: Gateway, status: int, answer: bytes) -> Response:
     if not answer:
         return Response(status_code=204)
     found = json_object(answer)
-    found.pop("slot", None)
+    _show(gateway, [found])
     return Response(encode(found), status, media_type="application/json")
 
 
