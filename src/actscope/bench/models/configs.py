@@ -1,0 +1,168 @@
+"""Tiny configurations of every architecture of transformers: the default configuration with its sizes made small.
+
+Sizes are recognized by their field names, in the configuration itself and in its parts (text, vision, audio). A field is
+changed only if its default has a value, so that optional parts stay as the architecture's authors left them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
+WIDTH, LAYERS, HEADS, VOCABULARY = 64, 4, 4, 128
+PAD, BOS, EOS = 0, 1, 2
+
+#: Size by field name.
+_SIZES: dict[str, int] = {
+    **dict.fromkeys(
+        (
+            "hidden_size", "n_embd", "d_model", "dim", "embed_dim", "word_embed_proj_dim", "embedding_size",
+            "attention_hidden_size",
+            "lru_width", "hidden_dim", "decoder_hidden_size", "encoder_hidden_size", "embedding_dim", "cross_hidden_size",
+        ),
+        WIDTH,
+    ),
+    **dict.fromkeys(
+        (
+            "intermediate_size", "n_inner", "ffn_dim", "encoder_ffn_dim", "decoder_ffn_dim", "moe_intermediate_size", "d_ff",
+            "shared_expert_intermediate_size", "ffn_hidden_size", "dim_ff", "d_inner", "moe_shared_expert_intermediate_size",
+            "shared_intermediate_size", "dense_intermediate_size", "expert_ffn_hidden_size", "feed_forward_size", "mlp_dim",
+            "intermediate_size_mlp", "moe_ffn_hidden_size", "feed_forward_hidden_size", "block_ff_dim", "num_ffn",
+        ),
+        96,
+    ),
+    **dict.fromkeys(
+        (
+            "num_hidden_layers", "n_layer", "n_layers", "num_layers", "encoder_layers", "decoder_layers", "num_decoder_layers",
+            "depth",
+        ),
+        LAYERS,
+    ),
+    **dict.fromkeys(
+        (
+            "num_attention_heads", "n_head", "n_heads", "num_heads", "encoder_attention_heads", "decoder_attention_heads",
+            "attention_heads", "num_encoder_attention_heads", "num_decoder_attention_heads",
+        ),
+        HEADS,
+    ),
+    **dict.fromkeys(("num_key_value_heads", "n_kv_heads", "num_kv_heads", "decoder_num_key_value_heads"), 2),
+    **dict.fromkeys(("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts", "num_routed_experts"), 4),
+    **dict.fromkeys(
+        ("num_experts_per_tok", "moe_topk", "moe_top_k", "moe_k", "top_k_experts", "num_experts_per_token", "experts_per_token"),
+        2,
+    ),
+    **dict.fromkeys(("n_group", "topk_group", "n_shared_experts", "first_k_dense_replace", "num_shared_experts"), 1),
+    **dict.fromkeys(("vocab_size", "vocab_size_per_layer_input", "text_vocab_size", "decoder_vocab_size"), VOCABULARY),
+    **dict.fromkeys(("state_size", "mamba_d_state", "ssm_state_size"), 8),
+    **dict.fromkeys(
+        (
+            "out_hidden_size", "text_hidden_size", "audio_hidden_size", "projection_dim", "vision_output_dim", "output_hidden_size",
+            "lm_hidden_size", "text_dim",
+        ),
+        WIDTH,
+    ),
+    **dict.fromkeys(("mamba_n_heads", "mamba_num_heads", "linear_num_heads"), 8),
+    **dict.fromkeys(
+        (
+            "head_dim", "d_kv", "global_head_dim", "d_head", "mamba_d_head", "mamba_head_dim", "mamba_headdim", "linear_key_head_dim",
+            "linear_value_head_dim", "index_head_dim", "swa_head_dim", "o_lora_rank", "hidden_size_per_layer_input",
+        ),
+        16,
+    ),
+    "linear_num_value_heads": 4, "linear_num_key_heads": 2, "mamba_d_ssm": 128, "index_n_heads": 4, "index_topk": 16, "blank_token_id": 0, "adapter_in_dim": WIDTH,
+    "q_lora_rank": 24, "kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 8,
+    "pad_token_id": PAD, "bos_token_id": BOS, "eos_token_id": EOS, "decoder_start_token_id": BOS,
+}  # fmt: skip
+
+#: Fields of these model types that follow from others, or that the rule by name cannot know; "part.field" is a part's field.
+_OVERRIDES: dict[str, dict[str, object]] = {
+    "dots3_note_text": {"num_key_value_heads": HEADS},
+    "dots3_note": {"num_key_value_heads": HEADS},
+    "glm5_next_text": {"num_key_value_heads": HEADS},
+    "mamba2": {"num_heads": 8, "n_groups": 2},
+    "zaya": {"num_experts_per_tok": 1},
+    "gpt_neo": {"attention_types": [[["global", "local"], LAYERS // 2]]},
+    "bamba": {"attn_layer_indices": [1, 3]},
+    "gemma4_assistant": {"text_config.hidden_size_per_layer_input": 0},
+    "gemma4_unified_assistant": {"text_config.hidden_size_per_layer_input": 0},
+    "molmo2": {"adapter_config.vision_feature_layer": [3, 1]},
+    "nemotron_h_omni": {"vision_config.video_temporal_patch_size": 2},
+    "fun_asr_nano": {"adaptor_config.intermediate_size": WIDTH // 4},
+    "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1, "expert_layer_period": 2, "expert_layer_offset": 1},
+}
+
+
+def shrunk(
+    kind: type[PreTrainedConfig],
+    *,
+    decoder: bool = False,
+    default: PreTrainedConfig | None = None,
+    more: Mapping[str, object] | None = None,
+) -> PreTrainedConfig:
+    """Return a tiny configuration of this class.
+
+    Args:
+        kind: A configuration class of transformers.
+        decoder: Set `is_decoder`, for classes that are encoders by default.
+        default: Configuration to shrink; that of `kind()` by default.
+        more: Fields to set besides.
+    """
+    default = default if default is not None else kind()
+    overrides = {**_OVERRIDES.get(default.model_type, {}), **(more or {})}
+    changed = _sizes(default)
+    for name in getattr(kind, "sub_configs", None) or ():
+        part = getattr(default, name, None)
+        if part is not None and not isinstance(part, dict):
+            own = {
+                key.removeprefix(f"{name}."): value for key, value in overrides.items() if key.startswith(f"{name}.")
+            }
+            changed[name] = shrunk(type(part), default=part, more=own)
+    if decoder and hasattr(default, "is_decoder"):
+        changed["is_decoder"] = True
+    changed |= {key: value for key, value in overrides.items() if "." not in key}
+    return kind(**changed)
+
+
+def _sizes(default: PreTrainedConfig) -> dict[str, object]:
+    """Return the changed fields of a configuration: its sizes, and its lists with one entry per layer."""
+    fields: Mapping[str, object] = vars(default)
+    aliases: Mapping[str, str] = default.attribute_map
+    depths = {
+        value for name in ("num_hidden_layers", "n_layer") if isinstance(value := getattr(default, name, None), int)
+    }
+    changed: dict[str, object] = {}
+    for name, value in fields.items():
+        if name in _SIZES and _is_size(value):
+            changed[name] = _resized(value, _SIZES[name], depths)
+        elif isinstance(value, dict) and "mrope_section" in value:
+            changed[name] = {**value, "mrope_section": [4, 2, 2]}
+        elif isinstance(value, list) and len(value) in depths and name not in aliases:
+            changed[name] = _mixed(value)
+    for name, target in aliases.items():
+        if name in _SIZES and target in fields and _is_size(fields[target]):
+            changed[target] = _SIZES[name]
+    if "qk_rope_head_dim" in fields:
+        changed.pop("head_dim", None)
+    return changed
+
+
+def _resized(value: object, size: int, depths: Collection[int]) -> object:
+    """Return the size, or a list of it: as long as the list `value`, or with one entry per layer if that has one."""
+    if not isinstance(value, list):
+        return size
+    return [size] * (LAYERS if len(value) in depths else len(value))
+
+
+def _is_size(value: object) -> bool:
+    if isinstance(value, list):
+        return bool(value) and all(isinstance(one, int) for one in value)
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _mixed(values: list[object]) -> list[object]:
+    """Return a list for `LAYERS` layers in which each kind of entry occurs, if there are not more kinds than layers."""
+    kinds = [value for i, value in enumerate(values) if value not in values[:i]]
+    return [kinds[i % len(kinds)] for i in range(LAYERS)]

@@ -1,0 +1,113 @@
+"""Takes the rows of a capture through the public interface, with what the product says about rows that it does not give."""
+
+from __future__ import annotations
+
+import logging
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from torch import Tensor, nn
+
+import actscope
+from actscope.capture.session import Capture
+from actscope.errors import ActscopeError, SiteError
+from actscope.frames import RowSink, Step
+from actscope.sites import OUTER, POINTS
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A delivered row: the token at its position, and its values [d]."""
+
+    token: int
+    values: Tensor
+
+
+class Rows(RowSink):
+    """Keeps the newest row of each request, site and position."""
+
+    def __init__(self) -> None:
+        self.of: dict[str, dict[str, dict[int, Row]]] = defaultdict(lambda: defaultdict(dict))
+        self._open: dict[int, list[tuple[str, Tensor]]] = {}
+
+    def begin(self, step: Step) -> None:
+        """Begin a step."""
+        self._open[step.number] = []
+
+    def put(self, step: Step, site: str, rows: Tensor) -> None:
+        """Keep the rows of one site until the step ends."""
+        self._open[step.number].append((site, rows))
+
+    def end(self, step: Step, complete: bool = True) -> None:
+        """Label the rows of a complete step; drop those of an incomplete one."""
+        put = self._open.pop(step.number)
+        for site, rows in put if complete else ():
+            for span in step.spans:
+                known = self.of[span.request][site]
+                for at in range(span.offset, span.offset + span.n_rows):
+                    known[int(step.meta[at]["position"])] = Row(int(step.meta[at]["token_id"]), rows[at])
+
+    def close(self) -> None:
+        """Do nothing: the rows stay in memory."""
+
+
+@dataclass(slots=True)
+class Captured:
+    """What one capture gave: its rows, its warnings, and its counts of rows that were not delivered."""
+
+    rows: Rows = field(default_factory=Rows)
+    said: list[str] = field(default_factory=list)
+    reasons: dict[str, int] = field(default_factory=dict)
+    faults: int = 0
+
+
+@contextmanager
+def capturing(model: nn.Module, sites: list[str]) -> Iterator[tuple[Captured, Capture]]:
+    """Capture these sites while the body runs the model."""
+    captured = Captured()
+    with _log(captured.said), actscope.capture(model, sites=",".join(sites), recorder=captured.rows) as cap:
+        yield captured, cap
+    stats = cap.stats()
+    captured.reasons, captured.faults = dict(stats.reasons), stats.faults
+
+
+def offered(model: nn.Module, n_layers: int) -> tuple[list[str], dict[str, str]]:
+    """Return the sites that the product accepts for a model of `n_layers` blocks, and its reason for each that it refuses."""
+    names = [OUTER[0], *(f"layers.{layer}.{point}" for layer in range(n_layers) for point in POINTS), *OUTER[1:]]
+    accepted: list[str] = []
+    refused: dict[str, str] = {}
+    for name in names:
+        try:
+            actscope.capture(model, sites=name, recorder=Rows())
+        except SiteError as error:
+            refused[name] = str(error)
+        else:
+            accepted.append(name)
+    return accepted, refused
+
+
+class _Keep(logging.Handler):
+    """Appends the text of every warning to a list."""
+
+    def __init__(self, said: list[str]) -> None:
+        super().__init__(logging.WARNING)
+        self._said = said
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Append one message."""
+        self._said.append(record.getMessage())
+
+
+@contextmanager
+def _log(said: list[str]) -> Iterator[None]:
+    logger, handler = logging.getLogger("actscope"), _Keep(said)
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+
+
+__all__ = ["ActscopeError", "Captured", "Row", "Rows", "capturing", "offered"]
