@@ -1,7 +1,7 @@
 """Tiny configurations of every architecture of transformers: the default configuration with its sizes made small.
 
 Sizes are recognized by their field names, in the configuration itself and in its parts (text, vision, audio). A field is
-changed only if its default has a value, so that optional parts stay as the architecture's authors left them.
+changed only if its default has a value other than 0, so that optional parts stay as the architecture's authors left them.
 """
 
 from __future__ import annotations
@@ -14,14 +14,18 @@ if TYPE_CHECKING:
 
 WIDTH, LAYERS, HEADS, VOCABULARY = 64, 4, 4, 128
 PAD, BOS, EOS = 0, 1, 2
+#: Widths are multiplied by this for vLLM, whose attention on a CPU takes heads of 32 and up.
+WIDE = 2
 
-#: Size by field name.
-_SIZES: dict[str, int] = {
+#: Widths, by field name.
+_WIDTHS: dict[str, int] = {
     **dict.fromkeys(
         (
-            "hidden_size", "n_embd", "d_model", "dim", "embed_dim", "word_embed_proj_dim", "embedding_size",
-            "attention_hidden_size",
-            "lru_width", "hidden_dim", "decoder_hidden_size", "encoder_hidden_size", "embedding_dim", "cross_hidden_size",
+            "hidden_size", "n_embd", "d_model", "dim", "embed_dim", "word_embed_proj_dim", "embedding_size", "lru_width",
+            "attention_hidden_size", "hidden_dim", "decoder_hidden_size", "encoder_hidden_size", "embedding_dim",
+            "cross_hidden_size", "out_hidden_size", "text_hidden_size", "audio_hidden_size", "projection_dim",
+            "vision_output_dim", "output_hidden_size", "lm_hidden_size", "text_dim", "adapter_in_dim", "adapter_out_dim",
+            "adapter_input_size",
         ),
         WIDTH,
     ),
@@ -34,6 +38,18 @@ _SIZES: dict[str, int] = {
         ),
         96,
     ),
+    **dict.fromkeys(
+        (
+            "head_dim", "d_kv", "global_head_dim", "d_head", "mamba_d_head", "mamba_head_dim", "mamba_headdim", "swa_head_dim",
+            "linear_key_head_dim", "linear_value_head_dim", "index_head_dim", "o_lora_rank", "hidden_size_per_layer_input",
+        ),
+        16,
+    ),
+    "mamba_d_ssm": 128, "q_lora_rank": 24, "kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 8,
+}  # fmt: skip
+
+#: Numbers of things, and ids, by field name.
+_COUNTS: dict[str, int] = {
     **dict.fromkeys(
         (
             "num_hidden_layers", "n_layer", "n_layers", "num_layers", "encoder_layers", "decoder_layers", "num_decoder_layers",
@@ -57,23 +73,8 @@ _SIZES: dict[str, int] = {
     **dict.fromkeys(("n_group", "topk_group", "n_shared_experts", "first_k_dense_replace", "num_shared_experts"), 1),
     **dict.fromkeys(("vocab_size", "vocab_size_per_layer_input", "text_vocab_size", "decoder_vocab_size"), VOCABULARY),
     **dict.fromkeys(("state_size", "mamba_d_state", "ssm_state_size"), 8),
-    **dict.fromkeys(
-        (
-            "out_hidden_size", "text_hidden_size", "audio_hidden_size", "projection_dim", "vision_output_dim", "output_hidden_size",
-            "lm_hidden_size", "text_dim",
-        ),
-        WIDTH,
-    ),
     **dict.fromkeys(("mamba_n_heads", "mamba_num_heads", "linear_num_heads"), 8),
-    **dict.fromkeys(
-        (
-            "head_dim", "d_kv", "global_head_dim", "d_head", "mamba_d_head", "mamba_head_dim", "mamba_headdim", "linear_key_head_dim",
-            "linear_value_head_dim", "index_head_dim", "swa_head_dim", "o_lora_rank", "hidden_size_per_layer_input",
-        ),
-        16,
-    ),
-    "linear_num_value_heads": 4, "linear_num_key_heads": 2, "mamba_d_ssm": 128, "index_n_heads": 4, "index_topk": 16, "blank_token_id": 0, "adapter_in_dim": WIDTH,
-    "q_lora_rank": 24, "kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 8,
+    "linear_num_value_heads": 4, "linear_num_key_heads": 2, "index_n_heads": 4, "index_topk": 16, "blank_token_id": 0,
     "pad_token_id": PAD, "bos_token_id": BOS, "eos_token_id": EOS, "decoder_start_token_id": BOS,
 }  # fmt: skip
 
@@ -86,8 +87,6 @@ _OVERRIDES: dict[str, dict[str, object]] = {
     "zaya": {"num_experts_per_tok": 1},
     "gpt_neo": {"attention_types": [[["global", "local"], LAYERS // 2]]},
     "bamba": {"attn_layer_indices": [1, 3]},
-    "gemma4_assistant": {"text_config.hidden_size_per_layer_input": 0},
-    "gemma4_unified_assistant": {"text_config.hidden_size_per_layer_input": 0},
     "molmo2": {"adapter_config.vision_feature_layer": [3, 1]},
     "nemotron_h_omni": {"vision_config.video_temporal_patch_size": 2},
     "fun_asr_nano": {"adaptor_config.intermediate_size": WIDTH // 4},
@@ -99,6 +98,7 @@ def shrunk(
     kind: type[PreTrainedConfig],
     *,
     decoder: bool = False,
+    scale: int = 1,
     default: PreTrainedConfig | None = None,
     more: Mapping[str, object] | None = None,
 ) -> PreTrainedConfig:
@@ -107,27 +107,29 @@ def shrunk(
     Args:
         kind: A configuration class of transformers.
         decoder: Set `is_decoder`, for classes that are encoders by default.
+        scale: Factor of all widths.
         default: Configuration to shrink; that of `kind()` by default.
         more: Fields to set besides.
     """
     default = default if default is not None else kind()
     overrides = {**_OVERRIDES.get(default.model_type, {}), **(more or {})}
-    changed = _sizes(default)
+    changed = _sizes(default, scale)
     for name in getattr(kind, "sub_configs", None) or ():
         part = getattr(default, name, None)
         if part is not None and not isinstance(part, dict):
             own = {
                 key.removeprefix(f"{name}."): value for key, value in overrides.items() if key.startswith(f"{name}.")
             }
-            changed[name] = shrunk(type(part), default=part, more=own)
+            changed[name] = shrunk(type(part), scale=scale, default=part, more=own)
     if decoder and hasattr(default, "is_decoder"):
         changed["is_decoder"] = True
     changed |= {key: value for key, value in overrides.items() if "." not in key}
     return kind(**changed)
 
 
-def _sizes(default: PreTrainedConfig) -> dict[str, object]:
+def _sizes(default: PreTrainedConfig, scale: int) -> dict[str, object]:
     """Return the changed fields of a configuration: its sizes, and its lists with one entry per layer."""
+    sizes = {**_COUNTS, **{name: width * scale for name, width in _WIDTHS.items()}}
     fields: Mapping[str, object] = vars(default)
     aliases: Mapping[str, str] = default.attribute_map
     depths = {
@@ -135,15 +137,15 @@ def _sizes(default: PreTrainedConfig) -> dict[str, object]:
     }
     changed: dict[str, object] = {}
     for name, value in fields.items():
-        if name in _SIZES and _is_size(value):
-            changed[name] = _resized(value, _SIZES[name], depths)
+        if name in sizes and _is_size(value):
+            changed[name] = _resized(value, sizes[name], depths)
         elif isinstance(value, dict) and "mrope_section" in value:
-            changed[name] = {**value, "mrope_section": [4, 2, 2]}
+            changed[name] = {**value, "mrope_section": [4 * scale, 2 * scale, 2 * scale]}
         elif isinstance(value, list) and len(value) in depths and name not in aliases:
             changed[name] = _mixed(value)
     for name, target in aliases.items():
-        if name in _SIZES and target in fields and _is_size(fields[target]):
-            changed[target] = _SIZES[name]
+        if name in sizes and target in fields and _is_size(fields[target]):
+            changed[target] = sizes[name]
     if "qk_rope_head_dim" in fields:
         changed.pop("head_dim", None)
     return changed
@@ -159,7 +161,7 @@ def _resized(value: object, size: int, depths: Collection[int]) -> object:
 def _is_size(value: object) -> bool:
     if isinstance(value, list):
         return bool(value) and all(isinstance(one, int) for one in value)
-    return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, int) and not isinstance(value, bool) and value != 0
 
 
 def _mixed(values: list[object]) -> list[object]:
