@@ -12,11 +12,12 @@ Each architecture is built in a forked child and run in four ways (`cases`). Its
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 import time
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from actscope.bench.support.samples import Progress, Result
@@ -24,12 +25,14 @@ from actscope.errors import SettingsError
 
 if TYPE_CHECKING:
     from actscope.bench.models.architectures import Architecture
+    from actscope.bench.models.verdicts import Entry
 
 ENGINES = ("hf", "vllm")
-#: Limits of one architecture.
-SECONDS, MEMORY_BYTES = 60.0, 8 << 30
+#: Limits of one architecture, by engine.
+SECONDS = {"transformers": 60.0, "vllm": 180.0}
+MEMORY_BYTES = {"transformers": 8 << 30, "vllm": 32 << 30}
 #: Fewest right architectures of a whole run, by name of the count.
-BARS = {"transformers_right": 150}
+BARS = {"transformers_right": 150, "vllm_right": 45}
 
 #: An entry of the matrix, as JSON (`verdicts.Entry`).
 EntryJson = Mapping[str, object]
@@ -57,8 +60,9 @@ def run(seconds: float = 0.0, progress: Progress | None = None, *, engine: str =
     """
     if engine not in ENGINES:
         raise SettingsError(f"engine {engine!r}: expected one of {', '.join(ENGINES)}")
-    entries = list(examine_all(progress or (lambda _: None), only))
-    return results(entries, "transformers", whole=not only)
+    say = progress or (lambda _: None)
+    entries = list(examine_all(say, only) if engine == "hf" else examine_all_vllm(say, only))
+    return results(entries, "transformers" if engine == "hf" else "vllm", whole=not only)
 
 
 def more(results: Sequence[Result]) -> dict[str, object]:
@@ -78,26 +82,71 @@ def table(results: Sequence[Result]) -> str:
     return "\n".join(lines)
 
 
-def examine_all(progress: Progress, only: str = "") -> Iterable[EntryJson]:
+def examine_all(progress: Progress, only: str = "") -> Iterator[EntryJson]:
     """Examine the architectures of transformers, one after the other, with a line on stderr for each."""
     warm_up()
     from actscope.bench.models.architectures import architectures
+    from actscope.bench.models.examine import examine
 
-    chosen = architectures(only)
+    for architecture in _announced(architectures(only), only, progress):
+        yield _told(_examined(architecture, "transformers", functools.partial(_json, examine, architecture)))
+
+
+def examine_all_vllm(progress: Progress, only: str = "") -> Iterator[EntryJson]:
+    """Examine the causal architectures with vLLM. An engine that does not take all sites is tried with fewer."""
+    from actscope.bench.support.vllm_engines import require_vllm
+
+    require_vllm()
+    os.environ |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "ERROR"}
+    warm_up()
+    import vllm  # noqa: F401
+
+    from actscope.bench.models.architectures import architectures
+    from actscope.bench.models.vllm import examine_vllm
+    from actscope.bench.models.vllm_engine import SELECTIONS
+
+    chosen = [one for one in architectures(only) if one.kind == "causal"]
+    for architecture in _announced(chosen, only, progress):
+        tries = (
+            _examined(architecture, "vllm", functools.partial(_json, examine_vllm, architecture, sites))
+            for sites in SELECTIONS
+        )
+        yield _told(first_taken(tries))
+
+
+def first_taken(tries: Iterable[EntryJson]) -> EntryJson:
+    """Return the first entry that is not refused, else the last. Reasons of refusals before it are kept as a case."""
+    refused: dict[str, None] = {}
+    entry: EntryJson = {}
+    for entry in tries:
+        if entry["verdict"] != "refused":
+            break
+        refused[str(entry["reason"])] = None
+    if refused and entry["verdict"] != "refused":
+        return {**entry, "cases": {**entry["cases"], "all sites": f"refused: {'; '.join(refused)}"}}  # type: ignore[dict-item]
+    return entry
+
+
+def _json(work: Callable[..., Entry], *arguments: object) -> EntryJson:
+    return work(*arguments).to_json()
+
+
+def _announced(chosen: Sequence[Architecture], only: str, progress: Progress) -> Iterator[Architecture]:
+    """Iterate with progress. Raises SettingsError if nothing was chosen."""
     if not chosen:
         raise SettingsError(
             f"no architecture of transformers is called {only!r}: give model types or globs such as llama,qwen*"
         )
     for number, architecture in enumerate(chosen, 1):
         progress(f"{architecture.name}, {number} of {len(chosen)}")
-        entry = _examined(architecture)
-        told = f": {entry['reason']}" if entry["reason"] else ""
-        print(
-            f"{number:>3}/{len(chosen)} {architecture.name}: {entry['verdict']}{told}"[:300],
-            file=sys.stderr,
-            flush=True,
-        )
-        yield entry
+        yield architecture
+
+
+def _told(entry: EntryJson) -> EntryJson:
+    """Print one line of an entry to stderr, and return the entry."""
+    reason = f": {entry['reason']}" if entry["reason"] else ""
+    print(f"{entry['name']}: {entry['verdict']}{reason}"[:300], file=sys.stderr, flush=True)
+    return entry
 
 
 def warm_up() -> None:
@@ -113,18 +162,19 @@ def warm_up() -> None:
     torch.set_num_threads(1)
 
 
-def _examined(architecture: Architecture) -> EntryJson:
+def _examined(architecture: Architecture, engine: str, work: Callable[[], EntryJson]) -> EntryJson:
     """Examine one architecture in a child."""
-    from actscope.bench.models.examine import examine
     from actscope.bench.models.isolated import ChildFailed, run_isolated
     from actscope.bench.models.verdicts import Entry
 
     begun = time.perf_counter()
     try:
-        found = run_isolated(lambda: examine(architecture).to_json(), seconds=SECONDS, memory_bytes=MEMORY_BYTES)
+        found = run_isolated(work, seconds=SECONDS[engine], memory_bytes=MEMORY_BYTES[engine])
     except ChildFailed as why:
         spent = round(time.perf_counter() - begun, 2)
-        return Entry(architecture.name, architecture.kind, reason=f"not examined: {why}", seconds=spent).to_json()
+        return Entry(
+            architecture.name, architecture.kind, engine, reason=f"not examined: {why}", seconds=spent
+        ).to_json()
     assert isinstance(found, dict)
     return found
 

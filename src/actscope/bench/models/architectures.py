@@ -49,14 +49,19 @@ def architectures(only: str = "") -> list[Architecture]:
     return [Architecture(name, kind) for name, kind in kinds.items() if any(fnmatch(name, glob) for glob in globs)]
 
 
-def build(architecture: Architecture) -> nn.Module:
-    """Make a tiny random model in float32, on the CPU, in evaluation mode. Raises what transformers raises if it cannot."""
+def build(architecture: Architecture, scale: int = 1) -> nn.Module:
+    """Make a tiny random model in float32, on the CPU, in evaluation mode. Raises what transformers raises if it cannot.
+
+    Args:
+        architecture: The architecture.
+        scale: Factor of all widths.
+    """
     import transformers
     from transformers.models.auto import modeling_auto as auto
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
     config_class = CONFIG_MAPPING[architecture.name]
-    config = shrunk(config_class, decoder=architecture.kind == "causal")
+    config = shrunk(config_class, decoder=architecture.kind == "causal", scale=scale)
     tables = {
         "causal": (auto.MODEL_FOR_CAUSAL_LM_MAPPING,),
         "multimodal": (auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, auto.MODEL_FOR_MULTIMODAL_LM_MAPPING),

@@ -29,11 +29,13 @@ class Ran:
         tokens: Token ids by lane, one per position that was computed.
         skipped: Columns before position 0, by lane (padding on the left).
         text: Generated token ids, [lanes, columns], or None.
+        lanes: Names of the requests.
     """
 
     tokens: tuple[tuple[int, ...], ...]
     skipped: tuple[int, ...]
     text: Tensor | None = None
+    lanes: tuple[str, ...] = LANES
 
 
 class CannotRun(Exception):

@@ -11,13 +11,13 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from actscope.bench.models.cases import LANES, Ran
+from actscope.bench.models.cases import Ran
 from actscope.bench.models.rows import Row, Rows
 from actscope.sites import POINTS
 
 Status = Literal["right", "refused", "wrong", "unchecked"]
 #: Largest deviation that counts as equal, relative to the row's largest number: copies of one tensor, and sums of parts.
-_COPY, _SUM = 1e-6, 2e-4
+COPY, SUM = 1e-6, 2e-4
 #: Points whose rows are what a part of a block adds to the stream.
 PARTS = tuple(point for point in POINTS if not point.startswith("resid"))
 
@@ -55,7 +55,7 @@ def off_by(found: Tensor, right: Tensor) -> float:
 
 def rows_at(rows: Rows, site: str, ran: Ran) -> list[Mapping[int, Row]]:
     """Return the rows of a site by lane and position. The decoder's texts of an encoder-decoder are requests "a#2" ..."""
-    return [_lane(rows, site, lane, tokens) for lane, tokens in zip(LANES, ran.tokens, strict=True)]
+    return [_lane(rows, site, lane, tokens) for lane, tokens in zip(ran.lanes, ran.tokens, strict=True)]
 
 
 def _lane(rows: Rows, site: str, lane: str, tokens: Sequence[int]) -> Mapping[int, Row]:
@@ -70,13 +70,15 @@ def stacked(lanes: Sequence[Mapping[int, Row]]) -> list[Tensor]:
     return [torch.stack([row.values for _, row in sorted(lane.items())]) for lane in lanes]
 
 
-def check_site(rows: Rows, site: str, ran: Ran, reference: Sequence[Tensor] | None, said: str) -> Finding:
+def check_site(
+    rows: Rows, site: str, ran: Ran, reference: Sequence[Tensor] | None, said: str, tolerance: float = COPY
+) -> Finding:
     """Check labels and values of one site. Rows that are missing are refused if the product said why, and wrong otherwise."""
     lanes = rows_at(rows, site, ran)
     if not any(lanes):
         silent = "no rows were delivered, and nothing says so"
         return Finding(site, "refused" if said else "wrong", said or silent)
-    for name, lane, tokens in zip(LANES, lanes, ran.tokens, strict=True):
+    for name, lane, tokens in zip(ran.lanes, lanes, ran.tokens, strict=True):
         positions = sorted(lane)
         if positions != list(range(len(tokens))):
             return Finding(site, "wrong", f"lane {name}: positions {positions}, expected 0 to {len(tokens) - 1}")
@@ -86,7 +88,7 @@ def check_site(rows: Rows, site: str, ran: Ran, reference: Sequence[Tensor] | No
     if reference is None:
         return Finding(site, "unchecked", "no reference was found")
     off = max(off_by(found, right) for found, right in zip(stacked(lanes), reference, strict=True))
-    return Finding(site, "right" if off <= _COPY else "wrong", "" if off <= _COPY else "values differ", off)
+    return Finding(site, "right" if off <= tolerance else "wrong", "" if off <= tolerance else "values differ", off)
 
 
 def check_parts(
@@ -120,8 +122,8 @@ def check_parts(
             *(state.reshape(before.shape) for state in states[layer] if state.numel() == before.numel()),
         ]
         for site, value in zip(parts, values, strict=True):
-            if off <= _SUM or _is_difference(value, known):
-                findings.append(Finding(site, "right", "", off if off <= _SUM else 0.0))
+            if off <= SUM or _is_difference(value, known):
+                findings.append(Finding(site, "right", "", off if off <= SUM else 0.0))
             elif len(parts) > 1:
                 findings.append(Finding(site, "wrong", "resid_pre and the parts do not sum to resid_post", off))
             else:
@@ -132,7 +134,7 @@ def check_parts(
 def _is_difference(value: Tensor, states: Sequence[Tensor]) -> bool:
     """Return whether the value is the difference of two of these states, neither of which is zero."""
     real = [state for state in states if bool(state.any())]
-    return any(off_by(late - early, value) <= _SUM for early in real for late in real if early is not late)
+    return any(off_by(late - early, value) <= SUM for early in real for late in real if early is not late)
 
 
 def parameters_of(block: nn.Module, part: str) -> list[nn.Parameter]:

@@ -47,14 +47,14 @@ def examine(architecture: Architecture) -> Entry:
     try:
         model = build(architecture)
     except Exception as error:  # a class of transformers may fail in any way
-        entry.reason = _told("not built", error)
+        entry.reason = told("not built", error)
         return entry
     entry.model_class = type(model).__name__
     try:
         with calls_of(model) as calls:
             run_plain(model)
     except Exception as error:
-        entry.reason = _told("does not run", error)
+        entry.reason = told("does not run", error)
         return entry
     stream = find_stream(model, calls, SHAPE, _decoder_path(model))
     _Examination(model, entry, calls, stream).run()
@@ -63,7 +63,7 @@ def examine(architecture: Architecture) -> Entry:
     return entry
 
 
-def _told(what: str, error: BaseException) -> str:
+def told(what: str, error: BaseException) -> str:
     text = " ".join(str(error).split())
     return f"{what}: {type(error).__name__}: {text}"[:300]
 
@@ -107,13 +107,13 @@ class _Examination:
         except CannotRun as why:
             return f"cannot: {why}"
         except Exception as error:
-            return f"cannot: {_told('the model itself fails', error)}"
+            return f"cannot: {told('the model itself fails', error)}"
         try:
             found, captured, ran = self._captured(case)
         except ActscopeError as error:
             return f"refused: {error}"
         except Exception as error:
-            return f"wrong: {_told('the model fails under the capture', error)}"
+            return f"wrong: {told('the model fails under the capture', error)}"
         if bare.text is not None and (ran.text is None or not torch.equal(bare.text, ran.text)):
             return "wrong: the generated text is another with the capture"
         if captured.faults:
