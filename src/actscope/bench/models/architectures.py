@@ -70,6 +70,11 @@ def build(architecture: Architecture, scale: int = 1) -> nn.Module:
     table = next(table for table in tables[architecture.kind] if config_class in table)
     found = table[config_class]
     model_class = found[0] if isinstance(found, tuple) else found
+    for part in config.sub_configs:  # a model of one part of the configuration, such as its text part
+        if isinstance(own := getattr(config, part, None), model_class.config_class) and not isinstance(
+            config, type(own)
+        ):
+            config = own
     transformers.set_seed(0)
     model: nn.Module = model_class(config).float()
     model.train(False).requires_grad_(False)

@@ -30,12 +30,14 @@ class Ran:
         skipped: Columns before position 0, by lane (padding on the left).
         text: Generated token ids, [lanes, columns], or None.
         lanes: Names of the requests.
+        renamed: Whether rows may be of a request "a#2": the product counts the two texts of an encoder-decoder apart.
     """
 
     tokens: tuple[tuple[int, ...], ...]
     skipped: tuple[int, ...]
     text: Tensor | None = None
     lanes: tuple[str, ...] = LANES
+    renamed: bool = False
 
 
 class CannotRun(Exception):
@@ -70,7 +72,7 @@ def plain(model: nn.Module) -> Ran:
     """Run one pass over two texts of equal length."""
     ids = _batch()
     run_plain(model)
-    return Ran(_rows(ids), (0, 0))
+    return Ran(_rows(ids), (0, 0), renamed=is_encoder_decoder(model))
 
 
 def run_plain(model: nn.Module, **more: bool) -> object:
@@ -107,7 +109,7 @@ def generate(model: nn.Module) -> Ran:
     if not isinstance(text, Tensor) or text.ndim != 2:
         raise CannotRun(f"generate() gave {type(out).__name__}, not token ids")
     if is_encoder_decoder(model):
-        return Ran(tuple(tuple(row[:-1]) for row in text.tolist()), (0, 0), text)
+        return Ran(tuple(tuple(row[:-1]) for row in text.tolist()), (0, 0), text, renamed=True)
     skipped = tuple(max(_LENGTHS) - n for n in _LENGTHS)
     rows = tuple(tuple(row[skip:-1]) for row, skip in zip(text.tolist(), skipped, strict=True))
     if any(list(row[: len(given)]) != given for row, given in zip(rows, texts, strict=True)):

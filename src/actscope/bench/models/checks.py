@@ -54,15 +54,20 @@ def off_by(found: Tensor, right: Tensor) -> float:
 
 
 def rows_at(rows: Rows, site: str, ran: Ran) -> list[Mapping[int, Row]]:
-    """Return the rows of a site by lane and position. The decoder's texts of an encoder-decoder are requests "a#2" ..."""
-    return [_lane(rows, site, lane, tokens) for lane, tokens in zip(ran.lanes, ran.tokens, strict=True)]
+    """Return the rows of a site by lane and position."""
+    return [rows.of.get(name, {}).get(site, {}) for name in _names(rows, site, ran)]
 
 
-def _lane(rows: Rows, site: str, lane: str, tokens: Sequence[int]) -> Mapping[int, Row]:
-    names = [name for name in rows.of if name.partition("#")[0] == lane and rows.of[name].get(site)]
-    best = [name for name in names if [row.token for _, row in sorted(rows.of[name][site].items())] == list(tokens)]
-    chosen = (best or names or [""])[0]
-    return rows.of[chosen].get(site, {}) if chosen else {}
+def _names(rows: Rows, site: str, ran: Ran) -> list[str]:
+    """Return the request of each lane. If they may be renamed, it is the one with the lane's tokens."""
+    if not ran.renamed:
+        return list(ran.lanes)
+    names = []
+    for lane, tokens in zip(ran.lanes, ran.tokens, strict=True):
+        known = [name for name in rows.of if name.partition("#")[0] == lane and rows.of[name].get(site)]
+        best = [name for name in known if [row.token for _, row in sorted(rows.of[name][site].items())] == list(tokens)]
+        names.append((best or known or [lane])[0])
+    return names
 
 
 def stacked(lanes: Sequence[Mapping[int, Row]]) -> list[Tensor]:
@@ -75,16 +80,21 @@ def check_site(
 ) -> Finding:
     """Check labels and values of one site. Rows that are missing are refused if the product said why, and wrong otherwise."""
     lanes = rows_at(rows, site, ran)
-    if not any(lanes):
-        silent = "no rows were delivered, and nothing says so"
-        return Finding(site, "refused" if said else "wrong", said or silent)
+    others = [name for name, known in rows.of.items() if name not in _names(rows, site, ran) and known.get(site)]
+    if others and not ran.renamed:
+        return Finding(site, "wrong", f"rows are labelled as of request {others[0]}, which nobody began")
+    missing = False
     for name, lane, tokens in zip(ran.lanes, lanes, ran.tokens, strict=True):
-        positions = sorted(lane)
-        if positions != list(range(len(tokens))):
+        positions, wanted = sorted(lane), range(len(tokens))
+        if not set(positions) <= set(wanted):
             return Finding(site, "wrong", f"lane {name}: positions {positions}, expected 0 to {len(tokens) - 1}")
-        fed = [lane[position].token for position in positions]
-        if fed != list(tokens):
-            return Finding(site, "wrong", f"lane {name}: token ids {fed}, expected {list(tokens)}")
+        fed, right = [lane[position].token for position in positions], [tokens[position] for position in positions]
+        if fed != right:
+            return Finding(site, "wrong", f"lane {name}: token ids {fed}, expected {right}")
+        missing |= len(positions) < len(wanted)
+    if missing:
+        silent = "rows are missing" if any(lanes) else "no rows were delivered"
+        return Finding(site, "refused" if said else "wrong", said or f"{silent}, and nothing says so")
     if reference is None:
         return Finding(site, "unchecked", "no reference was found")
     off = max(off_by(found, right) for found, right in zip(stacked(lanes), reference, strict=True))
@@ -148,13 +158,17 @@ def parameters_of(block: nn.Module, part: str) -> list[nn.Parameter]:
 
 
 @contextmanager
-def scaled(parameters: Sequence[nn.Parameter], by: float = 1.5) -> Iterator[None]:
-    """Scale these parameters in the body, and restore them bit by bit."""
+def disturbed(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
+    """Change these parameters in the body, each entry by another factor, and restore them bit by bit.
+
+    One factor for all would be taken out again by a norm behind.
+    """
+    generator = torch.Generator().manual_seed(2)
     kept = [parameter.detach().clone() for parameter in parameters]
     try:
         with torch.no_grad():
             for parameter in parameters:
-                parameter.mul_(by)
+                parameter.mul_(1 + 0.5 * torch.randn(parameter.shape, generator=generator))
         yield
     finally:
         with torch.no_grad():

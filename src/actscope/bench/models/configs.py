@@ -45,7 +45,8 @@ _WIDTHS: dict[str, int] = {
         ),
         16,
     ),
-    "mamba_d_ssm": 128, "q_lora_rank": 24, "kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 8,
+    "mamba_d_ssm": 128, "rotary_dim": 8,
+    "q_lora_rank": 24, "kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 8,
 }  # fmt: skip
 
 #: Numbers of things, and ids, by field name.
@@ -74,14 +75,24 @@ _COUNTS: dict[str, int] = {
     **dict.fromkeys(("vocab_size", "vocab_size_per_layer_input", "text_vocab_size", "decoder_vocab_size"), VOCABULARY),
     **dict.fromkeys(("state_size", "mamba_d_state", "ssm_state_size"), 8),
     **dict.fromkeys(("mamba_n_heads", "mamba_num_heads", "linear_num_heads"), 8),
-    "linear_num_value_heads": 4, "linear_num_key_heads": 2, "index_n_heads": 4, "index_topk": 16, "blank_token_id": 0,
+    "num_kv_shared_layers": 2, "linear_num_value_heads": 4, "linear_num_key_heads": 2, "index_n_heads": 4, "index_topk": 16, 
+    "blank_token_id": 0, "audio_pad_token_id": 0,
     "pad_token_id": PAD, "bos_token_id": BOS, "eos_token_id": EOS, "decoder_start_token_id": BOS,
 }  # fmt: skip
+
+
+def _rope(*sections: int, theta: float = 10000.0) -> dict[str, object]:
+    """Return rotary parameters with these sections for time, height and width."""
+    return {"rope_parameters": {"rope_type": "default", "rope_theta": theta, "mrope_section": list(sections)}}
+
+
+class Scaled(int):
+    """A width in an override, to be multiplied by the scale."""
+
 
 #: Fields of these model types that follow from others, or that the rule by name cannot know; "part.field" is a part's field.
 _OVERRIDES: dict[str, dict[str, object]] = {
     "dots3_note_text": {"num_key_value_heads": HEADS},
-    "dots3_note": {"num_key_value_heads": HEADS},
     "glm5_next_text": {"num_key_value_heads": HEADS},
     "mamba2": {"num_heads": 8, "n_groups": 2},
     "zaya": {"num_experts_per_tok": 1},
@@ -89,7 +100,51 @@ _OVERRIDES: dict[str, dict[str, object]] = {
     "bamba": {"attn_layer_indices": [1, 3]},
     "molmo2": {"adapter_config.vision_feature_layer": [3, 1]},
     "nemotron_h_omni": {"vision_config.video_temporal_patch_size": 2},
-    "fun_asr_nano": {"adaptor_config.intermediate_size": WIDTH // 4},
+    "fun_asr_nano": {"adaptor_config.intermediate_size": Scaled(WIDTH // 4)},
+    "cohere_compass_text": {
+        "rope_parameters": {
+            kind: {"rope_type": "default", "rope_theta": 10000.0} for kind in ("full_attention", "sliding_attention")
+        }
+    },
+    "granitemoehybrid": {"layer_types": ["linear_attention", "full_attention"] * (LAYERS // 2)},
+    "lfm2_moe": {"layer_types": ["conv", "full_attention"] * (LAYERS // 2)},
+    "longcat_flash": {"head_dim": Scaled(8)},
+    "nemotron": {"num_key_value_heads": HEADS},
+    **{name: {"head_dim": Scaled(16)} for name in ("hunyuan_v1_dense", "hunyuan_v1_moe", "ministral")},
+    **{
+        name: _rope(4, 2, 2)
+        for name in (
+            "glm4v_text",
+            "glm_ocr_text",
+            "glmga_text",
+            "paddleocr_vl_text",
+            "qwen2_5_omni_text",
+            "qwen2_5_vl_text",
+            "qwen2_vl_text",
+            "hunyuan_vl_text",
+        )
+    },
+    "glm4v_moe_text": _rope(2, 1, 1),
+    "ernie4_5_vl_moe_text": _rope(3, 3, 2, theta=500000.0),
+    **{
+        name: {"attention_hidden_size": Scaled(2 * WIDTH), "attention_head_dim": Scaled(2 * WIDTH // HEADS)}
+        for name in ("zamba", "zamba2")
+    },
+    "xlstm": {"qk_dim_factor": 1.0},
+    "xmod": {"default_language": "en_XX"},
+    "reformer": {"axial_pos_embds": False, "max_position_embeddings": 512},
+    "qwen4_exp_text": {
+        "indexer_budget": 16, "indexer_compress_ratio": 4, "indexer_n_heads": 4, "indexer_kv_heads": 1, "indexer_head_dim": 16,
+        "indexer_block_size": 4,
+    },
+    "chameleon": {"vocabulary_map": {"<image>": VOCABULARY - 1, "IMGIMGAZ": VOCABULARY - 2}},
+    "deepseek_ocr2_text": {"num_experts_per_tok": 2, "mlp_layer_types": ["dense", "sparse"] * (LAYERS // 2)},
+    "diffusion_gemma_text": {"num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": 96},
+    "step3p7_text": {"sliding_window": 8},
+    "dbrx": {"attn_config.rope_theta": 10000.0, "attn_config.clip_qkv": 8.0},
+    "deepseek_v2": {"num_experts_per_tok": 2},
+    "dots1": {"n_routed_experts": 4, "num_experts_per_tok": 2, "n_shared_experts": 1},
+    "dots3_note": {"num_key_value_heads": HEADS, "pad_token_id": PAD},
     "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1, "expert_layer_period": 2, "expert_layer_offset": 1},
 }
 
@@ -123,7 +178,9 @@ def shrunk(
             changed[name] = shrunk(type(part), scale=scale, default=part, more=own)
     if decoder and hasattr(default, "is_decoder"):
         changed["is_decoder"] = True
-    changed |= {key: value for key, value in overrides.items() if "." not in key}
+    for key, value in overrides.items():
+        if "." not in key:
+            changed[key] = value * scale if isinstance(value, Scaled) else value
     return kind(**changed)
 
 
@@ -146,8 +203,9 @@ def _sizes(default: PreTrainedConfig, scale: int) -> dict[str, object]:
     for name, target in aliases.items():
         if name in sizes and target in fields and _is_size(fields[target]):
             changed[target] = sizes[name]
-    if "qk_rope_head_dim" in fields:
+    if "qk_rope_head_dim" in fields:  # multi-head latent attention: as many keys as queries
         changed.pop("head_dim", None)
+        changed |= {"num_key_value_heads": HEADS} if "num_key_value_heads" in changed else {}
     return changed
 
 

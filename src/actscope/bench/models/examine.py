@@ -26,10 +26,10 @@ from actscope.bench.models.checks import (
     Finding,
     check_parts,
     check_site,
+    disturbed,
     off_by,
     parameters_of,
     rows_at,
-    scaled,
     stacked,
 )
 from actscope.bench.models.reference import Call, Stream, calls_of, find_stream, watching
@@ -183,7 +183,11 @@ class _Examination:
             parameters = parameters_of(block, changed)
             if not parameters:
                 continue
-            with scaled(parameters), capturing(self._model, [before, *parts]) as (again, cap), cap.request(list(LANES)):
+            with (
+                disturbed(parameters),
+                capturing(self._model, [before, *parts]) as (again, cap),
+                cap.request(list(LANES)),
+            ):
                 other = RUN["plain"](self._model)
             if self._moved(captured, again, ran, other, before):
                 continue  # parameters are shared with an earlier block
@@ -199,8 +203,11 @@ class _Examination:
 
     @staticmethod
     def _moved(one: Captured, other: Captured, ran: Ran, again: Ran, site: str) -> bool:
-        pairs = zip(stacked(rows_at(one.rows, site, ran)), stacked(rows_at(other.rows, site, again)), strict=True)
-        return any(off_by(new, old) > _EQUAL for old, new in pairs)
+        """Return whether rows of a site differ in two captures. Rows that are missing in one do not tell."""
+        lanes, later = rows_at(one.rows, site, ran), rows_at(other.rows, site, again)
+        if not all(lanes) or not all(later):
+            return False
+        return any(off_by(new, old) > _EQUAL for old, new in zip(stacked(lanes), stacked(later), strict=True))
 
     def _table(self, captured: Captured, ran: Ran) -> list[list[str]]:
         """Return, for each index of transformers' `hidden_states`, the sites that hold the same rows."""
