@@ -134,7 +134,11 @@ _OVERRIDES: dict[str, dict[str, object]] = {
     "xmod": {"default_language": "en_XX"},
     "reformer": {"axial_pos_embds": False, "max_position_embeddings": 512},
     "qwen4_exp_text": {
-        "indexer_budget": 16, "indexer_compress_ratio": 4, "indexer_n_heads": 4, "indexer_kv_heads": 1, "indexer_head_dim": 16,
+        "indexer_budget": 16,
+        "indexer_compress_ratio": 4,
+        "indexer_n_heads": 4,
+        "indexer_kv_heads": 1,
+        "indexer_head_dim": 16,
         "indexer_block_size": 4,
     },
     "chameleon": {"vocabulary_map": {"<image>": VOCABULARY - 1, "IMGIMGAZ": VOCABULARY - 2}},
