@@ -13,6 +13,7 @@ Each architecture is built in a forked child and run in four ways (`cases`). Its
 from __future__ import annotations
 
 import functools
+import gc
 import os
 import sys
 import time
@@ -166,6 +167,8 @@ def warm_up() -> None:
 
     transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     torch.set_num_threads(1)
+    gc.collect()
+    gc.freeze()  # a collection in a child would copy all pages
 
 
 def _examined(architecture: Architecture, engine: str, work: Callable[[], EntryJson]) -> EntryJson:

@@ -33,7 +33,7 @@ from actscope.bench.models.checks import (
     stacked,
 )
 from actscope.bench.models.reference import Call, Stream, calls_of, find_stream, watching
-from actscope.bench.models.rows import Captured, capturing, offered
+from actscope.bench.models.rows import Captured, capturing, offered, reason_for
 from actscope.bench.models.verdicts import Entry, decide, summary_of
 from actscope.errors import ActscopeError
 
@@ -129,7 +129,7 @@ class _Examination:
             with capturing(self._model, self._sites) as (captured, cap), cap.request(list(LANES)):
                 ran = RUN[case](self._model)
             return (
-                [check_site(captured.rows, site, ran, None, _reason(captured)) for site in self._sites],
+                [check_site(captured.rows, site, ran, None, reason_for(site, captured.said)) for site in self._sites],
                 captured,
                 ran,
             )
@@ -142,7 +142,7 @@ class _Examination:
         found = []
         for site in self._sites:
             reference = lanes_of(watched.passes, ran, site)
-            checked = check_site(captured.rows, site, ran, reference, _reason(captured))
+            checked = check_site(captured.rows, site, ran, reference, reason_for(site, captured.said))
             if checked.point in PARTS and checked.status == "unchecked":
                 continue  # the sum checks it
             found.append(checked)
@@ -229,10 +229,6 @@ def _holds(state: object, rows: Sequence[Tensor]) -> bool:
     if tuple(state.shape[:2]) == SHAPE[::-1]:
         state = state.transpose(0, 1)
     return all(off_by(row, own) <= _EQUAL for row, own in zip(rows, state, strict=True))
-
-
-def _reason(captured: Captured) -> str:
-    return "; ".join(captured.said)
 
 
 def _layers_of(model: nn.Module) -> int:

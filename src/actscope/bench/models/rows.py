@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -12,9 +13,11 @@ from torch import Tensor, nn
 
 import actscope
 from actscope.capture.session import Capture
-from actscope.errors import ActscopeError, SiteError
+from actscope.errors import SiteError
 from actscope.frames import RowSink, Step
 from actscope.sites import OUTER, POINTS
+
+_A_SITE = re.compile(r"\blayers\.\d+\.|\bembed\b|\bfinal_norm\b")
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,11 +66,21 @@ class Captured:
     faults: int = 0
 
 
+def reason_for(site: str, said: Sequence[str]) -> str:
+    """Return what warnings say of a site: those that name it, else those that name no site; "" if there are none."""
+    own = [text for text in said if re.search(rf"\b{re.escape(site)}\b", text)]
+    general = [text for text in said if not _A_SITE.search(text)]
+    return "; ".join(dict.fromkeys(own or general))
+
+
 @contextmanager
 def capturing(model: nn.Module, sites: list[str]) -> Iterator[tuple[Captured, Capture]]:
     """Capture these sites while the body runs the model."""
     captured = Captured()
-    with _log(captured.said), actscope.capture(model, sites=",".join(sites), recorder=captured.rows) as cap:
+    with (
+        warnings_of_product(captured.said),
+        actscope.capture(model, sites=",".join(sites), recorder=captured.rows) as cap,
+    ):
         yield captured, cap
     stats = cap.stats()
     captured.reasons, captured.faults = dict(stats.reasons), stats.faults
@@ -88,8 +101,8 @@ def offered(model: nn.Module, n_layers: int) -> tuple[list[str], dict[str, str]]
     return accepted, refused
 
 
-class _Keep(logging.Handler):
-    """Appends the text of every warning to a list."""
+class KeepWarnings(logging.Handler):
+    """Appends the text of every warning of the product to a list."""
 
     def __init__(self, said: list[str]) -> None:
         super().__init__(logging.WARNING)
@@ -101,13 +114,10 @@ class _Keep(logging.Handler):
 
 
 @contextmanager
-def _log(said: list[str]) -> Iterator[None]:
-    logger, handler = logging.getLogger("actscope"), _Keep(said)
+def warnings_of_product(said: list[str]) -> Iterator[None]:
+    logger, handler = logging.getLogger("actscope"), KeepWarnings(said)
     logger.addHandler(handler)
     try:
         yield
     finally:
         logger.removeHandler(handler)
-
-
-__all__ = ["ActscopeError", "Captured", "Row", "Rows", "capturing", "offered"]

@@ -15,6 +15,7 @@ from actscope.bench.models.checks import PARTS, check_parts, check_site, off_by
 from actscope.bench.models.configs import WIDE
 from actscope.bench.models.examine import told
 from actscope.bench.models.reference import Stream, calls_of, find_stream, watching
+from actscope.bench.models.rows import reason_for
 from actscope.bench.models.verdicts import Entry, decide, described
 from actscope.bench.models.vllm_engine import NEW, VllmRun, run
 
@@ -72,7 +73,8 @@ def _check(entry: Entry, model: nn.Module, stream: Stream, ran: VllmRun) -> None
         if site.endswith(PARTS):
             continue
         reference = [values[name][site] for name in names] if all(site in values[name] for name in names) else None
-        findings.append(check_site(ran.rows, site, fed, reference, said or "not offered", _TOLERANCE))
+        why = reason_for(site, ran.said) or ("" if site in sites else "it is not recorded with this selection of sites")
+        findings.append(check_site(ran.rows, site, fed, reference, why, _TOLERANCE))
     findings += check_parts(ran.rows, fed, len(stream.blocks), set(sites), _states(model, stream, fed))
     entry.add_points(findings)
     wrong = [f"wrong: {one.site}: {described(one)}" for one in findings if one.status == "wrong"]

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import time
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from actscope.bench.models.configs import VOCABULARY
-from actscope.bench.models.rows import Row, Rows
+from actscope.bench.models.rows import Row, Rows, warnings_of_product
+from actscope.errors import ActscopeError
 from actscope.recording.reading.recording import Recording
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ SELECTIONS = (
 )
 #: Lengths of the prompts: with passes of 32 tokens they are cut into chunks and share passes. The last repeats the longest.
 _LENGTHS, _BATCH_TOKENS, NEW = (3, 9, 20, 37, 50, 50), 32, 5
+_CLOSING_S = 90.0
 _ENGINE: dict[str, object] = {
     "dtype": "float32", "max_model_len": 128, "max_num_seqs": 8, "max_num_batched_tokens": _BATCH_TOKENS, "block_size": 32,
     "kv_cache_memory_bytes": 32 << 20, "enforce_eager": True, "skip_tokenizer_init": True, "disable_log_stats": True,
@@ -63,7 +65,7 @@ def run(model: Path, selection: str, directory: Path) -> VllmRun:
     from vllm import LLM
 
     _register(model)
-    with _warnings(found.said):
+    with warnings_of_product(found.said):
         llm = LLM(model=str(model), **_ENGINE)
         try:
             _generate(llm.llm_engine, found)
@@ -117,9 +119,21 @@ def _drain(engine: LLMEngine, found: VllmRun, begun: Sequence[tuple[str, list[in
             found.texts[output.request_id] = (*known[output.request_id], *output.outputs[0].token_ids)
 
 
+def _finished(directory: Path) -> Recording:
+    """Open the recording once the sidecar has closed it. Raises RecordingError if it has not after a while."""
+    until = time.monotonic() + _CLOSING_S
+    while time.monotonic() < until:
+        with suppress(ActscopeError):
+            found = Recording.open(directory)
+            if found.complete:
+                return found
+        time.sleep(0.1)
+    return Recording.open(directory)
+
+
 def _read(directory: Path, found: VllmRun) -> None:
     """Read the recording, by the request's own name, site and position."""
-    recording = Recording.open(directory)
+    recording = _finished(directory)
     for request in recording.requests:
         name = request.rpartition("-")[0] or request  # vLLM appends eight digits
         for site in recording.sites:
@@ -127,25 +141,3 @@ def _read(directory: Path, found: VllmRun) -> None:
             labels = zip(rows.labels["position"].tolist(), rows.labels["token_id"].tolist(), strict=True)
             for (position, token), values in zip(labels, torch.as_tensor(rows.values), strict=True):
                 found.rows.of[name][site][position] = Row(token, values)
-
-
-class _Keep(logging.Handler):
-    """Appends the plugin's warnings to a list."""
-
-    def __init__(self, said: list[str]) -> None:
-        super().__init__(logging.WARNING)
-        self._said = said
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Append one message."""
-        self._said.append(record.getMessage())
-
-
-@contextmanager
-def _warnings(said: list[str]) -> Iterator[None]:
-    logger, handler = logging.getLogger("actscope"), _Keep(said)
-    logger.addHandler(handler)
-    try:
-        yield
-    finally:
-        logger.removeHandler(handler)
