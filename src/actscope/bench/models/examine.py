@@ -185,28 +185,30 @@ class _Examination:
                 continue
             with (
                 disturbed(parameters),
-                capturing(self._model, [before, *parts]) as (again, cap),
+                capturing(self._model, [before, *parts, f"layers.{layer}.resid_post"]) as (again, cap),
                 cap.request(list(LANES)),
             ):
                 other = RUN["plain"](self._model)
-            if self._moved(captured, again, ran, other, before):
+            if self._moved(captured, again, ran, other, before) is not False:
                 continue  # parameters are shared with an earlier block
             for site in parts:
                 moved = self._moved(captured, again, ran, other, site)
                 is_mlp = site.endswith("mlp_out")
+                if moved is None:
+                    continue
                 if changed == "mlp_out" and moved != is_mlp:
-                    told = "does not change with the block's MLP" if is_mlp else "changes with the block's MLP"
-                    findings.append(Finding(site, "wrong", told))
+                    what = "does not change with the block's MLP" if is_mlp else "changes with the block's MLP"
+                    findings.append(Finding(site, "wrong", what))
                 elif changed == "attention" and not is_mlp and not moved:
                     findings.append(Finding(site, "wrong", "does not change with the block's attention or mixer"))
         return findings
 
     @staticmethod
-    def _moved(one: Captured, other: Captured, ran: Ran, again: Ran, site: str) -> bool:
-        """Return whether rows of a site differ in two captures. Rows that are missing in one do not tell."""
+    def _moved(one: Captured, other: Captured, ran: Ran, again: Ran, site: str) -> bool | None:
+        """Return whether rows of a site differ in two captures; None if one of them has none."""
         lanes, later = rows_at(one.rows, site, ran), rows_at(other.rows, site, again)
         if not all(lanes) or not all(later):
-            return False
+            return None
         return any(off_by(new, old) > _EQUAL for old, new in zip(stacked(lanes), stacked(later), strict=True))
 
     def _table(self, captured: Captured, ran: Ran) -> list[list[str]]:
