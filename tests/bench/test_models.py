@@ -142,3 +142,14 @@ def test_the_page_of_models_is_that_of_the_newest_result() -> None:
     assert newest is not None
     written = page.page(json.loads(newest.read_text()), f"../{newest.relative_to(ROOT)}")
     assert (ROOT / "docs/models.md").read_text() == written
+
+
+def test_hidden_states_of_right_architectures_are_the_sites_that_the_docs_say() -> None:
+    """`hidden_states[0]` is embed, `[i]` is the stream behind block i - 1, and the last one is final_norm where there is one."""
+    newest = page.newest(ROOT / "bench/runs", "models")
+    assert newest is not None
+    entries = [entry for entry in json.loads(newest.read_text())["architectures"] if entry["verdict"] == "right"]
+    patterns = {entry["name"]: page.pattern_of(entry) for entry in entries if entry["kind"] == "causal"}
+    plain = [name for name, pattern in patterns.items() if pattern.startswith("embed · layers.i.resid_post")]
+    assert {"llama", "qwen3", "gemma2", "mistral", "gpt2", "phi3", "olmo2", "mixtral"} <= set(plain)
+    assert len(plain) > 0.9 * len([pattern for pattern in patterns.values() if pattern])

@@ -15,7 +15,7 @@ from actscope.bench.models.checks import PARTS, check_parts, check_site, off_by
 from actscope.bench.models.configs import WIDE
 from actscope.bench.models.examine import told
 from actscope.bench.models.reference import Stream, calls_of, find_stream, watching
-from actscope.bench.models.rows import reason_for
+from actscope.bench.models.rows import Rows, reason_for
 from actscope.bench.models.verdicts import Entry, decide, described
 from actscope.bench.models.vllm_engine import NEW, VllmRun, run
 
@@ -64,6 +64,8 @@ def _check(entry: Entry, model: nn.Module, stream: Stream, ran: VllmRun) -> None
         return
     values, near = _reference(model, stream, ran)
     names = tuple(ran.texts)[:-1]  # the last one has rows from the prefix cache
+    rows = Rows()
+    rows.of.update({name: ran.rows.of[name] for name in names})
     fed = Ran(tuple(ran.texts[name][:-1] for name in names), (0,) * len(names), None, names)
     sites = sorted({site for name in names for site in ran.rows.of[name]})
     blocks = [f"layers.{layer}.{point}" for layer in range(len(stream.blocks)) for point in ("resid_pre", "resid_post")]
@@ -74,8 +76,8 @@ def _check(entry: Entry, model: nn.Module, stream: Stream, ran: VllmRun) -> None
             continue
         reference = [values[name][site] for name in names] if all(site in values[name] for name in names) else None
         why = reason_for(site, ran.said) or ("" if site in sites else "it is not recorded with this selection of sites")
-        findings.append(check_site(ran.rows, site, fed, reference, why, _TOLERANCE))
-    findings += check_parts(ran.rows, fed, len(stream.blocks), set(sites), _states(model, stream, fed))
+        findings.append(check_site(rows, site, fed, reference, why, _TOLERANCE))
+    findings += check_parts(rows, fed, len(stream.blocks), set(sites), _states(model, stream, fed))
     entry.add_points(findings)
     wrong = [f"wrong: {one.site}: {described(one)}" for one in findings if one.status == "wrong"]
     entry.cases["mixed load"] = wrong[0] if wrong else "right"

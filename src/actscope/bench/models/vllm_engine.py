@@ -29,7 +29,7 @@ SELECTIONS = (
 )
 #: Lengths of the prompts: with passes of 32 tokens they are cut into chunks and share passes. The last repeats the longest.
 _LENGTHS, _BATCH_TOKENS, NEW = (3, 9, 20, 37, 50, 50), 32, 5
-_CLOSING_S = 90.0
+_STARTING_S, _CLOSING_S = 120.0, 90.0
 _ENGINE: dict[str, object] = {
     "dtype": "float32", "max_model_len": 128, "max_num_seqs": 8, "max_num_batched_tokens": _BATCH_TOKENS, "block_size": 32,
     "kv_cache_memory_bytes": 32 << 20, "enforce_eager": True, "skip_tokenizer_init": True, "disable_log_stats": True,
@@ -68,6 +68,7 @@ def run(model: Path, selection: str, directory: Path) -> VllmRun:
     with warnings_of_product(found.said):
         llm = LLM(model=str(model), **_ENGINE)
         try:
+            _wait_for_sidecar(directory / "run", found.said)
             _generate(llm.llm_engine, found)
         finally:
             llm.llm_engine.engine_core.shutdown()
@@ -94,6 +95,17 @@ def _register(model: Path) -> None:
     for name in json.loads((model / "config.json").read_text())["architectures"]:
         if name in ModelRegistry.get_supported_archs():
             ModelRegistry.register_model(name, ModelRegistry._try_load_model_cls(name))
+
+
+def _wait_for_sidecar(runtime: Path, said: Sequence[str]) -> None:
+    """Wait until the plugin's engine card is published. Without a plugin that watches the engine there will be none."""
+    until = time.monotonic() + _STARTING_S
+    while (
+        time.monotonic() < until
+        and not list(runtime.glob("engine-*.json"))
+        and not any("is off" in text for text in said)
+    ):
+        time.sleep(0.05)
 
 
 def _generate(engine: LLMEngine, found: VllmRun) -> None:
