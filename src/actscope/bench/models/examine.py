@@ -92,6 +92,10 @@ class _Examination:
     def run(self) -> None:
         """Run every case."""
         self._sites, self._refused = offered(self._model, self._layers)
+        for layer in self._stream.idle if self._stream is not None else ():
+            own = [site for site in (*self._sites, *self._refused) if site.startswith(f"layers.{layer}.")]
+            self._sites = [site for site in self._sites if site not in own]
+            self._refused |= dict.fromkeys(own, "the model does not run this block on text alone")
         findings = [Finding(site, "refused", why) for site, why in self._refused.items()]
         if not any(site.endswith("resid_post") for site in self._sites):
             self._entry.add_points(findings)

@@ -39,6 +39,7 @@ class Stream:
         inner: Whether the norm is inside the last block.
         time_first: Whether the blocks take [time, batch, d].
         joined: Whether each block takes exactly what the one before gave.
+        idle: Numbers of the blocks that did not run, such as cross-attention blocks without an image.
     """
 
     blocks: tuple[str, ...]
@@ -46,6 +47,12 @@ class Stream:
     inner: bool
     time_first: bool
     joined: bool
+    idle: frozenset[int]
+
+    @property
+    def last(self) -> int:
+        """Return the number of the last block that ran."""
+        return max(set(range(len(self.blocks))) - self.idle)
 
 
 def tensor_in(value: object) -> Tensor | None:
@@ -118,8 +125,11 @@ def find_stream(model: nn.Module, calls: Sequence[Call], shape: tuple[int, int],
     if not found:
         return None
     joined, _, _, paths, time_first = max(found)
-    norm, inner = _final_norm(model, calls, by_path, paths)
-    return Stream(paths, norm, inner, time_first, joined)
+    ran = tuple(path for path in paths if path in by_path)
+    norm, inner = _final_norm(model, calls, by_path, ran)
+    return Stream(
+        paths, norm, inner, time_first, joined, frozenset(i for i, path in enumerate(paths) if path not in by_path)
+    )
 
 
 def _below(path: str, parent: str) -> bool:
@@ -127,9 +137,9 @@ def _below(path: str, parent: str) -> bool:
 
 
 def _chain(paths: tuple[str, ...], by_path: dict[str, list[Call]], shape: tuple[int, int]) -> tuple[bool, bool] | None:
-    """Return (joined, time first) if these modules each ran once, in order, on rows of this shape; else None."""
-    calls = [by_path.get(path, []) for path in paths]
-    if not paths or any(len(one) != 1 for one in calls):
+    """Return (joined, time first) if most of these modules ran, once and in order, on rows of this shape; else None."""
+    calls = [by_path[path] for path in paths if path in by_path]
+    if 2 * len(calls) <= len(paths) or any(len(one) != 1 for one in calls):
         return None
     line = [one[0] for one in calls]
     if any(call.given is None or not call.taken for call in line):
@@ -204,7 +214,7 @@ def watching(model: nn.Module, stream: Stream) -> Iterator[Watched]:
     def enter(layer: int) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]) -> None:
             found = [t for value in (*args, *kwargs.values()) if (t := tensor_in(value)) is not None]
-            if layer == 0:
+            if layer == min(set(range(len(stream.blocks))) - stream.idle):
                 watched.passes.append({})
                 keep("embed", found[0])
             keep(f"layers.{layer}.resid_pre", found[0])
@@ -233,7 +243,7 @@ def watching(model: nn.Module, stream: Stream) -> Iterator[Watched]:
 
 def _norm_hook(stream: Stream, watched: Watched, keep: Callable[[str, Tensor | None], None]) -> Callable[..., None]:
     """Keep the run of the norm, in each pass, that takes the last block's output."""
-    last = f"layers.{len(stream.blocks) - 1}.resid_post"
+    last = f"layers.{stream.last}.resid_post"
 
     def hook(module: nn.Module, args: tuple[object, ...], output: object) -> None:
         if not watched.passes:

@@ -67,9 +67,12 @@ class Captured:
 
 
 def reason_for(site: str, said: Sequence[str]) -> str:
-    """Return what warnings say of a site: those that name it, else those that name no site; "" if there are none."""
+    """Return what warnings say of a site: those that name it, else those that hold for all sites; "" if there are none.
+
+    A reason for which rows are not recorded is logged once, with the first site in parentheses.
+    """
     own = [text for text in said if re.search(rf"\b{re.escape(site)}\b", text)]
-    general = [text for text in said if not _A_SITE.search(text)]
+    general = [text for text in said if text.startswith("rows are not recorded") or not _A_SITE.search(text)]
     return "; ".join(dict.fromkeys(own or general))
 
 
