@@ -121,10 +121,10 @@ _OVERRIDES: dict[str, dict[str, object]] = {
             "qwen2_5_omni_text",
             "qwen2_5_vl_text",
             "qwen2_vl_text",
-            "hunyuan_vl_text",
         )
     },
     "glm4v_moe_text": _rope(2, 1, 1),
+    "hunyuan_vl_text": {**_rope(4, 2, 2), "head_dim": Scaled(16)},
     "ernie4_5_vl_moe_text": _rope(3, 3, 2, theta=500000.0),
     **{
         name: {"attention_hidden_size": Scaled(2 * WIDTH), "attention_head_dim": Scaled(2 * WIDTH // HEADS)}
@@ -144,7 +144,7 @@ _OVERRIDES: dict[str, dict[str, object]] = {
     "chameleon": {"vocabulary_map": {"<image>": VOCABULARY - 1, "IMGIMGAZ": VOCABULARY - 2}},
     "deepseek_ocr2_text": {"num_experts_per_tok": 2, "mlp_layer_types": ["dense", "sparse"] * (LAYERS // 2)},
     "diffusion_gemma_text": {"num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": 96},
-    "step3p7_text": {"sliding_window": 8},
+    "step3p7": {"text_config.sliding_window": 8},
     "dbrx": {"attn_config.rope_theta": 10000.0, "attn_config.clip_qkv": 8.0},
     "deepseek_v2": {"num_experts_per_tok": 2},
     "dots1": {"n_routed_experts": 4, "num_experts_per_tok": 2, "n_shared_experts": 1},
