@@ -71,7 +71,8 @@ def reason_for(site: str, said: Sequence[str]) -> str:
 
     A reason for which rows are not recorded is logged once, with the first site in parentheses.
     """
-    own = [text for text in said if re.search(rf"\b{re.escape(site)}\b", text)]
+    begin = [text for text in said if text.startswith(site)]
+    own = begin or [text for text in said if re.search(rf"\b{re.escape(site)}\b", text)]
     general = [text for text in said if text.startswith("rows are not recorded") or not _A_SITE.search(text)]
     return "; ".join(dict.fromkeys(own or general))
 

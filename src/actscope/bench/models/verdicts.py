@@ -79,16 +79,25 @@ def described(finding: Finding) -> str:
 
 
 def summary_of(findings: Sequence[Finding]) -> str:
-    """Return the result of one case: the worst status, and the sites and reasons behind it."""
-    for status in ("wrong", "refused"):
-        worst = [finding for finding in findings if finding.status == status]
-        if worst:
-            reasons = Counter(described(finding) for finding in worst)
-            what, _ = reasons.most_common(1)[0]
-            sites = [finding.site for finding in worst if described(finding) == what]
-            where = sites[0] if len(sites) == 1 else f"{len(sites)} sites, first {sites[0]}"
-            return f"{status}: {where}: {what}"
+    """Return the result of one case: "right" if nothing is wrong and `resid_post` was delivered, else what is not.
+
+    Parts of a block that are refused in all cases are counted by point.
+    """
+    wrong = [finding for finding in findings if finding.status == "wrong"]
+    stream = [finding for finding in findings if finding.point == "resid_post"]
+    if wrong:
+        return f"wrong: {_commonest(wrong)}"
+    if all(finding.status == "refused" for finding in stream):
+        return f"refused: {_commonest(stream)}" if stream else "refused: no resid_post was delivered"
     return "right"
+
+
+def _commonest(findings: Sequence[Finding]) -> str:
+    """Return the most common reason, and where it holds."""
+    what, _ = Counter(described(finding) for finding in findings).most_common(1)[0]
+    sites = [finding.site for finding in findings if described(finding) == what]
+    where = sites[0] if len(sites) == 1 else f"{len(sites)} sites, first {sites[0]}"
+    return f"{where}: {what}"
 
 
 def decide(entry: Entry) -> None:
