@@ -100,9 +100,10 @@ that cannot be built or run tiny. Source: [{source}]({source}).
 - **wrong**: a row, a label or the generated text differs, or rows are missing and nothing says so.
 - **cannot**: transformers itself cannot build or run the tiny model, or its blocks are no chain that rows could be compared with.
 
-In the tables, ✓ is right in all blocks, a number is the count of blocks in which the point is right (the others do not have it),
-- is refused, ? could not be checked, ✗ is wrong. The last three columns are ways of running the model: a left-padded batch,
-`generate`, and a prompt in chunks over a cache; · is a way in which the model itself does not run.
+In the tables, ✓ is right in all blocks, a number is the count of blocks in which the point is right (the others refuse it),
+"no" is refused, ? could not be checked, ✗ is wrong. An empty cell is a point that the model does not have: each of its blocks has
+either attention (`attn_out`) or another mixer (`mixer_out`). The last three columns are ways of running the model: a left-padded
+batch, `generate`, and a prompt in chunks over a cache; · is a way in which the model itself does not run.
 """
 
 
@@ -110,13 +111,22 @@ def _table(entries: Sequence[Entry]) -> str:
     head = ["model type", "verdict", *(f"`{column}`" for column in COLUMNS), *_CASE_NAMES.values()]
     lines = [head, ["---"] * len(head)]
     for one in sorted(entries, key=lambda entry: entry["name"]):
-        points = [_mark(one["points"].get(column)) for column in COLUMNS]
+        absent = _absent(one)
+        points = [_mark(one["points"].get(column), absent=column in absent) for column in COLUMNS]
         cases = [_case_mark(one["cases"].get(case, "")) for case in CASES if case in _CASE_NAMES]
         lines.append([f"`{one['name']}`", one["verdict"], *points, *cases])
     return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
 
 
-def _mark(point: Point | None) -> str:
+def _absent(entry: Entry) -> set[str]:
+    """Return the points that some blocks do not have: attention where all others have a mixer, and the reverse."""
+    points = entry["points"]
+    found = {name: points[name]["right"] for name in ("attn_out", "mixer_out") if name in points}
+    blocks = points["resid_post"]["right"] if "resid_post" in points else 0
+    return set(found) if blocks and sum(found.values()) == blocks else set()
+
+
+def _mark(point: Point | None, *, absent: bool) -> str:
     if point is None:
         return ""
     if point["wrong"]:
@@ -124,12 +134,12 @@ def _mark(point: Point | None) -> str:
     if point["unchecked"]:
         return "?"
     if not point["right"]:
-        return "-"
+        return "" if absent else "no"
     return str(point["right"]) if point["refused"] else "✓"
 
 
 def _case_mark(told: str) -> str:
-    return {"": "", "right": "✓", "cannot": "·", "refused": "-", "wrong": "✗"}[told.partition(":")[0]]
+    return {"": "", "right": "✓", "cannot": "·", "refused": "no", "wrong": "✗"}[told.partition(":")[0]]
 
 
 def _refusals(entries: Iterable[Entry]) -> str:
@@ -137,7 +147,7 @@ def _refusals(entries: Iterable[Entry]) -> str:
     reasons: dict[str, dict[str, None]] = {}
     for one in entries:
         for point, result in one["points"].items():
-            for reason in result["reasons"] if result["refused"] else ():
+            for reason in result["reasons"] if result["refused"] and point not in _absent(one) else ():
                 reasons.setdefault(_cell(_general(reason)), {})[f"`{one['name']}` {point}"] = None
         for case, told in one["cases"].items():
             if told.startswith("refused"):
@@ -156,12 +166,14 @@ def _grouped(where: Iterable[str]) -> list[str]:
     for one in where:
         name, _, point = one.partition(" ")
         points.setdefault(name, []).append(point)
-    return [f"{name} ({', '.join(found)})" for name, found in points.items()]
+    return [f"{name} ({', '.join(found) if len(found) < len(COLUMNS) else 'all'})" for name, found in points.items()]
 
 
 def _general(reason: str) -> str:
-    """Return a reason without the numbers of layers and sites, so that equal ones meet."""
-    return re.sub(r"\blayers\.\d+\.", "layers.*.", reason)
+    """Return a reason without what is only of one model (numbers of layers, classes, modules found), so that equal ones meet."""
+    text = re.sub(r"^(layers\.\d+\.)?\w+ is refused and gives no rows, because ", "", reason)
+    text = re.sub(r", found [^;]*", "", re.sub(r"\blayers\.\d+\.", "layers.*.", text))
+    return re.sub(r"\b[A-Z]\w*(Layer|Block|Generation|LM)\b", "the model", text.partition("; rows are not recorded")[0])
 
 
 def _cell(text: str) -> str:
@@ -194,6 +206,8 @@ def pattern_of(entry: Entry) -> str:
         return _PLAIN
     if named == ["embed", *posts]:
         return "embed · layers.i.resid_post (no final norm)"
+    if named[:-1] == ["embed", *posts[:-1]] and not named[-1]:
+        return "embed · layers.i.resid_post · the final norm, which is refused here"
     return " · ".join(name or "no site" for name in named)
 
 
