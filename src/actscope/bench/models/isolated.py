@@ -22,17 +22,20 @@ class ChildFailed(Exception):
     """The child gave no result; the message says why."""
 
 
-#: Wall-clock limit, as a multiple of the limit on CPU time: a machine may be busy with other things.
-_PATIENCE = 15
+#: Default limit on wall-clock time, in seconds. A machine may be busy with other things.
+WALL_SECONDS = 900.0
 
 
-def run_isolated(work: Callable[[], object], *, cpu_seconds: float, memory_bytes: int) -> object:
+def run_isolated(
+    work: Callable[[], object], *, cpu_seconds: float, memory_bytes: int, wall_seconds: float = WALL_SECONDS
+) -> object:
     """Return what `work` returns, a JSON value.
 
     Args:
         work: The function. Its output on stdout and stderr is dropped.
-        cpu_seconds: Limit on CPU time. Wall-clock time is limited to 15 times as much.
+        cpu_seconds: Limit on CPU time.
         memory_bytes: Limit on the address space that the child may take beyond the parent's.
+        wall_seconds: Limit on wall-clock time.
 
     Raises:
         ChildFailed: The child raised, crashed or went over a limit.
@@ -46,14 +49,14 @@ def run_isolated(work: Callable[[], object], *, cpu_seconds: float, memory_bytes
         _child(work, writer, cpu_seconds, memory_bytes)
     os.close(writer)
     try:
-        text = _read(reader, time.monotonic() + _PATIENCE * cpu_seconds)
+        text = _read(reader, time.monotonic() + wall_seconds)
     finally:
         os.close(reader)
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
         _, status = os.waitpid(pid, 0)
     if text is None:
-        raise ChildFailed(f"took over {_PATIENCE * cpu_seconds:g} s")
+        raise ChildFailed(f"took over {wall_seconds:g} s")
     if not text:
         code = os.waitstatus_to_exitcode(status)
         if code == -signal.SIGXCPU:
