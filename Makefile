@@ -10,7 +10,7 @@ SHIPPED := actscope/
 CHOSEN  := $(if $(filter builtin smollm2,$(MODEL)),$(SHIPPED))$(MODEL)
 WEB    := $(shell find web/src web/index.html web/package.json web/vite.config.ts -type f 2>/dev/null)
 
-.PHONY: help setup demo probes test test-python test-bench test-vllm test-web check lint format bench builtin api tables clean
+.PHONY: help setup demo probes test test-python test-bench test-vllm test-web check lint format bench models builtin api tables clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -110,6 +110,12 @@ format: $(STAMP)/python $(STAMP)/node_modules
 bench: ## the benches (BENCH=ring for one of them)
 bench: $(STAMP)/python $(STAMP)/page
 	$(BIN)/python bench/run.py $(BENCH)
+
+# Each of the two matrices takes minutes. A wrong architecture fails the target, after the page was written.
+models: ## examine every architecture of transformers, and of vLLM (ENGINES=models for transformers alone), and write docs/models.md
+models: $(STAMP)/python $(STAMP)/vllm
+	@failed=0; $(BIN)/python bench/run.py $(or $(ENGINES),models models-vllm) || failed=1; \
+	$(BIN)/python -m actscope.bench.models.page && exit $$failed
 
 api: ## generate the page's typed client from the gateway's OpenAPI document
 api: $(STAMP)/python $(STAMP)/node_modules

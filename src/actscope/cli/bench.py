@@ -9,11 +9,14 @@ from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from actscope.errors import SettingsError
+
+if TYPE_CHECKING:
+    from actscope.bench.support.samples import Result
 
 BENCHES = {
     "capture": "tokens per second while all or some layers are recorded, against the bare model, beside other tools",
@@ -21,6 +24,7 @@ BENCHES = {
     "feed": "bytes per second to a trainer over HTTP and out of the memory, beside a bare server, httpx, memcpy and SAELens",
     "gateway": "added time per token through the gateway, against the engine called directly",
     "harvest": "what a harvest costs beside the model, in time and bytes; what a unit costs; two workers against one",
+    "models": "rows of every architecture of transformers, tiny and random, against plain hooks: right, refused or wrong",
     "ring": "write-to-read latency, rows per second, torn rows and miscounted gaps of the ring",
     "sae": "an SAE trained on rows of the feed, against the same one trained on the activations store of SAELens",
     "soak": "a long capture of the built-in model: memory must stay steady and nothing may be lost",
@@ -37,14 +41,22 @@ _MEASURED_WITH = (
 def bench(
     name: Annotated[
         str,
-        typer.Argument(metavar="NAME", help="capture, codec, feed, gateway, harvest, ring, sae, soak, store or vllm."),
+        typer.Argument(
+            metavar="NAME", help="capture, codec, feed, gateway, harvest, models, ring, sae, soak, store or vllm."
+        ),
     ],
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     seconds: Annotated[float, typer.Option(metavar="SECONDS", help="Approximate duration of the measurement.")] = 20.0,
+    engine: Annotated[str, typer.Option(metavar="ENGINE", help="models: hf or vllm.")] = "hf",
+    only: Annotated[
+        str, typer.Option(metavar="NAME", help="models: model types or globs, such as llama,'qwen*'.")
+    ] = "",
 ) -> None:
     """Measure a part of actscope against a named baseline in the same run. Exits 1 when a bar is missed.
 
     Example: actscope bench ring --json
+
+    Example: actscope bench models --only 'gemma*' --json
     """
     if name not in BENCHES:
         known = "; ".join(f"{bench}: {what}" for bench, what in BENCHES.items())
@@ -53,16 +65,23 @@ def bench(
 
     module = import_module(f"actscope.bench.{name}")
     with Console(stderr=True).status(f"bench {name}") as status:
-        results = module.run(seconds, lambda what: status.update(f"bench {name}: {what}"))
-    report = {"bench": name, "machine": machine(), "versions": versions(), "results": results}
+        more = {"engine": engine, "only": only} if name == "models" else {}
+        results = module.run(seconds, lambda what: status.update(f"bench {name}: {what}"), **more)
+    report = {"bench": name, "machine": machine(), "versions": versions(), "results": results, **_more(module, results)}
     typer.echo(json.dumps(report) if as_json else _tables(module, results))
     if not all(result["ok"] for result in results):
         raise typer.Exit(1)
 
 
-def _tables(module: ModuleType, results: list[dict[str, Any]]) -> str:
+def _more(module: ModuleType, results: list[Result]) -> dict[str, object]:
+    """Return the further entries of the report of a bench that has some."""
+    more: Callable[[list[Result]], dict[str, object]] | None = getattr(module, "more", None)
+    return more(results) if more else {}
+
+
+def _tables(module: ModuleType, results: list[Result]) -> str:
     """Format all results, followed by the bench's own table if it has one."""
-    own: Callable[[list[dict[str, Any]]], str] | None = getattr(module, "table", None)
+    own: Callable[[list[Result]], str] | None = getattr(module, "table", None)
     return _table(results) + (f"\n\n{own(results)}" if own else "")
 
 
@@ -86,7 +105,7 @@ def versions() -> dict[str, str]:
     return found
 
 
-def _table(results: list[dict[str, Any]]) -> str:
+def _table(results: list[Result]) -> str:
     width = max(26, *(len(r["name"]) for r in results))
     lines = [f"{'name':<{width}} {'value':>12} {'unit':<8} {'min':>12} {'max':>12} {'bar':>10}   baseline"]
     for r in results:

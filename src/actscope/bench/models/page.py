@@ -1,0 +1,267 @@
+"""Writes docs/models.md from the newest committed results of the matrix: `python -m actscope.bench.models.page`."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TypedDict
+
+from actscope.bench.models.cases import CASES
+from actscope.sites import OUTER, POINTS
+
+COLUMNS = (OUTER[0], *POINTS, *OUTER[1:])
+_CASE_NAMES = {"left_padded": "padded", "generate": "generate", "chunked": "chunks"}
+_TITLES = {"causal": "Decoders", "multimodal": "Multimodal, with text", "encoder-decoder": "Encoder-decoders"}
+_PLAIN = "embed · layers.i.resid_post · final_norm"
+
+
+class Point(TypedDict):
+    """Counts of the sites of one point, and reasons, in a result file."""
+
+    right: int
+    refused: int
+    wrong: int
+    unchecked: int
+    reasons: list[str]
+
+
+class Entry(TypedDict):
+    """An architecture in a result file."""
+
+    name: str
+    kind: str
+    engine: str
+    model_class: str
+    verdict: str
+    reason: str
+    points: dict[str, Point]
+    cases: dict[str, str]
+    hidden_states: list[list[str]]
+    seconds: float
+
+
+class Report(TypedDict):
+    """A result file of `actscope bench models --json`."""
+
+    versions: dict[str, str]
+    architectures: list[Entry]
+
+
+def newest(runs: Path, name: str) -> Path | None:
+    """Return the newest result file of this name below bench/runs, or None."""
+    found = sorted(runs.glob(f"*/{name}.json"))
+    return found[-1] if found else None
+
+
+def page(report: Report, source: str) -> str:
+    """Return the page for a report. `source` is the path of its file from docs/."""
+    entries = report["architectures"]
+    versions = report["versions"]
+    counts = {
+        verdict: sum(one["verdict"] == verdict for one in entries)
+        for verdict in ("right", "refused", "wrong", "cannot")
+    }
+    parts = [
+        _INTRODUCTION.format(
+            n=len(entries),
+            transformers=versions.get("transformers", "?"),
+            torch=versions.get("torch", "?"),
+            source=source,
+            **counts,
+        )
+    ]
+    for kind, title in _TITLES.items():
+        chosen = [one for one in entries if one["kind"] == kind]
+        if chosen:
+            parts.append(f"## {title}\n\n{_table(chosen)}")
+    parts.append(_refusals(entries))
+    parts.append(_cannot(entries))
+    parts.append(_hidden_states(entries))
+    return "\n".join(part for part in parts if part)
+
+
+_INTRODUCTION = """# Models
+
+<!-- Written by `make models` from a result file. Change src/actscope/bench/models/page.py instead. -->
+
+Which models are captured right, and which points are refused. `make models` runs every architecture of the installed transformers
+as a tiny random model (width 64, four blocks, float32, random norms and biases) and holds all rows against plain hooks, the
+model's own final norm, and the sum of each block's parts. It takes some minutes on two cores. One architecture:
+`actscope bench models --only gemma3 --json`.
+
+Of {n} architectures of transformers {transformers} (torch {torch}): **{right} right, {refused} refused, {wrong} wrong**, {cannot}
+that cannot be built or run tiny. Source: [{source}]({source}).
+
+- **right**: everything that is delivered is right, and `resid_post` is delivered. Points that are refused are listed.
+- **refused**: no `resid_post` is delivered, and a message says why.
+- **wrong**: a row, a label or the generated text differs, or rows are missing and nothing says so.
+- **cannot**: transformers itself cannot build or run the tiny model, or its blocks are no chain that rows could be compared with.
+
+In the tables, ✓ is right in all blocks, a number is the count of blocks in which the point is right (the others refuse it),
+"no" is refused, ? could not be checked, ✗ is wrong. An empty cell is a point that the model does not have: each of its blocks has
+either attention (`attn_out`) or another mixer (`mixer_out`). The last three columns are ways of running the model: a left-padded
+batch, `generate`, and a prompt in chunks over a cache; · is a way in which the model itself does not run.
+"""
+
+
+def _table(entries: Sequence[Entry]) -> str:
+    head = ["model type", "verdict", *(f"`{column}`" for column in COLUMNS), *_CASE_NAMES.values()]
+    lines = [head, ["---"] * len(head)]
+    for one in sorted(entries, key=lambda entry: entry["name"]):
+        absent = _absent(one)
+        points = [_mark(one["points"].get(column), absent=column in absent) for column in COLUMNS]
+        cases = [_case_mark(one["cases"].get(case, "")) for case in CASES if case in _CASE_NAMES]
+        lines.append([f"`{one['name']}`", one["verdict"], *points, *cases])
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+
+
+def _absent(entry: Entry) -> set[str]:
+    """Return the points that some blocks do not have: attention where all others have a mixer, and the reverse."""
+    points = entry["points"]
+    found = {name: points[name]["right"] for name in ("attn_out", "mixer_out") if name in points}
+    blocks = points["resid_post"]["right"] if "resid_post" in points else 0
+    return set(found) if blocks and sum(found.values()) == blocks else set()
+
+
+def _mark(point: Point | None, *, absent: bool) -> str:
+    if point is None:
+        return ""
+    if point["wrong"]:
+        return "✗"
+    if point["unchecked"]:
+        return "?"
+    if not point["right"]:
+        return "" if absent else "no"
+    return str(point["right"]) if point["refused"] else "✓"
+
+
+def _case_mark(told: str) -> str:
+    return {"": "", "right": "✓", "cannot": "·", "refused": "no", "wrong": "✗"}[told.partition(":")[0]]
+
+
+def _refusals(entries: Iterable[Entry]) -> str:
+    """Return the reasons of refusals, each with the architectures and points that it concerns."""
+    reasons: dict[str, dict[str, None]] = {}
+    for one in entries:
+        for point, result in one["points"].items():
+            for reason in result["reasons"] if result["refused"] and point not in _absent(one) else ():
+                reasons.setdefault(_cell(_general(reason)), {})[f"`{one['name']}` {point}"] = None
+        for case, told in one["cases"].items():
+            if told.startswith("refused"):
+                reasons.setdefault(_cell(_general(told.removeprefix("refused: "))), {})[f"`{one['name']}` {case}"] = (
+                    None
+                )
+    if not reasons:
+        return ""
+    lines = [f"| {reason} | {', '.join(_grouped(where))} |\n" for reason, where in sorted(reasons.items())]
+    return "## Why points are refused\n\n| reason | where |\n| --- | --- |\n" + "".join(lines)
+
+
+def _grouped(where: Iterable[str]) -> list[str]:
+    """Join the points of one architecture: `falcon` attn_out, mlp_out."""
+    points: dict[str, list[str]] = {}
+    for one in where:
+        name, _, point = one.partition(" ")
+        points.setdefault(name, []).append(point)
+    return [f"{name} ({', '.join(found) if len(found) < len(COLUMNS) else 'all'})" for name, found in points.items()]
+
+
+def _general(reason: str) -> str:
+    """Return a reason without what is only of one model (numbers of layers, classes, modules found), so that equal ones meet."""
+    text = re.sub(r"^(layers\.\d+\.)?\w+ is refused and gives no rows, because ", "", reason)
+    text = re.sub(r", found [^;]*", "", re.sub(r"\blayers\.\d+\.", "layers.*.", text))
+    return re.sub(r"\b[A-Z]\w*(Layer|Block|Generation|LM)\b", "the model", text.partition("; rows are not recorded")[0])
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ")
+
+
+def _cannot(entries: Iterable[Entry]) -> str:
+    chosen = [one for one in entries if one["verdict"] in ("cannot", "wrong")]
+    if not chosen:
+        return ""
+    lines = [f"| `{one['name']}` | {one['verdict']} | {_cell(one['reason'])} |\n" for one in chosen]
+    return (
+        "## What could not be examined, and what is wrong\n\n| model type | verdict | reason |\n| --- | --- | --- |\n"
+        + "".join(lines)
+    )
+
+
+# --- hidden_states ----------------------------------------------------------------------------------------------------------
+
+
+def pattern_of(entry: Entry) -> str:
+    """Return which sites `hidden_states` of an architecture holds, in words; "" if it has none or no site was delivered."""
+    states = entry["hidden_states"]
+    if not states or not any(states):
+        return ""
+    named = [_preferred(names) for names in states]
+    n = len(states) - 1
+    posts = [f"layers.{i}.resid_post" for i in range(n)]
+    if named == ["embed", *posts[:-1], "final_norm"]:
+        return _PLAIN
+    if named == ["embed", *posts]:
+        return "embed · layers.i.resid_post (no final norm)"
+    if named[:-1] == ["embed", *posts[:-1]] and not named[-1]:
+        return "embed · layers.i.resid_post · the final norm, which is refused here"
+    return " · ".join(name or "no site" for name in named)
+
+
+def _preferred(names: Sequence[str]) -> str:
+    """Return one of the sites that hold the same rows: an outer one first, then resid_post."""
+    order = sorted(names, key=lambda name: (name not in OUTER, not name.endswith("resid_post"), name))
+    return order[0] if order else ""
+
+
+def _hidden_states(entries: Iterable[Entry]) -> str:
+    patterns: dict[str, list[str]] = {}
+    for one in entries:
+        if one["verdict"] == "right" and (pattern := pattern_of(one)):
+            patterns.setdefault(pattern, []).append(one["name"])
+    return _STATES + "".join(
+        f"| {pattern} | {len(names)} | {'all others' if pattern == _PLAIN else ', '.join(f'`{name}`' for name in names)} |\n"
+        for pattern, names in sorted(patterns.items(), key=lambda item: -len(item[1]))
+    )
+
+
+_STATES = """## Layer numbers
+
+Blocks are numbered from 0, and `layers.i.resid_post` is the stream behind block i. Other tools count differently. n is the number
+of blocks. vLLM uses its numbers for EAGLE-3 and `extract_hidden_states`.
+
+| here | transformers `hidden_states` | TransformerLens | vLLM `aux_hidden_state_layers` | nnsight |
+| --- | --- | --- | --- | --- |
+| `embed`, `layers.0.resid_pre` | `[0]` | `blocks.0.hook_resid_pre` | 0 | `model.layers[0].input` |
+| `layers.i.resid_pre` | `[i]` | `blocks.i.hook_resid_pre` | i | `model.layers[i].input` |
+| `layers.i.resid_post`, i < n - 1 | `[i + 1]` | `blocks.i.hook_resid_post` | i + 1 | `model.layers[i].output` |
+| `layers.(n-1).resid_post` | not there, in most models | `blocks.(n-1).hook_resid_post` | n | `model.layers[n-1].output` |
+| `final_norm` | `[n]`, which is `[-1]` | `ln_final.hook_normalized`, unscaled | no number | `model.norm.output` |
+| `layers.i.attn_out` | no index | `blocks.i.hook_attn_out` | no number | what the block adds |
+| `layers.i.mlp_out` | no index | `blocks.i.hook_mlp_out` | no number | what the block adds |
+
+So a recipe that says "layer 12" and reads `hidden_states[12]` means `layers.11.resid_post`, and one that reads the last entry
+means `final_norm`. This is what `hidden_states` held in the right architectures of the matrix:
+
+| `hidden_states`, from index 0 on | architectures | which |
+| --- | --- | --- |
+"""
+
+
+def main(root: Path) -> int:
+    """Write docs/models.md below `root`. Returns the exit code."""
+    found = newest(root / "bench" / "runs", "models")
+    if found is None:
+        print(f"no models.json below {root / 'bench' / 'runs'}: run make models")
+        return 1
+    report: Report = json.loads(found.read_text())
+    (root / "docs" / "models.md").write_text(page(report, f"../{found.relative_to(root)}"))
+    print(f"docs/models.md: written from {found.relative_to(root)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1] if len(sys.argv) > 1 else ".")))

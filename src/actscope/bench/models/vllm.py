@@ -1,0 +1,137 @@
+"""Examines one architecture with stock vLLM: rows that the plugin recorded under mixed load, against transformers."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from actscope.bench.models.architectures import Architecture, build
+from actscope.bench.models.cases import SHAPE, Ran, run_plain
+from actscope.bench.models.checks import PARTS, check_parts, check_site, off_by
+from actscope.bench.models.configs import WIDE
+from actscope.bench.models.examine import told
+from actscope.bench.models.reference import Stream, calls_of, find_stream, watching
+from actscope.bench.models.rows import Rows, reason_for
+from actscope.bench.models.verdicts import Entry, decide, described
+from actscope.bench.models.vllm_engine import NEW, VllmRun, run
+
+#: Two implementations of one model in float32 differ by this much of a row's largest number.
+_TOLERANCE = 2e-3
+#: Largest difference of logits for which the order of two tokens is not told apart, relative to their range.
+_NEAR_TIE = 1e-2
+
+
+def examine_vllm(architecture: Architecture, selection: str) -> Entry:
+    """Return the result of one architecture with vLLM, with these sites recorded. Call it in a process of its own."""
+    begun = time.perf_counter()
+    entry = Entry(architecture.name, architecture.kind, "vllm")
+    try:
+        model = build(architecture, scale=WIDE)
+        with calls_of(model) as calls:
+            run_plain(model)
+    except Exception as error:  # a class of transformers may fail in any way
+        entry.reason = told("transformers: not built, or does not run", error)
+        return entry
+    entry.model_class = type(model).__name__
+    stream = find_stream(model, calls, SHAPE)
+    if stream is None:
+        entry.reason = "no reference was found: no list of modules of transformers' model is a chain"
+        return entry
+    with tempfile.TemporaryDirectory(prefix="mx-") as directory:
+        path = Path(directory) / "model"
+        try:
+            model.save_pretrained(path)  # type: ignore[operator]
+            ran = run(path, selection, Path(directory))
+        except Exception as error:  # vLLM may fail in any way
+            entry.reason = told("vLLM cannot run it", error)
+        else:
+            _check(entry, model, stream, ran)
+    entry.seconds = round(time.perf_counter() - begun, 2)
+    return entry
+
+
+def _check(entry: Entry, model: nn.Module, stream: Stream, ran: VllmRun) -> None:
+    """Set the entry's points, cases and verdict."""
+    said = "; ".join(ran.said)
+    if not ran.rows.of:
+        entry.verdict, entry.reason = (
+            ("refused", said) if said else ("wrong", "no rows were recorded, and nothing says so")
+        )
+        return
+    values, near = _reference(model, stream, ran)
+    names = tuple(ran.texts)[:-1]  # the last one has rows from the prefix cache
+    rows = Rows()
+    rows.of.update({name: ran.rows.of[name] for name in names})
+    fed = Ran(tuple(ran.texts[name][:-1] for name in names), (0,) * len(names), None, names)
+    sites = sorted({site for name in names for site in ran.rows.of[name]})
+    blocks = [f"layers.{layer}.{point}" for layer in range(len(stream.blocks)) for point in ("resid_pre", "resid_post")]
+    offered = dict.fromkeys([*sites, "embed", *blocks, "final_norm"])
+    findings = []
+    for site in offered:
+        if site.endswith(PARTS):
+            continue
+        reference = [values[name][site] for name in names] if all(site in values[name] for name in names) else None
+        why = reason_for(site, ran.said) or ("" if site in sites else "it is not recorded with this selection of sites")
+        findings.append(check_site(rows, site, fed, reference, why, _TOLERANCE))
+    findings += check_parts(rows, fed, len(stream.blocks), set(sites), _states(model, stream, fed))
+    entry.add_points(findings)
+    wrong = [f"wrong: {one.site}: {described(one)}" for one in findings if one.status == "wrong"]
+    entry.cases["mixed load"] = wrong[0] if wrong else "right"
+    entry.cases["prefix cache"] = _after_cache(ran, tuple(ran.texts)[-1], values)
+    entry.cases["text"] = "right" if near else "cannot: vLLM's greedy tokens are not those of transformers"
+    if not near and entry.cases["mixed load"] != "right":
+        entry.reason = "vLLM itself computes another model than transformers: its greedy text differs"
+        return
+    decide(entry)
+
+
+def _reference(model: nn.Module, stream: Stream, ran: VllmRun) -> tuple[dict[str, dict[str, Tensor]], bool]:
+    """Return transformers' values by request and site, [positions, d], and whether vLLM's tokens are greedy for transformers."""
+    values: dict[str, dict[str, Tensor]] = {}
+    greedy = True
+    for name, text in ran.texts.items():
+        ids = torch.tensor([text[:-1]])
+        with watching(model, stream) as watched, torch.no_grad():
+            logits = model(input_ids=ids, use_cache=False).logits[0]
+        values[name] = {site: value[0] for site, value in watched.passes[-1].items()}
+        chosen = logits[torch.arange(len(text) - 1 - NEW, len(text) - 1), torch.tensor(text[-NEW:])]
+        scores = logits[-NEW:]
+        greedy &= bool(((scores.max(1).values - chosen) <= _NEAR_TIE * (scores.max() - scores.min())).all())
+    return values, greedy
+
+
+def _states(model: nn.Module, stream: Stream, fed: Ran) -> list[list[Tensor]]:
+    """Return, for each block, what its modules took in all texts one after the other, [positions, d]."""
+    taken: list[dict[int, list[Tensor]]] = [{} for _ in stream.blocks]
+    for tokens in fed.tokens:
+        with calls_of(model) as calls, torch.no_grad():
+            model(input_ids=torch.tensor([tokens]), use_cache=False)
+        for layer, path in enumerate(stream.blocks):
+            own = [call.taken[0] for call in calls if f"{call.path}.".startswith(f"{path}.") and call.taken]
+            for number, value in enumerate(own):
+                taken[layer].setdefault(number, []).append(value.reshape(-1, value.shape[-1]))
+    return [
+        [torch.cat(parts) for parts in one.values() if len({part.shape[1] for part in parts}) == 1] for one in taken
+    ]
+
+
+def _after_cache(ran: VllmRun, name: str, values: dict[str, dict[str, Tensor]]) -> str:
+    """Check the rows of the request whose prompt was in the prefix cache: those that were computed, up to the end."""
+    for site, reference in values[name].items():
+        lane = ran.rows.of[name].get(site, {})
+        if not lane:
+            continue
+        positions = sorted(lane)
+        last = len(ran.texts[name]) - 2
+        if positions != list(range(positions[0], last + 1)):
+            return f"wrong: {site}: positions {positions} do not run to {last}"
+        if any(lane[position].token != ran.texts[name][position] for position in positions):
+            return f"wrong: {site}: token ids differ"
+        off = off_by(torch.stack([lane[position].values for position in positions]), reference[positions])
+        if off > _TOLERANCE:
+            return f"wrong: {site}: values differ (by {off:.2g} of the largest number)"
+    return "right"
