@@ -9,8 +9,6 @@ A pass ends as incomplete if it raises or its labels turn out to be ambiguous. N
 
 from __future__ import annotations
 
-import copy
-import functools
 import itertools
 import logging
 import os
@@ -29,12 +27,16 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from actscope.capture.compiled import EAGER
 from actscope.capture.device_copy import Handover
 from actscope.capture.labels import ambiguity as doubt
 from actscope.capture.labels.ambiguity import Ambiguity, AmbiguousLabels
-from actscope.capture.labels.forward_inputs import ForwardInputs, Signature, read, same_columns, tokens_of
+from actscope.capture.labels.cache_state import cache_in
+from actscope.capture.labels.entries import entries_of, keeps_state, numbers_in, same_inputs
+from actscope.capture.labels.forward_inputs import ForwardInputs, read, tokens_of
+from actscope.capture.labels.generate_calls import GenerateCall, PrepareCall, Prepared
 from actscope.capture.labels.item_labels import ItemLabels
-from actscope.capture.labels.kv_cache_watch import CACHES
+from actscope.capture.labels.kv_cache_watch import CACHES, CacheChange
 from actscope.capture.labels.scopes import Scope, Scopes, Story, generation_of
 from actscope.capture.labels.token_labels import Labelled, TokenLabels
 from actscope.capture.stats import StatsCounter
@@ -72,7 +74,10 @@ class Pass:
     depth: int = 0
     """Number of nested calls of the entry module."""
     inner: set[int] = field(default_factory=set)
+    ran: set[int] = field(default_factory=set)
+    """Numbers of the sites whose module ran."""
     fired: set[int] = field(default_factory=set)
+    """Numbers of the sites whose rows were taken."""
     handed_rows: int = 0
     handed_bytes: int = 0
     index: dict[torch.device, Tensor] = field(default_factory=dict)
@@ -138,27 +143,31 @@ class ForwardHooks:
         self._handover = handover
         self._counter = counter
         self._raises = raises
-        self._signatures = {m: s for m in model.modules() if (s := _entry_signature(m, model)) is not None}
+        self._signatures = entries_of(model, places.values())
         self._by_tokens = bool(self._signatures)
-        self._entries = dict.fromkeys(self._signatures or (model,))
+        self._entries = {entry: numbers_in(entry, places.values()) for entry in self._signatures or (model,)}
         self._orientation = Orientation(model, self._signatures)
         self._taps = RowTaps(places, _not_compiled(self._on_rows))
         self._names = [site.name for site in places]
         self._off: set[int] = set()
         self._stopped = False
         self._hooks: list[RemovableHandle] = []
-        self._generates: list[tuple[nn.Module, object]] = []
+        self._wrapped: list[tuple[nn.Module, str, object]] = []
+        self._eager = False
         self._numbers = itertools.count(1)
         self._current = _Current()
 
     # --- attach and detach ----------------------------------------------------------------------------------------------
 
     def attach(self) -> None:
-        """Register all hooks and wrap `generate`."""
+        """Register all hooks, wrap `generate`, and bypass compiled code, which does not call hooks."""
+        EAGER.hold()
+        self._eager = True
         enter, leave = _not_compiled(self._on_enter), _not_compiled(self._on_leave)
         for entry in self._entries:
             self._hooks.append(entry.register_forward_pre_hook(enter, with_kwargs=True))
             self._hooks.append(entry.register_forward_hook(leave, with_kwargs=True, always_call=True))
+        for entry in dict.fromkeys((*self._entries, self.model)):
             self._wrap_generate(entry)
         self._taps.attach()
         _ATTACHED.add(self)
@@ -177,12 +186,15 @@ class ForwardHooks:
         self._taps.detach()
         for hook in self._hooks:
             hook.remove()
-        for entry, before in self._generates:
+        for entry, name, before in self._wrapped:
             if before is None:
-                del entry.__dict__["generate"]
+                entry.__dict__.pop(name, None)
             else:
-                entry.__dict__["generate"] = before
-        self._hooks, self._generates = [], []
+                entry.__dict__[name] = before
+        self._hooks, self._wrapped = [], []
+        if self._eager:
+            self._eager = False
+            EAGER.release()
 
     def finish(self, *, aborted: bool = False) -> None:
         """Emit END spans for all open requests, flagged ABORTED if `aborted`."""
@@ -221,12 +233,21 @@ class ForwardHooks:
                 self._tokens.requests.close(story, aborted=aborted)
 
     def _wrap_generate(self, entry: nn.Module) -> None:
-        original = getattr(entry, "generate", None)
-        if not callable(original):
+        generate = getattr(entry, "generate", None)
+        if not callable(generate):
             return
-        self._generates.append((entry, entry.__dict__.get("generate")))
+        self._wrap(entry, "generate", GenerateCall(self, entry, generate))
+        prepare = getattr(entry, "prepare_inputs_for_generation", None)
+        if callable(prepare):
+            self._wrap(entry, "prepare_inputs_for_generation", PrepareCall(self, prepare))
 
-        entry.__dict__["generate"] = _Generate(self, entry, original)
+    def _wrap(self, entry: nn.Module, name: str, wrapper: object) -> None:
+        self._wrapped.append((entry, name, entry.__dict__.get(name)))
+        entry.__dict__[name] = wrapper
+
+    def prepared(self, found: Prepared | None) -> None:
+        """Note what `generate` prepared for the next pass of this thread."""
+        self.scopes.prepared = found
 
     @contextmanager
     def generation(
@@ -239,7 +260,10 @@ class ForwardHooks:
             self._counter.fault("reading what generate is called with")
             generation = None
         with self.scopes.generate(generation) as story, self._closing(story):
-            yield lambda result: self._guarded("reading what generate gave back", self._settle, result)
+            try:
+                yield lambda result: self._guarded("reading what generate gave back", self._settle, result)
+            finally:
+                self.scopes.prepared = None
 
     def _settle(self, result: object) -> None:
         story = self.scopes.current.story
@@ -289,13 +313,15 @@ class ForwardHooks:
         hidden = tensor_of(value)
         self._counter.unowned(doubt.FAULT, prod(hidden.shape[:-1]), self._names[number])
 
-    def _on_cache(self, cache: object, lanes: list[int] | None) -> None:
+    def _on_cache(self, cache: object, change: CacheChange) -> None:
         sequences = self._tokens.requests.of(cache)
         if sequences is None:
             return
-        if lanes is None:
+        if change.removed is not None:
+            sequences.crop_state(change.removed)
+        elif change.lanes is None:
             sequences.trouble = doubt.CACHE_SPLIT
-        elif not self._guarded("following a cache", sequences.select, lanes):
+        elif not self._guarded("following a cache", sequences.select, change.lanes):
             sequences.trouble = doubt.FAULT
 
     def _guarded(self, what: str, do: Callable[[*Ts], None], *args: *Ts) -> bool:
@@ -331,12 +357,29 @@ class ForwardHooks:
             opened.doubt = None if opened.items else doubt.NO_INPUT
             return
         try:
-            opened.inputs = read(self._signatures[module].named(args, kwargs))
+            opened.inputs = self._read(module, args, kwargs)
             labelled = self._tokens.label(opened.inputs, opened.scope, next(self._numbers))
         except AmbiguousLabels as uncertain:
             opened.doubt = uncertain.doubt
+            self._refuse(uncertain.doubt)
             return
         self._open_step(opened, labelled)
+
+    def _read(self, module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]) -> ForwardInputs:
+        """Read the inputs of a pass. Raises AmbiguousLabels if they do not determine exact labels."""
+        signature = self._signatures[module]
+        arguments = signature.named(args, kwargs)
+        tensor = tokens_of(arguments)
+        if not signature.takes_cache and tensor is not None and tensor.shape[1] == 1 and keeps_state(module):
+            raise AmbiguousLabels(doubt.STATE_CACHE)
+        return read(arguments, self._tokens.requests.columns_in, self.scopes.prepared)
+
+    def _refuse(self, reason: Ambiguity) -> None:
+        """Raise RecordingError under policy "error": the user wants no pass without its rows."""
+        if self._raises:
+            raise RecordingError(
+                f"the rows of a pass are not recorded, because {reason.name}; to have them: {reason.advice}"
+            )
 
     def _open_step(self, opened: Pass, labelled: Labelled) -> None:
         self._handover.begin(labelled.step)
@@ -352,7 +395,7 @@ class ForwardHooks:
             current.doubt = doubt.RECURSION
         elif not self._by_tokens or current.inputs is None:
             return
-        elif id(module) in current.inner or not _same(current.inputs, self._signatures[module], args, kwargs):
+        elif id(module) in current.inner or not same_inputs(current.inputs, self._signatures[module], args, kwargs):
             current.doubt = doubt.INNER_DIFFERS
         current.inner.add(id(module))
 
@@ -363,6 +406,7 @@ class ForwardHooks:
         if current is None:
             self._counter.unowned(doubt.OUTSIDE, rows, self._names[number])
             return
+        current.ran.add(number)
         if self._stopped:
             current.doubt = current.doubt or _STOPPED
         if current.doubt is None and not self._by_tokens and current.labelled is None:
@@ -402,11 +446,28 @@ class ForwardHooks:
 
     def _end(self, current: Pass, complete: bool, output: object = None) -> None:
         self._current.one = None
+        silent = complete and current.doubt is None and self._check_silent(current)
         labelled = current.labelled
         whole = complete and current.doubt is None
         if labelled is None:
             self._counter.add(incomplete_passes=int(not whole))
-            return
+        else:
+            self._close_step(current, labelled, whole, output)
+        reason = doubt.SILENT if silent else current.doubt
+        if complete and reason is not None and not self._stopped:
+            self._refuse(reason)
+
+    def _check_silent(self, current: Pass) -> bool:
+        """Count the rows of sites that did not fire, and return whether there are any. If none fired, the pass is incomplete."""
+        silent = [number for number in self._entries[current.entry] if number not in current.ran | self._off]
+        rows = current.items if current.labelled is None else current.labelled.step.n_rows
+        for number in silent:
+            self._counter.unowned(doubt.SILENT, rows, self._names[number])
+        if silent and len(silent) == len(self._entries[current.entry]):
+            current.doubt = doubt.SILENT
+        return bool(silent)
+
+    def _close_step(self, current: Pass, labelled: Labelled, whole: bool, output: object) -> None:
         if not whole:
             self._counter.add(incomplete_passes=1)
             self._tokens.requests.take_back(labelled.step)
@@ -434,26 +495,8 @@ class ForwardHooks:
         if current.inputs is None:
             self._items.finish(labelled, current.scope)
         else:
-            cache = current.inputs.cache if current.inputs.cache is not None else _cache_in(output)
+            cache = current.inputs.cache if current.inputs.cache is not None else cache_in(output)
             self._tokens.finish(labelled, current.inputs, current.scope, cache)
-
-
-class _Generate:
-    """Replacement of a model's `generate` while a capture runs."""
-
-    def __init__(self, passes: ForwardHooks, entry: nn.Module, original: Callable[..., object]) -> None:
-        functools.update_wrapper(self, original)
-        self._passes, self._entry, self._original = passes, entry, original
-
-    def __call__(self, *args: object, **kwargs: object) -> object:
-        with self._passes.generation(self._entry, args, kwargs) as settle:
-            result = self._original(*args, **kwargs)
-            settle(result)
-            return result
-
-    def __deepcopy__(self, memo: dict[int, object]) -> object:
-        """Copy the original `generate`, so that a copy of the model uses its own weights."""
-        return copy.deepcopy(self._original, memo)
 
 
 #: Instances whose hooks are attached to a model.
@@ -484,44 +527,6 @@ def _copy(hidden: Tensor, index: Tensor | None) -> Tensor:
     if index is not None:
         return flat.index_select(0, index)
     return flat.clone(memory_format=torch.contiguous_format)
-
-
-def _entry_signature(module: nn.Module, model: nn.Module) -> Signature | None:
-    """Return the signature of a module if each of its passes is one batch of tokens, else None.
-
-    Such a module takes `input_ids` but not `decoder_input_ids`. A part of the model must also take `attention_mask`, which
-    excludes embeddings.
-    """
-    try:
-        signature = Signature(module)
-    except (TypeError, ValueError):  # a forward without an inspectable signature
-        return None
-    fits = signature.takes_tokens and "decoder_input_ids" not in signature.names
-    return signature if fits and (module is model or "attention_mask" in signature.names) else None
-
-
-def _same(inputs: ForwardInputs, signature: Signature, args: tuple[object, ...], kwargs: dict[str, object]) -> bool:
-    """Return whether a part of the model is called with the columns of the pass."""
-    arguments = signature.named(args, kwargs)
-    takes_cache = "past_key_values" in signature.names
-    return _same_tokens(inputs, tokens_of(arguments)) and same_columns(inputs, arguments, takes_cache)
-
-
-def _same_tokens(inputs: ForwardInputs, tensor: Tensor | None) -> bool:
-    """Return whether these are the tokens of the pass, or embeddings of the same [batch, columns]."""
-    if tensor is None or tensor.shape[:2] != inputs.tensor.shape[:2]:
-        return False
-    if tensor is inputs.tensor or tensor.ndim == 3 or inputs.tensor.ndim == 3:
-        return True
-    return bool(torch.equal(tensor.to(inputs.tensor.device), inputs.tensor))
-
-
-def _cache_in(output: object) -> object:
-    """Return the key-value cache in a model's output, or None."""
-    named = getattr(output, "past_key_values", None)
-    if named is None and isinstance(output, tuple):
-        named = next((part for part in output if hasattr(part, "get_seq_length")), None)
-    return named if hasattr(named, "get_seq_length") else None
 
 
 def _not_compiled(hook: Callable[..., None]) -> Callable[..., None]:

@@ -17,6 +17,7 @@ from typing import Protocol, Unpack
 from torch import nn
 
 from actscope.capture.codec_choice import choose_codec
+from actscope.capture.compiled import compiled_parts
 from actscope.capture.config import CaptureConfig
 from actscope.capture.device_copy import Handover
 from actscope.capture.forward_hooks import ForwardHooks
@@ -162,6 +163,8 @@ class Capture:
         self._passes = ForwardHooks(
             self._model, self._places, labels, self._handover, self._counter, raises=self.config.policy == "error"
         )
+        if parts := compiled_parts(self._model):
+            log.info("%s: compiled (%s) and run eagerly while it is captured", self.path, parts[0] or "the whole model")
         self._begun = time.monotonic()
         self._passes.attach()
 
@@ -257,8 +260,8 @@ class Capture:
         )  # fmt: skip
         if not stats.passes:
             log.warning(
-                "%s: no forward pass was seen. Call the model itself, not model.forward(); a model that was compiled "
-                "before the capture began does not run hooks",
+                "%s: no forward pass was seen. Call the model itself, not model.forward(); a scripted or exported copy of it "
+                "does not run hooks",
                 self.path,
             )
 
