@@ -115,10 +115,10 @@ def test_a_text_in_parts_over_a_recurrent_state(kind: str) -> None:
         if kind == "recurrent_gemma":  # gives no cache back
             cache = DynamicCache(config=model.config)
             with torch.no_grad():
-                for part in ids.split([5, 4, 1, 1, 1], dim=1):
+                for part in torch.split(ids, [5, 4, 1, 1, 1], dim=1):
                     model(part, use_cache=True, past_key_values=cache)
         else:
-            run_by_hand(model, list(ids.split([5, 4, 1, 1, 1], dim=1)), name)
+            run_by_hand(model, list(torch.split(ids, [5, 4, 1, 1, 1], dim=1)), name)
     assert len(recorder.requests) == len(ids)
     computed = torch.cat(plain[_POST], dim=1)
     for lane, request in enumerate(recorder.requests):
@@ -239,7 +239,7 @@ def test_a_text_in_parts_over_a_cache_of_the_users_own(architecture: str, kind: 
     ids, cache = torch.tensor(prompts(24, 24)), caches(model)[kind]
     done = 0
     with actscope.capture(model, sites="2", recorder=recorder, policy="error"), torch.no_grad():
-        for part in ids.split([9, 9, 4, 1, 1], dim=1):
+        for part in torch.split(ids, [9, 9, 4, 1, 1], dim=1):
             done += part.shape[1]
             mask = {"attention_mask": torch.ones(2, done, dtype=torch.long)} if masked else {}
             model(part, past_key_values=cache, use_cache=True, **mask)

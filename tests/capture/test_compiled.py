@@ -19,7 +19,7 @@ IDS = torch.tensor(prompts(8, 8))
 
 
 def whole(model: Any) -> Any:
-    return torch.compile(model, backend="eager")  # type: ignore[no-untyped-call]
+    return torch.compile(model, backend="eager")
 
 
 def in_place(model: Any) -> Any:
@@ -28,21 +28,21 @@ def in_place(model: Any) -> Any:
 
 
 def whole_graph(model: Any) -> Any:
-    return torch.compile(model, backend="eager", fullgraph=True)  # type: ignore[no-untyped-call]
+    return torch.compile(model, backend="eager", fullgraph=True)
 
 
 def forward(model: Any) -> Any:
-    model.forward = torch.compile(model.forward, backend="eager")  # type: ignore[no-untyped-call]
+    model.forward = torch.compile(model.forward, backend="eager")
     return model
 
 
 def inner(model: Any) -> Any:
-    model.model = torch.compile(model.model, backend="eager")  # type: ignore[no-untyped-call]
+    model.model = torch.compile(model.model, backend="eager")
     return model
 
 
 def one_block(model: Any) -> Any:
-    model.model.layers[2] = torch.compile(model.model.layers[2], backend="eager")  # type: ignore[no-untyped-call]
+    model.model.layers[2] = torch.compile(model.model.layers[2], backend="eager")
     return model
 
 
@@ -53,7 +53,7 @@ def each_block(model: Any) -> Any:
 
 
 def in_a_function(model: Any) -> Any:
-    step = torch.compile(lambda ids: model(ids), backend="eager")  # type: ignore[no-untyped-call]
+    step = torch.compile(lambda ids: model(ids), backend="eager")
     return lambda ids: step(ids)
 
 
@@ -116,7 +116,7 @@ def test_the_users_own_stance_is_back_after_the_last_capture(recorder: MemoryRec
         calls.append(1)
         return graph.forward
 
-    double = torch.compile(lambda x: x * 2, backend=backend)  # type: ignore[no-untyped-call]
+    double = torch.compile(lambda x: x * 2, backend=backend)
     with actscope.capture(one, sites="2", recorder=recorder):
         with actscope.capture(two, sites="2", recorder=MemoryRecorder()):
             double(torch.ones(2))
@@ -124,7 +124,7 @@ def test_the_users_own_stance_is_back_after_the_last_capture(recorder: MemoryRec
         assert not calls
     double(torch.ones(2))
     assert calls
-    with torch.compiler.set_stance("fail_on_recompile"):  # type: ignore[no-untyped-call]
+    with torch.compiler.set_stance("fail_on_recompile"):
         with actscope.capture(one, sites="2", recorder=recorder):
             pass
         with pytest.raises(RuntimeError, match="fail_on_recompile"):

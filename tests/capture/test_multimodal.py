@@ -103,10 +103,11 @@ def encoder_decoder(kind: str) -> tuple[Any, str]:
     torch.manual_seed(0)
     model: Any
     if kind == "t5":
-        config = T5Config(
+        sizes: dict[str, Any] = dict(
             vocab_size=258, d_model=64, d_kv=16, d_ff=96, num_layers=4, num_decoder_layers=4, num_heads=4,
             decoder_start_token_id=0,
         )  # fmt: skip
+        config = T5Config(**sizes)
         return T5ForConditionalGeneration(config).train(False).requires_grad_(False), "decoder.block"
     config_of_bart = BartConfig(
         vocab_size=258, d_model=64, encoder_layers=3, decoder_layers=4, encoder_attention_heads=4,

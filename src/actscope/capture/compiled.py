@@ -33,7 +33,7 @@ class EagerStance:
         with self._lock:
             self._holders += 1
             if self._holders == 1:
-                self._stance = torch.compiler.set_stance("force_eager")  # type: ignore[no-untyped-call]
+                self._stance = torch.compiler.set_stance("force_eager")
 
     def release(self) -> None:
         """Undo one `hold`. The last one restores the stance that was set before the first."""

@@ -34,7 +34,8 @@ def plain_rows(loaded: LoadedModel, ids: list[int]) -> dict[str, np.ndarray]:
     """float32 [n, d] of each site, by hooks on the blocks in one pass without a cache."""
     body: Any = loaded.model
     body = getattr(body, "model", None) or getattr(body, "backbone", None) or body.rwkv
-    blocks, found = getattr(body, "layers", None) or body.blocks, {}
+    blocks = getattr(body, "layers", None) or body.blocks
+    found: dict[int, torch.Tensor] = {}
     hooks = [
         blocks[layer].register_forward_hook(
             lambda m, a, out, layer=layer: found.__setitem__(layer, out[0] if isinstance(out, tuple) else out)

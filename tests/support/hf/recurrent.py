@@ -73,5 +73,5 @@ def recurrent(kind: str) -> Any:
     """A seeded random model of 4 layers and width 64, in evaluation mode; the gates are not all open."""
     torch.manual_seed(0)
     config = AutoConfig.for_model(kind, **_CONFIGS[kind])
-    model = AutoModelForCausalLM.from_config(config)
+    model: Any = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
     return model.train(False).requires_grad_(False)

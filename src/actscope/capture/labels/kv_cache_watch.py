@@ -103,8 +103,9 @@ def _change(method: str, args: tuple[object, ...], kwargs: dict[str, object]) ->
     if method == "batch_repeat_interleave":
         return CacheChange()
     indices = getattr(value, "tolist", lambda: None)()
-    known = isinstance(indices, list) and all(type(i) is int for i in indices)
-    return CacheChange([int(i) for i in indices] if known else None)
+    if isinstance(indices, list) and all(type(i) is int for i in indices):
+        return CacheChange([int(i) for i in indices])
+    return CacheChange()
 
 
 #: The only instance in this process.

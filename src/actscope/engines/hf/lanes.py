@@ -81,7 +81,7 @@ def _mixed_cache(config: PreTrainedConfig) -> DynamicCache:
         if isinstance(layer, LinearAttentionAndSlidingWindowAttentionLayer):
             cache.layers[i] = LinearAttentionAndFullAttentionLayer(layer.number_of_states)
         elif isinstance(layer, DynamicSlidingWindowLayer):
-            cache.layers[i] = DynamicLayer()
+            cache.layers[i] = DynamicLayer()  # type: ignore[no-untyped-call]
     return cache
 
 
