@@ -172,6 +172,44 @@ def test_lanes_of_a_recurrent_state_that_are_selected_keep_their_requests() -> N
     assert recorder.ids("r000001", _POST) == [*ids[0].tolist(), 8]
 
 
+@pytest.mark.parametrize("kind", ["mamba", "lfm2", "falcon_h1", "qwen3_next"])
+def test_generating_with_a_recurrent_state_beside_a_static_cache(kind: str) -> None:
+    model, recorder = recurrent(kind), MemoryRecorder()
+    texts = prompts(3, 9)
+    with actscope.capture(model, sites="2", recorder=recorder, policy="error"):
+        out = model.generate(
+            **padded(texts, left=True),
+            max_new_tokens=4,
+            do_sample=False,
+            eos_token_id=None,
+            cache_implementation="static",
+        )
+    for lane, text in enumerate(texts):
+        check(model, recorder, recorder.requests[lane], out[lane, 9 - len(text) : -1].tolist(), len(text))
+
+
+@pytest.mark.parametrize("kind", ["mamba", "lfm2"])
+def test_beam_search_over_a_recurrent_state_is_not_delivered_once_it_copies_sequences(kind: str) -> None:
+    model, recorder = recurrent(kind), MemoryRecorder()
+    ids = torch.tensor(prompts(9))
+    with actscope.capture(model, sites="2", recorder=recorder) as cap:
+        model.generate(ids, max_new_tokens=6, num_beams=3, do_sample=False, eos_token_id=None)
+    assert list(cap.stats().reasons) == ["sequences of the cache were copied or reordered, as beam search does"]
+    assert all(recorder.ids(request, _POST)[:9] == ids[0].tolist() for request in recorder.requests)
+
+
+def test_drafts_over_a_state_that_can_be_cropped_leave_the_accepted_tokens() -> None:
+    """LFM2 keeps the last columns alone; what the next pass computes again is what is read."""
+    model, recorder = recurrent("lfm2"), MemoryRecorder()
+    ids = torch.tensor([[7, 8, 9, 7, 8, 9, 7, 8, 9, 7]])
+    with actscope.capture(model, sites="2", recorder=recorder, policy="error"):
+        out = model.generate(ids, max_new_tokens=12, prompt_lookup_num_tokens=3, do_sample=False, eos_token_id=None)
+    text, newest = out[0, :-1].tolist(), recorder.newest("r000001", _POST)
+    assert [newest[position][0] for position in range(len(text))] == text
+    rows = torch.stack([newest[position][2] for position in range(len(text))])
+    torch.testing.assert_close(rows, whole_pass(model, text), rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("kind", ["mamba", "rwkv", "lfm2", "jamba"])
 def test_a_second_turn_over_a_state_goes_on_with_the_request(kind: str) -> None:
     model, recorder = recurrent(kind), MemoryRecorder()
@@ -211,6 +249,22 @@ def test_generating_with_each_implementation_of_a_cache(architecture: str, imple
     for lane, text in enumerate(texts):
         check(model, recorder, recorder.requests[lane], out[lane, 20 - len(text) : -1].tolist(), len(text))
     assert cap.stats().unowned_rows == 0
+
+
+def test_generating_with_a_quantized_cache(recorder: MemoryRecorder) -> None:
+    pytest.importorskip("optimum.quanto")
+    model, ids = model_of("llama"), torch.tensor(prompts(9))
+    quantized: dict[str, Any] = {"backend": "quanto", "residual_length": 4, "q_group_size": 16}
+    with (
+        plain_hooks({_POST: (block_of(model), "out")}) as plain,
+        actscope.capture(model, sites="2", recorder=recorder, policy="error"),
+    ):
+        out = model.generate(
+            ids, max_new_tokens=8, do_sample=False, eos_token_id=None, cache_implementation="quantized",
+            cache_config=quantized,
+        )  # fmt: skip
+    assert recorder.ids("r000001", _POST) == out[0, :-1].tolist()
+    assert torch.equal(recorder.rows("r000001", _POST), torch.cat(plain[_POST], dim=1)[0])
 
 
 def test_generating_with_a_prefill_in_chunks_over_a_static_cache() -> None:

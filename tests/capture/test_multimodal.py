@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from support.capture.harness import MemoryRecorder, plain_hooks, prompts
+from support.capture.harness import MemoryRecorder, padded, plain_hooks, prompts
 from transformers import (
     BartConfig,
     BartForConditionalGeneration,
@@ -16,6 +16,8 @@ from transformers import (
     LlamaConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
+    Qwen2VLConfig,
+    Qwen2VLForConditionalGeneration,
     T5Config,
     T5ForConditionalGeneration,
 )
@@ -97,6 +99,42 @@ def test_a_part_that_is_given_embeddings_has_the_ids_that_generate_was_given(rec
     assert recorder.requests == ["r000001"]
     assert recorder.ids("r000001", name)[:7] == text[0].tolist()
     assert torch.equal(recorder.rows("r000001", name), torch.cat(plain[name], dim=1)[0])
+
+
+@pytest.mark.parametrize("implementation", [None, "static"])
+def test_left_padded_prompts_with_images_and_positions_in_three_dimensions(
+    implementation: str | None, recorder: MemoryRecorder
+) -> None:
+    """Qwen2-VL counts time, height and width; rows are labelled by the column that was fed."""
+    torch.manual_seed(0)
+    rope = {"rope_type": "default", "mrope_section": [2, 2, 4], "rope_theta": 1e4}
+    vision = dict(
+        depth=2, embed_dim=32, hidden_size=64, num_heads=2, mlp_ratio=2, patch_size=4, spatial_merge_size=2,
+        temporal_patch_size=2,
+    )  # fmt: skip
+    tokens = dict(image_token_id=IMAGE, video_token_id=249, vision_start_token_id=251, vision_end_token_id=252)
+    sizes: dict[str, Any] = dict(text_config=dict(_TEXT, rope_parameters=rope), vision_config=vision, **tokens)
+    model: Any = Qwen2VLForConditionalGeneration(Qwen2VLConfig(**sizes)).train(False).requires_grad_(False)
+    image = [251, *[IMAGE] * 4, 252]
+    texts = [[256, *image, 6, 7], [256, 5, *image, 6, 7, 8]]
+    batch = padded(texts, left=True)
+    generator = torch.Generator().manual_seed(0)
+    name = "model.language_model.layers.2"
+    with (
+        plain_hooks({name: (model.model.language_model.layers[2], "out")}) as plain,
+        actscope.capture(model, sites=name, recorder=recorder, policy="error") as cap,
+    ):
+        out = model.generate(
+            **batch, pixel_values=torch.randn(2 * 16, 3 * 2 * 4 * 4, generator=generator),
+            image_grid_thw=torch.tensor([[1, 4, 4]] * 2), mm_token_type_ids=(batch["input_ids"] == IMAGE).int(),
+            max_new_tokens=4, do_sample=False, eos_token_id=None, cache_implementation=implementation,
+        )  # fmt: skip
+    computed, width = torch.cat(plain[name], dim=1), len(texts[1])
+    for lane, text in enumerate(texts):
+        request = recorder.requests[lane]
+        assert recorder.ids(request, name) == out[lane, width - len(text) : -1].tolist()
+        assert torch.equal(recorder.rows(request, name), computed[lane, width - len(text) :])
+    assert cap.stats().unowned_rows == 0
 
 
 def encoder_decoder(kind: str) -> tuple[Any, str]:

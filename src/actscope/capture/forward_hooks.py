@@ -320,7 +320,7 @@ class ForwardHooks:
         if change.removed is not None:
             sequences.crop_state(change.removed)
         elif change.lanes is None:
-            sequences.trouble = doubt.CACHE_SPLIT
+            sequences.trouble, sequences.sample = doubt.CACHE_SPLIT, None
         elif not self._guarded("following a cache", sequences.select, change.lanes):
             sequences.trouble = doubt.FAULT
 

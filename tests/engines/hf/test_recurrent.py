@@ -15,9 +15,9 @@ from support.hf.tiny import byte_tokenizer
 
 import actscope
 from actscope.capture.prompts import Prompt, run_prompts
-from actscope.engines.hf.lanes import calls_of
+from actscope.engines.hf.lanes.lanes import calls_of
+from actscope.engines.hf.lanes.serving_check import checked_calls
 from actscope.engines.hf.loading import LoadedModel, adopt
-from actscope.engines.hf.serving_check import checked_calls
 from actscope.errors import EngineError, RequestRefused
 from actscope.frames import SCORES
 from actscope.sites import select
@@ -110,9 +110,17 @@ def test_a_model_that_cannot_be_served_exactly_is_refused_and_told_what_does(kin
         adopted(kind)
 
 
+def test_a_compiled_model_is_refused() -> None:
+    """Its code would not run the taps."""
+    model = recurrent("lfm2")
+    model.model.layers[1].compile(backend="eager")
+    with pytest.raises(EngineError, match="load it uncompiled"):
+        adopt(model, byte_tokenizer(), name="tiny/lfm2")
+
+
 def test_a_state_that_is_mixed_up_between_lanes_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
     """Were lanes joined in the wrong order, the check would refuse it."""
-    from actscope.engines.hf import lanes
+    from actscope.engines.hf.lanes import lanes
 
     model = recurrent("lfm2")
     calls = calls_of(model, model.config, recurrent=True)

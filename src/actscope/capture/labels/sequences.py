@@ -182,10 +182,10 @@ class Sequences:
 
     def select(self, lanes: Sequence[int]) -> None:
         """Keep these lanes of the cache, in this order. A repeated lane makes all lanes ambiguous."""
+        self.sample = None  # the state is about to change with the lanes
         if len(set(lanes)) != len(lanes) or not all(0 <= lane < len(self.requests) for lane in lanes):
             self.trouble = doubt.CACHE_SPLIT
             return
-        self.sample = None  # the state is about to change with the lanes
         chosen = np.asarray(lanes, np.int64)
         self.requests = [self.requests[lane] for lane in lanes]
         for name in ("kept", "n_prompt", "reach", "ended_at", "seen", "history", "final"):

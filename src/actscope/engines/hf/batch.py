@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from actscope.engines.hf.lanes import Lanes
+from actscope.engines.hf.lanes.lanes import Lanes
 from actscope.engines.hf.request import Request
 from actscope.engines.hf.sampling import Sampler
 from actscope.engines.hf.text import Detokenizer

@@ -19,8 +19,8 @@ from transformers import (
 )
 
 from actscope.engines import builtin
-from actscope.engines.hf.lanes import Calls, calls_of
-from actscope.engines.hf.serving_check import checked_calls
+from actscope.engines.hf.lanes.lanes import Calls, calls_of
+from actscope.engines.hf.lanes.serving_check import checked_calls
 from actscope.engines.revision import fingerprint
 from actscope.errors import EngineError, SettingsError, SiteError
 from actscope.taps.anatomy import blocks, learn, text_config

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from actscope.engines.hf.lanes import Calls, Lanes
+from actscope.engines.hf.lanes.lanes import Calls, Lanes
 from actscope.errors import EngineError
 
 log = logging.getLogger("actscope.engine")
