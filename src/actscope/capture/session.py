@@ -74,7 +74,8 @@ class Capture:
 
     Every recorded row has its exact request and position, and its token id if the model was called with ids. Rows whose labels
     are ambiguous are not recorded. They are counted in `stats()` and each reason is logged once. The model's results never
-    change. An internal fault never ends a forward pass, except that policy "error" raises RecordingError. A session runs once.
+    change, but compiled code runs eagerly meanwhile. An internal fault never ends a forward pass. Policy "error" raises
+    RecordingError for rows that are refused, and for a pass whose labels are ambiguous. A session runs once.
     """
 
     def __init__(

@@ -57,15 +57,15 @@ def state_of(cache: object) -> CacheState | None:
 
 def _state_of_layers(cache: object, layers: Sequence[object], length: int) -> CacheState:
     """Return what a cache of layers tells. `length` is its own answer, of its first layer as a rule."""
+    fixed_size = bool(getattr(cache, "is_compileable", False))
+    if length:
+        return CacheState(length, False, fixed_size)
     attention = [layer for layer in layers if hasattr(layer, "get_seq_length")]
-    fixed_size = bool(attention) and bool(getattr(cache, "is_compileable", False))
-    if not length:
-        lengths = {_length(layer) or 0 for layer in attention} - {0}
-        ran = bool(lengths) or any(map(_has_state, layers)) or bool(_tensors(getattr(cache, "linear_cache", None)))
-        if len(lengths) != 1:
-            return CacheState(None if ran else 0, not attention, fixed_size)
-        length = lengths.pop()
-    return CacheState(length, False, fixed_size)
+    lengths = {_length(layer) or 0 for layer in attention} - {0}
+    if len(lengths) == 1:
+        return CacheState(lengths.pop(), False, fixed_size)
+    ran = bool(lengths) or any(map(_has_state, layers)) or bool(_tensors(getattr(cache, "linear_cache", None)))
+    return CacheState(None if ran else 0, not attention, fixed_size and bool(attention))
 
 
 def _has_state(layer: object) -> bool:

@@ -31,6 +31,10 @@ CACHE_NAMES = ("past_key_values", "cache_params", "state")
 Batching = Literal["padded", "joined", "alone"]
 
 
+#: Kinds of layers whose caches can be aligned with those of other lanes.
+_KNOWN = {"full_attention", "sliding_attention", "linear_attention", "conv", "hybrid", "hybrid_sliding", "moe", "mlp"}
+
+
 @dataclass(frozen=True, slots=True)
 class Calls:
     """How the engine calls a model.
@@ -61,14 +65,10 @@ def calls_of(model: PreTrainedModel, config: PreTrainedConfig, *, recurrent: boo
     new_cache: Callable[[], object] | None = DynamicCache
     if recurrent:  # layers that are not plain attention have to be of their own class from the first pass on
         new_cache = (lambda: _mixed_cache(config)) if kinds and cache_name == CACHE_NAMES[0] else None
-    return Calls(
-        "joined" if recurrent else "padded",
-        True,
-        cache_name,
-        "position_ids" in names,
-        attends or not recurrent,
-        new_cache,
-    )
+    batching: Batching = "joined" if recurrent else "padded"
+    if recurrent and kinds - _KNOWN:  # as `generate` runs it: how such layers take padding is not known
+        batching, new_cache = "alone", None
+    return Calls(batching, True, cache_name, "position_ids" in names, attends or not recurrent, new_cache)
 
 
 def _mixed_cache(config: PreTrainedConfig) -> DynamicCache:

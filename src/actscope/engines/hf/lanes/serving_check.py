@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from actscope.engines.hf.lanes.lanes import Calls, Lanes
+from actscope.engines.hf.lanes.lanes import Batching, Calls, Lanes
 from actscope.errors import EngineError
 
 log = logging.getLogger("actscope.engine")
@@ -46,7 +46,7 @@ def checked_calls(model: PreTrainedModel, calls: Calls, vocabulary: int, name: s
 
     Args:
         model: The model, in evaluation mode.
-        calls: How to call it.
+        calls: How to call it. With batching "alone", only that is tried.
         vocabulary: Number of token ids.
         name: Its name, for messages.
 
@@ -57,7 +57,8 @@ def checked_calls(model: PreTrainedModel, calls: Calls, vocabulary: int, name: s
     ids = torch.randint(vocabulary, (2, max(_LENGTHS) + _STEPS), generator=generator).numpy()
     half = next(model.parameters()).dtype in (torch.bfloat16, torch.float16)
     alone, error = _by_itself(model, calls, ids, _LIMIT_HALF if half else _LIMIT, name)
-    for batching in ("joined", "alone"):
+    batchings: tuple[Batching, ...] = ("joined", "alone") if calls.batching == "joined" else ("alone",)
+    for batching in batchings:
         # in half precision, rounding hides what a chunk forgets
         for chunks in (False,) if half else (True, False):
             tried = replace(alone, batching=batching, chunks=chunks)
@@ -85,9 +86,11 @@ def _by_itself(model: PreTrainedModel, calls: Calls, ids: np.ndarray, limit: flo
 
 
 def _tell(name: str, calls: Calls) -> None:
-    how = "decode together" if calls.batching == "joined" else "run in passes of their own, which is slower"
+    together = calls.batching == "joined"
+    how = "decode together" if together else "run in passes of their own, which is slower"
     prompts = "in chunks" if calls.chunks else "in one pass"
-    log.info("%s has recurrent states: each prompt runs by itself, %s; sequences %s", name, prompts, how)
+    level = logging.INFO if together else logging.WARNING
+    log.log(level, "%s has recurrent states: each prompt runs by itself, %s; sequences %s", name, prompts, how)
 
 
 def _error(model: PreTrainedModel, calls: Calls, ids: np.ndarray) -> tuple[float, str]:
