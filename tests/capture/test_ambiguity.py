@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from support.capture.harness import MemoryRecorder, model_of, padded, prompts
-from transformers import DynamicCache, StaticCache
+from transformers import DynamicCache
 
 import actscope
 from actscope.frames import RowFlag
@@ -146,14 +146,6 @@ def test_position_ids_that_count_the_tokens_are_unambiguous(model: Any, recorder
         _call(model, input_ids=IDS, position_ids=torch.arange(100, 108)[None])
     assert cap.stats().unowned_rows == 0
     assert sorted(recorder.newest("r000003", _POST)) == list(range(8))
-
-
-def test_a_static_cache_is_ambiguous(model: Any, recorder: MemoryRecorder) -> None:
-    cache = StaticCache(config=model.config, max_cache_len=32)
-    with actscope.capture(model, sites="2", recorder=recorder) as cap:
-        _call(model, input_ids=IDS, past_key_values=cache)
-    assert not recorder.requests
-    assert cap.stats().reasons == {"a static cache does not tell its length": 8}
 
 
 def test_a_cache_that_grew_unseen_is_ambiguous(model: Any, recorder: MemoryRecorder) -> None:

@@ -10,7 +10,7 @@ from support.capture.harness import MemoryRecorder
 from support.taps.models import random_model
 
 import actscope
-from actscope.capture import first_pass
+from actscope.capture.hooks import first_pass
 from actscope.errors import RecordingError
 from actscope.taps import anatomy
 from actscope.taps.anatomy import blocks

@@ -40,7 +40,8 @@ class CaptureConfig:
     codec: str = "auto"
     """Codec of the rows: none, lz4, zstd[:LEVEL], shuffle_lz4, lossless, error_bounded:ERROR, svd:K or auto[:ERROR]."""
     policy: Policy = "block"
-    """Reaction to a full queue: block makes the model wait, drop drops and counts rows, error raises."""
+    """Reaction to a full queue: block makes the model wait, drop drops and counts rows, error raises, also for a pass without
+    certain labels."""
     memory_bytes: int = 1 << 30
     """Maximum size of the rows in host memory between the model and the file, at least 16 MiB."""
     workers: int = 0

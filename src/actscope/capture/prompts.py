@@ -95,8 +95,9 @@ def run_prompts(
     encoded = [(prompt, _encode(loaded, prompt, max_tokens)) for prompt in prompts]
     for start in range(0, len(encoded), batch):
         part = encoded[start : start + batch]
-        with capture.request([prompt.id for prompt, _ in part]), torch.inference_mode():
-            _run(loaded, part, capture, max_tokens)
+        for group in _unpadded(part) if loaded.calls.batching != "padded" else [part]:
+            with capture.request([prompt.id for prompt, _ in group]), torch.inference_mode():
+                _run(loaded, group, capture, max_tokens)
         progress(min(start + batch, len(encoded)), len(encoded))
 
 
@@ -110,16 +111,24 @@ def _encode(loaded: LoadedModel, prompt: Prompt, max_tokens: int) -> list[int]:
     return ids
 
 
+def _unpadded(part: Sequence[tuple[Prompt, list[int]]]) -> list[list[tuple[Prompt, list[int]]]]:
+    """Return groups of prompts of one length: a recurrent state would take up their padding."""
+    groups: dict[int, list[tuple[Prompt, list[int]]]] = {}
+    for prompt, ids in part:
+        groups.setdefault(len(ids), []).append((prompt, ids))
+    return list(groups.values())
+
+
 def _run(loaded: LoadedModel, part: Sequence[tuple[Prompt, list[int]]], capture: Capture, max_tokens: int) -> None:
     width = max(len(ids) for _, ids in part)
     pad = _pad_id(loaded)
     ids = torch.tensor([[pad] * (width - len(text)) + text for _, text in part], device=loaded.device)
     mask = torch.tensor([[0] * (width - len(text)) + [1] * len(text) for _, text in part], device=loaded.device)
     if not max_tokens:
-        positions = (mask.cumsum(1) - 1).clamp(min=0)
-        loaded.model(
-            input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False, **loaded.last_logits_only
-        )
+        known: dict[str, torch.Tensor] = {"attention_mask": mask} if loaded.calls.takes_mask else {}
+        if loaded.calls.takes_positions:
+            known["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0)
+        loaded.model(input_ids=ids, use_cache=False, **known, **loaded.last_logits_only)
         return
     ends = sorted(loaded.eos_ids)
     out = loaded.model.generate(  # type: ignore[operator]  # GenerationMixin, which transformers' types hide

@@ -19,8 +19,9 @@ from torch import nn
 from actscope.capture.codec_choice import choose_codec
 from actscope.capture.config import CaptureConfig
 from actscope.capture.device_copy import Handover
-from actscope.capture.first_pass import first_pass_check
-from actscope.capture.forward_hooks import ForwardHooks
+from actscope.capture.hooks.compiled import compiled_parts
+from actscope.capture.hooks.first_pass import first_pass_check
+from actscope.capture.hooks.forward_hooks import ForwardHooks
 from actscope.capture.labels.position_filter import PositionFilter
 from actscope.capture.labels.request_ids import RequestIds
 from actscope.capture.labels.token_labels import Requests, TokenLabels
@@ -74,7 +75,8 @@ class Capture:
 
     Every recorded row has its exact request and position, and its token id if the model was called with ids. Rows whose labels
     are ambiguous are not recorded. They are counted in `stats()` and each reason is logged once. The model's results never
-    change. An internal fault never ends a forward pass, except that policy "error" raises RecordingError. A session runs once.
+    change, but compiled code runs eagerly meanwhile. An internal fault never ends a forward pass. Policy "error" raises
+    RecordingError for rows that are refused, and for a pass whose labels are ambiguous. A session runs once.
     """
 
     def __init__(
@@ -169,6 +171,8 @@ class Capture:
             raises=self.config.policy == "error",
             check=first_pass_check(self._model, self._places),
         )
+        if parts := compiled_parts(self._model):
+            log.info("%s: compiled (%s) and run eagerly while it is captured", self.path, parts[0] or "the whole model")
         self._begun = time.monotonic()
         self._passes.attach()
 
@@ -264,8 +268,8 @@ class Capture:
         )  # fmt: skip
         if not stats.passes:
             log.warning(
-                "%s: no forward pass was seen. Call the model itself, not model.forward(); a model that was compiled "
-                "before the capture began does not run hooks",
+                "%s: no forward pass was seen. Call the model itself, not model.forward(); a scripted or exported copy of it "
+                "does not run hooks",
                 self.path,
             )
 

@@ -122,7 +122,7 @@ def test_one_request_that_cannot_be_drawn_ends_alone(loaded: LoadedModel) -> Non
         run.wait_tokens("bad", 2)
 
         def break_bad() -> None:
-            for sequence in run.engine._batch.sequences:
+            for sequence in run.engine._batches[0].sequences:
                 if sequence.request.id == "bad":
                     sequence.text = None  # type: ignore[assignment]
 

@@ -22,9 +22,12 @@ PACKED = Ambiguity(
     "several sequences are packed in one row", "run one sequence a row, padded, with the mask that goes with it"
 )
 POSITIONS = Ambiguity("position ids do not count the tokens one by one", "leave position_ids to the model")
-STATIC_CACHE = Ambiguity("a static cache does not tell its length", "use the default dynamic cache while capturing")
 STATE_CACHE = Ambiguity(
-    "the model keeps a state that is no key-value cache", "pass whole sequences, with use_cache=False"
+    "the model keeps a state whose tokens cannot be told", "pass whole sequences, with use_cache=False"
+)
+STATE_UNSEEN = Ambiguity(
+    "a recurrent state holds passes that were not captured, and does not tell how many",
+    "capture every pass over a state from the first token on, or begin with a new one",
 )
 FOREIGN_CACHE = Ambiguity("past_key_values is no cache that tells its length", "use a transformers Cache")
 CACHE_GREW = Ambiguity(
@@ -52,6 +55,10 @@ TURNED = Ambiguity(
     "run another number of sequences first: it shows how rows lie",
 )
 TWICE = Ambiguity("a module ran more than once in a pass", "nothing: its first run was kept")
+SILENT = Ambiguity(
+    "a module did not run in a pass, or ran where hooks do not",
+    "capture a model that is not scripted, exported or replayed as a CUDA graph; a layer that is skipped has no rows",
+)
 OUTSIDE = Ambiguity("a module ran outside the model's own forward pass", "call the model that is being captured")
 NO_INPUT = Ambiguity("the module was called without a tensor that has a batch", "pass tensors of [batch, ...]")
 UNTRUE = Ambiguity(

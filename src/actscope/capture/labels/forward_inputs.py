@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from torch import Tensor, nn
 
 from actscope.capture.labels import ambiguity as doubt
 from actscope.capture.labels.ambiguity import AmbiguousLabels
+from actscope.capture.labels.cache_state import CACHE_NAMES, CacheState, state_of
+from actscope.capture.labels.generate_calls import Prepared
 
-#: Arguments that hold model state other than a key-value cache.
-_STATES = ("cache_params", "state", "mems", "past_buckets_states", "inference_params")
+#: Arguments that hold a state of which neither the length nor the sequences can be told.
+_STATES = ("mems", "past_buckets_states", "inference_params")
 #: Arguments that hold a cache, or a start position in one, under names that transformers does not use.
 _FOREIGN = ("past", "layer_past", "cache", "caches", "kv_cache", "kv_caches", "start_pos", "input_pos")
 #: Arguments that indicate packed rows: several sequences in one row.
@@ -33,9 +34,10 @@ class ForwardInputs:
     ids: np.ndarray | None
     """int64 [lanes, columns]; None if only embeddings were given."""
     mask: np.ndarray | None
-    """bool [lanes, past + columns], True for real tokens; None if all are real."""
+    """bool [lanes, past + columns], or [lanes, columns] for a model without attention: True for real tokens; None if all are."""
     positions: np.ndarray | None
     cache: object
+    """The key-value cache or recurrent state as passed by the caller; None if there is none."""
     given_mask: object = None
     """The attention mask as passed by the caller."""
 
@@ -44,7 +46,14 @@ class ForwardInputs:
         """Return bool [lanes, columns]: True for columns of this pass that are tokens, not padding."""
         if self.mask is None:
             return np.ones((self.lanes, self.columns), bool)
-        return self.mask[:, self.past :]
+        return self.mask[:, -self.columns :]
+
+    @property
+    def past_mask(self) -> np.ndarray | None:
+        """Return bool [lanes, past]: True for cached columns that are tokens. None if the mask does not say."""
+        if self.mask is None or self.mask.shape[1] != self.past + self.columns:
+            return None
+        return self.mask[:, : self.past]
 
 
 class Signature:
@@ -59,13 +68,31 @@ class Signature:
         """Whether forward has a parameter `input_ids`."""
         return "input_ids" in self.names
 
+    @property
+    def takes_cache(self) -> bool:
+        """Whether forward has a parameter for a cache or state."""
+        return any(name in self.names for name in CACHE_NAMES)
+
     def named(self, args: Sequence[object], kwargs: Mapping[str, object]) -> dict[str, object]:
         """Return all arguments by parameter name."""
         return {**dict(zip(self.names, args, strict=False)), **kwargs}
 
 
-def read(arguments: Mapping[str, object]) -> ForwardInputs:
-    """Read the arguments of a model's forward. Raises AmbiguousLabels if they do not determine exact labels."""
+def read(
+    arguments: Mapping[str, object],
+    columns_in: Callable[[object, CacheState], int],
+    prepared: Prepared | None = None,
+) -> ForwardInputs:
+    """Read the arguments of a model's forward.
+
+    Args:
+        arguments: The arguments, by parameter name.
+        columns_in: Returns the number of columns in a cache, given what the cache tells itself.
+        prepared: What `generate` prepared for a pass, which may be another one.
+
+    Raises:
+        AmbiguousLabels: The arguments do not determine exact labels.
+    """
     tensor = tokens_of(arguments)
     if tensor is None:
         raise AmbiguousLabels(doubt.INPUT_FORM)
@@ -79,18 +106,27 @@ def read(arguments: Mapping[str, object]) -> ForwardInputs:
     positions = arguments.get("position_ids") if columns > 1 else None
     if positions is not None and not isinstance(positions, Tensor):
         raise AmbiguousLabels(doubt.INPUT_FORM)
-    cache = arguments.get("past_key_values")
-    past = length_of(cache)
+    cache = _cache_of(arguments)
+    state = state_of(cache)
+    if state is None:
+        raise AmbiguousLabels(doubt.FOREIGN_CACHE)
+    past = columns_in(cache, state)
+    _check_cache_position(arguments.get("cache_position"), cache, past)
+    given = arguments.get("attention_mask")
+    if prepared is not None and prepared.tensor is not tensor:
+        prepared = None
+    ids = prepared.ids if prepared is not None and prepared.ids is not None else tensor
+    own = prepared is None or (isinstance(given, Tensor) and given.ndim == 2)
     return ForwardInputs(
         lanes,
         columns,
         past,
         tensor,
-        _numpy(tensor) if tensor.ndim == 2 else None,
-        _mask(arguments.get("attention_mask"), lanes, past + columns),
+        _numpy(ids) if ids.ndim == 2 else None,
+        _mask(given if own or prepared is None else prepared.mask, (lanes, past, columns), state),
         _numpy(positions) if positions is not None else None,
         cache,
-        arguments.get("attention_mask"),
+        given,
     )
 
 
@@ -99,17 +135,33 @@ def same_columns(inputs: ForwardInputs, arguments: Mapping[str, object], takes_c
 
     A model may keep its own cache or build its own mask. Its arguments then differ from those of its parts.
     """
+    cache = _cache_of(arguments)
+    state = state_of(cache)
+    if takes_cache and cache is not inputs.cache and (state is None or state.columns != inputs.past):
+        return False
+    mask = arguments.get("attention_mask")
+    if mask is inputs.given_mask or not isinstance(mask, Tensor) or mask.ndim != 2:
+        return True
     try:
-        if takes_cache and length_of(arguments.get("past_key_values")) != inputs.past:
-            return False
-        mask = arguments.get("attention_mask")
-        if mask is inputs.given_mask or not isinstance(mask, Tensor) or mask.ndim != 2:
-            return True
-        real = _mask(mask, inputs.lanes, inputs.past + inputs.columns)
+        real = _mask(mask, (inputs.lanes, inputs.past, inputs.columns), state or CacheState(inputs.past))
     except AmbiguousLabels:
         return False
     assert real is not None
-    return bool(real.all()) if inputs.mask is None else np.array_equal(inputs.mask, real)
+    if inputs.mask is None:
+        return bool(real.all())
+    width = min(real.shape[1], inputs.mask.shape[1])
+    return np.array_equal(inputs.mask[:, -width:], real[:, -width:])
+
+
+def _cache_of(arguments: Mapping[str, object]) -> object:
+    """Return the cache or state in the arguments of forward, or None."""
+    return next((arguments[name] for name in CACHE_NAMES if arguments.get(name) is not None), None)
+
+
+def _check_cache_position(given: object, cache: object, past: int) -> None:
+    """Raise AmbiguousLabels unless `cache_position`, which models outside transformers may take, begins behind the cache."""
+    if isinstance(given, Tensor) and given.numel() and int(given.reshape(-1)[0]) != past:
+        raise AmbiguousLabels(doubt.FOREIGN_CACHE if cache is None else doubt.POSITIONS)
 
 
 def _says_something(value: object) -> bool:
@@ -124,18 +176,6 @@ def tokens_of(arguments: Mapping[str, object]) -> Tensor | None:
         if isinstance(value, Tensor):
             return value if value.ndim == dimensions and value.numel() else None
     return None
-
-
-def length_of(cache: Any) -> int:
-    """Return the number of columns in a cache. Raises AmbiguousLabels if the cache does not expose it."""
-    if cache is None:
-        return 0
-    if getattr(cache, "is_compileable", False):
-        raise AmbiguousLabels(doubt.STATIC_CACHE)
-    try:
-        return int(cache.get_seq_length())
-    except (AttributeError, ValueError, TypeError):
-        raise AmbiguousLabels(doubt.FOREIGN_CACHE) from None
 
 
 def check_positions(positions: np.ndarray | None, real: np.ndarray, counted: np.ndarray) -> None:
@@ -169,12 +209,17 @@ def _goes_back(positions: np.ndarray, real: np.ndarray) -> bool:
     return positions.shape[-1] == real.shape[1] and bool((both & (np.diff(flat[-len(real) :]) < 0)).any())
 
 
-def _mask(mask: object, lanes: int, columns: int) -> np.ndarray | None:
+def _mask(mask: object, shape: tuple[int, int, int], state: CacheState) -> np.ndarray | None:
+    """Return a mask as `ForwardInputs.mask`. `shape` is (lanes, past, columns). Raises AmbiguousLabels if it has another form."""
     if mask is None:
         return None
     if not isinstance(mask, Tensor) or mask.ndim != 2:
         raise AmbiguousLabels(doubt.MASK_FORM)
-    if mask.shape != (lanes, columns):
+    lanes, past, columns = shape
+    if state.fixed_size and mask.shape[1] > past + columns:
+        mask = mask[:, : past + columns]
+    widths = (past + columns, columns) if state.recurrent else (past + columns,)
+    if mask.shape[0] != lanes or mask.shape[1] not in widths:
         raise AmbiguousLabels(doubt.MASK_SHAPE)
     values = _numpy(mask)
     if values.dtype == bool:

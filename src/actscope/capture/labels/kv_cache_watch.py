@@ -1,4 +1,4 @@
-"""Observer of key-value caches: copying or reordering a cache's lanes changes which requests its next rows belong to.
+"""Observer of caches: a change of a cache's lanes or length changes which requests and positions its next rows belong to.
 
 While a capture runs, the methods of `transformers.Cache` that do so are wrapped on their classes and restored afterwards.
 Wrapping instances would fail when they are copied.
@@ -9,11 +9,23 @@ from __future__ import annotations
 import functools
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass
 
-#: Called before a cache changes, with the cache and the lanes that it keeps, in order; None if the lanes are unknown.
-Changed = Callable[[object, "list[int] | None"], None]
 
-_METHODS = ("reorder_cache", "batch_select_indices", "batch_repeat_interleave")
+@dataclass(frozen=True, slots=True)
+class CacheChange:
+    """A change of a cache."""
+
+    lanes: list[int] | None = None
+    """The lanes that it keeps, in order; None if they are unknown."""
+    removed: int | None = None
+    """Columns removed from its end; the lanes stay. None: another kind of change."""
+
+
+#: Called before a cache changes.
+Changed = Callable[[object, CacheChange], None]
+
+_METHODS = ("reorder_cache", "batch_select_indices", "batch_repeat_interleave", "crop")
 
 
 class KvCacheWatch:
@@ -67,7 +79,7 @@ class KvCacheWatch:
             changing.add(id(cache))
             try:
                 for changed in list(self._subscribers):
-                    changed(cache, _lanes_kept(original.__name__, args, kwargs))
+                    changed(cache, _change(original.__name__, args, kwargs))
                 return original(cache, *args, **kwargs)
             finally:
                 changing.discard(id(cache))
@@ -84,12 +96,16 @@ def _nothing(method: str, args: tuple[object, ...], kwargs: dict[str, object]) -
     return method == "batch_repeat_interleave" and (args[0] if args else kwargs.get("repeats")) == 1
 
 
-def _lanes_kept(method: str, args: tuple[object, ...], kwargs: dict[str, object]) -> list[int] | None:
+def _change(method: str, args: tuple[object, ...], kwargs: dict[str, object]) -> CacheChange:
     value = args[0] if args else next(iter(kwargs.values()), None)
+    if method == "crop":
+        return CacheChange(removed=max(0, -value) if isinstance(value, int) else 0)
     if method == "batch_repeat_interleave":
-        return None
+        return CacheChange()
     indices = getattr(value, "tolist", lambda: None)()
-    return [int(i) for i in indices] if isinstance(indices, list) and all(type(i) is int for i in indices) else None
+    if isinstance(indices, list) and all(type(i) is int for i in indices):
+        return CacheChange([int(i) for i in indices])
+    return CacheChange()
 
 
 #: The only instance in this process.

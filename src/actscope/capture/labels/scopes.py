@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from actscope.capture.labels.generate_calls import Prepared
 from actscope.capture.labels.sequences import Sequences
 from actscope.errors import SettingsError
 
@@ -67,6 +68,8 @@ class Scopes(threading.local):
 
     def __init__(self) -> None:  # called once per thread
         self.stack: list[Scope] = []
+        self.prepared: Prepared | None = None
+        """What `generate` prepared for the next pass."""
 
     @property
     def current(self) -> Scope:
@@ -110,8 +113,10 @@ def check_ids(ids: str | Sequence[str]) -> tuple[str, ...]:
 def generation_of(model: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Generation:
     """Read the prompt length and the end-of-sequence token ids from a call of `generate`."""
     inputs = kwargs.get("input_ids", kwargs.get("inputs", args[0] if args else None))
-    embeds = kwargs.get("inputs_embeds")
-    given = [int(t.shape[1]) for t in (inputs, embeds) if t is not None and getattr(t, "ndim", 0) >= 2]
+    texts = (inputs, kwargs.get("inputs_embeds"))
+    if getattr(getattr(model, "config", None), "is_encoder_decoder", False):  # the others are of the encoder
+        texts = (kwargs.get("decoder_input_ids"), kwargs.get("decoder_inputs_embeds"))
+    given = [int(t.shape[1]) for t in texts if t is not None and getattr(t, "ndim", 0) >= 2]
     config = kwargs.get("generation_config") or getattr(model, "generation_config", None)
     ends = kwargs.get("eos_token_id", getattr(config, "eos_token_id", None))
     ids = np.unique(np.asarray([] if ends is None else ends, np.int64))

@@ -14,6 +14,7 @@ import numpy as np
 
 from actscope.capture.labels import ambiguity as doubt
 from actscope.capture.labels.ambiguity import Ambiguity, AmbiguousLabels
+from actscope.capture.labels.cache_state import StateSample
 from actscope.capture.labels.forward_inputs import ForwardInputs
 
 _NEVER = np.iinfo(np.int64).max
@@ -48,6 +49,8 @@ class Sequences:
     """Whether an exception ended the code that ran these sequences."""
     holders: int = 0
     """Reference count: caches and scopes that may continue these sequences. At 0 the requests have ended."""
+    sample: StateSample | None = None
+    """Sample of the recurrent state after the last pass, if only the state holds what ran; None if it is not known."""
 
     @classmethod
     def begin(cls, requests: Sequence[str], keep: Callable[[str], bool]) -> Sequences:
@@ -69,7 +72,7 @@ class Sequences:
         """Return new sequences for a cache whose passes were not observed. Its columns count as tokens of unknown id."""
         begun = cls.begin(requests, keep)
         begun._reserve(inputs.past)
-        begun.seen[:, : inputs.past] = True if inputs.mask is None else inputs.mask[:, : inputs.past]
+        begun.seen[:, : inputs.past] = True if inputs.past_mask is None else inputs.past_mask
         begun.columns = inputs.past
         return begun
 
@@ -84,6 +87,7 @@ class Sequences:
             columns=0,
             trouble=None,
             holders=0,
+            sample=None,
         )
 
     @property
@@ -115,7 +119,8 @@ class Sequences:
             self.trouble = self.trouble or doubt.CACHE_GREW
         if self.trouble is not None:
             raise AmbiguousLabels(self.trouble)
-        if inputs.mask is not None and not np.array_equal(inputs.mask[:, : inputs.past], self.seen[:, : inputs.past]):
+        past = inputs.past_mask
+        if past is not None and not np.array_equal(past, self.seen[:, : inputs.past]):
             raise AmbiguousLabels(doubt.MASK_CHANGED)
 
     def advance(self, inputs: ForwardInputs, positions: np.ndarray) -> None:
@@ -160,12 +165,24 @@ class Sequences:
         first = np.where(ends, positions, _NEVER).min(axis=1)
         np.minimum(self.ended_at, first, out=self.ended_at)
 
+    def crop(self, columns: int) -> None:
+        """Keep only the first columns: those behind them will be computed again."""
+        self.columns = columns
+        self.revive()
+
+    def crop_state(self, removed: int) -> None:
+        """Follow a crop of the cache by `removed` columns. A cache that tells its length is asked at its next pass instead."""
+        if self.sample is not None:
+            self.crop(max(0, self.columns - removed))
+            self.sample = None
+
     def revive(self) -> None:
         """Clear ends beyond the cached columns, because those tokens were cropped from the cache."""
         self.ended_at[self.ended_at >= self.length] = _NEVER
 
     def select(self, lanes: Sequence[int]) -> None:
         """Keep these lanes of the cache, in this order. A repeated lane makes all lanes ambiguous."""
+        self.sample = None  # the state is about to change with the lanes
         if len(set(lanes)) != len(lanes) or not all(0 <= lane < len(self.requests) for lane in lanes):
             self.trouble = doubt.CACHE_SPLIT
             return

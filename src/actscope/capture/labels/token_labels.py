@@ -11,6 +11,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from actscope.capture.labels import ambiguity
+from actscope.capture.labels.ambiguity import AmbiguousLabels
+from actscope.capture.labels.cache_state import CacheState, anchor_of, sample_of, state_of
 from actscope.capture.labels.forward_inputs import ForwardInputs, check_positions
 from actscope.capture.labels.position_filter import PositionFilter
 from actscope.capture.labels.request_ids import RequestIds
@@ -56,8 +58,30 @@ class Requests:
 
     def of(self, cache: object) -> Sequences | None:
         """Return the sequences of a cache, or None if its passes were not observed."""
-        found = self._by_cache.get(id(cache))
-        return found[1] if found is not None and found[0]() is cache else None
+        anchor = anchor_of(cache)
+        found = self._by_cache.get(id(anchor))
+        return found[1] if found is not None and found[0]() is anchor else None
+
+    def columns_in(self, cache: object, state: CacheState) -> int:
+        """Return the number of columns in a cache: what it tells itself, or else the count of the passes that were observed.
+
+        Args:
+            cache: A cache or recurrent state; None if there is none.
+            state: What it tells (`state_of`).
+
+        Raises:
+            AmbiguousLabels: The cache does not tell, and passes over it were not observed.
+        """
+        sequences = self.of(cache)
+        if state.columns is None:
+            if sequences is None:
+                raise AmbiguousLabels(ambiguity.STATE_UNSEEN)
+            if sequences.sample is not None and not sequences.sample.equals(sample_of(cache)):
+                raise AmbiguousLabels(ambiguity.CACHE_GREW)
+            return sequences.columns
+        if not state.certain and not state.columns and sequences is not None and sequences.columns:
+            raise AmbiguousLabels(ambiguity.FOREIGN_CACHE)
+        return state.columns
 
     def begin(self, inputs: ForwardInputs, scope: Scope) -> Sequences:
         """Return sequences for a pass without a known cache: the scope's latest, restarted, if the pass repeats their tokens."""
@@ -72,14 +96,15 @@ class Requests:
 
     def hold(self, sequences: Sequences, cache: object) -> None:
         """Keep these sequences open as long as this cache is alive."""
+        anchor = anchor_of(cache)
+        key = id(anchor)
         with self._lock:
-            known = self._by_cache.get(id(cache))
+            known = self._by_cache.get(key)
             if known is not None and known[1] is sequences:
                 return
             if known is not None:
-                self._drop(id(cache))
-            key = id(cache)
-            self._by_cache[key] = (weakref.ref(cache, lambda _: self._drop(key)), sequences)
+                self._drop(key)
+            self._by_cache[key] = (weakref.ref(anchor, lambda _: self._drop(key)), sequences)
             sequences.holders += 1
 
     def tell(self, story: Story, sequences: Sequences) -> None:
@@ -176,8 +201,7 @@ class TokenLabels:
         if sequences is not None:
             sequences.check(inputs)
             if inputs.past < sequences.columns:  # the cache was cropped: those positions are computed again
-                sequences.columns = inputs.past
-                sequences.revive()
+                sequences.crop(inputs.past)
         real = inputs.real
         fresh = sequences is None
         if sequences is None:
@@ -212,6 +236,8 @@ class TokenLabels:
         labelled.finish()
         self.requests.ran(sequences)
         if cache is not None:
+            state = state_of(cache)
+            sequences.sample = sample_of(cache) if state is not None and state.columns is None else None
             self.requests.hold(sequences, cache)
         if scope.story is not None:
             self.requests.tell(scope.story, sequences)

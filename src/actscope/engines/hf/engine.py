@@ -146,7 +146,8 @@ class Engine:
             self.bank.put(probe)
         self._taps.set_probes(self.bank.items())
         self._publish_table(self.bank)
-        self._batch = SequenceBatch()
+        self._calls = loaded.calls
+        self._batches: list[SequenceBatch] = []
         self._prefill: _Prefill | None = None
         self._inbox = _Inbox()
         self._wake = threading.Condition()
@@ -182,7 +183,7 @@ class Engine:
             self._wake.notify()
 
     def check(self, n_prompt: int, max_tokens: int) -> None:
-        """Raise RequestRefused unless a prompt and its answer fit the context."""
+        """Raise RequestRefused unless a prompt and its answer fit the context, and the prompt fits the passes."""
         limit = self.loaded.max_context
         if n_prompt < 1:
             raise RequestRefused("the prompt has no tokens; send at least one", param="messages")
@@ -190,6 +191,13 @@ class Engine:
             raise RequestRefused(
                 f"This model's maximum context length is {limit} tokens; the prompt has {n_prompt} and max_tokens asks "
                 f"for {max_tokens}. Shorten the messages or lower max_tokens.",
+                param="messages",
+                code="context_length_exceeded",
+            )
+        if not self.loaded.calls.chunks and n_prompt > self.options.max_step_tokens:
+            raise RequestRefused(
+                f"the prompt has {n_prompt} tokens. This model's state is right only if a prompt runs in one pass, which has at "
+                f"most {self.options.max_step_tokens} tokens: start the engine with a larger --max-step-tokens",
                 param="messages",
                 code="context_length_exceeded",
             )
@@ -279,12 +287,18 @@ class Engine:
             _settle(future, function)
 
     def _busy(self) -> bool:
-        return bool(self._batch.sequences or self._prefill)
+        return bool(self._batches or self._prefill)
+
+    @property
+    def _n_running(self) -> int:
+        return sum(len(batch.sequences) for batch in self._batches)
 
     def _admissible(self) -> list[Request]:
         if self._prefill is not None:
             return []
-        room = self.options.max_batch - len(self._batch.sequences)
+        room = self.options.max_batch - self._n_running
+        if self._calls.batching != "padded":
+            room = min(room, 1)  # a recurrent state takes no padding: each prompt runs by itself
         return [self._inbox.waiting.popleft() for _ in range(min(room, len(self._inbox.waiting)))]
 
     def _admit(self, requests: list[Request]) -> None:
@@ -298,26 +312,39 @@ class Engine:
             for r in requests
         ]
         ids, padding = padded_prompts(running, pad_id=tokenizer.pad_token_id or 0)
-        self._prefill = _Prefill(SequenceBatch(running, padding), ids)
+        self._prefill = _Prefill(SequenceBatch(padding, self._calls, sequences=running), ids)
 
     def _iterate(self) -> None:
         if self._prefill is not None:
             self._prefill_chunk(self._prefill)
-        if self._batch.sequences:
-            ids = np.array([[s.next_id] for s in self._batch.sequences], np.int64)
-            self._advance(self._batch, self._step(self._batch, ids))
-        self.stats.running = len(self._batch.sequences)
+        for batch in self._batches:
+            ids = np.array([[s.next_id] for s in batch.sequences], np.int64)
+            self._advance(batch, self._step(batch, ids))
+        self._forget_empty()
+        self.stats.running = self._n_running
+
+    def _forget_empty(self) -> None:
+        self._batches = [batch for batch in self._batches if batch.sequences]
 
     def _prefill_chunk(self, prefill: _Prefill) -> None:
-        budget = self.options.chunk_tokens if self._batch.sequences else self.options.max_step_tokens
+        budget = self.options.chunk_tokens if self._batches else self.options.max_step_tokens
         start, n = prefill.batch.width, max(1, budget // len(prefill.batch.sequences))
+        if not self._calls.chunks:
+            n = prefill.remaining
         logits = self._step(prefill.batch, prefill.ids[:, start : start + n])
         if prefill.remaining > 0:
             return
         self._prefill = None
         self._advance(prefill.batch, logits)
         if prefill.batch.sequences:
-            self._batch.join(prefill.batch)
+            self._enter(prefill.batch)
+
+    def _enter(self, batch: SequenceBatch) -> None:
+        """Let the sequences of a batch decode: with the others, or in passes of their own."""
+        if self._batches and self._calls.batching != "alone":
+            self._batches[0].join(batch)
+        else:
+            self._batches.append(batch)
 
     def _step(self, batch: SequenceBatch, ids: np.ndarray) -> torch.Tensor:
         """Run one pass over the next columns of a batch, label its rows and publish them. Returns the last column's logits."""
@@ -369,10 +396,14 @@ class Engine:
         self._sink.write(step, self._taps.frames_of_none())
 
     def _drop(self, aborted: set[str]) -> None:
-        for batch in [self._batch, *([self._prefill.batch] if self._prefill else [])] if aborted else []:
+        for batch in self._all_batches() if aborted else []:
             gone = [s for s in batch.sequences if s.request.id in aborted]
             if gone:
                 self._leave(batch, gone)
+        self._forget_empty()
+
+    def _all_batches(self) -> list[SequenceBatch]:
+        return [*self._batches, *([self._prefill.batch] if self._prefill else [])]
 
     def _leave(self, batch: SequenceBatch, gone: Sequence[Running]) -> None:
         staying = [i for i, s in enumerate(batch.sequences) if s not in gone]
@@ -383,8 +414,8 @@ class Engine:
         self._emit([Output(s.request.id, finish_reason="abort") for s in gone])
 
     def _end_running(self, reason: FinishReason, message: str | None = None) -> None:
-        gone = [*self._batch.sequences, *(self._prefill.batch.sequences if self._prefill else [])]
-        self._batch, self._prefill = SequenceBatch(), None
+        gone = [sequence for batch in self._all_batches() for sequence in batch.sequences]
+        self._batches, self._prefill = [], None
         if gone:
             self._publish_end(gone, SpanFlag.END | SpanFlag.ABORTED)
             self._emit([Output(s.request.id, finish_reason=reason, error=message) for s in gone])

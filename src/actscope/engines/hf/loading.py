@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -17,6 +17,8 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from actscope.engines.hf.lanes.lanes import Calls, calls_of
+from actscope.engines.hf.lanes.serving_check import checked_calls
 from actscope.engines.local.names import NAMES, directory_of
 from actscope.engines.revision import fingerprint
 from actscope.errors import EngineError, SettingsError, SiteError
@@ -43,6 +45,7 @@ class LoadedModel:
         name: The name under which it was loaded.
         revision: The hub's commit, or a fingerprint of local weights.
         path: The hub id or directory from which it was loaded; "" for a model that was already in memory.
+        calls: How the engine calls the model, and how sequences share its passes.
     """
 
     model: PreTrainedModel
@@ -50,6 +53,7 @@ class LoadedModel:
     name: str
     revision: str
     path: str
+    calls: Calls = field(default_factory=Calls)
 
     @property
     def config(self) -> PreTrainedConfig:
@@ -151,28 +155,36 @@ def adopt(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, name: s
     """Wrap a model that is already in memory, and set it to evaluation mode without gradients.
 
     Raises EngineError if the model cannot be run or its rows cannot be labelled exactly: without a fast tokenizer, without
-    recognizable blocks, for an encoder-decoder, or for state other than a key-value cache.
+    recognizable blocks, for an encoder-decoder, or for a recurrent state that cannot be served exactly.
 
     Runs the model once over a few tokens (see `actscope.taps.anatomy.learn`).
     """
     if not getattr(tokenizer, "is_fast", False):
         raise EngineError(f"{name}: its tokenizer has no tokenizer.json; convert it to a fast tokenizer first")
+    if any("_orig_mod" in m._modules or m._compiled_call_impl is not None for m in model.modules()):
+        raise EngineError(
+            f"{name} is compiled by torch.compile, and compiled code does not run taps: load it uncompiled"
+        )
     try:
         blocks(model)
     except SiteError as error:
         raise EngineError(f"{name}: {error}") from error
     if getattr(model.config, "is_encoder_decoder", False):
         raise EngineError(f"{name} is an encoder-decoder; actscope serve runs decoder-only language models")
-    kinds = set(getattr(text_config(model), "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
-    if kinds or getattr(model, "_is_stateful", False):
-        raise EngineError(
-            f"{name} keeps a state that is no key-value cache ({', '.join(sorted(kinds)) or type(model).__name__}); "
-            "such models cannot be batched exactly yet"
-        )
     model.train(False).requires_grad_(False)
     _learn(model, name)
+    config = text_config(model)
+    calls = calls_of(model, config, recurrent=_is_recurrent(model))
+    if calls.batching != "padded":
+        calls = checked_calls(model, calls, int(config.vocab_size), name)
     commit = getattr(model.config, "_commit_hash", None)
-    return LoadedModel(model, tokenizer, name, commit or fingerprint(Path(path)), path)
+    return LoadedModel(model, tokenizer, name, commit or fingerprint(Path(path)), path, calls)
+
+
+def _is_recurrent(model: PreTrainedModel) -> bool:
+    """Return whether a model has layers that keep a state other than keys and values."""
+    kinds = set(getattr(text_config(model), "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
+    return bool(kinds) or bool(getattr(model, "_is_stateful", False))
 
 
 def cache_dir(kind: str, loaded: LoadedModel) -> Path:

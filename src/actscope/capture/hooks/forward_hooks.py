@@ -9,17 +9,14 @@ A pass ends as incomplete if it raises or its labels turn out to be ambiguous. N
 
 from __future__ import annotations
 
-import copy
-import functools
 import itertools
 import logging
 import os
 import sys
 import threading
 import weakref
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from math import prod
 from types import FrameType
 from typing import TypeVarTuple
@@ -30,13 +27,18 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from actscope.capture.device_copy import Handover
-from actscope.capture.first_pass import FirstPassCheck
+from actscope.capture.hooks.compiled import EAGER
+from actscope.capture.hooks.first_pass import FirstPassCheck
+from actscope.capture.hooks.running_pass import Orientation, Pass
 from actscope.capture.labels import ambiguity as doubt
 from actscope.capture.labels.ambiguity import Ambiguity, AmbiguousLabels
-from actscope.capture.labels.forward_inputs import ForwardInputs, Signature, read, same_columns, tokens_of
+from actscope.capture.labels.cache_state import cache_in
+from actscope.capture.labels.entries import entries_of, keeps_state, numbers_in, same_inputs
+from actscope.capture.labels.forward_inputs import ForwardInputs, read, tokens_of
+from actscope.capture.labels.generate_calls import GenerateCall, PrepareCall, Prepared
 from actscope.capture.labels.item_labels import ItemLabels
-from actscope.capture.labels.kv_cache_watch import CACHES
-from actscope.capture.labels.scopes import Scope, Scopes, Story, generation_of
+from actscope.capture.labels.kv_cache_watch import CACHES, CacheChange
+from actscope.capture.labels.scopes import Scopes, Story, generation_of
 from actscope.capture.labels.token_labels import Labelled, TokenLabels
 from actscope.capture.stats import StatsCounter
 from actscope.clock import monotonic_ns
@@ -50,72 +52,8 @@ log = logging.getLogger("actscope.capture")
 
 Ts = TypeVarTuple("Ts")
 
-#: transformers model types whose blocks, or parts of them, take [time, batch, d].
-_TIME_FIRST = {"xlnet", "transfo-xl", "fsmt", "chatglm", "longformer", "led"}
-
 _STOPPED = Ambiguity("the recording takes no more rows", "see the error in the log")
 _REFUSED = Ambiguity("the recording did not take these rows", "see the error in the log")
-
-
-@dataclass(slots=True, eq=False)
-class Pass:
-    """A running forward pass."""
-
-    entry: nn.Module
-    frame: FrameType
-    raised: BaseException | None
-    """The exception that was already being handled when the pass began."""
-    scope: Scope
-    inputs: ForwardInputs | None = None
-    items: int = 0
-    labelled: Labelled | None = None
-    doubt: Ambiguity | None = None
-    depth: int = 0
-    """Number of nested calls of the entry module."""
-    inner: set[int] = field(default_factory=set)
-    fired: set[int] = field(default_factory=set)
-    held: list[tuple[int, Tensor]] = field(default_factory=list)
-    """Sites and rows that wait for the truth check at the end of the pass."""
-    handed: set[int] = field(default_factory=set)
-    handed_rows: int = 0
-    handed_bytes: int = 0
-    refused: str = ""
-    """Points that the first pass showed to be wrong, and why."""
-    index: dict[torch.device, Tensor] = field(default_factory=dict)
-
-    def chosen(self, device: torch.device) -> Tensor | None:
-        """Return the indices (int64 [n]) of the rows to take, on `device`; None for all rows."""
-        assert self.labelled is not None
-        if self.labelled.index is None:
-            return None
-        if device not in self.index:
-            self.index[device] = torch.from_numpy(self.labelled.index).to(device, non_blocking=True)
-        return self.index[device]
-
-
-class Orientation:
-    """Whether the rows of a site are laid out [batch, time] or [time, batch].
-
-    If batch and time are equal in length, only another pass can show which. Models of transformers are [batch, time], except
-    `_TIME_FIRST`. A module that takes no tokens is [batch, time] unless one of its parts sets `batch_first` to False.
-    Thread-safe.
-    """
-
-    def __init__(self, model: nn.Module, entries: Collection[nn.Module]) -> None:
-        kinds = {getattr(getattr(module, "config", None), "model_type", "") for module in (model, *entries)}
-        known = any(base.__module__.startswith("transformers.") for module in entries for base in type(module).__mro__)
-        says_otherwise = any(getattr(module, "batch_first", True) is False for module in model.modules())
-        self._certain = not kinds & _TIME_FIRST and not says_otherwise and (known or not entries)
-        self._seen: set[int] = set()
-
-    def doubt_of(self, number: int, found: tuple[int, ...], shape: tuple[int, ...]) -> Ambiguity | None:
-        """Return why rows of leading dimensions `found` are ambiguous, or None. `shape` is the pass's [batch, time]."""
-        if self._certain or len(found) < 2 or number in self._seen:
-            return None
-        if shape[0] == shape[1]:
-            return doubt.TURNED if shape[0] > 1 else None
-        self._seen.add(number)
-        return None
 
 
 class _Current(threading.local):
@@ -145,9 +83,9 @@ class ForwardHooks:
         self._handover = handover
         self._counter = counter
         self._raises = raises
-        self._signatures = {m: s for m in model.modules() if (s := _entry_signature(m, model)) is not None}
+        self._signatures = entries_of(model, places.values())
         self._by_tokens = bool(self._signatures)
-        self._entries = dict.fromkeys(self._signatures or (model,))
+        self._entries = {entry: numbers_in(entry, places.values()) for entry in self._signatures or (model,)}
         self._orientation = Orientation(model, self._signatures)
         self._taps = RowTaps(places, _not_compiled(self._on_rows))
         self._names = [site.name for site in places]
@@ -155,18 +93,22 @@ class ForwardHooks:
         self._check = check
         self._stopped = False
         self._hooks: list[RemovableHandle] = []
-        self._generates: list[tuple[nn.Module, object]] = []
+        self._wrapped: list[tuple[nn.Module, str, object]] = []
+        self._eager = False
         self._numbers = itertools.count(1)
         self._current = _Current()
 
     # --- attach and detach ----------------------------------------------------------------------------------------------
 
     def attach(self) -> None:
-        """Register all hooks and wrap `generate`."""
+        """Register all hooks, wrap `generate`, and bypass compiled code, which does not call hooks."""
+        EAGER.hold()
+        self._eager = True
         enter, leave = _not_compiled(self._on_enter), _not_compiled(self._on_leave)
         for entry in self._entries:
             self._hooks.append(entry.register_forward_pre_hook(enter, with_kwargs=True))
             self._hooks.append(entry.register_forward_hook(leave, with_kwargs=True, always_call=True))
+        for entry in dict.fromkeys((*self._entries, self.model)):
             self._wrap_generate(entry)
         self._taps.attach()
         _ATTACHED.add(self)
@@ -187,12 +129,15 @@ class ForwardHooks:
         self._taps.detach()
         for hook in self._hooks:
             hook.remove()
-        for entry, before in self._generates:
+        for entry, name, before in self._wrapped:
             if before is None:
-                del entry.__dict__["generate"]
+                entry.__dict__.pop(name, None)
             else:
-                entry.__dict__["generate"] = before
-        self._hooks, self._generates = [], []
+                entry.__dict__[name] = before
+        self._hooks, self._wrapped = [], []
+        if self._eager:
+            self._eager = False
+            EAGER.release()
 
     def finish(self, *, aborted: bool = False) -> None:
         """Emit END spans for all open requests, flagged ABORTED if `aborted`."""
@@ -231,12 +176,21 @@ class ForwardHooks:
                 self._tokens.requests.close(story, aborted=aborted)
 
     def _wrap_generate(self, entry: nn.Module) -> None:
-        original = getattr(entry, "generate", None)
-        if not callable(original):
+        generate = getattr(entry, "generate", None)
+        if not callable(generate):
             return
-        self._generates.append((entry, entry.__dict__.get("generate")))
+        self._wrap(entry, "generate", GenerateCall(self, entry, generate))
+        prepare = getattr(entry, "prepare_inputs_for_generation", None)
+        if callable(prepare):
+            self._wrap(entry, "prepare_inputs_for_generation", PrepareCall(self, prepare))
 
-        entry.__dict__["generate"] = _Generate(self, entry, original)
+    def _wrap(self, entry: nn.Module, name: str, wrapper: object) -> None:
+        self._wrapped.append((entry, name, entry.__dict__.get(name)))
+        entry.__dict__[name] = wrapper
+
+    def prepared(self, found: Prepared | None) -> None:
+        """Note what `generate` prepared for the next pass of this thread."""
+        self.scopes.prepared = found
 
     @contextmanager
     def generation(
@@ -249,7 +203,10 @@ class ForwardHooks:
             self._counter.fault("reading what generate is called with")
             generation = None
         with self.scopes.generate(generation) as story, self._closing(story):
-            yield lambda result: self._guarded("reading what generate gave back", self._settle, result)
+            try:
+                yield lambda result: self._guarded("reading what generate gave back", self._settle, result)
+            finally:
+                self.scopes.prepared = None
 
     def _settle(self, result: object) -> None:
         story = self.scopes.current.story
@@ -299,13 +256,15 @@ class ForwardHooks:
         hidden = tensor_of(value)
         self._counter.unowned(self._off[number], prod(hidden.shape[:-1]), self._names[number])
 
-    def _on_cache(self, cache: object, lanes: list[int] | None) -> None:
+    def _on_cache(self, cache: object, change: CacheChange) -> None:
         sequences = self._tokens.requests.of(cache)
         if sequences is None:
             return
-        if lanes is None:
-            sequences.trouble = doubt.CACHE_SPLIT
-        elif not self._guarded("following a cache", sequences.select, lanes):
+        if change.removed is not None:
+            sequences.crop_state(change.removed)
+        elif change.lanes is None:
+            sequences.trouble, sequences.sample = doubt.CACHE_SPLIT, None
+        elif not self._guarded("following a cache", sequences.select, change.lanes):
             sequences.trouble = doubt.FAULT
 
     def _guarded(self, what: str, do: Callable[[*Ts], None], *args: *Ts) -> bool:
@@ -341,12 +300,29 @@ class ForwardHooks:
             opened.doubt = None if opened.items else doubt.NO_INPUT
             return
         try:
-            opened.inputs = read(self._signatures[module].named(args, kwargs))
+            opened.inputs = self._read(module, args, kwargs)
             labelled = self._tokens.label(opened.inputs, opened.scope, next(self._numbers))
         except AmbiguousLabels as uncertain:
             opened.doubt = uncertain.doubt
+            self._refuse(uncertain.doubt)
             return
         self._open_step(opened, labelled)
+
+    def _read(self, module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]) -> ForwardInputs:
+        """Read the inputs of a pass. Raises AmbiguousLabels if they do not determine exact labels."""
+        signature = self._signatures[module]
+        arguments = signature.named(args, kwargs)
+        tensor = tokens_of(arguments)
+        if not signature.takes_cache and tensor is not None and tensor.shape[1] == 1 and keeps_state(module):
+            raise AmbiguousLabels(doubt.STATE_CACHE)
+        return read(arguments, self._tokens.requests.columns_in, self.scopes.prepared)
+
+    def _refuse(self, reason: Ambiguity) -> None:
+        """Raise RecordingError under policy "error": the user wants no pass without its rows."""
+        if self._raises:
+            raise RecordingError(
+                f"the rows of a pass are not recorded, because {reason.name}; to have them: {reason.advice}"
+            )
 
     def _open_step(self, opened: Pass, labelled: Labelled) -> None:
         self._handover.begin(labelled.step)
@@ -364,7 +340,7 @@ class ForwardHooks:
             current.doubt = doubt.RECURSION
         elif not self._by_tokens or current.inputs is None:
             return
-        elif id(module) in current.inner or not _same(current.inputs, self._signatures[module], args, kwargs):
+        elif id(module) in current.inner or not same_inputs(current.inputs, self._signatures[module], args, kwargs):
             current.doubt = doubt.INNER_DIFFERS
         current.inner.add(id(module))
 
@@ -375,6 +351,7 @@ class ForwardHooks:
         if current is None:
             self._counter.unowned(doubt.OUTSIDE, rows, self._names[number])
             return
+        current.ran.add(number)
         if self._stopped:
             current.doubt = current.doubt or _STOPPED
         if current.doubt is None and not self._by_tokens and current.labelled is None:
@@ -421,6 +398,7 @@ class ForwardHooks:
 
     def _end(self, current: Pass, complete: bool, output: object = None) -> None:
         self._current.one = None
+        silent = complete and current.doubt is None and self._check_silent(current)
         labelled = current.labelled
         if self._check is not None:
             if not self._guarded("checking the first pass", self._end_check, self._check, current, complete):
@@ -429,7 +407,23 @@ class ForwardHooks:
         whole = complete and current.doubt is None
         if labelled is None:
             self._counter.add(incomplete_passes=int(not whole))
-            return
+        else:
+            self._close_step(current, labelled, whole, output)
+        reason = doubt.SILENT if silent else current.doubt
+        if complete and reason is not None and not self._stopped:
+            self._refuse(reason)
+
+    def _check_silent(self, current: Pass) -> bool:
+        """Count the rows of sites that did not fire, and return whether there are any. If none fired, the pass is incomplete."""
+        silent = [number for number in self._entries[current.entry] if number not in current.ran | self._off.keys()]
+        rows = current.items if current.labelled is None else current.labelled.step.n_rows
+        for number in silent:
+            self._counter.unowned(doubt.SILENT, rows, self._names[number])
+        if silent and len(silent) == len(self._entries[current.entry]):
+            current.doubt = doubt.SILENT
+        return bool(silent)
+
+    def _close_step(self, current: Pass, labelled: Labelled, whole: bool, output: object) -> None:
         if not whole:
             self._counter.add(incomplete_passes=1)
             self._tokens.requests.take_back(labelled.step)
@@ -482,26 +476,8 @@ class ForwardHooks:
         if current.inputs is None:
             self._items.finish(labelled, current.scope)
         else:
-            cache = current.inputs.cache if current.inputs.cache is not None else _cache_in(output)
+            cache = current.inputs.cache if current.inputs.cache is not None else cache_in(output)
             self._tokens.finish(labelled, current.inputs, current.scope, cache)
-
-
-class _Generate:
-    """Replacement of a model's `generate` while a capture runs."""
-
-    def __init__(self, passes: ForwardHooks, entry: nn.Module, original: Callable[..., object]) -> None:
-        functools.update_wrapper(self, original)
-        self._passes, self._entry, self._original = passes, entry, original
-
-    def __call__(self, *args: object, **kwargs: object) -> object:
-        with self._passes.generation(self._entry, args, kwargs) as settle:
-            result = self._original(*args, **kwargs)
-            settle(result)
-            return result
-
-    def __deepcopy__(self, memo: dict[int, object]) -> object:
-        """Copy the original `generate`, so that a copy of the model uses its own weights."""
-        return copy.deepcopy(self._original, memo)
 
 
 #: Instances whose hooks are attached to a model.
@@ -532,44 +508,6 @@ def _copy(hidden: Tensor, index: Tensor | None) -> Tensor:
     if index is not None:
         return flat.index_select(0, index)
     return flat.clone(memory_format=torch.contiguous_format)
-
-
-def _entry_signature(module: nn.Module, model: nn.Module) -> Signature | None:
-    """Return the signature of a module if each of its passes is one batch of tokens, else None.
-
-    Such a module takes `input_ids` but not `decoder_input_ids`. A part of the model must also take `attention_mask`, which
-    excludes embeddings.
-    """
-    try:
-        signature = Signature(module)
-    except (TypeError, ValueError):  # a forward without an inspectable signature
-        return None
-    fits = signature.takes_tokens and "decoder_input_ids" not in signature.names
-    return signature if fits and (module is model or "attention_mask" in signature.names) else None
-
-
-def _same(inputs: ForwardInputs, signature: Signature, args: tuple[object, ...], kwargs: dict[str, object]) -> bool:
-    """Return whether a part of the model is called with the columns of the pass."""
-    arguments = signature.named(args, kwargs)
-    takes_cache = "past_key_values" in signature.names
-    return _same_tokens(inputs, tokens_of(arguments)) and same_columns(inputs, arguments, takes_cache)
-
-
-def _same_tokens(inputs: ForwardInputs, tensor: Tensor | None) -> bool:
-    """Return whether these are the tokens of the pass, or embeddings of the same [batch, columns]."""
-    if tensor is None or tensor.shape[:2] != inputs.tensor.shape[:2]:
-        return False
-    if tensor is inputs.tensor or tensor.ndim == 3 or inputs.tensor.ndim == 3:
-        return True
-    return bool(torch.equal(tensor.to(inputs.tensor.device), inputs.tensor))
-
-
-def _cache_in(output: object) -> object:
-    """Return the key-value cache in a model's output, or None."""
-    named = getattr(output, "past_key_values", None)
-    if named is None and isinstance(output, tuple):
-        named = next((part for part in output if hasattr(part, "get_seq_length")), None)
-    return named if hasattr(named, "get_seq_length") else None
 
 
 def _not_compiled(hook: Callable[..., None]) -> Callable[..., None]:
