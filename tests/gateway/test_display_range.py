@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from collections.abc import Iterator
 from itertools import pairwise
 
 import httpx
@@ -11,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from support.gateway.scripted_tokens import SPECIAL_IDS
-from support.gateway.stage import chat, chunks, picture
+from support.gateway.stage import Place, chat, chunks, picture
 
 from actscope.gateway.scores.display_range import (
     FIRST_TOKENS,
@@ -210,8 +211,18 @@ def test_a_forgotten_request_is_not_kept_alive() -> None:
     assert ranges.facts(RAW)["range_learnt"]["tokens"] == 0
 
 
-def test_a_probe_without_a_range_is_shown_with_the_range_of_its_scores(client: httpx.Client) -> None:
+@pytest.fixture(params=["place", "parts_place"])
+def one_or_two_stages(request: pytest.FixtureRequest) -> Iterator[httpx.Client]:
+    place: Place = request.getfixturevalue(request.param)
+    with place.client() as client:
+        yield client
+
+
+def test_a_probe_without_a_range_is_shown_with_the_range_of_its_scores(
+    one_or_two_stages: httpx.Client,
+) -> None:
     """Null until it was scored; then learnt, marked as such and the same for all. One that states a range keeps it."""
+    client = one_or_two_stages
     upload = {"vector": [0.0] * 4, "site": "layers.1.resid_post", "range": None}
     put = client.put("/v1/actscope/probes/raw", json=upload).json()
     try:
