@@ -206,10 +206,11 @@ def pattern_of(entry: Entry) -> str:
         return _PLAIN
     if named == ["embed", *posts]:
         return "embed · layers.i.resid_post (no final norm)"
-    if named == [*posts, "final_norm"]:
-        return "layers.i.resid_post · final_norm, without embed"
-    if named[:-1] == ["embed", *posts[:-1]] and not named[-1]:
-        return "embed · layers.i.resid_post · the final norm, which is refused here"
+    end = named[-1] or "the final norm, which is refused here"
+    if named[:-1] == posts:
+        return f"layers.i.resid_post · {end} (embed is not there)"
+    if named[:-1] == ["embed", *posts[:-1]]:
+        return f"embed · layers.i.resid_post · {end}"
     return " · ".join(name or "no site" for name in named)
 
 
