@@ -42,7 +42,8 @@ def test_a_subset_of_the_kinds_is_right_and_says_which_hidden_state_is_which_sit
     for name in SUBSET:
         assert f"{name}: right" in done.stderr
         assert entries[name]["points"]["resid_post"]["right"] == 4
-        assert page.pattern_of(entries[name]).startswith("embed · layers.i.resid_post")
+        begin = "layers.i.resid_post" if name == "mamba" else "embed · layers.i.resid_post"
+        assert page.pattern_of(entries[name]).startswith(begin)
     assert {
         case: entries["llama"]["cases"][case] for case in ("plain", "left_padded", "generate", "chunked")
     } == dict.fromkeys(("plain", "left_padded", "generate", "chunked"), "right")
@@ -115,14 +116,16 @@ def test_the_norms_and_biases_of_the_models_are_no_identities() -> None:
 
 
 def test_a_child_that_crashes_hangs_raises_or_takes_too_much_memory_is_told() -> None:
-    limits = {"cpu_seconds": 30.0, "memory_bytes": 1 << 28}
-    assert run_isolated(lambda: {"a": [1]}, **limits) == {"a": [1]}
+    def isolated(work: Callable[[], object]) -> object:
+        return run_isolated(work, cpu_seconds=30, memory_bytes=1 << 28)
+
+    assert isolated(lambda: {"a": [1]}) == {"a": [1]}
     with pytest.raises(ChildFailed, match="SIGKILL"):
-        run_isolated(lambda: os.kill(os.getpid(), signal.SIGKILL), **limits)
+        isolated(lambda: os.kill(os.getpid(), signal.SIGKILL))
     with pytest.raises(ChildFailed, match="ZeroDivisionError"):
-        run_isolated(lambda: 1 // 0, **limits)
+        isolated(lambda: 1 // 0)
     with pytest.raises(ChildFailed, match="MemoryError"):
-        run_isolated(lambda: len(bytearray(1 << 31)), **limits)
+        isolated(lambda: len(bytearray(1 << 31)))
     with pytest.raises(ChildFailed, match=r"took over 0\.3 s"):
         run_isolated(lambda: time.sleep(60), cpu_seconds=30, memory_bytes=1 << 28, wall_seconds=0.3)
     with pytest.raises(ChildFailed, match=r"took over 1 s of CPU time"):

@@ -70,6 +70,7 @@ def build(architecture: Architecture, scale: int = 1) -> nn.Module:
     table = next(table for table in tables[architecture.kind] if config_class in table)
     found = table[config_class]
     model_class = found[0] if isinstance(found, tuple) else found
+    assert model_class is not None
     for part in config.sub_configs:  # a model of one part of the configuration, such as its text part
         if isinstance(own := getattr(config, part, None), model_class.config_class) and not isinstance(
             config, type(own)

@@ -101,6 +101,7 @@ def generate(model: nn.Module) -> Ran:
     run = getattr(model, "generate", None)
     if not callable(run):
         raise CannotRun("the model class has no generate()")
+    torch.manual_seed(0)  # text diffusion begins with noise
     out = run(
         input_ids=ids, attention_mask=mask, max_new_tokens=_NEW, do_sample=False, eos_token_id=None, pad_token_id=PAD,
         **({"decoder_start_token_id": BOS} if is_encoder_decoder(model) else {}),

@@ -6,7 +6,7 @@ changed only if its default has a value other than 0, so that optional parts sta
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -185,7 +185,8 @@ def shrunk(
     for key, value in overrides.items():
         if "." not in key:
             changed[key] = value * scale if isinstance(value, Scaled) else value
-    return kind(**changed)
+    make: Callable[..., PreTrainedConfig] = kind
+    return make(**changed)
 
 
 def _sizes(default: PreTrainedConfig, scale: int) -> dict[str, object]:

@@ -206,8 +206,11 @@ def pattern_of(entry: Entry) -> str:
         return _PLAIN
     if named == ["embed", *posts]:
         return "embed · layers.i.resid_post (no final norm)"
-    if named[:-1] == ["embed", *posts[:-1]] and not named[-1]:
-        return "embed · layers.i.resid_post · the final norm, which is refused here"
+    end = named[-1] or "the final norm, which is refused here"
+    if named[:-1] == posts:
+        return f"layers.i.resid_post · {end} (embed is not there)"
+    if named[:-1] == ["embed", *posts[:-1]]:
+        return f"embed · layers.i.resid_post · {end}"
     return " · ".join(name or "no site" for name in named)
 
 
@@ -228,25 +231,12 @@ def _hidden_states(entries: Iterable[Entry]) -> str:
     )
 
 
-_STATES = """## Layer numbers
+_STATES = """## `hidden_states`
 
-Blocks are numbered from 0, and `layers.i.resid_post` is the stream behind block i. Other tools count differently. n is the number
-of blocks. vLLM uses its numbers for EAGLE-3 and `extract_hidden_states`.
+Which sites transformers' `output_hidden_states` holds, from index 0 on, in the architectures that are right.
+[Layer numbers](layer-numbers.md) has the rule, and the numbers of other tools. "No site" is a value that no delivered row equals.
 
-| here | transformers `hidden_states` | TransformerLens | vLLM `aux_hidden_state_layers` | nnsight |
-| --- | --- | --- | --- | --- |
-| `embed`, `layers.0.resid_pre` | `[0]` | `blocks.0.hook_resid_pre` | 0 | `model.layers[0].input` |
-| `layers.i.resid_pre` | `[i]` | `blocks.i.hook_resid_pre` | i | `model.layers[i].input` |
-| `layers.i.resid_post`, i < n - 1 | `[i + 1]` | `blocks.i.hook_resid_post` | i + 1 | `model.layers[i].output` |
-| `layers.(n-1).resid_post` | not there, in most models | `blocks.(n-1).hook_resid_post` | n | `model.layers[n-1].output` |
-| `final_norm` | `[n]`, which is `[-1]` | `ln_final.hook_normalized`, unscaled | no number | `model.norm.output` |
-| `layers.i.attn_out` | no index | `blocks.i.hook_attn_out` | no number | what the block adds |
-| `layers.i.mlp_out` | no index | `blocks.i.hook_mlp_out` | no number | what the block adds |
-
-So a recipe that says "layer 12" and reads `hidden_states[12]` means `layers.11.resid_post`, and one that reads the last entry
-means `final_norm`. This is what `hidden_states` held in the right architectures of the matrix:
-
-| `hidden_states`, from index 0 on | architectures | which |
+| `hidden_states` | architectures | which |
 | --- | --- | --- |
 """
 
