@@ -11,7 +11,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, BertConfig, BertLMHea
 
 from actscope.errors import SiteError
 from actscope.sites import Site
-from actscope.taps.anatomy import Location, blocks, learn, locate
+from actscope.taps.anatomy import Location, learn, locate
+from actscope.taps.text_model import blocks
 
 _SMALL = dict(
     vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from actscope.taps.anatomy import blocks
 from actscope.taps.measured import BlockSum, measure
+from actscope.taps.text_model import blocks
 
 _SMALL = dict(
     vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,

@@ -1,10 +1,10 @@
-"""Locates sites in a model: its blocks, norms, and the module whose input or output is the row of a site."""
+"""Locates sites in a model: the module whose input or output is the row of a site."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 from weakref import WeakKeyDictionary
 
 from torch import Tensor, nn
@@ -12,9 +12,8 @@ from torch import Tensor, nn
 from actscope.errors import SiteError
 from actscope.sites import INPUT, Site, in_model_order, is_named, items_of, match_modules, select
 from actscope.taps.measured import BlockSum, measure
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedConfig
+from actscope.taps.text_model import blocks, final_norm, has_blocks
+from actscope.taps.text_model import first as _first
 
 #: Names of these modules in the architectures of transformers. The output of an attention or MLP module is what it adds to
 #: the residual stream, unless a norm follows it (`_norm_behind`). In BERT-like models that is the dense layer before the addition
@@ -30,7 +29,6 @@ _NORMS_BEHIND = {
     "attn_out": ("post_self_attn_layernorm", "post_attention_layernorm"),
     "mlp_out": ("post_mlp_layernorm", "post_feedforward_layernorm"),
 }
-_FINAL_NORM = ("norm", "ln_f", "final_layer_norm", "final_layernorm", "final_norm", "layernorm")
 #: The norm at the end of a block, in post-norm models. That of the last block is the model's final norm.
 _BLOCK_END_NORM = ("output.LayerNorm", "output_layer_norm")
 
@@ -40,39 +38,17 @@ _LEARNED: WeakKeyDictionary[nn.Module, list[BlockSum | None]] = WeakKeyDictionar
 
 @dataclass(frozen=True, slots=True)
 class Location:
-    """A module, and whether the row is its input or its output."""
+    """A module, and whether the row is its input or its output.
+
+    Attributes:
+        module: The module.
+        side: Whether the row is its input or its output.
+        after: Module after which it runs where the row is taken, if it runs several times in a pass; else None.
+    """
 
     module: nn.Module
     side: Literal["input", "output"]
-
-
-def blocks(model: nn.Module) -> list[nn.Module]:
-    """Return the model's blocks, first to last.
-
-    They are the outermost list of `config.num_hidden_layers` modules. Raises SiteError if there is no such list, or
-    several at the same depth (an encoder beside a decoder).
-    """
-    wanted = getattr(text_config(model), "num_hidden_layers", None)
-    lists = [(name, m) for name, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m) == wanted]
-    shallowest = min((name.count(".") for name, _ in lists), default=0)
-    outermost = [(name, m) for name, m in lists if name.count(".") == shallowest]
-    if len(outermost) != 1:
-        raise SiteError(
-            f"{type(model).__name__}: expected one list of {wanted} decoder blocks, found "
-            f"{', '.join(name for name, _ in outermost) or 'none'}; this architecture is not supported yet"
-        )
-    return list(outermost[0][1])
-
-
-def text_config(model: nn.Module) -> PreTrainedConfig:
-    """Return the config of the language model, also inside a multimodal one. Raises SiteError without a config."""
-    config: PreTrainedConfig | None = getattr(model, "config", None)
-    if config is None:
-        raise SiteError(
-            f"{type(model).__name__} has no config, so its blocks cannot be found: name modules by their paths, "
-            "for example 'encoder.*.mlp'"
-        )
-    return config.get_text_config() if hasattr(config, "get_text_config") else config
+    after: nn.Module | None = None
 
 
 def resolve(model: nn.Module, selection: str, points: str | Sequence[str] = "resid_post") -> dict[Site, Location]:
@@ -85,7 +61,7 @@ def resolve(model: nn.Module, selection: str, points: str | Sequence[str] = "res
     named: set[Site] = set()
     modules: list[Site] = []
     for item in items_of(selection):
-        if is_named(item) and not (item in paths and not _has_blocks(model)):
+        if is_named(item) and not (item in paths and not has_blocks(model)):
             named.update(select(item, len(blocks(model)), points))
         else:
             suffix = INPUT if item.endswith(INPUT) else ""
@@ -101,7 +77,8 @@ def locate(model: nn.Module, site: Site) -> Location:
     if site.point == "embed":
         return Location(layers[0], "input")
     if site.point == "final_norm":
-        return Location(_final_norm(model, layers), "output")
+        norm, after = final_norm(model)
+        return Location(norm, "output", after)
     if site.layer is None or site.layer >= len(layers):
         raise SiteError(f"{site}: this model has layers 0 to {len(layers) - 1}")
     block = layers[site.layer]
@@ -173,34 +150,6 @@ def _locate_module(model: nn.Module, site: Site) -> Location:
     if found is None or not path:
         raise SiteError(f"site {site}: {type(model).__name__} has no module {path!r}")
     return Location(found, "input" if site.point.endswith(INPUT) else "output")
-
-
-def _has_blocks(model: nn.Module) -> bool:
-    try:
-        return bool(blocks(model))
-    except SiteError:
-        return False
-
-
-def _first(parent: nn.Module, paths: Sequence[str]) -> nn.Module | None:
-    """Return the first of these paths that leads to a module, or None."""
-    for path in paths:
-        found: object = parent
-        for name in path.split("."):
-            found = getattr(found, name, None)
-        if isinstance(found, nn.Module):
-            return found
-    return None
-
-
-def _final_norm(model: nn.Module, layers: list[nn.Module]) -> nn.Module:
-    """Return the norm beside the list of blocks, else the norm that ends the last block."""
-    for parent in model.modules():
-        if any(isinstance(child, nn.ModuleList) and list(child) == layers for child in parent.children()):
-            norm = _first(parent, _FINAL_NORM) or _first(layers[-1], _BLOCK_END_NORM)
-            if norm is not None:
-                return norm
-    raise SiteError(f"final_norm: expected one of {', '.join(_FINAL_NORM)} beside the blocks of {type(model).__name__}")
 
 
 def hidden_of(value: Any) -> Tensor:

@@ -15,7 +15,8 @@ from torch.utils.hooks import RemovableHandle
 
 from actscope.errors import SiteError
 from actscope.sites import Site, select
-from actscope.taps.anatomy import Location, blocks, locate
+from actscope.taps.anatomy import Location, locate
+from actscope.taps.text_model import blocks
 
 #: Called with (hidden, residual). The row is their sum, or `hidden` alone if `residual` is None.
 Read = Callable[[Tensor, Tensor | None], None]

@@ -14,8 +14,8 @@ from actscope.engines.vllm.sidecar_protocol import Features
 from actscope.errors import SettingsError
 from actscope.probes.sae import load_encoder
 from actscope.sites import Site, in_model_order
-from actscope.taps.anatomy import text_config
 from actscope.taps.tap import SaeBuffers, TapBuffers
+from actscope.taps.text_model import text_config
 
 
 class ModelTaps:
