@@ -18,6 +18,7 @@ from actscope.probes import ACTIVATIONS, Probe
 from actscope.sites import Site
 from actscope.taps import ops
 from actscope.taps.anatomy import Location, hidden_of, locate
+from actscope.taps.text_model import input_device
 
 log = logging.getLogger("actscope.taps")
 
@@ -97,7 +98,7 @@ class Taps:
         self.model = model
         self.width = width
         self.max_rows = max_rows
-        self.device = next(model.parameters()).device
+        self.device = input_device(model)
         self.faults = 0
         self._board = torch.full((max_rows, width + 1), torch.nan, device=self.device)
         self._store: Tensor | None = None

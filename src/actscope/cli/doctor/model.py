@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 _POINTS = ("attn_out", "mlp_out")
 
 
-def check(model: str) -> Iterator[Finding]:
+def check(model: str, *, trust_remote_code: bool = False) -> Iterator[Finding]:
     """Load a model, which runs it once over a few random tokens, and say what its points are."""
     from transformers.utils import logging
 
@@ -25,7 +25,7 @@ def check(model: str) -> Iterator[Finding]:
 
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
-        loaded = load(model, dtype="float32")
+        loaded = load(model, dtype="float32", trust_remote_code=trust_remote_code)
     except ActscopeError as error:
         yield Finding("model", False, str(error), "name a hub id, a local directory or actscope/builtin")
         return
@@ -35,7 +35,7 @@ def check(model: str) -> Iterator[Finding]:
 
 def points_of(loaded: LoadedModel) -> Iterator[Finding]:
     """For each point and each module that it is read from, or reason for which it is refused, one finding."""
-    from actscope.taps.anatomy import blocks
+    from actscope.taps.text_model import blocks
 
     layers = blocks(loaded.model)
     for point in _POINTS:

@@ -14,6 +14,7 @@ from actscope.engines.hf.request import Request
 from actscope.engines.hf.sampling import Sampler
 from actscope.engines.hf.text import Detokenizer
 from actscope.taps.attribution import PaddedSequence
+from actscope.taps.text_model import input_device
 
 
 @dataclass(slots=True)
@@ -49,6 +50,8 @@ class SequenceBatch:
     def forward(self, model: nn.Module, token_ids: np.ndarray, **options: int) -> Tensor:
         """Run the next n columns, `token_ids` int64 [batch, n]. Returns the last column's logits [batch, vocabulary]."""
         device = next(model.parameters()).device
+        if device.type == "meta":  # offloaded
+            device = input_device(model)
         padding = torch.tensor(self.padding, device=device)[:, None]
         columns = torch.arange(self.width + token_ids.shape[1], device=device)[None]
         out = model(
