@@ -67,9 +67,8 @@ def test_globs_stay_within_a_part_of_a_path_unless_doubled() -> None:
 def test_of_several_runs_in_a_pass_the_one_after_another_module_is_handed_on() -> None:
     first, second, shared = nn.Identity(), nn.Identity(), nn.Identity()
     seen: list[float] = []
-    taps = RowTaps(
-        {Site(None, "final_norm"): Location(shared, "output", after=second)}, lambda n, v: seen.append(float(v))
-    )
+    places = {Site(None, "final_norm"): Location(shared, "output", after=second)}
+    taps = RowTaps(places, lambda number, value: seen.append(float(tensor_of(value))))
     taps.attach()
     for _ in range(2):
         for module, value in ((shared, 0), (first, 1), (shared, 2), (second, 3), (shared, 4), (shared, 5)):

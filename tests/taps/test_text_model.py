@@ -19,7 +19,6 @@ from transformers import (
     AutoModelForSequenceClassification,
     BartForCausalLM,
     LlamaConfig,
-    LlamaForCausalLM,
     WhisperForConditionalGeneration,
 )
 
@@ -84,7 +83,11 @@ def random_model(kind: Any, config: Any) -> nn.Module:
 def values_at(model: nn.Module, sites: list[Site], **inputs: Any) -> tuple[list[Tensor], Any]:
     """What is read at these sites in one pass, and what the model returns."""
     seen: dict[int, Tensor] = {}
-    taps = RowTaps({s: locate(model, s) for s in sites}, lambda n, value: seen.setdefault(n, tensor_of(value).clone()))
+
+    def take(number: int, value: object) -> None:
+        seen[number] = tensor_of(value).clone()
+
+    taps = RowTaps({site: locate(model, site) for site in sites}, take)
     taps.attach()
     with torch.no_grad():
         out = model(**inputs)
@@ -106,7 +109,7 @@ def check_against_hidden_states(model: nn.Module, inputs: Mapping[str, Any], hid
 
 
 #: Multimodal architectures by model type: path of the text model below the model, and its settings. Both towers have 3 blocks.
-_MROPE = {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 1, 1]}}
+_MROPE: dict[str, object] = {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 1, 1]}}
 MULTIMODAL: dict[str, tuple[str, dict[str, object]]] = {
     "qwen2_vl": ("model.language_model", _MROPE),
     "qwen2_5_vl": ("model.language_model", _MROPE),
@@ -172,9 +175,8 @@ def causal(architecture: str, **settings: object) -> nn.Module:
     return random_model(AutoModelForCausalLM, config_of(architecture, **{**_TEXT, **settings}))
 
 
-def llama(n_layers: int = 4) -> LlamaForCausalLM:
-    model: Any = causal("llama", num_hidden_layers=n_layers)
-    return model
+def llama(n_layers: int = 4) -> Any:
+    return causal("llama", num_hidden_layers=n_layers)
 
 
 @pytest.mark.parametrize("architecture", MULTIMODAL)

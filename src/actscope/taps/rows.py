@@ -40,8 +40,8 @@ class RowTaps:
                 self._hooks.append(_register(place, i, self._take))
             else:
                 turn = _Turn(self._take)
-                self._hooks.append(place.after.register_forward_hook(torch.compiler.disable(turn.begin)))
-                self._hooks.append(_register(place, i, torch.compiler.disable(turn.take)))
+                begin, take = torch.compiler.disable(turn.begin), torch.compiler.disable(turn.take)  # type: ignore[no-untyped-call]
+                self._hooks += [place.after.register_forward_hook(begin), _register(place, i, take)]
 
     def detach(self) -> None:
         """Remove the hooks. Idempotent."""
