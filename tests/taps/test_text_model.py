@@ -392,10 +392,11 @@ class _Wrapper(nn.Module):
 
 def test_wrappers_are_looked_through() -> None:
     model = llama(3)
-    for wrapped in (_Wrapper(model), torch.compile(model, backend="eager"), _Wrapper(_Wrapper(model))):
-        assert unwrapped(wrapped) is model  # type: ignore[arg-type]
-        assert blocks(wrapped) == list(model.model.layers)  # type: ignore[arg-type]
-        assert text_model(wrapped) is model.model  # type: ignore[arg-type]
+    wrappers: list[Any] = [_Wrapper(model), torch.compile(model, backend="eager"), _Wrapper(_Wrapper(model))]
+    for wrapped in wrappers:
+        assert unwrapped(wrapped) is model
+        assert blocks(wrapped) == list(model.model.layers)
+        assert text_model(wrapped) is model.model
 
 
 def test_a_copy_has_blocks_of_its_own() -> None:
