@@ -110,3 +110,52 @@ def test_an_encoder_and_its_decoder_are_requests_of_their_own(recorder: MemoryRe
     assert recorder.ids("r000001", "encoder.block.1") == ids[0].tolist()
     assert recorder.ids("r000002", "decoder.block.1") == out[0, :-1].tolist()
     assert cap.stats().unowned_rows == 0
+
+
+def test_layers_of_an_encoder_decoder_are_its_decoders_and_its_encoder_is_named_by_path(
+    recorder: MemoryRecorder,
+) -> None:
+    from transformers import T5Config, T5ForConditionalGeneration
+
+    torch.manual_seed(0)
+    config = T5Config(vocab_size=64, d_model=32, d_kv=8, d_ff=48, num_layers=2, num_decoder_layers=3, num_heads=4)
+    config.decoder_start_token_id = 0
+    model: Any = T5ForConditionalGeneration(config)
+    model.eval()
+    ids, start = torch.randint(1, 60, (1, 7)), torch.tensor([[0, 5, 9]])
+    with torch.no_grad():
+        expected = model(input_ids=ids, decoder_input_ids=start, output_hidden_states=True)
+    with (
+        actscope.capture(model, sites="all,final_norm,encoder.block.0:in,encoder.block.0", recorder=recorder) as cap,
+        torch.no_grad(),
+    ):
+        model(input_ids=ids, decoder_input_ids=start)
+    assert cap.sites == (
+        *(f"layers.{layer}.resid_post" for layer in range(3)), "final_norm", "encoder.block.0:in", "encoder.block.0",
+    )  # fmt: skip
+    assert torch.equal(recorder.rows("r000001", "encoder.block.0:in"), expected.encoder_hidden_states[0][0])
+    assert torch.equal(recorder.rows("r000001", "encoder.block.0"), expected.encoder_hidden_states[1][0])
+    for site, index in (("layers.0.resid_post", 1), ("layers.1.resid_post", 2), ("final_norm", 3)):
+        assert torch.equal(recorder.rows("r000002", site), expected.decoder_hidden_states[index][0])
+    assert recorder.ids("r000002", "layers.2.resid_post") == start[0].tolist()
+
+
+def test_of_a_final_norm_that_also_runs_before_the_blocks_the_last_run_is_kept(recorder: MemoryRecorder) -> None:
+    from transformers import NanoChatConfig, NanoChatForCausalLM
+
+    torch.manual_seed(0)
+    config = NanoChatConfig(
+        vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=64, bos_token_id=1, eos_token_id=2, pad_token_id=0,
+    )  # fmt: skip
+    model: Any = NanoChatForCausalLM(config)
+    model.eval()
+    ids = torch.randint(3, 60, (1, 7))
+    with torch.no_grad():
+        expected = model.model(ids).last_hidden_state
+    with actscope.capture(model, sites="final_norm", recorder=recorder) as cap, torch.no_grad():
+        model(ids)
+        model(ids)
+    for request in ("r000001", "r000002"):
+        assert torch.equal(recorder.rows(request, "final_norm"), expected[0])
+    assert cap.stats().unowned_rows == 0

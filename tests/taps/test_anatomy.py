@@ -12,7 +12,8 @@ from transformers import BertConfig, BertLMHeadModel
 
 from actscope.errors import SiteError
 from actscope.sites import Site
-from actscope.taps.anatomy import Location, blocks, learn, locate, resolve
+from actscope.taps.anatomy import Location, learn, locate, resolve
+from actscope.taps.text_model import blocks
 
 _IDS = torch.arange(3, 15)[None]
 #: Architectures whose points can be named without a pass: by far the most are built like one of these.

@@ -9,8 +9,8 @@ import torch
 from support.taps.models import random_model
 from torch import Tensor, nn
 
-from actscope.taps.anatomy import blocks
 from actscope.taps.measured import BlockSum, measure
+from actscope.taps.text_model import blocks
 
 _IDS = torch.arange(3, 15)[None]
 

@@ -10,8 +10,9 @@ from torch import nn
 
 from actscope.errors import SiteError
 from actscope.sites import Site
-from actscope.taps.anatomy import blocks, locate, resolve
+from actscope.taps.anatomy import Location, locate, resolve
 from actscope.taps.rows import RowTaps, tensor_of
+from actscope.taps.text_model import blocks
 
 
 class Pair(nn.Module):
@@ -61,3 +62,19 @@ def test_globs_stay_within_a_part_of_a_path_unless_doubled() -> None:
     assert [site.name for site in resolve(model, "a.*")] == ["a.b", "a.c"]
     assert [site.name for site in resolve(model, "a.**")] == ["a.b", "a.c", "a.c.b"]
     assert [site.name for site in resolve(model, "**.b,a.b")] == ["a.b", "a.c.b"]
+
+
+def test_of_several_runs_in_a_pass_the_one_after_another_module_is_handed_on() -> None:
+    first, second, shared = nn.Identity(), nn.Identity(), nn.Identity()
+    seen: list[float] = []
+    places = {Site(None, "final_norm"): Location(shared, "output", after=second)}
+    taps = RowTaps(places, lambda number, value: seen.append(float(tensor_of(value))))
+    taps.attach()
+    for _ in range(2):
+        for module, value in ((shared, 0), (first, 1), (shared, 2), (second, 3), (shared, 4), (shared, 5)):
+            module(torch.tensor(float(value)))
+    assert seen == []  # the pass in which `second` ran is over: its output is gone
+    stream = second(torch.tensor(3.0))
+    shared(stream + 1)
+    shared(stream + 2)
+    assert seen == [4.0]

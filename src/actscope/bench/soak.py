@@ -156,7 +156,8 @@ def _wrong_rows(loaded: LoadedModel, found: Recording, progress: Progress) -> in
 
 def _blocks_of(model: nn.Module, ids: torch.Tensor) -> list[torch.Tensor]:
     """Return each block's output, float32 [n, d], captured by plain hooks."""
-    from actscope.taps.anatomy import blocks, hidden_of
+    from actscope.taps.anatomy import hidden_of
+    from actscope.taps.text_model import blocks
 
     outputs: list[torch.Tensor] = []
     hooks = [

@@ -13,7 +13,8 @@ from actscope.capture.config import CaptureConfig
 from actscope.capture.labels.position_filter import PositionFilter
 from actscope.errors import SiteError
 from actscope.sites import Site
-from actscope.taps.anatomy import Location, blocks, resolve, text_config
+from actscope.taps.anatomy import Location, resolve
+from actscope.taps.text_model import active_adapters, blocks, stream_dtype, text_config, unwrapped
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -29,6 +30,8 @@ class ModelShape:
     d_model: int
     dtype: str
     n_parameters: int
+    adapters: tuple[str, ...] = ()
+    """Names of the adapters (LoRA and the like) that are active."""
 
     @property
     def itemsize(self) -> int:
@@ -43,25 +46,31 @@ class ModelShape:
             "n_layers": self.n_layers,
             "d_model": self.d_model,
             "dtype": self.dtype,
+            **({"adapters": list(self.adapters)} if self.adapters else {}),
         }
 
 
 def shape_of(model: nn.Module) -> ModelShape:
-    """Return a model's architecture, layer count, width, dtype and parameter count, as far as they are known."""
-    parameters = list(model.parameters())
-    dtype = next((str(p.dtype).removeprefix("torch.") for p in parameters if p.is_floating_point()), "")
+    """Return a model's architecture, layer count, width, dtype and parameter count, as far as they are known.
+
+    Of a model inside a wrapper of PEFT, they are those of the model. The dtype is that of the residual stream, also if weights
+    are quantized or offloaded.
+    """
+    dtype = stream_dtype(model)
     config: PreTrainedConfig | None
     try:
         config, n_layers = text_config(model), len(blocks(model))
     except SiteError:
         config, n_layers = getattr(model, "config", None), 0
+    whole = getattr(unwrapped(model), "config", None)
     return ModelShape(
-        type(model).__name__,
-        str(getattr(config, "_name_or_path", "") or ""),
+        type(unwrapped(model)).__name__,
+        str(getattr(whole, "_name_or_path", "") or ""),
         n_layers,
         int(getattr(config, "hidden_size", 0) or 0),
-        dtype,
-        sum(p.numel() for p in parameters),
+        str(dtype).removeprefix("torch.") if dtype is not None else "",
+        sum(p.numel() for p in model.parameters()),
+        active_adapters(model),
     )
 
 

@@ -485,5 +485,12 @@ def _tokenizer(given: TokenDecoder | str | None) -> TokenDecoder | None:
         return given
     from transformers import AutoTokenizer
 
-    found: TokenDecoder = AutoTokenizer.from_pretrained(given)
+    try:
+        found: TokenDecoder = AutoTokenizer.from_pretrained(given, trust_remote_code=False)
+    except ValueError as error:
+        if "trust_remote_code" not in str(error):
+            raise
+        raise SettingsError(
+            f"tokenizer {given!r} brings its own code: load it yourself with trust_remote_code=True, and give the tokenizer"
+        ) from error
     return found

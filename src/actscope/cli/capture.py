@@ -33,7 +33,7 @@ def capture(
     ],
     to: Annotated[Path, typer.Option(help="Directory of the recording to create.", metavar="DIR")],
     flags: Annotated[Given, options.CAPTURE],
-    engine_flags: Annotated[Given, options.ENGINE.only("device", "dtype")],
+    engine_flags: Annotated[Given, options.ENGINE.only("device", "dtype", "trust_remote_code")],
     max_tokens: Annotated[
         int, typer.Option(min=0, metavar="N", help="Maximum number of tokens to generate. 0 only reads the prompts.")
     ] = 64,

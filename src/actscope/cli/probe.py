@@ -141,7 +141,7 @@ def remove(
 @app.command()
 @with_settings
 def train(
-    flags: Annotated[Given, options.ENGINE.only("device", "dtype")],
+    flags: Annotated[Given, options.ENGINE.only("device", "dtype", "trust_remote_code")],
     data: Annotated[
         Path | None, typer.Argument(metavar="DATA", help="Labelled text as JSON lines. By default the built-in text.")
     ] = None,

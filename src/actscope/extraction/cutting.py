@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 
+from actscope.engines.checkpoint_code import refusal
 from actscope.engines.local.names import directory_of
 from actscope.errors import EngineError, SettingsError
 from actscope.extraction.contract import Piece
@@ -116,18 +117,18 @@ class Cutter:
         return wanted
 
 
-def tokenizer_of(model: str) -> PreTrainedTokenizerBase:
+def tokenizer_of(model: str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
     """Load the fast tokenizer of a model (any name that `load` takes), without the model.
 
-    Raises EngineError if it cannot be loaded or is not a fast tokenizer.
+    Raises EngineError if it cannot be loaded, is not a fast tokenizer, or needs code from its checkpoint that is not trusted.
     """
     from transformers import AutoTokenizer
 
     source = str(directory_of(model) or model)
     try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source)
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError, ImportError) as error:
-        raise EngineError(f"cannot load the tokenizer of {model!r}: {error}") from error
+        raise refusal(model, error) or EngineError(f"cannot load the tokenizer of {model!r}: {error}") from error
     if not getattr(tokenizer, "is_fast", False):
         raise EngineError(f"{model}: its tokenizer has no tokenizer.json; convert it to a fast tokenizer first")
     return tokenizer

@@ -27,6 +27,7 @@ def open_reader(
     device: str = "auto",
     model_dtype: str = "auto",
     threads: int = 0,
+    trust_remote_code: bool = False,
 ) -> Reader:
     """Open a reader of a model.
 
@@ -40,6 +41,7 @@ def open_reader(
         device: For "hf"; "auto" is a GPU if there is one. vLLM runs on the device for which it was installed.
         model_dtype: Element type in which the model computes.
         threads: Number of threads on a CPU; 0 is the engine's default.
+        trust_remote_code: Run Python code from the checkpoint, for a model that the engine has no class for.
 
     Returns:
         The reader.
@@ -53,7 +55,7 @@ def open_reader(
     if engine not in get_args(EngineName):
         raise SettingsError(f"engine {engine!r}: expected one of {', '.join(get_args(EngineName))}")
     if engine == "hf":
-        loaded = _load(model, device, model_dtype, context)
+        loaded = _load(model, device, model_dtype, context, trust_remote_code)
         from actscope.extraction.hf import HfReader
 
         return HfReader(loaded, sites, dtype=dtype, batch_tokens=batch_tokens, threads=threads)
@@ -63,16 +65,23 @@ def open_reader(
 
     source = str(directory_of(model) or model)
     return VllmReader(
-        source, sites, dtype=dtype, batch_tokens=batch_tokens, context=context, threads=threads, model_dtype=model_dtype
+        source,
+        sites,
+        dtype=dtype,
+        batch_tokens=batch_tokens,
+        context=context,
+        threads=threads,
+        model_dtype=model_dtype,
+        trust_remote_code=trust_remote_code,
     )
 
 
-def _load(model: str, device: str, model_dtype: str, context: int) -> LoadedModel:
+def _load(model: str, device: str, model_dtype: str, context: int, trust_remote_code: bool) -> LoadedModel:
     try:
         from actscope.engines.hf.loading import load
     except ModuleNotFoundError as error:
         raise MissingExtra("feed", error.name or "transformers") from error
-    loaded = load(model, device=device, dtype=model_dtype)
+    loaded = load(model, device=device, dtype=model_dtype, trust_remote_code=trust_remote_code)
     if context > loaded.max_context:
         raise SettingsError(f"context {context}: {model} reads at most {loaded.max_context} tokens at once")
     return loaded

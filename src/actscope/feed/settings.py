@@ -43,6 +43,8 @@ class FeedSettings(ServingSettings):
     model_dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """dtype in which the model computes. auto with hf: the checkpoint's on a GPU, float32 on a CPU. auto with vllm: vLLM's own
     choice, a half precision for float32 checkpoints."""
+    trust_remote_code: bool = False
+    """Run Python code from the checkpoint, with your rights. Needed for models that transformers has no class for."""
     context: int = 256
     """Maximum number of tokens that the model reads at once. Longer texts are cut into pieces."""
     mask: Literal["special", "bos", "none"] = "special"

@@ -34,6 +34,8 @@ class HarvestSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     """Number of texts to read, in the order that `seed` gives. By default all."""
     tokens: int | None = None
     """Approximate number of rows. A sample of the texts determines how many texts that takes. Excludes `texts`."""
+    trust_remote_code: bool = False
+    """Run Python code from the checkpoint, with your rights. Needed for models that transformers has no class for."""
     context: int = 256
     """Number of tokens that the model reads at once, at least 2. Longer texts are cut. Packed contexts have this length."""
     pack: bool = False

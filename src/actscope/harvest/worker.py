@@ -48,7 +48,7 @@ class UnitWorker:
         self._settings = settings
         self._storage = storage
         self._texts: Texts = open_texts(settings.dataset, split=settings.split, column=settings.column)
-        self._tokenizer = tokenizer_of(settings.model)
+        self._tokenizer = tokenizer_of(settings.model, trust_remote_code=settings.trust_remote_code)
         self._cutting = _cutting(settings, self._tokenizer)  # refuses a tokenizer before the model is loaded
         self._reader = _open(settings)
         self._accepted = ""
@@ -213,6 +213,7 @@ def _open(settings: HarvestSettings) -> Reader:
         device=settings.device if is_hf else "auto",
         model_dtype=settings.model_dtype if is_hf else "auto",
         threads=settings.threads if is_hf else 0,
+        trust_remote_code=settings.trust_remote_code,
     )
 
 

@@ -1,11 +1,11 @@
-"""Locates sites in a model: its blocks, norms, and the module whose input or output is the row of a site."""
+"""Locates sites in a model: the module whose input or output is the row of a site."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 from weakref import WeakKeyDictionary
 
 import torch
@@ -14,10 +14,9 @@ from torch import Tensor, nn
 from actscope.errors import SiteError
 from actscope.sites import INPUT, INSTEAD, Site, has_point, in_model_order, is_named, items_of, match_modules, select
 from actscope.taps.measured import BlockSum, Summand, SummandKind, kind_of
+from actscope.taps.text_model import blocks, final_norm, has_blocks
+from actscope.taps.text_model import first as _first
 from actscope.taps.truth import Truth, TruthCheck
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedConfig
 
 log = logging.getLogger("actscope.taps")
 
@@ -39,7 +38,6 @@ _NORMS_BEHIND = {
     "attn_out": ("post_self_attn_layernorm", "post_attention_layernorm"),
     "mlp_out": ("post_mlp_layernorm", "post_feedforward_layernorm"),
 }
-_FINAL_NORM = ("norm", "ln_f", "final_layer_norm", "final_layernorm", "final_norm", "layernorm")
 #: The norm at the end of a block, in post-norm models. That of the last block is the model's final norm.
 _BLOCK_END_NORM = ("output.LayerNorm", "output_layer_norm")
 
@@ -49,40 +47,19 @@ _LEARNED: WeakKeyDictionary[nn.Module, Truth] = WeakKeyDictionary()
 
 @dataclass(frozen=True, slots=True)
 class Location:
-    """A module, whether the row is its input or its output, and the factor by which that is multiplied."""
+    """A module, and how the row is read at it.
+
+    Attributes:
+        module: The module.
+        side: Whether the row is its input or its output.
+        after: Module after which it runs where the row is taken, if it runs several times in a pass; else None.
+        scale: Factor by which that is multiplied.
+    """
 
     module: nn.Module
     side: Literal["input", "output"]
+    after: nn.Module | None = None
     scale: float = 1.0
-
-
-def blocks(model: nn.Module) -> list[nn.Module]:
-    """Return the model's blocks, first to last.
-
-    They are the outermost list of `config.num_hidden_layers` modules. Raises SiteError if there is no such list, or
-    several at the same depth (an encoder beside a decoder).
-    """
-    wanted = getattr(text_config(model), "num_hidden_layers", None)
-    lists = [(name, m) for name, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m) == wanted]
-    shallowest = min((name.count(".") for name, _ in lists), default=0)
-    outermost = [(name, m) for name, m in lists if name.count(".") == shallowest]
-    if len(outermost) != 1:
-        raise SiteError(
-            f"{type(model).__name__}: expected one list of {wanted} decoder blocks, found "
-            f"{', '.join(name for name, _ in outermost) or 'none'}; this architecture is not supported yet"
-        )
-    return list(outermost[0][1])
-
-
-def text_config(model: nn.Module) -> PreTrainedConfig:
-    """Return the config of the language model, also inside a multimodal one. Raises SiteError without a config."""
-    config: PreTrainedConfig | None = getattr(model, "config", None)
-    if config is None:
-        raise SiteError(
-            f"{type(model).__name__} has no config, so its blocks cannot be found: name modules by their paths, "
-            "for example 'encoder.*.mlp'"
-        )
-    return config.get_text_config() if hasattr(config, "get_text_config") else config
 
 
 def resolve(model: nn.Module, selection: str, points: str | Sequence[str] = "resid_post") -> dict[Site, Location]:
@@ -97,7 +74,7 @@ def resolve(model: nn.Module, selection: str, points: str | Sequence[str] = "res
     implied: set[Site] = set()
     modules: list[Site] = []
     for item in items_of(selection):
-        if is_named(item) and not (item in paths and not _has_blocks(model)):
+        if is_named(item) and not (item in paths and not has_blocks(model)):
             (named if has_point(item) else implied).update(select(item, len(blocks(model)), points))
         else:
             suffix = INPUT if item.endswith(INPUT) else ""
@@ -135,7 +112,8 @@ def locate(model: nn.Module, site: Site) -> Location:
     if site.point == "embed":
         return Location(layers[0], "input")
     if site.point == "final_norm":
-        return Location(_final_norm(model, layers), "output")
+        norm, after = final_norm(model)
+        return Location(norm, "output", after)
     if site.layer is None or site.layer >= len(layers):
         raise SiteError(f"{site}: this model has layers 0 to {len(layers) - 1}")
     block = layers[site.layer]
@@ -174,12 +152,12 @@ def truth_check(model: nn.Module) -> TruthCheck:
     """Return a check of a model's points by one of its passes. Raises SiteError for a model without recognizable blocks."""
     layers = blocks(model)
     try:
-        norm = _final_norm(model, layers)
+        norm, after = final_norm(model)
     except SiteError:
-        norm = None
+        norm, after = None, None
     if norm is not None and any(module is norm for module in layers[-1].modules()):
         norm = None  # it makes the last block's output, rather than take it
-    return TruthCheck(layers, norm, [named_summands(block) for block in layers])
+    return TruthCheck(layers, norm, [named_summands(block) for block in layers], norm_repeats=after is not None)
 
 
 def is_learned(model: nn.Module) -> bool:
@@ -294,34 +272,6 @@ def _locate_module(model: nn.Module, site: Site) -> Location:
     if found is None or not path:
         raise SiteError(f"site {site}: {type(model).__name__} has no module {path!r}")
     return Location(found, "input" if site.point.endswith(INPUT) else "output")
-
-
-def _has_blocks(model: nn.Module) -> bool:
-    try:
-        return bool(blocks(model))
-    except SiteError:
-        return False
-
-
-def _first(parent: nn.Module, paths: Sequence[str]) -> nn.Module | None:
-    """Return the first of these paths that leads to a module, or None."""
-    for path in paths:
-        found: object = parent
-        for name in path.split("."):
-            found = getattr(found, name, None)
-        if isinstance(found, nn.Module):
-            return found
-    return None
-
-
-def _final_norm(model: nn.Module, layers: list[nn.Module]) -> nn.Module:
-    """Return the norm beside the list of blocks, else the norm that ends the last block."""
-    for parent in model.modules():
-        if any(isinstance(child, nn.ModuleList) and list(child) == layers for child in parent.children()):
-            norm = _first(parent, _FINAL_NORM) or _first(layers[-1], _BLOCK_END_NORM)
-            if norm is not None:
-                return norm
-    raise SiteError(f"final_norm: expected one of {', '.join(_FINAL_NORM)} beside the blocks of {type(model).__name__}")
 
 
 def hidden_of(value: Any) -> Tensor:

@@ -18,6 +18,7 @@ from actscope.probes import ACTIVATIONS, Probe
 from actscope.sites import Site
 from actscope.taps import ops
 from actscope.taps.anatomy import Location, hidden_of, locate
+from actscope.taps.text_model import input_device
 
 log = logging.getLogger("actscope.taps")
 
@@ -100,7 +101,7 @@ class Taps:
         self.model = model
         self.width = width
         self.max_rows = max_rows
-        self.device = next(model.parameters()).device
+        self.device = input_device(model)
         self.faults = 0
         self._board = torch.full((max_rows, width + 1), torch.nan, device=self.device)
         self._store: Tensor | None = None
@@ -115,7 +116,7 @@ class Taps:
         by_site: dict[Site, list[tuple[int, Probe]]] = {}
         for column, probe in probes:
             by_site.setdefault(Site.parse(probe.info.site), []).append((column, probe))
-        places = {site: locate(self.model, site) for site in by_site}
+        places = {site: self._place(site) for site in by_site}
         _detach(self._scorers)
         self._board.fill_(torch.nan)
         self._scorers = [
@@ -130,12 +131,18 @@ class Taps:
 
         Raises SiteError, and changes nothing, if the model has no such site.
         """
-        places = {site: locate(self.model, site) for site in sites}
+        places = {site: self._place(site) for site in sites}
         _detach(self._keepers)
         self._store = None
         self._keepers = [_Tap(site, self._keeper(slot, len(places)), []) for slot, site in enumerate(places)]
         for tap in self._keepers:
             tap.attach(places[tap.site])
+
+    def _place(self, site: Site) -> Location:
+        place = locate(self.model, site)
+        if place.after is not None:
+            raise SiteError(f"{site}: its module runs several times in a pass, and the engine reads each module once")
+        return place
 
     def begin(self) -> None:
         """Begin a pass: data on the boards is now of an earlier one."""

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import threading
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 
+import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
@@ -32,13 +35,38 @@ class RowTaps:
         """Register the hooks. Raises RuntimeError if they are registered already."""
         if self._hooks:
             raise RuntimeError("these taps are attached already")
-        self._hooks = [_register(place, i, self._take) for i, place in enumerate(self._locations)]
+        for i, place in enumerate(self._locations):
+            if place.after is None:
+                self._hooks.append(_register(place, i, self._take))
+            else:
+                turn = _Turn(self._take)
+                begin, take = torch.compiler.disable(turn.begin), torch.compiler.disable(turn.take)  # type: ignore[no-untyped-call]
+                self._hooks += [place.after.register_forward_hook(begin), _register(place, i, take)]
 
     def detach(self) -> None:
         """Remove the hooks. Idempotent."""
         for hook in self._hooks:
             hook.remove()
         self._hooks = []
+
+
+class _Turn(threading.local):
+    """The run of a module that follows another one, of several runs in a pass. Each thread has its own pass."""
+
+    def __init__(self, take: Take) -> None:
+        self._take = take
+        self._awaited: weakref.ref[Tensor] | None = None
+
+    def begin(self, module: nn.Module, args: object, output: object) -> None:
+        """Wait for the next run, while this output lives: a pass that raised is not continued by another one."""
+        found = output[0] if isinstance(output, tuple | list) and output else output
+        self._awaited = weakref.ref(found) if isinstance(found, Tensor) else None
+
+    def take(self, number: int, value: object) -> None:
+        """Pass the value on if this is the run."""
+        if self._awaited is not None and self._awaited() is not None:
+            self._take(number, value)
+        self._awaited = None
 
 
 def _register(place: Location, number: int, take: Take) -> RemovableHandle:

@@ -50,9 +50,18 @@ class TruthCheck:
     """Watches one forward pass of a model. Attach it before the pass, detach it afterwards, and ask for `truth`."""
 
     def __init__(
-        self, blocks: Sequence[nn.Module], final_norm: nn.Module | None, named: Sequence[Sequence[Summand]]
+        self,
+        blocks: Sequence[nn.Module],
+        final_norm: nn.Module | None,
+        named: Sequence[Sequence[Summand]],
+        *,
+        norm_repeats: bool = False,
     ) -> None:
-        """Take a model's blocks, its final norm if it has one, and what its blocks add by their names."""
+        """Take a model's blocks, its final norm if it has one, and what its blocks add by their names.
+
+        With `norm_repeats` the final norm runs elsewhere in a pass too, and its last run is compared.
+        """
+        self._norm_repeats = norm_repeats
         self._blocks, self._final_norm, self._named = list(blocks), final_norm, named
         self._watch = BlockWatch(blocks)
         self._end = _FinalNorm()
@@ -95,7 +104,7 @@ class TruthCheck:
             if runs != 1:
                 why = f"block {i} ran {runs} times in one pass"
                 refused |= {Site(i, "resid_pre"): why, Site(i, "resid_post"): why}
-        if self._final_norm is not None and self._end.runs != 1:
+        if self._final_norm is not None and (self._end.runs == 0 or (self._end.runs > 1 and not self._norm_repeats)):
             refused[Site(None, "final_norm")] = f"the final norm ran {self._end.runs} times in one pass"
         return refused
 

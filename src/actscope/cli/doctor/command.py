@@ -29,6 +29,9 @@ def doctor(
         ),
     ] = "",
     as_json: options.Json = False,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run Python code that the checkpoint of MODEL brings along.")
+    ] = False,
 ) -> None:
     """Check what works on this machine, and print a remedy for each problem. Exits 1 when a check is marked NO.
 
@@ -37,7 +40,11 @@ def doctor(
 
     Example: actscope doctor google/gemma-2-2b
     """
-    findings = list(doctor_model.check(model)) if model else [check() for check in _checks()]
+    findings = (
+        list(doctor_model.check(model, trust_remote_code=trust_remote_code))
+        if model
+        else [check() for check in _checks()]
+    )
     if as_json:
         typer.echo(json.dumps([asdict(finding) for finding in findings], indent=2))
     else:

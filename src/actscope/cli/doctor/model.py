@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from actscope.engines.hf.loading import LoadedModel
 
 
-def check(model: str) -> Iterator[Finding]:
+def check(model: str, *, trust_remote_code: bool = False) -> Iterator[Finding]:
     """Load a model, which runs it once over a few random tokens, and say what its points are."""
     from transformers.utils import logging
 
@@ -23,7 +23,7 @@ def check(model: str) -> Iterator[Finding]:
 
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
-        loaded = load(model, dtype="float32")
+        loaded = load(model, dtype="float32", trust_remote_code=trust_remote_code)
     except ActscopeError as error:
         yield Finding(
             "model",
@@ -38,7 +38,7 @@ def check(model: str) -> Iterator[Finding]:
 
 def points_of(loaded: LoadedModel) -> Iterator[Finding]:
     """For each point and each module that it is read from, or reason for which it is refused, one finding."""
-    from actscope.taps.anatomy import blocks
+    from actscope.taps.text_model import blocks
 
     layers = blocks(loaded.model)
     for point in POINTS:

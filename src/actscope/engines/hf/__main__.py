@@ -56,7 +56,12 @@ def main(argument: str) -> int:
         discovery.sweep()
         if settings.threads:
             torch.set_num_threads(settings.threads)
-        loaded = load(settings.model, device=settings.device, dtype=settings.dtype)
+        loaded = load(
+            settings.model,
+            device=settings.device,
+            dtype=settings.dtype,
+            trust_remote_code=settings.trust_remote_code,
+        )
         probes = [probe for directory in settings.probes for probe in load_probes(Path(directory))]
         if settings.train_probes and not probes:
             probes = default_probes(loaded)

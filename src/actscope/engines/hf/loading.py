@@ -17,13 +17,15 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from actscope.engines.checkpoint_code import refusal
 from actscope.engines.hf.lanes.lanes import Calls, calls_of
 from actscope.engines.hf.lanes.serving_check import checked_calls
 from actscope.engines.local.names import NAMES, directory_of
 from actscope.engines.revision import fingerprint
 from actscope.errors import EngineError, SettingsError, SiteError
 from actscope.runtime.cache import cache_home
-from actscope.taps.anatomy import blocks, learn, text_config
+from actscope.taps.anatomy import learn
+from actscope.taps.text_model import blocks, input_device, stream_dtype, text_config
 
 DTYPES = {
     "auto": "auto", "fp32": torch.float32, "float32": torch.float32, "bf16": torch.bfloat16, "bfloat16": torch.bfloat16,
@@ -62,18 +64,18 @@ class LoadedModel:
 
     @property
     def device(self) -> torch.device:
-        """Return the device of the model's first parameter."""
-        return next(self.model.parameters()).device
+        """Return the device on which the model takes its inputs, also if its weights are kept elsewhere (offloading)."""
+        return input_device(self.model)
 
     @property
     def dtype(self) -> torch.dtype:
-        """Return the dtype of the model's first parameter."""
-        return next(self.model.parameters()).dtype
+        """Return the dtype of the residual stream, also if the weights are quantized."""
+        return stream_dtype(self.model) or torch.float32
 
     @property
     def n_layers(self) -> int:
-        """Return the number of transformer blocks."""
-        return int(self.config.num_hidden_layers)
+        """Return the number of transformer blocks that the model has. The config may name another one."""
+        return len(blocks(self.model))
 
     @property
     def d_model(self) -> int:
@@ -106,20 +108,21 @@ class LoadedModel:
         return frozenset(i for i in [*ids, self.tokenizer.eos_token_id] if i is not None)
 
 
-def load(model_id: str, *, device: str = "auto", dtype: str = "auto") -> LoadedModel:
+def load(model_id: str, *, device: str = "auto", dtype: str = "auto", trust_remote_code: bool = False) -> LoadedModel:
     """Load a model and its tokenizer.
 
     Args:
         model_id: A hub id, a local directory, a GGUF file, `actscope/smollm2` or `actscope/builtin`.
         device: A device of torch; "auto" is a GPU if there is one.
         dtype: One of `DTYPES`; "auto" is the checkpoint's own on a GPU (or any device but a CPU) and float32 on a CPU.
+        trust_remote_code: Run Python code from the checkpoint, for a model that transformers has no class for.
 
     Returns:
         The model.
 
     Raises:
         SettingsError: `dtype` is unknown.
-        EngineError: The model cannot be loaded or converted, or `adopt` refuses it.
+        EngineError: The model cannot be loaded or converted, needs code from its checkpoint, or `adopt` refuses it.
         MissingExtra: A package for the conversion of a GGUF file is not installed.
     """
     name = model_id
@@ -129,16 +132,29 @@ def load(model_id: str, *, device: str = "auto", dtype: str = "auto") -> LoadedM
         raise SettingsError(f"dtype {dtype!r}: expected one of {', '.join(DTYPES)}")
     chosen = torch.float32 if dtype == "auto" and target == "cpu" else DTYPES[dtype]
     try:
-        config = AutoConfig.from_pretrained(source)
-        tokenizer = AutoTokenizer.from_pretrained(source)
-        model = AutoModelForCausalLM.from_pretrained(source, dtype=chosen, config=config)
+        config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
+        _refuse_encoder_decoder(config, name)
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
+        model = AutoModelForCausalLM.from_pretrained(
+            source, dtype=chosen, config=config, trust_remote_code=trust_remote_code
+        )
         model.to(target)  # type: ignore[arg-type]  # transformers wraps nn.Module.to without its types
+    except EngineError:
+        raise
     except _LOAD_FAILURES as error:
-        raise EngineError(
+        raise refusal(model_id, error) or EngineError(
             f"cannot load {model_id!r} on {target!r}: {error}\n"
             f"Give a Hugging Face id, a directory with config.json, weights and a tokenizer, {NAMES}"
         ) from error
     return adopt(model, tokenizer, name=name, path=source)
+
+
+def _refuse_encoder_decoder(config: PreTrainedConfig, name: str) -> None:
+    if getattr(config, "is_encoder_decoder", False):
+        raise EngineError(
+            f"{name} is an encoder-decoder, and the engine runs decoder-only language models: record it with "
+            "actscope.capture(model), which reads its decoder, or with actscope.capture(model.get_encoder())"
+        )
 
 
 def _learn(model: PreTrainedModel, name: str) -> None:
@@ -146,7 +162,7 @@ def _learn(model: PreTrainedModel, name: str) -> None:
     vocabulary = int(text_config(model).vocab_size)
     ids = torch.randint(vocabulary, (1, _LEARNING_TOKENS), generator=torch.Generator().manual_seed(0))
     try:
-        learn(model, lambda: model(input_ids=ids.to(next(model.parameters()).device), use_cache=False))
+        learn(model, lambda: model(input_ids=ids.to(input_device(model)), use_cache=False))
     except (RuntimeError, IndexError, ValueError, TypeError, AttributeError, KeyError) as error:
         raise EngineError(f"{name} failed on a batch of 1 x {_LEARNING_TOKENS} tokens: {error}") from error
 
@@ -169,8 +185,13 @@ def adopt(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, name: s
         blocks(model)
     except SiteError as error:
         raise EngineError(f"{name}: {error}") from error
-    if getattr(model.config, "is_encoder_decoder", False):
-        raise EngineError(f"{name} is an encoder-decoder; actscope serve runs decoder-only language models")
+    _refuse_encoder_decoder(model.config, name)
+    devices = {str(one.device) for one in model.parameters() if not one.is_meta}
+    if len(devices) > 1:
+        raise EngineError(
+            f"{name} is spread over {', '.join(sorted(devices))}, and the engine runs a model on one device: load it on one, or "
+            "record it with actscope.capture(model), which takes rows from any"
+        )
     model.train(False).requires_grad_(False)
     _learn(model, name)
     config = text_config(model)

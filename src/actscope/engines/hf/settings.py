@@ -23,6 +23,8 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     dtype: Literal["auto", "fp32", "bf16", "fp16", "float32", "bfloat16", "float16"] = "auto"
     """dtype in which the model computes: auto, float32, bfloat16 or float16 (also fp32, bf16, fp16). auto: the checkpoint's own
     on a GPU, float32 on a CPU."""
+    trust_remote_code: bool = False
+    """Run Python code from the checkpoint, with your rights. Needed for models that transformers has no class for."""
     threads: int = 0
     """CPU threads of the model. 0 uses torch's default."""
     max_batch: int = 32

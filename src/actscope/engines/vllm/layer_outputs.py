@@ -15,7 +15,8 @@ from torch.utils.hooks import RemovableHandle
 from actscope.engines.vllm.truth.check import Tap, is_placeholder
 from actscope.engines.vllm.truth.reading import arguments, output_argument, results
 from actscope.sites import OUTER, Site, select
-from actscope.taps.anatomy import blocks, locate
+from actscope.taps.anatomy import locate
+from actscope.taps.text_model import blocks
 
 #: Called with (hidden, residual), each [n, d]. The row is their sum, or `hidden` alone if `residual` is None.
 Read = Callable[[Tensor, Tensor | None], None]

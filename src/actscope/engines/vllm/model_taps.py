@@ -17,8 +17,8 @@ from actscope.errors import SettingsError, SiteError
 from actscope.probes.encoder import SaeEncoder
 from actscope.probes.sae import load_encoder
 from actscope.sites import Site, in_model_order
-from actscope.taps.anatomy import text_config
 from actscope.taps.tap import SaeBuffers, TapBuffers
+from actscope.taps.text_model import text_config
 
 
 class ModelTaps:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from actscope.engines.vllm.sidecar_protocol import ServedModel
 from actscope.errors import EngineError
-from actscope.taps.anatomy import text_config
+from actscope.taps.text_model import text_config
 
 log = logging.getLogger("actscope.vllm")
 

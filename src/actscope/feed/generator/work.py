@@ -42,8 +42,10 @@ def run(server: ServerLink, settings: FeedSettings) -> None:
         device=settings.device,
         model_dtype=settings.model_dtype,
         threads=settings.threads,
+        trust_remote_code=settings.trust_remote_code,
     )
-    cutter = Cutter(tokenizer_of(settings.model), context=settings.context, mask=settings.mask)
+    tokenizer = tokenizer_of(settings.model, trust_remote_code=settings.trust_remote_code)
+    cutter = Cutter(tokenizer, context=settings.context, mask=settings.mask)
     stream_of = partial(_stream, texts, cutter, settings)
     facts = reader.facts
     server.tell(

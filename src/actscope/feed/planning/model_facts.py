@@ -130,7 +130,7 @@ def _completed(model: str, place: str) -> Mapping[str, Any]:
     except ModuleNotFoundError as error:
         raise MissingExtra("feed", error.name or "transformers") from error
     try:
-        config = AutoConfig.from_pretrained(place).get_text_config()
+        config = AutoConfig.from_pretrained(place, trust_remote_code=False).get_text_config()
     except (OSError, ValueError, KeyError) as error:
         raise SettingsError(f"model {model!r}: its config cannot be read: {error}") from error
     names = (*_WIDTHS, *_LAYERS, *_CONTEXTS)
