@@ -13,7 +13,7 @@ import actscope
 from actscope.capture.hooks import first_pass
 from actscope.errors import RecordingError
 from actscope.taps import anatomy
-from actscope.taps.anatomy import blocks
+from actscope.taps.text_model import blocks
 
 _IDS = torch.arange(3, 15)[None]
 _SITES = "0.attn_out,1.mlp_out,1"

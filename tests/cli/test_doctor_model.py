@@ -14,7 +14,7 @@ from transformers import GraniteConfig, GraniteForCausalLM
 
 from actscope.cli.doctor.model import points_of
 from actscope.engines.hf.loading import LoadedModel, adopt
-from actscope.taps.anatomy import blocks
+from actscope.taps.text_model import blocks
 
 
 def findings(loaded: LoadedModel) -> list[tuple[str, bool, str]]:

@@ -11,7 +11,8 @@ from transformers import AutoConfig, AutoModel, PreTrainedModel
 
 from actscope.errors import SiteError
 from actscope.sites import Site
-from actscope.taps.anatomy import Location, blocks, locate
+from actscope.taps.anatomy import Location, locate
+from actscope.taps.text_model import blocks
 
 N_LAYERS = 3
 PAGE = Path(__file__).parents[2] / "docs/layer-numbers.md"

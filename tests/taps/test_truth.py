@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from actscope.errors import SiteError
 from actscope.sites import Site
 from actscope.taps import anatomy
-from actscope.taps.anatomy import blocks, learn, locate, refusals, resolve, truth_check
+from actscope.taps.anatomy import learn, locate, refusals, resolve, truth_check
+from actscope.taps.text_model import blocks
 
 _IDS = torch.arange(3, 15)[None]
 

@@ -13,7 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from actscope.engines.local.gguf_file import GgufFile, read_gguf
+from actscope.engines.local.gguf_file import GgufModelFile, read_gguf
 from actscope.engines.local.model_config import check_whole, config_of
 from actscope.engines.local.tokens import load_tokenizer
 from actscope.errors import ActscopeError, EngineError, MissingExtra, RingError
@@ -76,7 +76,7 @@ def _place_of(path: Path) -> Path:
         return place_of_content(hashlib.file_digest(file, "sha256").hexdigest())
 
 
-def _check_room(file: GgufFile, directory: Path) -> None:
+def _check_room(file: GgufModelFile, directory: Path) -> None:
     needed, free = 4 * file.n_elements, shutil.disk_usage(directory).free
     if needed > free:
         raise EngineError(
@@ -85,7 +85,7 @@ def _check_room(file: GgufFile, directory: Path) -> None:
         )
 
 
-def _convert(file: GgufFile, to: Path) -> None:
+def _convert(file: GgufModelFile, to: Path) -> None:
     """Write the model of a GGUF file to an empty directory."""
     for package in ("gguf", "accelerate"):
         if find_spec(package) is None:
@@ -107,7 +107,7 @@ def _convert(file: GgufFile, to: Path) -> None:
         link.unlink(missing_ok=True)
 
 
-def _write_model(file: GgufFile, to: Path) -> None:
+def _write_model(file: GgufModelFile, to: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -134,7 +134,9 @@ def _write_model(file: GgufFile, to: Path) -> None:
     tokenizer.save_pretrained(to)
 
 
-def _check_loaded(file: GgufFile, model: PreTrainedModel, report: dict[str, set[str] | set[tuple[str, ...]]]) -> None:
+def _check_loaded(
+    file: GgufModelFile, model: PreTrainedModel, report: dict[str, set[str] | set[tuple[str, ...]]]
+) -> None:
     """Raise EngineError if a weight was not in the file, did not fit, or is not finite. transformers draws such at random."""
     lacking = [*report["missing_keys"], *(key[0] for key in report["mismatched_keys"])]
     if lacking:

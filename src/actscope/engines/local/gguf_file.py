@@ -54,7 +54,7 @@ class GgufTensor:
 
 
 @dataclass(frozen=True, slots=True)
-class GgufFile:
+class GgufModelFile:
     """A checked GGUF file.
 
     Attributes:
@@ -104,7 +104,7 @@ def is_gguf(model: str) -> bool:
         return False
 
 
-def read_gguf(path: Path) -> GgufFile:
+def read_gguf(path: Path) -> GgufModelFile:
     """Read and check the head of a GGUF file. No tensor is read.
 
     Raises:
@@ -140,7 +140,7 @@ class _Walk:
         self._at = 0
         self._elements = 0
 
-    def file(self) -> GgufFile:
+    def file(self) -> GgufModelFile:
         if (magic := self._bytes(4)) != MAGIC:
             raise self._wrong("the bytes 'GGUF'", repr(magic))
         version = self._number("<I")
@@ -149,7 +149,7 @@ class _Walk:
         n_tensors, n_keys = self._count("tensors", MAX_TENSORS), self._count("keys", MAX_KEYS)
         metadata = self._metadata(n_keys)
         tensors = tuple(self._tensor() for _ in range(n_tensors))
-        found = GgufFile(self._path, metadata, tensors)
+        found = GgufModelFile(self._path, metadata, tensors)
         self._check_names(found)
         self._check_sizes(found)
         self._check_data(found)
@@ -189,7 +189,7 @@ class _Walk:
         sizes = tuple(self._number("<Q") for _ in range(n))
         return GgufTensor(name, sizes, self._number("<I"), self._number("<Q"))
 
-    def _check_names(self, found: GgufFile) -> None:
+    def _check_names(self, found: GgufModelFile) -> None:
         if not isinstance(found.metadata.get("general.architecture"), str) or not found.architecture:
             raise self._wrong("'general.architecture' in the metadata", "none; it is no language model")
         twice = [name for name, n in Counter(tensor.name for tensor in found.tensors).items() if n > 1]
@@ -198,7 +198,7 @@ class _Walk:
         if (found.number("split.count") or 0) > 1:
             raise _one_of_several(self._path)  # a part that was renamed
 
-    def _check_sizes(self, found: GgufFile) -> None:
+    def _check_sizes(self, found: GgufModelFile) -> None:
         """Compare what the metadata says of the model's size with limits, and with the tensors."""
         blocks = found.number(f"{found.architecture}.block_count") or 0
         there = {tensor.name.split(".")[1] for tensor in found.tensors if tensor.name.startswith("blk.")}
@@ -210,7 +210,7 @@ class _Walk:
         if not 0 <= experts <= MAX_EXPERTS:
             raise self._wrong(f"at most {MAX_EXPERTS} experts", str(experts))
 
-    def _check_data(self, found: GgufFile) -> None:
+    def _check_data(self, found: GgufModelFile) -> None:
         """Compare every tensor's place with the end of the file."""
         block_of = _block_sizes()
         alignment = found.number("general.alignment") or 32

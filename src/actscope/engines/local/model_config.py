@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from actscope.engines.local.gguf_file import GgufFile, Value
+from actscope.engines.local.gguf_file import GgufModelFile, Value
 from actscope.engines.local.tokens import special_ids
 from actscope.errors import EngineError
 
@@ -31,7 +31,7 @@ _OWN_READERS = frozenset(("qwen35", "qwen35moe", "gpt-oss", "gpt_oss", "lfm2"))
 _TIED_ANYWAY = ("falcon", "bloom")
 
 
-def config_of(file: GgufFile, directory: str, name: str) -> PreTrainedConfig:
+def config_of(file: GgufModelFile, directory: str, name: str) -> PreTrainedConfig:
     """Return the config of a GGUF file `directory/name`, with its special tokens.
 
     Raises:
@@ -51,7 +51,7 @@ def config_of(file: GgufFile, directory: str, name: str) -> PreTrainedConfig:
     return config
 
 
-def check_whole(file: GgufFile, model: PreTrainedModel) -> None:
+def check_whole(file: GgufModelFile, model: PreTrainedModel) -> None:
     """Compare the number of weights in a file with those of the model that transformers makes of its metadata.
 
     Args:
@@ -71,7 +71,7 @@ def check_whole(file: GgufFile, model: PreTrainedModel) -> None:
         raise _left_out(file, f"{file.n_elements - described:,} weights more than {type(model).__name__} has")
 
 
-def _complete(file: GgufFile, config: PreTrainedConfig) -> None:
+def _complete(file: GgufModelFile, config: PreTrainedConfig) -> None:
     own: dict[str, Value] = {
         key.removeprefix(f"{file.architecture}."): value
         for key, value in file.metadata.items()
@@ -91,7 +91,7 @@ def _complete(file: GgufFile, config: PreTrainedConfig) -> None:
         _check_rotated(file, config, rope)
 
 
-def _check_rotated(file: GgufFile, config: PreTrainedConfig, rope: dict[str, float]) -> None:
+def _check_rotated(file: GgufModelFile, config: PreTrainedConfig, rope: dict[str, float]) -> None:
     """Compare how many dimensions of a head are rotated with what transformers will rotate."""
     stated = file.number(f"{file.architecture}.rope.dimension_count")
     head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
@@ -100,7 +100,7 @@ def _check_rotated(file: GgufFile, config: PreTrainedConfig, rope: dict[str, flo
         raise _left_out(file, f"{stated} rotated dimensions a head, where transformers rotates {int(head * share)},")
 
 
-def _left_out(file: GgufFile, what: str) -> EngineError:
+def _left_out(file: GgufModelFile, what: str) -> EngineError:
     return EngineError(
         f"{file.path}: it has {what}; transformers' reader of GGUF files leaves that out, and the model would compute something "
         "else. Give the model's directory or Hugging Face id instead"

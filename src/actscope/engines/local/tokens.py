@@ -11,7 +11,7 @@ import logging
 from collections.abc import Container, Sequence
 from typing import TYPE_CHECKING
 
-from actscope.engines.local.gguf_file import GgufFile
+from actscope.engines.local.gguf_file import GgufModelFile
 from actscope.errors import EngineError
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ _CONTROL = 3  # of `tokenizer.ggml.token_type`
 _ENDS = ("eos_token_id", "eot_token_id", "eom_token_id")
 
 
-def load_tokenizer(file: GgufFile, directory: str, name: str) -> PreTrainedTokenizerBase:
+def load_tokenizer(file: GgufModelFile, directory: str, name: str) -> PreTrainedTokenizerBase:
     """Build the tokenizer of a GGUF file `directory/name`, with its chat template.
 
     Raises:
@@ -51,7 +51,7 @@ def load_tokenizer(file: GgufFile, directory: str, name: str) -> PreTrainedToken
     return tokenizer
 
 
-def _control_tokens(file: GgufFile) -> list[str]:
+def _control_tokens(file: GgufModelFile) -> list[str]:
     """Return the tokens that stand for no text, such as the ends of turns."""
     types = file.metadata.get("tokenizer.ggml.token_type")
     tokens = file.strings("tokenizer.ggml.tokens")
@@ -60,7 +60,7 @@ def _control_tokens(file: GgufFile) -> list[str]:
     return [token for token, kind in zip(tokens, types, strict=True) if kind == _CONTROL]
 
 
-def special_ids(file: GgufFile) -> dict[str, int | list[int]]:
+def special_ids(file: GgufModelFile) -> dict[str, int | list[int]]:
     """Return `bos_token_id`, `eos_token_id` (a list if several end an answer) and `pad_token_id`, as far as the file has them."""
     ends = list(dict.fromkeys(i for key in _ENDS if (i := file.number(f"tokenizer.ggml.{key}")) is not None))
     found: dict[str, int | list[int] | None] = {
@@ -71,7 +71,7 @@ def special_ids(file: GgufFile) -> dict[str, int | list[int]]:
     return {name: value for name, value in found.items() if value is not None}
 
 
-def _set_cut(file: GgufFile, backend: Tokenizer) -> None:
+def _set_cut(file: GgufModelFile, backend: Tokenizer) -> None:
     """Set how text is cut before the merges of a byte-level tokenizer."""
     from tokenizers import pre_tokenizers
 
@@ -101,7 +101,7 @@ def _known_cuts() -> Container[str]:
     return known
 
 
-def _check_ids(file: GgufFile, tokenizer: PreTrainedTokenizerBase) -> None:
+def _check_ids(file: GgufModelFile, tokenizer: PreTrainedTokenizerBase) -> None:
     vocabulary = len(file.strings("tokenizer.ggml.tokens"))
     highest = max(tokenizer.get_vocab().values(), default=0)
     named = [i for value in special_ids(file).values() for i in (value if isinstance(value, list) else [value])]

@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.cache_utils import (
+
+from actscope.taps.text_model import input_device
     Cache,
     DynamicCache,
     DynamicLayer,
@@ -96,7 +98,7 @@ class Lanes:
 
     def forward(self, model: nn.Module, token_ids: np.ndarray, **options: int) -> Tensor:
         """Run the next n columns, `token_ids` int64 [lanes, n]. Returns the last column's logits [lanes, vocabulary]."""
-        device, calls = next(model.parameters()).device, self.calls
+        device, calls = input_device(model), self.calls
         padding = torch.tensor(self.padding, device=device)[:, None]
         columns = torch.arange(self.width + token_ids.shape[1], device=device)[None]
         if self.cache is None and calls.new_cache is not None:

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from actscope.engines.hf.lanes.lanes import Batching, Calls, Lanes
 from actscope.errors import EngineError
+from actscope.taps.text_model import input_device
 
 log = logging.getLogger("actscope.engine")
 
@@ -105,7 +106,7 @@ def _error(model: PreTrainedModel, calls: Calls, ids: np.ndarray) -> tuple[float
 
 def _plain(model: PreTrainedModel, ids: np.ndarray) -> Tensor:
     """Return the logits of one pass without a cache, [columns, vocabulary]."""
-    device = next(model.parameters()).device
+    device = input_device(model)
     logits: Tensor = model(input_ids=torch.from_numpy(ids)[None].to(device), use_cache=False).logits[0]
     return logits
 

@@ -16,8 +16,9 @@ from actscope.engines.vllm.truth.reading import Reading, Tensors, candidates, di
 from actscope.engines.vllm.truth.trial import BlockTrial, Trial, TrialRunner
 from actscope.errors import SiteError
 from actscope.sites import Site
-from actscope.taps.anatomy import Location, adopt, blocks, locate, named_summands, text_config
+from actscope.taps.anatomy import Location, adopt, locate, named_summands
 from actscope.taps.measured import BlockSum, explain
+from actscope.taps.text_model import blocks, text_config
 
 log = logging.getLogger("actscope.vllm")
 
