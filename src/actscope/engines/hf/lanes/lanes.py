@@ -16,8 +16,6 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.cache_utils import (
-
-from actscope.taps.text_model import input_device
     Cache,
     DynamicCache,
     DynamicLayer,
@@ -25,6 +23,8 @@ from actscope.taps.text_model import input_device
     LinearAttentionAndFullAttentionLayer,
     LinearAttentionAndSlidingWindowAttentionLayer,
 )
+
+from actscope.taps.text_model import input_device
 
 #: Arguments of forward that hold a cache or state, and fields of its output that return it.
 CACHE_NAMES = ("past_key_values", "cache_params", "state")
