@@ -54,7 +54,6 @@ def test_eight_chats_at_once_with_prefix_hits_score_as_transformers_does(
         Configuration(converted, compile=compile, arguments=arguments, environment=environment),  # type: ignore[arg-type]
     )
     found = card(engine)
-    assert found.model == NAME
     table = Control(found).table()
     assert set(table) == {probe.id for probe in PROBES}
     ring = Ring(found)
@@ -64,12 +63,14 @@ def test_eight_chats_at_once_with_prefix_hits_score_as_transformers_does(
     ring.close()
     engines.end()
     assert sum(one.having(RowFlag.CACHED).sum() for name, one in seen.items() if name.startswith("again")) > 200
+    streams: dict[tuple[int, ...], np.ndarray] = {}
     for i, prompt in enumerate(prompts):
         for name in (f"first-{i}", f"again-{i}"):
             rows, scores = seen[name].rows, seen[name].scores
             ids = rows["token_id"].tolist()
             assert rows["position"].tolist() == list(range(len(ids))) and ids[: len(prompt)] == prompt
-            stream = reference.resid_post(converted, ids)
+            if tuple(ids) not in streams:
+                streams[tuple(ids)] = reference.resid_post(converted, ids)
             for probe in PROBES:
-                expected = probe.score(stream[probe.info.layer])
+                expected = probe.score(streams[tuple(ids)][probe.info.layer])
                 np.testing.assert_allclose(scores[:, table[probe.id]["slot"]], expected, atol=TOLERANCE)

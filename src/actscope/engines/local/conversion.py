@@ -11,7 +11,7 @@ import shutil
 import sys
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypedDict, cast
 
 from actscope.engines.local.gguf_file import GgufModelFile, read_gguf
 from actscope.engines.local.model_config import check_whole, config_of
@@ -62,6 +62,13 @@ def converted(path: Path) -> Path:
             raise
         raise EngineError(f"{path}: cannot be converted: {error.filename or ''}: {error.strerror or error}") from error
     return directory
+
+
+class _LoadingReport(TypedDict):
+    """What transformers says of the weights that it did not find, or found in another shape (first the name)."""
+
+    missing_keys: set[str]
+    mismatched_keys: set[tuple[str, ...]]
 
 
 def place_of_content(sha256: str) -> Path:
@@ -116,14 +123,15 @@ def _write_model(file: GgufModelFile, to: Path) -> None:
         plain: PreTrainedModel = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
     check_whole(file, plain)
     tokenizer = load_tokenizer(file, str(to), _FILE)
-    options: dict[str, Any] = {
-        "gguf_file": _FILE,
-        "dtype": torch.float32,
-        "ignore_mismatched_sizes": True,
-        "output_loading_info": True,
-    }
-    found: Any = AutoModelForCausalLM.from_pretrained(to, config=config, **options)
-    loaded, report = found
+    found = AutoModelForCausalLM.from_pretrained(
+        to,
+        config=config,
+        gguf_file=_FILE,
+        dtype=torch.float32,
+        ignore_mismatched_sizes=True,
+        output_loading_info=True,
+    )
+    loaded, report = cast("tuple[PreTrainedModel, _LoadingReport]", found)
     _check_loaded(file, loaded, report)
     # `save_pretrained` refuses a model that came from GGUF, so its weights go into one that did not.
     plain.load_state_dict(loaded.state_dict(), assign=True)
@@ -134,9 +142,7 @@ def _write_model(file: GgufModelFile, to: Path) -> None:
     tokenizer.save_pretrained(to)
 
 
-def _check_loaded(
-    file: GgufModelFile, model: PreTrainedModel, report: dict[str, set[str] | set[tuple[str, ...]]]
-) -> None:
+def _check_loaded(file: GgufModelFile, model: PreTrainedModel, report: _LoadingReport) -> None:
     """Raise EngineError if a weight was not in the file, did not fit, or is not finite. transformers draws such at random."""
     lacking = [*report["missing_keys"], *(key[0] for key in report["mismatched_keys"])]
     if lacking:
