@@ -176,9 +176,9 @@ class Model(nn.Module):
         if not isinstance(self.norm, AddNorm):
             return self.norm(hidden)  # type: ignore[no-any-return]
         last = (hidden, residual) if isinstance(self.layers[0], Pending | Parallel) else (hidden,)
-        out: Any = self.norm(*(last[::-1] if isinstance(self.layers[0], Swapped) else last))
-        normed: Tensor = out[0] if isinstance(out, tuple) else out
-        return normed
+        normed: Any = self.norm(*(last[::-1] if isinstance(self.layers[0], Swapped) else last))
+        first: Tensor = normed[0] if isinstance(normed, tuple) else normed
+        return first
 
 
 class FirstOf(nn.Module):

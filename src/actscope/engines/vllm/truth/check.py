@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import logging
 import re
+import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -64,7 +65,7 @@ def examine(runner: TrialRunner, model: nn.Module, sites: Iterable[Site]) -> Ver
     wanted = list(dict.fromkeys(sites))
     if not wanted:
         return Verdicts({}, {})
-    check: _Check | None = None
+    began = time.monotonic()
     try:
         check = _Check(runner, model, wanted)
         check.run()
@@ -79,6 +80,10 @@ def examine(runner: TrialRunner, model: nn.Module, sites: Iterable[Site]) -> Ver
     found = _agreed(found, samples, _SLACK * tolerance(runner.model_config.dtype))
     refused = {site.name: why for site, why in found.items() if isinstance(why, str)}
     _report(refused, model)
+    seconds = time.monotonic() - began
+    log.info(
+        "truth check: %d sites are read, %d are refused (%.1f s)", len(wanted) - len(refused), len(refused), seconds
+    )
     return Verdicts({site: tap for site, tap in found.items() if isinstance(tap, Tap)}, refused)
 
 
