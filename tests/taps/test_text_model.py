@@ -392,11 +392,12 @@ class _Wrapper(nn.Module):
 
 def test_wrappers_are_looked_through() -> None:
     model = llama(3)
+    inner, expected = model.model, list(model.model.layers)
     wrappers: list[Any] = [_Wrapper(model), torch.compile(model, backend="eager"), _Wrapper(_Wrapper(model))]
     for wrapped in wrappers:
         assert unwrapped(wrapped) is model
-        assert blocks(wrapped) == list(model.model.layers)
-        assert text_model(wrapped) is model.model
+        assert blocks(wrapped) == expected
+        assert text_model(wrapped) is inner
 
 
 def test_a_copy_has_blocks_of_its_own() -> None:
