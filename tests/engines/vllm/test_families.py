@@ -20,7 +20,18 @@ SITES = ",".join(["embed", *(f"all.{point}" for point in POINTS), "final_norm"])
 #: As in `mixed`: the largest difference from the reference, as a share of the reference's largest number.
 TOLERANCE = 1e-4
 #: All of whose points are right; the last five run on vLLM's Transformers backend.
-RIGHT: tuple[str, ...] = ("stablelm", "cohere", "glm4", "granite", "falcon", "olmo", "gpt_neox", "phi", "starcoder2", "smollm3")
+RIGHT: tuple[str, ...] = (
+    "stablelm",
+    "cohere",
+    "glm4",
+    "granite",
+    "falcon",
+    "olmo",
+    "gpt_neox",
+    "phi",
+    "starcoder2",
+    "smollm3",
+)
 COMPILED: tuple[str, ...] = ("stablelm", "smollm3")
 #: Models on two ranks: whose points are all right there, and whose blocks add partial sums.
 WHOLE, PARTIAL = ("stablelm",) if ALL else (), ("falcon", "cohere") if ALL else ("falcon",)
