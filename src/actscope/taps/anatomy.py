@@ -237,7 +237,7 @@ def _adding_by_name(block: nn.Module, site: Site) -> Location:
     if found is None:
         children = ", ".join(name for name, _ in block.named_children())
         raise SiteError(f"{site}: expected a child named one of {', '.join(_ADDING[site.point])}, found {children}")
-    return Location(found, "output", _factor(block))
+    return Location(found, "output", scale=_factor(block))
 
 
 def _norm_behind(block: nn.Module, point: str) -> nn.Module | None:
@@ -261,7 +261,7 @@ def _adding_by_value(block: nn.Module, site: Site, measured: BlockSum | None) ->
     found = [summand for summand in measured.summands if summand.kind == site.point]
     module = _first(block, [found[0].path]) if len(found) == 1 else None
     if module is not None:
-        return Location(module, "output", found[0].scale)
+        return Location(module, "output", scale=found[0].scale)
     added = " + ".join(f"{s.scale:g} x {s.path} ({s.kind})" for s in measured.summands)
     raise SiteError(f"{site}: no output of one module of {kind}, which adds {added}; name modules by their paths")
 
