@@ -22,7 +22,7 @@ SHAPE = (len(LANES), _TIME)
 
 
 @dataclass(frozen=True, slots=True)
-class Ran:
+class CaseRun:
     """What one case fed and gave.
 
     Attributes:
@@ -68,11 +68,11 @@ def is_encoder_decoder(model: nn.Module) -> bool:
     return bool(getattr(getattr(model, "config", None), "is_encoder_decoder", False))
 
 
-def plain(model: nn.Module) -> Ran:
+def plain(model: nn.Module) -> CaseRun:
     """Run one pass over two texts of equal length."""
     ids = _batch()
     run_plain(model)
-    return Ran(_rows(ids), (0, 0), renamed=is_encoder_decoder(model))
+    return CaseRun(_rows(ids), (0, 0), renamed=is_encoder_decoder(model))
 
 
 def run_plain(model: nn.Module, **more: bool) -> object:
@@ -85,17 +85,17 @@ def run_plain(model: nn.Module, **more: bool) -> object:
         return model(input_ids=ids, **more)
 
 
-def left_padded(model: nn.Module) -> Ran:
+def left_padded(model: nn.Module) -> CaseRun:
     """Run one pass over two texts of different lengths, padded on the left."""
     texts, ids, mask = _padded()
     if is_encoder_decoder(model):
         raise CannotRun("the decoder of an encoder-decoder begins all texts in one column")
     with torch.no_grad():
         model(input_ids=ids, attention_mask=mask)
-    return Ran(tuple(map(tuple, texts)), tuple(max(_LENGTHS) - n for n in _LENGTHS))
+    return CaseRun(tuple(map(tuple, texts)), tuple(max(_LENGTHS) - n for n in _LENGTHS))
 
 
-def generate(model: nn.Module) -> Ran:
+def generate(model: nn.Module) -> CaseRun:
     """Generate greedily from two left-padded texts."""
     texts, ids, mask = _padded()
     run = getattr(model, "generate", None)
@@ -110,15 +110,15 @@ def generate(model: nn.Module) -> Ran:
     if not isinstance(text, Tensor) or text.ndim != 2:
         raise CannotRun(f"generate() gave {type(out).__name__}, not token ids")
     if is_encoder_decoder(model):
-        return Ran(tuple(tuple(row[:-1]) for row in text.tolist()), (0, 0), text, renamed=True)
+        return CaseRun(tuple(tuple(row[:-1]) for row in text.tolist()), (0, 0), text, renamed=True)
     skipped = tuple(max(_LENGTHS) - n for n in _LENGTHS)
     rows = tuple(tuple(row[skip:-1]) for row, skip in zip(text.tolist(), skipped, strict=True))
     if any(list(row[: len(given)]) != given for row, given in zip(rows, texts, strict=True)):
         raise CannotRun("generate() does not give the prompt back")
-    return Ran(rows, skipped, text)
+    return CaseRun(rows, skipped, text)
 
 
-def chunked(model: nn.Module) -> Ran:
+def chunked(model: nn.Module) -> CaseRun:
     """Run two texts in three passes over a key-value cache."""
     ids = _batch()
     if is_encoder_decoder(model):
@@ -133,14 +133,14 @@ def chunked(model: nn.Module) -> Ran:
         if not hasattr(cache, "get_seq_length"):
             raise CannotRun("the model gives no key-value cache")
         begin += n
-    return Ran(_rows(ids), (0, 0))
+    return CaseRun(_rows(ids), (0, 0))
 
 
 def _rows(ids: Tensor) -> tuple[tuple[int, ...], ...]:
     return tuple(tuple(row) for row in ids.tolist())
 
 
-RUN: dict[CaseName, Callable[[nn.Module], Ran]] = {
+RUN: dict[CaseName, Callable[[nn.Module], CaseRun]] = {
     "plain": plain,
     "left_padded": left_padded,
     "generate": generate,
@@ -148,7 +148,7 @@ RUN: dict[CaseName, Callable[[nn.Module], Ran]] = {
 }
 
 
-def lanes_of(passes: Sequence[dict[str, Tensor]], ran: Ran, site: str) -> list[Tensor] | None:
+def lanes_of(passes: Sequence[dict[str, Tensor]], ran: CaseRun, site: str) -> list[Tensor] | None:
     """Return the newest value of each position at a site, [positions, d] by lane; None if the passes do not say.
 
     Each pass continues the texts where the one before ended, or computes them again from their first column.

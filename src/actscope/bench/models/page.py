@@ -28,7 +28,7 @@ class Point(TypedDict):
     reasons: list[str]
 
 
-class Entry(TypedDict):
+class EntryJson(TypedDict):
     """An architecture in a result file."""
 
     name: str
@@ -43,11 +43,11 @@ class Entry(TypedDict):
     seconds: float
 
 
-class Report(TypedDict):
+class MatrixReport(TypedDict):
     """A result file of `actscope bench models --json`."""
 
     versions: dict[str, str]
-    architectures: list[Entry]
+    architectures: list[EntryJson]
 
 
 def newest(runs: Path, name: str) -> Path | None:
@@ -56,7 +56,7 @@ def newest(runs: Path, name: str) -> Path | None:
     return found[-1] if found else None
 
 
-def page(report: Report, source: str) -> str:
+def page(report: MatrixReport, source: str) -> str:
     """Return the page for a report. `source` is the path of its file from docs/."""
     entries = report["architectures"]
     versions = report["versions"]
@@ -107,7 +107,7 @@ batch, `generate`, and a prompt in chunks over a cache; · is a way in which the
 """
 
 
-def _table(entries: Sequence[Entry]) -> str:
+def _table(entries: Sequence[EntryJson]) -> str:
     head = ["model type", "verdict", *(f"`{column}`" for column in COLUMNS), *_CASE_NAMES.values()]
     lines = [head, ["---"] * len(head)]
     for one in sorted(entries, key=lambda entry: entry["name"]):
@@ -118,7 +118,7 @@ def _table(entries: Sequence[Entry]) -> str:
     return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
 
 
-def _absent(entry: Entry) -> set[str]:
+def _absent(entry: EntryJson) -> set[str]:
     """Return the points that some blocks do not have: attention where all others have a mixer, and the reverse."""
     points = entry["points"]
     found = {name: points[name]["right"] for name in ("attn_out", "mixer_out") if name in points}
@@ -142,7 +142,7 @@ def _case_mark(told: str) -> str:
     return {"": "", "right": "✓", "cannot": "·", "refused": "no", "wrong": "✗"}[told.partition(":")[0]]
 
 
-def _refusals(entries: Iterable[Entry]) -> str:
+def _refusals(entries: Iterable[EntryJson]) -> str:
     """Return the reasons of refusals, each with the architectures and points that it concerns."""
     reasons: dict[str, dict[str, None]] = {}
     for one in entries:
@@ -180,7 +180,7 @@ def _cell(text: str) -> str:
     return text.replace("|", "\\|").replace("\n", " ")
 
 
-def _cannot(entries: Iterable[Entry]) -> str:
+def _cannot(entries: Iterable[EntryJson]) -> str:
     chosen = [one for one in entries if one["verdict"] in ("cannot", "wrong")]
     if not chosen:
         return ""
@@ -194,7 +194,7 @@ def _cannot(entries: Iterable[Entry]) -> str:
 # --- hidden_states ----------------------------------------------------------------------------------------------------------
 
 
-def pattern_of(entry: Entry) -> str:
+def pattern_of(entry: EntryJson) -> str:
     """Return which sites `hidden_states` of an architecture holds, in words; "" if it has none or no site was delivered."""
     states = entry["hidden_states"]
     if not states or not any(states):
@@ -220,7 +220,7 @@ def _preferred(names: Sequence[str]) -> str:
     return order[0] if order else ""
 
 
-def _hidden_states(entries: Iterable[Entry]) -> str:
+def _hidden_states(entries: Iterable[EntryJson]) -> str:
     patterns: dict[str, list[str]] = {}
     for one in entries:
         if one["verdict"] == "right" and (pattern := pattern_of(one)):
@@ -247,7 +247,7 @@ def main(root: Path) -> int:
     if found is None:
         print(f"no models.json below {root / 'bench' / 'runs'}: run make models")
         return 1
-    report: Report = json.loads(found.read_text())
+    report: MatrixReport = json.loads(found.read_text())
     (root / "docs" / "models.md").write_text(page(report, f"../{found.relative_to(root)}"))
     print(f"docs/models.md: written from {found.relative_to(root)}")
     return 0

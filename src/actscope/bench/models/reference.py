@@ -19,7 +19,7 @@ _NORM = re.compile(r"norm|^ln|_ln", re.IGNORECASE)
 
 
 @dataclass(slots=True)
-class Call:
+class ModuleCall:
     """One call of a module: its path, when it began and ended, and copies of what it took and gave."""
 
     path: str
@@ -64,10 +64,10 @@ def tensor_in(value: object) -> Tensor | None:
 
 
 @contextmanager
-def calls_of(model: nn.Module) -> Iterator[list[Call]]:
+def calls_of(model: nn.Module) -> Iterator[list[ModuleCall]]:
     """Record every call of every module in the body, with copies of its tensors."""
-    calls: list[Call] = []
-    running: list[Call] = []
+    calls: list[ModuleCall] = []
+    running: list[ModuleCall] = []
     clock = [0]
 
     def before(path: str) -> Callable[..., None]:
@@ -75,7 +75,7 @@ def calls_of(model: nn.Module) -> Iterator[list[Call]]:
             tensors = [value for value in (*args, *kwargs.values()) if (tensor_in(value) is not None)]
             taken = tuple(found.clone() for value in tensors if (found := tensor_in(value)) is not None)
             clock[0] += 1
-            running.append(Call(path, clock[0], taken=taken))
+            running.append(ModuleCall(path, clock[0], taken=taken))
 
         return hook
 
@@ -102,7 +102,9 @@ def calls_of(model: nn.Module) -> Iterator[list[Call]]:
             handle.remove()
 
 
-def find_stream(model: nn.Module, calls: Sequence[Call], shape: tuple[int, int], within: str = "") -> Stream | None:
+def find_stream(
+    model: nn.Module, calls: Sequence[ModuleCall], shape: tuple[int, int], within: str = ""
+) -> Stream | None:
     """Find the residual stream in the calls of one pass over tokens of this shape; None if no list of modules is a chain.
 
     Args:
@@ -111,7 +113,7 @@ def find_stream(model: nn.Module, calls: Sequence[Call], shape: tuple[int, int],
         shape: (batch, time) of the tokens, two different numbers.
         within: Path of the part of the model that holds the blocks, such as a decoder; "" is all of it.
     """
-    by_path: dict[str, list[Call]] = {}
+    by_path: dict[str, list[ModuleCall]] = {}
     for call in calls:
         by_path.setdefault(call.path, []).append(call)
     found: list[tuple[bool, int, int, tuple[str, ...], bool]] = []
@@ -136,7 +138,9 @@ def _below(path: str, parent: str) -> bool:
     return not parent or path == parent or path.startswith(f"{parent}.")
 
 
-def _chain(paths: tuple[str, ...], by_path: dict[str, list[Call]], shape: tuple[int, int]) -> tuple[bool, bool] | None:
+def _chain(
+    paths: tuple[str, ...], by_path: dict[str, list[ModuleCall]], shape: tuple[int, int]
+) -> tuple[bool, bool] | None:
     """Return (joined, time first) if most of these modules ran, once and in order, on rows of this shape; else None."""
     calls = [by_path[path] for path in paths if path in by_path]
     if 2 * len(calls) <= len(paths) or any(len(one) != 1 for one in calls):
@@ -159,13 +163,13 @@ def _same(one: Tensor | None, other: Tensor | None) -> bool:
 
 
 def _final_norm(
-    model: nn.Module, calls: Sequence[Call], by_path: dict[str, list[Call]], blocks: tuple[str, ...]
+    model: nn.Module, calls: Sequence[ModuleCall], by_path: dict[str, list[ModuleCall]], blocks: tuple[str, ...]
 ) -> tuple[str, bool]:
     """Return the path of the norm that takes the last block's output, or "", and whether the last block holds it."""
     last = by_path[blocks[-1]][0]
     assert last.given is not None
     head = _input_of_head(model, by_path)
-    outside: list[tuple[bool, Call]] = []
+    outside: list[tuple[bool, ModuleCall]] = []
     for call in calls:
         named = _NORM.search(call.path.rpartition(".")[2]) or _NORM.search(
             type(model.get_submodule(call.path)).__name__
@@ -186,7 +190,7 @@ def _flat(value: Tensor | None) -> Tensor | None:
     return None if value is None else value.reshape(-1, value.shape[-1])
 
 
-def _input_of_head(model: nn.Module, by_path: dict[str, list[Call]]) -> Tensor | None:
+def _input_of_head(model: nn.Module, by_path: dict[str, list[ModuleCall]]) -> Tensor | None:
     get = getattr(model, "get_output_embeddings", None)
     head = get() if callable(get) else None
     path = next((path for path, module in model.named_modules() if module is head), None)

@@ -11,8 +11,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
-import actscope
-from actscope.capture.session import Capture
+from actscope.capture.session import Capture, capture
 from actscope.errors import SiteError
 from actscope.frames import RowSink, Step
 from actscope.sites import OUTER, POINTS
@@ -28,7 +27,7 @@ class Row:
     values: Tensor
 
 
-class Rows(RowSink):
+class RowStore(RowSink):
     """Keeps the newest row of each request, site and position."""
 
     def __init__(self) -> None:
@@ -60,7 +59,7 @@ class Rows(RowSink):
 class Captured:
     """What one capture gave: its rows, its warnings, and its counts of rows that were not delivered."""
 
-    rows: Rows = field(default_factory=Rows)
+    rows: RowStore = field(default_factory=RowStore)
     said: list[str] = field(default_factory=list)
     reasons: dict[str, int] = field(default_factory=dict)
     faults: int = 0
@@ -83,7 +82,7 @@ def capturing(model: nn.Module, sites: list[str]) -> Iterator[tuple[Captured, Ca
     captured = Captured()
     with (
         warnings_of_product(captured.said),
-        actscope.capture(model, sites=",".join(sites), recorder=captured.rows) as cap,
+        capture(model, sites=",".join(sites), recorder=captured.rows) as cap,
     ):
         yield captured, cap
     stats = cap.stats()
@@ -97,7 +96,7 @@ def offered(model: nn.Module, n_layers: int) -> tuple[list[str], dict[str, str]]
     refused: dict[str, str] = {}
     for name in names:
         try:
-            actscope.capture(model, sites=name, recorder=Rows())
+            capture(model, sites=name, recorder=RowStore())
         except SiteError as error:
             refused[name] = str(error)
         else:
