@@ -111,7 +111,7 @@ def check_parts(
     mixer) and MLP are both there.
 
     Args:
-        rows: RowStore of the plain pass.
+        rows: Rows of the plain pass.
         ran: What it fed.
         n_layers: Number of blocks.
         delivered: Sites with rows.
