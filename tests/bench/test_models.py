@@ -19,8 +19,8 @@ from actscope.bench.models import page, results
 from actscope.bench.models.architectures import Architecture
 from actscope.bench.models.examine import examine
 from actscope.bench.models.isolated import ChildFailed, run_isolated
-from actscope.bench.models.rows import CapturedRows
-from actscope.bench.models.verdicts import ArchitectureResult
+from actscope.bench.models.rows import RowStore
+from actscope.bench.models.verdicts import MatrixEntry
 from actscope.frames import Step
 
 ROOT = Path(__file__).parents[2]
@@ -55,11 +55,11 @@ def test_an_unknown_architecture_is_refused_with_what_to_give() -> None:
     assert "no architecture of transformers is called 'lama'" in done.stderr.replace("\n", " ")
 
 
-def spoiled(site: str, spoil: Callable[[Tensor], Tensor]) -> Callable[[CapturedRows, Step, str, Tensor], None]:
-    """A `Rows.put` whose rows of one site are spoiled."""
-    put = CapturedRows.put
+def spoiled(site: str, spoil: Callable[[Tensor], Tensor]) -> Callable[[RowStore, Step, str, Tensor], None]:
+    """A `RowStore.put` whose rows of one site are spoiled."""
+    put = RowStore.put
 
-    def changed(self: CapturedRows, step: Step, name: str, rows: Tensor) -> None:
+    def changed(self: RowStore, step: Step, name: str, rows: Tensor) -> None:
         put(self, step, name, spoil(rows) if name == site else rows)
 
     return changed
@@ -69,7 +69,7 @@ def spoiled(site: str, spoil: Callable[[Tensor], Tensor]) -> Callable[[CapturedR
     "site", ["embed", "layers.1.resid_pre", "layers.2.resid_post", "final_norm", "layers.3.mlp_out"]
 )
 def test_a_row_that_is_off_by_a_thousandth_is_wrong(site: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(CapturedRows, "put", spoiled(site, lambda rows: rows + 1e-3 * rows.abs().max()))
+    monkeypatch.setattr(RowStore, "put", spoiled(site, lambda rows: rows + 1e-3 * rows.abs().max()))
     entry = examine(LLAMA)
     assert entry.verdict == "wrong"
     point = site.rpartition(".")[2]
@@ -79,26 +79,26 @@ def test_a_row_that_is_off_by_a_thousandth_is_wrong(site: str, monkeypatch: pyte
 
 def test_rows_of_the_wrong_part_are_wrong_although_the_sum_holds(monkeypatch: pytest.MonkeyPatch) -> None:
     """attn_out and mlp_out exchanged."""
-    put, names = CapturedRows.put, {"layers.1.attn_out": "layers.1.mlp_out", "layers.1.mlp_out": "layers.1.attn_out"}
+    put, names = RowStore.put, {"layers.1.attn_out": "layers.1.mlp_out", "layers.1.mlp_out": "layers.1.attn_out"}
 
-    def exchanged(self: CapturedRows, step: Step, name: str, rows: Tensor) -> None:
+    def exchanged(self: RowStore, step: Step, name: str, rows: Tensor) -> None:
         put(self, step, names.get(name, name), rows)
 
-    monkeypatch.setattr(CapturedRows, "put", exchanged)
+    monkeypatch.setattr(RowStore, "put", exchanged)
     entry = examine(LLAMA)
     assert entry.verdict == "wrong"
     assert "changes with the block's MLP" in entry.reason
 
 
 def test_rows_of_another_position_are_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(CapturedRows, "put", spoiled("layers.0.resid_post", lambda rows: rows.roll(1, 0)))
+    monkeypatch.setattr(RowStore, "put", spoiled("layers.0.resid_post", lambda rows: rows.roll(1, 0)))
     assert examine(LLAMA).verdict == "wrong"
 
 
 def test_rows_that_are_missing_without_a_word_are_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
-    put = CapturedRows.put
+    put = RowStore.put
     monkeypatch.setattr(
-        CapturedRows, "put", lambda self, step, name, rows: None if "post" in name else put(self, step, name, rows)
+        RowStore, "put", lambda self, step, name, rows: None if "post" in name else put(self, step, name, rows)
     )
     entry = examine(LLAMA)
     assert entry.verdict == "wrong"
@@ -133,8 +133,8 @@ def test_a_child_that_crashes_hangs_raises_or_takes_too_much_memory_is_told() ->
 
 
 def test_a_wrong_architecture_fails_the_run_and_a_whole_run_needs_150_right_ones() -> None:
-    right = [ArchitectureResult(f"a{i}", "causal", verdict="right").to_json() for i in range(150)]
-    wrong = ArchitectureResult("b", "causal", verdict="wrong").to_json()
+    right = [MatrixEntry(f"a{i}", "causal", verdict="right").to_json() for i in range(150)]
+    wrong = MatrixEntry("b", "causal", verdict="wrong").to_json()
     assert all(result["ok"] for result in results(right, "transformers", whole=True))
     assert not all(result["ok"] for result in results(right[1:], "transformers", whole=True))
     assert all(result["ok"] for result in results(right[:1], "transformers", whole=False))

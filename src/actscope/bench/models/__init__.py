@@ -26,7 +26,7 @@ from actscope.errors import SettingsError
 
 if TYPE_CHECKING:
     from actscope.bench.models.architectures import Architecture
-    from actscope.bench.models.verdicts import ArchitectureResult
+    from actscope.bench.models.verdicts import MatrixEntry
 
 ENGINES = ("hf", "vllm")
 #: Limits of one architecture, by engine: CPU seconds, and memory.
@@ -35,7 +35,7 @@ MEMORY_BYTES = {"transformers": 8 << 30, "vllm": 32 << 30}
 #: Fewest right architectures of a whole run, by name of the count.
 BARS = {"transformers_right": 150, "vllm_right": 45}
 
-#: An entry of the matrix, as JSON (`verdicts.ArchitectureResult`).
+#: An entry of the matrix, as JSON (`verdicts.MatrixEntry`).
 EntryJson = Mapping[str, object]
 
 
@@ -128,7 +128,7 @@ def first_taken(tries: Iterable[EntryJson]) -> EntryJson:
     return entry
 
 
-def _json(work: Callable[..., ArchitectureResult], *arguments: object) -> EntryJson:
+def _json(work: Callable[..., MatrixEntry], *arguments: object) -> EntryJson:
     return work(*arguments).to_json()
 
 
@@ -174,14 +174,14 @@ def warm_up() -> None:
 def _examined(architecture: Architecture, engine: str, work: Callable[[], EntryJson]) -> EntryJson:
     """Examine one architecture in a child."""
     from actscope.bench.models.isolated import ChildFailed, run_isolated
-    from actscope.bench.models.verdicts import ArchitectureResult
+    from actscope.bench.models.verdicts import MatrixEntry
 
     begun = time.perf_counter()
     try:
         found = run_isolated(work, cpu_seconds=CPU_SECONDS[engine], memory_bytes=MEMORY_BYTES[engine])
     except ChildFailed as why:
         spent = round(time.perf_counter() - begun, 2)
-        return ArchitectureResult(
+        return MatrixEntry(
             architecture.name, architecture.kind, engine, reason=f"not examined: {why}", seconds=spent
         ).to_json()
     assert isinstance(found, dict)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from actscope.bench.models.cases import CaseRun
-from actscope.bench.models.rows import CapturedRows, Row
+from actscope.bench.models.rows import Row, RowStore
 from actscope.sites import POINTS
 
 Status = Literal["right", "refused", "wrong", "unchecked"]
@@ -30,7 +30,7 @@ _MLP = re.compile(
 
 
 @dataclass(frozen=True, slots=True)
-class PointFinding:
+class SiteFinding:
     """What is known of one site in one case."""
 
     site: str
@@ -53,12 +53,12 @@ def off_by(found: Tensor, right: Tensor) -> float:
     return deviation if deviation == deviation else float("inf")
 
 
-def rows_at(rows: CapturedRows, site: str, ran: CaseRun) -> list[Mapping[int, Row]]:
+def rows_at(rows: RowStore, site: str, ran: CaseRun) -> list[Mapping[int, Row]]:
     """Return the rows of a site by lane and position."""
     return [rows.of.get(name, {}).get(site, {}) for name in _names(rows, site, ran)]
 
 
-def _names(rows: CapturedRows, site: str, ran: CaseRun) -> list[str]:
+def _names(rows: RowStore, site: str, ran: CaseRun) -> list[str]:
     """Return the request of each lane. If they may be renamed, it is the one with the lane's tokens."""
     if not ran.renamed:
         return list(ran.lanes)
@@ -76,36 +76,34 @@ def stacked(lanes: Sequence[Mapping[int, Row]]) -> list[Tensor]:
 
 
 def check_site(
-    rows: CapturedRows, site: str, ran: CaseRun, reference: Sequence[Tensor] | None, said: str, tolerance: float = COPY
-) -> PointFinding:
+    rows: RowStore, site: str, ran: CaseRun, reference: Sequence[Tensor] | None, said: str, tolerance: float = COPY
+) -> SiteFinding:
     """Check labels and values of one site. Rows that are missing are refused if the product said why, and wrong otherwise."""
     lanes = rows_at(rows, site, ran)
     others = [name for name, known in rows.of.items() if name not in _names(rows, site, ran) and known.get(site)]
     if others and not ran.renamed:
-        return PointFinding(site, "wrong", f"rows are labelled as of request {others[0]}, which nobody began")
+        return SiteFinding(site, "wrong", f"rows are labelled as of request {others[0]}, which nobody began")
     missing = False
     for name, lane, tokens in zip(ran.lanes, lanes, ran.tokens, strict=True):
         positions, wanted = sorted(lane), range(len(tokens))
         if not set(positions) <= set(wanted):
-            return PointFinding(site, "wrong", f"lane {name}: positions {positions}, expected 0 to {len(tokens) - 1}")
+            return SiteFinding(site, "wrong", f"lane {name}: positions {positions}, expected 0 to {len(tokens) - 1}")
         fed, right = [lane[position].token for position in positions], [tokens[position] for position in positions]
         if fed != right:
-            return PointFinding(site, "wrong", f"lane {name}: token ids {fed}, expected {right}")
+            return SiteFinding(site, "wrong", f"lane {name}: token ids {fed}, expected {right}")
         missing |= len(positions) < len(wanted)
     if missing:
         silent = "rows are missing" if any(lanes) else "no rows were delivered"
-        return PointFinding(site, "refused" if said else "wrong", said or f"{silent}, and nothing says so")
+        return SiteFinding(site, "refused" if said else "wrong", said or f"{silent}, and nothing says so")
     if reference is None:
-        return PointFinding(site, "unchecked", "no reference was found")
+        return SiteFinding(site, "unchecked", "no reference was found")
     off = max(off_by(found, right) for found, right in zip(stacked(lanes), reference, strict=True))
-    return PointFinding(
-        site, "right" if off <= tolerance else "wrong", "" if off <= tolerance else "values differ", off
-    )
+    return SiteFinding(site, "right" if off <= tolerance else "wrong", "" if off <= tolerance else "values differ", off)
 
 
 def check_parts(
-    rows: CapturedRows, ran: CaseRun, n_layers: int, delivered: set[str], states: Sequence[Sequence[Tensor]]
-) -> list[PointFinding]:
+    rows: RowStore, ran: CaseRun, n_layers: int, delivered: set[str], states: Sequence[Sequence[Tensor]]
+) -> list[SiteFinding]:
     """Check that the parts of each block are what is added to the stream.
 
     They are right if `resid_pre` and all delivered parts sum to `resid_post`. Where they do not (a part was refused, or the block
@@ -135,11 +133,11 @@ def check_parts(
         ]
         for site, value in zip(parts, values, strict=True):
             if off <= SUM or _is_difference(value, known):
-                findings.append(PointFinding(site, "right", "", off if off <= SUM else 0.0))
+                findings.append(SiteFinding(site, "right", "", off if off <= SUM else 0.0))
             elif len(parts) > 1:
-                findings.append(PointFinding(site, "wrong", "resid_pre and the parts do not sum to resid_post", off))
+                findings.append(SiteFinding(site, "wrong", "resid_pre and the parts do not sum to resid_post", off))
             else:
-                findings.append(PointFinding(site, "unchecked", "the block's other part was refused"))
+                findings.append(SiteFinding(site, "unchecked", "the block's other part was refused"))
     return findings
 
 

@@ -23,7 +23,7 @@ from actscope.bench.models.cases import (
 )
 from actscope.bench.models.checks import (
     PARTS,
-    PointFinding,
+    SiteFinding,
     check_parts,
     check_site,
     disturbed,
@@ -34,16 +34,16 @@ from actscope.bench.models.checks import (
 )
 from actscope.bench.models.reference import ModuleCall, Stream, calls_of, find_stream, watching
 from actscope.bench.models.rows import Captured, capturing, offered, reason_for
-from actscope.bench.models.verdicts import ArchitectureResult, decide, summary_of
+from actscope.bench.models.verdicts import MatrixEntry, decide, summary_of
 from actscope.errors import ActscopeError
 
 _EQUAL = 1e-6
 
 
-def examine(architecture: Architecture) -> ArchitectureResult:
+def examine(architecture: Architecture) -> MatrixEntry:
     """Return the result of one architecture with transformers. Nothing but a crash of the process raises."""
     begun = time.perf_counter()
-    entry = ArchitectureResult(architecture.name, architecture.kind)
+    entry = MatrixEntry(architecture.name, architecture.kind)
     try:
         model = build(architecture)
     except Exception as error:  # a class of transformers may fail in any way
@@ -81,7 +81,7 @@ class _Examination:
     """The checks of one model, whose results go to its entry."""
 
     def __init__(
-        self, model: nn.Module, entry: ArchitectureResult, calls: Sequence[ModuleCall], stream: Stream | None
+        self, model: nn.Module, entry: MatrixEntry, calls: Sequence[ModuleCall], stream: Stream | None
     ) -> None:
         self._model = model
         self._entry = entry
@@ -98,7 +98,7 @@ class _Examination:
             own = [site for site in (*self._sites, *self._refused) if site.startswith(f"layers.{layer}.")]
             self._sites = [site for site in self._sites if site not in own]
             self._refused |= dict.fromkeys(own, "the model does not run this block on text alone")
-        findings = [PointFinding(site, "refused", why) for site, why in self._refused.items()]
+        findings = [SiteFinding(site, "refused", why) for site, why in self._refused.items()]
         if not any(site.endswith("resid_post") for site in self._sites):
             self._entry.add_points(findings)
             return
@@ -106,7 +106,7 @@ class _Examination:
             self._entry.cases[case] = self._case(case, findings)
         self._entry.add_points(findings)
 
-    def _case(self, case: CaseName, findings: list[PointFinding]) -> str:
+    def _case(self, case: CaseName, findings: list[SiteFinding]) -> str:
         """Run one case without and with the product, and return its result. Findings of the plain pass are collected."""
         try:
             bare = RUN[case](self._model)
@@ -130,7 +130,7 @@ class _Examination:
             self._entry.hidden_states = self._table(captured, ran)
         return summary_of(found)
 
-    def _captured(self, case: CaseName) -> tuple[list[PointFinding], Captured, CaseRun]:
+    def _captured(self, case: CaseName) -> tuple[list[SiteFinding], Captured, CaseRun]:
         if self._stream is None:
             with capturing(self._model, self._sites) as (captured, cap), cap.request(list(LANES)):
                 ran = RUN[case](self._model)
@@ -156,7 +156,7 @@ class _Examination:
 
     # --- the plain pass ---------------------------------------------------------------------------------------------------
 
-    def _parts(self, captured: Captured, ran: CaseRun, found: Sequence[PointFinding]) -> list[PointFinding]:
+    def _parts(self, captured: Captured, ran: CaseRun, found: Sequence[SiteFinding]) -> list[SiteFinding]:
         missing = {finding.site for finding in found if finding.status == "refused"}
         delivered = {site for site in self._sites if site not in missing and any(rows_at(captured.rows, site, ran))}
         if self._stream is None:
@@ -176,7 +176,7 @@ class _Examination:
         ]
         return [value.transpose(0, 1) if self._stream.time_first and value.ndim == 3 else value for value in taken]
 
-    def _kinds(self, layer: int, delivered: set[str], captured: Captured, ran: CaseRun) -> list[PointFinding]:
+    def _kinds(self, layer: int, delivered: set[str], captured: Captured, ran: CaseRun) -> list[SiteFinding]:
         """Check that a block's MLP changes only `mlp_out`, and that its attention or mixer changes its own point."""
         assert self._stream is not None
         parts = [site for point in PARTS if (site := f"layers.{layer}.{point}") in delivered]
@@ -204,9 +204,9 @@ class _Examination:
                     continue
                 if changed == "mlp_out" and moved != is_mlp:
                     what = "does not change with the block's MLP" if is_mlp else "changes with the block's MLP"
-                    findings.append(PointFinding(site, "wrong", what))
+                    findings.append(SiteFinding(site, "wrong", what))
                 elif changed == "attention" and not is_mlp and not moved:
-                    findings.append(PointFinding(site, "wrong", "does not change with the block's attention or mixer"))
+                    findings.append(SiteFinding(site, "wrong", "does not change with the block's attention or mixer"))
         return findings
 
     @staticmethod

@@ -28,7 +28,7 @@ class Point(TypedDict):
     reasons: list[str]
 
 
-class MatrixEntry(TypedDict):
+class EntryJson(TypedDict):
     """An architecture in a result file."""
 
     name: str
@@ -47,7 +47,7 @@ class MatrixReport(TypedDict):
     """A result file of `actscope bench models --json`."""
 
     versions: dict[str, str]
-    architectures: list[MatrixEntry]
+    architectures: list[EntryJson]
 
 
 def newest(runs: Path, name: str) -> Path | None:
@@ -107,7 +107,7 @@ batch, `generate`, and a prompt in chunks over a cache; · is a way in which the
 """
 
 
-def _table(entries: Sequence[MatrixEntry]) -> str:
+def _table(entries: Sequence[EntryJson]) -> str:
     head = ["model type", "verdict", *(f"`{column}`" for column in COLUMNS), *_CASE_NAMES.values()]
     lines = [head, ["---"] * len(head)]
     for one in sorted(entries, key=lambda entry: entry["name"]):
@@ -118,7 +118,7 @@ def _table(entries: Sequence[MatrixEntry]) -> str:
     return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
 
 
-def _absent(entry: MatrixEntry) -> set[str]:
+def _absent(entry: EntryJson) -> set[str]:
     """Return the points that some blocks do not have: attention where all others have a mixer, and the reverse."""
     points = entry["points"]
     found = {name: points[name]["right"] for name in ("attn_out", "mixer_out") if name in points}
@@ -142,7 +142,7 @@ def _case_mark(told: str) -> str:
     return {"": "", "right": "✓", "cannot": "·", "refused": "no", "wrong": "✗"}[told.partition(":")[0]]
 
 
-def _refusals(entries: Iterable[MatrixEntry]) -> str:
+def _refusals(entries: Iterable[EntryJson]) -> str:
     """Return the reasons of refusals, each with the architectures and points that it concerns."""
     reasons: dict[str, dict[str, None]] = {}
     for one in entries:
@@ -180,7 +180,7 @@ def _cell(text: str) -> str:
     return text.replace("|", "\\|").replace("\n", " ")
 
 
-def _cannot(entries: Iterable[MatrixEntry]) -> str:
+def _cannot(entries: Iterable[EntryJson]) -> str:
     chosen = [one for one in entries if one["verdict"] in ("cannot", "wrong")]
     if not chosen:
         return ""
@@ -194,7 +194,7 @@ def _cannot(entries: Iterable[MatrixEntry]) -> str:
 # --- hidden_states ----------------------------------------------------------------------------------------------------------
 
 
-def pattern_of(entry: MatrixEntry) -> str:
+def pattern_of(entry: EntryJson) -> str:
     """Return which sites `hidden_states` of an architecture holds, in words; "" if it has none or no site was delivered."""
     states = entry["hidden_states"]
     if not states or not any(states):
@@ -220,7 +220,7 @@ def _preferred(names: Sequence[str]) -> str:
     return order[0] if order else ""
 
 
-def _hidden_states(entries: Iterable[MatrixEntry]) -> str:
+def _hidden_states(entries: Iterable[EntryJson]) -> str:
     patterns: dict[str, list[str]] = {}
     for one in entries:
         if one["verdict"] == "right" and (pattern := pattern_of(one)):

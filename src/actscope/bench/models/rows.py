@@ -27,7 +27,7 @@ class Row:
     values: Tensor
 
 
-class CapturedRows(RowSink):
+class RowStore(RowSink):
     """Keeps the newest row of each request, site and position."""
 
     def __init__(self) -> None:
@@ -59,7 +59,7 @@ class CapturedRows(RowSink):
 class Captured:
     """What one capture gave: its rows, its warnings, and its counts of rows that were not delivered."""
 
-    rows: CapturedRows = field(default_factory=CapturedRows)
+    rows: RowStore = field(default_factory=RowStore)
     said: list[str] = field(default_factory=list)
     reasons: dict[str, int] = field(default_factory=dict)
     faults: int = 0
@@ -96,7 +96,7 @@ def offered(model: nn.Module, n_layers: int) -> tuple[list[str], dict[str, str]]
     refused: dict[str, str] = {}
     for name in names:
         try:
-            capture(model, sites=name, recorder=CapturedRows())
+            capture(model, sites=name, recorder=RowStore())
         except SiteError as error:
             refused[name] = str(error)
         else:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Literal
 
-from actscope.bench.models.checks import PointFinding
+from actscope.bench.models.checks import SiteFinding
 
 Verdict = Literal["right", "refused", "wrong", "cannot"]
 VERDICTS: tuple[Verdict, ...] = ("right", "refused", "wrong", "cannot")
@@ -25,7 +25,7 @@ class PointResult:
 
 
 @dataclass(slots=True)
-class ArchitectureResult:
+class MatrixEntry:
     """The result of one architecture with one engine.
 
     Attributes:
@@ -56,10 +56,10 @@ class ArchitectureResult:
         """Return the entry as JSON values."""
         return asdict(self)
 
-    def add_points(self, findings: Iterable[PointFinding]) -> None:
+    def add_points(self, findings: Iterable[SiteFinding]) -> None:
         """Count the findings of the plain pass by point. The worst status of a site counts, once."""
         order = ("right", "unchecked", "refused", "wrong")
-        worst: dict[str, PointFinding] = {}
+        worst: dict[str, SiteFinding] = {}
         for finding in findings:
             known = worst.get(finding.site)
             if known is None or order.index(finding.status) > order.index(known.status):
@@ -72,13 +72,13 @@ class ArchitectureResult:
                 result.reasons.append(told)
 
 
-def described(finding: PointFinding) -> str:
+def described(finding: SiteFinding) -> str:
     """Return what is to say of a finding, with its number."""
     number = f" (by {finding.off:.2g} of the largest number)" if finding.status == "wrong" and finding.off else ""
     return finding.what.removeprefix(f"{finding.site}: ") + number
 
 
-def summary_of(findings: Sequence[PointFinding]) -> str:
+def summary_of(findings: Sequence[SiteFinding]) -> str:
     """Return the result of one case: "right" if nothing is wrong and `resid_post` was delivered, else what is not.
 
     Parts of a block that are refused in all cases are counted by point.
@@ -92,7 +92,7 @@ def summary_of(findings: Sequence[PointFinding]) -> str:
     return "right"
 
 
-def _commonest(findings: Sequence[PointFinding]) -> str:
+def _commonest(findings: Sequence[SiteFinding]) -> str:
     """Return the most common reason, and where it holds."""
     what, _ = Counter(described(finding) for finding in findings).most_common(1)[0]
     sites = [finding.site for finding in findings if described(finding) == what]
@@ -100,7 +100,7 @@ def _commonest(findings: Sequence[PointFinding]) -> str:
     return f"{where}: {what}"
 
 
-def decide(entry: ArchitectureResult) -> None:
+def decide(entry: MatrixEntry) -> None:
     """Set the verdict from points and cases: right if nothing that was delivered is wrong, and `resid_post` was delivered."""
     wrong = [
         f"{point}: {reason}" for point, result in entry.points.items() if result.wrong for reason in result.reasons
@@ -120,7 +120,7 @@ def decide(entry: ArchitectureResult) -> None:
         entry.verdict, entry.reason = "refused", "; ".join(post.reasons) or "no resid_post was delivered"
 
 
-def counts(entries: Iterable[ArchitectureResult], engine: str) -> dict[str, int]:
+def counts(entries: Iterable[MatrixEntry], engine: str) -> dict[str, int]:
     """Return the number of entries by verdict, under names such as transformers_right."""
     found = Counter(entry.verdict for entry in entries if entry.engine == engine)
     return {f"{engine}_{verdict}": found[verdict] for verdict in VERDICTS}

@@ -15,8 +15,8 @@ from actscope.bench.models.checks import PARTS, check_parts, check_site, off_by
 from actscope.bench.models.configs import WIDE
 from actscope.bench.models.examine import told
 from actscope.bench.models.reference import Stream, calls_of, find_stream, watching
-from actscope.bench.models.rows import CapturedRows, reason_for
-from actscope.bench.models.verdicts import ArchitectureResult, decide, described
+from actscope.bench.models.rows import RowStore, reason_for
+from actscope.bench.models.verdicts import MatrixEntry, decide, described
 from actscope.bench.models.vllm_engine import NEW, VllmRun, run
 
 #: Two implementations of one model in float32 differ by this much of a row's largest number.
@@ -25,10 +25,10 @@ _TOLERANCE = 2e-3
 _NEAR_TIE = 1e-2
 
 
-def examine_vllm(architecture: Architecture, selection: str) -> ArchitectureResult:
+def examine_vllm(architecture: Architecture, selection: str) -> MatrixEntry:
     """Return the result of one architecture with vLLM, with these sites recorded. Call it in a process of its own."""
     begun = time.perf_counter()
-    entry = ArchitectureResult(architecture.name, architecture.kind, "vllm")
+    entry = MatrixEntry(architecture.name, architecture.kind, "vllm")
     try:
         model = build(architecture, scale=WIDE)
         with calls_of(model) as calls:
@@ -54,7 +54,7 @@ def examine_vllm(architecture: Architecture, selection: str) -> ArchitectureResu
     return entry
 
 
-def _check(entry: ArchitectureResult, model: nn.Module, stream: Stream, ran: VllmRun) -> None:
+def _check(entry: MatrixEntry, model: nn.Module, stream: Stream, ran: VllmRun) -> None:
     """Set the entry's points, cases and verdict."""
     said = "; ".join(ran.said)
     if not ran.rows.of:
@@ -64,7 +64,7 @@ def _check(entry: ArchitectureResult, model: nn.Module, stream: Stream, ran: Vll
         return
     values, near = _reference(model, stream, ran)
     names = tuple(ran.texts)[:-1]  # the last one has rows from the prefix cache
-    rows = CapturedRows()
+    rows = RowStore()
     rows.of.update({name: ran.rows.of[name] for name in names})
     fed = CaseRun(tuple(ran.texts[name][:-1] for name in names), (0,) * len(names), None, names)
     sites = sorted({site for name in names for site in ran.rows.of[name]})

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from actscope.bench.models.configs import VOCABULARY
-from actscope.bench.models.rows import CapturedRows, Row, warnings_of_product
+from actscope.bench.models.rows import Row, RowStore, warnings_of_product
 from actscope.errors import ActscopeError
 from actscope.recording.reading.recording import Recording
 
@@ -42,7 +42,7 @@ class VllmRun:
 
     texts: dict[str, tuple[int, ...]] = field(default_factory=dict)
     prompts: dict[str, int] = field(default_factory=dict)
-    rows: CapturedRows = field(default_factory=CapturedRows)
+    rows: RowStore = field(default_factory=RowStore)
     said: list[str] = field(default_factory=list)
 
 
