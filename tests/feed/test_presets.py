@@ -76,6 +76,7 @@ def test_every_setting_has_a_variable() -> None:
         "numa": "local",
         "heartbeat_seconds": "7.5",
         "cors_origins": "http://a,http://b",
+        "trust_remote_code": "yes",
     }
     for field in fields(FeedSettings):
         kind = type(getattr(FeedSettings(), field.name))

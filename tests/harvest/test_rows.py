@@ -146,7 +146,7 @@ def test_the_manifest_names_the_separator_that_was_used(
     """A built-in tokenizer without its BOS: the EOS stands between texts, and a warning says so."""
     tokenizer = tokenizer_of("actscope/builtin")
     tokenizer.bos_token = None
-    monkeypatch.setattr("actscope.harvest.worker.tokenizer_of", lambda model: tokenizer)
+    monkeypatch.setattr("actscope.harvest.worker.tokenizer_of", lambda model, **how: tokenizer)
     settings = HarvestSettings(
         model="actscope/builtin", dataset="builtin", sites="0", texts=4, context=32, pack=True, device="cpu"
     )
