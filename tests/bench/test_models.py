@@ -144,7 +144,9 @@ def test_a_wrong_architecture_fails_the_run_and_a_whole_run_needs_150_right_ones
 def test_the_page_of_models_is_that_of_the_newest_result() -> None:
     newest = page.newest(ROOT / "bench/runs", "models")
     assert newest is not None
-    written = page.page(json.loads(newest.read_text()), f"../{newest.relative_to(ROOT)}")
+    of_vllm = page.newest(ROOT / "bench/runs", "models-vllm")
+    vllm = json.loads(of_vllm.read_text()) if of_vllm else None
+    written = page.page(json.loads(newest.read_text()), f"../{newest.relative_to(ROOT)}", vllm)
     assert (ROOT / "docs/models.md").read_text() == written
 
 

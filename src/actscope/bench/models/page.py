@@ -5,11 +5,10 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TypedDict
 
-from actscope.bench.models.cases import CASES
 from actscope.sites import OUTER, POINTS
 
 COLUMNS = (OUTER[0], *POINTS, *OUTER[1:])
@@ -56,8 +55,8 @@ def newest(runs: Path, name: str) -> Path | None:
     return found[-1] if found else None
 
 
-def page(report: MatrixReport, source: str) -> str:
-    """Return the page for a report. `source` is the path of its file from docs/."""
+def page(report: MatrixReport, source: str, vllm: MatrixReport | None = None) -> str:
+    """Return the page for a report. `source` is the path of its file from docs/; `vllm` is the newest report of that engine."""
     entries = report["architectures"]
     versions = report["versions"]
     counts = {
@@ -79,6 +78,8 @@ def page(report: MatrixReport, source: str) -> str:
             parts.append(f"## {title}\n\n{_table(chosen)}")
     parts.append(_refusals(entries))
     parts.append(_cannot(entries))
+    if vllm is not None:
+        parts.append(_vllm(vllm))
     parts.append(_hidden_states(entries))
     return "\n".join(part for part in parts if part)
 
@@ -107,13 +108,39 @@ batch, `generate`, and a prompt in chunks over a cache; · is a way in which the
 """
 
 
-def _table(entries: Sequence[EntryJson]) -> str:
-    head = ["model type", "verdict", *(f"`{column}`" for column in COLUMNS), *_CASE_NAMES.values()]
+_VLLM = """## vLLM
+
+Rows that the plugin records from vLLM {vllm} (CPU, float32, eager) under mixed load, against transformers on the same weights and
+tokens: prompts of six lengths at once, cut into chunks of 32 tokens, the last one out of the prefix cache. Of {n} decoders,
+**{right} are right, {refused} refused, {wrong} wrong**, and {cannot} cannot be run by vLLM on this CPU, or differ from
+transformers in vLLM itself.
+"""
+_VLLM_CASES = {"mixed load": "mixed load", "prefix cache": "prefix cache", "text": "text"}
+
+
+def _vllm(report: MatrixReport) -> str:
+    entries = report["architectures"]
+    counts = {
+        verdict: sum(one["verdict"] == verdict for one in entries)
+        for verdict in ("right", "refused", "wrong", "cannot")
+    }
+    text = _VLLM.format(n=len(entries), vllm=report["versions"].get("vllm", "?"), **counts)
+    run = [one for one in entries if one["verdict"] != "cannot"]
+    others = "".join(
+        f"| `{one['name']}` | {one['verdict']} | {_cell(one['reason'])} |\n"
+        for one in entries
+        if one["verdict"] != "right"
+    )
+    return f"{text}\n{_table(run, _VLLM_CASES)}\n| model type | verdict | reason |\n| --- | --- | --- |\n{others}"
+
+
+def _table(entries: Sequence[EntryJson], case_names: Mapping[str, str] = _CASE_NAMES) -> str:
+    head = ["model type", "verdict", *(f"`{column}`" for column in COLUMNS), *case_names.values()]
     lines = [head, ["---"] * len(head)]
     for one in sorted(entries, key=lambda entry: entry["name"]):
         absent = _absent(one)
         points = [_mark(one["points"].get(column), absent=column in absent) for column in COLUMNS]
-        cases = [_case_mark(one["cases"].get(case, "")) for case in CASES if case in _CASE_NAMES]
+        cases = [_case_mark(one["cases"].get(case, "")) for case in case_names]
         lines.append([f"`{one['name']}`", one["verdict"], *points, *cases])
     return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
 
@@ -248,7 +275,9 @@ def main(root: Path) -> int:
         print(f"no models.json below {root / 'bench' / 'runs'}: run make models")
         return 1
     report: MatrixReport = json.loads(found.read_text())
-    (root / "docs" / "models.md").write_text(page(report, f"../{found.relative_to(root)}"))
+    of_vllm = newest(root / "bench" / "runs", "models-vllm")
+    vllm: MatrixReport | None = json.loads(of_vllm.read_text()) if of_vllm else None
+    (root / "docs" / "models.md").write_text(page(report, f"../{found.relative_to(root)}", vllm))
     print(f"docs/models.md: written from {found.relative_to(root)}")
     return 0
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from actscope.bench.models.configs import VOCABULARY
+from actscope.bench.models.isolated import run_isolated
 from actscope.bench.models.rows import Row, RowStore, warnings_of_product
 from actscope.errors import ActscopeError
 from actscope.recording.reading.recording import Recording
@@ -30,6 +31,8 @@ SELECTIONS = (
 #: Lengths of the prompts: with passes of 32 tokens they are cut into chunks and share passes. The last repeats the longest.
 _LENGTHS, _BATCH_TOKENS, NEW = (3, 9, 20, 37, 50, 50), 32, 5
 _STARTING_S, _CLOSING_S = 120.0, 90.0
+#: Limits of the process that runs vLLM.
+_CPU_SECONDS, _MEMORY_BYTES = 150.0, 24 << 30
 _ENGINE: dict[str, object] = {
     "dtype": "float32", "max_model_len": 128, "max_num_seqs": 8, "max_num_batched_tokens": _BATCH_TOKENS, "block_size": 32,
     "kv_cache_memory_bytes": 32 << 20, "enforce_eager": True, "skip_tokenizer_init": True, "disable_log_stats": True,
@@ -38,10 +41,9 @@ _ENGINE: dict[str, object] = {
 
 @dataclass(slots=True)
 class VllmRun:
-    """Texts by request (prompt and answer), lengths of the prompts, the recorded rows, and what the plugin said."""
+    """Texts by request (prompt and answer), the recorded rows, and what the plugin said."""
 
     texts: dict[str, tuple[int, ...]] = field(default_factory=dict)
-    prompts: dict[str, int] = field(default_factory=dict)
     rows: RowStore = field(default_factory=RowStore)
     said: list[str] = field(default_factory=list)
 
@@ -58,8 +60,21 @@ def prompts() -> list[list[int]]:
 def run(model: Path, selection: str, directory: Path) -> VllmRun:
     """Generate from all prompts at once, with every row of the selection recorded.
 
-    Call it once per process: variables are set for vLLM and the plugin. Raises what vLLM raises if it cannot run the model.
+    vLLM runs in a forked child, because its Transformers backend changes classes of transformers, which the reference needs as
+    they are. Raises ChildFailed if vLLM cannot run the model.
     """
+    answer = run_isolated(
+        lambda: _serve(model, selection, directory), cpu_seconds=_CPU_SECONDS, memory_bytes=_MEMORY_BYTES
+    )
+    found = VllmRun(said=answer["said"])  # type: ignore[index]
+    found.texts = {name: tuple(ids) for name, ids in answer["texts"].items()}  # type: ignore[index]
+    if (directory / "record").exists():
+        _read(directory / "record", found)
+    return found
+
+
+def _serve(model: Path, selection: str, directory: Path) -> dict[str, object]:
+    """Run vLLM, and return its texts and what the plugin said. Sets variables for both."""
     found = VllmRun()
     _environment(selection, directory)
     from vllm import LLM
@@ -72,9 +87,7 @@ def run(model: Path, selection: str, directory: Path) -> VllmRun:
             _generate(llm.llm_engine, found)
         finally:
             llm.llm_engine.engine_core.shutdown()
-    if (directory / "record").exists():
-        _read(directory / "record", found)
-    return found
+    return {"texts": found.texts, "said": found.said}
 
 
 def _environment(selection: str, directory: Path) -> None:
@@ -120,7 +133,6 @@ def _generate(engine: LLMEngine, found: VllmRun) -> None:
         name = f"m{number}"
         engine.add_request(name, {"prompt_token_ids": text}, params)
         begun.append((name, text))
-        found.prompts[name] = len(text)
     _drain(engine, found, begun)
 
 
