@@ -117,6 +117,20 @@ def test_points_that_only_some_blocks_have_are_taken_where_they_are(caplog: pyte
         resolve(model, "all.attn_out")
 
 
+def test_what_is_added_to_a_stream_that_is_scaled_is_refused() -> None:
+    """Gemma 4 can multiply its whole stream at the end of a block."""
+    model = random_model("llama")
+    block = blocks(model)[1]
+    forward = block.forward
+    block.forward = lambda *a, **k: forward(*a, **k) * 0.7
+    learn(model, lambda: model(input_ids=_IDS))
+    assert locate(model, Site(1, "resid_post")).module is block
+    with pytest.raises(
+        SiteError, match=r"layers\.1\.attn_out: LlamaDecoderLayer multiplies the stream by 0\.7 besides"
+    ):
+        locate(model, Site(1, "attn_out"))
+
+
 def test_a_change_that_is_no_sum_is_refused() -> None:
     model = random_model("llama")
     block = blocks(model)[1]

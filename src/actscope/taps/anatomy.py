@@ -258,6 +258,11 @@ def _adding_by_value(block: nn.Module, site: Site, measured: BlockSum | None) ->
             f"{site}: what {kind} adds to the stream is no sum of outputs of its modules; use resid_pre and resid_post, or name "
             "modules by their paths"
         )
+    if measured.stream_scale != 1:
+        raise SiteError(
+            f"{site}: {kind} multiplies the stream by {measured.stream_scale:g} besides adding to it, so that resid_pre and what "
+            "it adds are not resid_post; use resid_pre and resid_post, or name modules by their paths"
+        )
     found = [summand for summand in measured.summands if summand.kind == site.point]
     module = _first(block, [found[0].path]) if len(found) == 1 else None
     if module is not None:

