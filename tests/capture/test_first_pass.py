@@ -108,5 +108,23 @@ def test_a_pass_that_fails_shows_nothing_and_the_next_is_checked() -> None:
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
 
 
+@pytest.mark.usefixtures("norms_forgotten")
+def test_a_block_that_is_skipped_at_first_is_checked_when_it_runs(caplog: pytest.LogCaptureFixture) -> None:
+    """Mllama skips its cross-attention blocks in passes over text alone."""
+    model: Any = random_model("gemma2")
+    layers = model.model.layers
+    skipped = torch.nn.Identity()
+    recorder = MemoryRecorder()
+    with actscope.capture(model, sites="0,1.mlp_out", recorder=recorder), torch.no_grad():
+        layers._modules["1"], block = skipped, layers._modules["1"]
+        skipped.forward = lambda hidden, **how: hidden  # type: ignore[method-assign]
+        model(input_ids=_IDS)
+        layers._modules["1"] = block
+        model(input_ids=_IDS)
+    refused = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
+    assert len(refused) == 1 and refused[0].startswith("layers.1.mlp_out is refused and gives no rows, because what")
+    assert sorted(recorder.computed) == [("r000001", "layers.0.resid_post"), ("r000002", "layers.0.resid_post")]
+
+
 def _fail(*_: object) -> None:
     raise ZeroDivisionError

@@ -103,11 +103,6 @@ class BlockWatch:
             hook.remove()
         self._hooks = []
 
-    @property
-    def ran(self) -> bool:
-        """Whether every block ran at least once since `attach`."""
-        return all(one.runs for one in self._seen)
-
     def runs_of(self, layer: int) -> int:
         """Return how many times a block ran since `attach`."""
         return self._seen[layer].runs
@@ -294,7 +289,7 @@ class _Problem:
         modules = torch.stack([value for _, value in self.candidates])
         exact = (
             self.eps < 1e-5
-        )  # in half precision a factor is known to two digits, which is not what the model multiplies by
+        )  # a half precision shows two digits of a factor, which is not what the model multiplies by
         for free in (0, 1):
             rows = torch.cat([modules, self.before[None]]) if free else modules
             target = self.after if free else self.after - self.before

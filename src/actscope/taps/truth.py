@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -85,10 +86,9 @@ class TruthCheck:
             self._end.hook.remove()
             self._end.hook = None
 
-    @property
-    def ran(self) -> bool:
-        """Whether every block ran since `attach`."""
-        return self._watch.ran
+    def ran(self, layer: int) -> bool:
+        """Return whether a block ran since `attach`; -1 is the last one."""
+        return self._watch.runs_of(layer) > 0
 
     def truth(self) -> Truth:
         """Return what the pass showed. Waits for the model's device."""
@@ -111,13 +111,16 @@ class TruthCheck:
     def _broken_flow(self, sums: Sequence[BlockSum | None]) -> dict[Site, str]:
         """Return the points at which the stream does not go on as it should, unless the blocks' sums prove them right."""
         refused: dict[Site, str] = {}
-        last = len(sums) - 1
-        for i in range(last):
-            why = _difference(self._watch.output_of(i), self._watch.input_of(i + 1))
+        ran = [i for i in range(len(sums)) if self.ran(i)]
+        if not ran:
+            return refused
+        last = ran[-1]
+        for i, after in pairwise(ran):
+            why = _difference(self._watch.output_of(i), self._watch.input_of(after))
             if why and sums[i] is None:
-                refused[Site(i, "resid_post")] = f"block {i} returns other values than block {i + 1} takes ({why})"
-            if why and sums[i + 1] is None:
-                refused[Site(i + 1, "resid_pre")] = f"block {i + 1} takes other values than block {i} returns ({why})"
+                refused[Site(i, "resid_post")] = f"block {i} returns other values than block {after} takes ({why})"
+            if why and sums[after] is None:
+                refused[Site(after, "resid_pre")] = f"block {after} takes other values than block {i} returns ({why})"
         why = _difference(self._watch.output_of(last), self._end.rows) if self._end.rows is not None else ""
         if why and sums[last] is None:
             for i, known in enumerate(sums):

@@ -1,8 +1,7 @@
-"""The truth check of a capture, on the first complete pass of the model: are the points what their names say?"""
+"""The truth check of a capture, on the first passes of the model: are the points what their names say?"""
 
 from __future__ import annotations
 
-import logging
 import threading
 from collections.abc import Mapping
 
@@ -13,11 +12,9 @@ from actscope.sites import Site
 from actscope.taps.anatomy import Location, is_learned, refusals, truth_check
 from actscope.taps.truth import TruthCheck
 
-log = logging.getLogger("actscope.capture")
-
 #: Most bytes of rows that are held back until the check has ended.
 _MOST_HELD_BYTES = 512 << 20
-#: Passes after which a model whose blocks do not all run is no longer watched.
+#: Passes after which a point whose block has not run is refused.
 _MOST_PASSES = 8
 
 
@@ -26,6 +23,7 @@ class FirstPassCheck:
 
     def __init__(self, model: nn.Module, places: Mapping[Site, Location], check: TruthCheck) -> None:
         self._model, self._places, self._check = model, places, check
+        self._pending = [site for site in places if not site.is_module]
         self._lock = threading.Lock()
         self._pass: object | None = None
         self._passes = 0
@@ -47,31 +45,45 @@ class FirstPassCheck:
             self._held += size
             return True
 
-    def end(self, ended: object, complete: bool) -> dict[str, str] | None:
-        """End the watch of a pass.
+    def end(self, ended: object, complete: bool) -> dict[str, str]:
+        """End the watch of a pass, and return by the name of each site that is refused the reason.
 
-        Returns:
-            By the name of each site that is refused, the reason; None if this pass showed nothing: another one is to come.
+        Sites whose blocks did not run wait for the next pass. After `_MOST_PASSES` they are refused.
         """
         with self._lock:
             if self._pass is not ended:
-                return None
+                return {}
             self._pass = None
             self._passes += 1
             self._check.detach()
-            if complete and self._check.ran:
-                found = refusals(self._model, self._places, self._check.truth())
-                return {site.name: why for site, why in found.items()}
-            if self._passes < _MOST_PASSES:
-                return None
-            log.warning("the points of this model were not checked: in %d passes not all its blocks ran", self._passes)
-            return {}
+            seen = [site for site in self._pending if complete and self._check.ran(_layer_of(site))]
+            found: dict[Site, str] = {}
+            if seen:
+                found = refusals(self._model, {s: self._places[s] for s in seen}, self._check.truth())
+                self._pending = [site for site in self._pending if site not in seen]
+            if self._passes >= _MOST_PASSES:
+                why = f"its block did not run in {self._passes} passes, so that it could not be checked"
+                found |= dict.fromkeys(self._pending, why)
+                self._pending.clear()
+            return {site.name: why for site, why in found.items()}
+
+    @property
+    def done(self) -> bool:
+        """Whether no site waits for a pass in which its block runs."""
+        return not self._pending
 
     def detach(self) -> None:
         """Remove the hooks of a pass that has not ended."""
         with self._lock:
             self._check.detach()
             self._pass = None
+
+
+def _layer_of(site: Site) -> int:
+    """Return the block with which a site is checked: its own, the first for `embed`, the last (-1) for `final_norm`."""
+    if site.layer is not None:
+        return site.layer
+    return 0 if site.point == "embed" else -1
 
 
 def first_pass_check(model: nn.Module, places: Mapping[Site, Location]) -> FirstPassCheck | None:

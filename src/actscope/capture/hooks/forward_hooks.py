@@ -442,9 +442,8 @@ class ForwardHooks:
     def _end_check(self, check: FirstPassCheck, current: Pass, complete: bool) -> None:
         """Take what the first pass showed: points that are not what their names say give no rows, in this pass neither."""
         refused = check.end(current, complete)
-        if refused is None:
-            return
-        self._check = None
+        if check.done:
+            self._check = None
         for name, why in refused.items():
             log.error("%s is refused and gives no rows, because %s", name, why)
             self._off[self._names.index(name)] = doubt.UNTRUE
