@@ -244,12 +244,12 @@ class FeedClient:
             A batch on the CPU.
 
         Raises:
-            FeedNotReady: The rows were not ready in time; over HTTP, also when there are too many groups or requests.
+            FeedNotReady: The rows were not ready in time; over HTTP, also when there are too many requests.
             FeedEnded: All epochs have been served.
             FeedError: The feed has failed.
-            RequestRefused: `num_samples` is not between 1 and the feed's `max_samples` (see `get_stats`). From shared memory,
-                also when there are too many groups; over HTTP, also for an invalid group name and an unknown site.
-            SiteError: The feed does not have such a site. Over HTTP this is a RequestRefused, unless `out` is given.
+            RequestRefused: `num_samples` is not between 1 and the feed's `max_samples` (see `get_stats`), or there are too many
+                groups; over HTTP, also for an invalid group name.
+            SiteError: The feed does not have such a site.
             UpstreamError: The feed cannot be reached, or this client is closed.
             SettingsError: `out` has the wrong shape, dtype, layout or device, or the feed refuses the token.
             MissingExtra: `labels` over HTTP needs safetensors, which is not installed.

@@ -14,6 +14,7 @@ from actscope.errors import (
     FeedNotReady,
     RequestRefused,
     SettingsError,
+    SiteError,
     UpstreamError,
 )
 
@@ -41,9 +42,10 @@ class HttpTransport:
             UpstreamError: The feed cannot be reached.
             FeedEnded: Status 410.
             FeedNotReady: Status 429, or code `not_ready`.
+            SiteError: Code `unknown_site`.
             SettingsError: Status 401 or 403.
             FeedError: Another status of 500 or above.
-            RequestRefused: Another status of 400 or above.
+            RequestRefused: Code `too_many_groups`, or another status of 400 or above.
         """
         target = f"{path}?{urlencode(query)}" if query else path
         for attempt in (1, 2):
@@ -81,15 +83,14 @@ class HttpTransport:
         try:
             while have < len(out) and (n := answer.readinto(out[have:])):
                 have += n
-            rest = answer.read() if have == len(out) else b""
+            rest = answer.read(1) if have == len(out) else b""
         except (OSError, http.client.HTTPException) as error:
             self._connection.close()
             raise self._silent(error) from error
         if have < len(out) or rest:
             self._connection.close()
-            raise UpstreamError(
-                f"{self.url}: expected {len(out)} bytes of rows, got {have}: the feed closed the connection"
-            )
+            why = "more followed" if rest else f"the feed closed the connection after {have}"
+            raise UpstreamError(f"{self.url}: expected {len(out)} bytes of rows; {why}")
 
     def close(self) -> None:
         """Close the connection."""
@@ -110,6 +111,10 @@ def _refusal(answer: http.client.HTTPResponse) -> ActscopeError:
         message, code, param = f"HTTP {answer.status}", None, None
     if answer.status == 410:
         return FeedEnded(message)
+    if code == "unknown_site":
+        return SiteError(message)
+    if code == "too_many_groups":  # as from shared memory: to wait for a group's end may take for ever
+        return RequestRefused(message, param=param, code=code)
     if code == "not_ready" or answer.status == 429:
         return FeedNotReady(message, retry_after=float(answer.headers.get("Retry-After") or 1))
     if answer.status in (401, 403):
