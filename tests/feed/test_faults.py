@@ -96,6 +96,19 @@ def test_rows_that_were_taken_back_are_not_delivered() -> None:
     memory.close()
 
 
+def test_a_descriptor_that_is_no_memory_of_the_feed_is_refused_and_closed(tmp_path: Path) -> None:
+    """A process that connects to many wrong feeds does not run out of descriptors."""
+    plain = tmp_path / "plain"
+    plain.write_bytes(bytes(64))
+    for found in (os.memfd_create("not sealed", os.MFD_ALLOW_SEALING), os.open(plain, os.O_RDONLY)):
+        with pytest.raises(
+            FeedError, match=r"feed buffer: (expected .* sealed bytes|descriptor .* is no sealed memory)"
+        ):
+            FeedMemory.attach(found, Layout(2, 8, 1, 4, "float32"))
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.fstat(found)
+
+
 def test_a_consumer_cannot_write_into_the_memory(impatient: Feeding) -> None:
     """What it is given can be mapped for reading alone."""
     with impatient.client(group="reader", transport="near") as client:

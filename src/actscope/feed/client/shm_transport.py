@@ -58,11 +58,11 @@ class ShmTransport:
             self._connection.connect(path)
             FROM_CONSUMER.send(self._connection, Hello(token, group))
             self.welcome, fd = self._received_welcome()
+            self.rows = SharedRows(fd, Layout(*msgspec.structs.astuple(self.welcome.memory)), self.welcome.seed)
         except BaseException:
             self._connection.close()
             raise
         self._connection.settimeout(None)
-        self.rows = SharedRows(fd, Layout(*msgspec.structs.astuple(self.welcome.memory)), self.welcome.seed)
         self._sending, self._asking = threading.Lock(), threading.Lock()
         self._closed = threading.Event()
         threading.Thread(target=self._beat, name="actscope-beat", daemon=True).start()
