@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
@@ -24,6 +25,9 @@ from actscope.feed.buffer.layout import Layout
 from actscope.feed.buffer.memory import FeedMemory
 from actscope.feed.buffer.position import Position
 from actscope.feed.client.shm_transport import ShmTransport
+from actscope.feed.server.broker import Broker
+from actscope.feed.server.generator_process import Supervisor
+from actscope.feed.settings import FeedSettings
 
 _CONSUMER = """
 import sys
@@ -223,3 +227,23 @@ def _error_of(client: object) -> Exception:
             client.take(1000)  # type: ignore[attr-defined]
     except Exception as error:
         return error
+
+
+@pytest.mark.parametrize("steps", range(5))
+async def test_a_supervisor_ends_when_it_is_cancelled_whatever_happens_at_that_moment(
+    steps: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A feed whose generator has failed is woken and cancelled at once; it used to live on, and the server never ended."""
+    monkeypatch.setattr(Supervisor, "_respawn", lambda self: None)
+    broker = Broker(FeedSettings(), Position(1))
+    running = asyncio.ensure_future(Supervisor(broker).run())
+    waiting = asyncio.ensure_future(broker.take("group", 1, object(), wait=60.0))
+    for _ in range(3):
+        await asyncio.sleep(0)
+    broker.notify()
+    for _ in range(steps):
+        await asyncio.sleep(0)
+    running.cancel()
+    waiting.cancel()
+    done, _ = await asyncio.wait({running, waiting}, timeout=5.0)
+    assert done == {running, waiting} and running.cancelled() and waiting.cancelled()
