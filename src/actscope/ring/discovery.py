@@ -22,7 +22,16 @@ import msgspec
 from msgspec import Meta
 
 from actscope.errors import RingError
-from actscope.ring.segment import SEGMENT_NAME, SHM_DIR, read_header, segment_path, unlink
+from actscope.ring.segment import (
+    FOREIGN_SILENCE_NS,
+    SEGMENT_NAME,
+    SHM_DIR,
+    is_locked,
+    read_header,
+    read_heartbeat,
+    segment_path,
+    unlink,
+)
 from actscope.runtime.boot import boot_id
 from actscope.runtime.directory import runtime_dir
 from actscope.runtime.private_files import publish_private, read_private
@@ -128,13 +137,24 @@ def _cards(directory: Path) -> Iterator[EngineCard]:
 
 
 def _engine_lives(card: EngineCard) -> bool:
-    """Return whether the engine's process runs. An engine in another pid namespace counts as running while its ring exists."""
+    """Return whether the engine's process runs; in another pid namespace, whether its ring has a living writer."""
     if card.boot_id and card.boot_id != boot_id():
         return False
     if process_start(card.pid) == card.pid_start:
         return True
     owner = _owner(card.ring)
-    return owner is not None and not owner.visible
+    return owner is not None and not owner.visible and _has_writer(card.ring)
+
+
+def _has_writer(ring: str) -> bool:
+    """Return whether the writer of a ring lives, as far as its file tells: it is locked, or its heartbeat is young.
+
+    A writer of an older version holds no lock, but beats.
+    """
+    try:
+        return is_locked(ring) or time.monotonic_ns() - read_heartbeat(ring) < FOREIGN_SILENCE_NS
+    except (RingError, OSError):
+        return False
 
 
 def _owner(ring: str) -> Process | None:
@@ -158,7 +178,8 @@ def withdraw_card(card: EngineCard) -> None:
 def sweep(orphan_age_s: float = ORPHAN_AGE_S) -> int:
     """Remove the files and segments of dead engines. Engines call this at start.
 
-    Files of a living process, of another user or of another container stay.
+    Files of a living process or of another user stay. The pid of a process in another pid namespace (of another container that
+    shares /dev/shm) means nothing here: its ring is removed when nobody holds the lock on the file and its heartbeat has stopped.
 
     Args:
         orphan_age_s: Age in seconds from which a file without a card is removed.
@@ -191,7 +212,7 @@ def _is_dead_segment(path: Path, orphan_age_s: float) -> bool:
     owner = _owner(path.name)
     if owner is None:  # not a ring, or its writer was killed before it wrote the header
         return _is_ours(path) and _age_s(path) > orphan_age_s
-    return not owner.alive()
+    return not owner.alive() if owner.visible else not _has_writer(path.name)
 
 
 def _is_ours(path: Path) -> bool:

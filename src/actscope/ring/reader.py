@@ -15,7 +15,7 @@ from actscope.errors import RingClosed, RingError
 from actscope.frames import ROW_META, Span, SpanFlag
 from actscope.ring import futex
 from actscope.ring.layout import MAX_REQUEST_ID, NO_FLAGS, SPAN_STRUCT, STEP_STRUCT, RingSpec, StepFlag, Word
-from actscope.ring.segment import Segment
+from actscope.ring.segment import FOREIGN_SILENCE_NS, Segment
 from actscope.runtime.process import Process
 
 #: Limits of one `read`: it returns soon, and the writer is unlikely to lap it meanwhile.
@@ -24,7 +24,6 @@ MAX_BYTES_PER_READ = 32 << 20
 
 _ATTEMPTS = 8
 _NAP_S = 0.25  # interval at which a waiting reader checks that the writer lives
-_FOREIGN_SILENCE_NS = 30_000_000_000
 _SPAN_FLAGS = [SpanFlag(bits) for bits in range(16)]  # constructing one costs more than the rest of a span
 _STEP_FLAGS = [StepFlag(bits) for bits in range(8)]
 
@@ -227,7 +226,7 @@ class RingReader:
                 return False
             if self._writer.visible:
                 return self._writer.alive()
-            return time.monotonic_ns() - segment.words[Word.HEARTBEAT_NS] < _FOREIGN_SILENCE_NS
+            return time.monotonic_ns() - segment.words[Word.HEARTBEAT_NS] < FOREIGN_SILENCE_NS
 
     def stats(self) -> ReaderStats:
         """Return exact counts of delivered, missed and dropped steps and rows, up to the last `read`."""

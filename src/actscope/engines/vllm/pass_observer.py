@@ -179,7 +179,12 @@ class PassObserver:
     def _publish(self, note: PassNote, batch: PassBatch) -> None:
         publisher = self._publisher
         assert publisher is not None
-        if not self._copier.copy(batch, self._with_rows, lambda on_host: publisher.publish(note, on_host)):
+        try:
+            landed = self._copier.copy(batch, self._with_rows, lambda on_host: publisher.publish(note, on_host))
+        except Exception:
+            self._publish_without_rows(note)  # its requests begin and end anyway
+            raise
+        if not landed:
             self._publish_without_rows(note)
 
     def _publish_without_rows(self, note: PassNote) -> None:

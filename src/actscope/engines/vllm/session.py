@@ -10,11 +10,12 @@ from functools import wraps
 from typing import Any
 
 import msgspec
+import torch
 from torch import nn
 
 from actscope.engines.vllm.model_taps import ModelTaps, listed
 from actscope.engines.vllm.pass_observer import PassObserver
-from actscope.engines.vllm.publishing.device_copy import CudaCopier, HostCopier
+from actscope.engines.vllm.publishing.device_copy import CudaCopier, HostCopier, depth_of
 from actscope.engines.vllm.publishing.prefix_scores import PrefixScores
 from actscope.engines.vllm.publishing.publisher import PublishedCounts, Publisher
 from actscope.engines.vllm.publishing.rings import Rings
@@ -23,10 +24,23 @@ from actscope.engines.vllm.runners import Runner, adapt, kv_pool, served_model
 from actscope.engines.vllm.settings import VllmSettings
 from actscope.engines.vllm.sidecar_client import NoSidecar, Sidecar
 from actscope.engines.vllm.sidecar_protocol import SidecarStart
-from actscope.errors import SiteError
+from actscope.errors import EngineError, SettingsError, SiteError
 from actscope.runtime.process import process_start
 
 log = logging.getLogger("actscope.vllm")
+
+
+#: Device types of torch that the taps have code for. ROCm's is "cuda".
+_DEVICES = ("cpu", "cuda")
+
+
+def _check_device(runner: Any) -> None:
+    """Raise EngineError for a model on a device that the taps cannot run on, before anything is attached."""
+    device = torch.device(runner.device)
+    if device.type not in _DEVICES:
+        raise EngineError(
+            f"the model is on {device}, and rows can be read on {' and '.join(_DEVICES)} only: there are no scores and no rows"
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +75,7 @@ class RunnerSession:
         self.warming = False
         self.weights = 0
         self._weights_are_new = False
+        _check_device(runner)
         adapter = adapt(runner)
         self._taps = ModelTaps(runner, settings.graph)
         # only on a publishing rank, and until `close`
@@ -87,12 +102,12 @@ class RunnerSession:
         """Open what only a publishing rank has: rings, copier, sidecar and observer."""
         taps, settings = self._taps, self._settings
         self._rings = rings = Rings(settings, taps)
-        self._copier = copier = self._open_copier()
+        self._copier = copier = self._open_copier(rings)
         self.start = start = self._start(adapter.name, place, rings)
         self._sidecar = sidecar = (
             Sidecar(start, taps.d, settings.width, beat=rings.beat) if settings.sidecar else NoSidecar()
         )
-        requests = RowRequests(settings, rows_kept=bool(taps.kept))
+        requests = RowRequests(settings, rows_kept=rings.rows is not None)
         observer = PassObserver(adapter, taps.buffers, copier, requests, sidecar, self._open_publisher)
         if self._runner.vllm_config.speculative_config is not None:
             adapter.watch_rejections(observer.waiting)
@@ -100,18 +115,26 @@ class RunnerSession:
             "watching %s: %d sites, raw rows of %d, %s runner, ring %s",
             start.facts.served,
             len(taps.sites),
-            len(taps.kept),
+            len(taps.kept) if rings.rows is not None else 0,
             adapter.name,
             rings.scores.name,
         )
         return observer
 
-    def _open_copier(self) -> CudaCopier | HostCopier:
-        buffers = self._taps.buffers
+    def _open_copier(self, rings: Rings) -> CudaCopier | HostCopier:
+        buffers, settings = self._taps.buffers, self._settings
         if not buffers.board.is_cuda:
             return HostCopier(buffers)
+        limit = settings.buffer_gb * 1e9
+        if rings.rows is not None:
+            try:
+                depth_of(buffers, limit)
+            except SettingsError as error:
+                if not settings.sidecar:
+                    raise
+                rings.drop_rows(str(error))
         most_requests = self._runner.vllm_config.scheduler_config.max_num_seqs
-        return CudaCopier(buffers, self._taps.max_rows, most_requests, self._settings.buffer_gb * 1e9)
+        return CudaCopier(buffers, self._taps.max_rows, most_requests, limit, rows=rings.rows is not None)
 
     def _start(self, runner_name: str, place: StagePlacement, rings: Rings) -> SidecarStart:
         return SidecarStart(
@@ -125,6 +148,7 @@ class RunnerSession:
             facts=served_model(self._runner, runner_name),
             ring=rings.scores.name,
             rows_ring=rings.rows.name if rings.rows else "",
+            no_rows=rings.no_rows,
             sites=self._taps.site_names,
             refused=self._taps.refused,
             kept=self._taps.kept_names,
@@ -139,7 +163,16 @@ class RunnerSession:
         pool = kv_pool(self._runner) if self._settings.prefix_scores else None
         prefix = PrefixScores.fitting(pool, taps.buffers.n_columns) if pool is not None else None
         group = pool.group if pool is not None and prefix is not None else None
-        return Publisher(rings.scores, rings.rows, prefix, taps.site_names, taps.kept, taps.buffers, kv_group=group)
+        return Publisher(
+            rings.scores,
+            rings.rows,
+            prefix,
+            taps.site_names,
+            taps.kept,
+            taps.buffers,
+            group,
+            rings.scores.spec.row_capacity,
+        )
 
     # --- around a pass, on the model's thread ---
 

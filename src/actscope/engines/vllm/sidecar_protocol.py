@@ -126,7 +126,8 @@ class Features(msgspec.Struct, frozen=True):
 class SidecarStart(msgspec.Struct, frozen=True, kw_only=True, tag="start"):
     """Everything that a sidecar needs to start.
 
-    `settings` are VllmSettings as JSON. `sites` are tapped in this process; `kept` are those with raw rows; `refused` are
+    `settings` are VllmSettings as JSON. `no_rows` is why there is no ring of raw rows, if there should be one. `sites` are
+    tapped in this process; `kept` are those with raw rows; `refused` are
     selected sites that cannot be read, and why, by name. A restarted sidecar also gets the last bank `state`, the last step
     `taken` (-1: none) and the version of the `weights`.
     """
@@ -141,6 +142,7 @@ class SidecarStart(msgspec.Struct, frozen=True, kw_only=True, tag="start"):
     facts: ServedModel
     ring: str
     rows_ring: str
+    no_rows: str = ""
     sites: list[str]
     kept: list[str]
     columns: int
