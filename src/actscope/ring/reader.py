@@ -41,6 +41,7 @@ class StepRecord:
         rows: [n, width] in the ring's dtype, a view of the batch's copy.
         flags: If not 0, the reason why the step has no rows although its spans name some.
         dropped_rows: Number of the step's rows that were never in the ring.
+        weights: How often the engine's weights had changed since it loaded them; at most `layout.MAX_WEIGHTS`.
     """
 
     number: int
@@ -51,6 +52,7 @@ class StepRecord:
     rows: np.ndarray
     flags: StepFlag = NO_FLAGS
     dropped_rows: int = 0
+    weights: int = 0
 
 
 @dataclass(slots=True, eq=False)
@@ -111,6 +113,7 @@ class _Record(NamedTuple):
     n_spans: int
     dropped_rows: int
     flags: int
+    weights: int
 
 
 _first_row = attrgetter("first_row")
@@ -378,7 +381,7 @@ class RingReader:
             flags = _STEP_FLAGS[r.flags & 7]
             begin, end = r.first_row - row, r.first_row - row + r.n_rows
             mine = (meta, rows) if r.n_rows == len(rows) else (meta[begin:end], rows[begin:end])
-            steps.append(StepRecord(r.number, r.time_ns, r.generation, owned, *mine, flags, r.dropped_rows))
+            steps.append(StepRecord(r.number, r.time_ns, r.generation, owned, *mine, flags, r.dropped_rows, r.weights))
         return steps
 
     # -- accounting: every step and row is counted once, as read or as missed --

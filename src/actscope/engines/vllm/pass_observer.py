@@ -93,7 +93,7 @@ class PassObserver:
         """
         publisher = self._publisher or self._begin()
         fired = self._buffers.fired.cpu().numpy().copy()
-        self._copier.pass_over(lambda: publisher.weights_changed(fired, refused))
+        self._copier.pass_over(lambda: publisher.weights_changed(version, fired, refused))
         self._sidecar.tell(WeightsChanged(version, by_name))
         for options in self._requests.set_weights(version):
             self._sidecar.tell(options)

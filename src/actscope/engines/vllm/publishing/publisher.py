@@ -128,15 +128,17 @@ class Publisher:
         self._refused: frozenset[int] = frozenset()
         self._unseen = 0  # passes with dropped rows since the last published one
         self._step = 0
+        self._weights = 0
         self.counts = PublishedCounts()
 
     def forget_passes(self, fired: np.ndarray) -> None:
         """Reset the tap counters after passes that served no request: warm-up, profiling, graph capture."""
         self._fired, self._unseen = fired.copy(), 0
 
-    def weights_changed(self, fired: np.ndarray, refused: Collection[int]) -> None:
+    def weights_changed(self, version: int, fired: np.ndarray, refused: Collection[int]) -> None:
         """Forget scores of the old weights, and deliver nothing of `refused` taps. `fired` is as in `forget_passes`."""
         self.forget_passes(fired)
+        self._weights = version
         self._refused = frozenset(refused)
         if self._prefix is not None:
             self._prefix.forget()
@@ -178,7 +180,7 @@ class Publisher:
             self._keep(note, labels, scores, on_host.slots, self._prefix)
             if labels.gaps or self._gaps:
                 spans = self._publish_cached(note, labels, self._prefix)
-        step = Step(self._step, monotonic_ns(), spans + ended, labels.meta, note.generation)
+        step = self._new_step(spans + ended, labels.meta, note.generation)
         raw = None if self._rows_ring is None else self._raw_rows(step, ended, labels, scores, on_host.rows, silent)
         self._ring.write(step, [Frame(SCORES, scores)])
         self.counts.passes += 1
@@ -189,6 +191,9 @@ class Publisher:
             self.counts.raw_rows += raw[0].n_rows
 
     # --- parts of a pass ---
+
+    def _new_step(self, spans: tuple[Span, ...], meta: np.ndarray, generation: int) -> Step:
+        return Step(self._step, monotonic_ns(), spans, meta, generation, self._weights)
 
     def _publish_without_rows(self, note: PassNote, ended: tuple[Span, ...], slots: np.ndarray | None = None) -> None:
         """Publish the ends, count the rows, and forget cached scores that the pass has overwritten (`slots`, None: unknown)."""
@@ -201,7 +206,7 @@ class Publisher:
             self.counts.raw_dropped_rows += self._wanted_rows(note)
         if not ended:
             return
-        step = Step(self._step, monotonic_ns(), ended, np.empty(0, ROW_META), note.generation)
+        step = self._new_step(ended, np.empty(0, ROW_META), note.generation)
         self._ring.write(step, [Frame(SCORES, np.empty((0, self._n_columns), np.float32))])
         if self._rows_ring is not None:
             self._rows_ring.write(step, [])
@@ -283,7 +288,7 @@ class Publisher:
             self.counts.raw_dropped_rows += sum(span.n_rows for span, wants in spans if wants)
             rows = None
         if rows is None or not any(wanting):
-            return (Step(step.number, step.time_ns, ended, step.meta[:0], step.generation), []) if ended else None
+            return (replace(step, spans=ended, meta=step.meta[:0]), []) if ended else None
         if labels.index is not None:
             rows = rows[labels.index]
         if not all(wanting):
@@ -338,7 +343,7 @@ class Publisher:
             meta["step"] = self._step
             span = Span(known.request, int(meta["position"][0]), len(meta), 0, flags, known.n_prompt)
             flags = SpanFlag(0)
-            step = Step(self._step, monotonic_ns(), (span,), meta, generation)
+            step = self._new_step((span,), meta, generation)
             self._ring.write(step, [Frame(SCORES, scores)])
             self.counts.cached_rows += len(meta)
         return gap.low - low
@@ -384,4 +389,4 @@ def _only(step: Step, labels: PassLabels, wanting: list[bool], ended: tuple[Span
     mask = np.array(wanting, bool)[labels.meta["span"].astype(np.intp)] if len(labels.meta) else np.zeros(0, bool)
     meta = labels.meta[mask]
     meta["span"] = np.repeat(np.arange(len(spans)), [span.n_rows for span in spans])
-    return Step(step.number, step.time_ns, (*spans, *ended), meta, step.generation), mask
+    return replace(step, spans=(*spans, *ended), meta=meta), mask
