@@ -168,7 +168,7 @@ def test_sweep_removes_what_a_killed_engine_left_and_keeps_what_lives(
     os.kill(engine.pid, signal.SIGKILL)
     engine.wait()
     assert discovery.read_cards() == [alive]
-    assert discovery.sweep() >= 4  # card, table, socket, segment
+    assert discovery.sweep() >= 3  # card, table, socket; and the segment, unless another engine of this machine is quicker
     assert not segment_path(ring).exists() and segment_path(mine.name).exists() and stranger.exists()
     assert len(list(runtime.iterdir())) == 4
     RingReader.attach(mine.name).close()
@@ -216,6 +216,7 @@ def test_sweep_leaves_a_ring_of_another_container_alone(runtime: Path, monkeypat
     reader.close()
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="a pid namespace of one's own needs root")
 def test_sweep_removes_the_ring_of_a_dead_container_and_leaves_that_of_a_living_one(runtime: Path) -> None:
     """In another pid namespace nobody can look at the process; the lock on the file says whether it lives."""
     engine = subprocess.Popen(
