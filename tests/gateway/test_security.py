@@ -146,8 +146,8 @@ def test_the_connection_of_a_refused_body_is_closed(place: Place) -> None:
         sender.sendall(head.encode() + b"0\r\n")
         assert sender.recv(100).startswith(b"HTTP/1.1 401")
         with pytest.raises(OSError, match=r"reset|Broken pipe"):
-            for i in range(20_000):
-                sender.sendall(f"x-{i}: {'x' * 1000}\r\n".encode())
+            for i in range(3_000):
+                sender.sendall(f"x-{i}: {'x' * 60_000}\r\n".encode())
 
 
 @pytest.mark.parametrize("origin", ["https://evil.example", "null", "http://127.0.0.1:1", "http://localhost"])
@@ -225,7 +225,7 @@ def test_heads_are_bounded(place: Place, client: httpx.Client) -> None:
                 endless.sendall(b"x" * 1024)
         except OSError:
             received = b"closed"
-        assert received or endless.recv(100).startswith(b"HTTP/1.1 400")
+        assert received or endless.recv(100).startswith(b"HTTP/1.1 431")
 
 
 def test_only_listed_headers_reach_the_engine(client: httpx.Client, engine: EngineProcess) -> None:

@@ -18,6 +18,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from actscope.serving.connections import trust_connection
 from actscope.serving.errors import Problem, problem_response
 from actscope.serving.settings import ServingSettings
 
@@ -81,6 +82,7 @@ class Guard:
                 answer = self._preflight(scope, headers, origin) or self._sign_in(scope, headers)
             if answer is None:
                 self._check_token(scope, headers)
+                trust_connection(scope)
                 receive = self._bounded(headers, receive)
         except Problem as problem:
             answer = self._page(scope, headers, problem) or problem_response(problem)
