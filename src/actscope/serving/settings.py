@@ -82,6 +82,20 @@ class ServingSettings:
         return f"http://{host}:{self.port}"
 
     @property
+    def reach(self) -> str:
+        """Return who can connect and what they need, in a sentence; empty if only this machine can."""
+        if self.host == "localhost" or self.host == "::1" or self.host.startswith("127."):
+            return ""
+        who = (
+            "every machine that reaches this one"
+            if self.host in ("0.0.0.0", "::")
+            else f"machines that reach {self.host}"
+        )
+        names = ", ".join(self.allowed_hosts)
+        pages = f"browsers under {names}" if names else "no browser elsewhere: add --allow-host NAME:PORT"
+        return f"{who}, with the token, which travels unencrypted; {pages}"
+
+    @property
     def link(self) -> str:
         """Return the URL to open in a browser. It contains the token."""
         return f"{self.url}/?token={self.token}"

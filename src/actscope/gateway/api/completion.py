@@ -176,9 +176,13 @@ class CompletionResponse(Response):
         await self._send_whole(send, whole.status_code, bytes(whole.body), problem.headers or {})
 
     async def _say_cancelled(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """End the answer of a cancelled request: 409, or a last chunk for each choice if streaming has begun."""
+        """End the answer of a cancelled request: 400, or a last chunk for each choice if streaming has begun.
+
+        OpenAI's clients send a request again after 408, 409, 429 and 5xx, and would undo the cancellation.
+        """
         if not self._started:
-            problem = Problem(409, f"request {self._call.response} was cancelled", code="request_cancelled")
+            message, headers = f"request {self._call.response} was cancelled", {"x-should-retry": "false"}
+            problem = Problem(400, message, code="request_cancelled", headers=headers)
             await problem_response(problem)(scope, receive, send)
             return
         await self._send_last(send, b"".join(self._ending(i) for i in range(len(self._logs))) + _DONE)
