@@ -128,18 +128,20 @@ def test_a_request_can_be_cancelled_by_another(place: Place, engine: EngineProce
 def test_a_cancelled_request_that_does_not_stream_is_not_sent_again(place: Place, engine: EngineProcess) -> None:
     """OpenAI's client, with its usual retries, raises, and the engine sees no second request."""
     known = {r["request"] for r in requests_of(place)}
-    with openai.OpenAI(base_url=f"{place.url}/v1", api_key=place.token, max_retries=2) as client:
-        with ThreadPoolExecutor(1) as pool:
-            extra = {"scripted": {"hold_after": 2}}
-            messages: Any = [{"role": "user", "content": "hi snow"}]
-            asked = pool.submit(
-                lambda: client.chat.completions.create(model="scripted", messages=messages, extra_body=extra)
-            )
-            (mine,) = until(lambda: {r["request"] for r in requests_of(place)} - known)
-            with place.client() as other:
-                other.delete(f"/v1/actscope/requests/{mine}")
-            with pytest.raises(openai.BadRequestError) as cancelled:
-                asked.result(30)
+    with (
+        openai.OpenAI(base_url=f"{place.url}/v1", api_key=place.token, max_retries=2) as client,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        extra = {"scripted": {"hold_after": 2}}
+        messages: Any = [{"role": "user", "content": "hi snow"}]
+        asked = pool.submit(
+            lambda: client.chat.completions.create(model="scripted", messages=messages, extra_body=extra)
+        )
+        (mine,) = until(lambda: {r["request"] for r in requests_of(place)} - known)
+        with place.client() as other:
+            other.delete(f"/v1/actscope/requests/{mine}")
+        with pytest.raises(openai.BadRequestError) as cancelled:
+            asked.result(30)
     assert cancelled.value.code == "request_cancelled"
     assert cancelled.value.response.headers["x-should-retry"] == "false"
     assert {r["request"] for r in requests_of(place)} - known == {mine}

@@ -24,7 +24,6 @@ from actscope.probes import Probe
 from actscope.probes.bank import DescribedProbe
 from actscope.recording.flight.recorder import FlightRecorder
 
-
 T = TypeVar("T")
 
 #: Size in bytes up to which a body is read on the event loop. Tokenizing so much takes a few milliseconds.
