@@ -53,9 +53,9 @@ def test_every_route_needs_the_token(stranger: httpx.Client, method: str, path: 
 
 
 def test_the_printed_link_sets_a_cookie_that_serves_as_the_token(stranger: httpx.Client, place: Place) -> None:
-    """The link redirects to `/` without the token in the address, and the cookie then opens every route."""
+    """The link redirects to the page, under whatever path it is, without the token in the address, and the cookie then opens every route."""
     answer = stranger.get(f"/?token={TOKEN}")
-    assert (answer.status_code, answer.headers["location"]) == (303, "/")
+    assert (answer.status_code, answer.headers["location"]) == (303, "./")
     cookie = answer.headers["set-cookie"]
     port = place.url.rsplit(":", 1)[1]
     assert cookie.startswith(f"actscope_{port}=")
