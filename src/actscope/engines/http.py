@@ -15,7 +15,8 @@ from starlette.responses import Response
 from actscope.errors import ActscopeError, RequestRefused, RingError
 from actscope.serving.error_answer import ErrorAnswer
 
-MAX_BODY = 32 << 20
+#: Maximum size of a body in bytes. The gateway, which alone can connect, has a limit of its own, which may be set below this.
+MAX_BODY = 1 << 30
 _BACKLOG = 256
 _STATUS = {"model_not_found": 404, "overloaded": 429, "shutting_down": 503}
 

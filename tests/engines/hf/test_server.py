@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -38,7 +40,7 @@ async def client() -> AsyncIterator[httpx.AsyncClient]:
         ({"messages": HELLO, "temperature": "hot"}, "temperature", None),
         ({"messages": HELLO, "tools": [{}]}, "tools", None),
         ({"messages": HELLO, "logprobs": True}, "logprobs", None),
-        ({"messages": HELLO, "n": 99}, "n", None),
+        ({"messages": HELLO, "n": 9999}, "n", None),
         ({"messages": HELLO, "response_format": {"type": "json_object"}}, "response_format", None),
         ({"messages": HELLO, "stop": ""}, "stop", None),
     ],
@@ -100,3 +102,32 @@ async def test_a_probe_that_does_not_fit_is_refused_and_one_that_does_is_listed(
     assert [p["id"] for p in (await client.get("/v1/actscope/probes")).json()["probes"]] == ["p"]
     assert (await client.delete("/v1/actscope/probes/p")).status_code == 204
     assert (await client.delete("/v1/actscope/probes/p")).status_code == 404
+
+
+@pytest.mark.parametrize(
+    "text", ["The hill is quiet. " * 800_000, "x" * 15_000_000, " " * 15_000_000, "\u2744" * 5_000_000]
+)
+async def test_a_prompt_far_beyond_the_context_is_refused_without_tokenizing_it(
+    client: httpx.AsyncClient, text: str
+) -> None:
+    """And an ordinary request is answered meanwhile."""
+    large = asyncio.ensure_future(client.post("/v1/completions", json={"prompt": text}, timeout=60))
+    small = await client.post("/v1/completions", json={"prompt": "hello", "max_tokens": 2})
+    assert small.status_code == 200
+    began = time.monotonic()
+    answer = await large
+    assert (answer.status_code, answer.json()["error"]["code"]) == (400, "context_length_exceeded")
+    assert time.monotonic() - began < 5
+
+
+async def test_a_prompt_at_the_edge_of_the_context_is_counted_exactly(client: httpx.AsyncClient) -> None:
+    """What is tried on the beginning of a text never refuses one that fits."""
+    context = tiny("llama").max_context
+    for n, status in ((context - 2, 200), (context - 1, 400)):
+        body = {"prompt": "a" * n, "max_tokens": 2, "ignore_eos": True}
+        assert (await client.post("/v1/completions", json=body)).status_code == status
+
+
+async def test_too_many_token_ids_are_refused_before_they_are_looked_at(client: httpx.AsyncClient) -> None:
+    answer = await client.post("/v1/completions", json={"prompt": [97] * 2_000_000})
+    assert answer.json()["error"]["code"] == "context_length_exceeded"

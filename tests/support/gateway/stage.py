@@ -87,6 +87,8 @@ class Stage:
         self.directory = Path(tempfile.mkdtemp(prefix="acts-"))
         self._environment = os.environ | {"ACTSCOPE_RUNTIME_DIR": str(self.directory), "PYTHONPATH": str(TESTS)}
         self._processes: list[subprocess.Popen[str]] = []
+        self.wrapper: list[str] = []
+        """Command that runs the next processes, before their own command lines."""
 
     def engine(self, *arguments: str) -> EngineProcess:
         process = self._start("-m", "support.gateway.scripted_engine", *arguments)
@@ -122,7 +124,7 @@ class Stage:
 
     def _start(self, *arguments: str) -> subprocess.Popen[str]:
         process = subprocess.Popen(
-            [sys.executable, *arguments], stdout=subprocess.PIPE, text=True, env=self._environment
+            [*self.wrapper, sys.executable, *arguments], stdout=subprocess.PIPE, text=True, env=self._environment
         )
         self._processes.append(process)
         return process

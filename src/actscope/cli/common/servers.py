@@ -137,12 +137,13 @@ def gateway_in_background(settings: GatewaySettings) -> Iterator[GatewaySettings
 def announce(settings: GatewaySettings, model: str, *, browser: bool, record: str = "") -> None:
     """Print the page's link, the API's address and the token on standard error. With `browser`, open the page too."""
     base = settings.link.split("/?", 1)[0]
+    reach = f"  open to  {settings.reach}\n" if settings.reach else ""
     kept = f"  records  marked requests, to {record}   (actscope mark --last)\n" if record else ""
     print(
         f"\n  actscope is watching {model}\n\n"
         f"  page     {settings.link}\n"
         f"  API      {base}/v1   (OpenAI-compatible)\n"
-        f"  api_key  {settings.token}\n{kept}\n"
+        f"  api_key  {settings.token}\n{reach}{kept}\n"
         "  Ctrl-C stops it.\n",
         file=sys.stderr,
         flush=True,

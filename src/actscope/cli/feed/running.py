@@ -83,11 +83,12 @@ async def _first_window(server: FeedServer) -> str:
 def announce(settings: FeedSettings) -> None:
     """Print the address, the token and the buffer of the feed, and two ways to get rows."""
     url, layout = settings.url, estimate(settings).layout
+    reach = f"  open to  {settings.reach}\n" if settings.reach else ""
     where = f"{layout.n_sites} site(s) x {layout.width} {layout.dtype}"
     print(
         f"\n  actscope feeds {settings.model} ({settings.sites}) over {settings.dataset}\n\n"
         f"  address  {url}\n"
-        f"  token    {settings.token}\n"
+        f"  token    {settings.token}\n{reach}"
         f"  buffer   {gigabytes(layout.total_bytes)}: {settings.buffer_rows:,} rows, {where}; mixed over "
         f"{settings.window_rows:,} rows\n\n"
         f'  curl     curl -H "Authorization: Bearer {settings.token}" "{url}/activations?num_samples=2&wait=60"\n'

@@ -78,7 +78,10 @@ async def _serve(settings: EngineSettings, loaded: LoadedModel, probes: list[Pro
     card = _card(settings, loaded, ring.name)
     mailboxes = Mailboxes()
     options = EngineOptions(
-        max_batch=settings.max_batch, max_step_tokens=settings.max_step_tokens, probe_width=settings.probe_width
+        max_batch=settings.max_batch,
+        max_waiting=settings.max_waiting,
+        max_step_tokens=settings.max_step_tokens,
+        probe_width=settings.probe_width,
     )
     try:
         engine = Engine(

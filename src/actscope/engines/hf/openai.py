@@ -12,10 +12,10 @@ from typing import Any, Literal, TypeVar
 import msgspec
 
 from actscope.engines.hf.engine import Engine
+from actscope.engines.hf.prompts import check_ids, token_ids
 from actscope.engines.hf.request import Output, Request, Sampling
 from actscope.errors import RequestRefused
 
-MAX_CHOICES = 16
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
@@ -168,7 +168,9 @@ def completion_job(engine: Engine, raw: bytes, request_id: str | None) -> Comple
     """Parse the body of a completions request, with one or more choices per prompt. Raises RequestRefused like `chat_job`."""
     body = _decode(raw, CompletionBody)
     _refuse(echo=body.echo, suffix=body.suffix)
-    prompts = [_tokenize(engine, prompt) for prompt in _prompts(body.prompt)]
+    given = _prompts(body.prompt)
+    _check_choices(engine, body, len(given))
+    prompts = [_tokenize(engine, prompt) for prompt in given]
     return _job(engine, "text", body, prompts, _first_given(body.max_tokens, 16), request_id)
 
 
@@ -178,7 +180,7 @@ def _decode(raw: bytes, kind: type[B]) -> B:
     except msgspec.ValidationError as error:
         where = re.search(r"`\$\.(\w+)", str(error))
         raise RequestRefused(str(error).replace("$.", ""), param=where[1] if where else None) from error
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise RequestRefused(f"the body is not valid JSON: {error}") from error
 
 
@@ -203,7 +205,7 @@ def _render(engine: Engine, body: ChatBody) -> list[int]:
         text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=body.add_generation_prompt)
     except Exception as error:  # a template is a program of the model's maker, and may raise anything
         raise RequestRefused(f"the model's chat template refuses these messages: {error}", param="messages") from error
-    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+    return token_ids(engine.loaded, text, add_special_tokens=False)
 
 
 def _message(index: int, message: dict[str, object]) -> dict[str, Any]:
@@ -235,7 +237,8 @@ def _prompts(prompt: str | list[str | int | list[int]]) -> list[str | list[int]]
 
 def _tokenize(engine: Engine, prompt: str | list[int]) -> list[int]:
     if isinstance(prompt, str):
-        return list(engine.loaded.tokenizer(prompt)["input_ids"])
+        return token_ids(engine.loaded, prompt)
+    check_ids(engine.loaded, prompt)
     size: Any = engine.loaded.model.get_input_embeddings().num_embeddings
     wrong = next((token for token in prompt if not 0 <= token < size), None)
     if wrong is not None:
@@ -268,8 +271,7 @@ def _job(
         skip_special_tokens=body.skip_special_tokens is False,
     )
     n = 1 if body.n is None else body.n
-    if not 1 <= n * len(prompts) <= MAX_CHOICES:
-        raise RequestRefused(f"n x prompts must lie between 1 and {MAX_CHOICES}, found {n * len(prompts)}", param="n")
+    _check_choices(engine, body, len(prompts))
     job_id = _job_id(kind, given)
     choices = []
     for p, prompt in enumerate(prompts):
@@ -287,6 +289,13 @@ def _job(
             choices.append(Choice(p * n + i, Request(base if n == 1 else f"{i}_{base}", prompt, own)))
     usage = body.stream_options is not None and body.stream_options.include_usage
     return CompletionJob(kind, job_id, name, body.stream, usage, body.return_token_ids, choices)
+
+
+def _check_choices(engine: Engine, body: _Body, n_prompts: int) -> None:
+    """Raise RequestRefused if a request has no choices, or more than the engine's queue has room for."""
+    most, found = engine.options.max_waiting, (1 if body.n is None else body.n) * n_prompts
+    if not 1 <= found <= most:
+        raise RequestRefused(f"n x prompts must lie between 1 and {most} (--max-waiting), found {found}", param="n")
 
 
 def _job_id(kind: str, given: str | None) -> str:

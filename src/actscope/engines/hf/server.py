@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from typing import TypeVar
 
 import msgspec
 from starlette.applications import Starlette
@@ -21,6 +23,13 @@ from actscope.errors import RequestRefused
 from actscope.probes import Probe
 from actscope.probes.bank import DescribedProbe
 from actscope.recording.flight.recorder import FlightRecorder
+
+T = TypeVar("T")
+
+#: Size in bytes up to which a body is read on the event loop. Tokenizing so much takes a few milliseconds.
+_SHORT_BYTES = 16 << 10
+#: Number of threads that tokenize longer prompts.
+_TOKENIZING = 2
 
 
 class Mailboxes:
@@ -88,6 +97,7 @@ class _EngineRoutes:
     def __init__(self, engine: Engine, mailboxes: Mailboxes) -> None:
         self._engine = engine
         self._mailboxes = mailboxes
+        self._tokenizing = ThreadPoolExecutor(_TOKENIZING, "actscope-tokenizing")
 
     async def health(self, http: HttpRequest) -> Response:
         if not self._engine.alive:
@@ -99,13 +109,20 @@ class _EngineRoutes:
 
     @answering_errors
     async def chat(self, http: HttpRequest) -> Response:
-        job = chat_job(self._engine, await read_body(http), http.headers.get("x-request-id"))
-        return await self._run(http, job)
+        return await self._answer(http, chat_job)
 
     @answering_errors
     async def completions(self, http: HttpRequest) -> Response:
-        job = completion_job(self._engine, await read_body(http), http.headers.get("x-request-id"))
-        return await self._run(http, job)
+        return await self._answer(http, completion_job)
+
+    async def _answer(self, http: HttpRequest, make: Callable[[Engine, bytes, str | None], CompletionJob]) -> Response:
+        """Make the job and run it. A long prompt is tokenized on a thread; the others go on meanwhile."""
+        body, request_id = await read_body(http), http.headers.get("x-request-id")
+        if len(body) <= _SHORT_BYTES:
+            return await self._run(http, make(self._engine, body, request_id))
+        work = asyncio.get_running_loop().run_in_executor(self._tokenizing, make, self._engine, body, request_id)
+        job = await _unless_left(http, work)
+        return job if isinstance(job, Response) else await self._run(http, job)
 
     async def _run(self, http: HttpRequest, job: CompletionJob) -> Response:
         inbox = Inbox(self._engine, self._mailboxes, job)
@@ -180,8 +197,11 @@ async def _whole(job: CompletionJob, inbox: Inbox) -> Response:
     return json_response(job.answer(texts, ids, reasons))
 
 
-async def _unless_left(http: HttpRequest, work: Awaitable[Response]) -> Response:
-    """Return the result of `work`, or cancel it and return status 499 if the client disconnects first."""
+async def _unless_left(http: HttpRequest, work: Awaitable[T]) -> T | Response:
+    """Return the result of `work`, or cancel it and return status 499 if the client disconnects first.
+
+    Work that waits for a thread does not begin then. Work that a thread has begun is finished, and thrown away.
+    """
     working = asyncio.ensure_future(work)
     leaving = asyncio.ensure_future(http.receive())  # the body has been read, so the next message is the disconnect
     await asyncio.wait([working, leaving], return_when=asyncio.FIRST_COMPLETED)

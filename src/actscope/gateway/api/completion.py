@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
 import aiohttp
 import msgspec
@@ -23,7 +23,7 @@ from actscope.gateway.api.payloads import ChoiceView, encode
 from actscope.gateway.scores.request_log import RequestLog, State
 from actscope.gateway.scores.request_store import Flight, Sessions
 from actscope.gateway.upstream.engine import EngineConnection
-from actscope.gateway.upstream.sse import SseSplitter
+from actscope.gateway.upstream.sse import SseSplitter, read_whole
 from actscope.gateway.upstream.upstream import Upstream
 from actscope.serving.errors import Problem, error_object, problem_response
 
@@ -31,13 +31,19 @@ _log = logging.getLogger(__name__)
 _value = msgspec.json.decode
 _fields = msgspec.json.Decoder(dict[str, Raw]).decode
 _many_fields = msgspec.json.Decoder(list[dict[str, Raw]]).decode
+_token_ids = msgspec.json.Decoder(list[Annotated[int, msgspec.Meta(ge=0, lt=1 << 31)]] | None).decode
+_number = msgspec.json.Decoder(Annotated[int, msgspec.Meta(ge=0)] | None).decode
+_text = msgspec.json.Decoder(str | None).decode
 
 Fields = dict[str, Any]
 """A JSON object whose values are raw JSON bytes, or Python values that are still to be encoded."""
 
 _NULL = Raw(b"null")
 _IDS = ("prompt_token_ids", "token_ids")
-_FAILURES = (aiohttp.ClientError, UpstreamError, OSError, asyncio.TimeoutError, msgspec.DecodeError)
+_MALFORMED = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+_FAILURES = (aiohttp.ClientError, UpstreamError, OSError, asyncio.TimeoutError, *_MALFORMED)
+#: Maximum size in bytes of a refusal of the engine.
+_MOST_REFUSAL_BYTES = 1 << 20
 _DONE = b"data: [DONE]\n\n"
 
 
@@ -144,18 +150,22 @@ class CompletionResponse(Response):
                 await self._answer(response, send)
         except _FAILURES as error:
             await self._fail(send, error)
+        except Exception as error:  # boundary: whatever the engine's answer has set off, the client is told
+            _log.exception("request %s: the engine's answer could not be read", self._call.response)
+            await self._fail(send, error)
         finally:
             response.close()
 
     async def _refuse(self, response: aiohttp.ClientResponse, send: Send) -> None:
         """Send the engine's refusal with its status, and drop the logs. A body in another format is wrapped in OpenAI's."""
-        body = await response.read()
+        body = await read_whole(response, _MOST_REFUSAL_BYTES)
         self._forget()
+        status = response.status if 400 <= response.status < 600 else 502
         if not _is_error(body):
-            status = response.status if 400 <= response.status < 500 else 502
+            status = status if status < 500 else 502
             text = body[:500].decode("utf-8", "replace").strip()
             body = encode(error_object(status, f"the engine answered {response.status}: {text}", code="engine_failed"))
-        await self._send_whole(send, response.status, body)
+        await self._send_whole(send, status, body)
 
     async def _fail(self, send: Send, error: BaseException) -> None:
         """Report a failure of the engine to the client: as the last event if streaming has begun, else as the answer."""
@@ -176,9 +186,13 @@ class CompletionResponse(Response):
         await self._send_whole(send, whole.status_code, bytes(whole.body), problem.headers or {})
 
     async def _say_cancelled(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """End the answer of a cancelled request: 409, or a last chunk for each choice if streaming has begun."""
+        """End the answer of a cancelled request: 400, or a last chunk for each choice if streaming has begun.
+
+        OpenAI's clients send a request again after 408, 409, 429 and 5xx, and would undo the cancellation.
+        """
         if not self._started:
-            problem = Problem(409, f"request {self._call.response} was cancelled", code="request_cancelled")
+            message, headers = f"request {self._call.response} was cancelled", {"x-should-retry": "false"}
+            problem = Problem(400, message, code="request_cancelled", headers=headers)
             await problem_response(problem)(scope, receive, send)
             return
         await self._send_last(send, b"".join(self._ending(i) for i in range(len(self._logs))) + _DONE)
@@ -284,7 +298,7 @@ class CompletionResponse(Response):
 
     def _take_ids(self, fields: Fields) -> dict[str, list[int] | None]:
         """Return the token ids in `fields`, and remove them unless the client requested them (for vLLM: set them to null)."""
-        found = {name: _get(fields, name) for name in _IDS}
+        found = {name: _token_ids(fields[name]) if name in fields else None for name in _IDS}
         if not self._call.wants_token_ids:
             for name in _IDS:
                 if self._has_nulls and name in fields:
@@ -304,7 +318,7 @@ class CompletionResponse(Response):
             log.follow_rows()  # vLLM withholds the token ids of hidden reasoning
         elif not log.follows_rows:
             log.add_tokens(found["token_ids"] or ())
-        reason = _get(choice, "finish_reason")
+        reason = _text(choice.get("finish_reason", _NULL))
         if reason is not None:
             await self._end(log, reason)
         payload = view.payload(final=reason is not None) if view is not None else None
@@ -333,7 +347,7 @@ class CompletionResponse(Response):
     # Without streaming
 
     async def _answer(self, response: aiohttp.ClientResponse, send: Send) -> None:
-        body = await response.read()
+        body = await read_whole(response)
         answer: Fields = _fields(body)
         if self._engine.matcher is not None:
             self._engine.matcher.drain()
@@ -350,7 +364,7 @@ class CompletionResponse(Response):
         prompt = prompt if found["prompt_token_ids"] is None else found["prompt_token_ids"]
         if prompt is not None and found["token_ids"] is not None:
             log.settle(prompt, found["token_ids"])
-        await self._end(log, _get(choice, "finish_reason"))
+        await self._end(log, _text(choice.get("finish_reason", _NULL)))
         if view is not None:
             choice["actscope"] = view.payload(final=True)
 
@@ -360,7 +374,7 @@ def _get(fields: Fields, name: str) -> Any:
 
 
 def _index(choice: Fields) -> int:
-    return int(_get(choice, "index") or 0)
+    return _number(choice.get("index", _NULL)) or 0
 
 
 def _says_nothing(choice: Fields) -> bool:
@@ -375,6 +389,6 @@ def _says_nothing(choice: Fields) -> bool:
 def _is_error(body: bytes) -> bool:
     try:
         found = _value(body)
-    except msgspec.DecodeError:
+    except _MALFORMED:
         return False
     return isinstance(found, dict) and isinstance(found.get("error"), dict)

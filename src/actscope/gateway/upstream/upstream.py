@@ -263,7 +263,7 @@ def json_object(body: bytes) -> dict[str, Any]:
     """Decode an engine's answer as a JSON object. Raises Problem (502) if it is not one."""
     try:
         found = msgspec.json.decode(body)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise Problem(502, f"the engine's answer is not JSON: {error}", code="engine_failed") from error
     if not isinstance(found, dict):
         raise Problem(502, "the engine's answer is not a JSON object", code="engine_failed")

@@ -23,6 +23,7 @@ from actscope.gateway.upstream.controls import error_code, error_message
 from actscope.gateway.upstream.engine import EngineConnection
 from actscope.gateway.upstream.headers import forwarded
 from actscope.serving.errors import Problem
+from actscope.serving.json_body import JsonRoute
 
 #: Answers by status, as FastAPI documents them.
 Responses = dict[int | str, dict[str, Any]]
@@ -31,7 +32,7 @@ ERRORS: Responses = {status: {"model": models.ErrorBody} for status in (400, 401
 #: Time in seconds that a mark waits for its request, which is sent after it.
 _MARK_WAITS_SECONDS = 60.0
 
-router = APIRouter(tags=["openai"], responses=ERRORS)
+router = APIRouter(tags=["openai"], responses=ERRORS, route_class=JsonRoute)
 
 
 def _answers(whole: type, chunk: type) -> Responses:

@@ -14,6 +14,7 @@ from actscope.gateway.api.routes.openai import ERRORS, Responses
 from actscope.gateway.upstream.controls import error_code
 from actscope.gateway.upstream.upstream import json_object
 from actscope.serving.errors import Problem
+from actscope.serving.json_body import JsonRoute
 
 _MARK_ERRORS: Responses = {
     409: {"model": schemas.ErrorBody, "description": "The engine keeps no recording"},
@@ -23,7 +24,7 @@ _MARK_ERRORS: Responses = {
 #: Form of the engines' request ids. Only ids of this form are put into a path on the engine.
 _ID = re.compile(r"(?!\.+$)[A-Za-z0-9._:-]{1,256}")
 
-router = APIRouter(tags=["actscope"], responses=ERRORS)
+router = APIRouter(tags=["actscope"], responses=ERRORS, route_class=JsonRoute)
 
 
 @router.get("/v1/actscope/recording", response_model=schemas.RecordingState)

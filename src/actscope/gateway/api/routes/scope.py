@@ -21,8 +21,9 @@ from actscope.gateway.api.wire import WireRequest
 from actscope.gateway.scores.request_log import RequestLog
 from actscope.gateway.upstream.upstream import json_object
 from actscope.serving.errors import Problem
+from actscope.serving.json_body import JsonRoute
 
-router = APIRouter(tags=["actscope"], responses=ERRORS)
+router = APIRouter(tags=["actscope"], responses=ERRORS, route_class=JsonRoute)
 
 ProbeId = Annotated[str, PathParam(pattern=r"^[A-Za-z0-9._-]{1,128}$", description="letters, digits, `.`, `_`, `-`")]
 
