@@ -11,13 +11,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 
-def publish_file(path: Path, data: bytes | memoryview, *, mode: int = 0o644, durable: bool = True) -> None:
+def publish_file(path: Path, data: bytes | memoryview, *, mode: int = 0o600, durable: bool = True) -> None:
     """Write a file atomically: write a temporary file beside it, then rename that.
 
     Args:
         path: The file's name. An existing file is replaced.
         data: The file's content.
-        mode: The file's permissions, before the umask.
+        mode: The file's permissions, before the umask. By default only its owner can read it.
         durable: Make content and name survive a power cut (fsync of the file and of its directory).
 
     Raises:
