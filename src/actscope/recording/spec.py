@@ -65,7 +65,7 @@ class PipelineOptions:
     workers: int = field(default_factory=_usual_workers)
     """Number of encoder threads."""
     block_bytes: int = 4 << 20
-    """Target size of a block of one site's rows before encoding, in bytes (at most 128 MiB). Smaller when many sites share memory."""
+    """Target size of a block of one site's rows before encoding, in bytes, at most 128 MiB. Smaller if many share memory."""
     flush_seconds: float = 1.0
     """Approximate maximum delay before queued rows are encoded and labels are written, in seconds."""
     checkpoint_tokens: int = 0

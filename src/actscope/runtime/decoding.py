@@ -81,10 +81,11 @@ class CheckedDecoder(Generic[T]):
 
 
 @contextmanager
-def as_own_error(error: type[ActscopeError], where: str) -> Iterator[None]:
+def as_own_error(error: type[ActscopeError], where: str, *more: type[Exception]) -> Iterator[None]:
     """Turn what a parser of foreign bytes raises into `error`, "<where>: <reason>". Errors of actscope pass unchanged.
 
-    It is for readers whose parsers are numpy, zipfile and the like. MemoryError is included: a number in the file asked for it.
+    It is for readers whose parsers are numpy, zipfile and the like. `more` are the parser's own errors, beside `MALFORMED`.
+    MemoryError is included: a number in the file asked for it.
     """
     try:
         yield
@@ -92,7 +93,7 @@ def as_own_error(error: type[ActscopeError], where: str) -> Iterator[None]:
         raise
     except OSError as reason:
         raise error(f"{where}: cannot be read: {reason.strerror or reason}") from reason
-    except MALFORMED as reason:
+    except (*MALFORMED, *more) as reason:
         raise error(f"{where}: malformed: {reason_of(reason)}") from reason
 
 

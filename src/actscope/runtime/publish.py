@@ -40,6 +40,11 @@ def publish_file(path: Path, data: bytes | memoryview, *, mode: int = 0o600, dur
         sync_directory(path.parent)
 
 
+def private_opener(path: str, flags: int) -> int:
+    """Open a file that only its owner can read: the `opener` of `open` for files that hold activations or tokens."""
+    return os.open(path, flags | os.O_CLOEXEC, 0o600)
+
+
 @contextmanager
 def publish_directory(path: Path) -> Iterator[Path | None]:
     """Fill a private directory and publish it atomically, once: a reader sees all of it or none.

@@ -107,7 +107,7 @@ class Blocks:
         if len(wrong):
             key = self.keys[wrong[0]]
             raise RecordingDamaged(
-                f"message {self.entries['number'][wrong[0]]}: its key says {key['n_rows']} rows of width {key['width']}, dtype code "
+                f"message {self.entries['number'][wrong[0]]}: its key says {key['n_rows']} rows of width {key['width']}, dtype "
                 f"{key['dtype']}, from row {key['first_row']}; a writer makes blocks of at most {MAX_BLOCK_BYTES} bytes"
             )
         overlaps = np.flatnonzero(np.diff(self.keys["first_row"].astype(np.int64)) < self.keys["n_rows"][:-1])
