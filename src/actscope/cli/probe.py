@@ -30,19 +30,24 @@ def list_probes(
     engine: options.Engine = "",
     as_json: options.Json = False,
 ) -> None:
-    """List the probes of a directory, or of a running engine.
+    """List the probes of a directory, or of a running engine. Exits 1 if a file of the directory is no valid probe.
 
     Example: actscope probe list probes/my-model
     """
     from actscope.probes import load_probes
 
+    bad: list[ProbeError] = []
     if directory is not None:
         if not directory.is_dir():
             raise ProbeError(f"{directory}: not a directory")
-        probes = [msgspec.structs.asdict(probe.info) for probe in load_probes(directory)]
+        probes = [msgspec.structs.asdict(probe.info) for probe in load_probes(directory, bad.append)]
     else:
         probes = _list_engine(engine)
     show(json.dumps(probes, indent=2) if as_json else _table(legible(probes)))
+    for error in bad:
+        show(f"actscope: {error}", err=True)
+    if bad:
+        raise typer.Exit(1)
 
 
 @app.command()
