@@ -10,6 +10,7 @@ import typer
 
 from actscope.cli.common import options
 from actscope.cli.common.engines import ask, engine_cards, refusal
+from actscope.cli.common.output import legible, show
 from actscope.errors import RecordingError, SettingsError
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ def mark(
         marks = _ask(engine, "/v1/actscope/recording/marks", body | {"which": which})["marks"]
         if last and not marks:
             raise RecordingError("the engine has seen no request yet")
-    typer.echo(json.dumps(marks) if as_json else "\n".join(map(_line, marks)) or "no request is running")
+    show(json.dumps(marks) if as_json else "\n".join(map(_line, legible(marks))) or "no request is running")
 
 
 def _ask(engine: str, path: str, body: dict[str, Any]) -> Any:

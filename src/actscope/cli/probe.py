@@ -11,6 +11,7 @@ import typer
 
 from actscope.cli.common import options
 from actscope.cli.common.engines import ask, engine_cards, refusal
+from actscope.cli.common.output import legible, show
 from actscope.cli.common.settings_options import Given, with_settings
 from actscope.errors import ProbeError
 
@@ -29,19 +30,24 @@ def list_probes(
     engine: options.Engine = "",
     as_json: options.Json = False,
 ) -> None:
-    """List the probes of a directory, or of a running engine.
+    """List the probes of a directory, or of a running engine. Exits 1 if a file of the directory is no valid probe.
 
     Example: actscope probe list probes/my-model
     """
     from actscope.probes import load_probes
 
+    bad: list[ProbeError] = []
     if directory is not None:
         if not directory.is_dir():
             raise ProbeError(f"{directory}: not a directory")
-        probes = [msgspec.structs.asdict(probe.info) for probe in load_probes(directory)]
+        probes = [msgspec.structs.asdict(probe.info) for probe in load_probes(directory, bad.append)]
     else:
         probes = _list_engine(engine)
-    typer.echo(json.dumps(probes, indent=2) if as_json else _table(probes))
+    show(json.dumps(probes, indent=2) if as_json else _table(legible(probes)))
+    for error in bad:
+        show(f"actscope: {error}", err=True)
+    if bad:
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -56,7 +62,7 @@ def test(files: Annotated[list[Path], typer.Argument(metavar="FILES", help="Prob
         probe = load_probe(path)
         info = probe.info
         stored = "" if probe.stored == "F32" else f", stored as {probe.stored}, used as float32"
-        typer.echo(f"{path}: ok, {info.id} at {info.site}, d {probe.d}, {len(probe.test_scores)} test vectors{stored}")
+        show(f"{path}: ok, {info.id} at {info.site}, d {probe.d}, {len(probe.test_scores)} test vectors{stored}")
 
 
 @app.command("import")
@@ -96,10 +102,10 @@ def import_probe(
     for probe in found:
         save_probe(probe, out / f"{probe.id}.safetensors")
     probes = [msgspec.structs.asdict(probe.info) for probe in found]
-    typer.echo(json.dumps(probes, indent=2) if as_json else _table(probes))
-    typer.echo(f"{len(found)} probes written to {out}", err=True)
+    show(json.dumps(probes, indent=2) if as_json else _table(legible(probes)))
+    show(f"{len(found)} probes written to {out}", err=True)
     if file.suffix == ".gguf" and not layers and found[-1].info.site == "final_norm":
-        typer.echo(
+        show(
             f"{found[-1].id}: taken as the last block's direction, which is of the rows behind the final norm; if the model has "
             "more layers, say how many: --layers",
             err=True,
@@ -122,7 +128,7 @@ def add(
     for probe in [load_probe(path) for path in files]:
         body = {**msgspec.structs.asdict(probe.info), "vector": probe.weight.tolist()}
         added = _change_engine("PUT", probe.id, engine, body)
-        typer.echo(f"{added['id']}: column {added['slot']}, at {added['site']}")
+        show(f"{added['id']}: column {added['slot']}, at {added['site']}")
 
 
 @app.command()
@@ -135,7 +141,7 @@ def remove(
     """
     for probe_id in ids:
         _change_engine("DELETE", probe_id, engine)
-        typer.echo(f"{probe_id}: removed")
+        show(f"{probe_id}: removed")
 
 
 @app.command()
@@ -199,10 +205,10 @@ def train(
         }
         for r in results
     ]
-    typer.echo(json.dumps(rows, indent=2) if as_json else _training_table(rows))
+    show(json.dumps(rows, indent=2) if as_json else _training_table(rows))
     if not kept:
         raise ProbeError(f"no label reached a held-out AUROC of {min_auroc}; give more texts or other sites")
-    typer.echo(f"{len(kept)} probes written to {out}", err=True)
+    show(f"{len(kept)} probes written to {out}", err=True)
 
 
 def _list_engine(engine: str) -> list[dict[str, Any]]:

@@ -10,6 +10,7 @@ import numpy as np
 
 from actscope.errors import ProbeError
 from actscope.probes.format import Probe, ProbeInfo
+from actscope.runtime.decoding import as_own_error, decode_msgpack
 from actscope.sites import Site
 
 
@@ -140,9 +141,13 @@ class Bank:
         return msgspec.msgpack.encode((self.generation, probes))
 
     def load(self, state: bytes) -> None:
-        """Restore a dumped bank: probes, columns, generations."""
-        generation, probes = msgspec.msgpack.decode(state, type=tuple[int, list[tuple[int, int, ProbeInfo, bytes]]])
-        found = {slot: Probe(info, np.frombuffer(raw, np.float32).copy()) for slot, _, info, raw in probes}
+        """Restore a dumped bank: probes, columns, generations. Raises ProbeError if the bytes are no such bank."""
+        kind = tuple[int, list[tuple[int, int, ProbeInfo, bytes]]]
+        generation, probes = decode_msgpack(state, kind, ProbeError, "not the dump of a bank")
+        if len(probes) > self.width or not all(0 <= slot < self.width for slot, *_ in probes):
+            raise ProbeError(f"not the dump of a bank of {self.width} columns: it has {len(probes)} probes")
+        with as_own_error(ProbeError, "not the dump of a bank"):
+            found = {slot: Probe(info, np.frombuffer(raw, np.float32).copy()) for slot, _, info, raw in probes}
         self.generation, self._slots = generation, found
         self._since = {info.id: since for _, since, info, _ in probes}
 

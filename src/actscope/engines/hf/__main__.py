@@ -29,7 +29,7 @@ from actscope.engines.hf.settings import EngineSettings
 from actscope.engines.http import listening
 from actscope.errors import ActscopeError
 from actscope.frames import TeeSink
-from actscope.probes import Probe, load_probes
+from actscope.probes import Probe, load_probes, log_left_out
 from actscope.recording.flight.history import FlightOptions
 from actscope.recording.flight.recorder import FlightRecorder
 from actscope.ring import discovery
@@ -62,7 +62,7 @@ def main(argument: str) -> int:
             dtype=settings.dtype,
             trust_remote_code=settings.trust_remote_code,
         )
-        probes = [probe for directory in settings.probes for probe in load_probes(Path(directory))]
+        probes = [probe for directory in settings.probes for probe in load_probes(Path(directory), log_left_out)]
         if settings.train_probes and not probes:
             probes = default_probes(loaded)
         asyncio.run(_serve(settings, loaded, probes, parent))
