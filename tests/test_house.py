@@ -24,7 +24,7 @@ LAYERS = {
     4: ("engines",),
     5: ("capture",),
     6: ("extraction",),
-    7: ("gateway", "feed", "harvest"),
+    7: ("gateway", "client", "feed", "harvest"),
     8: ("cli", "bench", "__main__"),
     9: ("",),
 }
