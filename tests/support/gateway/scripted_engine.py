@@ -25,6 +25,8 @@ def main() -> None:
     parser.add_argument("--no-chat-template", action="store_true", help="say so, and refuse chats")
     parser.add_argument("--kind", default="hf", choices=("hf", "vllm"))
     parser.add_argument("--parts", type=int, default=1, help="stages, each with a ring of its own")
+    parser.add_argument("--replicas", type=int, default=1, help="data-parallel engines, which take requests by turns")
+    parser.add_argument("--plain-ids", action="store_true", help="as with VLLM_DISABLE_REQUEST_ID_RANDOMIZATION")
     parser.add_argument("--features", type=int, default=0, help="have an SAE, and tell so many of its features")
     parser.add_argument("--port", type=int, default=0, help="of kind vllm")
     parser.add_argument("--key", default="", help="refuse requests under /v1 without it")
@@ -33,7 +35,15 @@ def main() -> None:
 
 
 async def _serve(given: argparse.Namespace) -> None:
-    engine = ScriptedEngine(given.model, not given.no_chat_template, given.kind, given.parts, given.features)
+    engine = ScriptedEngine(
+        given.model,
+        not given.no_chat_template,
+        given.kind,
+        given.parts,
+        given.features,
+        given.replicas,
+        given.plain_ids,
+    )
     runners = [await _runner(make_app(engine, given.key))]
     endpoint = await _listen(runners[0], engine, given.port)
     for part in engine.parts if engine.is_vllm else ():

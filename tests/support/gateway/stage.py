@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -250,6 +251,7 @@ SLOTS = {"danger": 0, "joy": 1, "calm": 2}
 
 def assert_exact(found: Picture) -> None:
     """Each number is the score that the scripted engine gave to this very row."""
+    request = re.sub("-[0-9a-f]{8}$", "", found.request)  # the engine's own id of one that was sent to it directly
     for (position, probe), cell in found.cells.items():
         if cell is not None:
-            assert np.float32(cell) == np.float32(score(found.request, position, found.ids[position], SLOTS[probe]))
+            assert np.float32(cell) == np.float32(score(request, position, found.ids[position], SLOTS[probe]))

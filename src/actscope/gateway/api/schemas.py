@@ -360,13 +360,41 @@ class RingCounts(BaseModel):
     unreadable_tables: int
 
 
+class ReplicaInfo(BaseModel):
+    """One of the data-parallel engines of the server; of most servers there is one."""
+
+    id: str = Field(description="id of its card")
+    replica: int = Field(description="its number among the engines of one server, from 0")
+    model: str
+    pid: int
+    device: str
+    scores: Literal["read", "unreadable"] = Field(description="whether its ring is read; see `why`")
+    controls: Literal["answer", "silent"] = Field(
+        description="whether the process that loads probes and records answered when it was last asked; scores go on without it"
+    )
+    why: str | None = Field(None, description="what is wrong, if something is")
+    generation: int | None = Field(None, description="generation of the probe table that its latest rows had")
+    probes: list[str] = Field(description="ids of its probes, as far as they are known")
+    ring: RingCounts | None = None
+
+
 class Info(BaseModel):
-    """Version and limits of the gateway, its engine, and the counts of the ring."""
+    """Version and limits of the gateway, its engine, and the counts of the rings."""
 
     version: str
     engine: EngineInfo
     limits: Limits
-    ring: RingCounts | None = None
+    ring: RingCounts | None = Field(None, description="summed over all engines that were ever read")
+    replicas: list[ReplicaInfo] = Field(
+        [], description="the engines of the server, in their order; empty without actscope"
+    )
+    replicas_expected: int = Field(
+        0,
+        description="number of engines that the server has on all hosts; requests of those that are not listed have no scores",
+    )
+    scores: str | None = Field(
+        None, description="why requests have no scores, or some of them have none; null if all have"
+    )
 
 
 class Health(BaseModel):

@@ -37,6 +37,7 @@ from actscope.engines.vllm.sidecar_protocol import (
     Staged,
     Taken,
     WeightsChanged,
+    ids_are_plain,
     receive,
     send,
 )
@@ -227,6 +228,9 @@ def card_of(start: SidecarStart, known: KnownModel) -> discovery.EngineCard:
         group=start.group,
         part=start.part,
         parts=start.parts,
+        replica=start.replica,
+        replicas=start.replicas,
+        plain_ids=ids_are_plain(),
     )
 
 
