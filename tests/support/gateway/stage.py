@@ -94,6 +94,11 @@ class Stage:
         found = json.loads(self._first_line(process))
         return EngineProcess(process, found["card"], found["endpoint"])
 
+    def router(self, *engines: EngineProcess) -> EngineProcess:
+        """A router in front of several engines, which no card names."""
+        process = self._start("-m", "support.gateway.router", *(engine.endpoint for engine in engines))
+        return EngineProcess(process, "", json.loads(self._first_line(process))["endpoint"])
+
     def gateway(self, *, up: bool = True, **settings: Any) -> Place:
         given = {"port": 0, "token": TOKEN, "discovery_seconds": 0.05, **settings}
         port = int(self._first_line(self._start("-c", _SERVE, json.dumps(given))))
