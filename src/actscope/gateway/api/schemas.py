@@ -565,13 +565,16 @@ class TriggerState(BaseModel):
 
 
 class RecordingState(BaseModel):
-    """State of the engine's recording. If `recording` is false, all other fields are absent."""
+    """State of the engine's recording. If `recording` is false, all other fields but `failure` are absent.
+
+    Of several data-parallel engines: counts are sums, and `replicas` has the state of each.
+    """
 
     recording: bool
     path: str | None = None
     sites: list[str] | None = None
     codec: str | None = None
-    failure: str | None = Field(None, description="error that ended the recording, if any")
+    failure: str | None = Field(None, description="error that ended the recording or kept it from starting, if any")
     sample: float | None = Field(None, description="share of all requests that is kept, 0 to 1")
     triggers: list[TriggerState] | None = None
     marks: int | None = None
@@ -579,6 +582,7 @@ class RecordingState(BaseModel):
     pending_marks: int | None = None
     flight: FlightState | None = None
     kept: KeptState | None = None
+    replicas: list[RecordingState] | None = None
 
 
 class Problem(BaseModel):
