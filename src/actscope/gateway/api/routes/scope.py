@@ -16,6 +16,7 @@ from actscope.gateway.api import schemas as models
 from actscope.gateway.api.dependencies import Gateway, Here
 from actscope.gateway.api.events import EventStream, resume_point
 from actscope.gateway.api.payloads import encode, whole
+from actscope.gateway.api.replica_schemas import ReplicaInfo, RingCounts
 from actscope.gateway.api.routes.openai import ERRORS, Responses, no_features, several_requests
 from actscope.gateway.api.wire import WireRequest
 from actscope.gateway.scores.matcher import read_of
@@ -50,7 +51,7 @@ async def get_info(gateway: Here) -> models.Info:
     """Return the engine behind the gateway, the gateway's limits, and counts of the rows read from the ring."""
     settings, engine = gateway.settings, gateway.upstream.engine
     limits = models.Limits(**{name: getattr(settings, name) for name in models.Limits.model_fields})
-    counts = models.RingCounts(**asdict(engine.matcher.counts())) if engine and engine.matcher else None
+    counts = RingCounts(**asdict(engine.matcher.counts())) if engine and engine.matcher else None
     return models.Info(
         version=__version__,
         engine=_engine_info(gateway),
@@ -62,12 +63,12 @@ async def get_info(gateway: Here) -> models.Info:
     )
 
 
-def _replica_info(engine: EngineConnection, cards: Cards) -> models.ReplicaInfo:
+def _replica_info(engine: EngineConnection, cards: Cards) -> ReplicaInfo:
     first = cards[0]
     replica = next((r for r in engine.matcher.replicas if r.id == first.id), None) if engine.matcher else None
     unread, silent = engine.unread_of(first.id), engine.controls.silent.get(first.id)
     silent = silent and f"its control API does not answer: {silent}"
-    return models.ReplicaInfo(
+    return ReplicaInfo(
         id=first.id,
         replica=first.replica,
         model=first.model,
@@ -78,7 +79,7 @@ def _replica_info(engine: EngineConnection, cards: Cards) -> models.ReplicaInfo:
         why="; ".join(filter(None, (unread, silent))) or None,
         generation=replica.table.generation if replica else None,
         probes=list(replica.table.columns.ids) if replica else [],
-        ring=models.RingCounts(**asdict(read_of(replica))) if replica else None,
+        ring=RingCounts(**asdict(read_of(replica))) if replica else None,
     )
 
 
