@@ -10,13 +10,15 @@ import msgspec
 import typer
 
 from actscope.cli.common import options
-from actscope.cli.common.engines import ask, engine_cards, refusal
+from actscope.cli.common.engines import ask, engine_replicas, refusal
 from actscope.cli.common.output import legible, show
 from actscope.cli.common.settings_options import Given, with_settings
-from actscope.errors import ProbeError
+from actscope.errors import ProbeError, UpstreamError
 
 if TYPE_CHECKING:
     import httpx
+
+    from actscope.ring.discovery import EngineCard
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="List, import, train, test, add and remove probes.")
 
@@ -212,21 +214,41 @@ def train(
 
 
 def _list_engine(engine: str) -> list[dict[str, Any]]:
-    """Return the probes of all parts of an engine."""
-    answers = [ask(card, "GET", "/v1/actscope/probes") for card in engine_cards(engine)]
+    """Return the probes of all parts of an engine. The data-parallel engines of a server have the same ones."""
+    answers = [ask(card, "GET", "/v1/actscope/probes") for card in engine_replicas(engine)[0]]
     return [probe for answer in answers for probe in _checked(answer).json()["probes"]]
 
 
 def _change_engine(method: str, probe_id: str, engine: str, body: dict[str, Any] | None = None) -> Any:
+    """Change a probe in every engine of a server, and return the first answer.
+
+    Raises:
+        UpstreamError: No engine is running.
+        ProbeError: An engine refused the change or does not answer. Says which engines have done it.
+    """
+    path, done, failed = f"/v1/actscope/probes/{probe_id}", list[Any](), list[Exception]()
+    for cards in engine_replicas(engine):
+        try:
+            done.append(_change_one(cards, method, path, body))
+        except (ProbeError, UpstreamError) as error:
+            failed.append(error)
+    if not failed:
+        return done[0]
+    if not done:
+        raise failed[0]
+    n = len(done) + len(failed)
+    raise ProbeError(f"done in {len(done)} of {n} engines, repeat it for the others: {'; '.join(map(str, failed))}")
+
+
+def _change_one(cards: list[EngineCard], method: str, path: str, body: dict[str, Any] | None) -> Any:
     """Send a change to the parts of an engine in order, until one has the site (PUT) or the probe (DELETE).
 
     A probe that was put is then removed from the other parts, since its site may have moved.
 
     Raises:
-        UpstreamError: No engine is running, or a part does not answer.
+        UpstreamError: A part does not answer.
         ProbeError: The change was refused. Carries the engine's message.
     """
-    path, cards = f"/v1/actscope/probes/{probe_id}", engine_cards(engine)
     for card in cards:
         answer = ask(card, method, path, body)
         elsewhere = refusal(answer).get("code") == "site_elsewhere" if body else answer.status_code == 404

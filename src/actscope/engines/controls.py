@@ -49,6 +49,8 @@ def control_routes(
     flight: FlightRecorder | None = None,
     has: Callable[[str], bool] = lambda request: False,
     also: Callable[[], Mapping[str, object]] = dict,
+    name_of: Callable[[str], str] = str,
+    why_not: str = "",
 ) -> list[Route]:
     """Return the routes for probes and the recording.
 
@@ -57,8 +59,10 @@ def control_routes(
         flight: The flight recorder. Without one, the state says so and marks are refused.
         has: Whether a request was submitted and has not ended. A mark waits for such a request even if it has no row yet.
         also: Further facts for the recording's state.
+        name_of: Name in the recording of a request that is marked by the engine's own id.
+        why_not: Why there is no flight recorder although one was asked for.
     """
-    return [*probe_routes(registry), *recording_routes(flight, has, also)]
+    return [*probe_routes(registry), *recording_routes(flight, has, also, name_of, why_not)]
 
 
 def probe_routes(registry: ProbeRegistry) -> list[Route]:
@@ -72,10 +76,14 @@ def probe_routes(registry: ProbeRegistry) -> list[Route]:
 
 
 def recording_routes(
-    flight: FlightRecorder | None, has: Callable[[str], bool], also: Callable[[], Mapping[str, object]] = dict
+    flight: FlightRecorder | None,
+    has: Callable[[str], bool],
+    also: Callable[[], Mapping[str, object]] = dict,
+    name_of: Callable[[str], str] = str,
+    why_not: str = "",
 ) -> list[Route]:
     """Return the routes for GET /v1/actscope/recording and for marking one request, the last one, or all running."""
-    recording = RecordingRoutes(flight, has, also)
+    recording = RecordingRoutes(flight, has, also, name_of, why_not)
     return [
         Route("/v1/actscope/recording", recording.describe),
         Route("/v1/actscope/recording/marks", recording.mark_several, methods=["POST"]),
@@ -149,15 +157,24 @@ class RecordingRoutes:
     """Handlers for the recording. Without a flight recorder, marks are refused."""
 
     def __init__(
-        self, flight: FlightRecorder | None, has: Callable[[str], bool], also: Callable[[], Mapping[str, object]]
+        self,
+        flight: FlightRecorder | None,
+        has: Callable[[str], bool],
+        also: Callable[[], Mapping[str, object]],
+        name_of: Callable[[str], str],
+        why_not: str,
     ) -> None:
         self._flight = flight
         self._has = has
         self._also = also
+        self._name_of = name_of
+        self._why_not = why_not
 
     async def describe(self, http: Request) -> Response:
         """Answer with the state of the recording; `{"recording": false}` without a flight recorder."""
-        return json_response({**self._flight.describe(), **self._also()} if self._flight else {"recording": False})
+        if self._flight is None:
+            return json_response({"recording": False, **({"failure": self._why_not} if self._why_not else {})})
+        return json_response({**self._flight.describe(), **self._also()})
 
     @answering_errors
     async def mark(self, http: Request) -> Response:
@@ -166,8 +183,8 @@ class RecordingRoutes:
         If the request has no row yet, wait for one: for the body's `wait` seconds, or an hour if that is 0 and it is in flight.
         """
         if self._flight is None:
-            return _not_recording()
-        request, body = http.path_params["id"], _mark_body(await read_body(http), MarkBody)
+            return _not_recording(self._why_not)
+        request, body = self._name_of(http.path_params["id"]), _mark_body(await read_body(http), MarkBody)
         wait = body.wait or (_LONGEST_WAIT_S if self._has(request) else 0.0)
         marking = self._flight.mark(
             request, body.why or "", before=body.extent("before"), after=body.extent("after"), wait_seconds=wait
@@ -179,7 +196,7 @@ class RecordingRoutes:
     async def mark_several(self, http: Request) -> Response:
         """Mark all running requests, or the one that began last, and answer with the marks."""
         if self._flight is None:
-            return _not_recording()
+            return _not_recording(self._why_not)
         body = _mark_body(await read_body(http), SeveralBody)
         choose = self._flight.mark_running if body.which == "running" else self._flight.mark_last
         marked = await asyncio.wrap_future(
@@ -238,6 +255,6 @@ def _mark_body(raw: bytes, kind: type[B]) -> B:
         raise RequestRefused(f"the body of a mark cannot be read: {error}") from error
 
 
-def _not_recording() -> Response:
-    message = "this server keeps no recording: start it with --record DIR to be able to keep requests"
+def _not_recording(why: str) -> Response:
+    message = f"this server keeps no recording: {why or 'start it with --record DIR to be able to keep requests'}"
     return error_response(409, message, code="not_recording")

@@ -58,14 +58,18 @@ class EngineCard(msgspec.Struct, frozen=True):
     """Service registration of a running engine.
 
     An engine whose blocks are spread over several processes (pipeline parallelism) has one card and one ring per process.
+    A server with several engines (data parallelism) has the cards of each.
 
     Attributes:
         ring: Name of the ring's segment.
         endpoint: URL that accepts requests; "" if unknown, because vLLM's own server does not report its port.
         control: Address of the controls for probes, marks and the recording if `endpoint` is unknown.
-        group: Common to all cards of one engine.
+        group: Common to all cards of one server; "" if it has a single one.
         part: Index of this process's part, from 0.
         parts: Number of parts of the engine.
+        replica: Index of this engine among the data-parallel engines of one server, from 0.
+        replicas: Number of those engines, on all hosts.
+        plain_ids: Whether the request ids in the ring are those that clients see. Otherwise vLLM's have a random suffix.
     """
 
     id: Annotated[str, Meta(pattern=rf"\A{_ID}\Z")]
@@ -90,6 +94,9 @@ class EngineCard(msgspec.Struct, frozen=True):
     group: Annotated[str, Meta(max_length=64)] = ""
     part: Annotated[int, Meta(ge=0, le=4096)] = 0
     parts: Annotated[int, Meta(ge=1, le=4096)] = 1
+    replica: Annotated[int, Meta(ge=0, le=65536)] = 0
+    replicas: Annotated[int, Meta(ge=1, le=65536)] = 1
+    plain_ids: bool = False
 
 
 def publish_card(card: EngineCard) -> Path:

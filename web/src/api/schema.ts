@@ -885,14 +885,32 @@ export interface components {
         };
         /**
          * Info
-         * @description Version and limits of the gateway, its engine, and the counts of the ring.
+         * @description Version and limits of the gateway, its engine, and the counts of the rings.
          */
         Info: {
             /** Version */
             version: string;
             engine: components["schemas"]["EngineInfo"];
             limits: components["schemas"]["Limits"];
+            /** @description summed over all engines that were ever read */
             ring?: components["schemas"]["RingCounts"] | null;
+            /**
+             * Replicas
+             * @description the engines of the server, in their order; empty without actscope
+             * @default []
+             */
+            replicas: components["schemas"]["ReplicaInfo"][];
+            /**
+             * Replicas Expected
+             * @description number of engines that the server has on all hosts; requests of those that are not listed have no scores
+             * @default 0
+             */
+            replicas_expected: number;
+            /**
+             * Scores
+             * @description why requests have no scores, or some of them have none; null if all have
+             */
+            scores?: string | null;
         };
         /**
          * KeptState
@@ -1167,7 +1185,9 @@ export interface components {
         };
         /**
          * RecordingState
-         * @description State of the engine's recording. If `recording` is false, all other fields are absent.
+         * @description State of the engine's recording. If `recording` is false, all other fields but `failure` are absent.
+         *
+         *     Of several data-parallel engines: counts are sums, and `replicas` has the state of each.
          */
         RecordingState: {
             /** Recording */
@@ -1180,7 +1200,7 @@ export interface components {
             codec?: string | null;
             /**
              * Failure
-             * @description error that ended the recording, if any
+             * @description error that ended the recording or kept it from starting, if any
              */
             failure?: string | null;
             /**
@@ -1198,6 +1218,58 @@ export interface components {
             pending_marks?: number | null;
             flight?: components["schemas"]["FlightState"] | null;
             kept?: components["schemas"]["KeptState"] | null;
+            /** Replicas */
+            replicas?: components["schemas"]["RecordingState"][] | null;
+        };
+        /**
+         * ReplicaInfo
+         * @description One of the data-parallel engines of the server; of most servers there is one.
+         */
+        ReplicaInfo: {
+            /**
+             * Id
+             * @description id of its card
+             */
+            id: string;
+            /**
+             * Replica
+             * @description its number among the engines of one server, from 0
+             */
+            replica: number;
+            /** Model */
+            model: string;
+            /** Pid */
+            pid: number;
+            /** Device */
+            device: string;
+            /**
+             * Scores
+             * @description whether its ring is read; see `why`
+             * @enum {string}
+             */
+            scores: "read" | "unreadable";
+            /**
+             * Controls
+             * @description whether the process that loads probes and records answered when it was last asked; scores go on without it
+             * @enum {string}
+             */
+            controls: "answer" | "silent";
+            /**
+             * Why
+             * @description what is wrong, if something is
+             */
+            why?: string | null;
+            /**
+             * Generation
+             * @description generation of the probe table that its latest rows had
+             */
+            generation?: number | null;
+            /**
+             * Probes
+             * @description ids of its probes, as far as they are known
+             */
+            probes: string[];
+            ring?: components["schemas"]["RingCounts"] | null;
         };
         /**
          * RequestSummary

@@ -59,6 +59,16 @@ class PassObserver:
         except Exception:  # a fault of ours must never stop the model
             self._fault("before a pass")
 
+    def before_dummy(self) -> None:
+        """Note a pass without requests, which overwrites the buffers and is counted by the taps."""
+        try:
+            publisher = self._publisher
+            if publisher is not None:
+                self._copier.before_pass()
+                self._copier.pass_over(publisher.expect_dummy)
+        except Exception:  # a fault of ours must never stop the model
+            self._fault("before a dummy pass")
+
     def after(self, scheduled: Any) -> None:
         """Publish a launched pass; with drafts, wait for `sampled` to know which were accepted."""
         try:

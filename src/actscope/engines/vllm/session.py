@@ -47,7 +47,8 @@ def _check_device(runner: Any) -> None:
 class StagePlacement:
     """The position of this process in its engine: pipeline stage `part` of `parts`.
 
-    `publishes` is True on one tensor-parallel rank per stage; `shared` is True if the stage has several ranks.
+    `publishes` is True on one tensor-parallel rank per stage; `shared` is True if the stage has several ranks. The engine is
+    data-parallel engine `replica` of `replicas`.
     """
 
     publishes: bool
@@ -55,6 +56,8 @@ class StagePlacement:
     part: int = 0
     parts: int = 1
     shared: bool = False
+    replica: int = 0
+    replicas: int = 1
 
 
 class RunnerSession:
@@ -142,6 +145,8 @@ class RunnerSession:
             group=place.group,
             part=place.part,
             parts=place.parts,
+            replica=place.replica,
+            replicas=place.replicas,
             pid=os.getpid(),
             pid_start=process_start(os.getpid()) or 0,
             settings=msgspec.json.encode(self._settings),
@@ -184,6 +189,11 @@ class RunnerSession:
             self._check_weights()
         if self._observer is not None:
             self._observer.before(scheduled)
+
+    def before_dummy(self) -> None:
+        """Prepare a pass without requests: data-parallel engines of a MoE model run it while another one has requests."""
+        if self._observer is not None and not self.warming:
+            self._observer.before_dummy()
 
     def after(self, scheduled: Any) -> None:
         """Publish a launched pass; with drafts, wait for `sampled` to know which were accepted."""

@@ -22,6 +22,8 @@ KEY = "actscope"
 _GRAPH = 2
 #: Environment variable that carries all settings from the first process to the others.
 CARRIER = "ACTSCOPE_VLLM_SETTINGS"
+#: Environment variable that carries the number of data-parallel engines, which vLLM does not tell the engines of a dense model.
+REPLICAS = "ACTSCOPE_VLLM_REPLICAS"
 
 
 class GraphSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

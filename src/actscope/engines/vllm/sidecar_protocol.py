@@ -13,6 +13,7 @@ The sidecar ends when the socket closes.
 
 from __future__ import annotations
 
+import os
 import re
 
 import msgspec
@@ -127,9 +128,9 @@ class SidecarStart(msgspec.Struct, frozen=True, kw_only=True, tag="start"):
     """Everything that a sidecar needs to start.
 
     `settings` are VllmSettings as JSON. `no_rows` is why there is no ring of raw rows, if there should be one. `sites` are
-    tapped in this process; `kept` are those with raw rows; `refused` are
-    selected sites that cannot be read, and why, by name. A restarted sidecar also gets the last bank `state`, the last step
-    `taken` (-1: none) and the version of the `weights`.
+    tapped in this process; `kept` are those with raw rows; `refused` are selected sites that cannot be read, and why, by name.
+    The engine is data-parallel engine `replica` of `replicas`. A restarted sidecar also gets the last bank `state`, the last
+    step `taken` (-1: none) and the version of the `weights`.
     """
 
     card_id: str
@@ -146,6 +147,8 @@ class SidecarStart(msgspec.Struct, frozen=True, kw_only=True, tag="start"):
     sites: list[str]
     kept: list[str]
     columns: int
+    replica: int = 0
+    replicas: int = 1
     features: Features | None = None
     refused: dict[str, str] = {}
     state: bytes = b""
@@ -173,9 +176,14 @@ def rows_ring_spec(n_sites: int, d: int, columns: int, dtype: str, rows: int) ->
 _SUFFIX = re.compile(r"-[0-9a-f]{8}$")
 
 
+def ids_are_plain() -> bool:
+    """Return whether vLLM is told not to add a random suffix to request ids. Its engines inherit the server's environment."""
+    return os.environ.get("VLLM_DISABLE_REQUEST_ID_RANDOMIZATION", "0").strip() not in ("", "0")
+
+
 def external_id(request: str) -> str:
-    """Return the client's request id: vLLM appends a hyphen and eight hexadecimal digits to it."""
-    return _SUFFIX.sub("", request)
+    """Return the client's request id: vLLM appends a hyphen and eight hexadecimal digits to it, unless `ids_are_plain`."""
+    return request if ids_are_plain() else _SUFFIX.sub("", request)
 
 
 def options_of(extra_args: object) -> dict[str, object]:

@@ -47,6 +47,24 @@ _MOST_REFUSAL_BYTES = 1 << 20
 _DONE = b"data: [DONE]\n\n"
 
 
+class LateRows:
+    """Deadline until which the ending choices of one answer wait for late rows. Choices that end together share it.
+
+    A deadline holds for `grace_seconds`. In the same time after it no choice waits: those that ended with the ones that did
+    wait have had the same time. So an answer of many choices whose rows never come is held up once.
+    """
+
+    def __init__(self, grace_seconds: float) -> None:
+        self._grace_seconds = grace_seconds
+        self._deadline = float("-inf")
+
+    def deadline(self, now: float) -> float:
+        """Return the deadline of a choice that ends `now`, in seconds of the same clock. It may have passed."""
+        if now > self._deadline + self._grace_seconds:
+            self._deadline = now + self._grace_seconds
+        return self._deadline
+
+
 class CompletionResponse(Response):
     """Response that sends one call to the engine, streams its answer to the client, and writes the logs of its choices.
 
@@ -57,7 +75,7 @@ class CompletionResponse(Response):
         upstream: Used to describe a failed connection.
         engine: Engine to which the call is sent.
         sessions: Store of the request logs.
-        grace_seconds: Time in seconds that an ending choice waits for rows that have not been published yet.
+        grace_seconds: Time in seconds that ending choices wait, together, for rows that have not been published yet.
         headers: Headers of the client that are forwarded.
 
     Attributes:
@@ -77,7 +95,7 @@ class CompletionResponse(Response):
         self._upstream = upstream
         self._engine = engine
         self._sessions = sessions
-        self._grace_seconds = grace_seconds
+        self._late_rows = LateRows(grace_seconds)
         self._headers_up = {**headers, "x-request-id": call.request_id, "content-type": "application/json"}
         self._model = call.model or (engine.card.model if engine.card else "")
         self._logs = [self._new_log(request) for request in call.choices]
@@ -332,10 +350,10 @@ class CompletionResponse(Response):
             log.set_prompt(prompt)
 
     async def _end(self, log: RequestLog, reason: str | None) -> None:
-        """Wait up to `grace_seconds` for rows that are still expected, then close the log."""
-        if log.owes_rows and self._engine.matcher is not None:
+        """Wait for rows that are still expected, until the answer's deadline for late rows, then close the log."""
+        if log.owes_rows and self._engine.may_have_rows(log):
             try:
-                async with asyncio.timeout(self._grace_seconds):
+                async with asyncio.timeout_at(self._late_rows.deadline(asyncio.get_running_loop().time())):
                     while log.owes_rows:
                         await log.changed()
             except TimeoutError:

@@ -9,6 +9,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, StrictBool, StrictFloat, StrictInt, StrictStr
 
+from actscope.gateway.api.replica_schemas import ReplicaInfo, RingCounts
+
 RequestState = Literal["running", "done", "aborted", "failed"]
 Activation = Literal["identity", "relu", "sigmoid", "jumprelu"]
 
@@ -345,28 +347,23 @@ class Limits(BaseModel):
     log_positions: int
 
 
-class RingCounts(BaseModel):
-    """Steps and rows read from the ring, and rows lost or rejected, since the gateway attached to it."""
-
-    steps: int
-    rows: int
-    missed_steps: int = Field(description="steps overwritten before they were read")
-    missed_rows: int
-    dropped_rows: int = Field(description="rows that the engine did not write")
-    spurious_rows: int = Field(description="rows of rejected drafts, and rows after the end of a request")
-    mismatched_rows: int = Field(
-        description="rows whose token id differs from the token at their position; never delivered"
-    )
-    unreadable_tables: int
-
-
 class Info(BaseModel):
-    """Version and limits of the gateway, its engine, and the counts of the ring."""
+    """Version and limits of the gateway, its engine, and the counts of the rings."""
 
     version: str
     engine: EngineInfo
     limits: Limits
-    ring: RingCounts | None = None
+    ring: RingCounts | None = Field(None, description="summed over all engines that were ever read")
+    replicas: list[ReplicaInfo] = Field(
+        [], description="the engines of the server, in their order; empty without actscope"
+    )
+    replicas_expected: int = Field(
+        0,
+        description="number of engines that the server has on all hosts; requests of those that are not listed have no scores",
+    )
+    scores: str | None = Field(
+        None, description="why requests have no scores, or some of them have none; null if all have"
+    )
 
 
 class Health(BaseModel):
@@ -537,13 +534,16 @@ class TriggerState(BaseModel):
 
 
 class RecordingState(BaseModel):
-    """State of the engine's recording. If `recording` is false, all other fields are absent."""
+    """State of the engine's recording. If `recording` is false, all other fields but `failure` are absent.
+
+    Of several data-parallel engines: counts are sums, and `replicas` has the state of each.
+    """
 
     recording: bool
     path: str | None = None
     sites: list[str] | None = None
     codec: str | None = None
-    failure: str | None = Field(None, description="error that ended the recording, if any")
+    failure: str | None = Field(None, description="error that ended the recording or kept it from starting, if any")
     sample: float | None = Field(None, description="share of all requests that is kept, 0 to 1")
     triggers: list[TriggerState] | None = None
     marks: int | None = None
@@ -551,6 +551,7 @@ class RecordingState(BaseModel):
     pending_marks: int | None = None
     flight: FlightState | None = None
     kept: KeptState | None = None
+    replicas: list[RecordingState] | None = None
 
 
 class Problem(BaseModel):

@@ -71,8 +71,9 @@ class RequestLog:
     and must agree with them. Or from the rows themselves (`follows_rows` is True): the gateway has no stream of the tokens.
 
     Args:
-        request: Id of the choice, as in the engine's answers.
+        request: Unique id of the choice. Of a request that went to the engine directly: the engine's own id.
         response: Id of the response that the choice belongs to; empty: `request`.
+        external: Id of the choice as clients see it, which several requests may share; empty: `request`.
         model: Name of the model.
         source: Who sent the request: the gateway, or another client to the engine directly.
         follows_rows: Whether the tokens come from the rows.
@@ -88,6 +89,7 @@ class RequestLog:
         request: str,
         *,
         response: str = "",
+        external: str = "",
         model: str = "",
         source: Source = "gateway",
         follows_rows: bool = False,
@@ -99,10 +101,13 @@ class RequestLog:
     ) -> None:
         self.request = request
         self.response = response or request
+        self.external = external or request
         self.model = model
         self.source = source
         self.engine_id = ""
         """Id of the request in the ring, empty before its first span. vLLM appends a suffix to the id that clients see."""
+        self.replica = ""
+        """Card id of the engine that runs the request, empty before its first span."""
         self.follows_rows = follows_rows
         self.began_ns = monotonic_ns() if began_ns is None else began_ns
         self.created = clock_pair().wall_of(self.began_ns) / 1e9
@@ -171,9 +176,7 @@ class RequestLog:
     # --- rows -------------------------------------------------------------------------------------------------------------
 
     def see_span(self, span: Span) -> None:
-        """Take the request's id in the ring, and the length of the prompt if this log follows its rows."""
-        if not self.engine_id:
-            self.engine_id = span.request
+        """Take the length of the prompt if this log follows its rows."""
         if self.n_prompt is None and self.follows_rows and span.n_prompt:
             self.n_prompt = span.n_prompt
 
@@ -261,6 +264,11 @@ class RequestLog:
         self._notify()
         if self.source == "engine":
             self.finish("aborted" if aborted else "done", "abort" if aborted else None)
+
+    def expect_no_rows(self) -> None:
+        """Record that no more rows come, although the engine may not have ended the request: its ring is not read any more."""
+        self.engine_ended = True
+        self._notify()
 
     @property
     def owes_rows(self) -> bool:

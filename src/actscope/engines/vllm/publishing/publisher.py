@@ -135,6 +135,10 @@ class Publisher:
         """Reset the tap counters after passes that served no request: warm-up, profiling, graph capture."""
         self._fired, self._unseen = fired.copy(), 0
 
+    def expect_dummy(self) -> None:
+        """Expect that the taps also count a pass that serves no request and is not published."""
+        self._unseen += 1
+
     def weights_changed(self, version: int, fired: np.ndarray, refused: Collection[int]) -> None:
         """Forget scores of the old weights, and deliver nothing of `refused` taps. `fired` is as in `forget_passes`."""
         self.forget_passes(fired)

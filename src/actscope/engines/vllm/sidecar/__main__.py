@@ -37,10 +37,11 @@ from actscope.engines.vllm.sidecar_protocol import (
     Staged,
     Taken,
     WeightsChanged,
+    ids_are_plain,
     receive,
     send,
 )
-from actscope.errors import ActscopeError
+from actscope.errors import ActscopeError, SettingsError
 from actscope.probes import Bank, ProbedModel
 from actscope.recording.flight.recorder import FlightRecorder
 from actscope.ring import discovery
@@ -52,6 +53,8 @@ from actscope.runtime.process import process_start
 log = logging.getLogger("actscope.vllm")
 
 _DYING_S = 2.0
+#: How long to wait for a recording that cannot be opened.
+_IN_USE_S = 10.0
 
 
 def main(fd: int) -> int:
@@ -88,6 +91,7 @@ class SidecarProcess:
         self._settings = msgspec.json.decode(start.settings, type=VllmSettings)
         self._known = know(start.facts, self._settings)
         self._drain: RowDrain | None = None
+        self._why_not = ""
         facts = start.facts
         bank = Bank(
             ProbedModel(self._known.name, self._known.revision, facts.d_model, facts.n_layers), self._settings.width
@@ -105,7 +109,7 @@ class SidecarProcess:
         else:
             self._registry.load(self._known.probes)
         self._registry.begin()
-        flight = open_recording(self._start, self._settings, self._known) if self._settings.record else None
+        flight = self._open_recording() if self._settings.record else None
         card = card_of(self._start, self._known)
         try:
             if flight is not None and self._start.rows_ring:
@@ -122,6 +126,25 @@ class SidecarProcess:
                 flight.close()
             if not self._model_goes_on():
                 self._clear_up(card)
+
+    def _open_recording(self) -> FlightRecorder | None:
+        """Open the recording. One that cannot be opened costs no probes: the log, the recording's state and marks say why.
+
+        Waits up to 10 seconds for it: the sidecar of a server that was just stopped may still be finishing it.
+        """
+        until = time.monotonic() + _IN_USE_S
+        while True:
+            try:
+                return open_recording(self._start, self._settings, self._known)
+            except ActscopeError as error:
+                if isinstance(error, SettingsError) or time.monotonic() > until:
+                    self._why_not = str(error)
+                    log.error("nothing is recorded: %s", error)
+                    return None
+            time.sleep(0.5)  # another process has it; there is nothing to wait on
+
+    def _name_of(self, request: str) -> str:
+        return self._drain.known_name(request) if self._drain is not None else request
 
     def _model_goes_on(self) -> bool:
         """Return whether the model's process lives and its ring exists.
@@ -146,6 +169,9 @@ class SidecarProcess:
         with self._sending, contextlib.suppress(OSError):  # the model's process has ended: no reader is left
             send(self._connection, Taken(step))
 
+    def _control_routes(self, flight: FlightRecorder | None) -> list[Route]:
+        return control_routes(self._registry, flight, also=self._missed, name_of=self._name_of, why_not=self._why_not)
+
     def _missed(self) -> dict[str, int]:
         """Count raw rows that did not arrive: overwritten before they were read, or never in shared memory."""
         stats = self._drain.stats() if self._drain is not None else DrainStats()
@@ -156,7 +182,7 @@ class SidecarProcess:
             send(self._connection, message)
 
     async def _serve(self, listener: socket.socket, card: discovery.EngineCard, flight: FlightRecorder | None) -> None:
-        routes = [Route("/health", self._health), *control_routes(self._registry, flight, also=self._missed)]
+        routes = [Route("/health", self._health), *self._control_routes(flight)]
         config = uvicorn.Config(
             Starlette(routes=routes), log_level="warning", access_log=False, timeout_graceful_shutdown=2, lifespan="off"
         )
@@ -227,6 +253,9 @@ def card_of(start: SidecarStart, known: KnownModel) -> discovery.EngineCard:
         group=start.group,
         part=start.part,
         parts=start.parts,
+        replica=start.replica,
+        replicas=start.replicas,
+        plain_ids=ids_are_plain(),
     )
 
 

@@ -41,6 +41,11 @@ class Names:
         with self._lock:
             return self._name(request)
 
+    def known(self, request: str) -> str:
+        """Return the name of a request that has one; `request` unchanged if not. Thread-safe."""
+        with self._lock:
+            return self._names.get(request, request)
+
     def _name(self, request: str) -> str:
         found = self._names.get(request)
         if found is None:
@@ -96,6 +101,10 @@ class RowDrain:
     def name(self, request: str) -> str:
         """Return the name of a request in the recording. Thread-safe; repeated calls return the same name."""
         return self._names.name(request)
+
+    def known_name(self, request: str) -> str:
+        """Return the name of a request that is in the recording under another one than the engine's. Thread-safe."""
+        return self._names.known(request)
 
     def stats(self) -> DrainStats:
         """Return exact counts since the drain attached to the ring."""

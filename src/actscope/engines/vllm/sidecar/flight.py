@@ -18,8 +18,8 @@ from actscope.recording.flight.recorder import FlightRecorder
 def open_recording(start: SidecarStart, settings: VllmSettings, known: KnownModel) -> FlightRecorder:
     """Create the recording, or resume an existing one.
 
-    Each of several pipeline stages has its own recording, `stage-<n>`, below the directory. Raises SettingsError, CodecError or
-    RecordingError if it cannot be opened.
+    Each of several data-parallel engines has its own recording, `replica-<n>` below the directory, and each of several pipeline
+    stages one of its own, `stage-<n>`, below that. Raises SettingsError, CodecError or RecordingError if it cannot be opened.
     """
     if not start.kept:
         refused = "".join(f"; {name} is refused: {why}" for name, why in list(start.refused.items())[:1])
@@ -40,7 +40,7 @@ def open_recording(start: SidecarStart, settings: VllmSettings, known: KnownMode
     }
     tokenizer = Tokenizer.from_file(f"{known.tokenizer}/tokenizer.json") if known.tokenizer else None
     return open_flight(
-        Path(settings.record) / f"stage-{start.part}" if start.parts > 1 else Path(settings.record),
+        _own_directory(Path(settings.record), start),
         start.kept,
         codec=settings.codec,
         model=model,
@@ -53,3 +53,9 @@ def open_recording(start: SidecarStart, settings: VllmSettings, known: KnownMode
         else lambda ids: [tokenizer.decode([i], skip_special_tokens=False) for i in ids],
         special_ids=known.special_ids,
     )
+
+
+def _own_directory(record: Path, start: SidecarStart) -> Path:
+    """Return where this process records: a recording has one writer, so each replica and each stage has a directory."""
+    replica = record / f"replica-{start.replica}" if start.replicas > 1 else record
+    return replica / f"stage-{start.part}" if start.parts > 1 else replica

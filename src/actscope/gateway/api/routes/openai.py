@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -19,6 +20,7 @@ from actscope.gateway.api.completion_request import (
     read_call,
 )
 from actscope.gateway.api.dependencies import Gateway, Here
+from actscope.gateway.scores.request_log import RequestLog
 from actscope.gateway.upstream.controls import error_code, error_message
 from actscope.gateway.upstream.engine import EngineConnection
 from actscope.gateway.upstream.headers import forwarded
@@ -31,6 +33,9 @@ ERRORS: Responses = {status: {"model": models.ErrorBody} for status in (400, 401
 
 #: Time in seconds that a mark waits for its request, which is sent after it.
 _MARK_WAITS_SECONDS = 60.0
+
+#: Number of requests that an error names.
+_NAMED = 32
 
 router = APIRouter(tags=["openai"], responses=ERRORS, route_class=JsonRoute)
 
@@ -115,6 +120,14 @@ async def _check_features(ask: CompletionRequest, engine: EngineConnection) -> N
     """Raise Problem (400) if features are requested and the engine has no SAE. Before that, the table is fetched again."""
     if ask.features and engine.table.columns.sae is None and (await engine.refresh_table()).columns.sae is None:
         raise no_features("actscope.features")
+
+
+def several_requests(name: str, logs: Sequence[RequestLog], verb: str) -> Problem:
+    """Return the error (404) for a name of several requests: a response with several choices, or an id that requests share."""
+    named = ", ".join(log.request for log in logs[:_NAMED]) + (" …" if len(logs) > _NAMED else "")
+    are_choices = len({log.external for log in logs}) == len(logs)
+    what = f"{name} has {len(logs)} choices" if are_choices else f"{name} is the X-Request-Id of {len(logs)} requests"
+    return Problem(404, f"{what}; {verb} one of {named}", code="several_requests")
 
 
 def no_features(param: str) -> Problem:

@@ -16,9 +16,13 @@ from actscope.gateway.api import schemas as models
 from actscope.gateway.api.dependencies import Gateway, Here
 from actscope.gateway.api.events import EventStream, resume_point
 from actscope.gateway.api.payloads import encode, whole
-from actscope.gateway.api.routes.openai import ERRORS, Responses, no_features
+from actscope.gateway.api.replica_schemas import ReplicaInfo, RingCounts
+from actscope.gateway.api.routes.openai import ERRORS, Responses, no_features, several_requests
 from actscope.gateway.api.wire import WireRequest
+from actscope.gateway.scores.matcher import read_of
 from actscope.gateway.scores.request_log import RequestLog
+from actscope.gateway.upstream.discovery import Cards
+from actscope.gateway.upstream.engine import EngineConnection
 from actscope.gateway.upstream.upstream import json_object
 from actscope.serving.errors import Problem
 from actscope.serving.json_body import JsonRoute
@@ -48,8 +52,36 @@ async def get_info(gateway: Here) -> models.Info:
     """Return the engine behind the gateway, the gateway's limits, and counts of the rows read from the ring."""
     settings, engine = gateway.settings, gateway.upstream.engine
     limits = models.Limits(**{name: getattr(settings, name) for name in models.Limits.model_fields})
-    counts = models.RingCounts(**asdict(engine.matcher.counts())) if engine and engine.matcher else None
-    return models.Info(version=__version__, engine=_engine_info(gateway), limits=limits, ring=counts)
+    counts = RingCounts(**asdict(engine.matcher.counts())) if engine and engine.matcher else None
+    return models.Info(
+        version=__version__,
+        engine=_engine_info(gateway),
+        limits=limits,
+        ring=counts,
+        replicas=[_replica_info(engine, cards) for cards in engine.found.replicas] if engine else [],
+        replicas_expected=engine.found.expected if engine else 0,
+        scores=engine.without_scores if engine else "the engine is not up",
+    )
+
+
+def _replica_info(engine: EngineConnection, cards: Cards) -> ReplicaInfo:
+    first = cards[0]
+    replica = next((r for r in engine.matcher.replicas if r.id == first.id), None) if engine.matcher else None
+    unread, silent = engine.unread_of(first.id), engine.controls.silent.get(first.id)
+    silent = silent and f"its control API does not answer: {silent}"
+    return ReplicaInfo(
+        id=first.id,
+        replica=first.replica,
+        model=first.model,
+        pid=first.pid,
+        device=first.device,
+        scores="unreadable" if unread else "read",
+        controls="silent" if silent else "answer",
+        why="; ".join(filter(None, (unread, silent))) or None,
+        generation=replica.table.generation if replica else None,
+        probes=list(replica.table.columns.ids) if replica else [],
+        ring=RingCounts(**asdict(read_of(replica))) if replica else None,
+    )
 
 
 def _engine_info(gateway: Gateway) -> models.EngineInfo:
@@ -70,7 +102,7 @@ def _engine_info(gateway: Gateway) -> models.EngineInfo:
 async def list_probes(gateway: Here) -> Response:
     """List the probes that the engine has loaded."""
     status, body = await gateway.upstream.control(lambda c: c.probes())
-    if status == 404 and not gateway.upstream.require().found.cards:  # it runs without actscope, so it has no probes
+    if status == 404 and not gateway.upstream.require().found.replicas:  # it runs without actscope, so it has no probes
         status, body = 200, encode({"generation": 0, "probes": []})
     if status != 200:
         return _pass(status, body)
@@ -113,7 +145,7 @@ async def delete_probe(id: ProbeId, gateway: Here) -> Response:
 
 async def _changed(gateway: Gateway, status: int, answer: bytes) -> Response:
     """Return the engine's answer, and fetch its new probe table."""
-    if status in (404, 405) and not gateway.upstream.require().found.cards:
+    if status in (404, 405) and not gateway.upstream.require().found.replicas:
         raise Problem(409, "the engine runs without actscope: it has no probes", code="no_probes")
     if status >= 300:
         return _pass(status, answer)
@@ -205,11 +237,9 @@ def _log(gateway: Gateway, request: str) -> RequestLog:
     log = gateway.sessions.get(request)
     if log is not None:
         return log
-    choices = gateway.sessions.choices(request)
-    if choices:
-        raise Problem(
-            404, f"{request} has {len(choices)} choices; ask for one of {', '.join(choices)}", code="request_not_found"
-        )
+    several = gateway.sessions.candidates(request)
+    if several:
+        raise several_requests(request, several, "ask for")
     if gateway.sessions.was_forgotten(request):
         raise Problem(410, f"request {request} is no longer in the log", code="gone")
     raise Problem(404, f"no request {request[:200]!r}", code="request_not_found")
