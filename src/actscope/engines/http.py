@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -22,6 +23,24 @@ _STATUS = {"model_not_found": 404, "overloaded": 429, "shutting_down": 503}
 
 Self = TypeVar("Self")
 Handler = Callable[[Self, Request], Awaitable[Response]]
+ErrorHandler = Callable[[Request, Exception], Awaitable[Response]]
+
+
+async def _on_http_error(http: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    status = error.status_code
+    what = {404: f"no such path: {http.url.path:.200}", 405: f"{http.method:.20} is not allowed here"}
+    response = error_response(status, what.get(status, str(error.detail)), code="not_found" if status == 404 else None)
+    response.headers.update(error.headers or {})
+    return response
+
+
+async def _on_failure(http: Request, error: Exception) -> Response:
+    return error_response(500, "the engine failed on this request; its log has the details", kind="server_error")
+
+
+#: Handlers of a Starlette application for errors that no route answers: unknown paths and methods, and failures.
+ERROR_HANDLERS: dict[Any, ErrorHandler] = {HTTPException: _on_http_error, Exception: _on_failure}
 
 
 def answering_errors(handler: Handler[Self]) -> Handler[Self]:
@@ -66,8 +85,11 @@ def json_response(data: object, status: int = 200) -> Response:
 
 def model_list(name: str, max_context: int) -> Response:
     """Return the response of GET /v1/models for the single model; `max_context` in tokens."""
-    model = {"id": name, "object": "model", "created": 0, "owned_by": "actscope", "max_model_len": max_context}
-    return json_response({"object": "list", "data": [model]})
+    return json_response({"object": "list", "data": [_model(name, max_context)]})
+
+
+def _model(name: str, max_context: int) -> dict[str, object]:
+    return {"id": name, "object": "model", "created": 0, "owned_by": "actscope", "max_model_len": max_context}
 
 
 def error_response(

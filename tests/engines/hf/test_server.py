@@ -39,8 +39,29 @@ async def client() -> AsyncIterator[httpx.AsyncClient]:
         ({"messages": HELLO, "temperature": -1}, "temperature", None),
         ({"messages": HELLO, "temperature": "hot"}, "temperature", None),
         ({"messages": HELLO, "tools": [{}]}, "tools", None),
-        ({"messages": HELLO, "logprobs": True}, "logprobs", None),
+        ({"messages": HELLO, "logprobs": 2}, "logprobs", None),
+        ({"messages": HELLO, "top_logprobs": 2}, "top_logprobs", None),
+        ({"messages": HELLO, "top_logprobs": 21, "logprobs": True}, "top_logprobs", None),
         ({"messages": HELLO, "n": 9999}, "n", None),
+        ({"messages": HELLO, "best_of": 2}, "best_of", None),
+        ({"messages": HELLO, "stream_options": {"include_usage": True}}, "stream_options", None),
+        ({"messages": HELLO, "prompt_logprobs": 1, "stream": True}, "prompt_logprobs", None),
+        (
+            {"messages": HELLO, "continue_final_message": True, "add_generation_prompt": True},
+            "continue_final_message",
+            None,
+        ),
+        ({"messages": HELLO, "chat_template_kwargs": {"tokenize": True}}, "chat_template_kwargs", None),
+        ({"messages": HELLO, "allowed_token_ids": []}, "allowed_token_ids", None),
+        ({"messages": HELLO, "allowed_token_ids": [258]}, "allowed_token_ids", None),
+        ({"messages": HELLO, "stop_token_ids": [-1]}, "stop_token_ids", None),
+        ({"messages": HELLO, "logit_bias": {"a": 1}}, "logit_bias", None),
+        ({"messages": HELLO, "bad_words": [""]}, "bad_words", None),
+        ({"messages": HELLO, "min_tokens": 9, "max_tokens": 8}, "min_tokens", None),
+        ({"messages": HELLO, "truncation_side": "up"}, "truncation_side", None),
+        ({"messages": HELLO, "truncate_prompt_tokens": 600}, "truncate_prompt_tokens", None),
+        ({"messages": HELLO, "max_output_tokens": 5}, "max_output_tokens", None),
+        ({"messages": [{"role": "assistant", "tool_calls": ["x"]}]}, "messages", None),
         ({"messages": HELLO, "response_format": {"type": "json_object"}}, "response_format", None),
         ({"messages": HELLO, "stop": ""}, "stop", None),
     ],
@@ -52,6 +73,16 @@ async def test_what_cannot_be_done_is_refused_by_the_name_of_its_field(
     error = answer.json()["error"]
     assert answer.status_code == (404 if code == "model_not_found" else 400)
     assert (error["param"], error["code"]) == (param, code)
+
+
+@pytest.mark.parametrize(("method", "path", "status"), [("GET", "/v1/nothing", 404), ("GET", "/v1/completions", 405)])
+async def test_unknown_paths_and_methods_are_openai_errors(
+    client: httpx.AsyncClient, method: str, path: str, status: int
+) -> None:
+    answer = await client.request(method, path)
+    assert answer.status_code == status
+    assert answer.json()["error"]["type"] == "invalid_request_error"
+    assert path in answer.json()["error"]["message"] or method in answer.json()["error"]["message"]
 
 
 async def test_bad_json_is_said_to_be_that(client: httpx.AsyncClient) -> None:

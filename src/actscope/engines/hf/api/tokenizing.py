@@ -17,7 +17,7 @@ _CERTAIN = 2
 _SHORTENED = 4
 
 
-def token_ids(loaded: LoadedModel, text: str, **options: Any) -> list[int]:
+def token_ids(loaded: LoadedModel, text: str, *, shortened: bool = False, **options: Any) -> list[int]:
     """Return the tokens of a prompt.
 
     A prompt that is longer than the context is found out from its beginning, so that the time is bounded by the context's size
@@ -26,6 +26,7 @@ def token_ids(loaded: LoadedModel, text: str, **options: Any) -> list[int]:
     Args:
         loaded: Tokenizer and context size.
         text: The rendered prompt.
+        shortened: The request truncates the prompt, so that it may have more tokens than the context.
         options: Further arguments of the tokenizer.
 
     Raises:
@@ -35,7 +36,7 @@ def token_ids(loaded: LoadedModel, text: str, **options: Any) -> list[int]:
     if len(text) > context * _longest_token(tokenizer) * _SHORTENED:
         raise _too_long(context, f"the prompt has {len(text):,} characters")
     n = context * _FIRST_CHARACTERS
-    while n < len(text):
+    while n < len(text) and not shortened:
         found = len(tokenizer(text[:n], **options)["input_ids"])
         if found > _CERTAIN * context:
             raise _too_long(context, f"the first {n:,} of the prompt's {len(text):,} characters have {found:,}")
