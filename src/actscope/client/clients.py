@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 #: Form of the gateway's request ids. No other text is put into a path.
 _ID = re.compile(r"(?!\.+$)[A-Za-z0-9._:-]{1,256}")
+#: Codes of a gateway's answers 404 to a look-up.
+_NOT_ONE_REQUEST = ("request_not_found", "several_requests")
 
 
 class ScoredChat(Chat):
@@ -224,7 +226,7 @@ class _Lookup:
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, openai.NotFoundError) and error.code != "request_not_found":
+        if isinstance(error, openai.NotFoundError) and error.code not in _NOT_ONE_REQUEST:
             raise self._no_gateway("no such path") from error
         if isinstance(error, openai.APIStatusError) and error.status_code in (404, 410):
             raise ScoresNotFound(f"{self._server}: {error.message}") from error
