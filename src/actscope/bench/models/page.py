@@ -75,7 +75,8 @@ def page(report: MatrixReport, source: str, vllm: MatrixReport | None = None) ->
     for kind, title in _TITLES.items():
         chosen = [one for one in entries if one["kind"] == kind]
         if chosen:
-            parts.append(f"## {title}\n\n{_table(chosen)}")
+            images = {"image": "image"} if any("image" in one["cases"] for one in chosen) else {}
+            parts.append(f"## {title}\n\n{_table(chosen, _CASE_NAMES | images)}")
     parts.append(_refusals(entries))
     parts.append(_cannot(entries))
     if vllm is not None:
