@@ -21,7 +21,7 @@ from actscope.bench.models.examine import told
 from actscope.bench.models.reference import Stream, calls_of, find_stream, tensor_in, watching
 from actscope.bench.models.rows import RowStore, reason_for
 from actscope.bench.models.verdicts import MatrixEntry, decide, described
-from actscope.bench.models.vllm_configs import BFLOAT16, CLASSES, OVERRIDES
+from actscope.bench.models.vllm_configs import BFLOAT16, BFLOAT16_ROWS, CLASSES, OVERRIDES
 from actscope.bench.models.vllm_engine import NEW, VllmRun, run
 
 
@@ -44,8 +44,8 @@ class Precision:
 
 #: Two implementations of one whole model in float32.
 SINGLE = Precision("float32", 2e-3, SUM, 1e-2)
-#: One block in bfloat16 (8 bits, 4e-3) and the same in float32, on the same input.
-HALF = Precision("bfloat16", 3e-2, 1e-2, 3e-2)
+#: One block in bfloat16 and the same in float32, on the same input.
+HALF = Precision("bfloat16", BFLOAT16_ROWS, 1e-2, 3e-2)
 
 
 def examine_vllm(architecture: Architecture, selection: str) -> MatrixEntry:

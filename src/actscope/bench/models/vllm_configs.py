@@ -7,6 +7,9 @@ from actscope.bench.models.configs import WIDTH, Scaled
 #: Model types whose kernels on a CPU take bfloat16 alone.
 BFLOAT16 = frozenset({"qwen3_next", "qwen3_5", "qwen3_5_text", "qwen3_5_moe", "qwen3_5_moe_text"})
 
+#: Largest deviation of a block's row in bfloat16 (8 bits, 4e-3) that counts as equal, relative to its largest number.
+BFLOAT16_ROWS = 3e-2
+
 #: Names of classes in the configurations of real checkpoints, where transformers writes another one.
 CLASSES = {"phimoe": "PhiMoEForCausalLM"}
 
