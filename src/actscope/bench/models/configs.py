@@ -82,13 +82,14 @@ _COUNTS: dict[str, int] = {
 }  # fmt: skip
 
 
-def _rope(*sections: int, theta: float = 10000.0) -> dict[str, object]:
-    """Return rotary parameters with these sections for time, height and width."""
-    return {"rope_parameters": {"rope_type": "default", "rope_theta": theta, "mrope_section": list(sections)}}
-
-
 class Scaled(int):
     """A width in an override, to be multiplied by the scale."""
+
+
+def _rope(*sections: int, theta: float = 10000.0) -> dict[str, object]:
+    """Return rotary parameters with these sections for time, height and width."""
+    parts = [Scaled(section) for section in sections]
+    return {"rope_parameters": {"rope_type": "default", "rope_theta": theta, "mrope_section": parts}}
 
 
 #: Fields of these model types that follow from others, or that the rule by name cannot know; "part.field" is a part's field.
@@ -193,9 +194,18 @@ def shrunk(
         changed["is_decoder"] = True
     for key, value in overrides.items():
         if "." not in key:
-            changed[key] = value * scale if isinstance(value, Scaled) else value
+            changed[key] = _scaled(value, scale)
     make: Callable[..., PreTrainedConfig] = kind
     return make(**changed)
+
+
+def _scaled(value: object, scale: int) -> object:
+    """Return the value with all widths in it multiplied."""
+    if isinstance(value, dict):
+        return {key: _scaled(one, scale) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_scaled(one, scale) for one in value]
+    return value * scale if isinstance(value, Scaled) else value
 
 
 def _sizes(default: PreTrainedConfig, scale: int) -> dict[str, object]:

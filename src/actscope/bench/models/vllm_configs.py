@@ -18,6 +18,9 @@ _LATENT: dict[str, object] = {
     "kv_lora_rank": 512, "qk_rope_head_dim": 64, "qk_nope_head_dim": 32, "v_head_dim": 32,
 }  # fmt: skip
 
+#: Gated delta rule: the smallest head that vLLM's kernel on a CPU has.
+_DELTA: dict[str, object] = {"linear_key_head_dim": 128, "linear_value_head_dim": 128}
+
 #: Fields of these model types, besides those of `configs`.
 OVERRIDES: dict[str, dict[str, object]] = {
     "falcon": {"new_decoder_architecture": False, "multi_query": True, "ffn_hidden_size": Scaled(4 * WIDTH)},
@@ -39,5 +42,8 @@ OVERRIDES: dict[str, dict[str, object]] = {
     "glm4_moe": {"head_dim": Scaled(16)},
     "minimax_m2": {"rotary_dim": Scaled(8), "scoring_func": "sigmoid", "use_routing_bias": True},
     "afmoe": {"score_func": "sigmoid", "route_norm": True, "n_group": 1, "topk_group": 1},
+    "qwen3_5_text": _DELTA,
+    # All experts take part: which ones do would hang on the rounding of the router.
+    **{name: {**_DELTA, "num_experts_per_tok": 4} for name in ("qwen3_next", "qwen3_5_moe_text")},
     "hy_v3": {"first_k_dense_replace": 1},
 }  # fmt: skip
