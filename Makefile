@@ -25,10 +25,12 @@ $(STAMP)/python: pyproject.toml constraints.txt
 	@touch $@
 
 # The list is the whole environment and is installed as it stands; constraints-vllm.txt says why.
+# torchvision lies beside it, for the matrix alone (bench/models/vllm_engine.py, offer_torchvision).
 $(STAMP)/vllm: pyproject.toml constraints-vllm.txt
 	@mkdir -p $(STAMP)
 	test -x $(VLLM)/bin/python || $(PYTHON) -m venv $(VLLM)
 	$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --requirement constraints-vllm.txt
+	$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target $(VLLM)/vision torchvision==0.28.0
 	$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
 	@touch $@
 
