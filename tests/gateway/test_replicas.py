@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import time
 from collections.abc import Callable
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 from support.gateway.stage import EngineProcess, Place, Stage, assert_exact, await_scores, chat, chunks, picture
 from support.waiting import until
+
+from actscope.gateway.scores.probe_table import Versions, table_of
+from actscope.probes import Bank, Probe, ProbedModel
+from actscope.probes.format import ProbeInfo
 
 TWO = ("--kind", "vllm", "--replicas", "2")
 
@@ -175,3 +181,43 @@ def test_a_gateway_starts_while_the_control_side_is_down_and_takes_it_up_when_it
         until(lambda: info(client)["replicas"][0]["controls"] == "answer")
         assert info(client)["replicas"][0]["why"] is None
         assert client.put("/v1/actscope/probes/calm", json=upload()).status_code == 200
+
+
+# Versions of probes in engines that count generations apart
+
+
+def table(generation: int, *probes: tuple[str, str, int]) -> dict[str, Any]:
+    """An engine's table of (id, digest, since)."""
+    listed = [{"slot": i, "id": name, "site": "s", "since": since} for i, (name, _, since) in enumerate(probes)]
+    return {"generation": generation, "probes": listed, "digests": {name: digest for name, digest, _ in probes}}
+
+
+def test_a_probe_has_one_number_in_all_engines_and_two_probes_have_two() -> None:
+    """Whatever they were counted at; in a single engine numbers are its own."""
+    versions = Versions()
+    assert table_of(table(3, ("a", "x", 3)), versions=versions).columns.since == (3,)
+    assert table_of(table(5, ("a", "x", 5)), versions=versions).columns.since == (5,), "put again"
+    versions.are_shared = True
+    other = table_of(table(2, ("a", "x", 1), ("b", "y", 2)), versions=versions)
+    assert other.columns.since == (5, 2)
+    swapped = table_of(table(5, ("a", "z", 5), ("b", "y", 4)), versions=versions)
+    assert swapped.columns.since == (6, 2)
+    assert table_of(table(9, ("a", "z", 9)), versions=versions).columns.since == (6,)
+
+
+def test_the_same_probe_has_the_same_digest_in_every_bank() -> None:
+    facts = ProbedModel("m", "r", 2, 1)
+    probes = [
+        Probe(ProbeInfo(id="p", site="layers.0.resid_post", bias=b), np.array([1, w], np.float32)) for b, w in BOTH
+    ]
+    digests = []
+    for probe in probes:
+        bank = Bank(facts)
+        bank.put(probe)
+        digests.append(json.loads(bank.table())["digests"]["p"])
+    assert digests[0] == digests[1]
+    assert len(set(digests)) == 3
+
+
+#: Bias and second weight: the first two are the same probe.
+BOTH = [(0.5, 2.0), (0.5, 2.0), (0.25, 2.0), (0.5, 3.0)]
