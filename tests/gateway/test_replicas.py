@@ -2,24 +2,37 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 import signal
 import time
 from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 from support.gateway.stage import EngineProcess, Place, Stage, assert_exact, await_scores, chat, chunks, picture
 from support.waiting import until
+
+from actscope.gateway import GatewaySettings
+from actscope.gateway.scores.probe_table import Versions, table_of
+from actscope.gateway.scores.request_store import Sessions
+from actscope.gateway.upstream import engine
+from actscope.gateway.upstream.upstream import Upstream
+from actscope.probes import Bank, Probe, ProbedModel
+from actscope.probes.format import ProbeInfo
 
 TWO = ("--kind", "vllm", "--replicas", "2")
 
 
 def start(stage: Stage, *arguments: str, **settings: Any) -> tuple[EngineProcess, Place]:
-    engine = stage.engine(*arguments)
-    place = stage.gateway(upstream=engine.endpoint, **settings)
+    scripted = stage.engine(*arguments)
+    place = stage.gateway(upstream=scripted.endpoint, **settings)
     await_scores(place)
-    return engine, place
+    return scripted, place
 
 
 def info(client: httpx.Client) -> dict[str, Any]:
@@ -73,13 +86,29 @@ def test_a_probe_is_put_into_every_engine_and_removed_from_every_one(stage: Stag
 
 
 def test_a_mark_of_a_request_that_has_not_begun_waits_in_every_engine(stage: Stage) -> None:
-    engine, place = start(stage, *TWO)
+    scripted, place = start(stage, *TWO)
     with place.client() as client:
         assert client.post("/v1/actscope/requests/later/mark", json={"why": "odd"}).json()["state"] == "pending"
-    assert sorted((mark["replica"], mark["request"]) for mark in engine.state()["marks"]) == [
+    assert sorted((mark["replica"], mark["request"]) for mark in scripted.state()["marks"]) == [
         (0, "later"),
         (1, "later"),
     ]
+
+
+def test_the_commands_change_and_mark_in_every_engine(stage: Stage) -> None:
+    scripted, place = start(stage, *TWO)
+    marked = stage.command("mark", "later", "--wait", "60", "--json")
+    assert json.loads(marked.stdout)[0]["state"] == "pending", marked.stderr
+    assert sorted(mark["replica"] for mark in scripted.state()["marks"]) == [0, 1]
+    assert [p["id"] for p in json.loads(stage.command("probe", "list", "--json").stdout)] == ["danger", "joy"]
+    removed = stage.command("probe", "remove", "joy")
+    assert removed.returncode == 0, removed.stderr
+    again = stage.command("probe", "remove", "joy")
+    assert again.returncode != 0
+    with place.client() as client:
+        client.get("/v1/actscope/probes").raise_for_status()
+        for _ in range(2):
+            assert picture(chunks(client, chat(actscope=True, max_tokens=2))).headers == [["danger"]]
 
 
 def test_two_servers_behind_a_router_are_one_and_come_and_go(stage: Stage) -> None:
@@ -120,7 +149,7 @@ def seconds(send: Callable[[], object]) -> float:
     return time.monotonic() - began
 
 
-MANY = {"n": 16, "max_tokens": 3, "actscope": True}
+MANY: dict[str, Any] = {"n": 16, "max_tokens": 3, "actscope": True}
 
 
 @pytest.mark.parametrize("stream", [True, False])
@@ -156,7 +185,7 @@ def test_a_request_that_ran_where_no_ring_is_read_does_not_wait(stage: Stage, st
         assert "1 of 2 engines" in told["scores"]
         for _ in range(2):
             body = chat(n=2, max_tokens=3, actscope=True, stream=stream)
-            assert seconds(lambda body=body: client.post("/v1/chat/completions", json=body)) < 5
+            assert seconds(partial(client.post, "/v1/chat/completions", json=body)) < 5
 
 
 @pytest.mark.parametrize("state", ["dead", "hung"])
@@ -164,14 +193,78 @@ def test_a_gateway_starts_while_the_control_side_is_down_and_takes_it_up_when_it
     stage: Stage, state: str
 ) -> None:
     """The sidecar of vLLM: requests are served with the scores that are in the ring, and `info` says what is missing."""
-    engine = stage.engine("--kind", "vllm", "--controls", state)
-    place = stage.gateway(upstream=engine.endpoint)
+    scripted = stage.engine("--kind", "vllm", "--controls", state)
+    place = stage.gateway(upstream=scripted.endpoint)
     await_scores(place)
     with place.client() as client:
         assert_all_scored(client)
         until(lambda: info(client)["replicas"][0]["controls"] == "silent")
         assert "control API does not answer" in info(client)["replicas"][0]["why"]
-        engine.process.send_signal(signal.SIGUSR2)
+        scripted.process.send_signal(signal.SIGUSR2)
         until(lambda: info(client)["replicas"][0]["controls"] == "answer")
         assert info(client)["replicas"][0]["why"] is None
         assert client.put("/v1/actscope/probes/calm", json=upload()).status_code == 200
+
+
+def test_a_server_whose_cards_cannot_be_used_is_proxied_and_says_why(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A fault of our own, put in here: it must not turn anybody away."""
+    served = stage.engine("--kind", "vllm")
+    monkeypatch.setenv("ACTSCOPE_RUNTIME_DIR", str(stage.directory))
+    settings = GatewaySettings(upstream=served.endpoint)
+
+    def broken(directory: Path) -> None:
+        raise RuntimeError(f"{directory} is odd")
+
+    monkeypatch.setattr(engine, "_load_texts", broken)
+
+    async def run() -> str | None:
+        upstream = Upstream(settings)
+        await upstream.open(Sessions(settings))
+        try:
+            return upstream.require().without_scores
+        finally:
+            await upstream.close()
+
+    assert "is odd" in str(asyncio.run(run()))
+
+
+# Versions of probes in engines that count generations apart
+
+
+def table(generation: int, *probes: tuple[str, str, int]) -> dict[str, Any]:
+    """An engine's table of (id, digest, since)."""
+    listed = [{"slot": i, "id": name, "site": "s", "since": since} for i, (name, _, since) in enumerate(probes)]
+    return {"generation": generation, "probes": listed, "digests": {name: digest for name, digest, _ in probes}}
+
+
+def test_a_probe_has_one_number_in_all_engines_and_two_probes_have_two() -> None:
+    """Whatever they were counted at; in a single engine numbers are its own."""
+    versions = Versions()
+    assert table_of(table(3, ("a", "x", 3)), versions=versions).columns.since == (3,)
+    assert table_of(table(5, ("a", "x", 5)), versions=versions).columns.since == (5,), "put again"
+    versions.are_shared = True
+    other = table_of(table(2, ("a", "x", 1), ("b", "y", 2)), versions=versions)
+    assert other.columns.since == (5, 2)
+    swapped = table_of(table(5, ("a", "z", 5), ("b", "y", 4)), versions=versions)
+    assert swapped.columns.since == (6, 2)
+    assert table_of(table(9, ("a", "z", 9)), versions=versions).columns.since == (6,)
+
+
+def test_the_same_probe_has_the_same_digest_in_every_bank() -> None:
+    facts = ProbedModel("m", "r", 2, 1)
+    probes = [
+        Probe(ProbeInfo(id="p", site="layers.0.resid_post", bias=b), np.array([1, w], np.float32)) for b, w in BOTH
+    ]
+    digests = []
+    for probe in probes:
+        bank = Bank(facts)
+        bank.put(probe)
+        digests.append(json.loads(bank.table())["digests"]["p"])
+    assert digests[0] == digests[1]
+    assert len(set(digests)) == 3
+
+
+#: Bias and second weight: the first two are the same probe.
+BOTH = [(0.5, 2.0), (0.5, 2.0), (0.25, 2.0), (0.5, 3.0)]

@@ -51,11 +51,19 @@ def names(client: httpx.Client, shared: str, n: int) -> list[str]:
     return until(look)
 
 
+def ended(client: httpx.Client, request: str) -> dict[str, Any]:
+    """A request when it has ended."""
+
+    def look() -> dict[str, Any] | None:
+        payload: dict[str, Any] = client.get(f"/v1/actscope/requests/{request}").json()
+        return payload if payload.get("state") == "done" else None
+
+    return until(look)
+
+
 def whole(client: httpx.Client, request: str) -> Picture:
     """A request that has ended, put together; its scores are of its own rows."""
-    payload = until(
-        lambda: p if (p := client.get(f"/v1/actscope/requests/{request}").json()).get("state") == "done" else None
-    )
+    payload = ended(client, request)
     payload.pop("state")
     found = Picture()
     found.add(payload)
@@ -77,7 +85,7 @@ CONTENTS = ("hi snow", "the river sleeps", "a quiet hill")
 def test_requests_that_share_an_id_have_their_own_logs(
     client: httpx.Client, engine: EngineProcess, concurrent: bool
 ) -> None:
-    slow = {"scripted": {"delay": 0.02}} if concurrent else {}
+    slow: dict[str, Any] = {"scripted": {"delay": 0.02}} if concurrent else {}
     with ThreadPoolExecutor(3 if concurrent else 1) as pool:
         jobs = [pool.submit(send, engine, "trace", content=c, max_tokens=9, **slow) for c in CONTENTS]
         answers = [job.result() for job in jobs]
@@ -141,6 +149,4 @@ def test_without_random_suffixes_an_id_keeps_its_last_digits_and_each_request_ha
         answers = [send(engine, "build-0123abcd", content=c, max_tokens=4) for c in CONTENTS[:2]]
         requests = names(client, "chatcmpl-build-0123abcd", 2)
         for request, answer in zip(requests, answers, strict=True):
-            until(lambda request=request: client.get(f"/v1/actscope/requests/{request}").json()["state"] == "done")
-            told = client.get(f"/v1/actscope/requests/{request}").json()
-            assert told["tokens"]["ids"] == ids_of(answer)
+            assert ended(client, request)["tokens"]["ids"] == ids_of(answer)

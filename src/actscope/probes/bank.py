@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, field
 from typing import TypedDict, cast
 
@@ -160,8 +161,17 @@ class Bank:
         return sorted(self._slots.items())
 
     def table(self) -> bytes:
-        """Return this generation as JSON for readers of the ring: `{"generation", "probes": [{"slot", ...}]}`."""
-        return msgspec.json.encode({"generation": self.generation, "probes": self.describe()})
+        """Return this generation as JSON for readers of the ring: `{"generation", "probes": [{"slot", ...}], "digests"}`.
+
+        `digests` has a hash of each probe's metadata and vector by its id: equal in engines that have the same probe.
+        """
+        digests = {probe.id: _digest(probe) for _, probe in self.items()}
+        return msgspec.json.encode({"generation": self.generation, "probes": self.describe(), "digests": digests})
 
     def _slot_of(self, probe_id: str) -> int | None:
         return next((slot for slot, probe in self._slots.items() if probe.id == probe_id), None)
+
+
+def _digest(probe: Probe) -> str:
+    content = msgspec.json.encode(probe.info) + np.ascontiguousarray(probe.weight, np.float32).tobytes()
+    return hashlib.blake2b(content, digest_size=8).hexdigest()

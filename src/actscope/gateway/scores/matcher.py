@@ -19,12 +19,11 @@ from actscope.frames import SPURIOUS_ROWS, RowFlag, Span, SpanFlag
 from actscope.gateway.scores.detokenizer import TokenTexts
 from actscope.gateway.scores.display_range import DisplayRanges
 from actscope.gateway.scores.part_merger import PartRows
-from actscope.gateway.scores.probe_table import EMPTY_TABLE, NO_COLUMNS, Columns, ProbeTable
+from actscope.gateway.scores.probe_table import EMPTY_TABLE, NO_COLUMNS, Columns, ProbeTable, Versions
 from actscope.gateway.scores.replica import BoundRequest, Replica, RingPart
 from actscope.gateway.scores.request_ids import response_id
 from actscope.gateway.scores.request_log import MismatchCounter, RequestLog, Source
 from actscope.gateway.scores.request_store import Sessions
-from actscope.ring.discovery import EngineCard
 from actscope.ring.host import StepBatch, StepRecord
 
 _log = logging.getLogger(__name__)
@@ -65,12 +64,14 @@ class Matcher:
 
     Attributes:
         replicas: The engines that are read.
+        versions: Numbers of the probes' versions in all engines.
         ranges: Display ranges learnt from the scores of this server.
     """
 
     def __init__(self, sessions: Sessions, replicas: Sequence[Replica], texts: TokenTexts) -> None:
         self._sessions = sessions
         self.replicas = tuple(replicas)
+        self.versions = Versions()
         self.ranges = DisplayRanges()
         self._texts = texts
         self._mismatches = MismatchCounter()
@@ -85,6 +86,7 @@ class Matcher:
     def add(self, replica: Replica) -> None:
         """Read the rings of one more engine."""
         self.replicas = (*self.replicas, replica)
+        self.versions.are_shared |= len(self.replicas) > 1
 
     def remove(self, replica: Replica, reason: str) -> None:
         """Stop reading the rings of an engine that is gone. Logs of requests that went to it directly fail with `reason`."""
@@ -182,15 +184,15 @@ class Matcher:
         follows_rows: bool,
         response: str = "",
         external: str = "",
-        card: EngineCard | None = None,
+        replica: Replica | None = None,
         source: Source = "gateway",
         began_ns: int | None = None,
         first_columns: Columns = NO_COLUMNS,
     ) -> RequestLog:
-        card = card or (self.replicas[0].card if self.replicas else None)
+        replica = replica or (self.replicas[0] if self.replicas else None)
         log = RequestLog(
             request, response=response, external=external, model=model, source=source, follows_rows=follows_rows,
-            began_ns=began_ns, special=frozenset(card.special_ids) if card else frozenset(), texts=self._texts,
+            began_ns=began_ns, special=replica.special if replica else frozenset(), texts=self._texts,
             mismatches=self._mismatches, first_columns=first_columns,
         )  # fmt: skip
         self.ranges.follow(log)
@@ -243,10 +245,9 @@ class Matcher:
         if replica.ids_recur:
             self._n_adopted += 1
             request = f"{request}:{self._n_adopted}"
-        card = replica.card
         log = self._log(
-            request, response=response_id(external), external=external, model=card.model, card=card, source="engine",
-            follows_rows=True, began_ns=step.time_ns,
+            request, response=response_id(external), external=external, model=replica.card.model, replica=replica,
+            source="engine", follows_rows=True, began_ns=step.time_ns,
         )  # fmt: skip
         self._sessions.add(log)
         return log

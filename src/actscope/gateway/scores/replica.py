@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from actscope.frames import Span, SpanFlag
 from actscope.gateway.scores.part_merger import PartMerger
-from actscope.gateway.scores.probe_table import ProbeTable, Tables, join_tables
+from actscope.gateway.scores.probe_table import ProbeTable, Tables, Versions, join_tables
 from actscope.gateway.scores.request_ids import external_id
 from actscope.gateway.scores.request_log import RequestLog
 from actscope.ring.discovery import EngineCard
@@ -22,10 +22,10 @@ _PRUNED_FROM = 1024
 class RingPart:
     """Ring and probe tables of one part of an engine."""
 
-    def __init__(self, card: EngineCard, reader: RingReader) -> None:
+    def __init__(self, card: EngineCard, reader: RingReader, versions: Versions | None = None) -> None:
         self.card = card
         self.reader = reader
-        self.tables = Tables(card)
+        self.tables = Tables(card, versions)
 
 
 @dataclass(slots=True)
@@ -45,6 +45,7 @@ class Replica:
         external: Maps a request id in the ring to the id that clients see.
         merger: Merges the rows of the parts; None if there is one part.
         ids_recur: Whether two requests may have the same id in the rings: vLLM was told not to make ids unique.
+        special: Ids of special tokens.
         failure: Why the rings are not read any more; "" while they are.
     """
 
@@ -53,6 +54,7 @@ class Replica:
         self.external = external_id(self.card)
         self.merger = PartMerger([part.tables for part in parts]) if len(parts) > 1 else None
         self.ids_recur = self.card.kind == "vllm" and self.card.plain_ids
+        self.special = frozenset(self.card.special_ids)
         self.failure = ""
         self._requests: dict[str, BoundRequest] = {}
         self._pruned_from = _PRUNED_FROM
@@ -81,12 +83,12 @@ class Replica:
     def find(self, span: Span, part: int) -> BoundRequest | None:
         """Return the request of a span from a part, or None if it is not bound to a log.
 
-        A span that says FIRST where the request has begun already is of another request with the same id: the end of the
+        Where ids recur, a span that says FIRST although the request has begun already is of another request: the end of the
         earlier one was overwritten in the ring before it was read.
         """
         found = self._requests.get(span.request)
         if found is not None and int.__and__(span.flags, _FIRST):
-            if found.begun >> part & 1:
+            if self.ids_recur and found.begun >> part & 1:
                 self._drop(span.request, found)
                 return None
             found.begun |= 1 << part

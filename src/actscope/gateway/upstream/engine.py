@@ -145,7 +145,9 @@ class EngineConnection:
         parts: list[RingPart] = []
         name = cards[0].id
         try:
-            parts += (RingPart(card, RingReader.attach(card.ring, from_oldest=True)) for card in cards)
+            parts += (
+                RingPart(card, RingReader.attach(card.ring, from_oldest=True), matcher.versions) for card in cards
+            )
         except RingError as error:
             for part in parts:
                 part.reader.close()

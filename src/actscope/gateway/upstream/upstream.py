@@ -216,14 +216,29 @@ class Upstream:
         engine, before = EngineConnection(found, Connection(found.endpoint, key)), self.engine
         try:
             if await _answers(engine.endpoint):
-                assert self._sessions is not None
-                await engine.attach(self._sessions)
+                engine = await self._attached(engine, key)
                 self.engine = engine
-                self._log_choice(found)
+                self._log_choice(engine.found)
         finally:
             given_up = before if self.engine is engine else engine
             if given_up is not None:
                 await given_up.close()
+
+    async def _attached(self, engine: EngineConnection, key: str) -> EngineConnection:
+        """Attach to the rings of a server. If that fails at an address, return a connection without scores; it is tried again."""
+        assert self._sessions is not None
+        try:
+            await engine.attach(self._sessions)
+            return engine
+        except Exception as error:
+            if not discovery.is_address(self._settings.upstream):
+                raise
+            await engine.close()
+            plain = Found(engine.found.endpoint, (), f"its scores cannot be read: {error or type(error).__name__}")
+            if plain.doubt not in self._logged:
+                self._logged.add(plain.doubt)
+                _log.exception("the scores of the engine at %s cannot be read; it is proxied without", plain.endpoint)
+            return EngineConnection(plain, Connection(plain.endpoint, key))
 
     async def _disconnect(self) -> None:
         engine, self.engine = self.engine, None

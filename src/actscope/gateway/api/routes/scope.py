@@ -20,6 +20,7 @@ from actscope.gateway.api.replica_schemas import ReplicaInfo, RingCounts
 from actscope.gateway.api.routes.openai import ERRORS, Responses, no_features, several_requests
 from actscope.gateway.api.wire import WireRequest
 from actscope.gateway.scores.matcher import read_of
+from actscope.gateway.scores.replica import Replica
 from actscope.gateway.scores.request_log import RequestLog
 from actscope.gateway.upstream.discovery import Cards
 from actscope.gateway.upstream.engine import EngineConnection
@@ -77,7 +78,7 @@ def _replica_info(engine: EngineConnection, cards: Cards) -> ReplicaInfo:
         device=first.device,
         scores="unreadable" if unread else "read",
         controls="silent" if silent else "answer",
-        why="; ".join(filter(None, (unread, silent))) or None,
+        why="; ".join(filter(None, (unread, silent, _other_probes(engine, replica)))) or None,
         generation=replica.table.generation if replica else None,
         probes=list(replica.table.columns.ids) if replica else [],
         ring=RingCounts(**asdict(read_of(replica))) if replica else None,
@@ -98,6 +99,16 @@ def _engine_info(gateway: Gateway) -> models.EngineInfo:
     )
 
 
+def _other_probes(engine: EngineConnection, replica: Replica | None) -> str:
+    """Return a text if an engine's probes are not those of the first engine, which `GET /v1/actscope/probes` lists; else ""."""
+    first = engine.matcher.replicas[0] if engine.matcher and engine.matcher.replicas else None
+    if replica is None or first is None or replica.table.digests == first.table.digests:
+        return ""
+    ours, theirs = replica.table.digests, first.table.digests
+    names = sorted(name for name in {*ours, *theirs} if ours.get(name) != theirs.get(name))
+    return f"probes that are not those of engine {first.id}: {', '.join(names[:8])}; put or remove them again for all engines"
+
+
 @router.get("/v1/actscope/probes", response_model=models.Probes)
 async def list_probes(gateway: Here) -> Response:
     """List the probes that the engine has loaded."""
@@ -107,6 +118,7 @@ async def list_probes(gateway: Here) -> Response:
     if status != 200:
         return _pass(status, body)
     found = json_object(body)
+    found.pop("digests", None)
     found.pop("features", None)  # columns of the ring are internal; `info` describes the SAE
     _show(gateway, found.get("probes", ()), learn=True)
     return Response(encode(found), media_type="application/json")
@@ -122,6 +134,11 @@ def _show(gateway: Gateway, probes: Sequence[MutableMapping[str, object]], *, le
     matcher = gateway.upstream.require().matcher
     if matcher is None:
         return
+    if matcher.versions.are_shared:  # the engines count generations apart
+        columns = matcher.table.columns
+        numbers = dict(zip(columns.ids, columns.since, strict=True))
+        for probe in probes:
+            probe["since"] = numbers.get(str(probe["id"]), probe.get("since", 0))
     without = [probe for probe in probes if probe.get("range") is None]
     versions = [(str(probe["id"]), int(str(probe.get("since", 0)))) for probe in without]
     if learn:
