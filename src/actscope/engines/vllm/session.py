@@ -200,6 +200,10 @@ class RunnerSession:
         if observer is not None and not self.warming:
             observer.sampled()
 
+    def read_last(self) -> None:
+        """Read every site behind all hooks that are there now. Called before the model is compiled."""
+        self._taps.read_last()
+
     # --- weights ---
 
     def weights_changed(self) -> None:

@@ -21,7 +21,7 @@ from actscope.engines.vllm.sidecar_protocol import (
     Alive,
     Marked,
     RequestOptions,
-    Running,
+    RunningRequests,
     SetBank,
     Settled,
     SidecarCounts,
@@ -236,7 +236,7 @@ class Sidecar:
             return b"".join(pack(message) for message in (weights, *self._requests.wishes()))
         if self._report:
             self._report = False
-            return pack(Running(self._requests.running(), self._account()))
+            return pack(RunningRequests(self._requests.running(), self._account()))
         return None
 
     def _pulse(self) -> None:

@@ -7,7 +7,7 @@
                         Settled           marked requests have ended: their rows are in the file, or counted as lost
     model → sidecar     SidecarStart      once: everything that a new or restarted sidecar needs
                         RequestOptions    recording options of a request that begins, and what computes it
-                        Running           every 5 seconds: the requests that run, and the worker's counts
+                        RunningRequests           every 5 seconds: the requests that run, and the worker's counts
                         WeightsChanged    the model's weights are others from the next pass on
                         Staged            a bank was received; it is applied before the next pass
 
@@ -130,7 +130,7 @@ class Settled(msgspec.Struct, frozen=True, tag="settled"):
     counts: SidecarCounts
 
 
-class Running(msgspec.Struct, frozen=True, tag="running"):
+class RunningRequests(msgspec.Struct, frozen=True, tag="running"):
     """The requests that run, and the counts of the model's process (`RunnerSession.account`)."""
 
     requests: list[str]
@@ -205,7 +205,18 @@ class SidecarStart(msgspec.Struct, frozen=True, kw_only=True, tag="start"):
     wishes: list[RequestOptions] = []
 
 
-Message = Alive | SetBank | Staged | RequestOptions | WeightsChanged | Taken | Marked | Settled | Running | SidecarStart
+Message = (
+    Alive
+    | SetBank
+    | Staged
+    | RequestOptions
+    | WeightsChanged
+    | Taken
+    | Marked
+    | Settled
+    | RunningRequests
+    | SidecarStart
+)
 _messages: Messages[Message] = Messages(Message, most_bytes=1 << 30)
 pack, send, receive = _messages.pack, _messages.send, _messages.receive
 

@@ -32,7 +32,8 @@ FAILURES = (aiohttp.ClientError, UpstreamError, RingError, OSError, asyncio.Time
 
 _UNPLUGGED = (
     "the engine at %s runs without actscope: its requests are proxied without scores. Install the plugin in its environment "
-    "(pip install 'actscope[vllm]'), and restart it as the same user on this machine, without ACTSCOPE_DISABLE%s"
+    "(pip install 'actscope[vllm]'), and restart it as the same user on this machine, without ACTSCOPE_DISABLE and with "
+    "VLLM_PLUGINS unset or containing actscope%s"
 )
 _HOMELESS = (
     "engine %s (%s) runs here, but its address is not known: give the address of its server, "

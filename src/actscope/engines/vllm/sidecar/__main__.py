@@ -33,7 +33,7 @@ from actscope.engines.vllm.sidecar_protocol import (
     Alive,
     Marked,
     RequestOptions,
-    Running,
+    RunningRequests,
     SetBank,
     Settled,
     SidecarStart,
@@ -233,7 +233,7 @@ class SidecarProcess:
                 self._registry.refuse(message.refused)
             elif isinstance(message, RequestOptions):
                 self._drain.hear(message) if self._drain is not None else self._lose(message)
-            elif isinstance(message, Running):
+            elif isinstance(message, RunningRequests):
                 self._account = message.account
                 if self._drain is not None:
                     self._drain.hear_running(message)

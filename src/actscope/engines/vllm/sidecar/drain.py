@@ -18,7 +18,7 @@ from actscope.engines.vllm.sidecar_protocol import (
     MAX_OPTION_CHARS,
     Marked,
     RequestOptions,
-    Running,
+    RunningRequests,
     Settled,
     SidecarCounts,
     SidecarStart,
@@ -149,7 +149,7 @@ class RowDrain:
         if error is not None and not self._stop.is_set():
             log.error("a request is not kept: %s", error)
 
-    def hear_running(self, message: Running) -> None:
+    def hear_running(self, message: RunningRequests) -> None:
         """Take the list of running requests. The drain's thread compares it once it has read all that was published before."""
         self._due = message.requests
 
