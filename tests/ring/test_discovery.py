@@ -168,7 +168,9 @@ def test_sweep_removes_what_a_killed_engine_left_and_keeps_what_lives(
     os.kill(engine.pid, signal.SIGKILL)
     engine.wait()
     assert discovery.read_cards() == [alive]
-    assert discovery.sweep() >= 3  # card, table, socket; and the segment, unless another engine of this machine is quicker
+    assert (
+        discovery.sweep() >= 3
+    )  # card, table, socket; and the segment, unless another engine of this machine is quicker
     assert not segment_path(ring).exists() and segment_path(mine.name).exists() and stranger.exists()
     assert len(list(runtime.iterdir())) == 4
     RingReader.attach(mine.name).close()

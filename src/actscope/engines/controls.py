@@ -50,7 +50,7 @@ def control_routes(
     has: Callable[[str], bool] = lambda request: False,
     also: Callable[[], Mapping[str, object]] = dict,
     name_of: Callable[[str], str] = str,
-    why_not: str = "",
+    reason: str = "",
 ) -> list[Route]:
     """Return the routes for probes and the recording.
 
@@ -60,9 +60,9 @@ def control_routes(
         has: Whether a request was submitted and has not ended. A mark waits for such a request even if it has no row yet.
         also: Further facts for the recording's state.
         name_of: Name in the recording of a request that is marked by the engine's own id.
-        why_not: Why there is no flight recorder although one was asked for.
+        reason: Why there is no flight recorder although there should be one.
     """
-    return [*probe_routes(registry), *recording_routes(flight, has, also, name_of, why_not)]
+    return [*probe_routes(registry), *recording_routes(flight, has, also, name_of, reason)]
 
 
 def probe_routes(registry: ProbeRegistry) -> list[Route]:
@@ -80,10 +80,10 @@ def recording_routes(
     has: Callable[[str], bool],
     also: Callable[[], Mapping[str, object]] = dict,
     name_of: Callable[[str], str] = str,
-    why_not: str = "",
+    reason: str = "",
 ) -> list[Route]:
     """Return the routes for GET /v1/actscope/recording and for marking one request, the last one, or all running."""
-    recording = RecordingRoutes(flight, has, also, name_of, why_not)
+    recording = RecordingRoutes(flight, has, also, name_of, reason)
     return [
         Route("/v1/actscope/recording", recording.describe),
         Route("/v1/actscope/recording/marks", recording.mark_several, methods=["POST"]),
@@ -154,7 +154,7 @@ class SeveralBody(MarkBody):
 
 
 class RecordingRoutes:
-    """Handlers for the recording. Without a flight recorder, marks are refused."""
+    """Handlers for the recording. Without a flight recorder, marks are refused, with the `reason` if there should be one."""
 
     def __init__(
         self,
@@ -162,19 +162,21 @@ class RecordingRoutes:
         has: Callable[[str], bool],
         also: Callable[[], Mapping[str, object]],
         name_of: Callable[[str], str],
-        why_not: str,
+        reason: str = "",
     ) -> None:
         self._flight = flight
+        self._reason = reason
         self._has = has
         self._also = also
         self._name_of = name_of
-        self._why_not = why_not
 
     async def describe(self, http: Request) -> Response:
-        """Answer with the state of the recording; `{"recording": false}` without a flight recorder."""
-        if self._flight is None:
-            return json_response({"recording": False, **({"failure": self._why_not} if self._why_not else {})})
-        return json_response({**self._flight.describe(), **self._also()})
+        """Answer with the state of the recording; `{"recording": false}`, and the reason, without a flight recorder."""
+        if self._flight is not None:
+            return json_response({**self._flight.describe(), **self._also()})
+        return json_response(
+            {"recording": False, **({"failure": self._reason, **self._also()} if self._reason else {})}
+        )
 
     @answering_errors
     async def mark(self, http: Request) -> Response:
@@ -183,7 +185,7 @@ class RecordingRoutes:
         If the request has no row yet, wait for one: for the body's `wait` seconds, or an hour if that is 0 and it is in flight.
         """
         if self._flight is None:
-            return _not_recording(self._why_not)
+            return _not_recording(self._reason)
         request, body = self._name_of(http.path_params["id"]), _mark_body(await read_body(http), MarkBody)
         wait = body.wait or (_LONGEST_WAIT_S if self._has(request) else 0.0)
         marking = self._flight.mark(
@@ -196,7 +198,7 @@ class RecordingRoutes:
     async def mark_several(self, http: Request) -> Response:
         """Mark all running requests, or the one that began last, and answer with the marks."""
         if self._flight is None:
-            return _not_recording(self._why_not)
+            return _not_recording(self._reason)
         body = _mark_body(await read_body(http), SeveralBody)
         choose = self._flight.mark_running if body.which == "running" else self._flight.mark_last
         marked = await asyncio.wrap_future(
@@ -243,7 +245,9 @@ def _not_kept(marked: MarkResult) -> Response | None:
     if marked.state == "unknown":
         return error_response(404, f"no request {request!r} is known to this engine", code="request_not_found")
     if marked.state == "forgotten":
-        lost = f"all {marked.missing} of its positions have left the flight recorder"
+        lost = "none of its rows has reached the recorder"
+        if marked.missing:
+            lost = f"all {marked.missing} of its positions have left the flight recorder"
         return error_response(410, f"too late to keep {request!r}: {lost}", code="gone")
     return None
 
@@ -255,6 +259,6 @@ def _mark_body(raw: bytes, kind: type[B]) -> B:
         raise RequestRefused(f"the body of a mark cannot be read: {error}") from error
 
 
-def _not_recording(why: str) -> Response:
-    message = f"this server keeps no recording: {why or 'start it with --record DIR to be able to keep requests'}"
+def _not_recording(reason: str) -> Response:
+    message = f"this server keeps no recording: {reason or 'start it with --record DIR to be able to keep requests'}"
     return error_response(409, message, code="not_recording")

@@ -231,6 +231,24 @@ class RingReader:
                 return self._writer.alive()
             return time.monotonic_ns() - segment.words[Word.HEARTBEAT_NS] < FOREIGN_SILENCE_NS
 
+    @property
+    def published(self) -> int:
+        """Return the number of steps that the writer has published. Raises RingClosed or RingError as `read` does."""
+        with self._lock:
+            if self._segment is None:
+                raise RingClosed(f"{self.name}: this reader is closed: attach again")
+            return self._published(self._segment)
+
+    @property
+    def next_step(self) -> int:
+        """Return the index of the next step, counted from the ring's first: those before it were read, or are missed."""
+        return self._cursor.step
+
+    @property
+    def next_row(self) -> int:
+        """Return the index of the next row, counted from the ring's first: everything before it was read, or is missed."""
+        return self._cursor.row
+
     def stats(self) -> ReaderStats:
         """Return exact counts of delivered, missed and dropped steps and rows, up to the last `read`."""
         return replace(self._stats)

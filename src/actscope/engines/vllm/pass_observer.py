@@ -190,7 +190,12 @@ class PassObserver:
         publisher = self._publisher
         assert publisher is not None
         try:
-            landed = self._copier.copy(batch, self._with_rows, lambda on_host: publisher.publish(note, on_host))
+            landed = self._copier.copy(
+                batch,
+                self._with_rows,
+                lambda on_host: publisher.publish(note, on_host),
+                lambda: publisher.publish(note, None),
+            )
         except Exception:
             self._publish_without_rows(note)  # its requests begin and end anyway
             raise

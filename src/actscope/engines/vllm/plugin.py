@@ -5,7 +5,8 @@ It wraps four vLLM methods; each wrapper calls the original:
     EngineArgs.create_engine_config          reads our settings; those that change the graph join the compile cache key
     Request.get_skip_reading_prefix_cache    skips the prefix cache for requests that asked for their full prompt
     WorkerWrapperBase.init_device            attaches a RunnerSession after the worker's `load_model`, and pauses it while the
-                                             worker warms up; tells it when the worker has taken other weights
+                                             worker warms up; tells it when the worker has taken other weights; has its hooks
+                                             run behind those of other plugins
     WorkerWrapperBase.shutdown               closes the session first
 """
 
@@ -150,9 +151,14 @@ def _with_session(original: Callable[..., object]) -> Callable[..., object]:
             watch(worker)
             return loaded
 
-        warm_up = worker.compile_or_warm_up_model
+        warm_up, profile = worker.compile_or_warm_up_model, worker.determine_available_memory
+
+        def determine_available_memory(*args: object, **kwargs: object) -> object:
+            _read_last(worker)
+            return profile(*args, **kwargs)
 
         def compile_or_warm_up_model(*args: object, **kwargs: object) -> object:
+            _read_last(worker)
             with _warming(worker):
                 return warm_up(*args, **kwargs)
 
@@ -166,6 +172,7 @@ def _with_session(original: Callable[..., object]) -> Callable[..., object]:
 
         worker.load_model, worker.compile_or_warm_up_model = load_model, compile_or_warm_up_model
         worker.execute_dummy_batch = execute_dummy_batch
+        worker.determine_available_memory = determine_available_memory
         for name in _CHANGE_WEIGHTS:
             if hasattr(worker, name):
                 setattr(worker, name, _noting_weights(worker, getattr(worker, name)))
@@ -189,6 +196,13 @@ def _noting_weights(worker: object, original: Callable[..., object]) -> Callable
                 session.weights_changed()
 
     return change
+
+
+def _read_last(worker: Any) -> None:
+    """Let other plugins' hooks run before ours, in whatever order plugins were loaded. The first pass compiles the model."""
+    session = getattr(worker, "_actscope_session", None)
+    if session is not None:
+        session.read_last()
 
 
 @contextmanager

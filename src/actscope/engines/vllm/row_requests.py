@@ -1,4 +1,4 @@
-"""Which running requests have their raw rows published, which have recording options of their own, and what computes them."""
+"""Which requests have their raw rows published, which have recording options of their own, and which are to be kept."""
 
 from __future__ import annotations
 
@@ -11,15 +11,28 @@ from actscope.engines.vllm.settings import VllmSettings
 from actscope.engines.vllm.sidecar_protocol import MAX_OPTION_CHARS, RequestOptions, external_id, options_of
 from actscope.sampling import keeps
 
+#: Most requests that are to be kept and are not settled.
+_MOST_KEPT = 1 << 16
+
 
 class RowRequests:
-    """Reads the options of requests when they are scheduled, and forgets them when they finish."""
+    """Reads the options of requests when they are scheduled, and forgets them when they finish.
+
+    A request that is to be kept is remembered until the sidecar has settled it, so that a new sidecar learns what the last one
+    knew. The model's thread begins and forgets requests. The sidecar's threads call `wishes`, `running`, `mark` and `settle`:
+    each copies or changes a dict in one operation, which no other thread can interrupt, so the model's thread takes no lock.
+
+    Attributes:
+        forgotten_wishes: Requests to be kept of which too many were not settled. Nothing more is told of them.
+    """
 
     def __init__(self, settings: VllmSettings, *, rows_kept: bool) -> None:
         self._settings = settings
         self._rows_kept = rows_kept
         self._with_rows: set[str] = set()
         self._running: dict[str, RequestOptions] = {}
+        self._kept: dict[str, RequestOptions] = {}  # running, or not settled yet
+        self.forgotten_wishes = 0
         self._weights = 0
 
     def begin(self, new: Any) -> RequestOptions | None:
@@ -42,14 +55,58 @@ class RowRequests:
             new.req_id, rows[:MAX_OPTION_CHARS], why[:MAX_OPTION_CHARS], adapter[:MAX_OPTION_CHARS], self._weights
         )
         self._running[new.req_id] = found
+        if self._rows_kept and self._settings.record:
+            self._keep(found)
         return found if self.has_options(new.req_id) else None
+
+    def _is_sampled(self, request: str) -> bool:
+        return self._settings.sample > 0 and keeps(external_id(request), self._settings.sample)
+
+    def _keep(self, options: RequestOptions) -> None:
+        """Remember a request if it is to be kept."""
+        if not options.keep and self._is_sampled(options.request):
+            options = replace(options, keep=f"sample {self._settings.sample:g}")
+        if not options.keep:
+            return
+        if len(self._kept) >= _MOST_KEPT:  # the sidecar has been gone for long
+            self.forgotten_wishes += 1
+            return
+        self._kept[options.request] = options
+
+    # --- for the sidecar, from its threads ---
+
+    def running(self) -> list[str]:
+        """Return the ids of the running requests."""
+        return list(self._running)
+
+    def wishes(self) -> list[RequestOptions]:
+        """Return the options of all running requests that have any, and of those that are to be kept and not settled."""
+        kept = dict(self._kept)
+        running = [options for options in list(self._running.values()) if self.has_options(options.request)]
+        return [*(options for options in running if options.request not in kept), *kept.values()]
+
+    def mark(self, request: str, why: str, name: str) -> None:
+        """Note that the sidecar has marked a request, and what the recording calls it."""
+        options = self._kept.get(request) or self._running.get(request) or RequestOptions(request)
+        self._kept[request] = replace(options, keep=options.keep or why or "marked", name=name)
+
+    def settle(self, requests: Iterable[str]) -> None:
+        """Forget requests of which the sidecar has recorded all, or counted as lost what it has not."""
+        for request in requests:
+            self._kept.pop(request, None)
+
+    @property
+    def unsettled(self) -> int:
+        """Return how many requests that are to be kept are not settled."""
+        return len(self._kept)
+
+    # --- the rest ---
 
     def _wants_rows(self, request: str, asked: object, keep: object) -> bool:
         settings = self._settings
         if asked is not None:
             return bool(asked)
-        sampled = settings.sample > 0 and keeps(external_id(request), settings.sample)
-        return settings.rows == "all" or bool(keep) or sampled
+        return settings.rows == "all" or bool(keep) or self._is_sampled(request)
 
     def forget(self, finished: Iterable[str]) -> None:
         """Forget finished requests."""
@@ -70,6 +127,9 @@ class RowRequests:
         """Note that the model's weights changed for the `version`-th time. Return the new options of all running requests."""
         self._weights = version
         self._running = {name: replace(options, weights=version) for name, options in self._running.items()}
+        for name, options in list(self._kept.items()):
+            if name in self._running:
+                self._kept[name] = replace(options, weights=version)
         return list(self._running.values())
 
     def none_in(self, requests: Iterable[str]) -> bool:

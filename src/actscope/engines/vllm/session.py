@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import secrets
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import wraps
 from typing import Any
 
@@ -86,6 +86,7 @@ class RunnerSession:
         self._copier: CudaCopier | HostCopier | None = None
         self._sidecar: Sidecar | NoSidecar | None = None
         self._observer: PassObserver | None = None
+        self._requests: RowRequests | None = None
         self._last_counts = PublishedCounts()
         if self._taps.refused and not settings.sidecar:
             self._taps.remove()
@@ -107,10 +108,12 @@ class RunnerSession:
         self._rings = rings = Rings(settings, taps)
         self._copier = copier = self._open_copier(rings)
         self.start = start = self._start(adapter.name, place, rings)
+        self._requests = requests = RowRequests(settings, rows_kept=rings.rows is not None)
         self._sidecar = sidecar = (
-            Sidecar(start, taps.d, settings.width, beat=rings.beat) if settings.sidecar else NoSidecar()
+            Sidecar(start, taps.d, settings.width, rings.beat, requests, self.account)
+            if settings.sidecar
+            else NoSidecar()
         )
-        requests = RowRequests(settings, rows_kept=rings.rows is not None)
         observer = PassObserver(adapter, taps.buffers, copier, requests, sidecar, self._open_publisher)
         if self._runner.vllm_config.speculative_config is not None:
             adapter.watch_rejections(observer.waiting)
@@ -207,6 +210,10 @@ class RunnerSession:
         if observer is not None and not self.warming:
             observer.sampled()
 
+    def read_last(self) -> None:
+        """Read every site behind all hooks that are there now. Called before the model is compiled."""
+        self._taps.read_last()
+
     # --- weights ---
 
     def weights_changed(self) -> None:
@@ -243,6 +250,27 @@ class RunnerSession:
     def counts(self) -> PublishedCounts:
         """Return row counts since the start."""
         return self._observer.counts() if self._observer is not None else self._last_counts
+
+    def account(self) -> dict[str, int]:
+        """Return all counts of this process by name. May be called from any thread.
+
+        They are those of `PublishedCounts`, and: `observer_faults` (callbacks around a pass that failed), `copier_failed_passes`
+        (passes lost between device and rings), `sidecar_deaths`, `sidecar_untold` (messages that it did not read in time),
+        `unsettled_requests` (requests to be kept of which the sidecar has not said what became of them), `forgotten_wishes`
+        (those that were too many to remember) and `ring_dropped_rows` (rows that the writers of the rings refused).
+        """
+        observer, sidecar, copier, rings = self._observer, self._sidecar, self._copier, self._rings
+        writers = [] if rings is None else [ring for ring in (rings.scores, rings.rows) if ring is not None]
+        return {
+            **asdict(self.counts()),
+            "observer_faults": 0 if observer is None else observer.faults,
+            "copier_failed_passes": 0 if copier is None else copier.failed,
+            "sidecar_deaths": 0 if sidecar is None else sidecar.deaths,
+            "sidecar_untold": 0 if sidecar is None else sidecar.untold,
+            "unsettled_requests": 0 if self._requests is None else self._requests.unsettled,
+            "forgotten_wishes": 0 if self._requests is None else self._requests.forgotten_wishes,
+            "ring_dropped_rows": sum(writer.stats().dropped_rows for writer in writers),
+        }
 
     def close(self) -> None:
         """Remove the hooks and end the sidecar cleanly. Idempotent."""

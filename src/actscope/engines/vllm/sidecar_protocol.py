@@ -3,8 +3,11 @@
     sidecar → model     Alive             once: the sidecar's pid
                         SetBank           probes to apply from the next pass on
                         Taken             last step whose raw rows were read from shared memory
+                        Marked            a request is marked
+                        Settled           marked requests have ended: their rows are in the file, or counted as lost
     model → sidecar     SidecarStart      once: everything that a new or restarted sidecar needs
                         RequestOptions    recording options of a request that begins, and what computes it
+                        RunningRequests           every 5 seconds: the requests that run, and the worker's counts
                         WeightsChanged    the model's weights are others from the next pass on
                         Staged            a bank was received; it is applied before the next pass
 
@@ -60,7 +63,8 @@ class RequestOptions(msgspec.Struct, frozen=True, tag="wish"):
     """Recording options of a request, and what computes it.
 
     `rows` is a selection of sites, or "" for all kept sites; `keep` is the reason to keep the request, or "". `adapter` is the
-    name of its LoRA adapter, or "". `weights` is the version of the model's weights (see `WeightsChanged`). Sent again when that
+    name of its LoRA adapter, or "". `name` is what the recording calls it, once a sidecar has marked it. `weights` is the version
+    of the model's weights (see `WeightsChanged`). Sent again when that
     changes while the request runs.
     """
 
@@ -69,6 +73,7 @@ class RequestOptions(msgspec.Struct, frozen=True, tag="wish"):
     keep: str = ""
     adapter: str = ""
     weights: int = 0
+    name: str = ""
 
 
 class WeightsChanged(msgspec.Struct, frozen=True, tag="weights"):
@@ -87,10 +92,50 @@ class Alive(msgspec.Struct, frozen=True, tag="alive"):
     pid: int
 
 
+class SidecarCounts(msgspec.Struct, frozen=True):
+    """Exact counts that outlive a sidecar: the next one goes on from them.
+
+    `missed_rows` were overwritten before they were read; `dropped_rows` never reached shared memory. `late_options` counts
+    requests whose options did not arrive in time, so that rows of all sites were taken. The others are those of `Outcomes`.
+    """
+
+    missed_rows: int = 0
+    dropped_rows: int = 0
+    late_options: int = 0
+    whole: int = 0
+    incomplete: int = 0
+    lost: int = 0
+    missed_ends: int = 0
+
+
 class Taken(msgspec.Struct, frozen=True, tag="taken"):
-    """The last step whose raw rows were read from shared memory."""
+    """The last step whose raw rows were read from shared memory, and the index of the row behind it (`RingReader.next_row`)."""
 
     step: int
+    row: int = 0
+    counts: SidecarCounts = SidecarCounts()
+
+
+class Marked(msgspec.Struct, frozen=True, tag="marked"):
+    """A request (the engine's id) is marked, by whatever: it is to be kept, for this reason. The recording calls it `name`."""
+
+    request: str
+    why: str
+    name: str
+
+
+class Settled(msgspec.Struct, frozen=True, tag="settled"):
+    """Marked requests (the engine's ids) have ended: their rows are in the file, or lost. `counts` has them."""
+
+    requests: list[str]
+    counts: SidecarCounts
+
+
+class RunningRequests(msgspec.Struct, frozen=True, tag="running"):
+    """The requests that run, and the counts of the model's process (`RunnerSession.account`)."""
+
+    requests: list[str]
+    account: dict[str, int] = {}
 
 
 class ServedModel(msgspec.Struct, frozen=True, kw_only=True):
@@ -129,8 +174,10 @@ class SidecarStart(msgspec.Struct, frozen=True, kw_only=True, tag="start"):
 
     `settings` are VllmSettings as JSON. `no_rows` is why there is no ring of raw rows, if there should be one. `sites` are
     tapped in this process; `kept` are those with raw rows; `refused` are selected sites that cannot be read, and why, by name.
-    The engine is data-parallel engine `replica` of `replicas`. A restarted sidecar also gets the last bank `state`, the last
-    step `taken` (-1: none) and the version of the `weights`.
+    The engine is data-parallel engine `replica` of `replicas`. A restarted sidecar also gets the last bank `state`, the last step
+    `taken` (-1: none), the index of the row behind it, the version of the `weights`, the `counts` of those before it and how many
+    those are, the requests that are `running`, and the `wishes`: options of running requests, and of those that have ended and
+    are not settled.
     """
 
     card_id: str
@@ -154,9 +201,25 @@ class SidecarStart(msgspec.Struct, frozen=True, kw_only=True, tag="start"):
     state: bytes = b""
     taken: int = -1
     weights: int = 0
+    taken_row: int = 0
+    counts: SidecarCounts = SidecarCounts()
+    restarts: int = 0
+    running: list[str] = []
+    wishes: list[RequestOptions] = []
 
 
-Message = Alive | SetBank | Staged | RequestOptions | WeightsChanged | Taken | SidecarStart
+Message = (
+    Alive
+    | SetBank
+    | Staged
+    | RequestOptions
+    | WeightsChanged
+    | Taken
+    | Marked
+    | Settled
+    | RunningRequests
+    | SidecarStart
+)
 _messages: Messages[Message] = Messages(Message, most_bytes=1 << 30)
 pack, send, receive = _messages.pack, _messages.send, _messages.receive
 

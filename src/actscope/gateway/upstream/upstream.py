@@ -30,7 +30,8 @@ _DOUBT_SECONDS = 5.0
 
 _UNPLUGGED = (
     "the engine at %s runs without actscope: its requests are proxied without scores. Install the plugin in its environment "
-    "(pip install 'actscope[vllm]'), and restart it as the same user on this machine, without ACTSCOPE_DISABLE%s"
+    "(pip install 'actscope[vllm]'), and restart it as the same user on this machine, without ACTSCOPE_DISABLE and with "
+    "VLLM_PLUGINS unset or containing actscope%s"
 )
 _INCOMPLETE = (
     "the server at %s has %s data-parallel engines, and %s run here: requests that run in the others have no scores. Those on "

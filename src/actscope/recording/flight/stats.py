@@ -13,6 +13,7 @@ class FlightStats(SinkStats):
 
     `dropped_rows` counts rows that the flight recorder did not take, once for all sites. `held_*`, `queued_bytes`, `seconds` (age
     of the oldest step), `requests`, `running` and `pending_marks` are current values. The other fields count since the start.
+    `whole_requests`, `incomplete_requests`, `lost_requests` and `missed_ends` are described at `marks.Outcomes`.
     """
 
     held_rows: int = 0
@@ -30,3 +31,7 @@ class FlightStats(SinkStats):
     given_rows: int = 0
     lost_rows: int = 0
     faults: int = 0
+    whole_requests: int = 0
+    incomplete_requests: int = 0
+    lost_requests: int = 0
+    missed_ends: int = 0

@@ -120,7 +120,9 @@ def _job(
     check_model(engine, body.model)
     n, most = 1 if body.n is None else body.n, engine.options.max_waiting
     if not 1 <= n * len(prompts) <= most:
-        raise RequestRefused(f"n x prompts must lie between 1 and {most} (--max-waiting), found {n * len(prompts)}", param="n")
+        raise RequestRefused(
+            f"n x prompts must lie between 1 and {most} (--max-waiting), found {n * len(prompts)}", param="n"
+        )
     job_id = _job_id(form.kind, given)
     echoes = bool(body.echo) and form.kind == "text"
     prompt_logprobs = _first_given(body.prompt_logprobs, logprobs if echoes else None)

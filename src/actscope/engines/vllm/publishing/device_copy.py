@@ -56,7 +56,7 @@ class HostCopier:
     def before_pass(self) -> None:
         """Do nothing: no copy is ever pending."""
 
-    def copy(self, batch: PassBatch, with_rows: bool, publish: Publish) -> bool:
+    def copy(self, batch: PassBatch, with_rows: bool, publish: Publish, lost: Callable[[], None]) -> bool:
         """Publish the pass synchronously. Always returns True: a CPU pass is never dropped."""
         buffers, n = self._buffers, batch.n_tokens
         on_host = HostPass(
@@ -110,8 +110,8 @@ class CudaCopier:
         if self._last is not None:
             torch.cuda.current_stream(self._buffers.board.device).wait_event(self._last)
 
-    def copy(self, batch: PassBatch, with_rows: bool, publish: Publish) -> bool:
-        """Start the copies on the side stream; `publish` runs on the copier thread when they are done.
+    def copy(self, batch: PassBatch, with_rows: bool, publish: Publish, lost: Callable[[], None]) -> bool:
+        """Start the copies on the side stream; `publish` runs on the copier thread when they are done, `lost` if they failed.
 
         Returns False if all pinned buffers are in use. The pass is then dropped, and the caller counts it.
         """
@@ -131,11 +131,15 @@ class CudaCopier:
 
         def land() -> None:
             try:
-                done.synchronize()
-                publish(staging.on_host(self._buffers.n_columns, n, with_rows, has_slots, n_rejected))
-                batch.rejected = (
-                    None  # held until here so that the allocator could not reuse its memory before the copy
-                )
+                try:
+                    done.synchronize()
+                    on_host = staging.on_host(self._buffers.n_columns, n, with_rows, has_slots, n_rejected)
+                except Exception:
+                    lost()
+                    raise
+                publish(on_host)
+                # held until here so that the allocator could not reuse its memory before the copy
+                batch.rejected = None
             finally:
                 self._free.put(staging)
 

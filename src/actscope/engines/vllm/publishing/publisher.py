@@ -298,6 +298,9 @@ class Publisher:
         if not all(wanting):
             step, mask = _only(step, labels, wanting, ended)
             scores, rows = scores[mask], rows[mask]
+        else:
+            step = replace(step, spans=(*labels.spans, *ended))
+        step = replace(step, spans=_without_early_first(step.spans, labels))
         heads = np.ascontiguousarray(scores).view(rows.dtype)
         return _with_option_flags(step, labels), [SplitFrame(SCORES, (heads, rows))]
 
@@ -369,6 +372,16 @@ class Publisher:
         for gap in gaps:
             self._gaps.remove(gap)
             self.counts.cached_dropped_rows += gap.high - gap.low
+
+
+def _without_early_first(spans: tuple[Span, ...], labels: PassLabels) -> tuple[Span, ...]:
+    """Remove FIRST where rows of the request came before, in passes that were dropped: the recorder counts them as lost."""
+    late = {
+        k.request for k, s in zip(labels.known, labels.spans, strict=True) if s.flags and s.first_position > k.computed
+    }
+    if not late:
+        return spans
+    return tuple(replace(s, flags=s.flags & ~SpanFlag.FIRST) if s.request in late else s for s in spans)
 
 
 def _with_option_flags(step: Step, labels: PassLabels) -> Step:

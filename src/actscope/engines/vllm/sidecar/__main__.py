@@ -25,14 +25,17 @@ from starlette.routing import Route
 from actscope.engines.controls import control_routes
 from actscope.engines.http import json_response, listening
 from actscope.engines.vllm.settings import VllmSettings
-from actscope.engines.vllm.sidecar.drain import DrainStats, RowDrain
+from actscope.engines.vllm.sidecar.drain import RowDrain
 from actscope.engines.vllm.sidecar.facts import KnownModel, know
 from actscope.engines.vllm.sidecar.flight import open_recording
 from actscope.engines.vllm.sidecar.probe_registry import BankRegistry
 from actscope.engines.vllm.sidecar_protocol import (
     Alive,
+    Marked,
     RequestOptions,
+    RunningRequests,
     SetBank,
+    Settled,
     SidecarStart,
     Staged,
     Taken,
@@ -91,7 +94,9 @@ class SidecarProcess:
         self._settings = msgspec.json.decode(start.settings, type=VllmSettings)
         self._known = know(start.facts, self._settings)
         self._drain: RowDrain | None = None
-        self._why_not = ""
+        self._no_recording = ""  # why there is none although there should be
+        self._unrecorded = start.counts
+        self._account: dict[str, int] = {}
         facts = start.facts
         bank = Bank(
             ProbedModel(self._known.name, self._known.revision, facts.d_model, facts.n_layers), self._settings.width
@@ -112,9 +117,6 @@ class SidecarProcess:
         flight = self._open_recording() if self._settings.record else None
         card = card_of(self._start, self._known)
         try:
-            if flight is not None and self._start.rows_ring:
-                self._drain = RowDrain(self._start, flight, self._tell_taken)
-                self._drain.start()
             path = Path(card.control.removeprefix("unix:"))
             path.unlink(missing_ok=True)  # left by a sidecar that died; the path is unique to this engine
             with listening(path) as listener:
@@ -128,23 +130,40 @@ class SidecarProcess:
                 self._clear_up(card)
 
     def _open_recording(self) -> FlightRecorder | None:
-        """Open the recording. One that cannot be opened costs no probes: the log, the recording's state and marks say why.
+        """Open the recording and begin to fill it. If it cannot be opened, log the reason and answer clients with it."""
+        try:
+            drain = RowDrain(self._start, self._tell) if self._start.rows_ring else None
+            flight = self._opened(drain)
+        except (ActscopeError, OSError) as error:
+            self._no_recording = str(error)
+            log.error("nothing is recorded: %s", error)
+            for options in self._start.wishes:
+                self._lose(options)
+            return None
+        if drain is not None:
+            drain.begin(flight)
+            self._drain = drain
+        return flight
 
-        Waits up to 10 seconds for it: the sidecar of a server that was just stopped may still be finishing it.
-        """
+    def _opened(self, drain: RowDrain | None) -> FlightRecorder:
+        """Open the recording. Waits up to 10 seconds: the sidecar of a server that was just stopped may still be finishing it."""
         until = time.monotonic() + _IN_USE_S
         while True:
             try:
-                return open_recording(self._start, self._settings, self._known)
+                return open_recording(self._start, self._settings, self._known, drain)
             except ActscopeError as error:
                 if isinstance(error, SettingsError) or time.monotonic() > until:
-                    self._why_not = str(error)
-                    log.error("nothing is recorded: %s", error)
-                    return None
+                    raise
             time.sleep(0.5)  # another process has it; there is nothing to wait on
 
     def _name_of(self, request: str) -> str:
-        return self._drain.known_name(request) if self._drain is not None else request
+        return self._drain.recorded_name(request) if self._drain is not None else request
+
+    def _lose(self, options: RequestOptions) -> None:
+        """Count a request that was to be kept, where nothing is recorded."""
+        if options.keep:
+            self._unrecorded = msgspec.structs.replace(self._unrecorded, lost=self._unrecorded.lost + 1)
+            self._tell(Settled([options.request], self._unrecorded))
 
     def _model_goes_on(self) -> bool:
         """Return whether the model's process lives and its ring exists.
@@ -165,17 +184,30 @@ class SidecarProcess:
         if self._start.rows_ring:
             unlink(self._start.rows_ring)
 
-    def _tell_taken(self, step: int) -> None:
+    def _tell(self, message: Marked | Settled | Taken) -> None:
         with self._sending, contextlib.suppress(OSError):  # the model's process has ended: no reader is left
-            send(self._connection, Taken(step))
+            send(self._connection, message)
+
+    def _counts(self) -> dict[str, object]:
+        """Return the counts of all sidecars of this engine, and those of the model's process as it last told them.
+
+        `missed_rows` were overwritten before they were read, `unsent_rows` never in shared memory. `kept_requests` are the marked
+        requests that have ended: `whole`, `incomplete` and `lost`.
+        """
+        counts = self._drain.counts() if self._drain is not None else self._unrecorded
+        return {
+            "missed_rows": counts.missed_rows,
+            "unsent_rows": counts.dropped_rows,
+            "late_options": counts.late_options,
+            "kept_requests": {"whole": counts.whole, "incomplete": counts.incomplete, "lost": counts.lost},
+            "sidecar_restarts": self._start.restarts,
+            "engine_counts": self._account,
+        }
 
     def _control_routes(self, flight: FlightRecorder | None) -> list[Route]:
-        return control_routes(self._registry, flight, also=self._missed, name_of=self._name_of, why_not=self._why_not)
-
-    def _missed(self) -> dict[str, int]:
-        """Count raw rows that did not arrive: overwritten before they were read, or never in shared memory."""
-        stats = self._drain.stats() if self._drain is not None else DrainStats()
-        return {"missed_rows": stats.missed_rows, "unsent_rows": stats.dropped_rows}
+        return control_routes(
+            self._registry, flight, also=self._counts, name_of=self._name_of, reason=self._no_recording
+        )
 
     def _hand_over(self, message: SetBank) -> None:
         with self._sending:
@@ -218,13 +250,19 @@ class SidecarProcess:
             elif isinstance(message, WeightsChanged):
                 self._start = msgspec.structs.replace(self._start, weights=message.version, refused=message.refused)
                 self._registry.refuse(message.refused)
-            elif isinstance(message, RequestOptions) and self._drain is not None:
-                self._drain.hear(message)
+            elif isinstance(message, RequestOptions):
+                self._drain.hear(message) if self._drain is not None else self._lose(message)
+            elif isinstance(message, RunningRequests):
+                self._account = message.account
+                if self._drain is not None:
+                    self._drain.hear_running(message)
         except Exception:
             log.exception("a message of the model's process could not be taken: %s", type(message).__name__)
 
     async def _health(self, http: Request) -> Response:
-        return json_response({"status": "ok", "refused": self._start.refused, "weights": self._start.weights})
+        """Answer with what is refused, and the counts of this engine (see `_counts`)."""
+        facts = {"refused": self._start.refused, "weights": self._start.weights}
+        return json_response({"status": "ok", **facts, "counts": self._counts()})
 
 
 def card_of(start: SidecarStart, known: KnownModel) -> discovery.EngineCard:

@@ -12,15 +12,20 @@ from actscope.engines.vllm.sidecar.facts import KnownModel
 from actscope.engines.vllm.sidecar_protocol import SidecarStart
 from actscope.errors import SettingsError
 from actscope.recording.flight.history import FlightOptions
+from actscope.recording.flight.marks import MarkWatch, Outcomes
 from actscope.recording.flight.recorder import FlightRecorder
 
 
-def open_recording(start: SidecarStart, settings: VllmSettings, known: KnownModel) -> FlightRecorder:
-    """Create the recording, or resume an existing one.
+def open_recording(
+    start: SidecarStart, settings: VllmSettings, known: KnownModel, watch: MarkWatch | None = None
+) -> FlightRecorder:
+    """Create the recording, or resume an existing one. `watch` learns what becomes of marked requests.
 
     Each of several data-parallel engines has its own recording, `replica-<n>` below the directory, and each of several pipeline
     stages one of its own, `stage-<n>`, below that. Raises SettingsError, CodecError or RecordingError if it cannot be opened.
     """
+    if start.no_rows:
+        raise SettingsError(f"record {settings.record}: {start.no_rows}")
     if not start.kept:
         refused = "".join(f"; {name} is refused: {why}" for name, why in list(start.refused.items())[:1])
         raise SettingsError(
@@ -52,6 +57,8 @@ def open_recording(start: SidecarStart, settings: VllmSettings, known: KnownMode
         if tokenizer is None
         else lambda ids: [tokenizer.decode([i], skip_special_tokens=False) for i in ids],
         special_ids=known.special_ids,
+        outcomes=Outcomes(start.counts.whole, start.counts.incomplete, start.counts.lost, start.counts.missed_ends),
+        watch=watch,
     )
 
 
