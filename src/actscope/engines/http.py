@@ -13,6 +13,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from actscope.errors import ActscopeError, RequestRefused, RingError
+from actscope.runtime.decoding import decode_json
 from actscope.serving.error_answer import ErrorAnswer
 
 MAX_BODY = 32 << 20
@@ -52,10 +53,7 @@ async def read_body(http: Request, limit: int = MAX_BODY) -> bytes:
 
 async def read_json(http: Request) -> Any:
     """Return the body as JSON. Raises RequestRefused if it is not JSON or too large."""
-    try:
-        return msgspec.json.decode(await read_body(http))
-    except (msgspec.DecodeError, RecursionError) as error:
-        raise RequestRefused(f"the body is not valid JSON: {error}") from error
+    return decode_json(await read_body(http), object, RequestRefused, "the body is not valid JSON")
 
 
 def json_response(data: object, status: int = 200) -> Response:
