@@ -1,6 +1,6 @@
 """Sizes and counts in files, near the edge of their types: refused before memory is taken for them, by an error of actscope.
 
-Each attack runs in a process of its own, whose peak of resident memory may grow by 64 MiB.
+The attacks run in a process of their own, and the peak of its resident memory may grow by 64 MiB with each.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -26,7 +27,7 @@ from actscope.recording.format import row_labels
 from actscope.recording.reading.recording import Recording
 from actscope.store import Store, StoreReader
 from support.attacks.recordings import _STORE, read_all, record
-folder = Path(sys.argv[1])
+place = Path(sys.argv[1])
 
 def rewritten(change):
     source = StoreReader.open(record(folder / "whole.acts"))
@@ -45,7 +46,12 @@ def attempt(read):
     except ActscopeError as error:
         said = f"{type(error).__name__}: {error}"
     after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    print(json.dumps({"said": said, "added_mb": (after - before) / 1024}))
+    print(json.dumps({"said": said, "added_mb": (after - before) / 1024}), flush=True)
+"""
+_EACH = """
+folder = place / str(NUMBER)
+folder.mkdir()
+CODE
 """
 
 _BLOCKS = """
@@ -179,14 +185,21 @@ attempt(lambda: import_packets(folder / "s.packets", folder / "i.acts"))
 SILENT = {"a message that announces 256 MiB and never comes"}
 
 
-@pytest.mark.parametrize("attack", ATTACKS)
-def test_a_number_that_lies_is_refused_before_memory_is_taken_for_it(attack: str, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+    """What was said, and how much memory was added, by attack."""
     env = {**os.environ, "PYTHONPATH": str(TESTS), "OMP_NUM_THREADS": "1"}
-    code = _SETUP + ATTACKS[attack]
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path)], env=env, capture_output=True, text=True, check=False, timeout=300
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    found = json.loads(done.stdout.splitlines()[-1])
+    parts = [_EACH.replace("NUMBER", str(n)).replace("CODE", code) for n, code in enumerate(ATTACKS.values())]
+    command = [sys.executable, "-c", "".join([_SETUP, *parts]), str(tmp_path_factory.mktemp("attacks"))]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False, timeout=600)
+    assert done.returncode == 0, done.stdout[-500:] + done.stderr[-2000:]
+    return dict(zip(ATTACKS, map(json.loads, done.stdout.splitlines()), strict=True))
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_a_number_that_lies_is_refused_before_memory_is_taken_for_it(
+    attack: str, outcomes: dict[str, dict[str, Any]]
+) -> None:
+    found = outcomes[attack]
     assert found["added_mb"] < MOST_ADDED_MB, found
     assert (found["said"] == "nothing") == (attack in SILENT), found

@@ -178,7 +178,7 @@ def _decode(raw: bytes, kind: type[B]) -> B:
     except msgspec.ValidationError as error:
         where = re.search(r"`\$\.(\w+)", str(error))
         raise RequestRefused(str(error).replace("$.", ""), param=where[1] if where else None) from error
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise RequestRefused(f"the body is not valid JSON: {error}") from error
 
 
