@@ -17,6 +17,8 @@ from support.attacks.probes import probe
 from support.attacks.recordings import SITES, record
 
 from actscope.errors import ActscopeError, HarvestDamaged, HarvestError, ProbeError, RecordingError, RingError
+from actscope.feed.buffer.position import Position
+from actscope.feed.messages import Loaded
 from actscope.feed.server.checkpoint import StateFile
 from actscope.feed.server.shm_server import _sweep
 from actscope.feed.settings import FeedSettings
@@ -33,6 +35,10 @@ from actscope.recording.reading.recording import Recording
 from actscope.runtime.directory import runtime_dir
 from actscope.store import recover
 
+FACTS = Loaded(
+    pid=1, engine="hf", model="m", revision="r", sites=["s"], width=8, dtype="float32", deterministic=True, dataset="d",
+    fingerprint="f", n_texts=3,
+)  # fmt: skip
 HARVEST = Path(__file__).parents[1] / "data" / "harvest-0.1"
 
 
@@ -213,26 +219,11 @@ def test_what_holds_activations_or_tokens_is_private(tmp_path: Path) -> None:
         storage.put("owners/a.json", b"2")
         save_probe(probe(), tmp_path / "joy.safetensors")
         state = StateFile(tmp_path / "state.json", {}, None)
-        state.write(_position(), _facts())
+        state.write(Position(1), FACTS)
     finally:
         os.umask(before)
     open_to_others = {name: mode for name, mode in modes(tmp_path).items() if name not in (".", "broken.acts")}
     assert open_to_others == {}
-
-
-def _position() -> object:
-    from actscope.feed.buffer.position import Position
-
-    return Position(1)
-
-
-def _facts() -> object:
-    from actscope.feed.messages import Loaded
-
-    return Loaded(
-        pid=1, engine="hf", model="m", revision="r", sites=["s"], width=8, dtype="float32", deterministic=True, dataset="d",
-        fingerprint="f", n_texts=3,
-    )  # fmt: skip
 
 
 def test_sockets_of_killed_feeds_are_swept_and_those_of_living_ones_stay(tmp_path: Path) -> None:

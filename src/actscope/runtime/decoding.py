@@ -94,7 +94,7 @@ def as_own_error(error: type[ActscopeError], where: str, *more: type[Exception])
         raise
     except OSError as reason:
         raise error(f"{where}: cannot be read: {reason.strerror or reason}") from reason
-    except (*MALFORMED, *more) as reason:
+    except MALFORMED + more as reason:
         raise error(f"{where}: malformed: {reason_of(reason)}") from reason
 
 

@@ -56,6 +56,7 @@ class Outcome:
 def run(target: Target, factor: float) -> Outcome:
     """Give a reader its seeds, which it must read, and changed copies of them."""
     outcome, chance = Outcome(target.name), random.Random(zlib.crc32(target.name.encode()))
+    answers: tuple[type[Exception], ...] = (ActscopeError, *target.also)
     for seed in target.seeds:
         target.read(seed)
     for number in range(max(1, round(target.rounds * factor))):
@@ -64,7 +65,7 @@ def run(target: Target, factor: float) -> Outcome:
         try:
             target.read(data)
             outcome.read += 1
-        except (ActscopeError, *target.also):
+        except answers:
             outcome.refused += 1
         except Exception as error:
             outcome.foreign.append(f"input {number}, {data[:60]!r}…: {_where(error)}")
