@@ -52,7 +52,7 @@ ENCODING = "actscope"
 INDEX_NAME, INDEX_TYPE = "index", "application/x-actscope-entries"
 MAX_PROLOGUE = 256 << 20
 #: exceptions that parsing untrusted bytes may raise, here and in the mcap package
-_MALFORMED: tuple[type[Exception], ...] = (*MALFORMED, McapError, ActscopeError)
+_MALFORMED: tuple[type[Exception], ...] = (*MALFORMED, McapError)
 FOOTER_BYTES = RECORD.size + 20
 DATA_END_BYTES = RECORD.size + 4
 
@@ -99,7 +99,7 @@ class Prologue:
         """Return the prologue of a segment file, or None when any of its bytes is damaged."""
         try:
             return _read_prologue(source)
-        except _MALFORMED:
+        except _MALFORMED + (ActscopeError,):
             return None
 
 
