@@ -18,6 +18,7 @@ from actscope.probes.bank import DescribedProbe
 from actscope.recording.flight.marks import MarkResult, MarkState
 from actscope.recording.flight.recorder import FlightRecorder
 from actscope.recording.flight.windows import Range, TokensOrTime
+from actscope.runtime.decoding import decode_json
 
 #: How long a mark waits for a submitted request that has no row yet.
 _LONGEST_WAIT_S = 3600.0
@@ -253,10 +254,7 @@ def _not_kept(marked: MarkResult) -> Response | None:
 
 
 def _mark_body(raw: bytes, kind: type[B]) -> B:
-    try:
-        return msgspec.json.decode(raw or b"{}", type=kind)
-    except msgspec.DecodeError as error:
-        raise RequestRefused(f"the body of a mark cannot be read: {error}") from error
+    return decode_json(raw or b"{}", kind, RequestRefused, "the body of a mark cannot be read")
 
 
 def _not_recording(reason: str) -> Response:

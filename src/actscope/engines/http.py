@@ -14,6 +14,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from actscope.errors import ActscopeError, RequestRefused, RingError
+from actscope.runtime.decoding import decode_json
 from actscope.serving.error_answer import ErrorAnswer
 
 #: Maximum size of a body in bytes. The gateway, which alone can connect, has a limit of its own, which may be set below this.
@@ -72,10 +73,7 @@ async def read_body(http: Request, limit: int = MAX_BODY) -> bytes:
 
 async def read_json(http: Request) -> Any:
     """Return the body as JSON. Raises RequestRefused if it is not JSON or too large."""
-    try:
-        return msgspec.json.decode(await read_body(http))
-    except (msgspec.DecodeError, RecursionError) as error:
-        raise RequestRefused(f"the body is not valid JSON: {error}") from error
+    return decode_json(await read_body(http), object, RequestRefused, "the body is not valid JSON")
 
 
 def json_response(data: object, status: int = 200) -> Response:

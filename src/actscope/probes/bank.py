@@ -49,6 +49,13 @@ def described(slot: int, info: ProbeInfo, since: int) -> DescribedProbe:
     return cast(DescribedProbe, fields)
 
 
+class _Dump(msgspec.Struct, array_like=True):
+    """A dumped bank: its generation, and column, generation, metadata and weight of each probe."""
+
+    generation: int
+    probes: list[tuple[int, int, ProbeInfo, bytes]]
+
+
 @dataclass(frozen=True, slots=True)
 class ProbedModel:
     """Model that a probe must fit: its name, revision, width and number of layers."""
@@ -143,8 +150,8 @@ class Bank:
 
     def load(self, state: bytes) -> None:
         """Restore a dumped bank: probes, columns, generations. Raises ProbeError if the bytes are no such bank."""
-        kind = tuple[int, list[tuple[int, int, ProbeInfo, bytes]]]
-        generation, probes = decode_msgpack(state, kind, ProbeError, "not the dump of a bank")
+        dump = decode_msgpack(state, _Dump, ProbeError, "not the dump of a bank")
+        generation, probes = dump.generation, dump.probes
         if len(probes) > self.width or not all(0 <= slot < self.width for slot, *_ in probes):
             raise ProbeError(f"not the dump of a bank of {self.width} columns: it has {len(probes)} probes")
         with as_own_error(ProbeError, "not the dump of a bank"):

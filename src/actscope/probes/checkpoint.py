@@ -154,7 +154,9 @@ def _header(file: BinaryIO, name: str) -> tuple[dict[str, str], dict[str, _Tenso
     raw = decode_json(file.read(length), dict[str, msgspec.Raw], ProbeError, what)
     text = raw.pop("__metadata__", None)
     metadata = (
-        {} if text is None else decode_json(text, dict[str, str] | None, ProbeError, f"{what}: its __metadata__") or {}
+        {}
+        if text is None or bytes(text) == b"null"
+        else decode_json(text, dict[str, str], ProbeError, f"{what}: its __metadata__")
     )
     tensors = {key: decode_json(one, _Tensor, ProbeError, f"{what}: tensor {key[:80]!r}") for key, one in raw.items()}
     end = 0

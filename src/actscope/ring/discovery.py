@@ -33,6 +33,7 @@ from actscope.ring.segment import (
     unlink,
 )
 from actscope.runtime.boot import boot_id
+from actscope.runtime.decoding import decode_json
 from actscope.runtime.directory import runtime_dir
 from actscope.runtime.private_files import publish_private, read_private
 from actscope.runtime.process import Process, process_start
@@ -124,10 +125,7 @@ def read_card(path: Path) -> EngineCard:
 def _decode_card(content: bytes, expected_id: str) -> EngineCard:
     if len(content) > MAX_CARD_BYTES:
         raise RingError(f"card {expected_id}: {len(content)} bytes, at most {MAX_CARD_BYTES} are accepted")
-    try:
-        card = msgspec.json.decode(content, type=EngineCard)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise RingError(f"card {expected_id}: {error}: restart the engine that wrote it") from error
+    card = decode_json(content, EngineCard, RingError, f"card {expected_id}: restart the engine that wrote it")
     if card.id != expected_id:
         raise RingError(f"card {expected_id}: its id is {card.id}: remove it")
     segment_path(card.ring)  # refuses a ring of another user, which we may neither read nor remove

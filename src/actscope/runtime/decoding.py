@@ -20,9 +20,10 @@ import msgspec
 from actscope.errors import ActscopeError
 
 T = TypeVar("T")
-Data = bytes | bytearray | memoryview | str
+Bytes = bytes | bytearray | memoryview
+Data = Bytes | str
 #: What parsing foreign bytes may raise, here and in the packages that parse them. RingError and its like are OSErrors.
-MALFORMED = (
+MALFORMED: tuple[type[Exception], ...] = (
     ValueError, TypeError, LookupError, ArithmeticError, AttributeError, RecursionError, MemoryError, EOFError, SyntaxError,
     NotImplementedError, RuntimeError, struct.error, zlib.error, lzma.LZMAError, zipfile.BadZipFile, tokenize.TokenError,
     msgspec.MsgspecError,
@@ -51,7 +52,7 @@ def decode_json(data: Data, kind: type[T], error: type[ActscopeError], what: str
         raise error(f"{what}: {reason_of(reason)}") from reason
 
 
-def decode_msgpack(data: Data, kind: type[T], error: type[ActscopeError], what: str) -> T:
+def decode_msgpack(data: Bytes, kind: type[T], error: type[ActscopeError], what: str) -> T:
     """Decode one MessagePack value from foreign bytes. Arguments, result and errors are those of `decode_json`."""
     try:
         return msgspec.msgpack.decode(data, type=kind)
@@ -72,7 +73,7 @@ class CheckedDecoder(Generic[T]):
         self._decode = msgspec.msgpack.Decoder(kind).decode
         self._error, self._what = error, what
 
-    def decode(self, data: Data) -> T:
+    def decode(self, data: Bytes) -> T:
         """Return the message. Raises the decoder's error if the bytes are no such message."""
         try:
             return self._decode(data)
@@ -93,7 +94,7 @@ def as_own_error(error: type[ActscopeError], where: str, *more: type[Exception])
         raise
     except OSError as reason:
         raise error(f"{where}: cannot be read: {reason.strerror or reason}") from reason
-    except (*MALFORMED, *more) as reason:
+    except MALFORMED + more as reason:
         raise error(f"{where}: malformed: {reason_of(reason)}") from reason
 
 

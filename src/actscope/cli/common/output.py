@@ -23,7 +23,7 @@ def legible(value: T) -> T:
     if isinstance(value, dict):
         return {legible(key): legible(one) for key, one in value.items()}  # type: ignore[return-value]
     if isinstance(value, (list, tuple)):
-        return type(value)(map(legible, value))  # type: ignore[return-value, call-arg]
+        return type(value)(map(legible, value))
     return value
 
 

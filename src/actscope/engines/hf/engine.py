@@ -19,9 +19,9 @@ from actscope.engines.hf.loading import LoadedModel
 from actscope.engines.hf.request import FinishReason, Output, Request
 from actscope.engines.hf.sampling import Sampler, logprobs_of
 from actscope.engines.hf.text import Detokenizer
-from actscope.errors import EngineError, RequestRefused, SettingsError
+from actscope.errors import EngineError, ProbeError, RequestRefused, SettingsError
 from actscope.frames import ROW_META, Sink, Span, SpanFlag, Step
-from actscope.probes import Bank, Probe, ProbedModel
+from actscope.probes import Bank, Probe, ProbedModel, log_left_out
 from actscope.sites import Site
 from actscope.taps.attribution import attribute
 from actscope.taps.hooks import Taps
@@ -116,7 +116,7 @@ class Engine:
         sink: Receives the frames of every step, on the model's thread.
         deliver: Called on the model's thread with the outputs of one step, after `sink` got the step's frames. It must not
             block.
-        probes: Probes loaded at start.
+        probes: Probes loaded at start. One that does not fit the model is logged and left out.
         on_table: Called with (generation, JSON) before the first step of every generation of probes.
         options: Sizes; None for the defaults.
 
@@ -146,7 +146,10 @@ class Engine:
         self._on_table = on_table
         self._taps = Taps(loaded.model, width=self.options.probe_width, max_rows=self.options.max_step_tokens)
         for probe in probes:
-            self.bank.put(probe)
+            try:
+                self.bank.put(probe)
+            except ProbeError as error:  # it does not fit this model: the others are served
+                log_left_out(error)
         self._taps.set_probes(self.bank.items())
         self._publish_table(self.bank)
         self._calls = loaded.calls

@@ -21,7 +21,9 @@ import re
 
 import msgspec
 
+from actscope.errors import RequestRefused
 from actscope.ring.layout import RingSpec
+from actscope.runtime.decoding import decode_json
 from actscope.serving.messages import Messages
 
 
@@ -258,7 +260,7 @@ def options_of(extra_args: object) -> dict[str, object]:
     asked = extra_args.get("actscope") if isinstance(extra_args, dict) else None
     if isinstance(asked, str):
         try:
-            asked = msgspec.json.decode(asked)
-        except (msgspec.DecodeError, RecursionError, UnicodeError):  # unbounded nesting, lone surrogates
+            asked = decode_json(asked, object, RequestRefused, "the options of a request")
+        except RequestRefused:
             return {}
     return asked if isinstance(asked, dict) else {}

@@ -11,7 +11,9 @@ from typing import Any, TypedDict
 import msgspec
 import numpy as np
 
+from actscope.errors import ActscopeError, UpstreamError
 from actscope.ring.discovery import EngineCard, read_table
+from actscope.runtime.decoding import as_own_error, decode_json
 
 
 class SaeFacts(msgspec.Struct, frozen=True):
@@ -135,6 +137,10 @@ class ProbeTable:
 EMPTY_TABLE = ProbeTable(0, NO_COLUMNS, np.zeros(0, np.intp), 0)
 
 
+#: Most columns of a ring's rows.
+_MOST_COLUMNS = 1 << 20
+
+
 class Versions:
     """Numbers of the probes' versions (`since`) in a server with several engines, each of which counts generations by itself.
 
@@ -186,6 +192,8 @@ def table_of(described: dict[str, Any], part: int = 0, parts: int = 1, versions:
         sae,
     )
     first = 0 if features is None else int(features["first"])
+    if not 0 <= first + columns.features.width <= _MOST_COLUMNS:
+        raise UpstreamError(f"a probe table with {columns.features.width} columns of features, from {first} on")
     slots = np.array([*(int(p["slot"]) for p in probes), *range(first, first + columns.features.width)], np.intp)
     generation = numbered(int(described.get("generation", 0)), part, parts)
     return ProbeTable(generation, columns, slots, int(slots[-1]) + 1 if len(slots) else 0, digests)
@@ -277,13 +285,17 @@ class Tables:
 
     def learn(self, described: bytes) -> None:
         """Set the table in force from the engine's answer to `GET /v1/actscope/probes`."""
-        self.latest = table_of(msgspec.json.decode(described), self._card.part, self._card.parts, self._versions)
+        with as_own_error(UpstreamError, "the engine's answer is no probe table"):
+            found = decode_json(described, dict, UpstreamError, "the engine's answer is no probe table")
+            self.latest = table_of(found, self._card.part, self._card.parts, self._versions)
 
     def _read(self, generation: int) -> ProbeTable | None:
         card = self._card
         try:
-            return table_of(msgspec.json.decode(read_table(card.id, generation)), card.part, card.parts, self._versions)
-        except (OSError, ValueError, KeyError, TypeError, msgspec.MsgspecError) as error:
+            with as_own_error(UpstreamError, "it cannot be read"):
+                found = decode_json(read_table(card.id, generation), dict, UpstreamError, "it is not JSON")
+                return table_of(found, card.part, card.parts, self._versions)
+        except ActscopeError as error:
             self.unreadable += 1
             if self.unreadable == 1:
                 _log.warning(

@@ -10,7 +10,6 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import aiohttp
-import msgspec
 
 from actscope.errors import UpstreamError
 from actscope.gateway.scores.request_store import Sessions
@@ -21,6 +20,7 @@ from actscope.gateway.upstream.controls import FAILURES, Answer, Controls
 from actscope.gateway.upstream.discovery import Found
 from actscope.gateway.upstream.engine import EngineConnection
 from actscope.ring.discovery import read_cards
+from actscope.runtime.decoding import decode_json
 from actscope.serving.errors import Problem
 
 _log = logging.getLogger(__name__)
@@ -306,9 +306,9 @@ async def _models_of(endpoint: Connection) -> list[str]:
 def json_object(body: bytes) -> dict[str, Any]:
     """Decode an engine's answer as a JSON object. Raises Problem (502) if it is not one."""
     try:
-        found = msgspec.json.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise Problem(502, f"the engine's answer is not JSON: {error}", code="engine_failed") from error
+        found = decode_json(body, object, UpstreamError, "the engine's answer is not JSON")
+    except UpstreamError as error:
+        raise Problem(502, str(error), code="engine_failed") from error
     if not isinstance(found, dict):
         raise Problem(502, "the engine's answer is not a JSON object", code="engine_failed")
     return found

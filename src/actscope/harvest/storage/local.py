@@ -134,22 +134,21 @@ class LocalStorage:
 
         Raises:
             FileNotFoundError: There is no such file.
-            HarvestError: The name, or a link on the way, leads out of the directory; or it is no regular file.
+            HarvestError: The name, or a link, leads out of the directory; or it is no regular file.
         """
-        path = self._path(name)
-        folder = path.parent
-        while folder != self.root:
-            if folder.is_symlink():
-                raise HarvestError(f"{folder}: expected a folder of the harvest, found a link, which is not followed")
-            folder = folder.parent
-        return open_regular(path, HarvestError, follow=False)
+        return open_regular(self._path(name), HarvestError, follow=False)
 
     def _path(self, name: str) -> Path:
-        """Return the path of an object. Raises HarvestError for a name that leads out of the directory."""
+        """Return the path of an object. Raises HarvestError if its name, or a link on the way, leads out of the directory."""
         parts = name.split("/")
         if any(part in ("", ".", "..") for part in parts) or "\0" in name:
             raise HarvestError(f"{self.root}: {name[:200]!r} is not the name of an object of a harvest")
-        return self.root.joinpath(*parts)
+        folder = self.root
+        for part in parts[:-1]:
+            folder = folder / part
+            if folder.is_symlink():
+                raise HarvestError(f"{folder}: expected a folder of the harvest, found a link, which is not followed")
+        return folder / parts[-1]
 
     @contextmanager
     def _naming(self, path: Path, doing: str) -> Iterator[None]:

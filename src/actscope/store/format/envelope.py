@@ -52,7 +52,8 @@ ENCODING = "actscope"
 INDEX_NAME, INDEX_TYPE = "index", "application/x-actscope-entries"
 MAX_PROLOGUE = 256 << 20
 #: exceptions that parsing untrusted bytes may raise, here and in the mcap package
-_MALFORMED = (*MALFORMED, McapError)
+_MALFORMED: tuple[type[Exception], ...] = (*MALFORMED, McapError)
+_UNREADABLE: tuple[type[Exception], ...] = (*_MALFORMED, ActscopeError)
 FOOTER_BYTES = RECORD.size + 20
 DATA_END_BYTES = RECORD.size + 4
 
@@ -99,7 +100,7 @@ class Prologue:
         """Return the prologue of a segment file, or None when any of its bytes is damaged."""
         try:
             return _read_prologue(source)
-        except (*_MALFORMED, ActscopeError):
+        except _UNREADABLE:
             return None
 
 
