@@ -75,6 +75,8 @@ class Script(msgspec.Struct, forbid_unknown_fields=True):
     """The first so many prompt positions are told as scores of a cached prefix."""
     withhold_ids: bool = False
     """Tokens are generated, and not shown: what vLLM does with hidden reasoning."""
+    swallow_at: int | None = None
+    """The chunk of this generated token is not sent: what a tool or reasoning parser may do."""
     late_part: int | None = None
     """This part's rows come when the request ends, and not before."""
     missing_in_part: list[int] = []

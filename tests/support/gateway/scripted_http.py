@@ -313,6 +313,8 @@ class ScriptedCall:
                 head = self._envelope([opening], ".chunk")
                 self._tell(head, "prompt_token_ids", seq.prompt)
                 await self._send(response, head)
+            if self.script.swallow_at == len(seq.tokens) - 1:
+                continue
             text = decoder.decode(b"".join(self.engine.tokens.bytes_of[t] for t in ids), seq.finish_reason is not None)
             choice: dict[str, Any] = {"index": index, "finish_reason": seq.finish_reason, "logprobs": None}
             choice |= {"delta": {"content": text}} if self.chat else {"text": text}

@@ -27,7 +27,11 @@ _log = logging.getLogger(__name__)
 State = Literal["running", "done", "aborted", "failed"]
 Source = Literal["gateway", "engine"]
 
-_COMPUTED, _CACHED = b"\x01", b"\x02"
+_NEVER, _COMPUTED, _CACHED = b"\x00", b"\x01", b"\x02"
+
+#: Number of rows that disagree with the answer's tokens from which on the rows are followed: a tool or reasoning parser of the
+#: engine has left tokens out of its answer, and all later ones would be one position off.
+_SHIFTED = 2
 
 #: Id of a token that the gateway has not seen (of requests that went to the engine directly).
 UNKNOWN_TOKEN = -1
@@ -49,9 +53,9 @@ class MismatchCounter:
         self.rows += rows
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class ParkedRows:
-    """Rows that arrived before their tokens."""
+    """Rows that arrived before their tokens. Not frozen: that would take twice as long to make, for each token."""
 
     position: int
     ids: np.ndarray
@@ -124,6 +128,7 @@ class RequestLog:
         self.first_columns = first_columns
         self.engine_ended = False
         self._answered = False
+        self._doubt = 0
         self._mismatches = mismatches or MismatchCounter()
         self._parked: deque[ParkedRows] = deque()
         self._waiters: list[asyncio.Future[None]] = []
@@ -247,11 +252,21 @@ class RequestLog:
         start = len(self.scores)
         if position > start:
             self.scores.append_missing(columns, position - start)
-        agree = ids == np.array(self.tokens[position : position + len(ids)])
-        self.count_mismatches(len(ids) - int(np.count_nonzero(agree)))
-        self.scores.append(columns, values, agree.tobytes().replace(_COMPUTED, _CACHED) if cached else agree.tobytes())
+        if len(ids) == 1:  # the usual case, without making arrays
+            state = (_CACHED if cached else _COMPUTED) if ids[0] == self.tokens[position] else _NEVER
+            wrong = int(state == _NEVER)
+        else:
+            agree = ids == np.array(self.tokens[position : position + len(ids)])
+            wrong = len(ids) - int(np.count_nonzero(agree))
+            state = agree.tobytes().replace(_COMPUTED, _CACHED) if cached else agree.tobytes()
+        self.scores.append(columns, values, state)
         self.events.append(EventKind.PROBE_UPDATE, start, len(self.scores))
         self._notify()
+        if wrong:
+            self.count_mismatches(wrong)
+            self._doubt += wrong
+            if self._doubt >= _SHIFTED:
+                self.follow_rows()
 
     def count_mismatches(self, rows: int) -> None:
         """Count rows of this request whose token id differs from the token at their position."""

@@ -13,6 +13,9 @@ from actscope.gateway.settings import GatewaySettings
 #: Number of forgotten requests that stay distinguishable from unknown ones.
 _TOMBSTONES = 65_536
 
+#: Trimming reads all logs. It happens when this share of the logs is new, so that many requests at once do not cost their square.
+_TRIM_SHARE = 16
+
 
 @dataclass(slots=True)
 class Flight:
@@ -50,6 +53,7 @@ class Sessions:
         self._named: dict[str, list[str]] = {}
         self._forgotten: OrderedDict[str, None] = OrderedDict()
         self._flights: dict[str, Flight] = {}
+        self._added = 0
 
     def __iter__(self) -> Iterator[RequestLog]:
         return iter(list(self._logs.values()))
@@ -64,7 +68,9 @@ class Sessions:
         self._logs[log.request] = log
         for name in _names(log):
             self.name(log, name)
-        self.trim()
+        self._added += 1
+        if self._added * _TRIM_SHARE > len(self._logs):
+            self.trim()
 
     def name(self, log: RequestLog, name: str) -> None:
         """Let a log be found by one more name."""
@@ -135,6 +141,7 @@ class Sessions:
 
         Among the others, ended ones go first, then running ones of other clients. The newest one always stays.
         """
+        self._added = 0
         horizon = time.monotonic_ns() - int(self._settings.log_seconds * 1e9)
         for log in self:
             if log.state != "running" and log.ended_ns < horizon:
