@@ -96,7 +96,7 @@ def greedy(loaded: LoadedModel, prompt: list[int], n: int, change: Any = lambda 
     ("body", "theirs"), [(ChatBody, OpenAIChat), (CompletionBody, OpenAIText), (ResponsesBody, OpenAIResponses)]
 )
 def test_every_field_of_openai_is_honoured_refused_or_without_effect(body: Any, theirs: Any) -> None:
-    known = {*body.__struct_fields__, *REFUSED, *WITHOUT_EFFECT, *fields._ELSEWHERE}
+    known = {*body.__struct_fields__, *REFUSED, *WITHOUT_EFFECT, *fields.ELSEWHERE}
     assert set(theirs.__annotations__) <= known
 
 

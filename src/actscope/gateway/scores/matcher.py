@@ -21,6 +21,7 @@ from actscope.gateway.scores.detokenizer import TokenTexts
 from actscope.gateway.scores.display_range import DisplayRanges
 from actscope.gateway.scores.part_merger import PartMerger, PartRows
 from actscope.gateway.scores.probe_table import NO_COLUMNS, Columns, ProbeTable, Tables, join_tables
+from actscope.gateway.scores.request_ids import response_of
 from actscope.gateway.scores.request_log import MismatchCounter, RequestLog, Source
 from actscope.gateway.scores.request_store import Sessions
 from actscope.ring.discovery import EngineCard
@@ -220,7 +221,10 @@ class Matcher:
 
     def _adopt(self, request: str, step: StepRecord) -> RequestLog:
         """Add a log for a request that did not come through this gateway."""
-        log = self._log(request, model=self._card.model, source="engine", follows_rows=True, began_ns=step.time_ns)
+        log = self._log(
+            request, response=response_of(request), model=self._card.model, source="engine", follows_rows=True,
+            began_ns=step.time_ns,
+        )  # fmt: skip
         self._sessions.add(log)
         return log
 

@@ -123,7 +123,7 @@ def _job(
     n = 1 if body.n is None else body.n
     if not 1 <= n * len(prompts) <= MAX_CHOICES:
         raise RequestRefused(f"n x prompts must lie between 1 and {MAX_CHOICES}, found {n * len(prompts)}", param="n")
-    job_id = _job_id(form.kind, given)
+    name = job_id(form.kind, given)
     echoes = bool(body.echo) and form.kind == "text"
     prompt_logprobs = _first_given(body.prompt_logprobs, logprobs if echoes else None)
     choices = []
@@ -139,10 +139,10 @@ def _job(
         )
         before = (prompt.text if form.kind == "text" else last) if body.echo else ""
         for i in range(n):
-            base = job_id if form.kind == "chat" else f"{job_id}-{p}"
+            base = name if form.kind == "chat" else f"{name}-{p}"
             request = Request(base if n == 1 else f"{i}_{base}", ids, _seeded(sampling, i))
             choices.append(Choice(p * n + i, request, before))
-    return CompletionJob(job_id, engine.loaded.name, choices, form)
+    return CompletionJob(name, engine.loaded.name, choices, form)
 
 
 def check_model(engine: Engine, model: str | None) -> None:
@@ -183,7 +183,8 @@ def _seeded(sampling: Sampling, i: int) -> Sampling:
     return sampling if sampling.seed is None or not i else replace(sampling, seed=(sampling.seed + i) % (1 << 63))
 
 
-def _job_id(kind: Literal["chat", "text"], given: str | None) -> str:
+def job_id(kind: Literal["chat", "text"], given: str | None) -> str:
+    """Return the id of an answer, as vLLM makes it of `X-Request-Id`. Raises RequestRefused for one of other characters."""
     if given is not None and not _REQUEST_ID.fullmatch(given):
         raise RequestRefused("X-Request-Id: expected 1 to 64 letters, digits, '.', '_' or '-'", param="X-Request-Id")
     return f"{'chatcmpl' if kind == 'chat' else 'cmpl'}-{given or uuid.uuid4().hex}"

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import msgspec
+from transformers import PreTrainedTokenizerBase
 
 from actscope.engines.hf.api.fields import ChatBody, CompletionBody, refuse
 from actscope.engines.hf.loading import LoadedModel
@@ -81,10 +83,40 @@ def render_chat(loaded: LoadedModel, body: ChatBody) -> Chat:
         )
     except Exception as error:  # a template is a program of the model's maker, and may raise anything
         raise RequestRefused(f"the model's chat template refuses these messages: {error}", param="messages") from error
-    ids = list(tokenizer(text, add_special_tokens=bool(body.add_special_tokens))["input_ids"])
+    ids = _tokens(loaded, text, bool(body.add_special_tokens), "messages", body.truncate_prompt_tokens)
     role = "assistant" if begins else messages[-1]["role"]
     last = messages[-1]["content"] if messages[-1]["role"] == role else ""
     return Chat(Prompt(ids, text), role, last)
+
+
+def _tokens(loaded: LoadedModel, text: str, special: bool, param: str, keep: int | None) -> list[int]:
+    """Tokenize a text. One that cannot fit the context is refused before, since tokenizing 15 MB takes a minute.
+
+    Raises:
+        RequestRefused: It has more characters than the context's tokens could have, and is not to be truncated.
+    """
+    most, context = _most_characters(loaded.tokenizer) * loaded.max_context, loaded.max_context
+    if keep is None and 0 < most < len(text):
+        raise RequestRefused(
+            f"This model's maximum context length is {context} tokens, which have at most {most} characters; the prompt has "
+            f"{len(text)}. Shorten it.",
+            param=param,
+            code="context_length_exceeded",
+        )
+    return list(loaded.tokenizer(text, add_special_tokens=special)["input_ids"])
+
+
+@lru_cache(maxsize=4)
+def _most_characters(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Return how many characters of a text a token can stand for.
+
+    0 if that is not known: only a byte-level tokenizer has no unknown token, and a normalizer may drop any number of characters.
+    """
+    plain = tokenizer._tokenizer
+    if type(plain.decoder).__name__ != "ByteLevel" or type(plain.normalizer).__name__ not in ("NoneType", "NFC"):
+        return 0
+    longest = max(map(len, tokenizer.get_vocab()))
+    return longest if plain.normalizer is None else 4 * longest  # NFC makes one character of up to four
 
 
 def _variables(body: ChatBody) -> dict[str, object]:
@@ -187,7 +219,7 @@ def _separate(prompt: str | list[str | int | list[int]] | None) -> list[str | li
 def _tokenized(loaded: LoadedModel, prompt: str | list[int], body: CompletionBody) -> Prompt:
     if isinstance(prompt, str):
         special = body.add_special_tokens is not False
-        return Prompt(list(loaded.tokenizer(prompt, add_special_tokens=special)["input_ids"]), prompt)
+        return Prompt(_tokens(loaded, prompt, special, "prompt", body.truncate_prompt_tokens), prompt)
     size = vocabulary_of(loaded)
     wrong = next((token for token in prompt if not 0 <= token < size), None)
     if wrong is not None:
