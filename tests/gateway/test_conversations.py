@@ -15,7 +15,7 @@ from support.gateway.stage import Picture, Place, Stage, picture
 from support.servers import serving
 from support.waiting import until
 
-from actscope.engines.builtin import NAME
+from actscope.engines.builtin import NAME, probes_path
 
 QUESTION = "Tell me about a fox in the snow"
 SCORES: dict[str, Any] = {"actscope": True}
@@ -320,7 +320,7 @@ def test_node_client(place: Place) -> None:
 
 def test_an_engine_that_dies_in_mid_stream_ends_it_with_an_error(stage: Stage) -> None:
     """A real engine, killed: the client raises, and the log of the response has failed."""
-    settings = {"model": NAME, "card_id": "00c0ffee00c0ffee", "owned": False}
+    settings = {"model": NAME, "card_id": "00c0ffee00c0ffee", "owned": False, "probes": [str(probes_path())]}
     engine = stage._start("-m", "actscope.engines.hf", json.dumps(settings))
     place = stage.gateway(up=False)
     with place.client() as plain:

@@ -5,6 +5,7 @@ Neither API returns token ids. The tokens are therefore taken from the rows. The
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar, Protocol
 
 import aiohttp
@@ -13,7 +14,7 @@ from starlette.types import Send
 
 from actscope.errors import UpstreamError
 from actscope.gateway.api.completion import CompletionResponse, Fields
-from actscope.gateway.api.conversation_request import RESPONSES
+from actscope.gateway.api.conversation_request import MESSAGES, RESPONSES
 from actscope.gateway.api.payloads import ChoiceView, encode
 from actscope.gateway.scores.request_log import RequestLog
 from actscope.gateway.upstream.sse import SseSplitter
@@ -111,13 +112,17 @@ class MessagesDialect:
         return _event("error", {"type": "error", "error": {"type": "api_error", "message": message}})
 
 
+_DIALECTS: dict[str, Dialect] = {RESPONSES: ResponsesDialect(), MESSAGES: MessagesDialect()}
+
+
 class ConversationResponse(CompletionResponse):
     """Response that sends one call of the Responses API or the Messages API, with the life cycle of `CompletionResponse`."""
 
-    def __init__(self, *arguments: Any, **named: Any) -> None:
-        super().__init__(*arguments, **named)
-        self._dialect: Dialect = ResponsesDialect() if self._call.path == RESPONSES else MessagesDialect()
-        self._over = False
+    _over = False
+
+    @property
+    def _dialect(self) -> Dialect:
+        return _DIALECTS[self._call.path]
 
     def _new_log(self, request: str) -> RequestLog:
         call, matcher = self._call, self._engine.matcher
@@ -198,5 +203,5 @@ def _get(fields: Fields, name: str) -> Any:
     return _value(fields[name]) if name in fields else None
 
 
-def _event(kind: str, data: dict[str, Any]) -> bytes:
+def _event(kind: str, data: Mapping[str, object]) -> bytes:
     return b"event: %s\ndata: %s\n\n" % (kind.encode(), encode(data))

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from actscope.engines.hf.api.answers import AnswerFormat, Choice, CompletionJob
 from actscope.engines.hf.api.fields import Body, ChatBody, CompletionBody, decode_body, means_nothing, refuse
 from actscope.engines.hf.api.logprobs import LogprobFormat
-from actscope.engines.hf.api.prompts import Prompt, render_chat, text_prompts, truncated, vocabulary_of
+from actscope.engines.hf.api.prompts import PromptTokens, render_chat, text_prompts, truncated, vocabulary_of
 from actscope.engines.hf.engine import Engine
 from actscope.engines.hf.request import Request, Sampling
 from actscope.errors import RequestRefused
@@ -113,7 +113,7 @@ def _job(
     engine: Engine,
     body: ChatBody | CompletionBody,
     form: AnswerFormat,
-    prompts: list[Prompt],
+    prompts: list[PromptTokens],
     max_tokens: int | None,
     logprobs: int | None,
     given: str | None,
@@ -232,7 +232,8 @@ def _bad_words(engine: Engine, words: Sequence[str]) -> tuple[tuple[int, ...], .
     """Return the tokens of words that must not appear: at the beginning of a text, and after a blank (as in vLLM)."""
     if len(words) > _MOST_BAD_WORDS or not all(words):
         raise refuse("bad_words", f"expected up to {_MOST_BAD_WORDS} words that are not empty")
-    tokenizer, found = engine.loaded.tokenizer, {}
+    tokenizer = engine.loaded.tokenizer
+    found: dict[tuple[int, ...], None] = {}
     for word in words:
         plain, spaced = (
             tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
