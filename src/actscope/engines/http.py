@@ -41,7 +41,7 @@ async def _on_failure(http: Request, error: Exception) -> Response:
 
 
 #: Handlers of a Starlette application for errors that no route answers: unknown paths and methods, and failures.
-ERROR_HANDLERS: dict[Any, ErrorHandler] = {HTTPException: _on_http_error, Exception: _on_failure}
+ERROR_HANDLERS: dict[int | type[Exception], ErrorHandler] = {HTTPException: _on_http_error, Exception: _on_failure}
 
 
 def answering_errors(handler: Handler[Self]) -> Handler[Self]:

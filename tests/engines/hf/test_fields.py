@@ -96,7 +96,7 @@ def greedy(loaded: LoadedModel, prompt: list[int], n: int, change: Any = lambda 
     ("body", "theirs"), [(ChatBody, OpenAIChat), (CompletionBody, OpenAIText), (ResponsesBody, OpenAIResponses)]
 )
 def test_every_field_of_openai_is_honoured_refused_or_without_effect(body: Any, theirs: Any) -> None:
-    known = {*body.__struct_fields__, *REFUSED, *WITHOUT_EFFECT, *fields._ELSEWHERE}
+    known = {*body.__struct_fields__, *REFUSED, *WITHOUT_EFFECT, *fields.ELSEWHERE}
     assert set(theirs.__annotations__) <= known
 
 
@@ -121,12 +121,14 @@ def test_the_page_of_the_api_lists_what_is_refused_and_what_has_no_effect() -> N
 async def test_what_cannot_be_honoured_is_refused_by_name_and_null_is_absence(
     client: httpx.AsyncClient, name: str
 ) -> None:
-    for value in ("x", 7, {"a": 1}):
+    meant: tuple[Any, ...] = ("x", 7, {"a": 1})
+    for value in meant:
         answer = await client.post("/v1/chat/completions", json={"messages": HELLO, name: value} | GREEDY)
         error = answer.json()["error"]
         assert (answer.status_code, error["param"]) == (400, name)
         assert "eave it out" in error["message"]
-    for value in (None, False, [], {}, *REFUSED[name][1]):
+    meant_nothing: tuple[Any, ...] = (None, False, [], {}, *REFUSED[name][1])
+    for value in meant_nothing:
         await chat(client, **{name: value}, max_tokens=1)
 
 

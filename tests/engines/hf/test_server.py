@@ -10,6 +10,7 @@ from typing import Any
 import httpx
 import pytest
 from support.hf.tiny import tiny
+from transformers import PreTrainedTokenizerFast
 
 from actscope.engines.hf.engine import Engine
 from actscope.engines.hf.server import Mailboxes, create_app
@@ -83,6 +84,21 @@ async def test_unknown_paths_and_methods_are_openai_errors(
     assert answer.status_code == status
     assert answer.json()["error"]["type"] == "invalid_request_error"
     assert path in answer.json()["error"]["message"] or method in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("chat/completions", {"messages": [{"role": "user", "content": "x" * 10_000_000}]}),
+        ("completions", {"prompt": "x" * 10_000_000}),
+    ],
+)
+async def test_a_text_that_cannot_fit_is_refused_before_it_is_tokenized(
+    client: httpx.AsyncClient, path: str, body: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(PreTrainedTokenizerFast, "__call__", lambda *a, **b: pytest.fail("it was tokenized"))
+    answer = await client.post(f"/v1/{path}", json=body)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (400, "context_length_exceeded")
 
 
 async def test_bad_json_is_said_to_be_that(client: httpx.AsyncClient) -> None:

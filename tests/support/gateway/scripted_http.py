@@ -40,7 +40,7 @@ def make_app(engine: ScriptedEngine, key: str = "") -> web.Application:
     app.router.add_post("/tokenize", http.echo)
     app.router.add_route("*", "/v1/echo", http.echo)
     app.router.add_route("*", "/v1/echo/{rest:.*}", http.echo)
-    app.router.add_post("/v1/responses", http.slowly)
+    app.router.add_post("/v1/slowly", http.slowly)
     app.router.add_post("/v1/moved", http.moved)
     app.router.add_post("/sleep", http.echo)
     if not engine.is_vllm:

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import TypeVar
 
+import msgspec
 from starlette.applications import Starlette
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response, StreamingResponse
@@ -16,6 +17,7 @@ from starlette.routing import Route
 from actscope.engines.controls import control_routes, shown
 from actscope.engines.hf.api.answers import Choice, Job
 from actscope.engines.hf.api.jobs import chat_job, completion_job
+from actscope.engines.hf.api.messages import message_job
 from actscope.engines.hf.api.responses import response_job
 from actscope.engines.hf.engine import Engine
 from actscope.engines.hf.request import Output
@@ -81,6 +83,7 @@ def create_app(engine: Engine, mailboxes: Mailboxes, flight: FlightRecorder | No
             Route("/v1/chat/completions", routes.chat, methods=["POST"]),
             Route("/v1/completions", routes.completions, methods=["POST"]),
             Route("/v1/responses", routes.responses, methods=["POST"]),
+            Route("/v1/messages", routes.messages, methods=["POST"]),
             *control_routes(_EngineProbes(engine), flight, engine.has),
         ],
         exception_handlers=ERROR_HANDLERS,
@@ -129,6 +132,17 @@ class _EngineRoutes:
     @answering_errors
     async def responses(self, http: HttpRequest) -> Response:
         return await self._run(http, response_job)
+
+    async def messages(self, http: HttpRequest) -> Response:
+        """Answer a message. Errors have Anthropic's form, which is OpenAI's with a type."""
+        response = await self._message(http)
+        if response.status_code < 400 or not response.body:
+            return response
+        return json_response({"type": "error", **msgspec.json.decode(response.body)}, response.status_code)
+
+    @answering_errors
+    async def _message(self, http: HttpRequest) -> Response:
+        return await self._run(http, message_job)
 
     async def _run(self, http: HttpRequest, parse: Callable[[Engine, bytes, str | None], Job]) -> Response:
         """Parse the body and run the request. A long prompt is tokenized on a thread; the others go on meanwhile."""

@@ -192,8 +192,7 @@ class CompletionResponse(Response):
         self._finish_all("failed", "error", reason)
         message = f"the engine failed while it answered: {reason}"
         if self._started:
-            body = b"data: " + encode(error_object(502, message, code="engine_failed")) + b"\n\n"
-            await self._send_last(send, body)
+            await self._send_last(send, self._failure(message))
             return
         self._forget()
         if isinstance(error, aiohttp.ClientConnectorError):
@@ -213,7 +212,15 @@ class CompletionResponse(Response):
             problem = Problem(400, message, code="request_cancelled", headers=headers)
             await problem_response(problem)(scope, receive, send)
             return
-        await self._send_last(send, b"".join(self._ending(i) for i in range(len(self._logs))) + _DONE)
+        await self._send_last(send, self._cancellation())
+
+    def _failure(self, message: str) -> bytes:
+        """Return the last event of a stream whose engine has failed."""
+        return b"data: " + encode(error_object(502, message, code="engine_failed")) + b"\n\n"
+
+    def _cancellation(self) -> bytes:
+        """Return the last events of a cancelled stream."""
+        return b"".join(self._ending(i) for i in range(len(self._logs))) + _DONE
 
     def _ending(self, index: int) -> bytes:
         """Return the last chunk of a cancelled choice."""

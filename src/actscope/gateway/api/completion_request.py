@@ -114,7 +114,7 @@ def read_call(path: str, raw: bytes, max_n: int, kind: str) -> Call:
         fields = _fields(raw)
     except _MALFORMED as error:
         raise _not_json(error) from error
-    ask = _read_ask(_take(fields, "actscope"))
+    ask = read_ask(_take(fields, "actscope"))
     wants_token_ids = _get(fields, "return_token_ids") is True
     adds_token_ids = not wants_token_ids and bool(kind) and not _echoes(path, fields)
     if adds_token_ids:
@@ -164,7 +164,8 @@ def _echoes(path: str, fields: dict[str, Raw]) -> bool:
     return path == COMPLETIONS and bool(_get(fields, "echo"))
 
 
-def _read_ask(field: Any) -> CompletionRequest | None:
+def read_ask(field: Any) -> CompletionRequest | None:
+    """Return the parsed `actscope` field, whose types have been validated; None if it requests nothing."""
     if field is None or field is False:
         return None
     if field is True:

@@ -218,9 +218,15 @@ class CompletionJob:
         return body
 
     def usage(self) -> dict[str, int]:
-        """Return token counts so far. A prompt shared by several choices counts once, as with OpenAI."""
+        """Return token counts so far. A prompt shared by several choices counts once, as with OpenAI.
+
+        The token that is drawn for an answer of the prompt alone counts too, as in vLLM.
+        """
         prompts = {id(c.request.prompt_ids): c.request.prompt_ids for c in self.choices}
-        prompt, completion = sum(map(len, prompts.values())), sum(len(c.token_ids) for c in self.choices)
+        prompt, completion = (
+            sum(map(len, prompts.values())),
+            sum(len(c.token_ids) or self.form.prompt_only for c in self.choices),
+        )
         return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
 
     def _envelope(self, choices: Sequence[Mapping[str, object]], suffix: str = "") -> dict[str, object]:

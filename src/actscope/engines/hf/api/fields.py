@@ -111,6 +111,20 @@ class ResponsesBody(Body, kw_only=True):
     user: str | None = None
 
 
+class MessagesBody(Body, kw_only=True):
+    """Honoured fields of a request of the Messages API (Anthropic's). `stop` is its `stop_sequences`."""
+
+    messages: list[dict[str, object]]
+    max_tokens: int
+    system: str | list[dict[str, object]] | None = None
+    stop_sequences: list[str] | None = None
+    thinking: dict[str, object] | None = None
+    output_config: dict[str, object] | None = None
+    tools: list[dict[str, object]] | None = None
+    tool_choice: dict[str, object] | None = None
+    chat_template_kwargs: dict[str, object] | None = None
+
+
 #: Accepted, without effect on the answer: labels and hints for other servers, options of features that this engine does not have
 #: (a prefix cache, parsers of reasoning and tool calls, beam search, rendering), and chunk sizes.
 WITHOUT_EFFECT = frozenset(
@@ -183,14 +197,14 @@ REFUSED: dict[str, tuple[str, tuple[object, ...]]] = {
 }  # fmt: skip
 
 #: Fields that are honoured in one API only, and a value that means nothing.
-_ELSEWHERE = {name: (1,) if name in ("n", "best_of") else () for body in (ChatBody, CompletionBody, ResponsesBody)
+ELSEWHERE = {name: (1,) if name in ("n", "best_of") else () for body in (ChatBody, CompletionBody, ResponsesBody, MessagesBody)
               for name in body.__struct_fields__}  # fmt: skip
 
 #: Unknown fields that were warned of. The bound keeps clients from filling memory and log.
 _MOST_WARNED = 200
 _warned: set[str] = set()
 
-B = TypeVar("B", ChatBody, CompletionBody, ResponsesBody)
+B = TypeVar("B", ChatBody, CompletionBody, ResponsesBody, MessagesBody)
 
 
 def decode_body(raw: bytes, kind: type[B]) -> B:
@@ -220,8 +234,8 @@ def _check_other(name: str, raw: Raw) -> None:
     """Refuse a field that is not honoured, unless it cannot change the answer. Warn of an unknown one."""
     if name in WITHOUT_EFFECT:
         return
-    if name in REFUSED or name in _ELSEWHERE:
-        reason, neutral = REFUSED.get(name) or ("this API does not have it", _ELSEWHERE[name])
+    if name in REFUSED or name in ELSEWHERE:
+        reason, neutral = REFUSED.get(name) or ("this API does not have it", ELSEWHERE[name])
         if not means_nothing(msgspec.json.decode(raw), neutral):
             raise refuse(name, f"not supported: {reason}. Leave it out.")
     elif name not in _warned and len(_warned) < _MOST_WARNED:

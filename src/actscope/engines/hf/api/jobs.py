@@ -11,7 +11,7 @@ from typing import Any, Literal
 from actscope.engines.hf.api.answers import AnswerFormat, Choice, CompletionJob
 from actscope.engines.hf.api.fields import Body, ChatBody, CompletionBody, decode_body, means_nothing, refuse
 from actscope.engines.hf.api.logprobs import LogprobFormat
-from actscope.engines.hf.api.prompts import Prompt, render_chat, text_prompts, truncated, vocabulary_of
+from actscope.engines.hf.api.prompts import PromptTokens, render_chat, text_prompts, truncated, vocabulary_of
 from actscope.engines.hf.engine import Engine
 from actscope.engines.hf.request import Request, Sampling
 from actscope.errors import RequestRefused
@@ -111,7 +111,7 @@ def _job(
     engine: Engine,
     body: ChatBody | CompletionBody,
     form: AnswerFormat,
-    prompts: list[Prompt],
+    prompts: list[PromptTokens],
     max_tokens: int | None,
     logprobs: int | None,
     given: str | None,
@@ -123,7 +123,7 @@ def _job(
         raise RequestRefused(
             f"n x prompts must lie between 1 and {most} (--max-waiting), found {n * len(prompts)}", param="n"
         )
-    job_id = _job_id(form.kind, given)
+    name = job_id(form.kind, given)
     echoes = bool(body.echo) and form.kind == "text"
     prompt_logprobs = _first_given(body.prompt_logprobs, logprobs if echoes else None)
     choices = []
@@ -139,10 +139,10 @@ def _job(
         )
         before = (prompt.text if form.kind == "text" else last) if body.echo else ""
         for i in range(n):
-            base = job_id if form.kind == "chat" else f"{job_id}-{p}"
+            base = name if form.kind == "chat" else f"{name}-{p}"
             request = Request(base if n == 1 else f"{i}_{base}", ids, _seeded(sampling, i))
             choices.append(Choice(p * n + i, request, before))
-    return CompletionJob(job_id, engine.loaded.name, choices, form)
+    return CompletionJob(name, engine.loaded.name, choices, form)
 
 
 def check_model(engine: Engine, model: str | None) -> None:
@@ -183,7 +183,8 @@ def _seeded(sampling: Sampling, i: int) -> Sampling:
     return sampling if sampling.seed is None or not i else replace(sampling, seed=(sampling.seed + i) % (1 << 63))
 
 
-def _job_id(kind: Literal["chat", "text"], given: str | None) -> str:
+def job_id(kind: Literal["chat", "text"], given: str | None) -> str:
+    """Return the id of an answer, as vLLM makes it of `X-Request-Id`. Raises RequestRefused for one of other characters."""
     if given is not None and not _REQUEST_ID.fullmatch(given):
         raise RequestRefused("X-Request-Id: expected 1 to 64 letters, digits, '.', '_' or '-'", param="X-Request-Id")
     return f"{'chatcmpl' if kind == 'chat' else 'cmpl'}-{given or uuid.uuid4().hex}"
@@ -231,7 +232,8 @@ def _bad_words(engine: Engine, words: Sequence[str]) -> tuple[tuple[int, ...], .
     """Return the tokens of words that must not appear: at the beginning of a text, and after a blank (as in vLLM)."""
     if len(words) > _MOST_BAD_WORDS or not all(words):
         raise refuse("bad_words", f"expected up to {_MOST_BAD_WORDS} words that are not empty")
-    tokenizer, found = engine.loaded.tokenizer, {}
+    tokenizer = engine.loaded.tokenizer
+    found: dict[tuple[int, ...], None] = {}
     for word in words:
         plain, spaced = (
             tuple(tokenizer(text, add_special_tokens=False)["input_ids"])

@@ -28,8 +28,9 @@ class LogprobFormat:
 
     def token(self, token_id: int) -> str:
         """Return how a token is shown."""
-        if self.as_ids:
-            return f"token_id:{token_id}"
+        return f"token_id:{token_id}" if self.as_ids else self._text(token_id)
+
+    def _text(self, token_id: int) -> str:
         return str(self.tokenizer.decode([token_id], skip_special_tokens=False))
 
     def chat(self, steps: Sequence[TokenLogprobs]) -> dict[str, object]:
@@ -46,8 +47,8 @@ class LogprobFormat:
         return content
 
     def _entry(self, token_id: int, logprob: float | None) -> dict[str, object]:
-        token = self.token(token_id)
-        return {"token": token, "logprob": _finite(logprob), "bytes": list(token.encode("utf-8", "replace"))}
+        data = list(self._text(token_id).encode("utf-8", "replace"))
+        return {"token": self.token(token_id), "logprob": _finite(logprob), "bytes": data}
 
     def text(self, steps: Sequence[TokenLogprobs], offset: int) -> dict[str, object]:
         """Return `logprobs` of a choice of a text completion, whose tokens begin at `offset` in the text.
@@ -72,7 +73,7 @@ class LogprobFormat:
     def _ranked(self, step: TokenLogprobs) -> dict[str, object]:
         ranked = [(step.token_id, step.logprob, step.rank), *((i, v, n + 1) for n, (i, v) in enumerate(step.top))]
         return {
-            str(i): {"logprob": _finite(value), "rank": rank, "decoded_token": self.token(i)}
+            str(i): {"logprob": _finite(value), "rank": rank, "decoded_token": self._text(i)}
             for i, value, rank in ranked
         }
 

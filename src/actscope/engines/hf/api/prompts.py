@@ -25,8 +25,8 @@ _TEXT_PARTS = {"text": "text", "input_text": "text", "output_text": "text", "ref
 
 
 @dataclass(frozen=True, slots=True)
-class Prompt:
-    """A prompt: its tokens, and its text as far as the answer needs it."""
+class PromptTokens:
+    """A prompt as tokens, and its text as far as the answer needs it."""
 
     ids: list[int]
     text: str = ""
@@ -42,7 +42,7 @@ class Chat:
         last: Text of the last message if it has that role: what `echo` puts before the answer.
     """
 
-    prompt: Prompt
+    prompt: PromptTokens
     role: str
     last: str
 
@@ -70,22 +70,25 @@ def render_chat(loaded: LoadedModel, body: ChatBody) -> Chat:
     writes_calls = "tool_calls" in str(tokenizer.chat_template)
     messages = [_message(i, m, writes_calls) for i, m in enumerate(body.messages)]
     variables, shortens = _variables(body), body.truncate_prompt_tokens is not None
+    render: Any = tokenizer.apply_chat_template  # its types do not know the forms that templates read
     try:
-        text = tokenizer.apply_chat_template(
-            messages,
-            tools=body.tools or None,
-            documents=body.documents or None,
-            tokenize=False,
-            add_generation_prompt=begins,
-            continue_final_message=bool(body.continue_final_message),
-            **variables,
+        text = str(
+            render(
+                messages,
+                tools=body.tools or None,
+                documents=body.documents or None,
+                tokenize=False,
+                add_generation_prompt=begins,
+                continue_final_message=bool(body.continue_final_message),
+                **variables,
+            )
         )
     except Exception as error:  # a template is a program of the model's maker, and may raise anything
         raise RequestRefused(f"the model's chat template refuses these messages: {error}", param="messages") from error
     ids = token_ids(loaded, text, shortened=shortens, add_special_tokens=bool(body.add_special_tokens))
-    role = "assistant" if begins else messages[-1]["role"]
-    last = messages[-1]["content"] if messages[-1]["role"] == role else ""
-    return Chat(Prompt(ids, text), role, last)
+    role = "assistant" if begins else str(messages[-1]["role"])
+    last = str(messages[-1]["content"]) if messages[-1]["role"] == role else ""
+    return Chat(PromptTokens(ids, text), role, last)
 
 
 def _variables(body: ChatBody) -> dict[str, object]:
@@ -100,7 +103,7 @@ def _variables(body: ChatBody) -> dict[str, object]:
     return given | effort
 
 
-def _message(index: int, message: dict[str, object], writes_calls: bool) -> dict[str, Any]:
+def _message(index: int, message: dict[str, object], writes_calls: bool) -> dict[str, object]:
     """Return a message for the template: text content, and calls with decoded arguments.
 
     A template that does not write tool calls would hide them from the model: they are then appended to the content.
@@ -109,14 +112,14 @@ def _message(index: int, message: dict[str, object], writes_calls: bool) -> dict
     if not isinstance(role, str):
         raise RequestRefused(f"{where}.role: expected a string, found {role!r:.100}", param="messages")
     content = content_text(where, message.get("content"))
-    found: dict[str, Any] = {**message, "content": content}
+    found: dict[str, object] = {**message, "content": content}
     calls = message.get("tool_calls")
     if calls is None or calls == []:
         found.pop("tool_calls", None)
         return found
-    found["tool_calls"] = _calls(where, calls)
+    found["tool_calls"] = decoded = _calls(where, calls)
     if not writes_calls:
-        lines = [msgspec.json.encode(call["function"]).decode() for call in found["tool_calls"]]
+        lines = [msgspec.json.encode(call["function"]).decode() for call in decoded]
         found["content"] = "\n".join(filter(None, [content, *lines]))
     return found
 
@@ -143,21 +146,21 @@ def _part(where: str, part: object) -> str:
     return text
 
 
-def _calls(where: str, calls: object) -> list[dict[str, Any]]:
+def _calls(where: str, calls: object) -> list[dict[str, object]]:
     """Return tool calls with their arguments as objects, which is what templates expect."""
     if not isinstance(calls, list):
         raise RequestRefused(f"{where}.tool_calls: expected a list, found {calls!r:.100}", param="messages")
     return [_call(where, call) for call in calls]
 
 
-def _call(where: str, call: object) -> dict[str, Any]:
+def _call(where: str, call: object) -> dict[str, object]:
     function = call.get("function") if isinstance(call, dict) else None
     if not isinstance(call, dict) or not isinstance(function, dict) or call.get("type", "function") != "function":
         raise RequestRefused(f"{where}.tool_calls: expected calls of type 'function'", param="messages")
     return {**call, "function": {**function, "arguments": _arguments(function.get("arguments"))}}
 
 
-def _arguments(given: object) -> dict[str, Any]:
+def _arguments(given: object) -> dict[str, object]:
     """Return the arguments of a call. Malformed ones, which the model wrote itself, become none: the chat can go on."""
     try:
         found = msgspec.json.decode(given) if isinstance(given, str) and given else given
@@ -166,7 +169,7 @@ def _arguments(given: object) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def text_prompts(loaded: LoadedModel, body: CompletionBody, most: int) -> list[Prompt]:
+def text_prompts(loaded: LoadedModel, body: CompletionBody, most: int) -> list[PromptTokens]:
     """Return the prompts of a completions request: a text, texts, token ids or lists of token ids.
 
     Raises:
@@ -178,7 +181,9 @@ def text_prompts(loaded: LoadedModel, body: CompletionBody, most: int) -> list[P
     if not 1 <= n * len(given) <= most:
         raise refuse("n", f"n x prompts must lie between 1 and {most} (--max-waiting), found {n * len(given)}")
     prompts = [_tokenized(loaded, prompt, body) for prompt in given]
-    return prompts if not body.echo else [p if p.text else Prompt(p.ids, _decoded(loaded, p.ids)) for p in prompts]
+    if not body.echo:
+        return prompts
+    return [prompt if prompt.text else PromptTokens(prompt.ids, _decoded(loaded, prompt.ids)) for prompt in prompts]
 
 
 def _separate(prompt: str | list[str | int | list[int]] | None) -> list[str | list[int]]:
@@ -190,18 +195,19 @@ def _separate(prompt: str | list[str | int | list[int]] | None) -> list[str | li
     return others or [ids]
 
 
-def _tokenized(loaded: LoadedModel, prompt: str | list[int], body: CompletionBody) -> Prompt:
+def _tokenized(loaded: LoadedModel, prompt: str | list[int], body: CompletionBody) -> PromptTokens:
     shortens = body.truncate_prompt_tokens is not None
     if isinstance(prompt, str):
         special = body.add_special_tokens is not False
-        return Prompt(token_ids(loaded, prompt, shortened=shortens, add_special_tokens=special), prompt)
+        ids = token_ids(loaded, prompt, shortened=shortens, add_special_tokens=special)
+        return PromptTokens(ids, prompt)
     if not shortens:
         check_ids(loaded, prompt)
     size = vocabulary_of(loaded)
     wrong = next((token for token in prompt if not 0 <= token < size), None)
     if wrong is not None:
         raise refuse("prompt", f"token id {wrong} is outside the vocabulary of {size}")
-    return Prompt(list(prompt))
+    return PromptTokens(list(prompt))
 
 
 def _decoded(loaded: LoadedModel, ids: Sequence[int]) -> str:

@@ -86,7 +86,8 @@ def _as_chat(body: ResponsesBody) -> ChatBody:
     messages: list[dict[str, object]] = []
     if body.instructions:
         messages.append({"role": "system", "content": body.instructions})
-    items = [{"role": "user", "content": body.input}] if isinstance(body.input, str) else body.input
+    said = body.input
+    items: list[dict[str, object]] = [{"role": "user", "content": said}] if isinstance(said, str) else said
     for i, item in enumerate(items):
         _add_item(messages, f"input[{i}]", item)
     last = items[-1] if items else {}

@@ -20,10 +20,12 @@ from actscope.gateway.api.completion_request import (
     read_call,
 )
 from actscope.gateway.api.dependencies import Gateway, Here
+from actscope.gateway.api.payloads import encode
 from actscope.gateway.scores.request_log import RequestLog
 from actscope.gateway.upstream.controls import error_code, error_message
 from actscope.gateway.upstream.engine import EngineConnection
 from actscope.gateway.upstream.headers import forwarded
+from actscope.gateway.upstream.upstream import json_object
 from actscope.serving.errors import Problem
 from actscope.serving.json_body import JsonRoute
 
@@ -69,19 +71,44 @@ async def list_models(gateway: Here) -> Response:
     return Response(body, status, media_type="application/json")
 
 
+@router.get("/v1/models/{id:path}", response_model=models.Model)
+async def get_model(id: str, gateway: Here) -> Response:
+    """Return one of the engine's models."""
+    status, body = await gateway.upstream.ask("GET", "/v1/models")
+    if status != 200:
+        return Response(body, status, media_type="application/json")
+    listed = json_object(body).get("data")
+    found = [model for model in listed if isinstance(model, dict)] if isinstance(listed, list) else []
+    model = next((model for model in found if model.get("id") == id), None)
+    if model is None:
+        served = ", ".join(f"`{one.get('id')}`" for one in found)
+        message = f"The model `{id[:200]}` does not exist; this server has {served or 'none'}"
+        raise Problem(404, message, param="model", code="model_not_found")
+    return Response(encode(model), media_type="application/json")
+
+
 async def _complete(path: str, request: Request, gateway: Gateway) -> Response:
     settings, engine = gateway.settings, gateway.upstream.engine
     call = read_call(path, await request.body(), settings.max_n, engine.kind if engine else "")
     engine = engine or gateway.upstream.require()
+    await admit(call, engine, gateway)
+    headers = forwarded(request.headers)
+    return CompletionResponse(call, gateway.upstream, engine, gateway.sessions, settings.row_grace_seconds, headers)
+
+
+async def admit(call: Call, engine: EngineConnection, gateway: Gateway) -> None:
+    """Check what a call asks for, and that there is room for it. Sends its mark if the engine needs one.
+
+    Raises:
+        Problem: 400 if the engine does not have what is asked for, 429 if too many completions run.
+    """
     if call.ask is not None:
         await _check_probes(call.ask, engine)
         await _check_features(call.ask, engine)
         await _record(call, call.ask, engine, gateway)
-    if gateway.sessions.n_in_flight >= settings.max_in_flight:
-        message = f"at most {settings.max_in_flight} completions may run at once: try again"
+    if gateway.sessions.n_in_flight >= gateway.settings.max_in_flight:
+        message = f"at most {gateway.settings.max_in_flight} completions may run at once: try again"
         raise Problem(429, message, code="too_many_requests", headers={"Retry-After": "1"})
-    headers = forwarded(request.headers)
-    return CompletionResponse(call, gateway.upstream, engine, gateway.sessions, settings.row_grace_seconds, headers)
 
 
 async def _record(call: Call, ask: CompletionRequest, engine: EngineConnection, gateway: Gateway) -> None:
