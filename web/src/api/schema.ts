@@ -919,6 +919,11 @@ export interface components {
              * @description rows that the flight recorder did not take: its queue or its disk was full
              */
             dropped_rows: number;
+            /**
+             * Missed Ends
+             * @description requests whose end did not arrive, and that the engine does not run any more
+             */
+            missed_ends: number;
             /** Faults */
             faults: number;
         };
@@ -996,6 +1001,21 @@ export interface components {
              * @description rows not written because the recording or the disk had failed
              */
             lost_rows: number;
+            /**
+             * Whole Requests
+             * @description ended requests of which every row that was to be kept is in the recording
+             */
+            whole_requests: number;
+            /**
+             * Incomplete Requests
+             * @description ended requests of which some rows that were to be kept are lost
+             */
+            incomplete_requests: number;
+            /**
+             * Lost Requests
+             * @description ended requests that were to be kept and of which no row is in the recording
+             */
+            lost_requests: number;
         };
         /**
          * LearntRange

@@ -512,6 +512,7 @@ class FlightState(BaseModel):
     running: int
     forgotten_rows: int
     dropped_rows: int = Field(description="rows that the flight recorder did not take: its queue or its disk was full")
+    missed_ends: int = Field(description="requests whose end did not arrive, and that the engine does not run any more")
     faults: int
 
 
@@ -523,6 +524,9 @@ class KeptState(BaseModel):
     stored_bytes: int
     dropped_rows: int = Field(description="rows times sites that were dropped because the pipeline was full")
     lost_rows: int = Field(description="rows not written because the recording or the disk had failed")
+    whole_requests: int = Field(description="ended requests of which every row that was to be kept is in the recording")
+    incomplete_requests: int = Field(description="ended requests of which some rows that were to be kept are lost")
+    lost_requests: int = Field(description="ended requests that were to be kept and of which no row is in the recording")
 
 
 class TriggerState(BaseModel):
