@@ -244,7 +244,8 @@ def llama_3(factor: float) -> LlamaForCausalLM:
     }  # fmt: skip
     scaled = LlamaForCausalLM(config)
     scaled.load_state_dict(model.state_dict())
-    return scaled.eval()
+    scaled.eval()  # type: ignore[no-untyped-call]
+    return scaled
 
 
 def divisors(factor: float) -> np.ndarray:
