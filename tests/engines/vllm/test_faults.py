@@ -201,6 +201,7 @@ def test_a_change_by_another_plugin_is_in_the_row_whatever_was_loaded_first(
     engine = engines.start(
         Offline, Configuration(model("llama"), changing_hooks=True, environment=recording_all(directory) | sites)
     )
+    assert card(engine), "the sidecar is there, and with it the recording"
     answers(engine, "changed")
     engine.close()
     engines.end()

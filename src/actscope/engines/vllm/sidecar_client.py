@@ -232,8 +232,9 @@ class Sidecar:
             return self._outbox.popleft()
         if self._resend:
             self._resend = False
-            weights = WeightsChanged(self._start.weights, self._start.refused)
-            return b"".join(pack(message) for message in (weights, *self._requests.wishes()))
+            again: list[RequestOptions | WeightsChanged] = [WeightsChanged(self._start.weights, self._start.refused)]
+            again += self._requests.wishes()
+            return b"".join(pack(message) for message in again)
         if self._report:
             self._report = False
             return pack(RunningRequests(self._requests.running(), self._account()))
