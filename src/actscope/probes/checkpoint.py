@@ -127,7 +127,7 @@ def check_npy(archive: zipfile.ZipFile, name: str, sizes: dict[str, int]) -> Non
         raise ProbeError(f"array {name} declares {declared} bytes and has {sizes[name]}")
 
 
-class _Tensor(msgspec.Struct):
+class _StoredTensor(msgspec.Struct):
     """A tensor of a safetensors header: its dtype, shape, and place after the header."""
 
     dtype: str
@@ -140,7 +140,7 @@ class _Tensor(msgspec.Struct):
         return self.data_offsets[1] - self.data_offsets[0]
 
 
-def _header(file: BinaryIO, name: str) -> tuple[dict[str, str], dict[str, _Tensor], int]:
+def _header(file: BinaryIO, name: str) -> tuple[dict[str, str], dict[str, _StoredTensor], int]:
     """Return the metadata and the tensors of a safetensors file, and the offset of their data.
 
     Raises ProbeError if the header is malformed, a tensor is not wholly in the file, or two of them share bytes.
@@ -158,7 +158,9 @@ def _header(file: BinaryIO, name: str) -> tuple[dict[str, str], dict[str, _Tenso
         if text is None or bytes(text) == b"null"
         else decode_json(text, dict[str, str], ProbeError, f"{what}: its __metadata__")
     )
-    tensors = {key: decode_json(one, _Tensor, ProbeError, f"{what}: tensor {key[:80]!r}") for key, one in raw.items()}
+    tensors = {
+        key: decode_json(one, _StoredTensor, ProbeError, f"{what}: tensor {key[:80]!r}") for key, one in raw.items()
+    }
     end = 0
     for key, tensor in sorted(tensors.items(), key=lambda item: item[1].data_offsets):
         begin, after = tensor.data_offsets
@@ -168,13 +170,13 @@ def _header(file: BinaryIO, name: str) -> tuple[dict[str, str], dict[str, _Tenso
     return metadata, tensors, 8 + length
 
 
-def _memory_of(tensor: _Tensor) -> int:
+def _memory_of(tensor: _StoredTensor) -> int:
     """Return the bytes that reading a tensor takes: its own, a float32 copy of other dtypes, and the check for NaN."""
     count = math.prod(tensor.shape)
     return tensor.n_bytes + (0 if tensor.dtype == "F32" else 8 * count) + count
 
 
-def _read(file: BinaryIO, start: int, tensor: _Tensor, name: str) -> bytes:
+def _read(file: BinaryIO, start: int, tensor: _StoredTensor, name: str) -> bytes:
     file.seek(start + tensor.data_offsets[0])
     data = file.read(tensor.n_bytes)
     if len(data) != tensor.n_bytes:
@@ -182,7 +184,7 @@ def _read(file: BinaryIO, start: int, tensor: _Tensor, name: str) -> bytes:
     return data
 
 
-def _float32(name: str, tensor: _Tensor, data: bytes) -> np.ndarray:
+def _float32(name: str, tensor: _StoredTensor, data: bytes) -> np.ndarray:
     dtype = _DTYPES.get(tensor.dtype)
     if dtype is None:
         raise ProbeError(f"tensor {name} is {tensor.dtype}; expected one of {', '.join(_DTYPES)}")

@@ -119,17 +119,17 @@ def _highest(record: StepRecord, columns: Columns) -> dict[str, float]:
     return {name: float(values.max()) for name, values in scored.items() if len(values)}
 
 
-class _Column(msgspec.Struct):
+class _ShownColumn(msgspec.Struct):
     """A probe of a table, and its column."""
 
     id: str
     slot: Annotated[int, msgspec.Meta(ge=0, lt=1 << 20)]
 
 
-class _Table(msgspec.Struct):
+class _ShownTable(msgspec.Struct):
     """A probe table, as far as it is shown."""
 
-    probes: list[_Column]
+    probes: list[_ShownColumn]
 
 
 class _Tables:
@@ -149,7 +149,7 @@ class _Tables:
             raw = read_table(self._card.id, generation)
         except RingError:
             return {}  # the engine has ended before this generation was read: its steps are shown without scores
-        probes = decode_json(raw, _Table, RingError, f"probe table {generation} of engine {self._card.id}").probes
+        probes = decode_json(raw, _ShownTable, RingError, f"probe table {generation} of engine {self._card.id}").probes
         return {p.id: p.slot for p in probes if not self._wanted or p.id in self._wanted}
 
 
