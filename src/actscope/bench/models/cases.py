@@ -209,7 +209,8 @@ def _features(model: nn.Module, pixels: dict[str, Tensor]) -> int:
         out = get(**{name: value for name, value in pixels.items() if name in taken})
     found = getattr(out, "pooler_output", out)
     parts = found if isinstance(found, tuple | list) else [found]
-    return sum(part.numel() // part.shape[-1] for part in parts) // len(LANES)
+    n: int = sum(part.numel() // part.shape[-1] for part in parts)
+    return n // len(LANES)
 
 
 def _rows(ids: Tensor) -> tuple[tuple[int, ...], ...]:
