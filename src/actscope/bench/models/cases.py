@@ -16,6 +16,8 @@ CaseName = Literal["plain", "left_padded", "generate", "chunked", "image"]
 CASES: tuple[CaseName, ...] = ("plain", "left_padded", "generate", "chunked", "image")
 LANES = ("a", "b")
 _TIME, _LENGTHS, _CHUNKS, _NEW = 11, (5, 9), (5, 4, 2), 5
+#: Most patches of an image: the attention of a vision part takes their square.
+_MOST_PATCHES = 1600
 #: Ids below are special tokens; small vocabularies of parts (image, audio) begin high.
 _FIRST_ID, _LAST_ID = 3, VOCABULARY - 28
 #: Shape of the tokens of the plain pass.
@@ -152,8 +154,13 @@ def image(model: nn.Module) -> CaseRun:
     token = getattr(config, "image_token_id", None) or getattr(config, "image_token_index", None)
     if not isinstance(token, int) or not _LAST_ID <= token < VOCABULARY:
         raise CannotRun("the configuration names no placeholder of an image")
-    pixels = _pixels(model)
-    n = _features(model, pixels)
+    try:
+        pixels = _pixels(model)
+        n = _features(model, pixels)
+    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        raise CannotRun(
+            f"it takes images in another form than pixels or patches of a grid: {type(error).__name__}: {error}"[:200]
+        ) from error
     ids = torch.tensor([[*_ids(3, 11 + i), *[token] * n, *_ids(4, 21 + i)] for i, _ in enumerate(LANES)])
     more = {"mm_token_type_ids": (ids == token).int()} if "mm_token_type_ids" in _parameters(model) else {}
     out = run(
@@ -181,7 +188,13 @@ def _pixels(model: nn.Module) -> dict[str, Tensor]:
         grid = torch.tensor([[1, 2 * merge, 2 * merge]] * len(LANES))
         numbers = torch.randn(len(LANES) * 4 * merge**2, channels * frames * patch**2, generator=generator)
         return {"pixel_values": numbers, "image_grid_thw": grid}
-    side = vision.image_size if isinstance(vision.image_size, int) else vision.image_size[0]
+    side, patch = (
+        size if isinstance(size, int) else size[0] for size in (vision.image_size, getattr(vision, "patch_size", 1))
+    )
+    if (side // patch) ** 2 > _MOST_PATCHES:
+        raise CannotRun(
+            f"an image of {side} x {side} in patches of {patch}: over {_MOST_PATCHES} patches are too slow here"
+        )
     found = {"pixel_values": torch.randn(len(LANES), channels, side, side, generator=generator)}
     if "image_sizes" in taken and vision.model_type == "pixtral":
         found["image_sizes"] = torch.tensor([[side, side]] * len(LANES))
@@ -196,7 +209,8 @@ def _features(model: nn.Module, pixels: dict[str, Tensor]) -> int:
         out = get(**{name: value for name, value in pixels.items() if name in taken})
     found = getattr(out, "pooler_output", out)
     parts = found if isinstance(found, tuple | list) else [found]
-    return sum(part.numel() // part.shape[-1] for part in parts) // len(LANES)
+    n: int = sum(part.numel() // part.shape[-1] for part in parts)
+    return n // len(LANES)
 
 
 def _rows(ids: Tensor) -> tuple[tuple[int, ...], ...]:
