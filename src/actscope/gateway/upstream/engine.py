@@ -73,8 +73,7 @@ class EngineConnection:
     @property
     def is_complete(self) -> bool:
         """Return whether the rings of all engines of the server are read."""
-        matcher = self.matcher
-        return matcher is not None and len(matcher.replicas) >= self.found.expected and not self.unread
+        return self.matcher is not None and self.without_scores is None
 
     def unread_of(self, replica: str) -> str:
         """Return why the rings of the engine with this first card are not read; "" if they are."""
