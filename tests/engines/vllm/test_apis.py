@@ -356,8 +356,10 @@ RESPONSES: list[dict[str, Any]] = [
         "metadata": {"a": "b"},
     },
 ]
-#: Facts of the answer that differ by design: vLLM says what it took as a maximum, and names more of its own.
+#: Facts of the answer that differ by design: vLLM says what it took as a maximum, names more of its own, and calls the choice of
+#: tools "none" where there are none; OpenAI says "auto".
 _OWN = {
+    "tool_choice",
     "max_output_tokens",
     "text",
     "metadata",
