@@ -356,8 +356,10 @@ RESPONSES: list[dict[str, Any]] = [
         "metadata": {"a": "b"},
     },
 ]
-#: Facts of the answer that differ by design: vLLM says what it took as a maximum, and names more of its own.
+#: Facts of the answer that differ by design: vLLM says what it took as a maximum, names more of its own, and calls the choice of
+#: tools "none" where there are none; OpenAI says "auto".
 _OWN = {
+    "tool_choice",
     "max_output_tokens",
     "text",
     "metadata",
@@ -376,7 +378,10 @@ def test_a_response_is_answered_as_vllm_answers_it(own: Any, served: Served, bod
     theirs = httpx.post(f"{served.url}/v1/responses", json=asked, trust_env=False, timeout=60).json()
     ours = own.post("/v1/responses", json=asked).json()
     for answer in (ours, theirs):
-        answer["output"][0]["id"] = ""
+        answer["output"][0] |= {
+            "id": "",
+            "status": "",
+        }  # vLLM calls a text that was cut short completed, OpenAI incomplete
         answer["usage"] = {n: answer["usage"][n] for n in ("input_tokens", "output_tokens", "total_tokens")}
     for name in plain(theirs).keys() - _OWN:
         alike(name, without_nulls(ours[name]), without_nulls(theirs[name]))
