@@ -131,7 +131,7 @@ def test_a_stream_is_not_held_back(front: Front) -> None:
         with client.stream("POST", "/v1/chat/completions", json=body) as response:
             assert response.headers["content-encoding"] == "gzip"
             next(line for line in response.iter_lines() if '"content"' in line)
-            path = f"/v1/actscope/requests/{response.headers['x-request-id']}"
+            path = f"/v1/actscope/requests/0_{response.headers['x-request-id']}"  # the first choice
             assert direct.get(path).json()["state"] == "running"
         until(lambda: direct.get(path).json()["state"] == "aborted", what="the end of a request whose client has left")
 
@@ -139,7 +139,7 @@ def test_a_stream_is_not_held_back(front: Front) -> None:
 def test_events_are_not_held_back(front: Front) -> None:
     body = LONG | {"model": front.target.model}
     with front.client() as client, client.stream("POST", "/v1/chat/completions", json=body) as response:
-        path = f"/v1/actscope/requests/{response.headers['x-request-id']}"
+        path = f"/v1/actscope/requests/0_{response.headers['x-request-id']}"  # the first choice
         with client.stream("GET", f"{path}/events") as events:
             assert next(line for line in events.iter_lines() if line.startswith("event: "))
             assert client.get(path).json()["state"] == "running"
