@@ -12,8 +12,8 @@ from typing import Any, Literal, TypeVar
 import msgspec
 
 from actscope.engines.hf.engine import Engine
-from actscope.engines.hf.prompts import check_ids, token_ids
 from actscope.engines.hf.request import Output, Request, Sampling
+from actscope.engines.hf.text import check_ids, token_ids
 from actscope.errors import RequestRefused
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
