@@ -526,7 +526,9 @@ class KeptState(BaseModel):
     lost_rows: int = Field(description="rows not written because the recording or the disk had failed")
     whole_requests: int = Field(description="ended requests of which every row that was to be kept is in the recording")
     incomplete_requests: int = Field(description="ended requests of which some rows that were to be kept are lost")
-    lost_requests: int = Field(description="ended requests that were to be kept and of which no row is in the recording")
+    lost_requests: int = Field(
+        description="ended requests that were to be kept and of which no row is in the recording"
+    )
 
 
 class TriggerState(BaseModel):
