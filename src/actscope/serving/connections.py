@@ -22,6 +22,8 @@ from actscope.serving.settings import ServingSettings
 _TRUST: Final = "actscope_trust"
 #: Time that a closed connection has for the rest of its body, and a client without the token for reading its answer.
 _LINGER_SECONDS: Final = 2.0
+#: Bytes of that rest that are thrown away; then the connection is closed at once.
+_LINGER_BYTES: Final = 128 << 20
 #: Bytes around a body (sizes and extensions of chunks, trailers) that each of its bytes allows for, besides `max_head_bytes`.
 _FRAMING_PER_BYTE: Final = 8
 _SWEEP_SECONDS: Final = 0.5
@@ -134,7 +136,7 @@ class BoundedConnection(HttpToolsProtocol):
         """Parse the next bytes, unless the connection is closing: then only count them."""
         if self.transport.is_closing():
             self._in_piece += len(data)
-            if self._in_piece > 4 * self.settings.max_body_bytes:
+            if self._in_piece > _LINGER_BYTES:
                 self.drop()
             return
         in_head = self._in_head or self._complete
