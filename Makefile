@@ -122,9 +122,10 @@ api: $(STAMP)/python $(STAMP)/node_modules
 	$(BIN)/python -m actscope.gateway > web/openapi.json
 	cd web && npm run --silent api
 
-tables: ## write the tables of settings in docs/ from the settings classes
+tables: ## write the tables of settings and of counters in docs/ from their classes
 tables: $(STAMP)/python
 	$(BIN)/python scripts/settings_tables.py
+	$(BIN)/python scripts/counter_tables.py
 
 builtin: ## make the built-in model and its probes again, from nothing (about an hour)
 builtin: $(STAMP)/python

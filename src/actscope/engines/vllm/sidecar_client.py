@@ -12,9 +12,11 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import msgspec
 
+from actscope.counters import Counter, counted, counters_of, counting
 from actscope.engines.vllm.bank import StagedBank
 from actscope.engines.vllm.sidecar_protocol import (
     Alive,
@@ -39,6 +41,25 @@ _OUTBOX = 4096
 _BEAT_S = 5.0
 #: How long a server that shuts down waits for its recording. The sidecar finishes it even if this is too short.
 _PATIENCE_S = 1.0
+
+
+@counting("sidecar")
+@dataclass(slots=True)
+class SidecarCounts:
+    """What befell the sidecar and the messages to it."""
+
+    deaths: int = counted(
+        "fault",
+        "Times that the sidecar has ended before the model; it is started again, at most 5 times in a row. Scores go on; "
+        "probes, marks and recordings wait.",
+        "See vLLM's log for the reason. Once it is not started again, start vLLM again.",
+    )
+    untold: int = counted(
+        "loss",
+        "Recording options of requests that did not reach the sidecar; such a request is recorded as the server's settings say, "
+        "and its `keep` is lost.",
+        "See sidecar_deaths; mark the requests again while their rows are in the flight recorder.",
+    )
 
 
 class Sidecar:
@@ -86,6 +107,10 @@ class Sidecar:
         self._something.set()
 
     # --- from any thread ---
+
+    def counters(self) -> list[Counter]:
+        """Return the counters of the sidecar's process."""
+        return counters_of(SidecarCounts(self.deaths, self.untold))
 
     def hush(self) -> None:
         """Stop the heartbeat before the rings are closed."""

@@ -9,6 +9,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, StrictBool, StrictFloat, StrictInt, StrictStr
 
+from actscope.gateway.counters.schemas import CounterSource, Trouble
+
 RequestState = Literal["running", "done", "aborted", "failed"]
 Activation = Literal["identity", "relu", "sigmoid", "jumprelu"]
 
@@ -149,13 +151,20 @@ class FeatureBlock(BaseModel):
     )
 
 
-class Final(BaseModel):
-    """End of a choice, with its coverage in positions."""
+class Coverage(BaseModel):
+    """How many positions have scores. The last two fields are absent unless more than the last position has none."""
+
+    present: int = Field(description="number of positions")
+    computed: int = Field(description="positions where at least one of the probes has a value")
+    cached: int = Field(description="computed positions whose scores were taken over with the prefix cache")
+    missing_cells: int | None = Field(None, description="cells (a probe at a position) without a value")
+    why: list[str] | None = Field(None, description="why cells have no value, in words")
+
+
+class Final(Coverage):
+    """End of a choice, with its coverage."""
 
     finish_reason: str | None
-    present: int
-    computed: int
-    cached: int = Field(description="computed positions whose scores were taken over with the prefix cache")
 
 
 class ActscopePayload(BaseModel):
@@ -284,13 +293,10 @@ class ProbeSummary(BaseModel):
     )
 
 
-class ProbeFinalEvent(BaseModel):
-    """Event `probe_final`: coverage in positions, and a summary of each probe."""
+class ProbeFinalEvent(Coverage):
+    """Event `probe_final`: coverage, and a summary of each probe."""
 
     v: Literal[1]
-    present: int
-    computed: int
-    cached: int
     probes: dict[str, ProbeSummary]
 
 
@@ -353,6 +359,7 @@ class RingCounts(BaseModel):
     missed_steps: int = Field(description="steps overwritten before they were read")
     missed_rows: int
     dropped_rows: int = Field(description="rows that the engine did not write")
+    late_rows: int = Field(description="rows that came after their answer had ended")
     spurious_rows: int = Field(description="rows of rejected drafts, and rows after the end of a request")
     mismatched_rows: int = Field(
         description="rows whose token id differs from the token at their position; never delivered"
@@ -367,6 +374,10 @@ class Info(BaseModel):
     engine: EngineInfo
     limits: Limits
     ring: RingCounts | None = None
+    counters: list[CounterSource] = Field(description="all counters, by the process that counts")
+    troubles: list[Trouble] = Field(
+        description="the counters above zero that tell of a loss, a doubt or a fault, summed, with what to do"
+    )
 
 
 class Health(BaseModel):

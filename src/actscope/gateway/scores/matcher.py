@@ -10,18 +10,20 @@ import logging
 import re
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 
 import numpy as np
 
+from actscope.counters import Counter, CounterReport, counters_of
 from actscope.errors import RingError
 from actscope.frames import SPURIOUS_ROWS, RowFlag, Span, SpanFlag
 from actscope.gateway.scores.detokenizer import TokenTexts
 from actscope.gateway.scores.display_range import DisplayRanges
+from actscope.gateway.scores.match_counts import LogCounts, UnmatchedCounts
 from actscope.gateway.scores.part_merger import PartMerger, PartRows
 from actscope.gateway.scores.probe_table import NO_COLUMNS, Columns, ProbeTable, Tables, join_tables
-from actscope.gateway.scores.request_log import MismatchCounter, RequestLog, Source
+from actscope.gateway.scores.request_log import RequestLog, Source
 from actscope.gateway.scores.request_store import Sessions
 from actscope.ring.discovery import EngineCard
 from actscope.ring.host import RingReader, StepBatch, StepRecord
@@ -55,6 +57,7 @@ class MatchCounts:
     missed_steps: int = 0
     missed_rows: int = 0
     dropped_rows: int = 0
+    late_rows: int = 0
     spurious_rows: int = 0
     mismatched_rows: int = 0
     unreadable_tables: int = 0
@@ -67,6 +70,13 @@ class RingPart:
         self.card = card
         self.reader = reader
         self.tables = Tables(card)
+        self.counts = UnmatchedCounts()
+
+    def report(self, more: Sequence[Counter] = ()) -> CounterReport:
+        """Return the counters of this part's rows in the gateway, and `more` counters."""
+        counts = replace(self.counts, unreadable_tables=self.tables.unreadable)
+        counters = [*counters_of(self.reader.stats()), *counters_of(counts), *more]
+        return CounterReport("gateway", counters, self.card.id, self.card.part)
 
 
 class Matcher:
@@ -92,8 +102,7 @@ class Matcher:
         self._external = external_id(self._card.kind)
         self._special = frozenset(self._card.special_ids)
         self._merger = PartMerger([part.tables for part in parts]) if len(parts) > 1 else None
-        self._mismatches = MismatchCounter()
-        self._spurious = 0
+        self._log_counts = LogCounts()
         self._logged: set[str] = set()
         self._quiet = 0
         self._timer: asyncio.TimerHandle | None = None
@@ -122,6 +131,7 @@ class Matcher:
             try:
                 self._drain_part(part)
             except Exception:
+                part.counts.faults += 1
                 if "drain" not in self._logged:
                     self._logged.add("drain")
                     _log.exception("ring %s: rows could not be used; reading continues", part.card.ring)
@@ -131,6 +141,7 @@ class Matcher:
             try:
                 batch = part.reader.read()
             except RingError as error:
+                part.counts.damaged_rings += 1
                 self._warn_once("ring", f"ring {part.card.ring}: {error}")
                 self.close()
                 return
@@ -141,13 +152,20 @@ class Matcher:
 
     def counts(self) -> MatchCounts:
         """Return the counts up to the last drain."""
-        counts = MatchCounts(spurious_rows=self._spurious, mismatched_rows=self._mismatches.rows)
+        counts = MatchCounts(mismatched_rows=self._log_counts.mismatched_rows)
         for part in self.parts:
             for name, value in asdict(part.reader.stats()).items():
                 if name in MatchCounts.__slots__:
                     setattr(counts, name, getattr(counts, name) + value)
             counts.unreadable_tables += part.tables.unreadable
+            counts.spurious_rows += part.counts.spurious_rows
+            counts.late_rows += part.counts.late_rows
         return counts
+
+    def reports(self) -> list[CounterReport]:
+        """Return the counters of each part up to the last drain. Those of the requests are with the first part."""
+        first, *others = self.parts
+        return [first.report(counters_of(self._log_counts)), *(part.report() for part in others)]
 
     def close(self) -> None:
         """Stop reading. Logs keep what they have. Idempotent."""
@@ -188,7 +206,7 @@ class Matcher:
     ) -> RequestLog:
         log = RequestLog(
             request, response=response, model=model, source=source, follows_rows=follows_rows, began_ns=began_ns,
-            special=self._special, texts=self._texts, mismatches=self._mismatches, first_columns=first_columns,
+            special=self._special, texts=self._texts, counts=self._log_counts, first_columns=first_columns,
         )  # fmt: skip
         self.ranges.follow(log)
         return log
@@ -202,11 +220,12 @@ class Matcher:
             for span in step.spans:
                 log = self._log_of(span, step)
                 if log is None:
+                    self._count_late(part, span, step)
                     continue
                 log.see_span(span)
                 target = log if self._merger is None else self._merger.part_of(log, part.card.part)
                 if scored is not None and span.n_rows:
-                    self._deliver(target, span, step, scored)
+                    self._deliver(target, span, step, scored, part.counts)
                 if int.__and__(span.flags, _END):  # IntFlag's own `&` costs 1 µs
                     target.end_rows(step.time_ns, aborted=bool(int.__and__(span.flags, _ABORTED)))
 
@@ -224,25 +243,45 @@ class Matcher:
         self._sessions.add(log)
         return log
 
-    def _deliver(self, target: RequestLog | PartRows, span: Span, step: StepRecord, table: ProbeTable) -> None:
+    def _count_late(self, part: RingPart, span: Span, step: StepRecord) -> None:
+        if len(step.rows) and span.n_rows:
+            log = self._sessions.get(self._external(span.request))
+            meta = step.meta[span.offset : span.offset + span.n_rows]
+            part.counts.add_late(meta, log.state if log else None, log.present if log else 0)
+
+    def _deliver(
+        self,
+        target: RequestLog | PartRows,
+        span: Span,
+        step: StepRecord,
+        table: ProbeTable,
+        counts: UnmatchedCounts,
+    ) -> None:
         if span.n_rows > 1:
-            self._deliver_rows(target, span, step, table)
+            self._deliver_rows(target, span, step, table, counts)
             return
         at = span.offset  # the usual step: one row, without making arrays of its label
         position, token_id, flags, _, _ = step.meta[at].item()
         if flags & SPURIOUS_ROWS:
-            self._spurious += 1
+            counts.spurious_rows += 1
         else:
             values = table.gather(step.rows[at : at + 1])
             target.take_row(position, token_id, values, table.columns, step.time_ns, bool(flags & _CACHED))
 
-    def _deliver_rows(self, target: RequestLog | PartRows, span: Span, step: StepRecord, table: ProbeTable) -> None:
+    def _deliver_rows(
+        self,
+        target: RequestLog | PartRows,
+        span: Span,
+        step: StepRecord,
+        table: ProbeTable,
+        counts: UnmatchedCounts,
+    ) -> None:
         part = slice(span.offset, span.offset + span.n_rows)
         meta, rows = step.meta[part], step.rows[part]
         flags = meta["flags"]
         if (flags & SPURIOUS_ROWS).any():
             genuine = (flags & SPURIOUS_ROWS) == 0
-            self._spurious += len(meta) - int(np.count_nonzero(genuine))
+            counts.spurious_rows += len(meta) - int(np.count_nonzero(genuine))
             meta, rows, flags = meta[genuine], rows[genuine], flags[genuine]
         cached = (flags & _CACHED) != 0
         for run in _runs(meta["position"], cached):

@@ -5,8 +5,9 @@ from __future__ import annotations
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+from actscope.counters import counted, counting, current
 from actscope.gateway.scores.request_log import RequestLog
 from actscope.gateway.settings import GatewaySettings
 
@@ -37,6 +38,22 @@ class Flight:
                 abort()
 
 
+@counting("log")
+@dataclass(slots=True)
+class StoreCounts:
+    """Counts of the requests that the gateway has forgotten, and how many it knows."""
+
+    requests: int = current("Requests in the gateway's log.")
+    in_flight: int = current("Completions in flight.")
+    expired: int = counted("work", "Ended requests that were forgotten after their time.")
+    evicted: int = counted("work", "Ended requests that were forgotten before their time, because the log was full.")
+    evicted_running: int = counted(
+        "loss",
+        "Running requests of other clients that were forgotten, because the log was full; they have no scores from then on.",
+        "Raise --log-requests and --log-positions.",
+    )
+
+
 class Sessions:
     """Request logs by id, newest last. Ended ones are forgotten after `log_seconds`, or earlier when there are too many."""
 
@@ -46,6 +63,7 @@ class Sessions:
         self._choices: dict[str, list[str]] = {}
         self._forgotten: OrderedDict[str, None] = OrderedDict()
         self._flights: dict[str, Flight] = {}
+        self._counts = StoreCounts()
 
     def __iter__(self) -> Iterator[RequestLog]:
         return iter(list(self._logs.values()))
@@ -54,6 +72,10 @@ class Sessions:
     def n_in_flight(self) -> int:
         """Return the number of completions in flight."""
         return len(self._flights)
+
+    def counts(self) -> StoreCounts:
+        """Return counts of the requests that are known, and of those that were forgotten."""
+        return replace(self._counts, requests=len(self._logs), in_flight=len(self._flights))
 
     def add(self, log: RequestLog) -> None:
         """Add a request. The oldest ended ones are forgotten to make room for it."""
@@ -108,12 +130,15 @@ class Sessions:
         horizon = time.monotonic_ns() - int(self._settings.log_seconds * 1e9)
         for log in self:
             if log.state != "running" and log.ended_ns < horizon:
+                self._counts.expired += 1
                 self._forget(log)
         excess_logs = len(self._logs) - self._settings.log_requests
         excess_positions = sum(log.present for log in self._logs.values()) - self._settings.log_positions
         for log in self._by_dispensability() if excess_logs > 0 or excess_positions > 0 else ():
             if excess_logs <= 0 and excess_positions <= 0:
                 return
+            self._counts.evicted += log.state != "running"
+            self._counts.evicted_running += log.state == "running"
             excess_logs -= 1
             excess_positions -= log.present
             self._forget(log)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from actscope.clock import monotonic_ns
+from actscope.counters import counted, counting
 from actscope.engines.vllm.publishing.device_copy import HostPass
 from actscope.engines.vllm.publishing.labels import PassLabels, Register, RequestState
 from actscope.engines.vllm.publishing.prefix_scores import PrefixScores
@@ -51,18 +52,36 @@ class PassNote:
     n_rows: int = 0
 
 
+@counting("model")
 @dataclass(slots=True)
 class PublishedCounts:
     """Exact row counts over all passes. A row is one token of one pass, whatever the number of sites."""
 
-    passes: int = 0
-    rows: int = 0
-    uncertain_rows: int = 0
-    dropped_rows: int = 0
-    cached_rows: int = 0
-    tap_faults: int = 0
-    raw_rows: int = 0
-    raw_dropped_rows: int = 0
+    passes: int = counted("work", "Passes of the model that were observed.")
+    rows: int = counted("work", "Rows that were labeled and published, one for each token of a pass.")
+    uncertain_rows: int = counted(
+        "doubt",
+        "Rows that could not be assigned to a request with certainty; they have no scores.",
+        "Rows of prompt embeddings are always among them. If there are others, please report it, with vLLM's log.",
+    )
+    dropped_rows: int = counted(
+        "loss",
+        "Rows of passes that were dropped, because the copies of earlier passes were still under way or a pass failed.",
+        "Tap fewer sites (ACTSCOPE_SITES, ACTSCOPE_ROW_SITES), or raise ACTSCOPE_BUFFER_GB.",
+    )
+    cached_rows: int = counted("work", "Rows whose scores were taken over with a cached prompt.")
+    tap_faults: int = counted(
+        "fault",
+        "Taps that did not run exactly once in a pass; the scores and rows of their sites are missing there.",
+        "See vLLM's log for the names of the sites. If all are missing, the compiled model has no taps: start vLLM with "
+        "--enforce-eager or an empty compile cache (VLLM_DISABLE_COMPILE_CACHE=1), and report it.",
+    )
+    raw_rows: int = counted("work", "Raw rows that were sent to the recorder.")
+    raw_dropped_rows: int = counted(
+        "loss",
+        "Raw rows that were not sent to the recorder, because their pass was dropped or a tap did not run.",
+        "See model_dropped_rows and model_tap_faults.",
+    )
 
 
 class Publisher:

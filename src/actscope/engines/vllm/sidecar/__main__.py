@@ -22,7 +22,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from actscope.counters import Counter, counters_of
 from actscope.engines.controls import control_routes
+from actscope.engines.flights import flight_counters
 from actscope.engines.http import json_response, listening
 from actscope.engines.vllm.settings import VllmSettings
 from actscope.engines.vllm.sidecar.drain import DrainStats, RowDrain
@@ -44,6 +46,7 @@ from actscope.errors import ActscopeError
 from actscope.probes import Bank, ProbedModel
 from actscope.recording.flight.recorder import FlightRecorder
 from actscope.ring import discovery
+from actscope.ring.counter_files import CounterFile, publish_always
 from actscope.ring.segment import segment_path, unlink
 from actscope.runtime.boot import boot_id
 from actscope.runtime.directory import runtime_dir
@@ -88,6 +91,7 @@ class SidecarProcess:
         self._settings = msgspec.json.decode(start.settings, type=VllmSettings)
         self._known = know(start.facts, self._settings)
         self._drain: RowDrain | None = None
+        self._counter_file: CounterFile | None = None
         facts = start.facts
         bank = Bank(
             ProbedModel(self._known.name, self._known.revision, facts.d_model, facts.n_layers), self._settings.width
@@ -107,6 +111,7 @@ class SidecarProcess:
         self._registry.begin()
         flight = open_recording(self._start, self._settings, self._known) if self._settings.record else None
         card = card_of(self._start, self._known)
+        self._counter_file = CounterFile(card.id, "sidecar", lambda: self._counters(flight), part=card.part, log=log)
         try:
             if flight is not None and self._start.rows_ring:
                 self._drain = RowDrain(self._start, flight, self._tell_taken)
@@ -151,6 +156,9 @@ class SidecarProcess:
         stats = self._drain.stats() if self._drain is not None else DrainStats()
         return {"missed_rows": stats.missed_rows, "unsent_rows": stats.dropped_rows}
 
+    def _counters(self, flight: FlightRecorder | None) -> list[Counter]:
+        return [*(counters_of(self._drain.stats()) if self._drain is not None else ()), *flight_counters(flight)]
+
     def _hand_over(self, message: SetBank) -> None:
         with self._sending:
             send(self._connection, message)
@@ -172,7 +180,12 @@ class SidecarProcess:
         ).start()
         discovery.publish_card(card)
         log.info("ready: %d probes, card %s", len(msgspec.json.decode(self._registry.table())["probes"]), card.id)
-        await server.serve(sockets=[listener])
+        assert self._counter_file is not None
+        counting = asyncio.create_task(publish_always(self._counter_file))
+        try:
+            await server.serve(sockets=[listener])
+        finally:
+            counting.cancel()
 
     def _listen(self, ended: Callable[[], object]) -> None:
         """Read messages until the model's process closes the socket."""

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from actscope.counters import counted, counting
 from actscope.engines.vllm.sidecar_protocol import RequestOptions, SidecarStart, external_id, row_layout
 from actscope.errors import ActscopeError, RingError
 from actscope.frames import SCORES, Frame, Span, SpanFlag, Step
@@ -53,14 +54,23 @@ class Names:
         return found
 
 
+@counting("drain")
 @dataclass(slots=True)
 class DrainStats:
     """Exact counts. `missed_rows` were overwritten before they were read; `dropped_rows` never reached shared memory."""
 
-    steps: int = 0
-    rows: int = 0
-    missed_rows: int = 0
-    dropped_rows: int = 0
+    steps: int = counted("work", "Passes of raw rows that the sidecar read.")
+    rows: int = counted("work", "Raw rows that the sidecar read.")
+    missed_rows: int = counted(
+        "loss",
+        "Raw rows that were overwritten in shared memory before the sidecar had read them; they are not recorded.",
+        "Record fewer sites or requests (ACTSCOPE_ROW_SITES, ACTSCOPE_ROWS=asked), or raise ACTSCOPE_BUFFER_GB.",
+    )
+    dropped_rows: int = counted(
+        "loss",
+        "Raw rows that were not put into shared memory, because their pass was larger than the ring or malformed.",
+        "Raise ACTSCOPE_BUFFER_GB or the size of /dev/shm, or lower --max-num-batched-tokens.",
+    )
 
 
 class RowDrain:

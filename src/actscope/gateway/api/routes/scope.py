@@ -18,6 +18,7 @@ from actscope.gateway.api.events import EventStream, resume_point
 from actscope.gateway.api.payloads import encode, whole
 from actscope.gateway.api.routes.openai import ERRORS, Responses, no_features
 from actscope.gateway.api.wire import WireRequest
+from actscope.gateway.counters.reports import MEDIA_TYPE, prometheus_text, sources_of, troubles_of
 from actscope.gateway.scores.request_log import RequestLog
 from actscope.gateway.upstream.upstream import json_object
 from actscope.serving.errors import Problem
@@ -35,6 +36,13 @@ _EVENTS: Responses = {
     410: {"description": "The event or the request is no longer in the log"},
 }
 
+_METRICS: Responses = {
+    200: {
+        "description": "Counters as `actscope_<name>_total{source, engine, part}`, current values as `actscope_<name>`",
+        "content": {"text/plain": {"schema": {"type": "string"}}},
+    },
+}
+
 
 @router.get("/health")
 async def get_health(gateway: Here) -> models.Health:
@@ -48,7 +56,22 @@ async def get_info(gateway: Here) -> models.Info:
     settings, engine = gateway.settings, gateway.upstream.engine
     limits = models.Limits(**{name: getattr(settings, name) for name in models.Limits.model_fields})
     counts = models.RingCounts(**asdict(engine.matcher.counts())) if engine and engine.matcher else None
-    return models.Info(version=__version__, engine=_engine_info(gateway), limits=limits, ring=counts)
+    reports = await gateway.counters.all()
+    return models.Info(
+        version=__version__,
+        engine=_engine_info(gateway),
+        limits=limits,
+        ring=counts,
+        counters=sources_of(reports),
+        troubles=troubles_of(reports),
+    )
+
+
+@router.get("/v1/actscope/metrics", response_class=Response, responses=_METRICS)
+async def get_metrics(gateway: Here) -> Response:
+    """Return all counters of the gateway and its engine in Prometheus' text format. `/metrics` is the engine's own."""
+    up = gateway.upstream.engine is not None
+    return Response(prometheus_text(await gateway.counters.all(), engine_is_up=up), media_type=MEDIA_TYPE)
 
 
 def _engine_info(gateway: Gateway) -> models.EngineInfo:
