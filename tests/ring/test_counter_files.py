@@ -31,11 +31,11 @@ def test_what_a_process_publishes_is_read_by_others(runtime: Path) -> None:
     value[0] = 7
     file.publish()
     CounterFile(card.id, "sidecar", lambda: [], part=2, log=LOG).publish()
-    assert read_reports(card) == [
+    assert read_reports(card.id) == [
         CounterReport("model", [Counter("rows", 7)], card.id, 2),
         CounterReport("sidecar", [], card.id, 2),
     ]
-    assert read_reports(a_card()) == []
+    assert read_reports(a_card().id) == []
 
 
 def test_a_loss_is_logged_where_it_is_published(runtime: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -55,6 +55,17 @@ def test_counters_that_cannot_be_published_are_no_error(runtime: Path, caplog: p
     file.publish()
     file.publish()
     assert [record.getMessage() for record in caplog.records] == ["counters are not published: ZeroDivisionError: "]
+
+
+def test_a_process_that_is_started_again_carries_the_counts_of_the_dead_one_on(runtime: Path) -> None:
+    """Not current values; and not twice."""
+    card = a_card()
+    lost, held = Counter("lost", 3, "loss", "Rows.", "Help."), Counter("held", 9, "now", "Rows.")
+    CounterFile(card.id, "sidecar", lambda: [lost, held], part=0, log=LOG).publish()
+    again = CounterFile(card.id, "sidecar", lambda: [msgspec.structs.replace(lost, value=1)], part=0, log=LOG)
+    for _ in range(2):
+        again.publish()
+    assert [(one.name, one.value) for one in read_reports(card.id)[0].counters] == [("lost", 4)]
 
 
 def test_they_go_with_the_card_and_are_swept_when_the_engine_is_dead(runtime: Path) -> None:
@@ -100,7 +111,7 @@ def test_a_file_that_lies_is_left_out_with_a_word(
     path.write_bytes(content(card.id))
     path.chmod(0o600)
     CounterFile(card.id, "sidecar", lambda: [Counter("rows", 1)], part=0, log=LOG).publish()
-    assert [report.source for report in read_reports(card)] == ["sidecar"]
+    assert [report.source for report in read_reports(card.id)] == ["sidecar"]
     assert [str(path) in record.getMessage() for record in caplog.records] == [True]
 
 
@@ -115,4 +126,4 @@ def test_links_and_open_files_are_not_read(runtime: Path, tmp_path: Path) -> Non
     shared.write_bytes(good.read_bytes())
     shared.chmod(0o644)
     os.mkfifo(runtime / f"counters-{card.id}-pipe.json", 0o600)
-    assert read_reports(card) == []
+    assert read_reports(card.id) == []

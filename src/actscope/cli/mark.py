@@ -11,6 +11,7 @@ import typer
 from actscope.cli.common import options
 from actscope.cli.common.engines import ask, engine_cards, refusal
 from actscope.errors import RecordingError, SettingsError
+from actscope.ring.request_ids import ring_ids
 
 if TYPE_CHECKING:
     import httpx
@@ -51,14 +52,25 @@ def mark(
         raise SettingsError("expected exactly one of REQUEST, --last and --all")
     body: dict[str, Any] = {"why": why} | {k: v for k, v in (("before", before), ("after", after)) if v}
     if request:
-        path = f"/v1/actscope/requests/{quote(request, safe='')}/mark"
-        marks = [_ask(engine, path, body | ({"wait": wait} if wait else {}))]
+        marks = [_mark(engine, request, body | ({"wait": wait} if wait else {}))]
     else:
         which = "last" if last else "running"
         marks = _ask(engine, "/v1/actscope/recording/marks", body | {"which": which})["marks"]
         if last and not marks:
             raise RecordingError("the engine has seen no request yet")
     typer.echo(json.dumps(marks) if as_json else "\n".join(map(_line, marks)) or "no request is running")
+
+
+def _mark(engine: str, request: str, body: dict[str, Any]) -> Any:
+    """Mark a request under the first of its names that the engine knows: a long id is shortened in recordings."""
+    names = ring_ids(request)
+    for name in names:
+        try:
+            return _ask(engine, f"/v1/actscope/requests/{quote(name, safe='')}/mark", body)
+        except RecordingError:
+            if name == names[-1]:
+                raise
+    raise AssertionError("an id has at least one name")
 
 
 def _ask(engine: str, path: str, body: dict[str, Any]) -> Any:

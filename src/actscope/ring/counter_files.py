@@ -8,13 +8,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import msgspec
 
-from actscope.counters import Counter, CounterLog, CounterReport
+from actscope.counters import Counter, CounterLog, CounterReport, summed
 from actscope.errors import RingError
-from actscope.ring.discovery import EngineCard
 from actscope.runtime.directory import runtime_dir
 from actscope.runtime.private_files import publish_private, read_private
 
@@ -31,6 +30,8 @@ PUBLISH_SECONDS = 5.0
 class CounterFile:
     """Publishes the counters of one process of an engine, and logs those that tell of a loss, a doubt or a fault.
 
+    Counts of an earlier process with the same name (a sidecar that has died) are carried on.
+
     Args:
         card_id: Id of the engine's card, with which the file is removed.
         source: The process: `model`, `sidecar` or `engine`.
@@ -45,13 +46,14 @@ class CounterFile:
         self._name = f"counters-{card_id}-{source}.json"
         self._card_id, self._source, self._part, self._read = card_id, source, part, read
         self._log = CounterLog(log)
+        self._earlier: dict[str, Counter] | None = None
         self._last: bytes = b""
         self._failed = False
 
     def publish(self) -> None:
         """Write the file if a value has changed since the last call. Does not raise: a failure is logged once."""
         try:
-            counters = list(self._read())
+            counters = self._carried(self._read())
             self._log.tell(counters)
             content = msgspec.json.encode(CounterReport(self._source, counters, self._card_id, self._part))
             if content != self._last:
@@ -62,6 +64,21 @@ class CounterFile:
                 self._failed = True
                 _log.warning("counters are not published: %s: %s", type(error).__name__, error)
 
+    def _carried(self, counters: Iterable[Counter]) -> list[Counter]:
+        if self._earlier is None:
+            self._earlier = self._read_earlier()
+        now = [CounterReport(self._source, list(counters)), CounterReport(self._source, [*self._earlier.values()])]
+        return summed(now)
+
+    def _read_earlier(self) -> dict[str, Counter]:
+        path = runtime_dir() / self._name
+        try:
+            before = _decode(read_private(path, MAX_COUNTERS_BYTES), self._card_id) if path.exists() else None
+        except RingError as error:
+            _log.warning("earlier counts are not carried on: %s: %s", path, error)
+            before = None
+        return {one.name: one for one in (before.counters if before else ()) if one.kind != "now"}
+
 
 async def publish_always(counter_file: CounterFile) -> None:
     """Publish every 5 seconds, on a thread of its own, until cancelled."""
@@ -70,14 +87,14 @@ async def publish_always(counter_file: CounterFile) -> None:
         await asyncio.sleep(PUBLISH_SECONDS)
 
 
-def read_reports(card: EngineCard) -> list[CounterReport]:
-    """Return the reports of an engine's processes. A file that cannot be read is logged and left out."""
-    name = re.compile(rf"counters-{card.id}-([a-z]{{1,16}})\.json")
+def read_reports(card_id: str) -> list[CounterReport]:
+    """Return the reports of the processes of the engine with this card. A file that cannot be read is logged and left out."""
+    name = re.compile(rf"counters-{re.escape(card_id)}-[a-z]{{1,16}}\.json")
     found = []
     for path in sorted(runtime_dir().iterdir()):
         if name.fullmatch(path.name) and len(found) < MAX_SOURCES:
             try:
-                found.append(_decode(read_private(path, MAX_COUNTERS_BYTES), card.id))
+                found.append(_decode(read_private(path, MAX_COUNTERS_BYTES), card_id))
             except RingError as error:
                 _log.warning("left out %s: %s", path, error)
     return found

@@ -9,6 +9,7 @@ from msgspec.structs import replace
 
 from actscope.engines.vllm.settings import VllmSettings
 from actscope.engines.vllm.sidecar_protocol import MAX_OPTION_CHARS, RequestOptions, external_id, options_of
+from actscope.ring.request_ids import ring_id
 from actscope.sampling import keeps
 
 
@@ -39,7 +40,11 @@ class RowRequests:
         why = why or ("asked" if asked else "")
         adapter = getattr(getattr(new, "lora_request", None), "lora_name", None) or ""
         found = RequestOptions(
-            new.req_id, rows[:MAX_OPTION_CHARS], why[:MAX_OPTION_CHARS], adapter[:MAX_OPTION_CHARS], self._weights
+            ring_id(new.req_id),
+            rows[:MAX_OPTION_CHARS],
+            why[:MAX_OPTION_CHARS],
+            adapter[:MAX_OPTION_CHARS],
+            self._weights,
         )
         self._running[new.req_id] = found
         return found if self.has_options(new.req_id) else None
@@ -48,7 +53,7 @@ class RowRequests:
         settings = self._settings
         if asked is not None:
             return bool(asked)
-        sampled = settings.sample > 0 and keeps(external_id(request), settings.sample)
+        sampled = settings.sample > 0 and keeps(external_id(ring_id(request)), settings.sample)
         return settings.rows == "all" or bool(keep) or sampled
 
     def forget(self, finished: Iterable[str]) -> None:

@@ -19,7 +19,6 @@ from actscope.gateway.counters.schemas import CounterSource, Trouble
 from actscope.gateway.scores.request_store import Sessions
 from actscope.gateway.upstream.upstream import Upstream
 from actscope.ring.counter_files import PUBLISH_SECONDS, read_reports
-from actscope.ring.discovery import EngineCard
 
 _log = logging.getLogger(__name__)
 
@@ -43,7 +42,7 @@ class GatewayCounters:
     async def all(self) -> list[CounterReport]:
         """Return what the gateway has counted, and what the processes of its engine last published, at most 5 seconds ago."""
         engine = self.upstream.engine
-        return [*self.own(), *await asyncio.to_thread(_published, engine.found.cards if engine else ())]
+        return [*self.own(), *await asyncio.to_thread(_published, engine.found.ids if engine else ())]
 
     async def tell_always(self) -> None:
         """Log what the gateway has lost, once a kind and at powers of ten, until cancelled. Engines log their own counters."""
@@ -53,9 +52,9 @@ class GatewayCounters:
             told.tell(summed(self.own()))
 
 
-def _published(cards: Sequence[EngineCard]) -> list[CounterReport]:
+def _published(card_ids: Sequence[str]) -> list[CounterReport]:
     try:
-        return [report for card in cards for report in read_reports(card)]
+        return [report for card_id in card_ids for report in read_reports(card_id)]
     except (RingError, OSError) as error:
         _log.warning("the counters of the engine cannot be read: %s", error)
         return []

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from actscope.counters import counted, counting, current
 from actscope.gateway.scores.request_log import RequestLog
 from actscope.gateway.settings import GatewaySettings
+from actscope.ring.request_ids import ring_ids
 
 #: Number of forgotten requests that stay distinguishable from unknown ones.
 _TOMBSTONES = 65_536
@@ -84,7 +85,14 @@ class Sessions:
         self.trim()
 
     def get(self, request: str) -> RequestLog | None:
-        """Return the log with this id, or None. The id of a response with a single choice names that choice."""
+        """Return the log with this id, or None. The id of a response with a single choice names that choice.
+
+        A long id may be known by a shorter name, as in the ring (see `ring.request_ids`).
+        """
+        found = self._get(request)
+        return found if found is not None else next(filter(None, map(self._get, ring_ids(request)[1:])), None)
+
+    def _get(self, request: str) -> RequestLog | None:
         log = self._logs.get(request)
         if log is None:
             choices = self._choices.get(request, ())

@@ -257,9 +257,9 @@ class Publisher:
         for known, low, high in labels.gaps:
             for meta, scores in prefix.find(known, low, high, _CHUNK):
                 meta["step"] = self._step
-                own = spans[known.request]
-                span = Span(known.request, int(meta["position"][0]), len(meta), 0, own.flags, known.n_prompt)
-                spans[known.request] = replace(own, flags=SpanFlag(0))
+                own = spans[known.name]
+                span = Span(known.name, int(meta["position"][0]), len(meta), 0, own.flags, known.n_prompt)
+                spans[known.name] = replace(own, flags=SpanFlag(0))
                 step = Step(self._step, monotonic_ns(), (span,), meta, note.generation)
                 self._ring.write(step, [Frame(SCORES, scores)])
                 self.counts.cached_rows += len(meta)
@@ -268,7 +268,7 @@ class Publisher:
 
 def _with_option_flags(step: Step, labels: PassLabels) -> Step:
     """Mark the spans of requests that have recording options, so that the recorder waits for them."""
-    with_options = {known.request for known in labels.known if known.has_options}
+    with_options = {known.name for known in labels.known if known.has_options}
     if not with_options:
         return step
     spans = tuple(

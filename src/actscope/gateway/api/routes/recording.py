@@ -13,6 +13,7 @@ from actscope.gateway.api.dependencies import Gateway, Here
 from actscope.gateway.api.routes.openai import ERRORS, Responses
 from actscope.gateway.upstream.controls import error_code
 from actscope.gateway.upstream.upstream import json_object
+from actscope.ring.request_ids import ring_ids
 from actscope.serving.errors import Problem
 
 _MARK_ERRORS: Responses = {
@@ -56,9 +57,10 @@ def _engines_names(gateway: Gateway, request: str) -> list[str]:
     Raises:
         Problem: 404 if the id has another form, or names a response with several choices.
     """
-    if not _ID.fullmatch(request):
-        raise Problem(404, f"no request {request[:200]!r}", code="request_not_found")
     log = gateway.sessions.get(request)
+    names = [name for name in ring_ids(request) if _ID.fullmatch(name)]
+    if not names:
+        raise Problem(404, f"no request {request[:200]!r}", code="request_not_found")
     if log is not None:
         return list(dict.fromkeys(filter(None, (log.engine_id, log.request))))
     choices = gateway.sessions.choices(request)
@@ -66,4 +68,4 @@ def _engines_names(gateway: Gateway, request: str) -> list[str]:
         raise Problem(
             404, f"{request} has {len(choices)} choices; mark one of {', '.join(choices)}", code="request_not_found"
         )
-    return [request]
+    return names
