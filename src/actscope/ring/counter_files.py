@@ -90,7 +90,7 @@ async def publish_always(counter_file: CounterFile) -> None:
 def read_reports(card_id: str) -> list[CounterReport]:
     """Return the reports of the processes of the engine with this card. A file that cannot be read is logged and left out."""
     name = re.compile(rf"counters-{re.escape(card_id)}-[a-z]{{1,16}}\.json")
-    found = []
+    found: list[CounterReport] = []
     for path in sorted(runtime_dir().iterdir()):
         if name.fullmatch(path.name) and len(found) < MAX_SOURCES:
             try:
