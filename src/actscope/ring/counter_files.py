@@ -30,22 +30,29 @@ PUBLISH_SECONDS = 5.0
 class CounterFile:
     """Publishes the counters of one process of an engine, and logs those that tell of a loss, a doubt or a fault.
 
-    Counts of an earlier process with the same name (a sidecar that has died) are carried on.
-
     Args:
         card_id: Id of the engine's card, with which the file is removed.
         source: The process: `model`, `sidecar` or `engine`.
         read: Returns the counters. Called on the thread that calls `publish`.
         part: Index of the engine's part.
         log: Log of the process.
+        carry: Prefixes of counters that begin at 0 in this process and carry on those of an earlier one with the same name (a
+            sidecar that has died).
     """
 
     def __init__(
-        self, card_id: str, source: str, read: Callable[[], Sequence[Counter]], *, part: int, log: logging.Logger
+        self,
+        card_id: str,
+        source: str,
+        read: Callable[[], Sequence[Counter]],
+        *,
+        part: int,
+        log: logging.Logger,
+        carry: tuple[str, ...] = (),
     ) -> None:
         self._name = f"counters-{card_id}-{source}.json"
         self._card_id, self._source, self._part, self._read = card_id, source, part, read
-        self._log = CounterLog(log)
+        self._log, self._carry = CounterLog(log), carry
         self._earlier: dict[str, Counter] | None = None
         self._last: bytes = b""
         self._failed = False
@@ -72,12 +79,14 @@ class CounterFile:
 
     def _read_earlier(self) -> dict[str, Counter]:
         path = runtime_dir() / self._name
+        if not self._carry or not path.exists():
+            return {}
         try:
-            before = _decode(read_private(path, MAX_COUNTERS_BYTES), self._card_id) if path.exists() else None
+            before = _decode(read_private(path, MAX_COUNTERS_BYTES), self._card_id).counters
         except RingError as error:
             _log.warning("earlier counts are not carried on: %s: %s", path, error)
-            before = None
-        return {one.name: one for one in (before.counters if before else ()) if one.kind != "now"}
+            before = []
+        return {one.name: one for one in before if one.kind != "now" and one.name.startswith(self._carry)}
 
 
 async def publish_always(counter_file: CounterFile) -> None:

@@ -45,7 +45,7 @@ _PATIENCE_S = 1.0
 
 @counting("sidecar")
 @dataclass(slots=True)
-class SidecarCounts:
+class SidecarProcessCounts:
     """What befell the sidecar and the messages to it."""
 
     deaths: int = counted(
@@ -110,7 +110,7 @@ class Sidecar:
 
     def counters(self) -> list[Counter]:
         """Return the counters of the sidecar's process."""
-        return counters_of(SidecarCounts(self.deaths, self.untold))
+        return counters_of(SidecarProcessCounts(self.deaths, self.untold))
 
     def hush(self) -> None:
         """Stop the heartbeat before the rings are closed."""

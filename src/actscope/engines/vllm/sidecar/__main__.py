@@ -55,6 +55,8 @@ from actscope.runtime.process import process_start
 log = logging.getLogger("actscope.vllm")
 
 _DYING_S = 2.0
+#: Counters that a sidecar which is started again carries on: their parts begin at 0 with it.
+_RESTARTED = ("drain_", "flight_", "recording_")
 
 
 def main(fd: int) -> int:
@@ -111,7 +113,9 @@ class SidecarProcess:
         self._registry.begin()
         flight = open_recording(self._start, self._settings, self._known) if self._settings.record else None
         card = card_of(self._start, self._known)
-        self._counter_file = CounterFile(card.id, "sidecar", lambda: self._counters(flight), part=card.part, log=log)
+        self._counter_file = CounterFile(
+            card.id, "sidecar", lambda: self._counters(flight), part=card.part, log=log, carry=_RESTARTED
+        )
         try:
             if flight is not None and self._start.rows_ring:
                 self._drain = RowDrain(self._start, flight, self._tell_taken)
