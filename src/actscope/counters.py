@@ -132,7 +132,7 @@ def _counter(name: str, value: int, meaning: Meaning | None) -> Counter:
     return Counter(name, max(value, 0), meaning.kind, meaning.help, meaning.todo)
 
 
-def meanings(kind: type) -> dict[str, Meaning | None]:
+def meanings(kind: type[HoldsCounts]) -> dict[str, Meaning | None]:
     """Return the meaning of each field of a class of counts that holds a whole number; None for one without a meaning."""
     return {one.name: one.metadata.get(_KEY) for one in fields(kind) if one.type in ("int", int)}
 

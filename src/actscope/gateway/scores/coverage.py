@@ -16,7 +16,7 @@ _SEE = "see `troubles` in GET /v1/actscope/info"
 
 
 @dataclass(frozen=True, slots=True)
-class Coverage:
+class RequestCoverage:
     """Counts of positions and cells. A cell is a probe at a position; it has a value unless it was never computed.
 
     Attributes:
@@ -34,7 +34,7 @@ class Coverage:
     why: tuple[str, ...] = ()
 
 
-def coverage_of(scores: ScoreColumn, present: int, wanted: Sequence[str] | None = None) -> Coverage:
+def coverage_of(scores: ScoreColumn, present: int, wanted: Sequence[str] | None = None) -> RequestCoverage:
     """Return the coverage of a request.
 
     Args:
@@ -49,10 +49,10 @@ def coverage_of(scores: ScoreColumn, present: int, wanted: Sequence[str] | None 
     has_row = states > 0
     if not columns.ids:
         cached = int(np.count_nonzero(states > 1))
-        return Coverage(present, int(np.count_nonzero(has_row)), cached, 0, _without_rows(present, has_row))
+        return RequestCoverage(present, int(np.count_nonzero(has_row)), cached, 0, _without_rows(present, has_row))
     cells = ~np.isnan(scores.values(0, n, columns)) & has_row[:, None]
     valued = cells.any(axis=1)
-    return Coverage(
+    return RequestCoverage(
         present,
         int(np.count_nonzero(valued)),
         int(np.count_nonzero(valued & (states > 1))),
