@@ -25,10 +25,12 @@ $(STAMP)/python: pyproject.toml constraints.txt
 	@touch $@
 
 # The list is the whole environment and is installed as it stands; constraints-vllm.txt says why.
+# torchvision lies beside it, for the matrix alone (bench/models/vllm_engine.py, offer_torchvision).
 $(STAMP)/vllm: pyproject.toml constraints-vllm.txt
 	@mkdir -p $(STAMP)
 	test -x $(VLLM)/bin/python || $(PYTHON) -m venv $(VLLM)
 	$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --requirement constraints-vllm.txt
+	$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target $(VLLM)/vision torchvision==0.28.0
 	$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
 	@touch $@
 
@@ -122,9 +124,10 @@ api: $(STAMP)/python $(STAMP)/node_modules
 	$(BIN)/python -m actscope.gateway > web/openapi.json
 	cd web && npm run --silent api
 
-tables: ## write the tables of settings and of counters in docs/ from their classes
+tables: ## write the tables of settings, of API fields and of counters in docs/ from the code
 tables: $(STAMP)/python
 	$(BIN)/python scripts/settings_tables.py
+	$(BIN)/python scripts/api_tables.py
 	$(BIN)/python scripts/counter_tables.py
 
 builtin: ## make the built-in model and its probes again, from nothing (about an hour)

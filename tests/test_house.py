@@ -36,7 +36,7 @@ LAYERS = {
     4: ("engines",),
     5: ("capture",),
     6: ("extraction",),
-    7: ("gateway", "feed", "harvest"),
+    7: ("gateway", "client", "feed", "harvest"),
     8: ("cli", "bench", "__main__"),
     9: ("",),
 }
@@ -182,6 +182,44 @@ def test_a_file_is_short() -> None:
 
 def test_a_class_name_has_one_meaning() -> None:
     assert classes_defined_twice(modules()) == {}
+
+
+#: Decoders of msgspec and json, which raise more than their own errors, and those that run code.
+RAW_DECODERS = (
+    "json.load", "json.loads", "msgspec.json.decode", "msgspec.json.Decoder", "msgspec.msgpack.decode", "msgspec.msgpack.Decoder",
+    "pickle.load", "pickle.loads", "marshal.loads", "torch.load", "yaml.load", "joblib.load",
+)  # fmt: skip
+#: Files that use them, and why: what they decode is our own, or their errors become those of their protocol.
+DECODES_ITSELF = {
+    "runtime/decoding.py": "the one place",
+    "cli/common/completion.py": "answers of the gateway that this process runs",
+    "engines/builtin/card.py": "files of this package",
+    "engines/builtin/evaluate.py": "files of this package",
+    "engines/hf/__main__.py": "settings from the process that started this one",
+    "engines/hf/openai.py": "its errors name the parameter, in OpenAI's form",
+    "engines/replay/texts.py": "a tokenizer.json that the tokenizers library has read before",
+    "engines/vllm/plugin.py": "settings from the process that started this one",
+    "engines/vllm/sidecar/__main__.py": "settings from the process that started this one",
+    "engines/vllm/sidecar/probe_registry.py": "a table that it has just encoded",
+    "feed/generator/link.py": "settings from the process that started this one",
+    "gateway/api/completion.py": "its errors are those of the wire",
+    "gateway/api/completion_request.py": "its errors are those of the wire",
+    "gateway/scores/detokenizer.py": "any error of a tokenizer is turned there",
+    "gateway/upstream/controls.py": "answers of the engine's own controls",
+    "harvest/workers/worker_process.py": "settings from the process that started this one",
+}
+
+
+def raw_decoders(path: Path) -> list[str]:
+    """Uses of decoders that raise foreign errors, called or handed on."""
+    used = (ast.unparse(node) for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Attribute))
+    return [name for name in used if name in RAW_DECODERS]
+
+
+def test_foreign_bytes_are_decoded_in_one_place() -> None:
+    """Elsewhere a reader would have to list all that its decoder raises. Benches read what they wrote."""
+    using = {str(path.relative_to(ROOT)) for path in modules().values() if raw_decoders(path)}
+    assert {name for name in using if not name.startswith("bench/")} == set(DECODES_ITSELF)
 
 
 def test_any_does_not_spread() -> None:

@@ -6,6 +6,8 @@ const upstream = process.env["ACTSCOPE_GATEWAY"] ?? "http://127.0.0.1:6969";
 
 export default defineConfig({
   plugins: [react()],
+  // Relative addresses: a proxy may serve the page under any path.
+  base: "./",
   build: {
     // The gateway serves its page from its own package.
     outDir: "../src/actscope/gateway/static",

@@ -15,6 +15,7 @@ from actscope._lazy import attach
 from actscope._version import __version__
 
 if TYPE_CHECKING:
+    from actscope import client
     from actscope.capture.auto_config import auto_config
     from actscope.capture.config import CaptureConfig
     from actscope.capture.plan import explain
@@ -23,7 +24,17 @@ if TYPE_CHECKING:
 
     open = Recording.open
 
-__all__ = ["Capture", "CaptureConfig", "Recording", "__version__", "auto_config", "capture", "explain", "open"]
+__all__ = [
+    "Capture",
+    "CaptureConfig",
+    "Recording",
+    "__version__",
+    "auto_config",
+    "capture",
+    "client",
+    "explain",
+    "open",
+]
 
 __getattr__, __dir__ = attach(
     __name__,
@@ -33,6 +44,7 @@ __getattr__, __dir__ = attach(
         "Recording": "actscope.recording.reading.recording:Recording",
         "auto_config": "actscope.capture.auto_config:auto_config",
         "capture": "actscope.capture",  # the package, which is callable
+        "client": "actscope.client",
         "explain": "actscope.capture.plan:explain",
         "open": "actscope.recording.reading.recording:Recording.open",
     },

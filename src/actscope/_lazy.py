@@ -17,6 +17,7 @@ _EXTRAS = {
     "lz4": "record",
     "mcap": "record",
     "obstore": "harvest",
+    "openai": "client",
     "torch": "hf",
     "transformers": "hf",
     "uvicorn": "gateway",

@@ -18,6 +18,8 @@
     │   └── FeedEnded                          end of the feed: all epochs have been served
     ├── HarvestError        (OSError)          a harvest that cannot be created, shared or opened, or its storage failed
     │   └── HarvestDamaged                     committed data is missing or changed
+    ├── ScoresError         (RuntimeError)     a server that sends no scores, or malformed or incomplete ones
+    │   └── ScoresNotFound  (LookupError)      no such request, choice or probe
     └── UpstreamError       (ConnectionError)  the engine behind the gateway does not answer
 
 A message names the place, the expected value, the value found, and the remedy.
@@ -120,6 +122,14 @@ class HarvestError(ActscopeError, OSError):
 
 class HarvestDamaged(HarvestError):
     """Committed data of a harvest is missing or changed."""
+
+
+class ScoresError(ActscopeError, RuntimeError):
+    """A server sends no scores, or malformed or incomplete ones."""
+
+
+class ScoresNotFound(ScoresError, LookupError):
+    """There is no request, choice or probe of this name."""
 
 
 class UpstreamError(ActscopeError, ConnectionError):

@@ -88,6 +88,7 @@ class Step:
         spans: Which rows belong to which request.
         meta: ROW_META [n_rows], one label per row. Its `span` field counts from the start of this step.
         generation: Generation of the probe table in force (see `actscope.probes.bank`).
+        weights: How often the engine's weights had changed since it loaded them.
     """
 
     number: int
@@ -95,6 +96,7 @@ class Step:
     spans: tuple[Span, ...]
     meta: np.ndarray
     generation: int = 0
+    weights: int = 0
 
     @property
     def n_rows(self) -> int:

@@ -24,8 +24,10 @@ from actscope.bench.models.verdicts import MatrixEntry
 from actscope.frames import Step
 
 ROOT = Path(__file__).parents[2]
+#: Pixels as one picture, and as patches of a grid.
+WITH_IMAGES = ("gemma3", "qwen2_vl")
 #: Pre-norm, learned positions, norms behind, no MLP module, parallel, state space, factors, no input norm, BLOOM's sums, experts.
-SUBSET = ("llama", "gpt2", "gemma2", "opt", "falcon", "mamba", "granite", "olmo2", "bloom", "qwen3_moe")
+SUBSET = ("llama", "gpt2", "gemma2", "opt", "falcon", "mamba", "granite", "olmo2", "bloom", "qwen3_moe", *WITH_IMAGES)
 LLAMA = Architecture("llama", "causal")
 
 
@@ -44,6 +46,7 @@ def test_a_subset_of_the_kinds_is_right_and_says_which_hidden_state_is_which_sit
         assert entries[name]["points"]["resid_post"]["right"] == 4
         begin = "layers.i.resid_post" if name == "mamba" else "embed · layers.i.resid_post"
         assert page.pattern_of(entries[name]).startswith(begin)
+        assert entries[name]["cases"].get("image") == ("right" if name in WITH_IMAGES else None)
     assert {
         case: entries["llama"]["cases"][case] for case in ("plain", "left_padded", "generate", "chunked")
     } == dict.fromkeys(("plain", "left_padded", "generate", "chunked"), "right")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import pytest
@@ -124,6 +125,41 @@ def test_a_block_that_is_skipped_at_first_is_checked_when_it_runs(caplog: pytest
     refused = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
     assert len(refused) == 1 and refused[0].startswith("layers.1.mlp_out is refused and gives no rows, because what")
     assert sorted(recorder.computed) == [("r000001", "layers.0.resid_post"), ("r000002", "layers.0.resid_post")]
+
+
+@pytest.mark.usefixtures("norms_forgotten")
+@pytest.mark.parametrize("patience", [60.0, 0.05])
+def test_a_pass_of_another_thread_delivers_nothing_before_the_first_is_judged(
+    patience: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It waits for the judgement; if that does not come, its rows are counted as unchecked."""
+    monkeypatch.setattr(first_pass, "_MOST_WAIT_S", patience)
+    model: Any = random_model("gemma2")
+    first_is_inside, second_ended = threading.Event(), threading.Event()
+
+    def stay(*_: object) -> None:
+        if threading.current_thread().name == "first":
+            first_is_inside.set()
+            second_ended.wait(1.0 if patience > 1 else 60.0)
+
+    def run() -> None:
+        with torch.no_grad():
+            model(input_ids=_IDS)
+
+    blocks(model)[1].get_submodule("mlp").register_forward_pre_hook(stay)
+    recorder = MemoryRecorder()
+    with actscope.capture(model, sites=_SITES, recorder=recorder) as cap:
+        first = threading.Thread(target=run, name="first")
+        first.start()
+        assert first_is_inside.wait(60)
+        run()
+        second_ended.set()
+        first.join()
+    delivered = {request: site for request, site in recorder.computed}
+    alone = {"r000001": "layers.1.resid_post"}
+    assert delivered == (alone if patience < 1 else alone | {"r000002": "layers.1.resid_post"})
+    unchecked = sum(n for reason, n in cap.stats().reasons.items() if reason.startswith("the first pass, which shows"))
+    assert (unchecked, cap.stats().faults) == (3 * 12 if patience < 1 else 0, 0)
 
 
 def _fail(*_: object) -> None:

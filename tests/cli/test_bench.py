@@ -9,7 +9,9 @@ import pytest
 from support.servers import COMMAND
 
 NAMES = {
-    "gateway": {"added_latency_p50_ms", "added_latency_p99_ms", "added_ttft_p50_ms"},
+    "gateway": {
+        "added_latency_p50_ms", "added_latency_p99_ms", "added_ttft_p50_ms", "streams", "tokens_per_s_core", "kb_per_stream",
+    },
     "store": {"write_ratio_none", "peak_rss_mb", "lost_rows"},
     "codec": {
         "error_bounded_ratio_1e-3", "error_bounded_error", "error_bounded_gbps", "lossless_bf16_ratio", "lossless_bf16_gbps",

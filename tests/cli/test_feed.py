@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 from huggingface_hub import constants
 from support.servers import COMMAND
-from support.waiting import until
+from support.waiting import interrupt, until
 from typer.testing import CliRunner
 
 from actscope.cli.app import app
@@ -226,9 +226,7 @@ def feeding(*arguments: str) -> Iterator[tuple[subprocess.Popen[str], dict[str, 
         try:
             yield process, json.loads(line) if line else {}
         finally:
-            if process.poll() is None:
-                process.send_signal(signal.SIGINT)
-            process.communicate(timeout=60)
+            interrupt(process)
 
 
 def core_seconds(pid: int) -> float:

@@ -17,7 +17,7 @@ from support.recordings.made import row_of
 from support.recordings.replayed import SITES, probe, record_by_hand, token_by_token
 from support.ring.reading import segments_of
 from support.servers import COMMAND
-from support.waiting import until
+from support.waiting import interrupt, until
 
 from actscope.probes import Probe, save_probe
 
@@ -59,9 +59,7 @@ def replaying(*arguments: str) -> Iterator[tuple[subprocess.Popen[str], str, lis
         try:
             yield process, next(line.split()[-1] for line in said if "/?token=" in line), said
         finally:
-            if process.poll() is None:
-                process.send_signal(signal.SIGINT)
-            process.wait(30)
+            interrupt(process)
 
 
 def test_a_recording_is_shown_with_later_probes_and_stays_until_it_is_stopped(

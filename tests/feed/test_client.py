@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 import torch
-from support.feed.feeding import TOKEN, Feeding
+from support.feed.feeding import TOKEN, Feeding, feeding
 from support.typed import keywords_of, written_hints
 from torch.utils.data import DataLoader
 
 from actscope.errors import RequestRefused, SettingsError, SiteError, UpstreamError
 from actscope.feed import AsyncFeedClient, FeedClient, FeedDataset
 from actscope.feed.buffer.position import Position
-from actscope.feed.client.options import ClientOptions, IterOptions
+from actscope.feed.client.options import ClientOptions, IterOptions, Transport
 from actscope.feed.client.prefetch import prefetch_iterator
 
 
@@ -52,8 +52,20 @@ def test_refusals_are_errors_that_say_what_to_do(feed: Feeding, transport: str) 
     with feed.client(group="refused", transport=transport) as client:
         with pytest.raises(RequestRefused, match="expected 1 to 2000"):
             client.take(5000)
-        with pytest.raises((SiteError, RequestRefused), match=r"this feed has layers\.1\.resid_post"):
+        with pytest.raises(SiteError, match=r"this feed has layers\.1\.resid_post"):
             client.take(1, sites="9")
+
+
+@pytest.mark.parametrize("transport", ["near", "http"])
+def test_one_group_too_many_is_refused_at_once(transport: Transport) -> None:
+    """It does not wait for the end of another group, which may never come."""
+    with feeding(max_groups=1, group_seconds=3600.0) as feed, feed.client(group="first") as first:
+        first.take(1)
+        with (
+            feed.client(group="second", transport=transport, timeout=60.0) as second,
+            pytest.raises(RequestRefused, match=r"at most 1 groups \(setting: max_groups\), found already: first"),
+        ):
+            second.take(1)
 
 
 def test_a_wrong_token_and_an_absent_feed_are_different_errors(feed: Feeding) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
@@ -24,6 +25,9 @@ from actscope.feed.buffer.layout import Layout
 from actscope.feed.buffer.memory import FeedMemory
 from actscope.feed.buffer.position import Position
 from actscope.feed.client.shm_transport import ShmTransport
+from actscope.feed.server.broker import Broker
+from actscope.feed.server.generator_process import Supervisor
+from actscope.feed.settings import FeedSettings
 
 _CONSUMER = """
 import sys
@@ -94,6 +98,19 @@ def test_rows_that_were_taken_back_are_not_delivered() -> None:
     memory.generations[1] = 4
     assert not unchanged(memory, extents)
     memory.close()
+
+
+def test_a_descriptor_that_is_no_memory_of_the_feed_is_refused_and_closed(tmp_path: Path) -> None:
+    """A process that connects to many wrong feeds does not run out of descriptors."""
+    plain = tmp_path / "plain"
+    plain.write_bytes(bytes(64))
+    for found in (os.memfd_create("not sealed", os.MFD_ALLOW_SEALING), os.open(plain, os.O_RDONLY)):
+        with pytest.raises(
+            FeedError, match=r"feed buffer: (expected .* sealed bytes|descriptor .* is no sealed memory)"
+        ):
+            FeedMemory.attach(found, Layout(2, 8, 1, 4, "float32"))
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.fstat(found)
 
 
 def test_a_consumer_cannot_write_into_the_memory(impatient: Feeding) -> None:
@@ -210,3 +227,23 @@ def _error_of(client: object) -> Exception:
             client.take(1000)  # type: ignore[attr-defined]
     except Exception as error:
         return error
+
+
+@pytest.mark.parametrize("steps", range(5))
+async def test_a_supervisor_ends_when_it_is_cancelled_whatever_happens_at_that_moment(
+    steps: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A feed whose generator has failed is woken and cancelled at once; it used to live on, and the server never ended."""
+    monkeypatch.setattr(Supervisor, "_respawn", lambda self: None)
+    broker = Broker(FeedSettings(), Position(1))
+    running = asyncio.ensure_future(Supervisor(broker).run())
+    waiting = asyncio.ensure_future(broker.take("group", 1, object(), wait=60.0))
+    for _ in range(3):
+        await asyncio.sleep(0)
+    broker.notify()
+    for _ in range(steps):
+        await asyncio.sleep(0)
+    running.cancel()
+    waiting.cancel()
+    done, _ = await asyncio.wait({running, waiting}, timeout=5.0)
+    assert done == {running, waiting} and running.cancelled() and waiting.cancelled()

@@ -17,15 +17,16 @@ from prometheus_client.parser import text_string_to_metric_families
 from support.gateway.stage import EngineProcess, Place, Stage, await_engine, chat, chunks, picture
 from support.waiting import until
 
-from actscope.counters import Counter, CounterReport, counters_of
+from actscope.counters import Counter, CounterReport, counters_of, summed
 from actscope.frames import ROW_META, SCORES, Frame, RowFlag, Span, SpanFlag, Step
 from actscope.gateway import GatewaySettings
 from actscope.gateway.api.payloads import ChoiceView
 from actscope.gateway.counters.reports import prometheus_text, sources_of, troubles_of
 from actscope.gateway.scores.coverage import coverage_of
 from actscope.gateway.scores.detokenizer import TokenTexts
-from actscope.gateway.scores.matcher import Matcher, RingPart
+from actscope.gateway.scores.matcher import Matcher
 from actscope.gateway.scores.probe_table import table_of
+from actscope.gateway.scores.replica import Replica, RingPart
 from actscope.gateway.scores.request_log import RequestLog
 from actscope.gateway.scores.request_store import Sessions
 from actscope.ring.counter_files import CounterFile
@@ -53,7 +54,7 @@ def matcher(ring: RingWriter) -> Iterator[Matcher]:
     card: Any = SimpleNamespace(id="0" * 16, part=0, parts=1, kind="hf", special_ids=[], ring=ring.name, model="m")
     part = RingPart(card, RingReader.attach(ring.name))
     part.tables.of = lambda generation: TWO  # type: ignore[method-assign]  # a table without an engine's file
-    found = Matcher(Sessions(GatewaySettings(log_requests=2)), [part], TokenTexts.unknown())
+    found = Matcher(Sessions(GatewaySettings(log_requests=2)), [Replica([part])], TokenTexts.unknown())
     yield found
     found.close()
 
@@ -68,8 +69,7 @@ def put(ring: RingWriter, request: str, first: int, n: int, flags: int = 0) -> N
 
 
 def values(matcher: Matcher) -> dict[str, int]:
-    [report] = matcher.reports()
-    return {one.name: one.value for one in report.counters}
+    return {one.name: one.value for one in summed(matcher.reports())}
 
 
 def test_rows_that_the_engine_could_not_write_and_that_were_read_too_late_are_two_counts(

@@ -62,18 +62,18 @@ def test_data_parallel_engines_share_a_group_and_are_not_parts(cards: list[Engin
     assert [[c.id[0] for c in one] for one in engines()] == [["b"], ["a"]]
 
 
-def test_without_a_visible_listener_the_newest_card_of_the_model_is_taken_with_a_warning(
+def test_without_a_visible_listener_all_cards_of_the_model_are_taken_with_a_warning(
     cards: list[EngineCard],
 ) -> None:
     cards += [card("a", model="org/m", started_ns=1), card("b", model="other", started_ns=2)]
-    assert [(c.id[0]) for c in at_address(ELSEWHERE, ["served", "org/m"]).cards] == ["a"]
+    assert [i[0] for i in at_address(ELSEWHERE, ["served", "org/m"]).ids] == ["a"]
     assert at_address(ELSEWHERE, ["served", "org/m"]).doubt == ""
     cards.append(card("c", model="org/m", started_ns=3))
     found = at_address(ELSEWHERE, ["org/m"])
-    assert found.ids == ("c" * 16,)
-    assert "several engines" in found.doubt
+    assert found.ids == ("c" * 16, "a" * 16)
+    assert "2 servers here have this model; all are read" in found.doubt
     none = at_address(ELSEWHERE, ["unheard-of"])
-    assert none.cards == ()
+    assert none.replicas == ()
     assert "serves another model" in none.doubt
 
 
@@ -81,13 +81,13 @@ def test_a_model_in_a_directory_is_the_same_by_any_of_its_names(cards: list[Engi
     (tmp_path / "model").mkdir()
     (tmp_path / "link").symlink_to("model")
     cards.append(card("a", model="short", tokenizer=str(tmp_path / "link")))
-    assert at_address(ELSEWHERE, [f"{tmp_path}/model/"]).cards
+    assert at_address(ELSEWHERE, [f"{tmp_path}/model/"]).replicas
 
 
 def test_one_that_says_where_it_is_is_not_guessed_to_be_elsewhere(cards: list[EngineCard]) -> None:
     cards.append(card("a", endpoint="unix:/x"))
     assert at_address(ELSEWHERE, ["m"]) == Found(ELSEWHERE)
-    assert by_card("") == by_card("a" * 16) == Found("unix:/x", (cards[0],))
+    assert by_card("") == by_card("a" * 16) == Found("unix:/x", ((cards[0],),))
     assert without_endpoint() == ()
 
 
@@ -111,7 +111,7 @@ def test_what_was_taken_and_what_is_missing_is_logged_once(
     upstream = Upstream(GatewaySettings())
     for _ in range(2):
         upstream._log_choice(Found("http://x", (), "engine e runs here, but is another server's"))
-    upstream._log_choice(Found("http://x", (card("a"),), "several engines here serve this model"))
+    upstream._log_choice(Found("http://x", ((card("a"),),), "several engines here serve this model"))
     monkeypatch.setattr(discovery, "without_endpoint", lambda: (card("a"),))
     for _ in range(2):
         asyncio.run(upstream._log_missing_endpoint())

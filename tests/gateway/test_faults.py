@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import httpx
 import openai
@@ -121,6 +123,34 @@ def test_a_request_can_be_cancelled_by_another(place: Place, engine: EngineProce
         until(lambda: request in engine.state()["aborted"])
         assert other.delete(f"/v1/actscope/requests/{request}").json()["state"] == "aborted"
         assert other.delete("/v1/actscope/requests/never").status_code == 404
+
+
+def test_a_cancelled_request_that_does_not_stream_is_not_sent_again(place: Place, engine: EngineProcess) -> None:
+    """OpenAI's client, with its usual retries, raises, and the engine sees no second request."""
+    known = {r["request"] for r in requests_of(place)}
+    with (
+        openai.OpenAI(base_url=f"{place.url}/v1", api_key=place.token, max_retries=2) as client,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        extra = {"scripted": {"hold_after": 2}}
+        messages: Any = [{"role": "user", "content": "hi snow"}]
+        asked = pool.submit(
+            lambda: client.chat.completions.create(model="scripted", messages=messages, extra_body=extra)
+        )
+        (mine,) = until(lambda: {r["request"] for r in requests_of(place)} - known)
+        with place.client() as other:
+            other.delete(f"/v1/actscope/requests/{mine}")
+        with pytest.raises(openai.BadRequestError) as cancelled:
+            asked.result(30)
+    assert cancelled.value.code == "request_cancelled"
+    assert cancelled.value.response.headers["x-should-retry"] == "false"
+    assert {r["request"] for r in requests_of(place)} - known == {mine}
+
+
+def requests_of(place: Place) -> list[dict[str, Any]]:
+    with place.client() as client:
+        found: list[dict[str, Any]] = client.get("/v1/actscope/requests").json()["requests"]
+        return found
 
 
 def test_completions_in_flight_are_bounded(stage: Stage) -> None:

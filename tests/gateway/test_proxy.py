@@ -99,7 +99,7 @@ def test_bodies_and_answers_are_streamed_at_the_same_time(vllm_place: Place) -> 
     """The answer to the first line comes before the second one has been sent."""
     host, port = vllm_place.url.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port)), timeout=10) as connection:
-        head = f"POST /v1/responses HTTP/1.1\r\nHost: {host}:{port}\r\nAuthorization: Bearer {TOKEN}\r\n"
+        head = f"POST /v1/slowly HTTP/1.1\r\nHost: {host}:{port}\r\nAuthorization: Bearer {TOKEN}\r\n"
         connection.sendall(f"{head}Transfer-Encoding: chunked\r\n\r\n4\r\none\n\r\n".encode())
         received = b""
         while b"data: one" not in received:
@@ -112,7 +112,7 @@ def test_bodies_and_answers_are_streamed_at_the_same_time(vllm_place: Place) -> 
 
 def test_a_client_that_leaves_closes_the_engines_side(client: httpx.Client, vllm_engine: EngineProcess) -> None:
     before = vllm_engine.state()["aborted"].count("slowly")
-    with client.stream("POST", "/v1/responses", content=b"hold\n") as response:
+    with client.stream("POST", "/v1/slowly", content=b"hold\n") as response:
         next(response.iter_raw())
     until(lambda: vllm_engine.state()["aborted"].count("slowly") == before + 1)
 
@@ -130,7 +130,7 @@ def test_a_body_that_is_too_large_is_refused(stage: Stage) -> None:
 @pytest.mark.parametrize("events", ["", "1"])
 def test_an_engine_that_breaks_off(client: httpx.Client, events: str) -> None:
     """A stream of events ends with an error; anything else is cut off, so that it does not pass for whole."""
-    url = f"/v1/responses?events={events}"
+    url = f"/v1/slowly?events={events}"
     if events:
         answer = client.post(url, content=b"one\nhang up\n")
         assert json.loads(answer.text.split("\n\n")[-2].removeprefix("data: "))["error"]["code"] == "engine_failed"
@@ -157,7 +157,7 @@ def test_requests_that_are_passed_on_are_bounded(stage: Stage) -> None:
     engine = stage.engine("--kind", "vllm")
     place = stage.gateway(upstream=engine.endpoint, max_in_flight=1)
     with place.client() as own, place.client() as other:
-        with own.stream("POST", "/v1/responses", content=b"hold\n") as response:
+        with own.stream("POST", "/v1/slowly", content=b"hold\n") as response:
             pieces = response.iter_raw()  # closes the response when it goes
             next(pieces)
             refused = other.post("/v1/echo", content=b"x")

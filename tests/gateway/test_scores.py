@@ -199,3 +199,15 @@ def test_a_probe_swapped_while_a_request_runs(client: httpx.Client, engine: Engi
     assert "".join(s[0] for s in whole["scores"]["states"]) == "mmnnnmnnn" + "c" * 5 + "n"
     listed = client.get("/v1/actscope/probes").json()["probes"]
     assert [p["since"] for p in listed] == [p["since"] for p in headers[1]]
+
+
+def test_tokens_that_a_parser_has_swallowed_do_not_shift_the_labels(client: httpx.Client) -> None:
+    """The answer lacks a token. From the second row that disagrees the log follows the rows: no later score is lost or moved."""
+    body = chat(actscope=True, max_tokens=30, scripted={"swallow_at": 4})
+    found = picture(chunks(client, body))
+    assert_exact(found)
+    assert found.prompt_tokens is not None
+    letters = found.letters("danger")
+    assert letters[: found.prompt_tokens + 4].strip("cm") == ""
+    assert letters.count("n") <= 4
+    assert sum(cell is not None for cell in found.cells.values()) >= 2 * (len(letters) - 6)

@@ -53,9 +53,9 @@ def test_every_route_needs_the_token(stranger: httpx.Client, method: str, path: 
 
 
 def test_the_printed_link_sets_a_cookie_that_serves_as_the_token(stranger: httpx.Client, place: Place) -> None:
-    """The link redirects to `/` without the token in the address, and the cookie then opens every route."""
+    """The link redirects to the page, under whatever path it is, without the token in the address, and the cookie then opens every route."""
     answer = stranger.get(f"/?token={TOKEN}")
-    assert (answer.status_code, answer.headers["location"]) == (303, "/")
+    assert (answer.status_code, answer.headers["location"]) == (303, "./")
     cookie = answer.headers["set-cookie"]
     port = place.url.rsplit(":", 1)[1]
     assert cookie.startswith(f"actscope_{port}=")
@@ -146,8 +146,8 @@ def test_the_connection_of_a_refused_body_is_closed(place: Place) -> None:
         sender.sendall(head.encode() + b"0\r\n")
         assert sender.recv(100).startswith(b"HTTP/1.1 401")
         with pytest.raises(OSError, match=r"reset|Broken pipe"):
-            for i in range(20_000):
-                sender.sendall(f"x-{i}: {'x' * 1000}\r\n".encode())
+            for i in range(3_000):
+                sender.sendall(f"x-{i}: {'x' * 60_000}\r\n".encode())
 
 
 @pytest.mark.parametrize("origin", ["https://evil.example", "null", "http://127.0.0.1:1", "http://localhost"])
@@ -225,7 +225,7 @@ def test_heads_are_bounded(place: Place, client: httpx.Client) -> None:
                 endless.sendall(b"x" * 1024)
         except OSError:
             received = b"closed"
-        assert received or endless.recv(100).startswith(b"HTTP/1.1 400")
+        assert received or endless.recv(100).startswith(b"HTTP/1.1 431")
 
 
 def test_only_listed_headers_reach_the_engine(client: httpx.Client, engine: EngineProcess) -> None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 import numpy as np
@@ -25,8 +26,10 @@ from actscope.gateway.api.payloads import ChoiceView, event_bytes, render_bulk, 
 from actscope.gateway.api.schemas import ActscopePayload, DoneEvent, ProbeFinalEvent, ProbeUpdateEvent, TokenEvent
 from actscope.gateway.scores.coverage import coverage_of
 from actscope.gateway.scores.detokenizer import TokenTexts
-from actscope.gateway.scores.matcher import Matcher, RingPart, external_id
+from actscope.gateway.scores.matcher import Matcher
 from actscope.gateway.scores.probe_table import Columns, table_of
+from actscope.gateway.scores.replica import Replica, RingPart
+from actscope.gateway.scores.request_ids import external_id, response_id
 from actscope.gateway.scores.request_log import RequestLog
 from actscope.gateway.scores.request_store import Sessions
 from actscope.gateway.upstream import discovery, upstream
@@ -172,10 +175,10 @@ class OddReader:
 def test_the_ring_is_read_on_after_rows_that_cannot_be_used(caplog: pytest.LogCaptureFixture) -> None:
     """An error in the middle of a look neither ends the timer nor reaches who asked for the look; it is logged once."""
     reader: Any = OddReader()
-    card: Any = SimpleNamespace(kind="hf", special_ids=[], ring="x")
+    card: Any = SimpleNamespace(kind="hf", special_ids=[], ring="x", part=0, plain_ids=False)
 
     async def run() -> None:
-        matcher = Matcher(Sessions(GatewaySettings()), [RingPart(card, reader)], TokenTexts.unknown())
+        matcher = Matcher(Sessions(GatewaySettings()), [Replica([RingPart(card, reader)])], TokenTexts.unknown())
         matcher.start()
         while reader.reads < 6:
             await asyncio.sleep(0.001)
@@ -318,9 +321,29 @@ def test_ids_of_choices() -> None:
 
 def test_vllm_ids_lose_their_suffix() -> None:
     """Eight hex digits, at the end only, and for vLLM only."""
-    assert external_id("vllm")("0_chatcmpl-R-0123abcd") == "0_chatcmpl-R"
-    assert external_id("vllm")("chatcmpl-R-xyz") == "chatcmpl-R-xyz"
-    assert external_id("hf")("chatcmpl-R-0123abcd") == "chatcmpl-R-0123abcd"
+
+    def of(kind: str, plain_ids: bool = False) -> Callable[[str], str]:
+        return external_id(cast(Any, SimpleNamespace(kind=kind, plain_ids=plain_ids)))
+
+    assert of("vllm")("0_chatcmpl-R-0123abcd") == "0_chatcmpl-R"
+    assert of("vllm")("chatcmpl-R-xyz") == "chatcmpl-R-xyz"
+    assert of("hf")("chatcmpl-R-0123abcd") == "chatcmpl-R-0123abcd"
+    assert of("vllm", plain_ids=True)("chatcmpl-R-0123abcd") == "chatcmpl-R-0123abcd"
+
+
+@pytest.mark.parametrize(
+    ("choice", "response"),
+    [
+        ("chatcmpl-R", "chatcmpl-R"),
+        ("2_chatcmpl-R", "chatcmpl-R"),
+        ("cmpl-R-0", "cmpl-R"),
+        ("1_cmpl-a-1-0", "cmpl-a-1"),
+        ("chatcmpl-R-0", "chatcmpl-R-0"),
+        ("7_own", "7_own"),
+    ],
+)
+def test_a_choice_names_its_response(choice: str, response: str) -> None:
+    assert response_id(choice) == response
 
 
 @pytest.mark.parametrize("wrong", [{"port": 70000}, {"token": "short"}, {"max_n": 0}, {"cors_origins": ("http://x/",)}])

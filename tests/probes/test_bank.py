@@ -12,6 +12,7 @@ import pytest
 from actscope.errors import ProbeError
 from actscope.probes import Bank, Probe, ProbedModel, ProbeInfo
 from actscope.probes.bank import DescribedProbe
+from actscope.probes.score import score
 
 FACTS = ProbedModel("some/model", "abc123", d_model=8, n_layers=4)
 
@@ -86,3 +87,8 @@ def test_removing_what_is_not_there_lists_what_is() -> None:
     bank.put(probe("a"))
     with pytest.raises(ProbeError, match="there are: a"):
         bank.remove("b")
+
+
+def test_an_activation_that_nobody_knows_is_an_error_and_no_identity() -> None:
+    with pytest.raises(ProbeError, match="activation 'gelu': expected one of identity, relu, sigmoid, jumprelu"):
+        score(np.ones((1, 2)), np.ones((2, 1), np.float32), np.zeros(1), ["gelu"], np.zeros(1))

@@ -6,19 +6,23 @@ import json
 import os
 import secrets
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
-from ring.conftest import Child, MakeRing
+from ring.conftest import CHILD, Child, MakeRing
 from support.ring.reading import said
+from support.waiting import until
 
 from actscope.errors import RingError
 from actscope.ring import discovery
 from actscope.ring.host import RingReader, RingSpec, RingWriter
-from actscope.ring.segment import SHM_DIR, segment_path
+from actscope.ring.layout import Word
+from actscope.ring.segment import SHM_DIR, is_locked, read_header, segment_path
 from actscope.runtime.boot import boot_id
 from actscope.runtime.directory import runtime_dir
 from actscope.runtime.private_files import publish_private
@@ -164,7 +168,9 @@ def test_sweep_removes_what_a_killed_engine_left_and_keeps_what_lives(
     os.kill(engine.pid, signal.SIGKILL)
     engine.wait()
     assert discovery.read_cards() == [alive]
-    assert discovery.sweep() >= 4  # card, table, socket, segment
+    assert (
+        discovery.sweep() >= 3
+    )  # card, table, socket; and the segment, unless another engine of this machine is quicker
     assert not segment_path(ring).exists() and segment_path(mine.name).exists() and stranger.exists()
     assert len(list(runtime.iterdir())) == 4
     RingReader.attach(mine.name).close()
@@ -210,3 +216,51 @@ def test_sweep_leaves_a_ring_of_another_container_alone(runtime: Path, monkeypat
     assert reader.writer_alive()  # its heartbeat is fresh
     writer.close()
     reader.close()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="a pid namespace of one's own needs root")
+def test_sweep_removes_the_ring_of_a_dead_container_and_leaves_that_of_a_living_one(runtime: Path) -> None:
+    """In another pid namespace nobody can look at the process; the lock on the file says whether it lives."""
+    engine = subprocess.Popen(
+        ["unshare", "--pid", "--fork", "--kill-child", sys.executable, str(CHILD), "write_and_hold", "64", "16", "3"],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        ring = said(engine)["name"]
+        assert not Process(read_header(ring).pid, 0, read_header(ring).pid_namespace).visible
+        card = a_card(pid=2**22 + 1, ring=ring)
+        discovery.publish_card(card)
+        os.truncate(discovery.publish_table(card.id, b"{}", 1), 0)
+        silence(ring)
+        discovery.sweep()
+        assert discovery.read_cards() == [card] and segment_path(ring).exists()
+    finally:
+        engine.kill()
+        engine.communicate()
+    until(lambda: not is_locked(ring), 20, what="the end of the other container's process")
+    assert discovery.read_cards() == []
+    discovery.sweep()
+    assert not segment_path(ring).exists() and list(runtime.iterdir()) == []
+
+
+def silence(ring: str) -> None:
+    """Make its heartbeat as old as this boot: then only the lock tells."""
+    with segment_path(ring).open("r+b") as file:
+        file.seek(8 * Word.HEARTBEAT_NS)
+        file.write(bytes(8))
+
+
+def test_a_ring_without_a_lock_is_kept_while_its_heart_beats(runtime: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A writer of an older version in another container holds no lock."""
+    monkeypatch.setattr("actscope.ring.segment.Process.current", lambda: Process(2**22 + 1, 1, 42))
+    monkeypatch.setattr("actscope.ring.segment.fcntl.flock", lambda fd, how: None)
+    writer = RingWriter.create(RingSpec(8, 4, 4, 4))
+    monkeypatch.undo()
+    monkeypatch.setenv("ACTSCOPE_RUNTIME_DIR", str(runtime))
+    assert not is_locked(writer.name)
+    discovery.sweep()
+    assert segment_path(writer.name).exists()
+    silence(writer.name)
+    discovery.sweep()
+    assert not segment_path(writer.name).exists()
+    writer.close()

@@ -71,7 +71,7 @@ def test_when_the_writer_is_killed_the_reader_drains_the_ring_and_then_knows(chi
     assert not reader.wait(30.0) and not reader.writer_alive()
     assert time.monotonic() - before < 10.0  # it does not sleep out its time
     reader.close()
-    assert unlink(reader.name)
+    unlink(reader.name)  # unless an engine that starts now has swept it
 
 
 def test_a_writer_killed_in_the_middle_of_a_step_leaves_whole_steps_only(child: Child) -> None:

@@ -39,11 +39,11 @@ def test_a_step_comes_back_with_every_field(make_ring: MakeRing) -> None:
     ended = SpanFlag.END | SpanFlag.ABORTED
     spans = (Span("ä-1", 9, 2, 0, SpanFlag.FIRST, 11), Span("b", 4, 1, 2), Span("c", 0, 0, 3, ended))
     rows = np.arange(12, dtype=np.float32).reshape(3, 4)
-    writer.write(Step(2**60, 12345, spans, meta, 6), [Frame("layers.0", np.zeros(1)), Frame(SCORES, rows)])
+    writer.write(Step(2**60, 12345, spans, meta, 6, 70_000), [Frame("layers.0", np.zeros(1)), Frame(SCORES, rows)])
     (record,) = read_batch(reader).steps
     assert (record.number, record.time_ns, record.generation, record.spans) == (2**60, 12345, 6, spans)
     assert np.array_equal(record.meta, meta) and np.array_equal(record.rows, rows)
-    assert (record.flags, record.dropped_rows) == (StepFlag(0), 0)
+    assert (record.flags, record.dropped_rows, record.weights) == (StepFlag(0), 0, 65_535)
     assert reader.read() is None
 
 
@@ -275,7 +275,7 @@ def _intact(published: Sequence[Published], cursor: int, row_capacity: int, step
 
 def test_records_for_struct_and_for_numpy_are_the_same_bytes() -> None:
     assert (STEP_STRUCT.size, SPAN_STRUCT.size) == (STEP.itemsize, SPAN.itemsize) == (72, 152)
-    values = tuple(range(1, 12))
+    values = tuple(range(1, 13))
     assert np.frombuffer(STEP_STRUCT.pack(*values), STEP)[0].item() == values
     span = np.frombuffer(SPAN_STRUCT.pack(-1, 2, 3, 4, 5, 3, 0, b"abc"), SPAN)[0].item()
     assert span[:7] == (-1, 2, 3, 4, 5, 3, 0) and span[7][:3] == b"abc"

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import signal
 import subprocess
 from pathlib import Path
 
 from support.recordings.replayed import record_builtin
 from support.servers import COMMAND
+from support.waiting import interrupt
 
 from actscope.engines.replay.plan import ReplayPlan
 from actscope.recording.reading.recording import Recording
@@ -31,7 +31,6 @@ def test_a_recording_plays_on_the_page_coloured_with_probes_and_stays_there(tmp_
             script = ["node", str(ROOT / "web/e2e/replay.e2e.mjs"), link, str(tmp_path)]
             done = subprocess.run(script, capture_output=True, text=True, timeout=200, cwd=ROOT / "web")
         finally:
-            process.send_signal(signal.SIGINT)
-            process.communicate(timeout=30)
+            interrupt(process)
     assert done.returncode == 0, done.stdout + done.stderr
     assert len(list(tmp_path.glob("*.png"))) == 3

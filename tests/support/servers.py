@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -14,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from support.gateway.stage import Place
+from support.waiting import interrupt
 
 from actscope.engines.builtin import NAME
 
@@ -57,7 +57,5 @@ def serving(*arguments: str) -> Iterator[Serving]:
         try:
             yield Serving(process, line.split()[-1], directory)
         finally:
-            if process.poll() is None:
-                process.send_signal(signal.SIGINT)
-            process.communicate(timeout=60)
+            interrupt(process)
             shutil.rmtree(directory, ignore_errors=True)

@@ -1,7 +1,9 @@
-"""Waiting for a state that another thread or process brings about."""
+"""Waiting for a state that another thread or process brings about, and for the end of a process."""
 
 from __future__ import annotations
 
+import signal
+import subprocess
 import time
 from collections.abc import Callable
 from typing import TypeVar
@@ -17,3 +19,16 @@ def until(look: Callable[[], T | None], seconds: float = 30.0, *, what: str = "t
         assert time.monotonic() < end, f"{what}: not within {seconds:.0f} s"
         time.sleep(_LOOK_S)
     return found
+
+
+def interrupt(process: subprocess.Popen[str], seconds: float = 60.0) -> None:
+    """Interrupt a process as a terminal does, and read what it still says. One that does not end is killed, and fails the test.
+
+    `Popen.__exit__` waits for ever for a process that still runs.
+    """
+    if process.poll() is None:
+        process.send_signal(signal.SIGINT)
+    try:
+        process.communicate(timeout=seconds)
+    finally:
+        process.kill()

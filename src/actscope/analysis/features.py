@@ -326,7 +326,7 @@ class _SparseFile:
 
     def __enter__(self) -> _SparseFile:
         if self.path is not None:
-            self.path.mkdir(parents=True, exist_ok=True)
+            self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
             kinds = {
                 "indptr": "<i8",
                 "indices": "<i4",

@@ -25,6 +25,7 @@ from actscope.analysis.site import Progress, silent
 from actscope.analysis.tokens import depth, genuine
 from actscope.errors import MissingExtra, RecordingError
 from actscope.recording.reading.recording import Recording
+from actscope.runtime.publish import publish_file
 
 if TYPE_CHECKING:
     from networkx import MultiDiGraph
@@ -78,7 +79,7 @@ class Graph:
     def save(self, folder: Path) -> list[Path]:
         """Write `graph.json` and `graph.graphml` and return their paths. Raises MissingExtra if networkx is not installed."""
         paths = [folder / "graph.json", folder / "graph.graphml"]
-        paths[0].write_bytes(msgspec.json.format(msgspec.json.encode(self.as_dict()), indent=1))
+        publish_file(paths[0], msgspec.json.format(msgspec.json.encode(self.as_dict()), indent=1))
         _networkx().write_graphml(self.as_networkx(), paths[1])
         return paths
 

@@ -7,6 +7,8 @@ from types import TracebackType
 
 import numpy as np
 
+from actscope.runtime.publish import private_opener
+
 
 class GrowingNpy:
     """A one-dimensional array in a .npy file, written in parts. numpy pads the header so that a longer shape fits in place."""
@@ -14,7 +16,7 @@ class GrowingNpy:
     def __init__(self, path: Path, dtype: np.dtype) -> None:
         self._dtype = dtype
         self._length = 0
-        self._file = path.open("wb")
+        self._file = open(path, "wb", opener=private_opener)  # noqa: SIM115 - closed by `close`
         self._write_head()
         self._data = self._file.tell()
 

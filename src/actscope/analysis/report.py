@@ -113,7 +113,7 @@ def analyze(
 
 def _make(to: Path) -> None:
     try:
-        to.mkdir(parents=True, exist_ok=True)
+        to.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
         raise RecordingError(
             f"{to}: a report cannot be written there: {error.strerror}; choose another folder"
@@ -132,7 +132,7 @@ def _folders(sets: Sequence[FeatureSet], to: Path | None) -> list[Path | None]:
 
 def _save_dimensions(sites: list[SiteStats], to: Path) -> list[Path]:
     folder = to / "dimensions"
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(mode=0o700, exist_ok=True)
     files = []
     for stats in sites:
         m = stats.moments

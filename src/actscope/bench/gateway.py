@@ -3,6 +3,8 @@
 Engine, gateway and client are three processes, as in use. A token's latency is measured from the publication of its pass by the
 engine (the step's time stamp in the ring) to its arrival at the client. The same client calls the engine over its socket and
 the gateway over TCP, alternately. Added latency is the difference of the two distributions' percentiles, pair by pair.
+
+After that, a thousand streams at once run in front of a scripted engine (`bench/support/gateway_streams.py`).
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from actscope.bench.support.gateway_streams import Server, run_streams
 from actscope.bench.support.samples import Result
 from actscope.engines.builtin import NAME, probes_path
 from actscope.engines.hf.settings import EngineSettings
@@ -31,7 +34,7 @@ from actscope.ring.discovery import EngineCard
 from actscope.ring.host import RingReader
 
 TOKENS = 100
-START_S = 30.0
+START_S = 90.0
 BODY = {
     "messages": [{"role": "user", "content": "Tell me about a fox in the snow"}],
     "max_tokens": TOKENS, "temperature": 0, "stream": True, "ignore_eos": True,
@@ -62,8 +65,9 @@ def run(seconds: float = 20.0, progress: Callable[[str], None] = lambda what: No
     settings = EngineSettings(model=NAME, card_id=new_card_id(), probes=(str(probes_path()),), threads=1)
     with EngineProcess(settings) as engine:
         card = engine.wait_ready()
-        with _gateway(card) as (port, token), closing(RingReader.attach(card.ring)) as reader:
-            return _measure(card, port, token, reader, seconds, progress)
+        with _gateway(card.id) as server, closing(RingReader.attach(card.ring)) as reader:
+            latency = _measure(card, server.port, server.token, reader, seconds, progress)
+    return latency + run_streams(_gateway, progress)
 
 
 def _measure(
@@ -138,15 +142,15 @@ def _passes(reader: RingReader) -> list[int]:
 
 
 @contextmanager
-def _gateway(card: EngineCard) -> Iterator[tuple[int, str]]:
-    """Run a gateway in its own process, connected to the engine. Yields its port and token."""
+def _gateway(card: str) -> Iterator[Server]:
+    """Run a gateway in its own process, connected to the engine with this card."""
     token, port = secrets.token_urlsafe(16), _free_port()
-    command = [sys.executable, "-m", "actscope", "gateway", "--upstream", card.id, "--port", str(port)]
+    command = [sys.executable, "-m", "actscope", "gateway", "--upstream", card, "--port", str(port)]
     quiet = subprocess.DEVNULL
     with subprocess.Popen(command, env={**os.environ, "ACTSCOPE_TOKEN": token}, stderr=quiet, stdout=quiet) as child:
         try:
             _wait_up(child, port, token)
-            yield port, token
+            yield Server(child.pid, port, token)
         finally:
             child.terminate()
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-import msgspec
 import torch
 
 from actscope.capture.session import Capture
 from actscope.engines.hf.loading import LoadedModel
 from actscope.errors import SettingsError
+from actscope.runtime.decoding import decode_json
 
 #: Called with the number of finished prompts and their total.
 Progress = Callable[[int, int], None]
@@ -56,10 +56,7 @@ def read_prompts(lines: Iterable[str], source: str = "prompts") -> list[Prompt]:
 
 
 def _of_json(line: str, name: str, where: str) -> Prompt:
-    try:
-        value = msgspec.json.decode(line, type=dict[str, object])
-    except msgspec.DecodeError as error:
-        raise SettingsError(f"{where}: cannot be read: {error}") from error
+    value = decode_json(line, dict[str, object], SettingsError, f"{where}: cannot be read")
     text = value.get("prompt", value.get("text"))
     if not isinstance(text, str) or not text:
         raise SettingsError(

@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 
 from actscope.errors import ActscopeError, MissingExtra, UpstreamError
+from actscope.runtime.printable import printable
 
 #: Packages that commands import when they need them, and the extras that install them.
 _EXTRAS = {
@@ -53,5 +54,5 @@ def main() -> None:
 
 
 def _fail(error: ActscopeError | str, code: int) -> None:
-    print(f"actscope: {error}", file=sys.stderr)
+    print(printable(f"actscope: {error}"), file=sys.stderr)
     sys.exit(code)

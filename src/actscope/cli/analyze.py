@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from actscope.cli.common import options
+from actscope.cli.common.output import show
 from actscope.cli.common.recordings import Directory, open_recording
 from actscope.cli.common.settings_options import Given, with_settings
 from actscope.cli.export import Sites
@@ -52,7 +53,7 @@ def analyze(
     )
     with ProgressBar() as bars:
         report = run(recording, wanted, to, bars.update)
-    typer.echo(json.dumps(report.as_dict()) if as_json else _text(report))
+    show(json.dumps(report.as_dict()) if as_json else _text(report))
 
 
 def _text(report: AnalysisReport) -> str:

@@ -25,6 +25,7 @@ from actscope.cli import (
     verify,
     watch,
 )
+from actscope.cli.common.output import show
 from actscope.cli.doctor import command as doctor
 from actscope.cli.feed import command as feed
 
@@ -43,7 +44,7 @@ def _root(
     version: Annotated[bool, typer.Option("--version", help="Print the version and exit.", is_eager=True)] = False,
 ) -> None:
     if version:
-        typer.echo(f"actscope {__version__}")
+        show(f"actscope {__version__}")
         raise typer.Exit
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from actscope.cli.common.output import show
 from actscope.errors import SettingsError
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ def bench(
         more = {"engine": engine, "only": only} if name == "models" else {}
         results = module.run(seconds, lambda what: status.update(f"bench {name}: {what}"), **more)
     report = {"bench": name, "machine": machine(), "versions": versions(), "results": results, **_more(module, results)}
-    typer.echo(json.dumps(report) if as_json else _tables(module, results))
+    show(json.dumps(report) if as_json else _tables(module, results))
     if not all(result["ok"] for result in results):
         raise typer.Exit(1)
 

@@ -12,6 +12,7 @@ import typer
 
 from actscope.capture.config import CaptureConfig
 from actscope.cli.common import options
+from actscope.cli.common.output import show
 from actscope.cli.common.settings_options import Given, with_settings
 from actscope.errors import ActscopeError, SettingsError
 
@@ -71,7 +72,7 @@ def capture(
     if todo:
         _record(model, todo, to, config, max_tokens, batch, resume=resume, placed=engine_flags)
     else:
-        typer.echo(f"{to} contains all {len(wanted)} prompts already", err=True)
+        show(f"{to} contains all {len(wanted)} prompts already", err=True)
     _tell(to, len(todo), len(wanted) - len(todo), as_json)
 
 
@@ -112,7 +113,7 @@ def _record(
         with ProgressBar() as bars, session:
             run_prompts(loaded, todo, session, max_tokens=max_tokens, batch=batch, progress=told)
     except KeyboardInterrupt:
-        typer.echo(
+        show(
             f"interrupted: {to} has {done} of {len(todo)} prompts; repeat the command with --resume to continue",
             err=True,
         )
@@ -180,7 +181,7 @@ def _missing(to: Path, wanted: list[Prompt]) -> list[Prompt]:
 def _warn(stats: CaptureStats) -> None:
     lost = getattr(stats.recorder, "dropped_rows", 0)
     if stats.unowned_rows or stats.faults or lost:
-        typer.echo(
+        show(
             f"not recorded: {stats.unowned_rows} rows with uncertain labels, {lost} rows dropped, "
             f"{stats.faults} faults",
             err=True,
@@ -192,10 +193,10 @@ def _tell(to: Path, run: int, skipped: int, as_json: bool) -> None:
 
     summary = {"path": str(to), "run": run, "skipped": skipped, **Recording.open(to).summary()}
     if as_json:
-        typer.echo(json.dumps(summary))
+        show(json.dumps(summary))
         return
     over, worst = summary["rows_after_end"], summary["error_worst"]
-    typer.echo(
+    show(
         f"{to}: {summary['tokens']} tokens of {summary['requests']} requests at {summary['sites']} sites\n"
         + (f"  {over} of them after the end of their answer, while the batch was still running\n" if over else "")
         + f"  {summary['bytes_per_token']:.0f} bytes per token, {summary['ratio_source']:.2f} x smaller than computed, "

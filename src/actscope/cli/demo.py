@@ -8,8 +8,10 @@ from typing import Annotated, Any
 import typer
 
 from actscope.cli.common import options
+from actscope.cli.common.output import show
 from actscope.cli.common.settings_options import Given, with_settings
 from actscope.engines.builtin import NAME
+from actscope.runtime.printable import printable
 
 
 @with_settings
@@ -54,7 +56,7 @@ def demo(
 
         answer = ask(settings, model, once, max_tokens=max_tokens, temperature=temperature, seed=seed)
     if as_json:
-        typer.echo(json.dumps(answer, ensure_ascii=False))
+        show(json.dumps(answer, ensure_ascii=False))
     else:
         _show(answer)
 
@@ -70,7 +72,7 @@ def _show(answer: dict[str, Any]) -> None:
         table.add_row(Text(str(token["position"]), justify="right"), Text(repr(token["text"])), Text(_highest(token)))
     console = Console()
     console.print(table)
-    console.print(f"\n{answer['answer']}\n", style="bold", markup=False, highlight=False)
+    console.print(printable(f"\n{answer['answer']}\n"), style="bold", markup=False, highlight=False)
     console.print(
         f"{answer['computed']} of {answer['present']} positions computed; ended with {answer['finish_reason']}"
     )

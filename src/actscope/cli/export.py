@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from actscope.cli.common import options
+from actscope.cli.common.output import show
 from actscope.cli.common.recordings import Directory, open_recording
 from actscope.cli.common.settings_options import Given, with_settings
 from actscope.errors import SettingsError
@@ -56,10 +57,10 @@ def export(
     with ProgressBar() as bars:
         report = write(recording, to, form, selection, options.EXPORT.make(flags), bars.update)
     if as_json:
-        typer.echo(json.dumps({**asdict(report), "path": str(report.path)}))
+        show(json.dumps({**asdict(report), "path": str(report.path)}))
         return
     rows = sum(report.rows.values())
-    typer.echo(
+    show(
         f"{report.path}: {rows} rows of {len(report.rows)} sites as {report.format} "
         f"({', '.join(sorted(set(report.stored_as.values())))}), {report.files} files, {report.bytes / (1 << 20):.1f} MiB"
     )

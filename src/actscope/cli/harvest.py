@@ -11,6 +11,7 @@ import typer
 from msgspec.structs import replace
 
 from actscope.cli.common import options
+from actscope.cli.common.output import show
 from actscope.cli.common.settings_options import Given, with_settings
 from actscope.errors import SettingsError
 
@@ -140,9 +141,9 @@ def _run(crew: Crew, out: str, allow_http: bool, lease: float, as_json: bool) ->
             report = carry_out(open_storage(out, allow_http=allow_http), crew, told, lease_s=lease)
     except KeyboardInterrupt:
         if total:
-            typer.echo(f"interrupted: {out} has {done} of {total} units; repeat the command to continue", err=True)
+            show(f"interrupted: {out} has {done} of {total} units; repeat the command to continue", err=True)
         raise
-    typer.echo(json.dumps(summary_of(report, out)) if as_json else _told(report, out))
+    show(json.dumps(summary_of(report, out)) if as_json else _told(report, out))
 
 
 def summary_of(report: Report, out: str) -> dict[str, Any]:
@@ -196,9 +197,9 @@ def _propose(crew: Crew, settings: HarvestSettings, as_json: bool) -> None:
     plan = proposal.plan
     estimate = estimate_of(proposal)
     if as_json:
-        typer.echo(json.dumps({"plan": msgspec.to_builtins(plan), "id": plan.id, **estimate}))
+        show(json.dumps({"plan": msgspec.to_builtins(plan), "id": plan.id, **estimate}))
         return
-    typer.echo(
+    show(
         f"{plan.model} ({plan.revision[:12] or 'local'}) at {', '.join(plan.sites)}: {plan.texts} of {plan.dataset_texts} "
         f"texts of {plan.dataset}\n"
         f"  {plan.n_units} units; about {estimate['rows']} rows, {estimate['bytes'] / (1 << 20):.1f} MiB. A worker holds "
@@ -232,6 +233,6 @@ def _verify(out: str, *, allow_http: bool, as_json: bool) -> None:
         raise SettingsError(f"--out {out}: there is no such directory")
     with ProgressBar() as bars:
         verdict = verify(open_storage(out, allow_http=allow_http), bars.update)
-    typer.echo(json.dumps(verdict.as_dict()) if as_json else verdict.as_text())
+    show(json.dumps(verdict.as_dict()) if as_json else verdict.as_text())
     if not verdict.ok:
         raise typer.Exit(1)

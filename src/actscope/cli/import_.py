@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from actscope.cli.common import options
+from actscope.cli.common.output import show
 from actscope.cli.common.settings_options import Given, with_settings
 
 
@@ -30,10 +31,10 @@ def import_(
     with ProgressBar() as bars:
         report = import_packets(packets, to, options.IMPORT.make(flags), bars.update)
     if as_json:
-        typer.echo(json.dumps({**asdict(report), "path": str(report.path)}))
+        show(json.dumps({**asdict(report), "path": str(report.path)}))
         return
     kind = "actscope's format" if report.ours else "another tool's format"
-    typer.echo(
+    show(
         f"{report.path}: {report.rows} rows of {report.requests} requests at {len(report.sites)} sites, from "
         f"{report.packets} packets in {kind}; {report.skipped} skipped"
     )

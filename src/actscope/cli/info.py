@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from actscope.cli.common import options
+from actscope.cli.common.output import legible, show
 from actscope.cli.common.recordings import Directory, open_recording
 
 _MOST_MARKS = 5
@@ -25,7 +26,7 @@ def info(
     Example: actscope info run.acts
     """
     described = open_recording(path).describe(requests)
-    typer.echo(json.dumps(described) if as_json else _text(described))
+    show(json.dumps(described) if as_json else _text(legible(described)))
 
 
 def _text(found: dict[str, Any]) -> str:

@@ -10,12 +10,15 @@ import msgspec
 import typer
 
 from actscope.cli.common import options
-from actscope.cli.common.engines import ask, engine_cards, refusal
+from actscope.cli.common.engines import ask, engine_replicas, refusal
+from actscope.cli.common.output import legible, show
 from actscope.cli.common.settings_options import Given, with_settings
-from actscope.errors import ProbeError
+from actscope.errors import ProbeError, UpstreamError
 
 if TYPE_CHECKING:
     import httpx
+
+    from actscope.ring.discovery import EngineCard
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="List, import, train, test, add and remove probes.")
 
@@ -29,19 +32,24 @@ def list_probes(
     engine: options.Engine = "",
     as_json: options.Json = False,
 ) -> None:
-    """List the probes of a directory, or of a running engine.
+    """List the probes of a directory, or of a running engine. Exits 1 if a file of the directory is no valid probe.
 
     Example: actscope probe list probes/my-model
     """
     from actscope.probes import load_probes
 
+    bad: list[ProbeError] = []
     if directory is not None:
         if not directory.is_dir():
             raise ProbeError(f"{directory}: not a directory")
-        probes = [msgspec.structs.asdict(probe.info) for probe in load_probes(directory)]
+        probes = [msgspec.structs.asdict(probe.info) for probe in load_probes(directory, bad.append)]
     else:
         probes = _list_engine(engine)
-    typer.echo(json.dumps(probes, indent=2) if as_json else _table(probes))
+    show(json.dumps(probes, indent=2) if as_json else _table(legible(probes)))
+    for error in bad:
+        show(f"actscope: {error}", err=True)
+    if bad:
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -56,7 +64,7 @@ def test(files: Annotated[list[Path], typer.Argument(metavar="FILES", help="Prob
         probe = load_probe(path)
         info = probe.info
         stored = "" if probe.stored == "F32" else f", stored as {probe.stored}, used as float32"
-        typer.echo(f"{path}: ok, {info.id} at {info.site}, d {probe.d}, {len(probe.test_scores)} test vectors{stored}")
+        show(f"{path}: ok, {info.id} at {info.site}, d {probe.d}, {len(probe.test_scores)} test vectors{stored}")
 
 
 @app.command("import")
@@ -96,10 +104,10 @@ def import_probe(
     for probe in found:
         save_probe(probe, out / f"{probe.id}.safetensors")
     probes = [msgspec.structs.asdict(probe.info) for probe in found]
-    typer.echo(json.dumps(probes, indent=2) if as_json else _table(probes))
-    typer.echo(f"{len(found)} probes written to {out}", err=True)
+    show(json.dumps(probes, indent=2) if as_json else _table(legible(probes)))
+    show(f"{len(found)} probes written to {out}", err=True)
     if file.suffix == ".gguf" and not layers and found[-1].info.site == "final_norm":
-        typer.echo(
+        show(
             f"{found[-1].id}: taken as the last block's direction, which is of the rows behind the final norm; if the model has "
             "more layers, say how many: --layers",
             err=True,
@@ -122,7 +130,7 @@ def add(
     for probe in [load_probe(path) for path in files]:
         body = {**msgspec.structs.asdict(probe.info), "vector": probe.weight.tolist()}
         added = _change_engine("PUT", probe.id, engine, body)
-        typer.echo(f"{added['id']}: column {added['slot']}, at {added['site']}")
+        show(f"{added['id']}: column {added['slot']}, at {added['site']}")
 
 
 @app.command()
@@ -135,7 +143,7 @@ def remove(
     """
     for probe_id in ids:
         _change_engine("DELETE", probe_id, engine)
-        typer.echo(f"{probe_id}: removed")
+        show(f"{probe_id}: removed")
 
 
 @app.command()
@@ -199,28 +207,48 @@ def train(
         }
         for r in results
     ]
-    typer.echo(json.dumps(rows, indent=2) if as_json else _training_table(rows))
+    show(json.dumps(rows, indent=2) if as_json else _training_table(rows))
     if not kept:
         raise ProbeError(f"no label reached a held-out AUROC of {min_auroc}; give more texts or other sites")
-    typer.echo(f"{len(kept)} probes written to {out}", err=True)
+    show(f"{len(kept)} probes written to {out}", err=True)
 
 
 def _list_engine(engine: str) -> list[dict[str, Any]]:
-    """Return the probes of all parts of an engine."""
-    answers = [ask(card, "GET", "/v1/actscope/probes") for card in engine_cards(engine)]
+    """Return the probes of all parts of an engine. The data-parallel engines of a server have the same ones."""
+    answers = [ask(card, "GET", "/v1/actscope/probes") for card in engine_replicas(engine)[0]]
     return [probe for answer in answers for probe in _checked(answer).json()["probes"]]
 
 
 def _change_engine(method: str, probe_id: str, engine: str, body: dict[str, Any] | None = None) -> Any:
+    """Change a probe in every engine of a server, and return the first answer.
+
+    Raises:
+        UpstreamError: No engine is running.
+        ProbeError: An engine refused the change or does not answer. Says which engines have done it.
+    """
+    path, done, failed = f"/v1/actscope/probes/{probe_id}", list[Any](), list[Exception]()
+    for cards in engine_replicas(engine):
+        try:
+            done.append(_change_one(cards, method, path, body))
+        except (ProbeError, UpstreamError) as error:
+            failed.append(error)
+    if not failed:
+        return done[0]
+    if not done:
+        raise failed[0]
+    n = len(done) + len(failed)
+    raise ProbeError(f"done in {len(done)} of {n} engines, repeat it for the others: {'; '.join(map(str, failed))}")
+
+
+def _change_one(cards: list[EngineCard], method: str, path: str, body: dict[str, Any] | None) -> Any:
     """Send a change to the parts of an engine in order, until one has the site (PUT) or the probe (DELETE).
 
     A probe that was put is then removed from the other parts, since its site may have moved.
 
     Raises:
-        UpstreamError: No engine is running, or a part does not answer.
+        UpstreamError: A part does not answer.
         ProbeError: The change was refused. Carries the engine's message.
     """
-    path, cards = f"/v1/actscope/probes/{probe_id}", engine_cards(engine)
     for card in cards:
         answer = ask(card, method, path, body)
         elsewhere = refusal(answer).get("code") == "site_elsewhere" if body else answer.status_code == 404

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import sys
 from typing import Annotated, Any
 
 import typer
 
 from actscope.cli.common import options
+from actscope.cli.common.output import show
 from actscope.cli.common.recordings import Directory, check_there
 from actscope.errors import RecordingDamaged
 
@@ -41,9 +41,9 @@ def recover(
     except RecordingDamaged as error:
         said = str(error).replace("salvage=True", "--salvage")
         if as_json:
-            typer.echo(json.dumps({"ok": False, "path": str(path), "error": said}))
+            show(json.dumps({"ok": False, "path": str(path), "error": said}))
         else:
-            print(f"actscope: {said}", file=sys.stderr)
+            show(f"actscope: {said}", err=True)
         raise typer.Exit(1) from error
     found = {
         "ok": True,
@@ -56,7 +56,7 @@ def recover(
         "lost": [list(numbers) for numbers in report.lost],
         "damage": [str(damage) for damage in report.damage],
     }
-    typer.echo(json.dumps(found) if as_json else _text(found))
+    show(json.dumps(found) if as_json else _text(found))
 
 
 def _text(found: dict[str, Any]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,6 +10,7 @@ from urllib.parse import quote
 import typer
 
 from actscope.cli.common import options
+from actscope.cli.common.output import show
 from actscope.cli.common.recordings import Directory, open_recording
 from actscope.cli.common.settings_options import Given, with_settings
 from actscope.errors import ProbeError, SettingsError
@@ -85,7 +85,7 @@ def _probes(directories: list[Path] | None, model: RecordedModel, *, any_model: 
     from actscope.probes import load_probes
 
     found = directories or _usual_probes(model.name)
-    loaded = [probe for directory in found for probe in load_probes(_checked(directory))]
+    loaded = [probe for directory in found for probe in load_probes(_checked(directory), _left_out)]
     fitting, unfit = sort_out(loaded, model, any_model=any_model, lenient=not directories)
     reasons = "".join(f"\n  {one.why}" for one in unfit[:3])
     reasons += f"\n  and {len(unfit) - 3} more" if len(unfit) > 3 else ""
@@ -97,6 +97,10 @@ def _probes(directories: list[Path] | None, model: RecordedModel, *, any_model: 
     if unfit:
         _say(f"{len(unfit)} of {len(loaded)} probes cannot be computed from this recording:{reasons}")
     return fitting
+
+
+def _left_out(error: ProbeError) -> None:
+    _say(f"a probe is left out: {error}")
 
 
 def _checked(directory: Path) -> Path:
@@ -174,4 +178,4 @@ def _say_end(stats: PlayerStats) -> None:
 
 
 def _say(message: str) -> None:
-    print(message, file=sys.stderr, flush=True)
+    show(message, err=True)

@@ -12,7 +12,9 @@ from actscope.cli.common.settings_options import Given, with_settings
 def serve(
     model: options.Model,
     engine_flags: Annotated[Given, options.ENGINE],
-    gateway_flags: Annotated[Given, options.GATEWAY.only("host", "port", "token", "allowed_hosts", "cors_origins")],
+    gateway_flags: Annotated[
+        Given, options.GATEWAY.only("host", "port", "token", "allowed_hosts", "cors_origins", *options.LIMITS)
+    ],
     browser: options.Browser = False,
 ) -> None:
     """Serve a transformers model with live probes: an OpenAI-compatible API and the scope page, on one port.

@@ -7,6 +7,7 @@ import json
 import typer
 
 from actscope.cli.common import options
+from actscope.cli.common.output import show
 from actscope.cli.common.recordings import Directory, check_there
 
 
@@ -27,6 +28,6 @@ def verify(
     check_there(path)
     with Bars() as bars:
         verdict = verify_recording(path, bars.update)
-    typer.echo(json.dumps(verdict.as_dict()) if as_json else verdict.as_text())
+    show(json.dumps(verdict.as_dict()) if as_json else verdict.as_text())
     if not verdict.ok:
         raise typer.Exit(1)

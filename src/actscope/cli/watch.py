@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from actscope.cli.common import options
+from actscope.cli.common.output import show
 
 
 def watch(
@@ -28,6 +29,6 @@ def watch(
 
     for seen, (card, record, columns) in enumerate(following.follow(engine, from_oldest, set(probe or ())), 1):
         text = following.as_json(card, record, columns) if as_json else following.as_text(record, columns)
-        print(text, flush=True)
+        show(text)
         if seen == steps:
             return

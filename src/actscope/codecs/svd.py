@@ -18,7 +18,7 @@ from typing import TypedDict
 
 import numpy as np
 
-from actscope.codecs.coding.basis import Basis, fitted, narrowed, read_basis
+from actscope.codecs.coding.basis import MOST_NUMBERS, Basis, fitted, narrowed, read_basis
 from actscope.codecs.coding.compressors import Buffer
 from actscope.codecs.coding.planes import PlaneReader, PlaneWriter
 from actscope.codecs.coding.quantizer import squared_norms, workable
@@ -99,6 +99,8 @@ class Svd:
     def _check_width(self, d: int) -> None:
         if self.k > d:
             raise CodecError(f"codec 'svd:{self.k}': rows are {d} wide: choose at most that many components")
+        if self.k * d > MOST_NUMBERS:
+            raise CodecError(f"codec 'svd:{self.k}': a basis of rows {d} wide has more than {MOST_NUMBERS} numbers")
         if self._width not in (0, d):
             raise CodecError(f"codec 'svd:{self.k}': rows were {self._width} wide and are now {d}")
         self._width = d
@@ -157,7 +159,7 @@ class Svd:
         if narrow <= _NARROW_COSTS * error:
             basis, error = narrowed(basis), narrow
         retained, new_state = _retained(basis, held_out), basis.write()
-        self._basis = read_basis(new_state)
+        self._basis = read_basis(new_state, rows.shape[1])
         self._new_state = new_state
         self._state += 1
         self._error = self._error_at_fit = error
@@ -231,9 +233,9 @@ def decode_svd(payload: Buffer, n: int, d: int, dtype: str, state: bytes | None)
     """Decode rows [n, d]. Raises CodecError if payload or state is malformed or the state has another width."""
     if state is None:
         raise CodecError("SVD rows: expected the codec state that they were encoded with, found none")
-    basis = read_basis(bytes(state))
-    if basis.mean.size != d or dtype not in FLOATS:
-        raise CodecError(f"SVD rows: the state is of rows {basis.mean.size} wide, expected {d} of {', '.join(FLOATS)}")
+    if dtype not in FLOATS:
+        raise CodecError(f"SVD rows: expected one of {', '.join(FLOATS)}, found {dtype}")
+    basis = read_basis(bytes(state), d)
     return _decoded(payload, n, d, dtype, basis)
 
 

@@ -18,6 +18,7 @@ from actscope.probes.bank import DescribedProbe
 from actscope.recording.flight.marks import MarkResult, MarkState
 from actscope.recording.flight.recorder import FlightRecorder
 from actscope.recording.flight.windows import Range, TokensOrTime
+from actscope.runtime.decoding import decode_json
 
 #: How long a mark waits for a submitted request that has no row yet.
 _LONGEST_WAIT_S = 3600.0
@@ -49,6 +50,8 @@ def control_routes(
     flight: FlightRecorder | None = None,
     has: Callable[[str], bool] = lambda request: False,
     also: Callable[[], Mapping[str, object]] = dict,
+    name_of: Callable[[str], str] = str,
+    reason: str = "",
 ) -> list[Route]:
     """Return the routes for probes and the recording.
 
@@ -57,8 +60,10 @@ def control_routes(
         flight: The flight recorder. Without one, the state says so and marks are refused.
         has: Whether a request was submitted and has not ended. A mark waits for such a request even if it has no row yet.
         also: Further facts for the recording's state.
+        name_of: Name in the recording of a request that is marked by the engine's own id.
+        reason: Why there is no flight recorder although there should be one.
     """
-    return [*probe_routes(registry), *recording_routes(flight, has, also)]
+    return [*probe_routes(registry), *recording_routes(flight, has, also, name_of, reason)]
 
 
 def probe_routes(registry: ProbeRegistry) -> list[Route]:
@@ -72,10 +77,14 @@ def probe_routes(registry: ProbeRegistry) -> list[Route]:
 
 
 def recording_routes(
-    flight: FlightRecorder | None, has: Callable[[str], bool], also: Callable[[], Mapping[str, object]] = dict
+    flight: FlightRecorder | None,
+    has: Callable[[str], bool],
+    also: Callable[[], Mapping[str, object]] = dict,
+    name_of: Callable[[str], str] = str,
+    reason: str = "",
 ) -> list[Route]:
     """Return the routes for GET /v1/actscope/recording and for marking one request, the last one, or all running."""
-    recording = RecordingRoutes(flight, has, also)
+    recording = RecordingRoutes(flight, has, also, name_of, reason)
     return [
         Route("/v1/actscope/recording", recording.describe),
         Route("/v1/actscope/recording/marks", recording.mark_several, methods=["POST"]),
@@ -146,18 +155,29 @@ class SeveralBody(MarkBody):
 
 
 class RecordingRoutes:
-    """Handlers for the recording. Without a flight recorder, marks are refused."""
+    """Handlers for the recording. Without a flight recorder, marks are refused, with the `reason` if there should be one."""
 
     def __init__(
-        self, flight: FlightRecorder | None, has: Callable[[str], bool], also: Callable[[], Mapping[str, object]]
+        self,
+        flight: FlightRecorder | None,
+        has: Callable[[str], bool],
+        also: Callable[[], Mapping[str, object]],
+        name_of: Callable[[str], str],
+        reason: str = "",
     ) -> None:
         self._flight = flight
+        self._reason = reason
         self._has = has
         self._also = also
+        self._name_of = name_of
 
     async def describe(self, http: Request) -> Response:
-        """Answer with the state of the recording; `{"recording": false}` without a flight recorder."""
-        return json_response({**self._flight.describe(), **self._also()} if self._flight else {"recording": False})
+        """Answer with the state of the recording; `{"recording": false}`, and the reason, without a flight recorder."""
+        if self._flight is not None:
+            return json_response({**self._flight.describe(), **self._also()})
+        return json_response(
+            {"recording": False, **({"failure": self._reason, **self._also()} if self._reason else {})}
+        )
 
     @answering_errors
     async def mark(self, http: Request) -> Response:
@@ -166,8 +186,8 @@ class RecordingRoutes:
         If the request has no row yet, wait for one: for the body's `wait` seconds, or an hour if that is 0 and it is in flight.
         """
         if self._flight is None:
-            return _not_recording()
-        request, body = http.path_params["id"], _mark_body(await read_body(http), MarkBody)
+            return _not_recording(self._reason)
+        request, body = self._name_of(http.path_params["id"]), _mark_body(await read_body(http), MarkBody)
         wait = body.wait or (_LONGEST_WAIT_S if self._has(request) else 0.0)
         marking = self._flight.mark(
             request, body.why or "", before=body.extent("before"), after=body.extent("after"), wait_seconds=wait
@@ -179,7 +199,7 @@ class RecordingRoutes:
     async def mark_several(self, http: Request) -> Response:
         """Mark all running requests, or the one that began last, and answer with the marks."""
         if self._flight is None:
-            return _not_recording()
+            return _not_recording(self._reason)
         body = _mark_body(await read_body(http), SeveralBody)
         choose = self._flight.mark_running if body.which == "running" else self._flight.mark_last
         marked = await asyncio.wrap_future(
@@ -226,18 +246,17 @@ def _not_kept(marked: MarkResult) -> Response | None:
     if marked.state == "unknown":
         return error_response(404, f"no request {request!r} is known to this engine", code="request_not_found")
     if marked.state == "forgotten":
-        lost = f"all {marked.missing} of its positions have left the flight recorder"
+        lost = "none of its rows has reached the recorder"
+        if marked.missing:
+            lost = f"all {marked.missing} of its positions have left the flight recorder"
         return error_response(410, f"too late to keep {request!r}: {lost}", code="gone")
     return None
 
 
 def _mark_body(raw: bytes, kind: type[B]) -> B:
-    try:
-        return msgspec.json.decode(raw or b"{}", type=kind)
-    except msgspec.DecodeError as error:
-        raise RequestRefused(f"the body of a mark cannot be read: {error}") from error
+    return decode_json(raw or b"{}", kind, RequestRefused, "the body of a mark cannot be read")
 
 
-def _not_recording() -> Response:
-    message = "this server keeps no recording: start it with --record DIR to be able to keep requests"
+def _not_recording(reason: str) -> Response:
+    message = f"this server keeps no recording: {reason or 'start it with --record DIR to be able to keep requests'}"
     return error_response(409, message, code="not_recording")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from actscope.counters import Counter, counted, counters_of, counting
 from actscope.recording.flight.history import FlightOptions
+from actscope.recording.flight.marks import MarkWatch, Outcomes
 from actscope.recording.flight.recorder import FlightRecorder
 from actscope.recording.flight.triggers import parse_rule
 from actscope.recording.spec import PipelineOptions, RecordingSpec
@@ -49,6 +50,8 @@ def open_flight(
     options: FlightOptions | None = None,
     texts: Callable[[Sequence[int]], list[str]] | None = None,
     special_ids: Collection[int] = (),
+    outcomes: Outcomes | None = None,
+    watch: MarkWatch | None = None,
 ) -> FlightRecorder:
     """Open a flight recorder in front of the recording at `directory`, which is created or resumed.
 
@@ -63,6 +66,8 @@ def open_flight(
         options: Limits of the flight recorder's history.
         texts: Returns the text of each token id.
         special_ids: Ids of special tokens.
+        outcomes: Counts of marked requests to go on from.
+        watch: Learns what becomes of marked requests.
 
     Raises:
         SettingsError, CodecError, RecordingError: A rule, the codec or the directory cannot be used.
@@ -76,7 +81,7 @@ def open_flight(
     recorder = Recorder.create(str(directory), spec, pipeline, resume=True)
     recorder.texts = texts
     try:
-        return FlightRecorder(recorder, options, rules, special_ids=special_ids)
+        return FlightRecorder(recorder, options, rules, special_ids=special_ids, outcomes=outcomes, watch=watch)
     except BaseException:
         recorder.close()
         raise

@@ -9,18 +9,39 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
 from actscope.errors import ActscopeError, RequestRefused, RingError
+from actscope.runtime.decoding import decode_json
 from actscope.serving.error_answer import ErrorAnswer
 
-MAX_BODY = 32 << 20
+#: Maximum size of a body in bytes. The gateway, which alone can connect, has a limit of its own, which may be set below this.
+MAX_BODY = 1 << 30
 _BACKLOG = 256
 _STATUS = {"model_not_found": 404, "overloaded": 429, "shutting_down": 503}
 
 Self = TypeVar("Self")
 Handler = Callable[[Self, Request], Awaitable[Response]]
+ErrorHandler = Callable[[Request, Exception], Awaitable[Response]]
+
+
+async def _on_http_error(http: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    status = error.status_code
+    what = {404: f"no such path: {http.url.path:.200}", 405: f"{http.method:.20} is not allowed here"}
+    response = error_response(status, what.get(status, str(error.detail)), code="not_found" if status == 404 else None)
+    response.headers.update(error.headers or {})
+    return response
+
+
+async def _on_failure(http: Request, error: Exception) -> Response:
+    return error_response(500, "the engine failed on this request; its log has the details", kind="server_error")
+
+
+#: Handlers of a Starlette application for errors that no route answers: unknown paths and methods, and failures.
+ERROR_HANDLERS: dict[int | type[Exception], ErrorHandler] = {HTTPException: _on_http_error, Exception: _on_failure}
 
 
 def answering_errors(handler: Handler[Self]) -> Handler[Self]:
@@ -52,10 +73,7 @@ async def read_body(http: Request, limit: int = MAX_BODY) -> bytes:
 
 async def read_json(http: Request) -> Any:
     """Return the body as JSON. Raises RequestRefused if it is not JSON or too large."""
-    try:
-        return msgspec.json.decode(await read_body(http))
-    except (msgspec.DecodeError, RecursionError) as error:
-        raise RequestRefused(f"the body is not valid JSON: {error}") from error
+    return decode_json(await read_body(http), object, RequestRefused, "the body is not valid JSON")
 
 
 def json_response(data: object, status: int = 200) -> Response:
@@ -65,8 +83,11 @@ def json_response(data: object, status: int = 200) -> Response:
 
 def model_list(name: str, max_context: int) -> Response:
     """Return the response of GET /v1/models for the single model; `max_context` in tokens."""
-    model = {"id": name, "object": "model", "created": 0, "owned_by": "actscope", "max_model_len": max_context}
-    return json_response({"object": "list", "data": [model]})
+    return json_response({"object": "list", "data": [_model(name, max_context)]})
+
+
+def _model(name: str, max_context: int) -> dict[str, object]:
+    return {"id": name, "object": "model", "created": 0, "owned_by": "actscope", "max_model_len": max_context}
 
 
 def error_response(

@@ -14,7 +14,7 @@ from actscope._version import __version__
 from actscope.gateway.api.dependencies import Gateway
 from actscope.gateway.api.events import OpenStreams
 from actscope.gateway.api.openapi import describe
-from actscope.gateway.api.routes import openai, proxied, recording, scope
+from actscope.gateway.api.routes import conversations, openai, proxied, recording, scope
 from actscope.gateway.api.static_page import STATIC, install_page
 from actscope.gateway.counters.answers import AnswerCounter
 from actscope.gateway.scores.request_store import Sessions
@@ -51,6 +51,7 @@ def create_app(settings: GatewaySettings, upstream: Upstream | None = None, *, p
     app.state.gateway = gateway
     install_handlers(app)
     app.include_router(openai.router)
+    app.include_router(conversations.router)
     app.include_router(scope.router)
     app.include_router(recording.router)
     app.include_router(proxied.router)

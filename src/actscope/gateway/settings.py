@@ -21,6 +21,8 @@ class GatewaySettings(ServingSettings):
     this machine that publishes an endpoint."""
     upstream_key: str = field(default="", repr=False)
     """API key of the upstream server. Sent only to that server."""
+    max_body_bytes: int = 64 * 1024 * 1024
+    """Maximum size of a request body."""
     max_in_flight: int = 1024
     """Maximum number of concurrent completions, and of concurrent forwarded requests. Further ones are answered with 429."""
     max_streams: int = 128

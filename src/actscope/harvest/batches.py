@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Protocol, TypedDict
 
 import numpy as np
 
-from actscope.errors import SettingsError
+from actscope.errors import HarvestDamaged, SettingsError
 from actscope.harvest.manifest import HarvestManifest
 from actscope.harvest.plan import HarvestPlan
 from actscope.harvest.shards.reading import ShardRows
@@ -120,6 +120,10 @@ class Batches:
         self._harvest, self._site, self._seed, self._window = harvest, site, seed, window
         self._dtype, self._device, self._epochs = dtype, device, epochs
         self._sizes = np.array([entry.rows for entry in harvest.manifest.shards], np.int64)
+        if int(self._sizes.sum()) != harvest.n_rows:
+            raise HarvestDamaged(f"its shards have {self._sizes.sum()} rows, and its manifest says {harvest.n_rows}")
+        if not 0 <= self.place.rows < harvest.n_rows or self.place.epoch < 0:
+            raise SettingsError(f"start {self.place}: expected an epoch from 0, and 0 to {harvest.n_rows - 1} rows")
         self._open: dict[int, ShardRows] = {}
 
     def state_dict(self) -> dict[str, int]:

@@ -25,6 +25,7 @@ from actscope.errors import HarvestDamaged, HarvestError
 from actscope.harvest import layout
 from actscope.harvest.storage import Storage
 from actscope.runtime.boot import boot_id
+from actscope.runtime.decoding import decode_json
 from actscope.runtime.process import process_start
 
 LEASE_S = 60.0
@@ -160,9 +161,5 @@ def _started(pid: int) -> str:
 
 
 def _decode(data: bytes, where: str) -> Owner:
-    try:
-        return msgspec.json.decode(data, type=Owner)
-    except msgspec.DecodeError as error:
-        raise HarvestDamaged(
-            f"{where}: is not an owner file: {error}; remove it if no harvest is running here"
-        ) from error
+    what = f"{where}: is not an owner file (remove it if no harvest is running here)"
+    return decode_json(data, Owner, HarvestDamaged, what)

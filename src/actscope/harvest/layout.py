@@ -24,6 +24,8 @@ OWNERS = "owners"
 CLAIMS = "claims"
 ARROW_STATE = "state.json"
 ARROW_INFO = "dataset_info.json"
+#: Suffixes of shards.
+SUFFIXES = ("safetensors", "arrow")
 #: Hex digits of a shard's SHA-256 in its name.
 _DIGITS = 12
 

@@ -7,19 +7,20 @@ from collections.abc import Sequence
 import msgspec
 
 from actscope.errors import HarvestDamaged
-from actscope.harvest.commit import Receipt
-from actscope.harvest.plan import FORMAT, VERSION, HarvestPlan
-from actscope.harvest.statistics import SiteStatistics, added, statistics_of
+from actscope.harvest.commit import Receipt, Sha256, check_name
+from actscope.harvest.plan import FORMAT, VERSION, HarvestPlan, out_of_range
+from actscope.harvest.statistics import Count, SiteStatistics, added, statistics_of
+from actscope.runtime.decoding import decode_json
 
 
 class ShardEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One shard. `rows`: number of rows at each site."""
 
-    unit: int
+    unit: Count
     name: str
-    bytes: int
-    sha256: str
-    rows: int
+    bytes: Count
+    sha256: Sha256
+    rows: Count
 
 
 class HarvestManifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -43,11 +44,11 @@ class HarvestManifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     version: int = VERSION
     plan_id: str
     plan: HarvestPlan
-    texts: int
-    tokens: int
-    left_over: int
-    rows: int
-    bytes: int
+    texts: Count
+    tokens: Count
+    left_over: Count
+    rows: Count
+    bytes: Count
     shards: tuple[ShardEntry, ...]
     sites: dict[str, SiteStatistics]
 
@@ -83,10 +84,14 @@ def encode(manifest: HarvestManifest) -> bytes:
 
 def decode(data: bytes, where: str) -> HarvestManifest:
     """Decode a manifest. Raises HarvestDamaged, naming `where`, if it is malformed or its plan does not match its plan id."""
-    try:
-        manifest = msgspec.json.decode(data, type=HarvestManifest)
-    except msgspec.DecodeError as error:
-        raise HarvestDamaged(f"{where}: is not the manifest of a harvest: {error}") from error
+    what = f"{where}: is not the manifest of a harvest"
+    manifest = decode_json(data, HarvestManifest, HarvestDamaged, what)
+    if (wrong := out_of_range(manifest.plan)) is not None:
+        raise HarvestDamaged(f"{what}: {wrong}")
     if manifest.plan.id != manifest.plan_id:
         raise HarvestDamaged(f"{where}: expected the plan id {manifest.plan.id}, found {manifest.plan_id}")
+    for shard in manifest.shards:
+        check_name(shard.name, shard.unit, shard.sha256, where)
+    if (rows := sum(shard.rows for shard in manifest.shards)) != manifest.rows:
+        raise HarvestDamaged(f"{where}: its shards have {rows} rows, and it says {manifest.rows}")
     return manifest

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import mmap
-import re
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Unpack
@@ -16,8 +16,6 @@ from actscope.harvest.manifest import HarvestManifest, ShardEntry
 from actscope.harvest.shards.reading import ShardRows
 from actscope.harvest.storage import Storage, open_storage
 from actscope.harvest.storage.local import LocalStorage
-
-_SHARD = re.compile(rf"{layout.SHARDS}/[0-9a-f-]+\.(safetensors|arrow)")
 
 
 def open_harvest(out: str | Path, *, allow_http: bool = False) -> Harvest:
@@ -60,9 +58,6 @@ class Harvest:
         self.manifest = manifest
         self.plan = manifest.plan
         self._storage = storage
-        for entry in manifest.shards:
-            if not _SHARD.fullmatch(entry.name):
-                raise HarvestDamaged(f"{storage.url}/{layout.MANIFEST}: {entry.name!r} is not the name of a shard")
 
     @property
     def sites(self) -> tuple[str, ...]:
@@ -127,7 +122,7 @@ class Harvest:
             data = self._storage.get(entry.name)
             return None if data is None else bytearray(data)
         try:
-            with (self._storage.root / entry.name).open("rb") as file:
+            with os.fdopen(self._storage.open(entry.name), "rb") as file:
                 return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)  # copy-on-write: the file never changes
         except FileNotFoundError:
             return None

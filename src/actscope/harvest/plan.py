@@ -10,9 +10,12 @@ import msgspec
 
 from actscope.errors import HarvestDamaged, SettingsError
 from actscope.permutation import Permutation
+from actscope.runtime.decoding import decode_json
 
 FORMAT = "actscope-harvest"
 VERSION = 1
+#: dtypes of rows.
+DTYPES = ("float32", "bfloat16", "float16")
 
 
 class HarvestPlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -126,19 +129,39 @@ def decode(data: bytes, where: str) -> HarvestPlan:
         HarvestDamaged: The data is not a plan.
         SettingsError: The plan has another version.
     """
-    try:
-        raw = msgspec.json.decode(data)
-        if isinstance(raw, dict) and raw.get("format") == FORMAT and raw.get("version") != VERSION:
-            raise SettingsError(
-                f"{where}: a harvest of version {raw.get('version')}, but this actscope reads version {VERSION}: "
-                "use the actscope that made it"
-            )
-        plan = msgspec.convert(raw, HarvestPlan)
-    except msgspec.DecodeError as error:
-        raise HarvestDamaged(f"{where}: is not the plan of a harvest: {error}") from error
+    what = f"{where}: is not the plan of a harvest"
+    raw = decode_json(data, object, HarvestDamaged, what)
+    if isinstance(raw, dict) and raw.get("format") == FORMAT and raw.get("version") != VERSION:
+        raise SettingsError(
+            f"{where}: a harvest of version {raw.get('version')}, but this actscope reads version {VERSION}: "
+            "use the actscope that made it"
+        )
+    plan = decode_json(data, HarvestPlan, HarvestDamaged, what)
+    if (wrong := out_of_range(plan)) is not None:
+        raise HarvestDamaged(f"{what}: {wrong}")
     if plan.format != FORMAT:
         raise HarvestDamaged(f"{where}: expected format {FORMAT!r}, found {plan.format!r}")
     return plan
+
+
+#: Least and greatest value of the plan's numbers.
+_RANGES = {
+    "dataset_texts": (0, 1 << 48),
+    "texts": (0, 1 << 48),
+    "unit_texts": (1, 1 << 48),
+    "d_model": (1, 1 << 24),
+    "context": (1, 1 << 32),
+}
+
+
+def out_of_range(plan: HarvestPlan) -> str | None:
+    """Return the first value of a plan that no harvest has, or None."""
+    for name, (least, most) in _RANGES.items():
+        if not least <= (value := getattr(plan, name)) <= most:
+            return f"{name} {value}: expected {least} to {most}"
+    if plan.dtype not in DTYPES:
+        return f"dtype {plan.dtype!r}: expected one of {', '.join(DTYPES)}"
+    return None
 
 
 def differences(held: HarvestPlan, wanted: HarvestPlan) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 
@@ -12,18 +12,23 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+#: Numbers of rows, texts and bytes, and sums of values, such that their own sums stay finite.
+Count = Annotated[int, msgspec.Meta(ge=0, le=1 << 48)]
+Sum = Annotated[float, msgspec.Meta(ge=-1e150, le=1e150)]
+
+
 class SiteSums(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Sums over the finite rows of one site in one unit: float32 within a row, float64 over rows. JSON keeps them exactly."""
 
-    rows: int
+    rows: Count
     """Number of rows in the sums: those whose L2 norm, in float32, is finite."""
-    not_finite: int
+    not_finite: Count
     """Number of other rows, for instance with an infinity or a NaN. They are stored, but not in any sum."""
-    values: float
+    values: Sum
     """Sum of all values."""
-    squares: float
+    squares: Sum
     """Sum of their squares, from the rows' norms."""
-    norms: float
+    norms: Sum
     """Sum of the rows' L2 norms."""
 
 

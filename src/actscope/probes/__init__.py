@@ -1,7 +1,16 @@
 """Probes: linear directions that turn an activation row into a score. Load, fit and score them; numpy only."""
 
 from actscope.probes.bank import Bank, ProbedModel
-from actscope.probes.format import Probe, ProbeInfo, find_probes, load_probe, load_probes, probe_from_json, save_probe
+from actscope.probes.format import (
+    Probe,
+    ProbeInfo,
+    find_probes,
+    load_probe,
+    load_probes,
+    log_left_out,
+    probe_from_json,
+    save_probe,
+)
 from actscope.probes.importing import from_sklearn, import_probes
 from actscope.probes.score import ACTIVATIONS, score
 
@@ -16,6 +25,7 @@ __all__ = [
     "import_probes",
     "load_probe",
     "load_probes",
+    "log_left_out",
     "probe_from_json",
     "save_probe",
     "score",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, field
 from typing import TypedDict, cast
 
@@ -10,6 +11,7 @@ import numpy as np
 
 from actscope.errors import ProbeError
 from actscope.probes.format import Probe, ProbeInfo
+from actscope.runtime.decoding import as_own_error, decode_msgpack
 from actscope.sites import Site
 
 
@@ -45,6 +47,13 @@ def described(slot: int, info: ProbeInfo, since: int) -> DescribedProbe:
     derived = {"range": info.display_range, "layer": info.layer, "signed": info.signed, "since": since}
     fields = {"slot": slot, **msgspec.structs.asdict(info), **derived}
     return cast(DescribedProbe, fields)
+
+
+class _Dump(msgspec.Struct, array_like=True):
+    """A dumped bank: its generation, and column, generation, metadata and weight of each probe."""
+
+    generation: int
+    probes: list[tuple[int, int, ProbeInfo, bytes]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,9 +149,13 @@ class Bank:
         return msgspec.msgpack.encode((self.generation, probes))
 
     def load(self, state: bytes) -> None:
-        """Restore a dumped bank: probes, columns, generations."""
-        generation, probes = msgspec.msgpack.decode(state, type=tuple[int, list[tuple[int, int, ProbeInfo, bytes]]])
-        found = {slot: Probe(info, np.frombuffer(raw, np.float32).copy()) for slot, _, info, raw in probes}
+        """Restore a dumped bank: probes, columns, generations. Raises ProbeError if the bytes are no such bank."""
+        dump = decode_msgpack(state, _Dump, ProbeError, "not the dump of a bank")
+        generation, probes = dump.generation, dump.probes
+        if len(probes) > self.width or not all(0 <= slot < self.width for slot, *_ in probes):
+            raise ProbeError(f"not the dump of a bank of {self.width} columns: it has {len(probes)} probes")
+        with as_own_error(ProbeError, "not the dump of a bank"):
+            found = {slot: Probe(info, np.frombuffer(raw, np.float32).copy()) for slot, _, info, raw in probes}
         self.generation, self._slots = generation, found
         self._since = {info.id: since for _, since, info, _ in probes}
 
@@ -155,8 +168,17 @@ class Bank:
         return sorted(self._slots.items())
 
     def table(self) -> bytes:
-        """Return this generation as JSON for readers of the ring: `{"generation", "probes": [{"slot", ...}]}`."""
-        return msgspec.json.encode({"generation": self.generation, "probes": self.describe()})
+        """Return this generation as JSON for readers of the ring: `{"generation", "probes": [{"slot", ...}], "digests"}`.
+
+        `digests` has a hash of each probe's metadata and vector by its id: equal in engines that have the same probe.
+        """
+        digests = {probe.id: _digest(probe) for _, probe in self.items()}
+        return msgspec.json.encode({"generation": self.generation, "probes": self.describe(), "digests": digests})
 
     def _slot_of(self, probe_id: str) -> int | None:
         return next((slot for slot, probe in self._slots.items() if probe.id == probe_id), None)
+
+
+def _digest(probe: Probe) -> str:
+    content = msgspec.json.encode(probe.info) + np.ascontiguousarray(probe.weight, np.float32).tobytes()
+    return hashlib.blake2b(content, digest_size=8).hexdigest()

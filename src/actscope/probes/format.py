@@ -9,10 +9,9 @@ Two formats are read:
 
 from __future__ import annotations
 
-import json
 import logging
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -23,7 +22,10 @@ from actscope.errors import ProbeError, SiteError
 from actscope.probes.checkpoint import PICKLES, read_safetensors, refuse_pickle
 from actscope.probes.hooks import hooked_site
 from actscope.probes.score import ACTIVATIONS, score
+from actscope.runtime.decoding import as_own_error, decode_json
+from actscope.runtime.printable import one_line
 from actscope.runtime.publish import publish_file
+from actscope.runtime.regular_files import read_regular
 from actscope.sites import Site
 
 MAX_WIDTH = 1 << 17  # wider than any model; a cap before allocation
@@ -240,16 +242,15 @@ def load_probe(path: Path) -> Probe:
             file.
     """
     try:
-        _check_suffix(path)
-        if path.stat().st_size > MAX_FILE_BYTES:
-            raise ProbeError(f"the file is larger than {MAX_FILE_BYTES >> 20} MiB")
-        probe = _load_json_vector(path) if path.suffix == ".json" else _load_safetensors(path)
-        probe.verify()
-        return probe
+        with as_own_error(ProbeError, "not a probe"), np.errstate(over="ignore", invalid="ignore"):
+            _check_suffix(path)
+            if path.stat().st_size > MAX_FILE_BYTES:
+                raise ProbeError(f"the file is larger than {MAX_FILE_BYTES >> 20} MiB")
+            probe = _load_json_vector(path) if path.suffix == ".json" else _load_safetensors(path)
+            probe.verify()
+            return probe
     except ProbeError as error:
         raise ProbeError(f"{path}: {error}") from error
-    except OSError as error:
-        raise ProbeError(f"{path}: cannot be read: {error.strerror or error}") from error
 
 
 def _check_suffix(path: Path) -> None:
@@ -275,18 +276,12 @@ def _load_safetensors(path: Path) -> Probe:
 
 
 def _decode_info(raw: bytes) -> ProbeInfo:
-    try:
-        return msgspec.json.decode(raw, type=ProbeInfo)
-    except (msgspec.DecodeError, RecursionError) as error:
-        raise ProbeError(f"its metadata cannot be read: {error}") from error
+    return decode_json(raw, ProbeInfo, ProbeError, "its metadata cannot be read")
 
 
 def _load_json_vector(path: Path) -> Probe:
-    try:
-        data = msgspec.json.decode(path.read_bytes())
-    except (msgspec.DecodeError, RecursionError) as error:
-        raise ProbeError(f"not JSON: {error}") from error
-    match = re.match(r"enc_(\d+)_?(.*)", path.stem)
+    data = decode_json(read_regular(path, MAX_FILE_BYTES, ProbeError), object, ProbeError, "not JSON")
+    match = re.match(r"enc_(\d{1,9})(?!\d)_?(.*)", path.stem)
     if isinstance(data, dict):
         data = {**data, "site": _site_of_json(data, int(match[1]) if match else None)}
     return probe_from_json((match[2] if match else "") or path.stem, data)
@@ -361,7 +356,7 @@ def probe_from_json(probe_id: str, data: object) -> Probe:
     try:
         with np.errstate(over="ignore"):  # a number beyond float32 becomes infinite, and is refused by Probe
             weight = np.array(data["vector"], np.float64).astype(np.float32)
-    except OverflowError as error:
+    except (OverflowError, ValueError) as error:
         raise ProbeError(f'probe {probe_id!r}: "vector" has a number beyond float32: {error}') from error
     fields = {_JSON_ALIASES.get(k, k): v for k, v in data.items() if k not in _JSON_IGNORED}
     highest = data.get("max_activation")
@@ -369,7 +364,9 @@ def probe_from_json(probe_id: str, data: object) -> Probe:
         raise ProbeError(f'probe {probe_id!r}: "max_activation" must be a number above 0, found {highest!r}')
     if "range" not in fields and highest:
         fields["range"] = [0.0, float(highest)]
-    return Probe(_decode_info(json.dumps({**fields, "id": probe_id}).encode()), weight)
+    with as_own_error(ProbeError, f"probe {probe_id!r}: its metadata cannot be read"):
+        info = msgspec.convert({**fields, "id": probe_id}, ProbeInfo)
+    return Probe(info, weight)
 
 
 def find_probes(directory: Path) -> Iterator[Path]:
@@ -385,23 +382,37 @@ def _warn_of_others(directory: Path) -> None:
             log.warning("%s is not loaded: make probes of it first: actscope probe import %s", path, path.name)
 
 
-def load_probes(directory: Path) -> list[Probe]:
+def load_probes(directory: Path, left_out: Callable[[ProbeError], None] | None = None) -> list[Probe]:
     """Load every probe of a directory.
 
     Args:
         directory: Directory of `.json` and `.safetensors` files. It may be absent. A file to import is named in a warning.
+        left_out: Called with the error of each file that is invalid, or has the id of another; such a file is left out. None:
+            the first such error is raised. Servers pass `log_left_out`, so that one bad file does not keep them from starting.
 
     Returns:
         The probes, sorted by file name.
 
     Raises:
-        ProbeError: A file is invalid, or two files have the same id.
+        ProbeError: The directory cannot be listed; or, without `left_out`, a file is invalid, or two files have the same id.
     """
     probes: dict[str, Probe] = {}
-    _warn_of_others(directory)
-    for path in find_probes(directory):
-        probe = load_probe(path)
-        if probe.id in probes:
-            raise ProbeError(f"{path}: a second probe with id {probe.id!r} in {directory}; rename one")
-        probes[probe.id] = probe
+    with as_own_error(ProbeError, str(directory)):
+        _warn_of_others(directory)
+        paths = list(find_probes(directory))
+    for path in paths:
+        try:
+            probe = load_probe(path)
+            if probe.id in probes:
+                raise ProbeError(f"{path}: a second probe with id {probe.id!r} in {directory}; rename one")
+            probes[probe.id] = probe
+        except ProbeError as error:
+            if left_out is None:
+                raise
+            left_out(error)
     return list(probes.values())
+
+
+def log_left_out(error: ProbeError) -> None:
+    """Log a probe file that is left out, and what is wrong with it."""
+    log.error("a probe is left out: %s", one_line(str(error)))

@@ -9,6 +9,7 @@ that label. `label` applies to the whole text.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,8 @@ import msgspec
 import numpy as np
 
 from actscope.errors import ProbeError
+from actscope.runtime.decoding import decode_json
+from actscope.runtime.regular_files import open_regular
 
 Spans = dict[str, tuple[tuple[int, int], ...]]
 
@@ -48,19 +51,15 @@ class LabelledText:
 
 def read_labelled(path: Path) -> Iterator[LabelledText]:
     """Yield the texts of a file. Raises ProbeError with the line number if a line cannot be read."""
-    with path.open("rb") as lines:
+    with os.fdopen(open_regular(path, ProbeError), "rb") as lines:
         for number, line in enumerate(lines, 1):
             if line.strip():
                 yield _read_line(line, f"{path}, line {number}")
 
 
 def _read_line(raw: bytes, where: str) -> LabelledText:
-    try:
-        line = msgspec.json.decode(raw, type=_Line)
-    except msgspec.DecodeError as error:
-        raise ProbeError(
-            f'{where}: expected {{"text": ..., "spans": {{label: [[start, end], ...]}}}}: {error}'
-        ) from error
+    what = f'{where}: expected {{"text": ..., "spans": {{label: [[start, end], ...]}}}}'
+    line = decode_json(raw, _Line, ProbeError, what)
     spans = dict(line.spans or {})
     for name, holds in (line.label or {}).items():
         spans[name] = ((0, len(line.text)),) if holds else ()

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from actscope.errors import ProbeError
+
 #: Name → code, as in kernels and tables.
 #: identity z; relu max(z, 0); sigmoid 1 / (1 + exp(-z)); jumprelu z where z > jump, else 0
 #: (Rajamanoharan et al. 2024, "Jumping Ahead: Improving Reconstruction Fidelity with JumpReLU SAEs").
@@ -21,7 +23,7 @@ def score(
         rows: [n, d], any floating dtype.
         weight: float32 [d, k].
         bias: float32 or float64 [k].
-        activations: k keys of ACTIVATIONS. An unknown name is the identity.
+        activations: k keys of ACTIVATIONS.
         jump: float32 or float64 [k]; thresholds of jumprelu columns.
 
     Returns:
@@ -29,6 +31,7 @@ def score(
 
     Raises:
         ValueError: The rows are not as wide as `weight` is high, or `bias` has another length than its columns.
+        ProbeError: An activation has another name.
     """
     rows = rows if rows.dtype == np.float64 else rows.astype(np.float32)
     z = rows @ weight + bias
@@ -37,11 +40,13 @@ def score(
 
 
 def activate(z: np.ndarray, activation: str, jump: float = 0.0) -> np.ndarray:
-    """Apply one activation elementwise. An unknown name is the identity."""
+    """Apply one activation elementwise. Raises ProbeError for an unknown name."""
     if activation == "relu":
         return np.asarray(np.maximum(z, 0))
     if activation == "sigmoid":
         return np.asarray(1 / (1 + np.exp(-np.clip(z, -80, 80))))
     if activation == "jumprelu":
         return np.where(z > jump, z, 0)
+    if activation != "identity":
+        raise ProbeError(f"activation {activation!r}: expected one of {', '.join(ACTIVATIONS)}")
     return z

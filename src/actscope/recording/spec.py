@@ -11,6 +11,8 @@ from actscope.store import StoreOptions
 
 Policy = Literal["block", "drop", "error"]
 FORMAT_VERSION = 1
+#: Largest `PipelineOptions.block_bytes`. A block has at most twice its target, which readers rely on.
+MAX_BLOCK_TARGET = 128 << 20
 
 
 def _usual_workers() -> int:
@@ -63,7 +65,7 @@ class PipelineOptions:
     workers: int = field(default_factory=_usual_workers)
     """Number of encoder threads."""
     block_bytes: int = 4 << 20
-    """Target size of a block of one site's rows before encoding, in bytes. Smaller when many sites share little memory."""
+    """Target size of a block of one site's rows before encoding, in bytes, at most 128 MiB. Smaller if many share memory."""
     flush_seconds: float = 1.0
     """Approximate maximum delay before queued rows are encoded and labels are written, in seconds."""
     checkpoint_tokens: int = 0
@@ -76,6 +78,8 @@ class PipelineOptions:
             raise SettingsError(f"policy {self.policy!r}: expected block, drop or error")
         if self.memory_bytes < 16 << 20:
             raise SettingsError(f"memory_bytes {self.memory_bytes}: at least 16 MiB are needed")
+        if self.block_bytes > MAX_BLOCK_TARGET:
+            raise SettingsError(f"block_bytes {self.block_bytes}: expected at most {MAX_BLOCK_TARGET}")
         if self.workers < 1 or self.block_bytes < 1 or self.flush_seconds <= 0 or self.checkpoint_tokens < 0:
             raise SettingsError(
                 "expected workers >= 1, block_bytes >= 1, flush_seconds > 0, checkpoint_tokens >= 0; found "

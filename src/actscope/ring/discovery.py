@@ -23,8 +23,18 @@ import msgspec
 from msgspec import Meta
 
 from actscope.errors import RingError
-from actscope.ring.segment import SEGMENT_NAME, SHM_DIR, read_header, segment_path, unlink
+from actscope.ring.segment import (
+    FOREIGN_SILENCE_NS,
+    SEGMENT_NAME,
+    SHM_DIR,
+    is_locked,
+    read_header,
+    read_heartbeat,
+    segment_path,
+    unlink,
+)
 from actscope.runtime.boot import boot_id
+from actscope.runtime.decoding import decode_json
 from actscope.runtime.directory import runtime_dir
 from actscope.runtime.private_files import publish_private, read_private
 from actscope.runtime.process import Process, process_start
@@ -54,14 +64,18 @@ class EngineCard(msgspec.Struct, frozen=True):
     """Service registration of a running engine.
 
     An engine whose blocks are spread over several processes (pipeline parallelism) has one card and one ring per process.
+    A server with several engines (data parallelism) has the cards of each.
 
     Attributes:
         ring: Name of the ring's segment.
         endpoint: URL that accepts requests; "" if unknown, because vLLM's own server does not report its port.
         control: Address of the controls for probes, marks and the recording if `endpoint` is unknown.
-        group: Common to all cards of one engine.
+        group: Common to all cards of one server; "" if it has a single one.
         part: Index of this process's part, from 0.
         parts: Number of parts of the engine.
+        replica: Index of this engine among the data-parallel engines of one server, from 0.
+        replicas: Number of those engines, on all hosts.
+        plain_ids: Whether the request ids in the ring are those that clients see. Otherwise vLLM's have a random suffix.
     """
 
     id: Annotated[str, Meta(pattern=rf"\A{_ID}\Z")]
@@ -86,6 +100,9 @@ class EngineCard(msgspec.Struct, frozen=True):
     group: Annotated[str, Meta(max_length=64)] = ""
     part: Annotated[int, Meta(ge=0, le=4096)] = 0
     parts: Annotated[int, Meta(ge=1, le=4096)] = 1
+    replica: Annotated[int, Meta(ge=0, le=65536)] = 0
+    replicas: Annotated[int, Meta(ge=1, le=65536)] = 1
+    plain_ids: bool = False
 
 
 def publish_card(card: EngineCard) -> Path:
@@ -113,10 +130,7 @@ def read_card(path: Path) -> EngineCard:
 def _decode_card(content: bytes, expected_id: str) -> EngineCard:
     if len(content) > MAX_CARD_BYTES:
         raise RingError(f"card {expected_id}: {len(content)} bytes, at most {MAX_CARD_BYTES} are accepted")
-    try:
-        card = msgspec.json.decode(content, type=EngineCard)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise RingError(f"card {expected_id}: {error}: restart the engine that wrote it") from error
+    card = decode_json(content, EngineCard, RingError, f"card {expected_id}: restart the engine that wrote it")
     if card.id != expected_id:
         raise RingError(f"card {expected_id}: its id is {card.id}: remove it")
     segment_path(card.ring)  # refuses a ring of another user, which we may neither read nor remove
@@ -133,13 +147,24 @@ def _cards(directory: Path) -> Iterator[EngineCard]:
 
 
 def _engine_lives(card: EngineCard) -> bool:
-    """Return whether the engine's process runs. An engine in another pid namespace counts as running while its ring exists."""
+    """Return whether the engine's process runs; in another pid namespace, whether its ring has a living writer."""
     if card.boot_id and card.boot_id != boot_id():
         return False
     if process_start(card.pid) == card.pid_start:
         return True
     owner = _owner(card.ring)
-    return owner is not None and not owner.visible
+    return owner is not None and not owner.visible and _has_writer(card.ring)
+
+
+def _has_writer(ring: str) -> bool:
+    """Return whether the writer of a ring lives, as far as its file tells: it is locked, or its heartbeat is young.
+
+    A writer of an older version holds no lock, but beats.
+    """
+    try:
+        return is_locked(ring) or time.monotonic_ns() - read_heartbeat(ring) < FOREIGN_SILENCE_NS
+    except (RingError, OSError):
+        return False
 
 
 def _owner(ring: str) -> Process | None:
@@ -163,7 +188,8 @@ def withdraw_card(card: EngineCard) -> None:
 def sweep(orphan_age_s: float = ORPHAN_AGE_S) -> int:
     """Remove the files and segments of dead engines. Engines call this at start.
 
-    Files of a living process, of another user or of another container stay.
+    Files of a living process or of another user stay. The pid of a process in another pid namespace (of another container that
+    shares /dev/shm) means nothing here: its ring is removed when nobody holds the lock on the file and its heartbeat has stopped.
 
     Args:
         orphan_age_s: Age in seconds from which a file without a card is removed.
@@ -196,7 +222,7 @@ def _is_dead_segment(path: Path, orphan_age_s: float) -> bool:
     owner = _owner(path.name)
     if owner is None:  # not a ring, or its writer was killed before it wrote the header
         return _is_ours(path) and _age_s(path) > orphan_age_s
-    return not owner.alive()
+    return not owner.alive() if owner.visible else not _has_writer(path.name)
 
 
 def _is_ours(path: Path) -> bool:

@@ -89,11 +89,14 @@ STEP = np.dtype(
         ("n_rows", "<u4"),
         ("n_spans", "<u4"),
         ("dropped_rows", "<u4"),
-        ("flags", "<u4"),
+        ("flags", "<u2"),
+        ("weights", "<u2"),
     ]
 )
+#: Largest `weights` of a step; later versions are all stored as this one.
+MAX_WEIGHTS = (1 << 16) - 1
 #: The same record for `struct`, which packs a record ten times faster than numpy assigns one.
-STEP_STRUCT = struct.Struct("<QQqQQQQIIII")
+STEP_STRUCT = struct.Struct("<QQqQQQQIIIHH")
 
 SPAN = np.dtype(
     [

@@ -16,7 +16,7 @@ from actscope.errors import RingClosed, RingError
 from actscope.frames import ROW_META, Span, SpanFlag
 from actscope.ring import futex
 from actscope.ring.layout import MAX_REQUEST_ID, NO_FLAGS, SPAN_STRUCT, STEP_STRUCT, RingSpec, StepFlag, Word
-from actscope.ring.segment import Segment
+from actscope.ring.segment import FOREIGN_SILENCE_NS, Segment
 from actscope.runtime.process import Process
 
 #: Limits of one `read`: it returns soon, and the writer is unlikely to lap it meanwhile.
@@ -25,7 +25,6 @@ MAX_BYTES_PER_READ = 32 << 20
 
 _ATTEMPTS = 8
 _NAP_S = 0.25  # interval at which a waiting reader checks that the writer lives
-_FOREIGN_SILENCE_NS = 30_000_000_000
 _SPAN_FLAGS = [SpanFlag(bits) for bits in range(16)]  # constructing one costs more than the rest of a span
 _STEP_FLAGS = [StepFlag(bits) for bits in range(8)]
 
@@ -43,6 +42,7 @@ class StepRecord:
         rows: [n, width] in the ring's dtype, a view of the batch's copy.
         flags: If not 0, the reason why the step has no rows although its spans name some.
         dropped_rows: Number of the step's rows that were never in the ring.
+        weights: How often the engine's weights had changed since it loaded them; at most `layout.MAX_WEIGHTS`.
     """
 
     number: int
@@ -53,6 +53,7 @@ class StepRecord:
     rows: np.ndarray
     flags: StepFlag = NO_FLAGS
     dropped_rows: int = 0
+    weights: int = 0
 
 
 @dataclass(slots=True, eq=False)
@@ -126,6 +127,7 @@ class _Record(NamedTuple):
     n_spans: int
     dropped_rows: int
     flags: int
+    weights: int
 
 
 _first_row = attrgetter("first_row")
@@ -241,7 +243,25 @@ class RingReader:
                 return False
             if self._writer.visible:
                 return self._writer.alive()
-            return time.monotonic_ns() - segment.words[Word.HEARTBEAT_NS] < _FOREIGN_SILENCE_NS
+            return time.monotonic_ns() - segment.words[Word.HEARTBEAT_NS] < FOREIGN_SILENCE_NS
+
+    @property
+    def published(self) -> int:
+        """Return the number of steps that the writer has published. Raises RingClosed or RingError as `read` does."""
+        with self._lock:
+            if self._segment is None:
+                raise RingClosed(f"{self.name}: this reader is closed: attach again")
+            return self._published(self._segment)
+
+    @property
+    def next_step(self) -> int:
+        """Return the index of the next step, counted from the ring's first: those before it were read, or are missed."""
+        return self._cursor.step
+
+    @property
+    def next_row(self) -> int:
+        """Return the index of the next row, counted from the ring's first: everything before it was read, or is missed."""
+        return self._cursor.row
 
     def stats(self) -> ReaderStats:
         """Return exact counts of delivered, missed and dropped steps and rows, up to the last `read`."""
@@ -393,7 +413,7 @@ class RingReader:
             flags = _STEP_FLAGS[r.flags & 7]
             begin, end = r.first_row - row, r.first_row - row + r.n_rows
             mine = (meta, rows) if r.n_rows == len(rows) else (meta[begin:end], rows[begin:end])
-            steps.append(StepRecord(r.number, r.time_ns, r.generation, owned, *mine, flags, r.dropped_rows))
+            steps.append(StepRecord(r.number, r.time_ns, r.generation, owned, *mine, flags, r.dropped_rows, r.weights))
         return steps
 
     # -- accounting: every step and row is counted once, as read or as missed --

@@ -7,6 +7,7 @@ segment when it exits (CPython #82300).
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import mmap
 import os
 import re
@@ -25,6 +26,8 @@ from actscope.runtime.process import Process
 OPAQUE_META = np.dtype(f"V{ROW_META.itemsize}")
 
 SHM_DIR = Path("/dev/shm")
+#: From this age of its heartbeat on, a writer whose process cannot be checked counts as dead.
+FOREIGN_SILENCE_NS = 30_000_000_000
 SEGMENT_NAME = re.compile(r"actscope-(\d{1,10})-[0-9a-f]{16}")
 
 
@@ -45,6 +48,30 @@ def read_header(name: str) -> Header:
         os.close(fd)
 
 
+def read_heartbeat(name: str) -> int:
+    """Return the time of the writer's last step or beat, CLOCK_MONOTONIC in ns. Raises RingError as `is_locked` does."""
+    fd = open_private(segment_path(name), os.O_RDONLY)
+    try:
+        return int.from_bytes(os.pread(fd, 8, 8 * Word.HEARTBEAT_NS), "little")
+    finally:
+        os.close(fd)
+
+
+def is_locked(name: str) -> bool:
+    """Return whether the writer of a segment lives: it holds a lock on the file (`flock`), whatever its pid namespace.
+
+    The kernel releases the lock with the writer's last process. Raises RingError if the segment cannot be opened.
+    """
+    fd = open_private(segment_path(name), os.O_RDONLY)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        os.close(fd)
+    return False
+
+
 def _checked_header(name: str, fd: int) -> Header:
     header = Header.unpack(os.pread(fd, HEADER_BYTES, 0), name)
     size = os.fstat(fd).st_size
@@ -62,6 +89,7 @@ class Segment:
     """
 
     def __init__(self, name: str, header: Header, fd: int, *, writable: bool) -> None:
+        self._lock: int | None = None
         self.name = name
         self.header = header
         self.spec = spec = header.spec
@@ -90,14 +118,16 @@ class Segment:
         except OSError as error:
             raise RingError(f"{path}: cannot be created ({error.strerror}): a ring needs {SHM_DIR}") from error
         try:
-            return cls._fill(name, header, fd)
+            fcntl.flock(fd, fcntl.LOCK_EX)
+            segment = cls._fill(name, header, fd)
         except (OSError, ValueError) as error:
+            os.close(fd)
             unlink(name)
             raise RingError(
                 f"{path}: no room for {spec.segment_bytes} bytes ({error}): make the ring smaller, or {SHM_DIR} larger"
             ) from error
-        finally:
-            os.close(fd)
+        segment._lock = fd  # open as long as the segment is: see `is_locked`
+        return segment
 
     @classmethod
     def _fill(cls, name: str, header: Header, fd: int) -> Segment:
@@ -121,6 +151,9 @@ class Segment:
             view.release()
         with contextlib.suppress(BufferError):  # a copy in progress in another thread keeps the map until it ends
             self._map.close()
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
 
 
 def unlink(name: str) -> bool:

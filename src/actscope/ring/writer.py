@@ -13,6 +13,7 @@ from actscope.errors import RingError
 from actscope.frames import ROW_META, SCORES, Frame, SinkStats, Span, SplitFrame, Step
 from actscope.ring import futex
 from actscope.ring.layout import (
+    MAX_WEIGHTS,
     NO_FLAGS,
     SPAN_STRUCT,
     STEP_STRUCT,
@@ -168,7 +169,7 @@ class RingWriter:
         dropped_total = self._stats.dropped_rows + dropped
         record = STEP_STRUCT.pack(
             *(self._step, step.number, step.time_ns, step.generation, first_row, first_span, dropped_total),
-            *(n_rows, n_spans, dropped, payload.flags),
+            *(n_rows, n_spans, dropped, payload.flags, min(step.weights, MAX_WEIGHTS)),
         )
 
         words = segment.words

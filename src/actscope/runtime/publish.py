@@ -11,13 +11,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 
-def publish_file(path: Path, data: bytes | memoryview, *, mode: int = 0o644, durable: bool = True) -> None:
+def publish_file(path: Path, data: bytes | memoryview, *, mode: int = 0o600, durable: bool = True) -> None:
     """Write a file atomically: write a temporary file beside it, then rename that.
 
     Args:
         path: The file's name. An existing file is replaced.
         data: The file's content.
-        mode: The file's permissions, before the umask.
+        mode: The file's permissions, before the umask. By default only its owner can read it.
         durable: Make content and name survive a power cut (fsync of the file and of its directory).
 
     Raises:
@@ -38,6 +38,11 @@ def publish_file(path: Path, data: bytes | memoryview, *, mode: int = 0o644, dur
         raise
     if durable:
         sync_directory(path.parent)
+
+
+def private_opener(path: str, flags: int) -> int:
+    """Open a file that only its owner can read: the `opener` of `open` for files that hold activations or tokens."""
+    return os.open(path, flags | os.O_CLOEXEC, 0o600)
 
 
 @contextmanager

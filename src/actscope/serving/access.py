@@ -18,6 +18,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from actscope.serving.connections import trust_connection
 from actscope.serving.errors import Problem, problem_response
 from actscope.serving.settings import ServingSettings
 
@@ -81,6 +82,7 @@ class Guard:
                 answer = self._preflight(scope, headers, origin) or self._sign_in(scope, headers)
             if answer is None:
                 self._check_token(scope, headers)
+                trust_connection(scope)
                 receive = self._bounded(headers, receive)
         except Problem as problem:
             answer = self._page(scope, headers, problem) or problem_response(problem)
@@ -130,7 +132,7 @@ class Guard:
         return Response(status_code=204, headers=allow | {"Access-Control-Max-Age": "600"})
 
     def _sign_in(self, scope: Scope, headers: Headers) -> Response | None:
-        """Answer `GET /?token=…`: set the cookie and redirect to `/`. Other query parameters are kept. None otherwise."""
+        """Answer `GET /?token=…`: set the cookie and redirect to the page. Other query parameters are kept. None otherwise."""
         if scope["path"] != "/" or scope["method"] != "GET":
             return None
         asked = parse_qs(scope.get("query_string", b"").decode("latin-1"))
@@ -141,7 +143,7 @@ class Guard:
         if not hmac.compare_digest(given[0].encode(), self._token):
             raise _unauthorized("wrong token in the address: open the link that the server printed at its last start")
         view = urlencode(asked, doseq=True)
-        response = RedirectResponse(f"/?{view}" if view else "/", 303)
+        response = RedirectResponse(f"./?{view}" if view else "./", 303)  # relative: a proxy may have added a path
         response.set_cookie(self._cookie_name, self._cookie, path="/", httponly=True, samesite="lax")
         return response
 

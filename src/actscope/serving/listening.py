@@ -1,15 +1,15 @@
-"""Listening socket and uvicorn configuration: uvloop and httptools, with bounded request heads and bounded shutdown time."""
+"""Listening socket and uvicorn configuration: uvloop and httptools, with bounded connections and bounded shutdown time."""
 
 from __future__ import annotations
 
-import asyncio
+import resource
 import socket
 from typing import Any
 
 import uvicorn
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from actscope.errors import SettingsError
+from actscope.serving.connections import bounded_protocol
 from actscope.serving.settings import ServingSettings
 
 
@@ -28,6 +28,9 @@ def listen(settings: ServingSettings) -> socket.socket:
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     sock = socket.socket(family, socket.SOCK_STREAM)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    sock.setsockopt(
+        socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1
+    )  # connections inherit it: clients that vanish are noticed
     try:
         sock.bind((settings.host, settings.port))
     except OSError as error:
@@ -45,12 +48,14 @@ def uvicorn_config(app: Any, settings: ServingSettings) -> uvicorn.Config:
 
     Args:
         app: The ASGI application.
-        settings: `max_head_bytes` bounds request line plus headers, `shutdown_seconds` the graceful shutdown (rounded to
-            whole seconds, at least 1).
+        settings: Limits of connections and requests. `shutdown_seconds` bounds the graceful shutdown (rounded to whole
+            seconds, at least 1).
+
+    The soft limit of open files is raised to the hard one: each completion uses two.
     """
     return uvicorn.Config(
         app,
-        http=_bounded_protocol(settings.max_head_bytes),
+        http=bounded_protocol(settings, min(settings.max_unauthenticated, max(1, _open_files() // 4))),
         ws="none",
         loop="uvloop",
         access_log=False,
@@ -62,27 +67,12 @@ def uvicorn_config(app: Any, settings: ServingSettings) -> uvicorn.Config:
     )
 
 
-def _bounded_protocol(limit: int) -> type[asyncio.Protocol]:
-    """Return uvicorn's HTTP protocol class with a limit on request line plus headers in bytes. httptools itself has none."""
-
-    class BoundedHead(HttpToolsProtocol):
-        _head_bytes = 0
-        _in_head = True
-
-        def data_received(self, data: bytes) -> None:
-            if self._in_head:
-                self._head_bytes += len(data)
-            super().data_received(data)
-            if self._in_head and self._head_bytes > limit and not self.transport.is_closing():
-                self.send_400_response(f"The request's head is larger than {limit} bytes.")
-
-        def on_message_begin(self) -> None:
-            self._in_head = True
-            super().on_message_begin()
-
-        def on_headers_complete(self) -> None:
-            self._in_head = False
-            self._head_bytes = 0
-            super().on_headers_complete()
-
-    return BoundedHead
+def _open_files() -> int:
+    """Return the number of files that the process may open, after raising it as far as the system allows."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = max(soft, 1 << 16) if hard == resource.RLIM_INFINITY else hard
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    except (OSError, ValueError):
+        return soft
+    return wanted

@@ -12,10 +12,13 @@ from typing import Any, Generic, TypeVar
 import msgspec
 
 from actscope.errors import EngineError
+from actscope.runtime.decoding import CheckedDecoder
 
 _LENGTH = struct.Struct("<I")
 
 M = TypeVar("M")
+#: Bytes that are taken for a message before any of it has arrived.
+_PIECE = 1 << 20
 
 
 class Messages(Generic[M]):
@@ -28,7 +31,7 @@ class Messages(Generic[M]):
 
     def __init__(self, union: Any, *, most_bytes: int) -> None:
         self.most_bytes = most_bytes
-        self._decoder: msgspec.msgpack.Decoder[M] = msgspec.msgpack.Decoder(union)
+        self._decoder: CheckedDecoder[M] = CheckedDecoder(union, EngineError, "a message does not decode")
         self._encode = msgspec.msgpack.Encoder().encode
 
     def pack(self, message: M) -> bytes:
@@ -48,7 +51,7 @@ class Messages(Generic[M]):
         """
         head = _read(connection, _LENGTH.size)
         body = None if head is None else _read(connection, self._size(head))
-        return None if body is None else self._decode(body)
+        return None if body is None else self._decoder.decode(body)
 
     def send_with(self, connection: socket.socket, message: M, fd: int) -> None:
         """Send a message and a file descriptor (SCM_RIGHTS; unix sockets only). Blocks and raises like `send`."""
@@ -71,7 +74,7 @@ class Messages(Generic[M]):
         if len(head) < _LENGTH.size:
             return None, fd
         body = _read(connection, self._size(head))
-        return (None if body is None else self._decode(body)), fd
+        return (None if body is None else self._decoder.decode(body)), fd
 
     def take(self, buffer: bytearray) -> M | None:
         """Remove the first message from `buffer` and return it; None while it is incomplete. Does not block.
@@ -86,7 +89,7 @@ class Messages(Generic[M]):
             return None
         body = bytes(buffer[_LENGTH.size : end])
         del buffer[:end]
-        return self._decode(body)
+        return self._decoder.decode(body)
 
     def _size(self, head: bytes | bytearray) -> int:
         size: int = _LENGTH.unpack(head)[0]
@@ -94,20 +97,18 @@ class Messages(Generic[M]):
             raise EngineError(f"a message of {size} bytes: expected at most {self.most_bytes}")
         return size
 
-    def _decode(self, body: bytes | bytearray) -> M:
-        try:
-            return self._decoder.decode(body)
-        except msgspec.DecodeError as error:
-            raise EngineError(f"a message does not decode: {error}") from error
-
 
 def _read(connection: socket.socket, size: int) -> bytearray | None:
-    data = bytearray(size)
-    view, have = memoryview(data), 0
+    """Return `size` bytes; None if the connection ends before. Memory is taken for what has arrived, and as much again."""
+    data = bytearray(min(size, _PIECE))
+    have = 0
     while have < size:
+        if have == len(data):
+            data += bytes(min(size - have, have))
         try:
-            n = connection.recv_into(view[have:])
-        except (ConnectionError, OSError):
+            with memoryview(data) as whole, whole[have:] as rest:
+                n = connection.recv_into(rest)
+        except OSError:
             return None
         if not n:
             return None

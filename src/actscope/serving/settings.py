@@ -35,6 +35,13 @@ class ServingSettings:
     """Maximum size of a request body."""
     max_head_bytes: int = 32 * 1024
     """Maximum size of a request line and its headers."""
+    head_seconds: float = 10.0
+    """Time that a client has to send the head of a request, from its connection or from the first byte of a later head."""
+    body_seconds: float = 60.0
+    """Longest silence of a client in the middle of a request's body."""
+    max_unauthenticated: int = 256
+    """Maximum number of connections that have not shown the token, and at most a quarter of the files that the process may
+    open. The oldest one is closed for a new one."""
     shutdown_seconds: float = 5.0
     """Time that running requests have to finish after a stop signal."""
 
@@ -47,9 +54,12 @@ class ServingSettings:
             raise SettingsError(f"port: expected 0 to 65535, found {self.port}")
         if len(self.token) < 8:
             raise SettingsError(f"token: expected at least 8 characters, found {len(self.token)}")
-        for name in ("max_body_bytes", "max_head_bytes"):
+        for name in ("max_body_bytes", "max_head_bytes", "max_unauthenticated"):
             if getattr(self, name) < 1:
                 raise SettingsError(f"{name}: expected at least 1, found {getattr(self, name)}")
+        for name in ("head_seconds", "body_seconds"):
+            if not getattr(self, name) > 0:
+                raise SettingsError(f"{name}: expected a number above 0, found {getattr(self, name)}")
         for origin in self.cors_origins:
             if not origin.startswith(("http://", "https://")) or origin.endswith("/"):
                 raise SettingsError(
@@ -70,6 +80,20 @@ class ServingSettings:
         host = "127.0.0.1" if self.host in ("0.0.0.0", "::") else self.host
         host = f"[{host}]" if ":" in host else host
         return f"http://{host}:{self.port}"
+
+    @property
+    def reach(self) -> str:
+        """Return who can connect and what they need, in a sentence; empty if only this machine can."""
+        if self.host == "localhost" or self.host == "::1" or self.host.startswith("127."):
+            return ""
+        who = (
+            "every machine that reaches this one"
+            if self.host in ("0.0.0.0", "::")
+            else f"machines that reach {self.host}"
+        )
+        names = ", ".join(self.allowed_hosts)
+        pages = f"browsers under {names}" if names else "no browser elsewhere: add --allow-host NAME:PORT"
+        return f"{who}, with the token, which travels unencrypted; {pages}"
 
     @property
     def link(self) -> str:

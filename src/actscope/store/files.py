@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from actscope.errors import ActscopeError, RecordingError
+from actscope.runtime.regular_files import open_regular
 
 SEGMENT = re.compile(r"segment-(\d{6,9})\.mcap")
 
@@ -25,17 +26,17 @@ def naming(path: Path, doing: str) -> Iterator[None]:
 
 
 def read_file(path: Path, most: int) -> bytes:
-    """Return up to `most` bytes of a file. Does not block on a FIFO in its place. Raises FileNotFoundError or RecordingError."""
+    """Return up to `most` bytes of a regular file. A link or a pipe in its place is refused without waiting for it.
+
+    Raises FileNotFoundError or RecordingError.
+    """
+    fd = open_regular(path, RecordingError, follow=False)
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
-        try:
-            return os.read(fd, most)
-        finally:
-            os.close(fd)
-    except FileNotFoundError:
-        raise
+        return os.read(fd, most)
     except OSError as error:
         raise RecordingError(f"{path}: reading failed: {error.strerror or error}") from error
+    finally:
+        os.close(fd)
 
 
 def spare_name(path: Path, suffix: str) -> Path:

@@ -212,6 +212,17 @@ def _surviving(op: Callable[..., None]) -> Callable[..., None]:
     return survive
 
 
+def _no_kernel(*operands: Any) -> None:
+    """Stand for both ops on all other devices. It does not count in `fired`, so nothing is delivered."""
+    if "device" not in _reported:
+        _reported.add("device")
+        log.error(
+            "activations on %s cannot be read, only on cpu and cuda: nothing of them is delivered", operands[0].device
+        )
+
+
+_LIBRARY.impl("tap", _no_kernel, "CompositeExplicitAutograd")
+_LIBRARY.impl("encode", _no_kernel, "CompositeExplicitAutograd")
 _LIBRARY.impl("tap", _surviving(_tap_cpu), "CPU")
 _LIBRARY.impl("tap", _surviving(_tap_cuda), "CUDA")
 _LIBRARY.impl("tap", lambda *operands: None, "Meta")

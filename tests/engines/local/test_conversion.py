@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import multiprocessing
 import os
 import shutil
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import gguf
@@ -28,6 +29,8 @@ from actscope.extraction.cutting import tokenizer_of
 from actscope.feed.planning.model_facts import facts_of
 
 IDS = [257, 10, 99, 200, 3, 258, 42, 7]
+#: Positions far enough apart that slow rotations are seen.
+FAR = tuple(range(0, 8000, 1000))
 
 
 @pytest.fixture(autouse=True)
@@ -37,9 +40,9 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "cache" / "actscope" / "gguf"
 
 
-def logits(model: torch.nn.Module) -> torch.Tensor:
+def logits(model: torch.nn.Module, positions: Sequence[int] = range(len(IDS))) -> torch.Tensor:
     with torch.no_grad():
-        found: torch.Tensor = model(torch.tensor([IDS])).logits[0]
+        found: torch.Tensor = model(torch.tensor([IDS]), position_ids=torch.tensor([positions])).logits[0]
     return found
 
 
@@ -201,9 +204,11 @@ def test_weights_that_are_missing_do_not_fit_or_are_not_finite_are_refused(tmp_p
 def test_what_transformers_would_leave_out_is_refused_by_name(tmp_path: Path, cache: Path) -> None:
     model = tiny_llama()
     scaled = write_gguf(
-        tmp_path / "a.gguf", model, change=lambda t: t.update({"rope_freqs.weight": np.ones(8, np.float32)})
+        tmp_path / "a.gguf", model, change=lambda t: t.update({"rope_freqs.weight": np.arange(1, 9, dtype=np.float32)})
     )
     refused(scaled, r"rope_freqs\.weight", cache)
+    factors = {"rope_factors_long.weight": np.ones(8, np.float32)}
+    refused(write_gguf(tmp_path / "f.gguf", model, change=lambda t: t.update(factors)), "rope_factors_long", cache)
 
     def yarn(writer: gguf.GGUFWriter) -> None:
         writer.add_rope_scaling_type(gguf.RopeScalingType.YARN)
@@ -216,6 +221,42 @@ def test_what_transformers_would_leave_out_is_refused_by_name(tmp_path: Path, ca
     refused(bias, "64 weights more than LlamaForCausalLM", cache)
     none = write_gguf(tmp_path / "c.gguf", model, more=lambda w: w.add_rope_scaling_type(gguf.RopeScalingType.NONE))
     assert converted(none).is_dir()
+
+
+@pytest.mark.parametrize("factor", [8.0, 32.0])
+def test_a_llama_3_is_rotated_as_it_was_trained(factor: float, tmp_path: Path) -> None:
+    """llama.cpp stores what the frequencies are divided by; transformers' reader would leave it out without a word."""
+    model = llama_3(factor)
+    path = write_gguf(tmp_path / "a.gguf", model, change=lambda t: t.update({"rope_freqs.weight": divisors(factor)}))
+    loaded = load(str(path))
+    assert loaded.config.rope_parameters["factor"] == factor
+    assert torch.allclose(logits(loaded.model, FAR), logits(model, FAR), atol=1e-5)
+    assert not torch.allclose(logits(tiny_llama(), FAR), logits(model, FAR), atol=1e-3), "the factor changes nothing"
+
+
+def llama_3(factor: float) -> LlamaForCausalLM:
+    """`tiny_llama` with frequencies scaled as Llama 3.1 does."""
+    model = tiny_llama()
+    config = model.config
+    config.rope_parameters = {
+        "rope_type": "llama3", "rope_theta": 50_000.0, "factor": factor, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8192,
+    }  # fmt: skip
+    scaled = LlamaForCausalLM(config)
+    scaled.load_state_dict(model.state_dict())
+    scaled.eval()  # type: ignore[no-untyped-call]
+    return scaled
+
+
+def divisors(factor: float) -> np.ndarray:
+    """What llama.cpp's converter writes for `llama_3`, by its formula (gguf-py, `LlamaModel.generate_extra_tensors`)."""
+    found = []
+    for i in range(8):
+        wavelength = 2 * math.pi * 50_000.0 ** (i / 8)
+        smooth = (8192 / wavelength - 1) / (4 - 1)
+        near, far = wavelength < 8192 / 4, wavelength > 8192 / 1
+        found.append(1.0 if near else factor if far else 1 / ((1 - smooth) / factor + smooth))
+    return np.array(found, np.float32)
 
 
 def test_a_model_larger_than_its_file_is_refused_before_it_is_made(tmp_path: Path, cache: Path) -> None:

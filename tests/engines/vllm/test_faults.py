@@ -16,6 +16,7 @@ import pytest
 from engines.vllm.test_rows import PROBES, recording_all
 from support.vllm import mixed
 from support.vllm.bed import Configuration, Offline
+from support.vllm.changing_hooks.changing_hooks import ADDED, AFTER, BEFORE
 from support.vllm.mixed import draw_probes
 from support.vllm.pool import Engines, short_directory
 from support.vllm.watching import Control, Ring, card, cards, external, recording_of
@@ -190,3 +191,54 @@ def test_a_full_disk_ends_the_recording_and_nothing_else(begin: Callable[..., Of
     assert sum(len(one.rows) for one in seen.values()) == counts["rows"]
     assert engine.log.count("Traceback") == 0
     Recording.open(directory / "record")
+
+
+def test_a_change_by_another_plugin_is_in_the_row_whatever_was_loaded_first(
+    model: Callable[[str], Path], engines: Engines, directory: Path
+) -> None:
+    """What leaves a block is what enters the next one, with hooks that were registered before ours and after it."""
+    sites = {"ACTSCOPE_ROW_SITES": "0,1,2,layers.1.resid_pre,layers.2.resid_pre,layers.3.resid_pre"}
+    engine = engines.start(
+        Offline, Configuration(model("llama"), changing_hooks=True, environment=recording_all(directory) | sites)
+    )
+    assert card(engine), "the sidecar is there, and with it the recording"
+    answers(engine, "changed")
+    engine.close()
+    engines.end()
+    recording = recording_of(directory / "record")
+    for layer in (BEFORE, AFTER, 2):
+        leaving = recording.rows(f"layers.{layer}.resid_post", request="changed-0").values
+        entering = recording.rows(f"layers.{layer + 1}.resid_pre", request="changed-0").values
+        assert len(leaving) == 47 and np.abs(leaving - entering).max() < ADDED / 1000, layer
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="a /dev/shm of its own needs root")
+@pytest.mark.parametrize("mb", [64, 16])
+def test_vllm_serves_with_little_shared_memory(
+    mb: int, model: Callable[[str], Path], engines: Engines, directory: Path
+) -> None:
+    """With the /dev/shm of a container our parts take what fits, and say with numbers what does not."""
+    arguments = {"max_num_batched_tokens": 4096, "max_model_len": 512, "enable_prefix_caching": False}
+    environment = recording_all(directory) | {"ACTSCOPE_ROW_SITES": "all", "SMALL_SHM_MB": str(mb)}
+    engine = engines.start(SmallShm, Configuration(model("llama"), arguments=arguments, environment=environment))
+    found = answers(engine, "small")
+    state = Control(card(engine)).recording()
+    counts = engine.call(INSIDE + "counts")
+    log = engine.log
+    engine.close()
+    engines.end()
+    assert len(found) == len(PROMPTS) and counts["faults"] == counts["deaths"] == 0
+    assert counts["rows"] == ROWS
+    if state["recording"]:
+        assert sum(recorded(recording_of(directory / "record")).values()) == ROWS
+    else:
+        assert "GB are needed" in state["failure"] and "GB are needed" in log
+    assert (mb == 64) == ("ring_rows" not in log)
+
+
+class SmallShm(Offline):
+    """An engine in a mount namespace of its own, with a /dev/shm of SMALL_SHM_MB."""
+
+    def command(self) -> list[str]:
+        mount = 'mount -t tmpfs -o size="${SMALL_SHM_MB}m" tmpfs /dev/shm && exec "$@"'
+        return ["unshare", "--mount", "sh", "-c", mount, "sh", *super().command()]

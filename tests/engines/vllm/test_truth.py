@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from actscope.engines.vllm.layer_outputs import attach
-from actscope.engines.vllm.truth import check
+from actscope.engines.vllm.truth import check, trial
 from actscope.engines.vllm.truth.check import Verdicts, examine
+from actscope.engines.vllm.truth.reading import Key, Reading, candidates
 from actscope.sites import Site
 
 D, LAYERS = 32, 3
@@ -305,6 +306,22 @@ def test_a_partial_sum_that_a_norm_completes_is_refused() -> None:
     assert (
         "Deferring returns" in why and "that the next norm of Model reads" in why and "--model-impl transformers" in why
     )
+
+
+@pytest.mark.parametrize("block", [Leftover, Parallel])
+def test_a_pair_that_only_its_sum_is_tried_for_is_refused_where_the_first_is_the_stream(
+    block: type[Block], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As if every pair were (what is to be added, the stream): such rows would be off by half of their length."""
+
+    def only_sums(tensors: Mapping[Key, Tensor]) -> Iterator[tuple[Reading, Tensor]]:
+        return ((reading, row) for reading, row in candidates(tensors) if len(reading.parts) == min(2, len(tensors)))
+
+    for module in (check, trial):
+        monkeypatch.setattr(module, "candidates", only_sums)
+    _, verdicts = examined(block)
+    assert {site.name for site in verdicts.taps} <= {"layers.0.resid_pre"}  # there is one tensor
+    assert "is the stream that the next norm of Model reads" in verdicts.refused["layers.0.resid_post"]
 
 
 def test_a_stream_that_is_scaled_in_float16_is_refused_there() -> None:

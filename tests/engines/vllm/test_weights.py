@@ -70,6 +70,8 @@ def test_rows_behind_a_change_of_the_weights_are_the_new_models_and_say_so(
         rows = ran.recording.rows("layers.2.resid_post", request=name)
         right = mixed.truth(path, ran.texts[name, 0].ids)[0]["layers.2.resid_post"]
         np.testing.assert_allclose(rows.values, right[: len(rows.values)], rtol=0, atol=1e-4 * np.abs(right).max())
+    seen = {name: sorted(set(ran.seen[name, 0].rows["weights"].tolist())) for name in (*paths, "during")}
+    assert seen == {"before": [0], "after": [1], "later": [2], "during": [0, 1, 2]}
     marks = {
         name: [m.why for m in ran.recording.marks if m.request == name and "weights" in m.why]
         for name in (*paths, "during")

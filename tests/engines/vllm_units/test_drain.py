@@ -34,8 +34,10 @@ class _Patience:
 
 @pytest.fixture
 def drain(tmp_path: Path, rings: tuple[RingWriter, RingWriter]) -> Iterator[RowDrain]:
-    flight: Any = SimpleNamespace(recorder=SimpleNamespace(known_requests=()))
-    yield RowDrain(start_of(rings, tmp_path / "rec"), flight, lambda step: None)
+    found = RowDrain(start_of(rings, tmp_path / "rec"), lambda message: None)
+    found.begin(SimpleNamespace(recorder=SimpleNamespace(known_requests=()), end_missed=lambda requests: None))  # type: ignore[arg-type]
+    yield found
+    found.close()
 
 
 def test_options_that_never_arrive_are_waited_for_once(drain: RowDrain, monkeypatch: pytest.MonkeyPatch) -> None:

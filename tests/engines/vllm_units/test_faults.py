@@ -7,14 +7,19 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from engines.vllm_units.test_publishing import WideSink
 
+from actscope.engines.vllm import plugin
 from actscope.engines.vllm.publishing.device_copy import HostPass
 from actscope.engines.vllm.publishing.labels import Register, RequestState, known_of
 from actscope.engines.vllm.publishing.publisher import PassNote, Publisher
+from actscope.engines.vllm.session import StagePlacement
+from actscope.engines.vllm.settings import KEY
 from actscope.engines.vllm.sidecar_protocol import options_of
-from actscope.frames import ListSink, RowFlag
+from actscope.frames import ListSink, RowFlag, SpanFlag
 from actscope.ring.layout import MAX_REQUEST_ID, request_bytes
 from actscope.ring.request_ids import ring_id
+from actscope.taps import tap
 from actscope.taps.tap import TapBuffers
 
 
@@ -84,3 +89,45 @@ def test_a_session_that_goes_on_after_its_answer_is_not_after_its_end() -> None:
 def test_options_that_cannot_be_understood_ask_for_nothing(text: str) -> None:
     """Whatever a client writes there, no request fails of it."""
     assert options_of({"actscope": text}) == {}
+
+
+@pytest.mark.parametrize("device", ["xpu:0", "hpu", "mps"])
+def test_on_a_device_that_taps_cannot_read_vllm_runs_unwatched(device: str, caplog: pytest.LogCaptureFixture) -> None:
+    """Nothing is attached, nothing is raised, and one line says why. The worker is a stand-in: there is no such device here."""
+    config = SimpleNamespace(additional_config={KEY: {}})
+    worker = SimpleNamespace(
+        vllm_config=config, model_runner=SimpleNamespace(device=device, get_model=lambda: pytest.fail("it was touched"))
+    )
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(plugin, "_version", lambda: "0.32.0")
+        patched.setattr(plugin, "place_of", lambda worker: StagePlacement(True, "g"))
+        plugin.watch(worker)
+    assert getattr(worker, "_actscope_session", None) is None
+    said = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
+    assert len(said) == 1 and torch.device(device).type in said[0] and "cpu and cuda" in said[0]
+
+
+@pytest.mark.parametrize("key", ["XPU", "HPU", "MPS", "PrivateUse1"])
+def test_the_taps_do_nothing_on_other_devices_instead_of_raising(key: str) -> None:
+    """A model may have parts on another device than its runner; the forward goes on, and what was not read is not delivered."""
+    for op in ("actscope::tap", "actscope::encode"):
+        assert torch._C._dispatch_has_computed_kernel_for_dispatch_key(op, key)
+    before = np.ones(1)
+    tap._no_kernel(torch.zeros(1, device="meta"), None, before)
+    assert before.tolist() == [1]
+
+
+def test_what_the_recorder_is_told_of_a_request_without_its_first_rows() -> None:
+    """Rows of a first pass that was dropped are lost, unlike a prompt that was cached: the recorder can tell the two apart."""
+    rows_ring = WideSink()
+    buffers = TapBuffers(n_sites=1, kept=[0], d=2, width=1, max_rows=8, dtype=torch.float32, device=torch.device("cpu"))
+    publisher = Publisher(ListSink(), rows_ring, None, ["layers.0.resid_post"], [0], buffers)  # type: ignore[arg-type]
+    publisher.publish(_note(0, 2, (RequestState("a", 8, wants_rows=True),)), None)
+    for i, name in enumerate(("a", "b")):
+        begun = () if name == "a" else (RequestState("b", 8, wants_rows=True, computed=2),)
+        note = PassNote([name], np.array([0, 2]), begun, (), 0, {0: [0]}, np.zeros(1, np.int64), n_rows=2)
+        landed = _landed(2, 2, fired=2 + i)
+        landed.rows = np.zeros((2, 2), np.float32)
+        publisher.publish(note, landed)
+    first = {span.request: bool(span.flags & SpanFlag.FIRST) for step, _ in rows_ring.steps for span in step.spans}
+    assert first == {"a": False, "b": True} and publisher.counts.raw_dropped_rows == 2

@@ -12,11 +12,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.vllm.schedules import BLOCK, WIDTH, Pass, Scheduler, play, scores_of
+from support.vllm.schedules import BLOCK, WIDTH, Pass, Running, Scheduler, play, scores_of
 
+from actscope.engines.vllm.publishing.device_copy import HostPass
 from actscope.engines.vllm.publishing.labels import Register, RequestState
 from actscope.engines.vllm.publishing.prefix_scores import PrefixScores
-from actscope.engines.vllm.publishing.publisher import Publisher
+from actscope.engines.vllm.publishing.publisher import PassNote, Publisher
 from actscope.frames import Frame, ListSink, RowFlag, SpanFlag, SplitFrame, Step
 from actscope.taps.tap import TapBuffers
 
@@ -37,6 +38,19 @@ def publisher(scheduler: Scheduler, prefix: bool = True) -> tuple[Publisher, Lis
 def buffers(kept: list[int] | None = None) -> TapBuffers:
     cpu, dtype = torch.device("cpu"), torch.float32
     return TapBuffers(n_sites=1, kept=kept or [], d=2, width=WIDTH, max_rows=64, dtype=dtype, device=cpu)
+
+
+class Remembering(Scheduler):
+    """Keeps every request, also those that have ended, in `all`."""
+
+    def __init__(self, random: Random, **how: Any) -> None:
+        super().__init__(random, **how)
+        self.all: dict[str, Running] = {}
+
+    def add(self, prompt: list[int], n_output: int) -> Running:
+        request = super().add(prompt, n_output)
+        self.all[request.name] = request
+        return request
 
 
 class WideSink(ListSink):
@@ -230,3 +244,117 @@ def test_a_pass_that_holds_nothing_certain_is_empty(n_rows: int) -> None:
     """Labels of no rows are no error."""
     labels = Register().label(["stranger"], np.array([0, n_rows]), np.arange(n_rows), np.arange(n_rows), step=1)
     assert len(labels.meta) == 0 and labels.spans == ()
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=st.integers(0, 1 << 30), prompts=PROMPTS)
+def test_the_end_of_a_request_reaches_the_recorder_while_only_others_run(seed: int, prompts: list[list[int]]) -> None:
+    """Where raw rows leave on request, passes in which nobody wants any bring none, and the ends are told all the same."""
+    random = Random(seed)
+    scheduler = Scheduler(random)
+    rows_ring = WideSink()
+    watched = Publisher(ListSink(), rows_ring, None, ["layers.0.resid_post"], [0], buffers(kept=[0]))  # type: ignore[arg-type]
+    begun: set[str] = set()
+    ended: set[str] = set()
+
+    def see(one: Pass) -> None:
+        begun.update(row.request for row in one.rows)
+        ended.update(one.note.ended)
+        watched.publish(one.note, one.on_host)  # on_host.rows is None: nobody wants any
+
+    play(scheduler, random, prompts, see)
+    told = [span.request for step, _ in rows_ring.steps for span in step.spans if span.flags & SpanFlag.END]
+    assert sorted(told) == sorted(begun & ended) and watched.counts.raw_rows == 0
+
+
+@settings(max_examples=150, deadline=None)
+@given(seed=st.integers(0, 1 << 30), prompts=PROMPTS, as_new=st.booleans(), lost=st.integers(2, 6))
+def test_a_dropped_pass_forgets_its_own_slots_and_no_others(
+    seed: int, prompts: list[list[int]], as_new: bool, lost: int
+) -> None:
+    """No cached score is ever one of another text, and what dropped passes did not touch is still found."""
+    random = Random(seed)
+    scheduler = Remembering(random, n_blocks=24, resumed_as_new=as_new)
+    watched, ring = publisher(scheduler)
+    passes = 0
+
+    def see(one: Pass) -> None:
+        nonlocal passes
+        passes += 1
+        before = len(ring.steps)
+        watched.publish(one.note, None if passes % lost == 0 else one.on_host)
+        for step, scores in steps_of(ring, before):
+            for span in step.spans:
+                for meta, score in zip(step.meta[span.offset :][: span.n_rows], scores[span.offset :], strict=False):
+                    if meta["flags"] & RowFlag.CACHED:
+                        text = scheduler.all[span.request].text[: int(meta["position"]) + 1]
+                        np.testing.assert_array_equal(score, scores_of(tuple(text)))
+
+    play(scheduler, random, prompts, see)
+    assert watched.counts.failed_passes == 0
+
+
+def test_scores_of_a_cached_prompt_survive_a_dropped_pass_of_another_request() -> None:
+    """One dropped pass costs the cached prompts of the requests in it, from where they were, and nothing else."""
+    ring = ListSink()
+    prefix = PrefixScores(8, BLOCK, WIDTH)
+    watched = Publisher(ring, None, prefix, ["layers.0.resid_post"], [], buffers())  # type: ignore[arg-type]  # writes alike
+    one, other = (RequestState(name, 8, blocks=blocks) for name, blocks in (("a", [0, 1]), ("b", [2, 3])))
+    watched.publish(_whole(["a"], [one], 1), _landed([8], [0], 1))
+    watched.publish(_whole(["b"], [other], 2), None)
+    again = RequestState("c", 9, blocks=[0, 1, 4], computed=8, next_position=8)
+    watched.publish(_whole(["c"], [again], 3, n=1), _landed([1], [16], 3, first=8))
+    assert watched.counts.cached_rows == 8 and watched.counts.tap_faults == 0
+
+
+def test_a_cached_prompt_longer_than_the_ring_comes_in_parts() -> None:
+    """No pass writes more than its part, so readers keep up; what the request's end cuts off is counted."""
+    n = 40
+    ring = ListSink()
+    prefix = PrefixScores(n // BLOCK + 8, BLOCK, WIDTH)
+    watched = Publisher(ring, None, prefix, ["layers.0.resid_post"], [], buffers(), ring_rows=32)  # type: ignore[arg-type]
+    blocks = list(range(n // BLOCK))
+    watched.publish(_whole(["a"], [RequestState("a", n, blocks=blocks)], 1, n=n), _landed([n], [0], 1))
+    spare = n // BLOCK
+    asks = RequestState("b", n + 1, blocks=[*blocks, spare], computed=n, next_position=n)
+    found: list[list[int]] = []
+    for i in range(3):
+        before = len(ring.steps)
+        note = _whole(["b"], [asks] if i == 0 else [], 2 + i, n=1)
+        watched.publish(note, _landed([1], [spare * BLOCK + i], 2 + i, first=n + i))
+        cached = [step for step, _ in ring.steps[before:-1]]
+        found.append([p for step in cached for p in step.meta["position"].tolist()])
+        assert all(step.spans[0].request == "b" for step in cached)
+    assert found == [list(range(8)), list(range(8, 16)), list(range(16, 24))]
+    first = next(step for step, _ in ring.steps if step.spans[0].request == "b").spans[0]
+    assert first.flags & SpanFlag.FIRST
+    ends = PassNote([], np.zeros(1, np.int64), [], ["b"], 1, {0: [0, 1, 2]}, np.zeros(WIDTH, np.int64))
+    watched.publish(ends, None)
+    assert watched.counts.cached_rows == 32 and watched.counts.cached_dropped_rows == n - 32
+
+
+def test_a_pass_that_cannot_be_published_costs_itself_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its requests begin and end all the same, it is counted, and the next pass is delivered."""
+    ring = ListSink()
+    watched = Publisher(ring, None, PrefixScores(4, BLOCK, WIDTH), ["layers.0.resid_post"], [], buffers())  # type: ignore[arg-type]
+    with monkeypatch.context() as broken:
+        broken.setattr(watched._register, "label", lambda *what: 1 / 0)
+        watched.publish(_whole(["a"], [RequestState("a", 8, blocks=[0, 1])], 1, n=4), _landed([4], [0], 1))
+    assert watched.counts.failed_passes == 1 and watched.counts.dropped_rows == 4
+    watched.publish(_whole(["a"], [], 2, n=4), _landed([4], [4], 2, first=4))
+    assert ring.steps[-1][0].spans[0].request == "a" and not np.isnan(np.asarray(ring.steps[-1][1][0].rows)).any()
+    watched.publish(PassNote([], np.zeros(1, np.int64), [], ["a"], 1, {}, np.zeros(WIDTH, np.int64)), None)
+    assert [span.flags for span in ring.steps[-1][0].spans] == [SpanFlag.END] and watched.counts.tap_faults == 0
+
+
+def _whole(names: list[str], begun: list[RequestState], fired: int, n: int = 8) -> PassNote:
+    starts = np.arange(len(names) + 1) * n
+    return PassNote(names, starts, begun, [], 1, {0: [0, 1, 2]}, np.zeros(WIDTH, np.int64), n_rows=n * len(names))
+
+
+def _landed(sizes: list[int], slots: list[int], fired: int, first: int = 0) -> HostPass:
+    """A pass of one request, whose rows go to the slots from `slots[0]` on."""
+    positions = np.arange(first, first + sizes[0])
+    where = np.arange(slots[0], slots[0] + sizes[0])
+    scores = np.repeat(positions[:, None], WIDTH, 1).astype(np.float32)
+    return HostPass(scores, None, positions, positions.astype(np.int32), where, np.array([fired]))

@@ -8,6 +8,7 @@ wrong label.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import secrets
 import tempfile
@@ -74,6 +75,8 @@ class Script(msgspec.Struct, forbid_unknown_fields=True):
     """The first so many prompt positions are told as scores of a cached prefix."""
     withhold_ids: bool = False
     """Tokens are generated, and not shown: what vLLM does with hidden reasoning."""
+    swallow_at: int | None = None
+    """The chunk of this generated token is not sent: what a tool or reasoning parser may do."""
     late_part: int | None = None
     """This part's rows come when the request ends, and not before."""
     missing_in_part: list[int] = []
@@ -115,6 +118,7 @@ class Sequence:
     words: Iterator[int]
     tokens: list[int] = field(default_factory=list)
     held: list[tuple[int, list[int], RowFlag]] = field(default_factory=list)
+    replica: int = 0
 
     @property
     def finish_reason(self) -> str | None:
@@ -132,8 +136,9 @@ class Sequence:
 class Part:
     """One stage's ring, probe table and card. Columns have the same numbers in all parts: each has its own probes in them."""
 
-    def __init__(self, engine: ScriptedEngine, number: int, parts: int) -> None:
+    def __init__(self, engine: ScriptedEngine, number: int, parts: int, replica: int = 0) -> None:
         self.engine = engine
+        self.replica = replica
         self.number = number
         per_part = -(-(N_LAYERS + 1) // parts)  # of two, the first has 4 blocks and the second 2
         self.layers = range(number * per_part, min((number + 1) * per_part, N_LAYERS))
@@ -143,7 +148,7 @@ class Part:
         self.generation = 0
         self.probes: dict[int, dict[str, Any]] = {}
         self._step = 0
-        self.card = engine.make_card(self.ring.name, number, parts)
+        self.card = engine.make_card(self.ring.name, number, parts, replica)
 
     def table(self) -> dict[str, Any]:
         table = {"generation": self.generation, "probes": [{"slot": s, **p} for s, p in sorted(self.probes.items())]}
@@ -216,18 +221,29 @@ class ScriptedEngine:
 
     `kind` "vllm" is an engine as vLLM's plugin shows it: its cards name no endpoint, their control sides are apart, and the ids
     in the ring have a suffix. It may be in several `parts`, each with the probes of its own layers, and it may have an
-    SAE, in the part that has its site, of which it tells `n_features` features of each row.
+    SAE, in the part that has its site, of which it tells `n_features` features of each row. Its requests run in `replicas` by
+    turns, each with parts of its own.
     """
 
     def __init__(
-        self, model: str, has_chat_template: bool = True, kind: str = "hf", parts: int = 1, n_features: int = 0
+        self,
+        model: str,
+        has_chat_template: bool = True,
+        kind: str = "hf",
+        parts: int = 1,
+        n_features: int = 0,
+        replicas: int = 1,
+        plain_ids: bool = False,
     ) -> None:
         sweep()
+        self.replicas = replicas
+        self.plain_ids = plain_ids
+        self._turns = itertools.cycle(range(replicas))
         self.n_features = n_features
         self.model = model
         self.has_chat_template = has_chat_template
         self.kind = kind
-        self.group = secrets.token_hex(8) if parts > 1 else ""
+        self.group = secrets.token_hex(8) if parts > 1 or replicas > 1 else ""
         self.tokens = ScriptedTokens()
         self.released = asyncio.Event()
         self.last_headers: dict[str, str] = {}
@@ -236,7 +252,7 @@ class ScriptedEngine:
         self.aborted: list[str] = []
         self._directory = tempfile.TemporaryDirectory(prefix="actscope-scripted-")
         self.tokens.save(Path(self._directory.name))
-        self.parts = [Part(self, number, parts) for number in range(parts)]
+        self.parts = [Part(self, number, parts, replica) for replica in range(replicas) for number in range(parts)]
         for slot, probe in enumerate(FIRST_PROBES):
             for part in self.parts:
                 if part.has(probe["site"]):
@@ -253,7 +269,7 @@ class ScriptedEngine:
         """The first part's."""
         return self.parts[0].card
 
-    def make_card(self, ring: str, part: int, parts: int) -> EngineCard:
+    def make_card(self, ring: str, part: int, parts: int, replica: int) -> EngineCard:
         name = secrets.token_hex(8)
         pid = os.getpid()
         address = f"unix:{runtime_dir() / f'engine-{name}.sock'}"
@@ -280,6 +296,9 @@ class ScriptedEngine:
             group=self.group,
             part=part,
             parts=parts,
+            replica=replica,
+            replicas=self.replicas,
+            plain_ids=self.plain_ids,
         )
 
     def close(self) -> None:
@@ -290,7 +309,15 @@ class ScriptedEngine:
 
     def ring_id(self, request: str) -> str:
         """What the ring calls a request: vLLM adds eight digits of its own."""
-        return f"{request}-{secrets.token_hex(4)}" if self.is_vllm else request
+        return f"{request}-{secrets.token_hex(4)}" if self.is_vllm and not self.plain_ids else request
+
+    def next_replica(self) -> int:
+        """Where the next request runs."""
+        return next(self._turns)
+
+    def parts_of(self, seq: Sequence) -> list[Part]:
+        """The parts of the replica that runs a request."""
+        return [part for part in self.parts if part.replica == seq.replica]
 
     # Rows
 
@@ -307,14 +334,15 @@ class ScriptedEngine:
             self._publish(seq, script.twice_at, [every[script.twice_at - first] + 1], RowFlag.RECOMPUTED)
 
     def _publish(self, seq: Sequence, position: int, ids: list[int], flags: RowFlag) -> None:
-        for part in self.parts:
-            left_out = seq.script.missing_in_part if part is self.parts[-1] else []
+        parts = self.parts_of(seq)
+        for part in parts:
+            left_out = seq.script.missing_in_part if part is parts[-1] else []
             for start, stop in _runs([i for i in range(position, position + len(ids)) if i not in left_out]):
                 part.publish(seq, start, ids[start - position : stop - position], flags)
 
     def end(self, seq: Sequence, aborted: bool = False) -> None:
         flags = SpanFlag.END | (SpanFlag.ABORTED if aborted else SpanFlag(0))
-        for part in self.parts:
+        for part in self.parts_of(seq):
             part.end(seq, flags)
         if aborted:
             self.aborted.append(seq.request)

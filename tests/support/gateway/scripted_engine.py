@@ -25,6 +25,12 @@ def main() -> None:
     parser.add_argument("--no-chat-template", action="store_true", help="say so, and refuse chats")
     parser.add_argument("--kind", default="hf", choices=("hf", "vllm"))
     parser.add_argument("--parts", type=int, default=1, help="stages, each with a ring of its own")
+    parser.add_argument("--replicas", type=int, default=1, help="data-parallel engines, which take requests by turns")
+    parser.add_argument(
+        "--unseen", type=int, default=0, help="so many of the replicas publish no card: of another host"
+    )
+    parser.add_argument("--controls", default="up", choices=("up", "dead", "hung"), help="of kind vllm, until SIGUSR2")
+    parser.add_argument("--plain-ids", action="store_true", help="as with VLLM_DISABLE_REQUEST_ID_RANDOMIZATION")
     parser.add_argument("--features", type=int, default=0, help="have an SAE, and tell so many of its features")
     parser.add_argument("--port", type=int, default=0, help="of kind vllm")
     parser.add_argument("--key", default="", help="refuse requests under /v1 without it")
@@ -33,15 +39,22 @@ def main() -> None:
 
 
 async def _serve(given: argparse.Namespace) -> None:
-    engine = ScriptedEngine(given.model, not given.no_chat_template, given.kind, given.parts, given.features)
+    engine = ScriptedEngine(
+        given.model,
+        not given.no_chat_template,
+        given.kind,
+        given.parts,
+        given.features,
+        given.replicas,
+        given.plain_ids,
+    )
     runners = [await _runner(make_app(engine, given.key))]
     endpoint = await _listen(runners[0], engine, given.port)
-    for part in engine.parts if engine.is_vllm else ():
-        runners.append(await _runner(make_control_app(engine, part)))
-        await web.UnixSite(runners[-1], part.card.control.removeprefix("unix:")).start()
+    if engine.is_vllm:
+        runners += await _open_controls(engine, given.controls)
     if not given.no_card:
-        _publish(engine)
-    asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, _publish, engine)
+        _publish(engine, given.unseen)
+    asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, _publish, engine, given.unseen)
     print(json.dumps({"card": engine.card.id, "endpoint": endpoint}), flush=True)
     await _until_stopped()
     with contextlib.suppress(OSError):
@@ -50,9 +63,34 @@ async def _serve(given: argparse.Namespace) -> None:
         await runner.cleanup()
 
 
-def _publish(engine: ScriptedEngine) -> None:
+def _publish(engine: ScriptedEngine, unseen: int) -> None:
     for part in engine.parts:
-        publish_card(part.card)
+        if part.replica < engine.replicas - unseen:
+            publish_card(part.card)
+
+
+async def _open_controls(engine: ScriptedEngine, state: str) -> list[web.AppRunner]:
+    """Serve the parts' control sides: now, or on SIGUSR2; until then nobody listens there, or nobody answers."""
+    runners = [await _runner(make_control_app(engine, part)) for part in engine.parts]
+    paths = [part.card.control.removeprefix("unix:") for part in engine.parts]
+    silent = [await asyncio.start_unix_server(_say_nothing, path) for path in paths if state == "hung"]
+
+    async def serve() -> None:
+        for server in silent:
+            server.close()
+        for runner, path in zip(runners, paths, strict=True):
+            await web.UnixSite(runner, path).start()
+
+    if state == "up":
+        await serve()
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGUSR2, lambda: loop.create_task(serve()))
+    return runners
+
+
+async def _say_nothing(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    with contextlib.suppress(asyncio.CancelledError):
+        await reader.read()
 
 
 async def _runner(app: web.Application) -> web.AppRunner:

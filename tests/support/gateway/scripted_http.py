@@ -40,7 +40,7 @@ def make_app(engine: ScriptedEngine, key: str = "") -> web.Application:
     app.router.add_post("/tokenize", http.echo)
     app.router.add_route("*", "/v1/echo", http.echo)
     app.router.add_route("*", "/v1/echo/{rest:.*}", http.echo)
-    app.router.add_post("/v1/responses", http.slowly)
+    app.router.add_post("/v1/slowly", http.slowly)
     app.router.add_post("/v1/moved", http.moved)
     app.router.add_post("/sleep", http.echo)
     if not engine.is_vllm:
@@ -94,7 +94,7 @@ class ScriptedControls:
             return _error(Refused(400, message, "vector", "invalid_probe"))
         if not part.has(body["site"]):
             return _error(Refused(400, f"{body['site']} is another stage's", "site", "site_elsewhere"))
-        every = [(slot, probe) for p in self._engine.parts for slot, probe in p.probes.items()]
+        every = [(s, probe) for p in self._engine.parts if p.replica == part.replica for s, probe in p.probes.items()]
         taken = [slot for slot, probe in every if probe["id"] == name]
         slot = taken[0] if taken else next(s for s in range(100) if s not in dict(every))
         del body["vector"]
@@ -112,7 +112,12 @@ class ScriptedControls:
         return _error(Refused(404, f"no probe {name!r}", None, "probe_not_found"))
 
     async def mark(self, request: web.Request) -> web.Response:
-        found = {"part": self._part.number, "request": request.match_info["id"], **await request.json()}
+        found = {
+            "part": self._part.number,
+            "replica": self._part.replica,
+            "request": request.match_info["id"],
+            **await request.json(),
+        }
         self._engine.marks.append(found)
         told = {"request": found["request"], "state": "pending", "running": False, "rows": 0, "missing": 0}
         return web.json_response({**told, "forgotten": [], "dropped": []})
@@ -238,7 +243,14 @@ class ScriptedCall:
         ends = self.script.eos_after is not None and self.script.eos_after < wanted
         n = self.script.eos_after + 1 if ends and self.script.eos_after is not None else wanted
         return Sequence(
-            request, self.engine.ring_id(request), prompt, n, ends, self.script, self.engine.tokens.cycle(SENTENCE)
+            request,
+            self.engine.ring_id(request),
+            prompt,
+            n,
+            ends,
+            self.script,
+            self.engine.tokens.cycle(SENTENCE),
+            replica=self.engine.next_replica(),
         )
 
     async def whole(self) -> web.Response:
@@ -301,6 +313,8 @@ class ScriptedCall:
                 head = self._envelope([opening], ".chunk")
                 self._tell(head, "prompt_token_ids", seq.prompt)
                 await self._send(response, head)
+            if self.script.swallow_at == len(seq.tokens) - 1:
+                continue
             text = decoder.decode(b"".join(self.engine.tokens.bytes_of[t] for t in ids), seq.finish_reason is not None)
             choice: dict[str, Any] = {"index": index, "finish_reason": seq.finish_reason, "logprobs": None}
             choice |= {"delta": {"content": text}} if self.chat else {"text": text}

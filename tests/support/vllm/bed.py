@@ -46,6 +46,7 @@ class Configuration:
     runner: "v2" runs vLLM's V2 runner with Triton's interpreter, see `fake_triton/`.
     async_scheduling: schedules a step before the last one's tokens are known, see `forced_async/`.
     plugin: False starts vLLM as if no general plugin were installed.
+    changing_hooks: another plugin adds to the stream, see `changing_hooks/`.
     arguments: more engine arguments, by their Python names. environment: more variables.
     """
 
@@ -56,6 +57,7 @@ class Configuration:
     pipeline_parallel: int = 1
     async_scheduling: bool = False
     plugin: bool = True
+    changing_hooks: bool = False
     arguments: Mapping[str, Any] = field(default_factory=dict)
     environment: Mapping[str, str] = field(default_factory=dict)
 
@@ -101,7 +103,11 @@ class Configuration:
         return kept | _QUIET | own | self._switches() | dict(self.environment)
 
     def _paths(self) -> list[str]:
-        folders = {"fake_triton": self.runner == "v2", "forced_async": self.async_scheduling}
+        replicas = self.arguments.get("data_parallel_size", 1)
+        folders = {
+            "fake_triton": self.runner == "v2", "forced_async": self.async_scheduling, "cpu_gather": replicas > 1,
+            "changing_hooks": self.changing_hooks,
+        }  # fmt: skip
         own = [str(HERE.parent.parent), str(Path(actscope.__file__).parents[1])]  # the actscope that is tested
         return [str(HERE / folder) for folder, wanted in folders.items() if wanted] + own
 

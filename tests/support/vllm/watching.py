@@ -22,7 +22,16 @@ from actscope.recording.reading.recording import Recording
 from actscope.ring.discovery import EngineCard
 from actscope.ring.host import RingReader
 
-ROW = np.dtype([("position", "<i8"), ("token_id", "<i4"), ("flags", "<u4"), ("generation", "<i8"), ("step", "<i8")])
+ROW = np.dtype(
+    [
+        ("position", "<i8"),
+        ("token_id", "<i4"),
+        ("flags", "<u4"),
+        ("generation", "<i8"),
+        ("step", "<i8"),
+        ("weights", "<i8"),
+    ]
+)
 _ENGINE_ID = re.compile(r"(?:(?P<choice>\d+)_)?(?P<external>.*)-[0-9a-f]{8}")
 _PATIENCE_S = 60.0
 
@@ -154,7 +163,7 @@ class Ring:
         rows = np.zeros(span.n_rows, ROW)
         for name in ("position", "token_id", "flags"):
             rows[name] = meta[name]
-        rows["generation"], rows["step"] = step.generation, step.number
+        rows["generation"], rows["step"], rows["weights"] = step.generation, step.number, step.weights
         assert rows["position"].tolist() == list(range(span.first_position, span.first_position + span.n_rows))
         parts.rows.append(rows)
         parts.scores.append(step.rows[part].copy())

@@ -1,9 +1,10 @@
 import createClient from "openapi-fetch";
+import { addressOf } from "../lib/address";
 import { Cell } from "../lib/cell";
 import { detailOf, fromDetail, type ScopeError } from "../wire/errors";
 import type { paths } from "./schema";
 
-export const api = createClient<paths>({ baseUrl: "", credentials: "same-origin" });
+export const api = createClient<paths>({ baseUrl: addressOf(""), credentials: "same-origin" });
 
 /** True after the gateway has refused this browser because its cookie is missing or outdated. */
 export const refused = new Cell(false);

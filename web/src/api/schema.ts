@@ -64,6 +64,66 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/v1/models/{id}": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Get Model
+         * @description Return one of the engine's models.
+         */
+        get: operations["getModel"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/v1/responses": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Create Response
+         * @description Create a response (OpenAI's Responses API). With `actscope` in the body, scores are returned in `actscope`.
+         */
+        post: operations["createResponse"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/v1/messages": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Create Message
+         * @description Create a message (Anthropic's Messages API). With `actscope` in the body, scores are returned in `actscope`.
+         */
+        post: operations["createMessage"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/health": {
         parameters: {
             query?: never;
@@ -944,6 +1004,11 @@ export interface components {
              * @description rows that the flight recorder did not take: its queue or its disk was full
              */
             dropped_rows: number;
+            /**
+             * Missed Ends
+             * @description requests whose end did not arrive, and that the engine does not run any more
+             */
+            missed_ends: number;
             /** Faults */
             faults: number;
         };
@@ -970,14 +1035,32 @@ export interface components {
         };
         /**
          * Info
-         * @description Version and limits of the gateway, its engine, and the counts of the ring.
+         * @description Version and limits of the gateway, its engine, and the counts of the rings.
          */
         Info: {
             /** Version */
             version: string;
             engine: components["schemas"]["EngineInfo"];
             limits: components["schemas"]["Limits"];
+            /** @description summed over all engines that were ever read */
             ring?: components["schemas"]["RingCounts"] | null;
+            /**
+             * Replicas
+             * @description the engines of the server, in their order; empty without actscope
+             * @default []
+             */
+            replicas: components["schemas"]["ReplicaInfo"][];
+            /**
+             * Replicas Expected
+             * @description number of engines that the server has on all hosts; requests of those that are not listed have no scores
+             * @default 0
+             */
+            replicas_expected: number;
+            /**
+             * Scores
+             * @description why requests have no scores, or some of them have none; null if all have
+             */
+            scores?: string | null;
             /**
              * Counters
              * @description all counters, by the process that counts
@@ -1013,6 +1096,21 @@ export interface components {
              * @description rows not written because the recording or the disk had failed
              */
             lost_rows: number;
+            /**
+             * Whole Requests
+             * @description ended requests of which every row that was to be kept is in the recording
+             */
+            whole_requests: number;
+            /**
+             * Incomplete Requests
+             * @description ended requests of which some rows that were to be kept are lost
+             */
+            incomplete_requests: number;
+            /**
+             * Lost Requests
+             * @description ended requests that were to be kept and of which no row is in the recording
+             */
+            lost_requests: number;
         };
         /**
          * LearntRange
@@ -1115,6 +1213,39 @@ export interface components {
                 number,
                 number
             ][];
+        };
+        /**
+         * MessageAnswer
+         * @description Message of Anthropic's Messages API.
+         */
+        MessageAnswer: {
+            /** Id */
+            id: string;
+            /**
+             * Type
+             * @constant
+             */
+            type: "message";
+            actscope?: components["schemas"]["ActscopePayload"] | null;
+        } & {
+            [key: string]: unknown;
+        };
+        /**
+         * MessagesRequest
+         * @description Request of Anthropic's Messages API. Other fields are passed to the engine unchanged.
+         */
+        MessagesRequest: {
+            /** Model */
+            model?: string | null;
+            /** Stream */
+            stream?: boolean | null;
+            /**
+             * Actscope
+             * @description request scores; without it the answer is a plain answer of the engine
+             */
+            actscope?: boolean | components["schemas"]["ActscopeAsk"] | null;
+        } & {
+            [key: string]: unknown;
         };
         /**
          * Model
@@ -1262,7 +1393,9 @@ export interface components {
         };
         /**
          * RecordingState
-         * @description State of the engine's recording. If `recording` is false, all other fields are absent.
+         * @description State of the engine's recording. If `recording` is false, all other fields but `failure` are absent.
+         *
+         *     Of several data-parallel engines: counts are sums, and `replicas` has the state of each.
          */
         RecordingState: {
             /** Recording */
@@ -1275,7 +1408,7 @@ export interface components {
             codec?: string | null;
             /**
              * Failure
-             * @description error that ended the recording, if any
+             * @description error that ended the recording or kept it from starting, if any
              */
             failure?: string | null;
             /**
@@ -1293,6 +1426,58 @@ export interface components {
             pending_marks?: number | null;
             flight?: components["schemas"]["FlightState"] | null;
             kept?: components["schemas"]["KeptState"] | null;
+            /** Replicas */
+            replicas?: components["schemas"]["RecordingState"][] | null;
+        };
+        /**
+         * ReplicaInfo
+         * @description One of the data-parallel engines of the server; of most servers there is one.
+         */
+        ReplicaInfo: {
+            /**
+             * Id
+             * @description id of its card
+             */
+            id: string;
+            /**
+             * Replica
+             * @description its number among the engines of one server, from 0
+             */
+            replica: number;
+            /** Model */
+            model: string;
+            /** Pid */
+            pid: number;
+            /** Device */
+            device: string;
+            /**
+             * Scores
+             * @description whether its ring is read; see `why`
+             * @enum {string}
+             */
+            scores: "read" | "unreadable";
+            /**
+             * Controls
+             * @description whether the process that loads probes and records answered when it was last asked; scores go on without it
+             * @enum {string}
+             */
+            controls: "answer" | "silent";
+            /**
+             * Why
+             * @description what is wrong, if something is
+             */
+            why?: string | null;
+            /**
+             * Generation
+             * @description generation of the probe table that its latest rows had
+             */
+            generation?: number | null;
+            /**
+             * Probes
+             * @description ids of its probes, as far as they are known
+             */
+            probes: string[];
+            ring?: components["schemas"]["RingCounts"] | null;
         };
         /**
          * RequestSummary
@@ -1330,6 +1515,43 @@ export interface components {
         Requests: {
             /** Requests */
             requests: components["schemas"]["RequestSummary"][];
+        };
+        /**
+         * ResponseAnswer
+         * @description Response of OpenAI's Responses API.
+         */
+        ResponseAnswer: {
+            /** Id */
+            id: string;
+            /**
+             * Object
+             * @constant
+             */
+            object: "response";
+            /** Status */
+            status: string;
+            actscope?: components["schemas"]["ActscopePayload"] | null;
+        } & {
+            [key: string]: unknown;
+        };
+        /**
+         * ResponsesRequest
+         * @description Request of OpenAI's Responses API. Other fields are passed to the engine unchanged.
+         */
+        ResponsesRequest: {
+            /** Model */
+            model?: string | null;
+            /** Stream */
+            stream?: boolean | null;
+            /** Background */
+            background?: boolean | null;
+            /**
+             * Actscope
+             * @description request scores; without it the answer is a plain answer of the engine
+             */
+            actscope?: boolean | components["schemas"]["ActscopeAsk"] | null;
+        } & {
+            [key: string]: unknown;
         };
         /**
          * RingCounts
@@ -1748,6 +1970,321 @@ export interface operations {
                 };
                 content: {
                     "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description Too Many Requests */
+            429: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description Bad Gateway */
+            502: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description Service Unavailable */
+            503: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+        };
+    };
+    getModel: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Model"];
+                };
+            };
+            /** @description Bad Request */
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description Unauthorized */
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description Forbidden */
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description Not Found */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description Request Entity Too Large */
+            413: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description Validation Error */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["HTTPValidationError"];
+                };
+            };
+            /** @description Too Many Requests */
+            429: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description Bad Gateway */
+            502: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description Service Unavailable */
+            503: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+        };
+    };
+    createResponse: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["ResponsesRequest"];
+            };
+        };
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "text/event-stream": string;
+                    "application/json": components["schemas"]["ResponseAnswer"];
+                };
+            };
+            /** @description Bad Request */
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description Unauthorized */
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description Forbidden */
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description Not Found */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description Request Entity Too Large */
+            413: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description Validation Error */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["HTTPValidationError"];
+                };
+            };
+            /** @description Too Many Requests */
+            429: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description Bad Gateway */
+            502: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description Service Unavailable */
+            503: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+        };
+    };
+    createMessage: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["MessagesRequest"];
+            };
+        };
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "text/event-stream": string;
+                    "application/json": components["schemas"]["MessageAnswer"];
+                };
+            };
+            /** @description Bad Request */
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description Unauthorized */
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description Forbidden */
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description Not Found */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description Request Entity Too Large */
+            413: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description Validation Error */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["HTTPValidationError"];
                 };
             };
             /** @description Too Many Requests */

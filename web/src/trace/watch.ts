@@ -1,3 +1,4 @@
+import { addressOf } from "../lib/address";
 import { asScopeError, fromResponse, ScopeError } from "../wire/errors";
 import { readEvents, type ServerEvent } from "../wire/sse";
 import type { DoneEvent, FinalBlock, ScopePayload } from "../wire/types";
@@ -53,7 +54,7 @@ async function* openEvents(
   last: string | null,
   signal: AbortSignal,
 ): AsyncGenerator<ServerEvent> {
-  const response = await fetch(`/v1/actscope/requests/${encodeURIComponent(id)}/events`, {
+  const response = await fetch(addressOf(`/v1/actscope/requests/${encodeURIComponent(id)}/events`), {
     credentials: "same-origin",
     headers: last === null ? {} : { "Last-Event-ID": last },
     signal,

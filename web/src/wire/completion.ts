@@ -1,3 +1,4 @@
+import { addressOf } from "../lib/address";
 import { fromDetail, fromResponse, networkLost } from "./errors";
 import { readEvents } from "./sse";
 import type { ChatRequest, CompletionChunk, TextRequest } from "./types";
@@ -9,7 +10,7 @@ export async function* streamCompletion(
   features = false,
 ): AsyncGenerator<CompletionChunk> {
   const path = "prompt" in request ? "/v1/completions" : "/v1/chat/completions";
-  const response = await fetch(path, {
+  const response = await fetch(addressOf(path), {
     method: "POST",
     credentials: "same-origin",
     headers: { "Content-Type": "application/json" },

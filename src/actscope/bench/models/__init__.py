@@ -94,19 +94,21 @@ def examine_all(progress: Progress, only: str = "") -> Iterator[EntryJson]:
 
 
 def examine_all_vllm(progress: Progress, only: str = "") -> Iterator[EntryJson]:
-    """Examine the causal architectures with vLLM. An engine that does not take all sites is tried with fewer."""
+    """Examine the decoders and multimodal architectures with vLLM. If the plugin refuses all sites, fewer are tried."""
     from actscope.bench.support.vllm_engines import require_vllm
 
     require_vllm()
     os.environ |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "ERROR"}
+    from actscope.bench.models.vllm_engine import SELECTIONS, offer_torchvision
+
+    offer_torchvision()
     warm_up()
     import vllm  # noqa: F401
 
     from actscope.bench.models.architectures import architectures
     from actscope.bench.models.vllm import examine_vllm
-    from actscope.bench.models.vllm_engine import SELECTIONS
 
-    chosen = [one for one in architectures(only) if one.kind == "causal"]
+    chosen = [one for one in architectures(only) if one.kind != "encoder-decoder"]
     for architecture in _announced(chosen, only, progress):
         tries = (
             _examined(architecture, "vllm", functools.partial(_json, examine_vllm, architecture, sites))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from typing import Literal
@@ -16,8 +17,10 @@ Kind = Literal["causal", "multimodal", "encoder-decoder"]
 KINDS: tuple[Kind, ...] = ("causal", "multimodal", "encoder-decoder")
 
 _NORM = re.compile(r"norm|^ln|_ln|layer_scale|layerscale|layer_scalar", re.IGNORECASE)
-#: Parameters whose values decide whether a recurrence is stable.
-_DYNAMICS = re.compile(r"A_log|dt_|time_decay|time_first|time_mix|(^|\.)D$|rotary|inv_freq|sinks|recurrent_param")
+#: Parameters whose values decide whether a recurrence is stable, and the biases of a router (vLLM's on a CPU leaves some out).
+_DYNAMICS = re.compile(
+    r"A_log|dt_|time_decay|time_first|time_mix|(^|\.)D$|rotary|inv_freq|sinks|recurrent_param|e_score_correction_bias"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,19 +52,22 @@ def architectures(only: str = "") -> list[Architecture]:
     return [Architecture(name, kind) for name, kind in kinds.items() if any(fnmatch(name, glob) for glob in globs)]
 
 
-def build(architecture: Architecture, scale: int = 1) -> nn.Module:
+def build(
+    architecture: Architecture, scale: int = 1, table: Mapping[str, Mapping[str, object]] | None = None
+) -> nn.Module:
     """Make a tiny random model in float32, on the CPU, in evaluation mode. Raises what transformers raises if it cannot.
 
     Args:
         architecture: The architecture.
         scale: Factor of all widths.
+        table: Fields of configurations by model type, besides those of `configs`.
     """
     import transformers
     from transformers.models.auto import modeling_auto as auto
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
     config_class = CONFIG_MAPPING[architecture.name]
-    config = shrunk(config_class, decoder=architecture.kind == "causal", scale=scale)
+    config = shrunk(config_class, decoder=architecture.kind == "causal", scale=scale, table=table)
     tables = {
         "causal": (auto.MODEL_FOR_CAUSAL_LM_MAPPING,),
         "multimodal": (auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, auto.MODEL_FOR_MULTIMODAL_LM_MAPPING),

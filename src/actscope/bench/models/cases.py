@@ -1,8 +1,9 @@
-"""The ways in which a model is run: a plain pass, a left-padded batch, generating, and a prompt in chunks over a cache."""
+"""The ways in which a model is run: plain, left-padded, generating, a prompt in chunks over a cache, and one with an image."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import inspect
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -11,10 +12,12 @@ from torch import Tensor, nn
 
 from actscope.bench.models.configs import BOS, PAD, VOCABULARY
 
-CaseName = Literal["plain", "left_padded", "generate", "chunked"]
-CASES: tuple[CaseName, ...] = ("plain", "left_padded", "generate", "chunked")
+CaseName = Literal["plain", "left_padded", "generate", "chunked", "image"]
+CASES: tuple[CaseName, ...] = ("plain", "left_padded", "generate", "chunked", "image")
 LANES = ("a", "b")
 _TIME, _LENGTHS, _CHUNKS, _NEW = 11, (5, 9), (5, 4, 2), 5
+#: Most patches of an image: the attention of a vision part takes their square.
+_MOST_PATCHES = 1600
 #: Ids below are special tokens; small vocabularies of parts (image, audio) begin high.
 _FIRST_ID, _LAST_ID = 3, VOCABULARY - 28
 #: Shape of the tokens of the plain pass.
@@ -136,6 +139,80 @@ def chunked(model: nn.Module) -> CaseRun:
     return CaseRun(_rows(ids), (0, 0))
 
 
+def reads_images(model: nn.Module) -> bool:
+    """Return whether the model has a vision part and a method that gives its features."""
+    config = getattr(model, "config", None)
+    return getattr(config, "vision_config", None) is not None and callable(getattr(model, "get_image_features", None))
+
+
+def image(model: nn.Module) -> CaseRun:
+    """Generate greedily from two texts of equal length, each with an image at its placeholders."""
+    run = getattr(model, "generate", None)
+    if not callable(run):
+        raise CannotRun("the model class has no generate()")
+    config = getattr(model, "config", None)
+    token = getattr(config, "image_token_id", None) or getattr(config, "image_token_index", None)
+    if not isinstance(token, int) or not _LAST_ID <= token < VOCABULARY:
+        raise CannotRun("the configuration names no placeholder of an image")
+    try:
+        pixels = _pixels(model)
+        n = _features(model, pixels)
+    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        raise CannotRun(
+            f"it takes images in another form than pixels or patches of a grid: {type(error).__name__}: {error}"[:200]
+        ) from error
+    ids = torch.tensor([[*_ids(3, 11 + i), *[token] * n, *_ids(4, 21 + i)] for i, _ in enumerate(LANES)])
+    more = {"mm_token_type_ids": (ids == token).int()} if "mm_token_type_ids" in _parameters(model) else {}
+    out = run(
+        input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=_NEW, do_sample=False, eos_token_id=None,
+        pad_token_id=PAD, **pixels, **more,
+    )  # fmt: skip
+    text = getattr(out, "sequences", out)
+    if not isinstance(text, Tensor) or text.ndim != 2 or not torch.equal(text[:, : ids.shape[1]], ids):
+        raise CannotRun("generate() does not give the prompt back")
+    return CaseRun(_rows(text[:, :-1]), (0, 0), text)
+
+
+def _parameters(model: nn.Module) -> Collection[str]:
+    return inspect.signature(model.forward).parameters
+
+
+def _pixels(model: nn.Module) -> dict[str, Tensor]:
+    """Return random inputs of the vision part for one image a lane, of the kinds of input that the model takes."""
+    vision = getattr(model, "config").vision_config  # noqa: B009
+    taken = _parameters(model)
+    channels = next((n for name in ("num_channels", "in_channels", "in_chans") if (n := getattr(vision, name, 0))), 3)
+    generator = torch.Generator().manual_seed(5)
+    if "image_grid_thw" in taken:
+        merge, patch, frames = vision.spatial_merge_size, vision.patch_size, getattr(vision, "temporal_patch_size", 1)
+        grid = torch.tensor([[1, 2 * merge, 2 * merge]] * len(LANES))
+        numbers = torch.randn(len(LANES) * 4 * merge**2, channels * frames * patch**2, generator=generator)
+        return {"pixel_values": numbers, "image_grid_thw": grid}
+    side, patch = (
+        size if isinstance(size, int) else size[0] for size in (vision.image_size, getattr(vision, "patch_size", 1))
+    )
+    if (side // patch) ** 2 > _MOST_PATCHES:
+        raise CannotRun(
+            f"an image of {side} x {side} in patches of {patch}: over {_MOST_PATCHES} patches are too slow here"
+        )
+    found = {"pixel_values": torch.randn(len(LANES), channels, side, side, generator=generator)}
+    if "image_sizes" in taken and vision.model_type == "pixtral":
+        found["image_sizes"] = torch.tensor([[side, side]] * len(LANES))
+    return found
+
+
+def _features(model: nn.Module, pixels: dict[str, Tensor]) -> int:
+    """Return the number of vectors that the vision part gives for one image."""
+    get = getattr(model, "get_image_features")  # noqa: B009
+    taken = inspect.signature(get).parameters
+    with torch.no_grad():
+        out = get(**{name: value for name, value in pixels.items() if name in taken})
+    found = getattr(out, "pooler_output", out)
+    parts = found if isinstance(found, tuple | list) else [found]
+    n: int = sum(part.numel() // part.shape[-1] for part in parts)
+    return n // len(LANES)
+
+
 def _rows(ids: Tensor) -> tuple[tuple[int, ...], ...]:
     return tuple(tuple(row) for row in ids.tolist())
 
@@ -145,6 +222,7 @@ RUN: dict[CaseName, Callable[[nn.Module], CaseRun]] = {
     "left_padded": left_padded,
     "generate": generate,
     "chunked": chunked,
+    "image": image,
 }
 
 

@@ -102,7 +102,12 @@ def check_site(
 
 
 def check_parts(
-    rows: RowStore, ran: CaseRun, n_layers: int, delivered: set[str], states: Sequence[Sequence[Tensor]]
+    rows: RowStore,
+    ran: CaseRun,
+    n_layers: int,
+    delivered: set[str],
+    states: Sequence[Sequence[Tensor]],
+    tolerance: float = SUM,
 ) -> list[SiteFinding]:
     """Check that the parts of each block are what is added to the stream.
 
@@ -116,6 +121,7 @@ def check_parts(
         n_layers: Number of blocks.
         delivered: Sites with rows.
         states: For each block, all tensors [lanes, positions, d] that its modules took; states of the stream are among them.
+        tolerance: Largest deviation of a sum that counts as equal, relative to the row's largest number.
     """
     findings = []
     for layer in range(n_layers):
@@ -132,8 +138,8 @@ def check_parts(
             *(state.reshape(before.shape) for state in states[layer] if state.numel() == before.numel()),
         ]
         for site, value in zip(parts, values, strict=True):
-            if off <= SUM or _is_difference(value, known):
-                findings.append(SiteFinding(site, "right", "", off if off <= SUM else 0.0))
+            if off <= tolerance or _is_difference(value, known):
+                findings.append(SiteFinding(site, "right", "", off if off <= tolerance else 0.0))
             elif len(parts) > 1:
                 findings.append(SiteFinding(site, "wrong", "resid_pre and the parts do not sum to resid_post", off))
             else:

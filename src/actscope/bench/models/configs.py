@@ -76,18 +76,20 @@ _COUNTS: dict[str, int] = {
     **dict.fromkeys(("state_size", "mamba_d_state", "ssm_state_size"), 8),
     **dict.fromkeys(("mamba_n_heads", "mamba_num_heads", "linear_num_heads"), 8),
     "num_kv_shared_layers": 2, "linear_num_value_heads": 4, "linear_num_key_heads": 2, "index_n_heads": 4, "index_topk": 16, 
+    "image_token_id": VOCABULARY - 4, "image_token_index": VOCABULARY - 4,
     "blank_token_id": 0, "audio_pad_token_id": 0,
     "pad_token_id": PAD, "bos_token_id": BOS, "eos_token_id": EOS, "decoder_start_token_id": BOS,
 }  # fmt: skip
 
 
-def _rope(*sections: int, theta: float = 10000.0) -> dict[str, object]:
-    """Return rotary parameters with these sections for time, height and width."""
-    return {"rope_parameters": {"rope_type": "default", "rope_theta": theta, "mrope_section": list(sections)}}
-
-
 class Scaled(int):
     """A width in an override, to be multiplied by the scale."""
+
+
+def _rope(*sections: int, theta: float = 10000.0) -> dict[str, object]:
+    """Return rotary parameters with these sections for time, height and width."""
+    parts = [Scaled(section) for section in sections]
+    return {"rope_parameters": {"rope_type": "default", "rope_theta": theta, "mrope_section": parts}}
 
 
 #: Fields of these model types that follow from others, or that the rule by name cannot know; "part.field" is a part's field.
@@ -97,6 +99,11 @@ _OVERRIDES: dict[str, dict[str, object]] = {
     "mamba2": {"num_heads": 8, "n_groups": 2},
     "zaya": {"num_experts_per_tok": 1},
     "gpt_neo": {"attention_types": [[["global", "local"], LAYERS // 2]]},
+    "gemma3": {"vision_config.image_size": 32, "vision_config.patch_size": 8, "mm_tokens_per_image": 4},
+    "llava": {"vision_config.image_size": 64},
+    "mistral3": {"vision_config.image_size": 56},
+    "internvl": {"vision_config.image_size": [56, 56]},
+    "llama4": {"vision_config.image_size": 56},
     "bamba": {"attn_layer_indices": [1, 3]},
     "molmo2": {"adapter_config.vision_feature_layer": [3, 1]},
     "nemotron_h_omni": {"vision_config.video_temporal_patch_size": 2},
@@ -160,6 +167,7 @@ def shrunk(
     scale: int = 1,
     default: PreTrainedConfig | None = None,
     more: Mapping[str, object] | None = None,
+    table: Mapping[str, Mapping[str, object]] | None = None,
 ) -> PreTrainedConfig:
     """Return a tiny configuration of this class.
 
@@ -169,9 +177,11 @@ def shrunk(
         scale: Factor of all widths.
         default: Configuration to shrink; that of `kind()` by default.
         more: Fields to set besides.
+        table: Fields to set besides, by model type: those of an engine.
     """
     default = default if default is not None else kind()
-    overrides = {**_OVERRIDES.get(default.model_type, {}), **(more or {})}
+    table = table or {}
+    overrides = {**_OVERRIDES.get(default.model_type, {}), **table.get(default.model_type, {}), **(more or {})}
     changed = _sizes(default, scale)
     for name in getattr(kind, "sub_configs", None) or ():
         part = getattr(default, name, None)
@@ -179,14 +189,23 @@ def shrunk(
             own = {
                 key.removeprefix(f"{name}."): value for key, value in overrides.items() if key.startswith(f"{name}.")
             }
-            changed[name] = shrunk(type(part), scale=scale, default=part, more=own)
+            changed[name] = shrunk(type(part), scale=scale, default=part, more=own, table=table)
     if decoder and hasattr(default, "is_decoder"):
         changed["is_decoder"] = True
     for key, value in overrides.items():
         if "." not in key:
-            changed[key] = value * scale if isinstance(value, Scaled) else value
+            changed[key] = _scaled(value, scale)
     make: Callable[..., PreTrainedConfig] = kind
     return make(**changed)
+
+
+def _scaled(value: object, scale: int) -> object:
+    """Return the value with all widths in it multiplied."""
+    if isinstance(value, dict):
+        return {key: _scaled(one, scale) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_scaled(one, scale) for one in value]
+    return value * scale if isinstance(value, Scaled) else value
 
 
 def _sizes(default: PreTrainedConfig, scale: int) -> dict[str, object]:

@@ -19,6 +19,7 @@ from actscope.bench.models.cases import (
     CaseRun,
     is_encoder_decoder,
     lanes_of,
+    reads_images,
     run_plain,
 )
 from actscope.bench.models.checks import (
@@ -103,6 +104,8 @@ class _Examination:
             self._entry.add_points(findings)
             return
         for case in CASES:
+            if case == "image" and not reads_images(self._model):
+                continue
             self._entry.cases[case] = self._case(case, findings)
         self._entry.add_points(findings)
 

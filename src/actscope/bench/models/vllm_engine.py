@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -33,9 +34,11 @@ _LENGTHS, _BATCH_TOKENS, NEW = (3, 9, 20, 37, 50, 50), 32, 5
 _STARTING_S, _CLOSING_S = 120.0, 90.0
 #: Limits of the process that runs vLLM.
 _CPU_SECONDS, _MEMORY_BYTES = 150.0, 24 << 30
+#: Options of the engine. Its rotary kernel on a CPU turns queries of three dimensions wrongly (LFM2, latent attention).
 _ENGINE: dict[str, object] = {
-    "dtype": "float32", "max_model_len": 128, "max_num_seqs": 8, "max_num_batched_tokens": _BATCH_TOKENS, "block_size": 32,
+    "max_model_len": 128, "max_num_seqs": 8, "max_num_batched_tokens": _BATCH_TOKENS, "block_size": 32,
     "kv_cache_memory_bytes": 32 << 20, "enforce_eager": True, "skip_tokenizer_init": True, "disable_log_stats": True,
+    "language_model_only": True, "compilation_config": {"custom_ops": ["-rotary_embedding"]},
 }  # fmt: skip
 
 
@@ -48,6 +51,20 @@ class VllmRun:
     said: list[str] = field(default_factory=list)
 
 
+def offer_torchvision() -> None:
+    """Let vLLM's model files with a vision part import torchvision, if it lies in the folder `vision` of the environment.
+
+    Its wheel is built for another torch than that of vLLM on a CPU: its operators do not load, and its import fails because they
+    are absent. Two of them are declared here, without code. The rest of it is Python. Call it before transformers is imported.
+    """
+    path = Path(sys.prefix) / "vision"
+    if not path.is_dir() or "torchvision" in sys.modules or str(path) in sys.path:
+        return
+    for name in ("nms", "qnms"):
+        torch.library.define(f"torchvision::{name}", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    sys.path.append(str(path))
+
+
 def prompts() -> list[list[int]]:
     """Return the prompts, seeded."""
     texts = []
@@ -57,33 +74,37 @@ def prompts() -> list[list[int]]:
     return texts
 
 
-def run(model: Path, selection: str, directory: Path) -> VllmRun:
-    """Generate from all prompts at once, with every row of the selection recorded.
+def run(model: Path, selection: str, directory: Path, dtype: str) -> VllmRun:
+    """Generate from all prompts at once, with every row of the selection recorded; without the plugin if it is "".
 
     vLLM runs in a forked child, because its Transformers backend changes classes of transformers, which the reference needs as
     they are. Raises ChildFailed if vLLM cannot run the model.
     """
     answer = run_isolated(
-        lambda: _serve(model, selection, directory), cpu_seconds=_CPU_SECONDS, memory_bytes=_MEMORY_BYTES
+        lambda: _serve(model, selection, directory, dtype), cpu_seconds=_CPU_SECONDS, memory_bytes=_MEMORY_BYTES
     )
     found = VllmRun(said=answer["said"])  # type: ignore[index]
     found.texts = {name: tuple(ids) for name, ids in answer["texts"].items()}  # type: ignore[index]
-    if (directory / "record").exists():
+    if selection and (directory / "record").exists():
         _read(directory / "record", found)
     return found
 
 
-def _serve(model: Path, selection: str, directory: Path) -> dict[str, object]:
+def _serve(model: Path, selection: str, directory: Path, dtype: str) -> dict[str, object]:
     """Run vLLM, and return its texts and what the plugin said. Sets variables for both."""
     found = VllmRun()
-    _environment(selection, directory)
+    if selection:
+        _environment(selection, directory)
+    else:
+        os.environ["VLLM_PLUGINS"] = ""
     from vllm import LLM
 
     _register(model)
     with warnings_of_product(found.said):
-        llm = LLM(model=str(model), **_ENGINE)
+        llm = LLM(model=str(model), dtype=dtype, **_ENGINE)
         try:
-            _wait_for_sidecar(directory / "run", found.said)
+            if selection:
+                _wait_for_sidecar(directory / "run", found.said)
             _generate(llm.llm_engine, found)
         finally:
             llm.llm_engine.engine_core.shutdown()
@@ -107,7 +128,7 @@ def _register(model: Path) -> None:
 
     for name in json.loads((model / "config.json").read_text())["architectures"]:
         if name in ModelRegistry.get_supported_archs():
-            ModelRegistry.register_model(name, ModelRegistry._try_load_model_cls(name))
+            ModelRegistry.register_model(name, ModelRegistry.models[name].load_model_cls())
 
 
 def _wait_for_sidecar(runtime: Path, said: Sequence[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Mapping
 
 from torch import nn
@@ -16,6 +17,10 @@ from actscope.taps.truth import TruthCheck
 _MOST_HELD_BYTES = 512 << 20
 #: Passes after which a point whose block has not run is refused.
 _MOST_PASSES = 8
+#: Seconds for which a pass waits for the one that another thread is running under watch.
+_MOST_WAIT_S = 60.0
+#: Seconds after which a waiting pass looks whether that thread still lives.
+_LOOK_S = 1.0
 
 
 class FirstPassCheck:
@@ -24,18 +29,33 @@ class FirstPassCheck:
     def __init__(self, model: nn.Module, places: Mapping[Site, Location], check: TruthCheck) -> None:
         self._model, self._places, self._check = model, places, check
         self._pending = [site for site in places if not site.is_module]
-        self._lock = threading.Lock()
+        self._lock = threading.Condition()
         self._pass: object | None = None
+        self._thread = threading.current_thread()
         self._passes = 0
         self._held = 0
 
-    def begin(self, opened: object) -> None:
-        """Watch this pass, unless another thread's pass is being watched."""
+    def begin(self, opened: object) -> bool:
+        """Watch this pass. A pass of another thread that is being watched is waited for.
+
+        Returns:
+            False if that pass did not end in time: nothing shows then whether this one's rows are what their names say.
+        """
+        deadline = time.monotonic() + _MOST_WAIT_S
         with self._lock:
-            if self._pass is None:
-                self._pass = opened
-                self._held = 0
+            own = threading.current_thread()
+            while self._pass is not None and self._thread is not own and self._thread.is_alive():
+                left = deadline - time.monotonic()
+                if left <= 0:
+                    return False
+                self._lock.wait(min(_LOOK_S, left))
+            if self._pass is not None:  # its thread left it in the middle
+                self._check.detach()
+                self._pass = None
+            if self._pending:
+                self._pass, self._thread, self._held = opened, own, 0
                 self._check.attach()
+        return True
 
     def holds_back(self, running: object, size: int) -> bool:
         """Return whether `size` more bytes of rows of this pass should wait for the end of the check."""
@@ -54,6 +74,7 @@ class FirstPassCheck:
             if self._pass is not ended:
                 return {}
             self._pass = None
+            self._lock.notify_all()
             self._passes += 1
             self._check.detach()
             seen = [site for site in self._pending if complete and self._check.ran(_layer_of(site))]
@@ -77,6 +98,7 @@ class FirstPassCheck:
         with self._lock:
             self._check.detach()
             self._pass = None
+            self._lock.notify_all()
 
 
 def _layer_of(site: Site) -> int:

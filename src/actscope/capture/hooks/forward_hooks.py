@@ -327,8 +327,9 @@ class ForwardHooks:
     def _open_step(self, opened: Pass, labelled: Labelled) -> None:
         self._handover.begin(labelled.step)
         opened.labelled = labelled
-        if self._check is not None and labelled.step.n_rows:
-            self._guarded("checking the first pass", self._check.begin, opened)
+        check = self._check if labelled.step.n_rows else None
+        if check is not None and not self._guarded("checking the first pass", self._begin_check, check, opened):
+            opened.doubt = doubt.FAULT
 
     def _enter_inner(
         self, current: Pass, module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]
@@ -438,6 +439,10 @@ class ForwardHooks:
                 self._go_on(current, labelled, output)
         if current.refused and self._raises:
             raise RecordingError(current.refused)
+
+    def _begin_check(self, check: FirstPassCheck, opened: Pass) -> None:
+        if not check.begin(opened):
+            opened.doubt = doubt.UNCHECKED
 
     def _end_check(self, check: FirstPassCheck, current: Pass, complete: bool) -> None:
         """Take what the first pass showed: points that are not what their names say give no rows, in this pass neither."""

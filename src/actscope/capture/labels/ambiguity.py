@@ -64,6 +64,10 @@ NO_INPUT = Ambiguity("the module was called without a tensor that has a batch", 
 UNTRUE = Ambiguity(
     "a point is not what its name says in this model", "see the error in the log, which says what to name instead"
 )
+UNCHECKED = Ambiguity(
+    "the first pass, which shows whether points are what their names say, did not end in another thread",
+    "let one pass end before other threads run the model",
+)
 FAULT = Ambiguity("a fault of actscope's own", "see the traceback in the log, and report it")
 
 

@@ -14,11 +14,14 @@ if TYPE_CHECKING:
 _ADVICE = "start one with: actscope serve MODEL, or run vLLM with actscope's plugin"
 
 
-def engine_cards(engine: str) -> list[EngineCard]:
-    """Return the cards of all parts (pipeline stages) of an engine, in their order.
+def engine_replicas(engine: str) -> list[list[EngineCard]]:
+    """Return the cards of the engines of one server: of each data-parallel engine the cards of its parts (pipeline stages).
 
     Args:
-        engine: Card id of any part. "": the newest engine.
+        engine: Card id of any part. "": the newest engine's server.
+
+    Returns:
+        A list for each engine, in the order of the engines, with its cards in the order of the parts.
 
     Raises:
         UpstreamError: No such engine runs.
@@ -31,8 +34,11 @@ def engine_cards(engine: str) -> list[EngineCard]:
         raise UpstreamError(
             f"no engine {engine} is running; {_ADVICE}" if engine else f"no engine is running; {_ADVICE}"
         )
-    parts = [card for card in cards if card.group == chosen.group] if chosen.parts > 1 else [chosen]
-    return sorted(parts, key=lambda card: card.part)
+    server = [card for card in cards if card is chosen or (chosen.group and card.group == chosen.group)]
+    replicas: dict[int, list[EngineCard]] = {}
+    for card in sorted(server, key=lambda card: (card.replica, card.part)):
+        replicas.setdefault(card.replica, []).append(card)
+    return list(replicas.values())
 
 
 def ask(card: EngineCard, method: str, path: str, body: dict[str, Any] | None = None) -> httpx.Response:

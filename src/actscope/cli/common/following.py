@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import closing
+from typing import Annotated
 
 import msgspec
 import numpy as np
 
+from actscope.cli.common.output import show
 from actscope.errors import RingError
 from actscope.frames import SpanFlag
 from actscope.ring.discovery import EngineCard, read_cards, read_table
 from actscope.ring.host import RingReader, StepRecord
+from actscope.runtime.decoding import decode_json
+from actscope.runtime.printable import one_line
 
 Columns = dict[str, int]
 
@@ -78,11 +81,12 @@ def as_text(record: StepRecord, columns: Columns) -> str:
     running = [span for span in record.spans if span.n_rows]
     ended = [span.request for span in record.spans if SpanFlag.END in span.flags]
     if not running:
-        return f"step {record.number:>7}  ended: {', '.join(ended)}"
+        return one_line(f"step {record.number:>7}  ended: {', '.join(ended)}")
     scores = "  ".join(f"{name} {value:.3f}" for name, value in _highest(record, columns).items())
     requests = ", ".join(f"{s.request}@{s.first_position + s.n_rows - 1}" for s in running[:4])
     more = f" and {len(running) - 4} more" if len(running) > 4 else ""
-    return f"step {record.number:>7}  batch {len(running):>3}  rows {len(record.meta):>4}  {scores}  {requests}{more}"
+    line = f"step {record.number:>7}  batch {len(running):>3}  rows {len(record.meta):>4}  {scores}  {requests}{more}"
+    return one_line(line)
 
 
 def as_json(card: EngineCard, record: StepRecord, columns: Columns) -> str:
@@ -115,6 +119,19 @@ def _highest(record: StepRecord, columns: Columns) -> dict[str, float]:
     return {name: float(values.max()) for name, values in scored.items() if len(values)}
 
 
+class _ShownColumn(msgspec.Struct):
+    """A probe of a table, and its column."""
+
+    id: str
+    slot: Annotated[int, msgspec.Meta(ge=0, lt=1 << 20)]
+
+
+class _ShownTable(msgspec.Struct):
+    """A probe table, as far as it is shown."""
+
+    probes: list[_ShownColumn]
+
+
 class _Tables:
     """Cache of probe tables: probe id → column, by generation. It outlives the files, which the engine removes when it ends."""
 
@@ -129,11 +146,12 @@ class _Tables:
 
     def _read(self, generation: int) -> Columns:
         try:
-            table = msgspec.json.decode(read_table(self._card.id, generation))
+            raw = read_table(self._card.id, generation)
         except RingError:
             return {}  # the engine has ended before this generation was read: its steps are shown without scores
-        return {p["id"]: p["slot"] for p in table["probes"] if not self._wanted or p["id"] in self._wanted}
+        probes = decode_json(raw, _ShownTable, RingError, f"probe table {generation} of engine {self._card.id}").probes
+        return {p.id: p.slot for p in probes if not self._wanted or p.id in self._wanted}
 
 
 def _say(message: str) -> None:
-    print(message, file=sys.stderr, flush=True)
+    show(message, err=True)

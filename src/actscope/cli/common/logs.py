@@ -9,6 +9,7 @@ from io import TextIOWrapper
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
 
+from actscope.cli.common.output import LegibleFormatter
 from actscope.errors import SettingsError
 
 LEVELS = ("debug", "info", "warning", "error")
@@ -36,7 +37,7 @@ def log_to(level: str, file: Path | None = None) -> list[logging.Handler]:
         raise SettingsError(f"--log-level {level!r}: expected one of {', '.join(LEVELS)}")
     handlers: list[logging.Handler] = [_Console(), *([_file(file)] if file is not None else [])]
     for handler in handlers:
-        handler.setFormatter(logging.Formatter(_LINE))
+        handler.setFormatter(LegibleFormatter(_LINE))
     log = logging.getLogger("actscope")
     log.handlers[:], log.propagate = handlers, False
     log.setLevel(level.upper())

@@ -44,6 +44,18 @@ def _count_or_all(text: str) -> int | None:
     return parse_count(text) or None
 
 
+#: Limits of the gateway, which `serve` and `gateway` take as flags and as variables `ACTSCOPE_<NAME>`.
+LIMITS = (
+    "max_in_flight",
+    "max_streams",
+    "max_n",
+    "max_body_bytes",
+    "max_head_bytes",
+    "max_unauthenticated",
+    "head_seconds",
+    "body_seconds",
+)
+
 _SERVING = {"allowed_hosts": Flag("--allow-host", "HOST"), "cors_origins": Flag("--cors-origin", "ORIGIN")}
 
 GATEWAY = Flags(
@@ -54,6 +66,7 @@ GATEWAY = Flags(
         "token": Flag(default="a new one", env="ACTSCOPE_TOKEN"),
         "upstream": Flag(metavar="ENGINE"),
         "upstream_key": Flag(metavar="KEY", env="ACTSCOPE_UPSTREAM_KEY"),
+        **{name: Flag(env=f"ACTSCOPE_{name.upper()}") for name in LIMITS},
     },
 )
 ENGINE = Flags(

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from types import TracebackType
 
 from rich.console import Console
 from rich.progress import BarColumn, TaskID, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
+
+from actscope.cli.common.output import show
+from actscope.runtime.printable import one_line
 
 _EVERY_S = 10.0  # interval of the lines without a terminal
 _MOST_BARS = 8  # older bars are hidden, so that all fit a small terminal
@@ -20,7 +22,7 @@ class ProgressBar:
     def __init__(self) -> None:
         console = Console(stderr=True)
         columns = (
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             TextColumn("{task.fields[shown]}"),
             TimeRemainingColumn(),
@@ -33,10 +35,10 @@ class ProgressBar:
         """Show that `done` of `total` units of a stage are done."""
         shown = f"{done}/{total}" if total < 100_000 else f"{done / total:.0%}"
         if self._bars is not None:
-            self._draw(self._bars, stage, done, total, shown)
+            self._draw(self._bars, one_line(stage), done, total, shown)
         elif time.monotonic() - self._told > _EVERY_S:
             self._told = time.monotonic()
-            print(f"{stage}: {shown}", file=sys.stderr, flush=True)
+            show(f"{stage}: {shown}", err=True)
 
     def _draw(self, bars: RichProgress, stage: str, done: int, total: int, shown: str) -> None:
         if stage not in self._stages:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from actscope.cli.common.output import show
 from actscope.errors import RecordingError
 
 if TYPE_CHECKING:
@@ -30,8 +30,8 @@ def open_recording(path: Path) -> Recording:
     recording = Recording.open(path)
     if any(damage.acknowledged for damage in recording.damage):
         n = len(recording.damage)
-        print(
+        show(
             f"{path} is damaged in {n} place{'s' * (n > 1)}; the undamaged rest is used. See: actscope verify {path}",
-            file=sys.stderr,
+            err=True,
         )
     return recording

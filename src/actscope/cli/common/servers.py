@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -13,6 +12,7 @@ from msgspec.structs import replace
 from rich.console import Console
 
 from actscope.cli.common.options import ENGINE
+from actscope.cli.common.output import show
 from actscope.cli.common.settings_options import Given
 from actscope.engines.hf.settings import EngineSettings
 from actscope.engines.hf.spawn import EngineProcess, new_card_id
@@ -137,15 +137,15 @@ def gateway_in_background(settings: GatewaySettings) -> Iterator[GatewaySettings
 def announce(settings: GatewaySettings, model: str, *, browser: bool, record: str = "") -> None:
     """Print the page's link, the API's address and the token on standard error. With `browser`, open the page too."""
     base = settings.link.split("/?", 1)[0]
+    reach = f"  open to  {settings.reach}\n" if settings.reach else ""
     kept = f"  records  marked requests, to {record}   (actscope mark --last)\n" if record else ""
-    print(
+    show(
         f"\n  actscope is watching {model}\n\n"
         f"  page     {settings.link}\n"
         f"  API      {base}/v1   (OpenAI-compatible)\n"
-        f"  api_key  {settings.token}\n{kept}\n"
+        f"  api_key  {settings.token}\n{reach}{kept}\n"
         "  Ctrl-C stops it.\n",
-        file=sys.stderr,
-        flush=True,
+        err=True,
     )
     if browser:
         import webbrowser

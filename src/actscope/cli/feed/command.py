@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from actscope.cli.common import options
+from actscope.cli.common.output import show
 from actscope.cli.common.settings_options import Given, with_settings
 from actscope.errors import SettingsError
 
@@ -60,9 +61,9 @@ def _print_presets(flags: Given, as_json: bool) -> None:
     machine = this_machine()
     lines = overview(machine, flags)
     if as_json:
-        typer.echo(json.dumps([asdict(line) for line in lines], indent=2))
+        show(json.dumps([asdict(line) for line in lines], indent=2))
     else:
-        typer.echo(f"{as_text(lines)}\n\nmemory here: {machine.why}")
+        show(f"{as_text(lines)}\n\nmemory here: {machine.why}")
 
 
 def _check(config: str, flags: Given, full: bool, as_json: bool) -> None:
@@ -70,9 +71,9 @@ def _check(config: str, flags: Given, full: bool, as_json: bool) -> None:
     for finding in _findings(config, flags, full):
         findings.append(finding)
         if not as_json:
-            typer.echo(_line(finding))
+            show(_line(finding))
     if as_json:
-        typer.echo(json.dumps([asdict(finding) for finding in findings], indent=2))
+        show(json.dumps([asdict(finding) for finding in findings], indent=2))
     if not all(finding.ok for finding in findings):
         raise typer.Exit(1)
 

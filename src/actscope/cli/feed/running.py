@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
+from actscope.cli.common.output import show
 from actscope.cli.common.progress import ProgressBar
 from actscope.errors import FeedError
 from actscope.feed.planning.host_memory import gigabytes
@@ -47,7 +47,7 @@ def run(settings: FeedSettings, *, as_json: bool, handlers: Sequence[logging.Han
 
     def started(taken: FeedSettings) -> None:
         if as_json:
-            print(_as_json(taken), flush=True)
+            show(_as_json(taken))
         else:
             announce(taken)
         filling.append(asyncio.get_running_loop().create_task(_first_window(server)))
@@ -83,19 +83,19 @@ async def _first_window(server: FeedServer) -> str:
 def announce(settings: FeedSettings) -> None:
     """Print the address, the token and the buffer of the feed, and two ways to get rows."""
     url, layout = settings.url, estimate(settings).layout
+    reach = f"  open to  {settings.reach}\n" if settings.reach else ""
     where = f"{layout.n_sites} site(s) x {layout.width} {layout.dtype}"
-    print(
+    show(
         f"\n  actscope feeds {settings.model} ({settings.sites}) over {settings.dataset}\n\n"
         f"  address  {url}\n"
-        f"  token    {settings.token}\n"
+        f"  token    {settings.token}\n{reach}"
         f"  buffer   {gigabytes(layout.total_bytes)}: {settings.buffer_rows:,} rows, {where}; mixed over "
         f"{settings.window_rows:,} rows\n\n"
         f'  curl     curl -H "Authorization: Bearer {settings.token}" "{url}/activations?num_samples=2&wait=60"\n'
         f"  Python   from actscope.feed import FeedClient\n"
         f'           FeedClient("{url}", token="{settings.token}").get_activations_tensor(1024)\n\n'
         "  Ctrl-C stops it.\n",
-        file=sys.stderr,
-        flush=True,
+        err=True,
     )
 
 

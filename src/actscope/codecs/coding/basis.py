@@ -24,6 +24,8 @@ _FLOATS: dict[int, np.dtype[np.floating]] = {2: np.dtype("<f2"), 4: np.dtype("<f
 #: Above this size an exact decomposition takes seconds. A randomized one is equally good to within one percent.
 _EXACT_SIZE = 2048
 _OVERSAMPLING = 16
+#: Largest number of values of the directions, k * d: 512 MiB of float32, checked before they are unpacked.
+MOST_NUMBERS = 1 << 27
 _POWER_ITERATIONS = 2
 
 
@@ -57,13 +59,15 @@ class Basis:
 
 
 @lru_cache(maxsize=4)
-def read_basis(state: bytes) -> Basis:
-    """Parse a codec state. Raises CodecError if it is malformed."""
+def read_basis(state: bytes, wanted_d: int) -> Basis:
+    """Parse a codec state. Raises CodecError if it is malformed, or of rows of another width than `wanted_d`."""
     if len(state) < _HEAD.size:
         raise CodecError(f"SVD state: expected at least {_HEAD.size} bytes, found {len(state)}")
     magic, d, k, width = _HEAD.unpack_from(state)
-    if magic != _MAGIC or width not in _FLOATS or not 0 < k <= d or k * d >= 1 << 31:
+    if magic != _MAGIC or width not in _FLOATS or not 0 < k <= d or k * d > MOST_NUMBERS:
         raise CodecError(f"SVD state: expected magic {_MAGIC!r}, found {magic!r} with d {d}, k {k}, {width} bytes")
+    if d != wanted_d:
+        raise CodecError(f"SVD state: it is of rows {d} wide, expected {wanted_d}")
     body = unzstd(memoryview(state)[_HEAD.size :], 4 * d + k * d * width)
     mean = np.frombuffer(body, "<f4", d)
     return Basis(mean, np.frombuffer(body, _FLOATS[width], k * d, 4 * d).reshape(k, d).astype(np.float32), width)

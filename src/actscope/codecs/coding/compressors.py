@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 Buffer = bytes | memoryview
 _per_thread = threading.local()
+#: A byte of an lz4 block stands for at most this many bytes of content.
+_LZ4_RATIO = 255
 
 
 def zstandard() -> ModuleType:
@@ -61,9 +63,11 @@ def unlz4(payload: Buffer, size: int) -> bytes:
     module = lz4_block()
     if size == 0:
         raise CodecError("lz4 block: expected none for no rows")
+    if size > _LZ4_RATIO * (len(payload) + 1):  # the library allocates the whole size first
+        raise CodecError(f"lz4 block of {len(payload)} bytes: cannot hold {size}")
     try:
         content: bytes = module.decompress(payload, uncompressed_size=size)
-    except module.LZ4BlockError as error:
+    except (module.LZ4BlockError, OverflowError, MemoryError) as error:
         raise CodecError(f"lz4 block of {len(payload)} bytes: {error}") from error
     if len(content) != size:
         raise CodecError(f"lz4 block: expected {size} bytes of content, found {len(content)}")

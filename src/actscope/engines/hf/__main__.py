@@ -30,7 +30,7 @@ from actscope.engines.hf.settings import EngineSettings
 from actscope.engines.http import listening
 from actscope.errors import ActscopeError
 from actscope.frames import TeeSink
-from actscope.probes import Probe, load_probes
+from actscope.probes import Probe, load_probes, log_left_out
 from actscope.recording.flight.history import FlightOptions
 from actscope.recording.flight.recorder import FlightRecorder
 from actscope.ring import discovery
@@ -64,7 +64,7 @@ def main(argument: str) -> int:
             dtype=settings.dtype,
             trust_remote_code=settings.trust_remote_code,
         )
-        probes = [probe for directory in settings.probes for probe in load_probes(Path(directory))]
+        probes = [probe for directory in settings.probes for probe in load_probes(Path(directory), log_left_out)]
         if settings.train_probes and not probes:
             probes = default_probes(loaded)
         asyncio.run(_serve(settings, loaded, probes, parent))
@@ -80,7 +80,10 @@ async def _serve(settings: EngineSettings, loaded: LoadedModel, probes: list[Pro
     card = _card(settings, loaded, ring.name)
     mailboxes = Mailboxes()
     options = EngineOptions(
-        max_batch=settings.max_batch, max_step_tokens=settings.max_step_tokens, probe_width=settings.probe_width
+        max_batch=settings.max_batch,
+        max_waiting=settings.max_waiting,
+        max_step_tokens=settings.max_step_tokens,
+        probe_width=settings.probe_width,
     )
     try:
         engine = Engine(

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from actscope.engines.hf.lanes.lanes import Lanes
-from actscope.engines.hf.request import Request
+from actscope.engines.hf.request import Request, TokenLogprobs
 from actscope.engines.hf.sampling import Sampler
 from actscope.engines.hf.text import Detokenizer
 from actscope.taps.attribution import PaddedSequence
@@ -22,11 +22,18 @@ class Running:
     sampler: Sampler
     text: Detokenizer
     next_id: int = -1
+    prompt_logprobs: tuple[TokenLogprobs, ...] = ()
 
     @property
     def n_prompt(self) -> int:
         """Return the number of prompt tokens."""
         return len(self.request.prompt_ids)
+
+    def take_prompt_logprobs(self) -> tuple[TokenLogprobs, ...]:
+        """Return the log-probabilities of the prompt's tokens, once: with the first output. Empty if they are not wanted."""
+        if self.request.sampling.prompt_logprobs is None or len(self.sampler.generated) != 1:
+            return ()
+        return (TokenLogprobs(self.request.prompt_ids[0], None), *self.prompt_logprobs)
 
 
 @dataclass(slots=True)

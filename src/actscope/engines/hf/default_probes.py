@@ -7,7 +7,7 @@ import sys
 from actscope.engines.hf.loading import LoadedModel, cache_dir
 from actscope.engines.hf.probe_training import builtin_texts, train_probes
 from actscope.errors import MissingExtra
-from actscope.probes import Probe, load_probes, save_probe
+from actscope.probes import Probe, load_probes, log_left_out, save_probe
 from actscope.sites import select
 
 TEXTS = 600
@@ -22,7 +22,7 @@ def default_probes(loaded: LoadedModel) -> list[Probe]:
     is empty and a message goes to standard error.
     """
     directory = cache_dir("probes", loaded)
-    found = load_probes(directory)
+    found = load_probes(directory, log_left_out)
     if found:
         return found
     _say(f"no probes for {loaded.name} yet: training some on the built-in text; they are kept in {directory}")

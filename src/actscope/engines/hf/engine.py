@@ -18,11 +18,11 @@ from actscope.counters import counted, counting, current
 from actscope.engines.hf.batch import Running, SequenceBatch, padded_prompts
 from actscope.engines.hf.loading import LoadedModel
 from actscope.engines.hf.request import FinishReason, Output, Request
-from actscope.engines.hf.sampling import Sampler
+from actscope.engines.hf.sampling import Sampler, logprobs_of
 from actscope.engines.hf.text import Detokenizer
-from actscope.errors import EngineError, RequestRefused, SettingsError
+from actscope.errors import EngineError, ProbeError, RequestRefused, SettingsError
 from actscope.frames import ROW_META, Sink, Span, SpanFlag, Step
-from actscope.probes import Bank, Probe, ProbedModel
+from actscope.probes import Bank, Probe, ProbedModel, log_left_out
 from actscope.sites import Site
 from actscope.taps.attribution import attribute
 from actscope.taps.hooks import Taps
@@ -30,6 +30,9 @@ from actscope.taps.hooks import Taps
 log = logging.getLogger("actscope.engine")
 
 T = TypeVar("T")
+
+#: Maximum number of rows of a pass whose logits are all needed: with 150,000 token ids they take 0.15 GB in float32.
+_PROMPT_LOGPROBS_ROWS = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +127,7 @@ class Engine:
         sink: Receives the frames of every step, on the model's thread.
         deliver: Called on the model's thread with the outputs of one step, after `sink` got the step's frames. It must not
             block.
-        probes: Probes loaded at start.
+        probes: Probes loaded at start. One that does not fit the model is logged and left out.
         on_table: Called with (generation, JSON) before the first step of every generation of probes.
         options: Sizes; None for the defaults.
 
@@ -154,7 +157,10 @@ class Engine:
         self._on_table = on_table
         self._taps = Taps(loaded.model, width=self.options.probe_width, max_rows=self.options.max_step_tokens)
         for probe in probes:
-            self.bank.put(probe)
+            try:
+                self.bank.put(probe)
+            except ProbeError as error:  # it does not fit this model: the others are served
+                log_left_out(error)
         self._taps.set_probes(self.bank.items())
         self._publish_table(self.bank)
         self._calls = loaded.calls
@@ -316,15 +322,21 @@ class Engine:
     def _admit(self, requests: list[Request]) -> None:
         if not requests:
             return
-        tokenizer = self.loaded.tokenizer
-        running = [
-            Running(
-                r, Sampler(r.sampling, r.prompt_ids), Detokenizer(tokenizer._tokenizer, r.prompt_ids, r.sampling.stop)
-            )
-            for r in requests
-        ]
-        ids, padding = padded_prompts(running, pad_id=tokenizer.pad_token_id or 0)
+        running = [self._sequence(r) for r in requests]
+        ids, padding = padded_prompts(running, pad_id=self.loaded.tokenizer.pad_token_id or 0)
         self._prefill = _Prefill(SequenceBatch(padding, self._calls, sequences=running), ids)
+
+    def _sequence(self, request: Request) -> Running:
+        params, prompt = request.sampling, request.prompt_ids
+        ends = frozenset(params.stop_token_ids) | (frozenset() if params.ignore_eos else self._eos_ids)
+        text = Detokenizer(
+            self.loaded.tokenizer._tokenizer,
+            prompt,
+            params.stop,
+            skip_special=params.skip_special_tokens,
+            include_stop=params.include_stop_str_in_output,
+        )
+        return Running(request, Sampler(params, prompt, ends), text)
 
     def _iterate(self) -> None:
         if self._prefill is not None:
@@ -341,9 +353,15 @@ class Engine:
     def _prefill_chunk(self, prefill: _Prefill) -> None:
         budget = self.options.chunk_tokens if self._batches else self.options.max_step_tokens
         start, n = prefill.batch.width, max(1, budget // len(prefill.batch.sequences))
+        scored = any(s.request.sampling.prompt_logprobs is not None for s in prefill.batch.sequences)
+        if scored:
+            n = max(1, min(n, _PROMPT_LOGPROBS_ROWS // len(prefill.batch.sequences)))
         if not self._calls.chunks:
             n = prefill.remaining
-        logits = self._step(prefill.batch, prefill.ids[:, start : start + n])
+        logits = self._step(prefill.batch, prefill.ids[:, start : start + n], all_columns=scored)
+        if scored:
+            _add_prompt_logprobs(prefill.batch, logits, start)
+            logits = logits[:, -1]
         if prefill.remaining > 0:
             return
         self._prefill = None
@@ -358,11 +376,17 @@ class Engine:
         else:
             self._batches.append(batch)
 
-    def _step(self, batch: SequenceBatch, ids: np.ndarray) -> torch.Tensor:
-        """Run one pass over the next columns of a batch, label its rows and publish them. Returns the last column's logits."""
+    def _step(self, batch: SequenceBatch, ids: np.ndarray, *, all_columns: bool = False) -> torch.Tensor:
+        """Run one pass over the next columns of a batch, label its rows and publish them.
+
+        Returns:
+            The logits of the last column, or with `all_columns` of all columns of this pass.
+        """
         lanes, start = batch.lanes(), batch.width
         self._taps.begin()
-        logits = batch.forward(self.loaded.model, np.ascontiguousarray(ids), **self._forward_options)
+        options = {} if all_columns else self._forward_options
+        logits = batch.forward(self.loaded.model, np.ascontiguousarray(ids), **options)
+        logits = logits if all_columns else logits[:, -1]
         self.stats.steps += 1
         labels = attribute(lanes, ids, start, self.stats.steps)
         frames = self._taps.frames(labels.index)
@@ -384,23 +408,35 @@ class Engine:
         self._emit(outputs)
 
     def _output(self, sequence: Running, logits: torch.Tensor, greedy: int) -> Output:
+        params, sampler = sequence.request.sampling, sequence.sampler
         try:
-            token = sequence.sampler.draw(logits, greedy)
+            token = sampler.draw(logits, greedy)
             sequence.next_id = token
-            text = sequence.text.push(token)
+            hidden = token in sampler.ends and not params.include_stop_str_in_output
+            may_stop = len(sampler.generated) > params.min_tokens
+            text = "" if hidden else sequence.text.push(token, may_stop=may_stop)
+            logprobs = () if params.logprobs is None else logprobs_of(logits[None], [token], params.logprobs)
         except Exception as error:  # affects this sequence only: non-finite logits, a decoder's failure
             log.exception("request %s failed", sequence.request.id)
             return Output(sequence.request.id, finish_reason="error", error=f"{type(error).__name__}: {error}")
         reason = self._finish_reason(sequence, token)
         if reason is not None and not sequence.text.stopped:
             text += sequence.text.finish()
-        return Output(sequence.request.id, (token,), text, reason)
+        stop = sequence.text.stop_string or (token if reason == "stop" and token in params.stop_token_ids else None)
+        return Output(
+            sequence.request.id,
+            (token,),
+            text,
+            reason,
+            stop,
+            logprobs=logprobs,
+            prompt_logprobs=sequence.take_prompt_logprobs(),
+        )
 
     def _finish_reason(self, sequence: Running, token: int) -> FinishReason | None:
-        params = sequence.request.sampling
-        if sequence.text.stopped or (token in self._eos_ids and not params.ignore_eos):
+        if sequence.text.stopped or token in sequence.sampler.ends:
             return "stop"
-        return "length" if len(sequence.sampler.generated) >= params.max_tokens else None
+        return "length" if len(sequence.sampler.generated) >= sequence.request.sampling.max_tokens else None
 
     def _publish_end(self, ended: Sequence[Running], flags: SpanFlag = SpanFlag.END) -> None:
         spans = tuple(Span(s.request.id, s.n_prompt + len(s.sampler.generated), 0, 0, flags, s.n_prompt) for s in ended)
@@ -468,6 +504,17 @@ class Engine:
     def _publish_table(self, bank: Bank) -> None:
         if self._on_table is not None:
             self._on_table(bank.generation, bank.table())
+
+
+def _add_prompt_logprobs(batch: SequenceBatch, logits: torch.Tensor, start: int) -> None:
+    """Add the log-probabilities of prompt tokens that a pass predicts. logits: [lanes, n, vocabulary] from column `start`."""
+    for lane, (sequence, padding) in enumerate(zip(batch.sequences, batch.padding, strict=True)):
+        n_top = sequence.request.sampling.prompt_logprobs
+        first = max(start - padding, 0)  # position of the first row here
+        tokens = sequence.request.prompt_ids[first + 1 : max(start + logits.shape[1] - padding + 1, 0)]
+        if n_top is not None and tokens:
+            rows = logits[lane, first + padding - start :][: len(tokens)]
+            sequence.prompt_logprobs += logprobs_of(rows, tokens, n_top)
 
 
 def _settle(future: Future[T], function: Callable[[], T]) -> None:

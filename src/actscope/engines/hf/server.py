@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from typing import TypeVar
 
 import msgspec
 from starlette.applications import Starlette
@@ -13,14 +15,32 @@ from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
 from actscope.engines.controls import control_routes, shown
+from actscope.engines.hf.api.answers import Choice, Job
+from actscope.engines.hf.api.jobs import chat_job, completion_job
+from actscope.engines.hf.api.messages import message_job
+from actscope.engines.hf.api.responses import response_job
 from actscope.engines.hf.engine import Engine
-from actscope.engines.hf.openai import Choice, CompletionJob, chat_job, completion_job
 from actscope.engines.hf.request import Output
-from actscope.engines.http import answering_errors, error_body, error_response, json_response, model_list, read_body
+from actscope.engines.http import (
+    ERROR_HANDLERS,
+    answering_errors,
+    error_body,
+    error_response,
+    json_response,
+    model_list,
+    read_body,
+)
 from actscope.errors import RequestRefused
 from actscope.probes import Probe
 from actscope.probes.bank import DescribedProbe
 from actscope.recording.flight.recorder import FlightRecorder
+
+T = TypeVar("T")
+
+#: Size in bytes up to which a body is read on the event loop. Tokenizing so much takes a few milliseconds.
+_SHORT_BYTES = 16 << 10
+#: Number of threads that tokenize longer prompts.
+_TOKENIZING = 2
 
 
 class Mailboxes:
@@ -62,8 +82,11 @@ def create_app(engine: Engine, mailboxes: Mailboxes, flight: FlightRecorder | No
             Route("/v1/models", routes.models),
             Route("/v1/chat/completions", routes.chat, methods=["POST"]),
             Route("/v1/completions", routes.completions, methods=["POST"]),
+            Route("/v1/responses", routes.responses, methods=["POST"]),
+            Route("/v1/messages", routes.messages, methods=["POST"]),
             *control_routes(_EngineProbes(engine), flight, engine.has),
-        ]
+        ],
+        exception_handlers=ERROR_HANDLERS,
     )
 
 
@@ -88,6 +111,7 @@ class _EngineRoutes:
     def __init__(self, engine: Engine, mailboxes: Mailboxes) -> None:
         self._engine = engine
         self._mailboxes = mailboxes
+        self._tokenizing = ThreadPoolExecutor(_TOKENIZING, "actscope-tokenizing")
 
     async def health(self, http: HttpRequest) -> Response:
         if not self._engine.alive:
@@ -99,15 +123,37 @@ class _EngineRoutes:
 
     @answering_errors
     async def chat(self, http: HttpRequest) -> Response:
-        job = chat_job(self._engine, await read_body(http), http.headers.get("x-request-id"))
-        return await self._run(http, job)
+        return await self._run(http, chat_job)
 
     @answering_errors
     async def completions(self, http: HttpRequest) -> Response:
-        job = completion_job(self._engine, await read_body(http), http.headers.get("x-request-id"))
-        return await self._run(http, job)
+        return await self._run(http, completion_job)
 
-    async def _run(self, http: HttpRequest, job: CompletionJob) -> Response:
+    @answering_errors
+    async def responses(self, http: HttpRequest) -> Response:
+        return await self._run(http, response_job)
+
+    async def messages(self, http: HttpRequest) -> Response:
+        """Answer a message. Errors have Anthropic's form, which is OpenAI's with a type."""
+        response = await self._message(http)
+        if response.status_code < 400 or not response.body:
+            return response
+        return json_response({"type": "error", **msgspec.json.decode(response.body)}, response.status_code)
+
+    @answering_errors
+    async def _message(self, http: HttpRequest) -> Response:
+        return await self._run(http, message_job)
+
+    async def _run(self, http: HttpRequest, parse: Callable[[Engine, bytes, str | None], Job]) -> Response:
+        """Parse the body and run the request. A long prompt is tokenized on a thread; the others go on meanwhile."""
+        body, request_id = await read_body(http), http.headers.get("x-request-id")
+        if len(body) <= _SHORT_BYTES:
+            job: Job | Response = parse(self._engine, body, request_id)
+        else:
+            work = asyncio.get_running_loop().run_in_executor(self._tokenizing, parse, self._engine, body, request_id)
+            job = await _unless_left(http, work)
+        if isinstance(job, Response):
+            return job
         inbox = Inbox(self._engine, self._mailboxes, job)
         if job.stream:
             return StreamingResponse(_stream(job, inbox), media_type="text/event-stream")
@@ -117,7 +163,7 @@ class _EngineRoutes:
 class Inbox:
     """Asynchronous iterator over the outputs of one job. Closing it early aborts the choices that still run."""
 
-    def __init__(self, engine: Engine, mailboxes: Mailboxes, job: CompletionJob) -> None:
+    def __init__(self, engine: Engine, mailboxes: Mailboxes, job: Job) -> None:
         self._engine = engine
         self._mailboxes = mailboxes
         self._open: dict[str, Choice] = {}
@@ -148,40 +194,38 @@ class Inbox:
         self._open = {}
 
 
-async def _stream(job: CompletionJob, inbox: Inbox) -> AsyncIterator[bytes]:
-    ids: dict[int, list[int]] = {choice.index: [] for choice in job.choices}
+async def _stream(job: Job, inbox: Inbox) -> AsyncIterator[bytes]:
     try:
+        for event in job.begin():
+            yield event
         async for choice, output in inbox:
             if output.error is not None:
-                yield b"data: " + msgspec.json.encode(error_body(output.error, "server_error")) + b"\n\n"
+                yield job.failure(error_body(output.error, "server_error"))
                 return
-            ids[choice.index] += output.token_ids
-            for event in job.chunks(choice, output):
+            for event in job.take(choice, output):
                 yield event
-        if job.include_usage:
-            yield job.usage_chunk(job.usage(list(ids.values())))
-        yield b"data: [DONE]\n\n"
+        for event in job.end():
+            yield event
     finally:
         inbox.close()
 
 
-async def _whole(job: CompletionJob, inbox: Inbox) -> Response:
-    n = len(job.choices)
-    texts, ids, reasons = [""] * n, [[] for _ in range(n)], ["stop"] * n  # type: list[str], list[list[int]], list[str]
+async def _whole(job: Job, inbox: Inbox) -> Response:
     try:
         async for choice, output in inbox:
             if output.error is not None:
                 return error_response(500, output.error, kind="server_error")
-            texts[choice.index] += output.text
-            ids[choice.index] += output.token_ids
-            reasons[choice.index] = output.finish_reason or "stop"
+            job.take(choice, output)
     finally:
         inbox.close()
-    return json_response(job.answer(texts, ids, reasons))
+    return json_response(job.answer())
 
 
-async def _unless_left(http: HttpRequest, work: Awaitable[Response]) -> Response:
-    """Return the result of `work`, or cancel it and return status 499 if the client disconnects first."""
+async def _unless_left(http: HttpRequest, work: Awaitable[T]) -> T | Response:
+    """Return the result of `work`, or cancel it and return status 499 if the client disconnects first.
+
+    Work that waits for a thread does not begin then. Work that a thread has begun is finished, and thrown away.
+    """
     working = asyncio.ensure_future(work)
     leaving = asyncio.ensure_future(http.receive())  # the body has been read, so the next message is the disconnect
     await asyncio.wait([working, leaving], return_when=asyncio.FIRST_COMPLETED)

@@ -29,6 +29,9 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     """CPU threads of the model. 0 uses torch's default."""
     max_batch: int = 32
     """Maximum number of sequences in one forward pass."""
+    max_waiting: int = 1024
+    """Maximum number of sequences that wait for a place in a pass, and of choices in one request. Further requests are answered
+    with 429."""
     max_step_tokens: int = 2048
     """Maximum number of rows of one forward pass, padding included."""
     probe_width: int = 64

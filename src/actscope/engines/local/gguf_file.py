@@ -16,7 +16,7 @@ import re
 import struct
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 
@@ -30,11 +30,15 @@ MAX_STRING_BYTES = 16 << 20
 MAX_ELEMENTS = 8_000_000
 #: Blocks of a model, and experts of a block. Each becomes many objects in memory before a weight is read.
 MAX_BLOCKS, MAX_EXPERTS = 1024, 4096
+#: The tensor of Llama 3.1 and later that scales rotary frequencies, one number for each pair of dimensions of a head.
+ROTARY_DIVISORS = "rope_freqs.weight"
+MAX_DIVISORS = 4096
 
 Value = int | float | bool | str | Sequence["Value"]
 
 _SCALARS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d"}
 _STRING, _ARRAY = 8, 9
+_FLOAT32 = 0  # the type of a tensor
 _PART = re.compile(r"-\d{5}-of-\d{5}$")
 
 
@@ -61,11 +65,13 @@ class GgufModelFile:
         path: The file.
         metadata: Its keys and values.
         tensors: Its table of tensors.
+        rotary_divisors: What the model's rotary frequencies are divided by (`rope_freqs.weight`); empty without that tensor.
     """
 
     path: Path
     metadata: dict[str, Value]
     tensors: tuple[GgufTensor, ...]
+    rotary_divisors: tuple[float, ...] = ()
 
     @property
     def architecture(self) -> str:
@@ -152,8 +158,8 @@ class _Walk:
         found = GgufModelFile(self._path, metadata, tensors)
         self._check_names(found)
         self._check_sizes(found)
-        self._check_data(found)
-        return found
+        start = self._check_data(found)
+        return replace(found, rotary_divisors=self._rotary_divisors(found, start))
 
     def _metadata(self, n: int) -> dict[str, Value]:
         metadata: dict[str, Value] = {}
@@ -210,8 +216,8 @@ class _Walk:
         if not 0 <= experts <= MAX_EXPERTS:
             raise self._wrong(f"at most {MAX_EXPERTS} experts", str(experts))
 
-    def _check_data(self, found: GgufModelFile) -> None:
-        """Compare every tensor's place with the end of the file."""
+    def _check_data(self, found: GgufModelFile) -> int:
+        """Compare every tensor's place with the end of the file. Return where the data of the tensors begins."""
         block_of = _block_sizes()
         alignment = found.number("general.alignment") or 32
         if not 1 <= alignment <= 1 << 20:
@@ -231,6 +237,17 @@ class _Walk:
                     f"tensor {tensor.name[:80]!r} to end before {end:,}",
                     f"a file of {len(self._data):,} bytes",
                 )
+        return start
+
+    def _rotary_divisors(self, found: GgufModelFile, start: int) -> tuple[float, ...]:
+        tensor = next((one for one in found.tensors if one.name == ROTARY_DIVISORS), None)
+        if tensor is None:
+            return ()
+        if tensor.type != _FLOAT32 or tensor.n_elements > MAX_DIVISORS:
+            raise self._wrong(
+                f"at most {MAX_DIVISORS} float32 in {ROTARY_DIVISORS!r}", f"{tensor.n_elements} of type {tensor.type}"
+            )
+        return struct.unpack_from(f"<{tensor.n_elements}f", self._data, start + tensor.offset)
 
     def _count(self, what: str, most: int) -> int:
         n = self._number("<Q")

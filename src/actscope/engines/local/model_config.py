@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from actscope.engines.local.gguf_file import GgufModelFile, Value
+from actscope.engines.local.gguf_file import ROTARY_DIVISORS, GgufModelFile, Value
 from actscope.engines.local.tokens import special_ids
 from actscope.errors import EngineError
 
@@ -25,6 +25,8 @@ _REFUSED = (
     "rope.scaling.type", "rope.scaling.factor", "attention.scale", "attention.clamp_kqv", "attention.max_alibi_bias",
     "logit_scale", "embedding_scale", "residual_scale",
 )  # fmt: skip
+#: How Llama 3.1, 3.2 and 3.3 scale rotary frequencies, but for the factor (8 or 32), which is the largest divisor.
+_LLAMA_3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
 #: Architectures with a reader of their own in transformers, which takes all keys.
 _OWN_READERS = frozenset(("qwen35", "qwen35moe", "gpt-oss", "gpt_oss", "lfm2"))
 #: Architectures whose output matrix is the embedding although the file holds both.
@@ -43,11 +45,13 @@ def config_of(file: GgufModelFile, directory: str, name: str) -> PreTrainedConfi
     for token, value in special_ids(file).items():
         setattr(config, token, value)
     config._name_or_path = ""
-    scaled = [tensor.name for tensor in file.tensors if tensor.name.startswith("rope_")]
+    scaled = [t.name for t in file.tensors if t.name.startswith("rope_") and t.name != ROTARY_DIVISORS]
     if scaled:
         raise _left_out(file, f"the tensor {scaled[0]!r}, which scales its rotary frequencies")
     if file.architecture not in _OWN_READERS:
         _complete(file, config)
+    if file.rotary_divisors:
+        _scale_rotation(file, config)
     return config
 
 
@@ -61,7 +65,7 @@ def check_whole(file: GgufModelFile, model: PreTrainedModel) -> None:
     Raises:
         EngineError: The file has too few, or has some that would be left out.
     """
-    described = sum(p.numel() for p in model.parameters())
+    described = sum(p.numel() for p in model.parameters()) + len(file.rotary_divisors)
     if described > file.n_elements:
         raise EngineError(
             f"{file.path}: its metadata describes a model of {described:,} parameters, its tensors have {file.n_elements:,}"
@@ -98,6 +102,27 @@ def _check_rotated(file: GgufModelFile, config: PreTrainedConfig, rope: dict[str
     share = rope.get("partial_rotary_factor") or getattr(config, "partial_rotary_factor", None) or 1.0
     if stated is not None and stated != int(head * share):
         raise _left_out(file, f"{stated} rotated dimensions a head, where transformers rotates {int(head * share)},")
+
+
+def _scale_rotation(file: GgufModelFile, config: PreTrainedConfig) -> None:
+    """Scale the rotary frequencies as Llama 3.1 and later do, if that is what the file's divisors say.
+
+    Source of the formula: transformers' own `llama3`, against which the file is compared.
+    """
+    import torch
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    rope = getattr(config, "rope_parameters", None)
+    found = torch.tensor(file.rotary_divisors, dtype=torch.float64)
+    if isinstance(rope, dict) and "rope_theta" in rope:
+        plain = rope["rope_theta"] ** -(torch.arange(len(found), dtype=torch.float64) / len(found))
+        config.rope_parameters = rope | _LLAMA_3 | {"rope_type": "llama3", "factor": float(found.max())}
+        scaled, _ = ROPE_INIT_FUNCTIONS["llama3"](config, torch.device("cpu"))
+        if scaled.shape == found.shape and torch.allclose(plain / found, scaled.double(), rtol=1e-4, atol=0):
+            return
+    raise _left_out(
+        file, f"the tensor {ROTARY_DIVISORS!r}, which scales rotary frequencies in another way than Llama 3 does"
+    )
 
 
 def _left_out(file: GgufModelFile, what: str) -> EngineError:

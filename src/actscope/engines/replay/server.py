@@ -15,7 +15,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from actscope.engines.controls import probe_routes
-from actscope.engines.http import error_response, json_response, listening, model_list
+from actscope.engines.http import ERROR_HANDLERS, error_response, json_response, listening, model_list
 from actscope.engines.replay.facts import RecordedModel
 from actscope.probes import Bank, Probe
 from actscope.probes.bank import DescribedProbe
@@ -52,8 +52,10 @@ def create_app(engine: Replayed) -> Starlette:
             Route("/v1/models", routes.models),
             Route("/v1/chat/completions", routes.refuse, methods=["POST"]),
             Route("/v1/completions", routes.refuse, methods=["POST"]),
+            Route("/v1/responses", routes.refuse, methods=["POST"]),
             *probe_routes(_ReplayProbes(engine)),
-        ]
+        ],
+        exception_handlers=ERROR_HANDLERS,
     )
 
 

@@ -129,6 +129,13 @@ class ModelTaps:
         """Return the names of the sites whose raw rows are kept."""
         return [self.sites[i].name for i in self.kept]
 
+    def read_last(self) -> None:
+        """Move the hooks behind all others of their modules: rows have the changes that other plugins' hooks make."""
+        for hook in self._hooks:
+            others = hook.hooks_dict_ref()
+            if others is not None and hook.id in others:
+                others.move_to_end(hook.id)
+
     def remove(self) -> None:
         """Remove the hooks. Idempotent."""
         for hook in self._hooks:

@@ -73,6 +73,16 @@ class PassObserver:
         except Exception:  # a fault of ours must never stop the model
             self._fault("before a pass")
 
+    def before_dummy(self) -> None:
+        """Note a pass without requests, which overwrites the buffers and is counted by the taps."""
+        try:
+            publisher = self._publisher
+            if publisher is not None:
+                self._copier.before_pass()
+                self._copier.pass_over(publisher.expect_dummy)
+        except Exception:  # a fault of ours must never stop the model
+            self._fault("before a dummy pass")
+
     def after(self, scheduled: Any) -> None:
         """Publish a launched pass; with drafts, wait for `sampled` to know which were accepted."""
         try:
@@ -111,7 +121,7 @@ class PassObserver:
         """
         publisher = self._publisher or self._begin()
         fired = self._buffers.fired.cpu().numpy().copy()
-        self._copier.pass_over(lambda: publisher.weights_changed(fired, refused))
+        self._copier.pass_over(lambda: publisher.weights_changed(version, fired, refused))
         self._sidecar.tell(WeightsChanged(version, by_name))
         for options in self._requests.set_weights(version):
             self._sidecar.tell(options)
@@ -197,7 +207,17 @@ class PassObserver:
     def _publish(self, note: PassNote, batch: PassBatch) -> None:
         publisher = self._publisher
         assert publisher is not None
-        if not self._copier.copy(batch, self._with_rows, lambda on_host: publisher.publish(note, on_host)):
+        try:
+            landed = self._copier.copy(
+                batch,
+                self._with_rows,
+                lambda on_host: publisher.publish(note, on_host),
+                lambda: publisher.publish(note, None),
+            )
+        except Exception:
+            self._publish_without_rows(note)  # its requests begin and end anyway
+            raise
+        if not landed:
             self._publish_without_rows(note)
 
     def _publish_without_rows(self, note: PassNote) -> None:

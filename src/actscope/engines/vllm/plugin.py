@@ -5,7 +5,8 @@ It wraps four vLLM methods; each wrapper calls the original:
     EngineArgs.create_engine_config          reads our settings; those that change the graph join the compile cache key
     Request.get_skip_reading_prefix_cache    skips the prefix cache for requests that asked for their full prompt
     WorkerWrapperBase.init_device            attaches a RunnerSession after the worker's `load_model`, and pauses it while the
-                                             worker warms up; tells it when the worker has taken other weights
+                                             worker warms up; tells it when the worker has taken other weights; has its hooks
+                                             run behind those of other plugins
     WorkerWrapperBase.shutdown               closes the session first
 """
 
@@ -21,7 +22,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
-from actscope.engines.vllm.settings import CARRIER, KEY, GraphSpec, VllmSettings, disabled, read_settings
+from actscope.engines.vllm.settings import CARRIER, KEY, REPLICAS, GraphSpec, VllmSettings, disabled, read_settings
 from actscope.engines.vllm.sidecar_protocol import options_of
 from actscope.engines.vllm.versions import is_tested, tested_range
 from actscope.errors import ActscopeError, EngineError, SettingsError
@@ -98,8 +99,10 @@ def _with_settings(original: Callable[..., object]) -> Callable[..., object]:
         os.environ[CARRIER] = msgspec.json.encode(settings).decode()
         copied = os.environ.get("VLLM_RAY_EXTRA_ENV_VARS_TO_COPY", "")
         if CARRIER not in copied:
-            os.environ["VLLM_RAY_EXTRA_ENV_VARS_TO_COPY"] = ",".join(filter(None, [copied, CARRIER]))
-        return original(self, *args, **kwargs)
+            os.environ["VLLM_RAY_EXTRA_ENV_VARS_TO_COPY"] = ",".join(filter(None, [copied, CARRIER, REPLICAS]))
+        config: Any = original(self, *args, **kwargs)
+        os.environ[REPLICAS] = str(config.parallel_config.data_parallel_size)
+        return config
 
     return create_engine_config
 
@@ -148,13 +151,28 @@ def _with_session(original: Callable[..., object]) -> Callable[..., object]:
             watch(worker)
             return loaded
 
-        warm_up = worker.compile_or_warm_up_model
+        warm_up, profile = worker.compile_or_warm_up_model, worker.determine_available_memory
+
+        def determine_available_memory(*args: object, **kwargs: object) -> object:
+            _read_last(worker)
+            return profile(*args, **kwargs)
 
         def compile_or_warm_up_model(*args: object, **kwargs: object) -> object:
+            _read_last(worker)
             with _warming(worker):
                 return warm_up(*args, **kwargs)
 
+        dummy = worker.execute_dummy_batch
+
+        def execute_dummy_batch(*args: object, **kwargs: object) -> object:
+            session = getattr(worker, "_actscope_session", None)
+            if session is not None:
+                session.before_dummy()
+            return dummy(*args, **kwargs)
+
         worker.load_model, worker.compile_or_warm_up_model = load_model, compile_or_warm_up_model
+        worker.execute_dummy_batch = execute_dummy_batch
+        worker.determine_available_memory = determine_available_memory
         for name in _CHANGE_WEIGHTS:
             if hasattr(worker, name):
                 setattr(worker, name, _noting_weights(worker, getattr(worker, name)))
@@ -178,6 +196,13 @@ def _noting_weights(worker: object, original: Callable[..., object]) -> Callable
                 session.weights_changed()
 
     return change
+
+
+def _read_last(worker: Any) -> None:
+    """Let other plugins' hooks run before ours, in whatever order plugins were loaded. The first pass compiles the model."""
+    session = getattr(worker, "_actscope_session", None)
+    if session is not None:
+        session.read_last()
 
 
 @contextmanager
@@ -265,7 +290,6 @@ def place_of(worker: Any) -> StagePlacement:
     config = worker.vllm_config
     parallel, compilation = config.parallel_config, config.compilation_config
     refused = {
-        "data parallel engines behind one port": parallel.data_parallel_size > 1,
         "prefill context parallel": getattr(parallel, "prefill_context_parallel_size", 1) > 1,
         "decode context parallel": getattr(parallel, "decode_context_parallel_size", 1) > 1,
         "dual batch overlap (microbatches)": bool(getattr(parallel, "use_ubatching", False)),
@@ -288,9 +312,25 @@ def place_of(worker: Any) -> StagePlacement:
             f"{', '.join(found)}: rows cannot be assigned to requests with certainty yet; turn it off to use actscope"
         )
     pp, tp = get_pp_group(), get_tp_group()
+    replica = parallel.data_parallel_index
     return StagePlacement(
-        tp.rank_in_group == 0, config.instance_id, pp.rank_in_group, pp.world_size, shared=tp.world_size > 1
+        tp.rank_in_group == 0,
+        config.instance_id.removesuffix(f"_dp{replica}"),  # Ray's replicas add it to the id of their server
+        pp.rank_in_group,
+        pp.world_size,
+        shared=tp.world_size > 1,
+        replica=replica,
+        replicas=max(_replicas(parallel), replica + 1),
     )
+
+
+def _replicas(parallel: Any) -> int:
+    """Return the number of data-parallel engines of this server, on all hosts.
+
+    vLLM sets `data_parallel_size` to 1 in each engine of a dense model, so the first process carries the number on.
+    """
+    carried = os.environ.get(REPLICAS, "")
+    return max(parallel.data_parallel_size, int(carried) if carried.isdecimal() else 1)
 
 
 def _around_passes(runner: Any, session: RunnerSession) -> None:

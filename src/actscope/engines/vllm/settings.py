@@ -13,6 +13,7 @@ from msgspec import Meta
 
 from actscope._version import __version__
 from actscope.errors import SettingsError
+from actscope.runtime.decoding import decode_json
 
 log = logging.getLogger("actscope.vllm")
 
@@ -22,6 +23,8 @@ KEY = "actscope"
 _GRAPH = 2
 #: Environment variable that carries all settings from the first process to the others.
 CARRIER = "ACTSCOPE_VLLM_SETTINGS"
+#: Environment variable that carries the number of data-parallel engines, which vLLM does not tell the engines of a dense model.
+REPLICAS = "ACTSCOPE_VLLM_REPLICAS"
 
 
 class GraphSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -173,10 +176,7 @@ def _is_set(env: Mapping[str, str], name: str) -> bool:
 def _several(text: str) -> tuple[str, ...]:
     """Parse a list from one variable: JSON, or parts separated by semicolons."""
     if text.startswith("["):
-        try:
-            return msgspec.json.decode(text, type=tuple[str, ...])
-        except msgspec.DecodeError as error:
-            raise SettingsError(f"{text!r} is no JSON list of texts: {error}") from error
+        return decode_json(text, tuple[str, ...], SettingsError, f"{text!r} is no JSON list of texts")
     return tuple(part.strip() for part in text.split(";") if part.strip())
 
 

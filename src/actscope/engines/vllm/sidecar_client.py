@@ -18,10 +18,15 @@ import msgspec
 
 from actscope.counters import Counter, counted, counters_of, counting
 from actscope.engines.vllm.bank import StagedBank
+from actscope.engines.vllm.row_requests import RowRequests
 from actscope.engines.vllm.sidecar_protocol import (
     Alive,
+    Marked,
     RequestOptions,
+    RunningRequests,
     SetBank,
+    Settled,
+    SidecarCounts,
     SidecarStart,
     Staged,
     Taken,
@@ -34,9 +39,9 @@ from actscope.errors import EngineError
 
 log = logging.getLogger("actscope.vllm")
 
-#: A dead sidecar is restarted, at most `_RESTARTS` times unless it lived for `_FORGIVEN_AFTER_S`.
-_RESTARTS, _RESTART_PAUSE_S, _FORGIVEN_AFTER_S = 5, 2.0, 600.0
-#: Capacity of the outbox. Beyond it the oldest options are dropped, counted, and not applied.
+#: A dead sidecar is started again after a pause. It doubles, up to the longest, with each that lived for less than the third.
+_RESTART_PAUSE_S, _LONGEST_PAUSE_S, _FORGIVEN_AFTER_S = 2.0, 60.0, 600.0
+#: Capacity of the outbox. Beyond it the oldest messages are dropped and counted, and all options are sent anew once it is empty.
 _OUTBOX = 4096
 _BEAT_S = 5.0
 #: How long a server that shuts down waits for its recording. The sidecar finishes it even if this is too short.
@@ -50,15 +55,15 @@ class SidecarProcessCounts:
 
     deaths: int = counted(
         "fault",
-        "Times that the sidecar has ended before the model; it is started again, at most 5 times in a row. Scores go on; "
-        "probes, marks and recordings wait.",
-        "See vLLM's log for the reason. Once it is not started again, start vLLM again.",
+        "Times that the sidecar has ended before the model; it is started again each time. Scores go on; probes, marks and "
+        "recordings wait.",
+        "See vLLM's log for the reason.",
     )
     untold: int = counted(
-        "loss",
-        "Recording options of requests that did not reach the sidecar; such a request is recorded as the server's settings say, "
-        "and its `keep` is lost.",
-        "See sidecar_deaths; mark the requests again while their rows are in the flight recorder.",
+        "fault",
+        "Messages that the sidecar did not read in time, such as the recording options of a request; what they said is sent "
+        "again once it reads.",
+        "Give the engine's machine more cores if it goes on; see sidecar_deaths and drain_late_options.",
     )
 
 
@@ -66,11 +71,35 @@ class Sidecar:
     """Owns the sidecar process and the threads that talk to it.
 
     `staged` and `tell` are called on the model's thread and never wait. `beat` is called every 5 seconds on a thread of its own.
+
+    Attributes:
+        pid: Process id of the sidecar that runs now, or ran last.
+        deaths: How often a sidecar ended that should not have.
+        untold: Messages that were dropped because the sidecar did not read. What they said is sent again when it does.
     """
 
-    def __init__(self, start: SidecarStart, d: int, width: int, beat: Callable[[], None]) -> None:
-        self._beat = beat
+    def __init__(
+        self,
+        start: SidecarStart,
+        d: int,
+        width: int,
+        beat: Callable[[], None],
+        requests: RowRequests,
+        account: Callable[[], dict[str, int]],
+    ) -> None:
+        """Start the threads, and the sidecar on one of them.
+
+        Args:
+            start: What it needs to start.
+            d: Width of a row.
+            width: Maximum number of probes.
+            beat: Writes the heartbeats of the rings and publishes the counters.
+            requests: The running requests, and those to be kept.
+            account: Returns the counts of this process by name.
+        """
+        self._beat, self._requests, self._account = beat, requests, account
         self._start, self._d, self._width = start, d, width
+        self._state, self._taken, self._counts = b"", Taken(-1), SidecarCounts()
         self._staged: StagedBank | None = None
         self._lock = threading.Lock()
         self._sending = threading.Lock()  # two threads send; their messages must not interleave
@@ -81,8 +110,8 @@ class Sidecar:
         self._gone = threading.Event()
         self.pid: int | None = None
         self._connection: socket.socket | None = None
-        self.untold = 0
-        self.deaths = 0
+        self.untold = self.deaths = 0
+        self._resend = self._report = False  # due once the outbox is empty: all options; the requests that run
         threading.Thread(target=self._keep_alive, name="actscope-sidecar", daemon=True).start()
         threading.Thread(target=self._post, name="actscope-post", daemon=True).start()
         threading.Thread(target=self._pulse, name="actscope-pulse", daemon=True).start()
@@ -98,11 +127,12 @@ class Sidecar:
         return staged
 
     def tell(self, message: RequestOptions | WeightsChanged) -> None:
-        """Send a message. If the outbox is full, the oldest one is dropped and counted."""
+        """Send a message. If the outbox is full, the oldest one is dropped and counted, and all are sent anew later."""
         if isinstance(message, WeightsChanged):
             self._start = msgspec.structs.replace(self._start, weights=message.version, refused=message.refused)
         if len(self._outbox) == _OUTBOX:
             self.untold += 1
+            self._resend = True
         self._outbox.append(pack(message))
         self._something.set()
 
@@ -122,6 +152,8 @@ class Sidecar:
         self._something.set()
         connection = self._connection
         if connection is None:
+            if self._requests.unsettled:
+                log.error("%d kept requests are not recorded: there is no sidecar at the end", self._requests.unsettled)
             return
         with contextlib.suppress(OSError):  # the sidecar has exited already
             connection.shutdown(socket.SHUT_WR)
@@ -131,31 +163,39 @@ class Sidecar:
     # --- on its own threads ---
 
     def _keep_alive(self) -> None:
-        while not self._closing and self.deaths <= _RESTARTS:
+        in_a_row = 0
+        while not self._over.is_set():
             born = time.monotonic()
             try:
                 self._live_once()
             except Exception as error:  # the boundary: a sidecar fault must never stop the model
                 log.error("the sidecar could not be used: %s: %s", type(error).__name__, error)
-            if self._closing:
+            if self._over.is_set():
                 return
-            self.deaths = 1 if time.monotonic() - born > _FORGIVEN_AFTER_S else self.deaths + 1
-            again = "it is started again" if self.deaths <= _RESTARTS else "it is not started again"
+            self.deaths += 1
+            in_a_row = 1 if time.monotonic() - born > _FORGIVEN_AFTER_S else in_a_row + 1
+            pause = min(_LONGEST_PAUSE_S, _RESTART_PAUSE_S * 2 ** (in_a_row - 1))
             log.error(
-                "the sidecar (pid %s) has ended; %s. Scores go on; probes, marks and recordings wait for it",
+                "the sidecar (pid %s) has ended; it is started again in %.0f s. Scores go on. Until then probes cannot be "
+                "changed and marks are refused; %d requests that are to be kept are recorded by the next one as far as their "
+                "rows are still in shared memory, and counted as incomplete or lost otherwise",
                 self.pid,
-                again,
+                pause,
+                self._requests.unsettled,
             )
-            time.sleep(_RESTART_PAUSE_S)
+            self._over.wait(pause)
 
     def _live_once(self) -> None:
         ours, theirs = socket.socketpair()
         with theirs:
             _spawn(theirs)
         self._gone.clear()
-        send(ours, self._start)
-        self._connection = ours
         try:
+            self._resend = False
+            self._outbox.clear()  # all that they say is in the start, or comes after it
+            send(ours, self._whole_start())
+            self._connection = ours
+            self._something.set()
             while (message := receive(ours)) is not None:
                 self._hear(ours, message)
         finally:
@@ -163,17 +203,34 @@ class Sidecar:
             ours.close()
             self._gone.set()
 
+    def _whole_start(self) -> SidecarStart:
+        return msgspec.structs.replace(
+            self._start,
+            state=self._state,
+            taken=self._taken.step,
+            taken_row=self._taken.row,
+            counts=self._counts,
+            restarts=self.deaths,
+            running=self._requests.running(),
+            wishes=self._requests.wishes(),
+        )
+
     def _hear(self, connection: socket.socket, message: object) -> None:
         """Handle a message, and store what a restarted sidecar must know."""
         if isinstance(message, SetBank):
             self._stage(message)
-            self._start = msgspec.structs.replace(self._start, state=message.state)
+            self._state = message.state
             with self._sending:
                 send(connection, Staged(message.generation))
         elif isinstance(message, Alive):
             self.pid = message.pid
         elif isinstance(message, Taken):
-            self._start = msgspec.structs.replace(self._start, taken=message.step)
+            self._taken, self._counts = message, message.counts
+        elif isinstance(message, Marked):
+            self._requests.mark(message.request, message.why, message.name)
+        elif isinstance(message, Settled):
+            self._counts = message.counts
+            self._requests.settle(message.requests)
 
     def _stage(self, message: SetBank) -> None:
         staged = StagedBank.of(message, self._d, self._width)
@@ -184,21 +241,35 @@ class Sidecar:
         while not self._closing:
             self._something.wait()
             self._something.clear()
-            while self._outbox and not self._closing:
-                connection = self._connection
-                if connection is None:
-                    time.sleep(0.05)  # the sidecar is starting
-                    continue
-                data = self._outbox.popleft()
+            while not self._closing and (connection := self._connection) is not None:
+                data = self._next()
+                if data is None:
+                    break
                 try:
                     with self._sending:
                         connection.sendall(data)
-                except OSError:
-                    self.untold += 1
+                except OSError:  # it has ended: the next one gets everything when it starts
+                    break
+
+    def _next(self) -> bytes | None:
+        """Return what is to be sent next, or None."""
+        with contextlib.suppress(IndexError):
+            return self._outbox.popleft()
+        if self._resend:
+            self._resend = False
+            again: list[RequestOptions | WeightsChanged] = [WeightsChanged(self._start.weights, self._start.refused)]
+            again += self._requests.wishes()
+            return b"".join(pack(message) for message in again)
+        if self._report:
+            self._report = False
+            return pack(RunningRequests(self._requests.running(), self._account()))
+        return None
 
     def _pulse(self) -> None:
         while not self._over.wait(_BEAT_S):
             self._beat()
+            self._report = True
+            self._something.set()
 
 
 class NoSidecar:

@@ -3,8 +3,11 @@
     sidecar → model     Alive             once: the sidecar's pid
                         SetBank           probes to apply from the next pass on
                         Taken             last step whose raw rows were read from shared memory
+                        Marked            a request is marked
+                        Settled           marked requests have ended: their rows are in the file, or counted as lost
     model → sidecar     SidecarStart      once: everything that a new or restarted sidecar needs
                         RequestOptions    recording options of a request that begins, and what computes it
+                        RunningRequests           every 5 seconds: the requests that run, and the worker's counts
                         WeightsChanged    the model's weights are others from the next pass on
                         Staged            a bank was received; it is applied before the next pass
 
@@ -13,11 +16,14 @@ The sidecar ends when the socket closes.
 
 from __future__ import annotations
 
+import os
 import re
 
 import msgspec
 
+from actscope.errors import RequestRefused
 from actscope.ring.layout import RingSpec
+from actscope.runtime.decoding import decode_json
 from actscope.serving.messages import Messages
 
 
@@ -59,7 +65,8 @@ class RequestOptions(msgspec.Struct, frozen=True, tag="wish"):
     """Recording options of a request, and what computes it.
 
     `rows` is a selection of sites, or "" for all kept sites; `keep` is the reason to keep the request, or "". `adapter` is the
-    name of its LoRA adapter, or "". `weights` is the version of the model's weights (see `WeightsChanged`). Sent again when that
+    name of its LoRA adapter, or "". `name` is what the recording calls it, once a sidecar has marked it. `weights` is the version
+    of the model's weights (see `WeightsChanged`). Sent again when that
     changes while the request runs.
     """
 
@@ -68,6 +75,7 @@ class RequestOptions(msgspec.Struct, frozen=True, tag="wish"):
     keep: str = ""
     adapter: str = ""
     weights: int = 0
+    name: str = ""
 
 
 class WeightsChanged(msgspec.Struct, frozen=True, tag="weights"):
@@ -86,10 +94,50 @@ class Alive(msgspec.Struct, frozen=True, tag="alive"):
     pid: int
 
 
+class SidecarCounts(msgspec.Struct, frozen=True):
+    """Exact counts that outlive a sidecar: the next one goes on from them.
+
+    `missed_rows` were overwritten before they were read; `dropped_rows` never reached shared memory. `late_options` counts
+    requests whose options did not arrive in time, so that rows of all sites were taken. The others are those of `Outcomes`.
+    """
+
+    missed_rows: int = 0
+    dropped_rows: int = 0
+    late_options: int = 0
+    whole: int = 0
+    incomplete: int = 0
+    lost: int = 0
+    missed_ends: int = 0
+
+
 class Taken(msgspec.Struct, frozen=True, tag="taken"):
-    """The last step whose raw rows were read from shared memory."""
+    """The last step whose raw rows were read from shared memory, and the index of the row behind it (`RingReader.next_row`)."""
 
     step: int
+    row: int = 0
+    counts: SidecarCounts = SidecarCounts()
+
+
+class Marked(msgspec.Struct, frozen=True, tag="marked"):
+    """A request (the engine's id) is marked, by whatever: it is to be kept, for this reason. The recording calls it `name`."""
+
+    request: str
+    why: str
+    name: str
+
+
+class Settled(msgspec.Struct, frozen=True, tag="settled"):
+    """Marked requests (the engine's ids) have ended: their rows are in the file, or lost. `counts` has them."""
+
+    requests: list[str]
+    counts: SidecarCounts
+
+
+class RunningRequests(msgspec.Struct, frozen=True, tag="running"):
+    """The requests that run, and the counts of the model's process (`RunnerSession.account`)."""
+
+    requests: list[str]
+    account: dict[str, int] = {}
 
 
 class ServedModel(msgspec.Struct, frozen=True, kw_only=True):
@@ -126,9 +174,12 @@ class Features(msgspec.Struct, frozen=True):
 class SidecarStart(msgspec.Struct, frozen=True, kw_only=True, tag="start"):
     """Everything that a sidecar needs to start.
 
-    `settings` are VllmSettings as JSON. `sites` are tapped in this process; `kept` are those with raw rows; `refused` are
-    selected sites that cannot be read, and why, by name. A restarted sidecar also gets the last bank `state`, the last step
-    `taken` (-1: none) and the version of the `weights`.
+    `settings` are VllmSettings as JSON. `no_rows` is why there is no ring of raw rows, if there should be one. `sites` are
+    tapped in this process; `kept` are those with raw rows; `refused` are selected sites that cannot be read, and why, by name.
+    The engine is data-parallel engine `replica` of `replicas`. A restarted sidecar also gets the last bank `state`, the last step
+    `taken` (-1: none), the index of the row behind it, the version of the `weights`, the `counts` of those before it and how many
+    those are, the requests that are `running`, and the `wishes`: options of running requests, and of those that have ended and
+    are not settled.
     """
 
     card_id: str
@@ -141,17 +192,36 @@ class SidecarStart(msgspec.Struct, frozen=True, kw_only=True, tag="start"):
     facts: ServedModel
     ring: str
     rows_ring: str
+    no_rows: str = ""
     sites: list[str]
     kept: list[str]
     columns: int
+    replica: int = 0
+    replicas: int = 1
     features: Features | None = None
     refused: dict[str, str] = {}
     state: bytes = b""
     taken: int = -1
     weights: int = 0
+    taken_row: int = 0
+    counts: SidecarCounts = SidecarCounts()
+    restarts: int = 0
+    running: list[str] = []
+    wishes: list[RequestOptions] = []
 
 
-Message = Alive | SetBank | Staged | RequestOptions | WeightsChanged | Taken | SidecarStart
+Message = (
+    Alive
+    | SetBank
+    | Staged
+    | RequestOptions
+    | WeightsChanged
+    | Taken
+    | Marked
+    | Settled
+    | RunningRequests
+    | SidecarStart
+)
 _messages: Messages[Message] = Messages(Message, most_bytes=1 << 30)
 pack, send, receive = _messages.pack, _messages.send, _messages.receive
 
@@ -171,9 +241,14 @@ def rows_ring_spec(n_sites: int, d: int, columns: int, dtype: str, rows: int) ->
 _SUFFIX = re.compile(r"-[0-9a-f]{8}$")
 
 
+def ids_are_plain() -> bool:
+    """Return whether vLLM is told not to add a random suffix to request ids. Its engines inherit the server's environment."""
+    return os.environ.get("VLLM_DISABLE_REQUEST_ID_RANDOMIZATION", "0").strip() not in ("", "0")
+
+
 def external_id(request: str) -> str:
-    """Return the client's request id: vLLM appends a hyphen and eight hexadecimal digits to it."""
-    return _SUFFIX.sub("", request)
+    """Return the client's request id: vLLM appends a hyphen and eight hexadecimal digits to it, unless `ids_are_plain`."""
+    return request if ids_are_plain() else _SUFFIX.sub("", request)
 
 
 def options_of(extra_args: object) -> dict[str, object]:
@@ -185,7 +260,7 @@ def options_of(extra_args: object) -> dict[str, object]:
     asked = extra_args.get("actscope") if isinstance(extra_args, dict) else None
     if isinstance(asked, str):
         try:
-            asked = msgspec.json.decode(asked)
-        except (msgspec.DecodeError, RecursionError, UnicodeError):  # unbounded nesting, lone surrogates
+            asked = decode_json(asked, object, RequestRefused, "the options of a request")
+        except RequestRefused:
             return {}
     return asked if isinstance(asked, dict) else {}

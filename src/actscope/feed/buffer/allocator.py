@@ -385,7 +385,8 @@ class WindowAllocator:
             return known
         if len(self._groups) >= self._max_groups:
             raise RequestRefused(
-                f"group {name!r}: there are {self._max_groups} groups already: {', '.join(sorted(self._groups))[:200]}",
+                f"group {name!r}: expected at most {self._max_groups} groups (setting: max_groups), found already: "
+                f"{', '.join(sorted(self._groups))[:200]}",
                 param="group",
                 code="too_many_groups",
             )

@@ -40,6 +40,8 @@ class Layout:
     def __post_init__(self) -> None:
         if not 1 <= self.n_windows <= MAX_WINDOWS:
             raise SettingsError(f"feed windows: expected 1 to {MAX_WINDOWS}, found {self.n_windows}")
+        if self.dtype not in ITEM_BYTES:
+            raise SettingsError(f"feed dtype {self.dtype!r}: expected one of {', '.join(ITEM_BYTES)}")
         if min(self.window_rows, self.n_sites, self.width) < 1:
             raise SettingsError(f"feed buffer: expected rows, sites and a width of at least 1, found {self}")
 

@@ -84,7 +84,7 @@ class FeedMemory:
 
     @classmethod
     def attach(cls, fd: int, layout: Layout, *, writable: bool = False) -> FeedMemory:
-        """Map memory that another process created. The mapping owns the descriptor.
+        """Map memory that another process created. The mapping owns the descriptor, which is closed if it cannot be mapped.
 
         Args:
             fd: Descriptor of the memory.
@@ -96,11 +96,14 @@ class FeedMemory:
         """
         try:
             size, seals = os.fstat(fd).st_size, fcntl.fcntl(fd, _F_GET_SEALS)
-        except OSError as error:
-            raise FeedError(f"feed buffer: descriptor {fd} is not sealed memory ({error.strerror})") from error
-        if size != layout.total_bytes or seals & _SEALS != _SEALS:
-            raise FeedError(f"feed buffer: expected {layout.total_bytes} sealed bytes, found {size} (seals {seals:#x})")
-        return cls(fd, layout, writable=writable)
+            if size == layout.total_bytes and seals & _SEALS == _SEALS:
+                return cls(fd, layout, writable=writable)
+            why = f"expected {layout.total_bytes} sealed bytes, found {size} (seals {seals:#x})"
+        except (OSError, ValueError) as error:
+            why = f"descriptor {fd} is no sealed memory that can be mapped ({error})"
+        with contextlib.suppress(OSError):
+            os.close(fd)
+        raise FeedError(f"feed buffer: {why}")
 
     def labels(self, window: int) -> np.ndarray:
         """Return a view of a window's labels, ROW_LABEL [window_rows]."""

@@ -9,6 +9,7 @@ for batch in client.iter(4096, device="cuda", prefetch=4):
 from __future__ import annotations
 
 import logging
+import math
 import os
 import threading
 import time
@@ -38,6 +39,8 @@ from actscope.feed.client.prefetch import prefetch_iterator
 from actscope.feed.client.shared_rows import DTYPES
 from actscope.feed.client.shm_transport import ShmTransport
 from actscope.runtime.boot import boot_id
+from actscope.runtime.decoding import as_own_error
+from actscope.runtime.memory import check_room
 from actscope.sites import select_from
 
 log = logging.getLogger("actscope.feed")
@@ -45,6 +48,7 @@ log = logging.getLogger("actscope.feed")
 _SLICE_S = 20.0  # longest wait of one request; longer waits are split into several requests
 _WANTED_S = 1.0  # the same on the prefetch thread, so that stopping it takes about a second
 _POLL_S = 0.2
+_HEADERS = ("Shape", "Dtype", "Sites", "Position", "Next", "Missed-Rows")
 
 T = TypeVar("T")
 
@@ -244,12 +248,12 @@ class FeedClient:
             A batch on the CPU.
 
         Raises:
-            FeedNotReady: The rows were not ready in time; over HTTP, also when there are too many groups or requests.
+            FeedNotReady: The rows were not ready in time; over HTTP, also when there are too many requests.
             FeedEnded: All epochs have been served.
             FeedError: The feed has failed.
-            RequestRefused: `num_samples` is not between 1 and the feed's `max_samples` (see `get_stats`). From shared memory,
-                also when there are too many groups; over HTTP, also for an invalid group name and an unknown site.
-            SiteError: The feed does not have such a site. Over HTTP this is a RequestRefused, unless `out` is given.
+            RequestRefused: `num_samples` is not between 1 and the feed's `max_samples` (see `get_stats`), or there are too many
+                groups; over HTTP, also for an invalid group name.
+            SiteError: The feed does not have such a site.
             UpstreamError: The feed cannot be reached, or this client is closed.
             SettingsError: `out` has the wrong shape, dtype, layout or device, or the feed refuses the token.
             MissingExtra: `labels` over HTTP needs safetensors, which is not installed.
@@ -429,16 +433,16 @@ class FeedClient:
         answer = self._rows.ask(
             "/activations/tensor", num_samples=n, sites=sites, group=self.group, wait=wait, format=format
         )
-        head = {name: answer.headers[f"X-Actscope-{name}"] for name in ("Shape", "Dtype", "Sites", "Position", "Next")}
-        shape = tuple(int(size) for size in head["Shape"].split(","))
-        values = _room(out, shape, DTYPES[head["Dtype"]])
+        head = {name: answer.headers.get(f"X-Actscope-{name}", "") for name in _HEADERS}
+        shape, dtype = _announced(head, n, answer.length)
+        values = _room(out, shape, dtype)
         found = None
         if labels:
             found = _of_safetensors(self._rows.read(answer), values)
         else:
             self._rows.read_into(answer, memoryview(values.view(torch.uint8).reshape(-1).numpy()))  # type: ignore[arg-type]
-        missed = int(answer.headers["X-Actscope-Missed-Rows"])
-        return Batch(values, tuple(head["Sites"].split(",")), head["Position"], head["Next"], missed, found)
+        names = tuple(head["Sites"].split(","))
+        return Batch(values, names, head["Position"], head["Next"], int(head["Missed-Rows"]), found)
 
     def _check_http_room(self, out: Tensor, n: int, sites: str) -> None:
         if self._about is None:
@@ -485,6 +489,23 @@ def _shape(n: int, n_sites: int, width: int) -> tuple[int, ...]:
     return (n, width) if n_sites == 1 else (n, n_sites, width)
 
 
+def _announced(head: dict[str, str], n: int, length: int | None) -> tuple[tuple[int, ...], torch.dtype]:
+    """Return shape and dtype of the rows that a response's headers announce. `length`: of its body, if it is known.
+
+    Raises UpstreamError, before anything is allocated, unless they are at most `n` rows of a known dtype that the body can hold.
+    """
+    sizes = head["Shape"].split(",")
+    plain = all(text.isascii() and text.isdecimal() and len(text) < 16 for text in (*sizes, head["Missed-Rows"]))
+    if not plain or len(sizes) not in (2, 3) or head["Dtype"] not in DTYPES or int(sizes[0]) > n:
+        raise UpstreamError(f"the feed's answer announces no rows that were asked for: {head}; is it a feed?")
+    shape, dtype = tuple(map(int, sizes)), DTYPES[head["Dtype"]]
+    n_bytes = math.prod(shape) * dtype.itemsize
+    if length is not None and n_bytes > length:
+        raise UpstreamError(f"the feed's answer announces {n_bytes} bytes of rows, and has {length}")
+    check_room(n_bytes, UpstreamError, f"a batch of {shape}")
+    return shape, dtype
+
+
 def _check_room(out: Tensor | None, shape: Sequence[int], dtype: torch.dtype) -> None:
     """Raise SettingsError unless rows of `shape` and `dtype` fit into `out`. Called before rows are claimed."""
     if out is None:
@@ -505,12 +526,14 @@ def _room(out: Tensor | None, shape: Sequence[int], dtype: torch.dtype) -> Tenso
 def _of_safetensors(file: bytes, out: Tensor) -> np.ndarray:
     """Return the labels of a safetensors response, and copy its rows to `out`."""
     try:
+        from safetensors import SafetensorError
         from safetensors.torch import load
     except ModuleNotFoundError as error:
         raise MissingExtra("feed", "safetensors") from error
-    tensors = load(file)
-    out.copy_(tensors["activations"])
-    labels = np.empty(len(out), ROW_LABEL)
-    for name in ROW_LABEL.names or ():
-        labels[name] = tensors[name].numpy()
+    with as_own_error(UpstreamError, "the feed's answer is not a safetensors file of rows and labels", SafetensorError):
+        tensors = load(file)
+        out.copy_(tensors["activations"])
+        labels = np.empty(len(out), ROW_LABEL)
+        for name in ROW_LABEL.names or ():
+            labels[name] = tensors[name].numpy()
     return labels

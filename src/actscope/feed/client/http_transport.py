@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import http.client
-import json
+import re
 from typing import Any
 from urllib.parse import urlencode, urlsplit
+
+import msgspec
 
 from actscope.errors import (
     ActscopeError,
@@ -14,8 +16,14 @@ from actscope.errors import (
     FeedNotReady,
     RequestRefused,
     SettingsError,
+    SiteError,
     UpstreamError,
 )
+from actscope.runtime.decoding import decode_json
+
+#: Largest answer that is read into memory: JSON, or a safetensors file of rows with labels.
+_MOST_BODY = 4 << 30
+_MOST_REFUSAL = 1 << 20
 
 
 class HttpTransport:
@@ -41,9 +49,10 @@ class HttpTransport:
             UpstreamError: The feed cannot be reached.
             FeedEnded: Status 410.
             FeedNotReady: Status 429, or code `not_ready`.
+            SiteError: Code `unknown_site`.
             SettingsError: Status 401 or 403.
             FeedError: Another status of 500 or above.
-            RequestRefused: Another status of 400 or above.
+            RequestRefused: Code `too_many_groups`, or another status of 400 or above.
         """
         target = f"{path}?{urlencode(query)}" if query else path
         for attempt in (1, 2):
@@ -65,15 +74,20 @@ class HttpTransport:
 
     def json(self, path: str, *, method: str = "GET", **query: str | float) -> Any:
         """Send a request and return the decoded JSON body. Raises as `ask` does."""
-        return json.loads(self.read(self.ask(path, method=method, **query)))
+        answer = self.ask(path, method=method, **query)
+        return decode_json(self.read(answer), object, UpstreamError, f"{self.url}{path}: the answer is not JSON")
 
     def read(self, answer: http.client.HTTPResponse) -> bytes:
         """Return the body. Raises UpstreamError if the connection breaks."""
         try:
-            return answer.read()
+            body = answer.read(_MOST_BODY + 1)
         except (OSError, http.client.HTTPException) as error:
             self._connection.close()
             raise self._silent(error) from error
+        if len(body) > _MOST_BODY:
+            self._connection.close()
+            raise UpstreamError(f"{self.url}: an answer of more than {_MOST_BODY} bytes: ask for fewer rows at once")
+        return body
 
     def read_into(self, answer: http.client.HTTPResponse, out: memoryview) -> None:
         """Read the body into `out`. Raises UpstreamError if the connection breaks or the body is not exactly as long."""
@@ -81,15 +95,14 @@ class HttpTransport:
         try:
             while have < len(out) and (n := answer.readinto(out[have:])):
                 have += n
-            rest = answer.read() if have == len(out) else b""
+            rest = answer.read(1) if have == len(out) else b""
         except (OSError, http.client.HTTPException) as error:
             self._connection.close()
             raise self._silent(error) from error
         if have < len(out) or rest:
             self._connection.close()
-            raise UpstreamError(
-                f"{self.url}: expected {len(out)} bytes of rows, got {have}: the feed closed the connection"
-            )
+            why = "more followed" if rest else f"the feed closed the connection after {have}"
+            raise UpstreamError(f"{self.url}: expected {len(out)} bytes of rows; {why}")
 
     def close(self) -> None:
         """Close the connection."""
@@ -101,17 +114,40 @@ class HttpTransport:
         )
 
 
+class _Reason(msgspec.Struct):
+    """The feed's reason to refuse a request."""
+
+    message: str
+    code: str | None = None
+    param: str | None = None
+
+
+class _Refusal(msgspec.Struct):
+    """Body of a refusal."""
+
+    error: _Reason
+
+
+def _seconds(text: str | None) -> float:
+    """Return the seconds of a Retry-After header; 1 if it has none."""
+    return float(text) if text and re.fullmatch(r"\d{1,4}(\.\d{1,6})?", text) else 1.0
+
+
 def _refusal(answer: http.client.HTTPResponse) -> ActscopeError:
     """Return the error that an unsuccessful response stands for."""
     try:
-        error = json.loads(answer.read())["error"]
-        message, code, param = str(error["message"]), error.get("code"), error.get("param")
-    except (ValueError, KeyError, TypeError):
-        message, code, param = f"HTTP {answer.status}", None, None
+        error = decode_json(answer.read(_MOST_REFUSAL), _Refusal, UpstreamError, "").error
+    except (UpstreamError, OSError, http.client.HTTPException):
+        error = _Reason(f"HTTP {answer.status}")
+    message, code, param = error.message, error.code, error.param
     if answer.status == 410:
         return FeedEnded(message)
+    if code == "unknown_site":
+        return SiteError(message)
+    if code == "too_many_groups":  # as from shared memory: to wait for a group's end may take for ever
+        return RequestRefused(message, param=param, code=code)
     if code == "not_ready" or answer.status == 429:
-        return FeedNotReady(message, retry_after=float(answer.headers.get("Retry-After") or 1))
+        return FeedNotReady(message, retry_after=_seconds(answer.headers.get("Retry-After")))
     if answer.status in (401, 403):
         return SettingsError(f"the feed refuses this client: {message}")
     if answer.status >= 500:

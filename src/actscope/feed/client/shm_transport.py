@@ -58,11 +58,11 @@ class ShmTransport:
             self._connection.connect(path)
             FROM_CONSUMER.send(self._connection, Hello(token, group))
             self.welcome, fd = self._received_welcome()
+            self.rows = SharedRows(fd, Layout(*msgspec.structs.astuple(self.welcome.memory)), self.welcome.seed)
         except BaseException:
             self._connection.close()
             raise
         self._connection.settimeout(None)
-        self.rows = SharedRows(fd, Layout(*msgspec.structs.astuple(self.welcome.memory)), self.welcome.seed)
         self._sending, self._asking = threading.Lock(), threading.Lock()
         self._closed = threading.Event()
         threading.Thread(target=self._beat, name="actscope-beat", daemon=True).start()
@@ -88,6 +88,7 @@ class ShmTransport:
                 self.close()
                 raise
         if isinstance(answer, Granted):
+            self._check(answer, n)
             return answer
         if isinstance(answer, NotReady):
             raise FeedNotReady(answer.message, answer.available)
@@ -99,6 +100,18 @@ class ShmTransport:
         if isinstance(answer, Refused) and not answer.failed:
             raise RequestRefused(answer.message)
         raise FeedError(getattr(answer, "message", f"expected an answer to a claim, found {answer}"))
+
+    def _check(self, granted: Granted, n: int) -> None:
+        """Raise UpstreamError, and disconnect, unless a grant is of at most `n` rows that lie in the memory."""
+        layout = self.rows.layout
+        for e in granted.extents:
+            inside = 0 <= e.window < layout.n_windows and 0 < e.window_rows <= layout.window_rows
+            if not inside or e.turn < 0 or e.start < 0 or e.n < 0 or e.start + e.n > e.window_rows:
+                self.close()
+                raise UpstreamError(f"the feed granted rows outside its memory: {e}")
+        if (rows := sum(e.n for e in granted.extents)) > n:
+            self.close()
+            raise UpstreamError(f"the feed granted {rows} rows, and {n} were claimed")
 
     def release(self, granted: Granted, *, delivered: bool = True) -> None:
         """Release a grant, counted as delivered or abandoned. Does nothing if the feed is gone."""

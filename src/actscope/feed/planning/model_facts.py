@@ -7,7 +7,7 @@ number of parameters; nothing else is downloaded.
 
 from __future__ import annotations
 
-import json
+import os
 import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -18,6 +18,8 @@ from typing import Any
 from actscope.engines.local.names import NAMES, directory_of
 from actscope.errors import MissingExtra, SettingsError
 from actscope.feed.settings import ITEM_BYTES
+from actscope.runtime.decoding import as_own_error, decode_json
+from actscope.runtime.regular_files import open_regular, read_regular
 
 _WIDTHS = ("hidden_size", "n_embd", "d_model", "n_embed", "dim")
 _LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
@@ -100,11 +102,10 @@ def _directory_of(model: str) -> Path | None:
 def _of_directory(model: str, directory: Path) -> ModelFacts:
     path = directory / "config.json"
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
+        raw = read_regular(path, _MAX_JSON, SettingsError)
+    except FileNotFoundError as error:
         raise SettingsError(f"model {model!r}: {path} cannot be read: {error.strerror}") from error
-    except ValueError as error:
-        raise SettingsError(f"model {model!r}: {path} is not JSON: {error}") from error
+    config = decode_json(raw, object, SettingsError, f"model {model!r}: {path} is not JSON")
     facts = _of_config(model, config, str(directory))
     return replace(facts, parameters=_parameters(directory.glob("*.safetensors")), source=str(path))
 
@@ -151,17 +152,18 @@ def _first(config: Mapping[str, Any], names: Iterable[str]) -> int:
 def _parameters(files: Iterable[Path]) -> int:
     """Return the number of parameters in safetensors files, from their headers; 0 if any of them cannot be read."""
     try:
-        return sum(_numbers_in(path) for path in files)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error):
+        with as_own_error(SettingsError, "a safetensors header"):
+            return sum(_numbers_in(path) for path in files)
+    except SettingsError:
         return 0
 
 
 def _numbers_in(path: Path) -> int:
-    with path.open("rb") as file:
+    with os.fdopen(open_regular(path, SettingsError), "rb") as file:
         (size,) = struct.unpack("<Q", file.read(8))
         if size > _MAX_HEAD:
             raise ValueError(f"{path}: a header of {size} bytes")
-        tensors = json.loads(file.read(size))
+        tensors = decode_json(file.read(size), dict[str, Any], SettingsError, f"{path}: its header")
     return sum(prod(tensor["shape"]) for name, tensor in tensors.items() if name != "__metadata__")
 
 

@@ -182,6 +182,7 @@ class Broker:
 
 async def _within(event: asyncio.Event, seconds: float) -> None:
     try:
-        await asyncio.wait_for(event.wait(), seconds)
+        async with asyncio.timeout(seconds):  # `wait_for` of Python 3.11 can lose a cancellation
+            await event.wait()
     except TimeoutError:
         return

@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from actscope.errors import FeedError, RecordingError, SettingsError
+from actscope.errors import FeedError, SettingsError
 from actscope.feed.buffer.position import Position
 from actscope.feed.messages import Loaded
 from actscope.feed.settings import FeedSettings
+from actscope.runtime.decoding import decode_json
 from actscope.runtime.publish import publish_file
-from actscope.store.files import read_file
+from actscope.runtime.regular_files import read_regular
 
 if TYPE_CHECKING:
     from actscope.feed.server.broker import Broker
@@ -64,11 +65,10 @@ class StateFile:
         if not path.parent.is_dir():
             raise SettingsError(f"feed state {path}: there is no directory {path.parent}")
         try:
-            content = msgspec.json.decode(read_file(path, _MOST), type=_Content)
+            raw = read_regular(path, _MOST, SettingsError)
         except FileNotFoundError:
             return cls(path, order, None)
-        except (msgspec.DecodeError, RecordingError) as error:
-            raise SettingsError(f"feed state {path}: is not a state file of a feed: {error}") from error
+        content = decode_json(raw, _Content, SettingsError, f"feed state {path}: is not a state file of a feed")
         differing = [name for name in _ORDER if content.order.get(name) != order[name]]
         if differing:
             told = ", ".join(f"{name} (was {content.order.get(name)}, is {order[name]})" for name in differing)

@@ -128,7 +128,8 @@ class Supervisor:
         while not self._closed:
             self._look()
             try:
-                await asyncio.wait_for(self._broker.room.wait(), _WATCH_S)
+                async with asyncio.timeout(_WATCH_S):  # `wait_for` of Python 3.11 can lose a cancellation
+                    await self._broker.room.wait()
             except TimeoutError:
                 continue
             self._broker.room.clear()

@@ -12,7 +12,7 @@ import numpy as np
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from actscope.errors import FeedError
+from actscope.errors import FeedError, RequestRefused
 from actscope.feed.buffer.allocator import Grant, RowRange
 from actscope.feed.buffer.gather import labels_of, values_of
 from actscope.feed.server.broker import Broker
@@ -295,7 +295,7 @@ class StreamResponse(Response):
             return False
         try:
             self._grant = taking.result()
-        except FeedError:
+        except (FeedError, RequestRefused):  # its group was forgotten meanwhile, and others have taken its place
             return False
         return True
 

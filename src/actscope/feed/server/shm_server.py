@@ -13,6 +13,7 @@ import logging
 import os
 import secrets
 import socket
+import stat
 import struct
 import time
 from pathlib import Path
@@ -44,6 +45,8 @@ log = logging.getLogger("actscope.feed")
 _BACKLOG = 64
 _HELLO_S = 5.0
 _PAUSE_S = 0.5
+#: Age in seconds from which a socket that nobody listens on is removed. A feed binds its socket before it listens.
+_ORPHAN_AGE_S = 60.0
 
 
 class ShmServer:
@@ -51,7 +54,9 @@ class ShmServer:
 
     def __init__(self, broker: Broker, token: str) -> None:
         self._broker, self._token = broker, token.encode()
-        self.path = runtime_dir() / f"feed-{secrets.token_hex(8)}.sock"
+        directory = runtime_dir()
+        _sweep(directory)
+        self.path = directory / f"feed-{secrets.token_hex(8)}.sock"
         self._listener = _listening(self.path)
         self._consumers: set[asyncio.Task[None]] = set()
 
@@ -221,6 +226,29 @@ def _listening(path: Path) -> socket.socket:
             path.unlink()
         raise FeedError(f"{path}: cannot listen there ({error}): set ACTSCOPE_RUNTIME_DIR to a shorter path") from error
     return listener
+
+
+def _sweep(directory: Path) -> None:
+    """Remove the sockets of feeds that were killed: no process listens on them. A young one is left alone."""
+    for path in directory.glob("feed-*.sock"):
+        with contextlib.suppress(OSError):
+            status = path.lstat()
+            old = time.time() - status.st_mtime > _ORPHAN_AGE_S
+            if stat.S_ISSOCK(status.st_mode) and status.st_uid == os.geteuid() and old and not _has_listener(path):
+                path.unlink()
+
+
+def _has_listener(path: Path) -> bool:
+    """Return whether a process listens on a socket. A full backlog counts as one."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.setblocking(False)
+        try:
+            probe.connect(str(path))
+        except ConnectionRefusedError:
+            return False
+        except OSError:
+            return True
+    return True
 
 
 def _is_ours(connection: socket.socket) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
 import aiohttp
 import msgspec
@@ -23,7 +23,7 @@ from actscope.gateway.api.payloads import ChoiceView, encode
 from actscope.gateway.scores.request_log import RequestLog, State
 from actscope.gateway.scores.request_store import Flight, Sessions
 from actscope.gateway.upstream.engine import EngineConnection
-from actscope.gateway.upstream.sse import SseSplitter
+from actscope.gateway.upstream.sse import SseSplitter, read_whole
 from actscope.gateway.upstream.upstream import Upstream
 from actscope.serving.errors import Problem, error_object, problem_response
 
@@ -31,14 +31,38 @@ _log = logging.getLogger(__name__)
 _value = msgspec.json.decode
 _fields = msgspec.json.Decoder(dict[str, Raw]).decode
 _many_fields = msgspec.json.Decoder(list[dict[str, Raw]]).decode
+_token_ids = msgspec.json.Decoder(list[Annotated[int, msgspec.Meta(ge=0, lt=1 << 31)]] | None).decode
+_number = msgspec.json.Decoder(Annotated[int, msgspec.Meta(ge=0)] | None).decode
+_text = msgspec.json.Decoder(str | None).decode
 
 Fields = dict[str, Any]
 """A JSON object whose values are raw JSON bytes, or Python values that are still to be encoded."""
 
 _NULL = Raw(b"null")
 _IDS = ("prompt_token_ids", "token_ids")
-_FAILURES = (aiohttp.ClientError, UpstreamError, OSError, asyncio.TimeoutError, msgspec.DecodeError)
+_MALFORMED = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+_FAILURES = (aiohttp.ClientError, UpstreamError, OSError, asyncio.TimeoutError, *_MALFORMED)
+#: Maximum size in bytes of a refusal of the engine.
+_MOST_REFUSAL_BYTES = 1 << 20
 _DONE = b"data: [DONE]\n\n"
+
+
+class LateRows:
+    """Deadline until which the ending choices of one answer wait for late rows. Choices that end together share it.
+
+    A deadline holds for `grace_seconds`. In the same time after it no choice waits: those that ended with the ones that did
+    wait have had the same time. So an answer of many choices whose rows never come is held up once.
+    """
+
+    def __init__(self, grace_seconds: float) -> None:
+        self._grace_seconds = grace_seconds
+        self._deadline = float("-inf")
+
+    def deadline(self, now: float) -> float:
+        """Return the deadline of a choice that ends `now`, in seconds of the same clock. It may have passed."""
+        if now > self._deadline + self._grace_seconds:
+            self._deadline = now + self._grace_seconds
+        return self._deadline
 
 
 class CompletionResponse(Response):
@@ -51,7 +75,7 @@ class CompletionResponse(Response):
         upstream: Used to describe a failed connection.
         engine: Engine to which the call is sent.
         sessions: Store of the request logs.
-        grace_seconds: Time in seconds that an ending choice waits for rows that have not been published yet.
+        grace_seconds: Time in seconds that ending choices wait, together, for rows that have not been published yet.
         headers: Headers of the client that are forwarded.
 
     Attributes:
@@ -71,7 +95,7 @@ class CompletionResponse(Response):
         self._upstream = upstream
         self._engine = engine
         self._sessions = sessions
-        self._grace_seconds = grace_seconds
+        self._late_rows = LateRows(grace_seconds)
         self._headers_up = {**headers, "x-request-id": call.request_id, "content-type": "application/json"}
         self._model = call.model or (engine.card.model if engine.card else "")
         self._logs = [self._new_log(request) for request in call.choices]
@@ -144,18 +168,22 @@ class CompletionResponse(Response):
                 await self._answer(response, send)
         except _FAILURES as error:
             await self._fail(send, error)
+        except Exception as error:  # boundary: whatever the engine's answer has set off, the client is told
+            _log.exception("request %s: the engine's answer could not be read", self._call.response)
+            await self._fail(send, error)
         finally:
             response.close()
 
     async def _refuse(self, response: aiohttp.ClientResponse, send: Send) -> None:
         """Send the engine's refusal with its status, and drop the logs. A body in another format is wrapped in OpenAI's."""
-        body = await response.read()
+        body = await read_whole(response, _MOST_REFUSAL_BYTES)
         self._forget()
+        status = response.status if 400 <= response.status < 600 else 502
         if not _is_error(body):
-            status = response.status if 400 <= response.status < 500 else 502
+            status = status if status < 500 else 502
             text = body[:500].decode("utf-8", "replace").strip()
             body = encode(error_object(status, f"the engine answered {response.status}: {text}", code="engine_failed"))
-        await self._send_whole(send, response.status, body)
+        await self._send_whole(send, status, body)
 
     async def _fail(self, send: Send, error: BaseException) -> None:
         """Report a failure of the engine to the client: as the last event if streaming has begun, else as the answer."""
@@ -164,8 +192,7 @@ class CompletionResponse(Response):
         self._finish_all("failed", "error", reason)
         message = f"the engine failed while it answered: {reason}"
         if self._started:
-            body = b"data: " + encode(error_object(502, message, code="engine_failed")) + b"\n\n"
-            await self._send_last(send, body)
+            await self._send_last(send, self._failure(message))
             return
         self._forget()
         if isinstance(error, aiohttp.ClientConnectorError):
@@ -176,12 +203,24 @@ class CompletionResponse(Response):
         await self._send_whole(send, whole.status_code, bytes(whole.body), problem.headers or {})
 
     async def _say_cancelled(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """End the answer of a cancelled request: 409, or a last chunk for each choice if streaming has begun."""
+        """End the answer of a cancelled request: 400, or a last chunk for each choice if streaming has begun.
+
+        OpenAI's clients send a request again after 408, 409, 429 and 5xx, and would undo the cancellation.
+        """
         if not self._started:
-            problem = Problem(409, f"request {self._call.response} was cancelled", code="request_cancelled")
+            message, headers = f"request {self._call.response} was cancelled", {"x-should-retry": "false"}
+            problem = Problem(400, message, code="request_cancelled", headers=headers)
             await problem_response(problem)(scope, receive, send)
             return
-        await self._send_last(send, b"".join(self._ending(i) for i in range(len(self._logs))) + _DONE)
+        await self._send_last(send, self._cancellation())
+
+    def _failure(self, message: str) -> bytes:
+        """Return the last event of a stream whose engine has failed."""
+        return b"data: " + encode(error_object(502, message, code="engine_failed")) + b"\n\n"
+
+    def _cancellation(self) -> bytes:
+        """Return the last events of a cancelled stream."""
+        return b"".join(self._ending(i) for i in range(len(self._logs))) + _DONE
 
     def _ending(self, index: int) -> bytes:
         """Return the last chunk of a cancelled choice."""
@@ -284,7 +323,7 @@ class CompletionResponse(Response):
 
     def _take_ids(self, fields: Fields) -> dict[str, list[int] | None]:
         """Return the token ids in `fields`, and remove them unless the client requested them (for vLLM: set them to null)."""
-        found = {name: _get(fields, name) for name in _IDS}
+        found = {name: _token_ids(fields[name]) if name in fields else None for name in _IDS}
         if not self._call.wants_token_ids:
             for name in _IDS:
                 if self._has_nulls and name in fields:
@@ -304,7 +343,7 @@ class CompletionResponse(Response):
             log.follow_rows()  # vLLM withholds the token ids of hidden reasoning
         elif not log.follows_rows:
             log.add_tokens(found["token_ids"] or ())
-        reason = _get(choice, "finish_reason")
+        reason = _text(choice.get("finish_reason", _NULL))
         if reason is not None:
             await self._end(log, reason)
         payload = view.payload(final=reason is not None) if view is not None else None
@@ -318,10 +357,10 @@ class CompletionResponse(Response):
             log.set_prompt(prompt)
 
     async def _end(self, log: RequestLog, reason: str | None) -> None:
-        """Wait up to `grace_seconds` for rows that are still expected, then close the log."""
-        if log.owes_rows and self._engine.matcher is not None:
+        """Wait for rows that are still expected, until the answer's deadline for late rows, then close the log."""
+        if log.owes_rows and self._engine.may_have_rows(log):
             try:
-                async with asyncio.timeout(self._grace_seconds):
+                async with asyncio.timeout_at(self._late_rows.deadline(asyncio.get_running_loop().time())):
                     while log.owes_rows:
                         await log.changed()
             except TimeoutError:
@@ -333,7 +372,7 @@ class CompletionResponse(Response):
     # Without streaming
 
     async def _answer(self, response: aiohttp.ClientResponse, send: Send) -> None:
-        body = await response.read()
+        body = await read_whole(response)
         answer: Fields = _fields(body)
         if self._engine.matcher is not None:
             self._engine.matcher.drain()
@@ -350,7 +389,7 @@ class CompletionResponse(Response):
         prompt = prompt if found["prompt_token_ids"] is None else found["prompt_token_ids"]
         if prompt is not None and found["token_ids"] is not None:
             log.settle(prompt, found["token_ids"])
-        await self._end(log, _get(choice, "finish_reason"))
+        await self._end(log, _text(choice.get("finish_reason", _NULL)))
         if view is not None:
             choice["actscope"] = view.payload(final=True)
 
@@ -360,7 +399,7 @@ def _get(fields: Fields, name: str) -> Any:
 
 
 def _index(choice: Fields) -> int:
-    return int(_get(choice, "index") or 0)
+    return _number(choice.get("index", _NULL)) or 0
 
 
 def _says_nothing(choice: Fields) -> bool:
@@ -375,6 +414,6 @@ def _says_nothing(choice: Fields) -> bool:
 def _is_error(body: bytes) -> bool:
     try:
         found = _value(body)
-    except msgspec.DecodeError:
+    except _MALFORMED:
         return False
     return isinstance(found, dict) and isinstance(found.get("error"), dict)

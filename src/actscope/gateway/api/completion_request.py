@@ -17,9 +17,9 @@ CHAT = "/v1/chat/completions"
 COMPLETIONS = "/v1/completions"
 
 _fields = msgspec.json.Decoder(dict[str, Raw]).decode
-_value = msgspec.json.decode
+_MALFORMED = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 _TRUE = Raw(b"true")
-#: Maximum number of choices of all prompts together. Each choice is a request of its own in the engine.
+#: Maximum number of choices of all prompts together, unless `max_n` is larger. Each choice is a request of its own in the engine.
 _MOST_CHOICES = 1024
 
 
@@ -112,9 +112,9 @@ def read_call(path: str, raw: bytes, max_n: int, kind: str) -> Call:
     """
     try:
         fields = _fields(raw)
-    except (msgspec.DecodeError, RecursionError) as error:
-        raise Problem(400, f"the body is not valid JSON: {error}", code="invalid_json") from error
-    ask = _read_ask(_take(fields, "actscope"))
+    except _MALFORMED as error:
+        raise _not_json(error) from error
+    ask = read_ask(_take(fields, "actscope"))
     wants_token_ids = _get(fields, "return_token_ids") is True
     adds_token_ids = not wants_token_ids and bool(kind) and not _echoes(path, fields)
     if adds_token_ids:
@@ -139,6 +139,17 @@ def read_call(path: str, raw: bytes, max_n: int, kind: str) -> Call:
     )
 
 
+def _value(raw: Raw) -> Any:
+    try:
+        return msgspec.json.decode(raw)
+    except _MALFORMED as error:
+        raise _not_json(error) from error
+
+
+def _not_json(error: Exception) -> Problem:
+    return Problem(400, f"the body is not valid JSON: {error}", code="invalid_json")
+
+
 def _get(fields: dict[str, Raw], name: str) -> Any:
     return _value(fields[name]) if name in fields else None
 
@@ -153,7 +164,8 @@ def _echoes(path: str, fields: dict[str, Raw]) -> bool:
     return path == COMPLETIONS and bool(_get(fields, "echo"))
 
 
-def _read_ask(field: Any) -> CompletionRequest | None:
+def read_ask(field: Any) -> CompletionRequest | None:
+    """Return the parsed `actscope` field, whose types have been validated; None if it requests nothing."""
     if field is None or field is False:
         return None
     if field is True:
@@ -174,8 +186,9 @@ def _count(fields: dict[str, Raw], max_n: int) -> tuple[int, int]:
     prompts = 0 if "messages" in fields else _prompts(_get(fields, "prompt")) + _embedded(_get(fields, "prompt_embeds"))
     if n > max_n:
         raise Problem(400, f"n: at most {max_n} choices of one prompt, found {n}", param="n", code="invalid_value")
-    if n * prompts > _MOST_CHOICES:
-        message = f"prompt: at most {_MOST_CHOICES} choices in one request, found {n * prompts}"
+    most = max(_MOST_CHOICES, max_n)
+    if n * prompts > most:
+        message = f"prompt: at most {most} choices in one request, found {n * prompts}"
         raise Problem(400, message, param="prompt", code="invalid_value")
     return n, prompts
 
@@ -237,7 +250,7 @@ def into_xargs(fields: dict[str, msgspec.Raw], options: Options) -> msgspec.Raw:
         Problem: 400 if the client's `vllm_xargs` is not an object, or its `actscope` entry is not a JSON object as text.
     """
     raw = fields.get(XARGS)
-    xargs = msgspec.json.decode(raw) if raw is not None else None
+    xargs = _value(raw) if raw is not None else None
     if xargs is not None and not isinstance(xargs, dict):
         raise Problem(400, f"{XARGS}: expected an object", param=XARGS, code="invalid_value")
     own = _decoded((xargs or {}).get(_KEY))
@@ -251,7 +264,7 @@ def _decoded(text: object) -> dict[str, object]:
     param = f"{XARGS}.{_KEY}"
     try:
         found = msgspec.json.decode(text if isinstance(text, str) else b"")
-    except msgspec.DecodeError as error:
+    except _MALFORMED as error:
         raise Problem(400, f"{param}: expected a JSON object as text", param=param, code="invalid_value") from error
     if not isinstance(found, dict):
         raise Problem(400, f"{param}: expected a JSON object as text", param=param, code="invalid_value")

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, StrictBool, StrictFloat, StrictInt, StrictStr
 
+from actscope.gateway.api.replica_schemas import ReplicaInfo, RingCounts
 from actscope.gateway.counters.schemas import CounterSource, Trouble
 
 RequestState = Literal["running", "done", "aborted", "failed"]
@@ -351,29 +352,23 @@ class Limits(BaseModel):
     log_positions: int
 
 
-class RingCounts(BaseModel):
-    """Steps and rows read from the ring, and rows lost or rejected, since the gateway attached to it."""
-
-    steps: int
-    rows: int
-    missed_steps: int = Field(description="steps overwritten before they were read")
-    missed_rows: int
-    dropped_rows: int = Field(description="rows that the engine did not write")
-    late_rows: int = Field(description="rows that came after their answer had ended")
-    spurious_rows: int = Field(description="rows of rejected drafts, and rows after the end of a request")
-    mismatched_rows: int = Field(
-        description="rows whose token id differs from the token at their position; never delivered"
-    )
-    unreadable_tables: int
-
-
 class Info(BaseModel):
-    """Version and limits of the gateway, its engine, and the counts of the ring."""
+    """Version and limits of the gateway, its engine, and the counts of the rings."""
 
     version: str
     engine: EngineInfo
     limits: Limits
-    ring: RingCounts | None = None
+    ring: RingCounts | None = Field(None, description="summed over all engines that were ever read")
+    replicas: list[ReplicaInfo] = Field(
+        [], description="the engines of the server, in their order; empty without actscope"
+    )
+    replicas_expected: int = Field(
+        0,
+        description="number of engines that the server has on all hosts; requests of those that are not listed have no scores",
+    )
+    scores: str | None = Field(
+        None, description="why requests have no scores, or some of them have none; null if all have"
+    )
     counters: list[CounterSource] = Field(description="all counters, by the process that counts")
     troubles: list[Trouble] = Field(
         description="the counters above zero that tell of a loss, a doubt or a fault, summed, with what to do"
@@ -526,6 +521,7 @@ class FlightState(BaseModel):
     running: int
     forgotten_rows: int
     dropped_rows: int = Field(description="rows that the flight recorder did not take: its queue or its disk was full")
+    missed_ends: int = Field(description="requests whose end did not arrive, and that the engine does not run any more")
     faults: int
 
 
@@ -537,6 +533,11 @@ class KeptState(BaseModel):
     stored_bytes: int
     dropped_rows: int = Field(description="rows times sites that were dropped because the pipeline was full")
     lost_rows: int = Field(description="rows not written because the recording or the disk had failed")
+    whole_requests: int = Field(description="ended requests of which every row that was to be kept is in the recording")
+    incomplete_requests: int = Field(description="ended requests of which some rows that were to be kept are lost")
+    lost_requests: int = Field(
+        description="ended requests that were to be kept and of which no row is in the recording"
+    )
 
 
 class TriggerState(BaseModel):
@@ -548,13 +549,16 @@ class TriggerState(BaseModel):
 
 
 class RecordingState(BaseModel):
-    """State of the engine's recording. If `recording` is false, all other fields are absent."""
+    """State of the engine's recording. If `recording` is false, all other fields but `failure` are absent.
+
+    Of several data-parallel engines: counts are sums, and `replicas` has the state of each.
+    """
 
     recording: bool
     path: str | None = None
     sites: list[str] | None = None
     codec: str | None = None
-    failure: str | None = Field(None, description="error that ended the recording, if any")
+    failure: str | None = Field(None, description="error that ended the recording or kept it from starting, if any")
     sample: float | None = Field(None, description="share of all requests that is kept, 0 to 1")
     triggers: list[TriggerState] | None = None
     marks: int | None = None
@@ -562,6 +566,7 @@ class RecordingState(BaseModel):
     pending_marks: int | None = None
     flight: FlightState | None = None
     kept: KeptState | None = None
+    replicas: list[RecordingState] | None = None
 
 
 class Problem(BaseModel):

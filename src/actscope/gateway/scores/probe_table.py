@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, reduce
 from typing import Any, TypedDict
@@ -11,7 +11,9 @@ from typing import Any, TypedDict
 import msgspec
 import numpy as np
 
+from actscope.errors import ActscopeError, UpstreamError
 from actscope.ring.discovery import EngineCard, read_table
+from actscope.runtime.decoding import as_own_error, decode_json
 
 
 class SaeFacts(msgspec.Struct, frozen=True):
@@ -121,6 +123,8 @@ class ProbeTable:
     """Column of the ring of each cell of `columns`, ascending."""
     width: int
     """Last of those columns, plus one."""
+    digests: Mapping[str, str] = field(default_factory=dict, compare=False)
+    """Hash of each probe's metadata and vector, by its id; empty if the engine states none."""
 
     def gather(self, rows: np.ndarray) -> np.ndarray:
         """Return rows [n, width of the ring] as [n, columns.width]. Cells beyond the ring's width are NaN. May be a view."""
@@ -133,26 +137,66 @@ class ProbeTable:
 EMPTY_TABLE = ProbeTable(0, NO_COLUMNS, np.zeros(0, np.intp), 0)
 
 
-def table_of(described: dict[str, Any], part: int = 0, parts: int = 1) -> ProbeTable:
+#: Most columns of a ring's rows.
+_MOST_COLUMNS = 1 << 20
+
+
+class Versions:
+    """Numbers of the probes' versions (`since`) in a server with several engines, each of which counts generations by itself.
+
+    The same probe has one number in all engines, and two probes with one id have two, in whatever order engines learn of them.
+
+    Attributes:
+        are_shared: Whether there are several engines. Until then, numbers are the engine's own.
+    """
+
+    def __init__(self) -> None:
+        self.are_shared = False
+        self._numbers: dict[tuple[str, str], int] = {}
+        self._taken: set[tuple[str, int]] = set()
+
+    def number(self, name: str, digest: str, since: int) -> int:
+        """Return the number of the version of probe `name` with this digest, which an engine has put at `since`."""
+        key = (name, digest)
+        if not digest or (self.are_shared and key in self._numbers):
+            return self._numbers.get(key, since)
+        while self.are_shared and (name, since) in self._taken:
+            since += 1
+        if len(self._numbers) >= _MOST_VERSIONS:
+            self._numbers.clear()
+        self._taken.add((name, since))
+        self._numbers[key] = since
+        return since
+
+
+def table_of(described: dict[str, Any], part: int = 0, parts: int = 1, versions: Versions | None = None) -> ProbeTable:
     """Return the table of `{"generation": g, "probes": [{"slot": …, "id": …}], "features"?: {"first": …, "k": …}}`.
 
-    It belongs to part `part` of `parts` (see `numbered`). Features begin in the ring at column `first`, after all probes.
+    It belongs to part `part` of `parts` (see `numbered`). `versions` numbers its probes. Features begin in the ring
+    at column `first`, after all probes.
     """
     probes = sorted(described.get("probes") or (), key=lambda p: int(p["slot"]))
     features = described.get("features")
     sae = None if features is None else msgspec.convert(features, SaeFacts)
+    digests = {str(name): str(digest) for name, digest in (described.get("digests") or {}).items()}
+    number = Versions().number if versions is None else versions.number
     columns = Columns(
         tuple(str(p["id"]) for p in probes),
         tuple(str(p.get("site", "")) for p in probes),
         tuple(p.get("token_mask") == "special" for p in probes),
-        tuple(numbered(int(p.get("since", 0)), part, parts) for p in probes),
+        tuple(
+            number(str(p["id"]), digests.get(str(p["id"]), ""), numbered(int(p.get("since", 0)), part, parts))
+            for p in probes
+        ),
         tuple(p.get("threshold") for p in probes),
         sae,
     )
     first = 0 if features is None else int(features["first"])
+    if not 0 <= first + columns.features.width <= _MOST_COLUMNS:
+        raise UpstreamError(f"a probe table with {columns.features.width} columns of features, from {first} on")
     slots = np.array([*(int(p["slot"]) for p in probes), *range(first, first + columns.features.width)], np.intp)
     generation = numbered(int(described.get("generation", 0)), part, parts)
-    return ProbeTable(generation, columns, slots, int(slots[-1]) + 1 if len(slots) else 0)
+    return ProbeTable(generation, columns, slots, int(slots[-1]) + 1 if len(slots) else 0, digests)
 
 
 def numbered(generation: int, part: int, parts: int) -> int:
@@ -190,7 +234,8 @@ def _cells(parts: Sequence[Columns]) -> tuple[list[int], list[int]]:
 def join_tables(tables: Sequence[ProbeTable]) -> ProbeTable:
     """Return the probe tables of all parts as one, which describes the probes. It does not fit the rows of any single ring."""
     columns, at = join_columns([table.columns for table in tables])
-    return ProbeTable(max(table.generation for table in tables), columns, at, len(at))
+    digests = {name: digest for table in tables for name, digest in table.digests.items()}
+    return ProbeTable(max(table.generation for table in tables), columns, at, len(at), digests)
 
 
 def join_described(tables: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -208,6 +253,8 @@ def join_described(tables: Sequence[dict[str, Any]]) -> dict[str, Any]:
 _log = logging.getLogger(__name__)
 
 _KEPT = 64
+#: Number of versions of probes from which they are numbered anew.
+_MOST_VERSIONS = 65_536
 
 
 class Tables:
@@ -218,8 +265,9 @@ class Tables:
         unreadable: Number of tables that could not be read.
     """
 
-    def __init__(self, card: EngineCard) -> None:
+    def __init__(self, card: EngineCard, versions: Versions | None = None) -> None:
         self._card = card
+        self._versions = versions
         self._known: dict[int, ProbeTable | None] = {}
         self.latest = EMPTY_TABLE
         self.unreadable = 0
@@ -237,13 +285,17 @@ class Tables:
 
     def learn(self, described: bytes) -> None:
         """Set the table in force from the engine's answer to `GET /v1/actscope/probes`."""
-        self.latest = table_of(msgspec.json.decode(described), self._card.part, self._card.parts)
+        with as_own_error(UpstreamError, "the engine's answer is no probe table"):
+            found = decode_json(described, dict, UpstreamError, "the engine's answer is no probe table")
+            self.latest = table_of(found, self._card.part, self._card.parts, self._versions)
 
     def _read(self, generation: int) -> ProbeTable | None:
         card = self._card
         try:
-            return table_of(msgspec.json.decode(read_table(card.id, generation)), card.part, card.parts)
-        except (OSError, ValueError, KeyError, TypeError, msgspec.MsgspecError) as error:
+            with as_own_error(UpstreamError, "it cannot be read"):
+                found = decode_json(read_table(card.id, generation), dict, UpstreamError, "it is not JSON")
+                return table_of(found, card.part, card.parts, self._versions)
+        except ActscopeError as error:
             self.unreadable += 1
             if self.unreadable == 1:
                 _log.warning(

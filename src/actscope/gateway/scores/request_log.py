@@ -25,15 +25,19 @@ from actscope.gateway.scores.probe_table import NO_COLUMNS, Columns
 State = Literal["running", "done", "aborted", "failed"]
 Source = Literal["gateway", "engine"]
 
-_COMPUTED, _CACHED = b"\x01", b"\x02"
+_NEVER, _COMPUTED, _CACHED = b"\x00", b"\x01", b"\x02"
+
+#: Number of rows that disagree with the answer's tokens from which on the rows are followed: a tool or reasoning parser of the
+#: engine has left tokens out of its answer, and all later ones would be one position off.
+_SHIFTED = 2
 
 #: Id of a token that the gateway has not seen (of requests that went to the engine directly).
 UNKNOWN_TOKEN = -1
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class ParkedRows:
-    """Rows that arrived before their tokens."""
+    """Rows that arrived before their tokens. Not frozen: that would take twice as long to make, for each token."""
 
     position: int
     ids: np.ndarray
@@ -53,8 +57,9 @@ class RequestLog:
     and must agree with them. Or from the rows themselves (`follows_rows` is True): the gateway has no stream of the tokens.
 
     Args:
-        request: Id of the choice, as in the engine's answers.
+        request: Unique id of the choice. Of a request that went to the engine directly: the engine's own id.
         response: Id of the response that the choice belongs to; empty: `request`.
+        external: Id of the choice as clients see it, which several requests may share; empty: `request`.
         model: Name of the model.
         source: Who sent the request: the gateway, or another client to the engine directly.
         follows_rows: Whether the tokens come from the rows.
@@ -70,6 +75,7 @@ class RequestLog:
         request: str,
         *,
         response: str = "",
+        external: str = "",
         model: str = "",
         source: Source = "gateway",
         follows_rows: bool = False,
@@ -81,10 +87,13 @@ class RequestLog:
     ) -> None:
         self.request = request
         self.response = response or request
+        self.external = external or request
         self.model = model
         self.source = source
         self.engine_id = ""
         """Id of the request in the ring, empty before its first span. vLLM appends a suffix to the id that clients see."""
+        self.replica = ""
+        """Card id of the engine that runs the request, empty before its first span."""
         self.follows_rows = follows_rows
         self.began_ns = monotonic_ns() if began_ns is None else began_ns
         self.created = clock_pair().wall_of(self.began_ns) / 1e9
@@ -101,6 +110,7 @@ class RequestLog:
         self.first_columns = first_columns
         self.engine_ended = False
         self._answered = False
+        self._doubt = 0
         self._counts = counts or LogCounts()
         self._parked: deque[ParkedRows] = deque()
         self._waiters: list[asyncio.Future[None]] = []
@@ -153,9 +163,7 @@ class RequestLog:
     # --- rows -------------------------------------------------------------------------------------------------------------
 
     def see_span(self, span: Span) -> None:
-        """Take the request's id in the ring, and the length of the prompt if this log follows its rows."""
-        if not self.engine_id:
-            self.engine_id = span.request
+        """Take the length of the prompt if this log follows its rows."""
         if self.n_prompt is None and self.follows_rows and span.n_prompt:
             self.n_prompt = span.n_prompt
 
@@ -226,11 +234,21 @@ class RequestLog:
         start = len(self.scores)
         if position > start:
             self.scores.append_missing(columns, position - start)
-        agree = ids == np.array(self.tokens[position : position + len(ids)])
-        self.count_mismatches(len(ids) - int(np.count_nonzero(agree)))
-        self.scores.append(columns, values, agree.tobytes().replace(_COMPUTED, _CACHED) if cached else agree.tobytes())
+        if len(ids) == 1:  # the usual case, without making arrays
+            state = (_CACHED if cached else _COMPUTED) if ids[0] == self.tokens[position] else _NEVER
+            wrong = int(state == _NEVER)
+        else:
+            agree = ids == np.array(self.tokens[position : position + len(ids)])
+            wrong = len(ids) - int(np.count_nonzero(agree))
+            state = agree.tobytes().replace(_COMPUTED, _CACHED) if cached else agree.tobytes()
+        self.scores.append(columns, values, state)
         self.events.append(EventKind.PROBE_UPDATE, start, len(self.scores))
         self._notify()
+        if wrong:
+            self.count_mismatches(wrong)
+            self._doubt += wrong
+            if self._doubt >= _SHIFTED:
+                self.follow_rows()
 
     def count_mismatches(self, rows: int) -> None:
         """Count rows of this request whose token id differs from the token at their position."""
@@ -243,6 +261,11 @@ class RequestLog:
         self._notify()
         if self.source == "engine":
             self.finish("aborted" if aborted else "done", "abort" if aborted else None)
+
+    def expect_no_rows(self) -> None:
+        """Record that no more rows come, although the engine may not have ended the request: its ring is not read any more."""
+        self.engine_ended = True
+        self._notify()
 
     @property
     def owes_rows(self) -> bool:

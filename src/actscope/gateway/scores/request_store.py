@@ -15,6 +15,9 @@ from actscope.ring.request_ids import ring_ids
 #: Number of forgotten requests that stay distinguishable from unknown ones.
 _TOMBSTONES = 65_536
 
+#: Trimming reads all logs. It happens when this share of the logs is new, so that many requests at once do not cost their square.
+_TRIM_SHARE = 16
+
 
 @dataclass(slots=True)
 class Flight:
@@ -56,15 +59,20 @@ class StoreCounts:
 
 
 class Sessions:
-    """Request logs by id, newest last. Ended ones are forgotten after `log_seconds`, or earlier when there are too many."""
+    """Request logs by id, newest last. Ended ones are forgotten after `log_seconds`, or earlier when there are too many.
+
+    The id of a log is unique. Other names (of its response, of its choice as the client sees it, the engine's own) may be shared:
+    a client may give two requests one `X-Request-Id`.
+    """
 
     def __init__(self, settings: GatewaySettings) -> None:
         self._settings = settings
         self._logs: OrderedDict[str, RequestLog] = OrderedDict()
-        self._choices: dict[str, list[str]] = {}
+        self._named: dict[str, list[str]] = {}
         self._forgotten: OrderedDict[str, None] = OrderedDict()
         self._flights: dict[str, Flight] = {}
         self._counts = StoreCounts()
+        self._added = 0
 
     def __iter__(self) -> Iterator[RequestLog]:
         return iter(list(self._logs.values()))
@@ -81,36 +89,67 @@ class Sessions:
     def add(self, log: RequestLog) -> None:
         """Add a request. The oldest ended ones are forgotten to make room for it."""
         self._logs[log.request] = log
-        self._choices.setdefault(log.response, []).append(log.request)
-        self.trim()
+        for name in _names(log):
+            self.name(log, name)
+        self._added += 1
+        if self._added * _TRIM_SHARE > len(self._logs):
+            self.trim()
+
+    def name(self, log: RequestLog, name: str) -> None:
+        """Let a log be found by one more name."""
+        if name != log.request and self.holds(log):
+            keys = self._named.setdefault(name, [])
+            if log.request not in keys:
+                keys.append(log.request)
 
     def get(self, request: str) -> RequestLog | None:
-        """Return the log with this id, or None. The id of a response with a single choice names that choice.
+        """Return the log with this id, or the only one with this name. None if there is none, or several; see `candidates`.
 
         A long id may be known by a shorter name, as in the ring (see `ring.request_ids`).
         """
-        found = self._get(request)
-        return found if found is not None else next(filter(None, map(self._get, ring_ids(request)[1:])), None)
+        return next(filter(None, map(self._get, ring_ids(request))), None)
 
     def _get(self, request: str) -> RequestLog | None:
         log = self._logs.get(request)
         if log is None:
-            choices = self._choices.get(request, ())
-            log = self._logs.get(choices[0]) if len(choices) == 1 else None
+            logs = self._having(request)
+            log = logs[0] if len(logs) == 1 else None
         return log
 
-    def choices(self, response: str) -> list[str]:
-        """Return the ids of a response's choices."""
-        return list(self._choices.get(response, ()))
+    def own(self, request: str) -> RequestLog | None:
+        """Return the log of the gateway's own request with this id, or None. Names do not count."""
+        log = self._logs.get(request)
+        return log if log is not None and log.source == "gateway" else None
+
+    def adopted(self, request: str) -> RequestLog | None:
+        """Return the log with this id of a request that went to the engine directly, or None. Names do not count."""
+        log = self._logs.get(request)
+        return log if log is not None and log.source == "engine" else None
+
+    def holds(self, log: RequestLog) -> bool:
+        """Return whether the log is in the store."""
+        return self._logs.get(log.request) is log
+
+    def candidates(self, name: str) -> list[RequestLog]:
+        """Return all logs with this name: the choices of a response, and requests that share an id.
+
+        If the gateway made the name for a request of its own, only logs of that request: others have copied it. A long name may
+        have been shortened, as in `get`.
+        """
+        return next(filter(None, map(self._having, ring_ids(name))), [])
+
+    def _having(self, name: str) -> list[RequestLog]:
+        logs = [self._logs[key] for key in self._named.get(name, ())]
+        return [log for log in logs if log.source == "gateway"] or logs
 
     def was_forgotten(self, request: str) -> bool:
         """Return whether the request was known and has been forgotten."""
-        return request in self._forgotten
+        return any(name in self._forgotten for name in ring_ids(request))
 
     def remove(self, log: RequestLog) -> None:
         """Remove a request that the engine did not accept. It does not count as forgotten."""
         if self._logs.pop(log.request, None) is not None:
-            self._drop_choice(log)
+            self._drop_names(log)
 
     def begin(self, flight: Flight) -> None:
         """Add a completion in flight and the logs of its choices."""
@@ -135,6 +174,7 @@ class Sessions:
 
         Among the others, ended ones go first, then running ones of other clients. The newest one always stays.
         """
+        self._added = 0
         horizon = time.monotonic_ns() - int(self._settings.log_seconds * 1e9)
         for log in self:
             if log.state != "running" and log.ended_ns < horizon:
@@ -160,15 +200,21 @@ class Sessions:
     def _forget(self, log: RequestLog) -> None:
         log.finish("aborted", "abort")  # ends the streams of its readers
         del self._logs[log.request]
-        self._drop_choice(log)
-        for name in {log.request, log.response}:
+        self._drop_names(log)
+        for name in {log.request, *_names(log)}:
             self._forgotten[name] = None
         while len(self._forgotten) > _TOMBSTONES:
             self._forgotten.popitem(last=False)
 
-    def _drop_choice(self, log: RequestLog) -> None:
-        ids = self._choices.get(log.response, [])
-        if log.request in ids:
-            ids.remove(log.request)
-        if not ids:
-            self._choices.pop(log.response, None)
+    def _drop_names(self, log: RequestLog) -> None:
+        for name in _names(log):
+            keys = self._named.get(name, [])
+            if log.request in keys:
+                keys.remove(log.request)
+            if not keys:
+                self._named.pop(name, None)
+
+
+def _names(log: RequestLog) -> set[str]:
+    """Return the names of a log: its response's, the one that the client sees, and the engine's."""
+    return {log.response, log.external, log.engine_id} - {""}

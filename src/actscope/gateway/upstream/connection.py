@@ -9,9 +9,11 @@ import aiohttp
 from yarl import URL
 
 from actscope.errors import SettingsError, UpstreamError
+from actscope.gateway.upstream.sse import read_whole
 
 _CONNECT_SECONDS = 5.0
 _ASK_SECONDS = 30.0
+_ASK_BYTES = 64 << 20
 
 #: Headers that aiohttp would add on its own although the client did not send them.
 _NOT_ADDED = ("content-type", "user-agent")
@@ -63,11 +65,17 @@ class Connection:
         return response
 
     async def ask(self, method: str, path: str, body: bytes | None = None) -> tuple[int, bytes]:
-        """Send one short request and return status and body. Raises like `send`, and TimeoutError after 30 s."""
+        """Send one short request and return status and body.
+
+        Raises:
+            TimeoutError: The answer took more than 30 s.
+            UpstreamError: As `send`, or the answer has more than 64 MiB.
+            aiohttp.ClientError: As `send`.
+        """
         headers = {"content-type": "application/json"} if body is not None else None
         async with asyncio.timeout(_ASK_SECONDS):
             async with await self.send(method, path, body, headers) as response:
-                return response.status, await response.read()
+                return response.status, await read_whole(response, _ASK_BYTES)
 
     async def close(self) -> None:
         """Close all connections to the address."""

@@ -11,18 +11,18 @@ from dataclasses import dataclass
 from typing import Any
 
 import aiohttp
-import msgspec
 
 from actscope.counters import CounterReport, counted, counters_of, counting, summed
-from actscope.errors import RingError, UpstreamError
+from actscope.errors import UpstreamError
 from actscope.gateway.scores.request_store import Sessions
 from actscope.gateway.settings import GatewaySettings
 from actscope.gateway.upstream import discovery
 from actscope.gateway.upstream.connection import Connection
-from actscope.gateway.upstream.controls import Answer, Controls
+from actscope.gateway.upstream.controls import FAILURES, Answer, Controls
 from actscope.gateway.upstream.discovery import Found
 from actscope.gateway.upstream.engine import EngineConnection
 from actscope.ring.discovery import read_cards
+from actscope.runtime.decoding import decode_json
 from actscope.serving.errors import Problem
 
 _log = logging.getLogger(__name__)
@@ -30,11 +30,14 @@ _log = logging.getLogger(__name__)
 #: A server without a card is matched with the cards again when these change, or after this time.
 _DOUBT_SECONDS = 5.0
 
-FAILURES = (aiohttp.ClientError, UpstreamError, RingError, OSError, asyncio.TimeoutError, ValueError)
-
 _UNPLUGGED = (
     "the engine at %s runs without actscope: its requests are proxied without scores. Install the plugin in its environment "
-    "(pip install 'actscope[vllm]'), and restart it as the same user on this machine, without ACTSCOPE_DISABLE%s"
+    "(pip install 'actscope[vllm]'), and restart it as the same user on this machine, without ACTSCOPE_DISABLE and with "
+    "VLLM_PLUGINS unset or containing actscope%s"
+)
+_INCOMPLETE = (
+    "the server at %s has %s data-parallel engines, and %s run here: requests that run in the others have no scores. Those on "
+    "other hosts cannot be read; one that is starting is read when it is up"
 )
 _HOMELESS = (
     "engine %s (%s) runs here, but its address is not known: give the address of its server, "
@@ -165,8 +168,12 @@ class Upstream:
                 _log.exception("cannot use the engine yet")
 
     async def _look(self) -> None:
-        if self.engine is not None and await self._still_there(self.engine):
-            if self.engine.found.cards or not await self._has_card_now(self.engine):
+        engine = self.engine
+        if engine is not None and await self._still_there(engine):
+            if not await self._has_other_cards(engine):
+                return
+            if engine.found.replicas:
+                await self._follow_cards(engine)
                 return
         else:
             await self._disconnect()
@@ -181,21 +188,42 @@ class Upstream:
             await self._log_missing_endpoint()
 
     async def _still_there(self, engine: EngineConnection) -> bool:
-        if not engine.found.cards:
+        """Return whether the server still runs: one of its cards is there, or it answers if it has none."""
+        if not engine.found.replicas:
             return await _answers(engine.endpoint)
         if engine.matcher and engine.matcher.closed:
             return False
         cards = await asyncio.to_thread(read_cards)
-        return {card.id for card in cards}.issuperset(engine.found.ids)
+        return not {card.id for card in cards}.isdisjoint(engine.found.ids)
 
-    async def _has_card_now(self, engine: EngineConnection) -> bool:
-        """Return whether a card of this server has appeared. Checks when the cards have changed, or after `_DOUBT_SECONDS`."""
+    async def _has_other_cards(self, engine: EngineConnection) -> bool:
+        """Return whether the server's cards are others now. Checks when the cards have changed, or after `_DOUBT_SECONDS`.
+
+        The latter only while a server has no cards, or rings that cannot be read: a card may come before its server listens.
+        """
         ids = frozenset(card.id for card in await asyncio.to_thread(read_cards))
         known, since = self._suspects
-        if not ids or (ids == known and time.monotonic() - since < _DOUBT_SECONDS):
+        doubtful = not engine.found.replicas or engine.needs_follow
+        if not ids or (ids == known and (not doubtful or time.monotonic() - since < _DOUBT_SECONDS)):
             return False
+        found = await self._found(engine)
         self._suspects = (ids, time.monotonic())
-        return bool((await _at_address(engine.endpoint)).cards)
+        return engine.needs_follow or (bool(found.replicas) and found.ids != engine.found.ids)
+
+    async def _found(self, engine: EngineConnection) -> Found:
+        """Return the cards that the server of this connection has now. One that was found by its card keeps it."""
+        return await _at_address(engine.endpoint) if discovery.is_address(self._settings.upstream) else engine.found
+
+    async def _follow_cards(self, engine: EngineConnection) -> None:
+        """Read the rings that the server has now: an engine has come, is gone, or could not be read before."""
+        found = await self._found(engine)
+        if found.replicas:
+            before = {cards[0].id for cards in engine.found.replicas}
+            engine.follow(found)
+            now = {cards[0].id for cards in found.replicas}
+            self._counts.losses += len(before - now)
+            if len(now) != len(before):
+                self._log_choice(found)
 
     # Connecting
 
@@ -215,17 +243,32 @@ class Upstream:
         engine, before = EngineConnection(found, Connection(found.endpoint, key)), self.engine
         try:
             if await _answers(engine.endpoint):
-                assert self._sessions is not None
-                await engine.attach(self._sessions)
+                engine = await self._attached(engine, key)
                 self.engine = engine
                 self._counts.connections += 1
-                self._log_choice(found)
+                self._log_choice(engine.found)
         finally:
             given_up = before if self.engine is engine else engine
             if given_up is not None:
                 if given_up is before:
                     self._keep_counts(given_up)
                 await given_up.close()
+
+    async def _attached(self, engine: EngineConnection, key: str) -> EngineConnection:
+        """Attach to the rings of a server. If that fails at an address, return a connection without scores; it is tried again."""
+        assert self._sessions is not None
+        try:
+            await engine.attach(self._sessions)
+            return engine
+        except Exception as error:
+            if not discovery.is_address(self._settings.upstream):
+                raise
+            await engine.close()
+            plain = Found(engine.found.endpoint, (), f"its scores cannot be read: {error or type(error).__name__}")
+            if plain.doubt not in self._logged:
+                self._logged.add(plain.doubt)
+                _log.exception("the scores of the engine at %s cannot be read; it is proxied without", plain.endpoint)
+            return EngineConnection(plain, Connection(plain.endpoint, key))
 
     async def _disconnect(self) -> None:
         engine, self.engine = self.engine, None
@@ -247,12 +290,15 @@ class Upstream:
 
     def _log_choice(self, found: Found) -> None:
         """Log which engine was chosen, and any doubt about the choice. A wrong choice is never silent."""
-        if not found.cards:
+        if not found.replicas:
             self._once(_UNPLUGGED, found.endpoint, f" ({found.doubt})" if found.doubt else "")
             return
-        card, parts = found.cards[0], len(found.cards)
+        card, parts, replicas = found.replicas[0][0], len(found.replicas[0]), len(found.replicas)
         many = f" in {parts} parts" if parts > 1 else ""
+        many += f", {replicas} data-parallel engines" if replicas > 1 else ""
         _log.info("engine %s: %s, %s%s, at %s", card.id, card.model, card.kind, many, found.endpoint)
+        if found.expected > replicas:
+            self._once(_INCOMPLETE, found.endpoint, str(found.expected), str(replicas))
         if found.doubt:
             _log.warning("engine %s is assumed to be the one at %s: %s", card.id, found.endpoint, found.doubt)
 
@@ -296,9 +342,9 @@ async def _models_of(endpoint: Connection) -> list[str]:
 def json_object(body: bytes) -> dict[str, Any]:
     """Decode an engine's answer as a JSON object. Raises Problem (502) if it is not one."""
     try:
-        found = msgspec.json.decode(body)
-    except msgspec.DecodeError as error:
-        raise Problem(502, f"the engine's answer is not JSON: {error}", code="engine_failed") from error
+        found = decode_json(body, object, UpstreamError, "the engine's answer is not JSON")
+    except UpstreamError as error:
+        raise Problem(502, str(error), code="engine_failed") from error
     if not isinstance(found, dict):
         raise Problem(502, "the engine's answer is not a JSON object", code="engine_failed")
     return found

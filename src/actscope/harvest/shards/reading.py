@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import mmap
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +11,7 @@ from actscope.errors import HarvestDamaged, SettingsError
 from actscope.harvest.commit import Receipt
 from actscope.harvest.plan import HarvestPlan
 from actscope.harvest.shards.safetensors import LABELS, TYPES
+from actscope.runtime.decoding import decode_json
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 #: A shard's bytes: read, or mapped copy-on-write.
 Mapped = bytes | bytearray | mmap.mmap
 
-_MOST_HEADER = 100 << 20
+_MOST_HEADER = 16 << 20
 
 
 class ShardRows:
@@ -92,13 +92,8 @@ def read_header(data: Mapped, where: str) -> tuple[dict[str, Any], int]:
     size = int.from_bytes(data[:8], "little")
     if len(data) < 8 or size > min(_MOST_HEADER, len(data) - 8):
         raise HarvestDamaged(f"{where}: is not a safetensors file: its header claims {size} bytes")
-    try:
-        entries = json.loads(bytes(data[8 : 8 + size]))
-    except ValueError as error:
-        raise HarvestDamaged(f"{where}: is not a safetensors file: {error}") from error
-    if not isinstance(entries, dict):
-        raise HarvestDamaged(f"{where}: is not a safetensors file: its header is not a JSON object")
-    return entries, 8 + size
+    what = f"{where}: is not a safetensors file"
+    return decode_json(bytes(data[8 : 8 + size]), dict[str, Any], HarvestDamaged, what), 8 + size
 
 
 def _check_entries(entries: dict[str, Any], plan: HarvestPlan, rows: int, length: int) -> str | None:

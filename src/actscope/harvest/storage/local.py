@@ -10,7 +10,9 @@ from pathlib import Path
 
 from actscope.errors import HarvestError
 from actscope.harvest.storage.contract import Data
+from actscope.runtime.memory import check_room
 from actscope.runtime.publish import sync_directory, write_all
+from actscope.runtime.regular_files import open_regular
 
 _CHUNK = 8 << 20
 #: Prefix of files that are being written. A killed writer may leave one behind; such names are never listed.
@@ -20,7 +22,8 @@ TEMPORARY = ".writing-"
 class LocalStorage:
     """Storage with one file per object below `root`, which the first write creates.
 
-    The file system needs hard links; a shared one works too.
+    Folders get mode 0700 and files 0600. No name, and no link, leads out of `root`. The file system needs hard links; a shared
+    one works too.
     """
 
     def __init__(self, root: Path) -> None:
@@ -45,7 +48,9 @@ class LocalStorage:
         path = self._path(name)
         with self._naming(path, "reading"):
             try:
-                return path.read_bytes()
+                with os.fdopen(self.open(name), "rb") as file:
+                    check_room(os.fstat(file.fileno()).st_size, HarvestError, f"{path}: its content")
+                    return file.read()
             except FileNotFoundError:
                 return None
 
@@ -54,14 +59,15 @@ class LocalStorage:
         path = self._path(name)
         with self._naming(path, "reading"):
             try:
-                return path.stat().st_size
+                with os.fdopen(self.open(name), "rb") as file:
+                    return os.fstat(file.fileno()).st_size
             except FileNotFoundError:
                 return None
 
     def chunks(self, name: str) -> Iterator[Data]:
         """Yield the bytes of a file in chunks. Raises HarvestError if it does not exist."""
         path = self._path(name)
-        with self._naming(path, "reading"), path.open("rb", buffering=0) as file:
+        with self._naming(path, "reading"), os.fdopen(self.open(name), "rb", buffering=0) as file:
             while chunk := file.read(_CHUNK):
                 yield chunk
 
@@ -87,9 +93,10 @@ class LocalStorage:
 
         A process that is killed in the middle leaves nothing behind. A temporary name is used on file systems without O_TMPFILE.
         """
-        path.parent.mkdir(parents=True, exist_ok=True)
+        self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        path.parent.mkdir(mode=0o700, exist_ok=True)
         try:
-            fd = os.open(path.parent, os.O_WRONLY | os.O_TMPFILE, 0o644)
+            fd = os.open(path.parent, os.O_WRONLY | os.O_TMPFILE, 0o600)
         except OSError:
             return self._link_named(path, data)
         with _closing(fd):
@@ -117,19 +124,39 @@ class LocalStorage:
     def _write_beside(self, path: Path, data: Data) -> Path:
         """Write a durable file with a temporary name in the same directory. Return its path."""
         temporary = path.with_name(f"{TEMPORARY}{secrets.token_hex(8)}")
-        with _closing(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)) as fd:
+        with _closing(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)) as fd:
             write_all(fd, memoryview(data), 0)
             os.fsync(fd)
         return temporary
 
+    def open(self, name: str) -> int:
+        """Open a file for reading, and return its descriptor.
+
+        Raises:
+            FileNotFoundError: There is no such file.
+            HarvestError: The name, or a link, leads out of the directory; or it is no regular file.
+        """
+        return open_regular(self._path(name), HarvestError, follow=False)
+
     def _path(self, name: str) -> Path:
-        return self.root / name
+        """Return the path of an object. Raises HarvestError if its name, or a link on the way, leads out of the directory."""
+        parts = name.split("/")
+        if any(part in ("", ".", "..") for part in parts) or "\0" in name:
+            raise HarvestError(f"{self.root}: {name[:200]!r} is not the name of an object of a harvest")
+        folder = self.root
+        for part in parts[:-1]:
+            folder = folder / part
+            if folder.is_symlink():
+                raise HarvestError(f"{folder}: expected a folder of the harvest, found a link, which is not followed")
+        return folder / parts[-1]
 
     @contextmanager
     def _naming(self, path: Path, doing: str) -> Iterator[None]:
         """Turn an OSError into a HarvestError that names the path and the operation."""
         try:
             yield
+        except HarvestError:
+            raise
         except OSError as error:
             raise HarvestError(f"{path}: {doing} failed: {error.strerror or error}") from error
 

@@ -30,6 +30,7 @@ from actscope.harvest.workers.messages import (
     WorkerJob,
     error_of,
 )
+from actscope.runtime.decoding import CheckedDecoder, decode_msgpack
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # read when Ray is imported
 try:
@@ -39,8 +40,8 @@ except ImportError as error:
     raise MissingExtra("ray", "ray") from error
 
 _encode = msgspec.msgpack.encode
-_orders: msgspec.msgpack.Decoder[Order] = msgspec.msgpack.Decoder(Order)
-_answers: msgspec.msgpack.Decoder[Answer] = msgspec.msgpack.Decoder(Answer)
+_orders: CheckedDecoder[Order] = CheckedDecoder(Order, EngineError, "a message of the cluster does not decode")
+_answers: CheckedDecoder[Answer] = CheckedDecoder(Answer, EngineError, "a message of the cluster does not decode")
 
 
 class RayCrew:
@@ -169,7 +170,7 @@ class _Station:
     def __init__(self, job: bytes) -> None:
         from actscope.harvest.workers.worker_process import Station
 
-        self._station = Station(msgspec.msgpack.decode(job, type=WorkerJob))
+        self._station = Station(decode_msgpack(job, WorkerJob, EngineError, "the job of a worker"))
 
     def obey(self, order: bytes) -> bytes:
         return _encode(self._station.obey(_orders.decode(order)))

@@ -19,6 +19,7 @@ import numpy as np
 from actscope.errors import ProbeError
 from actscope.probes.format import Probe, ProbeInfo
 from actscope.probes.importing.gguf import GgufFile, read_gguf
+from actscope.runtime.decoding import as_own_error
 
 _ARCHITECTURE = "controlvector"
 _COUNT = f"{_ARCHITECTURE}.layer_count"
@@ -51,7 +52,8 @@ def read_control_vector(
         ProbeError: The file is not a control vector, or is malformed. The message names it.
     """
     try:
-        file = read_gguf(path, _ARCHITECTURE)
+        with as_own_error(ProbeError, "not a control vector"):
+            file = read_gguf(path, _ARCHITECTURE)
         directions = _directions(file)
         found = []
         by_llama_cpp = file.kinds.get(_COUNT) == _INT32

@@ -7,6 +7,7 @@ The format is ggml's: a header, key-value pairs, descriptions of tensors, and th
 from __future__ import annotations
 
 import math
+import os
 import struct
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from actscope.errors import ProbeError
+from actscope.runtime.regular_files import open_regular
 
 MAX_FILE_BYTES = 64 << 20
 _MAX_TENSORS = 1 << 14
@@ -53,8 +55,8 @@ def read_gguf(path: Path, architecture: str) -> GgufFile:
             of another type than F32, F16, BF16 and F64, or is otherwise malformed.
         OSError: The file cannot be read.
     """
-    size = path.stat().st_size
-    with path.open("rb") as file:
+    with os.fdopen(open_regular(path, ProbeError), "rb") as file:
+        size = os.fstat(file.fileno()).st_size
         cursor = _GgufCursor(file.read(MAX_FILE_BYTES))
     if cursor.take(4) != b"GGUF":
         raise ProbeError("not a GGUF file")

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
-import msgspec
-
 from actscope.errors import MissingExtra, ProbeError
+from actscope.probes.checkpoint import check_npy
+from actscope.runtime.decoding import as_own_error, decode_json
+from actscope.runtime.regular_files import read_regular
 
 MAX_FILE_BYTES = 64 << 20
 _MAX_UNPACKED = 256 << 20
@@ -50,18 +52,17 @@ def load_skops(path: Path) -> object:
 
 def _check(path: Path) -> None:
     """Raise ProbeError for a file that is too large, before anything is built of it, or has types of other packages."""
-    if path.stat().st_size > MAX_FILE_BYTES:
-        raise ProbeError(f"the file is larger than {MAX_FILE_BYTES >> 20} MiB")
-    try:
-        with zipfile.ZipFile(path) as archive:
-            sizes = {entry.filename: entry.file_size for entry in archive.infolist()}
-            if sum(sizes.values()) > _MAX_UNPACKED or sizes.get("schema.json", 0) > _MAX_SCHEMA:
+    with as_own_error(ProbeError, "not a file of skops"):
+        raw = io.BytesIO(read_regular(path, MAX_FILE_BYTES, ProbeError))
+        with zipfile.ZipFile(raw) as archive:
+            entries = archive.infolist()
+            sizes = {entry.filename: entry.file_size for entry in entries}
+            if sum(entry.file_size for entry in entries) > _MAX_UNPACKED or sizes.get("schema.json", 0) > _MAX_SCHEMA:
                 raise ProbeError(f"it unpacks to more than {_MAX_UNPACKED >> 20} MiB")
-            schema = msgspec.json.decode(archive.read("schema.json"))
-    except RecursionError:
-        raise ProbeError("its schema is nested too deeply") from None
-    except (zipfile.BadZipFile, KeyError, NotImplementedError, RuntimeError, msgspec.DecodeError) as error:
-        raise ProbeError(f"not a file of skops: {error}") from error
+            for name in sizes:
+                if name.endswith(".npy"):
+                    check_npy(archive, name, sizes)
+            schema = decode_json(archive.read("schema.json"), object, ProbeError, "not a file of skops")
     _check_types(schema)
 
 

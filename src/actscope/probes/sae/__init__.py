@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
+
 from actscope.errors import ProbeError
 from actscope.probes.checkpoint import PICKLES, refuse_pickle
 from actscope.probes.encoder import ENCODERS, NORMALISATIONS, SaeEncoder
 from actscope.probes.hooks import site_of_hook
 from actscope.probes.sae import layouts, openmoss
 from actscope.probes.sae.saelens import saelens
+from actscope.runtime.decoding import as_own_error
 
 __all__ = ["ENCODERS", "NORMALISATIONS", "SaeEncoder", "is_encoder", "load_encoder", "site_of_hook"]
 
@@ -45,11 +48,10 @@ def load_encoder(path: Path, site: str | None = None) -> SaeEncoder:
             reads. The message names `path`, the reason and the remedy.
     """
     try:
-        return _layout(path)(path, site)
+        with as_own_error(ProbeError, "not an autoencoder"), np.errstate(all="ignore"):
+            return _layout(path)(path, site)
     except ProbeError as error:
         raise ProbeError(f"{path}: {error}") from error
-    except OSError as error:
-        raise ProbeError(f"{path}: cannot be read: {error.strerror or error}") from error
 
 
 def is_encoder(path: Path) -> bool:

@@ -23,6 +23,7 @@ from actscope.recording.format.packets import (
 )
 from actscope.recording.format.row_labels import LABEL
 from actscope.recording.reading.label_index import RequestSummary
+from actscope.runtime.publish import private_opener
 
 _WINDOW_BYTES = 16 << 20  # bytes of all sites together in one read
 
@@ -30,7 +31,7 @@ _WINDOW_BYTES = 16 << 20  # bytes of all sites together in one read
 def write(source: ExportSource, to: Path, progress: Progress) -> dict[str, str]:
     """Write this format; see `registry.export`."""
     plan = _Plan(source)
-    with to.open("wb") as file:
+    with open(to, "wb", opener=private_opener) as file:
         writer = PacketWriter(file)
         writer.record(HEADER, _header(source))
         for window in plan.windows():

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 def write(source: ExportSource, to: Path, progress: Progress) -> dict[str, str]:
     """Write this format; see `registry.export`."""
     pyarrow = _pyarrow()
-    to.mkdir()
+    to.mkdir(mode=0o700)
     stored = {site.name: source.options.stored_dtype(site.dtype) for site in source.sites}
     done = 0
     for site in source.sites:

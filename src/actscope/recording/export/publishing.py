@@ -9,18 +9,22 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import msgspec
-
 from actscope.errors import RecordingError
 from actscope.recording.format.packets import HEADER, scan_packets
+from actscope.runtime.decoding import decode_json
 from actscope.runtime.publish import sync_directory
+from actscope.runtime.regular_files import open_regular, read_regular
 
 DESCRIPTION = "export.json"
+#: Largest description. It has the texts of all tokens.
+_MOST_DESCRIPTION = 256 << 20
 
 
 @contextmanager
 def publishing(to: Path, *, force: bool) -> Iterator[Path]:
     """Yield a temporary path beside `to`. Renames it to `to` when the block succeeds; removes it when the block raises.
+
+    What is published is private: directories get mode 0700 and files 0600.
 
     Raises:
         RecordingError: `to` exists, unless `force` is set and it is an earlier export. Raised before anything is written.
@@ -30,7 +34,7 @@ def publishing(to: Path, *, force: bool) -> Iterator[Path]:
     temporary = to.with_name(f".{to.name}.{secrets.token_hex(4)}.tmp")
     try:
         yield temporary
-        _sync(temporary)
+        _seal(temporary)
         _put_in_place(temporary, to)
     finally:
         _remove(temporary)
@@ -50,16 +54,17 @@ def check_free(to: Path, *, force: bool) -> None:
 
 def _is_export(path: Path) -> bool:
     try:
-        found = msgspec.json.decode((path / DESCRIPTION).read_bytes())
-    except (OSError, msgspec.DecodeError):
+        data = read_regular(path / DESCRIPTION, _MOST_DESCRIPTION, RecordingError)
+        found = decode_json(data, dict[str, object], RecordingError, f"{path / DESCRIPTION}: not an export")
+    except (OSError, RecordingError):
         return path.is_dir() and not any(path.iterdir())
-    return isinstance(found, dict) and found.get("format") == "actscope-export"
+    return found.get("format") == "actscope-export"
 
 
 def _is_packets(path: Path) -> bool:
     """Return whether a file is empty or an actscope packet stream."""
     try:
-        with path.open("rb") as file:
+        with os.fdopen(open_regular(path, RecordingError), "rb") as file:
             first = next(scan_packets(file, str(path)), None)
     except (OSError, RecordingError):
         return False
@@ -77,19 +82,21 @@ def _put_in_place(temporary: Path, to: Path) -> None:
     sync_directory(to.parent)
 
 
-def _sync(path: Path) -> None:
+def _seal(path: Path) -> None:
     if path.is_dir():
         for folder, _, names in os.walk(path, topdown=False):
             for name in names:
-                _sync_file(Path(folder, name))
+                _seal_file(Path(folder, name))
+            os.chmod(folder, 0o700)
             sync_directory(Path(folder))
     else:
-        _sync_file(path)
+        _seal_file(path)
 
 
-def _sync_file(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY)
+def _seal_file(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
     try:
+        os.fchmod(fd, 0o600)
         os.fsync(fd)
     finally:
         os.close(fd)

@@ -76,7 +76,7 @@ class _Tensor:
 
 def write(source: ExportSource, to: Path, progress: Progress) -> dict[str, str]:
     """Write this format; see `registry.export`."""
-    to.mkdir()
+    to.mkdir(mode=0o700)
     shards = _shards(source)
     weight_map: dict[str, str] = {}
     done = 0

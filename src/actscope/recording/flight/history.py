@@ -106,12 +106,30 @@ class History:
         return created
 
     def end(self, step: Step, span: Span) -> list[Piece]:
-        """End the span's request. Return its END span if a mark keeps it. Its held rows stay until they are evicted."""
+        """End the span's request. Return its END span if a mark keeps it. Its held rows stay until they are evicted.
+
+        A request that is over already ends no second time.
+        """
+        if span.request in self._tombstones and span.request not in self._requests:
+            return []
         request_rows = self._create(span.request) if self._begins(span) else self._requests[span.request]
+        if not request_rows.running:
+            return []
         pieces = request_rows.finish(step, span)
         if request_rows.over:
             self._bury(request_rows)
         return pieces
+
+    def lose_request(self, request: str) -> Tombstone:
+        """Remember a request that ended without any row."""
+        self._tombstones[request] = found = Tombstone(request, 0, (), (), marked=True)
+        self._tombstones.move_to_end(request)
+        self._bound_tombstones()
+        return found
+
+    def _bound_tombstones(self) -> None:
+        while len(self._tombstones) > _TOMBSTONES:
+            self._tombstones.popitem(last=False)
 
     def _bury(self, request_rows: RequestRows) -> None:
         """Replace a request that is over by its tombstone. Keep the newest `_TOMBSTONES`."""
@@ -119,8 +137,7 @@ class History:
             return
         del self._requests[request_rows.request]
         self._tombstones[request_rows.request] = request_rows.tombstone()
-        while len(self._tombstones) > _TOMBSTONES:
-            self._tombstones.popitem(last=False)
+        self._bound_tombstones()
 
     # --- rows -------------------------------------------------------------------------------------------------------------
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 from actscope.errors import RecordingError
 from actscope.recording.flight.windows import Range, TokensOrTime
@@ -43,12 +43,56 @@ class MarkResult:
 
 @dataclass(frozen=True, slots=True)
 class MarkRequest:
-    """Reason and extent of a mark. `until_ns` is the time until which it waits for a request to begin; 0: no waiting."""
+    """Reason and extent of a mark.
+
+    `until_ns` is the time until which it waits for a request to begin; 0: no waiting. `runs` says that the request runs already,
+    so that its mark is lost if it ends without a row; `earlier`, that an earlier writer has written rows of it.
+    """
 
     why: str
     before: TokensOrTime | None = None
     after: TokensOrTime | None = None
     until_ns: int = 0
+    runs: bool = False
+    earlier: bool = False
+
+
+@dataclass(slots=True)
+class Outcomes:
+    """What became of marked requests that have ended. Each is counted once, when its rows are in the file or lost.
+
+    Attributes:
+        whole: Requests of which every row that a mark covers is in the recording.
+        incomplete: Requests of which some rows are in the recording and others are lost.
+        lost: Requests of which no row is in the recording.
+        missed_ends: Requests whose end did not arrive, and that were ended because the engine does not run them any more.
+    """
+
+    whole: int = 0
+    incomplete: int = 0
+    lost: int = 0
+    missed_ends: int = 0
+
+    def count(self, result: MarkResult, *, earlier: bool = False) -> str:
+        """Count a request, and return which of the first three it is. `earlier`: an earlier writer has written rows of it."""
+        if not result.rows and not earlier:
+            self.lost += 1
+            return "lost"
+        if result.missing or not result.rows:
+            self.incomplete += 1
+            return "incomplete"
+        self.whole += 1
+        return "whole"
+
+
+class MarkWatch(Protocol):
+    """Learns what becomes of marked requests, on the flight recorder's thread. Its methods must not raise."""
+
+    def marked(self, request: str, why: str) -> None:
+        """Note a request's first mark, before any of its rows is written."""
+
+    def settled(self, result: MarkResult, outcomes: Outcomes) -> None:
+        """Note that a marked request has ended, and that its rows are in the file or lost. It is counted in `outcomes`."""
 
 
 class PendingMarks:
@@ -77,3 +121,7 @@ class PendingMarks:
         """Remove the mark of a request that began at `time_ns`, and return it. None if there is none, or if it has expired."""
         found = self._marks.pop(request, None)
         return found if found is not None and found.until_ns >= time_ns else None
+
+    def running(self) -> list[str]:
+        """Return the requests with a mark that run already (see `MarkRequest.runs`)."""
+        return [request for request, mark_request in self._marks.items() if mark_request.runs]

@@ -15,14 +15,14 @@ from typing import TypeVar
 
 from actscope.clock import monotonic_ns
 from actscope.errors import RecordingError, RecordingPoisoned, SettingsError
-from actscope.frames import SCORES, Frame, SinkStats, Step
+from actscope.frames import SCORES, Frame, SinkStats, SpanFlag, Step
 from actscope.recording.flight.history import FlightOptions
-from actscope.recording.flight.marks import MarkRequest, MarkResult
+from actscope.recording.flight.marks import MarkRequest, MarkResult, MarkWatch, Outcomes
 from actscope.recording.flight.retention import Retention
 from actscope.recording.flight.state import RecordingFacts
 from actscope.recording.flight.stats import FlightStats
 from actscope.recording.flight.triggers import Rule
-from actscope.recording.flight.windows import TokensOrTime
+from actscope.recording.flight.windows import NEVER_ENDS, TokensOrTime
 from actscope.recording.writing.recorder import Recorder
 
 log = logging.getLogger("actscope.recording")
@@ -47,6 +47,8 @@ class FlightRecorder:
         rules: Triggers and samples that mark requests (see `triggers`).
         special_ids: Token ids at which no rule fires.
         clock: Returns nanoseconds on the clock of `Step.time_ns`.
+        outcomes: Counts to go on from, those of a recorder whose place this one takes; None begins at 0.
+        watch: Learns what becomes of marked requests, on the flight recorder's thread.
 
     Raises:
         SettingsError: The recorder's policy is not `drop`, or the directory in `options` is not usable.
@@ -60,6 +62,8 @@ class FlightRecorder:
         *,
         special_ids: Collection[int] = (),
         clock: Callable[[], int] = monotonic_ns,
+        outcomes: Outcomes | None = None,
+        watch: MarkWatch | None = None,
     ) -> None:
         if recorder.options.policy != "drop":
             raise SettingsError(
@@ -69,7 +73,7 @@ class FlightRecorder:
         self.options = options or FlightOptions()
         self._sites = frozenset(recorder.spec.sites)
         self._clock = clock
-        self._retention = Retention(recorder, self.options, rules, special_ids, clock)
+        self._retention = Retention(recorder, self.options, rules, special_ids, clock, outcomes, watch)
         self._faults = 0
         self._bytes_in = self._bytes_out = 0  # of the queue; each counter has one writer
         self._stats = SinkStats()
@@ -108,10 +112,18 @@ class FlightRecorder:
         if not fits:
             self._stats.dropped_rows += step.n_rows
             if step.n_rows and waiting + light > limit + limit // _SPARE:
+                self._write_ends(step)
                 return
             frames, heavy = [frame for frame in frames if frame.site == SCORES], 0
         self._bytes_in += light + heavy
         self._queue.put(lambda: self._arrive(step, frames, fits, light + heavy))
+
+    def _write_ends(self, step: Step) -> None:
+        """Enqueue only the ends of a step for which there is no room. They are small, and without them no request would end."""
+        ends = tuple(span for span in step.spans if span.flags & SpanFlag.END and not span.n_rows)
+        if ends:
+            bare = Step(step.number, step.time_ns, ends, step.meta[:0], step.generation)
+            self._queue.put(lambda: self._arrive(bare, [], True, 0))
 
     def learn(self, table: bytes) -> None:
         """Enqueue a table of probes (`Bank.table`, JSON). It applies to the steps of its generation."""
@@ -131,6 +143,8 @@ class FlightRecorder:
         before: TokensOrTime | None = None,
         after: TokensOrTime | None = None,
         wait_seconds: float = 0.0,
+        runs: bool = False,
+        earlier: bool = False,
     ) -> Future[MarkResult]:
         """Keep a request: its held rows and its future rows. Idempotent; a second mark can only widen what is kept.
 
@@ -142,6 +156,8 @@ class FlightRecorder:
             before: Extent before the request's latest row; None keeps all held rows.
             after: Extent after the request's latest row; None keeps all rows until the request ends.
             wait_seconds: How long the mark waits for a request that is not known yet, in seconds.
+            runs: The request runs already: the mark waits for its first row, and is counted as lost if it ends without one.
+            earlier: An earlier writer has written rows of the request: without any of its rows now, it is incomplete, not lost.
 
         Returns:
             A future. Its result raises RecordingError when too many marks wait already, or when the flight recorder closes first.
@@ -150,7 +166,8 @@ class FlightRecorder:
             RecordingError: The flight recorder is closed.
         """
         until_ns = self._clock() + int(wait_seconds * 1e9) if wait_seconds > 0 else 0
-        return self._call(lambda: self._retention.mark(request, MarkRequest(why, before, after, until_ns)))
+        wanted = MarkRequest(why, before, after, NEVER_ENDS if runs else until_ns, runs, earlier)
+        return self._call(lambda: self._retention.mark(request, wanted))
 
     def mark_running(
         self, why: str = "", *, before: TokensOrTime | None = None, after: TokensOrTime | None = None
@@ -163,6 +180,11 @@ class FlightRecorder:
     ) -> Future[list[MarkResult]]:
         """Mark the request that began last. The result is empty when no request is known."""
         return self._call(lambda: self._retention.mark_last(MarkRequest(why, before, after)))
+
+    def end_missed(self, requests: Sequence[str]) -> None:
+        """End those of the requests that have not ended: the engine does not run them any more, and their ends never arrived."""
+        if requests:
+            self._queue.put(lambda: self._retention.end_missed(requests))
 
     def settle(self) -> FlightStats:
         """Wait until all steps written so far are processed and old rows are expired. Return the statistics.
@@ -206,6 +228,7 @@ class FlightRecorder:
                 "running": flight.running,
                 "forgotten_rows": flight.forgotten_rows,
                 "dropped_rows": flight.dropped_rows,
+                "missed_ends": flight.missed_ends,
                 "faults": flight.faults,
             },
             "kept": {
@@ -214,6 +237,9 @@ class FlightRecorder:
                 "stored_bytes": kept.stored_bytes,
                 "dropped_rows": sum(kept.dropped_by_site.values()),
                 "lost_rows": flight.lost_rows,
+                "whole_requests": flight.whole_requests,
+                "incomplete_requests": flight.incomplete_requests,
+                "lost_requests": flight.lost_requests,
             },
         }
 

@@ -190,7 +190,8 @@ class RequestRows:
             self.in_order = False
             self.forgotten.found(span.first_position, span.n_rows)
             self.dropped.found(span.first_position, span.n_rows)
-        elif span.first_position > self.position + 1 and self.position >= 0:  # steps whose labels were dropped too
+        elif span.first_position > self.position + 1 and (self.position >= 0 or SpanFlag.FIRST not in span.flags):
+            # steps whose labels were dropped too, or that came before this flight recorder began
             self.dropped.add(self.position + 1, span.first_position - self.position - 1, time_ns)
         self.position = max(self.position, span.first_position + span.n_rows - 1)
         self.time_ns = time_ns
@@ -242,6 +243,20 @@ class RequestRows:
             state = "forgotten"
         return MarkResult(self.request, state, self.running, self.rows_given, forgotten, dropped)
 
+    def result(self) -> MarkResult:
+        """Return what a marked request has come to: its rows, and the lost positions that its marks cover."""
+        windows = list(self.windows) if self.windows is not None else []
+        forgotten, dropped = (_union(lost.within(w) for w in windows) for lost in (self.forgotten, self.dropped))
+        state: MarkState = (
+            "keeping" if self.running else "kept" if self.rows_given or not (forgotten or dropped) else "forgotten"
+        )
+        return MarkResult(self.request, state, self.running, self.rows_given, forgotten, dropped)
+
+    def unwritten(self, held: HeldSpan, start: int, stop: int) -> None:
+        """Note that given rows could not be written after all."""
+        self.rows_given -= stop - start
+        self.dropped.add(held.span.first_position + start, stop - start, held.held_step.step.time_ns)
+
     def give_new(self, held: HeldSpan) -> list[Piece]:
         """Return the pieces of a new span that the windows cover, and mark them as given. Discard windows that are past."""
         assert self.windows is not None
@@ -264,18 +279,19 @@ class RequestRows:
 
     def tombstone(self) -> Tombstone:
         """Return the summary that is kept after the request is over."""
-        lost = (tuple(lost.within(KeepWindow())) for lost in (self.forgotten, self.dropped))
-        return Tombstone(self.request, self.rows_given, *lost)
+        forgotten, dropped = (tuple(lost.within(KeepWindow())) for lost in (self.forgotten, self.dropped))
+        return Tombstone(self.request, self.rows_given, forgotten, dropped, marked=self.windows is not None)
 
 
 @dataclass(frozen=True, slots=True)
 class Tombstone:
-    """Summary of a finished request whose rows were evicted: number of rows given, and lost positions."""
+    """Summary of a finished request whose rows were evicted: number of rows given, lost positions, and whether it was marked."""
 
     request: str
     rows_given: int
     forgotten: tuple[Range, ...]
     dropped: tuple[Range, ...]
+    marked: bool = False
 
     def result(self) -> MarkResult:
         """Return the result of a mark, which can keep no further rows."""
@@ -312,19 +328,24 @@ class Lost:
 
     def within(self, window: KeepWindow) -> list[Range]:
         """Return the lost positions inside a window as ascending, disjoint ranges."""
-        merged: list[Range] = []
-        for first, after in sorted(self._cut(window)):
-            if merged and first <= merged[-1][1]:
-                merged[-1] = merged[-1][0], max(after, merged[-1][1])
-            else:
-                merged.append((first, after))
-        return merged
+        return list(_union([self._cut(window)]))
 
     def _cut(self, window: KeepWindow) -> Iterator[Range]:
         for first, after, time_ns in zip(*self._columns, strict=True):
             start, stop = window.cut(first, after - first, time_ns)
             if start < stop:
                 yield first + start, first + stop
+
+
+def _union(parts: Iterable[Iterable[Range]]) -> tuple[Range, ...]:
+    """Return the ranges of all parts as ascending, disjoint ranges."""
+    merged: list[Range] = []
+    for first, after in sorted(one for part in parts for one in part):
+        if merged and first <= merged[-1][1]:
+            merged[-1] = merged[-1][0], max(after, merged[-1][1])
+        else:
+            merged.append((first, after))
+    return tuple(merged)
 
 
 def runs_of(chosen: np.ndarray) -> list[Run]:

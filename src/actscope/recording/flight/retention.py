@@ -15,9 +15,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Collection, Sequence
 
-from actscope.frames import SCORES, Frame, SpanFlag, Step
+import numpy as np
+
+from actscope.errors import RecordingError
+from actscope.frames import ROW_META, SCORES, Frame, Span, SpanFlag, Step
 from actscope.recording.flight.history import FlightOptions, History
-from actscope.recording.flight.marks import MarkRequest, MarkResult, PendingMarks
+from actscope.recording.flight.marks import MarkRequest, MarkResult, MarkWatch, Outcomes, PendingMarks
 from actscope.recording.flight.request_rows import RequestRows
 from actscope.recording.flight.state import TriggerFacts
 from actscope.recording.flight.stats import FlightStats
@@ -49,18 +52,20 @@ class Retention:
         rules: Sequence[Rule],
         special_ids: Collection[int],
         clock: Callable[[], int],
+        outcomes: Outcomes | None = None,
+        watch: MarkWatch | None = None,
     ) -> None:
         spool = options.spool()
         self.rate = max((rule.rate for rule in rules if isinstance(rule, SampleRule)), default=0.0)
         self.where = spool.where
         self._sites = frozenset(recorder.spec.sites) - {SCORES}
         self._evaluator = TriggerEvaluator([rule for rule in rules if isinstance(rule, ProbeRule)], special_ids)
-        self._writeback = Writeback(recorder, spool)
+        self._writeback = Writeback(recorder, spool, outcomes, watch)
         self._history = History(options, spool, self._writeback.hurry)
         self._pending = PendingMarks(options.pending)
         self._clock = clock
         self._missed_rows = 0  # the spool could not store them
-        self._reported = False
+        self._reported = self._missed_ends = False
 
     # --- steps ------------------------------------------------------------------------------------------------------------
 
@@ -104,6 +109,8 @@ class Retention:
     def close(self) -> None:
         """Write back all marked rows, then release the history."""
         try:
+            running = [rows.request for rows in self._history.requests() if rows.running]
+            self._end_all([*running, *self._pending.running()])
             self._writeback.drain()
         finally:
             self._history.close()
@@ -138,8 +145,32 @@ class Retention:
     def _end_requests(self, step: Step) -> None:
         for span in step.spans:
             if int(span.flags) & _END:  # ints: this runs for every span of every step
-                self._writeback.add(self._history.end(step, span))
-                self._evaluator.forget(span.request)
+                self._end(step, span)
+
+    def _end(self, step: Step, span: Span) -> None:
+        pending = self._pending.take(span.request, step.time_ns)
+        if pending is not None:  # it ends, and no row of it has come
+            self._history.lose_request(span.request)
+            self._writeback.settle(MarkResult(span.request, "forgotten"), earlier=pending.earlier)
+        self._writeback.add(self._history.end(step, span))
+        self._evaluator.forget(span.request)
+
+    def end_missed(self, requests: Sequence[str]) -> None:
+        """See `FlightRecorder.end_missed`."""
+        found = {request: self._history.find(request) for request in requests}
+        begun = [request for request, rows in found.items() if rows is not None and rows.running]
+        self._end_all([*begun, *(request for request in self._pending.running() if request in found)])
+        self._writeback.outcomes.missed_ends += len(begun)
+        if begun and not self._missed_ends:
+            self._missed_ends = True
+            log.warning(
+                "the end of request %s did not arrive; it is over (further ones are only counted)", begun[0][:200]
+            )
+
+    def _end_all(self, requests: Sequence[str]) -> None:
+        spans = tuple(Span(request, 0, 0, 0, SpanFlag.END) for request in dict.fromkeys(requests))
+        if spans:
+            self._end_requests(Step(0, self._clock(), spans, np.empty(0, ROW_META)))
 
     # --- marks ------------------------------------------------------------------------------------------------------------
 
@@ -150,10 +181,18 @@ class Retention:
             return self._mark(request_rows, mark_request)
         tombstone = self._history.tombstone(request)
         if tombstone is not None:
+            if mark_request.runs and not tombstone.marked:  # it came when all was over
+                self._history.lose_request(request)
+                self._writeback.settle(tombstone.result(), earlier=mark_request.earlier)
             return tombstone.result()
         if not mark_request.until_ns:
             return MarkResult(request, "unknown")
-        self._pending.wait(request, mark_request, self._clock())
+        try:
+            self._pending.wait(request, mark_request, self._clock())
+        except RecordingError:
+            if mark_request.runs:
+                self._writeback.settle(MarkResult(request, "forgotten"), earlier=mark_request.earlier)
+            raise
         return MarkResult(request, "pending")
 
     def note(self, request: str, note: str) -> None:
@@ -189,7 +228,7 @@ class Retention:
     def stats(self) -> FlightStats:
         """Return the statistics of held, marked and written rows. `dropped_rows` counts those that the spool could not store."""
         history, requests = self._history, self._history.requests()
-        oldest_ns = history.oldest_ns
+        oldest_ns, outcomes = history.oldest_ns, self._writeback.outcomes
         return FlightStats(
             dropped_rows=self._missed_rows,
             held_rows=history.rows,
@@ -205,6 +244,10 @@ class Retention:
             pending_marks=len(self._pending),
             given_rows=self._writeback.rows,
             lost_rows=self._writeback.lost_rows,
+            whole_requests=outcomes.whole,
+            incomplete_requests=outcomes.incomplete,
+            lost_requests=outcomes.lost,
+            missed_ends=outcomes.missed_ends,
         )
 
     def _report(self, error: Exception) -> None:

@@ -26,17 +26,21 @@ class FlightFacts(TypedDict):
     running: int
     forgotten_rows: int
     dropped_rows: int
+    missed_ends: int
     faults: int
 
 
 class KeptFacts(TypedDict):
-    """What is in the recording, since the server began."""
+    """What is in the recording, since the server began. The last three count marked requests that have ended (see `Outcomes`)."""
 
     rows: int
     durable_rows: int
     stored_bytes: int
     dropped_rows: int
     lost_rows: int
+    whole_requests: int
+    incomplete_requests: int
+    lost_requests: int
 
 
 class RecordingFacts(TypedDict):

@@ -15,6 +15,7 @@ class FlightStats(SinkStats):
 
     `dropped_rows` counts rows that the flight recorder did not take, once for all sites. `held_*`, `queued_bytes`, `seconds` (age
     of the oldest step), `requests`, `running` and `pending_marks` are current values. The other fields count since the start.
+    `whole_requests`, `incomplete_requests`, `lost_requests` and `missed_ends` are described at `marks.Outcomes`.
     """
 
     steps: int = counted("work", "Passes that the flight recorder took.")
@@ -48,4 +49,20 @@ class FlightStats(SinkStats):
         "fault",
         "Internal errors of the flight recorder; it goes on with the next pass.",
         "See the server's log for the first one, and report it.",
+    )
+    whole_requests: int = counted("work", "Marked requests that have ended and of which every row is in the recording.")
+    incomplete_requests: int = counted(
+        "loss",
+        "Marked requests that have ended and of which some rows are in the recording and others are lost.",
+        "See flight_dropped_rows, flight_lost_rows and drain_missed_rows for where; the server's log names the first ones.",
+    )
+    lost_requests: int = counted(
+        "loss",
+        "Marked requests that have ended and of which no row is in the recording.",
+        "See the error in GET /v1/actscope/recording; mark sooner, or hold more (--keep-on-disk).",
+    )
+    missed_ends: int = counted(
+        "fault",
+        "Marked or held requests whose end did not arrive; they were ended because the engine does not run them any more.",
+        "See model_failed_passes, sidecar_deaths and drain_missed_rows; the recording has them as aborted.",
     )

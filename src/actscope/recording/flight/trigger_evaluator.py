@@ -11,11 +11,13 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from actscope.errors import RecordingError
 from actscope.frames import SPURIOUS_ROWS, Step
 from actscope.recording.flight.state import TriggerFacts
 from actscope.recording.flight.triggers import ProbeRule
 from actscope.recording.flight.windows import KeepWindow, TokensOrTime
 from actscope.recording.format.arrays import as_numpy
+from actscope.runtime.decoding import decode_json
 
 log = logging.getLogger("actscope.recording")
 
@@ -185,7 +187,7 @@ class TriggerEvaluator:
 
     def learn(self, table: bytes) -> None:
         """Add a table of probes (`Bank.table`, JSON) for the steps of its generation. Keeps the newest 16 tables."""
-        found = msgspec.json.decode(table, type=_Table)
+        found = decode_json(table, _Table, RecordingError, "a table of probes")
         columns = {column.id: column for column in found.probes}
         self._tables[found.generation] = columns
         for rule in self._rules:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -114,6 +115,9 @@ class Windows:
 
     def __len__(self) -> int:
         return len(self._windows)
+
+    def __iter__(self) -> Iterator[KeepWindow]:
+        return iter(self._windows)
 
     def chosen(self, first_position: int, n_rows: int, time_ns: int) -> np.ndarray:
         """Return bool [n_rows]: which of these consecutive rows lie inside a window."""

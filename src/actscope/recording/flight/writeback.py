@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 from collections import OrderedDict, deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from actscope.errors import ActscopeError, RecordingPoisoned
 from actscope.frames import Frame, Span, SpanFlag, Step
-from actscope.recording.flight.request_rows import HeldStep, Kept, Piece
+from actscope.recording.flight.marks import MarkResult, MarkWatch, Outcomes
+from actscope.recording.flight.request_rows import HeldStep, Kept, Piece, RequestRows
 from actscope.recording.flight.spool import Run, Spool
 from actscope.recording.writing.recorder import Recorder
 
@@ -21,6 +22,9 @@ log = logging.getLogger("actscope.recording")
 _AT_ONCE = 32 << 20
 #: Most requests without a mark whose notes are remembered.
 _MOST_NOTED = 1 << 16
+#: Most requests whose loss is logged one by one.
+_MOST_TOLD = 20
+_END = int(SpanFlag.END)
 
 
 @dataclass(slots=True, eq=False)
@@ -63,9 +67,15 @@ class Writeback:
         lost_rows: Number of rows not written, because the recorder or the spool failed.
         marks: Number of marks, one for each reason of a request.
         marked_requests: Number of requests with a mark.
+        outcomes: What became of the marked requests that have ended.
     """
 
-    def __init__(self, recorder: Recorder, spool: Spool) -> None:
+    def __init__(
+        self, recorder: Recorder, spool: Spool, outcomes: Outcomes | None = None, watch: MarkWatch | None = None
+    ) -> None:
+        self.outcomes = outcomes or Outcomes()
+        self._watch = watch
+        self._ending: deque[tuple[int, RequestRows]] = deque()  # (row before which all of the request's are, request)
         self.rows = 0
         self.lost_rows = 0
         self.marks = self.marked_requests = 0
@@ -75,6 +85,7 @@ class Writeback:
         self._of_step: dict[HeldStep, list[_Portion]] = {}  # those that are not written yet
         self._notes: OrderedDict[str, list[str]] = OrderedDict()  # of requests without a mark
         self._reported = False
+        self._told = 0  # requests whose loss was logged
         self._poisoned: RecordingPoisoned | None = None
 
     @property
@@ -87,7 +98,10 @@ class Writeback:
 
     def keep(self, kept: Kept) -> None:
         """Enqueue the held rows of a mark, and write the mark to the recording unless its reason is known."""
-        self.marked_requests += kept.first
+        if kept.first:
+            self.marked_requests += 1
+            if self._watch is not None:
+                self._watch.marked(kept.request, kept.why or "")
         for pieces in kept.pieces:
             self.add(pieces)
         if kept.why is not None:
@@ -138,6 +152,8 @@ class Writeback:
 
         A portion larger than the room is written when the recorder is empty.
         """
+        if self._ending:
+            self.settle_written()
         if not self._queue:
             return
         room = self._room()
@@ -160,6 +176,40 @@ class Writeback:
             if self.failure is None and portion.size > self._room():
                 self._flush()
             self._write(portion)
+        if self._ending and self.failure is None:
+            self._flush()
+        self.settle_written()
+
+    def settle_written(self) -> None:
+        """Count the marked requests that have ended and whose rows are in the file by now, or never will be."""
+        written = self._recorder.stats().written_rows
+        while self._ending and (self._ending[0][0] <= written or self.failure is not None):
+            upto, request_rows = self._ending.popleft()
+            result = request_rows.result()
+            if upto > written and result.rows:  # the disk failed: nobody knows which of them are there
+                result = replace(result, dropped=((0, request_rows.position + 1),))
+            self.settle(result)
+
+    def settle(self, result: MarkResult, *, earlier: bool = False) -> None:
+        """Count a marked request that has ended (see `Outcomes.count`). The first ones that are not whole are logged."""
+        outcome = self.outcomes.count(result, earlier=earlier)
+        if outcome != "whole" and self.failure is None:  # a failed recording was logged
+            self._tell_loss(outcome, result)
+        if self._watch is not None:
+            self._watch.settled(result, self.outcomes)
+
+    def _tell_loss(self, outcome: str, result: MarkResult) -> None:
+        self._told += 1
+        if self._told > _MOST_TOLD:
+            return
+        log.error(
+            "request %s was to be kept and is %s: %d rows are recorded, %d positions are lost%s",
+            result.request[:200],
+            outcome,
+            result.rows,
+            result.missing,
+            " (further such requests are only counted)" if self._told == _MOST_TOLD else "",
+        )
 
     def _flush(self) -> None:
         try:
@@ -179,15 +229,37 @@ class Writeback:
     def _write(self, portion: _Portion) -> None:
         portion.written = True
         self._done(portion)
+        if not self._put(portion):
+            for held, (start, stop) in portion.pieces:
+                held.owner.unwritten(held, start, stop)
+        for held, _ in portion.pieces:
+            if int(held.span.flags) & _END:
+                self._ending.append((self._recorder.next_row, held.owner))
+
+    def _put(self, portion: _Portion) -> bool:
+        """Hand a portion to the recorder. Return whether it took all of it; what it did not is counted, there or here."""
         if self.failure is not None:
             self.lost_rows += portion.n_rows
-            return
+            return False
         try:
-            self._recorder.write(portion.step(), portion.frames(self._spool))
+            taken = self._hand_over(portion.step(), portion.frames(self._spool))
             self.rows += portion.n_rows
         except (ActscopeError, OSError) as error:
             self.lost_rows += portion.n_rows
             self._report(error)
+            return False
+        return taken
+
+    def _hand_over(self, step: Step, frames: list[Frame]) -> bool:
+        """Write a step as `Recorder.write` does, and return whether it had room for every site's rows."""
+        self._recorder.begin(step)
+        try:
+            taken = [self._recorder.put(step, frame.site, frame.rows, frame.dtype) for frame in frames]
+        except BaseException:  # an open step would block the acknowledgment of all later rows
+            self._recorder.end(step, complete=False)
+            raise
+        self._recorder.end(step)
+        return all(taken)
 
     def _done(self, portion: _Portion) -> None:
         pending = self._of_step[portion.held_step]

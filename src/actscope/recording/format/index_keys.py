@@ -10,7 +10,7 @@ from enum import IntEnum, IntFlag
 
 import numpy as np
 
-from actscope.codecs import DTYPES
+from actscope.codecs import DTYPES, itemsize
 
 #: dtype names by their wire codes.
 DTYPE_NAMES = {code: name for name, code in DTYPES.items()}
@@ -50,6 +50,23 @@ class BlockFlag(IntFlag):
     """Flags of a block."""
 
     LOSSY = 1  # the payload is preceded by one byte for each row: its error, encoded by `error_codes`
+
+
+#: Largest block, decoded: twice the largest `PipelineOptions.block_bytes`. A reader checks it before it allocates.
+MAX_BLOCK_BYTES = 256 << 20
+#: Largest number of a row, so that sums stay within 64 bits.
+MAX_ROW = 1 << 62
+
+
+def wrong_blocks(keys: np.ndarray) -> np.ndarray:
+    """Return the indices of block keys, KEY [n], whose numbers no writer makes.
+
+    Rows and width are at least 1, their bytes at most MAX_BLOCK_BYTES, the dtype is known, and row numbers are below MAX_ROW.
+    """
+    sizes = np.array([itemsize(DTYPE_NAMES[code]) if code in DTYPE_NAMES else 0 for code in range(256)], np.float64)
+    n_bytes = keys["n_rows"].astype(np.float64) * keys["width"] * sizes[keys["dtype"]]  # float64: products stay finite
+    fits = (n_bytes > 0) & (n_bytes <= MAX_BLOCK_BYTES) & (keys["first_row"] < MAX_ROW)
+    return np.flatnonzero(~fits)
 
 
 _CHANNEL_OF = {

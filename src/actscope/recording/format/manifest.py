@@ -6,10 +6,14 @@ import secrets
 from collections.abc import Mapping
 from typing import Any, TypedDict, cast
 
+import msgspec
+
 from actscope._version import __version__
 from actscope.clock import clock_pair
-from actscope.errors import RecordingError
+from actscope.errors import RecordingDamaged, RecordingError
+from actscope.recording.format.index_keys import CHANNELS, channel_of_site
 from actscope.recording.spec import FORMAT_VERSION, RecordingSpec
+from actscope.runtime.decoding import as_own_error
 from actscope.store import StoreReader
 
 
@@ -58,6 +62,10 @@ def check(manifest: Mapping[str, object], path: object) -> None:
 def info_of(store: StoreReader) -> RecordingInfo:
     """Return the manifest of an open recording. Raises RecordingError if this version cannot read it."""
     check(store.manifest, store.path)
+    with as_own_error(RecordingDamaged, f"{store.path}: not the manifest of a recording"):
+        sites = msgspec.convert(store.manifest, RecordingInfo)["sites"]
+    if store.channels != [*CHANNELS, *map(channel_of_site, sites)]:
+        raise RecordingDamaged(f"{store.path}: its channels are not those of its {len(sites)} sites")
     return cast(RecordingInfo, store.manifest)
 
 

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
+from typing import Annotated, TypeVar
 
 import msgspec
 
 from actscope.errors import RecordingDamaged
+from actscope.runtime.decoding import decode_json
+
+#: Numbers of rows and times, such that their sums stay within 64 bits.
+Count = Annotated[int, msgspec.Meta(ge=0, le=1 << 62)]
+Time = Annotated[int, msgspec.Meta(ge=-(1 << 62), le=1 << 62)]
 
 
 class Token(msgspec.Struct, frozen=True):
@@ -31,16 +36,16 @@ class Mark(msgspec.Struct, frozen=True):
 
     request: str
     why: str
-    time_ns: int
-    wall_ns: int
+    time_ns: Time
+    wall_ns: Time
 
 
 class Drop(msgspec.Struct, frozen=True):
     """Rows `first_row .. first_row + n_rows` that one site lost, and why."""
 
     site: str
-    first_row: int
-    n_rows: int
+    first_row: Count
+    n_rows: Count
     why: str = "queue full"
 
 
@@ -53,11 +58,11 @@ class Drops(msgspec.Struct, frozen=True):
 class Session(msgspec.Struct, frozen=True):
     """Start of a writer, or its end if `ended`. The clock pair maps CLOCK_MONOTONIC times to wall time."""
 
-    monotonic_ns: int
-    wall_ns: int
+    monotonic_ns: Time
+    wall_ns: Time
     boot_id: str
     version: str
-    first_row: int
+    first_row: Count
     ended: bool = False
     stats: dict[str, object] = {}
 
@@ -67,10 +72,7 @@ R = TypeVar("R", bound=msgspec.Struct)
 
 def read(body: bytes | memoryview, kind: type[R]) -> R:
     """Decode one record. Raises RecordingDamaged when it is not a valid `kind`."""
-    try:
-        return msgspec.json.decode(body, type=kind)
-    except msgspec.DecodeError as error:
-        raise RecordingDamaged(f"a record of {kind.__name__.lower()} cannot be read: {error}") from error
+    return decode_json(body, kind, RecordingDamaged, f"a record of {kind.__name__.lower()} cannot be read")
 
 
 def write(record: msgspec.Struct) -> bytes:

@@ -14,6 +14,7 @@ import zstandard
 
 from actscope.errors import RecordingDamaged
 from actscope.frames import Step
+from actscope.runtime.decoding import as_own_error, decode_msgpack
 
 #: Label of one row, as readers return it. `request` is an index into `Recording.requests`.
 LABEL = np.dtype(
@@ -31,7 +32,10 @@ _SPAN = np.dtype(
     [("request", "<u4"), ("n_rows", "<u4"), ("first_position", "<i8"), ("flags", "<u4"), ("n_prompt", "<u4")]
 )
 _ROW = np.dtype([("position", "<i8"), ("token_id", "<i4"), ("flags", "<u4")])
-_MAX_BATCH = 1 << 31
+#: Largest batch, unpacked. A writer puts at most 65,536 rows of 16 bytes into one, or one step, and their spans.
+MAX_BATCH_BYTES = 256 << 20
+#: Largest position and row number.
+MAX_NUMBER = 1 << 62
 
 
 class _Wire(msgspec.Struct, array_like=True):
@@ -77,16 +81,35 @@ def _rows(step: Step) -> np.ndarray:
 
 def decode(body: bytes | memoryview) -> RowLabels:
     """Decode a batch. Raises RecordingDamaged when it cannot be decoded or its parts are inconsistent."""
-    try:
-        wire = msgspec.msgpack.decode(zstandard.ZstdDecompressor().decompress(body, _MAX_BATCH), type=_Wire)
+    what = "a batch of labels cannot be read"
+    with as_own_error(RecordingDamaged, what):
+        wire = decode_msgpack(_unpacked(body), _Wire, RecordingDamaged, what)
         steps, spans = np.frombuffer(wire.steps, _STEP), np.frombuffer(wire.spans, _SPAN)
         rows, first_rows = np.frombuffer(wire.rows, _ROW), np.frombuffer(wire.first_rows, "<u8")
-    except (msgspec.DecodeError, zstandard.ZstdError, ValueError) as error:
-        raise RecordingDamaged(f"a batch of labels cannot be read: {error}") from error
     fits = steps["n_rows"].sum() == len(rows) == spans["n_rows"].sum() and steps["n_spans"].sum() == len(spans)
     if not fits or len(first_rows) != len(steps) or (len(spans) and spans["request"].max() >= len(wire.requests)):
         raise RecordingDamaged(f"a batch of labels has {len(rows)} rows, but its steps and spans say otherwise")
+    _check_numbers(spans, rows, first_rows)
     return RowLabels(wire.requests, _labels(steps, spans, rows), _row_ids(steps, first_rows), spans)
+
+
+def _unpacked(body: bytes | memoryview) -> bytes:
+    """Decompress a batch. Its size is checked first: zstandard allocates what a frame states, whatever limit it is given."""
+    try:
+        size = zstandard.get_frame_parameters(body).content_size
+        if size > MAX_BATCH_BYTES:  # a frame that states no size has 2**64 - 1
+            raise RecordingDamaged(f"a batch of labels states {size} bytes; a writer makes at most {MAX_BATCH_BYTES}")
+        return zstandard.ZstdDecompressor().decompress(body, MAX_BATCH_BYTES, allow_extra_data=False)
+    except zstandard.ZstdError as error:
+        raise RecordingDamaged(f"a batch of labels cannot be read: {error}") from error
+
+
+def _check_numbers(spans: np.ndarray, rows: np.ndarray, first_rows: np.ndarray) -> None:
+    """Raise RecordingDamaged for positions and row numbers whose sums would not fit 64 bits."""
+    positions = (spans["first_position"], rows["position"])
+    beyond = any(len(p) and (int(p.min()) < -MAX_NUMBER or int(p.max()) > MAX_NUMBER) for p in positions)
+    if beyond or int(first_rows.max(initial=0)) > MAX_NUMBER:
+        raise RecordingDamaged(f"a batch of labels has a position or a row number beyond {MAX_NUMBER}")
 
 
 def _labels(steps: np.ndarray, spans: np.ndarray, rows: np.ndarray) -> np.ndarray:

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from actscope.codecs import DTYPES
+from actscope.codecs import DTYPES, itemsize
 from actscope.errors import ActscopeError, RecordingError
+from actscope.recording.format.index_keys import MAX_BLOCK_BYTES
 from actscope.recording.format.packets import HEADER, VERSION, StreamHeader, scan_packets
 from actscope.recording.importing.foreign import ForeignStream
 from actscope.recording.importing.options import ImportOptions
@@ -18,7 +19,12 @@ from actscope.recording.importing.own import OwnStream, decode
 from actscope.recording.importing.stream import Progress, StepStream
 from actscope.recording.spec import PipelineOptions
 from actscope.recording.writing.recorder import Recorder
+from actscope.runtime.decoding import as_own_error
 from actscope.runtime.publish import sync_directory
+from actscope.runtime.regular_files import open_regular
+
+#: Largest header. It has the texts of all tokens.
+_MOST_HEADER = 256 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +70,10 @@ def import_packets(
     if os.path.lexists(target):
         raise RecordingError(f"{target} exists already; choose another path")
     try:
-        with path.open("rb") as file:
+        with (
+            os.fdopen(open_regular(path, RecordingError), "rb") as file,
+            as_own_error(RecordingError, str(path)),
+        ):
             header = _header_of(file, str(path))
             stream: StepStream = (
                 OwnStream(file, path, header, options) if header else ForeignStream(file, path, options)
@@ -105,6 +114,8 @@ def _header_of(file: BinaryIO, name: str) -> StreamHeader | None:
         raise RecordingError(f"{name}: an empty stream")
     if first.name != HEADER:
         return None
+    if first.length > _MOST_HEADER:
+        raise RecordingError(f"{name}: its header has {first.length} bytes, at most {_MOST_HEADER} are accepted")
     file.seek(first.begin)
     header = decode(file.read(first.length), StreamHeader, name, first.offset)
     if header.format != "actscope-packets" or header.version != VERSION or header.byte_order != "little":
@@ -112,7 +123,11 @@ def _header_of(file: BinaryIO, name: str) -> StreamHeader | None:
             f"{name}: its header says {header.format} version {header.version}, {header.byte_order}-endian; this actscope reads "
             f"actscope-packets version {VERSION}, little-endian"
         )
-    bad = [site for site, form in header.sites.items() if form.dtype not in DTYPES or form.width < 1]
+    bad = [
+        site
+        for site, form in header.sites.items()
+        if form.dtype not in DTYPES or not 1 <= form.width * itemsize(form.dtype) <= MAX_BLOCK_BYTES
+    ]
     if bad or not header.sites:
         raise RecordingError(f"{name}: its header has no sites, or a dtype or width that is not one: {bad}")
     return header

@@ -8,6 +8,9 @@ from fnmatch import fnmatchcase
 
 from actscope.errors import SettingsError
 
+#: Widest row: of any dtype it fits a block.
+_MOST_WIDTH = 1 << 24
+
 
 @dataclass(frozen=True, slots=True)
 class ImportOptions:
@@ -36,8 +39,8 @@ class ImportOptions:
 
         if self.dtype and self.dtype not in DTYPES:
             raise SettingsError(f"dtype {self.dtype!r}: expected one of {', '.join(DTYPES)}")
-        if self.width < 0:
-            raise SettingsError(f"width {self.width}: expected at least 1")
+        if not 0 <= self.width <= _MOST_WIDTH:
+            raise SettingsError(f"width {self.width}: expected 1 to {_MOST_WIDTH}")
 
     def wants(self, site: str) -> bool:
         """Return whether a site is selected for import."""

@@ -28,16 +28,14 @@ from actscope.recording.format.packets import (
 from actscope.recording.importing.options import ImportOptions
 from actscope.recording.importing.stream import Count, Progress, Steps, Texts, as_rows, frame_of
 from actscope.recording.spec import RecordingSpec
+from actscope.runtime.decoding import decode_json
 
 R = TypeVar("R", bound=msgspec.Struct)
 
 
 def decode(data: bytes, kind: type[R], name: str, offset: int) -> R:
     """Decode the JSON of a packet as `kind`. Raises RecordingError, naming the byte offset, if it does not fit."""
-    try:
-        return msgspec.json.decode(data, type=kind)
-    except msgspec.DecodeError as error:
-        raise RecordingError(f"{name}: the packet at byte {offset} is not what its name says: {error}") from error
+    return decode_json(data, kind, RecordingError, f"{name}: the packet at byte {offset} is not what its name says")
 
 
 class OwnStream:

@@ -7,11 +7,31 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from actscope.errors import RecordingDamaged, RecordingError
 from actscope.frames import RowFlag, SpanFlag
-from actscope.recording.format.row_labels import LABEL, RowLabels
+from actscope.recording.format.row_labels import LABEL, RowLabels, decode
+from actscope.runtime.memory import check_room
 
 #: Flags of rows that are not part of their request's text: rejected drafts, and rows after its end.
 SPURIOUS = int(RowFlag.REJECTED | RowFlag.AFTER_EOS)
+
+
+#: Bytes of memory for each labelled row while the index is built: labels and numbers, once by batch and once sorted.
+_BYTES_OF_ROW = 2 * (LABEL.itemsize + 8)
+
+
+def check_label_room(keys: np.ndarray, path: object) -> None:
+    """Raise RecordingError unless the labels that these keys, KEY [n], announce fit into memory. `path` is for the message."""
+    rows = int(keys["n_rows"].astype(np.int64).sum())
+    check_room(rows * _BYTES_OF_ROW, RecordingError, f"{path}: the labels of {rows} rows")
+
+
+def labels_of(key: np.void, body: bytes | memoryview) -> RowLabels:
+    """Decode a batch of labels. Raises RecordingDamaged if it is malformed, or has not as many rows as its key announces."""
+    found = decode(body)
+    if len(found.labels) != int(key["n_rows"]):
+        raise RecordingDamaged(f"a batch of labels has {len(found.labels)} rows, and its key says {key['n_rows']}")
+    return found
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,10 +11,10 @@ from typing import Any, TypeVar
 import msgspec
 import numpy as np
 
-from actscope.errors import RecordingError, SiteError
-from actscope.recording.format import manifest, records, row_labels
+from actscope.errors import RecordingDamaged, RecordingError, SiteError
+from actscope.recording.format import manifest, records
 from actscope.recording.format.index_keys import CHANNELS, KEY, Kind
-from actscope.recording.reading.label_index import LabelIndex, RequestSummary
+from actscope.recording.reading.label_index import LabelIndex, RequestSummary, check_label_room, labels_of
 from actscope.recording.reading.site_rows import Blocks, Rows, SiteRows
 from actscope.recording.reading.summary import describe, summarize
 from actscope.recording.reading.verification import Verification, verify
@@ -159,6 +159,10 @@ class Recording:
             RecordingError: The request is not in the recording.
         """
         begun = [session for session in self.sessions if not session.ended]
+        if not begun and self.n_rows:
+            raise RecordingDamaged(
+                f"{self.path}: no record of a session is left, so the wall time of its rows is not known"
+            )
         offsets = np.array([session.wall_ns - session.monotonic_ns for session in begun], np.int64)
         at = np.searchsorted([session.first_row for session in begun], self._labels.row_ids, side="right") - 1
         times: np.ndarray = self._labels.all["time_ns"] + offsets[at]
@@ -248,7 +252,8 @@ class Recording:
         if isinstance(positions, slice):
             summary = self._labels.summary(self._number(request))
             start, stop, step = positions.indices(summary.present)
-            return np.flatnonzero(np.isin(have, np.arange(start, stop, step)))
+            low, high = (start, stop) if step > 0 else (stop + 1, start + 1)
+            return np.flatnonzero((have >= low) & (have < high) & ((have - start) % step == 0))
         wanted = np.atleast_1d(np.asarray(positions, np.int64))
         at = np.searchsorted(have, wanted)
         missing = [p for p, i in zip(wanted.tolist(), at.tolist(), strict=True) if i >= len(have) or have[i] != p]
@@ -308,15 +313,14 @@ class Recording:
     def _bytes_of_rows(self) -> np.ndarray:
         """Return float64 [n_rows]: the stored bytes of each labelled row; a block's bytes are divided evenly."""
         ids = self._labels.row_ids
-        total = np.zeros(int(ids.max(initial=-1)) + 2)
+        change = np.zeros(len(ids) + 1)  # of the bytes, from one labelled row to the next
         for site in self.sites:
             blocks = self[site].blocks
-            first = np.minimum(blocks.keys["first_row"].astype(np.int64), len(total) - 1)
-            after = np.minimum(first + blocks.keys["n_rows"], len(total) - 1)
+            first, after = np.searchsorted(ids, blocks.ranges.T)
             share = blocks.entries["length"] / np.maximum(1, blocks.keys["n_rows"])
-            np.add.at(total, first, share)
-            np.add.at(total, after, -share)
-        shares: np.ndarray = np.cumsum(total)[ids]
+            np.add.at(change, first, share)
+            np.add.at(change, after, -share)
+        shares: np.ndarray = np.cumsum(change)[: len(ids)]
         return shares
 
     # --- small records ----------------------------------------------------------------------------------------------------
@@ -345,7 +349,9 @@ class Recording:
 
     @cached_property
     def _labels(self) -> LabelIndex:
-        return LabelIndex(row_labels.decode(body) for body in self._bodies(Kind.LABELS))
+        keys = self._keys[self._keys["kind"] == Kind.LABELS]
+        check_label_room(keys, self.path)
+        return LabelIndex(map(labels_of, keys, self._bodies(Kind.LABELS)))
 
     @cached_property
     def _sites(self) -> dict[str, SiteRows]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -11,9 +12,18 @@ import numpy as np
 import numpy.typing as npt
 
 from actscope.codecs import decode, name_of, to_float32
-from actscope.errors import RecordingDamaged
+from actscope.errors import RecordingDamaged, RecordingError
 from actscope.recording.format.arrays import as_torch
-from actscope.recording.format.index_keys import DTYPE_NAMES, KEY, BlockFlag, Kind, errors_of
+from actscope.recording.format.index_keys import (
+    DTYPE_NAMES,
+    KEY,
+    MAX_BLOCK_BYTES,
+    BlockFlag,
+    Kind,
+    errors_of,
+    wrong_blocks,
+)
+from actscope.runtime.memory import check_room
 from actscope.store import StoreReader
 
 if TYPE_CHECKING:
@@ -78,6 +88,9 @@ class Blocks:
         order = np.argsort(keys["first_row"][is_block], kind="stable")
         self.entries: np.ndarray = entries[is_block][order]
         self.keys: np.ndarray = keys[is_block][order]
+        self._check()
+        self._first: np.ndarray = self.keys["first_row"].astype(np.int64)
+        self._after: np.ndarray = self._first + self.keys["n_rows"]
         self.all_bytes = int(entries["length"].sum())
         self._states = entries[keys["kind"] == Kind.STATE]
         self._state_ids = keys["state"][keys["kind"] == Kind.STATE]
@@ -88,12 +101,32 @@ class Blocks:
     def __len__(self) -> int:
         return len(self.keys)
 
+    def _check(self) -> None:
+        """Raise RecordingDamaged for a block whose numbers no writer makes, or one that overlaps the next."""
+        wrong = wrong_blocks(self.keys)
+        if len(wrong):
+            key = self.keys[wrong[0]]
+            raise RecordingDamaged(
+                f"message {self.entries['number'][wrong[0]]}: its key says {key['n_rows']} rows of width {key['width']}, dtype "
+                f"{key['dtype']}, from row {key['first_row']}; a writer makes blocks of at most {MAX_BLOCK_BYTES} bytes"
+            )
+        overlaps = np.flatnonzero(np.diff(self.keys["first_row"].astype(np.int64)) < self.keys["n_rows"][:-1])
+        if len(overlaps):
+            one, other = self.entries["number"][overlaps[0]], self.entries["number"][overlaps[0] + 1]
+            raise RecordingDamaged(f"messages {one} and {other} hold the same rows: run `actscope verify`")
+
     @property
-    def row_ids(self) -> np.ndarray:
-        """Return the numbers (int64, ascending) of the rows in these blocks."""
-        counts = self.keys["n_rows"].astype(np.int64)
-        starts = np.cumsum(counts) - counts
-        return np.repeat(self.keys["first_row"].astype(np.int64) - starts, counts) + np.arange(counts.sum())
+    def ranges(self) -> np.ndarray:
+        """Return first row and row after the last of each block: int64 [n, 2], ascending."""
+        return np.stack([self._first, self._after], axis=1)
+
+    def holds(self, row_ids: np.ndarray) -> np.ndarray:
+        """Return which rows, by number (int64 [n]), are in these blocks: bool [n]. Allocates nothing for other rows."""
+        if not len(self):
+            return np.zeros(len(row_ids), bool)
+        at = np.searchsorted(self._first, row_ids, side="right") - 1
+        held: np.ndarray = (at >= 0) & (row_ids < self._after[np.maximum(at, 0)])
+        return held
 
     def dtype_of(self, block: int) -> str:
         """Return the source dtype of a block."""
@@ -137,8 +170,10 @@ class Blocks:
         """Return the relative error of each row, float32 [n], rounded up by at most 9 %; None for a lossless block."""
         if not self.keys["flags"][block] & BlockFlag.LOSSY:
             return None
-        body = self._store.read(self.entries[block])
-        return errors_of(np.frombuffer(body[: int(self.keys["n_rows"][block])], np.uint8))
+        body, n_rows = self._store.read(self.entries[block]), int(self.keys["n_rows"][block])
+        if len(body) < n_rows:
+            raise RecordingDamaged(f"block {block} has {len(body)} bytes, fewer than its {n_rows} rows have errors")
+        return errors_of(np.frombuffer(body[:n_rows], np.uint8))
 
     def codec_names(self) -> dict[str, int]:
         """Return the number of rows by codec name."""
@@ -164,9 +199,7 @@ class SiteRows:
     def __init__(self, name: str, blocks: Blocks, row_ids: np.ndarray, labels: np.ndarray) -> None:
         self.name = name
         self.blocks = blocks
-        held = blocks.row_ids
-        at = np.minimum(np.searchsorted(held, row_ids), max(0, len(held) - 1))
-        here = held[at] == row_ids if len(held) else np.zeros(len(row_ids), bool)
+        here = blocks.holds(row_ids)
         self._ids: np.ndarray = row_ids[here]
         self.labels: np.ndarray = labels[here]
 
@@ -261,6 +294,9 @@ class SiteRows:
 
     def _gather(self, ids: np.ndarray) -> np.ndarray:
         carrier = np.dtype(np.uint16) if self._is_bf16 else self.dtype
+        n_bytes = len(ids) * self.width * carrier.itemsize
+        if n_bytes > _CACHED_BYTES:  # smaller ones are not worth a look at the machine
+            check_room(n_bytes, RecordingError, f"{self.name}: {len(ids)} rows of width {self.width}, read at once,")
         out = np.empty((len(ids), self.width), carrier)
         of_block = np.searchsorted(self.blocks.keys["first_row"].astype(np.int64), ids, side="right") - 1
         for block in np.unique(of_block).tolist():
@@ -274,13 +310,16 @@ class SiteRows:
         rows = keys["n_rows"].astype(np.int64)
         found = [self.blocks.row_errors(block) for block in np.flatnonzero(keys["flags"] & BlockFlag.LOSSY).tolist()]
         lossy = np.concatenate([errors for errors in found if errors is not None]) if found else np.empty(0, np.float32)
-        every = np.concatenate([lossy, np.zeros(int(rows.sum()) - len(lossy), np.float32)])
-        if not len(every):
+        total = int(rows.sum())
+        if not total:
             return ErrorStats(0.0, 0.0, 0.0, 0)
         mean = float((keys["error_mean"].astype(np.float64) * rows).sum() / rows.sum())
         worst = float(keys["error_worst"].max())
-        p999 = min(worst, float(np.quantile(every, 0.999, method="higher")))
-        return ErrorStats(mean, p999, worst, len(every))
+        at = math.ceil(0.999 * (total - 1)) - (
+            total - len(lossy)
+        )  # the 0.999 quantile, behind the zeros of lossless rows
+        p999 = min(worst, float(np.partition(lossy, at)[at])) if at >= 0 else 0.0
+        return ErrorStats(mean, p999, worst, total)
 
     def sizes(self) -> Sizes:
         """Return the sizes of the site's rows, in bytes."""

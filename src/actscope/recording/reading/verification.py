@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from actscope.errors import CodecError, RecordingDamaged
-from actscope.recording.format import manifest, records, row_labels
+from actscope.recording.format import manifest, records
 from actscope.recording.format.index_keys import CHANNELS, KEY, Kind
+from actscope.recording.reading.label_index import labels_of
 from actscope.recording.reading.site_rows import Blocks
 from actscope.store import StoreReader
 
@@ -109,10 +110,11 @@ def _check_records(store: StoreReader, verdict: Verification) -> np.ndarray:
         Kind.SESSION: records.Session,
     }
     ids = [np.empty(0, np.int64)]
-    for entry, kind in zip(store.entries, keys["kind"].tolist(), strict=True):
+    for entry, key in zip(store.entries, keys, strict=True):
+        kind = int(key["kind"])
         try:
             if kind == Kind.LABELS:
-                batch = row_labels.decode(store.read(entry))
+                batch = labels_of(key, store.read(entry))
                 verdict.label_batches += 1
                 verdict.labels += len(batch.labels)
                 ids.append(batch.row_ids)
@@ -127,12 +129,8 @@ def _check_records(store: StoreReader, verdict: Verification) -> np.ndarray:
 
 def _check_blocks(store: StoreReader, verdict: Verification, labelled: np.ndarray, progress: Progress) -> None:
 
-    sites = {
-        site: Blocks(store, store.entries[store.entries["channel"] == len(CHANNELS) + number])
-        for number, site in enumerate(manifest.info_of(store)["sites"])
-    }
+    sites = _sites(store, verdict)
     total, done = sum(len(blocks) for blocks in sites.values()), 0
-    unlabelled: set[int] = set()
     for site, blocks in sites.items():
         for block in range(len(blocks)):
             try:
@@ -143,9 +141,30 @@ def _check_blocks(store: StoreReader, verdict: Verification, labelled: np.ndarra
             verdict.blocks += 1
             done += 1
             progress("blocks", done, total)
-        held = blocks.row_ids
-        absent = len(labelled) - int(np.isin(labelled, held).sum())
+        absent = len(labelled) - int(blocks.holds(labelled).sum())
         if absent:
             verdict.absent[site] = absent
-        unlabelled.update(held[~np.isin(held, labelled)].tolist())
-    verdict.unlabelled = len(unlabelled)
+    verdict.unlabelled = _unlabelled([blocks.ranges for blocks in sites.values()], labelled)
+
+
+def _sites(store: StoreReader, verdict: Verification) -> dict[str, Blocks]:
+    """Return the blocks of each site. A site of which a block has numbers that no writer makes is a problem, and left out."""
+    found = {}
+    for number, site in enumerate(manifest.info_of(store)["sites"]):
+        try:
+            found[site] = Blocks(store, store.entries[store.entries["channel"] == len(CHANNELS) + number])
+        except RecordingDamaged as error:
+            verdict.problems.append(f"{site}: {error}")
+    return found
+
+
+def _unlabelled(ranges: list[np.ndarray], labelled: np.ndarray) -> int:
+    """Return how many rows, in ranges int64 [n, 2] of any sites, have no label. `labelled` is int64, ascending."""
+    edges = np.concatenate([np.empty((0, 2), np.int64), *ranges])
+    edges = edges[np.argsort(edges[:, 0], kind="stable")]
+    before = np.maximum.accumulate(np.concatenate([[0], edges[:-1, 1]])) if len(edges) else edges[:, 0]
+    first = np.maximum(edges[:, 0], before[: len(edges)])
+    after = np.maximum(edges[:, 1], first)
+    rows = np.unique(labelled)
+    inside = np.searchsorted(rows, after) - np.searchsorted(rows, first)
+    return int((after - first).sum()) - int(inside.sum())

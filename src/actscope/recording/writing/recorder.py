@@ -317,6 +317,11 @@ class Recorder:
         return self._store.direct, self._store.direct_reason
 
     @property
+    def next_row(self) -> int:
+        """Return the number of the next row. Rows put so far are in the file once `stats().written_rows` has reached it."""
+        return self._steps.next_row
+
+    @property
     def failure(self) -> Exception | None:
         """Return the error that stopped the recording, or None."""
         return self._messages.failure

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
+from actscope.errors import RecordingDamaged
 from actscope.recording.format import manifest, row_labels
-from actscope.recording.format.index_keys import DTYPE_NAMES, KEY, Kind
+from actscope.recording.format.index_keys import DTYPE_NAMES, KEY, Kind, wrong_blocks
 from actscope.recording.spec import RecordingSpec
 from actscope.store import Store, StoreOptions, StoreReader, recover
 
@@ -40,6 +41,11 @@ def continuation_of(reader: StoreReader) -> Resume:
     """Return the state from which a new writer continues this recording."""
     keys = np.ascontiguousarray(reader.entries["key"]).view(KEY).reshape(-1)
     blocks = keys[keys["kind"] == Kind.BLOCK]
+    wrong = wrong_blocks(blocks)
+    if len(wrong):
+        raise RecordingDamaged(
+            f"{reader.path}: {len(wrong)} blocks have numbers that no writer makes: run `actscope verify`"
+        )
     next_row = int((blocks["first_row"] + blocks["n_rows"]).max(initial=0))
     requests: set[str] = set()
     last_step = 0

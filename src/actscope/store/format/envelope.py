@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from actscope.errors import ActscopeError, MissingExtra
+from actscope.errors import ActscopeError, MissingExtra, RecordingDamaged
+from actscope.runtime.decoding import MALFORMED, decode_json
 from actscope.store.format.checksum import Buffer, crc32_of, crc32c_of
 from actscope.store.format.layout import (
     DATA_END,
@@ -51,7 +52,8 @@ ENCODING = "actscope"
 INDEX_NAME, INDEX_TYPE = "index", "application/x-actscope-entries"
 MAX_PROLOGUE = 256 << 20
 #: exceptions that parsing untrusted bytes may raise, here and in the mcap package
-MALFORMED = (ValueError, KeyError, TypeError, ArithmeticError, RecursionError, struct.error, McapError)
+_MALFORMED: tuple[type[Exception], ...] = (*MALFORMED, McapError)
+_UNREADABLE: tuple[type[Exception], ...] = (*_MALFORMED, ActscopeError)
 FOOTER_BYTES = RECORD.size + 20
 DATA_END_BYTES = RECORD.size + 4
 
@@ -98,7 +100,7 @@ class Prologue:
         """Return the prologue of a segment file, or None when any of its bytes is damaged."""
         try:
             return _read_prologue(source)
-        except (*MALFORMED, ActscopeError):
+        except _UNREADABLE:
             return None
 
 
@@ -148,7 +150,7 @@ def _sealed(
     segment, first, crc, recording = SEAL.unpack_from(body)
     if len(whole) != end or crc32c_of((body,)) != head.body_crc or crc != crc32c_of((whole[:at],)):
         return None
-    lost = tuple((int(a), int(b)) for a, b in json.loads(texts.get("lost", "[]")))
+    lost = decode_json(texts.get("lost", "[]"), Ranges, RecordingDamaged, "the list of lost messages")
     if recording != manifest.recording:
         return None
     return Prologue(segment, first, head.time_ns, lost, manifest.text, places, whole)
@@ -213,7 +215,7 @@ def read_index(source: Source, size: int) -> tuple[npt.NDArray[np.void], int] | 
     """
     try:
         return _read_index(source, size)
-    except MALFORMED:
+    except _MALFORMED:
         return None
 
 

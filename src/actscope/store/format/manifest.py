@@ -6,8 +6,12 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated
+
+import msgspec
 
 from actscope.errors import RecordingDamaged, RecordingError
+from actscope.runtime.decoding import decode_json
 from actscope.runtime.publish import publish_file
 from actscope.store.files import naming, read_file
 from actscope.store.format.checksum import crc32c_of
@@ -16,6 +20,21 @@ NAME = "manifest.json"
 FORMAT = "actscope-store"
 VERSION = 1
 MAX_BYTES = 64 << 20
+
+
+class _Form(msgspec.Struct):
+    """What every version of the file has."""
+
+    format: object
+    version: object
+
+
+class _Whole(msgspec.Struct):
+    """The file's fields in this version."""
+
+    id: Annotated[str, msgspec.Meta(pattern="^[0-9a-fA-F]{1,8}$")]
+    channels: tuple[str, ...]
+    manifest: dict[str, object]
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,19 +47,16 @@ class Manifest:
     facts: dict[str, object] = field(init=False)
 
     def __post_init__(self) -> None:
-        try:
-            whole = json.loads(self.text)
-            known = whole["format"], whole["version"]
-            recording, channels, facts = int(whole["id"], 16), tuple(whole["channels"]), whole["manifest"]
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
-            raise RecordingDamaged(f"{NAME}: not the manifest of a recording: {error!r}") from error
+        what = f"{NAME}: not the manifest of a recording"
+        form = decode_json(self.text, _Form, RecordingDamaged, what)
+        known = form.format, form.version
         if known != (FORMAT, VERSION):
             raise RecordingError(
                 f"{NAME}: format {known}, this reads {(FORMAT, VERSION)}; a newer actscope may have written it"
             )
-        if not isinstance(facts, dict) or not all(isinstance(name, str) for name in channels) or recording >> 32:
-            raise RecordingDamaged(f"{NAME}: not the manifest of a recording: a field has the wrong type")
-        for name, value in (("recording", recording), ("channels", channels), ("facts", facts)):
+        whole = decode_json(self.text, _Whole, RecordingDamaged, what)
+        fields = ("recording", int(whole.id, 16)), ("channels", whole.channels), ("facts", whole.manifest)
+        for name, value in fields:
             object.__setattr__(self, name, value)
 
     @classmethod

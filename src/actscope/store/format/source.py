@@ -25,7 +25,7 @@ class Source:
         self._start = 0
         self._data = memoryview(b"")
         try:
-            self._fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+            self._fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
         except OSError as error:
             raise self._failed("opening", error) from error
 

@@ -159,7 +159,7 @@ class WatermarkFile:
         """Create the file. Raises RecordingError when it exists."""
         path = directory / NAME
         with naming(path, "creating"):
-            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
         return cls._locked(directory, fd, state, fresh=True)
 
     @classmethod
@@ -171,7 +171,7 @@ class WatermarkFile:
         """
         path = directory / NAME
         with naming(path, "opening for writing"):
-            fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600)
         return cls._locked(directory, fd, Watermark(0, 0), fresh=False)
 
     @classmethod

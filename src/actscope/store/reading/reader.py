@@ -152,7 +152,7 @@ def _same(head: Head, entry: np.void) -> bool:
 def _read(path: Path, offset: int, length: int) -> memoryview:
     """Return a whole record. Raises RecordingDamaged, before allocating, when the file is too short."""
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW)
         try:
             size = record_bytes(offset, length)
             there = os.fstat(fd).st_size

@@ -165,7 +165,7 @@ class _Recovery:
         if torn:
             self._report.kept.append(copy_aside(state.path, state.scan.at, ".torn"))
         end = epilogue(state.prologue, self._index.manifest.channels, state.scan.entries, state.scan.at)
-        fd = os.open(state.path, os.O_WRONLY)
+        fd = os.open(state.path, os.O_WRONLY | os.O_NOFOLLOW)
         try:
             os.ftruncate(fd, state.scan.at)
             write_all(fd, end, state.scan.at)

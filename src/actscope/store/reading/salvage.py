@@ -21,7 +21,7 @@ from actscope.store.reading.record_walk import RecordWalk
 def copy_aside(path: Path, start: int = 0, suffix: str = ".damaged") -> Path:
     """Copy a file from `start` on to an unused name, durably. Return the copy's path."""
     aside = spare_name(path, suffix)
-    fd = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+    fd = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
         with Source(path, STRIDE) as source:
             at = start
@@ -65,7 +65,7 @@ class Rewrite:
         """Rewrite the segment. Return the path of the old file's copy (none if the file was missing)."""
         kept = [copy_aside(self._path)] if self._path.exists() else []
         temp = self._path.with_name(self._path.name + ".tmp")
-        fd = os.open(temp, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+        fd = os.open(temp, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
         try:
             end = self._fill(fd)
             os.fsync(fd)

@@ -34,9 +34,9 @@ def choose_direct(directory: Path, wanted: str) -> tuple[bool, str]:
 def _probe(directory: Path) -> str:
     path = directory / "probe.tmp"
     with naming(path, "creating"):
-        os.close(os.open(path, os.O_WRONLY | os.O_CREAT, 0o644))
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o600))
     try:
-        fd = os.open(path, os.O_WRONLY | os.O_DIRECT)
+        fd = os.open(path, os.O_WRONLY | os.O_DIRECT | os.O_NOFOLLOW)
         try:
             with mmap.mmap(-1, BLOCK) as block:
                 os.pwrite(fd, block, 0)
@@ -65,7 +65,7 @@ class SegmentFile:
         self._direct = direct
         self._end = 0
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | (os.O_DIRECT if direct else 0)
-        self._fd = os.open(directory / segment_name(number), flags, 0o644)
+        self._fd = os.open(directory / segment_name(number), flags, 0o600)
         self._limit = options.segment_bytes if options.preallocate else 0
         self._reserved = 0
         try:

@@ -97,7 +97,7 @@ class Store:
         directory = Path(path)
         whole = Manifest.make(secrets.randbits(32), channels, manifest)
         with naming(directory, "creating"):
-            directory.mkdir(parents=True, exist_ok=True)
+            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             if any(directory.iterdir()):
                 raise RecordingError(
                     f"{directory}: not empty; choose another place, or resume the recording that is there"

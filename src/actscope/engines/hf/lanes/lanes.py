@@ -97,7 +97,7 @@ class Lanes:
     cache: object = None
 
     def forward(self, model: nn.Module, token_ids: np.ndarray, **options: int) -> Tensor:
-        """Run the next n columns, `token_ids` int64 [lanes, n]. Returns the last column's logits [lanes, vocabulary]."""
+        """Run the next n columns, `token_ids` int64 [lanes, n]. Returns their logits [lanes, n or 1, vocabulary]."""
         device, calls = input_device(model), self.calls
         padding = torch.tensor(self.padding, device=device)[:, None]
         columns = torch.arange(self.width + token_ids.shape[1], device=device)[None]
@@ -111,7 +111,7 @@ class Lanes:
         out = model(input_ids=torch.from_numpy(token_ids).to(device), **arguments)
         self.cache = getattr(out, calls.cache_name)
         self.width += token_ids.shape[1]
-        return out.logits[:, -1]  # type: ignore[no-any-return]
+        return out.logits  # type: ignore[no-any-return]
 
     def select(self, lanes: Sequence[int]) -> int:
         """Keep only these lanes, in this order, and drop cached columns that are padding for all. Returns their number."""

@@ -141,7 +141,7 @@ def _served(model: PreTrainedModel, calls: Calls, ids: np.ndarray) -> Iterator[t
                 batches = [(two, [1]), (again, [0])]
             at[0] = first
         for lanes, members in batches:
-            logits = lanes.forward(model, np.array([[ids[m, at[m]]] for m in members], np.int64))
+            logits = lanes.forward(model, np.array([[ids[m, at[m]]] for m in members], np.int64))[:, -1]
             for member, row in zip(members, logits, strict=True):
                 yield member, at[member], row
                 at[member] += 1
@@ -154,6 +154,6 @@ def _prefilled(
     lanes, n = Lanes([0], calls), _LENGTHS[lane]
     cuts = (0, n // 2, n) if calls.chunks else (0, n)
     for start, end in pairwise(cuts):
-        logits = lanes.forward(model, np.ascontiguousarray(ids[lane : lane + 1, start:end]))
+        logits = lanes.forward(model, np.ascontiguousarray(ids[lane : lane + 1, start:end]))[:, -1]
         yield lane, end - 1, logits[0]
     return lanes

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from actscope.counters import counted, counting
 from actscope.engines.vllm.runners import PassBatch
 from actscope.errors import SettingsError
 from actscope.taps.tap import TapBuffers
@@ -45,8 +46,22 @@ class HostPass:
 Publish = Callable[[HostPass], None]
 
 
+@counting("copier")
+@dataclass(slots=True)
+class CopierCounts:
+    """Counts of what befell the copies from the device."""
+
+    failed_passes: int = counted(
+        "fault",
+        "Passes that were lost between the device and the rings, because their copies or their publishing failed.",
+        "See vLLM's log for the first one, and report it.",
+    )
+
+
 class HostCopier:
     """Copier for CPU models: makes no copies and calls `publish` synchronously."""
+
+    failed = 0  #: always: `publish` runs in the caller, who sees what it raises
 
     def __init__(self, buffers: TapBuffers) -> None:
         self._buffers = buffers
@@ -54,7 +69,7 @@ class HostCopier:
     def before_pass(self) -> None:
         """Do nothing: no copy is ever pending."""
 
-    def copy(self, batch: PassBatch, with_rows: bool, publish: Publish) -> bool:
+    def copy(self, batch: PassBatch, with_rows: bool, publish: Publish, lost: Callable[[], None]) -> bool:
         """Publish the pass synchronously. Always returns True: a CPU pass is never dropped."""
         buffers, n = self._buffers, batch.n_tokens
         on_host = HostPass(
@@ -78,15 +93,26 @@ class HostCopier:
 
 
 class CudaCopier:
-    """Copier for GPU models. At most `depth` (2 to 4) passes are in flight; further passes are dropped."""
+    """Copier for GPU models. At most `depth` (2 to 4) passes are in flight; further passes are dropped.
 
-    def __init__(self, buffers: TapBuffers, max_rows: int, max_requests: int, limit_bytes: float) -> None:
-        """Raise SettingsError if the raw rows of two passes do not fit into `limit_bytes` of pinned memory."""
+    Attributes:
+        failed: Passes whose copies were started and could not be published. Only the first one is logged.
+    """
+
+    def __init__(
+        self, buffers: TapBuffers, max_rows: int, max_requests: int, limit_bytes: float, *, rows: bool = True
+    ) -> None:
+        """Allocate the pinned memory; without `rows`, none for raw rows.
+
+        Raises SettingsError if the raw rows of two passes do not fit into `limit_bytes`.
+        """
         self._buffers = buffers
+        self.failed = 0
+        depth = depth_of(buffers, limit_bytes) if rows else _MOST_IN_FLIGHT
         self._stream = torch.cuda.Stream(buffers.board.device)  # type: ignore[no-untyped-call]
         self._free: queue.SimpleQueue[_Staging] = queue.SimpleQueue()
-        for _ in range(_depth(buffers, limit_bytes)):
-            self._free.put(_Staging.like(buffers, max_rows, max_requests))
+        for _ in range(depth):
+            self._free.put(_Staging.like(buffers, max_rows, max_requests, rows))
         self._pending: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._last: torch.cuda.Event | None = None
         self._thread = threading.Thread(target=self._run, name="actscope-copier", daemon=True)
@@ -97,8 +123,8 @@ class CudaCopier:
         if self._last is not None:
             torch.cuda.current_stream(self._buffers.board.device).wait_event(self._last)
 
-    def copy(self, batch: PassBatch, with_rows: bool, publish: Publish) -> bool:
-        """Start the copies on the side stream; `publish` runs on the copier thread when they are done.
+    def copy(self, batch: PassBatch, with_rows: bool, publish: Publish, lost: Callable[[], None]) -> bool:
+        """Start the copies on the side stream; `publish` runs on the copier thread when they are done, `lost` if they failed.
 
         Returns False if all pinned buffers are in use. The pass is then dropped, and the caller counts it.
         """
@@ -107,27 +133,40 @@ class CudaCopier:
         except queue.Empty:
             return False
         n = batch.n_tokens
-        self._stream.wait_stream(torch.cuda.current_stream(self._buffers.board.device))
-        with torch.cuda.stream(self._stream):
-            staging.take(self._buffers, batch, n, with_rows)
-            done = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            done.record(self._stream)
+        try:
+            done = self._start(staging, batch, n, with_rows)
+        except BaseException:  # what was started writes there before anything later on this stream does
+            self._free.put(staging)
+            raise
         self._last = done
         has_slots = batch.slots is not None
         n_rejected = 0 if batch.rejected is None else len(batch.rejected)
 
         def land() -> None:
             try:
-                done.synchronize()
-                publish(staging.on_host(self._buffers.n_columns, n, with_rows, has_slots, n_rejected))
-                batch.rejected = (
-                    None  # held until here so that the allocator could not reuse its memory before the copy
-                )
+                try:
+                    done.synchronize()
+                    on_host = staging.on_host(self._buffers.n_columns, n, with_rows, has_slots, n_rejected)
+                except Exception:
+                    lost()
+                    raise
+                publish(on_host)
+                # held until here so that the allocator could not reuse its memory before the copy
+                batch.rejected = None
             finally:
                 self._free.put(staging)
 
         self._pending.put(land)
         return True
+
+    def _start(self, staging: _Staging, batch: PassBatch, n: int, with_rows: bool) -> torch.cuda.Event:
+        """Enqueue the copies, and return the event that says that they are done."""
+        self._stream.wait_stream(torch.cuda.current_stream(self._buffers.board.device))
+        with torch.cuda.stream(self._stream):
+            staging.take(self._buffers, batch, n, with_rows)
+            done = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            done.record(self._stream)
+        return done
 
     def pass_over(self, publish: Callable[[], None]) -> None:
         """Publish a pass without rows, in order: on the copier thread, after the passes in flight."""
@@ -143,18 +182,27 @@ class CudaCopier:
             try:
                 land()
             except Exception:  # the boundary: a pass that cannot be published must not end the thread
-                log.exception("a pass could not be published")
+                self.failed += 1
+                if self.failed == 1:
+                    log.exception("a pass could not be published (further ones are only counted)")
 
 
-def _depth(buffers: TapBuffers, limit_bytes: float) -> int:
-    """Return how many passes may be in flight: 4, or fewer (but at least 2) if memory is limited."""
+#: Passes in flight if memory allows.
+_MOST_IN_FLIGHT = 4
+
+
+def depth_of(buffers: TapBuffers, limit_bytes: float) -> int:
+    """Return how many passes may be in flight: 4, or fewer (but at least 2) if memory is limited.
+
+    Raises SettingsError, with the sizes, if that is not enough for two.
+    """
     size = buffers.store.numel() * buffers.store.element_size()
     if 2 * size > limit_bytes:
         raise SettingsError(
             f"raw rows of a pass may take {size / 1e9:.2f} GB, and two passes are under way at least: that is more than "
             f"buffer_gb {limit_bytes / 1e9:.2f}. Tap fewer sites, lower --max-num-batched-tokens, or raise buffer_gb"
         )
-    return min(4, int(limit_bytes // size))
+    return min(_MOST_IN_FLIGHT, int(limit_bytes // size))
 
 
 @dataclass(slots=True)
@@ -170,15 +218,15 @@ class _Staging:
     rejected: Tensor
 
     @classmethod
-    def like(cls, buffers: TapBuffers, max_rows: int, max_requests: int) -> _Staging:
-        """Allocate pinned memory for up to `max_rows` rows and `max_requests` requests."""
+    def like(cls, buffers: TapBuffers, max_rows: int, max_requests: int, rows: bool = True) -> _Staging:
+        """Allocate pinned memory for up to `max_rows` rows and `max_requests` requests, and for raw rows if there are any."""
 
         def pinned(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
             return torch.empty(shape, dtype=dtype, pin_memory=True)
 
         return cls(
             pinned(tuple(buffers.board.shape), torch.float32),
-            pinned(tuple(buffers.store.shape), buffers.store.dtype),
+            pinned(tuple(buffers.store.shape) if rows else (0, buffers.store.shape[1]), buffers.store.dtype),
             pinned((max_rows,), torch.int64),
             pinned((max_rows,), torch.int32),
             pinned((max_rows,), torch.int64),

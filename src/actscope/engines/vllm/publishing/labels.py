@@ -36,6 +36,9 @@ class RequestState:
         name: Its name in the rings: `request`, or a shorter one for a long id.
         computed: Number of positions in the KV cache when the request was scheduled.
         blocks: Its KV blocks in the full-attention group.
+        next_position: Position after the last one that a labelled pass computed. KV slots from there on may hold rows that were
+            not seen.
+        last_step: Step of the last labelled pass that it took part in.
         prompt: Its prompt token ids, if scores of cached prompts are kept.
     """
 
@@ -51,6 +54,8 @@ class RequestState:
     labelled: bool = True
     computed: int = 0
     blocks: list[int] = field(default_factory=list)
+    next_position: int = 0
+    last_step: int = 0
     prompt: Sequence[int] | None = None
     name: str = ""
 
@@ -169,7 +174,7 @@ class Register:
         firsts = positions[ends - sizes].tolist() if known else []
         gaps = tuple((k, k.high, first) for k, first in zip(known, firsts, strict=True) if first > k.high)
         spans = self._spans(known, sizes, firsts, meta)
-        self._advance(known, sizes, ends, positions, rejected)
+        self._advance(known, sizes, ends, positions, rejected, step)
         return PassLabels(index, spans, meta, tuple(known), gaps)
 
     def _spans(
@@ -192,11 +197,14 @@ class Register:
         ends: np.ndarray,
         positions: np.ndarray,
         rejected: np.ndarray | None,
+        step: int,
     ) -> None:
         accepted = ends - 1 if rejected is None else ends - 1 - np.minimum(rejected, sizes)
         for k, last, n, row in zip(known, accepted.tolist(), sizes.tolist(), ends.tolist(), strict=True):
+            k.last_step = step
             if last >= row - n:
-                k.high = max(k.high, int(positions[last]) + 1)
+                k.next_position = int(positions[last]) + 1
+                k.high = max(k.high, k.next_position)
 
 
 def _mark_what_follows_the_end(known: RequestState, meta: np.ndarray) -> None:
@@ -254,5 +262,6 @@ def known_of(new: Any, group: int | None, *, rows: bool, has_options: bool) -> R
         labelled=new.prompt_embeds is None,
         computed=new.num_computed_tokens,
         blocks=blocks,
+        next_position=new.num_computed_tokens,
         prompt=new.prompt_token_ids if group is not None else None,
     )

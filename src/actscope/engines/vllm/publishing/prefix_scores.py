@@ -61,6 +61,14 @@ class PrefixScores:
         else:
             self._position[slots[(slots >= 0) & (slots < len(self._position))]] = -1
 
+    def forget_behind(self, known: RequestState) -> None:
+        """Invalidate the slots of a request into which passes that were not seen may have written: from its next position on."""
+        size = self._block_size
+        first = known.next_position // size
+        for index, block in enumerate(known.blocks[first:], first):
+            keep = max(0, known.next_position - index * size)
+            self._position[block * size + keep : (block + 1) * size] = -1
+
     def keep(self, slots: np.ndarray, meta: np.ndarray, scores: np.ndarray, generation: int) -> None:
         """Store the scores of rows computed into `slots`. Skips rejected rows and slots out of range."""
         good = (slots >= 0) & (slots < len(self._token)) & ((meta["flags"] & _REJECTED) == 0)
@@ -85,9 +93,11 @@ class PrefixScores:
         A slot is used only if it holds that position and, within the prompt, that token. Scores that predate a column's current
         probe are NaN.
         """
-        blocks = np.asarray(known.blocks, np.int64)
-        positions = np.arange(low, min(high, len(blocks) * self._block_size))
-        slots = blocks[positions // self._block_size] * self._block_size + positions % self._block_size
+        size = self._block_size
+        first, after = low // size, -(-high // size)  # a long prompt is looked up in parts: only the blocks of this one
+        blocks = np.asarray(known.blocks[first:after], np.int64)
+        positions = np.arange(low, max(low, min(high, len(known.blocks) * size)))
+        slots = blocks[positions // size - first] * size + positions % size
         good = self._position[slots] == positions
         if known.prompt is not None:
             expected = np.asarray(known.prompt[low : positions[-1] + 1] if len(positions) else [], np.int64)

@@ -22,9 +22,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from actscope.counters import Counter, counters_of
+from actscope.counters import Counter, counters_of, meanings
 from actscope.engines.controls import control_routes
-from actscope.engines.flights import flight_counters
+from actscope.engines.flights import RecordingCounts, flight_counters
 from actscope.engines.http import json_response, listening
 from actscope.engines.vllm.settings import VllmSettings
 from actscope.engines.vllm.sidecar.drain import DrainStats, RowDrain
@@ -33,18 +33,23 @@ from actscope.engines.vllm.sidecar.flight import open_recording
 from actscope.engines.vllm.sidecar.probe_registry import BankRegistry
 from actscope.engines.vllm.sidecar_protocol import (
     Alive,
+    Marked,
     RequestOptions,
+    RunningRequests,
     SetBank,
+    Settled,
     SidecarStart,
     Staged,
     Taken,
     WeightsChanged,
+    ids_are_plain,
     receive,
     send,
 )
-from actscope.errors import ActscopeError
+from actscope.errors import ActscopeError, SettingsError
 from actscope.probes import Bank, ProbedModel
 from actscope.recording.flight.recorder import FlightRecorder
+from actscope.recording.flight.stats import FlightStats
 from actscope.ring import discovery
 from actscope.ring.counter_files import CounterFile, publish_always
 from actscope.ring.segment import segment_path, unlink
@@ -55,8 +60,17 @@ from actscope.runtime.process import process_start
 log = logging.getLogger("actscope.vllm")
 
 _DYING_S = 2.0
-#: Counters that a sidecar which is started again carries on: their parts begin at 0 with it.
-_RESTARTED = ("drain_", "flight_", "recording_")
+#: How long to wait for a recording that cannot be opened.
+_IN_USE_S = 10.0
+#: What became of marked requests is told to the next sidecar, which goes on from it.
+_TOLD = ("whole_requests", "incomplete_requests", "lost_requests", "missed_ends")
+#: Counters that a sidecar which is started again carries on from the file: what counts them begins at 0 with it.
+_RESTARTED = (
+    "drain_steps",
+    "drain_rows",
+    "recording_",
+    *(f"flight_{name}" for name in meanings(FlightStats) if name not in _TOLD),
+)
 
 
 def main(fd: int) -> int:
@@ -94,6 +108,9 @@ class SidecarProcess:
         self._known = know(start.facts, self._settings)
         self._drain: RowDrain | None = None
         self._counter_file: CounterFile | None = None
+        self._no_recording = ""  # why there is none although there should be
+        self._unrecorded = start.counts
+        self._account: dict[str, int] = {}
         facts = start.facts
         bank = Bank(
             ProbedModel(self._known.name, self._known.revision, facts.d_model, facts.n_layers), self._settings.width
@@ -111,15 +128,12 @@ class SidecarProcess:
         else:
             self._registry.load(self._known.probes)
         self._registry.begin()
-        flight = open_recording(self._start, self._settings, self._known) if self._settings.record else None
+        flight = self._open_recording() if self._settings.record else None
         card = card_of(self._start, self._known)
         self._counter_file = CounterFile(
             card.id, "sidecar", lambda: self._counters(flight), part=card.part, log=log, carry=_RESTARTED
         )
         try:
-            if flight is not None and self._start.rows_ring:
-                self._drain = RowDrain(self._start, flight, self._tell_taken)
-                self._drain.start()
             path = Path(card.control.removeprefix("unix:"))
             path.unlink(missing_ok=True)  # left by a sidecar that died; the path is unique to this engine
             with listening(path) as listener:
@@ -131,6 +145,42 @@ class SidecarProcess:
                 flight.close()
             if not self._model_goes_on():
                 self._clear_up(card)
+
+    def _open_recording(self) -> FlightRecorder | None:
+        """Open the recording and begin to fill it. If it cannot be opened, log the reason and answer clients with it."""
+        try:
+            drain = RowDrain(self._start, self._tell) if self._start.rows_ring else None
+            flight = self._opened(drain)
+        except (ActscopeError, OSError) as error:
+            self._no_recording = str(error)
+            log.error("nothing is recorded: %s", error)
+            for options in self._start.wishes:
+                self._lose(options)
+            return None
+        if drain is not None:
+            drain.begin(flight)
+            self._drain = drain
+        return flight
+
+    def _opened(self, drain: RowDrain | None) -> FlightRecorder:
+        """Open the recording. Waits up to 10 seconds: the sidecar of a server that was just stopped may still be finishing it."""
+        until = time.monotonic() + _IN_USE_S
+        while True:
+            try:
+                return open_recording(self._start, self._settings, self._known, drain)
+            except ActscopeError as error:
+                if isinstance(error, SettingsError) or time.monotonic() > until:
+                    raise
+            time.sleep(0.5)  # another process has it; there is nothing to wait on
+
+    def _name_of(self, request: str) -> str:
+        return self._drain.recorded_name(request) if self._drain is not None else request
+
+    def _lose(self, options: RequestOptions) -> None:
+        """Count a request that was to be kept, where nothing is recorded."""
+        if options.keep:
+            self._unrecorded = msgspec.structs.replace(self._unrecorded, lost=self._unrecorded.lost + 1)
+            self._tell(Settled([options.request], self._unrecorded))
 
     def _model_goes_on(self) -> bool:
         """Return whether the model's process lives and its ring exists.
@@ -151,24 +201,54 @@ class SidecarProcess:
         if self._start.rows_ring:
             unlink(self._start.rows_ring)
 
-    def _tell_taken(self, step: int) -> None:
+    def _tell(self, message: Marked | Settled | Taken) -> None:
         with self._sending, contextlib.suppress(OSError):  # the model's process has ended: no reader is left
-            send(self._connection, Taken(step))
+            send(self._connection, message)
 
-    def _missed(self) -> dict[str, int]:
-        """Count raw rows that did not arrive: overwritten before they were read, or never in shared memory."""
-        stats = self._drain.stats() if self._drain is not None else DrainStats()
-        return {"missed_rows": stats.missed_rows, "unsent_rows": stats.dropped_rows}
+    def _counts(self) -> dict[str, object]:
+        """Return the counts of all sidecars of this engine, and those of the model's process as it last told them.
+
+        `missed_rows` were overwritten before they were read, `unsent_rows` never in shared memory. `kept_requests` are the marked
+        requests that have ended: `whole`, `incomplete` and `lost`.
+        """
+        counts = self._drain.counts() if self._drain is not None else self._unrecorded
+        return {
+            "missed_rows": counts.missed_rows,
+            "unsent_rows": counts.dropped_rows,
+            "late_options": counts.late_options,
+            "kept_requests": {"whole": counts.whole, "incomplete": counts.incomplete, "lost": counts.lost},
+            "sidecar_restarts": self._start.restarts,
+            "engine_counts": self._account,
+        }
+
+    def _control_routes(self, flight: FlightRecorder | None) -> list[Route]:
+        return control_routes(
+            self._registry, flight, also=self._counts, name_of=self._name_of, reason=self._no_recording
+        )
 
     def _counters(self, flight: FlightRecorder | None) -> list[Counter]:
-        return [*(counters_of(self._drain.stats()) if self._drain is not None else ()), *flight_counters(flight)]
+        """Return the counters of this process. Without a recording they say what was lost because of that."""
+        counts = self._unrecorded
+        if flight is not None:
+            return [*(counters_of(self._drain.stats()) if self._drain is not None else ()), *flight_counters(flight)]
+        lost = FlightStats(
+            whole_requests=counts.whole,
+            incomplete_requests=counts.incomplete,
+            lost_requests=counts.lost,
+            missed_ends=counts.missed_ends,
+        )
+        before = DrainStats(
+            missed_rows=counts.missed_rows, dropped_rows=counts.dropped_rows, late_options=counts.late_options
+        )
+        failed = RecordingCounts(failures=int(bool(self._no_recording)))
+        return [one for what in (lost, before, failed) for one in counters_of(what) if one.value]
 
     def _hand_over(self, message: SetBank) -> None:
         with self._sending:
             send(self._connection, message)
 
     async def _serve(self, listener: socket.socket, card: discovery.EngineCard, flight: FlightRecorder | None) -> None:
-        routes = [Route("/health", self._health), *control_routes(self._registry, flight, also=self._missed)]
+        routes = [Route("/health", self._health), *self._control_routes(flight)]
         config = uvicorn.Config(
             Starlette(routes=routes), log_level="warning", access_log=False, timeout_graceful_shutdown=2, lifespan="off"
         )
@@ -209,13 +289,19 @@ class SidecarProcess:
             elif isinstance(message, WeightsChanged):
                 self._start = msgspec.structs.replace(self._start, weights=message.version, refused=message.refused)
                 self._registry.refuse(message.refused)
-            elif isinstance(message, RequestOptions) and self._drain is not None:
-                self._drain.hear(message)
+            elif isinstance(message, RequestOptions):
+                self._drain.hear(message) if self._drain is not None else self._lose(message)
+            elif isinstance(message, RunningRequests):
+                self._account = message.account
+                if self._drain is not None:
+                    self._drain.hear_running(message)
         except Exception:
             log.exception("a message of the model's process could not be taken: %s", type(message).__name__)
 
     async def _health(self, http: Request) -> Response:
-        return json_response({"status": "ok", "refused": self._start.refused, "weights": self._start.weights})
+        """Answer with what is refused, and the counts of this engine (see `_counts`)."""
+        facts = {"refused": self._start.refused, "weights": self._start.weights}
+        return json_response({"status": "ok", **facts, "counts": self._counts()})
 
 
 def card_of(start: SidecarStart, known: KnownModel) -> discovery.EngineCard:
@@ -244,6 +330,9 @@ def card_of(start: SidecarStart, known: KnownModel) -> discovery.EngineCard:
         group=start.group,
         part=start.part,
         parts=start.parts,
+        replica=start.replica,
+        replicas=start.replicas,
+        plain_ids=ids_are_plain(),
     )
 
 

@@ -7,14 +7,28 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass, replace
 
+import msgspec
 import numpy as np
 
 from actscope.counters import counted, counting
-from actscope.engines.vllm.sidecar_protocol import RequestOptions, SidecarStart, external_id, row_layout
+from actscope.engines.vllm.sidecar.names import Names
+from actscope.engines.vllm.sidecar_protocol import (
+    MAX_OPTION_CHARS,
+    Marked,
+    RequestOptions,
+    RunningRequests,
+    Settled,
+    SidecarCounts,
+    SidecarStart,
+    Taken,
+    row_layout,
+)
 from actscope.errors import ActscopeError, RingError
 from actscope.frames import SCORES, Frame, Span, SpanFlag, Step
+from actscope.recording.flight.marks import MarkResult, Outcomes
 from actscope.recording.flight.recorder import FlightRecorder
 from actscope.ring.discovery import read_table
 from actscope.ring.host import RingReader, StepRecord
@@ -22,45 +36,23 @@ from actscope.sites import select
 
 log = logging.getLogger("actscope.vllm")
 
+#: Most running requests whose options are kept. Those of requests that have ended are removed.
 _REMEMBERED = 1 << 16
-#: How long to wait for a request's options after its first row, and for its first row after a mark.
-_OPTIONS_S, _MARK_WAITS_S = 1.0, 600.0
+#: How long to wait for a request's options after its first row.
+_OPTIONS_S = 1.0
 #: How often `Taken` is sent. Steps read after the last one are read again if the sidecar dies.
 _TELL_EVERY_S = 0.02
-
-
-class Names:
-    """Request names in recordings: the client's id, or the engine's own id if the client's was used before."""
-
-    def __init__(self, used: frozenset[str]) -> None:
-        self._used = set(used)
-        self._names: OrderedDict[str, str] = OrderedDict()
-        self._lock = threading.Lock()
-
-    def name(self, request: str) -> str:
-        """Return a request's name. Thread-safe; repeated calls return the same name."""
-        with self._lock:
-            return self._name(request)
-
-    def _name(self, request: str) -> str:
-        found = self._names.get(request)
-        if found is None:
-            external = external_id(request)
-            found = request if external in self._used else external
-            self._used.add(found)
-            self._names[request] = found
-            if len(self._names) > _REMEMBERED:
-                self._names.popitem(last=False)
-        return found
 
 
 @counting("drain")
 @dataclass(slots=True)
 class DrainStats:
-    """Exact counts. `missed_rows` were overwritten before they were read; `dropped_rows` never reached shared memory."""
+    """Exact counts. The last three are those of all sidecars of the engine (see `SidecarCounts`)."""
 
-    steps: int = counted("work", "Passes of raw rows that the sidecar read.")
-    rows: int = counted("work", "Raw rows that the sidecar read.")
+    steps: int = counted(
+        "work", "Passes of raw rows that the sidecar read; a new one reads those in shared memory again."
+    )
+    rows: int = counted("work", "Raw rows that the sidecar read; a new one reads those in shared memory again.")
     missed_rows: int = counted(
         "loss",
         "Raw rows that were overwritten in shared memory before the sidecar had read them; they are not recorded.",
@@ -71,31 +63,55 @@ class DrainStats:
         "Raw rows that were not put into shared memory, because their pass was larger than the ring or malformed.",
         "Raise ACTSCOPE_BUFFER_GB or the size of /dev/shm, or lower --max-num-batched-tokens.",
     )
+    late_options: int = counted(
+        "doubt",
+        "Requests whose recording options did not arrive in time, so that rows of all sites were recorded.",
+        "Give the engine's machine more cores; see sidecar_untold.",
+    )
 
 
 class RowDrain:
-    """One thread that copies rows from the ring of wide rows to `flight`.
+    """One thread that copies rows from the ring of wide rows to a flight recorder.
 
-    A request with a selection of sites gets only those.
+    A request with a selection of sites gets only those. As the recorder's `MarkWatch` it tells the model's process which requests
+    are marked and what became of them, so that the next sidecar knows if this one dies.
     """
 
-    def __init__(self, start: SidecarStart, flight: FlightRecorder, tell_taken: Callable[[int], None]) -> None:
-        self._start, self._flight, self._tell_taken = start, flight, tell_taken
+    def __init__(self, start: SidecarStart, tell: Callable[[Marked | Settled | Taken], None]) -> None:
+        """Attach to the ring. Call `begin` with the recorder before anything else."""
+        self._start, self._tell = start, tell
         self._taken, self._told_at = start.taken, 0.0
         self._reader = RingReader.attach(start.rows_ring, from_oldest=True)
+        self._overwritten = max(0, self._reader.next_row - start.taken_row)  # before this sidecar came
         self._heads = row_layout(start.columns, self._reader.spec.dtype)
-        self._names = Names(frozenset(flight.recorder.known_requests))
         self._options: OrderedDict[str, tuple[int, ...] | None] = OrderedDict()
         self._computing: OrderedDict[str, tuple[str, int]] = OrderedDict()
         self._heard = threading.Condition()
+        self._telling = threading.Lock()  # counts must not overtake each other on their way
+        self._late = start.counts.late_options
+        self._outcomes = start.counts
+        self._ran = frozenset(start.running)  # the last list of running requests, and those known here when it came
+        self._seen: list[str] = []
+        self._due: list[str] | None = None  # a newer list, and the step before which all must be read first
+        self._due_at: int | None = None
         self._untabled: set[int] = set()
         self._generation = -1
         self._missed = 0
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="actscope-drain", daemon=True)
 
-    def start(self) -> None:
-        """Start the thread."""
+    def begin(self, flight: FlightRecorder) -> None:
+        """Take up what the last sidecar knew, then start the thread."""
+        self._flight = flight
+        self._known = flight.recorder.known_requests
+        self._names = Names(self._known)
+        if self._overwritten and self._start.restarts:
+            log.warning("%d raw rows were overwritten while there was no sidecar to record them", self._overwritten)
+        for options in self._start.wishes:
+            if options.name:
+                self._names.resume(options.request, options.name)
+            self.hear(options)
+        self._seen = self._names.running()
         self._thread.start()
 
     def close(self) -> None:
@@ -107,10 +123,46 @@ class RowDrain:
         """Return the name of a request in the recording. Thread-safe; repeated calls return the same name."""
         return self._names.name(request)
 
+    def recorded_name(self, request: str) -> str:
+        """Return the name in the recording of a request that the engine knows by this id; else the id. Thread-safe."""
+        return self._names.recorded(request)
+
+    def counts(self) -> SidecarCounts:
+        """Return exact counts, those of earlier sidecars of this engine included."""
+        known, before = self._reader.stats(), self._start.counts
+        return msgspec.structs.replace(
+            self._outcomes,
+            missed_rows=before.missed_rows + self._overwritten + known.missed_rows,
+            dropped_rows=before.dropped_rows + known.dropped_rows,
+            late_options=self._late,
+        )
+
     def stats(self) -> DrainStats:
-        """Return exact counts since the drain attached to the ring."""
-        known = self._reader.stats()
-        return DrainStats(known.steps, known.rows, known.missed_rows, known.dropped_rows)
+        """Return what was read, and the exact counts of all sidecars of this engine."""
+        known, counts = self._reader.stats(), self.counts()
+        return DrainStats(known.steps, known.rows, counts.missed_rows, counts.dropped_rows, counts.late_options)
+
+    # --- MarkWatch, on the flight recorder's thread ---
+
+    def marked(self, request: str, why: str) -> None:
+        """Tell the model's process that a request is marked."""
+        engine_id = self._names.engine_id(request)
+        if engine_id is not None:
+            self._tell(Marked(engine_id, why[:MAX_OPTION_CHARS], request))
+
+    def settled(self, result: MarkResult, outcomes: Outcomes) -> None:
+        """Tell the model's process what became of a marked request. Before this it counts nowhere."""
+        engine_id = self._names.engine_id(result.request)
+        with self._telling:
+            self._outcomes = SidecarCounts(
+                whole=outcomes.whole,
+                incomplete=outcomes.incomplete,
+                lost=outcomes.lost,
+                missed_ends=outcomes.missed_ends,
+            )
+            self._tell(Settled([] if engine_id is None else [engine_id], self.counts()))
+
+    # --- messages of the model's process ---
 
     def hear(self, options: RequestOptions) -> None:
         """Store a request's options, note what computes it, and mark the request if it is to be kept."""
@@ -123,7 +175,46 @@ class RowDrain:
                 self._options.popitem(last=False)
             self._heard.notify_all()
         if options.keep:
-            self._flight.mark(name, options.keep, wait_seconds=_MARK_WAITS_S)
+            earlier = bool(options.name) and options.name in self._known
+            marking = self._flight.mark(name, options.keep, runs=True, earlier=earlier)
+            marking.add_done_callback(self._check_mark)
+
+    def _check_mark(self, marking: Future[MarkResult]) -> None:
+        """Log a mark that was refused; the flight recorder has counted the request as lost."""
+        error = marking.exception()
+        if error is not None and not self._stop.is_set():
+            log.error("a request is not kept: %s", error)
+
+    def hear_running(self, message: RunningRequests) -> None:
+        """Take the list of running requests. The drain's thread compares it once it has read all that was published before."""
+        self._due = message.requests
+
+    def _reconcile(self) -> None:
+        """End the requests that the model's process does not run any more, if their ends should have arrived.
+
+        Their last rows may still be on their way from the device when it has forgotten them, and a new request may be seen here
+        before it is in the list. So a request is over if it was known at the last list, and is in neither of the two.
+        """
+        due, reader = self._due, self._reader
+        if due is None:
+            return
+        if self._due_at is None:
+            self._due_at = reader.published
+        if reader.next_step < self._due_at:
+            return
+        self._due = self._due_at = None
+        now = frozenset(due)
+        over = [request for request in self._seen if request not in now and request not in self._ran]
+        self._flight.end_missed(self._names.known(over))
+        for request in over:
+            self._forget(request)
+        self._ran, self._seen = now, self._names.running()
+
+    def _forget(self, request: str) -> None:
+        self._names.end(request)
+        self._computing.pop(request, None)
+        with self._heard:
+            self._options.pop(request, None)
 
     def _new_notes(self, options: RequestOptions) -> list[str]:
         """Return what computes a request, as far as that was not noted yet."""
@@ -155,12 +246,14 @@ class RowDrain:
             known = span.request in self._options
             if not known and not self._heard.wait_for(lambda: span.request in self._options, _OPTIONS_S):
                 self._options[span.request] = None  # do not wait again: all sites from now on
+                self._late += 1
             return self._options[span.request]
 
     def _run(self) -> None:
         while True:
             ending = self._stop.is_set()
             try:
+                self._reconcile()
                 batch = self._reader.read()
             except RingError as error:
                 log.error("raw rows: %s; no more are recorded", error)
@@ -180,7 +273,8 @@ class RowDrain:
             self._taken = batch.steps[-1].number
             if time.monotonic() - self._told_at > _TELL_EVERY_S:
                 self._told_at = time.monotonic()
-                self._tell_taken(self._taken)
+                with self._telling:
+                    self._tell(Taken(self._taken, self._reader.next_row, self.counts()))
             self._tell_of_missed()
 
     def _tell_of_missed(self) -> None:
@@ -199,6 +293,9 @@ class RowDrain:
             groups.setdefault(self._wish_of(span), []).append(replace(span, flags=span.flags & ~SpanFlag.HAS_OPTIONS))
         for sites, spans in groups.items():
             self._write(step, sites, spans, whole=len(groups) == 1)
+        for span in step.spans:
+            if SpanFlag.END in span.flags:
+                self._forget(span.request)
 
     def _learn(self, generation: int) -> None:
         """Load a generation's probe table, so that triggers read the right columns."""

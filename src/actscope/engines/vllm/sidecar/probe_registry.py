@@ -15,7 +15,7 @@ import numpy as np
 from actscope.engines.controls import shown
 from actscope.engines.vllm.sidecar_protocol import SetBank, SidecarStart, SiteBank
 from actscope.errors import ActscopeError, EngineError, ProbeError, RequestRefused
-from actscope.probes import ACTIVATIONS, Bank, Probe, load_probes
+from actscope.probes import ACTIVATIONS, Bank, Probe, load_probes, log_left_out
 from actscope.probes.bank import DescribedProbe
 
 T = TypeVar("T")
@@ -80,7 +80,7 @@ class BankRegistry:
         """Load probes at start. A probe that does not fit is logged; the others are loaded."""
         for directory in directories:
             try:
-                found = load_probes(directory)
+                found = load_probes(directory, log_left_out)
                 if not found:
                     log.warning("%s: no probes there", directory)
             except ActscopeError as error:

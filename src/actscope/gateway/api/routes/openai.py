@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -19,10 +20,14 @@ from actscope.gateway.api.completion_request import (
     read_call,
 )
 from actscope.gateway.api.dependencies import Gateway, Here
+from actscope.gateway.api.payloads import encode
+from actscope.gateway.scores.request_log import RequestLog
 from actscope.gateway.upstream.controls import error_code, error_message
 from actscope.gateway.upstream.engine import EngineConnection
 from actscope.gateway.upstream.headers import forwarded
+from actscope.gateway.upstream.upstream import json_object
 from actscope.serving.errors import Problem
+from actscope.serving.json_body import JsonRoute
 
 #: Answers by status, as FastAPI documents them.
 Responses = dict[int | str, dict[str, Any]]
@@ -31,7 +36,10 @@ ERRORS: Responses = {status: {"model": models.ErrorBody} for status in (400, 401
 #: Time in seconds that a mark waits for its request, which is sent after it.
 _MARK_WAITS_SECONDS = 60.0
 
-router = APIRouter(tags=["openai"], responses=ERRORS)
+#: Number of requests that an error names.
+_NAMED = 32
+
+router = APIRouter(tags=["openai"], responses=ERRORS, route_class=JsonRoute)
 
 
 def _answers(whole: type, chunk: type) -> Responses:
@@ -63,19 +71,44 @@ async def list_models(gateway: Here) -> Response:
     return Response(body, status, media_type="application/json")
 
 
+@router.get("/v1/models/{id:path}", response_model=models.Model)
+async def get_model(id: str, gateway: Here) -> Response:
+    """Return one of the engine's models."""
+    status, body = await gateway.upstream.ask("GET", "/v1/models")
+    if status != 200:
+        return Response(body, status, media_type="application/json")
+    listed = json_object(body).get("data")
+    found = [model for model in listed if isinstance(model, dict)] if isinstance(listed, list) else []
+    model = next((model for model in found if model.get("id") == id), None)
+    if model is None:
+        served = ", ".join(f"`{one.get('id')}`" for one in found)
+        message = f"The model `{id[:200]}` does not exist; this server has {served or 'none'}"
+        raise Problem(404, message, param="model", code="model_not_found")
+    return Response(encode(model), media_type="application/json")
+
+
 async def _complete(path: str, request: Request, gateway: Gateway) -> Response:
     settings, engine = gateway.settings, gateway.upstream.engine
     call = read_call(path, await request.body(), settings.max_n, engine.kind if engine else "")
     engine = engine or gateway.upstream.require()
+    await admit(call, engine, gateway)
+    headers = forwarded(request.headers)
+    return CompletionResponse(call, gateway.upstream, engine, gateway.sessions, settings.row_grace_seconds, headers)
+
+
+async def admit(call: Call, engine: EngineConnection, gateway: Gateway) -> None:
+    """Check what a call asks for, and that there is room for it. Sends its mark if the engine needs one.
+
+    Raises:
+        Problem: 400 if the engine does not have what is asked for, 429 if too many completions run.
+    """
     if call.ask is not None:
         await _check_probes(call.ask, engine)
         await _check_features(call.ask, engine)
         await _record(call, call.ask, engine, gateway)
-    if gateway.sessions.n_in_flight >= settings.max_in_flight:
-        message = f"at most {settings.max_in_flight} completions may run at once: try again"
+    if gateway.sessions.n_in_flight >= gateway.settings.max_in_flight:
+        message = f"at most {gateway.settings.max_in_flight} completions may run at once: try again"
         raise Problem(429, message, code="too_many_requests", headers={"Retry-After": "1"})
-    headers = forwarded(request.headers)
-    return CompletionResponse(call, gateway.upstream, engine, gateway.sessions, settings.row_grace_seconds, headers)
 
 
 async def _record(call: Call, ask: CompletionRequest, engine: EngineConnection, gateway: Gateway) -> None:
@@ -114,6 +147,14 @@ async def _check_features(ask: CompletionRequest, engine: EngineConnection) -> N
     """Raise Problem (400) if features are requested and the engine has no SAE. Before that, the table is fetched again."""
     if ask.features and engine.table.columns.sae is None and (await engine.refresh_table()).columns.sae is None:
         raise no_features("actscope.features")
+
+
+def several_requests(name: str, logs: Sequence[RequestLog], verb: str) -> Problem:
+    """Return the error (404) for a name of several requests: a response with several choices, or an id that requests share."""
+    named = ", ".join(log.request for log in logs[:_NAMED]) + (" …" if len(logs) > _NAMED else "")
+    are_choices = len({log.external for log in logs}) == len(logs)
+    what = f"{name} has {len(logs)} choices" if are_choices else f"{name} is the X-Request-Id of {len(logs)} requests"
+    return Problem(404, f"{what}; {verb} one of {named}", code="several_requests")
 
 
 def no_features(param: str) -> Problem:

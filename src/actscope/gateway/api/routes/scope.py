@@ -16,14 +16,20 @@ from actscope.gateway.api import schemas as models
 from actscope.gateway.api.dependencies import Gateway, Here
 from actscope.gateway.api.events import EventStream, resume_point
 from actscope.gateway.api.payloads import encode, whole
-from actscope.gateway.api.routes.openai import ERRORS, Responses, no_features
+from actscope.gateway.api.replica_schemas import ReplicaInfo, RingCounts
+from actscope.gateway.api.routes.openai import ERRORS, Responses, no_features, several_requests
 from actscope.gateway.api.wire import WireRequest
 from actscope.gateway.counters.reports import MEDIA_TYPE, prometheus_text, sources_of, troubles_of
+from actscope.gateway.scores.matcher import read_of
+from actscope.gateway.scores.replica import Replica
 from actscope.gateway.scores.request_log import RequestLog
+from actscope.gateway.upstream.discovery import Cards
+from actscope.gateway.upstream.engine import EngineConnection
 from actscope.gateway.upstream.upstream import json_object
 from actscope.serving.errors import Problem
+from actscope.serving.json_body import JsonRoute
 
-router = APIRouter(tags=["actscope"], responses=ERRORS)
+router = APIRouter(tags=["actscope"], responses=ERRORS, route_class=JsonRoute)
 
 ProbeId = Annotated[str, PathParam(pattern=r"^[A-Za-z0-9._-]{1,128}$", description="letters, digits, `.`, `_`, `-`")]
 
@@ -55,13 +61,16 @@ async def get_info(gateway: Here) -> models.Info:
     """Return the engine behind the gateway, the gateway's limits, and counts of the rows read from the ring."""
     settings, engine = gateway.settings, gateway.upstream.engine
     limits = models.Limits(**{name: getattr(settings, name) for name in models.Limits.model_fields})
-    counts = models.RingCounts(**asdict(engine.matcher.counts())) if engine and engine.matcher else None
+    counts = RingCounts(**asdict(engine.matcher.counts())) if engine and engine.matcher else None
     reports = await gateway.counters.all()
     return models.Info(
         version=__version__,
         engine=_engine_info(gateway),
         limits=limits,
         ring=counts,
+        replicas=[_replica_info(engine, cards) for cards in engine.found.replicas] if engine else [],
+        replicas_expected=engine.found.expected if engine else 0,
+        scores=engine.without_scores if engine else "the engine is not up",
         counters=sources_of(reports),
         troubles=troubles_of(reports),
     )
@@ -72,6 +81,26 @@ async def get_metrics(gateway: Here) -> Response:
     """Return all counters of the gateway and its engine in Prometheus' text format. `/metrics` is the engine's own."""
     up = gateway.upstream.engine is not None
     return Response(prometheus_text(await gateway.counters.all(), engine_is_up=up), media_type=MEDIA_TYPE)
+
+
+def _replica_info(engine: EngineConnection, cards: Cards) -> ReplicaInfo:
+    first = cards[0]
+    replica = next((r for r in engine.matcher.replicas if r.id == first.id), None) if engine.matcher else None
+    unread, silent = engine.unread_of(first.id), engine.controls.silent.get(first.id)
+    silent = silent and f"its control API does not answer: {silent}"
+    return ReplicaInfo(
+        id=first.id,
+        replica=first.replica,
+        model=first.model,
+        pid=first.pid,
+        device=first.device,
+        scores="unreadable" if unread else "read",
+        controls="silent" if silent else "answer",
+        why="; ".join(filter(None, (unread, silent, _other_probes(engine, replica)))) or None,
+        generation=replica.table.generation if replica else None,
+        probes=list(replica.table.columns.ids) if replica else [],
+        ring=RingCounts(**asdict(read_of(replica))) if replica else None,
+    )
 
 
 def _engine_info(gateway: Gateway) -> models.EngineInfo:
@@ -88,15 +117,26 @@ def _engine_info(gateway: Gateway) -> models.EngineInfo:
     )
 
 
+def _other_probes(engine: EngineConnection, replica: Replica | None) -> str:
+    """Return a text if an engine's probes are not those of the first engine, which `GET /v1/actscope/probes` lists; else ""."""
+    first = engine.matcher.replicas[0] if engine.matcher and engine.matcher.replicas else None
+    if replica is None or first is None or replica.table.digests == first.table.digests:
+        return ""
+    ours, theirs = replica.table.digests, first.table.digests
+    names = sorted(name for name in {*ours, *theirs} if ours.get(name) != theirs.get(name))
+    return f"probes that are not those of engine {first.id}: {', '.join(names[:8])}; put or remove them again for all engines"
+
+
 @router.get("/v1/actscope/probes", response_model=models.Probes)
 async def list_probes(gateway: Here) -> Response:
     """List the probes that the engine has loaded."""
     status, body = await gateway.upstream.control(lambda c: c.probes())
-    if status == 404 and not gateway.upstream.require().found.cards:  # it runs without actscope, so it has no probes
+    if status == 404 and not gateway.upstream.require().found.replicas:  # it runs without actscope, so it has no probes
         status, body = 200, encode({"generation": 0, "probes": []})
     if status != 200:
         return _pass(status, body)
     found = json_object(body)
+    found.pop("digests", None)
     found.pop("features", None)  # columns of the ring are internal; `info` describes the SAE
     _show(gateway, found.get("probes", ()), learn=True)
     return Response(encode(found), media_type="application/json")
@@ -112,6 +152,11 @@ def _show(gateway: Gateway, probes: Sequence[MutableMapping[str, object]], *, le
     matcher = gateway.upstream.require().matcher
     if matcher is None:
         return
+    if matcher.versions.are_shared:  # the engines count generations apart
+        columns = matcher.table.columns
+        numbers = dict(zip(columns.ids, columns.since, strict=True))
+        for probe in probes:
+            probe["since"] = numbers.get(str(probe["id"]), probe.get("since", 0))
     without = [probe for probe in probes if probe.get("range") is None]
     versions = [(str(probe["id"]), int(str(probe.get("since", 0)))) for probe in without]
     if learn:
@@ -135,7 +180,7 @@ async def delete_probe(id: ProbeId, gateway: Here) -> Response:
 
 async def _changed(gateway: Gateway, status: int, answer: bytes) -> Response:
     """Return the engine's answer, and fetch its new probe table."""
-    if status in (404, 405) and not gateway.upstream.require().found.cards:
+    if status in (404, 405) and not gateway.upstream.require().found.replicas:
         raise Problem(409, "the engine runs without actscope: it has no probes", code="no_probes")
     if status >= 300:
         return _pass(status, answer)
@@ -227,11 +272,9 @@ def _log(gateway: Gateway, request: str) -> RequestLog:
     log = gateway.sessions.get(request)
     if log is not None:
         return log
-    choices = gateway.sessions.choices(request)
-    if choices:
-        raise Problem(
-            404, f"{request} has {len(choices)} choices; ask for one of {', '.join(choices)}", code="request_not_found"
-        )
+    several = gateway.sessions.candidates(request)
+    if several:
+        raise several_requests(request, several, "ask for")
     if gateway.sessions.was_forgotten(request):
         raise Problem(410, f"request {request} is no longer in the log", code="gone")
     raise Problem(404, f"no request {request[:200]!r}", code="request_not_found")

@@ -1,0 +1,35 @@
+"""Write the lists of fields in docs/openai-api.md from the code: `python scripts/api_tables.py`."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from actscope.engines.hf.api.fields import REFUSED, WITHOUT_EFFECT
+
+PAGE = Path(__file__).parents[1] / "docs/openai-api.md"
+
+
+def refused() -> str:
+    """Return the rows of the table of refused fields, those with one reason together."""
+    reasons: dict[str, list[str]] = {}
+    for name, (reason, _) in REFUSED.items():
+        reasons.setdefault(reason, []).append(f"`{name}`")
+    return "\n".join(f"| {', '.join(sorted(names))} | {reason} |" for reason, names in reasons.items())
+
+
+def without_effect() -> str:
+    """Return the list of fields without effect."""
+    return ", ".join(f"`{name}`" for name in sorted(WITHOUT_EFFECT)) + "."
+
+
+def written(page: str) -> str:
+    """Return the page with both lists as the code has them."""
+    for name, text in (("refused", refused()), ("without", without_effect())):
+        pattern = rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)"
+        page = re.sub(pattern, lambda found, text=text: f"{found[1]}{text}\n{found[2]}", page, flags=re.DOTALL)
+    return page
+
+
+if __name__ == "__main__":
+    PAGE.write_text(written(PAGE.read_text(encoding="utf-8")), encoding="utf-8")

@@ -1,0 +1,255 @@
+"""Fields of completion requests: those that are honoured, those that are refused by name, and those without effect.
+
+Every field of OpenAI's requests and of vLLM's extensions is in one of the three lists; a test compares them. A field in none of
+them is accepted with a warning in the log, as vLLM does.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from typing import TypeVar
+
+import msgspec
+from msgspec import Raw
+
+from actscope.errors import RequestRefused
+
+_log = logging.getLogger("actscope.engine")
+
+
+class StreamingOptions(msgspec.Struct):
+    """OpenAI's `stream_options`, with vLLM's `continuous_usage_stats`."""
+
+    include_usage: bool | None = None
+    continuous_usage_stats: bool | None = None
+
+
+class Body(msgspec.Struct, kw_only=True):
+    """Honoured fields that all requests share. null means the same as an absent field."""
+
+    model: str | None = None
+    stream: bool | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    repetition_penalty: float | None = None
+    seed: int | None = None
+    stop: str | list[str] | None = None
+    stop_token_ids: list[int] | None = None
+    include_stop_str_in_output: bool | None = None
+    ignore_eos: bool | None = None
+    skip_special_tokens: bool | None = None
+    logit_bias: dict[str, float] | None = None
+
+
+class _Completing(Body, kw_only=True):
+    """Honoured fields that chat and text completions share."""
+
+    stream_options: StreamingOptions | None = None
+    max_tokens: int | None = None
+    min_tokens: int | None = None
+    n: int | None = None
+    best_of: int | None = None
+    allowed_token_ids: list[int] | None = None
+    bad_words: list[str] | None = None
+    add_special_tokens: bool | None = None
+    truncate_prompt_tokens: int | None = None
+    truncation_side: str | None = None
+    echo: bool | None = None
+    prompt_logprobs: int | None = None
+    return_token_ids: bool | None = None
+    return_tokens_as_token_ids: bool | None = None
+    response_format: dict[str, object] | None = None
+
+
+class ChatBody(_Completing, kw_only=True):
+    """Honoured fields of a chat completion request."""
+
+    messages: list[dict[str, object]]
+    max_completion_tokens: int | None = None
+    logprobs: bool | int | None = None
+    top_logprobs: int | None = None
+    tools: list[dict[str, object]] | None = None
+    tool_choice: str | dict[str, object] | None = None
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
+    chat_template_kwargs: dict[str, object] | None = None
+    documents: list[dict[str, object]] | None = None
+    reasoning_effort: str | None = None
+    return_prompt_text: bool | None = None
+
+
+class CompletionBody(_Completing, kw_only=True):
+    """Honoured fields of a text completion request."""
+
+    prompt: str | list[str | int | list[int]] | None = None
+    logprobs: int | None = None
+
+
+class ResponsesBody(Body, kw_only=True):
+    """Honoured fields of a request of the Responses API."""
+
+    input: str | list[dict[str, object]]
+    instructions: str | None = None
+    max_output_tokens: int | None = None
+    text: dict[str, object] | None = None
+    reasoning: dict[str, object] | None = None
+    include: list[str] | None = None
+    top_logprobs: int | None = None
+    truncation: str | None = None
+    tools: list[dict[str, object]] | None = None
+    tool_choice: str | dict[str, object] | None = None
+    chat_template_kwargs: dict[str, object] | None = None
+    request_id: str | None = None
+    metadata: dict[str, object] | None = None
+    parallel_tool_calls: bool | None = None
+    service_tier: str | None = None
+    user: str | None = None
+
+
+class MessagesBody(Body, kw_only=True):
+    """Honoured fields of a request of the Messages API (Anthropic's). `stop` is its `stop_sequences`."""
+
+    messages: list[dict[str, object]]
+    max_tokens: int
+    system: str | list[dict[str, object]] | None = None
+    stop_sequences: list[str] | None = None
+    thinking: dict[str, object] | None = None
+    output_config: dict[str, object] | None = None
+    tools: list[dict[str, object]] | None = None
+    tool_choice: dict[str, object] | None = None
+    chat_template_kwargs: dict[str, object] | None = None
+
+
+#: Accepted, without effect on the answer: labels and hints for other servers, options of features that this engine does not have
+#: (a prefix cache, parsers of reasoning and tool calls, beam search, rendering), and chunk sizes.
+WITHOUT_EFFECT = frozenset(
+    {
+        "cache_salt", "include_reasoning", "length_penalty", "max_tool_calls", "metadata", "mm_payload",
+        "parallel_tool_calls", "prediction", "prompt_cache_key", "prompt_cache_options", "prompt_cache_retention", "request_id",
+        "return_mm_kwargs", "return_token_offsets", "routed_experts_prompt_start", "safety_identifier", "service_tier",
+        "session_id", "spaces_between_special_tokens", "store", "stream_interval", "stream_options", "user",
+    }
+)  # fmt: skip
+
+_CONSTRAINED = "this engine does not constrain answers to a grammar; vLLM does"
+_TOOLS = "this engine does not parse tool calls; vLLM does"
+_UPLOADS = "this engine takes text only"
+_STATE = "this engine keeps no answers: send the whole conversation in `input`"
+_SAMPLERS = "this engine has no such sampler"
+
+#: Fields that would change the answer, and that this engine cannot honour: the reason, and values that mean nothing. Refused
+#: unless null, false, empty, or one of these values. The first part is OpenAI's and vLLM's, the second part other servers'.
+REFUSED: dict[str, tuple[str, tuple[object, ...]]] = {
+    "access_programs": ("this engine has no such programs", ()),
+    "audio": (_UPLOADS, ()),
+    "background": (_STATE, ()),
+    "chat_template": ("templates of clients are programs, which this engine does not run", ()),
+    "context_management": (_STATE, ()),
+    "conversation": (_STATE, ()),
+    "ec_transfer_params": ("this engine transfers no caches", ()),
+    "enable_response_messages": ("this engine does not return them", ()),
+    "function_call": (_TOOLS, ("none", "auto")),
+    "functions": (_TOOLS, ()),
+    "guided_choice": (_CONSTRAINED, ()),
+    "guided_decoding_backend": (_CONSTRAINED, ()),
+    "guided_grammar": (_CONSTRAINED, ()),
+    "guided_json": (_CONSTRAINED, ()),
+    "guided_regex": (_CONSTRAINED, ()),
+    "guided_whitespace_pattern": (_CONSTRAINED, ()),
+    "image": (_UPLOADS, ()),
+    "kv_transfer_params": ("this engine transfers no caches", ()),
+    "logprob_token_ids": ("this engine returns the log-probabilities of the most likely tokens only", ()),
+    "media_io_kwargs": (_UPLOADS, ()),
+    "mm_processor_kwargs": (_UPLOADS, ()),
+    "modalities": (_UPLOADS, (["text"],)),
+    "moderation": ("this engine does not moderate", ()),
+    "previous_input_messages": (_STATE, ()),
+    "previous_response_id": (_STATE, ()),
+    "priority": ("this engine runs requests in the order of their arrival", (0,)),
+    "prompt_embeds": ("this engine takes prompts as text or token ids", ()),
+    "repetition_detection": ("this engine does not end answers that repeat themselves", ()),
+    "structured_outputs": (_CONSTRAINED, ()),
+    "suffix": ("this engine does not insert", ()),
+    "thinking_token_budget": ("this engine does not limit reasoning", (-1,)),
+    "use_beam_search": ("this engine samples", ()),
+    "verbosity": ("this engine has no such hint: say it in a message", ("medium",)),
+    "vllm_xargs": ("they are for vLLM's extensions; options of actscope go into the field `actscope`", ()),
+    "watermarking": ("this engine sets no watermarks", ()),
+    "web_search_options": ("this engine does not search", ()),
+    "dry_multiplier": (_SAMPLERS, (0, 0.0)),
+    "ebnf": (_CONSTRAINED, ()),
+    "grammar": (_CONSTRAINED, ()),
+    "json_schema": (_CONSTRAINED, ()),
+    "lora_path": ("this engine loads no adapters", ()),
+    "min_new_tokens": ("say min_tokens", (0,)),
+    "mirostat": (_SAMPLERS, (0,)),
+    "regex": (_CONSTRAINED, ()),
+    "repeat_penalty": ("say repetition_penalty", (1, 1.0)),
+    "tfs_z": (_SAMPLERS, (1, 1.0)),
+    "top_a": (_SAMPLERS, (0, 0.0)),
+    "typical_p": (_SAMPLERS, (1, 1.0)),
+    "xtc_probability": (_SAMPLERS, (0, 0.0)),
+}  # fmt: skip
+
+#: Fields that are honoured in one API only, and a value that means nothing.
+ELSEWHERE = {name: (1,) if name in ("n", "best_of") else () for body in (ChatBody, CompletionBody, ResponsesBody, MessagesBody)
+              for name in body.__struct_fields__}  # fmt: skip
+
+#: Unknown fields that were warned of. The bound keeps clients from filling memory and log.
+_MOST_WARNED = 200
+_warned: set[str] = set()
+
+B = TypeVar("B", ChatBody, CompletionBody, ResponsesBody, MessagesBody)
+
+
+def decode_body(raw: bytes, kind: type[B]) -> B:
+    """Decode and check the body of a request.
+
+    Args:
+        raw: The body as JSON.
+        kind: Class of its honoured fields.
+
+    Raises:
+        RequestRefused: It is not JSON, a field has another type, or a field is refused. The error names the field.
+    """
+    try:
+        body = msgspec.json.decode(raw, type=kind)
+        others = msgspec.json.decode(raw, type=dict[str, Raw])
+        for name in others.keys() - set(kind.__struct_fields__):
+            _check_other(name, others[name])
+    except msgspec.ValidationError as error:
+        where = re.search(r"`\$\.(\w+)", str(error)) or re.search(r"required field `(\w+)`", str(error))
+        raise RequestRefused(str(error).replace("$.", ""), param=where[1] if where else None) from error
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
+        raise RequestRefused(f"the body is not valid JSON: {error}") from error
+    return body
+
+
+def _check_other(name: str, raw: Raw) -> None:
+    """Refuse a field that is not honoured, unless it cannot change the answer. Warn of an unknown one."""
+    if name in WITHOUT_EFFECT:
+        return
+    if name in REFUSED or name in ELSEWHERE:
+        reason, neutral = REFUSED.get(name) or ("this API does not have it", ELSEWHERE[name])
+        if not means_nothing(msgspec.json.decode(raw), neutral):
+            raise refuse(name, f"not supported: {reason}. Leave it out.")
+    elif name not in _warned and len(_warned) < _MOST_WARNED:
+        _warned.add(name)
+        _log.warning("a request has the unknown field %.100r, which has no effect (told once)", name)
+
+
+def means_nothing(value: object, neutral: tuple[object, ...] = ()) -> bool:
+    """Return whether a value of a field means the same as its absence: null, false, empty, or one of `neutral`."""
+    if value is None or value is False or value in ("", [], {}):
+        return True
+    return any(type(value) is type(one) and value == one for one in neutral)
+
+
+def refuse(param: str, message: str) -> RequestRefused:
+    """Return the error for a field, whose name begins the message."""
+    return RequestRefused(f"{param}: {message}", param=param)

@@ -1,0 +1,152 @@
+"""The Messages API (Anthropic's) for text, as vLLM serves it: requests, and their answers, whole or as events."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import msgspec
+
+from actscope.engines.hf.api.answers import Choice
+from actscope.engines.hf.api.fields import ChatBody, MessagesBody, decode_body, means_nothing, refuse
+from actscope.engines.hf.api.jobs import check_model, fitting, job_id, sampling_of
+from actscope.engines.hf.api.prompts import content_text, render_chat
+from actscope.engines.hf.engine import Engine
+from actscope.engines.hf.request import Output, Request
+from actscope.errors import RequestRefused
+
+_REASONS = {"stop": "end_turn", "length": "max_tokens"}
+
+
+def message_job(engine: Engine, raw: bytes, request_id: str | None) -> MessageJob:
+    """Parse the body of a request. Raises RequestRefused, which names the field, if it is invalid or unsupported."""
+    body = decode_body(raw, MessagesBody)
+    check_model(engine, body.model)
+    _check(body)
+    body.stop = body.stop_sequences or body.stop
+    chat = render_chat(engine.loaded, _as_chat(body))
+    ids, room = fitting(engine, chat.prompt.ids, body.max_tokens, None, None)
+    name = job_id("chat", request_id or uuid.uuid4().hex)
+    choice = Choice(0, Request(name, ids, sampling_of(engine, body, room)))
+    return MessageJob(name, engine.loaded.name, [choice], bool(body.stream))
+
+
+def _check(body: MessagesBody) -> None:
+    choice = body.tool_choice or {}
+    if body.tools and choice.get("type") != "none":
+        raise refuse("tools", "not supported: this engine does not parse tool calls; vLLM does. Leave it out.")
+    if not means_nothing((body.thinking or {}).get("type"), ("disabled", "adaptive")):
+        raise refuse("thinking", "not supported: this engine does not limit reasoning. Leave it out.")
+    if not means_nothing((body.output_config or {}).get("format")):
+        raise refuse("output_config", "format: this engine does not constrain answers; vLLM does. Leave it out.")
+
+
+def _as_chat(body: MessagesBody) -> ChatBody:
+    """Return the conversation as a chat."""
+    messages: list[dict[str, object]] = []
+    if body.system:
+        messages.append({"role": "system", "content": content_text("system", body.system)})
+    for i, message in enumerate(body.messages):
+        messages += _plain(f"messages[{i}]", message)
+    effort = (body.output_config or {}).get("effort")
+    return ChatBody(
+        messages=messages,
+        chat_template_kwargs=body.chat_template_kwargs,
+        reasoning_effort=effort if isinstance(effort, str) else None,
+    )
+
+
+def _plain(where: str, message: dict[str, object]) -> list[dict[str, object]]:
+    """Return a message in the form of chat completions: results of tools first, then its text with its calls."""
+    content, role = message.get("content"), message.get("role")
+    if not isinstance(content, list):
+        return [{"role": role, "content": content}]
+    blocks = [block for block in content if isinstance(block, dict)]
+    results = [block for block in blocks if block.get("type") == "tool_result"]
+    calls = [block for block in blocks if block.get("type") == "tool_use"]
+    texts = [part for part in content if part not in results and part not in calls]
+    found: list[dict[str, object]] = [
+        {"role": "tool", "tool_call_id": r.get("tool_use_id"), "content": content_text(where, r.get("content"))}
+        for r in results
+    ]
+    if texts or calls:
+        found.append({"role": role, "content": content_text(where, texts), "tool_calls": list(map(_call, calls))})
+    if not found:
+        raise RequestRefused(f"{where}.content: expected text, found an empty list", param="messages")
+    return found
+
+
+def _call(block: Mapping[str, object]) -> dict[str, object]:
+    function = {"name": block.get("name"), "arguments": block.get("input")}
+    return {"id": block.get("id"), "type": "function", "function": function}
+
+
+@dataclass(slots=True)
+class MessageJob:
+    """One request of the Messages API: its sequence, and the events and the object of its answer."""
+
+    id: str
+    model: str
+    choices: list[Choice]
+    stream: bool
+
+    def begin(self) -> list[bytes]:
+        """Return the events before the first output."""
+        message = self._object([], None, None)
+        return [
+            _event("message_start", message=message),
+            _event("content_block_start", index=0, content_block={"type": "text", "text": ""}),
+        ]
+
+    def take(self, choice: Choice, output: Output) -> list[bytes]:
+        """Append one output. Returns the event with its text, if the answer is a stream."""
+        choice.add(output)
+        if not self.stream or not output.text:
+            return []
+        return [_event("content_block_delta", index=0, delta={"type": "text_delta", "text": output.text})]
+
+    def end(self) -> list[bytes]:
+        """Return the last events of a stream."""
+        reason, sequence = self._reason
+        return [
+            _event("content_block_stop", index=0),
+            _event("message_delta", delta={"stop_reason": reason, "stop_sequence": sequence}, usage=self._usage()),
+            _event("message_stop"),
+        ]
+
+    def failure(self, error: Mapping[str, object]) -> bytes:
+        """Return the event with which a stream ends after a failure."""
+        return _event("error", error=error["error"])
+
+    def answer(self) -> dict[str, object]:
+        """Return the complete message."""
+        return self._object([{"type": "text", "text": self.choices[0].text}], *self._reason)
+
+    @property
+    def _reason(self) -> tuple[str | None, str | None]:
+        """`stop_reason` and `stop_sequence`."""
+        choice = self.choices[0]
+        if isinstance(choice.stop_reason, str):
+            return "stop_sequence", choice.stop_reason
+        return _REASONS.get(choice.finish_reason), None
+
+    def _object(self, content: list[object], reason: str | None, sequence: str | None) -> dict[str, object]:
+        return {
+            "id": self.id,
+            "type": "message",
+            "role": "assistant",
+            "content": content,
+            "model": self.model,
+            "stop_reason": reason,
+            "stop_sequence": sequence,
+            "usage": self._usage(),
+        }
+
+    def _usage(self) -> dict[str, int]:
+        choice = self.choices[0]
+        return {"input_tokens": len(choice.request.prompt_ids), "output_tokens": len(choice.token_ids)}
+
+
+def _event(kind: str, **fields: object) -> bytes:
+    return b"event: %s\ndata: %s\n\n" % (kind.encode(), msgspec.json.encode({"type": kind, **fields}))
