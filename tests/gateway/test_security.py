@@ -53,7 +53,7 @@ def test_every_route_needs_the_token(stranger: httpx.Client, method: str, path: 
 
 
 def test_the_printed_link_sets_a_cookie_that_serves_as_the_token(stranger: httpx.Client, place: Place) -> None:
-    """The link redirects to the page, under whatever path it is, without the token in the address, and the cookie then opens every route."""
+    """It redirects to the page, under whatever path, without the token in the address. The cookie then opens every route."""
     answer = stranger.get(f"/?token={TOKEN}")
     assert (answer.status_code, answer.headers["location"]) == (303, "./")
     cookie = answer.headers["set-cookie"]

@@ -11,8 +11,9 @@ import struct
 import tokenize
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import UnionType
 from typing import Generic, TypeVar
 
 import msgspec
@@ -69,8 +70,8 @@ class CheckedDecoder(Generic[T]):
         what: Beginning of its message.
     """
 
-    def __init__(self, kind: type[T], error: type[ActscopeError], what: str) -> None:
-        self._decode = msgspec.msgpack.Decoder(kind).decode
+    def __init__(self, kind: type[T] | UnionType, error: type[ActscopeError], what: str) -> None:
+        self._decode: Callable[[Bytes], T] = msgspec.msgpack.Decoder(kind).decode
         self._error, self._what = error, what
 
     def decode(self, data: Bytes) -> T:

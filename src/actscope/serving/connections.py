@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from typing import Any, Final, cast
+from typing import Final, cast
 
 from starlette.types import Scope
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -178,8 +178,7 @@ class BoundedConnection(HttpToolsProtocol):
         self._body_bytes = self._framing_bytes = 0
         self.deadline = self.loop.time() + self.settings.head_seconds
         super().on_message_begin()
-        state = cast(dict[str, Any], self.scope["state"])
-        state[_TRUST] = self._trust
+        self.scope["state"][_TRUST] = self._trust
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Take a header. Trailers are thrown away."""
@@ -227,7 +226,7 @@ class LingeringTransport:
         self._closing = False
         self.write = transport.write
 
-    def __getattr__(self, name: str) -> Any:
+    def __getattr__(self, name: str) -> object:
         return getattr(self._transport, name)
 
     def is_closing(self) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Coroutine
 from functools import cache
-from typing import Any, get_args
+from typing import get_args
 
 import msgspec
 from fastapi.routing import APIRoute
@@ -37,7 +37,7 @@ _ERRORS = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 class JsonRoute(APIRoute):
     """Route whose body is decoded by `decode`, for its model."""
 
-    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+    def get_route_handler(self) -> Callable[[Request], Coroutine[object, object, Response]]:
         """Return the handler, which receives the request as a `JsonRequest`."""
         handler = super().get_route_handler()
         model = getattr(getattr(self.body_field, "field_info", None), "annotation", None)
@@ -59,12 +59,12 @@ class JsonRequest(Request):
 
     model: type[BaseModel] | None = None
 
-    async def json(self) -> Any:
+    async def json(self) -> object:
         """Return the body, decoded for the model. Raises Problem (400) if it is malformed or has too many values."""
         return decode(await self.body(), self.model)
 
 
-def decode(body: bytes, model: type[BaseModel] | None) -> Any:
+def decode(body: bytes, model: type[BaseModel] | None) -> object:
     """Return a body as Python values.
 
     Args:
@@ -86,7 +86,7 @@ def decode(body: bytes, model: type[BaseModel] | None) -> Any:
         raise Problem(400, f"the body is not valid JSON: {error}", code="invalid_json") from error
 
 
-def _decoded(body: bytes, model: type[BaseModel] | None) -> Any:
+def _decoded(body: bytes, model: type[BaseModel] | None) -> object:
     if model is None or body.lstrip()[:1] != b"{":
         return msgspec.json.decode(body)
     fields = _known_fields(body, model)
@@ -97,7 +97,7 @@ def _decoded(body: bytes, model: type[BaseModel] | None) -> Any:
     return values if model.model_config.get("extra") == "allow" else msgspec.json.decode(body)
 
 
-def _value(name: str, raw: Raw, model: type[BaseModel]) -> Any:
+def _value(name: str, raw: Raw, model: type[BaseModel]) -> object:
     """Decode a field. Of objects in a list only the fields of their model are decoded."""
     inner = _element(model, name)
     if bytes(raw)[:1] == b"{" and bytes(raw).count(b",") > _MOST_INNER:
@@ -110,7 +110,7 @@ def _value(name: str, raw: Raw, model: type[BaseModel]) -> Any:
     return [_item(item, inner) for item in items]
 
 
-def _item(item: Raw, model: type[BaseModel]) -> Any:
+def _item(item: Raw, model: type[BaseModel]) -> object:
     if bytes(item)[:1] != b"{":
         return msgspec.json.decode(item)
     return {key: msgspec.json.decode(value) for key, value in _known_fields(item, model).items()}
@@ -124,7 +124,7 @@ def _known_fields(data: bytes | Raw, model: type[BaseModel]) -> dict[str, Raw]:
 
 
 @cache
-def _reader(model: type[BaseModel]) -> msgspec.json.Decoder[Any]:
+def _reader(model: type[BaseModel]) -> msgspec.json.Decoder[msgspec.Struct]:
     fields = [(name, Raw | msgspec.UnsetType, msgspec.UNSET) for name in model.model_fields]
     return msgspec.json.Decoder(msgspec.defstruct(model.__name__, fields))
 

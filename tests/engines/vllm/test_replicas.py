@@ -202,7 +202,7 @@ def test_each_engine_records_what_is_marked_in_a_recording_of_its_own(
     assert "has ended" not in served.log, "no sidecar has died"
     assert len(cards(served)) == 2
     engines.end()
-    kept = {}
+    kept: dict[str, int] = {}
     for n in range(2):
         recording = recording_of(directory / RECORD / f"replica-{n}")
         of_this = {request: len(recording.labels(request)) for request in recording.requests}

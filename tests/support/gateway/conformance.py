@@ -155,5 +155,5 @@ class OpenAIConformance:
         found = json.loads(done.stdout)
         check(picture(found["chunks"]), found["usage"]["completion_tokens"])
         assert found["helperText"] == found["text"] == found["wholeText"]
-        assert found["errorCode"] == "model_not_found"
+        assert found["errorCode"] in ("model_not_found", 404)  # the second is vLLM's
         assert found["payloads"] >= 1

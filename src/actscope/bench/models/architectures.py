@@ -73,8 +73,8 @@ def build(
         "multimodal": (auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, auto.MODEL_FOR_MULTIMODAL_LM_MAPPING),
         "encoder-decoder": (auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING,),
     }
-    table = next(table for table in tables[architecture.kind] if config_class in table)
-    found = table[config_class]
+    classes = next(one for one in tables[architecture.kind] if config_class in one)
+    found = classes[config_class]
     model_class = found[0] if isinstance(found, tuple) else found
     assert model_class is not None
     for part in config.sub_configs:  # a model of one part of the configuration, such as its text part

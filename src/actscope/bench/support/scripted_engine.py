@@ -35,7 +35,7 @@ _AHEAD_BYTES = 4096
 
 
 @dataclass(slots=True, eq=False)
-class Stream:
+class BatchedStream:
     """One request: its id, and the connection on which its chunks are sent."""
 
     request: str
@@ -54,7 +54,7 @@ class LockstepEngine:
 
     def __init__(self, tokens: int) -> None:
         self._tokens = tokens
-        self._waiting: list[Stream] = []
+        self._waiting: list[BatchedStream] = []
         self._arrived = asyncio.Event()
         self._ring = RingWriter.create(RingSpec(1 << 17, _WIDTH, 1 << 12, 1 << 17))
         self._step = 0
@@ -92,7 +92,7 @@ class LockstepEngine:
         body = await reader.readexactly(int(headers.get("content-length", 0)))
         if method == "POST":
             asked = msgspec.json.decode(body)
-            stream = Stream(f"chatcmpl-{headers['x-request-id']}", writer)
+            stream = BatchedStream(f"chatcmpl-{headers['x-request-id']}", writer)
             writer.transport.set_write_buffer_limits(high=_AHEAD_BYTES)
             self._waiting.append(stream)
             if len(self._waiting) == asked["batch"]:
@@ -104,7 +104,7 @@ class LockstepEngine:
             writer.write(b"content-length: %d\r\n\r\n" % len(found) + found)
             await writer.drain()
 
-    async def _generate(self, batch: list[Stream]) -> None:
+    async def _generate(self, batch: list[BatchedStream]) -> None:
         for stream in batch:
             stream.writer.write(
                 b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
@@ -122,11 +122,11 @@ class LockstepEngine:
             stream.writer.write(_framed(b"data: [DONE]\n\n") + b"0\r\n\r\n")
             stream.ended.set()
 
-    def _prefill(self, batch: list[Stream]) -> None:
+    def _prefill(self, batch: list[BatchedStream]) -> None:
         for stream in batch:  # prompts do not fit one step
             self._publish([stream], 0, N_PROMPT, False)
 
-    def _publish(self, batch: list[Stream], position: int, n: int, last: bool) -> None:
+    def _publish(self, batch: list[BatchedStream], position: int, n: int, last: bool) -> None:
         self._step += 1
         meta = np.zeros(len(batch) * n, ROW_META)
         meta["position"] = np.tile(np.arange(position, position + n), len(batch))
@@ -138,7 +138,7 @@ class LockstepEngine:
         spans = tuple(Span(s.request, position, n, i * n, flags, N_PROMPT) for i, s in enumerate(batch))
         self._ring.write(Step(self._step, time.monotonic_ns(), spans, meta, 1), [Frame(SCORES, rows)])
 
-    def _chunk(self, stream: Stream, number: int, last: bool) -> bytes:
+    def _chunk(self, stream: BatchedStream, number: int, last: bool) -> bytes:
         choice = {"index": 0, "delta": {"content": " snow"}, "logprobs": None}
         choice |= {"finish_reason": "length" if last else None, "token_ids": [N_PROMPT + number + 1]}
         body = {"id": stream.request, "object": "chat.completion.chunk", "created": 0, "model": "scripted"}

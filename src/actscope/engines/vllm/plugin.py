@@ -330,7 +330,7 @@ def _replicas(parallel: Any) -> int:
     vLLM sets `data_parallel_size` to 1 in each engine of a dense model, so the first process carries the number on.
     """
     carried = os.environ.get(REPLICAS, "")
-    return max(parallel.data_parallel_size, int(carried) if carried.isdecimal() else 1)
+    return max(int(parallel.data_parallel_size), int(carried) if carried.isdecimal() else 1)
 
 
 def _around_passes(runner: Any, session: RunnerSession) -> None:

@@ -14,9 +14,10 @@ from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from actscope.gateway.api.payloads import encode
+from actscope.gateway.upstream.controls import FAILURES
 from actscope.gateway.upstream.engine import EngineConnection
 from actscope.gateway.upstream.headers import passed, returned
-from actscope.gateway.upstream.upstream import FAILURES, Upstream
+from actscope.gateway.upstream.upstream import Upstream
 from actscope.serving.errors import Problem, error_object, problem_response
 
 _log = logging.getLogger(__name__)

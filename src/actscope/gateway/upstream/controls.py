@@ -17,6 +17,7 @@ from actscope.serving.errors import error_object
 
 T = TypeVar("T")
 Answer = tuple[int, bytes]
+_Object = dict[str, Any]  # a JSON object of an engine
 
 #: What an engine that is down, restarting or broken raises.
 FAILURES = (aiohttp.ClientError, UpstreamError, RingError, OSError, asyncio.TimeoutError, ValueError)
@@ -249,7 +250,7 @@ def _rank_of_mark(answer: Answer | BaseException) -> int:
     return {410: 2, 404: 5}.get(status, 4)
 
 
-def _summed(states: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def _summed(states: Sequence[_Object]) -> _Object:
     """Return the states of several recordings as one: counts summed, the oldest age, the first failure."""
     recording = [state for state in states if state.get("recording")]
     if not recording:
@@ -266,7 +267,7 @@ def _summed(states: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return whole | {"replicas": list(states)}
 
 
-def _added(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+def _added(one: _Object, other: _Object) -> _Object:
     """Return the sums of two objects' integers, the larger of other numbers, and the rest of the first."""
     both = dict(one)
     for name, value in one.items():
@@ -297,7 +298,7 @@ def error_message(body: bytes) -> str:
     return str(_error(body).get("message") or "the engine gives no reason")
 
 
-def _error(body: bytes) -> dict[str, Any]:
+def _error(body: bytes) -> _Object:
     try:
         found = msgspec.json.decode(body)
     except msgspec.DecodeError:

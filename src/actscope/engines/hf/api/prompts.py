@@ -49,8 +49,7 @@ class Chat:
 
 def vocabulary_of(loaded: LoadedModel) -> int:
     """Return the number of token ids of the model's embedding."""
-    size: Any = loaded.model.get_input_embeddings().num_embeddings
-    return int(size)
+    return int(loaded.model.get_input_embeddings().num_embeddings)  # type: ignore[arg-type]
 
 
 def render_chat(loaded: LoadedModel, body: ChatBody) -> Chat:

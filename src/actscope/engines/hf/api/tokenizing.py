@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Any
+
+from transformers import PreTrainedTokenizerBase
 
 from actscope.engines.hf.loading import LoadedModel
 from actscope.errors import RequestRefused
@@ -17,7 +18,7 @@ _CERTAIN = 2
 _SHORTENED = 4
 
 
-def token_ids(loaded: LoadedModel, text: str, *, shortened: bool = False, **options: Any) -> list[int]:
+def token_ids(loaded: LoadedModel, text: str, *, shortened: bool = False, **options: bool) -> list[int]:
     """Return the tokens of a prompt.
 
     A prompt that is longer than the context is found out from its beginning, so that the time is bounded by the context's size
@@ -45,7 +46,7 @@ def token_ids(loaded: LoadedModel, text: str, *, shortened: bool = False, **opti
 
 
 @lru_cache(maxsize=4)
-def _longest_token(tokenizer: Any) -> int:
+def _longest_token(tokenizer: PreTrainedTokenizerBase) -> int:
     return max(map(len, tokenizer.get_vocab()), default=1)
 
 
