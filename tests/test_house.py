@@ -17,7 +17,19 @@ import actscope
 ROOT = Path(actscope.__file__).parent
 #: Rooms of one layer may import lower layers and themselves, not each other.
 LAYERS = {
-    0: ("errors", "sites", "frames", "clock", "sampling", "permutation", "_version", "_lazy", "sizes", "runtime"),
+    0: (
+        "counters",
+        "errors",
+        "sites",
+        "frames",
+        "clock",
+        "sampling",
+        "permutation",
+        "_version",
+        "_lazy",
+        "sizes",
+        "runtime",
+    ),
     1: ("serving", "codecs", "ring", "store"),
     2: ("probes", "recording"),
     3: ("taps", "analysis"),

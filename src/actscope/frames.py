@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 import numpy as np
 
+from actscope.counters import counted, counting
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -125,13 +127,18 @@ class SplitFrame:
     blocks: tuple[np.ndarray, ...]
 
 
+@counting("ring")
 @dataclass(slots=True)
 class SinkStats:
     """Exact counts of the steps and rows that a sink accepted, and of the rows that it dropped."""
 
-    steps: int = 0
-    rows: int = 0
-    dropped_rows: int = 0
+    steps: int = counted("work", "Passes that were published.")
+    rows: int = counted("work", "Rows that were published.")
+    dropped_rows: int = counted(
+        "loss",
+        "Rows that were not published, because their pass was larger than the ring or malformed.",
+        "See the engine's log for the first one; give the ring more rows (ACTSCOPE_RING_ROWS, --ring-rows).",
+    )
 
 
 class Sink(Protocol):

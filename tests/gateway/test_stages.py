@@ -24,9 +24,10 @@ from support.gateway.stage import (
 from support.waiting import until
 
 from actscope.gateway.api.payloads import whole
+from actscope.gateway.scores.match_counts import LogCounts
 from actscope.gateway.scores.part_merger import JoinedColumns, MergedRequest
 from actscope.gateway.scores.probe_table import Columns, join_described, join_tables, table_of
-from actscope.gateway.scores.request_log import MismatchCounter, RequestLog
+from actscope.gateway.scores.request_log import RequestLog
 
 
 @pytest.fixture
@@ -166,13 +167,13 @@ def test_parts_in_any_order_make_the_log_of_one_ring(data: st.DataObject) -> Non
 
 
 def test_a_part_with_another_token_at_a_position_has_no_cell_there() -> None:
-    wrong = MismatchCounter()
-    log = RequestLog("r", mismatches=wrong)
+    wrong = LogCounts()
+    log = RequestLog("r", counts=wrong)
     log.set_prompt([7, 8])
     merged = MergedRequest(log, [A.columns, B.columns], JoinedColumns())
     merged.parts[0].take_rows(0, np.array([7, 8]), np.ones((2, 1), np.float32), A.columns, 0)
     merged.parts[1].take_rows(0, np.array([7, 9]), np.ones((2, 1), np.float32), B.columns, 0)
-    assert wrong.rows == 1
+    assert wrong.mismatched_rows == 1
     assert whole(log)["scores"] == {"start": 0, "rows": [[1, 1], [1, None]], "states": ["cc", "cn"]}
 
 

@@ -24,6 +24,7 @@ from actscope.gateway import GatewaySettings, create_app
 from actscope.gateway.api.completion_request import read_call
 from actscope.gateway.api.payloads import ChoiceView, event_bytes, render_bulk, render_small, summary, whole
 from actscope.gateway.api.schemas import ActscopePayload, DoneEvent, ProbeFinalEvent, ProbeUpdateEvent, TokenEvent
+from actscope.gateway.scores.coverage import coverage_of
 from actscope.gateway.scores.detokenizer import TokenTexts
 from actscope.gateway.scores.matcher import Matcher
 from actscope.gateway.scores.probe_table import Columns, table_of
@@ -78,7 +79,7 @@ def test_rows_in_any_portions_make_the_same_log(portions: list[tuple[int, int]],
     assert len(payload["scores"]["rows"]) == log.present
     for position, row in enumerate(payload["scores"]["rows"]):
         assert row == ([float(position), float(-position)] if position in rows else [None, None][: len(row)])
-    assert log.computed == len(rows)
+    assert coverage_of(log.scores, log.present).computed == len(rows)
 
 
 def test_answers_on_the_wire_are_those_of_the_document() -> None:

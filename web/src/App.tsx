@@ -8,6 +8,7 @@ import { Header } from "./components/Header";
 import { Panel } from "./components/Panel";
 import { RefusedPanel } from "./components/RefusedPanel";
 import { TokenPopover } from "./components/TokenPopover";
+import { Troubles } from "./components/Troubles";
 import { WatchView } from "./components/WatchView";
 import { useCell } from "./lib/cell";
 import { followEngine } from "./state/engine";
@@ -28,6 +29,7 @@ export function App() {
       <Header />
       <main className="text">
         <EngineNotice />
+        <Troubles />
         {other ? <WatchView key={other.id} watched={other} /> : <Conversation />}
         {!other && <Composer />}
       </main>

@@ -12,6 +12,7 @@ from actscope.cli.common import options
 from actscope.cli.common.engines import ask, engine_replicas, refusal
 from actscope.cli.common.output import legible, show
 from actscope.errors import ActscopeError, RecordingError, SettingsError, UpstreamError
+from actscope.ring.request_ids import ring_ids
 
 if TYPE_CHECKING:
     import httpx
@@ -59,8 +60,7 @@ def mark(
         raise SettingsError("expected exactly one of REQUEST, --last and --all")
     body: Answer = {"why": why} | {k: v for k, v in (("before", before), ("after", after)) if v}
     if request:
-        path = f"/v1/actscope/requests/{quote(request, safe='')}/mark"
-        marks = [_ask(engine, path, body | ({"wait": wait} if wait else {}))]
+        marks = [_mark(engine, request, body | ({"wait": wait} if wait else {}))]
     else:
         which = "last" if last else "running"
         answers = _ask_all(engine, "/v1/actscope/recording/marks", body | {"which": which})
@@ -68,6 +68,22 @@ def mark(
         if last and not marks:
             raise RecordingError("the engine has seen no request yet")
     show(json.dumps(marks) if as_json else "\n".join(map(_line, legible(marks))) or "no request is running")
+
+
+def _mark(engine: str, request: str, body: Answer) -> Answer:
+    """Mark a request under the first of its names that an engine knows: a long id is shortened in recordings.
+
+    Raises:
+        UpstreamError: No engine is running, or one does not answer and no other has the request.
+        RecordingError: No engine took the mark. Carries the message of the one that says most.
+    """
+    refused: list[ActscopeError] = []
+    for name in ring_ids(request):
+        try:
+            return _ask(engine, f"/v1/actscope/requests/{quote(name, safe='')}/mark", body)
+        except (RecordingError, UpstreamError) as error:
+            refused.append(error)
+    raise _most_telling(refused)
 
 
 def _ask(engine: str, path: str, body: Answer) -> Answer:
@@ -85,7 +101,7 @@ def _ask(engine: str, path: str, body: Answer) -> Answer:
         except (RecordingError, UpstreamError) as error:
             refused.append(error)
     if not found:
-        raise min(refused, key=lambda error: isinstance(error, _Unknown))
+        raise _most_telling(refused)
     return min(found, key=lambda answer: answer.get("state") == "pending")
 
 
@@ -111,6 +127,10 @@ def _ask_parts(cards: list[EngineCard], path: str, body: Answer) -> Answer:
 
 class _Unknown(RecordingError):
     """A mark of a request that an engine does not know."""
+
+
+def _most_telling(refused: list[ActscopeError]) -> ActscopeError:
+    return min(refused, key=lambda error: isinstance(error, _Unknown))
 
 
 def _refusal(model: str, answer: httpx.Response) -> str:

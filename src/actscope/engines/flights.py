@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+from actscope.counters import Counter, counted, counters_of, counting
 from actscope.recording.flight.history import FlightOptions
 from actscope.recording.flight.marks import MarkWatch, Outcomes
 from actscope.recording.flight.recorder import FlightRecorder
@@ -14,6 +16,26 @@ from actscope.recording.writing.recorder import Recorder
 
 #: Most bytes of rows that wait for codec workers before rows are dropped.
 _PIPELINE_BYTES = 256 << 20
+
+
+@counting("recording")
+@dataclass(slots=True)
+class RecordingCounts:
+    """Counts of what ended the recording, besides those of its recorder (`RecorderStats`)."""
+
+    failures: int = counted(
+        "fault",
+        "The recording has failed and nothing more is written; the server goes on.",
+        "See the error in GET /v1/actscope/recording; free space on the disk, and start the server again.",
+    )
+
+
+def flight_counters(flight: FlightRecorder | None) -> list[Counter]:
+    """Return the counters of a flight recorder and of its recording; none without one."""
+    if flight is None:
+        return []
+    failed = RecordingCounts(failures=int(flight.failure is not None))
+    return [*counters_of(flight.stats()), *counters_of(flight.recorder.stats()), *counters_of(failed)]
 
 
 def open_flight(

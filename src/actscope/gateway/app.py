@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -15,6 +16,7 @@ from actscope.gateway.api.events import OpenStreams
 from actscope.gateway.api.openapi import describe
 from actscope.gateway.api.routes import conversations, openai, proxied, recording, scope
 from actscope.gateway.api.static_page import STATIC, install_page
+from actscope.gateway.counters.answers import AnswerCounter
 from actscope.gateway.scores.request_store import Sessions
 from actscope.gateway.settings import GatewaySettings
 from actscope.gateway.upstream.upstream import Upstream
@@ -55,6 +57,7 @@ def create_app(settings: GatewaySettings, upstream: Upstream | None = None, *, p
     app.include_router(proxied.router)
     install_page(app, page)
     app.add_middleware(Guard, settings=settings)
+    app.add_middleware(AnswerCounter, counts=gateway.answers)  # around the guard, to count what that turns away
     describe(app)
     return app
 
@@ -63,9 +66,11 @@ def create_app(settings: GatewaySettings, upstream: Upstream | None = None, *, p
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     gateway: Gateway = app.state.gateway
     await gateway.upstream.open(gateway.sessions)
+    telling = asyncio.create_task(gateway.counters.tell_always())
     try:
         yield
     finally:
+        telling.cancel()
         gateway.streams.end_all()
         await gateway.upstream.close()
 

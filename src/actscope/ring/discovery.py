@@ -3,6 +3,7 @@
     engine-<id>.json              the card of a running engine
     engine-<id>.sock              its socket
     probes-<id>-<generation>.json the probe table of each generation
+    counters-<id>-<source>.json   counters of one of the engine's processes
 
 Only files with these names (and their temporary files) in this directory, and `actscope-<uid>-<16 hex>` in /dev/shm, are
 ever removed.
@@ -48,8 +49,12 @@ ORPHAN_AGE_S = 600.0
 
 _ID = r"[0-9a-f]{16}"
 _CARD_NAME = re.compile(rf"engine-({_ID})\.json")
-_OWNED_NAME = re.compile(rf"(?:engine-({_ID})\.(?:json|sock)|probes-({_ID})-\d{{1,20}}\.json)")
-_TEMPORARY_NAME = re.compile(rf"\.(?:engine-{_ID}|probes-{_ID}-\d{{1,20}})\.json\.{_ID}\.tmp")
+_OWNED_NAME = re.compile(
+    rf"(?:engine-({_ID})\.(?:json|sock)|(?:probes-({_ID})-\d{{1,20}}|counters-({_ID})-[a-z]{{1,16}})\.json)"
+)
+_TEMPORARY_NAME = re.compile(
+    rf"\.(?:engine-{_ID}|probes-{_ID}-\d{{1,20}}|counters-{_ID}-[a-z]{{1,16}})\.json\.{_ID}\.tmp"
+)
 
 Text = Annotated[str, Meta(max_length=4096)]
 Count = Annotated[int, Meta(ge=0, le=1 << 40)]
@@ -206,7 +211,7 @@ def _is_leftover(path: Path, living: set[str], known: set[str], orphan_age_s: fl
     match = _OWNED_NAME.fullmatch(path.name)
     if match is None:
         return False
-    owner = match[1] or match[2]
+    owner = match[1] or match[2] or match[3]
     return owner not in living and (owner in known or _age_s(path) > orphan_age_s)
 
 

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from actscope.counters import counted, counting
 from actscope.errors import RingClosed, RingError
 from actscope.frames import ROW_META, Span, SpanFlag
 from actscope.ring import futex
@@ -74,6 +75,7 @@ class StepBatch:
     missed_rows: int = 0
 
 
+@counting("reader")
 @dataclass(slots=True)
 class ReaderStats:
     """Exact counts since the reader attached, up to its cursor.
@@ -91,12 +93,24 @@ class ReaderStats:
             they would have been delivered torn.
     """
 
-    steps: int = 0
-    rows: int = 0
-    missed_steps: int = 0
-    missed_rows: int = 0
-    dropped_rows: int = 0
-    raced_steps: int = 0
+    steps: int = counted("work", "Passes that were read from the ring.")
+    rows: int = counted("work", "Rows that were read from the ring.")
+    missed_steps: int = counted(
+        "loss",
+        "Passes that the engine had overwritten in the ring before they were read.",
+        "See reader_missed_rows.",
+    )
+    missed_rows: int = counted(
+        "loss",
+        "Rows that the engine had overwritten in the ring before they were read; they have no scores here.",
+        "Give the ring more rows (ACTSCOPE_RING_ROWS, --ring-rows), or the reader more CPU time.",
+    )
+    dropped_rows: int = counted(
+        "loss",
+        "Rows that the engine did not put into the ring, because their pass was larger than the ring or malformed.",
+        "Give the ring more rows (ACTSCOPE_RING_ROWS, --ring-rows); see the engine's log for the first one.",
+    )
+    raced_steps: int = counted("work", "Missed passes that were overwritten during the copy, which was discarded.")
 
 
 class _Record(NamedTuple):

@@ -185,6 +185,46 @@ def test_a_request_sent_to_vllm_directly_is_watched_by_two(served: Served, place
     assert set(whole.states.values()) <= {"c", "m"}
 
 
+@pytest.mark.parametrize("length", [112, 300])
+def test_a_request_with_a_long_id_has_its_rows_and_is_found_by_that_id(
+    served: Served, place: Place, length: int
+) -> None:
+    """An id of a client's tracing that a ring has no room for; nothing of it is in doubt."""
+    body = {"model": place.model, "messages": MESSAGES, "max_tokens": 5, "temperature": 0, "ignore_eos": True}
+    name = served.post("/v1/chat/completions", body, "t" * length)["id"]
+    assert name == f"chatcmpl-{'t' * length}"
+    with place.client() as client:
+        path = f"/v1/actscope/requests/{name}"
+        found = until(lambda: _ended(client, path), 60, what="the request in the log")
+        assert len(found["tokens"]["ids"]) == found["prompt_tokens"] + 4 == found["final"]["computed"]
+        assert set("".join(found["scores"].get("states", []))) <= {"c", "m"}
+        marked = client.post(f"{path}/mark", json={"why": "long"})
+        assert (marked.status_code, marked.json().get("rows")) == (200, found["final"]["computed"])
+        troubles = client.get("/v1/actscope/info").json()["troubles"]
+    assert "model_uncertain_rows" not in {one["name"] for one in troubles}
+
+
+def _ended(client: httpx.Client, path: str) -> Any:
+    answer = client.get(path)
+    return answer.json() if answer.status_code == 200 and answer.json()["state"] == "done" else None
+
+
+def test_the_counters_of_vllms_processes_are_in_info_and_in_the_metrics(served: Served, place: Place) -> None:
+    with place.client() as client:
+
+        def values() -> dict[str, dict[str, int]]:
+            sources = client.get("/v1/actscope/info").json()["counters"]
+            return {one["source"]: one["values"] for one in sources if one["engine"]}
+
+        before = until(lambda: values() if {"model", "sidecar"} <= values().keys() else None, 60)["model"]["model_rows"]
+        body = {"model": place.model, "messages": MESSAGES, "max_tokens": 5, "ignore_eos": True}
+        usage = client.post("/v1/chat/completions", json=body).json()["usage"]
+        until(lambda: values()["model"]["model_rows"] + values()["model"]["model_cached_rows"] > before, 60)
+        assert usage["completion_tokens"] == 5
+        text = client.get("/v1/actscope/metrics").text
+        assert 'actscope_model_rows_total{engine="' in text and 'actscope_flight_steps_total{engine="' in text
+
+
 def _watched(place: Place) -> list[Any]:
     url = "/v1/actscope/requests/chatcmpl-direct/events"
     with place.client(timeout=120) as client, client.stream("GET", url) as response:

@@ -18,6 +18,7 @@ from actscope.engines.vllm.settings import KEY
 from actscope.engines.vllm.sidecar_protocol import options_of
 from actscope.frames import ListSink, RowFlag, SpanFlag
 from actscope.ring.layout import MAX_REQUEST_ID, request_bytes
+from actscope.ring.request_ids import ring_id
 from actscope.taps import tap
 from actscope.taps.tap import TapBuffers
 
@@ -55,15 +56,17 @@ def _new(request: str, prompt: int = 4, computed: int = 0) -> SimpleNamespace:
     )  # fmt: skip
 
 
-def test_an_id_too_long_for_a_ring_keeps_nothing_of_others_from_it() -> None:
-    """The spans of a batch with such a request can all be written, those of its end too."""
-    register = Register()
-    for request in ("a" * 300, "b"):
-        register.add(known_of(_new(request), None, rows=False, has_options=False))
+@pytest.mark.parametrize("long", ["a" * 112, "a" * 300, "\udc80"])
+def test_an_id_too_long_for_a_ring_has_its_rows_under_a_shorter_name(long: str) -> None:
+    """All rows of its pass are labeled, and all spans can be written, those of its end too."""
+    register, request = Register(), f"chatcmpl-{long}-01234567"
+    for one in (request, "b"):
+        register.add(known_of(_new(one), None, rows=False, has_options=False))
     positions = np.array([0, 1, 0, 1])
-    labels = register.label(["a" * 300, "b"], np.array([0, 2, 4]), positions, np.zeros(4, np.int32), 1)
-    spans = [*labels.spans, *register.end(["a" * 300, "b"])]
-    assert {span.request for span in spans} >= {"b"} and len(spans) >= 2
+    labels = register.label([request, "b"], np.array([0, 2, 4]), positions, np.zeros(4, np.int32), 1)
+    assert labels.uncertain == 0
+    spans = [*labels.spans, *register.end([request, "b"])]
+    assert sorted(span.request for span in spans) == sorted([ring_id(request), "b"] * 2)
     for span in spans:
         assert len(request_bytes(span.request)) <= MAX_REQUEST_ID
 

@@ -164,6 +164,26 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/v1/actscope/metrics": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Get Metrics
+         * @description Return all counters of the gateway and its engine in Prometheus' text format. `/metrics` is the engine's own.
+         */
+        get: operations["getMetrics"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/v1/actscope/probes": {
         parameters: {
             query?: never;
@@ -469,37 +489,74 @@ export interface components {
         };
         /**
          * Final
-         * @description End of a choice, with its coverage in positions.
+         * @description End of a choice, with its coverage.
          */
         Final: {
-            /** Finish Reason */
-            finish_reason: string | null;
-            /** Present */
+            /**
+             * Present
+             * @description number of positions
+             */
             present: number;
-            /** Computed */
+            /**
+             * Computed
+             * @description positions where at least one of the probes has a value
+             */
             computed: number;
             /**
              * Cached
              * @description computed positions whose scores were taken over with the prefix cache
              */
             cached: number;
+            /**
+             * Missing Cells
+             * @description cells (a probe at a position) without a value
+             */
+            missing_cells?: number | null;
+            /**
+             * Why
+             * @description why cells have no value, in words
+             */
+            why?: string[] | null;
+            /** Finish Reason */
+            finish_reason: string | null;
         };
         /**
          * ProbeFinalEvent
-         * @description Event `probe_final`: coverage in positions, and a summary of each probe.
+         * @description Event `probe_final`: coverage, and a summary of each probe.
          */
         ProbeFinalEvent: {
+            /**
+             * Present
+             * @description number of positions
+             */
+            present: number;
+            /**
+             * Computed
+             * @description positions where at least one of the probes has a value
+             */
+            computed: number;
+            /**
+             * Cached
+             * @description computed positions whose scores were taken over with the prefix cache
+             */
+            cached: number;
+            /**
+             * Missing Cells
+             * @description cells (a probe at a position) without a value
+             * @default null
+             */
+            missing_cells: number | null;
+            /**
+             * Why
+             * @description why cells have no value, in words
+             * @default null
+             */
+            why: string[] | null;
             /**
              * V
              * @constant
              */
             v: 1;
-            /** Present */
-            present: number;
-            /** Computed */
-            computed: number;
-            /** Cached */
-            cached: number;
             /** Probes */
             probes: {
                 [key: string]: components["schemas"]["ProbeSummary"];
@@ -845,6 +902,34 @@ export interface components {
             [key: string]: unknown;
         };
         /**
+         * CounterSource
+         * @description The counters of one process, about one engine or about itself.
+         */
+        CounterSource: {
+            /**
+             * Source
+             * @description the process that counts: `gateway`; `model` and `sidecar` (vLLM); `engine` (serve). Engines publish theirs every 5 seconds
+             */
+            source: string;
+            /**
+             * Engine
+             * @description card id of the engine; null for counts that belong to no running engine
+             */
+            engine: string | null;
+            /**
+             * Part
+             * @description index of the part of the engine (pipeline stage)
+             */
+            part: number;
+            /**
+             * Values
+             * @description value of each counter by name; `docs/counters.md` lists them
+             */
+            values: {
+                [key: string]: number;
+            };
+        };
+        /**
          * EngineInfo
          * @description The engine behind the gateway. While `state` is `waiting`, all other fields are null.
          */
@@ -976,6 +1061,16 @@ export interface components {
              * @description why requests have no scores, or some of them have none; null if all have
              */
             scores?: string | null;
+            /**
+             * Counters
+             * @description all counters, by the process that counts
+             */
+            counters: components["schemas"]["CounterSource"][];
+            /**
+             * Troubles
+             * @description the counters above zero that tell of a loss, a doubt or a fault, summed, with what to do
+             */
+            troubles: components["schemas"]["Trouble"][];
         };
         /**
          * KeptState
@@ -1480,6 +1575,11 @@ export interface components {
              */
             dropped_rows: number;
             /**
+             * Late Rows
+             * @description rows that came after their answer had ended
+             */
+            late_rows: number;
+            /**
              * Spurious Rows
              * @description rows of rejected drafts, and rows after the end of a request
              */
@@ -1513,6 +1613,31 @@ export interface components {
             firings: number;
             /** Probe Loaded */
             probe_loaded: boolean;
+        };
+        /**
+         * Trouble
+         * @description A counter above zero that tells of a loss, a doubt or a fault, summed over all processes and engines.
+         */
+        Trouble: {
+            /** Name */
+            name: string;
+            /** Value */
+            value: number;
+            /**
+             * Kind
+             * @enum {string}
+             */
+            kind: "loss" | "doubt" | "fault";
+            /**
+             * Help
+             * @description what is counted
+             */
+            help: string;
+            /**
+             * Todo
+             * @description what to do about it
+             */
+            todo: string;
         };
         /** ValidationError */
         ValidationError: {
@@ -2299,6 +2424,98 @@ export interface operations {
                 };
                 content: {
                     "application/json": components["schemas"]["Info"];
+                };
+            };
+            /** @description Bad Request */
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description Unauthorized */
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description Forbidden */
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description Not Found */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description Request Entity Too Large */
+            413: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description Too Many Requests */
+            429: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description Bad Gateway */
+            502: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description Service Unavailable */
+            503: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+        };
+    };
+    getMetrics: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Counters as `actscope_<name>_total{source, engine, part}`, current values as `actscope_<name>` */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "text/plain": string;
                 };
             };
             /** @description Bad Request */

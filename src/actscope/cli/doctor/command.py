@@ -17,6 +17,7 @@ import typer
 from actscope.cli.common import options
 from actscope.cli.common.findings import Finding
 from actscope.cli.common.output import show
+from actscope.cli.doctor import counters as doctor_counters
 from actscope.cli.doctor import model as doctor_model
 from actscope.cli.doctor import vllm as doctor_vllm
 from actscope.errors import ActscopeError
@@ -26,8 +27,13 @@ def doctor(
     model: Annotated[
         str,
         typer.Argument(
-            help="Check this model instead: Hugging Face id, directory, GGUF file, actscope/smollm2 or actscope/builtin."
+            help="Check this model instead: Hugging Face id, directory, GGUF file, actscope/smollm2 or actscope/builtin; "
+            "or the running gateway or vLLM server at this address."
         ),
+    ] = "",
+    token: Annotated[
+        str,
+        typer.Option("--token", metavar="TOKEN", envvar="ACTSCOPE_TOKEN", help="Token of the server at an address."),
     ] = "",
     as_json: options.Json = False,
     trust_remote_code: Annotated[
@@ -39,13 +45,17 @@ def doctor(
     With MODEL, run the model once over a few random tokens, hold every point against that pass, and print where each is read. A
     point that is not what its name says is refused everywhere, and a NO here.
 
+    With an address, print what a running gateway, or a vLLM server on this machine, has counted of losses, doubts and faults.
+    Without either, what the engines of this user on this machine have.
+
     Example: actscope doctor google/gemma-2-2b
     """
-    findings = (
-        list(doctor_model.check(model, trust_remote_code=trust_remote_code))
-        if model
-        else [check() for check in _checks()]
-    )
+    if doctor_counters.is_address(model):
+        findings = list(doctor_counters.of_server(model, token))
+    elif model:
+        findings = list(doctor_model.check(model, trust_remote_code=trust_remote_code))
+    else:
+        findings = [*(check() for check in _checks()), *doctor_counters.of_this_machine()]
     if as_json:
         show(json.dumps([asdict(finding) for finding in findings], indent=2))
     else:

@@ -20,7 +20,8 @@ import uvicorn
 from starlette.applications import Starlette
 from transformers.utils import logging as transformers_logging
 
-from actscope.engines.flights import open_flight
+from actscope.counters import Counter, counters_of
+from actscope.engines.flights import flight_counters, open_flight
 from actscope.engines.hf.default_probes import default_probes
 from actscope.engines.hf.engine import Engine, EngineOptions
 from actscope.engines.hf.loading import LoadedModel, cache_dir, load
@@ -33,6 +34,7 @@ from actscope.probes import Probe, load_probes, log_left_out
 from actscope.recording.flight.history import FlightOptions
 from actscope.recording.flight.recorder import FlightRecorder
 from actscope.ring import discovery
+from actscope.ring.counter_files import CounterFile, publish_always
 from actscope.ring.host import RingWriter
 from actscope.ring.layout import RingSpec
 from actscope.runtime.boot import boot_id
@@ -97,7 +99,9 @@ async def _serve(settings: EngineSettings, loaded: LoadedModel, probes: list[Pro
                 engine.keep_rows(select(settings.record_sites, loaded.n_layers)).result()
             with listening(Path(card.endpoint.removeprefix("unix:"))) as listener:
                 app = create_app(engine, mailboxes, flight)
-                await _serve_http(parent, app, engine, listener, card, ring)
+                read = partial(_counters, engine, ring, flight)
+                counter_file = CounterFile(card.id, "engine", read, part=card.part, log=log)
+                await _serve_http(parent, app, engine, listener, card, ring, counter_file)
         finally:
             engine.close()
     finally:
@@ -157,6 +161,7 @@ async def _serve_http(
     listener: socket.socket,
     card: discovery.EngineCard,
     ring: RingWriter,
+    counter_file: CounterFile,
 ) -> None:
     config = uvicorn.Config(
         app,
@@ -173,10 +178,16 @@ async def _serve_http(
     parent.tell(asyncio.get_running_loop(), stop)
     discovery.publish_card(card)
     beating = asyncio.create_task(_beat(ring, engine, stop))
+    counting = asyncio.create_task(publish_always(counter_file))
     try:
         await server.serve(sockets=[listener])
     finally:
         beating.cancel()
+        counting.cancel()
+
+
+def _counters(engine: Engine, ring: RingWriter, flight: FlightRecorder | None) -> list[Counter]:
+    return [*counters_of(engine.stats), *counters_of(ring.stats()), *flight_counters(flight)]
 
 
 async def _beat(ring: RingWriter, engine: Engine, stop: Callable[[], None]) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from actscope.clock import monotonic_ns
+from actscope.counters import counted, counting, current
 from actscope.engines.hf.batch import Running, SequenceBatch, padded_prompts
 from actscope.engines.hf.loading import LoadedModel
 from actscope.engines.hf.request import FinishReason, Output, Request
@@ -60,15 +61,25 @@ class EngineOptions:
             )
 
 
+@counting("model")
 @dataclass(slots=True)
 class EngineStats:
     """Counts since start, and the present numbers of `waiting` and `running` requests."""
 
-    steps: int = 0
-    rows: int = 0
-    tap_faults: int = 0
-    waiting: int = 0
-    running: int = 0
+    steps: int = counted("work", "Passes of the model.")
+    rows: int = counted("work", "Rows that were labeled and published, one for each token of a pass.")
+    tap_faults: int = counted(
+        "fault",
+        "Taps that did not run in a pass; the scores and rows of their sites are missing there.",
+        "See the engine's log for the names of the sites, and report it.",
+    )
+    failed_steps: int = counted(
+        "fault",
+        "Passes that failed; the requests in them ended with an error.",
+        "See the engine's log for the error. Out of memory: lower --max-batch or --max-step-tokens.",
+    )
+    waiting: int = current("Requests that wait for a place in the batch.")
+    running: int = current("Requests that run.")
 
 
 @dataclass(slots=True)
@@ -263,6 +274,7 @@ class Engine:
                     self._obey(orders)
                     self._iterate()
                 except Exception as error:  # a failing request must not end the engine for others
+                    self.stats.failed_steps += 1
                     log.exception("a step failed; its requests are ended with an error")
                     self._end_running("error", f"{type(error).__name__}: {error}")
         finally:

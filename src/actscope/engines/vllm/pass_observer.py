@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from actscope.counters import Counter, counted, counters_of, counting
 from actscope.engines.vllm.bank import InForce
 from actscope.engines.vllm.publishing.device_copy import CudaCopier, HostCopier
 from actscope.engines.vllm.publishing.labels import known_of
@@ -19,6 +21,18 @@ from actscope.engines.vllm.sidecar_protocol import WeightsChanged
 from actscope.taps.tap import TapBuffers
 
 log = logging.getLogger("actscope.vllm")
+
+
+@counting("observer")
+@dataclass(slots=True)
+class ObserverCounts:
+    """Counts of what befell the observer itself."""
+
+    faults: int = counted(
+        "fault",
+        "Internal errors around a pass; the pass has no scores, generation went on.",
+        "See vLLM's log for the first one, and report it.",
+    )
 
 
 class PassObserver:
@@ -92,6 +106,10 @@ class PassObserver:
     def counts(self) -> PublishedCounts:
         """Return row counts since the start."""
         return self._publisher.counts if self._publisher else PublishedCounts()
+
+    def counters(self) -> list[Counter]:
+        """Return the counters of the passes, and of the observer itself."""
+        return [*counters_of(self.counts()), *counters_of(ObserverCounts(self.faults))]
 
     def weights_changed(self, version: int, refused: dict[int, str], by_name: dict[str, str]) -> None:
         """Note that the weights changed for the `version`-th time, and that the taps ran meanwhile. May wait for the device.

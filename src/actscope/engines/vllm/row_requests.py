@@ -3,16 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 from msgspec.structs import replace
 
+from actscope.counters import Counter, counted, counters_of, counting, current
 from actscope.engines.vllm.settings import VllmSettings
 from actscope.engines.vllm.sidecar_protocol import MAX_OPTION_CHARS, RequestOptions, external_id, options_of
+from actscope.ring.request_ids import ring_id
 from actscope.sampling import keeps
 
 #: Most requests that are to be kept and are not settled.
 _MOST_KEPT = 1 << 16
+
+
+@counting("kept")
+@dataclass(slots=True)
+class KeptCounts:
+    """Counts of the requests that are to be kept, in the model's process."""
+
+    unsettled_requests: int = current("Requests to be kept of which the sidecar has not said what became of them.")
+    forgotten_wishes: int = counted(
+        "loss",
+        "Requests to be kept that a sidecar will not learn of, because too many before them are not settled.",
+        "See sidecar_deaths and vLLM's log for why the sidecar does not record.",
+    )
 
 
 class RowRequests:
@@ -30,7 +46,7 @@ class RowRequests:
         self._settings = settings
         self._rows_kept = rows_kept
         self._with_rows: set[str] = set()
-        self._running: dict[str, RequestOptions] = {}
+        self._running: dict[str, RequestOptions] = {}  # by the name in the rings, as the sidecar knows them
         self._kept: dict[str, RequestOptions] = {}  # running, or not settled yet
         self.forgotten_wishes = 0
         self._weights = 0
@@ -46,15 +62,20 @@ class RowRequests:
         asked, keep = options.get("rows"), options.get("keep")
         if self._rows_kept and self._wants_rows(new.req_id, asked, keep):
             self._with_rows.add(new.req_id)
-        if new.req_id in self._running:
+        name = ring_id(new.req_id)
+        if name in self._running:
             return None
         rows, why = asked if isinstance(asked, str) else "", keep if isinstance(keep, str) else ""
         why = why or ("asked" if asked else "")
         adapter = getattr(getattr(new, "lora_request", None), "lora_name", None) or ""
         found = RequestOptions(
-            new.req_id, rows[:MAX_OPTION_CHARS], why[:MAX_OPTION_CHARS], adapter[:MAX_OPTION_CHARS], self._weights
+            name,
+            rows[:MAX_OPTION_CHARS],
+            why[:MAX_OPTION_CHARS],
+            adapter[:MAX_OPTION_CHARS],
+            self._weights,
         )
-        self._running[new.req_id] = found
+        self._running[name] = found
         if self._rows_kept and self._settings.record:
             self._keep(found)
         return found if self.has_options(new.req_id) else None
@@ -76,13 +97,13 @@ class RowRequests:
     # --- for the sidecar, from its threads ---
 
     def running(self) -> list[str]:
-        """Return the ids of the running requests."""
+        """Return the names in the rings of the running requests."""
         return list(self._running)
 
     def wishes(self) -> list[RequestOptions]:
         """Return the options of all running requests that have any, and of those that are to be kept and not settled."""
         kept = dict(self._kept)
-        running = [options for options in list(self._running.values()) if self.has_options(options.request)]
+        running = [options for options in list(self._running.values()) if _says_something(options)]
         return [*(options for options in running if options.request not in kept), *kept.values()]
 
     def mark(self, request: str, why: str, name: str) -> None:
@@ -95,6 +116,10 @@ class RowRequests:
         for request in requests:
             self._kept.pop(request, None)
 
+    def counters(self) -> list[Counter]:
+        """Return the counters of the requests that are to be kept."""
+        return counters_of(KeptCounts(self.unsettled, self.forgotten_wishes))
+
     @property
     def unsettled(self) -> int:
         """Return how many requests that are to be kept are not settled."""
@@ -106,13 +131,13 @@ class RowRequests:
         settings = self._settings
         if asked is not None:
             return bool(asked)
-        return settings.rows == "all" or bool(keep) or self._is_sampled(request)
+        return settings.rows == "all" or bool(keep) or self._is_sampled(ring_id(request))
 
     def forget(self, finished: Iterable[str]) -> None:
         """Forget finished requests."""
         self._with_rows.difference_update(finished)
         for request in finished:
-            self._running.pop(request, None)
+            self._running.pop(ring_id(request), None)
 
     def wants_rows(self, request: str) -> bool:
         """Return whether the raw rows of a running request are published."""
@@ -120,8 +145,8 @@ class RowRequests:
 
     def has_options(self, request: str) -> bool:
         """Return whether the sidecar must know more of a running request than its rows: that is delivered out of band."""
-        found = self._running.get(request)
-        return found is not None and bool(found.rows or found.keep or found.adapter or found.weights)
+        found = self._running.get(ring_id(request))
+        return found is not None and _says_something(found)
 
     def set_weights(self, version: int) -> list[RequestOptions]:
         """Note that the model's weights changed for the `version`-th time. Return the new options of all running requests."""
@@ -135,3 +160,8 @@ class RowRequests:
     def none_in(self, requests: Iterable[str]) -> bool:
         """Return whether none of these requests wants raw rows."""
         return self._with_rows.isdisjoint(requests)
+
+
+def _says_something(options: RequestOptions) -> bool:
+    """Return whether the options say more of a request than its rows do."""
+    return bool(options.rows or options.keep or options.adapter or options.weights)

@@ -13,9 +13,10 @@ import msgspec
 import torch
 from torch import nn
 
+from actscope.counters import Counter, counted, counters_of, counting
 from actscope.engines.vllm.model_taps import ModelTaps, listed
 from actscope.engines.vllm.pass_observer import PassObserver
-from actscope.engines.vllm.publishing.device_copy import CudaCopier, HostCopier, depth_of
+from actscope.engines.vllm.publishing.device_copy import CopierCounts, CudaCopier, HostCopier, depth_of
 from actscope.engines.vllm.publishing.prefix_scores import PrefixScores
 from actscope.engines.vllm.publishing.publisher import PublishedCounts, Publisher
 from actscope.engines.vllm.publishing.rings import Rings
@@ -25,6 +26,7 @@ from actscope.engines.vllm.settings import VllmSettings
 from actscope.engines.vllm.sidecar_client import NoSidecar, Sidecar
 from actscope.engines.vllm.sidecar_protocol import SidecarStart
 from actscope.errors import EngineError, SettingsError, SiteError
+from actscope.ring.counter_files import CounterFile
 from actscope.runtime.process import process_start
 
 log = logging.getLogger("actscope.vllm")
@@ -60,6 +62,19 @@ class StagePlacement:
     replicas: int = 1
 
 
+@counting("session")
+@dataclass(slots=True)
+class SessionCounts:
+    """Counts of what befell the whole session."""
+
+    weights_changes: int = counted("work", "Times that the model's weights have changed since it was loaded.")
+    given_up: int = counted(
+        "fault",
+        "The engine is not watched any more, because its changed weights could not be checked; it serves on without scores.",
+        "See vLLM's log for the error, and start vLLM again.",
+    )
+
+
 class RunnerSession:
     """Observes one model runner. Created after the model is loaded and before its first pass.
 
@@ -86,6 +101,7 @@ class RunnerSession:
         self._copier: CudaCopier | HostCopier | None = None
         self._sidecar: Sidecar | NoSidecar | None = None
         self._observer: PassObserver | None = None
+        self._counter_file: CounterFile | None = None
         self._requests: RowRequests | None = None
         self._last_counts = PublishedCounts()
         if self._taps.refused and not settings.sidecar:
@@ -110,10 +126,12 @@ class RunnerSession:
         self.start = start = self._start(adapter.name, place, rings)
         self._requests = requests = RowRequests(settings, rows_kept=rings.rows is not None)
         self._sidecar = sidecar = (
-            Sidecar(start, taps.d, settings.width, rings.beat, requests, self.account)
+            Sidecar(start, taps.d, settings.width, self._beat, requests, self.account)
             if settings.sidecar
             else NoSidecar()
         )
+        if settings.sidecar:  # without one there is no card that readers could find
+            self._counter_file = CounterFile(start.card_id, "model", self._counters, part=start.part, log=log)
         observer = PassObserver(adapter, taps.buffers, copier, requests, sidecar, self._open_publisher)
         if self._runner.vllm_config.speculative_config is not None:
             adapter.watch_rejections(observer.waiting)
@@ -243,7 +261,28 @@ class RunnerSession:
                 self._observer.weights_changed(self.weights, wrong, self._taps.refused)
         except Exception:
             log.exception("weights version %d could not be checked: nothing more is delivered", self.weights)
+            self._last_counts = self.counts()
             self._observer = None
+
+    # --- counters, on the sidecar's heartbeat thread ---
+
+    def _beat(self) -> None:
+        rings, counter_file = self._rings, self._counter_file
+        if rings is not None:
+            rings.beat()
+        if counter_file is not None:
+            counter_file.publish()
+
+    def _counters(self) -> list[Counter]:
+        """Return the counters of the model's process."""
+        rings, observer, sidecar, copier = self._rings, self._observer, self._sidecar, self._copier
+        found = counters_of(SessionCounts(self.weights, int(observer is None)))
+        found += counters_of(self._last_counts) if observer is None else observer.counters()
+        found += counters_of(CopierCounts(0 if copier is None else copier.failed))
+        found += [] if self._requests is None else self._requests.counters()
+        if isinstance(sidecar, Sidecar):
+            found += sidecar.counters()
+        return found if rings is None else [*found, *rings.counters()]
 
     # --- the rest ---
 
@@ -275,6 +314,8 @@ class RunnerSession:
     def close(self) -> None:
         """Remove the hooks and end the sidecar cleanly. Idempotent."""
         self._taps.remove()
+        if self._counter_file is not None:
+            self._counter_file.publish()  # for its lines in the log
         self._last_counts = self.counts()
         self._observer = None
         self._end()

@@ -12,9 +12,11 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import msgspec
 
+from actscope.counters import Counter, counted, counters_of, counting
 from actscope.engines.vllm.bank import StagedBank
 from actscope.engines.vllm.row_requests import RowRequests
 from actscope.engines.vllm.sidecar_protocol import (
@@ -46,6 +48,25 @@ _BEAT_S = 5.0
 _PATIENCE_S = 1.0
 
 
+@counting("sidecar")
+@dataclass(slots=True)
+class SidecarProcessCounts:
+    """What befell the sidecar and the messages to it."""
+
+    deaths: int = counted(
+        "fault",
+        "Times that the sidecar has ended before the model; it is started again each time. Scores go on; probes, marks and "
+        "recordings wait.",
+        "See vLLM's log for the reason.",
+    )
+    untold: int = counted(
+        "fault",
+        "Messages that the sidecar did not read in time, such as the recording options of a request; what they said is sent "
+        "again once it reads.",
+        "Give the engine's machine more cores if it goes on; see sidecar_deaths and drain_late_options.",
+    )
+
+
 class Sidecar:
     """Owns the sidecar process and the threads that talk to it.
 
@@ -72,7 +93,7 @@ class Sidecar:
             start: What it needs to start.
             d: Width of a row.
             width: Maximum number of probes.
-            beat: Writes the heartbeats of the rings.
+            beat: Writes the heartbeats of the rings and publishes the counters.
             requests: The running requests, and those to be kept.
             account: Returns the counts of this process by name.
         """
@@ -116,6 +137,10 @@ class Sidecar:
         self._something.set()
 
     # --- from any thread ---
+
+    def counters(self) -> list[Counter]:
+        """Return the counters of the sidecar's process."""
+        return counters_of(SidecarProcessCounts(self.deaths, self.untold))
 
     def hush(self) -> None:
         """Stop the heartbeat before the rings are closed."""

@@ -9,6 +9,8 @@ from fastapi import Depends, Request
 
 from actscope.gateway.api.events import OpenStreams
 from actscope.gateway.api.proxy import Passing
+from actscope.gateway.counters.answers import AnswerCounts
+from actscope.gateway.counters.reports import GatewayCounters
 from actscope.gateway.scores.request_store import Sessions
 from actscope.gateway.settings import GatewaySettings
 from actscope.gateway.upstream.upstream import Upstream
@@ -23,6 +25,12 @@ class Gateway:
     sessions: Sessions
     streams: OpenStreams
     passing: Passing = field(default_factory=Passing)
+    answers: AnswerCounts = field(default_factory=AnswerCounts)
+
+    @property
+    def counters(self) -> GatewayCounters:
+        """Return the counters of the gateway and its engine."""
+        return GatewayCounters(self.upstream, self.sessions, self.answers)
 
 
 async def _gateway(request: Request) -> Gateway:

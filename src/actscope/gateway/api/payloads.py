@@ -23,6 +23,7 @@ from actscope.gateway.api.wire import (
     WireUsage,
 )
 from actscope.gateway.scores.columns import EventKind
+from actscope.gateway.scores.coverage import coverage_of
 from actscope.gateway.scores.probe_table import Columns, SaeFacts
 from actscope.gateway.scores.request_log import RequestLog
 
@@ -211,7 +212,7 @@ class ChoiceView:
         if len(log.scores) > self._scores:
             self._add_scores(payload)
         if final:
-            payload["final"] = {"finish_reason": log.finish_reason, **coverage(log)}
+            payload["final"] = {"finish_reason": log.finish_reason, **coverage(log, self._wanted)}
         return payload if len(payload) > 1 else None
 
     def _begin(self, payload: WirePayload) -> None:
@@ -304,9 +305,13 @@ def _score_event(log: RequestLog, a: int, b: int) -> WireProbeUpdate:
     return {"v": VERSION, "scores": scores}
 
 
-def coverage(log: RequestLog) -> WireCoverage:
-    """Return the number of positions, of computed ones, and of computed ones that were taken over with the prefix cache."""
-    return {"present": log.present, "computed": log.computed, "cached": log.cached}
+def coverage(log: RequestLog, wanted: tuple[str, ...] | None = None) -> WireCoverage:
+    """Return the coverage of the `wanted` probes (None: all), with reasons if more than the last position is missing."""
+    found = coverage_of(log.scores, log.present, wanted)
+    block: WireCoverage = {"present": found.present, "computed": found.computed, "cached": found.cached}
+    if found.why:
+        block["missing_cells"], block["why"] = found.missing_cells, list(found.why)
+    return block
 
 
 def usage(log: RequestLog) -> WireUsage:

@@ -15,6 +15,7 @@ class RingCounts(BaseModel):
     missed_steps: int = Field(description="steps overwritten before they were read")
     missed_rows: int
     dropped_rows: int = Field(description="rows that the engine did not write")
+    late_rows: int = Field(description="rows that came after their answer had ended")
     spurious_rows: int = Field(description="rows of rejected drafts, and rows after the end of a request")
     mismatched_rows: int = Field(
         description="rows whose token id differs from the token at their position; never delivered"

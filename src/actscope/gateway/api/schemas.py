@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, StrictBool, StrictFloat, StrictInt, StrictStr
 
 from actscope.gateway.api.replica_schemas import ReplicaInfo, RingCounts
+from actscope.gateway.counters.schemas import CounterSource, Trouble
 
 RequestState = Literal["running", "done", "aborted", "failed"]
 Activation = Literal["identity", "relu", "sigmoid", "jumprelu"]
@@ -151,13 +152,20 @@ class FeatureBlock(BaseModel):
     )
 
 
-class Final(BaseModel):
-    """End of a choice, with its coverage in positions."""
+class Coverage(BaseModel):
+    """How many positions have scores. The last two fields are absent unless more than the last position has none."""
+
+    present: int = Field(description="number of positions")
+    computed: int = Field(description="positions where at least one of the probes has a value")
+    cached: int = Field(description="computed positions whose scores were taken over with the prefix cache")
+    missing_cells: int | None = Field(None, description="cells (a probe at a position) without a value")
+    why: list[str] | None = Field(None, description="why cells have no value, in words")
+
+
+class Final(Coverage):
+    """End of a choice, with its coverage."""
 
     finish_reason: str | None
-    present: int
-    computed: int
-    cached: int = Field(description="computed positions whose scores were taken over with the prefix cache")
 
 
 class ActscopePayload(BaseModel):
@@ -286,13 +294,10 @@ class ProbeSummary(BaseModel):
     )
 
 
-class ProbeFinalEvent(BaseModel):
-    """Event `probe_final`: coverage in positions, and a summary of each probe."""
+class ProbeFinalEvent(Coverage):
+    """Event `probe_final`: coverage, and a summary of each probe."""
 
     v: Literal[1]
-    present: int
-    computed: int
-    cached: int
     probes: dict[str, ProbeSummary]
 
 
@@ -363,6 +368,10 @@ class Info(BaseModel):
     )
     scores: str | None = Field(
         None, description="why requests have no scores, or some of them have none; null if all have"
+    )
+    counters: list[CounterSource] = Field(description="all counters, by the process that counts")
+    troubles: list[Trouble] = Field(
+        description="the counters above zero that tell of a loss, a doubt or a fault, summed, with what to do"
     )
 
 

@@ -34,11 +34,16 @@ class WireFeatures(TypedDict):
 
 
 class WireCoverage(TypedDict):
-    """Positions, those of them with scores, and those of these that came with a cached prefix."""
+    """Positions, those of them with scores, and those of these that came with a cached prefix.
+
+    `missing_cells` and `why` are present if more cells have no value than those of the last position.
+    """
 
     present: int
     computed: int
     cached: int
+    missing_cells: NotRequired[int]
+    why: NotRequired[list[str]]
 
 
 class WireFinal(WireCoverage):

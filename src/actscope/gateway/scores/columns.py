@@ -49,16 +49,6 @@ class ScoreColumn:
     def __len__(self) -> int:
         return len(self._computed)
 
-    @property
-    def n_computed(self) -> int:
-        """Return the number of computed rows, cached ones included."""
-        return len(self._computed) - self._computed.count(0)
-
-    @property
-    def n_cached(self) -> int:
-        """Return the number of cached rows."""
-        return self._computed.count(2)
-
     def append(self, columns: Columns, values: np.ndarray, computed: bytes) -> None:
         """Append rows [n, columns.width] with their state bytes."""
         self._segment(columns).append(values)
@@ -108,9 +98,13 @@ class ScoreColumn:
         """Return a byte for each row of `a .. b`: 1 if it was computed or cached, else 0."""
         return bytes(self._computed[a:b]).replace(b"\x02", b"\x01")
 
+    def states(self, a: int, b: int) -> np.ndarray:
+        """Return the state byte of each row of `a .. b`: uint8 [b - a]."""
+        return np.frombuffer(bytes(self._computed[a:b]), np.uint8)
+
     def computed_here(self, a: int, b: int) -> np.ndarray:
         """Return which rows of `a .. b` were computed for this request, cached ones excluded: bool [b - a]."""
-        here: np.ndarray = np.frombuffer(bytes(self._computed[a:b]), np.uint8) == 1
+        here: np.ndarray = self.states(a, b) == 1
         return here
 
     def _segment(self, columns: Columns) -> ScoreSegment:

@@ -14,15 +14,17 @@ from itertools import pairwise
 
 import numpy as np
 
+from actscope.counters import CounterReport, counters_of, summed
 from actscope.errors import RingError
 from actscope.frames import SPURIOUS_ROWS, RowFlag, Span, SpanFlag
 from actscope.gateway.scores.detokenizer import TokenTexts
 from actscope.gateway.scores.display_range import DisplayRanges
+from actscope.gateway.scores.match_counts import LogCounts, UnmatchedCounts
 from actscope.gateway.scores.part_merger import PartRows
 from actscope.gateway.scores.probe_table import EMPTY_TABLE, NO_COLUMNS, Columns, ProbeTable, Versions
 from actscope.gateway.scores.replica import BoundRequest, Replica, RingPart
 from actscope.gateway.scores.request_ids import response_id
-from actscope.gateway.scores.request_log import MismatchCounter, RequestLog, Source
+from actscope.gateway.scores.request_log import RequestLog, Source
 from actscope.gateway.scores.request_store import Sessions
 from actscope.ring.host import StepBatch, StepRecord
 
@@ -46,6 +48,7 @@ class MatchCounts:
     missed_steps: int = 0
     missed_rows: int = 0
     dropped_rows: int = 0
+    late_rows: int = 0
     spurious_rows: int = 0
     mismatched_rows: int = 0
     unreadable_tables: int = 0
@@ -74,10 +77,10 @@ class Matcher:
         self.versions = Versions()
         self.ranges = DisplayRanges()
         self._texts = texts
-        self._mismatches = MismatchCounter()
-        self._spurious = 0
+        self._log_counts = LogCounts()
         self._n_adopted = 0
         self._past = MatchCounts()
+        self._past_reports: list[CounterReport] = []
         self._logged: set[str] = set()
         self._quiet = 0
         self._timer: asyncio.TimerHandle | None = None
@@ -91,6 +94,8 @@ class Matcher:
     def remove(self, replica: Replica, reason: str) -> None:
         """Stop reading the rings of an engine that is gone. Logs of requests that went to it directly fail with `reason`."""
         self._past = self._counted(self._past, replica)
+        reports = [*self._past_reports, *(part.report() for part in replica.parts)]
+        self._past_reports = [CounterReport("gateway", summed(reports))]
         self.replicas = tuple(other for other in self.replicas if other is not replica)
         replica.close(reason)
 
@@ -121,6 +126,7 @@ class Matcher:
                 try:
                     self._drain_part(replica, part)
                 except Exception:
+                    part.counts.faults += 1
                     if "drain" not in self._logged:
                         self._logged.add("drain")
                         _log.exception("ring %s: rows could not be used; reading continues", part.card.ring)
@@ -130,6 +136,7 @@ class Matcher:
             try:
                 batch = part.reader.read()
             except RingError as error:
+                part.counts.damaged_rings += 1
                 replica.failure = f"ring {part.card.ring}: {error}"
                 _log.warning("engine %s: %s; it is not read any more", replica.id, replica.failure)
                 return
@@ -143,11 +150,20 @@ class Matcher:
         counts = self._past
         for replica in self.replicas:
             counts = self._counted(counts, replica)
-        return replace(counts, spurious_rows=self._spurious, mismatched_rows=self._mismatches.rows)
+        return replace(counts, mismatched_rows=self._log_counts.mismatched_rows)
 
     def _counted(self, counts: MatchCounts, replica: Replica) -> MatchCounts:
         """Return counts with those of an engine's rings added."""
         return MatchCounts(**{name: value + getattr(counts, name) for name, value in asdict(read_of(replica)).items()})
+
+    def reports(self) -> list[CounterReport]:
+        """Return the counters of each part of each engine up to the last drain, and those of no engine that is read.
+
+        The latter are those of the requests, which are the server's, and those of engines that are gone.
+        """
+        gone = [one for one in summed(self._past_reports) if one.kind != "now"]
+        server = CounterReport("gateway", [*counters_of(self._log_counts), *gone])
+        return [*(part.report() for replica in self.replicas for part in replica.parts), server]
 
     def close(self) -> None:
         """Stop reading. Logs keep what they have. Idempotent."""
@@ -191,9 +207,8 @@ class Matcher:
     ) -> RequestLog:
         replica = replica or (self.replicas[0] if self.replicas else None)
         log = RequestLog(
-            request, response=response, external=external, model=model, source=source, follows_rows=follows_rows,
             began_ns=began_ns, special=replica.special if replica else frozenset(), texts=self._texts,
-            mismatches=self._mismatches, first_columns=first_columns,
+            counts=self._log_counts, first_columns=first_columns,
         )  # fmt: skip
         self.ranges.follow(log)
         return log
@@ -208,15 +223,18 @@ class Matcher:
             for span in step.spans:
                 bound = replica.find(span, number) or self._bind(replica, number, span, step)
                 if bound is None:
+                    _count_late(part, span, step, None)
                     continue
                 ended, log = int.__and__(span.flags, _END), bound.log  # IntFlag's own `&` costs 1 µs
                 if log.state == "running":
                     log.see_span(span)
                     target = log if merger is None else merger.part_of(log, number)
                     if scored is not None and span.n_rows:
-                        self._deliver(target, span, step, scored)
+                        self._deliver(target, span, step, scored, part.counts)
                     if ended:
                         target.end_rows(step.time_ns, aborted=bool(int.__and__(span.flags, _ABORTED)))
+                else:
+                    _count_late(part, span, step, log)
                 if ended:
                     replica.end(span, number, bound)
 
@@ -252,25 +270,39 @@ class Matcher:
         self._sessions.add(log)
         return log
 
-    def _deliver(self, target: RequestLog | PartRows, span: Span, step: StepRecord, table: ProbeTable) -> None:
+    def _deliver(
+        self,
+        target: RequestLog | PartRows,
+        span: Span,
+        step: StepRecord,
+        table: ProbeTable,
+        counts: UnmatchedCounts,
+    ) -> None:
         if span.n_rows > 1:
-            self._deliver_rows(target, span, step, table)
+            self._deliver_rows(target, span, step, table, counts)
             return
         at = span.offset  # the usual step: one row, without making arrays of its label
         position, token_id, flags, _, _ = step.meta[at].item()
         if flags & SPURIOUS_ROWS:
-            self._spurious += 1
+            counts.spurious_rows += 1
         else:
             values = table.gather(step.rows[at : at + 1])
             target.take_row(position, token_id, values, table.columns, step.time_ns, bool(flags & _CACHED))
 
-    def _deliver_rows(self, target: RequestLog | PartRows, span: Span, step: StepRecord, table: ProbeTable) -> None:
+    def _deliver_rows(
+        self,
+        target: RequestLog | PartRows,
+        span: Span,
+        step: StepRecord,
+        table: ProbeTable,
+        counts: UnmatchedCounts,
+    ) -> None:
         part = slice(span.offset, span.offset + span.n_rows)
         meta, rows = step.meta[part], step.rows[part]
         flags = meta["flags"]
         if (flags & SPURIOUS_ROWS).any():
             genuine = (flags & SPURIOUS_ROWS) == 0
-            self._spurious += len(meta) - int(np.count_nonzero(genuine))
+            counts.spurious_rows += len(meta) - int(np.count_nonzero(genuine))
             meta, rows, flags = meta[genuine], rows[genuine], flags[genuine]
         cached = (flags & _CACHED) != 0
         for run in _runs(meta["position"], cached):
@@ -286,7 +318,16 @@ def read_of(replica: Replica) -> MatchCounts:
             if name in MatchCounts.__slots__:
                 setattr(counts, name, getattr(counts, name) + value)
         counts.unreadable_tables += part.tables.unreadable
+        counts.spurious_rows += part.counts.spurious_rows
+        counts.late_rows += part.counts.late_rows
     return counts
+
+
+def _count_late(part: RingPart, span: Span, step: StepRecord, log: RequestLog | None) -> None:
+    """Count rows of a request whose log has ended, or that no log takes (None)."""
+    if len(step.rows) and span.n_rows:
+        meta = step.meta[span.offset : span.offset + span.n_rows]
+        part.counts.add_late(meta, log.state if log else None, log.present if log else 0)
 
 
 def _runs(positions: np.ndarray, cached: np.ndarray) -> list[slice]:

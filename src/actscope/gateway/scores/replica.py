@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from actscope.counters import CounterReport, counters_of
 from actscope.frames import Span, SpanFlag
+from actscope.gateway.scores.match_counts import UnmatchedCounts
 from actscope.gateway.scores.part_merger import PartMerger
 from actscope.gateway.scores.probe_table import ProbeTable, Tables, Versions, join_tables
 from actscope.gateway.scores.request_ids import external_id
@@ -26,6 +28,13 @@ class RingPart:
         self.card = card
         self.reader = reader
         self.tables = Tables(card, versions)
+        self.counts = UnmatchedCounts()
+
+    def report(self) -> CounterReport:
+        """Return the counters of this part's rows in the gateway."""
+        counts = replace(self.counts, unreadable_tables=self.tables.unreadable)
+        counters = [*counters_of(self.reader.stats()), *counters_of(counts)]
+        return CounterReport("gateway", counters, self.card.id, self.card.part)
 
 
 @dataclass(slots=True)

@@ -7,7 +7,6 @@ thread.
 from __future__ import annotations
 
 import asyncio
-import logging
 from array import array
 from collections import deque
 from collections.abc import Sequence
@@ -20,9 +19,8 @@ from actscope.clock import clock_pair, monotonic_ns
 from actscope.frames import Span
 from actscope.gateway.scores.columns import EventColumn, EventKind, ScoreColumn
 from actscope.gateway.scores.detokenizer import TokenTexts
+from actscope.gateway.scores.match_counts import LogCounts
 from actscope.gateway.scores.probe_table import NO_COLUMNS, Columns
-
-_log = logging.getLogger(__name__)
 
 State = Literal["running", "done", "aborted", "failed"]
 Source = Literal["gateway", "engine"]
@@ -35,22 +33,6 @@ _SHIFTED = 2
 
 #: Id of a token that the gateway has not seen (of requests that went to the engine directly).
 UNKNOWN_TOKEN = -1
-
-
-class MismatchCounter:
-    """Count of rows whose token id differs from the token at their position. Their scores are dropped."""
-
-    def __init__(self) -> None:
-        self.rows = 0
-
-    def add(self, request: str, rows: int) -> None:
-        """Count such rows of a request. The first call with any logs a warning."""
-        if rows and not self.rows:
-            _log.warning(
-                "request %s: a row's token id is not the token at its position; it is not delivered (further ones are "
-                "only counted)", request,
-            )  # fmt: skip
-        self.rows += rows
 
 
 @dataclass(slots=True)
@@ -85,7 +67,7 @@ class RequestLog:
         special: Ids of special tokens.
         texts: Texts of token ids; None: every token's text is unknown.
         first_columns: Columns of the first event, until the first token or row comes with others.
-        mismatches: Counter of rows that disagree with their tokens; None: one of its own.
+        counts: Counts over several logs; None: of this one.
     """
 
     def __init__(
@@ -101,7 +83,7 @@ class RequestLog:
         special: frozenset[int] = frozenset(),
         texts: TokenTexts | None = None,
         first_columns: Columns = NO_COLUMNS,
-        mismatches: MismatchCounter | None = None,
+        counts: LogCounts | None = None,
     ) -> None:
         self.request = request
         self.response = response or request
@@ -129,7 +111,7 @@ class RequestLog:
         self.engine_ended = False
         self._answered = False
         self._doubt = 0
-        self._mismatches = mismatches or MismatchCounter()
+        self._counts = counts or LogCounts()
         self._parked: deque[ParkedRows] = deque()
         self._waiters: list[asyncio.Future[None]] = []
 
@@ -271,7 +253,7 @@ class RequestLog:
     def count_mismatches(self, rows: int) -> None:
         """Count rows of this request whose token id differs from the token at their position."""
         if rows:
-            self._mismatches.add(self.request, rows)
+            self._counts.add_mismatches(self.request, rows)
 
     def end_rows(self, now_ns: int, *, aborted: bool = False) -> None:
         """Record that the engine has ended the request: no more rows come. A log with source "engine" finishes."""
@@ -306,6 +288,7 @@ class RequestLog:
         """End the log: positions without a row become never computed. Only the first call has an effect."""
         if self.state != "running":
             return
+        self._counts.add_ended(state, error, owes_rows=self.owes_rows)
         self.state, self.finish_reason, self.error = state, reason, error
         self.ended_ns = monotonic_ns()
         self._parked.clear()
@@ -327,16 +310,6 @@ class RequestLog:
     def present(self) -> int:
         """Return the number of positions."""
         return len(self.tokens)
-
-    @property
-    def computed(self) -> int:
-        """Return the number of computed positions."""
-        return self.scores.n_computed
-
-    @property
-    def cached(self) -> int:
-        """Return the number of computed positions that were computed for an earlier request."""
-        return self.scores.n_cached
 
     @property
     def completion_tokens(self) -> int:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+from actscope.counters import counted, counting, current
 from actscope.gateway.scores.request_log import RequestLog
 from actscope.gateway.settings import GatewaySettings
+from actscope.ring.request_ids import ring_ids
 
 #: Number of forgotten requests that stay distinguishable from unknown ones.
 _TOMBSTONES = 65_536
@@ -40,6 +42,22 @@ class Flight:
                 abort()
 
 
+@counting("log")
+@dataclass(slots=True)
+class StoreCounts:
+    """Counts of the requests that the gateway has forgotten, and how many it knows."""
+
+    requests: int = current("Requests in the gateway's log.")
+    in_flight: int = current("Completions in flight.")
+    expired: int = counted("work", "Ended requests that were forgotten after their time.")
+    evicted: int = counted("work", "Ended requests that were forgotten before their time, because the log was full.")
+    evicted_running: int = counted(
+        "loss",
+        "Running requests of other clients that were forgotten, because the log was full; they have no scores from then on.",
+        "Raise --log-requests and --log-positions.",
+    )
+
+
 class Sessions:
     """Request logs by id, newest last. Ended ones are forgotten after `log_seconds`, or earlier when there are too many.
 
@@ -53,6 +71,7 @@ class Sessions:
         self._named: dict[str, list[str]] = {}
         self._forgotten: OrderedDict[str, None] = OrderedDict()
         self._flights: dict[str, Flight] = {}
+        self._counts = StoreCounts()
         self._added = 0
 
     def __iter__(self) -> Iterator[RequestLog]:
@@ -62,6 +81,10 @@ class Sessions:
     def n_in_flight(self) -> int:
         """Return the number of completions in flight."""
         return len(self._flights)
+
+    def counts(self) -> StoreCounts:
+        """Return counts of the requests that are known, and of those that were forgotten."""
+        return replace(self._counts, requests=len(self._logs), in_flight=len(self._flights))
 
     def add(self, log: RequestLog) -> None:
         """Add a request. The oldest ended ones are forgotten to make room for it."""
@@ -80,10 +103,16 @@ class Sessions:
                 keys.append(log.request)
 
     def get(self, request: str) -> RequestLog | None:
-        """Return the log with this id, or the only one with this name. None if there is none, or several; see `candidates`."""
+        """Return the log with this id, or the only one with this name. None if there is none, or several; see `candidates`.
+
+        A long id may be known by a shorter name, as in the ring (see `ring.request_ids`).
+        """
+        return next(filter(None, map(self._get, ring_ids(request))), None)
+
+    def _get(self, request: str) -> RequestLog | None:
         log = self._logs.get(request)
         if log is None:
-            logs = self.candidates(request)
+            logs = self._having(request)
             log = logs[0] if len(logs) == 1 else None
         return log
 
@@ -104,14 +133,18 @@ class Sessions:
     def candidates(self, name: str) -> list[RequestLog]:
         """Return all logs with this name: the choices of a response, and requests that share an id.
 
-        If the gateway made the name for a request of its own, only logs of that request: others have copied it.
+        If the gateway made the name for a request of its own, only logs of that request: others have copied it. A long name may
+        have been shortened, as in `get`.
         """
+        return next(filter(None, map(self._having, ring_ids(name))), [])
+
+    def _having(self, name: str) -> list[RequestLog]:
         logs = [self._logs[key] for key in self._named.get(name, ())]
         return [log for log in logs if log.source == "gateway"] or logs
 
     def was_forgotten(self, request: str) -> bool:
         """Return whether the request was known and has been forgotten."""
-        return request in self._forgotten
+        return any(name in self._forgotten for name in ring_ids(request))
 
     def remove(self, log: RequestLog) -> None:
         """Remove a request that the engine did not accept. It does not count as forgotten."""
@@ -145,12 +178,15 @@ class Sessions:
         horizon = time.monotonic_ns() - int(self._settings.log_seconds * 1e9)
         for log in self:
             if log.state != "running" and log.ended_ns < horizon:
+                self._counts.expired += 1
                 self._forget(log)
         excess_logs = len(self._logs) - self._settings.log_requests
         excess_positions = sum(log.present for log in self._logs.values()) - self._settings.log_positions
         for log in self._by_dispensability() if excess_logs > 0 or excess_positions > 0 else ():
             if excess_logs <= 0 and excess_positions <= 0:
                 return
+            self._counts.evicted += log.state != "running"
+            self._counts.evicted_running += log.state == "running"
             excess_logs -= 1
             excess_positions -= log.present
             self._forget(log)

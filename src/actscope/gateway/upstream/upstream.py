@@ -7,10 +7,12 @@ import contextlib
 import logging
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from typing import Any
 
 import aiohttp
 
+from actscope.counters import CounterReport, counted, counters_of, counting, summed
 from actscope.errors import UpstreamError
 from actscope.gateway.scores.request_store import Sessions
 from actscope.gateway.settings import GatewaySettings
@@ -43,6 +45,19 @@ _HOMELESS = (
 )
 
 
+@counting("upstream")
+@dataclass(slots=True)
+class UpstreamCounts:
+    """Counts of the connections to engines."""
+
+    connections: int = counted("work", "Times that the gateway has connected to an engine.")
+    losses: int = counted(
+        "fault",
+        "Times that the engine went away, was restarted or was replaced; requests that were running in it have failed.",
+        "See the engine's log.",
+    )
+
+
 class Upstream:
     """Connection to the engine that `settings.upstream` names. Waits until it is up, and reconnects after it restarts.
 
@@ -64,6 +79,15 @@ class Upstream:
         self._logged: set[str] = set()
         self._suspects: tuple[frozenset[str], float] = (frozenset(), 0.0)
         self.engine: EngineConnection | None = None
+        self._counts = UpstreamCounts()
+        self._past: list[CounterReport] = []
+
+    def reports(self) -> list[CounterReport]:
+        """Return the gateway's counters of the current engine, of all earlier ones together, and of the connections to them."""
+        matcher = self.engine.matcher if self.engine else None
+        now = [] if matcher is None else matcher.reports()
+        earlier = [one for one in summed(self._past) if one.kind != "now"]
+        return [*now, CounterReport("gateway", [*counters_of(self._counts), *earlier])]
 
     async def open(self, sessions: Sessions) -> None:
         """Look for the engine once, then start a task that repeats this every `discovery_seconds` until `close`.
@@ -194,9 +218,11 @@ class Upstream:
         """Read the rings that the server has now: an engine has come, is gone, or could not be read before."""
         found = await self._found(engine)
         if found.replicas:
-            before = len(engine.found.replicas)
+            before = {cards[0].id for cards in engine.found.replicas}
             engine.follow(found)
-            if len(found.replicas) != before:
+            now = {cards[0].id for cards in found.replicas}
+            self._counts.losses += len(before - now)
+            if len(now) != len(before):
                 self._log_choice(found)
 
     # Connecting
@@ -219,10 +245,13 @@ class Upstream:
             if await _answers(engine.endpoint):
                 engine = await self._attached(engine, key)
                 self.engine = engine
+                self._counts.connections += 1
                 self._log_choice(engine.found)
         finally:
             given_up = before if self.engine is engine else engine
             if given_up is not None:
+                if given_up is before:
+                    self._keep_counts(given_up)
                 await given_up.close()
 
     async def _attached(self, engine: EngineConnection, key: str) -> EngineConnection:
@@ -245,10 +274,17 @@ class Upstream:
         engine, self.engine = self.engine, None
         if engine is None:
             return
+        self._counts.losses += 1
+        self._keep_counts(engine)
         await engine.close()
         for log in self._sessions or ():
             if log.source == "engine":
                 log.finish("failed", "error", "the connection to the engine was lost")
+
+    def _keep_counts(self, engine: EngineConnection) -> None:
+        """Keep the counts of an engine that is given up, added to those of earlier ones."""
+        if engine.matcher is not None:
+            self._past = [CounterReport("gateway", summed([*self._past, *engine.matcher.reports()]))]
 
     # Messages
 

@@ -17,6 +17,7 @@ import numpy as np
 from actscope._version import __version__
 from actscope.clock import clock_pair, monotonic_ns
 from actscope.codecs import DTYPES, carrier
+from actscope.counters import counted, counting, current
 from actscope.errors import RecordingError
 from actscope.frames import Frame, RowArray, SinkStats, Step
 from actscope.recording.format import records
@@ -35,6 +36,7 @@ from actscope.runtime.publish import publish_file
 from actscope.store import Store
 
 
+@counting("recording")
 @dataclass(slots=True)
 class RecorderStats(SinkStats):
     """Runtime statistics of a recorder.
@@ -44,17 +46,28 @@ class RecorderStats(SinkStats):
     `durable_rows` count from the recording's first row.
     """
 
-    incomplete_steps: int = 0
+    steps: int = counted("work", "Steps that the recording took.")
+    rows: int = counted("work", "Rows that the recording took.")
+    dropped_rows: int = counted(
+        "loss",
+        "Rows that the recording dropped, because encoding or the disk fell behind; each once for each site that lost it.",
+        "Choose a faster codec (--record-codec, ACTSCOPE_CODEC), record fewer sites, or write to a faster disk.",
+    )
+    incomplete_steps: int = counted(
+        "doubt",
+        "Steps that ended before all their rows were there; none of their rows is delivered.",
+        "See the log for the error that ended the pass.",
+    )
     dropped_by_site: dict[str, int] = field(default_factory=dict)
-    source_bytes: int = 0
-    stored_bytes: int = 0
-    blocks: int = 0
-    held_bytes: int = 0
-    held_bytes_max: int = 0
+    source_bytes: int = counted("work", "Bytes of rows before encoding.")
+    stored_bytes: int = counted("work", "Bytes of rows after encoding.")
+    blocks: int = counted("work", "Blocks that were written.")
+    held_bytes: int = current("Bytes of rows that wait for a codec or for the disk.")
+    held_bytes_max: int = current("Most bytes of rows that have waited for a codec or for the disk.")
     seconds_blocked: float = 0.0
-    checkpoints: int = 0
-    written_rows: int = 0
-    durable_rows: int = 0
+    checkpoints: int = counted("work", "Checkpoints of the recording.")
+    written_rows: int = current("Rows of the recording, from its first one, that survive a killed process.")
+    durable_rows: int = current("Rows of the recording, from its first one, that survive a power cut.")
 
 
 class Recorder:

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from actscope.counters import counted, counting
 from actscope.engines.vllm.runners import PassBatch
 from actscope.errors import SettingsError
 from actscope.taps.tap import TapBuffers
@@ -43,6 +44,18 @@ class HostPass:
 
 
 Publish = Callable[[HostPass], None]
+
+
+@counting("copier")
+@dataclass(slots=True)
+class CopierCounts:
+    """Counts of what befell the copies from the device."""
+
+    failed_passes: int = counted(
+        "fault",
+        "Passes that were lost between the device and the rings, because their copies or their publishing failed.",
+        "See vLLM's log for the first one, and report it.",
+    )
 
 
 class HostCopier:

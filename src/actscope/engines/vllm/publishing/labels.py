@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from actscope.frames import ROW_META, RowFlag, Span, SpanFlag
-from actscope.ring.layout import MAX_REQUEST_ID
+from actscope.ring.request_ids import ring_id
 
 _FIRST, _NONE, _END = SpanFlag.FIRST, SpanFlag(0), SpanFlag.END
 
@@ -32,8 +32,8 @@ class RequestState:
         published: Whether a span of the request was published. The first one carries FIRST.
         wants_rows: Whether its raw rows leave the model's process.
         has_options: Whether it has per-request recording options, delivered out of band (see RequestOptions).
-        labelled: False for prompt embeddings, whose token ids are meaningless, and for an id too long for a ring: it would
-            make the whole pass unpublishable.
+        labelled: False for prompt embeddings, whose token ids are meaningless.
+        name: Its name in the rings: `request`, or a shorter one for a long id.
         computed: Number of positions in the KV cache when the request was scheduled.
         blocks: Its KV blocks in the full-attention group.
         next_position: Position after the last one that a labelled pass computed. KV slots from there on may hold rows that were
@@ -57,6 +57,10 @@ class RequestState:
     next_position: int = 0
     last_step: int = 0
     prompt: Sequence[int] | None = None
+    name: str = ""
+
+    def __post_init__(self) -> None:
+        self.name = self.name or ring_id(self.request)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +110,7 @@ class Register:
     def end(self, requests: Iterable[str]) -> tuple[Span, ...]:
         """Remove finished requests and return their END spans (none for requests that never produced a row)."""
         gone = [self._known.pop(request, None) for request in sorted(requests)]
-        return tuple(Span(k.request, 0, 0, 0, _END, k.n_prompt) for k in gone if k is not None and k.published)
+        return tuple(Span(k.name, 0, 0, 0, _END, k.n_prompt) for k in gone if k is not None and k.published)
 
     def label(
         self,
@@ -179,7 +183,7 @@ class Register:
         spans = []
         offset = 0
         for k, n, first in zip(known, sizes.tolist(), firsts, strict=True):
-            spans.append(Span(k.request, first, n, offset, _NONE if k.published else _FIRST, k.n_prompt))
+            spans.append(Span(k.name, first, n, offset, _NONE if k.published else _FIRST, k.n_prompt))
             k.published = True
             if first + n > k.n_prompt and (k.stop_ids or first + n > k.limit):
                 _mark_what_follows_the_end(k, meta[offset : offset + n])
@@ -255,7 +259,7 @@ def known_of(new: Any, group: int | None, *, rows: bool, has_options: bool) -> R
         limit=limit,
         wants_rows=rows,
         has_options=has_options,
-        labelled=new.prompt_embeds is None and len(new.req_id.encode(errors="replace")) <= MAX_REQUEST_ID,
+        labelled=new.prompt_embeds is None,
         computed=new.num_computed_tokens,
         blocks=blocks,
         next_position=new.num_computed_tokens,

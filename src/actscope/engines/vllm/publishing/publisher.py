@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from actscope.clock import monotonic_ns
+from actscope.counters import counted, counting
 from actscope.engines.vllm.publishing.device_copy import HostPass
 from actscope.engines.vllm.publishing.labels import PassLabels, Register, RequestState
 from actscope.engines.vllm.publishing.prefix_scores import PrefixScores
@@ -56,6 +57,7 @@ class PassNote:
     n_rows: int = 0
 
 
+@counting("model")
 @dataclass(slots=True)
 class PublishedCounts:
     """Exact row counts over all passes. A row is one token of one pass, whatever the number of sites.
@@ -74,16 +76,42 @@ class PublishedCounts:
         raw_dropped_rows: Rows that are not in the ring of raw rows although they were wanted.
     """
 
-    passes: int = 0
-    rows: int = 0
-    uncertain_rows: int = 0
-    dropped_rows: int = 0
-    failed_passes: int = 0
-    cached_rows: int = 0
-    cached_dropped_rows: int = 0
-    tap_faults: int = 0
-    raw_rows: int = 0
-    raw_dropped_rows: int = 0
+    passes: int = counted("work", "Passes of the model that were observed.")
+    rows: int = counted("work", "Rows that were labeled and published, one for each token of a pass.")
+    uncertain_rows: int = counted(
+        "doubt",
+        "Rows that could not be assigned to a request with certainty; they have no scores.",
+        "Rows of prompt embeddings are always among them. If there are others, please report it, with vLLM's log.",
+    )
+    dropped_rows: int = counted(
+        "loss",
+        "Rows of passes that were dropped, because the copies of earlier passes were still under way or a pass failed.",
+        "Tap fewer sites (ACTSCOPE_SITES, ACTSCOPE_ROW_SITES), or raise ACTSCOPE_BUFFER_GB.",
+    )
+    failed_passes: int = counted(
+        "fault",
+        "Passes that could not be labeled or published; their rows are among model_dropped_rows, generation went on.",
+        "See vLLM's log for the first one, and report it.",
+    )
+    cached_rows: int = counted("work", "Rows whose scores were taken over with a cached prompt.")
+    cached_dropped_rows: int = counted(
+        "loss",
+        "Positions of cached prompts whose stored scores were not delivered, because their request ended or was preempted "
+        "before their turn.",
+        "Raise ACTSCOPE_BUFFER_GB, or start vLLM with --no-enable-prefix-caching if every position must have scores.",
+    )
+    tap_faults: int = counted(
+        "fault",
+        "Taps that did not run exactly once in a pass; the scores and rows of their sites are missing there.",
+        "See vLLM's log for the names of the sites. If all are missing, the compiled model has no taps: start vLLM with "
+        "--enforce-eager or an empty compile cache (VLLM_DISABLE_COMPILE_CACHE=1), and report it.",
+    )
+    raw_rows: int = counted("work", "Raw rows that were sent to the recorder.")
+    raw_dropped_rows: int = counted(
+        "loss",
+        "Raw rows that were not sent to the recorder, because their pass was dropped or a tap did not run.",
+        "See model_dropped_rows and model_tap_faults.",
+    )
 
 
 @dataclass(slots=True, eq=False)
@@ -331,13 +359,13 @@ class Publisher:
         for gap in list(self._gaps):
             if room <= 0:
                 break
-            own = spans.get(gap.known.request)
+            own = spans.get(gap.known.name)
             if own is None or gap.known.last_step != self._step:
                 continue
             before = self.counts.cached_rows
             room -= self._publish_part(gap, room, own.flags, note.generation, prefix)
             if self.counts.cached_rows > before:
-                spans[gap.known.request] = replace(own, flags=SpanFlag(0))
+                spans[gap.known.name] = replace(own, flags=SpanFlag(0))
             if gap.low >= gap.high:
                 self._gaps.remove(gap)
         return tuple(spans.values())
@@ -348,7 +376,7 @@ class Publisher:
         gap.low = min(gap.high, low + room)
         for meta, scores in prefix.find(known, low, gap.low, _CHUNK):
             meta["step"] = self._step
-            span = Span(known.request, int(meta["position"][0]), len(meta), 0, flags, known.n_prompt)
+            span = Span(known.name, int(meta["position"][0]), len(meta), 0, flags, known.n_prompt)
             flags = SpanFlag(0)
             step = self._new_step((span,), meta, generation)
             self._ring.write(step, [Frame(SCORES, scores)])
@@ -377,7 +405,7 @@ class Publisher:
 def _without_early_first(spans: tuple[Span, ...], labels: PassLabels) -> tuple[Span, ...]:
     """Remove FIRST where rows of the request came before, in passes that were dropped: the recorder counts them as lost."""
     late = {
-        k.request for k, s in zip(labels.known, labels.spans, strict=True) if s.flags and s.first_position > k.computed
+        k.name for k, s in zip(labels.known, labels.spans, strict=True) if s.flags and s.first_position > k.computed
     }
     if not late:
         return spans
@@ -386,7 +414,7 @@ def _without_early_first(spans: tuple[Span, ...], labels: PassLabels) -> tuple[S
 
 def _with_option_flags(step: Step, labels: PassLabels) -> Step:
     """Mark the spans of requests that have recording options, so that the recorder waits for them."""
-    with_options = {known.request for known in labels.known if known.has_options}
+    with_options = {known.name for known in labels.known if known.has_options}
     if not with_options:
         return step
     spans = tuple(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import shutil
 
+from actscope.counters import Counter, counters_of
 from actscope.engines.vllm.model_taps import ModelTaps
 from actscope.engines.vllm.settings import VllmSettings
 from actscope.engines.vllm.sidecar_protocol import rows_ring_spec
@@ -64,6 +65,11 @@ class Rings:
         self.scores.beat()
         if self.rows is not None:
             self.rows.beat()
+
+    def counters(self) -> list[Counter]:
+        """Return the counters of both rings."""
+        raw = [] if self.rows is None else counters_of(self.rows.stats(), "raw_ring")
+        return [*counters_of(self.scores.stats(), "ring"), *raw]
 
     def close(self) -> None:
         """Remove the rings from shared memory."""

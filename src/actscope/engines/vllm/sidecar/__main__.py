@@ -22,10 +22,12 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from actscope.counters import Counter, counters_of, meanings
 from actscope.engines.controls import control_routes
+from actscope.engines.flights import RecordingCounts, flight_counters
 from actscope.engines.http import json_response, listening
 from actscope.engines.vllm.settings import VllmSettings
-from actscope.engines.vllm.sidecar.drain import RowDrain
+from actscope.engines.vllm.sidecar.drain import DrainStats, RowDrain
 from actscope.engines.vllm.sidecar.facts import KnownModel, know
 from actscope.engines.vllm.sidecar.flight import open_recording
 from actscope.engines.vllm.sidecar.probe_registry import BankRegistry
@@ -47,7 +49,9 @@ from actscope.engines.vllm.sidecar_protocol import (
 from actscope.errors import ActscopeError, SettingsError
 from actscope.probes import Bank, ProbedModel
 from actscope.recording.flight.recorder import FlightRecorder
+from actscope.recording.flight.stats import FlightStats
 from actscope.ring import discovery
+from actscope.ring.counter_files import CounterFile, publish_always
 from actscope.ring.segment import segment_path, unlink
 from actscope.runtime.boot import boot_id
 from actscope.runtime.directory import runtime_dir
@@ -58,6 +62,15 @@ log = logging.getLogger("actscope.vllm")
 _DYING_S = 2.0
 #: How long to wait for a recording that cannot be opened.
 _IN_USE_S = 10.0
+#: What became of marked requests is told to the next sidecar, which goes on from it.
+_TOLD = ("whole_requests", "incomplete_requests", "lost_requests", "missed_ends")
+#: Counters that a sidecar which is started again carries on from the file: what counts them begins at 0 with it.
+_RESTARTED = (
+    "drain_steps",
+    "drain_rows",
+    "recording_",
+    *(f"flight_{name}" for name in meanings(FlightStats) if name not in _TOLD),
+)
 
 
 def main(fd: int) -> int:
@@ -94,6 +107,7 @@ class SidecarProcess:
         self._settings = msgspec.json.decode(start.settings, type=VllmSettings)
         self._known = know(start.facts, self._settings)
         self._drain: RowDrain | None = None
+        self._counter_file: CounterFile | None = None
         self._no_recording = ""  # why there is none although there should be
         self._unrecorded = start.counts
         self._account: dict[str, int] = {}
@@ -116,6 +130,9 @@ class SidecarProcess:
         self._registry.begin()
         flight = self._open_recording() if self._settings.record else None
         card = card_of(self._start, self._known)
+        self._counter_file = CounterFile(
+            card.id, "sidecar", lambda: self._counters(flight), part=card.part, log=log, carry=_RESTARTED
+        )
         try:
             path = Path(card.control.removeprefix("unix:"))
             path.unlink(missing_ok=True)  # left by a sidecar that died; the path is unique to this engine
@@ -209,6 +226,23 @@ class SidecarProcess:
             self._registry, flight, also=self._counts, name_of=self._name_of, reason=self._no_recording
         )
 
+    def _counters(self, flight: FlightRecorder | None) -> list[Counter]:
+        """Return the counters of this process. Without a recording they say what was lost because of that."""
+        counts = self._unrecorded
+        if flight is not None:
+            return [*(counters_of(self._drain.stats()) if self._drain is not None else ()), *flight_counters(flight)]
+        lost = FlightStats(
+            whole_requests=counts.whole,
+            incomplete_requests=counts.incomplete,
+            lost_requests=counts.lost,
+            missed_ends=counts.missed_ends,
+        )
+        before = DrainStats(
+            missed_rows=counts.missed_rows, dropped_rows=counts.dropped_rows, late_options=counts.late_options
+        )
+        failed = RecordingCounts(failures=int(bool(self._no_recording)))
+        return [one for what in (lost, before, failed) for one in counters_of(what) if one.value]
+
     def _hand_over(self, message: SetBank) -> None:
         with self._sending:
             send(self._connection, message)
@@ -230,7 +264,12 @@ class SidecarProcess:
         ).start()
         discovery.publish_card(card)
         log.info("ready: %d probes, card %s", len(msgspec.json.decode(self._registry.table())["probes"]), card.id)
-        await server.serve(sockets=[listener])
+        assert self._counter_file is not None
+        counting = asyncio.create_task(publish_always(self._counter_file))
+        try:
+            await server.serve(sockets=[listener])
+        finally:
+            counting.cancel()
 
     def _listen(self, ended: Callable[[], object]) -> None:
         """Read messages until the model's process closes the socket."""

@@ -8,11 +8,12 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import msgspec
 import numpy as np
 
+from actscope.counters import counted, counting
 from actscope.engines.vllm.sidecar.names import Names
 from actscope.engines.vllm.sidecar_protocol import (
     MAX_OPTION_CHARS,
@@ -41,6 +42,32 @@ _REMEMBERED = 1 << 16
 _OPTIONS_S = 1.0
 #: How often `Taken` is sent. Steps read after the last one are read again if the sidecar dies.
 _TELL_EVERY_S = 0.02
+
+
+@counting("drain")
+@dataclass(slots=True)
+class DrainStats:
+    """Exact counts. The last three are those of all sidecars of the engine (see `SidecarCounts`)."""
+
+    steps: int = counted(
+        "work", "Passes of raw rows that the sidecar read; a new one reads those in shared memory again."
+    )
+    rows: int = counted("work", "Raw rows that the sidecar read; a new one reads those in shared memory again.")
+    missed_rows: int = counted(
+        "loss",
+        "Raw rows that were overwritten in shared memory before the sidecar had read them; they are not recorded.",
+        "Record fewer sites or requests (ACTSCOPE_ROW_SITES, ACTSCOPE_ROWS=asked), or raise ACTSCOPE_BUFFER_GB.",
+    )
+    dropped_rows: int = counted(
+        "loss",
+        "Raw rows that were not put into shared memory, because their pass was larger than the ring or malformed.",
+        "Raise ACTSCOPE_BUFFER_GB or the size of /dev/shm, or lower --max-num-batched-tokens.",
+    )
+    late_options: int = counted(
+        "doubt",
+        "Requests whose recording options did not arrive in time, so that rows of all sites were recorded.",
+        "Give the engine's machine more cores; see sidecar_untold.",
+    )
 
 
 class RowDrain:
@@ -109,6 +136,11 @@ class RowDrain:
             dropped_rows=before.dropped_rows + known.dropped_rows,
             late_options=self._late,
         )
+
+    def stats(self) -> DrainStats:
+        """Return what was read, and the exact counts of all sidecars of this engine."""
+        known, counts = self._reader.stats(), self.counts()
+        return DrainStats(known.steps, known.rows, counts.missed_rows, counts.dropped_rows, counts.late_options)
 
     # --- MarkWatch, on the flight recorder's thread ---
 

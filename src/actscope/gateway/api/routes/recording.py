@@ -13,6 +13,7 @@ from actscope.gateway.api.dependencies import Gateway, Here
 from actscope.gateway.api.routes.openai import ERRORS, Responses, several_requests
 from actscope.gateway.upstream.controls import error_code
 from actscope.gateway.upstream.upstream import json_object
+from actscope.ring.request_ids import ring_ids
 from actscope.serving.errors import Problem
 from actscope.serving.json_body import JsonRoute
 
@@ -57,9 +58,10 @@ def _engines_names(gateway: Gateway, request: str) -> tuple[list[str], str]:
     Raises:
         Problem: 404 if the id has another form, or names several requests.
     """
-    if not _ID.fullmatch(request):
-        raise Problem(404, f"no request {request[:200]!r}", code="request_not_found")
     log = gateway.sessions.get(request)
+    names = [name for name in ring_ids(request) if _ID.fullmatch(name)]
+    if not names:
+        raise Problem(404, f"no request {request[:200]!r}", code="request_not_found")
     if log is not None:
         names = [log.engine_id, log.external]
         if log.engine_id and len(gateway.sessions.candidates(log.external)) > 1:
@@ -68,4 +70,4 @@ def _engines_names(gateway: Gateway, request: str) -> tuple[list[str], str]:
     several = gateway.sessions.candidates(request)
     if several:
         raise several_requests(request, several, "mark")
-    return [request], ""
+    return names, ""

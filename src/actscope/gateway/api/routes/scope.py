@@ -19,6 +19,7 @@ from actscope.gateway.api.payloads import encode, whole
 from actscope.gateway.api.replica_schemas import ReplicaInfo, RingCounts
 from actscope.gateway.api.routes.openai import ERRORS, Responses, no_features, several_requests
 from actscope.gateway.api.wire import WireRequest
+from actscope.gateway.counters.reports import MEDIA_TYPE, prometheus_text, sources_of, troubles_of
 from actscope.gateway.scores.matcher import read_of
 from actscope.gateway.scores.replica import Replica
 from actscope.gateway.scores.request_log import RequestLog
@@ -41,6 +42,13 @@ _EVENTS: Responses = {
     410: {"description": "The event or the request is no longer in the log"},
 }
 
+_METRICS: Responses = {
+    200: {
+        "description": "Counters as `actscope_<name>_total{source, engine, part}`, current values as `actscope_<name>`",
+        "content": {"text/plain": {"schema": {"type": "string"}}},
+    },
+}
+
 
 @router.get("/health")
 async def get_health(gateway: Here) -> models.Health:
@@ -54,6 +62,7 @@ async def get_info(gateway: Here) -> models.Info:
     settings, engine = gateway.settings, gateway.upstream.engine
     limits = models.Limits(**{name: getattr(settings, name) for name in models.Limits.model_fields})
     counts = RingCounts(**asdict(engine.matcher.counts())) if engine and engine.matcher else None
+    reports = await gateway.counters.all()
     return models.Info(
         version=__version__,
         engine=_engine_info(gateway),
@@ -62,7 +71,16 @@ async def get_info(gateway: Here) -> models.Info:
         replicas=[_replica_info(engine, cards) for cards in engine.found.replicas] if engine else [],
         replicas_expected=engine.found.expected if engine else 0,
         scores=engine.without_scores if engine else "the engine is not up",
+        counters=sources_of(reports),
+        troubles=troubles_of(reports),
     )
+
+
+@router.get("/v1/actscope/metrics", response_class=Response, responses=_METRICS)
+async def get_metrics(gateway: Here) -> Response:
+    """Return all counters of the gateway and its engine in Prometheus' text format. `/metrics` is the engine's own."""
+    up = gateway.upstream.engine is not None
+    return Response(prometheus_text(await gateway.counters.all(), engine_is_up=up), media_type=MEDIA_TYPE)
 
 
 def _replica_info(engine: EngineConnection, cards: Cards) -> ReplicaInfo:
