@@ -20,7 +20,7 @@ from support.waiting import until
 from actscope.counters import Counter, CounterReport, counters_of, summed
 from actscope.frames import ROW_META, SCORES, Frame, RowFlag, Span, SpanFlag, Step
 from actscope.gateway import GatewaySettings
-from actscope.gateway.api.payloads import ChoiceView
+from actscope.gateway.api.payloads import ChoiceView, coverage
 from actscope.gateway.counters.reports import prometheus_text, sources_of, troubles_of
 from actscope.gateway.scores.coverage import coverage_of
 from actscope.gateway.scores.detokenizer import TokenTexts
@@ -59,12 +59,12 @@ def matcher(ring: RingWriter) -> Iterator[Matcher]:
     found.close()
 
 
-def put(ring: RingWriter, request: str, first: int, n: int, flags: int = 0) -> None:
+def put(ring: RingWriter, request: str, first: int, n: int, flags: int = 0, weights: int = 0) -> None:
     """A step with `n` rows of a request; the token at position p is p."""
     meta = np.zeros(n, ROW_META)
     meta["position"] = meta["token_id"] = np.arange(first, first + n)
     meta["flags"] = flags
-    step = Step(1, 0, (Span(request, first, n, 0, SpanFlag.FIRST if not first else SpanFlag(0), 2),), meta)
+    step = Step(1, 0, (Span(request, first, n, 0, SpanFlag.FIRST if not first else SpanFlag(0), 2),), meta, 0, weights)
     ring.write(step, [Frame(SCORES, np.ones((n, 2), np.float32))])
 
 
@@ -318,3 +318,16 @@ def test_a_runtime_directory_that_is_gone_takes_no_answer_with_it(stage: Stage) 
         directory.chmod(0o755)
         assert client.get("/v1/actscope/metrics").status_code == 200
         directory.chmod(0o700)
+
+
+def test_a_request_says_which_versions_of_the_weights_computed_it(ring: RingWriter, matcher: Matcher) -> None:
+    """As after RLHF's updates in the middle of a request. One that ran under the first weights alone says nothing."""
+    for request in ("before", "during"):
+        matcher._sessions.add(matcher.new_log(request, request, "m", follows_rows=True))
+        put(ring, request, 0, 4)
+    for first, version in ((4, 2), (5, 2), (6, 3)):
+        put(ring, "during", first, 1, weights=version)
+    matcher.drain()
+    before, during = (matcher._sessions.get(request) for request in ("before", "during"))
+    assert before is not None and "weights" not in coverage(before)
+    assert during is not None and coverage(during)["weights"] == [(4, 2), (6, 3)]

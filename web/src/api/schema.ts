@@ -517,6 +517,14 @@ export interface components {
              * @description why cells have no value, in words
              */
             why?: string[] | null;
+            /**
+             * Weights
+             * @description positions from which on another version of the model's weights computed the rows, and the version
+             */
+            weights?: [
+                number,
+                number
+            ][] | null;
             /** Finish Reason */
             finish_reason: string | null;
         };
@@ -552,6 +560,15 @@ export interface components {
              * @default null
              */
             why: string[] | null;
+            /**
+             * Weights
+             * @description positions from which on another version of the model's weights computed the rows, and the version
+             * @default null
+             */
+            weights: [
+                number,
+                number
+            ][] | null;
             /**
              * V
              * @constant

@@ -311,6 +311,8 @@ def coverage(log: RequestLog, wanted: tuple[str, ...] | None = None) -> WireCove
     block: WireCoverage = {"present": found.present, "computed": found.computed, "cached": found.cached}
     if found.why:
         block["missing_cells"], block["why"] = found.missing_cells, list(found.why)
+    if log.weights_since:
+        block["weights"] = log.weights_since
     return block
 
 

@@ -160,6 +160,10 @@ class Coverage(BaseModel):
     cached: int = Field(description="computed positions whose scores were taken over with the prefix cache")
     missing_cells: int | None = Field(None, description="cells (a probe at a position) without a value")
     why: list[str] | None = Field(None, description="why cells have no value, in words")
+    weights: list[tuple[int, int]] | None = Field(
+        None,
+        description="positions from which on another version of the model's weights computed the rows, and the version",
+    )
 
 
 class Final(Coverage):

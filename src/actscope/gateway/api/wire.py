@@ -36,7 +36,8 @@ class WireFeatures(TypedDict):
 class WireCoverage(TypedDict):
     """Positions, those of them with scores, and those of these that came with a cached prefix.
 
-    `missing_cells` and `why` are present if more cells have no value than those of the last position.
+    `missing_cells` and `why` are present if more cells have no value than those of the last position. `weights` is present if the
+    model's weights had changed since it was loaded: each pair is a position and the version from there on.
     """
 
     present: int
@@ -44,6 +45,7 @@ class WireCoverage(TypedDict):
     cached: int
     missing_cells: NotRequired[int]
     why: NotRequired[list[str]]
+    weights: NotRequired[list[tuple[int, int]]]
 
 
 class WireFinal(WireCoverage):

@@ -228,6 +228,8 @@ class Matcher:
                 ended, log = int.__and__(span.flags, _END), bound.log  # IntFlag's own `&` costs 1 µs
                 if log.state == "running":
                     log.see_span(span)
+                    if step.weights != log.weights and span.n_rows:
+                        log.see_weights(span.first_position, step.weights)
                     target = log if merger is None else merger.part_of(log, number)
                     if scored is not None and span.n_rows:
                         self._deliver(target, span, step, scored, part.counts)

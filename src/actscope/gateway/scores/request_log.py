@@ -31,6 +31,9 @@ _NEVER, _COMPUTED, _CACHED = b"\x00", b"\x01", b"\x02"
 #: engine has left tokens out of its answer, and all later ones would be one position off.
 _SHIFTED = 2
 
+#: Most changes of the weights that a log names.
+_MOST_CHANGES = 64
+
 #: Id of a token that the gateway has not seen (of requests that went to the engine directly).
 UNKNOWN_TOKEN = -1
 
@@ -103,6 +106,10 @@ class RequestLog:
         self.state: State = "running"
         self.finish_reason: str | None = None
         self.error: str | None = None
+        self.weights = 0
+        """Version of the weights of the last row: how often they had changed since the engine loaded them."""
+        self.weights_since: list[tuple[int, int]] = []
+        """Positions from which on rows have another version than 0 or than those before, and the version."""
         self.tokens = array("q")
         self.n_prompt: int | None = None
         self.scores = ScoreColumn()
@@ -166,6 +173,12 @@ class RequestLog:
         """Take the length of the prompt if this log follows its rows."""
         if self.n_prompt is None and self.follows_rows and span.n_prompt:
             self.n_prompt = span.n_prompt
+
+    def see_weights(self, position: int, version: int) -> None:
+        """Note that the rows from a position on were computed under another version of the model's weights."""
+        self.weights = version
+        if len(self.weights_since) < _MOST_CHANGES:
+            self.weights_since.append((position, version))
 
     def take_rows(
         self, position: int, ids: np.ndarray, values: np.ndarray, columns: Columns, now_ns: int, cached: bool = False
