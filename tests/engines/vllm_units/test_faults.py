@@ -13,8 +13,9 @@ from actscope.engines.vllm import plugin
 from actscope.engines.vllm.publishing.device_copy import HostPass
 from actscope.engines.vllm.publishing.labels import Register, RequestState, known_of
 from actscope.engines.vllm.publishing.publisher import PassNote, Publisher
+from actscope.engines.vllm.row_requests import RowRequests
 from actscope.engines.vllm.session import StagePlacement
-from actscope.engines.vllm.settings import KEY
+from actscope.engines.vllm.settings import KEY, VllmSettings
 from actscope.engines.vllm.sidecar_protocol import options_of
 from actscope.frames import ListSink, RowFlag, SpanFlag
 from actscope.ring.layout import MAX_REQUEST_ID, request_bytes
@@ -131,3 +132,22 @@ def test_what_the_recorder_is_told_of_a_request_without_its_first_rows() -> None
         publisher.publish(note, landed)
     first = {span.request: bool(span.flags & SpanFlag.FIRST) for step, _ in rows_ring.steps for span in step.spans}
     assert first == {"a": False, "b": True} and publisher.counts.raw_dropped_rows == 2
+
+
+def test_an_id_too_long_for_a_ring_has_one_name_for_the_sidecar() -> None:
+    """It is what the rows have: the request runs, is marked, is settled and ends under it."""
+    requests, long = (
+        RowRequests(VllmSettings(record="run", rows="all"), rows_kept=True),
+        f"chatcmpl-{'a' * 300}-01234567",
+    )
+    asked = SimpleNamespace(extra_args={"actscope": {"keep": "for the test"}})
+    options = requests.begin(SimpleNamespace(req_id=long, sampling_params=asked, lora_request=None))
+    assert options is not None and options.request == ring_id(long)
+    assert requests.has_options(long) and requests.wants_rows(long)
+    assert (requests.running(), requests.wishes()) == ([ring_id(long)], [options])
+    requests.mark(ring_id(long), "by hand", "its name")
+    assert [one.name for one in requests.wishes()] == ["its name"]
+    requests.forget([long])
+    assert (requests.running(), requests.unsettled) == ([], 1)
+    requests.settle([ring_id(long)])
+    assert not requests.wishes() and not requests.unsettled

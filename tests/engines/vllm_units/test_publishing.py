@@ -19,6 +19,7 @@ from actscope.engines.vllm.publishing.labels import Register, RequestState
 from actscope.engines.vllm.publishing.prefix_scores import PrefixScores
 from actscope.engines.vllm.publishing.publisher import PassNote, Publisher
 from actscope.frames import Frame, ListSink, RowFlag, SpanFlag, SplitFrame, Step
+from actscope.ring.request_ids import ring_id
 from actscope.taps.tap import TapBuffers
 
 #: Prompts that often share beginnings, so that prefixes are found again.
@@ -307,7 +308,8 @@ def test_scores_of_a_cached_prompt_survive_a_dropped_pass_of_another_request() -
     assert watched.counts.cached_rows == 8 and watched.counts.tap_faults == 0
 
 
-def test_a_cached_prompt_longer_than_the_ring_comes_in_parts() -> None:
+@pytest.mark.parametrize("request_id", ["b", "b" * 300], ids=["short", "too long for a ring"])
+def test_a_cached_prompt_longer_than_the_ring_comes_in_parts(request_id: str) -> None:
     """No pass writes more than its part, so readers keep up; what the request's end cuts off is counted."""
     n = 40
     ring = ListSink()
@@ -316,19 +318,19 @@ def test_a_cached_prompt_longer_than_the_ring_comes_in_parts() -> None:
     blocks = list(range(n // BLOCK))
     watched.publish(_whole(["a"], [RequestState("a", n, blocks=blocks)], 1, n=n), _landed([n], [0], 1))
     spare = n // BLOCK
-    asks = RequestState("b", n + 1, blocks=[*blocks, spare], computed=n, next_position=n)
+    asks = RequestState(request_id, n + 1, blocks=[*blocks, spare], computed=n, next_position=n)
     found: list[list[int]] = []
     for i in range(3):
         before = len(ring.steps)
-        note = _whole(["b"], [asks] if i == 0 else [], 2 + i, n=1)
+        note = _whole([request_id], [asks] if i == 0 else [], 2 + i, n=1)
         watched.publish(note, _landed([1], [spare * BLOCK + i], 2 + i, first=n + i))
         cached = [step for step, _ in ring.steps[before:-1]]
         found.append([p for step in cached for p in step.meta["position"].tolist()])
-        assert all(step.spans[0].request == "b" for step in cached)
+        assert all(step.spans[0].request == ring_id(request_id) for step in cached)
     assert found == [list(range(8)), list(range(8, 16)), list(range(16, 24))]
-    first = next(step for step, _ in ring.steps if step.spans[0].request == "b").spans[0]
+    first = next(step for step, _ in ring.steps if step.spans[0].request == ring_id(request_id)).spans[0]
     assert first.flags & SpanFlag.FIRST
-    ends = PassNote([], np.zeros(1, np.int64), [], ["b"], 1, {0: [0, 1, 2]}, np.zeros(WIDTH, np.int64))
+    ends = PassNote([], np.zeros(1, np.int64), [], [request_id], 1, {0: [0, 1, 2]}, np.zeros(WIDTH, np.int64))
     watched.publish(ends, None)
     assert watched.counts.cached_rows == 32 and watched.counts.cached_dropped_rows == n - 32
 

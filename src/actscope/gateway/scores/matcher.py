@@ -207,6 +207,7 @@ class Matcher:
     ) -> RequestLog:
         replica = replica or (self.replicas[0] if self.replicas else None)
         log = RequestLog(
+            request, response=response, external=external, model=model, source=source, follows_rows=follows_rows,
             began_ns=began_ns, special=replica.special if replica else frozenset(), texts=self._texts,
             counts=self._log_counts, first_columns=first_columns,
         )  # fmt: skip
