@@ -14,6 +14,7 @@ import msgspec
 
 from actscope.counters import Counter, CounterLog, CounterReport, summed
 from actscope.errors import RingError
+from actscope.runtime.decoding import decode_json
 from actscope.runtime.directory import runtime_dir
 from actscope.runtime.private_files import publish_private, read_private
 
@@ -110,10 +111,7 @@ def read_reports(card_id: str) -> list[CounterReport]:
 
 
 def _decode(content: bytes, expected_id: str) -> CounterReport:
-    try:
-        report = msgspec.json.decode(content, type=CounterReport)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise RingError(f"counters of {expected_id}: {error}: remove the file") from error
+    report = decode_json(content, CounterReport, RingError, f"counters of {expected_id}: remove the file")
     if report.engine != expected_id:
         raise RingError(f"counters of {expected_id}: they are of engine {report.engine!r}: remove the file")
     return report

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
 
 from actscope.cli.common.findings import Finding
 from actscope.counters import CounterReport, printable, summed
 from actscope.errors import ActscopeError, UpstreamError
+from actscope.runtime.decoding import decode_json
+
+#: A JSON object of a server.
+Answer = dict[str, object]
 
 _MOST_BYTES = 8 << 20
 _SECONDS = 10.0
@@ -46,14 +49,13 @@ def of_server(address: str, token: str) -> Iterator[Finding]:
         yield Finding("server", False, str(error), "see that it runs, and name its address: http://127.0.0.1:6969")
 
 
-def _of_gateway(base: str, info: dict[str, Any]) -> Iterator[Finding]:
-    engine = info.get("engine") or {}
+def _of_gateway(base: str, info: Answer) -> Iterator[Finding]:
+    engine = _object(info.get("engine"))
     state = f"{engine.get('kind')} engine with {engine.get('model')}" if engine.get("state") == "up" else "no engine"
     remedy = "" if engine.get("state") == "up" else "see the gateway's log for why it finds no engine"
     yield Finding("server", not remedy, printable(f"gateway {info.get('version')} at {base}, {state}"), remedy)
-    told = [
-        (str(one.get("name")), one.get("value"), str(one.get("help")), str(one.get("todo"))) for one in info["troubles"]
-    ]
+    troubles = map(_object, _list(info.get("troubles")))
+    told = [(str(one.get("name")), one.get("value"), str(one.get("help")), str(one.get("todo"))) for one in troubles]
     yield from _findings(told, "the gateway and its engine")
 
 
@@ -64,8 +66,8 @@ def _of_vllm(base: str, token: str) -> Iterator[Finding]:
     if status != 200:
         yield Finding("server", False, f"{base} answers {status}: {_message(models)}", "give its API key: --token KEY")
         return
-    listed = models.get("data") or ()
-    names = [str(one[name]) for one in listed if isinstance(one, dict) for name in ("id", "root") if one.get(name)]
+    listed = map(_object, _list(models.get("data")))
+    names = [str(one[name]) for one in listed for name in ("id", "root") if one.get(name)]
     found = claimed(base) or at_address(base, names)
     if not found.ids:
         why = printable(found.doubt) or "no engine with actscope belongs to it on this machine"
@@ -100,15 +102,21 @@ def _findings(told: Iterable[tuple[str, object, str, str]], whose: str) -> Itera
     yield from found or [Finding("counters", True, printable(f"{whose}: nothing was lost"))]
 
 
-def _message(answer: dict[str, Any]) -> str:
-    error = answer.get("error")
-    return printable(str(error.get("message") if isinstance(error, dict) else "it gives no reason"))[:300]
+def _message(answer: Answer) -> str:
+    return printable(str(_object(answer.get("error")).get("message", "it gives no reason")))[:300]
 
 
-def _asked(base: str, path: str, token: str) -> tuple[int, dict[str, Any]]:
+def _object(value: object) -> Answer:
+    return value if isinstance(value, dict) else {}
+
+
+def _list(value: object) -> list[object]:
+    return value if isinstance(value, list) else []
+
+
+def _asked(base: str, path: str, token: str) -> tuple[int, Answer]:
     """Return status and JSON object of an answer; {} if it is none. Raises UpstreamError if there is no answer, or a huge one."""
     import httpx
-    import msgspec
 
     headers = {"authorization": f"Bearer {token}"} if token else {}
     body = bytearray()
@@ -121,7 +129,6 @@ def _asked(base: str, path: str, token: str) -> tuple[int, dict[str, Any]]:
     except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
         raise UpstreamError(f"{base} does not answer: {printable(str(error) or type(error).__name__)}") from error
     try:
-        found = msgspec.json.decode(bytes(body))
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        found = {}
-    return answer.status_code, found if isinstance(found, dict) else {}
+        return answer.status_code, decode_json(bytes(body), Answer, UpstreamError, f"{base}{path}")
+    except UpstreamError:
+        return answer.status_code, {}

@@ -7,6 +7,7 @@ import logging
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
+from msgspec.structs import asdict
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
 from prometheus_client.registry import Collector
@@ -75,11 +76,7 @@ def sources_of(reports: Iterable[CounterReport]) -> list[CounterSource]:
 
 def troubles_of(reports: Iterable[CounterReport]) -> list[Trouble]:
     """Return the counters above zero that tell of a loss, a doubt or a fault, each summed over all reports."""
-    return [
-        Trouble(name=one.name, value=one.value, kind=one.kind, help=one.help, todo=one.todo)
-        for one in summed(reports)
-        if one.tells
-    ]
+    return [Trouble.model_validate(asdict(one)) for one in summed(reports) if one.tells]
 
 
 class _Reports(Collector):
