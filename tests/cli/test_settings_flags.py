@@ -48,6 +48,7 @@ CLASSES_WITHOUT_FLAGS = {
     "BatchOptions": "keyword arguments of Batches",
     "CaptureSettings": "keyword arguments of capture; CaptureConfig has the flags",
     "ClientOptions": "keyword arguments of the feed's clients",
+    "ScoreOptions": "fields of a request",
     "IterOptions": "keyword arguments of FeedClient.iter",
 }
 

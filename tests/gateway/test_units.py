@@ -13,7 +13,7 @@ from typing import Any, cast
 import msgspec
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 from support.gateway.scripted_tokens import ScriptedTokens
@@ -271,6 +271,8 @@ def test_metaspace_with_byte_fallback(tmp_path: Path) -> None:
 
 
 @given(st.binary(max_size=300), st.lists(st.integers(1, 20), min_size=1))
+@example(b"", [19])
+@example(b"", [1])
 def test_events_are_split_the_same_however_they_come(noise: bytes, cuts: list[int]) -> None:
     """Pieces of any size make the same events, and nothing follows [DONE]."""
     stream = (

@@ -24,6 +24,8 @@ _TRUST: Final = "actscope_trust"
 _LINGER_SECONDS: Final = 2.0
 #: Bytes of that rest that are thrown away; then the connection is closed at once.
 _LINGER_BYTES: Final = 128 << 20
+#: Bytes of a body that may follow its answer without costing the connection: a client often sends a short body after the head.
+_UNREAD_BYTES: Final = 64 << 10
 #: Bytes around a body (sizes and extensions of chunks, trailers) that each of its bytes allows for, besides `max_head_bytes`.
 _FRAMING_PER_BYTE: Final = 8
 _SWEEP_SECONDS: Final = 0.5
@@ -90,7 +92,7 @@ class BoundedConnection(HttpToolsProtocol):
     _trusted = False
     _in_head = True
     _complete = True
-    _head_bytes = _body_bytes = _framing_bytes = _in_piece = 0
+    _head_bytes = _body_bytes = _framing_bytes = _unread_bytes = _in_piece = 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin to wait for the first head."""
@@ -113,6 +115,11 @@ class BoundedConnection(HttpToolsProtocol):
     def _answering(self) -> bool:
         return self.cycle is not None and not self.cycle.response_complete
 
+    @property
+    def _answered_early(self) -> bool:
+        """Return whether the answer is complete and the body of its request is not."""
+        return self.cycle is not None and self.cycle.response_complete and not (self._in_head or self._complete)
+
     def drop(self) -> None:
         """Close the connection without an answer."""
         self.crowd.leave(self)
@@ -122,7 +129,7 @@ class BoundedConnection(HttpToolsProtocol):
         """Close the connection: its client has been silent for too long, or does not read the answer."""
         if self.flow.read_paused and not self.transport.is_closing():
             self.deadline = self.loop.time() + self.settings.body_seconds  # it is the application that does not read
-        elif self.transport.is_closing() or not self.unfinished:
+        elif self.transport.is_closing() or not self.unfinished or self._answered_early:
             self.drop()
         else:
             self._end(408, "The request did not arrive in time.")
@@ -155,6 +162,10 @@ class BoundedConnection(HttpToolsProtocol):
                 self._end(431, f"The request's head is larger than {most} bytes.")
             elif self._head_bytes and self.deadline == math.inf and not self._answering:  # an empty line before a head
                 self.deadline = self.loop.time() + self.settings.head_seconds
+        elif self._answered_early:
+            self._unread_bytes += n
+            if self._unread_bytes > _UNREAD_BYTES:
+                self.transport.close()
         else:
             self.deadline = self.loop.time() + self.settings.body_seconds
             self._framing_bytes += 0 if began_in_head else n - self._in_piece
@@ -206,10 +217,10 @@ class BoundedConnection(HttpToolsProtocol):
         super().on_message_complete()
 
     def on_response_complete(self) -> None:
-        """Keep the connection for another request, or close it if the body of this one was not read to its end."""
+        """Keep the connection for another request. If the body of this one has not come to its end, give it a short time."""
         super().on_response_complete()
-        if self.cycle.response_complete and not self._complete:
-            self.transport.close()
+        if self._answered_early:
+            self._unread_bytes, self.deadline = 0, self.loop.time() + _LINGER_SECONDS
 
     def _trust(self) -> None:
         self._trusted = True

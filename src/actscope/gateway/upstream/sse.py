@@ -37,8 +37,7 @@ class SseSplitter:
         """
         if b"\r" in data:
             data = data.replace(b"\r", b"")
-        whole = not self._rest and data.endswith(b"\n\n")  # the usual case
-        events = data.split(b"\n\n") if whole else self._with_rest(data)
+        events = self._with_rest(data) if self._rest else self._divided(data)  # usually nothing is left
         if b"data: [DONE]" in events:
             self.done = True
             events = events[: events.index(b"data: [DONE]") + 1]
@@ -46,14 +45,20 @@ class SseSplitter:
 
     def _with_rest(self, data: bytes) -> list[bytes]:
         self._rest += data
-        events: list[bytes] = []
         if self._rest.find(b"\n\n", self._searched) >= 0:
-            *events, rest = bytes(self._rest).split(b"\n\n")
-            self._rest = bytearray(rest)
-        self._searched = max(len(self._rest) - 1, 0)
-        if len(self._rest) > self._most:
-            raise UpstreamError(f"an event of more than {self._most} bytes")
+            return self._divided(bytes(self._rest))
+        self._leave(self._rest)
+        return []
+
+    def _divided(self, data: bytes) -> list[bytes]:
+        *events, rest = data.split(b"\n\n")
+        self._leave(bytearray(rest))
         return events
+
+    def _leave(self, rest: bytearray) -> None:
+        self._rest, self._searched = rest, max(len(rest) - 1, 0)
+        if len(rest) > self._most:
+            raise UpstreamError(f"an event of more than {self._most} bytes")
 
 
 async def read_whole(response: aiohttp.ClientResponse, most_bytes: int = MOST_ANSWER_BYTES) -> bytes:
