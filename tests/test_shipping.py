@@ -11,12 +11,12 @@ from pathlib import Path
 import typer
 
 from actscope.cli.app import app
-from actscope.engines.vllm.settings import CARRIER, VllmSettings
+from actscope.engines.vllm.settings import CARRIER, REPLICAS, VllmSettings
 
 ROOT = Path(__file__).parents[1]
 MAX_FILE = 10 << 20
 #: Set by one of our processes for another, never by people.
-INTERNAL = {CARRIER.removeprefix("ACTSCOPE_")}
+INTERNAL = {name.removeprefix("ACTSCOPE_") for name in (CARRIER, REPLICAS)}
 
 
 def test_the_wheel_carries_the_model_its_probes_and_the_page(tmp_path: Path) -> None:

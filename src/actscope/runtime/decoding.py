@@ -101,6 +101,8 @@ def as_own_error(error: type[ActscopeError], where: str, *more: type[Exception])
 
 def reason_of(reason: BaseException) -> str:
     """Return the message of a foreign error, bounded in length. A bare one gets its type's name."""
+    if isinstance(reason, RecursionError):
+        return "it is nested too deeply"
     text = str(reason)[:_MOST_REASON]
     named = isinstance(reason, (ValueError, msgspec.MsgspecError)) and text
     return text if named else f"{type(reason).__name__}{': ' if text else ''}{text}"

@@ -519,7 +519,7 @@ export interface components {
             why?: string[] | null;
             /**
              * Weights
-             * @description positions from which on another version of the model's weights computed the rows, and the version
+             * @description position, and version of the weights from there on
              */
             weights?: [
                 number,
@@ -562,7 +562,7 @@ export interface components {
             why: string[] | null;
             /**
              * Weights
-             * @description positions from which on another version of the model's weights computed the rows, and the version
+             * @description position, and version of the weights from there on
              * @default null
              */
             weights: [
@@ -1125,7 +1125,7 @@ export interface components {
             incomplete_requests: number;
             /**
              * Lost Requests
-             * @description ended requests that were to be kept and of which no row is in the recording
+             * @description ended requests that were to be kept, with no row in the recording
              */
             lost_requests: number;
         };

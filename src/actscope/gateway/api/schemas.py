@@ -160,10 +160,7 @@ class Coverage(BaseModel):
     cached: int = Field(description="computed positions whose scores were taken over with the prefix cache")
     missing_cells: int | None = Field(None, description="cells (a probe at a position) without a value")
     why: list[str] | None = Field(None, description="why cells have no value, in words")
-    weights: list[tuple[int, int]] | None = Field(
-        None,
-        description="positions from which on another version of the model's weights computed the rows, and the version",
-    )
+    weights: list[tuple[int, int]] | None = Field(None, description="position, and version of the weights from there on")
 
 
 class Final(Coverage):
@@ -539,9 +536,7 @@ class KeptState(BaseModel):
     lost_rows: int = Field(description="rows not written because the recording or the disk had failed")
     whole_requests: int = Field(description="ended requests of which every row that was to be kept is in the recording")
     incomplete_requests: int = Field(description="ended requests of which some rows that were to be kept are lost")
-    lost_requests: int = Field(
-        description="ended requests that were to be kept and of which no row is in the recording"
-    )
+    lost_requests: int = Field(description="ended requests that were to be kept, with no row in the recording")
 
 
 class TriggerState(BaseModel):
