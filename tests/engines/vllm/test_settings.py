@@ -155,7 +155,6 @@ def worker_of(**changes: Any) -> Any:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"parallel_config__data_parallel_size": 2}, "data parallel"),
         ({"parallel_config__prefill_context_parallel_size": 2}, "prefill context parallel"),
         ({"parallel_config__decode_context_parallel_size": 2}, "decode context parallel"),
         ({"parallel_config__use_ubatching": True}, "microbatches"),

@@ -58,16 +58,15 @@ class Worker:
 
         module._PATIENCE_S = 0.2
         publisher = self._session()._observer._publisher
-        publish = type(publisher)._publish_rows.__get__(publisher)
+        rows_of = type(publisher)._raw_rows.__get__(publisher)
         left = passes
 
-        def publish_rows(*arguments: Any) -> None:
+        def raw_rows(*arguments: Any) -> Any:
             nonlocal left
             left -= 1
-            if left < 0:
-                publish(*arguments)
+            return rows_of(*arguments) if left < 0 else None
 
-        publisher._publish_rows = publish_rows
+        publisher._raw_rows = raw_rows
 
     def close(self) -> dict[str, Any]:
         """Close it twice; what is left of it, and what was there before."""
