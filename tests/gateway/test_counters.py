@@ -13,6 +13,8 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 from support.gateway.stage import EngineProcess, Place, Stage, await_engine, chat, chunks, picture
 from support.waiting import until
@@ -22,6 +24,7 @@ from actscope.frames import ROW_META, SCORES, Frame, RowFlag, Span, SpanFlag, St
 from actscope.gateway import GatewaySettings
 from actscope.gateway.api.payloads import ChoiceView, coverage
 from actscope.gateway.counters.reports import prometheus_text, sources_of, troubles_of
+from actscope.gateway.scores.columns import ScoreColumn
 from actscope.gateway.scores.coverage import coverage_of
 from actscope.gateway.scores.detokenizer import TokenTexts
 from actscope.gateway.scores.matcher import Matcher
@@ -331,3 +334,20 @@ def test_a_request_says_which_versions_of_the_weights_computed_it(ring: RingWrit
     before, during = (matcher._sessions.get(request) for request in ("before", "during"))
     assert before is not None and "weights" not in coverage(before)
     assert during is not None and coverage(during)["weights"] == [(4, 2), (6, 3)]
+
+
+@given(st.lists(st.sampled_from("cnkx"), max_size=6), st.integers(0, 2))
+def test_the_usual_case_of_coverage_is_counted_as_all_others_are(rows: list[str], missing: int) -> None:
+    """c: computed; n: no row; k: from the cache; x: one of two values is missing. `missing` positions have no entry at all."""
+    scores = ScoreColumn()
+    for row in rows:
+        if row == "n":
+            scores.append_missing(TWO.columns, 1)
+        else:
+            values = np.array([[1.0, np.nan if row == "x" else 2.0]], np.float32)
+            scores.append(TWO.columns, values, b"\x02" if row == "k" else b"\x01")
+    found = coverage_of(scores, len(rows) + missing)
+    assert (found.present, found.computed) == (len(rows) + missing, sum(row != "n" for row in rows))
+    assert found.cached == rows.count("k")
+    if any(row != "n" for row in rows):
+        assert found.missing_cells == 2 * (missing + rows.count("n")) + rows.count("x")

@@ -160,7 +160,9 @@ class Coverage(BaseModel):
     cached: int = Field(description="computed positions whose scores were taken over with the prefix cache")
     missing_cells: int | None = Field(None, description="cells (a probe at a position) without a value")
     why: list[str] | None = Field(None, description="why cells have no value, in words")
-    weights: list[tuple[int, int]] | None = Field(None, description="position, and version of the weights from there on")
+    weights: list[tuple[int, int]] | None = Field(
+        None, description="position, and version of the weights from there on"
+    )
 
 
 class Final(Coverage):

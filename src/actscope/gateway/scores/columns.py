@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from array import array
 from dataclasses import dataclass
 from enum import IntEnum
@@ -97,6 +98,18 @@ class ScoreColumn:
     def computed(self, a: int, b: int) -> bytes:
         """Return a byte for each row of `a .. b`: 1 if it was computed or cached, else 0."""
         return bytes(self._computed[a:b]).replace(b"\x02", b"\x01")
+
+    def n_cached(self, n: int) -> int:
+        """Return how many of the first `n` rows came with a cached prefix."""
+        return self._computed.count(2, 0, n)
+
+    def has_row(self, position: int) -> bool:
+        """Return whether the row of a position was computed."""
+        return self._computed[position] != 0
+
+    def is_whole(self, n: int, columns: Columns) -> bool:
+        """Return whether the first `n` rows were all computed, and have finite values. Costs one pass over them."""
+        return not self._computed.count(0, 0, n) and math.isfinite(self.values(0, n, columns).sum())
 
     def states(self, a: int, b: int) -> np.ndarray:
         """Return the state byte of each row of `a .. b`: uint8 [b - a]."""
