@@ -182,3 +182,14 @@ def test_a_closed_connection_ends_soon(stage: Stage) -> None:
             return False
 
         until(ended)
+
+
+def test_clients_that_all_connect_before_one_speaks_are_served(stage: Stage) -> None:
+    """As load generators do: every connection is open before the first request is sent. None is closed for another."""
+    place = stage.gateway(up=False)
+    request = b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n"
+    with ExitStack() as opened:
+        clients = [opened.enter_context(connected(place)) for _ in range(600)]
+        for client in clients:
+            client.sendall(request)
+        assert {client.recv(12) for client in clients} == {b"HTTP/1.1 200"}

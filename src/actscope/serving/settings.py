@@ -39,7 +39,7 @@ class ServingSettings:
     """Time that a client has to send the head of a request, from its connection or from the first byte of a later head."""
     body_seconds: float = 60.0
     """Longest silence of a client in the middle of a request's body."""
-    max_unauthenticated: int = 256
+    max_unauthenticated: int = 4096
     """Maximum number of connections that have not shown the token, and at most a quarter of the files that the process may
     open. The oldest one is closed for a new one."""
     shutdown_seconds: float = 5.0
