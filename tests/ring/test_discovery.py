@@ -16,7 +16,7 @@ import msgspec
 import pytest
 from ring.conftest import CHILD, Child, MakeRing
 from support.ring.reading import said
-from support.waiting import until
+from support.waiting import can_unshare, until
 
 from actscope.errors import RingError
 from actscope.ring import discovery
@@ -218,7 +218,7 @@ def test_sweep_leaves_a_ring_of_another_container_alone(runtime: Path, monkeypat
     reader.close()
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="a pid namespace of one's own needs root")
+@pytest.mark.skipif(not can_unshare("--pid"), reason="a pid namespace of one's own needs root")
 def test_sweep_removes_the_ring_of_a_dead_container_and_leaves_that_of_a_living_one(runtime: Path) -> None:
     """In another pid namespace nobody can look at the process; the lock on the file says whether it lives."""
     engine = subprocess.Popen(

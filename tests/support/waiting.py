@@ -32,3 +32,12 @@ def interrupt(process: subprocess.Popen[str], seconds: float = 60.0) -> None:
         process.communicate(timeout=seconds)
     finally:
         process.kill()
+
+
+def can_unshare(kind: str) -> bool:
+    """Return whether this process may make namespaces of a kind ("--mount", "--pid"): it needs root, and in a container leave."""
+    try:
+        command = ["unshare", kind, *(["--fork"] if kind == "--pid" else []), "true"]
+        return subprocess.run(command, capture_output=True, timeout=20).returncode == 0
+    except (OSError, subprocess.TimeoutExpired):
+        return False

@@ -20,7 +20,7 @@ from support.vllm.changing_hooks.changing_hooks import ADDED, AFTER, BEFORE
 from support.vllm.mixed import draw_probes
 from support.vllm.pool import Engines, short_directory
 from support.vllm.watching import Control, Ring, card, cards, external, recording_of
-from support.waiting import until
+from support.waiting import can_unshare, until
 
 from actscope.engines.vllm.sidecar_protocol import external_id
 from actscope.recording.reading.recording import Recording
@@ -212,7 +212,7 @@ def test_a_change_by_another_plugin_is_in_the_row_whatever_was_loaded_first(
         assert len(leaving) == 47 and np.abs(leaving - entering).max() < ADDED / 1000, layer
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="a /dev/shm of its own needs root")
+@pytest.mark.skipif(not can_unshare("--mount"), reason="a /dev/shm of its own needs root and mount namespaces")
 @pytest.mark.parametrize("mb", [64, 16])
 def test_vllm_serves_with_little_shared_memory(
     mb: int, model: Callable[[str], Path], engines: Engines, directory: Path
