@@ -1,8 +1,13 @@
-"""Write the lists of fields in docs/openai-api.md from the code: `python scripts/api_tables.py`."""
+"""Write the lists of fields in docs/openai-api.md from the code.
+
+python scripts/api_tables.py            write them
+python scripts/api_tables.py --check    exit 1 if they differ from the code
+"""
 
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
 
 from actscope.engines.hf.api.fields import REFUSED, WITHOUT_EFFECT
@@ -31,5 +36,16 @@ def written(page: str) -> str:
     return page
 
 
+def main(check: bool) -> int:
+    """Write the page, or say that it differs. Returns the exit code."""
+    old = PAGE.read_text(encoding="utf-8")
+    new = written(old)
+    if new != old:
+        print(f"docs/{PAGE.name}: {'differs from the code: run make tables' if check else 'written'}")
+        if not check:
+            PAGE.write_text(new, encoding="utf-8")
+    return int(check and new != old)
+
+
 if __name__ == "__main__":
-    PAGE.write_text(written(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+    sys.exit(main("--check" in sys.argv[1:]))

@@ -62,12 +62,6 @@ def _engine_of(card: EngineCard) -> tuple[str, int]:
     return (card.group, card.replica) if card.parts > 1 else (card.id, 0)
 
 
-def _of_one_server(chosen: Cards, among: Sequence[Cards]) -> tuple[Cards, ...]:
-    """Return the data-parallel engines of the server that `chosen` belongs to, in their order."""
-    group = chosen[0].group
-    return _in_order(c for c in among if c is chosen or (group and c[0].group == group))
-
-
 def _in_order(replicas: Iterable[Cards]) -> tuple[Cards, ...]:
     """Return replicas server by server, the newest server first, each by the replicas' numbers."""
     found = list(replicas)
