@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future
 from typing import Annotated, Literal, Protocol, TypedDict, TypeVar
 
 import msgspec
@@ -22,6 +25,9 @@ from actscope.runtime.decoding import decode_json
 
 #: How long a mark waits for a submitted request that has no row yet.
 _LONGEST_WAIT_S = 3600.0
+#: How long a mark waits, in seconds, for rows on their way to the recorder, and for a request that is not known here yet. Clients
+#: see a request's scores in the other ring, and may be ahead.
+_ON_THEIR_WAY_S, _NOT_YET_KNOWN_S, _RETRY_S = 5.0, 0.5, 0.05
 
 B = TypeVar("B", bound=msgspec.Struct)
 
@@ -52,6 +58,7 @@ def control_routes(
     also: Callable[[], Mapping[str, object]] = dict,
     name_of: Callable[[str], str] = str,
     reason: str = "",
+    read_up: Callable[[], Future[None]] | None = None,
 ) -> list[Route]:
     """Return the routes for probes and the recording.
 
@@ -62,8 +69,15 @@ def control_routes(
         also: Further facts for the recording's state.
         name_of: Name in the recording of a request that is marked by the engine's own id.
         reason: Why there is no flight recorder although there should be one.
+        read_up: Returns a future that is done when all rows published so far are with the flight recorder. None: they always are.
     """
-    return [*probe_routes(registry), *recording_routes(flight, has, also, name_of, reason)]
+    recording = RecordingRoutes(flight, has, also, name_of, reason, read_up)
+    return [
+        *probe_routes(registry),
+        Route("/v1/actscope/recording", recording.describe),
+        Route("/v1/actscope/recording/marks", recording.mark_several, methods=["POST"]),
+        Route("/v1/actscope/requests/{id}/mark", recording.mark, methods=["POST"]),
+    ]
 
 
 def probe_routes(registry: ProbeRegistry) -> list[Route]:
@@ -73,22 +87,6 @@ def probe_routes(registry: ProbeRegistry) -> list[Route]:
         Route("/v1/actscope/probes", probes.table),
         Route("/v1/actscope/probes/{id}", probes.put, methods=["PUT"]),
         Route("/v1/actscope/probes/{id}", probes.remove, methods=["DELETE"]),
-    ]
-
-
-def recording_routes(
-    flight: FlightRecorder | None,
-    has: Callable[[str], bool],
-    also: Callable[[], Mapping[str, object]] = dict,
-    name_of: Callable[[str], str] = str,
-    reason: str = "",
-) -> list[Route]:
-    """Return the routes for GET /v1/actscope/recording and for marking one request, the last one, or all running."""
-    recording = RecordingRoutes(flight, has, also, name_of, reason)
-    return [
-        Route("/v1/actscope/recording", recording.describe),
-        Route("/v1/actscope/recording/marks", recording.mark_several, methods=["POST"]),
-        Route("/v1/actscope/requests/{id}/mark", recording.mark, methods=["POST"]),
     ]
 
 
@@ -164,8 +162,10 @@ class RecordingRoutes:
         also: Callable[[], Mapping[str, object]],
         name_of: Callable[[str], str],
         reason: str = "",
+        read_up: Callable[[], Future[None]] | None = None,
     ) -> None:
         self._flight = flight
+        self._read_up = read_up
         self._reason = reason
         self._has = has
         self._also = also
@@ -187,13 +187,29 @@ class RecordingRoutes:
         """
         if self._flight is None:
             return _not_recording(self._reason)
-        request, body = self._name_of(http.path_params["id"]), _mark_body(await read_body(http), MarkBody)
+        body = _mark_body(await read_body(http), MarkBody)
+        await self._await_rows()
+        request = self._name_of(http.path_params["id"])
+        marked = await self._marked(self._flight, request, body)
+        until = time.monotonic() + _NOT_YET_KNOWN_S
+        while marked.state == "unknown" and self._read_up is not None and time.monotonic() < until:
+            await asyncio.sleep(_RETRY_S)  # its rows are published after its scores: there is nothing yet to wait on
+            request = self._name_of(http.path_params["id"])
+            marked = await self._marked(self._flight, request, body)
+        return _not_kept(marked) or _answer(self._flight, described(marked))
+
+    async def _marked(self, flight: FlightRecorder, request: str, body: MarkBody) -> MarkResult:
         wait = body.wait or (_LONGEST_WAIT_S if self._has(request) else 0.0)
-        marking = self._flight.mark(
+        marking = flight.mark(
             request, body.why or "", before=body.extent("before"), after=body.extent("after"), wait_seconds=wait
         )
-        marked = await asyncio.wrap_future(marking)
-        return _not_kept(marked) or _answer(self._flight, described(marked))
+        return await asyncio.wrap_future(marking)
+
+    async def _await_rows(self) -> None:
+        """Wait until the rows published so far are with the flight recorder. A recorder that is late does not hold marks up."""
+        if self._read_up is not None:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(asyncio.wrap_future(self._read_up()), _ON_THEIR_WAY_S)
 
     @answering_errors
     async def mark_several(self, http: Request) -> Response:
@@ -201,6 +217,7 @@ class RecordingRoutes:
         if self._flight is None:
             return _not_recording(self._reason)
         body = _mark_body(await read_body(http), SeveralBody)
+        await self._await_rows()
         choose = self._flight.mark_running if body.which == "running" else self._flight.mark_last
         marked = await asyncio.wrap_future(
             choose(body.why or "", before=body.extent("before"), after=body.extent("after"))

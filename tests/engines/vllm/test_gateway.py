@@ -272,7 +272,7 @@ def test_vllm_is_killed_and_started_again(engines: Engines, tmp_path: Path) -> N
     environment = {"ACTSCOPE_PROBES": str(probes_path()), "ACTSCOPE_MODEL_NAME": NAME}
     engine = engines.start(Served, Configuration(model_path(), environment=environment))
     with gateway(engine) as place, place.client(timeout=120) as client:
-        body = {"model": place.model, "messages": MESSAGES, "max_tokens": 400, "stream": True, "ignore_eos": True}
+        body = {"model": place.model, "messages": MESSAGES, "max_tokens": 1900, "stream": True, "ignore_eos": True}
         with client.stream("POST", "/v1/chat/completions", json=body) as response:
             lines = response.iter_lines()
             next(lines)

@@ -9,11 +9,13 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
 import msgspec
+import numpy as np
 import pytest
 
 from actscope.engines import builtin
@@ -29,6 +31,7 @@ from actscope.engines.vllm.sidecar_protocol import (
     rows_ring_spec,
     send,
 )
+from actscope.frames import ROW_META, SCORES, Frame, Span, SpanFlag, Step
 from actscope.ring.host import RingSpec, RingWriter
 from actscope.ring.segment import segment_path
 from actscope.runtime.process import process_start
@@ -130,3 +133,37 @@ def test_a_sidecar_that_is_started_again_finds_the_rings(tmp_path: Path, rings: 
     assert segment_path(start.ring).exists()
     with sidecar(start):
         assert healthy(tmp_path)
+
+
+def write_request(writer: RingWriter, step: int, name: str, rows: int) -> int:
+    """All passes of a request, as the worker publishes them, from this step on. Return the next step."""
+    for position in range(rows):
+        span = Span(f"{name}-0000abcd", position, 1, 0, SpanFlag.FIRST if position == 0 else SpanFlag(0), 1)
+        meta = np.array([(position, position, 0, 0, step)], ROW_META)
+        writer.write(Step(step, step, (span,), meta), [Frame(SCORES, np.ones((1, 64 + 8), np.float32))])
+        step += 1
+    writer.write(
+        Step(step, step, (Span(f"{name}-0000abcd", 0, 0, 0, SpanFlag.END, 1),), np.empty(0, ROW_META)),
+        [Frame(SCORES, np.empty((0, 64 + 8), np.float32))],
+    )
+    return step + 1
+
+
+def test_a_mark_finds_what_was_published_before_it_and_a_request_that_comes_just_behind(
+    tmp_path: Path, rings: tuple[RingWriter, RingWriter]
+) -> None:
+    """Clients see scores in the other ring: they may mark a request before the sidecar has read its rows."""
+    step = 1
+    with sidecar(start_of(rings, tmp_path / "rec")) as (process, _), ThreadPoolExecutor(1) as beside:
+        transport = httpx.HTTPTransport(uds=str(tmp_path / "run" / f"engine-{ID}.sock"))
+        with httpx.Client(transport=transport, timeout=30) as client:
+            for i in range(10):
+                process.send_signal(signal.SIGSTOP)
+                step = write_request(rings[1], step, f"q{i}", 10)
+                marked = beside.submit(client.post, f"http://sidecar/v1/actscope/requests/q{i}/mark", json={})
+                process.send_signal(signal.SIGCONT)
+                assert marked.result().json().get("rows") == 10
+            marked = beside.submit(client.post, "http://sidecar/v1/actscope/requests/late/mark", json={})
+            write_request(rings[1], step, "late", 10)
+            assert marked.result().status_code == 200
+            assert client.post("http://sidecar/v1/actscope/requests/nobody/mark", json={}).status_code == 404

@@ -223,7 +223,12 @@ class SidecarProcess:
 
     def _control_routes(self, flight: FlightRecorder | None) -> list[Route]:
         return control_routes(
-            self._registry, flight, also=self._counts, name_of=self._name_of, reason=self._no_recording
+            self._registry,
+            flight,
+            also=self._counts,
+            name_of=self._name_of,
+            reason=self._no_recording,
+            read_up=None if self._drain is None else self._drain.read_up,
         )
 
     def _counters(self, flight: FlightRecorder | None) -> list[Counter]:

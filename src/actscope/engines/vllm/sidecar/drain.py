@@ -97,6 +97,9 @@ class RowDrain:
         self._untabled: set[int] = set()
         self._generation = -1
         self._missed = 0
+        self._taken_before = 0  # all steps before it are with the flight recorder
+        self._awaited: list[tuple[int, Future[None]]] = []  # by the step before which all must be taken
+        self._awaiting = threading.Lock()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="actscope-drain", daemon=True)
 
@@ -126,6 +129,30 @@ class RowDrain:
     def recorded_name(self, request: str) -> str:
         """Return the name in the recording of a request that the engine knows by this id; else the id. Thread-safe."""
         return self._names.recorded(request)
+
+    def read_up(self) -> Future[None]:
+        """Return a future that is done when all rows published before this call are with the flight recorder. Thread-safe."""
+        future: Future[None] = Future()
+        with self._awaiting:
+            try:
+                before = self._reader.published
+            except RingError:  # nothing more can be read
+                before = 0
+            if self._taken_before >= before or not self._thread.is_alive():
+                future.set_result(None)
+            else:
+                self._awaited = [one for one in self._awaited if not one[1].cancelled()] + [(before, future)]
+        return future
+
+    def _reach(self, step: int | None) -> None:
+        """Note that all steps before this one are with the flight recorder; None: no more will be."""
+        with self._awaiting:
+            self._taken_before = self._taken_before if step is None else step
+            reached = [one for one in self._awaited if step is None or one[0] <= step]
+            self._awaited = [one for one in self._awaited if one not in reached]
+        for _, future in reached:
+            if future.set_running_or_notify_cancel():
+                future.set_result(None)
 
     def counts(self) -> SidecarCounts:
         """Return exact counts, those of earlier sidecars of this engine included."""
@@ -250,9 +277,16 @@ class RowDrain:
             return self._options[span.request]
 
     def _run(self) -> None:
+        try:
+            self._read_all()
+        finally:
+            self._reach(None)
+
+    def _read_all(self) -> None:
         while True:
             ending = self._stop.is_set()
             try:
+                self._reach(self._reader.next_step)
                 self._reconcile()
                 batch = self._reader.read()
             except RingError as error:
