@@ -1,7 +1,8 @@
 """Runs the benches and keeps their results: `python bench/run.py [NAME ...]` writes bench/runs/<date>/<name>.json.
 
-`vllm` and `models-vllm` run in the environment that has vLLM, .venv-vllm; where that has not been made, `vllm` is left out unless
-it is asked for. The matrices, `models` and `models-vllm`, measure no speed and run only if they are asked for (`make models`).
+`vllm`, `serving` and `models-vllm` run in the environment that has vLLM, .venv-vllm; where that has not been made, the first two
+are left out unless they are asked for. The matrices, `models` and `models-vllm`, measure no speed and run only if they are asked
+for (`make models`).
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from actscope.cli.bench import BENCHES
 RUNS = Path(__file__).parent / "runs"
 #: Arguments of what is more than a bench's name.
 ARGUMENTS = {"models-vllm": ["models", "--engine", "vllm"]}
+#: What runs in the environment that has vLLM.
+ON_VLLM = ("vllm", "serving", "models-vllm")
 VLLM = Path(__file__).parents[1] / ".venv-vllm" / "bin" / "python"
 
 
@@ -25,7 +28,7 @@ def main(names: list[str]) -> int:
     folder = RUNS / datetime.date.today().isoformat()
     folder.mkdir(parents=True, exist_ok=True)
     missed = 0
-    for name in names or [name for name in BENCHES if name != "models" and (name != "vllm" or VLLM.exists())]:
+    for name in names or [name for name in BENCHES if name != "models" and (name not in ON_VLLM or VLLM.exists())]:
         arguments = ARGUMENTS.get(name, [name])
         done = subprocess.run(
             [_python(name), "-m", "actscope", "bench", *arguments, "--json"], stdout=subprocess.PIPE, text=True
@@ -43,7 +46,7 @@ def main(names: list[str]) -> int:
 
 
 def _python(name: str) -> str:
-    return str(VLLM) if name.endswith("vllm") and VLLM.exists() else sys.executable
+    return str(VLLM) if name in ON_VLLM and VLLM.exists() else sys.executable
 
 
 if __name__ == "__main__":

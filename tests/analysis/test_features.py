@@ -203,3 +203,26 @@ def test_features_that_do_not_fit_the_recording_are_refused_with_what_was_record
     ):
         with pytest.raises(ProbeError, match=says):
             load_features(recording, str(path))
+
+
+def test_the_labels_of_an_sae_s_features_are_in_its_statistics(ran: tuple[Truth, Recording], tmp_path: Path) -> None:
+    """`labels.json` beside the weights, an object from a feature's number to what it stands for."""
+    folder = saelens(tmp_path / "sae", weights(), architecture="standard")
+    [bare] = load_features(ran[1], str(folder))
+    one, other = (stats.id for stats in measure_features(ran[1], bare).stats[:2])
+    labels = {one: "' snow'", other: "the second word"}
+    (folder / "labels.json").write_text(json.dumps(labels))
+    [features] = load_features(ran[1], str(folder))
+    stats = measure_features(ran[1], features).stats
+    assert {one.id: one.label for one in stats} == {one.id: labels.get(one.id, "") for one in stats}
+    assert len(stats) > 2
+
+
+@pytest.mark.parametrize("content", ["[]", '{"a": "b"}', '{"1": 2}', '{"1": "a', "\xff", '{"²": "a"}'])
+def test_labels_of_another_form_are_refused_with_the_file(
+    ran: tuple[Truth, Recording], tmp_path: Path, content: str
+) -> None:
+    folder = saelens(tmp_path / "sae", weights(), architecture="standard")
+    (folder / "labels.json").write_text(content, encoding="latin-1")
+    with pytest.raises(ProbeError, match=r"labels\.json: expected an object from the numbers of features"):
+        load_features(ran[1], str(folder))

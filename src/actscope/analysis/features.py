@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -16,6 +16,7 @@ from actscope.analysis.tokens import genuine
 from actscope.errors import ProbeError
 from actscope.probes import Probe, find_probes, load_probes
 from actscope.probes.sae import is_encoder
+from actscope.probes.sae.feature_labels import feature_labels
 from actscope.recording.reading.recording import Recording
 
 _BATCH_BYTES = 64 << 20
@@ -27,6 +28,7 @@ class FeatureSet(Protocol):
     name: str
     site: str
     ids: Sequence[str]
+    labels: Sequence[str]  # what each feature stands for, "" if that is not known
     thresholds: np.ndarray  # float32 [f]
 
     def encode(self, rows: np.ndarray) -> np.ndarray:
@@ -42,10 +44,11 @@ class FeatureSet(Protocol):
 class SaeFeatures:
     """Latents of a sparse autoencoder. A latent fires above 0."""
 
-    def __init__(self, sae: Sae, site: str) -> None:
+    def __init__(self, sae: Sae, site: str, labels: Mapping[str, str] | None = None) -> None:
         self._sae = sae
         self.name, self.site = sae.name, site
         self.ids: Sequence[str] = [str(number) for number in range(sae.n_features)]
+        self.labels: Sequence[str] = [(labels or {}).get(one, "") for one in self.ids]
         self.thresholds = np.zeros(sae.n_features, np.float32)
 
     def encode(self, rows: np.ndarray) -> np.ndarray:
@@ -65,6 +68,7 @@ class ProbeFeatures:
         self._probes = probes
         self.name, self.site = name, site
         self.ids: Sequence[str] = [probe.id for probe in probes]
+        self.labels: Sequence[str] = [""] * len(probes)  # their ids say it
         self.thresholds = np.array([_fires_above(probe) for probe in probes], np.float32)
 
     def encode(self, rows: np.ndarray) -> np.ndarray:
@@ -114,7 +118,7 @@ def _sets(recording: Recording, path: Path, site: str | None) -> list[FeatureSet
         raise ProbeError(f"{path}: no such file or folder; expected an autoencoder, or a folder of probes")
     if is_encoder(path):
         sae = load_sae(path, site)
-        return [SaeFeatures(sae, _recorded(recording, sae.site, path))]
+        return [SaeFeatures(sae, _recorded(recording, sae.site, path), feature_labels(path))]
     if not any(find_probes(path)):
         raise ProbeError(f"{path}: neither an autoencoder nor a folder of probes")
     by_site: dict[str, list[Probe]] = {}
@@ -162,6 +166,7 @@ class FeatureStats:
 
     Attributes:
         id: Id of the feature.
+        label: What it stands for, "" if that is not known.
         fired: Number of tokens on which it fires.
         rate: Share of tokens on which it fires.
         mean: Mean activation on those tokens.
@@ -170,6 +175,7 @@ class FeatureStats:
     """
 
     id: str
+    label: str
     fired: int
     rate: float
     mean: float
@@ -306,7 +312,8 @@ class _Tally:
         places = [place for place in np.argsort(-values, kind="stable").tolist() if rows[place] >= 0]
         top = [_token(float(values[place]), labels[rows[place]], recording, requests) for place in places]
         rate, mean = fired / self.rows, float(self._sums[j] / fired)
-        return FeatureStats(self._features.ids[j], fired, rate, mean, top[0].activation, top)
+        of = self._features
+        return FeatureStats(of.ids[j], of.labels[j], fired, rate, mean, top[0].activation, top)
 
 
 def _token(activation: float, label: np.void, recording: Recording, requests: list[str]) -> TopToken:

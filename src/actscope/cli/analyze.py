@@ -97,7 +97,7 @@ def _feature_lines(found: FeatureReport) -> list[str]:
     ]
     for one in found.stats[:10]:
         tokens = "  ".join(dict.fromkeys(_shown(token.text, token.token_id) for token in one.top))
-        line = f"  {one.id:<16} {one.rate:>7.2%}  mean {one.mean:<7.4g} max {one.max:<7.4g} {tokens}"
+        line = f"  {one.id:<16} {one.rate:>7.2%}  mean {one.mean:<7.4g} max {one.max:<7.4g} {one.label or tokens}"
         lines.append(line if len(line) <= 79 else f"{line[:78]}…")
     return lines
 

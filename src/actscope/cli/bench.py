@@ -28,6 +28,7 @@ BENCHES = {
     "models": "rows of every architecture of transformers, tiny and random, against plain hooks: right, refused or wrong",
     "ring": "write-to-read latency, rows per second, torn rows and miscounted gaps of the ring",
     "sae": "an SAE trained on rows of the feed, against the same one trained on the activations store of SAELens",
+    "serving": "a long, mixed load on real vLLM through the gateway: memory must stay steady and nothing may be lost",
     "soak": "a long capture of the built-in model: memory must stay steady and nothing may be lost",
     "store": "bytes per second to disk against a raw direct write, peak memory with a slow disk, lost rows",
     "vllm": "tokens per second of vLLM with probes and with rows recorded, against vLLM alone (where vLLM is installed)",
@@ -43,7 +44,8 @@ def bench(
     name: Annotated[
         str,
         typer.Argument(
-            metavar="NAME", help="capture, codec, feed, gateway, harvest, models, ring, sae, soak, store or vllm."
+            metavar="NAME",
+            help="capture, codec, feed, gateway, harvest, models, ring, sae, serving, soak, store or vllm.",
         ),
     ],
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
@@ -52,12 +54,20 @@ def bench(
     only: Annotated[
         str, typer.Option(metavar="NAME", help="models: model types or globs, such as llama,'qwen*'.")
     ] = "",
+    clients: Annotated[
+        int, typer.Option(metavar="N", min=1, max=4096, help="serving: clients at once, one request each.")
+    ] = 16,
+    kills: Annotated[
+        int, typer.Option(metavar="N", min=0, max=1000, help="serving: how often the sidecar is killed.")
+    ] = 0,
 ) -> None:
     """Measure a part of actscope against a named baseline in the same run. Exits 1 when a bar is missed.
 
     Example: actscope bench ring --json
 
     Example: actscope bench models --only 'gemma*' --json
+
+    Example: actscope bench serving --seconds 600 --clients 256
     """
     if name not in BENCHES:
         known = "; ".join(f"{bench}: {what}" for bench, what in BENCHES.items())
@@ -66,8 +76,8 @@ def bench(
 
     module = import_module(f"actscope.bench.{name}")
     with Console(stderr=True).status(f"bench {name}") as status:
-        more = {"engine": engine, "only": only} if name == "models" else {}
-        results = module.run(seconds, lambda what: status.update(f"bench {name}: {what}"), **more)
+        more = {"models": {"engine": engine, "only": only}, "serving": {"clients": clients, "kills": kills}}.get(name)
+        results = module.run(seconds, lambda what: status.update(f"bench {name}: {what}"), **(more or {}))
     report = {"bench": name, "machine": machine(), "versions": versions(), "results": results, **_more(module, results)}
     show(json.dumps(report) if as_json else _tables(module, results))
     if not all(result["ok"] for result in results):

