@@ -3,6 +3,7 @@ import type { components } from "./schema";
 type Schemas = components["schemas"];
 
 export type Info = Schemas["Info"];
+export type Replica = Schemas["ReplicaInfo"];
 export type RequestSummary = Schemas["RequestSummary"];
 
 /** A probe as the page shows it. Fields that the gateway omits are filled in once, here. */

@@ -5,6 +5,7 @@ import { Facts } from "./Facts";
 import { Legend } from "./Legend";
 import { ProbePicker } from "./ProbePicker";
 import { Readout } from "./Readout";
+import { Replicas } from "./Replicas";
 import { RequestList } from "./RequestList";
 
 /** The panel beside the text: chart, legend, probes, facts and requests. */
@@ -19,6 +20,7 @@ export function Panel() {
       <Legend />
       <ProbePicker />
       <Facts trace={trace} />
+      <Replicas />
       <RequestList />
     </aside>
   );
