@@ -21,8 +21,8 @@ export function Replicas() {
       </ul>
       {missing(info) > 0 && (
         <p className="muted">
-          {missing(info)} more {missing(info) === 1 ? "engine is" : "engines are"} not found on this machine: their
-          requests have no scores.
+          {missing(info)} more {missing(info) === 1 ? "engine is" : "engines are"} not found on this machine:
+          their requests have no scores.
         </p>
       )}
     </details>
@@ -43,7 +43,9 @@ function Row({ one }: { one: Replica }) {
       </span>
       {!isWhole(one) && (
         <p className="muted">
-          {one.scores === "read" ? "It does not answer: probes and marks do not reach it." : "Its scores are not read."}{" "}
+          {one.scores === "read"
+            ? "It does not answer: probes and marks do not reach it."
+            : "Its scores are not read."}{" "}
           {one.why}
         </p>
       )}
