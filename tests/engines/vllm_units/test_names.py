@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from actscope.engines.vllm.sidecar.names import _REMEMBERED, Names
 
 
@@ -37,3 +39,15 @@ def test_few_new_names_count_as_used() -> None:
     names = Names(f"r{i}" for i in range(200_000))
     fresh = [names.name(f"new{i}-0000abcd") for i in range(10_000)]
     assert sum(name.endswith("-0000abcd") for name in fresh) <= 1 and len(set(fresh)) == 10_000
+
+
+def test_an_id_that_comes_again_names_another_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where vLLM appends nothing to them, clients may repeat ids: of a request that has ended, or of an earlier recording."""
+    monkeypatch.setenv("VLLM_DISABLE_REQUEST_ID_RANDOMIZATION", "1")
+    names = Names(["old"])
+    assert names.name("a", begins=True) == "a" and names.name("a", begins=True) == names.name("a") == "a"
+    names.end("a")
+    assert names.name("a") == "a", "a message about it may come late"
+    assert names.name("a", begins=True) == names.name("a") == "a:2" and names.engine_id("a:2") == "a"
+    names.end("a")
+    assert names.name("a", begins=True) == "a:3" and names.name("old", begins=True) == "old:2"

@@ -24,6 +24,7 @@ from actscope.engines.vllm.sidecar_protocol import (
     SidecarCounts,
     SidecarStart,
     Taken,
+    ids_are_plain,
     row_layout,
 )
 from actscope.errors import ActscopeError, RingError
@@ -193,7 +194,7 @@ class RowDrain:
 
     def hear(self, options: RequestOptions) -> None:
         """Store a request's options, note what computes it, and mark the request if it is to be kept."""
-        name = self.name(options.request)
+        name = self._names.name(options.request, begins=ids_are_plain())
         for note in self._new_notes(options):
             self._flight.note(name, note)
         with self._heard:
@@ -324,6 +325,8 @@ class RowDrain:
             self._learn(step.generation)
         groups: dict[tuple[int, ...] | None, list[Span]] = {}
         for span in step.spans:
+            if SpanFlag.FIRST in span.flags:
+                self._names.name(span.request, begins=True)
             groups.setdefault(self._wish_of(span), []).append(replace(span, flags=span.flags & ~SpanFlag.HAS_OPTIONS))
         for sites, spans in groups.items():
             self._write(step, sites, spans, whole=len(groups) == 1)

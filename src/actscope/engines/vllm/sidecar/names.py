@@ -35,7 +35,7 @@ class UsedNames:
 
 
 class Names:
-    """Request names in recordings: the client's id, or the engine's own id if the client's was used before.
+    """Request names in recordings: the client's id; the engine's own id if the client's was used before; that with a number.
 
     Memory does not grow with the number of requests. A client's id that only seems to be used costs it its name, not its rows.
     """
@@ -52,20 +52,32 @@ class Names:
     def __len__(self) -> int:
         return len(self._running)
 
-    def name(self, request: str) -> str:
-        """Return a request's name. Thread-safe; repeated calls return the same name until long after the request's end."""
+    def name(self, request: str, *, begins: bool = False) -> str:
+        """Return a request's name. Thread-safe; repeated calls return the same name until long after the request's end.
+
+        Args:
+            request: The engine's id of the request.
+            begins: The request begins now, if it does not run. Without it, an id that has ended stands for the request that
+                ended. Ids come again where vLLM appends nothing to them (see `ids_are_plain`).
+        """
         with self._lock:
-            found = self._running.get(request) or self._ended.get(request)
-            return found or self._new(request)
+            found = self._running.get(request) or (None if begins else self._ended.get(request))
+            return found or self._new(request, numbered=begins)
 
     def recorded(self, request: str) -> str:
         """Return the name of a request that has one; `request` unchanged if not. Thread-safe."""
         with self._lock:
             return self._running.get(request) or self._ended.get(request) or request
 
-    def _new(self, request: str) -> str:
+    def _new(self, request: str, *, numbered: bool) -> str:
         external = external_id(request)
         found = request if external in self._used else external
+        number = 2
+        while numbered and found in self._used:
+            found, number = f"{request}:{number}", number + 1
+        earlier = self._ended.pop(request, None)
+        if earlier is not None:
+            self._engine_ids.pop(earlier, None)
         self._used.add(found)
         self._running[request] = found
         self._engine_ids[found] = request
