@@ -91,6 +91,26 @@ def test_a_bearer_token_counts_under_any_host(client: httpx.Client, host: str) -
     assert client.get("/v1/actscope/info", headers={"host": host}).status_code == 200
 
 
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"x-api-key": TOKEN}, 200),
+        ({"x-api-key": TOKEN, "Host": "scope.example.org"}, 200),
+        ({"x-api-key": TOKEN, "Authorization": "Basic YTpi"}, 200),
+        ({"x-api-key": TOKEN, "Authorization": f"Bearer {TOKEN}"}, 200),
+        ({"x-api-key": "wrong"}, 401),
+        ({"x-api-key": ""}, 401),
+        ({"x-api-key": TOKEN, "Authorization": "Bearer wrong"}, 401),
+        ({"x-api-key": "wrong", "Authorization": f"Bearer {TOKEN}"}, 401),
+    ],
+)
+def test_the_token_may_come_as_anthropics_clients_send_it(
+    stranger: httpx.Client, headers: dict[str, str], status: int
+) -> None:
+    """As `X-Api-Key`; where both are there, both must be right."""
+    assert stranger.get("/v1/models", headers=headers).status_code == status
+
+
 @pytest.mark.parametrize("host", ["10.0.0.7:6969", "127.0.0.1"])
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
 def test_health_needs_no_token_and_says_nothing(stranger: httpx.Client, method: str, host: str) -> None:

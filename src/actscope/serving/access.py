@@ -2,8 +2,8 @@
 
 The checks, in order: size of the head, `Origin` (against other web pages), the token (against all other clients), size of the
 body. They also apply to clients on loopback. A browser's cookie counts only under a `Host` on the allow-list (against DNS
-rebinding) and for requests that the server's own page makes, or that open it. A bearer token counts under any `Host`: no web page
-has it but one that was given it. `GET /health` without a token is answered with an empty 200, for orchestrators.
+rebinding) and for requests that the server's own page makes, or that open it. A bearer token, or the same in `X-Api-Key`, counts
+under any `Host`: no web page has it but one that was given it. `GET /health` without a token is answered with an empty 200, for orchestrators.
 """
 
 from __future__ import annotations
@@ -106,7 +106,11 @@ class Guard:
     def _health(self, scope: Scope, headers: Headers) -> Response | None:
         """Answer `GET /health` without credentials: 200, and nothing else. None for any other request."""
         asks = scope["path"] == "/health" and scope["method"] in ("GET", "HEAD")
-        return Response() if asks and not {"authorization", "cookie", "origin"} & set(headers.keys()) else None
+        return (
+            Response()
+            if asks and not {"authorization", "x-api-key", "cookie", "origin"} & set(headers.keys())
+            else None
+        )
 
     def _check_host(self, headers: Headers) -> None:
         hosts = headers.getlist("host")
@@ -150,13 +154,17 @@ class Guard:
     def _check_token(self, scope: Scope, headers: Headers) -> None:
         given = [line.partition(" ") for line in headers.getlist("authorization")]
         bearers = [token.strip() for scheme, _, token in given if scheme.lower() == "bearer"]
-        if bearers:
-            if len(given) != 1 or not hmac.compare_digest(bearers[0].encode(), self._token):
+        keys = headers.getlist("x-api-key")  # of Anthropic's clients
+        if bearers or keys:
+            alone = (not bearers or len(given) == 1) and len(keys) < 2
+            if not alone or not all(hmac.compare_digest(one.encode(), self._token) for one in (*bearers, *keys)):
                 raise _unauthorized("wrong token: use the one that the server printed when it started")
             return
         self._check_host(headers)
         if not any(hmac.compare_digest(value, self._cookie.encode()) for value in _cookies(headers, self._cookie_name)):
-            raise _unauthorized("no token: send `Authorization: Bearer <token>` (`api_key` in OpenAI clients)")
+            raise _unauthorized(
+                "no token: send `Authorization: Bearer <token>` (`api_key` in clients of OpenAI and Anthropic)"
+            )
         _check_own_page(scope, headers)
 
     def _page(self, scope: Scope, headers: Headers, problem: Problem) -> Response | None:
