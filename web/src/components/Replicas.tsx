@@ -21,8 +21,8 @@ export function Replicas() {
       </ul>
       {missing(info) > 0 && (
         <p className="muted">
-          {missing(info)} more {missing(info) === 1 ? "engine is" : "engines are"} not found on this machine:
-          their requests have no scores.
+          {missing(info) === 1 ? "One more engine is" : `${missing(info)} more engines are`} not found on this
+          machine. Requests that run there have no scores.
         </p>
       )}
     </details>
@@ -44,9 +44,9 @@ function Row({ one }: { one: Replica }) {
       {!isWhole(one) && (
         <p className="muted">
           {one.scores === "read"
-            ? "It does not answer: probes and marks do not reach it."
-            : "Its scores are not read."}{" "}
-          {one.why}
+            ? "It does not answer, so probes and marks do not reach it"
+            : "Its scores are not read"}
+          {one.why ? `: ${one.why}` : "."}
         </p>
       )}
     </li>
