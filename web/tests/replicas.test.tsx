@@ -46,7 +46,9 @@ describe("the engines of a server", () => {
     const box = await shown([{}, { scores: "unreadable", why: "its ring is of another user" }]);
     expect(box?.open).toBe(true);
     expect(box?.querySelector("summary")?.textContent).toBe("Engines scores of 1 of 2");
-    expect(box?.querySelector("[data-replica='1']")?.textContent).toContain("not read: its ring is of another user");
+    expect(box?.querySelector("[data-replica='1']")?.textContent).toContain(
+      "not read: its ring is of another user",
+    );
   });
 
   it("say how many were not found", async () => {
