@@ -10,14 +10,23 @@ from typing import Any
 import numpy as np
 import openai
 import pytest
-from engines.vllm.test_gateway import PROBES, TOLERANCE, dumped, gateway
+from engines.vllm.test_gateway import TOLERANCE, dumped, gateway
 from support.gateway.stage import Picture, Place, picture
 from support.vllm.bed import Configuration, Served
 from support.vllm.images import PLACEHOLDERS, data_url, make_llava, picture_of, resid_post
 from support.vllm.pool import Engines
 from transformers import AutoTokenizer
 
-from actscope.engines.builtin import NAME, probes_path
+from actscope.probes import Probe, ProbeInfo, save_probe
+
+#: Random directions at three depths.
+PROBES = [
+    Probe(
+        ProbeInfo(id=f"at-{layer}", site=f"layers.{layer}.resid_post"),
+        np.random.default_rng(layer).standard_normal(256).astype(np.float32) / 16,
+    )
+    for layer in (0, 2, 4)
+]
 
 
 @pytest.fixture(scope="module")
@@ -27,9 +36,12 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def place(engines: Engines, model: Path) -> Iterator[Place]:
-    environment = {"ACTSCOPE_PROBES": str(probes_path()), "ACTSCOPE_MODEL_NAME": NAME}
+    for probe in PROBES:
+        save_probe(probe, model.parent / "probes" / f"{probe.id}.safetensors")
+    environment = {"ACTSCOPE_PROBES": str(model.parent / "probes")}
     served = engines.start(
-        Served, Configuration(model, environment=environment, arguments={"max_num_batched_tokens": 48})
+        Served,
+        Configuration(model, environment=environment, reads_images=True, arguments={"max_num_batched_tokens": 48}),
     )
     with gateway(served) as place:
         yield place
@@ -69,7 +81,6 @@ def test_requests_with_images_have_the_scores_of_transformers(place: Place, mode
         for probe in PROBES if rows is not None else ():
             expected = probe.score(rows[probe.info.layer])
             for position in range(len(ids) - 1):
-                if seen.states[position, probe.id] == "c":
-                    cell = seen.cells[position, probe.id]
-                    assert cell is not None
-                    np.testing.assert_allclose(cell, expected[position], atol=TOLERANCE)
+                cell = seen.cells[position, probe.id]
+                assert cell is not None, (seen.states[position, probe.id], position)
+                np.testing.assert_allclose(cell, expected[position], atol=TOLERANCE)

@@ -47,6 +47,7 @@ class Configuration:
     async_scheduling: schedules a step before the last one's tokens are known, see `forced_async/`.
     plugin: False starts vLLM as if no general plugin were installed.
     changing_hooks: another plugin adds to the stream, see `changing_hooks/`.
+    reads_images: the model has a vision part, see `offered_vision/`.
     arguments: more engine arguments, by their Python names. environment: more variables.
     """
 
@@ -58,6 +59,7 @@ class Configuration:
     async_scheduling: bool = False
     plugin: bool = True
     changing_hooks: bool = False
+    reads_images: bool = False
     arguments: Mapping[str, Any] = field(default_factory=dict)
     environment: Mapping[str, str] = field(default_factory=dict)
 
@@ -106,9 +108,10 @@ class Configuration:
         replicas = self.arguments.get("data_parallel_size", 1)
         folders = {
             "fake_triton": self.runner == "v2", "forced_async": self.async_scheduling, "cpu_gather": replicas > 1,
-            "changing_hooks": self.changing_hooks,
+            "changing_hooks": self.changing_hooks, "offered_vision": self.reads_images,
         }  # fmt: skip
-        own = [str(HERE.parent.parent), str(Path(actscope.__file__).parents[1])]  # the actscope that is tested
+        vision = [str(Path(sys.prefix) / "vision")] if self.reads_images else []
+        own = [*vision, str(HERE.parent.parent), str(Path(actscope.__file__).parents[1])]  # the actscope that is tested
         return [str(HERE / folder) for folder, wanted in folders.items() if wanted] + own
 
     def _switches(self) -> dict[str, str]:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -60,6 +61,9 @@ def make_llava(to: Path) -> Path:
     )  # type: ignore[no-untyped-call]  # fmt: skip
     for part in (model, processor):
         part.save_pretrained(to)
+    weights = load_file(to / "model.safetensors")  # vLLM knows the names of earlier transformers
+    earlier = {name.replace("vision_tower.", "vision_tower.vision_model."): one for name, one in weights.items()}
+    save_file(earlier, to / "model.safetensors", {"format": "pt"})
     return to
 
 
