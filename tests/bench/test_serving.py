@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 import pytest
 
-from actscope.bench.serving import Load, _growth, _results, _stream, _whole
+from actscope.bench.serving import STEADY_MB, Load, _growth, _results, _stream, _whole
 
 
 def final(present: int, computed: int) -> dict[str, Any]:
@@ -61,6 +61,6 @@ def test_growth_is_from_the_third_tenth_to_the_last() -> None:
 
 def test_kept_requests_that_nobody_counts_miss_the_bar() -> None:
     load = Load(kept=5)
-    load.memory = [(1.0, name, 1.0) for name in ("gateway", "vllm", "sidecar")]
+    load.memory = [(1.0, name, 1.0) for name in STEADY_MB]
     found = {one["name"]: one for one in _results(load, {"whole": 2, "incomplete": 1, "lost": 1}, 10.0, 4)}
     assert (found["kept_uncounted"]["value"], found["kept_uncounted"]["ok"]) == (1, False)

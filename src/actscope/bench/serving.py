@@ -38,9 +38,12 @@ from actscope.runtime.process import parent_of
 
 Progress = Callable[[str], None]
 START_S, ANSWER_S = 300.0, 120.0
-#: Tolerated growth in MiB between the third and the last tenth of a run, of the gateway, all processes of vLLM, and the sidecar.
-STEADY_MB = {"gateway": 24.0, "vllm": 64.0, "sidecar": 64.0}
+#: Tolerated growth in MiB between the third and the last tenth of a run, of the gateway, vLLM's API server, its engine and
+#: worker, and the sidecar.
+STEADY_MB = {"gateway": 24.0, "vllm_server": 64.0, "vllm_engine": 64.0, "sidecar": 64.0}
 _SAMPLE_S = 2.0
+#: Small, so that the recorder's buffer is full before memory is compared.
+_FLIGHT_GB = 0.02
 _KEEP_SHARE = 0.1
 _WORDS = ("fox", "snow", "river", "boat", "stone", "garden", "letter", "north", "candle", "winter")
 #: Kinds of requests, with their shares.
@@ -206,7 +209,8 @@ async def _watch(stage: Stage, seconds: float, begin: float, kills: int, load: L
             due.pop(0)
         processes = {
             "gateway": [stage.gateway],
-            "vllm": [stage.vllm, *_descendants(stage.vllm)],
+            "vllm_server": [stage.vllm],
+            "vllm_engine": _descendants(stage.vllm),
             "sidecar": _sidecars(stage),
         }
         memory = {name: _private_mb(pids) for name, pids in processes.items()}
@@ -292,6 +296,7 @@ def _vllm(directory: Path) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
     environment = os.environ | {
         "ACTSCOPE_RUNTIME_DIR": str(run_directory), "ACTSCOPE_PROBES": str(probes_path()), "ACTSCOPE_MODEL_NAME": NAME,
         "ACTSCOPE_RECORD": str(directory / "kept.acts"), "ACTSCOPE_ROWS": "asked", "VLLM_LOGGING_LEVEL": "ERROR",
+        "ACTSCOPE_FLIGHT_GB": str(_FLIGHT_GB),
     }  # fmt: skip
     with (directory / "vllm.log").open("w") as log:
         child = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
@@ -364,14 +369,10 @@ def _results(load: Load, counted: dict[str, int], seconds: float, clients: int) 
 def _growth(load: Load, name: str, seconds: float) -> Result:
     """Return how far the median of the last tenth exceeds that of the third, when caches have filled, in MiB."""
     of = [(at / seconds, mb) for at, who, mb in load.memory if who == name]
-    third = [mb for at, mb in of if 0.2 <= at < 0.3] or [mb for _, mb in of]
-    last = [mb for at, mb in of if at >= 0.9] or [of[-1][1]]
-    baseline = (
-        f"private memory: median {np.median(third):.0f} MiB in the third tenth, {np.median(last):.0f} in the last"
-    )
-    return _result(
-        f"{name}_growth_mb", round(float(np.median(last) - np.median(third)), 2), "MiB", baseline, bar=STEADY_MB[name]
-    )
+    tenths = [[mb for at, mb in of if 10 * at >= i and (10 * at < i + 1 or i == 9)] for i in range(10)]
+    medians = [float(np.median(tenth or [mb for _, mb in of])) for tenth in tenths]
+    baseline = f"private memory in MiB, median of each tenth of the run: {', '.join(f'{mb:.0f}' for mb in medians)}"
+    return _result(f"{name}_growth_mb", round(medians[9] - medians[2], 2), "MiB", baseline, bar=STEADY_MB[name])
 
 
 def _result(name: str, value: float, unit: str, baseline: str, *, bar: float | None = None) -> Result:

@@ -3,7 +3,8 @@
 The checks, in order: size of the head, `Origin` (against other web pages), the token (against all other clients), size of the
 body. They also apply to clients on loopback. A browser's cookie counts only under a `Host` on the allow-list (against DNS
 rebinding) and for requests that the server's own page makes, or that open it. A bearer token, or the same in `X-Api-Key`, counts
-under any `Host`: no web page has it but one that was given it. `GET /health` without a token is answered with an empty 200, for orchestrators.
+under any `Host`: no web page has it but one that was given it. `GET /health` without a token is answered with an empty 200, for
+orchestrators.
 """
 
 from __future__ import annotations

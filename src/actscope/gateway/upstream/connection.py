@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterable, Mapping
+from types import SimpleNamespace
 
 import aiohttp
 from yarl import URL
@@ -14,9 +15,23 @@ from actscope.gateway.upstream.sse import read_whole
 _CONNECT_SECONDS = 5.0
 _ASK_SECONDS = 30.0
 _ASK_BYTES = 64 << 20
+#: How long an idle connection is kept, in seconds: less than the 5 s after which uvicorn, and so vLLM, closes it.
+_KEPT_SECONDS = 3.0
+#: Most connections that an engine may have closed unnoticed before a request gives up.
+_MOST_STALE = 16
 
 #: Headers that aiohttp would add on its own although the client did not send them.
 _NOT_ADDED = ("content-type", "user-agent")
+
+
+class _Used:
+    """Whether a request went over a connection that an earlier one had used."""
+
+    before = False
+
+
+async def _note_use(session: aiohttp.ClientSession, context: SimpleNamespace, params: object) -> None:
+    context.trace_request_ctx.before = True
 
 
 class Connection:
@@ -43,7 +58,8 @@ class Connection:
     ) -> aiohttp.ClientResponse:
         """Send one request and return the response once its head has arrived. The caller reads the body and closes it.
 
-        Connecting times out after 5 s. There is no limit on the time of the whole request.
+        Connecting times out after 5 s. There is no limit on the time of the whole request. A body in one piece is sent again if
+        a connection that was kept from an earlier request turns out to be closed: the engine has not read it then, or died.
 
         Args:
             method: HTTP method.
@@ -56,13 +72,27 @@ class Connection:
             aiohttp.ClientError: The connection could not be made, or broke.
         """
         url = URL(self._base + path, encoded=True)
-        response = await self._http.request(
-            method, url, data=body, headers=headers, allow_redirects=False, skip_auto_headers=_NOT_ADDED
-        )
+        response = await self._request(method, url, body, headers)
         if 300 <= response.status < 400 and response.status != 304:
             response.close()
             raise UpstreamError(f"the engine answered {response.status}: redirects are not followed")
         return response
+
+    async def _request(
+        self, method: str, url: URL, body: bytes | AsyncIterable[bytes] | None, headers: Mapping[str, str] | None
+    ) -> aiohttp.ClientResponse:
+        for _ in range(_MOST_STALE):
+            used = _Used()
+            try:
+                return await self._http.request(
+                    method, url, data=body, headers=headers, allow_redirects=False, skip_auto_headers=_NOT_ADDED,
+                    trace_request_ctx=used,
+                )  # fmt: skip
+            except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError) as error:
+                if not used.before or not isinstance(body, bytes | None):
+                    raise
+                failure = error
+        raise failure
 
     async def ask(self, method: str, path: str, body: bytes | None = None) -> tuple[int, bytes]:
         """Send one short request and return status and body.
@@ -85,15 +115,20 @@ class Connection:
 def _open(address: str, key: str) -> tuple[aiohttp.ClientSession, str]:
     """Return a client and the base of its URLs, without the trailing `/v1` that base URLs of OpenAI clients have."""
     if address.startswith("unix:"):
-        connector: aiohttp.BaseConnector = aiohttp.UnixConnector(address.removeprefix("unix:"), limit=0)
+        connector: aiohttp.BaseConnector = aiohttp.UnixConnector(
+            address.removeprefix("unix:"), limit=0, keepalive_timeout=_KEPT_SECONDS
+        )
         base = "http://engine"
     elif address.startswith(("http://", "https://")):
-        connector = aiohttp.TCPConnector(limit=0)
+        connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEPT_SECONDS)
         base = address.rstrip("/").removesuffix("/v1")
     else:
         raise SettingsError(f"upstream: expected unix:/path or http://host:port, found {address!r}")
+    trace = aiohttp.TraceConfig()
+    trace.on_connection_reuseconn.append(_note_use)
     http = aiohttp.ClientSession(
         connector=connector,
+        trace_configs=[trace],
         timeout=aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_SECONDS),
         cookie_jar=aiohttp.DummyCookieJar(),
         headers={"accept-encoding": "identity"} | ({"authorization": f"Bearer {key}"} if key else {}),
