@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 import pytest
 
-from actscope.bench.serving import STEADY_MB, Load, _growth, _results, _stream, _whole
+from actscope.bench.serving import STEADY_MB, SoakLoad, _growth, _results, _stream, _whole
 
 
 def final(present: int, computed: int) -> dict[str, Any]:
@@ -20,8 +20,8 @@ def answering(content: bytes, status: int = 200) -> httpx.AsyncClient:
     return httpx.AsyncClient(transport=transport, base_url="http://gateway")
 
 
-async def judged(content: bytes, status: int = 200, *, streams: bool = False) -> Load:
-    load, body = Load(), {"max_tokens": 4, "n": 2}
+async def judged(content: bytes, status: int = 200, *, streams: bool = False) -> SoakLoad:
+    load, body = SoakLoad(), {"max_tokens": 4, "n": 2}
     async with answering(content, status) as client:
         await (_stream if streams else _whole)(client, body, None, load)  # type: ignore[arg-type]
     return load
@@ -53,14 +53,14 @@ async def test_a_stream_that_ends_without_its_usage_has_no_scores(usage: bool) -
 
 def test_growth_is_from_the_third_tenth_to_the_last() -> None:
     """The first two are left out: caches fill in them."""
-    load = Load()
+    load = SoakLoad()
     load.memory = [(at, "gateway", mb) for at, mb in ((0, 10.0), (15, 50.0), (25, 60.0), (50, 500.0), (95, 61.0))]
     found = _growth(load, "gateway", 100.0)
     assert (found["value"], found["ok"]) == (1.0, True)
 
 
 def test_kept_requests_that_nobody_counts_miss_the_bar() -> None:
-    load = Load(kept=5)
+    load = SoakLoad(kept=5)
     load.memory = [(1.0, name, 1.0) for name in STEADY_MB]
     found = {one["name"]: one for one in _results(load, {"whole": 2, "incomplete": 1, "lost": 1}, 10.0, 4)}
     assert (found["kept_uncounted"]["value"], found["kept_uncounted"]["ok"]) == (1, False)

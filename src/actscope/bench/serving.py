@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import httpx
 import msgspec
@@ -50,8 +50,19 @@ _WORDS = ("fox", "snow", "river", "boat", "stone", "garden", "letter", "north", 
 _KINDS = {"stream": 0.5, "whole": 0.2, "choices": 0.1, "left": 0.2}
 
 
+class SoakBody(TypedDict):
+    """SoakBody of a request."""
+
+    model: str
+    messages: list[dict[str, str]]
+    ignore_eos: bool
+    max_tokens: int
+    actscope: dict[str, str] | bool
+    n: int
+
+
 @dataclass(slots=True)
-class Load:
+class SoakLoad:
     """What became of the requests, and the memory of the processes.
 
     Attributes:
@@ -75,7 +86,7 @@ class Load:
 
 
 @dataclass(frozen=True, slots=True)
-class Stage:
+class SoakStage:
     """The running processes."""
 
     url: str
@@ -102,7 +113,7 @@ def run(seconds: float, progress: Progress, *, clients: int = 16, kills: int = 0
     with tempfile.TemporaryDirectory(prefix="acts-") as name:
         progress("starting vLLM and the gateway")
         with _vllm(Path(name)) as (engine, vllm), _gateway(engine, Path(name), progress) as (url, token, gateway):
-            stage = Stage(url, token, gateway.pid, vllm.pid, Path(name) / "run")
+            stage = SoakStage(url, token, gateway.pid, vllm.pid, Path(name) / "run")
             load = asyncio.run(_run(stage, seconds, clients, kills, progress))
             counted = _await_kept(stage, load.kept, progress)
     return _results(load, counted, seconds, clients)
@@ -111,9 +122,11 @@ def run(seconds: float, progress: Progress, *, clients: int = 16, kills: int = 0
 # --- the load -------------------------------------------------------------------------------------------------------------
 
 
-async def _run(stage: Stage, seconds: float, clients: int, kills: int, progress: Progress) -> Load:
-    load, begin = Load(), time.monotonic()
-    limits = httpx.Limits(max_connections=None, max_keepalive_connections=clients)
+async def _run(stage: SoakStage, seconds: float, clients: int, kills: int, progress: Progress) -> SoakLoad:
+    load, begin = SoakLoad(), time.monotonic()
+    limits = httpx.Limits(
+        max_connections=None, max_keepalive_connections=0
+    )  # the pool closes some that it has handed out
     headers = {"Authorization": f"Bearer {stage.token}"}
     async with (
         httpx.AsyncClient(
@@ -127,13 +140,13 @@ async def _run(stage: Stage, seconds: float, clients: int, kills: int, progress:
     return load
 
 
-async def _client(client: httpx.AsyncClient, chance: random.Random, end: float, load: Load) -> None:
+async def _client(client: httpx.AsyncClient, chance: random.Random, end: float, load: SoakLoad) -> None:
     while time.monotonic() < end:
         kind = chance.choices([*_KINDS], [*_KINDS.values()])[0]
         keep = chance.random() < _KEEP_SHARE
         options: dict[str, str] | bool = {"keep": "of the soak"} if keep else True
         words = " ".join(chance.choices(_WORDS, k=chance.randint(2, 60)))
-        body: dict[str, Any] = {
+        body: SoakBody = {
             "model": NAME, "messages": [{"role": "user", "content": f"Tell me about {words}"}], "ignore_eos": True,
             "max_tokens": chance.randint(4, 64), "actscope": options, "n": 2 if kind == "choices" else 1,
         }  # fmt: skip
@@ -141,10 +154,10 @@ async def _client(client: httpx.AsyncClient, chance: random.Random, end: float, 
         try:
             await (_left if kind == "left" else _stream if kind == "stream" else _whole)(client, body, chance, load)
         except (httpx.HTTPError, ValueError, KeyError) as error:
-            load.fail("broken", f"{kind}: {type(error).__name__}: {error}")
+            load.fail("broken", f"{kind}: {type(error).__name__}: {error} {error.__cause__!r} {error.__context__!r}")
 
 
-async def _whole(client: httpx.AsyncClient, body: dict[str, Any], chance: random.Random, load: Load) -> None:
+async def _whole(client: httpx.AsyncClient, body: SoakBody, chance: random.Random, load: SoakLoad) -> None:
     answer = await client.post("/v1/chat/completions", json=body)
     if answer.status_code != 200:
         load.fail("refused", answer.text)
@@ -155,8 +168,8 @@ async def _whole(client: httpx.AsyncClient, body: dict[str, Any], chance: random
     _judge(finals, tokens, load)
 
 
-async def _stream(client: httpx.AsyncClient, body: dict[str, Any], chance: random.Random, load: Load) -> None:
-    asked = body | {"stream": True, "stream_options": {"include_usage": True}}
+async def _stream(client: httpx.AsyncClient, body: SoakBody, chance: random.Random, load: SoakLoad) -> None:
+    asked = {**body, "stream": True, "stream_options": {"include_usage": True}}
     async with client.stream("POST", "/v1/chat/completions", json=asked) as answer:
         if answer.status_code != 200:
             load.fail("refused", (await answer.aread()).decode())
@@ -175,10 +188,10 @@ async def _stream(client: httpx.AsyncClient, body: dict[str, Any], chance: rando
     _judge([last], usage["prompt_tokens"] + body["max_tokens"], load)
 
 
-async def _left(client: httpx.AsyncClient, body: dict[str, Any], chance: random.Random, load: Load) -> None:
+async def _left(client: httpx.AsyncClient, body: SoakBody, chance: random.Random, load: SoakLoad) -> None:
     """Leave a stream after some events, as a browser that is closed does."""
     events = chance.randint(0, 12)
-    async with client.stream("POST", "/v1/chat/completions", json=body | {"stream": True}) as answer:
+    async with client.stream("POST", "/v1/chat/completions", json={**body, "stream": True}) as answer:
         if answer.status_code != 200:
             load.fail("refused", (await answer.aread()).decode())
             return
@@ -189,7 +202,7 @@ async def _left(client: httpx.AsyncClient, body: dict[str, Any], chance: random.
     load.done["left"] += 1
 
 
-def _judge(finals: list[dict[str, Any]], tokens: int, load: Load) -> None:
+def _judge(finals: list[dict[str, int]], tokens: int, load: SoakLoad) -> None:
     """Count an answer: all tokens are there, and all but the last of each choice have a score."""
     if all(final["present"] == tokens and final["computed"] == tokens - 1 for final in finals):
         load.done["right"] += 1
@@ -200,7 +213,9 @@ def _judge(finals: list[dict[str, Any]], tokens: int, load: Load) -> None:
 # --- beside the load ------------------------------------------------------------------------------------------------------
 
 
-async def _watch(stage: Stage, seconds: float, begin: float, kills: int, load: Load, progress: Progress) -> None:
+async def _watch(
+    stage: SoakStage, seconds: float, begin: float, kills: int, load: SoakLoad, progress: Progress
+) -> None:
     """Sample memory, kill the sidecar when its time has come, and say how it goes."""
     due = [begin + seconds * (i + 0.5) / kills for i in range(kills)]
     while (now := time.monotonic()) < begin + seconds:
@@ -219,7 +234,7 @@ async def _watch(stage: Stage, seconds: float, begin: float, kills: int, load: L
         await asyncio.sleep(min(_SAMPLE_S, max(0.0, (due[0] if due else now + _SAMPLE_S) - now)))
 
 
-def _kill_sidecar(stage: Stage) -> int:
+def _kill_sidecar(stage: SoakStage) -> int:
     """Kill the sidecar, and return how many there were."""
     found = _sidecars(stage)
     for pid in found:
@@ -228,7 +243,7 @@ def _kill_sidecar(stage: Stage) -> int:
     return len(found)
 
 
-def _sidecars(stage: Stage) -> list[int]:
+def _sidecars(stage: SoakStage) -> list[int]:
     """Return the sidecars of this vLLM. They are no descendants of it: they outlive it to finish the recording."""
     own = f"ACTSCOPE_RUNTIME_DIR={stage.runtime_directory}".encode()
     pids = [int(name) for name in os.listdir("/proc") if name.isdigit()]
@@ -262,7 +277,7 @@ def _read(pid: int, name: str) -> bytes:
         return b""
 
 
-def _await_kept(stage: Stage, kept: int, progress: Progress) -> dict[str, int]:
+def _await_kept(stage: SoakStage, kept: int, progress: Progress) -> dict[str, int]:
     """Wait until every request that was to be kept is counted, at most 60 seconds. Return the counts."""
     until, found = time.monotonic() + 60, dict[str, int]()
     headers = {"Authorization": f"Bearer {stage.token}"}
@@ -350,7 +365,7 @@ def _free_port() -> int:
 # --- results --------------------------------------------------------------------------------------------------------------
 
 
-def _results(load: Load, counted: dict[str, int], seconds: float, clients: int) -> list[Result]:
+def _results(load: SoakLoad, counted: dict[str, int], seconds: float, clients: int) -> list[Result]:
     asked = f"{clients} clients, {sum(load.done.values())} requests in {seconds:.0f} s"
     failed = {name: load.done[name] for name in ("refused", "without_scores", "broken")}
     told = "".join(f"; {name}: {words}" for name, words in load.told.items())
@@ -366,7 +381,7 @@ def _results(load: Load, counted: dict[str, int], seconds: float, clients: int) 
     ]
 
 
-def _growth(load: Load, name: str, seconds: float) -> Result:
+def _growth(load: SoakLoad, name: str, seconds: float) -> Result:
     """Return how far the median of the last tenth exceeds that of the third, when caches have filled, in MiB."""
     of = [(at / seconds, mb) for at, who, mb in load.memory if who == name]
     tenths = [[mb for at, mb in of if 10 * at >= i and (10 * at < i + 1 or i == 9)] for i in range(10)]

@@ -76,8 +76,12 @@ def bench(
 
     module = import_module(f"actscope.bench.{name}")
     with Console(stderr=True).status(f"bench {name}") as status:
-        more = {"models": {"engine": engine, "only": only}, "serving": {"clients": clients, "kills": kills}}.get(name)
-        results = module.run(seconds, lambda what: status.update(f"bench {name}: {what}"), **(more or {}))
+        more: dict[str, object] = {}
+        if name == "models":
+            more = {"engine": engine, "only": only}
+        elif name == "serving":
+            more = {"clients": clients, "kills": kills}
+        results = module.run(seconds, lambda what: status.update(f"bench {name}: {what}"), **more)
     report = {"bench": name, "machine": machine(), "versions": versions(), "results": results, **_more(module, results)}
     show(json.dumps(report) if as_json else _tables(module, results))
     if not all(result["ok"] for result in results):

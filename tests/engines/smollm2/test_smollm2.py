@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,9 +25,12 @@ from transformers import AutoModelForCausalLM
 from actscope.engines import smollm2
 from actscope.engines.hf.loading import LoadedModel, load
 from actscope.engines.local.names import directory_of, name_of, shipped_probes
-from actscope.engines.smollm2 import NAME, gguf_path, probes_path
+from actscope.engines.smollm2 import NAME, gguf_path, probes_path, sae_path
 from actscope.errors import EngineError
 from actscope.probes import Probe, load_probes
+from actscope.probes.sae import load_encoder
+from actscope.probes.sae.feature_labels import feature_labels
+from actscope.sites import Site
 
 PROBES = load_probes(probes_path())
 
@@ -93,6 +97,37 @@ def test_its_first_position_is_massive_and_has_no_score(loaded: LoadedModel) -> 
     assert norms[0] > 100 * np.median(norms) and norms[1:].max() < 10 * np.median(norms)
     assert ids[0] in loaded.tokenizer.all_special_ids
     assert {probe.info.token_mask for probe in PROBES} == {"special"}
+
+
+def test_its_sae_explains_chats_that_it_was_not_trained_on(loaded: LoadedModel) -> None:
+    """Over 75 % of the variance from 24 features a token, without first positions, encoded as SAELens does."""
+    with warnings.catch_warnings():  # TransformerLens warns of its own modules while it is imported
+        warnings.simplefilter("ignore")
+        from sae_lens import SAE
+    sae, theirs = load_encoder(sae_path()), SAE.load_from_disk(str(sae_path()))
+    site = Site.parse(sae.site or "")
+    assert (sae.n_features, sae.k, site.layer) == (2048, 24, 14)
+    rows = np.concatenate([plain_rows(loaded, prompt_ids(loaded.tokenizer, chat))[14][1:] for chat in CHATS])
+    with torch.inference_mode():
+        expected = theirs.encode(torch.from_numpy(rows).to(theirs.dtype)).float()
+        decoded = theirs.float().decode(torch.from_numpy(sae.encode(rows))).numpy()
+    found = sae.encode(rows)
+    same = (found > 0) == (expected.numpy() > 0)
+    assert same.mean() > 0.999
+    lost, there = np.square(rows - decoded).sum(), np.square(rows - rows.mean(0)).sum()
+    assert 1 - lost / there > 0.75
+
+
+def test_features_of_its_sae_fire_on_the_tokens_of_their_labels(loaded: LoadedModel) -> None:
+    """For most features that fire on a text, what they stand for is one of its tokens where they fire most."""
+    labels, sae = feature_labels(sae_path()), load_encoder(sae_path())
+    text = "The number is 5. We know this: the first snow fell on a garden, and she asked a question about the rows."
+    ids = loaded.tokenizer(text)["input_ids"]
+    activations = sae.encode(plain_rows(loaded, ids)[14])[1:]
+    rare = np.flatnonzero(((activations > 0).sum(0) > 0) & ((activations > 0).mean(0) < 0.2) & (activations.max(0) > 2))
+    tokens = {int(j): loaded.tokenizer.decode([ids[1:][activations[:, j].argmax()]]) for j in rare}
+    right = [repr(token) in labels.get(str(j), "") for j, token in tokens.items()]
+    assert len(right) > 20 and np.mean(right) > 0.4, (np.mean(right), tokens)
 
 
 def test_every_digit_is_a_token_of_its_own(loaded: LoadedModel) -> None:

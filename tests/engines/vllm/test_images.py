@@ -70,15 +70,17 @@ def test_requests_with_images_have_the_scores_of_transformers(place: Place, mode
     asked = [[1], [2, 3], [], [1]]
     with ThreadPoolExecutor(len(asked)) as pool:
         found = list(pool.map(lambda images: ask(place, images, streams), asked))
-    tokenizer: Any = AutoTokenizer.from_pretrained(model)  # type: ignore[no-untyped-call]
+    tokenizer: Any = AutoTokenizer.from_pretrained(model)
     placeholder = tokenizer.convert_tokens_to_ids("<image>")
     for images, seen in zip(asked, found, strict=True):
         ids = [seen.ids[p] for p in sorted(seen.ids)]
         assert ids.count(placeholder) == PLACEHOLDERS * len(images)
         assert seen.final is not None
         assert (seen.final["present"], seen.final["computed"]) == (len(ids), len(ids) - 1)
-        rows = resid_post(model, ids, [picture_of(seed) for seed in images]) if images else None
-        for probe in PROBES if rows is not None else ():
+        if not images:
+            continue
+        rows = resid_post(model, ids, [picture_of(seed) for seed in images])
+        for probe in PROBES:
             expected = probe.score(rows[probe.info.layer])
             for position in range(len(ids) - 1):
                 cell = seen.cells[position, probe.id]

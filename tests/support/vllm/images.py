@@ -36,7 +36,7 @@ _TEMPLATE = (
 def make_llava(to: Path) -> Path:
     """Save the model and its processor to a folder."""
     torch.manual_seed(0)
-    tokenizer: Any = AutoTokenizer.from_pretrained(model_path())  # type: ignore[no-untyped-call]
+    tokenizer: Any = AutoTokenizer.from_pretrained(model_path())
     tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})
     text = AutoConfig.from_pretrained(model_path())
     text.vocab_size = len(tokenizer)
@@ -83,7 +83,7 @@ def data_url(image: Image.Image) -> str:
 def resid_post(path: Path, ids: list[int], images: list[Image.Image]) -> np.ndarray:
     """fp32 [layers, n, d]: the residual stream after each block, by plain hooks on transformers' model."""
     model: Any = LlavaForConditionalGeneration.from_pretrained(path, dtype=torch.float32, attn_implementation="eager")
-    processor: Any = LlavaProcessor.from_pretrained(path)  # type: ignore[no-untyped-call]
+    processor: Any = LlavaProcessor.from_pretrained(path)
     rows: list[np.ndarray] = []
 
     def keep(_module: nn.Module, _args: object, output: Any) -> None:
