@@ -1,0 +1,274 @@
+"""Collectors of block I/O: by programs in the kernel, or from /proc alone."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+
+from actscope.metrics.bpf.loaded import LoadedObject
+from actscope.metrics.devices import BlockDevices
+from actscope.metrics.diskstats import (
+    BYTES,
+    COUNT,
+    LATENCY_NS,
+    OPERATIONS,
+    QUEUE_NS,
+    REQUEUES,
+    SLOTS,
+    DeviceCounts,
+    read_diskstats,
+)
+from actscope.metrics.lines import (
+    DeviceInflight,
+    DeviceLatency,
+    IoLine,
+    LatencyBucket,
+    LineStamp,
+    OperationTotals,
+    Source,
+)
+
+_DEVICE = np.dtype([("disk", "S32"), ("partition", "<u4"), ("operation", "<u4")])
+_TOTALS = np.dtype([("sums", "<u8", 5), ("slots", "<u8", SLOTS)])
+_FLIGHT = np.dtype(
+    [
+        ("device", _DEVICE),
+        ("issued_ns", "<u8"),
+        ("started_ns", "<u8"),
+        ("completed_ns", "<u8"),
+        ("bytes", "<u4"),
+        ("requeues", "<u4"),
+        ("in_driver", "<u4"),
+        ("accounted", "<u4"),
+    ]
+)
+#: Why an event was not counted, in the order of blockio.bpf.c.
+_LOSSES = ("requests_in_flight_full", "devices_full", "completions_missed")
+#: Offset of `without_io_done` in the constants of blockio.bpf.c.
+_WITHOUT_IO_DONE = 0
+
+
+@dataclass(slots=True)
+class IoSnapshot:
+    """All counts at one moment. Differences of two of them are what happened between.
+
+    Attributes:
+        monotonic_ns: The moment.
+        devices: Counts by the kernel's name of the device. A disk includes its partitions.
+        losses: Events that were not counted, by reason.
+    """
+
+    monotonic_ns: int
+    devices: dict[str, DeviceCounts]
+    losses: dict[str, int] = field(default_factory=dict)
+
+
+class IoSource(Protocol):
+    """Where counts of block I/O come from."""
+
+    rung: Source
+
+    def snapshot(self) -> IoSnapshot:
+        """Return all counts."""
+
+    def close(self) -> None:
+        """Stop counting. Idempotent."""
+
+
+class ProcIo:
+    """Counts of /proc/diskstats."""
+
+    rung: Source = "proc"
+
+    def snapshot(self) -> IoSnapshot:
+        """Return all counts. Raises MetricsError if /proc cannot be read."""
+        return IoSnapshot(time.monotonic_ns(), read_diskstats())
+
+    def close(self) -> None:
+        """Do nothing."""
+
+
+class BpfIo:
+    """Counts of blockio.bpf.o, and of /proc/diskstats for devices without requests of their own (dm, md, zram).
+
+    Args:
+        devices: Names of devices.
+        without_io_done: Count as on kernels before 6.5.
+
+    Raises:
+        MetricsError: The programs cannot be loaded or attached.
+    """
+
+    rung: Source = "bpf"
+
+    def __init__(self, devices: BlockDevices, *, without_io_done: bool = False) -> None:
+        self._devices = devices
+        has_io_done = not without_io_done and "block_io_done" in _tracepoints()
+        self.loaded = LoadedObject(
+            "blockio",
+            constants={_WITHOUT_IO_DONE: int(not has_io_done)},
+            leave_out=frozenset() if has_io_done else frozenset({"io_done"}),
+        )
+        try:
+            self.loaded.attach()
+        except BaseException:
+            self.close()
+            raise
+        self._resynchronised = 0
+        self._last_ns = time.monotonic_ns()
+
+    def snapshot(self) -> IoSnapshot:
+        """Return all counts. Raises MetricsError if a map cannot be read."""
+        devices = self._counted()
+        now = time.monotonic_ns()
+        for name, in_flight in self._in_flight(now).items():
+            devices.setdefault(name, DeviceCounts.none()).in_flight = in_flight
+        self._add_others(devices)
+        self._last_ns = now
+        return IoSnapshot(now, devices, self._losses())
+
+    def _counted(self) -> dict[str, DeviceCounts]:
+        """Return the counts of the programs: of each partition and each disk."""
+        keys, values = self.loaded.map("devices").read()
+        where = np.frombuffer(keys, _DEVICE)
+        sums = np.frombuffer(values, _TOTALS).reshape(len(where), self.loaded.cpus)
+        found: dict[str, DeviceCounts] = defaultdict(DeviceCounts.none)
+        for key, one in zip(where, sums, strict=True):
+            operation = int(key["operation"])
+            for name in self._names(key):
+                counts = found[name]
+                counts.operations[operation] += one["sums"].sum(axis=0)
+                if OPERATIONS[operation] != "passthrough":
+                    counts.slots += one["slots"].sum(axis=0)
+        return dict(found)
+
+    def _names(self, key: np.void) -> tuple[str, ...]:
+        """Return the names of the devices that an event counts for: the disk, and the partition if it was one's."""
+        disk, partition = key["disk"].decode(errors="replace").replace("!", "/"), int(key["partition"])
+        return (disk, self._devices.partition(disk, partition)) if partition else (disk,)
+
+    def _in_flight(self, now: int) -> dict[str, int]:
+        """Return the number of requests in each device's driver, without those whose end was missed.
+
+        A request that is older than the last snapshot, of a device that sysfs says is idle, has ended unseen.
+        """
+        map_ = self.loaded.map("flights")
+        keys, values = map_.read()
+        flights = np.frombuffer(values, _FLIGHT)
+        found: dict[str, int] = defaultdict(int)
+        idle: dict[str, bool] = {}
+        for i, flight in enumerate(flights):
+            disk = self._names(flight["device"])[0]
+            if flight["accounted"] and flight["issued_ns"] < self._last_ns:
+                if disk not in idle:
+                    idle[disk] = self._devices.in_flight(disk) == 0
+                if idle[disk] and self._forget(keys[8 * i : 8 * i + 8], flight):
+                    continue
+            for name in self._names(flight["device"]) if flight["in_driver"] else ():
+                found[name] += 1
+        return found
+
+    def _forget(self, key: bytes, flight: np.void) -> bool:
+        """Remove a request whose end was missed. Returns whether there was nothing to count: it has ended meanwhile, or is gone."""
+        map_ = self.loaded.map("flights")
+        now = map_.get(key)
+        if now is None:
+            return True
+        if np.frombuffer(now, _FLIGHT)[0]["issued_ns"] != flight["issued_ns"]:
+            return False
+        map_.remove(key)
+        self._resynchronised += 1
+        return True
+
+    def _add_others(self, devices: dict[str, DeviceCounts]) -> None:
+        for name, counts in read_diskstats().items():
+            if name not in devices and counts.total and not self._devices.device(name).own_requests:
+                devices[name] = counts
+
+    def _losses(self) -> dict[str, int]:
+        map_ = self.loaded.map("losses")
+        values = {name: map_.get(i.to_bytes(4, "little")) for i, name in enumerate(_LOSSES)}
+        found = {name: int.from_bytes(value or b"", "little") for name, value in values.items()}
+        found["in_flight_resynchronised"] = self._resynchronised
+        found["events_skipped_by_kernel"] = sum(cost.missed for cost in self.loaded.costs())
+        return found
+
+    def close(self) -> None:
+        """Detach the programs. Idempotent."""
+        self.loaded.close()
+
+
+def _tracepoints() -> frozenset[str]:
+    """Return the names of the tracepoints of the block layer that this kernel's type information has."""
+    from pathlib import Path
+
+    try:
+        names = Path("/sys/kernel/btf/vmlinux").read_bytes()
+    except OSError:
+        return frozenset()
+    return frozenset(one for one in ("block_io_done",) if b"\0btf_trace_" + one.encode() + b"\0" in names)
+
+
+def io_line(before: IoSnapshot, after: IoSnapshot, rung: Source, devices: BlockDevices) -> IoLine:
+    """Return the line of the interval between two snapshots. Devices that did nothing are left out."""
+    seconds = max((after.monotonic_ns - before.monotonic_ns) / 1e9, 1e-9)
+    changes = {name: counts.since(before.devices.get(name)) for name, counts in sorted(after.devices.items())}
+    stamp = LineStamp.at(after.monotonic_ns)
+    losses = {name: n - before.losses.get(name, 0) for name, n in after.losses.items() if n > before.losses.get(name, 0)}
+    return IoLine(
+        timestamp=stamp.timestamp,
+        iso_timestamp=stamp.iso_timestamp,
+        interval_s=seconds,
+        latency_histogram=[
+            _latency(name, one, seconds, devices) for name, one in changes.items() if one.operations[:, COUNT].any()
+        ],
+        inflight=[
+            DeviceInflight(name, one.in_flight)
+            for name, one in changes.items()
+            if one.in_flight or one.operations[:, COUNT].any()
+        ],
+        kind="io",
+        source=rung,
+        schema_version=stamp.schema_version,
+        monotonic_ns=stamp.monotonic_ns,
+        boot_id=stamp.boot_id,
+        lost_events=sum(losses.values()),
+        losses=losses,
+    )
+
+
+def _latency(name: str, counts: DeviceCounts, seconds: float, devices: BlockDevices) -> DeviceLatency:
+    device = devices.device(name)
+    return DeviceLatency(
+        device_name=name,
+        total=counts.total,
+        buckets=buckets_of(counts.slots),
+        kind=device.kind,
+        label=device.label,
+        parents=list(device.parents),
+        holders=list(device.holders),
+        operations={
+            operation: _totals(row) for operation, row in zip(OPERATIONS, counts.operations, strict=True) if row[COUNT]
+        },
+        mean_in_flight=round(float(counts.operations[:, LATENCY_NS].sum()) / 1e9 / seconds, 4),
+        source="bpf" if counts.has_latencies else "proc",
+    )
+
+
+def _totals(row: np.ndarray) -> OperationTotals:
+    n = int(row[COUNT])
+    latency, queue = (round(float(row[one]) / n / 1e3, 3) for one in (LATENCY_NS, QUEUE_NS))
+    return OperationTotals(n, int(row[BYTES]), latency, queue, int(row[REQUEUES]))
+
+
+def buckets_of(slots: np.ndarray) -> list[LatencyBucket]:
+    """Return the buckets of a log2 histogram that hold something. Slot i is of 2^i .. 2^(i+1) - 1 µs; slot 0 holds 0 too."""
+    return [
+        LatencyBucket(slot, int(count), 0 if slot == 0 else 1 << slot, (2 << slot) - 1)
+        for slot, count in enumerate(slots.tolist())
+        if count
+    ]
