@@ -22,6 +22,7 @@ from actscope.metrics.diskstats import (
     DeviceCounts,
     read_diskstats,
 )
+from actscope.metrics.kernel import kernel_has
 from actscope.metrics.lines import (
     DeviceInflight,
     DeviceLatency,
@@ -107,7 +108,7 @@ class BpfIo:
 
     def __init__(self, devices: BlockDevices, *, without_io_done: bool = False) -> None:
         self._devices = devices
-        has_io_done = not without_io_done and "block_io_done" in _tracepoints()
+        has_io_done = not without_io_done and kernel_has("block_io_done")
         self.loaded = LoadedObject(
             "blockio",
             constants={_WITHOUT_IO_DONE: int(not has_io_done)},
@@ -200,17 +201,6 @@ class BpfIo:
     def close(self) -> None:
         """Detach the programs. Idempotent."""
         self.loaded.close()
-
-
-def _tracepoints() -> frozenset[str]:
-    """Return the names of the tracepoints of the block layer that this kernel's type information has."""
-    from pathlib import Path
-
-    try:
-        names = Path("/sys/kernel/btf/vmlinux").read_bytes()
-    except OSError:
-        return frozenset()
-    return frozenset(one for one in ("block_io_done",) if b"\0btf_trace_" + one.encode() + b"\0" in names)
 
 
 def io_line(before: IoSnapshot, after: IoSnapshot, rung: Source, devices: BlockDevices) -> IoLine:

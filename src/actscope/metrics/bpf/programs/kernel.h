@@ -74,15 +74,14 @@ struct task_struct___before_5_14 {
 	long state;
 };
 
-#if defined(__TARGET_ARCH_x86)
-struct pt_regs {
+/* One object serves both architectures: the fields that a kernel does not have are never read. */
+struct pt_regs___x86 {
 	unsigned long orig_ax;
 };
-#elif defined(__TARGET_ARCH_arm64)
-struct pt_regs {
-	s64 syscallno;
+
+struct pt_regs___arm64 {
+	int syscallno;
 };
-#endif
 
 #pragma clang attribute pop
 
