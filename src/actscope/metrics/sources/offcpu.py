@@ -11,9 +11,9 @@ import numpy as np
 
 from actscope.errors import MetricsError
 from actscope.metrics.bpf.loaded import LoadedObject
-from actscope.metrics.kernel import kernel_has
+from actscope.metrics.sources.kernel import kernel_has
 from actscope.metrics.lines import Source
-from actscope.metrics.threads import CAUSES, SystemSnapshot, ThreadCounts, WakeCounts, thread_state
+from actscope.metrics.sources.threads import CAUSES, SystemSnapshot, ThreadCounts, WakeCounts, thread_state
 
 _THREAD = np.dtype(
     [

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from actscope.metrics.devices import mounts
+from actscope.metrics.sources.devices import mounts
 from actscope.metrics.lines import Pressure, Pressures
 
 RESOURCES = ("cpu", "io", "memory")
