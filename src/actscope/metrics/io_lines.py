@@ -41,7 +41,7 @@ def io_line(before: IoSnapshot, after: IoSnapshot, rung: Source, devices: BlockD
         schema_version=stamp.schema_version,
         monotonic_ns=stamp.monotonic_ns,
         boot_id=stamp.boot_id,
-        lost_events=sum(losses.values()),
+        lost_events=max(after.lost - before.lost, 0),
         losses=losses,
     )
 

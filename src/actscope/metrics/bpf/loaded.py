@@ -197,10 +197,14 @@ class LoadedObject:
             found.append(ProgramCost(name, facts.run_cnt, facts.run_time_ns, facts.recursion_misses))
         return found
 
-    def close(self) -> None:
-        """Detach the programs and free them and their maps. Idempotent."""
+    def detach(self) -> None:
+        """Detach the programs; the maps stay readable. Idempotent."""
         while self._links:
             self._lib.bpf_link__destroy(self._links.pop())
+
+    def close(self) -> None:
+        """Detach the programs and free them and their maps. Idempotent."""
+        self.detach()
         if self._stats is not None:
             os.close(self._stats)
             self._stats = None

@@ -42,11 +42,13 @@ class IoSnapshot:
     Attributes:
         monotonic_ns: The moment.
         devices: Counts by the kernel's name of the device. A disk includes its partitions.
-        losses: Events that were not counted, by reason.
+        lost: Requests that the kernel counted and we did not.
+        losses: What went wrong, by kind. Not each of it has cost a request.
     """
 
     monotonic_ns: int
     devices: dict[str, DeviceCounts]
+    lost: int = 0
     losses: dict[str, int] = field(default_factory=dict)
 
 
@@ -101,18 +103,39 @@ class BpfIo:
         except BaseException:
             self.close()
             raise
-        self._resynchronised = 0
+        self._resynchronised = self._lost = 0
+        self._offset = self._first_offset()
         self._last_ns = time.monotonic_ns()
 
     def snapshot(self) -> IoSnapshot:
         """Return all counts. Raises MetricsError if a map cannot be read."""
+        kernel = _totals(read_diskstats())  # first: what it has counted by now, the programs have seen
         devices = self._counted()
         now = time.monotonic_ns()
+        self._lost = max(self._lost, self._missing(kernel, _totals(devices)))
         for name, in_flight in self._in_flight(now).items():
             devices.setdefault(name, DeviceCounts.none()).in_flight = in_flight
         self._add_others(devices)
         self._last_ns = now
-        return IoSnapshot(now, devices, self._losses())
+        return IoSnapshot(now, devices, self._lost, self._losses())
+
+    def _first_offset(self) -> dict[str, int]:
+        """Return by how much the kernel's count of each disk is ahead of ours, read while no request ends if that is possible."""
+        for _ in range(20):
+            before, kernel, after = _totals(self._counted()), _totals(read_diskstats()), _totals(self._counted())
+            if before == after:
+                break
+        return {name: total - after.get(name, 0) for name, total in kernel.items()}
+
+    def _missing(self, kernel: dict[str, int], ours: dict[str, int]) -> int:
+        """Return how many requests the kernel has counted since the programs were attached and we have not."""
+        deficits = {name: total - self._offset.get(name, 0) - ours.get(name, 0) for name, total in kernel.items()}
+        disks = (n for name, n in deficits.items() if n > 0 and self._has_requests(name))
+        return sum(disks)
+
+    def _has_requests(self, name: str) -> bool:
+        device = self._devices.device(name)
+        return device.own_requests and device.kind != "partition"  # a disk includes its partitions
 
     def _counted(self) -> dict[str, DeviceCounts]:
         """Return the counts of the programs: of each partition and each disk."""
@@ -183,3 +206,7 @@ class BpfIo:
     def close(self) -> None:
         """Detach the programs. Idempotent."""
         self.loaded.close()
+
+
+def _totals(devices: dict[str, DeviceCounts]) -> dict[str, int]:
+    return {name: counts.total for name, counts in devices.items()}

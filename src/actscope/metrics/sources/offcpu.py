@@ -23,6 +23,7 @@ _THREAD = np.dtype(
         ("off_ns", "<u8", len(CAUSES)),
         ("switches", "<u8"),
         ("start_time", "<u8"),
+        ("exec_ns", "<u8"),
         ("tgid", "<u4"),
         ("cause", "<u4"),
         ("waker", "<u4"),
@@ -38,7 +39,7 @@ _WAKE = np.dtype([("count", "<u8"), ("waited_ns", "<u8"), ("waker_tgid", "<u4"),
 _LONG_KEY = np.dtype([("tid", "<u4"), ("stack", "<i4"), ("cause", "<u4")])
 _LONG = np.dtype([("count", "<u8"), ("waited_ns", "<u8")])
 #: Why an event was not counted, in the order of system.bpf.c.
-_LOSSES = ("threads_full", "stacks_full", "threads_reused")
+_LOSSES = ("threads_full", "stacks_full", "threads_reused", "switches_unseen")
 #: Offsets of the constants of system.bpf.c.
 _ONLY_WATCHED, _STACKS_OVER_US = 0, 4
 _RUNNABLE = CAUSES.index("runnable")

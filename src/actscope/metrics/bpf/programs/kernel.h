@@ -60,7 +60,12 @@ struct request___before_5_15 {
 };
 
 /* scheduler */
+struct sched_entity {
+	u64 sum_exec_runtime;
+};
+
 struct task_struct {
+	struct sched_entity se;
 	u32 __state;
 	u32 flags;
 	unsigned in_iowait : 1;

@@ -12,7 +12,7 @@
 #include <bpf/bpf_tracing.h>
 
 enum cause { RUNNABLE, IO, LOCK, SLEEP, WAIT, FAULT, STOPPED, CAUSES };
-enum loss { NO_THREAD_ROOM, NO_STACK_ROOM, REUSED, LOSSES };
+enum loss { NO_THREAD_ROOM, NO_STACK_ROOM, REUSED, UNSEEN, LOSSES };
 
 #define TASK_INTERRUPTIBLE 0x1
 #define TASK_UNINTERRUPTIBLE 0x2
@@ -30,6 +30,7 @@ struct thread {
 	u64 off_ns[CAUSES];
 	u64 switches;
 	u64 start_time;
+	u64 exec_ns; /* time on a CPU in its life, when it was last switched out */
 	u32 tgid;
 	u32 cause;
 	u32 waker;
@@ -207,28 +208,6 @@ static __always_inline u32 cause_of(struct task_struct *prev, u32 state)
 	return known && *known < CAUSES ? *known : WAIT;
 }
 
-static __always_inline void switch_out(void *ctx, bool preempted, struct task_struct *prev, u32 state, u64 now)
-{
-	struct thread *thread = thread_of(prev);
-
-	if (!thread)
-		return;
-	thread->switches++;
-	thread->woken_ns = 0;
-	thread->waker = 0;
-	thread->stack = -1;
-	__builtin_memcpy(thread->comm, prev->comm, sizeof(thread->comm));
-	if (!preempted && state & TASK_EXITED) {
-		thread->out_ns = 0;
-		thread->gone = 1;
-		return;
-	}
-	thread->cause = preempted || !state ? RUNNABLE : cause_of(prev, state);
-	thread->out_ns = now;
-	if (stacks_over_us && thread->cause != RUNNABLE && is_watched(thread->tgid))
-		thread->stack = bpf_get_stackid(ctx, &stacks, 0);
-}
-
 static __always_inline void note_wake(u32 tid, struct thread *thread, u64 waited)
 {
 	struct wake_key key = {tid, thread->waker};
@@ -262,10 +241,10 @@ static __always_inline void note_long_wait(u32 tid, struct thread *thread, u64 w
 	}
 }
 
-static __always_inline void switch_in(struct task_struct *next, u64 now)
+static __noinline void switch_in(struct task_struct *next, u64 now)
 {
-	u32 tid = next->pid, cause;
 	struct thread *thread = thread_of(next);
+	u32 tid = next->pid, cause;
 	u64 out, woken, waited;
 
 	if (!thread || !thread->out_ns)
@@ -285,6 +264,35 @@ static __always_inline void switch_in(struct task_struct *next, u64 now)
 		note_wake(tid, thread, waited);
 	if (thread->stack >= 0 && waited / 1000 >= stacks_over_us)
 		note_long_wait(tid, thread, waited);
+}
+
+static __always_inline void switch_out(void *ctx, bool preempted, struct task_struct *prev, u32 state, u64 now)
+{
+	struct thread *thread = thread_of(prev);
+	u64 exec = prev->se.sum_exec_runtime, ran;
+
+	if (!thread)
+		return;
+	if (thread->out_ns && thread->exec_ns) { /* its switch in was not seen: it was as long ago as the thread has run since */
+		ran = exec - thread->exec_ns;
+		switch_in(prev, ran < now - thread->out_ns ? now - ran : thread->out_ns);
+		lose(UNSEEN);
+	}
+	thread->exec_ns = exec;
+	thread->switches++;
+	thread->woken_ns = 0;
+	thread->waker = 0;
+	thread->stack = -1;
+	__builtin_memcpy(thread->comm, prev->comm, sizeof(thread->comm));
+	if (!preempted && state & TASK_EXITED) {
+		thread->out_ns = 0;
+		thread->gone = 1;
+		return;
+	}
+	thread->cause = preempted || !state ? RUNNABLE : cause_of(prev, state);
+	thread->out_ns = now;
+	if (stacks_over_us && thread->cause != RUNNABLE && is_watched(thread->tgid))
+		thread->stack = bpf_get_stackid(ctx, &stacks, 0);
 }
 
 static __always_inline int on_switch(void *ctx, bool preempted, struct task_struct *prev, struct task_struct *next, u32 state)
