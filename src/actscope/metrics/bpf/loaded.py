@@ -47,20 +47,20 @@ class BpfMap:
     def __init__(self, pointer: int, cpus: int) -> None:
         self._lib = libbpf()
         self._fd: int = self._lib.bpf_map__fd(pointer)
-        self._key: int = self._lib.bpf_map__key_size(pointer)
+        self.key_bytes: int = self._lib.bpf_map__key_size(pointer)
         # the kernel rounds the values of a per-CPU map up to 8 bytes
         size: int = self._lib.bpf_map__value_size(pointer)
-        self._value = size if cpus == 1 else (size + 7) // 8 * 8 * cpus
+        self.value_bytes = size if cpus == 1 else (size + 7) // 8 * 8 * cpus
         self._entries: int = self._lib.bpf_map__max_entries(pointer)
 
     def read(self) -> tuple[bytes, bytes]:
         """Return all keys and all values, each joined. An entry that is added or removed meanwhile may be in them or not."""
         size = min(_BATCH, self._entries)
         keys, values = bytearray(), bytearray()
-        token = ctypes.create_string_buffer(max(self._key, 8))
+        token = ctypes.create_string_buffer(max(self.key_bytes, 8))
         first = True
         while True:
-            some_keys, some_values = (ctypes.create_string_buffer(size * one) for one in (self._key, self._value))
+            some_keys, some_values = (ctypes.create_string_buffer(size * one) for one in (self.key_bytes, self.value_bytes))
             count = c_uint32(size)
             begin = None if first else token
             failed = self._lib.bpf_map_lookup_batch(self._fd, begin, token, some_keys, some_values, byref(count), None)
@@ -70,15 +70,15 @@ class BpfMap:
                 continue
             if code not in (0, errno.ENOENT):
                 raise failure("a map of the collector cannot be read")
-            keys += memoryview(some_keys)[: count.value * self._key]
-            values += memoryview(some_values)[: count.value * self._value]
+            keys += memoryview(some_keys)[: count.value * self.key_bytes]
+            values += memoryview(some_values)[: count.value * self.value_bytes]
             first = False
             if code == errno.ENOENT:  # the end
                 return bytes(keys), bytes(values)
 
     def get(self, key: bytes) -> bytes | None:
         """Return the value of a key, or None if there is none."""
-        value = ctypes.create_string_buffer(self._value)
+        value = ctypes.create_string_buffer(self.value_bytes)
         return None if self._lib.bpf_map_lookup_elem(self._fd, key, value) else value.raw
 
     def put(self, key: bytes, value: bytes, *, only_new: bool = False) -> bool:
