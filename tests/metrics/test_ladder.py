@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -44,7 +45,10 @@ def test_without_root_proc_is_read_and_the_command_that_gives_the_rest_is_named(
 
 @pytest.mark.parametrize(
     ("hidden", "words"),
-    [("mount -t tmpfs none /sys/kernel/btf", "kernel's type information"), ("mount -t tmpfs none /sys", "kernel's type information")],
+    [
+        ("mount -t tmpfs none /sys/kernel/btf", "kernel's type information"),
+        ("mount -t tmpfs none /sys", "kernel's type information"),
+    ],
 )
 def test_with_types_hidden_proc_is_read_and_the_reason_is_said(hidden: str, words: str) -> None:
     need_programs()
@@ -95,11 +99,15 @@ def test_a_process_that_does_not_exist_is_refused() -> None:
 
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
-def test_a_collector_that_ends_leaves_whole_lines_and_nothing_in_the_kernel(tmp_path: Path, how: signal.Signals) -> None:
+def test_a_collector_that_ends_leaves_whole_lines_and_nothing_in_the_kernel(
+    tmp_path: Path, how: signal.Signals
+) -> None:
     need_programs()
     file = tmp_path / "tracepoints.jsonl"
     command = [*COMMAND, "io", "--interval", "0.05", "--flush-every", "1", "--source", "bpf"]
-    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    ) as process:
         try:
             until(lambda: file.exists() and file.read_bytes().count(b"\n") > 2, 90, what="lines")
             held = _held(process.pid)
@@ -135,12 +143,24 @@ def _loaded() -> set[str]:
 def test_intervals_do_not_drift(tmp_path: Path) -> None:
     """The end of each is a multiple after the start, and each line has the time that really passed."""
     begin = time.monotonic()
-    said = run(*COMMAND, "io", "--source", "proc", "--interval", "0.2", "--count", "5", "--output", str(tmp_path / "o"), "--json")
+    said = run(
+        *COMMAND,
+        "io",
+        "--source",
+        "proc",
+        "--interval",
+        "0.2",
+        "--count",
+        "5",
+        "--output",
+        str(tmp_path / "o"),
+        "--json",
+    )
     assert said.returncode == 0, said.stderr
     assert time.monotonic() - begin >= 1.0
     lines = read_measurements(tmp_path / "o").io
     assert [json.loads(one)["timestamp"] for one in said.stdout.splitlines()] == [one.timestamp for one in lines]
-    for before, after in zip(lines, lines[1:], strict=False):
+    for before, after in pairwise(lines):
         assert after.interval_s == pytest.approx((after.monotonic_ns - before.monotonic_ns) / 1e9)
 
 

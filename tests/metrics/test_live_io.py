@@ -67,7 +67,7 @@ def settled(loop: LoopDevice) -> DeviceCounts:
 
 
 def test_counts_and_bytes_are_those_of_diskstats(loop: LoopDevice, source: BpfIo) -> None:
-    """Reads, writes, flushes and discards: the same numbers and the same bytes, unless the collector itself says that some are lost.
+    """The same numbers and the same bytes of each operation, unless the collector itself says that some are lost.
 
     A machine may hide events of some process from programs in the kernel; one of a few runs is without.
     """
@@ -97,7 +97,10 @@ def test_requests_that_the_programs_did_not_see_are_counted_exactly(loop: LoopDe
         lost = source.snapshot().lost - before.lost
         others = lost - settled(loop).since(kernel).total
         assert others >= 0  # of the other disks
-        assert before.devices.get(loop.name) is None or source.snapshot().devices[loop.name].total == before.devices[loop.name].total
+        assert (
+            before.devices.get(loop.name) is None
+            or source.snapshot().devices[loop.name].total == before.devices[loop.name].total
+        )
     finally:
         source.close()
 

@@ -83,7 +83,10 @@ class Child:
 
     def wait(self) -> None:
         """Return once the child waits for a line, so that its counts stand still."""
-        until(lambda: "pipe_read" in Path(f"/proc/{self.pid}/wchan").read_text() or self._state() == "S", what="a waiting child")
+        until(
+            lambda: "pipe_read" in Path(f"/proc/{self.pid}/wchan").read_text() or self._state() == "S",
+            what="a waiting child",
+        )
 
     def _state(self) -> str:
         return Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()[0]
@@ -99,7 +102,9 @@ class Child:
 
 @contextmanager
 def child() -> Iterator[Child]:
-    with subprocess.Popen([sys.executable, "-c", CHILD], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        [sys.executable, "-c", CHILD], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
         one = Child(process)
@@ -141,7 +146,7 @@ def test_page_faults_are_minflt(told: Child, source: BpfSystem) -> None:
 
 
 def test_off_cpu_time_is_that_of_schedstat(told: Child, source: BpfSystem) -> None:
-    """What passed, less the time on a CPU, within 2 %; and being runnable is the kernel's run delay, within 2 % of what passed."""
+    """What passed, less the time on a CPU, within 2 %; `runnable` is the run delay, within 2 % of what passed."""
     before, (on, delay) = source.snapshot(), told.schedstat()
     told.do("[(spin(0.01), time.sleep(0.02)) for _ in range(30)]")
     after, (on_after, delay_after) = source.snapshot(), told.schedstat()
@@ -161,7 +166,9 @@ def test_off_cpu_time_is_that_of_schedstat(told: Child, source: BpfSystem) -> No
         ("page_in('{path}')", "fault", 1),
     ],
 )
-def test_a_wait_has_its_cause(told: Child, source: BpfSystem, tmp_path: Path, job: str, cause: str, least_ms: float) -> None:
+def test_a_wait_has_its_cause(
+    told: Child, source: BpfSystem, tmp_path: Path, job: str, cause: str, least_ms: float
+) -> None:
     path = tmp_path / "data"
     if "page_in" in job:
         path.write_bytes(os.urandom(32 << 20))
@@ -198,7 +205,8 @@ def test_a_wait_that_has_not_ended_is_in_the_counts(told: Child, source: BpfSyst
     """A thread that began to wait before the programs were attached, and still does, waits in every snapshot."""
     before = source.snapshot()
     after = until(
-        lambda: one if (one := source.snapshot()).monotonic_ns - before.monotonic_ns > 50_000_000 else None, what="50 ms"
+        lambda: one if (one := source.snapshot()).monotonic_ns - before.monotonic_ns > 50_000_000 else None,
+        what="50 ms",
     )
     assert spent(before, after, told.pid)["wait"] == after.monotonic_ns - before.monotonic_ns
 

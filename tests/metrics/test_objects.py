@@ -26,13 +26,16 @@ def sections(path: Path) -> dict[str, bytes]:
     heads = [struct.unpack_from("<IIQQQQ", data, table + i * size) for i in range(count)]
     strings = heads[names][4]
     return {
-        data[strings + head[0] : data.index(b"\0", strings + head[0])].decode(): data[head[4] : head[4] + head[5]] for head in heads
+        data[strings + head[0] : data.index(b"\0", strings + head[0])].decode(): data[head[4] : head[4] + head[5]]
+        for head in heads
     }
 
 
 def code(path: Path) -> dict[str, bytes]:
     """Return the instructions of an object: without types and line numbers, which depend on where it was compiled."""
-    return {name: data for name, data in sections(path).items() if re.match(r"\.text|raw_tp|tp_btf|\.rodata|license", name)}
+    return {
+        name: data for name, data in sections(path).items() if re.match(r"\.text|raw_tp|tp_btf|\.rodata|license", name)
+    }
 
 
 @pytest.mark.parametrize("name", ["blockio", "system"])

@@ -52,9 +52,9 @@ def run(seconds: float = 20.0, progress: Progress | None = None) -> list[Result]
         storm = _cost(seconds / 4)
     return [
         *results,
-        _result("cpu_percent", usual[0], "% of a core", "the same machine without collectors: 0", bar=0.5),
+        _result("cpu_percent", usual[0], "% of a core", "0: no collectors", bar=0.5),
         _result("cpu_percent_storm", storm[0], "% of a core", "two processes that switch as fast as they can"),
-        _result("events_lost_storm", storm[1], f"of {storm[2]} events", "the kernel's own counts", bar=0),
+        _result("events_lost_storm", storm[1], f"of {storm[2]} events, counted by the kernel", "0: none"),
     ]
 
 
@@ -64,7 +64,9 @@ def _requests() -> list[Result]:
         with file.open("wb") as made:
             os.posix_fallocate(made.fileno(), 0, 16 << 20)
         try:
-            path = subprocess.run(["losetup", "-f", "--show", file], capture_output=True, text=True, check=True).stdout.strip()
+            path = subprocess.run(
+                ["losetup", "-f", "--show", file], capture_output=True, text=True, check=True
+            ).stdout.strip()
         except (OSError, subprocess.CalledProcessError) as error:
             return [absent("blockio_count_error", "requests", f"no loop device: {error}")]
         try:

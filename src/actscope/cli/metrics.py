@@ -16,10 +16,12 @@ if TYPE_CHECKING:
     from actscope.metrics.lines import IoLine, SystemLine
     from actscope.metrics.settings import CollectSettings, OutputSettings
 
-    Line = TypeVar("Line", IoLine, SystemLine)
+    Line = TypeVar("Line", bound=IoLine | SystemLine)
 
 app = typer.Typer(
-    no_args_is_help=True, rich_markup_mode=None, help="Measure block I/O, scheduling, page faults and pressure of the machine."
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    help="Measure block I/O, scheduling, page faults and pressure of the machine.",
 )
 IO_FILE, SYSTEM_FILE = "tracepoints.jsonl", "system_metrics.jsonl"
 

@@ -1,9 +1,9 @@
 """What the machine was doing: block I/O, scheduling, page faults and pressure, on the clock of recordings.
 
-    sources/    counts: programs in the kernel (bpf/), /proc, sysfs
-    meters      differences of counts, as lines; what is missing here, and the command that helps
-    collect     lines at intervals, to a file (writer) and to the terminal
-    reader      files of measurements, also of older tools
+sources/    counts: programs in the kernel (bpf/), /proc, sysfs
+meters      differences of counts, as lines; what is missing here, and the command that helps
+collect     lines at intervals, to a file (writer) and to the terminal
+reader      files of measurements, also of older tools
 """
 
 from __future__ import annotations

@@ -14,8 +14,8 @@ from actscope.metrics.lines import IoLine, SystemLine
 from actscope.metrics.settings import CollectSettings
 from actscope.metrics.writer import LineWriter
 
-L = TypeVar("L", IoLine, SystemLine, covariant=True)
-Line = TypeVar("Line", IoLine, SystemLine)
+L = TypeVar("L", bound=IoLine | SystemLine, covariant=True)
+Line = TypeVar("Line", bound=IoLine | SystemLine)
 
 
 class Meter(Protocol[L]):
@@ -84,7 +84,7 @@ def stopped_by_signals(stop: Callable[[], None]) -> Iterator[None]:
         signal.signal(number, before[number])
         stop()
 
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    before = {int(number): signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     for number in before:
         signal.signal(number, handle)
     try:

@@ -45,7 +45,9 @@ def found_processes() -> list[FoundProcess]:
     """
     writers = {one.pid: one for one in _writers()}
     engines = {one.pid: one for one in _engines()}
-    both = {pid: FoundProcess(pid, engines[pid].what, writers[pid].recording) for pid in engines.keys() & writers.keys()}
+    both = {
+        pid: FoundProcess(pid, engines[pid].what, writers[pid].recording) for pid in engines.keys() & writers.keys()
+    }
     return list((writers | engines | both).values())
 
 
@@ -76,7 +78,7 @@ def _runtime_dirs() -> list[Path]:
 
 
 def _writers() -> Iterator[FoundProcess]:
-    for name in _names(Path("/proc")):
+    for name in _names("/proc"):
         directory = _recording_of(int(name)) if name.isdigit() else None
         if directory is not None:
             yield FoundProcess(int(name), f"writer of {directory}", directory)
@@ -84,12 +86,13 @@ def _writers() -> Iterator[FoundProcess]:
 
 def _recording_of(pid: int) -> Path | None:
     """Return the directory of the recording that a process has open for writing, or None."""
-    files = Path(f"/proc/{pid}/fd")
+    files = f"/proc/{pid}/fd"  # plain strings: this looks at every open file of the machine
     for number in _names(files):
         try:
-            target = Path(os.readlink(files / number))
-            if SEGMENT.fullmatch(target.name) and _is_open_for_writing(pid, number):
-                return target.parent
+            target = os.readlink(f"{files}/{number}")
+            directory, _, name = target.rpartition("/")
+            if SEGMENT.fullmatch(name) and _is_open_for_writing(pid, number):
+                return Path(directory)
         except OSError:
             continue
     return None
@@ -111,12 +114,14 @@ def recording_devices(found: list[FoundProcess], devices: BlockDevices) -> list[
             except OSError:
                 continue  # it was removed, or lies in another mount namespace
             lines.append(
-                RecordingDevice(str(one.recording), chain[0].name if chain else "", [str(part) for part in chain], one.pid)
+                RecordingDevice(
+                    str(one.recording), chain[0].name if chain else "", [str(part) for part in chain], one.pid
+                )
             )
     return lines
 
 
-def _names(directory: Path) -> list[str]:
+def _names(directory: Path | str) -> list[str]:
     try:
         return os.listdir(directory)
     except OSError:

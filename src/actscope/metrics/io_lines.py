@@ -23,7 +23,9 @@ def io_line(before: IoSnapshot, after: IoSnapshot, rung: Source, devices: BlockD
     seconds = max((after.monotonic_ns - before.monotonic_ns) / 1e9, 1e-9)
     changes = {name: counts.since(before.devices.get(name)) for name, counts in sorted(after.devices.items())}
     stamp = LineStamp.at(after.monotonic_ns)
-    losses = {name: n - before.losses.get(name, 0) for name, n in after.losses.items() if n > before.losses.get(name, 0)}
+    losses = {
+        name: n - before.losses.get(name, 0) for name, n in after.losses.items() if n > before.losses.get(name, 0)
+    }
     return IoLine(
         timestamp=stamp.timestamp,
         iso_timestamp=stamp.iso_timestamp,

@@ -245,4 +245,6 @@ class LineStamp(msgspec.Struct, frozen=True):
         """Return the stamp of a moment of this boot on CLOCK_MONOTONIC."""
         pair = clock_pair()
         wall = pair.wall_of(monotonic_ns) / 1e9
-        return cls(wall, datetime.fromtimestamp(wall, UTC).isoformat(timespec="microseconds"), monotonic_ns, pair.boot_id)
+        return cls(
+            wall, datetime.fromtimestamp(wall, UTC).isoformat(timespec="microseconds"), monotonic_ns, pair.boot_id
+        )

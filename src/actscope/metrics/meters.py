@@ -27,7 +27,7 @@ _log = logging.getLogger(__name__)
 Wanted = Literal["auto", "bpf", "proc"]
 S = TypeVar("S", bound=IoSource | SystemSource)
 #: Intervals between two searches for the model's processes.
-_SEARCH_EVERY = 6
+_SEARCH_EVERY = 12
 
 
 class IoMeter:
@@ -98,7 +98,9 @@ class SystemMeter:
         )
         self.missing = [f"off-CPU time by cause, and who woke whom: {lacks}"] if lacks else []
         if not lacks and self._source.rung == "bpf" and not kernel_has("page_fault_user"):
-            self.missing.append("page faults: this kernel has no tracepoint page_fault_user: actscope metrics system --source proc")
+            self.missing.append(
+                "page faults: this kernel has no tracepoint page_fault_user: actscope metrics system --source proc"
+            )
         self._pressure_reason = ""
         self._cost = CostMeter(getattr(self._source, "loaded", None)) if cost else None
         self._last = self._source.snapshot()

@@ -6,7 +6,6 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
@@ -76,17 +75,19 @@ def _lines(path: Path) -> Iterator[bytes]:
 
 def _decoded(line: bytes, where: str) -> IoLine | SystemLine:
     """Decode one line. Its kind follows from its fields, because old files do not name it."""
-    fields = decode_json(line, dict[str, Any], MetricsError, where)
+    fields = decode_json(line, dict[str, object], MetricsError, where)
     if "latency_histogram" in fields:
         return decode_json(line, IoLine, MetricsError, where)
     if "off_cpu_ns" in fields:
         return decode_json(line, SystemLine, MetricsError, where)
-    raise MetricsError(f"{where}: expected latency_histogram or off_cpu_ns, found {', '.join(sorted(fields)[:8])[:200]!r}")
+    raise MetricsError(
+        f"{where}: expected latency_histogram or off_cpu_ns, found {', '.join(sorted(fields)[:8])[:200]!r}"
+    )
 
 
 def follow_rotation(path: Path) -> list[Path]:
     """Return a file and those that it was renamed to when it grew, oldest first."""
-    older = []
+    older: list[Path] = []
     while (one := path.with_name(f"{path.name}.{len(older) + 1}")).exists():
         older.append(one)
     return [*reversed(older), *([path] if path.exists() or not older else [])]

@@ -24,6 +24,8 @@ from actscope.metrics.sources.threads import CAUSES, SystemSnapshot, ThreadCount
 _MOST_WAKERS, _MOST_STACKS = 5, 10
 #: TID of a waker that is no thread.
 INTERRUPT = 0xFFFFFFFF
+#: Losses that cost no count.
+REPAIRED = ("switches_unseen",)
 Addresses = Callable[[int], list[int]]
 
 
@@ -50,7 +52,9 @@ def system_line(
     changes = _changes(before, after)
     processes = _processes(changes, watched, before, after, stack)
     stamp = LineStamp.at(after.monotonic_ns)
-    losses = {name: n - before.losses.get(name, 0) for name, n in after.losses.items() if n > before.losses.get(name, 0)}
+    losses = {
+        name: n - before.losses.get(name, 0) for name, n in after.losses.items() if n > before.losses.get(name, 0)
+    }
     faults: dict[str, int | float] = defaultdict(int)
     for one in changes.values():
         if one.faults:
@@ -69,7 +73,7 @@ def system_line(
         schema_version=stamp.schema_version,
         monotonic_ns=stamp.monotonic_ns,
         boot_id=stamp.boot_id,
-        lost_events=sum(losses.values()),
+        lost_events=sum(n for name, n in losses.items() if name not in REPAIRED),
         losses=losses,
     )
 
@@ -166,6 +170,8 @@ def _read_symbols() -> None:
         lines = Path("/proc/kallsyms").read_text().splitlines()
     except OSError:
         lines = []
-    pairs = sorted((int(fields[0], 16), fields[2]) for fields in map(str.split, lines) if len(fields) > 2 and fields[1] in "tTwW")
+    pairs = sorted(
+        (int(fields[0], 16), fields[2]) for fields in map(str.split, lines) if len(fields) > 2 and fields[1] in "tTwW"
+    )
     _symbols[0][:] = [address for address, _ in pairs] or [0]
     _symbols[1][:] = [name for _, name in pairs] or [""]

@@ -26,10 +26,14 @@ def io_text(line: IoLine) -> str:
     in_flight = {one.device_name: one.count for one in line.inflight}
     rows = [_head(line.iso_timestamp, line.source, line.interval_s)]
     for one in line.latency_histogram:
-        name = one.device_name + (f" ({one.kind}{' ' + one.label if one.label else ''})" if one.kind not in ("", "disk") else "")
+        name = one.device_name + (
+            f" ({one.kind}{' ' + one.label if one.label else ''})" if one.kind not in ("", "disk") else ""
+        )
         name += f" on {', '.join(one.parents)}" if one.parents else ""
         counts = "  ".join(
-            f"{operation} {totals.count} ({totals.bytes / 1e6:.1f} MB)" if totals.bytes else f"{operation} {totals.count}"
+            f"{operation} {totals.count} ({totals.bytes / 1e6:.1f} MB)"
+            if totals.bytes
+            else f"{operation} {totals.count}"
             for operation, totals in one.operations.items()
         )
         times = (
@@ -62,7 +66,12 @@ def system_text(line: SystemLine) -> str:
     for pid, one in order[:_MOST_PROCESSES]:
         causes = "  ".join(f"{cause} {ns / 1e6:.1f} ms" for cause, ns in one.off_cpu_ns.items())
         faults = line.page_faults.get(pid, 0)
-        rows.append(one_line(f"  {pid:>7} {one.name:<16} {causes}  faults {faults:g}" + (f"  [{one.found_as}]" if one.found_as else "")))
+        rows.append(
+            one_line(
+                f"  {pid:>7} {one.name:<16} {causes}  faults {faults:g}"
+                + (f"  [{one.found_as}]" if one.found_as else "")
+            )
+        )
     more = len(order) - _MOST_PROCESSES
     rows += [f"  and {more} more processes (--json, or the file, has all)"] if more > 0 else []
     return "\n".join([*rows, *_tail(line.lost_events, line.losses, line.cost)])

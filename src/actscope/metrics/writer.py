@@ -48,7 +48,9 @@ class LineWriter:
         MetricsError: The file cannot be opened, or is no regular file.
     """
 
-    def __init__(self, path: Path, *, flush_every: int = 12, fsync: bool = False, rotate_bytes: int = 0, keep: int = 8) -> None:
+    def __init__(
+        self, path: Path, *, flush_every: int = 12, fsync: bool = False, rotate_bytes: int = 0, keep: int = 8
+    ) -> None:
         self._path, self._every, self._fsync = path, flush_every, fsync
         self._rotate, self._keep = rotate_bytes, keep
         self._waiting: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
@@ -103,7 +105,9 @@ class LineWriter:
                     self._write(b"".join(batch))
                     self._written += len(batch)
                 except OSError as error:
-                    self._error = MetricsError(f"{self._path}: cannot be written: {error.strerror}: free some space, or use --output")
+                    self._error = MetricsError(
+                        f"{self._path}: cannot be written: {error.strerror}: free some space, or use --output"
+                    )
                     return
                 batch.clear()
             if line is None:

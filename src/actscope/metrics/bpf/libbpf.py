@@ -18,9 +18,12 @@ class ProgramFacts(ctypes.Structure):
     """`struct bpf_prog_info` of linux/bpf.h, of which the last fields are used."""
 
     _fields_ = (
-        ("type", c_uint32), ("id", c_uint32), ("tag", c_uint8 * 8), ("jited_len", c_uint32), ("xlated_len", c_uint32),
-        ("jited", c_uint64), ("xlated", c_uint64), ("load_time", c_uint64), ("created_by_uid", c_uint32), ("nr_map_ids", c_uint32),
-        ("map_ids", c_uint64), ("name", c_char * 16), ("ifindex", c_uint32), ("gpl_compatible", c_uint32), ("netns_dev", c_uint64),
+        ("type", c_uint32), ("id", c_uint32), ("tag", c_uint8 * 8), ("jited_len", c_uint32),
+        ("xlated_len", c_uint32),
+        ("jited", c_uint64), ("xlated", c_uint64), ("load_time", c_uint64), ("created_by_uid", c_uint32),
+        ("nr_map_ids", c_uint32),
+        ("map_ids", c_uint64), ("name", c_char * 16), ("ifindex", c_uint32), ("gpl_compatible", c_uint32),
+        ("netns_dev", c_uint64),
         ("netns_ino", c_uint64), ("nr_jited_ksyms", c_uint32), ("nr_jited_func_lens", c_uint32), ("jited_ksyms", c_uint64),
         ("jited_func_lens", c_uint64), ("btf_id", c_uint32), ("func_info_rec_size", c_uint32), ("func_info", c_uint64),
         ("nr_func_info", c_uint32), ("nr_line_info", c_uint32), ("line_info", c_uint64), ("jited_line_info", c_uint64),
@@ -86,11 +89,10 @@ def libbpf() -> ctypes.CDLL:
             raise MetricsError(f"{LIBRARY}: has no {name}, so it is older than 1.0: {INSTALL}") from error
         function.restype, function.argtypes = result, arguments
     # the arguments of the message lie in a va_list, which vsnprintf takes on every architecture as it was given
-    library.libbpf_set_print(_collect)
+    library.libbpf_set_print(_callback)
     return library
 
 
-@_PRINT
 def _collect(level: int, form: bytes, arguments: int) -> int:
     """Keep a warning of libbpf (level 0), formatted by the C library."""
     if level == 0:
@@ -98,6 +100,10 @@ def _collect(level: int, form: bytes, arguments: int) -> int:
         ctypes.CDLL(None).vsnprintf(buffer, c_size_t(len(buffer)), form, c_void_p(arguments))
         _said.append(buffer.value.decode(errors="replace").strip())
     return 0
+
+
+#: Kept for as long as libbpf may call it.
+_callback = _PRINT(_collect)
 
 
 def warnings_since() -> list[str]:

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from importlib import resources
 from types import TracebackType
 
-from actscope.errors import MetricsError
 from actscope.metrics.bpf.libbpf import ProgramFacts, failure, libbpf, warnings_since
 
 _BATCH = 2048
@@ -60,7 +59,9 @@ class BpfMap:
         token = ctypes.create_string_buffer(max(self.key_bytes, 8))
         first = True
         while True:
-            some_keys, some_values = (ctypes.create_string_buffer(size * one) for one in (self.key_bytes, self.value_bytes))
+            some_keys, some_values = (
+                ctypes.create_string_buffer(size * one) for one in (self.key_bytes, self.value_bytes)
+            )
             count = c_uint32(size)
             begin = None if first else token
             failed = self._lib.bpf_map_lookup_batch(self._fd, begin, token, some_keys, some_values, byref(count), None)
@@ -83,7 +84,7 @@ class BpfMap:
 
     def put(self, key: bytes, value: bytes, *, only_new: bool = False) -> bool:
         """Set a value. Returns whether it was set: not if `only_new` and there is one, or the map is full."""
-        return self._lib.bpf_map_update_elem(self._fd, key, value, int(only_new)) == 0
+        return bool(self._lib.bpf_map_update_elem(self._fd, key, value, int(only_new)) == 0)
 
     def remove(self, key: bytes) -> None:
         """Remove a key, if it is there."""
@@ -127,7 +128,9 @@ class LoadedObject:
                 raise failure(f"the kernel does not take {name}.bpf.o")
             cpus: int = self._lib.libbpf_num_possible_cpus()
             self._maps = {
-                one: BpfMap(pointer, cpus if one in _PER_CPU else 1) for one, pointer in self._each("map") if "." not in one
+                one: BpfMap(pointer, cpus if one in _PER_CPU else 1)
+                for one, pointer in self._each("map")
+                if "." not in one
             }
             self.cpus = cpus
         except BaseException:
@@ -215,5 +218,7 @@ class LoadedObject:
     def __enter__(self) -> LoadedObject:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()

@@ -10,10 +10,10 @@ from typing import Protocol
 import numpy as np
 
 from actscope.metrics.bpf.loaded import LoadedObject
+from actscope.metrics.lines import Source
 from actscope.metrics.sources.devices import BlockDevices
 from actscope.metrics.sources.diskstats import OPERATIONS, SLOTS, DeviceCounts, read_diskstats
 from actscope.metrics.sources.kernel import kernel_has
-from actscope.metrics.lines import Source
 
 _DEVICE = np.dtype([("disk", "S32"), ("partition", "<u4"), ("operation", "<u4")])
 _TOTALS = np.dtype([("sums", "<u8", 5), ("slots", "<u8", SLOTS)])
@@ -179,7 +179,7 @@ class BpfIo:
         return found
 
     def _forget(self, key: bytes, flight: np.void) -> bool:
-        """Remove a request whose end was missed. Returns whether there was nothing to count: it has ended meanwhile, or is gone."""
+        """Remove a request whose end was missed. Returns whether it is gone, now or before."""
         map_ = self.loaded.map("flights")
         now = map_.get(key)
         if now is None:

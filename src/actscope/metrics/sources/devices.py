@@ -1,7 +1,7 @@
 """Block devices by the names that people know, and the devices under a file, from sysfs.
 
-    /sys/class/block/<name>      partition (number), dm/name, dm/uuid, md/level, loop/backing_file, slaves/, holders/
-    /proc/self/mountinfo         the file system of a path, where st_dev is not a device's (overlay, btrfs)
+/sys/class/block/<name>      partition (number), dm/name, dm/uuid, md/level, loop/backing_file, slaves/, holders/
+/proc/self/mountinfo         the file system of a path, where st_dev is not a device's (overlay, btrfs)
 """
 
 from __future__ import annotations
@@ -39,7 +39,9 @@ class BlockDevice:
     own_requests: bool = True
 
     def __str__(self) -> str:
-        return f"{self.name} ({self.kind}{' ' + self.label if self.label else ''})" if self.kind != "disk" else self.name
+        return (
+            f"{self.name} ({self.kind}{' ' + self.label if self.label else ''})" if self.kind != "disk" else self.name
+        )
 
 
 class BlockDevices:
@@ -64,7 +66,12 @@ class BlockDevices:
         kind, label = self._kind(name, at)
         parents = [*_listed(at / "slaves"), *self._above(name, at, kind)]
         return BlockDevice(
-            name, kind, label, tuple(parents), tuple(_listed(at / "holders")), (at / "mq").is_dir() or kind == "partition"
+            name,
+            kind,
+            label,
+            tuple(parents),
+            tuple(_listed(at / "holders")),
+            (at / "mq").is_dir() or kind == "partition",
         )
 
     def partition(self, disk: str, number: int) -> str:
@@ -74,7 +81,9 @@ class BlockDevices:
         key = (disk, number)
         if key not in self._partitions:
             found = (
-                name for name in _listed(self._class / disk) if _text(self._class / disk / name / "partition") == str(number)
+                name
+                for name in _listed(self._class / disk)
+                if _text(self._class / disk / name / "partition") == str(number)
             )
             self._partitions[key] = next(found, f"{disk}{'p' if disk[-1:].isdigit() else ''}{number}")
         return self._partitions[key]

@@ -42,7 +42,10 @@ class DeviceCounts:
 
     def __add__(self, other: DeviceCounts) -> DeviceCounts:
         return DeviceCounts(
-            self.operations + other.operations, self.slots + other.slots, self.in_flight + other.in_flight, self.has_latencies
+            self.operations + other.operations,
+            self.slots + other.slots,
+            self.in_flight + other.in_flight,
+            self.has_latencies,
         )
 
     def since(self, before: DeviceCounts | None) -> DeviceCounts:

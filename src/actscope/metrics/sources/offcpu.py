@@ -11,8 +11,8 @@ import numpy as np
 
 from actscope.errors import MetricsError
 from actscope.metrics.bpf.loaded import LoadedObject
-from actscope.metrics.sources.kernel import kernel_has
 from actscope.metrics.lines import Source
+from actscope.metrics.sources.kernel import kernel_has
 from actscope.metrics.sources.threads import CAUSES, SystemSnapshot, ThreadCounts, WakeCounts, thread_state
 
 _THREAD = np.dtype(
@@ -102,7 +102,12 @@ class BpfSystem:
                 if state is None or state.is_kernel or state.letter not in "SDTt":
                     continue
                 one = np.zeros((), _THREAD)
-                one["out_ns"], one["tgid"], one["stack"], one["comm"] = time.monotonic_ns(), pid, -1, state.name.encode()
+                one["out_ns"], one["tgid"], one["stack"], one["comm"] = (
+                    time.monotonic_ns(),
+                    pid,
+                    -1,
+                    state.name.encode(),
+                )
                 one["cause"] = CAUSES.index(_cause_of(pid, tid, state.letter))
                 entries.put(tid.to_bytes(4, "little"), one.tobytes(), only_new=True)
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from actscope.metrics.sources.devices import mounts
 from actscope.metrics.lines import Pressure, Pressures
+from actscope.metrics.sources.devices import mounts
 
 RESOURCES = ("cpu", "io", "memory")
 ENABLE = "boot with psi=1 (for example: grubby --update-kernel=ALL --args=psi=1)"
@@ -55,8 +55,8 @@ def parse_pressure(text: str) -> dict[str, Pressure]:
         share, *pairs = line.split()
         values = dict(pair.split("=", 1) for pair in pairs)
         try:
-            averages = (float(values[name]) for name in ("avg10", "avg60", "avg300"))
-            found[share] = Pressure(*averages, total=int(values["total"]))
+            avg10, avg60, avg300 = (float(values[name]) for name in ("avg10", "avg60", "avg300"))
+            found[share] = Pressure(avg10, avg60, avg300, int(values["total"]))
         except KeyError as error:
             raise ValueError(f"no {error} in {line!r}") from error
     return found

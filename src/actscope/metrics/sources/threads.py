@@ -134,7 +134,9 @@ class ProcSystem:
     def snapshot(self) -> SystemSnapshot:
         """Return all counts."""
         began = time.monotonic_ns()
-        pids = [int(name) for name in os.listdir("/proc") if name.isdigit()] if self._only is None else sorted(self._only)
+        pids = (
+            [int(name) for name in os.listdir("/proc") if name.isdigit()] if self._only is None else sorted(self._only)
+        )
         threads = {}
         for pid in pids:
             threads.update(self._threads(pid))
