@@ -11,7 +11,7 @@ SHIPPED := actscope/
 CHOSEN  := $(if $(filter builtin smollm2,$(MODEL)),$(SHIPPED))$(MODEL)
 WEB    := $(shell find web/src web/index.html web/package.json web/vite.config.ts -type f 2>/dev/null)
 
-.PHONY: help setup demo probes test test-python test-bench test-vllm test-clients test-web check lint format bench models builtin api tables clean
+.PHONY: help setup demo probes test test-python test-bench test-vllm test-clients test-web check lint format bench models builtin api tables bpf clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -91,6 +91,7 @@ test-web: $(STAMP)/node_modules
 test-python: ## the main set, on two processes
 test-python: $(STAMP)/python $(STAMP)/smollm2 $(STAMP)/page $(STAMP)/node_clients
 	bash scripts/browser.sh
+	bash scripts/bpf.sh
 	$(BIN)/python -m pytest --ignore tests/bench --numprocesses 2 --dist loadfile
 
 test-bench: ## the benches' tests, alone on the machine
@@ -151,6 +152,9 @@ tables: $(STAMP)/python
 	$(BIN)/python scripts/settings_tables.py
 	$(BIN)/python scripts/api_tables.py
 	$(BIN)/python scripts/counter_tables.py
+
+bpf: ## compile the programs in the kernel (src/actscope/metrics/bpf/programs; needs clang 14: scripts/bpf.sh)
+	bash src/actscope/metrics/bpf/programs/build.sh
 
 builtin: ## make the built-in model and its probes again, from nothing (about an hour)
 builtin: $(STAMP)/python

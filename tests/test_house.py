@@ -32,7 +32,7 @@ LAYERS = {
     ),
     1: ("serving", "codecs", "ring", "store"),
     2: ("probes", "recording"),
-    3: ("taps", "analysis"),
+    3: ("taps", "analysis", "metrics"),
     4: ("engines",),
     5: ("capture",),
     6: ("extraction",),

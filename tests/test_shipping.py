@@ -41,6 +41,9 @@ def test_the_wheel_carries_the_model_its_probes_and_the_page(tmp_path: Path) -> 
         "actscope/engines/builtin/model/chat_template.jinja",
         "actscope/engines/builtin/probes/danger.safetensors",
         "actscope/gateway/static/index.html",
+        "actscope/metrics/bpf/programs/blockio.bpf.o",
+        "actscope/metrics/bpf/programs/system.bpf.o",
+        "actscope/metrics/bpf/programs/system.bpf.c",
     ):
         assert needed in names
     assert not [name for name in names if name.startswith("tests/")]

@@ -18,6 +18,7 @@
     │   └── FeedEnded                          end of the feed: all epochs have been served
     ├── HarvestError        (OSError)          a harvest that cannot be created, shared or opened, or its storage failed
     │   └── HarvestDamaged                     committed data is missing or changed
+    ├── MetricsError        (OSError)          the machine cannot be measured so, or a file of measurements is malformed
     ├── ScoresError         (RuntimeError)     a server that sends no scores, or malformed or incomplete ones
     │   └── ScoresNotFound  (LookupError)      no such request, choice or probe
     └── UpstreamError       (ConnectionError)  the engine behind the gateway does not answer
@@ -122,6 +123,10 @@ class HarvestError(ActscopeError, OSError):
 
 class HarvestDamaged(HarvestError):
     """Committed data of a harvest is missing or changed."""
+
+
+class MetricsError(ActscopeError, OSError):
+    """The kernel or the machine cannot be measured in this way, or a file of measurements is malformed."""
 
 
 class ScoresError(ActscopeError, RuntimeError):

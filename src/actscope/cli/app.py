@@ -18,6 +18,7 @@ from actscope.cli import (
     import_,
     info,
     mark,
+    metrics,
     probe,
     recover,
     replay,
@@ -65,5 +66,6 @@ app.command("replay", short_help="Play a recording on the scope page as if it ra
 app.command("analyze", short_help="Measure the rows of a recording, and plot them.")(analyze.analyze)
 app.command("harvest", short_help="Run a dataset through a model and keep the rows as shards.")(harvest.harvest)
 app.command("feed", short_help="Serve fresh, shuffled activations to trainers.")(feed.feed)
+app.add_typer(metrics.app, name="metrics")
 app.command("bench", short_help="Measure a part of actscope against a named baseline.")(bench.bench)
 app.command("doctor", short_help="Check what works on this machine.")(doctor.doctor)

@@ -25,6 +25,7 @@ BENCHES = {
     "feed": "bytes per second to a trainer over HTTP and out of the memory, beside a bare server, httpx, memcpy and SAELens",
     "gateway": "added time per token through the gateway, against the engine called directly",
     "harvest": "what a harvest costs beside the model, in time and bytes; what a unit costs; two workers against one",
+    "metrics": "counts of the collectors against /proc/diskstats and schedstat, their CPU time, events lost (needs root)",
     "models": "rows of every architecture of transformers, tiny and random, against plain hooks: right, refused or wrong",
     "ring": "write-to-read latency, rows per second, torn rows and miscounted gaps of the ring",
     "sae": "an SAE trained on rows of the feed, against the same one trained on the activations store of SAELens",
@@ -45,7 +46,7 @@ def bench(
         str,
         typer.Argument(
             metavar="NAME",
-            help="capture, codec, feed, gateway, harvest, models, ring, sae, serving, soak, store or vllm.",
+            help="capture, codec, feed, gateway, harvest, metrics, models, ring, sae, serving, soak, store or vllm.",
         ),
     ],
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,

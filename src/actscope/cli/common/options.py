@@ -15,6 +15,7 @@ from actscope.engines.replay.settings import ReplaySettings
 from actscope.feed.settings import FeedSettings
 from actscope.gateway.settings import GatewaySettings
 from actscope.harvest.settings import HarvestSettings
+from actscope.metrics.settings import CollectSettings, OutputSettings, WaitSettings
 from actscope.recording.export.options import ExportOptions
 from actscope.recording.importing.options import ImportOptions
 from actscope.sizes import parse_bytes, parse_count
@@ -133,6 +134,9 @@ IMPORT = Flags(ImportOptions, {"sites": Flag(metavar="PATTERN"), "codec": Flag(m
 ANALYSIS = Flags(AnalysisOptions, {"features": Flag(metavar="PATH")}, without=("sites", "site", "graph_options"))
 SITE = Flags(SiteOptions)
 GRAPH = Flags(GraphOptions, {"lags": Flag("--lag")})
+COLLECT = Flags(CollectSettings, {"interval": Flag(metavar="SECONDS")})
+WAITS = Flags(WaitSettings, {"pid": Flag(metavar="PID"), "stacks_over": Flag(metavar="MS")})
+OUTPUT = Flags(OutputSettings, {"output": Flag(metavar="FILE"), "rotate_bytes": Flag("--rotate")})
 
 
 def can_show_a_browser() -> bool:

@@ -1,0 +1,104 @@
+"""actscope metrics: what the machine was doing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated, TypeVar
+
+import typer
+
+from actscope.cli.common import options
+from actscope.cli.common.output import show
+from actscope.cli.common.settings_options import Given, with_settings
+
+if TYPE_CHECKING:
+    from actscope.metrics.collect import Meter
+    from actscope.metrics.lines import IoLine, SystemLine
+    from actscope.metrics.settings import CollectSettings, OutputSettings
+
+    Line = TypeVar("Line", bound=IoLine | SystemLine)
+
+app = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    help="Measure block I/O, scheduling, page faults and pressure of the machine.",
+)
+IO_FILE, SYSTEM_FILE = "tracepoints.jsonl", "system_metrics.jsonl"
+
+
+@app.command()
+@with_settings
+def io(
+    collect_flags: Annotated[Given, options.COLLECT],
+    output_flags: Annotated[Given, options.OUTPUT],
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per interval.")] = False,
+) -> None:
+    """Measure the block devices: a histogram of latencies, requests in flight, and what lies on what.
+
+    Needs root for latencies. Without it, prints what /proc has, and what is missing. Lines go to tracepoints.jsonl too.
+
+    Example: sudo actscope metrics io --interval 5 --output tracepoints.jsonl
+    """
+    from actscope.metrics.meters import IoMeter
+    from actscope.metrics.text import io_text
+
+    settings, output = options.COLLECT.make(collect_flags), options.OUTPUT.make(output_flags)
+    meter = IoMeter(settings.source, cost=settings.cost)
+    _collect(meter, meter.missing, settings, output, IO_FILE, None if as_json else io_text)
+
+
+@app.command()
+@with_settings
+def system(
+    collect_flags: Annotated[Given, options.COLLECT],
+    wait_flags: Annotated[Given, options.WAITS],
+    output_flags: Annotated[Given, options.OUTPUT],
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per interval.")] = False,
+) -> None:
+    """Measure why processes were not running, their page faults, and the pressure on CPU, I/O and memory.
+
+    Needs root for causes. Without it, prints what /proc has, and what is missing. Lines go to system_metrics.jsonl too.
+
+    Example: sudo actscope metrics system --pid 4711 --json
+    """
+    from actscope.metrics.meters import SystemMeter
+    from actscope.metrics.text import system_text
+
+    settings, output = options.COLLECT.make(collect_flags), options.OUTPUT.make(output_flags)
+    meter = SystemMeter(settings.source, options.WAITS.make(wait_flags), cost=settings.cost)
+    _collect(meter, meter.missing, settings, output, SYSTEM_FILE, None if as_json else system_text)
+
+
+def _collect(
+    meter: Meter[Line],
+    missing: list[str],
+    settings: CollectSettings,
+    output: OutputSettings,
+    default: str,
+    text: Callable[[Line], str] | None,
+) -> None:
+    """Run a meter to its end, and say what it lacks and where its lines went. `text` formats a line; None is JSON."""
+    from actscope.metrics.collect import Collection, stopped_by_signals
+    from actscope.metrics.reader import as_json
+    from actscope.metrics.writer import LineWriter
+
+    path = output.path(default)
+    try:
+        writer = None if path is None else LineWriter(path, **_of_writer(output))
+    except BaseException:
+        meter.close()
+        raise
+    for one in missing:
+        show(f"actscope: missing: {one}", err=True)
+    run = Collection(meter, settings, writer, lambda line: show(text(line) if text else as_json(line)))
+    with stopped_by_signals(run.stop):
+        lines = run.run()
+    if writer is not None:
+        dropped = writer.counts().dropped
+        lost = f"; {dropped} were dropped, as the disk did not keep up" if dropped else ""
+        show(f"actscope: {lines} lines, appended to {path}{lost}", err=True)
+
+
+def _of_writer(output: OutputSettings) -> dict[str, int]:
+    names = ("flush_every", "fsync", "rotate_bytes", "keep")
+    return {name: getattr(output, name) for name in names}

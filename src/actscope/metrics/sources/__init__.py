@@ -1,0 +1,1 @@
+"""Where counts come from: programs in the kernel, /proc and sysfs."""
