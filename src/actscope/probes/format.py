@@ -383,9 +383,7 @@ def _warn_of_others(directory: Path) -> None:
             log.warning("%s is not loaded: make probes of it first: actscope probe import %s", path, path.name)
 
 
-def load_probes(
-    directory: Path, left_out: Callable[[ProbeError], None] | None = None, site: str = ""
-) -> list[Probe]:
+def load_probes(directory: Path, left_out: Callable[[ProbeError], None] | None = None, site: str = "") -> list[Probe]:
     """Load every probe of a directory.
 
     Args:

@@ -159,7 +159,7 @@ def test_no_variable_of_the_capture_fork_is_passed_over_in_silence(configured: d
 
 
 def test_the_capture_forks_worker_is_vllms_own(configured: dict[str, dict[str, Any]]) -> None:
-    """Scripts with its worker_cls run unchanged: the class is not part of vLLM, so the argument is ignored, and the log says so."""
+    """Scripts with its worker_cls run unchanged: vLLM has no such class, so the argument is ignored, and the log says so."""
     answer = configured["the fork's worker"]
     assert answer["worker_cls"] == configured["capture"]["worker_cls"] != "auto"
     only_line(answer, "worker_cls", "gpu_worker_capture", "leave it out")

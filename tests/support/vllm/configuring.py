@@ -1,6 +1,7 @@
 """A process that only makes vLLM's configuration, once for each case that it is given, as `vllm serve` does before anything else.
 
-argv: a model's directory, and JSON [{"config": additional_config, "env": {...}, "arguments": {...}}]. stdout: JSON, one answer for each.
+argv: a model's directory, and JSON [{"config": additional_config, "env": {...}, "arguments": {...}}].
+stdout: JSON, one answer for each.
 """
 
 from __future__ import annotations
@@ -40,7 +41,8 @@ def configure(model: str, config: dict[str, Any], env: dict[str, str], arguments
         for name in env:
             del os.environ[name]
     return {"hash": made.compute_hash(), "additional": made.additional_config, "log": lines.lines,
-            "worker_cls": made.parallel_config.worker_cls, "settings": json.loads(os.environ["ACTSCOPE_VLLM_SETTINGS"])}  # fmt: skip
+            "worker_cls": made.parallel_config.worker_cls,
+            "settings": json.loads(os.environ["ACTSCOPE_VLLM_SETTINGS"])}  # fmt: skip
 
 
 if __name__ == "__main__":

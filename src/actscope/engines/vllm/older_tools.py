@@ -96,7 +96,9 @@ def _without(found: Mapping[str, tuple[str, object]], given: Mapping[str, object
     for variable, (name, value) in found.items():
         shown = value[0] if isinstance(value, tuple) else value
         if name in given:
-            log.warning("%s has no effect: ACTSCOPE_%s, or its key in additional_config, is set", variable, name.upper())
+            log.warning(
+                "%s has no effect: ACTSCOPE_%s, or its key in additional_config, is set", variable, name.upper()
+            )
             continue
         settings[name] = value
         log.warning("%s is understood; here it is called ACTSCOPE_%s=%s", variable, name.upper(), shown)

@@ -166,4 +166,3 @@ def _several(text: str) -> tuple[str, ...]:
     if text.startswith("["):
         return decode_json(text, tuple[str, ...], SettingsError, f"{text!r} is no JSON list of texts")
     return tuple(part.strip() for part in text.split(";") if part.strip())
-
