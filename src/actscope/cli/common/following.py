@@ -92,7 +92,8 @@ def as_text(record: StepRecord, columns: Columns) -> str:
 def as_compact(record: StepRecord, columns: Columns) -> str | None:
     """Format a step as the older sidecar did: the number of rows with a score other than 0, and the mean of their scores.
 
-    Return None if there are no such rows. The mean is over these rows and all shown probes. Scores of NaN (not computed) are left out.
+    Return None if there are no such rows. The mean is over these rows and all shown probes; scores that were not computed (NaN)
+    are left out.
     """
     scores = record.rows[:, list(columns.values())]
     present = ~np.isnan(scores)
