@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import struct
+from importlib import import_module
 from pathlib import Path
 
-import lz4.frame
 import numpy as np
 import pytest
 
@@ -37,7 +37,7 @@ def test_a_packet_is_what_the_older_framework_wrote(tmp_path: Path) -> None:
     name_length, data_length = struct.unpack("!HI", raw[:6])
     assert raw[6 : 6 + name_length] == b"model.layers.0"
     data = raw[6 + name_length : 6 + name_length + data_length]
-    assert lz4.frame.decompress(data) == ROWS.tobytes()
+    assert import_module("lz4.frame").decompress(data) == ROWS.tobytes()
     assert (tmp_path / "a.stream").stat().st_mode & 0o777 == 0o600
 
 
