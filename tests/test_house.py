@@ -37,7 +37,7 @@ LAYERS = {
     5: ("capture",),
     6: ("extraction",),
     7: ("gateway", "client", "feed", "harvest"),
-    8: ("cli", "bench", "__main__"),
+    8: ("compat", "cli", "bench", "__main__"),
     9: ("",),
 }
 TOP = ""

@@ -95,6 +95,14 @@ def test_an_unknown_bench_is_named_with_those_that_exist() -> None:
     assert "gateway" in done.stderr
 
 
+def compact_line(step: dict[str, Any]) -> str:
+    """The line that the older sidecar printed for a step: the rows that are not all 0, and the mean of their scores."""
+    tables = [np.array(list(span["scores"].values())).T for span in step["spans"] if span["token_ids"]]
+    rows = np.concatenate(tables) if tables else np.empty((0, 1))
+    active = rows[(rows != 0).any(axis=1)]
+    return f"[{step['step']}] Batch: {len(active)} | Avg Score: {active.mean():.4f}" if len(active) else ""
+
+
 def test_serve_is_followed_by_watch_and_leaves_nothing_behind() -> None:
     """watch, in another process, sees the steps of a request with the probes' scores; Ctrl-C ends everything cleanly."""
     with serving() as running:
@@ -110,6 +118,8 @@ def test_serve_is_followed_by_watch_and_leaves_nothing_behind() -> None:
             answer = client.post("/v1/chat/completions", json=body).json()
         out, _ = watch.communicate(timeout=60)
         steps = [json.loads(line) for line in out.splitlines()]
+        command = [*COMMAND, "watch", "--compact", "--steps", "9", "--from-oldest"]
+        compact = subprocess.run(command, capture_output=True, text=True, env=running.environment, timeout=60).stdout
         running.process.send_signal(signal.SIGINT)
         running.process.wait(30)
         assert list(running.directory.iterdir()) == []
@@ -120,6 +130,8 @@ def test_serve_is_followed_by_watch_and_leaves_nothing_behind() -> None:
     scores = [v for span in spans for values in span["scores"].values() for v in values]
     assert len(scores) >= 8 * len(positions)
     assert np.isfinite(scores).all()
+    lines = [compact_line(step) for step in steps]
+    assert compact.splitlines() == [line for line in lines if line][:9]
 
 
 def test_watch_waits_for_an_engine_that_is_not_up_yet() -> None:

@@ -50,6 +50,7 @@ CLASSES_WITHOUT_FLAGS = {
     "ClientOptions": "keyword arguments of the feed's clients",
     "ScoreOptions": "fields of a request",
     "IterOptions": "keyword arguments of FeedClient.iter",
+    "InstrumentationConfig": "an older tool's name for CaptureConfig, in Python only",
 }
 
 

@@ -11,6 +11,7 @@ from actscope.feed.server import schemas
 
 SAME: dict[type, type[BaseModel]] = {
     answers.WindowFacts: schemas.Window,
+    answers.BufferFacts: schemas.BufferStats,
     answers.GroupFacts: schemas.Group,
     answers.FeedCounts: schemas.Counts,
     answers.GeneratorFacts: schemas.Generator,

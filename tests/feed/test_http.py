@@ -48,6 +48,21 @@ def test_rows_as_json_are_the_rows_as_bytes(http: httpx.Client) -> None:
     assert a["shape"] == [5, 256] and a["sites"] == ["layers.1.resid_post"] and len(a["labels"]["token_id"]) == 5
 
 
+def test_answers_have_the_names_of_other_activation_servers(http: httpx.Client, feed: Feeding) -> None:
+    """X-Tensor-* headers, `num_samples`, `indices` (places in the buffer, each row's own), `buffer_stats`, `valid_samples`."""
+    query: dict[str, str | int] = {"num_samples": 6, "sites": "1", "group": "names"}
+    raw = http.get("/activations/tensor", params=query)
+    assert (raw.headers["X-Tensor-Shape"], raw.headers["X-Tensor-Dtype"]) == ("6,256", "torch.float32")
+    answer = http.get("/activations", params=query).json()
+    assert answer["num_samples"] == 6 and answer["buffer_stats"]["buffer_size"] == 4000
+    memory = feed.server.service.broker.memory
+    assert memory is not None and len(set(answer["indices"])) == 6
+    rows = [memory.plane(place // 2000, 0)[place % 2000] for place in answer["indices"]]
+    assert (np.array(answer["activations"], np.float32) == np.stack(rows)).all()
+    stats = http.get("/stats").json()
+    assert stats["valid_samples"] == stats["ready_rows"] and http.get("/").json()["status"] == stats["state"]
+
+
 def test_a_safetensors_answer_has_rows_labels_and_where_they_stand(http: httpx.Client) -> None:
     """One file says everything: values, whose they are, model, sites and position."""
     answer = http.get("/activations/tensor", params={"num_samples": 7, "format": "safetensors", "group": "st"})

@@ -8,6 +8,7 @@ import typer
 
 from actscope.cli.common import options
 from actscope.cli.common.output import show
+from actscope.errors import SettingsError
 
 
 def watch(
@@ -17,6 +18,9 @@ def watch(
     ] = None,
     steps: Annotated[int, typer.Option(metavar="N", help="Number of steps to show. 0: no end.")] = 0,
     from_oldest: Annotated[bool, typer.Option(help="Start with the oldest steps in the ring.")] = False,
+    compact: Annotated[
+        bool, typer.Option(help="Print `[step] Batch: rows | Avg Score: mean` for steps with scores other than 0.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per step.")] = False,
 ) -> None:
     """Follow a running engine in the terminal: rows, requests and the highest score of each probe, for each step.
@@ -27,8 +31,17 @@ def watch(
     """
     from actscope.cli.common import following
 
-    for seen, (card, record, columns) in enumerate(following.follow(engine, from_oldest, set(probe or ())), 1):
-        text = following.as_json(card, record, columns) if as_json else following.as_text(record, columns)
+    if compact and as_json:
+        raise SettingsError("--compact and --json: choose one")
+    shown = 0
+    for card, record, columns in following.follow(engine, from_oldest, set(probe or ())):
+        if compact:
+            text = following.as_compact(record, columns)
+        else:
+            text = following.as_json(card, record, columns) if as_json else following.as_text(record, columns)
+        if text is None:
+            continue
         show(text)
-        if seen == steps:
+        shown += 1
+        if shown == steps:
             return

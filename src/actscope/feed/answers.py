@@ -16,6 +16,13 @@ class WindowFacts(TypedDict):
     held_by: int
 
 
+class BufferFacts(TypedDict):
+    """The buffer when rows were taken."""
+
+    buffer_size: int
+    valid_samples: int
+
+
 class GroupFacts(TypedDict):
     """One consumer group."""
 
@@ -73,6 +80,7 @@ class FeedStats(TypedDict):
     ready: bool
     failure: str | None
     ready_rows: int
+    valid_samples: int
     window_rows: int
     windows: list[WindowFacts]
     serves: int
@@ -93,6 +101,7 @@ class FeedAbout(TypedDict):
 
     name: NotRequired[str]
     version: str
+    status: str
     model: str
     revision: NotRequired[str | None]
     engine: NotRequired[str | None]

@@ -228,11 +228,12 @@ def save_probe(probe: Probe, path: Path) -> None:
     publish_file(path, save({k: np.ascontiguousarray(v, np.float32) for k, v in tensors.items()}, metadata))
 
 
-def load_probe(path: Path) -> Probe:
+def load_probe(path: Path, site: str = "") -> Probe:
     """Read a probe file, check it and score its test vectors.
 
     Args:
         path: A `.json` file in the field's format; any other file is read in our format.
+        site: Site of a `.json` file that names none, neither inside nor by its name. Empty: such a file is an error.
 
     Returns:
         The probe.
@@ -246,7 +247,7 @@ def load_probe(path: Path) -> Probe:
             _check_suffix(path)
             if path.stat().st_size > MAX_FILE_BYTES:
                 raise ProbeError(f"the file is larger than {MAX_FILE_BYTES >> 20} MiB")
-            probe = _load_json_vector(path) if path.suffix == ".json" else _load_safetensors(path)
+            probe = _load_json_vector(path, site) if path.suffix == ".json" else _load_safetensors(path)
             probe.verify()
             return probe
     except ProbeError as error:
@@ -279,11 +280,11 @@ def _decode_info(raw: bytes) -> ProbeInfo:
     return decode_json(raw, ProbeInfo, ProbeError, "its metadata cannot be read")
 
 
-def _load_json_vector(path: Path) -> Probe:
+def _load_json_vector(path: Path, site: str) -> Probe:
     data = decode_json(read_regular(path, MAX_FILE_BYTES, ProbeError), object, ProbeError, "not JSON")
     match = re.match(r"enc_(\d{1,9})(?!\d)_?(.*)", path.stem)
     if isinstance(data, dict):
-        data = {**data, "site": _site_of_json(data, int(match[1]) if match else None)}
+        data = {**data, "site": _site_of_json(data, f"layers.{int(match[1])}.resid_post" if match else site)}
     return probe_from_json((match[2] if match else "") or path.stem, data)
 
 
@@ -294,8 +295,8 @@ _FIELD_POINTS = {
 }  # fmt: skip
 
 
-def _site_of_json(data: Mapping[str, object], layer_in_name: int | None) -> str:
-    """Return the site that a JSON probe states: `site`, else `hookName` and `layer`, else the layer in the file's name.
+def _site_of_json(data: Mapping[str, object], otherwise: str) -> str:
+    """Return the site that a JSON probe states: `site`, else `hookName` and `layer`, else `otherwise`.
 
     Raises ProbeError if they contradict each other or name a point that is not read here. A vector is never moved to another
     site.
@@ -313,9 +314,9 @@ def _site_of_json(data: Mapping[str, object], layer_in_name: int | None) -> str:
         )
     if said:
         return said.pop()
-    if layer_in_name is None:
+    if not otherwise:
         raise ProbeError('which layer? name the file enc_<layer>_<name>.json, or put "site" in it')
-    return f"layers.{layer_in_name}.resid_post"
+    return otherwise
 
 
 def _field_site(text: str, key: str) -> str:
@@ -382,13 +383,14 @@ def _warn_of_others(directory: Path) -> None:
             log.warning("%s is not loaded: make probes of it first: actscope probe import %s", path, path.name)
 
 
-def load_probes(directory: Path, left_out: Callable[[ProbeError], None] | None = None) -> list[Probe]:
+def load_probes(directory: Path, left_out: Callable[[ProbeError], None] | None = None, site: str = "") -> list[Probe]:
     """Load every probe of a directory.
 
     Args:
         directory: Directory of `.json` and `.safetensors` files. It may be absent. A file to import is named in a warning.
         left_out: Called with the error of each file that is invalid, or has the id of another; such a file is left out. None:
             the first such error is raised. Servers pass `log_left_out`, so that one bad file does not keep them from starting.
+        site: Site of `.json` files that name none, as in `load_probe`.
 
     Returns:
         The probes, sorted by file name.
@@ -402,7 +404,7 @@ def load_probes(directory: Path, left_out: Callable[[ProbeError], None] | None =
         paths = list(find_probes(directory))
     for path in paths:
         try:
-            probe = load_probe(path)
+            probe = load_probe(path, site)
             if probe.id in probes:
                 raise ProbeError(f"{path}: a second probe with id {probe.id!r} in {directory}; rename one")
             probes[probe.id] = probe

@@ -47,17 +47,43 @@ CASES: dict[str, dict[str, Any]] = {
             "VLLM_CAPTURE_OUTPUT_DIR": "/tmp/nowhere",
         }
     },
+    "capture": {"env": {"VLLM_CAPTURE_ENABLED": "1"}},
+    "capture some": {
+        "env": {
+            "VLLM_CAPTURE_ENABLED": "1",
+            "VLLM_CAPTURE_LAYERS": "0,3",
+            "VLLM_CAPTURE_SAMPLE_RATE": "0.5",
+            "VLLM_CAPTURE_COMPRESSION_K": "0",
+            "ACTSCOPE_RECORD": "/tmp/mine",
+        }
+    },
+    "capture off": {"env": {"VLLM_CAPTURE_ENABLED": "0", "VLLM_CAPTURE_LAYERS": "all"}},
+    "capture unsaid": {"env": {"VLLM_CAPTURE_LAYERS": "all", "VLLM_CAPTURE_MODE": "fast"}},
+    "capture overruled": {"env": {"VLLM_CAPTURE_LAYERS": "0", "ACTSCOPE_ROW_SITES": "1"}},
+    "the fork's worker": {
+        "env": {"VLLM_CAPTURE_ENABLED": "1"},
+        "arguments": {
+            "worker_cls": "vllm.v1.worker.gpu_worker_capture.WorkerCapture",
+            "enforce_eager": True,
+            "tensor_parallel_size": 1,
+        },
+    },
+    "their folder of probes": {"env": {"TARGET_LAYER": "2", "PROBE_MODEL": "some-org/Some-Model"}},
     "others' settings": {"config": {"another": {"plugin": 1}}},
 }
 
 
 @pytest.fixture(scope="module")
-def configured(model: Callable[[str], Path], bed_directory: Path) -> dict[str, dict[str, Any]]:
+def configured(
+    model: Callable[[str], Path], bed_directory: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, dict[str, Any]]:
     """What vLLM's own configuration came to in each case."""
     environment = Configuration(model("llama")).variables(bed_directory, bed_directory / "cache")
-    cases = [{"config": case.get("config", {}), "env": case.get("env", {})} for case in CASES.values()]
+    cases = [{"config": {}, "env": {}, "arguments": {}} | case for case in CASES.values()]
+    here = tmp_path_factory.mktemp("here")
+    (here / "src/probes/Some-Model").mkdir(parents=True)
     command = [sys.executable, "-m", "support.vllm.configuring", str(model("llama")), json.dumps(cases)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=200)
+    done = subprocess.run(command, env=environment, cwd=here, capture_output=True, text=True, check=False, timeout=200)
     assert done.returncode == 0, done.stderr[-4000:]
     return dict(zip(CASES, json.loads(done.stdout), strict=True))
 
@@ -97,6 +123,52 @@ def test_variables_of_older_tools_are_understood(configured: dict[str, dict[str,
     assert settings["record"] == "/tmp/nowhere"
     for variable in CASES["legacy"]["env"]:
         assert sum(variable in line and "ACTSCOPE_" in line for line in answer["log"]) == 1, variable
+
+
+def only_line(answer: dict[str, Any], *words: str) -> str:
+    """The one line of the log with all of these words."""
+    (line,) = [line for line in answer["log"] if all(word in line for word in words)]
+    return str(line)
+
+
+def test_the_capture_forks_switch_records_everything(configured: dict[str, dict[str, Any]]) -> None:
+    """VLLM_CAPTURE_ENABLED=1 alone: every request, all layers, to a new folder below results/activations, which the log names."""
+    settings = configured["capture"]["settings"]
+    assert (settings["row_sites"], settings["sample"]) == ("all", 1.0)
+    assert re.search(r"/results/activations/\d{8}-\d{6}-\d+\.acts$", settings["record"])
+    only_line(configured["capture"], "VLLM_CAPTURE_ENABLED", f"ACTSCOPE_RECORD={settings['record']}", "layers all")
+
+
+def test_the_capture_forks_other_variables_narrow_it(configured: dict[str, dict[str, Any]]) -> None:
+    """Layers, sample and compression are taken; a setting under its own name takes precedence."""
+    settings = configured["capture some"]["settings"]
+    assert (settings["row_sites"], settings["sample"], settings["codec"]) == ("0,3", 0.5, "lossless")
+    assert settings["record"] == "/tmp/mine"
+
+
+def test_no_variable_of_the_capture_fork_is_passed_over_in_silence(configured: dict[str, dict[str, Any]]) -> None:
+    """Switched off, unknown, overruled, or without anything that records: the log says so by name."""
+    off, unsaid, overruled = (configured[f"capture {case}"] for case in ("off", "unsaid", "overruled"))
+    assert (off["settings"]["row_sites"], off["settings"]["record"]) == ("", "")
+    only_line(off, "VLLM_CAPTURE_ENABLED=0", "VLLM_CAPTURE_LAYERS have no effect")
+    assert unsaid["settings"]["row_sites"] == "all"
+    only_line(unsaid, "VLLM_CAPTURE_MODE has no effect", "VLLM_CAPTURE_COMPRESSION_K")
+    only_line(unsaid, "nothing is recorded yet", "VLLM_CAPTURE_ENABLED=1")
+    assert overruled["settings"]["row_sites"] == "1"
+    only_line(overruled, "VLLM_CAPTURE_LAYERS has no effect", "ACTSCOPE_ROW_SITES")
+
+
+def test_the_capture_forks_worker_is_vllms_own(configured: dict[str, dict[str, Any]]) -> None:
+    """Scripts with its worker_cls run unchanged: vLLM has no such class, so the argument is ignored, and the log says so."""
+    answer = configured["the fork's worker"]
+    assert answer["worker_cls"] == configured["capture"]["worker_cls"] != "auto"
+    only_line(answer, "worker_cls", "gpu_worker_capture", "leave it out")
+
+
+def test_probes_are_found_where_the_older_plugin_kept_them(configured: dict[str, dict[str, Any]]) -> None:
+    """src/probes/<last part of PROBE_MODEL>; TARGET_LAYER is the site of files that name none."""
+    settings = configured["their folder of probes"]["settings"]
+    assert (settings["probes"], settings["probe_site"]) == (["src/probes/Some-Model"], "layers.2.resid_post")
 
 
 def test_the_settings_of_other_plugins_stay(configured: dict[str, dict[str, Any]]) -> None:

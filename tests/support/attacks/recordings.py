@@ -15,6 +15,8 @@ from support.attacks.mutations import changed
 from support.recordings.made import frames_of, step_of
 
 from actscope.codecs import decode, encoder
+from actscope.compat import PacketStreamWriter, analyze_activations_with_tokens, read_packet_stream, token_files
+from actscope.compat.token_files import TrackedToken
 from actscope.recording.export import export
 from actscope.recording.export.options import ExportOptions
 from actscope.recording.format import records, row_labels
@@ -158,3 +160,34 @@ def targets(folder: Path) -> Iterator[Target]:
         import_packets(folder / "changed.packets", folder / "imported.acts")
 
     yield Target("packet stream", [(folder / "whole.packets").read_bytes()], imported, 150)
+    yield from _older_files(folder)
+
+
+def _older_files(folder: Path) -> Iterator[Target]:
+    """Files of the older framework: compressed packets, tokens, and a checkpoint of tokens."""
+    stream = folder / "old.stream"
+    for compression in ("lz4", "zstd"):
+        with PacketStreamWriter(stream, compression) as writer:
+            for layer in range(3):
+                writer.write(f"model.layers.{layer}", np.arange(50, dtype=np.float32))
+
+        def unpacked(data: bytes, compression: str = compression) -> None:
+            (folder / "changed.stream").write_bytes(data)
+            for _ in read_packet_stream(folder / "changed.stream", compression, 1 << 20):
+                pass
+
+        yield Target(f"packet stream, {compression}", [stream.read_bytes()], unpacked, 200)
+    tokens = [TrackedToken(0, 1, "a"), TrackedToken(1, 2, "é")]
+    token_files.save_tokens(stream, tokens, 1.0)
+    token_files.save_checkpoint(folder / "whole.ckpt.json", tokens, {"start_time": 1.0})
+
+    def analysed(data: bytes) -> None:
+        token_files.tokens_path(stream).write_bytes(data)
+        analyze_activations_with_tokens(stream)
+
+    def resumed(data: bytes) -> None:
+        (folder / "changed.ckpt.json").write_bytes(data)
+        token_files.load_checkpoint(folder / "changed.ckpt.json")
+
+    yield Target("tokens of a packet stream", [token_files.tokens_path(stream).read_bytes()], analysed, 200)
+    yield Target("checkpoint of tokens", [(folder / "whole.ckpt.json").read_bytes()], resumed, 200)

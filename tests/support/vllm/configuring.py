@@ -1,6 +1,7 @@
 """A process that only makes vLLM's configuration, once for each case that it is given, as `vllm serve` does before anything else.
 
-argv: a model's directory, and JSON [{"config": additional_config, "env": {...}}]. stdout: JSON, one answer for each.
+argv: a model's directory, and JSON [{"config": additional_config, "env": {...}, "arguments": {...}}].
+stdout: JSON, one answer for each.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ class Lines(logging.Handler):
         self.lines.append(record.getMessage())
 
 
-def configure(model: str, config: dict[str, Any], env: dict[str, str]) -> dict[str, Any]:
+def configure(model: str, config: dict[str, Any], env: dict[str, str], arguments: dict[str, Any]) -> dict[str, Any]:
     from vllm.engine.arg_utils import EngineArgs
 
     lines = Lines()
@@ -31,7 +32,7 @@ def configure(model: str, config: dict[str, Any], env: dict[str, str]) -> dict[s
     logging.getLogger("actscope").addHandler(lines)
     try:
         made = EngineArgs(
-            model=model, dtype="float32", max_model_len=64, additional_config=config
+            model=model, dtype="float32", max_model_len=64, additional_config=config, **arguments
         ).create_engine_config()
     except Exception as error:  # what a user sees
         return {"error": f"{type(error).__name__}: {error}", "log": lines.lines}
@@ -40,6 +41,7 @@ def configure(model: str, config: dict[str, Any], env: dict[str, str]) -> dict[s
         for name in env:
             del os.environ[name]
     return {"hash": made.compute_hash(), "additional": made.additional_config, "log": lines.lines,
+            "worker_cls": made.parallel_config.worker_cls,
             "settings": json.loads(os.environ["ACTSCOPE_VLLM_SETTINGS"])}  # fmt: skip
 
 
@@ -49,5 +51,6 @@ if __name__ == "__main__":
     from vllm.plugins import load_general_plugins
 
     load_general_plugins()
-    json.dump([configure(sys.argv[1], case["config"], case["env"]) for case in json.loads(sys.argv[2])], answers)
+    cases = json.loads(sys.argv[2])
+    json.dump([configure(sys.argv[1], case["config"], case["env"], case["arguments"]) for case in cases], answers)
     answers.close()

@@ -89,6 +89,21 @@ def as_text(record: StepRecord, columns: Columns) -> str:
     return one_line(line)
 
 
+def as_compact(record: StepRecord, columns: Columns) -> str | None:
+    """Format a step as the older sidecar did: the number of rows with a score other than 0, and the mean of their scores.
+
+    Return None if there are no such rows. The mean is over these rows and all shown probes; scores that were not computed (NaN)
+    are left out.
+    """
+    scores = record.rows[:, list(columns.values())]
+    present = ~np.isnan(scores)
+    active = (present & (scores != 0)).any(axis=1)
+    if not active.any():
+        return None
+    mean = float(scores[active][present[active]].mean())
+    return f"[{record.number}] Batch: {int(active.sum())} | Avg Score: {mean:.4f}"
+
+
 def as_json(card: EngineCard, record: StepRecord, columns: Columns) -> str:
     """Format a step as one JSON object, with the token ids and scores of each span. A score of NaN is null."""
     spans = [

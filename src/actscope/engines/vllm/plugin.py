@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
+from actscope.engines.vllm.older_tools import replaced_worker
 from actscope.engines.vllm.settings import CARRIER, KEY, REPLICAS, GraphSpec, VllmSettings, disabled, read_settings
 from actscope.engines.vllm.sidecar_protocol import options_of
 from actscope.engines.vllm.versions import is_tested, tested_range
@@ -95,6 +96,8 @@ def _with_settings(original: Callable[..., object]) -> Callable[..., object]:
     def create_engine_config(self: Any, *args: object, **kwargs: object) -> object:
         given = dict(self.additional_config or {})
         settings = _settings_from(given.get(KEY, {}))
+        if replaced_worker(self.worker_cls):
+            self.worker_cls = "auto"
         self.additional_config = {**given, KEY: msgspec.to_builtins(settings.graph)}
         os.environ[CARRIER] = msgspec.json.encode(settings).decode()
         copied = os.environ.get("VLLM_RAY_EXTRA_ENV_VARS_TO_COPY", "")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,10 +11,10 @@ import msgspec
 from msgspec import Meta
 
 from actscope._version import __version__
+from actscope.engines.vllm import older_tools
 from actscope.errors import SettingsError
 from actscope.runtime.decoding import decode_json
-
-log = logging.getLogger("actscope.vllm")
+from actscope.sites import Site
 
 #: Key of vLLM's `additional_config` for our settings; also carries the GraphSpec to the other processes.
 KEY = "actscope"
@@ -52,7 +51,7 @@ class VllmSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     first six settings recompiles the model.
 
     Raises:
-        ValueError: `record`, `probes` or `triggers` is set while `sidecar` is False.
+        ValueError: `record`, `probes` or `triggers` is set while `sidecar` is False, or `probe_site` is no site.
     """
 
     sites: str = "all"
@@ -70,6 +69,8 @@ class VllmSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """Number of features per token."""
     probes: tuple[str, ...] = ()
     """Directories of probe files to load at start, separated by `;`. By default probes/MODEL, if it exists."""
+    probe_site: str = ""
+    """Site of the JSON probe files that name none, neither inside nor as enc_<layer>_<name>.json, e.g. layers.19.resid_post."""
     model_name: str = ""
     """The model's name in probe files, if it is not the name or path that vLLM loaded the model from."""
     ring_rows: Annotated[int, Meta(ge=256, le=1 << 24)] = 65536
@@ -103,6 +104,8 @@ class VllmSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         needs = [name for name in ("record", "probes", "triggers") if getattr(self, name)]
         if needs and not self.sidecar:
             raise ValueError(f"{', '.join(needs)}: needs the sidecar; leave sidecar on")
+        if self.probe_site:
+            Site.parse(self.probe_site)
 
     @property
     def graph(self) -> GraphSpec:
@@ -125,22 +128,6 @@ def _print_of(path: Path) -> str:
     return ";".join(f"{f.name} {f.stat().st_size} {f.stat().st_mtime_ns}" for f in files if f.is_file())
 
 
-#: Variables of older tools, and the settings that they map to.
-_LEGACY = {
-    "TARGET_LAYER": "sites",
-    "PROBE_MODEL": "probes",
-    "VLLM_CAPTURE_LAYERS": "row_sites",
-    "VLLM_CAPTURE_SAMPLE_RATE": "sample",
-    "VLLM_CAPTURE_BUFFER_SIZE_GB": "buffer_gb",
-    "VLLM_CAPTURE_COMPRESSION_K": "codec",
-    "VLLM_CAPTURE_OUTPUT_DIR": "record",
-}
-_MEANING = {
-    "PROBE_MODEL": lambda text: f"probes/{text}",
-    "VLLM_CAPTURE_COMPRESSION_K": lambda text: f"svd:{text}" if text.isdigit() and int(text) else "lossless",
-}
-
-
 def disabled(env: Mapping[str, str] = os.environ) -> bool:
     """Return whether ACTSCOPE_DISABLE turns the plugin off."""
     return env.get("ACTSCOPE_DISABLE", "") not in ("", "0")
@@ -156,7 +143,8 @@ def read_settings(config: Mapping[str, object], env: Mapping[str, str] = os.envi
     Raises:
         SettingsError: A setting is unknown or cannot be read; the message names it.
     """
-    found = {**_legacy(env), **_own(env), **config}
+    given = {**_own(env), **config}
+    found = {**older_tools.settings_of(env, given), **given}
     try:
         return msgspec.convert(found, VllmSettings, strict=False)
     except msgspec.ValidationError as error:
@@ -178,14 +166,3 @@ def _several(text: str) -> tuple[str, ...]:
     if text.startswith("["):
         return decode_json(text, tuple[str, ...], SettingsError, f"{text!r} is no JSON list of texts")
     return tuple(part.strip() for part in text.split(";") if part.strip())
-
-
-def _legacy(env: Mapping[str, str]) -> dict[str, object]:
-    found: dict[str, object] = {}
-    for variable, name in _LEGACY.items():
-        text = env.get(variable)
-        if text:
-            value = _MEANING[variable](text) if variable in _MEANING else text
-            found[name] = (value,) if name == "probes" else value
-            log.warning("%s=%s is understood; here it is called ACTSCOPE_%s=%s", variable, text, name.upper(), value)
-    return found

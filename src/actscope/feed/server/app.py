@@ -123,7 +123,7 @@ Feed = Annotated[Service, Depends(_service)]
 @router.get("/", operation_id="about")
 async def about(feed: Feed) -> schemas.About:
     """Return the model, the dataset, the sites and the endpoints of this feed."""
-    return schemas.About(version=__version__, endpoints=_ENDPOINTS, **feed.broker.describe())
+    return schemas.About(version=__version__, status=feed.state, endpoints=_ENDPOINTS, **feed.broker.describe())
 
 
 @router.get("/activations", operation_id="activations", response_model=schemas.Activations)
@@ -141,7 +141,7 @@ async def activations(
     if num_samples > most:
         raise _too_many(num_samples, most, " as JSON: use /activations/tensor")
     async with _held(request, feed, sites, group, num_samples, wait, most_values=feed.settings.max_json_values) as held:
-        body = await asyncio.to_thread(held.batch.as_json, labels=labels)
+        body = await asyncio.to_thread(held.batch.as_json, feed.buffer_stats(), labels=labels)
         patience = feed.settings.lease_seconds
         return HeldResponse(body, held.hand_over(), patience_s=patience, media_type="application/json")
 
@@ -150,7 +150,7 @@ async def activations(
     "/activations/tensor",
     operation_id="activationsTensor",
     response_class=Response,
-    responses={200: _BINARY | {"description": "the rows; X-Actscope-* headers give shape, dtype, sites and position"}},
+    responses={200: _BINARY | {"description": "the rows; X-Actscope-* and X-Tensor-* headers describe them"}},
 )
 async def activations_tensor(
     request: Request,
@@ -215,6 +215,7 @@ async def stats(feed: Feed) -> schemas.Stats:
         ready=broker.buffer.available("") > 0,
         failure=broker.failure or None,
         ready_rows=broker.buffer.available(""),
+        valid_samples=broker.buffer.available(""),
         window_rows=feed.settings.window_rows,
         windows=broker.buffer.windows(),  # type: ignore[arg-type]  # pydantic checks them
         serves=feed.settings.serves,

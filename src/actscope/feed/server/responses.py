@@ -13,8 +13,9 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from actscope.errors import FeedError, RequestRefused
+from actscope.feed.answers import BufferFacts
 from actscope.feed.buffer.allocator import Grant, RowRange
-from actscope.feed.buffer.gather import labels_of, values_of
+from actscope.feed.buffer.gather import indices_of, labels_of, values_of
 from actscope.feed.server.broker import Broker
 from actscope.feed.server.service import Service
 
@@ -73,9 +74,16 @@ class GrantedRows:
             "X-Actscope-Next": str(self.grant.next),
             "X-Actscope-Missed-Rows": str(self.grant.missed),
             "X-Actscope-Model": self._model.encode("ascii", "backslashreplace").decode(),
+            "X-Tensor-Shape": ",".join(map(str, self.shape)),
+            "X-Tensor-Dtype": f"torch.{self.dtype}",
         }
 
-    def as_json(self, *, labels: bool) -> bytes:
+    def indices(self) -> np.ndarray:
+        """Return the place of each row in the buffer, int64 [n]: its window times the rows of a window, plus its row there."""
+        parts = [_places(extent, self._memory.layout.window_rows, self._seed) for extent in self.grant.extents]
+        return np.concatenate(parts)
+
+    def as_json(self, buffer_stats: BufferFacts, *, labels: bool) -> bytes:
         """Return rows, metadata and, if requested, labels as one JSON object. Non-finite values are null."""
         rows = np.concatenate([_as_floats(part, self.dtype) for part in self.parts()])
         found: dict[str, object] = {
@@ -85,6 +93,9 @@ class GrantedRows:
             "position": str(self.grant.position),
             "next": str(self.grant.next),
             "missed_rows": self.grant.missed,
+            "num_samples": self.grant.n_rows,
+            "indices": self.indices().tolist(),
+            "buffer_stats": buffer_stats,
             "activations": rows.tolist() if np.isfinite(rows).all() else _with_nulls(rows),
         }
         if labels:
@@ -98,7 +109,8 @@ class GrantedRows:
 
         rows = torch.from_numpy(np.concatenate(self.parts())).view(getattr(torch, self.dtype))
         labels = {name: torch.from_numpy(values) for name, values in self.labels().items()}
-        about = {name.removeprefix("X-Actscope-").lower(): value for name, value in self.headers().items()}
+        ours = "X-Actscope-"
+        about = {n.removeprefix(ours).lower(): value for n, value in self.headers().items() if n.startswith(ours)}
         return save({"activations": rows, **labels}, about)
 
 
@@ -191,6 +203,12 @@ async def disconnected(receive: Receive) -> None:
     """Return when the client has disconnected."""
     while (await receive())["type"] != "http.disconnect":
         continue
+
+
+def _places(extent: RowRange, window_rows: int, seed: int) -> np.ndarray:
+    indices = indices_of(extent, seed)
+    rows = np.arange(indices.start, indices.stop) if isinstance(indices, slice) else indices
+    return rows + extent.window * window_rows
 
 
 def _bytes_of(rows: np.ndarray) -> memoryview:

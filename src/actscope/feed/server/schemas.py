@@ -10,6 +10,7 @@ class About(BaseModel):
 
     name: str = "actscope feed"
     version: str
+    status: str = Field(description="loading, filling, serving, ended or failed, as `state` of the statistics")
     model: str
     revision: str | None = None
     engine: str | None = None
@@ -32,6 +33,13 @@ class Labels(BaseModel):
     token_id: list[int]
 
 
+class BufferStats(BaseModel):
+    """The buffer when the rows were taken."""
+
+    buffer_size: int = Field(description="rows of the whole buffer")
+    valid_samples: int = Field(description="rows that a new group could claim")
+
+
 class Activations(BaseModel):
     """Rows as JSON: [num_samples, width], or [num_samples, sites, width] of several sites. Non-finite values are null."""
 
@@ -41,6 +49,9 @@ class Activations(BaseModel):
     position: str = Field(description="position of the first row in the feed's order; `--resume` continues from it")
     next: str = Field(description="position of the row after the last one")
     missed_rows: int = Field(description="rows directly before these that this group never received")
+    num_samples: int = Field(description="number of rows")
+    indices: list[int] = Field(description="place of each row in the buffer, from 0")
+    buffer_stats: BufferStats
     activations: list[list[float | None]] | list[list[list[float | None]]]
     labels: Labels | None = None
 
@@ -113,6 +124,7 @@ class Stats(BaseModel):
     ready: bool
     failure: str | None
     ready_rows: int = Field(description="rows that a new group could claim now")
+    valid_samples: int = Field(description="the same as `ready_rows`, by the name of other activation servers")
     window_rows: int
     windows: list[Window]
     serves: int

@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from actscope.errors import SettingsError
-from actscope.feed.answers import GeneratorFacts
+from actscope.feed.answers import BufferFacts, GeneratorFacts
 from actscope.feed.buffer.position import Position
 from actscope.feed.server.broker import Broker
 from actscope.feed.server.checkpoint import StateFile
@@ -115,6 +115,10 @@ class Service:
     def n_consumers(self) -> int:
         """Number of connected consumers on the same machine."""
         return self._shm_server.n_consumers if self._shm_server else 0
+
+    def buffer_stats(self) -> BufferFacts:
+        """Return the size of the buffer and the rows that a new group could claim."""
+        return {"buffer_size": self.settings.buffer_rows, "valid_samples": self.broker.buffer.available("")}
 
     def generator_stats(self) -> GeneratorFacts:
         """Return runtime statistics of the generator."""

@@ -126,7 +126,7 @@ class SidecarProcess:
         if self._start.state:
             self._registry.resume(self._start.state)
         else:
-            self._registry.load(self._known.probes)
+            self._registry.load(self._known.probes, self._settings.probe_site)
         self._registry.begin()
         flight = self._open_recording() if self._settings.record else None
         card = card_of(self._start, self._known)

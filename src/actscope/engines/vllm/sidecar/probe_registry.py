@@ -76,11 +76,16 @@ class BankRegistry:
 
     # --- the rest ---
 
-    def load(self, directories: Iterable[Path]) -> None:
-        """Load probes at start. A probe that does not fit is logged; the others are loaded."""
+    def load(self, directories: Iterable[Path], site: str = "") -> None:
+        """Load probes at start. A probe that does not fit is logged; the others are loaded.
+
+        Args:
+            directories: Directories of probe files.
+            site: Site of JSON files that name none.
+        """
         for directory in directories:
             try:
-                found = load_probes(directory, log_left_out)
+                found = load_probes(directory, log_left_out, site)
                 if not found:
                     log.warning("%s: no probes there", directory)
             except ActscopeError as error:
