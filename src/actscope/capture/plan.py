@@ -12,6 +12,7 @@ from actscope.capture.codec_choice import CODEC_SPEEDS, choose_codec
 from actscope.capture.config import CaptureConfig
 from actscope.capture.labels.position_filter import PositionFilter
 from actscope.errors import SiteError
+from actscope.near_miss import hinted
 from actscope.sites import Site
 from actscope.taps.anatomy import Location, resolve
 from actscope.taps.text_model import active_adapters, blocks, stream_dtype, text_config, unwrapped
@@ -131,6 +132,7 @@ class CapturePlan:
         return "\n".join(lines)
 
 
+@hinted
 def explain(config: CaptureConfig, model: nn.Module, tokens_per_s: float = 0.0) -> CapturePlan:
     """Estimate the cost of a capture configuration for a model.
 

@@ -31,6 +31,7 @@ from actscope.capture.sinks import whole
 from actscope.capture.stats import CaptureStats, StatsCounter
 from actscope.errors import RecordingPoisoned, SettingsError
 from actscope.frames import RowSink
+from actscope.near_miss import hinted_class
 from actscope.recording.spec import RecordingSpec
 from actscope.recording.writing.recorder import Recorder, RecorderStats
 from actscope.sampling import keeps
@@ -67,6 +68,7 @@ class CaptureProgress:
         return self.tokens / self.seconds if self.seconds else 0.0
 
 
+@hinted_class
 class Capture:
     """Capture session of one model. Create it with `actscope.capture`.
 

@@ -25,6 +25,7 @@ from actscope.cli import (
     verify,
     watch,
 )
+from actscope.cli.common.hints import add_hints
 from actscope.cli.common.output import show
 from actscope.cli.doctor import command as doctor
 from actscope.cli.feed import command as feed
@@ -67,3 +68,4 @@ app.command("harvest", short_help="Run a dataset through a model and keep the ro
 app.command("feed", short_help="Serve fresh, shuffled activations to trainers.")(feed.feed)
 app.command("bench", short_help="Measure a part of actscope against a named baseline.")(bench.bench)
 app.command("doctor", short_help="Check what works on this machine.")(doctor.doctor)
+add_hints(app)

@@ -9,6 +9,7 @@ from pathlib import Path
 import msgspec
 
 from actscope.errors import ActscopeError, RecordingError, SettingsError
+from actscope.near_miss import hinted
 from actscope.recording.export import npy, packets, parquet, safetensors, zarr
 from actscope.recording.export.options import ExportOptions, ExportReport, Progress, silent
 from actscope.recording.export.publishing import DESCRIPTION, check_free, publishing
@@ -27,6 +28,7 @@ FORMATS: dict[str, Writer] = {
 }
 
 
+@hinted
 def export(
     recording: Recording,
     to: str | os.PathLike[str],
