@@ -146,11 +146,12 @@ api: $(STAMP)/python $(STAMP)/node_modules
 	$(BIN)/python -m actscope.gateway > web/openapi.json
 	cd web && npm run --silent api
 
-tables: ## write the tables of settings, of API fields and of counters in docs/ from the code
+tables: ## write the tables of settings, of API fields, of counters and of all options and calls in docs/ from the code
 tables: $(STAMP)/python
 	$(BIN)/python scripts/settings_tables.py
 	$(BIN)/python scripts/api_tables.py
 	$(BIN)/python scripts/counter_tables.py
+	$(BIN)/python scripts/reference_tables.py
 
 builtin: ## make the built-in model and its probes again, from nothing (about an hour)
 builtin: $(STAMP)/python

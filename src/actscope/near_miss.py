@@ -84,6 +84,7 @@ _ROWS: tuple[Mapping[str, OldName], ...] = (
     _called("buffer_rows", "buffer_size", "n_batches_in_buffer", "n_ctxs", "max_samples_in_buffer", note="in rows"),
     _called(("texts", "tokens"), "total_training_tokens", "training_tokens", "n_tokens", "num_texts", "max_texts", "num_prompts"),
     _called("max_tokens", "max_new_tokens", "max_length", "num_tokens"),
+    _called("chat", "apply_chat_template", "use_chat_template", "chat_template"),
     _called("mask", "exclude_special_tokens", "exclude_bos", "drop_bos"),
     _called("dtype", "torch_dtype", "activation_dtype", "autocast"),
     _called("trust_remote_code", "trust_code"),

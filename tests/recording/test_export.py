@@ -143,7 +143,7 @@ def test_bfloat16_can_be_had_as_its_16_bits(real: Recording, tmp_path: Path, for
     for choice in ("float32", "uint16"):
         options = ExportOptions(bf16=choice)
         path = export(real, tmp_path / choice, form, Selection((SITE,)), options).path
-        said = json.loads((path / "export.json").read_text())["sites"][SITE]
+        said = json.loads((path / ("_export.json" if form == "parquet" else "export.json")).read_text())["sites"][SITE]
         assert (said["dtype"], said["stored_as"]) == ("bfloat16", choice)
         if form == "npy":
             rows = np.load(path / f"{SITE}.npy")
