@@ -15,8 +15,8 @@ from actscope.cli.app import app
 ROOT = Path(__file__).parents[2]
 PAGES = "".join(page.read_text() for page in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))])
 PACKAGES = (
-    "actscope", "actscope.analysis", "actscope.client", "actscope.codecs", "actscope.feed", "actscope.gateway", "actscope.harvest",
-    "actscope.probes", "actscope.probes.importing", "actscope.probes.sae", "actscope.recording.export",
+    "actscope", "actscope.analysis", "actscope.client", "actscope.codecs", "actscope.feed", "actscope.gateway",
+    "actscope.harvest", "actscope.probes", "actscope.probes.importing", "actscope.probes.sae", "actscope.recording.export",
     "actscope.recording.importing", "actscope.store",
 )  # fmt: skip
 

@@ -222,8 +222,7 @@ def _warn(stats: CaptureStats) -> None:
 
 def _tell_unfitted(recording: Recording) -> None:
     """Name the sites whose codec has gathered too few rows to encode any."""
-    reports = recording.codec_reports()
-    waiting = {site: report for site, report in reports.items() if report.get("fits") == 0}
+    waiting = {site: report for site, report in recording.codec_reports.items() if report.get("fits") == 0}
     if waiting:
         site, report = next(iter(waiting.items()))
         show(

@@ -159,7 +159,7 @@ def read_settings(config: Mapping[str, object], env: Mapping[str, str] = os.envi
     """
     known = VllmSettings.__struct_fields__
     for name in config.keys() - set(known):
-        near = hint(name, known, f"settings are {', '.join(known)}")
+        near = f"{hint(name, known)}; settings are {', '.join(known)}"
         raise SettingsError(f"actscope settings for vLLM: there is no setting {name!r}{near}")
     found = {**_legacy(env), **_own(env), **config}
     try:

@@ -343,9 +343,10 @@ class Recording:
         """Return the session records: one at the start of each writer, one at its end."""
         return self._records(Kind.SESSION, records.Session)
 
+    @property
     def codec_reports(self) -> dict[str, dict[str, Any]]:
         """Return what the codec of each site reported at the end of the last session, by site. Empty while one is running."""
-        ended = [session for session in self.sessions() if session.ended]
+        ended = [session for session in self.sessions if session.ended]
         reports = ended[-1].stats.get("codecs") if ended else None
         known = reports if isinstance(reports, dict) else {}
         return {str(site): report for site, report in known.items() if isinstance(report, dict)}
