@@ -129,7 +129,10 @@ def test_parquet_rows_are_fixed_size_lists_with_the_texts_of_their_tokens(ran: A
 
 def test_sites_of_different_widths_and_dtypes_are_one_table_of_parquet_exactly(tmp_path: Path) -> None:
     """One schema for all files, or no tool reads the folder: lists of any size, and the widest of the float dtypes."""
-    rows = {"a": np.arange(30, dtype=np.float32).reshape(5, 6) / 7, "b": np.arange(20, dtype=np.float16).reshape(5, 4)}
+    rows: dict[str, np.ndarray] = {
+        "a": np.arange(30, dtype=np.float32).reshape(5, 6) / 7,
+        "b": np.arange(20, dtype=np.float16).reshape(5, 4),
+    }
     step = step_of(1, [("r", 0, 5)])
     with Recorder.create(tmp_path / "rec", RecordingSpec(("a", "b"), codec="none")) as recorder:
         recorder.write(step, [Frame(site, values) for site, values in rows.items()])

@@ -344,7 +344,7 @@ class Recording:
         return self._records(Kind.SESSION, records.Session)
 
     @property
-    def codec_reports(self) -> dict[str, dict[str, Any]]:
+    def codec_reports(self) -> dict[str, dict[str, object]]:
         """Return what the codec of each site reported at the end of the last session, by site. Empty while one is running."""
         ended = [session for session in self.sessions if session.ended]
         reports = ended[-1].stats.get("codecs") if ended else None
