@@ -147,11 +147,12 @@ api: $(STAMP)/python $(STAMP)/node_modules
 	$(BIN)/python -m actscope.gateway > web/openapi.json
 	cd web && npm run --silent api
 
-tables: ## write the tables of settings, of API fields and of counters in docs/ from the code
+tables: ## write the tables of settings, of API fields, of counters and of all options and calls in docs/ from the code
 tables: $(STAMP)/python
 	$(BIN)/python scripts/settings_tables.py
 	$(BIN)/python scripts/api_tables.py
 	$(BIN)/python scripts/counter_tables.py
+	$(BIN)/python scripts/reference_tables.py
 
 bpf: ## compile the programs in the kernel (src/actscope/metrics/bpf/programs; needs clang 14: scripts/bpf.sh)
 	bash src/actscope/metrics/bpf/programs/build.sh

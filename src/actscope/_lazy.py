@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import Any
 
 from actscope.errors import MissingExtra
+from actscope.near_miss import hint
 
 #: Optional dependencies, by import name, and the extra that installs each.
 _EXTRAS = {
@@ -39,7 +40,10 @@ def attach(package: str, homes: Mapping[str, str]) -> tuple[Callable[[str], Any]
 
     def load(name: str) -> Any:
         if name not in homes:
-            raise AttributeError(f"module {package!r} has no attribute {name!r}; it has {', '.join(sorted(homes))}")
+            near = "" if name.startswith("__") else hint(name, homes)
+            raise AttributeError(
+                f"module {package!r} has no attribute {name!r}; it has {', '.join(sorted(homes))}{near}"
+            )
         module, _, path = homes[name].partition(":")
         try:
             home = import_module(module)

@@ -3,6 +3,7 @@
     ActscopeError
     ├── MissingExtra        (ImportError)      an optional part is not installed
     ├── SettingsError       (ValueError)       a setting that is invalid or cannot be satisfied
+    │   └── UnknownArgument (TypeError)        a call with a keyword that it does not have
     ├── SiteError           (ValueError)       a site that this model does not have, or a malformed selection
     ├── ProbeError          (ValueError)       a probe file that is malformed or does not fit the model
     ├── RingError           (OSError)          shared memory that is missing, not ours, malformed or removed
@@ -43,6 +44,10 @@ class MissingExtra(ActscopeError, ImportError):
 
 class SettingsError(ActscopeError, ValueError):
     """A setting that is invalid or cannot be satisfied."""
+
+
+class UnknownArgument(SettingsError, TypeError):
+    """A call with a keyword that it does not have. The message suggests the one that was meant."""
 
 
 class SiteError(ActscopeError, ValueError):

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 
 from actscope.errors import SiteError
+from actscope.near_miss import site_for, why_no_site
 
 POINTS = ("resid_pre", "attn_out", "mixer_out", "mlp_out", "resid_post")
 #: Of these points a block usually has one: attention, or a mixer that is none (Mamba, a gated convolution).
@@ -78,7 +79,7 @@ class Site:
         if match is None or match[2] not in POINTS:
             raise SiteError(
                 f"site {name!r}: expected layers.<number>.<point> with point one of {', '.join(POINTS)}, "
-                f"or one of {', '.join(OUTER)}"
+                f"or one of {', '.join(OUTER)}{foreign_hint(name)}"
             )
         return cls(int(match[1]), match[2])
 
@@ -145,8 +146,16 @@ def match_modules(item: str, paths: Sequence[str]) -> list[str]:
     return found
 
 
+def foreign_hint(name: str) -> str:
+    """Return the end of an error about a site that another tool calls so, such as `blocks.0.hook_resid_post`; "" for others."""
+    own, why = site_for(name), why_no_site(name)
+    return f"; did you mean {own}?" if own else f"; {why}" if why else ""
+
+
 def _near(pattern: str, paths: Sequence[str]) -> str:
-    """Suggest similar names: points of blocks, and paths (with numbers replaced by globs if the pattern has one)."""
+    """Suggest similar names: sites for other tools' names, points of blocks, and paths (with globs if the pattern has one)."""
+    if foreign := foreign_hint(pattern):
+        return foreign
     known = [re.sub(r"\b\d+\b", "*", path) for path in paths] if "*" in pattern else list(paths)
     layer = re.match(r"^(?:layers\.)?(-?\d+|all)\.", pattern)
     named = [f"{layer[0]}{point}" for point in POINTS] if layer else [*OUTER, *POINTS]
@@ -167,7 +176,8 @@ def _select_item(item: str, n_layers: int, default_points: tuple[str, ...]) -> l
     match = _ITEM.match(item)
     points = ((match["point"],) if match["point"] else default_points) if match else ()
     if match is None or not points or any(point not in POINTS for point in points):
-        raise SiteError(f"cannot read {item!r}: expected e.g. 7, -1, 10-20:2, all, first, middle, last, 19.mlp_out")
+        usage = "expected e.g. 7, -1, 10-20:2, all, first, middle, last, 19.mlp_out"
+        raise SiteError(f"cannot read {item!r}: {usage}{foreign_hint(item)}")
     layers = _layers(match["layers"], n_layers)
     outside = [layer for layer in layers if not 0 <= layer < n_layers]
     if outside or not layers:
@@ -219,7 +229,7 @@ def _named(item: str, sites: Sequence[str]) -> list[str]:
     wanted = [site.name for site in _selected(item, layers, points)]
     found = [name for name in wanted if name in sites]
     if not found or (item.rpartition(".")[2].lstrip("-").isdigit() and len(found) < len(wanted) / max(1, len(points))):
-        raise SiteError(f"site {item!r}: this feed has {', '.join(sites)}")
+        raise SiteError(f"site {item!r}: this feed has {', '.join(sites)}{foreign_hint(item)}")
     return found
 
 

@@ -127,6 +127,32 @@ def test_parquet_rows_are_fixed_size_lists_with_the_texts_of_their_tokens(ran: A
         assert json.loads(table.schema.metadata[b"actscope"])["site"] == site
 
 
+def test_sites_of_different_widths_and_dtypes_are_one_table_of_parquet_exactly(tmp_path: Path) -> None:
+    """One schema for all files, or no tool reads the folder: lists of any size, and the widest of the float dtypes."""
+    rows: dict[str, np.ndarray] = {
+        "a": np.arange(30, dtype=np.float32).reshape(5, 6) / 7,
+        "b": np.arange(20, dtype=np.float16).reshape(5, 4),
+    }
+    step = step_of(1, [("r", 0, 5)])
+    with Recorder.create(tmp_path / "rec", RecordingSpec(("a", "b"), codec="none")) as recorder:
+        recorder.write(step, [Frame(site, values) for site, values in rows.items()])
+    report = export(Recording.open(tmp_path / "rec"), tmp_path / "out", "parquet")
+    assert report.stored_as == {"a": "float32", "b": "float32"}
+    table = pyarrow.parquet.read_table(report.path)
+    for site, values in rows.items():
+        mine = [row for row, of in zip(table["row"].to_pylist(), table["site"].to_pylist(), strict=True) if of == site]
+        np.testing.assert_array_equal(np.array(mine, np.float32), values.astype(np.float32))
+
+
+def test_an_export_of_parquet_is_replaced_like_others(tmp_path: Path, real: Recording) -> None:
+    """Its description has another name, which readers of folders skip."""
+    export(real, tmp_path / "out", "parquet", Selection(("0",)))
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert names == {"layers.0.resid_post.parquet", "_export.json", ".huggingface.yaml"}
+    export(real, tmp_path / "out", "npy", options=ExportOptions(force=True))
+    assert (tmp_path / "out/export.json").exists() and not (tmp_path / "out/_export.json").exists()
+
+
 def test_npy_files_are_mapped_by_numpy_without_pickle(ran: Any, tmp_path: Path) -> None:
     truth, recording = ran
     path = export(recording, tmp_path / "out", "npy", options=SMALL).path
@@ -143,7 +169,7 @@ def test_bfloat16_can_be_had_as_its_16_bits(real: Recording, tmp_path: Path, for
     for choice in ("float32", "uint16"):
         options = ExportOptions(bf16=choice)
         path = export(real, tmp_path / choice, form, Selection((SITE,)), options).path
-        said = json.loads((path / "export.json").read_text())["sites"][SITE]
+        said = json.loads((path / ("_export.json" if form == "parquet" else "export.json")).read_text())["sites"][SITE]
         assert (said["dtype"], said["stored_as"]) == ("bfloat16", choice)
         if form == "npy":
             rows = np.load(path / f"{SITE}.npy")

@@ -14,6 +14,7 @@ from actscope.analysis.sae import Sae, load_sae
 from actscope.analysis.site import Progress, silent
 from actscope.analysis.tokens import genuine
 from actscope.errors import ProbeError
+from actscope.near_miss import hinted
 from actscope.probes import Probe, find_probes, load_probes
 from actscope.probes.sae import is_encoder
 from actscope.probes.sae.feature_labels import feature_labels
@@ -88,6 +89,7 @@ def _fires_above(probe: Probe) -> float:
     return float(np.nextafter(np.float32(probe.info.threshold), np.float32(-np.inf)))
 
 
+@hinted
 def load_features(recording: Recording, source: str) -> list[FeatureSet]:
     """Load feature sets that fit a recording.
 
@@ -237,6 +239,7 @@ class _Top:
         self.rows[:, alive] = np.take_along_axis(numbers, best, axis=0)
 
 
+@hinted
 def measure_features(
     recording: Recording, features: FeatureSet, to: Path | None = None, *, top: int = 10, progress: Progress = silent
 ) -> FeatureReport:

@@ -24,6 +24,7 @@ from actscope.analysis.options import GraphOptions
 from actscope.analysis.site import Progress, silent
 from actscope.analysis.tokens import depth, genuine
 from actscope.errors import MissingExtra, RecordingError
+from actscope.near_miss import hinted
 from actscope.recording.reading.recording import Recording
 from actscope.runtime.publish import publish_file
 
@@ -84,6 +85,7 @@ class Graph:
         return paths
 
 
+@hinted
 def feature_graph(
     recording: Recording, sets: Sequence[FeatureSet], options: GraphOptions | None = None, progress: Progress = silent
 ) -> Graph:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from actscope.errors import SettingsError
+from actscope.near_miss import hinted_class
 
 
+@hinted_class
 @dataclass(frozen=True, slots=True)
 class SiteOptions:
     """Measurement of one site.
@@ -32,6 +34,7 @@ class SiteOptions:
             )
 
 
+@hinted_class
 @dataclass(frozen=True, slots=True)
 class GraphOptions:
     """Dependence graph of the features.
@@ -67,6 +70,7 @@ class GraphOptions:
             )
 
 
+@hinted_class
 @dataclass(frozen=True, slots=True)
 class AnalysisOptions:
     """Scope of an analysis.

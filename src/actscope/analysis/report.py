@@ -24,6 +24,7 @@ from actscope.analysis.plots import plot_graph, plot_sites
 from actscope.analysis.site import Progress, SiteStats, measure, silent
 from actscope.analysis.tokens import depth
 from actscope.errors import RecordingError
+from actscope.near_miss import hinted
 from actscope.recording.reading.recording import Recording
 from actscope.runtime.publish import publish_file
 
@@ -62,6 +63,7 @@ class AnalysisReport:
         }
 
 
+@hinted
 def analyze(
     recording: Recording, options: AnalysisOptions | None = None, to: Path | None = None, progress: Progress = silent
 ) -> AnalysisReport:

@@ -14,6 +14,7 @@ from actscope.analysis.options import SiteOptions
 from actscope.analysis.outliers import Massive, OutlierDimension, outlier_dimensions
 from actscope.analysis.spectrum import Spectrum
 from actscope.analysis.tokens import genuine
+from actscope.near_miss import hinted
 from actscope.recording.reading.recording import Recording
 
 #: Progress callback, called with (name of the stage, units done, units in total).
@@ -129,6 +130,7 @@ def _median(values: np.ndarray) -> float | None:
     return float(np.median(known)) if len(known) else None
 
 
+@hinted
 def measure(
     recording: Recording, site: str, options: SiteOptions | None = None, progress: Progress = silent
 ) -> SiteStats | None:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from difflib import get_close_matches
 
 from torch import nn
 
 from actscope.capture.config import CaptureConfig
 from actscope.capture.plan import ModelShape, explain, shape_of
 from actscope.errors import SettingsError, SiteError
+from actscope.near_miss import hint, hinted
 
 _preset = CaptureConfig.preset
 
@@ -74,6 +74,7 @@ PURPOSES: dict[str, Callable[[ModelShape], CaptureConfig]] = {
 }
 
 
+@hinted
 def auto_config(model: nn.Module, purpose: str = "general", tokens_per_s: float = 0.0) -> CaptureConfig:
     """Return a capture configuration for a model and a purpose.
 
@@ -93,9 +94,7 @@ def auto_config(model: nn.Module, purpose: str = "general", tokens_per_s: float 
         SiteError: The model has no module to capture.
     """
     if purpose not in PURPOSES:
-        near = get_close_matches(purpose, PURPOSES, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise SettingsError(f"purpose {purpose!r}: there are {', '.join(PURPOSES)}{hint}")
+        raise SettingsError(f"purpose {purpose!r}: there are {', '.join(PURPOSES)}{hint(purpose, PURPOSES, form=repr)}")
     shape = shape_of(model)
     config = PURPOSES[purpose](shape)
     if not shape.n_layers:

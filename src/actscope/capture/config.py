@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
-from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
 from actscope.capture.codec_choice import choose_codec
 from actscope.capture.presets import PRESETS
 from actscope.capture.settings import Direct
-from actscope.errors import SettingsError, SiteError
+from actscope.errors import SettingsError, SiteError, UnknownArgument
+from actscope.near_miss import hint, hinted_class
 from actscope.recording.spec import Policy
 from actscope.sites import POINTS
 from actscope.sizes import parse_bytes
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from actscope.recording.spec import PipelineOptions
 
 
+@hinted_class
 @dataclass(frozen=True, slots=True)
 class CaptureConfig:
     """Settings of a capture. Frozen: `with_*` and `override` return changed copies.
@@ -101,9 +102,7 @@ class CaptureConfig:
             SettingsError: The preset is unknown; the message lists the presets.
         """
         if name not in PRESETS:
-            near = get_close_matches(name, PRESETS, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise SettingsError(f"preset {name!r}: there are {', '.join(PRESETS)}{hint}")
+            raise SettingsError(f"preset {name!r}: there are {', '.join(PRESETS)}{hint(name, PRESETS, form=repr)}")
         return cls().override(PRESETS[name])
 
     def override(self, values: Mapping[str, object]) -> CaptureConfig:
@@ -122,9 +121,8 @@ class CaptureConfig:
         for key, value in values.items():
             name = _ALIASES.get(key, key)
             if name not in known:
-                near = get_close_matches(key, sorted(known | set(_ALIASES)), n=2)
-                hint = f"; did you mean {' or '.join(near)}?" if near else f"; there are {', '.join(sorted(known))}"
-                raise SettingsError(f"capture has no setting {key!r}{hint}")
+                near = hint(key, (*_ALIASES, *sorted(known), *_OF_CAPTURE), f"there are {', '.join(sorted(known))}")
+                raise UnknownArgument(f"capture has no setting {key!r}{near}")
             changed[name] = _converted(name, value)
         return replace(self, **changed)
 
@@ -203,6 +201,8 @@ class CaptureConfig:
         return actscope.explain(self, model, tokens_per_s)
 
 
+#: Arguments of `actscope.capture` that are no settings.
+_OF_CAPTURE = ("to", "preset", "config", "resume", "tokenizer", "model_facts", "recorder")
 _ALIASES = {"memory": "memory_bytes", "checkpoint": "checkpoint_tokens"}
 
 

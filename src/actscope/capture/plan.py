@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -11,7 +12,9 @@ from torch import nn
 from actscope.capture.codec_choice import CODEC_SPEEDS, choose_codec
 from actscope.capture.config import CaptureConfig
 from actscope.capture.labels.position_filter import PositionFilter
+from actscope.codecs import rows_before_encoding
 from actscope.errors import SiteError
+from actscope.near_miss import hinted
 from actscope.sites import Site
 from actscope.taps.anatomy import Location, resolve
 from actscope.taps.text_model import active_adapters, blocks, stream_dtype, text_config, unwrapped
@@ -131,6 +134,7 @@ class CapturePlan:
         return "\n".join(lines)
 
 
+@hinted
 def explain(config: CaptureConfig, model: nn.Module, tokens_per_s: float = 0.0) -> CapturePlan:
     """Estimate the cost of a capture configuration for a model.
 
@@ -147,8 +151,12 @@ def explain(config: CaptureConfig, model: nn.Module, tokens_per_s: float = 0.0) 
     """
     shape = shape_of(model)
     places = resolve(model, config.sites, config.read_points)
-    widths = {s.name: w for s, place in places.items() if (w := _width(s, place, shape))}
-    return CapturePlan(config, shape, tuple(site.name for site in places), widths, tokens_per_s)
+    return CapturePlan(config, shape, tuple(site.name for site in places), widths_of(places, shape), tokens_per_s)
+
+
+def widths_of(places: Mapping[Site, Location], shape: ModelShape) -> dict[str, int]:
+    """Return the row width (elements) by site, of the sites whose width is known before a forward pass."""
+    return {site.name: width for site, place in places.items() if (width := _width(site, place, shape))}
 
 
 def _width(site: Site, place: Location, shape: ModelShape) -> int:
@@ -162,6 +170,8 @@ def _width(site: Site, place: Location, shape: ModelShape) -> int:
 
 
 def _expectation(codec: str) -> str:
+    if rows := rows_before_encoding(codec):
+        return f": lossless for the first {rows:,} rows of each site, on which its basis is fitted"
     if codec not in CODEC_SPEEDS:
         return ""
     speed, ratio = CODEC_SPEEDS[codec]

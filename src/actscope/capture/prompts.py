@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,17 +18,22 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """A text and its request id."""
+    """A text and its request id.
+
+    Attributes:
+        messages: Messages of a chat, in place of a text. Only the model's chat template renders them.
+    """
 
     id: str
     text: str
+    messages: tuple[Mapping[str, str], ...] = ()
 
 
 def read_prompts(lines: Iterable[str], source: str = "prompts") -> list[Prompt]:
     """Parse prompts, one per line.
 
-    All lines are JSON objects `{"id": ..., "prompt": ...}` or `{"text": ...}` if the first one starts with "{", and plain text
-    otherwise. Empty lines are skipped.
+    All lines are JSON objects `{"id": ..., "prompt": ...}`, `{"text": ...}` or `{"messages": [{"role": ..., "content": ...}]}`
+    if the first one starts with "{", and plain text otherwise. Empty lines are skipped.
 
     Args:
         lines: The lines to parse.
@@ -57,12 +62,26 @@ def read_prompts(lines: Iterable[str], source: str = "prompts") -> list[Prompt]:
 
 def _of_json(line: str, name: str, where: str) -> Prompt:
     value = decode_json(line, dict[str, object], SettingsError, f"{where}: cannot be read")
-    text = value.get("prompt", value.get("text"))
+    request, text = str(value.get("id") or name), value.get("prompt", value.get("text"))
+    if "messages" in value and text is None:
+        return Prompt(request, "", _messages(value["messages"], where))
     if not isinstance(text, str) or not text:
         raise SettingsError(
-            f'{where}: expected {{"id": ..., "prompt": ...}} or {{"text": ...}}, found keys {sorted(value)}'
+            f'{where}: expected {{"id": ..., "prompt": ...}}, {{"text": ...}} or {{"messages": [...]}}, found keys '
+            f"{sorted(value)}"
         )
-    return Prompt(str(value.get("id") or name), text)
+    return Prompt(request, text)
+
+
+def _messages(found: object, where: str) -> tuple[Mapping[str, str], ...]:
+    messages = found if isinstance(found, list) and found else [None]
+    if not all(isinstance(one, dict) and set(one) == {"role", "content"} and _texts(one.values()) for one in messages):
+        raise SettingsError(f'{where}: messages: expected [{{"role": "user", "content": "..."}}, ...] with texts')
+    return tuple(messages)
+
+
+def _texts(values: Iterable[object]) -> bool:
+    return all(isinstance(value, str) for value in values)
 
 
 def run_prompts(
@@ -73,6 +92,7 @@ def run_prompts(
     max_tokens: int,
     batch: int,
     progress: Progress,
+    chat: bool = False,
 ) -> None:
     """Run all prompts through the model in batches and generate answers greedily.
 
@@ -85,11 +105,12 @@ def run_prompts(
         max_tokens: Maximum number of new tokens per prompt; 0 only reads the prompts.
         batch: Number of prompts per batch.
         progress: Called after each batch.
+        chat: Render each prompt by the model's chat template, as the message of a user. False: texts are sent as they are.
 
     Raises:
-        SettingsError: A prompt does not fit the model's context. Raised before anything runs.
+        SettingsError: A prompt does not fit the model's context, or the template cannot render it. Raised before anything runs.
     """
-    encoded = [(prompt, _encode(loaded, prompt, max_tokens)) for prompt in prompts]
+    encoded = [(prompt, _encode(loaded, prompt, max_tokens, chat)) for prompt in prompts]
     for start in range(0, len(encoded), batch):
         part = encoded[start : start + batch]
         for group in _unpadded(part) if loaded.calls.batching != "padded" else [part]:
@@ -98,14 +119,54 @@ def run_prompts(
         progress(min(start + batch, len(encoded)), len(encoded))
 
 
-def _encode(loaded: LoadedModel, prompt: Prompt, max_tokens: int) -> list[int]:
-    ids: list[int] = loaded.tokenizer(prompt.text)["input_ids"]
+def _encode(loaded: LoadedModel, prompt: Prompt, max_tokens: int, chat: bool) -> list[int]:
+    ids = _rendered(loaded, prompt) if chat else list(loaded.tokenizer(_text_of(prompt))["input_ids"])
     room = loaded.max_context - max_tokens
     if not 0 < len(ids) <= room:
         raise SettingsError(
             f"prompt {prompt.id!r} has {len(ids)} tokens: expected 1 to {room}, so that {max_tokens} more fit {loaded.name}"
         )
     return ids
+
+
+def _text_of(prompt: Prompt) -> str:
+    if prompt.messages:
+        raise SettingsError(
+            f"prompt {prompt.id!r} has messages, which need the model's chat template: leave --no-chat out"
+        )
+    return prompt.text
+
+
+def _rendered(loaded: LoadedModel, prompt: Prompt) -> list[int]:
+    """Return the tokens of a chat, up to where the model's answer begins."""
+    messages = [dict(message) for message in prompt.messages] or [{"role": "user", "content": prompt.text}]
+    try:
+        text = loaded.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    except Exception as error:  # a template is a program of the model's maker, and may raise anything
+        raise SettingsError(
+            f"prompt {prompt.id!r}: the chat template of {loaded.name} refuses it: {error}; --no-chat sends texts as they are"
+        ) from error
+    return list(loaded.tokenizer(str(text), add_special_tokens=False)["input_ids"])
+
+
+def wants_chat(loaded: LoadedModel, given: bool | None, recorded: bool | None = None) -> bool:
+    """Return whether prompts are rendered by the chat template.
+
+    Args:
+        loaded: The model.
+        given: The user's choice; None: as the recording that is continued, else where the model has a template.
+        recorded: What the recording that is continued has; None for a new one.
+
+    Raises:
+        SettingsError: The model has no template, or the recording was made the other way.
+    """
+    has_template = loaded.tokenizer.chat_template is not None
+    if given and not has_template:
+        raise SettingsError(f"--chat: {loaded.name} has no chat template; leave it out, and texts are sent as they are")
+    if given is not None and recorded is not None and given != recorded:
+        made = "--chat" if recorded else "--no-chat"
+        raise SettingsError(f"--resume: the recording was made with {made}; give that, or leave it out")
+    return next(one for one in (given, recorded, has_template) if one is not None)
 
 
 def _unpadded(part: Sequence[tuple[Prompt, list[int]]]) -> list[list[tuple[Prompt, list[int]]]]:

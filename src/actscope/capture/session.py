@@ -25,12 +25,14 @@ from actscope.capture.hooks.forward_hooks import ForwardHooks
 from actscope.capture.labels.position_filter import PositionFilter
 from actscope.capture.labels.request_ids import RequestIds
 from actscope.capture.labels.token_labels import Requests, TokenLabels
-from actscope.capture.plan import shape_of
+from actscope.capture.plan import shape_of, widths_of
 from actscope.capture.settings import CaptureSettings
 from actscope.capture.sinks import whole
 from actscope.capture.stats import CaptureStats, StatsCounter
+from actscope.codecs import DTYPES, check_rows, rows_before_encoding
 from actscope.errors import RecordingPoisoned, SettingsError
 from actscope.frames import RowSink
+from actscope.near_miss import hinted_class
 from actscope.recording.spec import RecordingSpec
 from actscope.recording.writing.recorder import Recorder, RecorderStats
 from actscope.sampling import keeps
@@ -67,6 +69,7 @@ class CaptureProgress:
         return self.tokens / self.seconds if self.seconds else 0.0
 
 
+@hinted_class
 class Capture:
     """Capture session of one model. Create it with `actscope.capture`.
 
@@ -95,11 +98,13 @@ class Capture:
         Raises:
             SiteError: The model does not have a site.
             SettingsError: `model` cannot be captured.
+            CodecError: The codec cannot encode the width or the dtype of a site's rows, as far as they are known.
         """
         self.config = config
         self.path = os.fspath(to)
         self._model = _checked(model)
         self._places = resolve(self._model, config.sites, config.read_points)
+        self._check_codec()
         self._resume = resume
         self._tokenizer = _tokenizer(tokenizer)
         self._model_facts = dict(model_facts or {})
@@ -113,6 +118,14 @@ class Capture:
         self._to_close = False
         self._pid = os.getpid()
         self._recorded: dict[str, int] = {}
+
+    def _check_codec(self) -> None:
+        codec = choose_codec(self.config.codec, self.config.workers, self.config.throughput).codec
+        shape = shape_of(self._model)
+        widths = widths_of(self._places, shape)
+        for site in self._places:
+            dtype = shape.dtype if not site.is_module and shape.dtype in DTYPES else ""
+            check_rows(codec, widths.get(site.name, 0), dtype, site.name)
 
     @property
     def sites(self) -> tuple[str, ...]:
@@ -173,6 +186,8 @@ class Capture:
         )
         if parts := compiled_parts(self._model):
             log.info("%s: compiled (%s) and run eagerly while it is captured", self.path, parts[0] or "the whole model")
+        if rows := rows_before_encoding(self._spec().codec):
+            log.info("%s: the first %d rows of each site are lossless, then a basis is fitted", self.path, rows)
         self._begun = time.monotonic()
         self._passes.attach()
 
@@ -445,6 +460,7 @@ def capture(
     Raises:
         SettingsError: A setting is unknown or invalid, both `preset` and `config` are given, or the model cannot be captured.
         SiteError: The model does not have a site.
+        CodecError: The codec cannot encode the width or the dtype of a site's rows, e.g. svd:256 of rows 64 wide.
     """
     if preset is not None and config is not None:
         raise SettingsError("give a preset or a config, not both: a config may begin as CaptureConfig.preset(...)")

@@ -26,6 +26,7 @@ from actscope.cli import (
     verify,
     watch,
 )
+from actscope.cli.common.hints import add_hints
 from actscope.cli.common.output import show
 from actscope.cli.doctor import command as doctor
 from actscope.cli.feed import command as feed
@@ -69,3 +70,4 @@ app.command("feed", short_help="Serve fresh, shuffled activations to trainers.")
 app.add_typer(metrics.app, name="metrics")
 app.command("bench", short_help="Measure a part of actscope against a named baseline.")(bench.bench)
 app.command("doctor", short_help="Check what works on this machine.")(doctor.doctor)
+add_hints(app)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from actscope.capture.session import Capture
     from actscope.capture.stats import CaptureStats
     from actscope.engines.hf.loading import LoadedModel
+    from actscope.recording.reading.recording import Recording
 
 
 @with_settings
@@ -45,6 +46,15 @@ def capture(
             metavar="PRESET", help="fast_capture, max, balanced, max_compression, attention_analysis or mlp_analysis."
         ),
     ] = "balanced",
+    chat: Annotated[
+        bool | None,
+        typer.Option(
+            "--chat/--no-chat",
+            help="Send prompts as chat messages, by the model's chat template, or as they are. By default as chat where the "
+            "model has a template.",
+            show_default=False,
+        ),
+    ] = None,
     resume: Annotated[
         bool, typer.Option(help="Continue a recording. Prompts that are complete in it are skipped.")
     ] = False,
@@ -52,8 +62,8 @@ def capture(
 ) -> None:
     """Run prompts through a model, and record what its layers compute, with exact labels.
 
-    A line of JSON is {"id": "...", "prompt": "..."} or {"text": "..."}. Answers are generated greedily. A preset changes some
-    defaults, and flags override it. Read the recording with actscope.open(DIR), or with: actscope info DIR
+    A line of JSON is {"id": "...", "prompt": "..."}, {"text": "..."} or {"messages": [...]}. Answers are generated greedily. A
+    preset changes some defaults, and flags override it. Read the recording with actscope.open(DIR), or with: actscope info DIR
 
     Example: actscope capture actscope/builtin prompts.txt --to run.acts --sites first,middle,last
     """
@@ -70,7 +80,7 @@ def capture(
         raise SettingsError(f"--sample {config.sample}: none of the prompts in {prompts} is in the sample")
     todo = _missing(to, wanted) if resume else wanted
     if todo:
-        _record(model, todo, to, config, max_tokens, batch, resume=resume, placed=engine_flags)
+        _record(model, todo, to, config, max_tokens, batch, resume=resume, chat=chat, placed=engine_flags)
     else:
         show(f"{to} contains all {len(wanted)} prompts already", err=True)
     _tell(to, len(todo), len(wanted) - len(todo), as_json)
@@ -94,14 +104,17 @@ def _record(
     batch: int,
     *,
     resume: bool,
+    chat: bool | None,
     placed: Given,
 ) -> None:
-    from actscope.capture.prompts import run_prompts
+    from actscope.capture.prompts import run_prompts, wants_chat
     from actscope.cli.common.progress import ProgressBar
 
     _log_plainly()
     loaded = _load(model, placed)
-    session = _session(loaded, to, config, resume=resume)
+    as_chat = wants_chat(loaded, chat, _was_chat(to) if resume else None)
+    session = _session(loaded, to, config, resume=resume, chat=as_chat)
+    _announce(config, as_chat)
     done = 0
 
     def told(so_far: int, total: int) -> None:
@@ -111,7 +124,7 @@ def _record(
 
     try:
         with ProgressBar() as bars, session:
-            run_prompts(loaded, todo, session, max_tokens=max_tokens, batch=batch, progress=told)
+            run_prompts(loaded, todo, session, max_tokens=max_tokens, batch=batch, progress=told, chat=as_chat)
     except KeyboardInterrupt:
         show(
             f"interrupted: {to} has {done} of {len(todo)} prompts; repeat the command with --resume to continue",
@@ -121,11 +134,30 @@ def _record(
     _warn(session.stats())
 
 
-def _session(loaded: LoadedModel, to: Path, config: CaptureConfig, *, resume: bool) -> Capture:
+def _was_chat(to: Path) -> bool | None:
+    """Return whether the recording has chats; recordings of earlier versions have texts. None without a recording."""
+    from actscope.recording.reading.recording import Recording
+
+    return bool(Recording.open(to).info["model"].get("chat")) if (to / "manifest.json").exists() else None
+
+
+def _announce(config: CaptureConfig, chat: bool) -> None:
+    from actscope.codecs import rows_before_encoding
+
+    how = "as chat messages, by the model's chat template (--no-chat: as they are)" if chat else "as they are"
+    show(f"prompts are sent {how}", err=True)
+    if rows := rows_before_encoding(config.codec):
+        show(
+            f"codec {config.codec}: the first {rows:,} rows of each site are stored losslessly, then its basis is fitted",
+            err=True,
+        )
+
+
+def _session(loaded: LoadedModel, to: Path, config: CaptureConfig, *, resume: bool, chat: bool) -> Capture:
     """Open a capture. Its recording names the model as the user did, with its revision, so that probes for it match."""
     from actscope.capture.session import Capture
 
-    facts = {"name": loaded.name, "revision": loaded.revision, "max_context": loaded.max_context}
+    facts = {"name": loaded.name, "revision": loaded.revision, "max_context": loaded.max_context, "chat": chat}
     return Capture(loaded.model, to, config, resume=resume, tokenizer=loaded.tokenizer, model_facts=facts)
 
 
@@ -188,16 +220,33 @@ def _warn(stats: CaptureStats) -> None:
         )
 
 
+def _tell_unfitted(recording: Recording) -> None:
+    """Name the sites whose codec has gathered too few rows to encode any."""
+    waiting = {site: report for site, report in recording.codec_reports.items() if report.get("fits") == 0}
+    if waiting:
+        site, report = next(iter(waiting.items()))
+        show(
+            f"svd:{report['components']} encoded nothing at {site}"
+            + (f" and {len(waiting) - 1} other sites" if len(waiting) > 1 else "")
+            + f": {report['rows_until_fit']:,} more rows were needed to fit its basis, and all rows are stored losslessly",
+            err=True,
+        )
+
+
 def _tell(to: Path, run: int, skipped: int, as_json: bool) -> None:
     from actscope.recording.reading.recording import Recording
 
-    summary = {"path": str(to), "run": run, "skipped": skipped, **Recording.open(to).summary()}
+    recording = Recording.open(to)
+    chat = bool(recording.info["model"].get("chat"))
+    _tell_unfitted(recording)
+    summary = {"path": str(to), "run": run, "skipped": skipped, "chat": chat, **recording.summary()}
     if as_json:
         show(json.dumps(summary))
         return
     over, worst = summary["rows_after_end"], summary["error_worst"]
     show(
-        f"{to}: {summary['tokens']} tokens of {summary['requests']} requests at {summary['sites']} sites\n"
+        f"{to}: {summary['tokens']} tokens of {summary['requests']} requests at {summary['sites']} sites, prompts sent as "
+        f"{'chat messages' if chat else 'texts'}\n"
         + (f"  {over} of them after the end of their answer, while the batch was still running\n" if over else "")
         + f"  {summary['bytes_per_token']:.0f} bytes per token, {summary['ratio_source']:.2f} x smaller than computed, "
         f"{summary['ratio_fp32']:.2f} x smaller than fp32\n"

@@ -17,7 +17,8 @@ from actscope.client.completions import (
     ScoredTextCompletions,
 )
 from actscope.client.tokens import Scores
-from actscope.errors import ScoresError, ScoresNotFound, SettingsError
+from actscope.errors import ScoresError, ScoresNotFound, SettingsError, UnknownArgument
+from actscope.near_miss import hint, hinted
 
 if TYPE_CHECKING:
     from typing import Self
@@ -148,7 +149,8 @@ def wrap(
     unknown = set(options) - set(ScoreOptions.__annotations__)
     if unknown:
         known = ", ".join(ScoreOptions.__annotations__)
-        raise SettingsError(f"wrap: expected options among {known}; found {', '.join(sorted(unknown))}")
+        near = hint(min(unknown), ScoreOptions.__annotations__)
+        raise UnknownArgument(f"wrap: expected options among {known}; found {', '.join(sorted(unknown))}{near}")
     if isinstance(client, openai.OpenAI):
         return _adopted(client.copy(), _wrapped_class(ScoredOpenAI, type(client)), options)
     if isinstance(client, openai.AsyncOpenAI):
@@ -173,6 +175,7 @@ def _adopted(client: openai.OpenAI | openai.AsyncOpenAI, kind: type[Wrapped], op
     return client
 
 
+@hinted
 def scores(id: str, *, base_url: str | None = None, api_key: str | None = None, features: bool = False) -> Scores:
     """Look up the tokens and scores of a request by the id of its response.
 

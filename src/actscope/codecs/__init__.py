@@ -2,7 +2,7 @@
 
 from actscope.codecs.contract import Encoded, Encoder
 from actscope.codecs.dtypes import DTYPES, carrier, from_float32, itemsize, to_float32
-from actscope.codecs.registry import CODECS, decode, encoder, name_of
+from actscope.codecs.registry import CODECS, check_rows, decode, encoder, name_of, rows_before_encoding
 
 __all__ = [
     "CODECS",
@@ -10,10 +10,12 @@ __all__ = [
     "Encoded",
     "Encoder",
     "carrier",
+    "check_rows",
     "decode",
     "encoder",
     "from_float32",
     "itemsize",
     "name_of",
+    "rows_before_encoding",
     "to_float32",
 ]

@@ -9,11 +9,11 @@ import numpy as np
 from actscope.codecs.auto import Auto
 from actscope.codecs.coding.compressors import Buffer
 from actscope.codecs.contract import Encoder
-from actscope.codecs.dtypes import carrier
+from actscope.codecs.dtypes import FLOATS, carrier
 from actscope.codecs.error_bounded import ERROR_BOUNDED, ErrorBounded, decode_error_bounded
 from actscope.codecs.general import LZ4, NONE, SHUFFLE_LZ4, SHUFFLE_ZSTD, ZSTD, General, decode_general
 from actscope.codecs.lossless import LOSSLESS, Lossless, decode_lossless
-from actscope.codecs.svd import SVD, Svd, decode_svd
+from actscope.codecs.svd import SVD, Svd, check_svd_width, decode_svd, rows_to_fit
 from actscope.errors import CodecError
 
 #: Wire codes; stable, never reused.
@@ -115,6 +115,36 @@ def encoder(spec: str) -> Encoder:
     if name not in _MAKERS or (colon and not argument):
         raise CodecError(f"no codec {spec!r}: expected one of {', '.join(_USAGE)}")
     return _MAKERS[name](argument)
+
+
+def check_rows(spec: str, width: int, dtype: str, site: str) -> None:
+    """Check, before a model runs, that a codec can encode the rows of a site.
+
+    Args:
+        spec: Codec as `encoder` takes it.
+        width: Elements of a row; 0 if unknown.
+        dtype: Element type of the rows; "" if unknown.
+        site: Name of the site, for the message.
+
+    Raises:
+        CodecError: The codec is unknown, takes narrower rows or other dtypes. `auto` takes all.
+    """
+    one = encoder(spec)
+    if isinstance(one, Svd | ErrorBounded) and dtype and dtype not in FLOATS:
+        raise CodecError(
+            f"codec {spec!r} takes rows of {', '.join(FLOATS)}, and those of {site} are {dtype}: use lossless"
+        )
+    if isinstance(one, Svd) and width:
+        try:
+            check_svd_width(one.k, width)
+        except CodecError as error:
+            raise CodecError(f"{site}: {error}") from error
+
+
+def rows_before_encoding(spec: str) -> int:
+    """Return the number of rows that a codec stores losslessly at each site before it encodes any; 0 for most codecs."""
+    one = encoder(spec)
+    return rows_to_fit(one.k) if isinstance(one, Svd) else 0
 
 
 def decode(codec: int, payload: Buffer, n: int, d: int, dtype: str, state: bytes | None = None) -> np.ndarray:

@@ -56,6 +56,19 @@ class SvdReport(TypedDict):
     rows_until_fit: int | None
 
 
+def rows_to_fit(k: int) -> int:
+    """Return the number of rows of a site that are stored losslessly, and gathered to fit a basis of `k` directions."""
+    return max(_FEWEST_ROWS, _ROWS_PER_DIRECTION * k)
+
+
+def check_svd_width(k: int, d: int) -> None:
+    """Raise CodecError if rows of width `d` cannot be encoded by `k` coefficients."""
+    if k > d:
+        raise CodecError(f"codec 'svd:{k}': rows are {d} wide: choose at most that many components")
+    if k * d > MOST_NUMBERS:
+        raise CodecError(f"codec 'svd:{k}': a basis of rows {d} wide has more than {MOST_NUMBERS} numbers")
+
+
 class Svd:
     """SVD encoder for float32, float16 and bfloat16; other dtypes use `lossless`. An encoder accepts one row width."""
 
@@ -63,7 +76,7 @@ class Svd:
         if k < 1:
             raise CodecError(f"codec 'svd': expected at least 1 component, found {k}")
         self.k = k
-        self._gathered = Gathered(max(_FEWEST_ROWS, _ROWS_PER_DIRECTION * k))
+        self._gathered = Gathered(rows_to_fit(k))
         self._width = 0
         self._writer, self._lossless = PlaneWriter(), Lossless()
         self._basis: Basis | None = None
@@ -97,10 +110,7 @@ class Svd:
         return encoded
 
     def _check_width(self, d: int) -> None:
-        if self.k > d:
-            raise CodecError(f"codec 'svd:{self.k}': rows are {d} wide: choose at most that many components")
-        if self.k * d > MOST_NUMBERS:
-            raise CodecError(f"codec 'svd:{self.k}': a basis of rows {d} wide has more than {MOST_NUMBERS} numbers")
+        check_svd_width(self.k, d)
         if self._width not in (0, d):
             raise CodecError(f"codec 'svd:{self.k}': rows were {self._width} wide and are now {d}")
         self._width = d

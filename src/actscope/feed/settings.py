@@ -6,12 +6,14 @@ from dataclasses import dataclass
 from typing import Literal, get_args, get_origin, get_type_hints
 
 from actscope.errors import SettingsError
+from actscope.near_miss import hinted_class
 from actscope.serving.settings import ServingSettings
 
 #: Bytes of one value, by the dtype's name.
 ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
+@hinted_class
 @dataclass(frozen=True, slots=True)
 class FeedSettings(ServingSettings):
     """Source, order, buffer and consumers of a feed.

@@ -20,12 +20,14 @@ from actscope.gateway.counters.answers import AnswerCounter
 from actscope.gateway.scores.request_store import Sessions
 from actscope.gateway.settings import GatewaySettings
 from actscope.gateway.upstream.upstream import Upstream
+from actscope.near_miss import hinted
 from actscope.serving.access import Guard
 from actscope.serving.errors import install_handlers
 
 _DESCRIPTION = "OpenAI-compatible completions with live probe scores; see docs/wire.md."
 
 
+@hinted
 def create_app(settings: GatewaySettings, upstream: Upstream | None = None, *, page: Path = STATIC) -> FastAPI:
     """Create the gateway as an ASGI application. Its lifespan opens the upstream at start and closes it at the end.
 

@@ -12,6 +12,7 @@ from fastapi import FastAPI
 
 from actscope.gateway.app import create_app
 from actscope.gateway.settings import GatewaySettings
+from actscope.near_miss import hinted
 from actscope.serving.listening import listen, uvicorn_config
 
 
@@ -53,6 +54,7 @@ class GatewayServer(uvicorn.Server):
         await super().shutdown(sockets)
 
 
+@hinted
 def open_server(settings: GatewaySettings) -> GatewayServer:
     """Bind the port and create a server that is ready to run.
 
@@ -71,6 +73,7 @@ def open_server(settings: GatewaySettings) -> GatewayServer:
     return GatewayServer(uvicorn_config(app, settings), app, settings, sock)
 
 
+@hinted
 def serve(settings: GatewaySettings, on_started: Callable[[GatewaySettings], None] | None = None) -> None:
     """Run the gateway until SIGINT or SIGTERM. Blocks.
 

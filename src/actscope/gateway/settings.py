@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from actscope.errors import SettingsError
+from actscope.near_miss import hinted_class
 from actscope.serving.settings import ServingSettings
 
 
+@hinted_class
 @dataclass(frozen=True, slots=True)
 class GatewaySettings(ServingSettings):
     """Address, upstream, limits and memory of the gateway.

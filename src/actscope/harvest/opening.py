@@ -16,8 +16,10 @@ from actscope.harvest.manifest import HarvestManifest, ShardEntry
 from actscope.harvest.shards.reading import ShardRows
 from actscope.harvest.storage import Storage, open_storage
 from actscope.harvest.storage.local import LocalStorage
+from actscope.near_miss import hinted, hinted_class
 
 
+@hinted
 def open_harvest(out: str | Path, *, allow_http: bool = False) -> Harvest:
     """Open a finished harvest.
 
@@ -43,6 +45,7 @@ def open_harvest(out: str | Path, *, allow_http: bool = False) -> Harvest:
     return Harvest(storage, manifests.decode(data, f"{storage.url}/{layout.MANIFEST}"))
 
 
+@hinted_class
 class Harvest:
     """Finished harvest of safetensors shards, which are read on demand.
 

@@ -19,6 +19,7 @@ import msgspec
 import numpy as np
 
 from actscope.errors import ProbeError, SiteError
+from actscope.near_miss import hinted
 from actscope.probes.checkpoint import PICKLES, read_safetensors, refuse_pickle
 from actscope.probes.hooks import hooked_site
 from actscope.probes.score import ACTIVATIONS, score
@@ -210,6 +211,7 @@ def _check_weight(probe_id: str, weight: np.ndarray) -> None:
         raise ProbeError(f"probe {probe_id!r}: its vector holds NaN or infinity")
 
 
+@hinted
 def save_probe(probe: Probe, path: Path) -> None:
     """Write a probe in our format, atomically. Missing parent directories are created.
 
@@ -228,6 +230,7 @@ def save_probe(probe: Probe, path: Path) -> None:
     publish_file(path, save({k: np.ascontiguousarray(v, np.float32) for k, v in tensors.items()}, metadata))
 
 
+@hinted
 def load_probe(path: Path, site: str = "") -> Probe:
     """Read a probe file, check it and score its test vectors.
 
@@ -370,6 +373,7 @@ def probe_from_json(probe_id: str, data: object) -> Probe:
     return Probe(info, weight)
 
 
+@hinted
 def find_probes(directory: Path) -> Iterator[Path]:
     """Yield the probe files of a directory, sorted by name; none if it does not exist."""
     if directory.is_dir():
@@ -383,6 +387,7 @@ def _warn_of_others(directory: Path) -> None:
             log.warning("%s is not loaded: make probes of it first: actscope probe import %s", path, path.name)
 
 
+@hinted
 def load_probes(directory: Path, left_out: Callable[[ProbeError], None] | None = None, site: str = "") -> list[Probe]:
     """Load every probe of a directory.
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import re
 
 from actscope.errors import ProbeError, SiteError
+from actscope.near_miss import HOOK_POINTS
 from actscope.sites import Site
 
 _REMEDY = "take an encoder of hook_resid_pre, hook_resid_post, hook_attn_out or hook_mlp_out instead"
@@ -26,12 +27,6 @@ _EMBEDDING = (
 )
 _NORM = "it reads a norm before its scale, a point that no site reads; final_norm is the norm's output"
 
-_POINTS = {
-    "hook_resid_pre": "resid_pre", "hook_in": "resid_pre",
-    "hook_resid_post": "resid_post", "hook_out": "resid_post",
-    "hook_attn_out": "attn_out", "ln1_post.hook_out": "attn_out",
-    "hook_mlp_out": "mlp_out", "ln2_post.hook_out": "mlp_out",
-}  # fmt: skip
 #: A module's own output. It is what the block adds, unless a norm stands behind the module.
 _OUTPUTS = {"attn.hook_out": "attn_out", "mlp.hook_out": "mlp_out"}
 _REFUSED = (
@@ -104,8 +99,8 @@ def _kind_of(site: Site) -> str:
 
 
 def _hooked_point(hook: str, name: str, model: str) -> str:
-    if name in _POINTS:
-        return _POINTS[name]
+    if name in HOOK_POINTS:
+        return HOOK_POINTS[name]
     if name in _OUTPUTS:
         return _output(hook, _OUTPUTS[name], model)
     reason = next((why for pattern, why in _REFUSED if re.fullmatch(pattern, name)), f"not known here; {_REMEDY}")

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from actscope.errors import SettingsError
+from actscope.near_miss import hint
 
 _POINTS = {"attention": ("attn_out",), "mlp": ("mlp_out",)}
 _USAGE = (
@@ -43,7 +44,8 @@ class PositionFilter:
         if name in ("full", *_POINTS) and not terms:
             return cls(_POINTS.get(name))
         if name != "sampled" or not terms:
-            raise SettingsError(f"granularity {text!r}: {_USAGE}")
+            near = hint(name, ("full", "attention", "mlp", "sampled:8"), form=repr)
+            raise SettingsError(f"granularity {text!r}: {_USAGE}{near}")
         found: dict[str, int | bool] = {}
         for term in terms.split("+"):
             found.update(_term(term.strip(), text))

@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from actscope.errors import SettingsError
+from actscope.near_miss import hinted_class
 
 if TYPE_CHECKING:
     from actscope.ring.layout import RingSpec
 
 
+@hinted_class
 @dataclass(frozen=True, slots=True)
 class ReplaySettings:
     """Requests, pace and ring of a replay.

@@ -13,6 +13,7 @@ from msgspec import Meta
 from actscope._version import __version__
 from actscope.engines.vllm import older_tools
 from actscope.errors import SettingsError
+from actscope.near_miss import hint
 from actscope.runtime.decoding import decode_json
 from actscope.sites import Site
 
@@ -143,13 +144,16 @@ def read_settings(config: Mapping[str, object], env: Mapping[str, str] = os.envi
     Raises:
         SettingsError: A setting is unknown or cannot be read; the message names it.
     """
+    known = VllmSettings.__struct_fields__
+    for name in config.keys() - set(known):
+        near = f"{hint(name, known)}; settings are {', '.join(known)}"
+        raise SettingsError(f"actscope settings for vLLM: there is no setting {name!r}{near}")
     given = {**_own(env), **config}
     found = {**older_tools.settings_of(env, given), **given}
     try:
         return msgspec.convert(found, VllmSettings, strict=False)
     except msgspec.ValidationError as error:
-        known = ", ".join(VllmSettings.__struct_fields__)
-        raise SettingsError(f"actscope settings for vLLM: {error}; settings are {known}") from error
+        raise SettingsError(f"actscope settings for vLLM: {error}; settings are {', '.join(known)}") from error
 
 
 def _own(env: Mapping[str, str]) -> dict[str, object]:

@@ -14,6 +14,7 @@ from torch import Tensor
 from actscope.feed.answers import FeedAbout, FeedStats, SiteVectors
 from actscope.feed.client.client import Batch, FeedClient
 from actscope.feed.client.options import Transport
+from actscope.near_miss import hinted_class
 
 log = logging.getLogger("actscope.feed")
 
@@ -21,6 +22,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
+@hinted_class
 class AsyncFeedClient:
     """`FeedClient` with coroutines. Each call runs on a thread; concurrent calls run one after the other.
 

@@ -38,6 +38,7 @@ from actscope.feed.client.options import Transport
 from actscope.feed.client.prefetch import prefetch_iterator
 from actscope.feed.client.shared_rows import DTYPES
 from actscope.feed.client.shm_transport import ShmTransport
+from actscope.near_miss import hinted_class
 from actscope.runtime.boot import boot_id
 from actscope.runtime.decoding import as_own_error
 from actscope.runtime.memory import check_room
@@ -74,6 +75,7 @@ class Batch:
     labels: np.ndarray | None = None
 
 
+@hinted_class
 class FeedClient:
     """One consumer of a feed. Not thread-safe. Use it as a context manager, or call `close`.
 

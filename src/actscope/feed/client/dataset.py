@@ -8,9 +8,10 @@ from typing import Unpack
 from torch import Tensor
 from torch.utils.data import IterableDataset
 
-from actscope.errors import SettingsError
+from actscope.errors import SettingsError, UnknownArgument
 from actscope.feed.client.client import FeedClient
 from actscope.feed.client.options import ClientOptions, IterOptions
+from actscope.near_miss import hint
 
 
 class FeedDataset(IterableDataset[Tensor]):
@@ -26,6 +27,7 @@ class FeedDataset(IterableDataset[Tensor]):
         **options: Keyword arguments of `FeedClient.iter`.
 
     Raises:
+        UnknownArgument: An option is not one of `FeedClient.iter`.
         SettingsError: `zero_copy` was requested. A DataLoader keeps batches longer than a view is valid.
     """
 
@@ -38,6 +40,9 @@ class FeedDataset(IterableDataset[Tensor]):
         connect: ClientOptions | None = None,
         **options: Unpack[IterOptions],
     ) -> None:
+        known = [*IterOptions.__annotations__, "batch_size", "connect"]
+        for name in options.keys() - set(known):
+            raise UnknownArgument(f"FeedDataset has no argument {name!r}{hint(name, known)}")
         if options.get("zero_copy"):
             raise SettingsError(
                 "zero_copy cannot be used with a DataLoader, which keeps batches after the next one is requested"

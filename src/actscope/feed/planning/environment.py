@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
-from difflib import get_close_matches
 from typing import Any, get_origin, get_type_hints
 
 from actscope.errors import SettingsError
 from actscope.feed.planning.memory_estimate import is_measured
 from actscope.feed.settings import FeedSettings
+from actscope.near_miss import hint
 from actscope.sizes import parse_count
 
 #: Prefix of a variable; the setting's name follows in capitals.
@@ -56,7 +56,7 @@ def from_environment(env: Mapping[str, str], *, plain: bool) -> dict[str, Given]
     names = {
         **(PLAIN if plain else {}),
         TOKEN: "token",
-        **{f"{PREFIX}{name.upper()}": name for name in NAMES},
+        **{_variable(name): name for name in NAMES},
     }
     return {
         name: Given(parsed(name, text, variable), variable) for variable, name in names.items() if (text := env.get(variable))
@@ -78,13 +78,16 @@ def parsed(name: str, text: object, by: str) -> Any:
     return _READERS[kind](text, by) if kind in _READERS else text.strip()
 
 
+def _variable(name: str) -> str:
+    return f"{PREFIX}{name.upper()}"
+
+
 def _refuse_unknown(env: Mapping[str, str]) -> None:
-    known = {f"{PREFIX}{name.upper()}" for name in NAMES}
+    known = {_variable(name) for name in NAMES}
     for variable in sorted(env):
         if variable.startswith(PREFIX) and variable not in known:
-            near = get_close_matches(variable, sorted(known), n=3)
-            hint = f"did you mean {' or '.join(near)}?" if near else f"settings are {', '.join(NAMES)}"
-            raise SettingsError(f"{variable}: the feed has no such setting; {hint}")
+            near = hint(variable.removeprefix(PREFIX), NAMES, f"settings are {', '.join(NAMES)}", _variable)
+            raise SettingsError(f"{variable}: the feed has no such setting{near}")
 
 
 def _count(text: str, by: str) -> int:

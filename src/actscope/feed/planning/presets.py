@@ -14,7 +14,6 @@ import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
 from types import MappingProxyType
 from typing import Final, TypeVar
 
@@ -23,6 +22,7 @@ from actscope.feed.planning.environment import NAMES, Given, from_environment, p
 from actscope.feed.planning.host_memory import Machine, gigabytes, this_machine
 from actscope.feed.planning.memory_estimate import Estimate, estimate, fits, rows_of, shape_of
 from actscope.feed.settings import FeedSettings
+from actscope.near_miss import hint
 
 _T = TypeVar("_T")
 _BIG: Final = {
@@ -81,15 +81,13 @@ def option(name: str) -> str:
 
 def _preset(name: str) -> Mapping[str, object]:
     if name and name not in PRESETS:
-        near = get_close_matches(name, PRESETS, n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        raise SettingsError(f"feed preset {name!r}: expected one of {', '.join(PRESETS)}{hint}")
+        raise SettingsError(f"feed preset {name!r}: expected one of {', '.join(PRESETS)}{hint(name, PRESETS)}")
     return PRESETS[name] if name else {}
 
 
 def _flag(name: str, value: object) -> Given:
     if name not in NAMES:
-        raise SettingsError(f"feed {name}: no such setting; settings are {', '.join(NAMES)}")
+        raise SettingsError(f"feed {name}: no such setting{hint(name, NAMES, 'settings are ' + ', '.join(NAMES))}")
     return Given(parsed(name, value, option(name)), option(name))
 
 

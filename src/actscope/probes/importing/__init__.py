@@ -8,6 +8,7 @@ from pathlib import Path
 import msgspec
 
 from actscope.errors import ProbeError
+from actscope.near_miss import hinted
 from actscope.probes.checkpoint import PICKLES, refuse_pickle
 from actscope.probes.format import Probe, load_probe
 from actscope.probes.hooks import stated_site
@@ -18,6 +19,7 @@ from actscope.probes.importing.skops_file import load_skops
 __all__ = ["from_sklearn", "import_probes", "load_skops", "read_control_vector"]
 
 
+@hinted
 def import_probes(
     path: Path,
     *,

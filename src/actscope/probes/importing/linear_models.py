@@ -21,6 +21,7 @@ from typing import cast
 import numpy as np
 
 from actscope.errors import ProbeError
+from actscope.near_miss import hinted
 from actscope.probes.format import Probe, ProbeInfo
 
 _REGRESSORS = (
@@ -67,6 +68,7 @@ class _Linear:
     gain: float = 1.0  # weight and bias are this many times the library's
 
 
+@hinted
 def from_sklearn(
     estimator: object,
     *,

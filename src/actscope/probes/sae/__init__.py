@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from actscope.errors import ProbeError
+from actscope.near_miss import hinted
 from actscope.probes.checkpoint import PICKLES, refuse_pickle
 from actscope.probes.encoder import ENCODERS, NORMALISATIONS, SaeEncoder
 from actscope.probes.hooks import site_of_hook
@@ -33,6 +34,7 @@ _FOLDERS: tuple[tuple[tuple[str, ...], _Layout], ...] = (
 )
 
 
+@hinted
 def load_encoder(path: Path, site: str | None = None) -> SaeEncoder:
     """Load the encoder of an SAE. Nothing is unpickled.
 

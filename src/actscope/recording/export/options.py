@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from actscope.errors import SettingsError
+from actscope.near_miss import hinted_class
 
 #: Called with (stage, amount done, total).
 Progress = Callable[[str, int, int], None]
@@ -17,6 +18,7 @@ def silent(stage: str, done: int, total: int) -> None:
     """Ignore progress."""
 
 
+@hinted_class
 @dataclass(frozen=True, slots=True)
 class ExportOptions:
     """Options of an export.

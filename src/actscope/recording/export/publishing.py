@@ -16,6 +16,8 @@ from actscope.runtime.publish import sync_directory
 from actscope.runtime.regular_files import open_regular, read_regular
 
 DESCRIPTION = "export.json"
+#: Its name in a folder that other tools read as one table: they skip names that begin with `_`.
+HIDDEN_DESCRIPTION = f"_{DESCRIPTION}"
 #: Largest description. It has the texts of all tokens.
 _MOST_DESCRIPTION = 256 << 20
 
@@ -53,9 +55,10 @@ def check_free(to: Path, *, force: bool) -> None:
 
 
 def _is_export(path: Path) -> bool:
+    description = path / (HIDDEN_DESCRIPTION if (path / HIDDEN_DESCRIPTION).exists() else DESCRIPTION)
     try:
-        data = read_regular(path / DESCRIPTION, _MOST_DESCRIPTION, RecordingError)
-        found = decode_json(data, dict[str, object], RecordingError, f"{path / DESCRIPTION}: not an export")
+        data = read_regular(description, _MOST_DESCRIPTION, RecordingError)
+        found = decode_json(data, dict[str, object], RecordingError, f"{description}: not an export")
     except (OSError, RecordingError):
         return path.is_dir() and not any(path.iterdir())
     return found.get("format") == "actscope-export"

@@ -9,9 +9,10 @@ from pathlib import Path
 import msgspec
 
 from actscope.errors import ActscopeError, RecordingError, SettingsError
+from actscope.near_miss import hint, hinted
 from actscope.recording.export import npy, packets, parquet, safetensors, zarr
 from actscope.recording.export.options import ExportOptions, ExportReport, Progress, silent
-from actscope.recording.export.publishing import DESCRIPTION, check_free, publishing
+from actscope.recording.export.publishing import DESCRIPTION, HIDDEN_DESCRIPTION, check_free, publishing
 from actscope.recording.export.selection import ExportSource, Selection
 from actscope.recording.reading.recording import Recording
 
@@ -27,6 +28,7 @@ FORMATS: dict[str, Writer] = {
 }
 
 
+@hinted
 def export(
     recording: Recording,
     to: str | os.PathLike[str],
@@ -59,7 +61,7 @@ def export(
         RecordingDamaged: A block of the recording cannot be read.
     """
     if format not in FORMATS:
-        raise SettingsError(f"no export format {format!r}; there are {', '.join(FORMATS)}")
+        raise SettingsError(f"no export format {format!r}; there are {', '.join(FORMATS)}{hint(format, FORMATS)}")
     options = options or ExportOptions()
     path = Path(to).absolute()
     check_free(path, force=options.force)
@@ -69,7 +71,8 @@ def export(
             stored = FORMATS[format](source, temporary, progress)
             if temporary.is_dir():
                 description = {"form": format, **source.describe(stored)}
-                (temporary / DESCRIPTION).write_bytes(msgspec.json.format(msgspec.json.encode(description), indent=1))
+                name = HIDDEN_DESCRIPTION if format == "parquet" else DESCRIPTION
+                (temporary / name).write_bytes(msgspec.json.format(msgspec.json.encode(description), indent=1))
     except ActscopeError:
         raise
     except OSError as error:

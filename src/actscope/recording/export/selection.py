@@ -11,11 +11,13 @@ import numpy as np
 
 from actscope.codecs import itemsize, to_float32
 from actscope.errors import RecordingError, SiteError
+from actscope.near_miss import hinted_class
 from actscope.recording.export.options import ExportOptions
 from actscope.recording.reading.recording import Recording
-from actscope.sites import Site, select
+from actscope.sites import Site, foreign_hint, select
 
 
+@hinted_class
 @dataclass(frozen=True, slots=True)
 class Selection:
     """Selected sites (empty: all), requests (empty: all) and range of positions (None: all)."""
@@ -65,7 +67,9 @@ def choose_sites(recording: Recording, wanted: Sequence[str]) -> tuple[str, ...]
     for item in items:
         named = {site for site in recording.sites if fnmatchcase(site, item)} or _by_grammar(recording, item)
         if not named:
-            raise SiteError(f"{recording.path} has no site {item!r}; it has {', '.join(recording.sites)}")
+            raise SiteError(
+                f"{recording.path} has no site {item!r}; it has {', '.join(recording.sites)}{foreign_hint(item)}"
+            )
         found |= named
     return tuple(site for site in recording.sites if not items or site in found)
 

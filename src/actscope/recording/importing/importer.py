@@ -11,6 +11,7 @@ from typing import BinaryIO
 
 from actscope.codecs import DTYPES, itemsize
 from actscope.errors import ActscopeError, RecordingError
+from actscope.near_miss import hinted
 from actscope.recording.format.index_keys import MAX_BLOCK_BYTES
 from actscope.recording.format.packets import HEADER, VERSION, StreamHeader, scan_packets
 from actscope.recording.importing.foreign import ForeignStream
@@ -44,6 +45,7 @@ def _silent(stage: str, done: int, total: int) -> None:
     """Ignore progress."""
 
 
+@hinted
 def import_packets(
     source: str | os.PathLike[str],
     to: str | os.PathLike[str],

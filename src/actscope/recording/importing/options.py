@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from actscope.errors import SettingsError
+from actscope.near_miss import hinted_class
 
 #: Widest row: of any dtype it fits a block.
 _MOST_WIDTH = 1 << 24
 
 
+@hinted_class
 @dataclass(frozen=True, slots=True)
 class ImportOptions:
     """Description of a foreign stream, and codec of the recording.

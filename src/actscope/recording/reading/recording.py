@@ -12,12 +12,14 @@ import msgspec
 import numpy as np
 
 from actscope.errors import RecordingDamaged, RecordingError, SiteError
+from actscope.near_miss import hinted_class
 from actscope.recording.format import manifest, records
 from actscope.recording.format.index_keys import CHANNELS, KEY, Kind
 from actscope.recording.reading.label_index import LabelIndex, RequestSummary, check_label_room, labels_of
 from actscope.recording.reading.site_rows import Blocks, Rows, SiteRows
 from actscope.recording.reading.summary import describe, summarize
 from actscope.recording.reading.verification import Verification, verify
+from actscope.sites import foreign_hint
 from actscope.store import Damage, StoreReader
 
 Positions = int | slice | Sequence[int] | np.ndarray
@@ -35,6 +37,7 @@ class TokenRow:
     stored_bytes: float
 
 
+@hinted_class
 class Recording:
     """Lazy reader of a recording. Opening reads the index; rows are read and decoded on access.
 
@@ -204,7 +207,7 @@ class Recording:
     def __getitem__(self, site: str) -> SiteRows:
         """Return the rows of a site as a lazy array [n, d]. Raises SiteError if the site is not in the recording."""
         if site not in self.sites:
-            raise SiteError(f"{self.path} has no site {site!r}; it has {', '.join(self.sites)}")
+            raise SiteError(f"{self.path} has no site {site!r}; it has {', '.join(self.sites)}{foreign_hint(site)}")
         if site not in self._sites:
             mine = self._store.entries[self._store.entries["channel"] == len(CHANNELS) + self.sites.index(site)]
             self._sites[site] = SiteRows(site, Blocks(self._store, mine), self._labels.row_ids, self._labels.all)
@@ -339,6 +342,14 @@ class Recording:
     def sessions(self) -> list[records.Session]:
         """Return the session records: one at the start of each writer, one at its end."""
         return self._records(Kind.SESSION, records.Session)
+
+    @property
+    def codec_reports(self) -> dict[str, dict[str, object]]:
+        """Return what the codec of each site reported at the end of the last session, by site. Empty while one is running."""
+        ended = [session for session in self.sessions if session.ended]
+        reports = ended[-1].stats.get("codecs") if ended else None
+        known = reports if isinstance(reports, dict) else {}
+        return {str(site): report for site, report in known.items() if isinstance(report, dict)}
 
     # --- internals --------------------------------------------------------------------------------------------------------
 

@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from actscope.codecs import decode, name_of, to_float32
 from actscope.errors import RecordingDamaged, RecordingError
+from actscope.near_miss import hinted_class
 from actscope.recording.format.arrays import as_torch
 from actscope.recording.format.index_keys import (
     DTYPE_NAMES,
@@ -183,6 +184,7 @@ class Blocks:
         return {name: int(rows[codecs == name].sum()) for name in sorted(names)}
 
 
+@hinted_class
 class SiteRows:
     """Labelled rows of one site as a lazy array [n, d], in the order of computation.
 

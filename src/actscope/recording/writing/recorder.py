@@ -16,7 +16,7 @@ import numpy as np
 
 from actscope._version import __version__
 from actscope.clock import clock_pair, monotonic_ns
-from actscope.codecs import DTYPES, carrier
+from actscope.codecs import DTYPES, carrier, check_rows
 from actscope.counters import counted, counting, current
 from actscope.errors import RecordingError
 from actscope.frames import Frame, RowArray, SinkStats, Step
@@ -33,6 +33,7 @@ from actscope.recording.writing.resume import Resume, continue_recording
 from actscope.recording.writing.site_queues import QueuedRows, SiteQueues
 from actscope.recording.writing.step_book import StepBook
 from actscope.runtime.publish import publish_file
+from actscope.sites import is_named
 from actscope.store import Store
 
 
@@ -131,9 +132,11 @@ class Recorder:
             A running recorder. Close it.
 
         Raises:
+            CodecError: A codec is unknown, or cannot encode rows of the model's width and dtype (if `spec.model` has them).
             RecordingError: The directory is not empty, another writer has the recording, or its sites or model differ.
             RecordingDamaged: Acknowledged bytes of the recording are missing or changed.
         """
+        _check_codecs(spec)
         options = options or PipelineOptions()
         store_options = replace(options.store, buffer_bytes=options.store_bytes)
         if resume and (Path(path) / "manifest.json").exists():
@@ -425,3 +428,16 @@ class Recorder:
             stats |= {"codecs": self.reports(), "dropped_rows": self._steps.counts().dropped_rows}
         first = self._steps.next_row
         return records.Session(now.monotonic_ns, now.wall_ns, now.boot_id, __version__, first, ended, stats)
+
+
+def _check_codecs(spec: RecordingSpec) -> None:
+    """Check each codec against the width and dtype that the model's facts state. Rows of modules may have others."""
+    width, dtype = spec.model.get("d_model"), spec.model.get("dtype")
+    for site in spec.sites:
+        known = is_named(site)
+        check_rows(
+            spec.codec_of(site),
+            width if known and isinstance(width, int) else 0,
+            dtype if known and isinstance(dtype, str) and dtype in DTYPES else "",
+            site,
+        )

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from actscope.errors import RecordingDamaged
+from actscope.near_miss import hinted
 from actscope.runtime.publish import sync_directory, write_all
 from actscope.store.files import naming, spare_name
 from actscope.store.format.envelope import epilogue
@@ -44,6 +45,7 @@ class RecoverReport:
     damage: list[Damage] = field(default_factory=list)
 
 
+@hinted
 def recover(path: str | os.PathLike[str], *, salvage: bool = False, progress: Progress | None = None) -> RecoverReport:
     """Close a recording that its writer did not close. Idempotent.
 
