@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from actscope.cli.common.interrupts import resumable
 from actscope.cli.common.output import show
 from actscope.errors import SettingsError
 
@@ -65,7 +66,8 @@ def bench(
     from rich.console import Console
 
     module = import_module(f"actscope.bench.{name}")
-    with Console(stderr=True).status(f"bench {name}") as status:
+    stopped = f"interrupted: no result of bench {name} is kept; repeat the command to measure again"
+    with resumable(stopped), Console(stderr=True).status(f"bench {name}") as status:
         more = {"engine": engine, "only": only} if name == "models" else {}
         results = module.run(seconds, lambda what: status.update(f"bench {name}: {what}"), **more)
     report = {"bench": name, "machine": machine(), "versions": versions(), "results": results, **_more(module, results)}

@@ -8,23 +8,32 @@ from pathlib import Path
 from actscope.errors import ActscopeError
 
 
-def check_can_create(path: Path, flag: str, error: type[ActscopeError], *, directory: bool = True) -> None:
-    """Raise `error` unless a directory (or a file) can be created, or written to, at `path`. Creates nothing.
+def can_create(path: Path) -> bool:
+    """Return whether a directory can be created at `path` with its missing parents, or written to. Creates nothing."""
+    return not _why_not(path)
+
+
+def check_can_create(path: Path, flag: str, error: type[ActscopeError]) -> None:
+    """Raise `error` unless a directory can be created at `path` with its missing parents, or written to. Creates nothing.
 
     Args:
-        path: The directory, or the file.
+        path: The directory.
         flag: Name of the setting in the message.
         error: Error to raise.
-        directory: Whether `path` is to be a directory. Missing parents are then assumed to be created.
 
     Raises:
         ActscopeError: An `error` that names the path, and says why nothing can be written there.
     """
-    where = path if directory else path.absolute().parent
-    while not os.path.lexists(where) and where != where.parent:
-        where = where.absolute().parent
-    what = "choose another place"
-    if not where.is_dir():
-        raise error(f"{flag} {path}: {where} is no directory: {what}")
+    if why := _why_not(path):
+        raise error(f"{flag} {path}: {why}: choose another place")
+
+
+def _why_not(path: Path) -> str:
+    where = os.path.abspath(path)
+    while not os.path.lexists(where) and os.path.dirname(where) != where:
+        where = os.path.dirname(where)
+    if not os.path.isdir(where):
+        return f"{where} is no directory"
     if not os.access(where, os.W_OK | os.X_OK, effective_ids=os.access in os.supports_effective_ids):
-        raise error(f"{flag} {path}: {where} cannot be written to by this user, or is read-only: {what}")
+        return f"{where} cannot be written to by this user, or is read-only"
+    return ""

@@ -70,6 +70,12 @@ class Service:
         work = [supervisor.run(), shm_server.run(), self.broker.keep_time()]
         return [*work, self._file.keep(self.broker)] if self._file is not None else work
 
+    @property
+    def position(self) -> Position | None:
+        """Return the position of the slowest group, or None before the model is loaded."""
+        broker: Broker | None = getattr(self, "broker", None)
+        return None if broker is None or broker.facts is None else broker.buffer.lowest_position()
+
     def enter(self) -> bool:
         """Reserve one of `max_requests` slots; False if none is free. Call `leave` after the last byte was sent."""
         if self._in_flight >= self.settings.max_requests:
