@@ -50,7 +50,10 @@ def attach(package: str, homes: Mapping[str, str]) -> tuple[Callable[[str], Any]
         try:
             home = import_module(module)
         except ModuleNotFoundError as error:
-            raise missing_extra(error) from error
+            named = missing_extra(error)
+            if named is error:
+                raise
+            raise named from error
         found = reduce(getattr, path.split("."), home) if path else home
         setattr(sys.modules[package], name, found)
         return found

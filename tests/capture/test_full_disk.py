@@ -88,7 +88,10 @@ def test_a_users_own_model_goes_on_and_hears_of_the_loss_once_and_at_the_end(tmp
     )
     with file_limit(1 << 18):
         done = subprocess.run(
-            [sys.executable, "-c", "\n".join(lines), str(tmp_path / "r.acts")], capture_output=True, text=True, timeout=240
+            [sys.executable, "-c", "\n".join(lines), str(tmp_path / "r.acts")],
+            capture_output=True,
+            text=True,
+            timeout=240,
         )
     assert (done.returncode, done.stdout) == (0, "the model ran (2, 3, 64)\n"), done.stderr
     assert "Traceback" not in done.stderr
@@ -142,7 +145,9 @@ def test_info_never_claims_rows_that_are_not_there(tmp_path: Path, closed: bool)
     assert "(50.0%)" in text and "8 rows have a label, and no values at some site" in text
     assert ("known positions" in text) == (not closed)
     whole = recorded(tmp_path / "whole", (), closed=closed)
-    assert whole.describe()["tokens"]["coverage"] == 1.0 and whole.whole.all() and "missing" not in _text(whole.describe())
+    assert (
+        whole.describe()["tokens"]["coverage"] == 1.0 and whole.whole.all() and "missing" not in _text(whole.describe())
+    )
 
 
 def test_a_site_without_any_row_counts_as_missing_only_while_the_recording_is_not_complete(tmp_path: Path) -> None:
@@ -184,8 +189,8 @@ def command_prompt(name: str) -> Any:
 def test_flushing_to_a_full_disk_is_the_recordings_own_error(tmp_path: Path) -> None:
     """The calls that promise rows on disk raise; the forward pass does not."""
     model = torch.nn.Sequential(torch.nn.Linear(64, 64))
-    with file_limit(1 << 17), pytest.raises(RecordingPoisoned, match="writing failed"):
-        with actscope.capture(model, sites="0", to=tmp_path / "r", codec="none", block_bytes=4096) as cap:
-            while cap.failure is None:
-                model(torch.randn(8, 4, 64))
-                cap.flush()
+    cap = actscope.capture(model, sites="0", to=tmp_path / "r", codec="none", block_bytes=4096)
+    with file_limit(1 << 17), pytest.raises(RecordingPoisoned, match="writing failed"), cap:
+        while cap.failure is None:
+            model(torch.randn(8, 4, 64))
+            cap.flush()

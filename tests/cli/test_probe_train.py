@@ -89,7 +89,9 @@ def test_each_label_without_a_probe_has_its_reason_and_a_probe_that_cannot_fire_
     code, stdout, err = train(*command, "--json")
     assert code == 0, err
     assert [path.name for path in out.iterdir()] == ["wolf.safetensors"]
-    assert "1 lines repeat an earlier text" in err and "not written: never: does not hold in all of the 120 texts" in err
+    assert (
+        "1 lines repeat an earlier text" in err and "not written: never: does not hold in all of the 120 texts" in err
+    )
     wolf, never = json.loads(stdout)
     assert (wolf["id"], wolf["kept"], wolf["reason"]) == ("wolf", True, None)
     assert (never["id"], never["kept"]) == ("never", False) and never["reason"].startswith("does not hold")

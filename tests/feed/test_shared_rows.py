@@ -64,7 +64,7 @@ def test_a_write_to_a_view_is_seen_by_nobody_else_and_gone_with_the_next_grant(m
 
 
 def test_rows_that_the_feed_writes_later_are_seen_after_a_write_of_the_consumers(memory: Memory) -> None:
-    """A page that was written, also without torch's knowledge, also in a batch kept too long, shows the next fill of its window."""
+    """A page that was written, also without torch's knowledge, also in a batch kept too long, shows its window's next fill."""
     memory.fill(1)
     with memory.rows.view(granted(0, 64), SITE) as kept:
         kept.numpy()[:] = 7  # torch's counter does not see this
@@ -72,7 +72,9 @@ def test_rows_that_the_feed_writes_later_are_seen_after_a_write_of_the_consumers
     memory.fill(2)
     with memory.rows.view(granted(0, 64), SITE) as view:
         assert view.unique().tolist() == [2]
-        memory.fill(3)  # the lease has expired: the view has the new rows, as every reader, and is told to be torn elsewhere
+        memory.fill(
+            3
+        )  # the lease has expired: the view has the new rows, as every reader, and is told to be torn elsewhere
         assert view.unique().tolist() == [3]
 
 
@@ -137,7 +139,5 @@ def test_a_trainer_that_writes_to_a_zero_copy_batch_does_not_die() -> None:
         """
     )
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
-    done = subprocess.run(
-        [sys.executable, "-c", trainer], capture_output=True, text=True, env=environment, timeout=240
-    )
+    done = subprocess.run([sys.executable, "-c", trainer], capture_output=True, text=True, env=environment, timeout=240)
     assert (done.returncode, done.stdout) == (0, "alive\n"), done.stderr[-2000:]

@@ -86,7 +86,9 @@ def said(tmp_path: Path, content: bytes) -> str:
 @pytest.mark.parametrize("content", [b"", b"\n \n"], ids=["empty", "blank"])
 def test_a_label_file_without_a_text_is_refused_and_says_what_a_line_is(tmp_path: Path, content: bytes) -> None:
     """An empty one made `probe train` wait for ever."""
-    assert said(tmp_path, content).startswith('labels.jsonl: there is no text in it: expected one on each line, such as {"text"')
+    assert said(tmp_path, content).startswith(
+        'labels.jsonl: there is no text in it: expected one on each line, such as {"text"'
+    )
 
 
 def test_every_wrong_line_is_named_with_what_was_expected_and_found(tmp_path: Path) -> None:
@@ -103,7 +105,14 @@ def test_every_wrong_line_is_named_with_what_was_expected_and_found(tmp_path: Pa
     assert [line.split(": ", 1)[0] for line in told] == [f"labels.jsonl:{number}" for number in range(2, 8)]
     for line, named in zip(
         told,
-        ('expected {"text": "The wolf ran."', "decode byte 0xe9", "empty", "name of a probe", "give one", "labels.jsonl:1"),
+        (
+            'expected {"text": "The wolf ran."',
+            "decode byte 0xe9",
+            "empty",
+            "name of a probe",
+            "give one",
+            "labels.jsonl:1",
+        ),
         strict=True,
     ):
         assert named in line

@@ -84,8 +84,8 @@ def analyze(
 
     Raises:
         SiteError: A selected site is not in the recording.
-        RecordingError: No selected site has rows, no token has rows at all sites of the graph, or the folder cannot be written to, or
-            holds something else than an earlier report.
+        RecordingError: No selected site has rows, no token has rows at all sites of the graph, or the folder cannot be
+            written to, or holds something else than an earlier report.
         RecordingDamaged: A block of the recording cannot be read.
         ProbeError: Features cannot be read, or do not fit the recording.
         SettingsError: There are too many pairs of features for the graph.
@@ -111,9 +111,7 @@ def analyze(
     return report
 
 
-def _measured(
-    recording: Recording, options: AnalysisOptions, to: Path | None, progress: Progress
-) -> AnalysisReport:
+def _measured(recording: Recording, options: AnalysisOptions, to: Path | None, progress: Progress) -> AnalysisReport:
     """Measure a recording, and write everything but the report itself."""
     sets = [features for source in options.features for features in load_features(recording, source)]
     names = sorted(options.sites or recording.sites, key=depth)
@@ -155,7 +153,9 @@ def _check_free(to: Path) -> None:
         raise RecordingError(f"{to}: is neither empty nor an earlier report: choose another folder")
     others = [name for name in found if name not in _PARTS and not name.endswith(".png")]
     if others:
-        raise RecordingError(f"{to}: holds {others[0]}, which is of no report, and would be lost: choose another folder")
+        raise RecordingError(
+            f"{to}: holds {others[0]}, which is of no report, and would be lost: choose another folder"
+        )
 
 
 def _folders(sets: Sequence[FeatureSet], to: Path | None) -> list[Path | None]:

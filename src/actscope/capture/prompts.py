@@ -142,7 +142,9 @@ def _run(loaded: LoadedModel, part: Sequence[tuple[Prompt, list[int]]], capture:
         do_sample=False,
         eos_token_id=ends or None,
         pad_token_id=pad,
-        stopping_criteria=[lambda ids, scores, **_: torch.full((len(ids),), capture.failure is not None, device=ids.device)],
+        stopping_criteria=[
+            lambda ids, scores, **_: torch.full((len(ids),), capture.failure is not None, device=ids.device)
+        ],
     )
     if capture.failure is not None:
         return

@@ -109,9 +109,13 @@ def _record(
         session = _session(loaded, to, config, resume=resume)
         try:
             with ProgressBar() as bars, session:
-                run_prompts(loaded, todo, session, max_tokens=max_tokens, batch=batch, progress=partial(bars.update, "prompts"))
+                run_prompts(
+                    loaded, todo, session, max_tokens=max_tokens, batch=batch, progress=partial(bars.update, "prompts")
+                )
         except RecordingPoisoned as error:
-            raise RecordingPoisoned(f"{error}\n{_kept(to, todo)}: make room, then repeat the command with --resume") from error
+            raise RecordingPoisoned(
+                f"{error}\n{_kept(to, todo)}: make room, then repeat the command with --resume"
+            ) from error
     _warn(session.stats())
 
 

@@ -55,7 +55,9 @@ def export(
 
     selection = Selection(tuple(sites or ()), tuple(requests or ()), read_positions(positions))
     recording = open_recording(path)
-    stopped = f"interrupted: nothing was written to {to}, and the recording is as it was; repeat the command to start over"
+    stopped = (
+        f"interrupted: nothing was written to {to}, and the recording is as it was; repeat the command to start over"
+    )
     with resumable(stopped), ProgressBar() as bars:
         report = write(recording, to, form, selection, options.EXPORT.make(flags), bars.update)
     if as_json:

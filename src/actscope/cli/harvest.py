@@ -90,7 +90,7 @@ def harvest(
     if not flags.get("model") or not flags.get("dataset"):
         raise SettingsError("--model and --dataset are required, e.g. --model actscope/builtin --dataset builtin")
     settings = options.HARVEST.make(flags)
-    for package in ("torch", "transformers", "datasets"):
+    for package in ("torch", "transformers"):
         if find_spec(package) is None:  # the worker's own error would come later, and be less clear
             raise MissingExtra("harvest", package)
     if gpus_per_worker and settings.device == "auto":

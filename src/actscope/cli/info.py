@@ -34,12 +34,15 @@ def _text(found: dict[str, Any]) -> str:
     coverage = f" ({_percent(tokens)})" if tokens["coverage"] is not None else ""
     known = "" if found["complete"] else "known "  # of requests that were running, no more is known
     over = found["rows_after_end"]
-    state = "complete" if found["complete"] else "not complete: a writer is running, has crashed, or found the disk full"
+    state = (
+        "complete" if found["complete"] else "not complete: a writer is running, has crashed, or found the disk full"
+    )
     direct = {None: "", True: "; direct I/O", False: "; buffered I/O"}[found["direct_io"]]
     lines = [
         f"{found['path']}",
         f"  model      {model.get('name') or '-'} {model.get('revision') or ''}".rstrip(),
-        f"  tokens     {tokens['computed']} of {tokens['present']} {known}positions computed{coverage}, {found['n_requests']} requests",
+        f"  tokens     {tokens['computed']} of {tokens['present']} {known}positions computed{coverage}, "
+        f"{found['n_requests']} requests",
         f"  rows       {found['rows']} at each of {len(found['sites'])} sites"
         + (f"; {over} after a request's end" if over else ""),
         *([f"  missing    {_missing(found)}"] if found["rows_missing"] else []),

@@ -11,9 +11,9 @@ import typer
 
 from actscope.cli.common import options
 from actscope.cli.common.engines import ask, engine_replicas, refusal
+from actscope.cli.common.interrupts import resumable
 from actscope.cli.common.output import legible, show
 from actscope.cli.common.settings_options import Given, with_settings
-from actscope.cli.common.interrupts import resumable
 from actscope.errors import ProbeError, SettingsError, UpstreamError
 from actscope.runtime.writable import check_can_create
 

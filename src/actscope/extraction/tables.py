@@ -110,7 +110,9 @@ def _load(spec: str, split: str) -> Dataset:
     try:
         path = Path(spec).expanduser()
     except RuntimeError as error:
-        raise SettingsError(f"texts {spec!r}: there is no home directory for ~: set HOME, or give the whole path") from error
+        raise SettingsError(
+            f"texts {spec!r}: there is no home directory for ~: set HOME, or give the whole path"
+        ) from error
     if path.is_dir() and any((path / name).is_file() for name in ("state.json", "dataset_dict.json")):
         return _saved(spec, path, split)
     files = _files(spec, path)

@@ -51,8 +51,8 @@ def _why_not(texts: Sequence[LabelledText], label: str) -> str:
         holds, fails = sizes[part].sum(0).tolist()
         if min(holds, fails) < MIN_EXAMPLES:
             return (
-                f"the {name} texts ({int(part.sum())} of {len(texts)}) have {holds} bytes where it holds and {fails} where it does "
-                f"not; at least {MIN_EXAMPLES} tokens of each kind are needed in each part; give more text"
+                f"the {name} texts ({int(part.sum())} of {len(texts)}) have {holds} bytes where it holds and {fails} where it "
+                f"does not; at least {MIN_EXAMPLES} tokens of each kind are needed in each part; give more text"
             )
     return ""
 

@@ -89,13 +89,14 @@ def load_labelled(path: Path, most: int | None = None) -> LabelFile:
         The texts.
 
     Raises:
-        ProbeError: There is no text in it, or lines are wrong. Names each wrong line (the first 20), as `<path>:<line>`, with what
-            was expected and found.
+        ProbeError: There is no text in it, or lines are wrong. Names each wrong line (the first 20), as `<path>:<line>`, with
+            what was expected and found.
     """
     found: dict[str, tuple[Spans, str]] = {}
     faults: list[str] = []
     n = 0
-    for n, (where, line) in enumerate(islice(_lines(path), most), 1):
+    for where, line in islice(_lines(path), most):
+        n += 1
         try:
             text = _read_line(line, where)
             spans, first = found.setdefault(text.text, ({}, where))
@@ -129,7 +130,9 @@ def _lines(path: Path) -> Iterator[tuple[str, bytes]]:
     try:
         file = os.fdopen(open_regular(path, ProbeError), "rb")
     except FileNotFoundError as error:
-        raise ProbeError(f"{path}: there is no such file; expected labelled texts, one JSON object on a line") from error
+        raise ProbeError(
+            f"{path}: there is no such file; expected labelled texts, one JSON object on a line"
+        ) from error
     with file as lines:
         for number, line in enumerate(lines, 1):
             if number == 1 and line.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):

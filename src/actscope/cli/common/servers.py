@@ -11,8 +11,8 @@ from pathlib import Path
 from msgspec.structs import replace
 from rich.console import Console
 
-from actscope.cli.common.options import ENGINE
 from actscope.cli.common.interrupts import resumable
+from actscope.cli.common.options import ENGINE
 from actscope.cli.common.output import show
 from actscope.cli.common.settings_options import Given
 from actscope.engines.hf.settings import EngineSettings
@@ -121,7 +121,9 @@ def serve(engine: EngineSettings, gateway: GatewaySettings, *, browser: bool) ->
 def _stopped(engine: EngineSettings) -> str:
     """Say what a server that was stopped leaves."""
     if engine.record:
-        return f"stopped: marked requests are kept in {engine.record} (actscope info {engine.record}); others have expired"
+        return (
+            f"stopped: marked requests are kept in {engine.record} (actscope info {engine.record}); others have expired"
+        )
     return "stopped: no request is kept, because none was recorded; `actscope serve --record DIR` keeps those that are marked"
 
 

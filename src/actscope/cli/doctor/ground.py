@@ -46,7 +46,11 @@ def cache() -> Finding:
     except ActscopeError as error:
         return Finding("cache", False, str(error), "set XDG_CACHE_HOME to a directory of this user")
     usual = place.name == "actscope"
-    remedy = "" if usual else "set XDG_CACHE_HOME: there is no home directory that can be written to, so this one may not last"
+    remedy = (
+        ""
+        if usual
+        else "set XDG_CACHE_HOME: there is no home directory that can be written to, so this one may not last"
+    )
     if not can_create(place):
         return Finding("cache", True, f"{place}, which can only be read", "set XDG_CACHE_HOME to keep new results")
     return Finding("cache", True, str(place), remedy)
@@ -70,7 +74,9 @@ def hub() -> Finding:
         return Finding("model cache", True, str(place))
     if os.path.isdir(place):
         return Finding("model cache", True, f"{place}, which can only be read", "set HF_HOME to load other models")
-    return Finding("model cache", False, f"{place} cannot be made", "set HF_HOME to a directory that this user can write to")
+    return Finding(
+        "model cache", False, f"{place} cannot be made", "set HF_HOME to a directory that this user can write to"
+    )
 
 
 CHECKS = (runtime, cache, temporary, hub)

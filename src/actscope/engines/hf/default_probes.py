@@ -18,8 +18,8 @@ SITES = "first,middle,last"
 def default_probes(loaded: LoadedModel) -> list[Probe]:
     """Return the cached probes of a model, or train and cache them.
 
-    Only probes with a held-out AUROC of at least `MIN_AUROC`, which can fire, are kept. If a package for training is not installed, the result
-    is empty and a message goes to standard error.
+    Only probes with a held-out AUROC of at least `MIN_AUROC`, which can fire, are kept. If a package for training is not
+    installed, the result is empty and a message goes to standard error.
     """
     directory = cache_dir("probes", loaded)
     found = load_probes(directory, log_left_out)

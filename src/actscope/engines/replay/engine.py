@@ -80,7 +80,9 @@ class ReplayEngine:
 
     def _open(self, recording: Recording, bank: Bank, on_end: Callable[[PlayerStats], None]) -> None:
         discovery.sweep()
-        scratch = self._leaving.enter_context(tempfile.TemporaryDirectory(prefix="actscope-replay-", dir=temporary_root()))
+        scratch = self._leaving.enter_context(
+            tempfile.TemporaryDirectory(prefix="actscope-replay-", dir=temporary_root())
+        )
         texts = texts_of(recording, self.model, Path(scratch))
         ring = RingWriter.create(self.settings.ring_spec(self.plan.largest_step))
         self._leaving.callback(ring.close)

@@ -91,7 +91,17 @@ class Recording:
         """
         found = self._store.refresh()
         if found:
-            for name in ("_keys", "_labels", "_sites", "texts", "marks", "drops", "sessions", "whole", "_bytes_of_rows"):
+            for name in (
+                "_keys",
+                "_labels",
+                "_sites",
+                "texts",
+                "marks",
+                "drops",
+                "sessions",
+                "whole",
+                "_bytes_of_rows",
+            ):
                 self.__dict__.pop(name, None)
         return found
 
@@ -135,8 +145,8 @@ class Recording:
     def whole(self) -> np.ndarray:
         """Return which rows of `labels()` are in the recording at every site: bool [n].
 
-        A row that was dropped, or was still to be written when its writer ended, has a label and no values. A site without any row
-        counts only while the recording is not complete: a complete one may have a site that was refused.
+        A row that was dropped, or was still to be written when its writer ended, has a label and no values. A site without any
+        row counts only while the recording is not complete: a complete one may have a site that was refused.
         """
         ids = self._labels.row_ids
         change = np.zeros(len(ids) + 1, np.int64)  # of the number of sites, from one labelled row to the next
