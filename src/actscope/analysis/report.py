@@ -148,6 +148,8 @@ def _check_free(to: Path) -> None:
         return
     if to.is_symlink() or not to.is_dir():
         raise RecordingError(f"{to}: is no folder: choose another place for the report")
+    if to.is_mount():
+        raise RecordingError(f"{to}: is a mount point, which cannot be replaced as a whole: name a folder in it")
     found = sorted(path.name for path in to.iterdir())
     if found and _REPORT not in found:
         raise RecordingError(f"{to}: is neither empty nor an earlier report: choose another folder")

@@ -84,12 +84,13 @@ async def _first_window(server: FeedServer) -> str:
 
 def _stopped(server: FeedServer) -> str:
     """Say where a feed that was stopped goes on."""
-    if server.settings.state:
+    if server.settings.state and not server.service.state_failure:
         return f"stopped: the position is kept in {server.settings.state}; repeat the command to go on there"
     position = server.service.position
     if position is None:
         return "stopped before any row was ready; repeat the command to start over"
-    return f"stopped: no position is kept without --state FILE; to go on where all groups are, add --resume {position}"
+    why = "its state file is out of date" if server.settings.state else "no position is kept without --state FILE"
+    return f"stopped: {why}; to go on where all groups are, add --resume {position}"
 
 
 def announce(settings: FeedSettings) -> None:

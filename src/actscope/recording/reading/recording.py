@@ -152,7 +152,10 @@ class Recording:
         change = np.zeros(len(ids) + 1, np.int64)  # of the number of sites, from one labelled row to the next
         expected = 0
         for site in self.sites:
-            ranges = self[site].blocks.ranges
+            try:
+                ranges = self[site].blocks.ranges
+            except RecordingDamaged:  # `self[site]` says what is wrong; none of its rows can be read
+                return np.zeros(len(ids), bool)
             expected += bool(len(ranges)) or not self.complete
             first, after = np.searchsorted(ids, ranges.T)
             np.add.at(change, first, 1)
