@@ -41,6 +41,7 @@ def file_limit(n_bytes: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
+@pytest.mark.timeout(300)
 def test_the_command_ends_when_the_disk_is_full_says_what_is_kept_and_goes_on_later(tmp_path: Path) -> None:
     """It does not run the other prompts for nothing, and the resumed recording has every row of every prompt."""
     loaded: Any = tiny("llama")

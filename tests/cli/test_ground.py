@@ -7,7 +7,8 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -109,38 +110,47 @@ def test_the_doctor_names_the_variable_of_each_directory_that_is_not_there(
 
 
 @pytest.fixture
-def recorded(tmp_path: Path) -> Path:
-    """A small recording that everyone may read."""
-    with Recorder.create(tmp_path / "run.acts", RecordingSpec((SITE,), codec="none")) as recorder:
-        step = step_of(1, [("a", 0, 4)])
-        recorder.write(step, frames_of(step, (SITE,)))
-    for path in (*tmp_path.parents[:3], tmp_path, tmp_path / "run.acts", *(tmp_path / "run.acts").iterdir()):
-        path.chmod(path.stat().st_mode | (0o055 if path.is_dir() else 0o044))
-    return tmp_path / "run.acts"
+def recorded() -> Iterator[Path]:
+    """A small recording that everyone may read, not below pytest's own directory, which is closed to others."""
+    with tempfile.TemporaryDirectory(prefix="acts-", dir="/tmp") as name:
+        path = Path(name) / "run.acts"
+        with Recorder.create(path, RecordingSpec((SITE,), codec="none")) as recorder:
+            step = step_of(1, [("a", 0, 4)])
+            recorder.write(step, frames_of(step, (SITE,)))
+        for place in (Path(name), path, *path.iterdir()):
+            place.chmod(0o755 if place.is_dir() else 0o644)
+        yield path
+
+
+AS = {"root": [], "nobody": ["setpriv", "--reuid", str(NOBODY), "--regid", str(NOBODY), "--clear-groups"]}
 
 
 @pytest.mark.skipif(os.geteuid() != 0 or not can_unshare("--mount"), reason="needs root, and leave to mount")
-def test_a_user_without_home_entry_or_place_to_write_can_look_at_things_and_the_doctor_says_what_is_missing(
-    recorded: Path, tmp_path: Path
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("user", list(AS))
+def test_where_nothing_can_be_written_things_can_be_looked_at_and_the_doctor_says_what_is_missing(
+    recorded: Path, user: str
 ) -> None:
-    """Everything is read-only but /proc and /dev: no home, no /tmp, no /dev/shm; and no name for the user."""
-    script = tmp_path / "run.sh"
+    """All file systems are read-only but /proc and /dev: no home, no /tmp, no /dev/shm. A user with a name, and one without."""
+    if subprocess.run([*AS[user], sys.executable, "-c", ""], cwd="/", capture_output=True).returncode:
+        pytest.skip("another user cannot run this Python")
+    script = recorded.parent / "run.sh"
     script.write_text(
-        "set -e\n"
-        "mount --make-rprivate /\n"
+        "mount --make-rprivate / || exit 9\n"
         "for place in / /tmp /dev/shm /var/tmp; do\n"
-        '    mount --bind "$place" "$place" && mount -o remount,bind,ro "$place" || true\n'
+        '    mount --bind "$place" "$place" && mount -o remount,bind,ro "$place"\n'
         "done\n"
-        f'cd / && exec setpriv --reuid {NOBODY} --regid {NOBODY} --clear-groups "$@"\n'
+        'cd / && exec "$@"\n'
     )
     environment = {
         "PATH": os.environ["PATH"],
         "PYTHONPATH": os.environ.get("PYTHONPATH", ""),
+        "HOME": "/nonexistent",
         "PYTHONDONTWRITEBYTECODE": "1",
     }
 
     def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-        command = ["unshare", "--mount", "sh", str(script), sys.executable, "-m", "actscope", *arguments]
+        command = ["unshare", "--mount", "sh", str(script), *AS[user], sys.executable, "-m", "actscope", *arguments]
         return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=500)
 
     found = run("info", str(recorded), "--json")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support.recordings.made import frames_of, step_of
@@ -27,7 +28,7 @@ def recorded(tmp_path: Path) -> Path:
     ("command", "at", "said"),
     [
         ("analyze {run} --to {out}", "actscope.analysis.report.measure", "nothing was written; repeat the command"),
-        ("export {run} --to {out}", "actscope.recording.export.check_free", "nothing was written to {out}"),
+        ("export {run} --to {out}", "actscope.recording.export.registry.check_free", "nothing was written to {out}"),
         ("import {run} --to {out}", "actscope.recording.importing.import_packets", "nothing was written to {out}"),
         ("verify {run}", "actscope.recording.reading.verification.verify", "not everything was checked; repeat"),
         ("bench ring", "actscope.bench.ring.run", "no result of bench ring is kept; repeat the command"),
@@ -73,7 +74,9 @@ def test_an_interrupted_command_says_what_is_kept_and_how_to_go_on(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    def interrupted(*_: object, **__: object) -> None:
+    def interrupted(*arguments: Any, **_: object) -> None:
+        if arguments and hasattr(arguments[0], "_socket"):
+            arguments[0]._socket.close()  # of a server, which its own `run_here` closes
         raise KeyboardInterrupt
 
     (tmp_path / "text").write_text("hello\n")
