@@ -47,19 +47,19 @@ def test_the_command_ends_when_the_disk_is_full_says_what_is_kept_and_goes_on_la
     loaded: Any = tiny("llama")
     loaded.model.save_pretrained(tmp_path / "model")
     loaded.tokenizer.save_pretrained(tmp_path / "model")
-    (tmp_path / "p.txt").write_text("".join(f"prompt number {n}\n" for n in range(400)))
+    (tmp_path / "p.txt").write_text("".join(f"prompt number {n}\n" for n in range(60)))
     to = tmp_path / "run.acts"
     arguments = [*COMMAND, "capture", str(tmp_path / "model"), str(tmp_path / "p.txt"), "--to", str(to), "--batch", "4"]
     arguments += ["--max-tokens", "8", "--codec", "none", "--flush-seconds", "0.01", "--block-bytes", "4k"]
-    with file_limit(1 << 20):
+    with file_limit(1 << 19):
         full = subprocess.run(arguments, capture_output=True, text=True, timeout=240)
     assert full.returncode == 2 and "Traceback" not in full.stderr, full.stderr
     said = full.stderr.strip().splitlines()[-1]
     assert said.startswith(f"{to} has ") and said.endswith(
-        "of 400 prompts: make room, then repeat the command with --resume"
+        "of 60 prompts: make room, then repeat the command with --resume"
     )
     kept = int(said.split(" has ")[1].split()[0])
-    assert 0 < kept < 400
+    assert 0 < kept < 60
     told = subprocess.run([*COMMAND, "info", str(to), "--json"], capture_output=True, text=True, timeout=60)
     found = json.loads(told.stdout)
     assert (found["complete"], found["rows"]) == (False, min(site["rows"] for site in found["sites"].values()))
@@ -67,10 +67,10 @@ def test_the_command_ends_when_the_disk_is_full_says_what_is_kept_and_goes_on_la
     again = subprocess.run([*arguments, "--resume", "--json"], capture_output=True, text=True, timeout=240)
     assert again.returncode == 0, again.stderr
     whole = json.loads(again.stdout)
-    assert (whole["run"], whole["skipped"], whole["requests"]) == (400 - kept, kept, 400)
+    assert (whole["run"], whole["skipped"], whole["requests"]) == (60 - kept, kept, 60)
     recording = actscope.open(to)
     assert all(recording.missing_rows(name) == 0 for name in recording.requests)
-    assert len(recording.rows(recording.sites[0], "p000400")) == recording.request("p000400").computed
+    assert len(recording.rows(recording.sites[0], "p000060")) == recording.request("p000060").computed
 
 
 def test_a_users_own_model_goes_on_and_hears_of_the_loss_once_and_at_the_end(tmp_path: Path) -> None:
