@@ -26,6 +26,12 @@ _EXTRAS = {
 }
 
 
+def missing_extra(error: ModuleNotFoundError) -> ImportError:
+    """Return the error, with the install line, for a package that is not installed; `error` itself for one of no extra."""
+    missing = (error.name or "").partition(".")[0]
+    return MissingExtra(_EXTRAS[missing], missing) if missing in _EXTRAS else error
+
+
 def attach(package: str, homes: Mapping[str, str]) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
     """Make the module-level `__getattr__` and `__dir__` (PEP 562) of a package whose names load on first use.
 
@@ -48,10 +54,10 @@ def attach(package: str, homes: Mapping[str, str]) -> tuple[Callable[[str], Any]
         try:
             home = import_module(module)
         except ModuleNotFoundError as error:
-            missing = (error.name or "").partition(".")[0]
-            if missing not in _EXTRAS:
+            named = missing_extra(error)
+            if named is error:
                 raise
-            raise MissingExtra(_EXTRAS[missing], missing) from error
+            raise named from error
         found = reduce(getattr, path.split("."), home) if path else home
         setattr(sys.modules[package], name, found)
         return found

@@ -13,7 +13,7 @@ import pytest
 from support.recordings.real_model import record, run_model
 
 from actscope.analysis import AnalysisOptions, SiteOptions, analyze
-from actscope.errors import MissingExtra, SettingsError
+from actscope.errors import MissingExtra, RecordingError, SettingsError
 from actscope.probes import Probe, ProbeInfo, save_probe
 from actscope.recording.reading.recording import Recording
 
@@ -114,3 +114,53 @@ def test_a_missing_library_is_named_with_its_install_line(
     graph = package != "matplotlib"
     with pytest.raises(MissingExtra, match=rf"needs {package}.*actscope\[analyze\]"):
         analyze(real, AnalysisOptions(features=(probes,), graph=graph, plots=not graph), tmp_path / "out")
+
+
+def test_a_report_appears_whole_or_not_at_all(real: Recording, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk that is full, or Ctrl-C, in the middle leaves nothing, and an earlier report stays as it was."""
+    out = tmp_path / "out"
+    options = AnalysisOptions(plots=False)
+    analyze(real, options, out)
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    assert all(path.stat().st_mode & 0o777 == 0o600 for path in before)
+    savez = np.savez
+
+    def fail(error: BaseException) -> Any:
+        def half(*arguments: Any, **arrays: Any) -> None:
+            savez(*arguments, **arrays)
+            raise error
+
+        return half
+
+    for error, raised in (
+        (OSError(28, "No space left on device"), RecordingError),
+        (KeyboardInterrupt(), KeyboardInterrupt),
+    ):
+        monkeypatch.setattr("actscope.analysis.report.np.savez", fail(error))
+        for to in (out, tmp_path / "new"):
+            with pytest.raises(raised) as ended:
+                analyze(real, options, to)
+            assert raised is KeyboardInterrupt or f"{to}: the report cannot be written (No space left" in str(
+                ended.value
+            )
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+    monkeypatch.undo()
+    report = analyze(real, AnalysisOptions(plots=False, sites=(real.sites[0],)), out)
+    assert sorted(path for path in out.rglob("*") if path.is_file()) == sorted(report.files)
+
+
+def test_a_folder_with_other_things_is_not_replaced_by_a_report(real: Recording, tmp_path: Path) -> None:
+    """It is refused before anything is measured, with a word on why."""
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes/mine.txt").write_text("mine")
+    with pytest.raises(RecordingError, match="neither empty nor an earlier report"):
+        analyze(real, AnalysisOptions(plots=False), tmp_path / "notes")
+    (tmp_path / "notes/report.json").write_text("{}")
+    with pytest.raises(RecordingError, match=r"holds mine\.txt, which is of no report, and would be lost"):
+        analyze(real, AnalysisOptions(plots=False), tmp_path / "notes")
+    with pytest.raises(RecordingError, match="is no folder"):
+        analyze(real, AnalysisOptions(plots=False), tmp_path / "notes/mine.txt")
+    assert (tmp_path / "notes/mine.txt").read_text() == "mine"
+    (tmp_path / "empty").mkdir()
+    assert analyze(real, AnalysisOptions(plots=False), tmp_path / "empty").files[-1] == tmp_path / "empty/report.json"

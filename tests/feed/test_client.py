@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import mmap
 import threading
 from typing import Any
 
@@ -110,8 +111,10 @@ def test_views_are_the_feeds_own_memory(feed: Feeding) -> None:
         view = next(client.iter(100, sites="2", zero_copy=True))
         assert view.shape == (100, 256)
         assert client._shm is not None
-        plane = client._shm.rows.planes
-        assert any(p[1].data_ptr() <= view.data_ptr() < p[1].data_ptr() + p[1].nbytes for p in plane)
+        mapped = client._shm.rows._private
+        assert mapped is not None
+        begin = mapped._first_page * mmap.PAGESIZE
+        assert begin <= view.data_ptr() < begin + mapped._layout.total_bytes
         for _ in range(100):
             if copy.next == client.position:
                 break

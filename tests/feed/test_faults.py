@@ -10,7 +10,9 @@ import socket
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -25,7 +27,9 @@ from actscope.feed.buffer.layout import Layout
 from actscope.feed.buffer.memory import FeedMemory
 from actscope.feed.buffer.position import Position
 from actscope.feed.client.shm_transport import ShmTransport
+from actscope.feed.server import checkpoint
 from actscope.feed.server.broker import Broker
+from actscope.feed.server.checkpoint import StateFile
 from actscope.feed.server.generator_process import Supervisor
 from actscope.feed.settings import FeedSettings
 
@@ -247,3 +251,33 @@ async def test_a_supervisor_ends_when_it_is_cancelled_whatever_happens_at_that_m
     waiting.cancel()
     done, _ = await asyncio.wait({running, waiting}, timeout=5.0)
     assert done == {running, waiting} and running.cancelled() and waiting.cancelled()
+
+
+async def test_a_state_file_that_cannot_be_written_is_said_once_and_written_when_there_is_room_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A full disk costs neither the feed nor the position: while it lasts, what is kept is known to be out of date."""
+    monkeypatch.setattr(checkpoint, "_EVERY_S", 0.001)
+    (tmp_path / "state").mkdir()
+    file = StateFile.open(FeedSettings(model="m", dataset="builtin", state=str(tmp_path / "state" / "feed.json")))
+    broker: Any = SimpleNamespace(
+        facts=SimpleNamespace(revision="r", fingerprint="f"),
+        buffer=SimpleNamespace(lowest_position=lambda: Position(1)),
+    )
+    (tmp_path / "state").rename(tmp_path / "away")
+    keeping = asyncio.ensure_future(file.keep(broker))
+    write, attempts = file.write, list[object]()
+    monkeypatch.setattr(file, "write", lambda *arguments: (attempts.append(arguments), write(*arguments)))
+    await reached(lambda: len(attempts) > 3 and file.failure != "")
+    (tmp_path / "away").rename(tmp_path / "state")
+    await reached(lambda: not file.failure)
+    keeping.cancel()
+    assert json.loads((tmp_path / "state" / "feed.json").read_text())["position"] == str(Position(1))
+    assert len([record for record in caplog.records if "cannot be written" in record.getMessage()]) == 1
+
+
+async def reached(state: Callable[[], bool], seconds: float = 30.0) -> None:
+    """Wait for a state that the event loop brings about."""
+    async with asyncio.timeout(seconds):
+        while not state():
+            await asyncio.sleep(0.005)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from pathlib import Path
 
 import pytest
@@ -56,4 +57,40 @@ def test_the_runtime_directory_follows_the_session_and_falls_back_to_tmp(
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
     assert runtime_dir() == tmp_path / "actscope"
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "absent"))
-    assert directory._chosen_dir() == Path(f"/tmp/actscope-{os.geteuid()}")
+    shared = [Path(parent) / f"actscope-{os.geteuid()}" for parent in ("/tmp", "/dev/shm")]
+    assert list(directory._usual_places()) == shared
+
+
+def test_a_usual_directory_that_is_not_ours_is_passed_over_for_the_next_and_said_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Another user's directory in /tmp, or the session of the user who ran `su`, keeps nobody from working."""
+    places = [tmp_path / name for name in ("link", "file", "open", "ours")]
+    places[0].symlink_to(tmp_path)
+    places[1].write_text("")
+    places[2].mkdir()
+    places[2].chmod(0o777)
+    monkeypatch.delenv("ACTSCOPE_RUNTIME_DIR", raising=False)
+    monkeypatch.setattr(directory, "_usual_places", lambda: iter(places))
+    assert [runtime_dir() for _ in range(3)] == [places[3]] * 3
+    (said,) = [record.getMessage() for record in caplog.records]
+    assert said.startswith(
+        f"the runtime directory is {places[3]}, because {places[0]}: expected a directory and no link"
+    )
+    monkeypatch.setattr(directory, "_usual_places", lambda: iter(places[:3]))
+    with pytest.raises(RingError, match="set ACTSCOPE_RUNTIME_DIR") as refused:
+        runtime_dir()
+    assert all(str(place) in str(refused.value) for place in places[:3])
+
+
+def test_a_path_that_leaves_no_room_for_the_names_of_sockets_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was found out when the model had been loaded."""
+    longest = tmp_path / ("x" * (directory.MAX_PATH_BYTES - len(str(tmp_path)) - 1))
+    monkeypatch.setenv("ACTSCOPE_RUNTIME_DIR", str(longest))
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+        listener.bind(f"{runtime_dir()}/engine-{'0' * 16}.sock")
+    monkeypatch.setenv("ACTSCOPE_RUNTIME_DIR", f"{longest}x")
+    with pytest.raises(RingError, match=r"at most 78 leave room .* set ACTSCOPE_RUNTIME_DIR to a shorter path"):
+        runtime_dir()

@@ -9,8 +9,9 @@ norms.png, norms.dark.png …
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import quote
 
@@ -23,10 +24,15 @@ from actscope.analysis.options import AnalysisOptions
 from actscope.analysis.plots import plot_graph, plot_sites
 from actscope.analysis.site import Progress, SiteStats, measure, silent
 from actscope.analysis.tokens import depth
-from actscope.errors import RecordingError
+from actscope.errors import ActscopeError, RecordingError
 from actscope.near_miss import hinted
+from actscope.recording.export.publishing import staged
 from actscope.recording.reading.recording import Recording
 from actscope.runtime.publish import publish_file
+from actscope.runtime.writable import check_can_create
+
+_REPORT = "report.json"
+_PARTS = (_REPORT, "dimensions", "features", "graph.json", "graph.graphml")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -72,7 +78,7 @@ def analyze(
     Args:
         recording: The recording.
         options: Options; None for the defaults.
-        to: A folder for the results. It is created if needed, and existing files are replaced. None writes nothing.
+        to: A folder for the results, which appears whole or not at all. An earlier report there is replaced. None writes nothing.
         progress: Callback for progress.
 
     Returns:
@@ -80,16 +86,35 @@ def analyze(
 
     Raises:
         SiteError: A selected site is not in the recording.
-        RecordingError: No selected site has rows, no token has rows at all sites of the graph, or the folder cannot be made.
+        RecordingError: No selected site has rows, no token has rows at all sites of the graph, or the folder cannot be
+            written to, or holds something else than an earlier report.
         RecordingDamaged: A block of the recording cannot be read.
         ProbeError: Features cannot be read, or do not fit the recording.
         SettingsError: There are too many pairs of features for the graph.
         MissingExtra: A library for the graph or the plots is not installed.
-        OSError: A file of the results cannot be written.
     """
     options = options or AnalysisOptions()
-    if to is not None:
-        _make(to)
+    if to is None:
+        return _measured(recording, options, None, progress)
+    to = to.absolute()
+    _check_free(to)
+    try:
+        with staged(to) as folder:
+            folder.mkdir(mode=0o700)
+            report = _moved(_measured(recording, options, folder, progress), folder, to)
+            publish_file(folder / _REPORT, msgspec.json.format(msgspec.json.encode(report.as_dict()), indent=1))
+    except OSError as error:
+        if isinstance(error, ActscopeError):
+            raise
+        raise RecordingError(
+            f"{to}: the report cannot be written ({error.strerror or error}), and nothing of it is there: make room, or choose "
+            "another folder"
+        ) from error
+    return report
+
+
+def _measured(recording: Recording, options: AnalysisOptions, to: Path | None, progress: Progress) -> AnalysisReport:
+    """Measure a recording, and write everything but the report itself."""
     sets = [features for source in options.features for features in load_features(recording, source)]
     names = sorted(options.sites or recording.sites, key=depth)
     measured = [measure(recording, site, options.site, progress) for site in names]
@@ -106,20 +131,35 @@ def analyze(
         if options.plots:
             files += plot_sites(sites, to)
             files += plot_graph(graph, to) if graph is not None and graph.edges else []
-        files.append(to / "report.json")
-    report = AnalysisReport(recording.path, recording.n_rows, sites, reports, graph, files)
-    if to is not None:
-        publish_file(to / "report.json", msgspec.json.format(msgspec.json.encode(report.as_dict()), indent=1))
-    return report
+        files.append(to / _REPORT)
+    return AnalysisReport(recording.path, recording.n_rows, sites, reports, graph, files)
 
 
-def _make(to: Path) -> None:
-    try:
-        to.mkdir(mode=0o700, parents=True, exist_ok=True)
-    except OSError as error:
+def _moved(report: AnalysisReport, old: Path, new: Path) -> AnalysisReport:
+    """Return a report with its paths in `new` instead of `old`."""
+    features = [
+        replace(found, sparse=found.sparse and new / found.sparse.relative_to(old)) for found in report.features
+    ]
+    return replace(report, features=features, files=[new / file.relative_to(old) for file in report.files])
+
+
+def _check_free(to: Path) -> None:
+    """Raise RecordingError unless a report can be put there: in place of nothing, an empty folder, or an earlier report."""
+    check_can_create(to.parent, "--to", RecordingError)
+    if not os.path.lexists(to):
+        return
+    if to.is_symlink() or not to.is_dir():
+        raise RecordingError(f"{to}: is no folder: choose another place for the report")
+    if to.is_mount():
+        raise RecordingError(f"{to}: is a mount point, which cannot be replaced as a whole: name a folder in it")
+    found = sorted(path.name for path in to.iterdir())
+    if found and _REPORT not in found:
+        raise RecordingError(f"{to}: is neither empty nor an earlier report: choose another folder")
+    others = [name for name in found if name not in _PARTS and not name.endswith(".png")]
+    if others:
         raise RecordingError(
-            f"{to}: a report cannot be written there: {error.strerror}; choose another folder"
-        ) from error
+            f"{to}: holds {others[0]}, which is of no report, and would be lost: choose another folder"
+        )
 
 
 def _folders(sets: Sequence[FeatureSet], to: Path | None) -> list[Path | None]:

@@ -9,7 +9,7 @@ import torch
 
 from actscope.capture.session import Capture
 from actscope.engines.hf.loading import LoadedModel
-from actscope.errors import SettingsError
+from actscope.errors import RecordingPoisoned, SettingsError
 from actscope.runtime.decoding import decode_json
 
 #: Called with the number of finished prompts and their total.
@@ -109,6 +109,7 @@ def run_prompts(
 
     Raises:
         SettingsError: A prompt does not fit the model's context, or the template cannot render it. Raised before anything runs.
+        RecordingPoisoned: The recording has stopped: a run is of no use without it.
     """
     encoded = [(prompt, _encode(loaded, prompt, max_tokens, chat)) for prompt in prompts]
     for start in range(0, len(encoded), batch):
@@ -116,7 +117,13 @@ def run_prompts(
         for group in _unpadded(part) if loaded.calls.batching != "padded" else [part]:
             with capture.request([prompt.id for prompt, _ in group]), torch.inference_mode():
                 _run(loaded, group, capture, max_tokens)
+                _check_recording(capture)
         progress(min(start + batch, len(encoded)), len(encoded))
+
+
+def _check_recording(capture: Capture) -> None:
+    if capture.failure is not None:
+        raise RecordingPoisoned(f"{capture.path}: {capture.failure}") from capture.failure
 
 
 def _encode(loaded: LoadedModel, prompt: Prompt, max_tokens: int, chat: bool) -> list[int]:
@@ -196,7 +203,12 @@ def _run(loaded: LoadedModel, part: Sequence[tuple[Prompt, list[int]]], capture:
         do_sample=False,
         eos_token_id=ends or None,
         pad_token_id=pad,
+        stopping_criteria=[
+            lambda ids, scores, **_: torch.full((len(ids),), capture.failure is not None, device=ids.device)
+        ],
     )
+    if capture.failure is not None:
+        return
     for (prompt, text), answer in zip(part, out[:, width:].tolist(), strict=True):
         n = next((i + 1 for i, token in enumerate(answer) if token in ends), len(answer))
         capture.record_token(answer[n - 1], request=prompt.id, position=len(text) + n - 1)

@@ -30,7 +30,7 @@ from actscope.capture.settings import CaptureSettings
 from actscope.capture.sinks import whole
 from actscope.capture.stats import CaptureStats, StatsCounter
 from actscope.codecs import DTYPES, check_rows, rows_before_encoding
-from actscope.errors import RecordingPoisoned, SettingsError
+from actscope.errors import RecordingError, RecordingPoisoned, SettingsError
 from actscope.frames import RowSink
 from actscope.near_miss import hinted_class
 from actscope.recording.spec import RecordingSpec
@@ -238,7 +238,12 @@ class Capture:
 
     def _at_exit(self) -> None:
         """Stop at interpreter exit, while the threads that write the pending rows still run."""
-        self.stop(aborted=True)
+        try:
+            self.stop(aborted=True)
+        except RecordingPoisoned:
+            self._tell_loss()
+        except RecordingError as error:
+            log.error("%s: the recording could not be finished: %s", self.path, error)
 
     def _close_recorder(self) -> None:
         if not self._to_close:
@@ -268,10 +273,20 @@ class Capture:
             if error is None:
                 raise
             if isinstance(failed, RecordingPoisoned):
-                return  # logged when it happened
+                self._tell_loss()
+                return
             log.exception(
                 "%s: the recording could not be finished", self.path
             )  # the user's own exception takes precedence
+
+    def _tell_loss(self) -> None:
+        """Say, at the end of a capture, that its recording stopped before. The reason was logged when it happened."""
+        counts = self.stats().recorder
+        kept = f"rows before {counts.written_rows} are kept" if isinstance(counts, RecorderStats) else "see its log"
+        log.error(
+            "%s: the recording stopped before its capture did: %s, later ones are lost; make room, then resume it",
+            self.path, kept,
+        )  # fmt: skip
 
     def _tell(self) -> None:
         stats = self.stats()
@@ -393,6 +408,11 @@ class Capture:
         stats = self.stats()
         seconds = self._seconds or (time.monotonic() - self._begun if self._begun else 0.0)
         return CaptureProgress(stats.tokens, stats.rows, stats.bytes, _stored_bytes(stats), seconds)
+
+    @property
+    def failure(self) -> Exception | None:
+        """The error that stopped the recording, for example a full disk, or None. The model goes on without it."""
+        return None if self._recorder is None else self._recorder.failure
 
     @property
     def known_requests(self) -> frozenset[str]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from actscope.cli.common import options
+from actscope.cli.common.interrupts import resumable
 from actscope.cli.common.output import show
 from actscope.cli.common.recordings import Directory, open_recording
 from actscope.cli.common.settings_options import Given, with_settings
@@ -51,7 +52,7 @@ def analyze(
         site=options.SITE.make(site_flags),
         graph_options=options.GRAPH.make(graph_flags),
     )
-    with ProgressBar() as bars:
+    with resumable("interrupted: nothing was written; repeat the command to start over"), ProgressBar() as bars:
         report = run(recording, wanted, to, bars.update)
     show(json.dumps(report.as_dict()) if as_json else _text(report))
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from actscope.cli.common.interrupts import resumable
 from actscope.cli.common.output import show
 from actscope.errors import SettingsError
 
@@ -76,7 +77,8 @@ def bench(
     from rich.console import Console
 
     module = import_module(f"actscope.bench.{name}")
-    with Console(stderr=True).status(f"bench {name}") as status:
+    stopped = f"interrupted: no result of bench {name} is kept; repeat the command to measure again"
+    with resumable(stopped), Console(stderr=True).status(f"bench {name}") as status:
         more: dict[str, object] = {}
         if name == "models":
             more = {"engine": engine, "only": only}

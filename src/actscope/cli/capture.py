@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,9 +13,11 @@ import typer
 
 from actscope.capture.config import CaptureConfig
 from actscope.cli.common import options
+from actscope.cli.common.interrupts import resumable
 from actscope.cli.common.output import show
 from actscope.cli.common.settings_options import Given, with_settings
-from actscope.errors import ActscopeError, SettingsError
+from actscope.errors import ActscopeError, RecordingPoisoned, SettingsError
+from actscope.runtime.writable import check_can_create
 
 if TYPE_CHECKING:
     from actscope.capture.prompts import Prompt
@@ -89,6 +92,7 @@ def capture(
 def _check_place(to: Path, *, resume: bool) -> None:
     if to.exists() and not to.is_dir():
         raise SettingsError(f"--to {to}: is a file; expected a directory that is new, or empty")
+    check_can_create(to, "--to", SettingsError)
     if not resume and to.is_dir() and any(to.iterdir()):
         raise SettingsError(
             f"--to {to}: is not empty; choose another directory, or continue the recording there with --resume"
@@ -111,26 +115,19 @@ def _record(
     from actscope.cli.common.progress import ProgressBar
 
     _log_plainly()
-    loaded = _load(model, placed)
-    as_chat = wants_chat(loaded, chat, _was_chat(to) if resume else None)
-    session = _session(loaded, to, config, resume=resume, chat=as_chat)
-    _announce(config, as_chat)
-    done = 0
-
-    def told(so_far: int, total: int) -> None:
-        nonlocal done
-        done = so_far
-        bars.update("prompts", so_far, total)
-
-    try:
-        with ProgressBar() as bars, session:
-            run_prompts(loaded, todo, session, max_tokens=max_tokens, batch=batch, progress=told, chat=as_chat)
-    except KeyboardInterrupt:
-        show(
-            f"interrupted: {to} has {done} of {len(todo)} prompts; repeat the command with --resume to continue",
-            err=True,
-        )
-        raise
+    with resumable(lambda: f"interrupted: {_kept(to, todo)}; repeat the command with --resume to continue"):
+        loaded = _load(model, placed)
+        as_chat = wants_chat(loaded, chat, _was_chat(to) if resume else None)
+        session = _session(loaded, to, config, resume=resume, chat=as_chat)
+        _announce(config, as_chat)
+        try:
+            with ProgressBar() as bars, session:
+                told = partial(bars.update, "prompts")
+                run_prompts(loaded, todo, session, max_tokens=max_tokens, batch=batch, progress=told, chat=as_chat)
+        except RecordingPoisoned as error:
+            raise RecordingPoisoned(
+                f"{error}\n{_kept(to, todo)}: make room, then repeat the command with --resume"
+            ) from error
     _warn(session.stats())
 
 
@@ -207,7 +204,15 @@ def _missing(to: Path, wanted: list[Prompt]) -> list[Prompt]:
     recording = Recording.open(to)
     summaries = [recording.request(name) for name in recording.requests]
     whole = {summary.id for summary in summaries if summary.ended and not summary.aborted}
-    return [prompt for prompt in wanted if prompt.id not in whole]
+    return [p for p in wanted if p.id not in whole or recording.missing_rows(p.id)]
+
+
+def _kept(to: Path, todo: list[Prompt]) -> str:
+    """Say how many of the prompts are whole in the recording, for a command that ends early."""
+    try:
+        return f"{to} has {len(todo) - len(_missing(to, todo))} of {len(todo)} prompts"
+    except ActscopeError as error:
+        return f"{to} cannot be read ({error})"
 
 
 def _warn(stats: CaptureStats) -> None:

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from actscope.cli.common import options
+from actscope.cli.common.interrupts import resumable
 from actscope.cli.common.output import show
 from actscope.cli.common.settings_options import Given, with_settings
 from actscope.engines.builtin import NAME
@@ -51,7 +52,8 @@ def demo(
         serve(engine, gateway, browser=browser and options.can_show_a_browser())
         return
     quiet = options.GATEWAY.make({}, port=0, upstream=engine.card_id)
-    with running_engine(engine), gateway_in_background(quiet) as settings:
+    stopped = "interrupted: the answer was not complete; repeat the command to ask again"
+    with resumable(stopped), running_engine(engine), gateway_in_background(quiet) as settings:
         from actscope.cli.common.completion import ask
 
         answer = ask(settings, model, once, max_tokens=max_tokens, temperature=temperature, seed=seed)

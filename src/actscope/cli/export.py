@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from actscope.cli.common import options
+from actscope.cli.common.interrupts import resumable
 from actscope.cli.common.output import show
 from actscope.cli.common.recordings import Directory, open_recording
 from actscope.cli.common.settings_options import Given, with_settings
@@ -54,7 +55,10 @@ def export(
 
     selection = Selection(tuple(sites or ()), tuple(requests or ()), read_positions(positions))
     recording = open_recording(path)
-    with ProgressBar() as bars:
+    stopped = (
+        f"interrupted: nothing was written to {to}, and the recording is as it was; repeat the command to start over"
+    )
+    with resumable(stopped), ProgressBar() as bars:
         report = write(recording, to, form, selection, options.EXPORT.make(flags), bars.update)
     if as_json:
         show(json.dumps({**asdict(report), "path": str(report.path)}))

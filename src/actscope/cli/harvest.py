@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from contextlib import redirect_stdout
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
@@ -13,7 +14,7 @@ from msgspec.structs import replace
 from actscope.cli.common import options
 from actscope.cli.common.output import show
 from actscope.cli.common.settings_options import Given, with_settings
-from actscope.errors import SettingsError
+from actscope.errors import HarvestDamaged, HarvestError, MissingExtra, SettingsError
 
 if TYPE_CHECKING:
     from actscope.harvest.driver import Report
@@ -89,6 +90,9 @@ def harvest(
     if not flags.get("model") or not flags.get("dataset"):
         raise SettingsError("--model and --dataset are required, e.g. --model actscope/builtin --dataset builtin")
     settings = options.HARVEST.make(flags)
+    for package in ("torch", "transformers"):
+        if find_spec(package) is None:  # the worker's own error would come later, and be less clear
+            raise MissingExtra("harvest", package)
     if gpus_per_worker and settings.device == "auto":
         settings = replace(settings, device="cuda")
     from actscope.harvest.workers.messages import WorkerJob
@@ -135,14 +139,20 @@ def _run(crew: Crew, out: str, allow_http: bool, lease: float, as_json: bool) ->
         done, total = so_far, all_of
         bars.update(stage, so_far, all_of)
 
+    def kept() -> str:
+        return f"{out} has {done} of {total} units" if total else f"{out} keeps the units that it had"
+
     try:
         # Ray prints messages of its raylets on standard output and has no option against it
         with ProgressBar() as bars, redirect_stdout(sys.stderr):
             report = carry_out(open_storage(out, allow_http=allow_http), crew, told, lease_s=lease)
     except KeyboardInterrupt:
-        if total:
-            show(f"interrupted: {out} has {done} of {total} units; repeat the command to continue", err=True)
+        show(f"interrupted: {kept()}; repeat the command to continue", err=True)
         raise
+    except OSError as error:
+        if not total or isinstance(error, HarvestDamaged):
+            raise
+        raise HarvestError(f"{error}\n{kept()}; repeat the command to continue") from error
     show(json.dumps(summary_of(report, out)) if as_json else _told(report, out))
 
 

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from actscope.cli.common import options
+from actscope.cli.common.interrupts import resumable
 from actscope.cli.common.output import show
 from actscope.cli.common.settings_options import Given, with_settings
 
@@ -28,7 +29,8 @@ def import_(
     from actscope.cli.common.progress import ProgressBar
     from actscope.recording.importing import import_packets
 
-    with ProgressBar() as bars:
+    stopped = f"interrupted: nothing was written to {to}, and {packets} is as it was; repeat the command to start over"
+    with resumable(stopped), ProgressBar() as bars:
         report = import_packets(packets, to, options.IMPORT.make(flags), bars.update)
     if as_json:
         show(json.dumps({**asdict(report), "path": str(report.path)}))

@@ -31,16 +31,21 @@ def info(
 
 def _text(found: dict[str, Any]) -> str:
     model, tokens = found["model"], found["tokens"]
-    coverage = f" ({tokens['coverage']:.1%})" if tokens["coverage"] is not None else ""
+    coverage = f" ({_percent(tokens)})" if tokens["coverage"] is not None else ""
+    known = "" if found["complete"] else "known "  # of requests that were running, no more is known
     over = found["rows_after_end"]
-    state = "complete" if found["complete"] else "not complete: a writer is running or has crashed"
+    state = (
+        "complete" if found["complete"] else "not complete: a writer is running, has crashed, or found the disk full"
+    )
     direct = {None: "", True: "; direct I/O", False: "; buffered I/O"}[found["direct_io"]]
     lines = [
         f"{found['path']}",
         f"  model      {model.get('name') or '-'} {model.get('revision') or ''}".rstrip(),
-        f"  tokens     {tokens['computed']} of {tokens['present']} positions computed{coverage}, {found['n_requests']} requests",
+        f"  tokens     {tokens['computed']} of {tokens['present']} {known}positions computed{coverage}, "
+        f"{found['n_requests']} requests",
         f"  rows       {found['rows']} at each of {len(found['sites'])} sites"
         + (f"; {over} after a request's end" if over else ""),
+        *([f"  missing    {_missing(found)}"] if found["rows_missing"] else []),
         f"  size       {_mib(found['bytes'])} on disk, "
         f"{_number(found['bytes_per_token'], '.0f')} bytes per row, all sites together",
         f"  smaller    {_number(found['ratio_fp32'], '.2f')} x than float32, "
@@ -102,6 +107,16 @@ def _request_lines(found: dict[str, Any]) -> list[str]:
         lines.append(f"{request['id']:<{width}} {counts}  {state}")
     more = found["n_requests"] - len(found["requests"])
     return [*lines, f"and {more} more (--requests 0 shows all)"] if more > 0 else lines
+
+
+def _percent(tokens: dict[str, Any]) -> str:
+    """Format the coverage, rounded down: only what is whole has 100 %."""
+    return f"{int(1000 * tokens['coverage']) / 10:.1f}%"
+
+
+def _missing(found: dict[str, Any]) -> str:
+    why = "they were dropped" if found["complete"] else "they were not written before the recording stopped"
+    return f"{found['rows_missing']} rows have a label, and no values at some site: {why}"
 
 
 def _dropped(dropped: dict[str, int]) -> str:

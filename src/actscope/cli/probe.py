@@ -11,13 +11,16 @@ import typer
 
 from actscope.cli.common import options
 from actscope.cli.common.engines import ask, engine_replicas, refusal
+from actscope.cli.common.interrupts import resumable
 from actscope.cli.common.output import legible, show
 from actscope.cli.common.settings_options import Given, with_settings
-from actscope.errors import ProbeError, UpstreamError
+from actscope.errors import ProbeError, SettingsError, UpstreamError
+from actscope.runtime.writable import check_can_create
 
 if TYPE_CHECKING:
     import httpx
 
+    from actscope.probes.labels import LabelledText
     from actscope.ring.discovery import EngineCard
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="List, import, train, test, add and remove probes.")
@@ -166,9 +169,12 @@ def train(
     sites: Annotated[
         str, typer.Option(metavar="SITES", help="Candidate sites, e.g. all, 3,7 or first,middle,last.")
     ] = "all",
-    texts: Annotated[int, typer.Option(metavar="N", help="Maximum number of texts.")] = 2000,
+    texts: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Maximum number of texts. Lines of DATA after these are not read.")
+    ] = 2000,
     min_auroc: Annotated[
-        float, typer.Option(metavar="N", help="Minimum AUROC on held-out text. Probes below are not written.")
+        float,
+        typer.Option(min=0, max=1, metavar="N", help="Minimum AUROC on held-out text. Probes below are not written."),
     ] = 0.95,
     as_json: options.Json = False,
 ) -> None:
@@ -176,7 +182,8 @@ def train(
 
     A line of the data is {"text": "...", "spans": {"danger": [[4, 20]]}} or {"text": "...", "label": {"joy": true}}. Each
     label is trained at every candidate site, and the earliest of the best sites is kept. The control is the same training on
-    shuffled labels: an AUROC of about 0.5, or the data leaks.
+    shuffled labels: an AUROC of about 0.5, or the data leaks. A probe that could never fire (recall 0) is not written. The reason
+    of each label without a probe is printed.
 
     Example: actscope probe train my-labels.jsonl --model Qwen/Qwen2-0.5B --out probes/Qwen/Qwen2-0.5B
     """
@@ -184,33 +191,63 @@ def train(
     from actscope.engines.hf.loading import load
     from actscope.engines.hf.probe_training import builtin_texts, train_probes
     from actscope.probes import save_probe
-    from actscope.probes.labels import read_labelled
     from actscope.sites import select
 
-    loaded = load(model, **flags)
-    chosen = (
-        [text for _, text in zip(range(texts), read_labelled(data), strict=False)]
-        if data
-        else builtin_texts(loaded, texts)
-    )
-    with ProgressBar() as progress:
-        results = train_probes(loaded, chosen, select(sites, loaded.n_layers), label or None, progress=progress.update)
-    kept = [r for r in results if r.fit.auroc >= min_auroc]
+    check_can_create(out, "--out", SettingsError)
+    chosen = _labelled_texts(data, texts, label or []) if data else None
+    reasons: dict[str, str] = {}
+    with resumable(f"interrupted: no probe has been written to {out}; repeat the command to start over"):
+        loaded = load(model, **flags)
+        with ProgressBar() as progress:
+            results = train_probes(
+                loaded,
+                builtin_texts(loaded, texts) if chosen is None else chosen,
+                select(sites, loaded.n_layers),
+                label or None,
+                progress=progress.update,
+                skipped=reasons.__setitem__,
+            )
+    found = {result.probe.id: result.why_not(min_auroc) for result in results}
+    kept = [result for result in results if not found[result.probe.id]]
     for result in kept:
         save_probe(result.probe, out / f"{result.probe.id}.safetensors")
-    rows = [
+    rows: list[dict[str, Any]] = [
         {
             **msgspec.structs.asdict(r.probe.info),
             "positives": r.fit.positives,
             "recall": r.fit.recall,
             "kept": r in kept,
+            "reason": found[r.probe.id] or None,
         }
         for r in results
     ]
-    show(json.dumps(rows, indent=2) if as_json else _training_table(rows))
+    reasons |= {label: reason for label, reason in found.items() if reason}
+    if as_json:
+        measured = {row["id"] for row in rows}
+        skipped = [{"id": i, "kept": False, "reason": why} for i, why in reasons.items() if i not in measured]
+        show(json.dumps(rows + skipped, indent=2))
+    elif rows:
+        show(_training_table(rows))
+    for name, reason in reasons.items():
+        show(f"not written: {name}: {reason}", err=True)
     if not kept:
-        raise ProbeError(f"no label reached a held-out AUROC of {min_auroc}; give more texts or other sites")
+        raise ProbeError("no probe was written; see the reason of each label above")
     show(f"{len(kept)} probes written to {out}", err=True)
+
+
+def _labelled_texts(data: Path, most: int, wanted: list[str]) -> list[LabelledText]:
+    """Read a label file and check that it can give probes, before a model is loaded. Raises ProbeError if it cannot."""
+    from actscope.probes.label_check import trainable_labels
+    from actscope.probes.labels import load_labelled
+
+    found = load_labelled(data, most)
+    if found.repeated:
+        show(f"{data}: {found.repeated} lines repeat an earlier text; each text is taken once", err=True)
+    try:
+        trainable_labels(found.texts, wanted)
+    except ProbeError as error:
+        raise ProbeError("\n".join(f"{data}: {line}" for line in str(error).splitlines())) from error
+    return found.texts
 
 
 def _list_engine(engine: str) -> list[dict[str, Any]]:

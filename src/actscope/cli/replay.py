@@ -10,6 +10,7 @@ from urllib.parse import quote
 import typer
 
 from actscope.cli.common import options
+from actscope.cli.common.interrupts import resumable
 from actscope.cli.common.output import show
 from actscope.cli.common.recordings import Directory, open_recording
 from actscope.cli.common.settings_options import Given, with_settings
@@ -66,7 +67,8 @@ def replay(
             engine.start(lambda: steps_taken(server))
 
         server.on_started = begin
-        server.run_here()
+        with resumable(f"stopped: {directory} is as it was; repeat the command to play it again"):
+            server.run_here()
 
 
 def _probes(directories: list[Path] | None, model: RecordedModel, *, any_model: bool) -> list[Probe]:

@@ -7,6 +7,7 @@ import json
 import typer
 
 from actscope.cli.common import options
+from actscope.cli.common.interrupts import resumable
 from actscope.cli.common.output import show
 from actscope.cli.common.recordings import Directory, check_there
 
@@ -26,7 +27,7 @@ def verify(
     from actscope.recording.reading.verification import verify as verify_recording
 
     check_there(path)
-    with Bars() as bars:
+    with resumable("interrupted: not everything was checked; repeat the command to start over"), Bars() as bars:
         verdict = verify_recording(path, bars.update)
     show(json.dumps(verdict.as_dict()) if as_json else verdict.as_text())
     if not verdict.ok:

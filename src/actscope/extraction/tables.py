@@ -107,7 +107,12 @@ def open_table(spec: str, *, split: str, column: str, n: int | None) -> TextColu
 def _load(spec: str, split: str) -> Dataset:
     from datasets import load_dataset
 
-    path = Path(spec).expanduser()
+    try:
+        path = Path(spec).expanduser()
+    except RuntimeError as error:
+        raise SettingsError(
+            f"texts {spec!r}: there is no home directory for ~: set HOME, or give the whole path"
+        ) from error
     if path.is_dir() and any((path / name).is_file() for name in ("state.json", "dataset_dict.json")):
         return _saved(spec, path, split)
     files = _files(spec, path)

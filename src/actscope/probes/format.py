@@ -38,6 +38,7 @@ log = logging.getLogger("actscope.probes")
 #: Largest relative rounding of a number that is stored in half precision (half a unit in the last place).
 _ROUNDING = {"F16": 2**-11, "BF16": 2**-8}
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+ID_RULE = "an id is 1 to 64 letters, digits, '.', '_' or '-', beginning with a letter or digit"
 _METADATA_KEY = "actscope_probe"
 
 
@@ -172,12 +173,15 @@ class Probe:
         return replace(self, info=msgspec.structs.replace(self.info, id=probe_id))
 
 
+def is_id(text: str) -> bool:
+    """Return whether a text can be the id of a probe (`ID_RULE`)."""
+    return _ID.fullmatch(text) is not None
+
+
 def _check_info(info: ProbeInfo) -> None:
     where = f"probe {info.id!r}"
-    if not _ID.fullmatch(info.id):
-        raise ProbeError(
-            f"{where}: an id is 1 to 64 letters, digits, '.', '_' or '-', beginning with a letter or digit"
-        )
+    if not is_id(info.id):
+        raise ProbeError(f"{where}: {ID_RULE}")
     if info.activation not in ACTIVATIONS:
         raise ProbeError(f"{where}: activation {info.activation!r} is not one of {', '.join(ACTIVATIONS)}")
     if info.token_mask not in ("none", "special"):

@@ -17,6 +17,7 @@ from actscope.probes.format import Probe, ProbeInfo
 
 #: Texts below FIT are fitted, those up to CHOOSE choose site and threshold, the others measure.
 FIT, CHOOSE = 0.7, 0.85
+PARTS = {"fitting": (0.0, FIT), "choosing": (FIT, CHOOSE), "held-out": (CHOOSE, 1.0)}
 CONTROL_RUNS = 5
 TARGET_FPR = 0.01
 MIN_EXAMPLES = 20
@@ -32,7 +33,7 @@ class Examples:
 
     def part(self, low: float, high: float) -> Examples:
         """Return the rows of the texts whose place in a fixed shuffle is in [low, high)."""
-        place = _place_of(self.texts)
+        place = place_of(self.texts)
         chosen = (place >= low) & (place < high)
         return Examples(self.rows[chosen], self.labels[chosen], self.texts[chosen])
 
@@ -46,7 +47,7 @@ class ShrunkCovariance:
     @classmethod
     def of(cls, rows: np.ndarray, texts: np.ndarray, shrinkage: float = 1e-3) -> ShrunkCovariance:
         """Estimate it from rows float32 [n, d]. Only rows of the fitting texts are used."""
-        return cls.of_rows(rows[_place_of(texts) < FIT], shrinkage)
+        return cls.of_rows(rows[place_of(texts) < FIT], shrinkage)
 
     @classmethod
     def of_rows(cls, rows: np.ndarray, shrinkage: float = 1e-3) -> ShrunkCovariance:
@@ -92,7 +93,7 @@ class Fit:
     examples: tuple[np.ndarray, np.ndarray]  # rows float32 [4, d], scores float32 [4]
 
 
-def _place_of(texts: np.ndarray) -> np.ndarray:
+def place_of(texts: np.ndarray) -> np.ndarray:
     """Return a number in [0, 1) per text, the same on every machine (Knuth's multiplicative hash)."""
     return ((texts.astype(np.uint64) * np.uint64(2654435761)) % np.uint64(1 << 32)).astype(np.float64) / (1 << 32)
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from support.hf.harness import hidden_states
 from support.hf.tiny import tiny
 
 from actscope.engines.hf.labelled import collect, tokenize
 from actscope.engines.hf.probe_training import train_probes
+from actscope.errors import ProbeError
 from actscope.probes.labels import LabelledText
 from actscope.sites import select
 
@@ -58,3 +60,11 @@ def test_when_not_all_texts_fit_the_first_ones_are_read_whole_whatever_their_len
     assert [int((rows.texts == i).sum()) for i in range(20)] == lengths[:5] + [0] * 15
     known, held = rows.labels(some, "wolf")
     assert len(known) == len(held) == sum(lengths[:5])
+
+
+def test_no_texts_and_texts_without_a_token_are_errors_and_not_endless() -> None:
+    with pytest.raises(ProbeError, match="there are no labelled texts"):
+        collect(tiny("llama"), [], select("0", 4))
+    special = tiny("llama").tokenizer.all_special_tokens[0]
+    with pytest.raises(ProbeError, match="no tokens but special ones"):
+        collect(tiny("llama"), [LabelledText(special, {"wolf": ()})], select("0", 4))

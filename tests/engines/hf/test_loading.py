@@ -89,7 +89,7 @@ def test_the_code_of_a_tokenizer_is_refused_too(brought: Path) -> None:
         ["capture", "{model}", "{prompts}", "--to", "{out}"],
         ["doctor", "{model}"],
         ["serve", "{model}", "--port", "0"],
-        ["probe", "train", "{prompts}", "--model", "{model}"],
+        ["probe", "train", "--model", "{model}", "--out", "{out}"],
     ],
 )
 def test_every_command_that_loads_a_model_names_the_flag(brought: Path, command: list[str]) -> None:

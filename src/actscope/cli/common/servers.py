@@ -11,6 +11,7 @@ from pathlib import Path
 from msgspec.structs import replace
 from rich.console import Console
 
+from actscope.cli.common.interrupts import resumable
 from actscope.cli.common.options import ENGINE
 from actscope.cli.common.output import show
 from actscope.cli.common.settings_options import Given
@@ -110,10 +111,20 @@ def serve(engine: EngineSettings, gateway: GatewaySettings, *, browser: bool) ->
 
     with running_engine(engine) as process:
         threading.Thread(target=watch_engine, args=(process,), daemon=True).start()
-        server.run_here()
+        with resumable(_stopped(engine)):
+            server.run_here()
         if ended.is_set():
             code = process.wait()
             raise EngineError(f"the engine for {engine.model!r} has ended (exit code {code}); see its messages above")
+
+
+def _stopped(engine: EngineSettings) -> str:
+    """Say what a server that was stopped leaves."""
+    if engine.record:
+        return (
+            f"stopped: marked requests are kept in {engine.record} (actscope info {engine.record}); others have expired"
+        )
+    return "stopped: no request is kept, because none was recorded; `actscope serve --record DIR` keeps those that are marked"
 
 
 @contextmanager

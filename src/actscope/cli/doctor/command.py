@@ -18,8 +18,10 @@ from actscope.cli.common import options
 from actscope.cli.common.findings import Finding
 from actscope.cli.common.output import show
 from actscope.cli.doctor import counters as doctor_counters
+from actscope.cli.doctor import ground
 from actscope.cli.doctor import model as doctor_model
 from actscope.cli.doctor import vllm as doctor_vllm
+from actscope.cli.doctor.ground import guarded, guarded_all
 from actscope.errors import ActscopeError
 
 
@@ -55,7 +57,7 @@ def doctor(
     elif model:
         findings = list(doctor_model.check(model, trust_remote_code=trust_remote_code))
     else:
-        findings = [*(check() for check in _checks()), *doctor_counters.of_this_machine()]
+        findings = [*(guarded(check) for check in _checks()), *guarded_all(doctor_counters.of_this_machine)]
     if as_json:
         show(json.dumps([asdict(finding) for finding in findings], indent=2))
     else:
@@ -72,7 +74,7 @@ _VLLM = (doctor_vllm.vllm, doctor_vllm.plugin, doctor_vllm.engines)
 
 def _checks() -> tuple[Callable[[], Finding], ...]:
     services = (_python, _engine, _gateway, _probes, _recordings, _exports, _analysis, _direct)
-    return (*services, _page, _shared_memory, _runtime, _gpu, _engines, *_VLLM)
+    return (*services, _page, _shared_memory, *ground.CHECKS, _gpu, _engines, *_VLLM)
 
 
 def _python() -> Finding:
@@ -111,7 +113,7 @@ def _direct() -> Finding:
 
     try:
         direct, why = choose_direct(Path.cwd(), "auto")
-    except ActscopeError as error:
+    except (ActscopeError, FileNotFoundError) as error:
         return Finding("direct writes", True, f"not in this directory: {error}", "record into a writable directory")
     return Finding("direct writes", True, f"{'yes' if direct else 'no, buffered'}: {why}")
 
@@ -134,15 +136,6 @@ def _shared_memory() -> Finding:
         f"{free} MiB free in /dev/shm",
         "" if free >= 64 else "free or add space: at least 64 MiB",
     )
-
-
-def _runtime() -> Finding:
-    from actscope.runtime.directory import runtime_dir
-
-    try:
-        return Finding("runtime folder", True, str(runtime_dir()))
-    except ActscopeError as error:
-        return Finding("runtime folder", False, str(error), "set ACTSCOPE_RUNTIME_DIR to a private directory")
 
 
 def _gpu() -> Finding:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from itertools import islice
 from pathlib import Path
 
@@ -15,7 +16,7 @@ _SHOWN = 40
 
 def is_of_hub(spec: str) -> bool:
     """Return whether a dataset is named by its hub id, and not by a file, a directory or a glob."""
-    path = Path(spec).expanduser()
+    path = Path(os.path.expanduser(spec))  # without a home directory, ~ stays
     is_path = spec.startswith((".", "/", "~")) or any(mark in spec for mark in "*?[") or path.suffix in _ENDINGS
     return not is_path and not path.exists()
 

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
+from actscope.cli.common.interrupts import resumable
 from actscope.cli.common.output import show
 from actscope.cli.common.progress import ProgressBar
 from actscope.errors import FeedError
@@ -53,7 +54,8 @@ def run(settings: FeedSettings, *, as_json: bool, handlers: Sequence[logging.Han
         filling.append(asyncio.get_running_loop().create_task(_first_window(server)))
 
     server.on_started = started
-    server.run_here()
+    with resumable(lambda: _stopped(server)):
+        server.run_here()
     failures = [task.result() for task in filling if task.done() and not task.cancelled()]
     if any(failures):
         raise FeedError(f"the feed could not start: {failures[0]}")
@@ -78,6 +80,17 @@ async def _first_window(server: FeedServer) -> str:
     if service.state == "serving":
         log.info("serving: the first window is full, %.0f rows/s", service.generator_stats()["rows_per_second"])
     return ""
+
+
+def _stopped(server: FeedServer) -> str:
+    """Say where a feed that was stopped goes on."""
+    if server.settings.state and not server.service.state_failure:
+        return f"stopped: the position is kept in {server.settings.state}; repeat the command to go on there"
+    position = server.service.position
+    if position is None:
+        return "stopped before any row was ready; repeat the command to start over"
+    why = "its state file is out of date" if server.settings.state else "no position is kept without --state FILE"
+    return f"stopped: {why}; to go on where all groups are, add --resume {position}"
 
 
 def announce(settings: FeedSettings) -> None:

@@ -248,7 +248,7 @@ def tokenizer_directory(loaded: LoadedModel) -> Path:
     local = Path(loaded.path)
     if (local / "tokenizer.json").is_file():
         return local
-    cache = cache_dir("tokenizers", loaded)
+    cache = cache_dir("tokenizers", loaded, reuse=False)  # written at each start
     cache.mkdir(parents=True, exist_ok=True)
     loaded.tokenizer.backend_tokenizer.save(str(cache / "tokenizer.json"))
     return cache

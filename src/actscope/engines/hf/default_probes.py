@@ -18,8 +18,8 @@ SITES = "first,middle,last"
 def default_probes(loaded: LoadedModel) -> list[Probe]:
     """Return the cached probes of a model, or train and cache them.
 
-    Only probes with a held-out AUROC of at least `MIN_AUROC` are kept. If a package for training is not installed, the result
-    is empty and a message goes to standard error.
+    Only probes with a held-out AUROC of at least `MIN_AUROC`, which can fire, are kept. If a package for training is not
+    installed, the result is empty and a message goes to standard error.
     """
     directory = cache_dir("probes", loaded)
     found = load_probes(directory, log_left_out)
@@ -31,10 +31,13 @@ def default_probes(loaded: LoadedModel) -> list[Probe]:
     except MissingExtra as error:
         _say(f"none could be trained: {error}")
         return []
-    good = [t.probe for t in trained if t.fit.auroc >= MIN_AUROC]
+    good = [t.probe for t in trained if not t.why_not(MIN_AUROC)]
     for probe in good:
         save_probe(probe, directory / f"{probe.id}.safetensors")
     _say(f"{len(good)} of {len(trained)} labels reach a held-out AUROC of {MIN_AUROC}: {', '.join(p.id for p in good)}")
+    for result in trained:
+        if reason := result.why_not(MIN_AUROC):
+            _say(f"no probe for {result.probe.id}: {reason}")
     return good
 
 

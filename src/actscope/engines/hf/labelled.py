@@ -12,7 +12,7 @@ import torch
 from actscope.engines.hf.engine import Engine
 from actscope.engines.hf.loading import LoadedModel
 from actscope.engines.hf.request import Output, Request, Sampling
-from actscope.errors import EngineError
+from actscope.errors import EngineError, ProbeError
 from actscope.frames import SCORES, Frame, SinkStats, Step
 from actscope.probes.labels import LabelledText
 from actscope.sites import Site
@@ -104,8 +104,11 @@ def collect(
         The rows at all sites.
 
     Raises:
+        ProbeError: There is no text, or no text has a token that is not special.
         EngineError: The model failed on a text.
     """
+    if not texts:
+        raise ProbeError("there are no labelled texts: nothing can be trained")
     tokens = _fitting([tokenize(loaded, t.text) for t in texts], max_bytes // (4 * loaded.d_model * max(1, len(sites))))
     sink = _Collector(tokens, frozenset(loaded.tokenizer.all_special_ids))
     waiter = _Waiter(len(tokens), lambda done: progress(done, len(tokens)))
@@ -120,6 +123,8 @@ def collect(
         engine.close()
     if waiter.error is not None:
         raise EngineError(f"the model failed on a labelled text: {waiter.error}")
+    if not sink.n:
+        raise ProbeError("the labelled texts have no tokens but special ones: nothing can be trained")
     return sink.result()
 
 

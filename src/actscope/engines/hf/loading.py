@@ -23,7 +23,7 @@ from actscope.engines.hf.lanes.serving_check import checked_calls
 from actscope.engines.local.names import NAMES, directory_of
 from actscope.engines.revision import fingerprint
 from actscope.errors import EngineError, SettingsError, SiteError
-from actscope.runtime.cache import cache_home
+from actscope.runtime.cache import cache_place
 from actscope.taps.anatomy import learn
 from actscope.taps.text_model import blocks, input_device, stream_dtype, text_config
 
@@ -208,6 +208,7 @@ def _is_recurrent(model: PreTrainedModel) -> bool:
     return bool(kinds) or bool(getattr(model, "_is_stateful", False))
 
 
-def cache_dir(kind: str, loaded: LoadedModel) -> Path:
-    """Return the cache directory for data derived from this model at this revision."""
-    return cache_home() / kind / f"{loaded.name.strip('/').replace('/', '--')}-{loaded.revision or 'local'}"
+def cache_dir(kind: str, loaded: LoadedModel, *, reuse: bool = True) -> Path:
+    """Return the cache directory for data derived from this model at this revision. See `cache_place`."""
+    name = f"{loaded.name.strip('/').replace('/', '--')}-{loaded.revision or 'local'}"
+    return cache_place(kind, name, reuse=reuse)

@@ -12,7 +12,8 @@ from actscope.engines.hf.labelled import LabelledRows, collect
 from actscope.engines.hf.loading import LoadedModel
 from actscope.errors import ProbeError
 from actscope.probes import Probe
-from actscope.probes.labels import LabelledText, known_labels
+from actscope.probes.label_check import trainable_labels
+from actscope.probes.labels import LabelledText
 from actscope.probes.train import Examples, Fit, ShrunkCovariance, fit, to_probe
 from actscope.sites import Site
 
@@ -29,6 +30,18 @@ class Trained:
     probe: Probe
     fit: Fit
 
+    def why_not(self, min_auroc: float) -> str:
+        """Return why the probe is of no use, or an empty text: its AUROC is too low, or it can never fire."""
+        fit = self.fit
+        if not fit.auroc >= min_auroc:
+            return f"held-out AUROC {fit.auroc:.4f}, at least {min_auroc:g} is wanted; give more texts or other sites"
+        if not fit.recall > 0:
+            return (
+                f"recall 0: no held-out token reaches its threshold {fit.threshold:g} (1 % false positives), so it could not "
+                "fire; give more texts, or texts in which the label is clearer"
+            )
+        return ""
+
 
 def train_probes(
     loaded: LoadedModel,
@@ -37,6 +50,7 @@ def train_probes(
     labels: Sequence[str] | None = None,
     *,
     progress: Report = lambda stage, done, total: None,
+    skipped: Callable[[str, str], None] = lambda label, reason: None,
 ) -> list[Trained]:
     """Train one probe per label, at the earliest site whose AUROC is within `WORTH_A_LAYER` of the best.
 
@@ -46,28 +60,28 @@ def train_probes(
         sites: Candidate sites.
         labels: Labels to train; None for all that have enough examples.
         progress: Called with (stage, done, total).
+        skipped: Called with (label, reason) for each label that has too few examples.
 
     Returns:
         The probes, in the order of the labels.
 
     Raises:
-        ProbeError: No text has a requested label, or it has too few examples.
+        ProbeError: No text has a requested label, or it has too few examples; or no label has enough.
         EngineError: The model failed on a text.
     """
-    known = known_labels(texts)
-    chosen = list(labels or known)
-    unknown = sorted(set(chosen) - set(known))
-    if unknown:
-        raise ProbeError(f"no text is labelled {', '.join(unknown)}; the labels are {', '.join(known)}")
+    chosen, reasons = trainable_labels(texts, labels or ())
+    for label, reason in reasons.items():
+        skipped(label, reason)
     rows = collect(loaded, texts, sites, progress=lambda done, total: progress("reading texts", done, total))
     covariances = {site: ShrunkCovariance.of(rows.rows[site.name], rows.texts) for site in sites}
     trained = []
     for done, label in enumerate(chosen, 1):
         try:
             trained.append(_train(loaded, texts, rows, covariances, label))
-        except ProbeError:
+        except ProbeError as error:
             if labels:
                 raise  # requested by name; otherwise labels with too few examples are skipped
+            skipped(label, str(error).removeprefix(f"label {label!r}: "))
         progress("fitting probes", done, len(chosen))
     return trained
 

@@ -17,7 +17,7 @@ from actscope.engines.local.gguf_file import GgufModelFile, read_gguf
 from actscope.engines.local.model_config import check_whole, config_of
 from actscope.engines.local.tokens import load_tokenizer
 from actscope.errors import ActscopeError, EngineError, MissingExtra, RingError
-from actscope.runtime.cache import cache_home
+from actscope.runtime.cache import cache_place
 from actscope.runtime.private_files import check_private_dir
 from actscope.runtime.publish import publish_directory
 
@@ -73,7 +73,7 @@ class _LoadingReport(TypedDict):
 
 def place_of_content(sha256: str) -> Path:
     """Return the directory in the cache for a GGUF file of this SHA-256, whether it exists or not."""
-    return cache_home() / "gguf" / f"{sha256[:32]}-{CONVERSION}"
+    return cache_place("gguf", f"{sha256[:32]}-{CONVERSION}")
 
 
 def _place_of(path: Path) -> Path:

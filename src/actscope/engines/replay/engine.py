@@ -28,6 +28,7 @@ from actscope.recording.reading.recording import Recording
 from actscope.ring import discovery
 from actscope.ring.host import RingWriter
 from actscope.runtime.boot import boot_id
+from actscope.runtime.cache import temporary_root
 from actscope.runtime.directory import runtime_dir
 from actscope.runtime.process import process_start
 
@@ -79,7 +80,9 @@ class ReplayEngine:
 
     def _open(self, recording: Recording, bank: Bank, on_end: Callable[[PlayerStats], None]) -> None:
         discovery.sweep()
-        scratch = self._leaving.enter_context(tempfile.TemporaryDirectory(prefix="actscope-replay-"))
+        scratch = self._leaving.enter_context(
+            tempfile.TemporaryDirectory(prefix="actscope-replay-", dir=temporary_root())
+        )
         texts = texts_of(recording, self.model, Path(scratch))
         ring = RingWriter.create(self.settings.ring_spec(self.plan.largest_step))
         self._leaving.callback(ring.close)

@@ -301,7 +301,7 @@ class FeedClient:
                 norm is sqrt(width). A float is used as the scale, for example to continue a training run.
             drop_last: Whether to drop a last batch of fewer than `batch_size` rows.
             zero_copy: Yield views of shared memory where a batch is contiguous (same machine, one site). A view is
-                read-only, and valid until the next batch is requested.
+                valid until the next batch is requested. What is written to it is copied, and seen by nobody else.
 
         Yields:
             Rows [batch_size, width] of one site, or [batch_size, sites, width] of several.
@@ -355,7 +355,7 @@ class FeedClient:
             yield batch
 
     def _views(self, n: int, sites: str, *, drop_last: bool) -> Iterator[Tensor]:
-        shm = self._opened()
+        shm = self._waited(lambda wait: self._opened(), self.timeout)
         if shm is None:
             raise SettingsError("zero_copy needs a feed of this user on this machine; this feed is read over HTTP")
         chosen = select_from(sites, self._sites)
@@ -370,7 +370,8 @@ class FeedClient:
                 return shm.release(granted, delivered=False)
             self.position = granted.next
             try:
-                yield shm.rows.view(granted.extents, chosen[0])
+                with shm.rows.view(granted.extents, chosen[0]) as rows:
+                    yield rows
                 if not shm.rows.intact(granted.extents):
                     log.warning(
                         "rows were overwritten while in use: this consumer was silent for too long, and lost its lease"

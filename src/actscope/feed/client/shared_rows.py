@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -12,7 +14,10 @@ from torch import Tensor
 from actscope.feed.buffer.gather import indices_of, labels_of, unchanged
 from actscope.feed.buffer.layout import Layout
 from actscope.feed.buffer.memory import FeedMemory
+from actscope.feed.client.private_views import PrivateViews
 from actscope.feed.messages import Stretch
+
+log = logging.getLogger("actscope.feed")
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -33,7 +38,8 @@ class SharedRows:
         self._memory = FeedMemory.attach(fd, layout)
         self._seed = seed
         self.planes = [[self._plane(w, s) for s in range(layout.n_sites)] for w in range(layout.n_windows)]
-        """Rows [window_rows, width] of each site of each window, views of the memory: writing to one crashes the process."""
+        """Rows [window_rows, width] of each site of each window, read-only: never handed out, as a write would be a crash."""
+        self._private: PrivateViews | None = None
 
     @property
     def layout(self) -> Layout:
@@ -54,17 +60,31 @@ class SharedRows:
                 _copy(self.planes[extent.window][site], indices, part if len(sites) == 1 else part[:, place])
             begin += extent.n
 
-    def view(self, extents: Sequence[Stretch], site: int) -> Tensor:
-        """Return the rows [n, width] of one site: a view of the memory if they are contiguous, else a copy.
+    @contextmanager
+    def view(self, extents: Sequence[Stretch], site: int) -> Iterator[Tensor]:
+        """Yield the rows [n, width] of one site: a view of the memory if they are contiguous, else a copy.
 
-        A view is valid until the grant of these extents is released. It is read-only: writing to it crashes the process.
+        A view is valid within the context, in which the grant of these extents must be held. It may be written to: the write is
+        seen by this view alone. A copy is yielded also where the memory cannot be mapped once more.
         """
         first = extents[0]
-        if len(extents) == 1 and isinstance(indices := indices_of(first, self._seed), slice):
-            return self.planes[first.window][site][indices]
-        out = torch.empty(sum(extent.n for extent in extents), self.layout.width, dtype=self.dtype)
-        self.read(extents, [site], out)
-        return out
+        contiguous = len(extents) == 1 and isinstance(indices_of(first, self._seed), slice)
+        private = self._private_views() if contiguous else None
+        if private is None:
+            out = torch.empty(sum(extent.n for extent in extents), self.layout.width, dtype=self.dtype)
+            self.read(extents, [site], out)
+            yield out
+            return
+        with private.view(first.window, site, first.start, first.n) as held:
+            yield held.rows
+
+    def _private_views(self) -> PrivateViews | None:
+        if self._private is None:
+            try:
+                self._private = PrivateViews(self._memory.fd, self.layout, self.dtype)
+            except OSError as error:
+                log.info("batches are copied, because the feed's memory cannot be mapped once more: %s", error)
+        return self._private
 
     def labels(self, extents: Sequence[Stretch]) -> np.ndarray:
         """Return the label of each row, ROW_LABEL [n]."""
@@ -82,6 +102,8 @@ class SharedRows:
     def close(self) -> None:
         """Unmap the memory. Views that are still in use keep it mapped until they are dropped."""
         self.planes = []
+        if self._private is not None:
+            self._private.close()
         self._memory.close()
 
 

@@ -52,6 +52,8 @@ class StateFile:
         self.position = Position.parse(found.position) if found else None
         self._writing = threading.Lock()
         self._written: Position | None = None
+        self.failure = ""
+        """Why the file is out of date, or an empty text."""
 
     @classmethod
     def open(cls, settings: FeedSettings) -> StateFile:
@@ -97,8 +99,9 @@ class StateFile:
             try:
                 await asyncio.to_thread(self.write, position, broker.facts)
             except OSError as error:  # a full disk may have room again
-                log.error("feed state %s cannot be written (%s): it is out of date", self._path, error)
-                self._written = position
+                if not self.failure:  # every second would be too often
+                    log.error("feed state %s cannot be written (%s): it is out of date", self._path, error)
+                self.failure = str(error)
 
     def write(self, position: Position, facts: Loaded | None) -> None:
         """Replace the file durably and atomically. Does nothing before the model is loaded (`facts` is None)."""
@@ -107,4 +110,4 @@ class StateFile:
         content = _Content("actscope-feed-state", str(position), self._order, facts.revision, facts.fingerprint)
         with self._writing:
             publish_file(self._path, msgspec.json.format(msgspec.json.encode(content), indent=1) + b"\n")
-        self._written = position
+        self._written, self.failure = position, ""

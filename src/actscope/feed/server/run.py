@@ -12,6 +12,7 @@ from fastapi import FastAPI
 from actscope.feed.server.app import create_app
 from actscope.feed.server.service import Service
 from actscope.feed.settings import FeedSettings
+from actscope.runtime.directory import runtime_dir
 from actscope.serving.listening import listen, uvicorn_config
 
 
@@ -46,7 +47,9 @@ def open_server(settings: FeedSettings) -> FeedServer:
 
     Raises:
         SettingsError: The port cannot be bound, or the position to resume from does not fit the settings.
+        RingError: There is no private runtime directory for the socket of consumers on this machine.
     """
+    runtime_dir()  # refuses one that is not private before anything runs
     sock = listen(settings)
     try:
         service = Service(replace(settings, port=sock.getsockname()[1]))

@@ -64,11 +64,23 @@ class Service:
         try:
             await asyncio.to_thread(self._file.write, self.broker.buffer.lowest_position(), self.broker.facts)
         except OSError as error:
+            self._file.failure = str(error)
             log.error("the feed's position could not be written to its state file: %s", error)
 
     def _work(self, supervisor: Supervisor, shm_server: ShmServer) -> list[Coroutine[Any, Any, None]]:
         work = [supervisor.run(), shm_server.run(), self.broker.keep_time()]
         return [*work, self._file.keep(self.broker)] if self._file is not None else work
+
+    @property
+    def position(self) -> Position | None:
+        """Return the position of the slowest group, or None before the model is loaded."""
+        broker: Broker | None = getattr(self, "broker", None)
+        return None if broker is None or broker.facts is None else broker.buffer.lowest_position()
+
+    @property
+    def state_failure(self) -> str:
+        """Return why the state file is out of date, or an empty text."""
+        return "" if self._file is None else self._file.failure
 
     def enter(self) -> bool:
         """Reserve one of `max_requests` slots; False if none is free. Call `leave` after the last byte was sent."""

@@ -13,6 +13,7 @@ import traceback
 
 import msgspec
 
+from actscope._lazy import missing_extra
 from actscope.errors import ActscopeError
 from actscope.harvest import plan as plans
 from actscope.harvest.storage import open_storage
@@ -39,6 +40,8 @@ class Station:
             if isinstance(order, RunUnit):
                 return Ran(worker.run(plans.decode(order.plan, "the submitted plan"), order.unit))
             return Proposed(worker.propose()) if isinstance(order, Propose) else Opened()
+        except ModuleNotFoundError as error:
+            return raised(missing_extra(error))
         except Exception as error:  # the boundary of this process: the crew handles the error
             if not isinstance(error, ActscopeError):
                 traceback.print_exc()

@@ -24,14 +24,22 @@ _MOST_DESCRIPTION = 256 << 20
 
 @contextmanager
 def publishing(to: Path, *, force: bool) -> Iterator[Path]:
-    """Yield a temporary path beside `to`. Renames it to `to` when the block succeeds; removes it when the block raises.
-
-    What is published is private: directories get mode 0700 and files 0600.
+    """Stage an export (see `staged`).
 
     Raises:
         RecordingError: `to` exists, unless `force` is set and it is an earlier export. Raised before anything is written.
     """
     check_free(to, force=force)
+    with staged(to) as temporary:
+        yield temporary
+
+
+@contextmanager
+def staged(to: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `to`. Renames it to `to` when the block succeeds; removes it when the block raises.
+
+    What was at `to` before is replaced. What is published is private: directories get mode 0700 and files 0600.
+    """
     to.parent.mkdir(parents=True, exist_ok=True)
     temporary = to.with_name(f".{to.name}.{secrets.token_hex(4)}.tmp")
     try:

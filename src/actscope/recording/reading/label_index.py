@@ -42,7 +42,7 @@ class RequestSummary:
         id: Request id.
         n_prompt: Prompt length in tokens.
         present: Request length in tokens, as far as the recording knows it.
-        computed: Number of positions that have a row.
+        computed: Number of positions whose row is in the recording at every site.
         first_ns: Earliest time of its rows, CLOCK_MONOTONIC nanoseconds; 0 without rows.
         last_ns: Latest time of its rows, CLOCK_MONOTONIC nanoseconds; 0 without rows.
         ended: Whether the request has ended.
@@ -137,8 +137,8 @@ class LabelIndex:
         kept: np.ndarray = genuine[order[last]]
         return kept
 
-    def summary(self, request: int) -> RequestSummary:
-        """Return counts and times of one request."""
+    def summary(self, request: int, whole: np.ndarray) -> RequestSummary:
+        """Return counts and times of one request. `whole`, bool [n]: which rows are there at every site."""
         rows = self.of_request(request)
         times = self.all["time_ns"][rows]
         flags = SpanFlag(self._flags[request])
@@ -150,7 +150,7 @@ class LabelIndex:
             self.requests[request],
             self._n_prompt[request],
             max(last, known),
-            len(computed),
+            int(whole[computed].sum()),
             int(times.min()) if len(times) else 0,
             int(times.max()) if len(times) else 0,
             SpanFlag.END in flags,

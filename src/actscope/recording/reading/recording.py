@@ -94,7 +94,17 @@ class Recording:
         """
         found = self._store.refresh()
         if found:
-            for name in ("_keys", "_labels", "_sites", "texts", "marks", "drops", "sessions", "_bytes_of_rows"):
+            for name in (
+                "_keys",
+                "_labels",
+                "_sites",
+                "texts",
+                "marks",
+                "drops",
+                "sessions",
+                "whole",
+                "_bytes_of_rows",
+            ):
                 self.__dict__.pop(name, None)
         return found
 
@@ -127,12 +137,46 @@ class Recording:
         Raises:
             RecordingError: The request is not in the recording.
         """
-        return self._labels.summary(self._number(request))
+        return self._labels.summary(self._number(request), self.whole)
 
     @property
     def n_rows(self) -> int:
         """Return the number of labelled rows. A row is one token at every site."""
         return len(self._labels.row_ids)
+
+    @cached_property
+    def whole(self) -> np.ndarray:
+        """Return which rows of `labels()` are in the recording at every site: bool [n].
+
+        A row that was dropped, or was still to be written when its writer ended, has a label and no values. A site without any
+        row counts only while the recording is not complete: a complete one may have a site that was refused.
+        """
+        ids = self._labels.row_ids
+        change = np.zeros(len(ids) + 1, np.int64)  # of the number of sites, from one labelled row to the next
+        expected = 0
+        for site in self.sites:
+            try:
+                ranges = self[site].blocks.ranges
+            except RecordingDamaged:  # `self[site]` says what is wrong; none of its rows can be read
+                return np.zeros(len(ids), bool)
+            expected += bool(len(ranges)) or not self.complete
+            first, after = np.searchsorted(ids, ranges.T)
+            np.add.at(change, first, 1)
+            np.add.at(change, after, -1)
+        found: np.ndarray = (np.cumsum(change)[: len(ids)] >= expected) & (expected > 0)
+        return found
+
+    def missing_rows(self, request: str) -> int:
+        """Return the number of a request's positions that have a label, and no values at some site.
+
+        Args:
+            request: Request id.
+
+        Raises:
+            RecordingError: The request is not in the recording.
+        """
+        newest = self._labels.newest(self._labels.of_request(self._number(request)))
+        return int((~self.whole[newest]).sum())
 
     def labels(self, request: str | None = None) -> np.ndarray:
         """Return the labels of all rows or of one request's rows.
@@ -253,7 +297,7 @@ class Recording:
     def _choose(self, newest: np.ndarray, positions: Positions, request: str) -> np.ndarray:
         have = self._labels.all["position"][newest]
         if isinstance(positions, slice):
-            summary = self._labels.summary(self._number(request))
+            summary = self.request(request)
             start, stop, step = positions.indices(summary.present)
             low, high = (start, stop) if step > 0 else (stop + 1, start + 1)
             return np.flatnonzero((have >= low) & (have < high) & ((have - start) % step == 0))

@@ -21,6 +21,7 @@ def describe(recording: Recording, n_requests: int = 5) -> dict[str, Any]:
     ids = recording.requests
     summaries = [recording.request(request) for request in ids]
     present, computed = sum(s.present for s in summaries), sum(s.computed for s in summaries)
+    rows = int(np.count_nonzero(recording.whole))
     listed = summaries[: n_requests or None]
     return {
         "path": str(recording.path),
@@ -29,12 +30,13 @@ def describe(recording: Recording, n_requests: int = 5) -> dict[str, Any]:
         "created_wall_ns": recording.info.get("created_wall_ns"),
         "model": recording.info["model"],
         "settings": recording.info["settings"],
-        "rows": recording.n_rows,
+        "rows": rows,
+        "rows_missing": recording.n_rows - rows,
         "rows_after_end": rows_after_end(recording),
         "tokens": {"computed": computed, "present": present, "coverage": computed / present if present else None},
         "bytes": sum(file.stat().st_size for file in Path(recording.path).iterdir() if file.is_file()),
         "stored_bytes": stored,
-        "bytes_per_token": stored / recording.n_rows if recording.n_rows else None,
+        "bytes_per_token": stored / rows if rows else None,
         "ratio_fp32": _ratio(sum(site["fp32_bytes"] for site in sites.values()), stored),
         "ratio_source": _ratio(sum(site["source_bytes"] for site in sites.values()), stored),
         "sites": sites,
@@ -45,8 +47,8 @@ def describe(recording: Recording, n_requests: int = 5) -> dict[str, Any]:
 
 
 def rows_after_end(recording: Recording) -> int:
-    """Return the number of rows that a batch computed for requests after their end."""
-    return int(np.count_nonzero(recording.labels()["flags"] & int(RowFlag.AFTER_EOS)))
+    """Return the number of rows that a batch computed for requests after their end, and that are there at every site."""
+    return int(np.count_nonzero(recording.labels()["flags"][recording.whole] & int(RowFlag.AFTER_EOS)))
 
 
 def _site(recording: Recording, name: str) -> dict[str, Any]:
@@ -92,14 +94,16 @@ def summarize(recording: Recording) -> dict[str, Any]:
     sizes = [recording[site].sizes() for site in recording.sites]
     errors = [recording[site].errors() for site in recording.sites]
     stored = sum(size.stored for size in sizes)
+    tokens = int(np.count_nonzero(recording.whole))
     rows = sum(error.rows for error in errors)
     return {
         "requests": len(recording.requests),
-        "tokens": recording.n_rows,
+        "tokens": tokens,
+        "rows_missing": recording.n_rows - tokens,
         "rows_after_end": rows_after_end(recording),
         "sites": len(recording.sites),
         "stored_bytes": stored,
-        "bytes_per_token": stored / max(1, recording.n_rows),
+        "bytes_per_token": stored / max(1, tokens),
         "ratio_source": sum(size.source for size in sizes) / max(1, stored),
         "ratio_fp32": sum(size.fp32 for size in sizes) / max(1, stored),
         "error_mean": sum(error.mean * error.rows for error in errors) / max(1, rows),

@@ -1,0 +1,39 @@
+"""Whether something can be created at a path, asked before the work whose result is to be written there."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from actscope.errors import ActscopeError
+
+
+def can_create(path: Path) -> bool:
+    """Return whether a directory can be created at `path` with its missing parents, or written to. Creates nothing."""
+    return not _why_not(path)
+
+
+def check_can_create(path: Path, flag: str, error: type[ActscopeError]) -> None:
+    """Raise `error` unless a directory can be created at `path` with its missing parents, or written to. Creates nothing.
+
+    Args:
+        path: The directory.
+        flag: Name of the setting in the message.
+        error: Error to raise.
+
+    Raises:
+        ActscopeError: An `error` that names the path, and says why nothing can be written there.
+    """
+    if why := _why_not(path):
+        raise error(f"{flag} {path}: {why}: choose another place")
+
+
+def _why_not(path: Path) -> str:
+    where = os.path.abspath(path)
+    while not os.path.lexists(where) and os.path.dirname(where) != where:
+        where = os.path.dirname(where)
+    if not os.path.isdir(where):
+        return f"{where} is no directory"
+    if not os.access(where, os.W_OK | os.X_OK, effective_ids=os.access in os.supports_effective_ids):
+        return f"{where} cannot be written to by this user, or is read-only"
+    return ""
