@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -97,10 +98,10 @@ def test_each_label_without_a_probe_has_its_reason_and_a_probe_that_cannot_fire_
     assert (never["id"], never["kept"]) == ("never", False) and never["reason"].startswith("does not hold")
 
     (out / "wolf.safetensors").unlink()
-    real = probe_training.fit
+    real: Callable[..., Fit] = getattr(probe_training, "fit")  # noqa: B009  # imported there
 
     def dull(*arguments: object, **more: object) -> Fit:
-        found: Fit = real(*arguments, **more)  # type: ignore[arg-type]
+        found: Fit = real(*arguments, **more)
         return Fit(**{name: getattr(found, name) for name in Fit.__slots__} | {"recall": 0.0})
 
     monkeypatch.setattr(probe_training, "fit", dull)

@@ -71,13 +71,11 @@ def test_a_file_that_has_grown_is_renamed_and_only_some_are_kept(tmp_path: Path)
 
 def test_a_disk_that_is_full_is_an_error_with_the_file_and_what_to_do(tmp_path: Path) -> None:
     """The part of a line that was written is taken back."""
-    from actscope.metrics import writer as module
-
     writer = LineWriter(tmp_path / "io.jsonl", flush_every=1)
     full: Callable[[int, bytes], int] = lambda fd, data: (_ for _ in ()).throw(OSError(28, "No space left on device"))  # noqa: E731
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module.os, "write", full)
+        patch.setattr("actscope.metrics.writer.os.write", full)
         writer.put(line(0))
         until(lambda: writer._error is not None, what="the error")
         with pytest.raises(MetricsError, match=r"io.jsonl: cannot be written: No space left"):
@@ -103,9 +101,7 @@ def test_what_is_no_regular_file_is_refused(tmp_path: Path, kind: str) -> None:
 
 
 def test_lines_that_find_the_queue_full_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from actscope.metrics import writer as module
-
-    monkeypatch.setattr(module, "_MOST_WAITING", 0)
+    monkeypatch.setattr("actscope.metrics.writer._MOST_WAITING", 0)
     writer = LineWriter(tmp_path / "io.jsonl")
     writer.put(line(0))
     assert writer.counts().dropped == 1

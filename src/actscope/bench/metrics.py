@@ -17,6 +17,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 from actscope.bench.support.samples import Progress, Result, absent
+from actscope.metrics.lines import IoLine, SystemLine
 from actscope.metrics.meters import IoMeter, SystemMeter
 from actscope.metrics.sources.blockio import BpfIo
 from actscope.metrics.sources.devices import BlockDevices
@@ -113,7 +114,7 @@ def _off_cpu(seconds: float) -> Result:
 def _cost(seconds: float) -> tuple[float, int, int]:
     """Return the cost of both collectors in percent of a core, lost events, and runs of their programs. One line in 5 s each."""
     with closing(IoMeter("bpf", cost=True)) as io, closing(SystemMeter("bpf", cost=True)) as system:
-        lines = []
+        lines: list[tuple[IoLine, SystemLine]] = []
         begin = time.monotonic()
         while not lines or time.monotonic() - begin < seconds:
             time.sleep(min(5.0, seconds))

@@ -12,9 +12,12 @@ from actscope.cli.common.output import show
 from actscope.cli.common.settings_options import Given, with_settings
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from actscope.metrics.collect import Meter
     from actscope.metrics.lines import IoLine, SystemLine
     from actscope.metrics.settings import CollectSettings, OutputSettings
+    from actscope.metrics.writer import LineWriter
 
     Line = TypeVar("Line", bound=IoLine | SystemLine)
 
@@ -80,11 +83,10 @@ def _collect(
     """Run a meter to its end, and say what it lacks and where its lines went. `text` formats a line; None is JSON."""
     from actscope.metrics.collect import Collection, stopped_by_signals
     from actscope.metrics.reader import as_json
-    from actscope.metrics.writer import LineWriter
 
     path = output.path(default)
     try:
-        writer = None if path is None else LineWriter(path, **_of_writer(output))
+        writer = None if path is None else _writer(path, output)
     except BaseException:
         meter.close()
         raise
@@ -99,6 +101,9 @@ def _collect(
         show(f"actscope: {lines} lines, appended to {path}{lost}", err=True)
 
 
-def _of_writer(output: OutputSettings) -> dict[str, int]:
-    names = ("flush_every", "fsync", "rotate_bytes", "keep")
-    return {name: getattr(output, name) for name in names}
+def _writer(path: Path, output: OutputSettings) -> LineWriter:
+    from actscope.metrics.writer import LineWriter
+
+    return LineWriter(
+        path, flush_every=output.flush_every, fsync=output.fsync, rotate_bytes=output.rotate_bytes, keep=output.keep
+    )
