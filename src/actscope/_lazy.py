@@ -9,20 +9,7 @@ from importlib import import_module
 from typing import Any
 
 from actscope.errors import MissingExtra
-
-#: Optional dependencies, by import name, and the extra that installs each.
-_EXTRAS = {
-    "crc32c": "record",
-    "fastapi": "gateway",
-    "lz4": "record",
-    "mcap": "record",
-    "obstore": "harvest",
-    "openai": "client",
-    "torch": "hf",
-    "transformers": "hf",
-    "uvicorn": "gateway",
-    "zstandard": "record",
-}
+from actscope.extras import extra_of
 
 
 def attach(package: str, homes: Mapping[str, str]) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
@@ -44,10 +31,10 @@ def attach(package: str, homes: Mapping[str, str]) -> tuple[Callable[[str], Any]
         try:
             home = import_module(module)
         except ModuleNotFoundError as error:
-            missing = (error.name or "").partition(".")[0]
-            if missing not in _EXTRAS:
+            extra = extra_of(error.name or "")
+            if extra is None:
                 raise
-            raise MissingExtra(_EXTRAS[missing], missing) from error
+            raise MissingExtra(extra, str(error.name).partition(".")[0]) from error
         found = reduce(getattr, path.split("."), home) if path else home
         setattr(sys.modules[package], name, found)
         return found

@@ -24,6 +24,7 @@ from actscope.analysis.plots import plot_graph, plot_sites
 from actscope.analysis.site import Progress, SiteStats, measure, silent
 from actscope.analysis.tokens import depth
 from actscope.errors import RecordingError
+from actscope.extras import require
 from actscope.recording.reading.recording import Recording
 from actscope.runtime.publish import publish_file
 
@@ -86,6 +87,7 @@ def analyze(
         OSError: A file of the results cannot be written.
     """
     options = options or AnalysisOptions()
+    _require_packages(options, to)
     if to is not None:
         _make(to)
     sets = [features for source in options.features for features in load_features(recording, source)]
@@ -109,6 +111,14 @@ def analyze(
     if to is not None:
         publish_file(to / "report.json", msgspec.json.format(msgspec.json.encode(report.as_dict()), indent=1))
     return report
+
+
+def _require_packages(options: AnalysisOptions, to: Path | None) -> None:
+    """Raise MissingExtra if a library for the graph or the plots is not installed."""
+    plots = ("matplotlib",) if options.plots and to is not None else ()
+    graph = ("scipy", "networkx") if options.graph else ()
+    if plots or graph:
+        require("analyze", *plots, *graph)
 
 
 def _make(to: Path) -> None:

@@ -14,6 +14,7 @@ from actscope.cli.common.output import show
 from actscope.cli.common.recordings import Directory, open_recording
 from actscope.cli.common.settings_options import Given, with_settings
 from actscope.cli.export import Sites
+from actscope.extras import require
 
 if TYPE_CHECKING:
     from actscope.analysis import AnalysisReport
@@ -40,6 +41,7 @@ def analyze(
 
     Example: actscope analyze run.acts --to report --features probes/my-model --graph
     """
+    require("record")
     from actscope.analysis import analyze as run
     from actscope.cli.common.progress import ProgressBar
     from actscope.recording.export import choose_sites

@@ -13,8 +13,10 @@ import typer
 from actscope.capture.config import CaptureConfig
 from actscope.cli.common import options
 from actscope.cli.common.output import show
+from actscope.cli.common.packages import require_model
 from actscope.cli.common.settings_options import Given, with_settings
 from actscope.errors import ActscopeError, SettingsError
+from actscope.extras import RECORDING
 
 if TYPE_CHECKING:
     from actscope.capture.prompts import Prompt
@@ -57,6 +59,7 @@ def capture(
 
     Example: actscope capture actscope/builtin prompts.txt --to run.acts --sites first,middle,last
     """
+    require_model(model, *RECORDING)
     from actscope.capture.prompts import read_prompts
     from actscope.codecs import encoder
     from actscope.sampling import keeps

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from actscope.errors import SettingsError
 from actscope.serving.settings import ServingSettings
+
+#: Directory of the built scope page.
+STATIC = Path(__file__).parent / "static"
 
 
 @dataclass(frozen=True, slots=True)
