@@ -115,7 +115,7 @@ class Place:
             _end(process, signal.SIGKILL)
             raise StepFailed(f"{' '.join(words)}: not within {STEP_S:.0f} s") from error
         if process.returncode:
-            raise StepFailed(f"{' '.join(words)}: exit code {process.returncode}\n{output[-3000:]}")
+            raise StepFailed(f"{words[0]} {words[1]} …: exit code {process.returncode}\n{output[-3000:]}")
         return output
 
     def actscope(self, *words: str) -> str:
@@ -317,7 +317,10 @@ def install(place: Place, wheel: Path) -> None:
     """Install the wheel into a new environment, with the versions that this project tests."""
     subprocess.run([place.base, "-m", "venv", str(place.python.parents[1])], check=True)
     pip = [str(place.python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-    subprocess.run([*pip, "--constraint", str(ROOT / "constraints.txt"), f"{wheel}[{EXTRA}]"], check=True)
+    command = [*pip, "--constraint", str(ROOT / "constraints.txt"), f"{wheel}[{EXTRA}]"]
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    if done.returncode:
+        raise StepFailed(f"{' '.join(command)}: exit code {done.returncode}\n{done.stdout[-3000:]}")
 
 
 def make_place(directory: Path) -> Place:

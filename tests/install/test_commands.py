@@ -21,14 +21,16 @@ from actscope.cli.app import app
 INSTALLATIONS = ("", "gateway,record", "export", "probes", "hf")
 
 
-def tried(directory: Path, extras: str, runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def tried(
+    directory: Path, extras: str, runs: list[dict[str, Any]], beside: tuple[str, ...] = ()
+) -> list[dict[str, Any]]:
     """Run commands as an installation with these extras would: with what it does not have hidden."""
     prepare(directory)
     home = directory / "home"
     home.mkdir(mode=0o700)
     environment = os.environ | {"HOME": str(home), "ACTSCOPE_RUNTIME_DIR": str(home / "run"), "HF_HUB_OFFLINE": "1"}
     (home / "run").mkdir(mode=0o700)
-    order = json.dumps({"hidden": hidden_modules(*filter(None, extras.split(","))), "runs": runs})
+    order = json.dumps({"hidden": hidden_modules(*filter(None, extras.split(",")), beside=beside), "runs": runs})
     done = subprocess.run(
         [sys.executable, hiding_process.__file__, order],
         cwd=directory, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=500,
@@ -63,6 +65,13 @@ def test_a_call_in_python_names_its_install_line(tmp_path: Path) -> None:
         code: [extra] if extra else [] for code, extra in CALLS.items()
     }
     assert [code for code, extra in CALLS.items() if extra and "MissingExtra: " not in last[code]] == []
+
+
+def test_a_trainer_needs_only_torch_beside_actscope(tmp_path: Path) -> None:
+    """The feed's client works in an environment without extras that has torch: it asks the feed, which is not there."""
+    code = "from actscope.feed import FeedClient; FeedClient('http://127.0.0.1:1', 'x', timeout=1).get_activations_tensor(2)"
+    (found,) = tried(tmp_path, "", [{"code": code}], beside=("torch",))
+    assert "actscope.errors.UpstreamError" in found["output"], found["output"]
 
 
 def test_every_command_is_tried() -> None:

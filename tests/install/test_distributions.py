@@ -112,7 +112,9 @@ def test_an_editable_installation_needs_no_page(tmp_path: Path) -> None:
     """`pip install --editable .` comes before the page is built."""
     project = small_copy(tmp_path)
     shutil.rmtree(project / "src" / "actscope" / "gateway" / "static")
-    settings = project / "pyproject.toml"  # a path, and not import hooks, for which hatchling would need another package
+    settings = (
+        project / "pyproject.toml"
+    )  # a path, and not import hooks, for which hatchling would need another package
     packages = 'packages = ["src/actscope"]'
     settings.write_text(settings.read_text().replace(packages, f'{packages}\ndev-mode-dirs = ["src"]'))
     code = "from hatchling.build import build_editable; print(build_editable('out'))"

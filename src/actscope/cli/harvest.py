@@ -12,10 +12,10 @@ from msgspec.structs import replace
 
 from actscope.cli.common import options
 from actscope.cli.common.output import show
-from actscope.cli.common.packages import require_model, require_texts
+from actscope.cli.common.packages import is_table, require_model
 from actscope.cli.common.settings_options import Given, with_settings
 from actscope.errors import SettingsError
-from actscope.extras import require
+from actscope.extras import EXTRAS, require
 
 if TYPE_CHECKING:
     from actscope.harvest.driver import Report
@@ -108,11 +108,13 @@ def harvest(
 
 def _require_packages(settings: HarvestSettings, engine: str) -> None:
     """Raise MissingExtra if a package that the workers will need is not installed."""
+    table, ray = is_table(settings.dataset), engine == "ray"
+    packages = (*(EXTRAS["feed"] if table else ()), *(EXTRAS["ray"] if ray else ()))
+    extra = "ray" if ray else "feed" if table else "hf"
     if settings.reader == "hf":
-        require_model(settings.model)
-    require_texts(settings.dataset)
-    if engine == "ray":
-        require("ray")
+        require_model(settings.model, *packages, extra=extra)
+    elif packages:
+        require(extra, *packages)
 
 
 def _check_storage(out: str) -> None:

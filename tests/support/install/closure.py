@@ -31,8 +31,8 @@ def packages_of(*extras: str) -> set[str]:
     return found
 
 
-def closure(*extras: str) -> set[str]:
-    """Return the normalized names of the distributions that actscope with these extras needs, itself left out.
+def closure(*extras: str, beside: tuple[str, ...] = ()) -> set[str]:
+    """Return the normalized names of what actscope with these extras, and the distributions `beside` it, need; itself left out.
 
     Fails where this environment lacks one, or has another version: then it does not tell what pip would install.
     """
@@ -44,7 +44,10 @@ def closure(*extras: str) -> set[str]:
         for line in ours["optional-dependencies"][extra]
     ]
     done: dict[str, set[str]] = defaultdict(set)
-    todo = [(canonicalize_name(OURS), frozenset(extras))]
+    todo = [
+        (canonicalize_name(OURS), frozenset(extras)),
+        *((canonicalize_name(name), frozenset[str]()) for name in beside),
+    ]
     while todo:
         name, wanted = todo.pop()
         if name in done and wanted <= done[name]:
@@ -57,8 +60,8 @@ def closure(*extras: str) -> set[str]:
     return set(done) - {canonicalize_name(OURS)}
 
 
-def hidden_modules(*extras: str) -> list[str]:
+def hidden_modules(*extras: str, beside: tuple[str, ...] = ()) -> list[str]:
     """Return the top-level modules of this environment that such an installation would not have."""
-    there = closure(*extras) | {OURS, "pip", "setuptools"}
+    there = closure(*extras, beside=beside) | {OURS, "pip", "setuptools"}
     homes = packages_distributions()
     return sorted(name for name, owners in homes.items() if not there & {canonicalize_name(owner) for owner in owners})

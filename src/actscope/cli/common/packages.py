@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from actscope.extras import MODEL, SERVER, require
+from actscope.extras import EXTRAS, MODEL, SERVER, require
 
 
-def require_model(model: str, *more: str) -> None:
-    """Check that what loads a model is installed.
+def require_model(model: str, *more: str, extra: str = "hf") -> None:
+    """Check that what loads a model is installed, with further packages: all that is missing is named at once.
 
     Args:
         model: The model as the user named it.
-        more: Further packages (import names) that the extra `hf` installs.
+        more: Further packages (import names).
+        extra: Extra that installs `more` and what runs a model of transformers: `hf`, or one that includes it.
 
     Raises:
         MissingExtra: A package is not installed.
@@ -19,12 +20,12 @@ def require_model(model: str, *more: str) -> None:
     from actscope.engines import smollm2
     from actscope.engines.local.gguf_file import is_gguf
 
-    require("hf", *MODEL, *more)
+    if model == smollm2.NAME or is_gguf(model):
+        require("gguf" if extra == "hf" else f"gguf,{extra}", *MODEL, *more, *EXTRAS["gguf"])
+    else:
+        require(extra, *MODEL, *more)
     if model == smollm2.NAME:
-        require("gguf")
-        smollm2.gguf_path()
-    elif is_gguf(model):
-        require("gguf")
+        smollm2.gguf_path()  # raises unless the package with its weights is installed
 
 
 def require_engine(model: str) -> None:
@@ -32,9 +33,8 @@ def require_engine(model: str) -> None:
     require_model(model, *SERVER)
 
 
-def require_texts(dataset: str) -> None:
-    """Check that what reads a dataset is installed. Raises MissingExtra."""
+def is_table(dataset: str) -> bool:
+    """Return whether a dataset is read by the package `datasets`: all but the built-in text are."""
     from actscope.extraction.texts import BUILTIN
 
-    if dataset.partition(":")[0] != BUILTIN:
-        require("feed")
+    return dataset.partition(":")[0] != BUILTIN

@@ -11,10 +11,10 @@ import typer
 
 from actscope.cli.common import options
 from actscope.cli.common.output import show
-from actscope.cli.common.packages import require_model, require_texts
+from actscope.cli.common.packages import is_table, require_model
 from actscope.cli.common.settings_options import Given, with_settings
 from actscope.errors import SettingsError
-from actscope.extras import SERVER, require
+from actscope.extras import EXTRAS, SERVER, require
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -101,10 +101,11 @@ def _line(finding: Finding) -> str:
 
 def _require_packages(settings: FeedSettings) -> None:
     """Raise MissingExtra if a package that the feed or its generator will need is not installed."""
-    require("feed", *SERVER)
+    packages = (*SERVER, *(EXTRAS["feed"] if is_table(settings.dataset) else ()))
     if settings.engine == "hf":
-        require_model(settings.model)
-    require_texts(settings.dataset)
+        require_model(settings.model, *packages, extra="feed")
+    else:
+        require("feed", *packages)
 
 
 def _serve(config: str, flags: Given, as_json: bool, log_level: str, log_file: Path | None) -> None:
