@@ -60,7 +60,7 @@ $(STAMP)/smollm2 $(STAMP)/demo-smollm2:
 
 $(STAMP)/node_modules: web/package.json web/package-lock.json
 	@mkdir -p $(STAMP)
-	@echo "the tools that build the page, into web/node_modules: about 170 MB"
+	@echo "the tools that build the page, into web/node_modules: about 400 packages, 230 MB"
 	cd web && npm ci --no-audit --no-fund --loglevel=error
 	@touch $@
 
@@ -83,10 +83,11 @@ $(STAMP)/node_sdk: tests/clients/node/package.json tests/clients/node/package-lo
 
 READY := $(wildcard $(STAMP)/python)
 DEMO := $(if $(filter $(SHIPPED)smollm2 %.gguf,$(CHOSEN)),gguf,hf)
+WEIGHTS := $(if $(filter $(SHIPPED)smollm2,$(CHOSEN)),$(STAMP)/$(if $(READY),,demo-)smollm2)
 
 demo: ## talk to a model and watch its probes (MODEL=smollm2, a Hugging Face id or a path; by default the built-in model)
-demo: $(or $(READY),$(STAMP)/demo-$(DEMO)) $(if $(filter $(SHIPPED)smollm2,$(CHOSEN)),$(STAMP)/$(if $(READY),,demo-)smollm2) \
-	$(STAMP)/page
+demo:
+	@$(MAKE) --no-print-directory --jobs 2 $(or $(READY),$(STAMP)/demo-$(DEMO)) $(STAMP)/page $(WEIGHTS)
 	$(BIN)/actscope demo $(if $(MODEL),--model $(CHOSEN)) $(ARGS)
 
 wheel: ## build the wheel and the sdist, with the page, into dist/

@@ -52,7 +52,7 @@ inputs = tokenizer("A fox walks through the snow", return_tensors="pt")
 with actscope.capture(model, preset="balanced", to="run.acts"):
     model.generate(**inputs, max_new_tokens=16, do_sample=False)
 rows = actscope.open("run.acts").rows("layers.1.resid_post", request="r000001")
-assert rows[:].shape[1] == 64 and len(rows) >= inputs["input_ids"].shape[1] + 15, rows
+assert rows.values.shape[1] == 64 and len(rows) >= inputs["input_ids"].shape[1] + 15, rows
 """
 EXPORTED = """
 from pathlib import Path
