@@ -3,8 +3,8 @@
     .venv/bin/python scripts/install.py hf
 
 Says first what it will take, by the table of docs/install.md. pip shows nothing while it unpacks packages, which is most of the
-time with a warm cache; so the packages that have arrived are counted. Byte code is left for the first import: to compile all of torch
-takes longer than to compile what a demo imports.
+time with a warm cache; so the packages that have arrived are counted. Byte code is left for the first import, which needs only a
+part of it.
 """
 
 from __future__ import annotations
@@ -80,8 +80,8 @@ def install(extra: str, out: TextIO = sys.stderr) -> int:
         file=out, flush=True,
     )  # fmt: skip
     command = [
-        sys.executable, "-m", "pip", "install", "--disable-pip-version-check", "--no-input", "--progress-bar", "off", "--no-compile",
-        "--constraint", "constraints.txt", "--editable", f".[{extra}]",
+        sys.executable, "-m", "pip", "install", "--disable-pip-version-check", "--no-input", "--progress-bar", "off",
+        "--no-compile", "--constraint", "constraints.txt", "--editable", f".[{extra}]",
     ]  # fmt: skip
     began = time.monotonic()
     pip = subprocess.Popen(
