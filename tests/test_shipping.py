@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import re
 import subprocess
-import sys
-import zipfile
 from pathlib import Path
 
 import typer
@@ -17,36 +15,6 @@ ROOT = Path(__file__).parents[1]
 MAX_FILE = 10 << 20
 #: Set by one of our processes for another, never by people.
 INTERNAL = {name.removeprefix("ACTSCOPE_") for name in (CARRIER, REPLICAS)}
-
-
-def test_the_wheel_carries_the_model_its_probes_and_the_page(tmp_path: Path) -> None:
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "wheel",
-        "--quiet",
-        "--no-deps",
-        "--no-build-isolation",
-        "-w",
-        str(tmp_path),
-        str(ROOT),
-    ]
-    subprocess.run(command, check=True, capture_output=True)
-    (wheel,) = tmp_path.glob("*.whl")
-    names = zipfile.ZipFile(wheel).namelist()
-    for needed in (
-        "actscope/engines/builtin/model/model.safetensors",
-        "actscope/engines/builtin/model/tokenizer.json",
-        "actscope/engines/builtin/model/chat_template.jinja",
-        "actscope/engines/builtin/probes/danger.safetensors",
-        "actscope/gateway/static/index.html",
-        "actscope/metrics/bpf/programs/blockio.bpf.o",
-        "actscope/metrics/bpf/programs/system.bpf.o",
-        "actscope/metrics/bpf/programs/system.bpf.c",
-    ):
-        assert needed in names
-    assert not [name for name in names if name.startswith("tests/")]
 
 
 def test_no_file_of_the_repository_is_above_10_mb() -> None:

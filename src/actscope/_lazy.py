@@ -9,27 +9,14 @@ from importlib import import_module
 from typing import Any
 
 from actscope.errors import MissingExtra
+from actscope.extras import extra_of
 from actscope.near_miss import hint
-
-#: Optional dependencies, by import name, and the extra that installs each.
-_EXTRAS = {
-    "crc32c": "record",
-    "fastapi": "gateway",
-    "lz4": "record",
-    "mcap": "record",
-    "obstore": "harvest",
-    "openai": "client",
-    "torch": "hf",
-    "transformers": "hf",
-    "uvicorn": "gateway",
-    "zstandard": "record",
-}
 
 
 def missing_extra(error: ModuleNotFoundError) -> ImportError:
     """Return the error, with the install line, for a package that is not installed; `error` itself for one of no extra."""
-    missing = (error.name or "").partition(".")[0]
-    return MissingExtra(_EXTRAS[missing], missing) if missing in _EXTRAS else error
+    extra = extra_of(error.name or "")
+    return error if extra is None else MissingExtra(extra, str(error.name).partition(".")[0])
 
 
 def attach(package: str, homes: Mapping[str, str]) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:

@@ -35,11 +35,18 @@ class ActscopeError(Exception):
 
 
 class MissingExtra(ActscopeError, ImportError):
-    """An optional dependency is not installed. The message contains the install line; `extra` is the extra's name."""
+    """Dependencies are not installed. The message contains the install line.
 
-    def __init__(self, extra: str, needs: str) -> None:
+    `extra` is the extra that installs them, several separated by commas; "" for the package without extras.
+    """
+
+    def __init__(self, extra: str, *needs: str) -> None:
         self.extra = extra
-        super().__init__(f"this needs {needs}, which is not installed: pip install 'actscope[{extra}]'")
+        are = "is" if len(needs) == 1 else "are"
+        listed = needs if len(needs) <= 5 else (*needs[:4], f"{len(needs) - 4} more packages")
+        named = " and ".join(filter(None, (", ".join(listed[:-1]), listed[-1])))
+        what = f"'actscope[{extra}]'" if extra else "actscope"
+        super().__init__(f"this needs {named}, which {are} not installed: pip install {what}")
 
 
 class SettingsError(ActscopeError, ValueError):

@@ -14,7 +14,7 @@ import pytest
 from support.gateway.stage import TOKEN, Stage
 from support.waiting import until
 
-from actscope.gateway.api.static_page import STATIC
+from actscope.gateway.settings import STATIC
 
 pytestmark = pytest.mark.skipif(shutil.which("nginx") is None, reason="needs nginx")
 

@@ -25,6 +25,7 @@ from actscope.analysis.plots import plot_graph, plot_sites
 from actscope.analysis.site import Progress, SiteStats, measure, silent
 from actscope.analysis.tokens import depth
 from actscope.errors import ActscopeError, RecordingError
+from actscope.extras import require
 from actscope.near_miss import hinted
 from actscope.recording.export.publishing import staged
 from actscope.recording.reading.recording import Recording
@@ -94,6 +95,7 @@ def analyze(
         MissingExtra: A library for the graph or the plots is not installed.
     """
     options = options or AnalysisOptions()
+    _require_packages(options, to)
     if to is None:
         return _measured(recording, options, None, progress)
     to = to.absolute()
@@ -160,6 +162,14 @@ def _check_free(to: Path) -> None:
         raise RecordingError(
             f"{to}: holds {others[0]}, which is of no report, and would be lost: choose another folder"
         )
+
+
+def _require_packages(options: AnalysisOptions, to: Path | None) -> None:
+    """Raise MissingExtra if a library for the graph or the plots is not installed."""
+    plots = ("matplotlib",) if options.plots and to is not None else ()
+    graph = ("scipy", "networkx") if options.graph else ()
+    if plots or graph:
+        require("analyze", *plots, *graph)
 
 
 def _folders(sets: Sequence[FeatureSet], to: Path | None) -> list[Path | None]:

@@ -10,35 +10,15 @@ import os
 import sys
 
 from actscope.errors import ActscopeError, MissingExtra, UpstreamError
+from actscope.extras import extra_of
 from actscope.runtime.printable import printable
-
-#: Packages that commands import when they need them, and the extras that install them.
-_EXTRAS = {
-    **dict.fromkeys(("typer", "rich", "httpx"), "cli"),
-    **dict.fromkeys(("torch", "transformers", "safetensors", "tokenizers"), "hf"),
-    **dict.fromkeys(("fastapi", "starlette", "uvicorn", "aiohttp"), "gateway"),
-    **dict.fromkeys(("crc32c", "lz4", "mcap", "zstandard"), "record"),
-    **dict.fromkeys(("pyarrow", "zarr"), "export"),
-    **dict.fromkeys(("matplotlib", "networkx", "scipy"), "analyze"),
-    **dict.fromkeys(("gguf", "accelerate"), "gguf"),
-    "sklearn": "probes",
-    "datasets": "feed",
-    "obstore": "harvest",
-    "ray": "ray",
-}
 
 
 def main() -> None:
     """Run the command line. An `ActscopeError` becomes one message on standard error and an exit code."""
     try:
         from actscope.cli.app import app
-    except ModuleNotFoundError as error:
-        if error.name not in ("typer", "rich"):
-            raise
-        sys.exit(f"actscope: {MissingExtra('cli', error.name)}")
-    except KeyboardInterrupt:
-        sys.exit(130)
-    try:
+
         app()
     except UpstreamError as error:
         _fail(error, 3)
@@ -47,10 +27,10 @@ def main() -> None:
     except KeyboardInterrupt:
         sys.exit(130)
     except ModuleNotFoundError as error:
-        extra = _EXTRAS.get(error.name or "")
+        extra = extra_of(error.name or "")
         if extra is None:
             raise
-        _fail(MissingExtra(extra, str(error.name)), 2)
+        _fail(MissingExtra(extra, str(error.name).partition(".")[0]), 2)
     except OSError as error:
         told = _told_of(error)
         if told is None:  # not about a path of the user's, so a bug: keep the traceback

@@ -15,6 +15,7 @@ from actscope.cli.common.output import show
 from actscope.cli.common.recordings import Directory, open_recording
 from actscope.cli.common.settings_options import Given, with_settings
 from actscope.cli.export import Sites
+from actscope.extras import RECORDING, require
 
 if TYPE_CHECKING:
     from actscope.analysis import AnalysisReport
@@ -41,6 +42,9 @@ def analyze(
 
     Example: actscope analyze run.acts --to report --features probes/my-model --graph
     """
+    plots = ("matplotlib",) if to is not None and flags.get("plots", True) else ()
+    graph = ("scipy", "networkx") if flags.get("graph") else ()
+    require("analyze" if plots or graph else "record", *RECORDING, *plots, *graph)
     from actscope.analysis import analyze as run
     from actscope.cli.common.progress import ProgressBar
     from actscope.recording.export import choose_sites

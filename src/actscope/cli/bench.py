@@ -16,6 +16,7 @@ import typer
 from actscope.cli.common.interrupts import resumable
 from actscope.cli.common.output import show
 from actscope.errors import SettingsError
+from actscope.extras import MODEL, RECORDING, SERVER, require
 
 if TYPE_CHECKING:
     from actscope.bench.support.samples import Result
@@ -34,6 +35,19 @@ BENCHES = {
     "soak": "a long capture of the built-in model: memory must stay steady and nothing may be lost",
     "store": "bytes per second to disk against a raw direct write, peak memory with a slow disk, lost rows",
     "vllm": "tokens per second of vLLM with probes and with rows recorded, against vLLM alone (where vLLM is installed)",
+}
+
+#: Packages that a bench cannot do without, by their import names. `sae`, `codec` and `vllm` check further ones themselves.
+_NEEDS = {
+    "capture": (*MODEL, *RECORDING),
+    "codec": (*MODEL, *RECORDING),
+    "feed": (*MODEL, *SERVER),
+    "gateway": (*MODEL, *SERVER),
+    "harvest": MODEL,
+    "models": (*MODEL, *RECORDING),
+    "sae": (*MODEL, *SERVER),
+    "soak": (*MODEL, *RECORDING),
+    "store": RECORDING,
 }
 
 _MEASURED_WITH = (
@@ -74,6 +88,8 @@ def bench(
     if name not in BENCHES:
         known = "; ".join(f"{bench}: {what}" for bench, what in BENCHES.items())
         raise SettingsError(f"no bench {name!r}; there are {known}")
+    if needed := _NEEDS.get(name):
+        require("record" if needed == RECORDING else "hf", *needed)
     from rich.console import Console
 
     module = import_module(f"actscope.bench.{name}")

@@ -15,8 +15,10 @@ from actscope.capture.config import CaptureConfig
 from actscope.cli.common import options
 from actscope.cli.common.interrupts import resumable
 from actscope.cli.common.output import show
+from actscope.cli.common.packages import require_model
 from actscope.cli.common.settings_options import Given, with_settings
 from actscope.errors import ActscopeError, RecordingPoisoned, SettingsError
+from actscope.extras import RECORDING
 from actscope.runtime.writable import check_can_create
 
 if TYPE_CHECKING:
@@ -70,6 +72,7 @@ def capture(
 
     Example: actscope capture actscope/builtin prompts.txt --to run.acts --sites first,middle,last
     """
+    require_model(model, *RECORDING)
     from actscope.capture.prompts import read_prompts
     from actscope.codecs import encoder
     from actscope.sampling import keeps

@@ -44,6 +44,9 @@ def demo(
 
     Example: actscope demo --once "Tell me about a fox in the snow" --json
     """
+    from actscope.cli.common.packages import require_engine
+
+    require_engine(model)
     from actscope.cli.common.servers import engine_settings, gateway_in_background, running_engine, serve
 
     engine = engine_settings(model, engine_flags)

@@ -15,6 +15,10 @@ from actscope.cli.common.output import show
 from actscope.cli.common.recordings import Directory, open_recording
 from actscope.cli.common.settings_options import Given, with_settings
 from actscope.errors import SettingsError
+from actscope.extras import RECORDING, require
+
+#: Packages that a format needs, by their import names.
+_LIBRARIES = {"zarr": ("zarr",), "parquet": ("pyarrow",)}
 
 Sites = Annotated[
     list[str] | None,
@@ -49,6 +53,7 @@ def export(
 
     Example: actscope export run.acts --to rows --format parquet --sites first,last
     """
+    require("export" if form in _LIBRARIES else "record", *RECORDING, *_LIBRARIES.get(form, ()))
     from actscope.cli.common.progress import ProgressBar
     from actscope.recording.export import Selection
     from actscope.recording.export import export as write

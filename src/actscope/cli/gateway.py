@@ -7,6 +7,7 @@ from typing import Annotated
 
 from actscope.cli.common import options
 from actscope.cli.common.settings_options import Given, with_settings
+from actscope.extras import require
 
 
 @with_settings
@@ -17,6 +18,7 @@ def gateway(flags: Annotated[Given, options.GATEWAY], browser: options.Browser =
 
     Example: actscope gateway --upstream http://localhost:8000
     """
+    require("gateway")
     from actscope.cli.common.servers import announce
     from actscope.gateway.server import serve
 

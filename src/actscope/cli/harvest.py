@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import sys
 from contextlib import redirect_stdout
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
@@ -13,8 +12,10 @@ from msgspec.structs import replace
 
 from actscope.cli.common import options
 from actscope.cli.common.output import show
+from actscope.cli.common.packages import is_table, require_model
 from actscope.cli.common.settings_options import Given, with_settings
-from actscope.errors import HarvestDamaged, HarvestError, MissingExtra, SettingsError
+from actscope.errors import HarvestDamaged, HarvestError, SettingsError
+from actscope.extras import EXTRAS, require
 
 if TYPE_CHECKING:
     from actscope.harvest.driver import Report
@@ -84,15 +85,14 @@ def harvest(
 
     Example: actscope harvest --model actscope/builtin --dataset builtin --sites first,last --texts 2000 --out rows
     """
+    _check_storage(out)
     if verify:
         _verify(out, allow_http=allow_http, as_json=as_json)
         return
     if not flags.get("model") or not flags.get("dataset"):
         raise SettingsError("--model and --dataset are required, e.g. --model actscope/builtin --dataset builtin")
     settings = options.HARVEST.make(flags)
-    for package in ("torch", "transformers"):
-        if find_spec(package) is None:  # the worker's own error would come later, and be less clear
-            raise MissingExtra("harvest", package)
+    _require_packages(settings, engine)
     if gpus_per_worker and settings.device == "auto":
         settings = replace(settings, device="cuda")
     from actscope.harvest.workers.messages import WorkerJob
@@ -104,6 +104,25 @@ def harvest(
         _propose(crew, settings, as_json)
     else:
         _run(crew, where, allow_http, lease, as_json)
+
+
+def _require_packages(settings: HarvestSettings, engine: str) -> None:
+    """Raise MissingExtra if a package that the workers will need is not installed."""
+    table, ray = is_table(settings.dataset), engine == "ray"
+    packages = (*(EXTRAS["feed"] if table else ()), *(EXTRAS["ray"] if ray else ()))
+    extra = "ray" if ray else "feed" if table else "hf"
+    if settings.reader == "hf":
+        require_model(settings.model, *packages, extra=extra)
+    elif packages:
+        require(extra, *packages)
+
+
+def _check_storage(out: str) -> None:
+    """Raise MissingExtra if the place is a bucket, and the package for object storage is not installed."""
+    from actscope.harvest.storage.opening import is_local
+
+    if not is_local(out):
+        require("harvest")
 
 
 def _whole(out: str) -> str:

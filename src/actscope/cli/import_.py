@@ -13,6 +13,7 @@ from actscope.cli.common import options
 from actscope.cli.common.interrupts import resumable
 from actscope.cli.common.output import show
 from actscope.cli.common.settings_options import Given, with_settings
+from actscope.extras import require
 
 
 @with_settings
@@ -26,6 +27,7 @@ def import_(
 
     Example: actscope import old.packets --to run.acts --dtype float16 --width 4096
     """
+    require("record")
     from actscope.cli.common.progress import ProgressBar
     from actscope.recording.importing import import_packets
 

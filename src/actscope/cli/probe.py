@@ -13,6 +13,7 @@ from actscope.cli.common import options
 from actscope.cli.common.engines import ask, engine_replicas, refusal
 from actscope.cli.common.interrupts import resumable
 from actscope.cli.common.output import legible, show
+from actscope.cli.common.packages import require_model
 from actscope.cli.common.settings_options import Given, with_settings
 from actscope.errors import ProbeError, SettingsError, UpstreamError
 from actscope.runtime.writable import check_can_create
@@ -187,6 +188,7 @@ def train(
 
     Example: actscope probe train my-labels.jsonl --model Qwen/Qwen2-0.5B --out probes/Qwen/Qwen2-0.5B
     """
+    require_model(model, "sklearn")
     from actscope.cli.common.progress import ProgressBar
     from actscope.engines.hf.loading import load
     from actscope.engines.hf.probe_training import builtin_texts, train_probes

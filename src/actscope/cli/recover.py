@@ -31,10 +31,10 @@ def recover(
 
     Example: actscope recover run.acts
     """
+    check_there(path)
     from actscope.cli.common.progress import ProgressBar
     from actscope.store import recover as mend
 
-    check_there(path)
     try:
         with ProgressBar() as bars:
             report = mend(path, salvage=salvage, progress=lambda done, total: bars.update("bytes", done, total))

@@ -15,6 +15,7 @@ from actscope.cli.common.output import show
 from actscope.cli.common.recordings import Directory, open_recording
 from actscope.cli.common.settings_options import Given, with_settings
 from actscope.errors import ProbeError, SettingsError
+from actscope.extras import RECORDING, SERVER, require
 
 if TYPE_CHECKING:
     from actscope.engines.replay.engine import ReplayEngine
@@ -50,6 +51,7 @@ def replay(
 
     Example: actscope replay run.acts --probes my-probes --request r000001 --speed 4
     """
+    require("gateway,record", *SERVER, *RECORDING)
     from actscope.engines.replay.engine import ReplayEngine
     from actscope.engines.replay.facts import recorded_model
     from actscope.gateway.server import open_server

@@ -29,7 +29,9 @@ def serve(
     Example: actscope serve Qwen/Qwen2-0.5B-Instruct --probes my-probes
     """
     from actscope.cli.common import servers
+    from actscope.cli.common.packages import require_engine
 
+    require_engine(model)
     engine = servers.engine_settings(model, engine_flags)
     gateway = options.GATEWAY.make(gateway_flags, upstream=engine.card_id)
     servers.serve(engine, gateway, browser=browser)

@@ -23,10 +23,10 @@ def verify(
 
     Example: actscope verify run.acts
     """
+    check_there(path)
     from actscope.cli.common.progress import ProgressBar as Bars
     from actscope.recording.reading.verification import verify as verify_recording
 
-    check_there(path)
     with resumable("interrupted: not everything was checked; repeat the command to start over"), Bars() as bars:
         verdict = verify_recording(path, bars.update)
     show(json.dumps(verdict.as_dict()) if as_json else verdict.as_text())

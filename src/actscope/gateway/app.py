@@ -15,10 +15,10 @@ from actscope.gateway.api.dependencies import Gateway
 from actscope.gateway.api.events import OpenStreams
 from actscope.gateway.api.openapi import describe
 from actscope.gateway.api.routes import conversations, openai, proxied, recording, scope
-from actscope.gateway.api.static_page import STATIC, install_page
+from actscope.gateway.api.static_page import install_page
 from actscope.gateway.counters.answers import AnswerCounter
 from actscope.gateway.scores.request_store import Sessions
-from actscope.gateway.settings import GatewaySettings
+from actscope.gateway.settings import STATIC, GatewaySettings
 from actscope.gateway.upstream.upstream import Upstream
 from actscope.near_miss import hinted
 from actscope.serving.access import Guard

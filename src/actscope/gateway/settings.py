@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from actscope.errors import SettingsError
 from actscope.near_miss import hinted_class
 from actscope.serving.settings import ServingSettings
+
+#: Directory of the built scope page.
+STATIC = Path(__file__).parent / "static"
 
 
 @hinted_class

@@ -9,6 +9,7 @@ import typer
 
 from actscope.cli.common.output import show
 from actscope.errors import RecordingError
+from actscope.extras import require
 
 if TYPE_CHECKING:
     from actscope.recording.reading.recording import Recording
@@ -17,16 +18,22 @@ Directory = Annotated[Path, typer.Argument(metavar="DIR", help="Directory of the
 
 
 def check_there(path: Path) -> None:
-    """Raise RecordingError if the path does not exist."""
+    """Raise RecordingError if the path does not exist, and MissingExtra if recordings cannot be read here."""
+    require("record")
     if not path.exists():
         raise RecordingError(f"{path}: there is no such directory; to make a recording: actscope capture --to {path}")
 
 
 def open_recording(path: Path) -> Recording:
-    """Open a recording, and warn on standard error if it is damaged. Raises RecordingError if it is no recording."""
+    """Open a recording, and warn on standard error if it is damaged.
+
+    Raises:
+        RecordingError: It is no recording.
+        MissingExtra: The packages that read recordings are not installed.
+    """
+    check_there(path)
     from actscope.recording.reading.recording import Recording
 
-    check_there(path)
     recording = Recording.open(path)
     if any(damage.acknowledged for damage in recording.damage):
         n = len(recording.damage)

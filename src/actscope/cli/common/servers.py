@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from importlib.util import find_spec
 from pathlib import Path
 
 from msgspec.structs import replace
@@ -18,7 +17,8 @@ from actscope.cli.common.settings_options import Given
 from actscope.engines.hf.settings import EngineSettings
 from actscope.engines.hf.spawn import EngineProcess, new_card_id
 from actscope.engines.local.names import shipped_probes
-from actscope.errors import EngineError, MissingExtra, SettingsError
+from actscope.errors import EngineError, SettingsError
+from actscope.extras import require
 from actscope.gateway.settings import GatewaySettings
 from actscope.probes import find_probes
 
@@ -32,6 +32,7 @@ def engine_settings(model: str, given: Given) -> EngineSettings:
     Raises:
         SettingsError: A value is out of range, a directory has no probes, or a recording is needed and not given.
         CodecError: The codec is unknown.
+        MissingExtra: A package that trains probes, or writes a recording, is not installed.
     """
     for directory in given.get("probes", ()):
         _check_has_probes(Path(directory))
@@ -40,7 +41,10 @@ def engine_settings(model: str, given: Given) -> EngineSettings:
     places = {name: str(Path(given[name]).resolve()) for name in ("record", "flight_dir") if given.get(name)}
     settings = ENGINE.make({**given, **places}, model=model, card_id=new_card_id(), probes=_resolved(probes))
     _check_recording(settings)
-    return replace(settings, train_probes=settings.train_probes and not probes)
+    trains = settings.train_probes and not probes
+    if trains:
+        require("hf", "sklearn")
+    return replace(settings, train_probes=trains)
 
 
 def _resolved(directories: Iterable[str | Path]) -> tuple[str, ...]:
@@ -52,6 +56,7 @@ def _check_recording(settings: EngineSettings) -> None:
         if settings.triggers or settings.sample or settings.flight_dir:
             raise SettingsError("--trigger, --sample and --keep-on-disk need a recording: add --record DIR")
         return
+    require("record")
     from actscope.codecs import encoder
     from actscope.recording.flight.history import FlightOptions
     from actscope.recording.flight.triggers import parse_rule
@@ -77,13 +82,9 @@ def running_engine(settings: EngineSettings) -> Iterator[EngineProcess]:
     """Start an engine and yield it when it serves requests. A spinner is shown meanwhile; the engine ends with the block.
 
     Raises:
-        MissingExtra: A package of the extra `hf` is not installed.
         EngineError: The engine ended at start, or was not ready in time.
     """
     console = Console(stderr=True)
-    missing = next((m for m in ("torch", "transformers", "starlette", "uvicorn") if find_spec(m) is None), None)
-    if missing is not None:  # the child's own error would be less clear
-        raise MissingExtra("hf", missing)
     with EngineProcess(settings) as engine, console.status(f"loading {settings.model} …") as status:
         engine.wait_ready(tick=lambda waited: status.update(f"loading {settings.model} … {waited:.0f} s"))
         status.stop()

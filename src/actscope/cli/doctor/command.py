@@ -8,7 +8,6 @@ import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
@@ -17,12 +16,14 @@ import typer
 from actscope.cli.common import options
 from actscope.cli.common.findings import Finding
 from actscope.cli.common.output import show
+from actscope.cli.common.packages import require_model
 from actscope.cli.doctor import counters as doctor_counters
 from actscope.cli.doctor import ground
 from actscope.cli.doctor import model as doctor_model
 from actscope.cli.doctor import vllm as doctor_vllm
 from actscope.cli.doctor.ground import guarded, guarded_all
 from actscope.errors import ActscopeError
+from actscope.extras import EXTRAS, MODEL, RECORDING, SERVER, missing
 
 
 def doctor(
@@ -55,6 +56,7 @@ def doctor(
     if doctor_counters.is_address(model):
         findings = list(doctor_counters.of_server(model, token))
     elif model:
+        require_model(model)
         findings = list(doctor_model.check(model, trust_remote_code=trust_remote_code))
     else:
         findings = [*(guarded(check) for check in _checks()), *guarded_all(doctor_counters.of_this_machine)]
@@ -73,7 +75,7 @@ _VLLM = (doctor_vllm.vllm, doctor_vllm.plugin, doctor_vllm.engines)
 
 
 def _checks() -> tuple[Callable[[], Finding], ...]:
-    services = (_python, _engine, _gateway, _probes, _recordings, _exports, _analysis, _direct)
+    services = (_python, _engine, _gateway, _probes, _recordings, _exports, _analysis, _feed, _direct)
     return (*services, _page, _shared_memory, *ground.CHECKS, _gpu, _engines, *_VLLM)
 
 
@@ -84,30 +86,30 @@ def _python() -> Finding:
     )
 
 
-def _extra(what: str, extra: str, *modules: str, needed: bool = True) -> Callable[[], Finding]:
-    """Return a check whether the modules of an extra can be imported. If it is not `needed`, an absent extra is no failure."""
+def _extra(what: str, extra: str, *modules: str) -> Callable[[], Finding]:
+    """Return a check whether the modules of an extra are installed. Never a NO: no installation needs all extras."""
 
     def check() -> Finding:
-        absent = [module for module in modules if find_spec(module) is None]
-        remedy = f"pip install 'actscope[{extra}]'" if absent else ""
-        return Finding(
-            what, not (absent and needed), f"missing {', '.join(absent)}" if absent else ", ".join(modules), remedy
-        )
+        absent = missing(*dict.fromkeys(modules))
+        if not absent:
+            return Finding(what, True, ", ".join(dict.fromkeys(modules)))
+        return Finding(what, True, f"not installed: {', '.join(absent)}", f"pip install 'actscope[{extra}]'")
 
     return check
 
 
-_engine = _extra("HF engine", "hf", "torch", "transformers", "starlette", "uvicorn")
-_gateway = _extra("gateway", "gateway", "fastapi", "uvicorn", "aiohttp", "tokenizers")
-_probes = _extra("probe training", "probes", "sklearn")
-_recordings = _extra("recordings", "record", "crc32c", "lz4", "mcap", "zstandard")
-_exports = _extra("zarr, parquet", "export", "pyarrow", "zarr", needed=False)
-_analysis = _extra("plots, graphs", "analyze", "matplotlib", "networkx", "scipy", needed=False)
+_engine = _extra("HF engine", "hf", *MODEL, *SERVER)
+_gateway = _extra("gateway", "gateway", *SERVER)
+_probes = _extra("probe training", "hf", "torch", "sklearn")
+_recordings = _extra("recordings", "record", *RECORDING)
+_exports = _extra("zarr, parquet", "export", *EXTRAS["export"])
+_analysis = _extra("plots, graphs", "analyze", *EXTRAS["analyze"])
+_feed = _extra("datasets", "feed", *EXTRAS["feed"])
 
 
 def _direct() -> Finding:
     """Check whether recordings made in the current directory bypass the page cache (O_DIRECT). Never a NO."""
-    if not _recordings().ok:
+    if missing(*RECORDING):
         return Finding("direct writes", True, "not checked: the extra for recordings is not installed")
     from actscope.store.writing.segment_file import choose_direct
 
@@ -119,10 +121,10 @@ def _direct() -> Finding:
 
 
 def _page() -> Finding:
-    from actscope.gateway.api.static_page import STATIC
+    from actscope.gateway.settings import STATIC
 
     built = (STATIC / "index.html").is_file()
-    return Finding("scope page", built, "built" if built else "not built", "" if built else "make setup")
+    return Finding("scope page", built, "built" if built else "not built", "" if built else "make page")
 
 
 def _shared_memory() -> Finding:
@@ -139,7 +141,7 @@ def _shared_memory() -> Finding:
 
 
 def _gpu() -> Finding:
-    if find_spec("torch") is None:
+    if missing("torch"):
         return Finding("GPU", True, "not checked: torch is not installed")
     import torch
 

@@ -6,7 +6,6 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import replace
-from importlib.util import find_spec
 from pathlib import Path
 
 from actscope.cli.common.findings import Finding
@@ -14,6 +13,7 @@ from actscope.cli.feed.dataset_preview import beginning, first_text, is_of_hub
 from actscope.errors import ActscopeError, MissingExtra, SettingsError
 from actscope.extraction.contract import Texts
 from actscope.extraction.texts import BUILTIN, open_texts
+from actscope.extras import SERVER, missing, require
 from actscope.feed.buffer.layout import Layout
 from actscope.feed.buffer.memory import FeedMemory
 from actscope.feed.planning.host_memory import gigabytes, has_gpu, this_machine
@@ -21,7 +21,7 @@ from actscope.feed.planning.memory_estimate import Estimate, check_fits, estimat
 from actscope.feed.planning.model_facts import facts_of
 from actscope.feed.settings import FeedSettings
 
-_NEEDED = ("torch", "transformers", "fastapi", "starlette", "uvicorn", "uvloop", "httpx")
+_NEEDED = ("torch", "transformers", *SERVER)
 #: Layout of the buffer that is mapped without `--full`.
 _SMALL = Layout(2, 1024, 1, 256, "float32")
 
@@ -49,10 +49,10 @@ def _of(what: str, find: Callable[[], str], remedy: str) -> Finding:
 
 def _packages(settings: FeedSettings) -> Finding:
     needed = (*_NEEDED, *(("datasets",) if _is_table(settings) else ()))
-    absent = [name for name in needed if find_spec(name) is None]
+    absent = missing(*needed)
     if absent:
         return Finding("packages", False, f"missing {', '.join(absent)}", "pip install 'actscope[feed]'")
-    if settings.engine == "vllm" and find_spec("vllm") is None:
+    if settings.engine == "vllm" and missing("vllm"):
         return Finding("packages", False, "vllm is not installed", "pip install vllm, or --engine hf")
     return Finding("packages", True, ", ".join(needed))
 
@@ -154,6 +154,7 @@ def _mapped(settings: FeedSettings, layout: Layout) -> str:
 
 
 def _port(settings: FeedSettings) -> str:
+    require("feed", *SERVER)
     from actscope.serving.listening import listen
 
     with listen(settings) as sock:

@@ -11,13 +11,16 @@ import typer
 
 from actscope.cli.common import options
 from actscope.cli.common.output import show
+from actscope.cli.common.packages import is_table, require_model
 from actscope.cli.common.settings_options import Given, with_settings
 from actscope.errors import SettingsError
+from actscope.extras import EXTRAS, SERVER, require
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from actscope.cli.common.findings import Finding
+    from actscope.feed.settings import FeedSettings
 
 
 @with_settings
@@ -96,14 +99,25 @@ def _line(finding: Finding) -> str:
     return f"{'ok  ' if finding.ok else 'NO  '} {finding.what:<16} {found}{remedy}"
 
 
+def _require_packages(settings: FeedSettings) -> None:
+    """Raise MissingExtra if a package that the feed or its generator will need is not installed."""
+    packages = (*SERVER, *(EXTRAS["feed"] if is_table(settings.dataset) else ()))
+    if settings.engine == "hf":
+        require_model(settings.model, *packages, extra="feed")
+    else:
+        require("feed", *packages)
+
+
 def _serve(config: str, flags: Given, as_json: bool, log_level: str, log_file: Path | None) -> None:
     from actscope.cli.common.logs import log_to
-    from actscope.cli.feed.running import run
     from actscope.feed.planning.host_memory import this_machine
     from actscope.feed.planning.memory_estimate import check_fits, estimate
     from actscope.feed.planning.presets import feed_settings
 
     handlers = log_to(log_level, log_file)
     settings = feed_settings(config, flags)
+    _require_packages(settings)
     check_fits(estimate(settings), this_machine())
+    from actscope.cli.feed.running import run
+
     run(settings, as_json=as_json, handlers=handlers)

@@ -10,11 +10,11 @@ from starlette.responses import HTMLResponse, Response
 from starlette.staticfiles import StaticFiles
 from starlette.types import Scope
 
-STATIC = Path(__file__).parents[1] / "static"
+from actscope.gateway.settings import STATIC
 
 _ABSENT = (
     "<!doctype html><html lang=en><meta charset=utf-8><title>actscope</title>"
-    "<h1>The page is not built</h1><p>The gateway runs, but its page is missing: <code>make setup</code> builds it."
+    "<h1>The page is not built</h1><p>The gateway runs, but its page is missing: <code>make page</code> builds it."
     "<p>The API works without it: see <code>/openapi.json</code>."
 )
 
