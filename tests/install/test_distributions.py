@@ -148,7 +148,7 @@ def test_the_readme_on_pypi_has_no_relative_link(built: Callable[[str], Path]) -
     metadata = zipfile.ZipFile(wheel).read(f"actscope-{version_of(wheel)}.dist-info/METADATA").decode()
     message = message_from_string(metadata)
     assert message["Description-Content-Type"] == "text/markdown"
-    html = markdown.render(message.get_payload())
+    html = markdown.render(str(message.get_payload()))
     assert html is not None
     targets = re.findall(r'(?:href|src|srcset)="([^"]+)"', html)
     assert [target for target in targets if not target.startswith(("https://", "#"))] == []
