@@ -6,16 +6,11 @@ import { isOpen, type Turn } from "../state/turn";
 import { findInPrompt } from "../trace/find";
 import type { Trace } from "../trace/trace";
 import { useTraceValue } from "../trace/use-trace";
+import { FINISH_WORDS } from "./finish-words";
 import { KeepButton } from "./KeepButton";
-import { Notice } from "./Notice";
-
-const FINISH_WORDS: Record<string, string> = {
-  stop: "finished",
-  length: "reached max tokens",
-  stopped: "stopped by you",
-  abort: "cancelled",
-  error: "the engine failed",
-};
+import { TurnProblem } from "./TurnProblem";
+import { NotRead } from "./NotRead";
+import { Versions } from "./Versions";
 
 export function TurnView({ turn }: { turn: Turn }) {
   const { trace } = turn;
@@ -46,13 +41,15 @@ export function TurnView({ turn }: { turn: Turn }) {
             </button>
           )}
           <KeepButton request={request} running={isOpen(turn)} />
+          <Versions turn={turn} />
+          <NotRead trace={trace} />
           <span className="muted">
             {turn.finish === null ? "" : (FINISH_WORDS[turn.finish] ?? turn.finish)}
           </span>
         </div>
         {showPrompt && hasPrompt && <PromptTokens trace={trace} />}
         <Answer turn={turn} />
-        {turn.problem && <Notice title={turn.problem.message} hint={turn.problem.hint} />}
+        {turn.problem && <TurnProblem turn={turn} problem={turn.problem} />}
       </div>
     </article>
   );
@@ -62,7 +59,16 @@ export function TurnView({ turn }: { turn: Turn }) {
 function UserText({ turn: { trace, user } }: { turn: Turn }) {
   const ready = useTraceValue(trace, (t) => t.promptTokens !== null && t.length >= t.promptTokens);
   const found = useMemo(() => (ready ? findInPrompt(trace, user) : null), [ready, trace, user]);
-  if (found === null) return <span className="plain">{user}</span>;
+  if (found === null) {
+    return (
+      <>
+        <span className="plain">{user}</span>
+        {ready && (
+          <p className="muted not-found">Not found in the prompt as it was sent: show the prompt tokens.</p>
+        )}
+      </>
+    );
+  }
   return <Heatmap trace={trace} from={found[0]} to={found[1]} quoted label="Your message, token by token" />;
 }
 

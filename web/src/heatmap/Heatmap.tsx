@@ -40,7 +40,13 @@ export function Heatmap({
     const made = new HeatmapView(root.current, trace, from, to, quoted);
     view.current = made;
     const follow = () => made.mark(spotIn(trace));
-    const stops = [hover.subscribe(follow), pinned.subscribe(follow)];
+    const reveal = () => {
+      const spot = pinned.get();
+      if (spot?.reveal && spot.trace === trace)
+        made.spanAt(spot.position)?.scrollIntoView({ block: "center" });
+    };
+    reveal();
+    const stops = [hover.subscribe(follow), pinned.subscribe(follow), pinned.subscribe(reveal)];
     return () => {
       for (const stop of stops) stop();
       made.dispose();
@@ -77,6 +83,8 @@ export function Heatmap({
       const next = target(view.current, span, event.key);
       if (next === null) return;
       focusToken(view.current, next);
+      const to = positionOf(next);
+      if (pinned.get() !== null && to !== null) pin(trace, to);
     }
     event.preventDefault();
   };
@@ -86,8 +94,8 @@ export function Heatmap({
     if (span === null || position === null) return;
     span.setAttribute("role", "button");
     span.setAttribute("aria-label", describe(trace, position, selection.get(), probes.get()));
+    // The pin stays: a window that gets the focus back also focuses the token of the last click.
     point(trace, position);
-    if (pinned.get() !== null) pin(trace, position);
   };
   const onBlur = (event: FocusEvent) => {
     const span = tokenOf(event.target);
