@@ -73,7 +73,7 @@ export class Scene {
     for (const [key, value] of more) address.searchParams.set(key, value);
     await page.goto(address.href);
     await page.waitForSelector(`${id("engine")}[data-state="up"]`, WAIT);
-    await page.waitForSelector(id("probe"), WAIT);
+    await page.waitForSelector(id("probe"), { state: "attached", ...WAIT });
     return page;
   }
 
@@ -152,18 +152,17 @@ export class Scene {
 
   /** Calls the gateway from the page, with its cookie. */
   async api(method, path, body) {
-    return this.page.evaluate(
+    const [status, answer] = await this.page.evaluate(
       async ([how, where, what]) => {
-        const answer = await fetch(where, {
-          method: how,
-          ...(what === undefined
-            ? {}
-            : { headers: { "Content-Type": "application/json" }, body: JSON.stringify(what) }),
-        });
-        return answer.json().catch(() => null);
+        const headers = { "Content-Type": "application/json" };
+        const given = what === null ? {} : { headers, body: JSON.stringify(what) };
+        const response = await fetch(where, { method: how, ...given });
+        return [response.status, await response.json().catch(() => null)];
       },
-      [method, path, body],
+      [method, path, body ?? null],
     );
+    assert.ok(status < 400, `${method} ${path}: ${status} ${JSON.stringify(answer)}`);
+    return answer;
   }
 
   async shot(name) {

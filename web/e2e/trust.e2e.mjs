@@ -18,7 +18,6 @@ async function addProbe(scene, name, more = {}) {
     site: "layers.2.resid_post",
     activation: "identity",
     range: [-4, 4],
-    signed: true,
     ...more,
   };
   await scene.api("PUT", `/v1/actscope/probes/${name}`, probe);

@@ -1,7 +1,7 @@
 import { useMemo, useState } from "react";
 import { Heatmap } from "../heatmap/Heatmap";
 import { useCell } from "../lib/cell";
-import { active } from "../state/focus";
+import { active, pinned, unpin } from "../state/focus";
 import { isOpen, type Turn } from "../state/turn";
 import { findInPrompt } from "../trace/find";
 import type { Trace } from "../trace/trace";
@@ -15,6 +15,10 @@ import { Versions } from "./Versions";
 export function TurnView({ turn }: { turn: Turn }) {
   const { trace } = turn;
   const [showPrompt, setShowPrompt] = useState(false);
+  const spot = useCell(pinned);
+  // A pin from the chart can be of a prompt token that is not in the text yet.
+  const wanted = spot?.reveal === true && spot.trace === trace && spot.position < (trace.promptTokens ?? 0);
+  if (wanted && !showPrompt) setShowPrompt(true);
   const shown = useCell(active) === trace;
   const request = useTraceValue(trace, (t) => t.request);
   const hasPrompt = useTraceValue(trace, (t) => (t.promptTokens ?? 0) > 0 && t.ids[0] !== -1 && t.length > 0);
@@ -31,7 +35,10 @@ export function TurnView({ turn }: { turn: Turn }) {
             disabled={!hasPrompt}
             aria-pressed={showPrompt}
             data-testid="show-prompt"
-            onClick={() => setShowPrompt(!showPrompt)}
+            onClick={() => {
+              if (wanted) unpin();
+              setShowPrompt(!showPrompt);
+            }}
           >
             {showPrompt ? "Hide prompt tokens" : "Show prompt tokens"}
           </button>

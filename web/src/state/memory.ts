@@ -1,10 +1,14 @@
 import { type DBSchema, type IDBPDatabase, openDB } from "idb";
 import { Cell } from "../lib/cell";
 import type { TraceSnapshot } from "../trace/snapshot";
+import type { ScopeError } from "../wire/errors";
 import type { Turn } from "./turn";
 
-/** A turn as the browser keeps it: its trace by value. */
-export type StoredTurn = Omit<Turn, "trace"> & { readonly trace: TraceSnapshot };
+/** A turn as the browser keeps it: its trace and its error by value. */
+export type StoredTurn = Omit<Turn, "trace" | "problem"> & {
+  readonly trace: TraceSnapshot;
+  readonly problem: Pick<ScopeError, "message" | "hint" | "status" | "isTooLong" | "promptTokens"> | null;
+};
 
 /** A chat of this browser. Its turns are kept apart, so that an answer that grows is written alone. */
 export interface StoredChat {

@@ -19,6 +19,8 @@ interface Chat {
 
 /** The chat on the screen; null until its first question. */
 let current: string | null = null;
+/** True while the turns on the screen are not those of `current`. */
+let changing = false;
 /** Chats that this tab has shown and left, by id. */
 const shelf = new Map<string, Chat>();
 /** Turns as they were last written: an unchanged one is not written again. */
@@ -39,6 +41,7 @@ export function followSession(): () => void {
     void save();
   };
   const soon = () => {
+    if (changing) return;
     if (!isOpen(turns.get().at(-1))) write();
     else timer ||= window.setTimeout(write, WRITE_MS);
   };
@@ -75,8 +78,7 @@ export function leaveForNewChat(): void {
   stopWatching();
   void save();
   putOnShelf();
-  current = null;
-  newChat();
+  change(null, newChat);
   pushView({ chat: null, request: null, position: null });
   if (!had) return;
   undoable.set(true);
@@ -96,22 +98,31 @@ export function openChat(id: string): void {
 
 async function enter(id: string | null): Promise<void> {
   putOnShelf();
-  current = id;
   unknownChat.set(false);
   if (id === null) {
-    show([], []);
+    change(null, () => show([], []));
     return;
   }
+  changing = true; // until it is there, the turns on the screen are of the chat before
+  current = id;
   const known = shelf.get(id) ?? (await restored(id));
   if (current !== id) return; // the reader went on while it was read
   if (known === null) {
-    current = null;
+    change(null, () => show([], []));
     writeView({ chat: null });
     unknownChat.set(true);
     return;
   }
-  show(known.turns, known.answers);
+  change(id, () => show(known.turns, known.answers));
   if (!(await claim(id)) && current === id) fork();
+}
+
+/** Puts another chat on the screen. What passes between the two is neither's, and is not written. */
+function change(id: string | null, swap: () => void): void {
+  changing = true;
+  current = id;
+  swap();
+  changing = false;
 }
 
 async function restored(id: string): Promise<Chat | null> {
@@ -183,10 +194,15 @@ async function store(id: string, { turns: shown, answers: all }: Chat): Promise<
 }
 
 function asStored(turn: Turn): StoredTurn {
-  const { problem } = turn;
-  // An error is cloned without its own fields.
-  const kept = problem && { ...problem, name: problem.name, message: problem.message };
-  return { ...turn, problem: kept as Turn["problem"], trace: turn.trace.snapshot() };
+  const { problem: error, trace } = turn;
+  const problem = error && {
+    message: error.message,
+    hint: error.hint,
+    status: error.status,
+    isTooLong: error.isTooLong,
+    promptTokens: error.promptTokens,
+  };
+  return { ...turn, problem, trace: trace.snapshot() };
 }
 
 function newId(): string {

@@ -3,7 +3,7 @@ import { beforePaint } from "../lib/frame";
 import { Trace } from "../trace/trace";
 import { watchRequest } from "../trace/watch";
 import { streamCompletion } from "../wire/completion";
-import { asScopeError, type ScopeError } from "../wire/errors";
+import { asScopeError, ScopeError } from "../wire/errors";
 import type { ChatRequest, CompletionChunk, TextRequest, Usage } from "../wire/types";
 import type { StoredTurn } from "./memory";
 
@@ -94,7 +94,10 @@ export function restoreTurn(kept: StoredTurn): Turn {
   const left = kept.status === "waiting" || kept.status === "streaming";
   if (trace.final === null) void refill(trace);
   const ended = left ? ({ status: "stopped", finish: "left" } as const) : {};
-  return { ...kept, ...ended, trace };
+  const { message, hint, status, isTooLong, promptTokens } = kept.problem ?? {};
+  const problem =
+    message === undefined ? null : new ScopeError(message, hint ?? "", status, isTooLong, promptTokens);
+  return { ...kept, ...ended, problem, trace };
 }
 
 const SETTLE_MS = 5_000;
