@@ -10,6 +10,7 @@ import { ANSWER, id, runChecks, WAIT } from "./page.mjs";
 const STORY = "Tell me a scary story about a girl in the forest";
 
 async function pinToken(scene, turn, position) {
+  await scene.page.keyboard.press("Escape"); // a card lies over the text
   await scene.token(turn, position).click();
   await scene.page.waitForSelector(`${id("popover")}[data-pinned]`);
   // The mouse leaves, so that nothing but the pin can be shown.
