@@ -41,6 +41,14 @@ def test_an_engine_that_fails_in_mid_stream(client: httpx.Client, place: Place, 
             list(stream)
 
 
+def test_an_engine_that_goes_in_mid_stream_is_said_to_have_closed_its_connection(client: httpx.Client) -> None:
+    """Not in the words of HTTP's transfer encoding, which readers of the page cannot act on."""
+    body = {"stream": True, **chat(max_tokens=9, scripted={"hang_up_after": 4})}
+    message = json.loads(lines(client.post("/v1/chat/completions", json=body))[-1])["error"]["message"]
+    assert "closed the connection" in message
+    assert "ransfer" not in message
+
+
 def test_an_engine_that_fails_before_it_answers(client: httpx.Client) -> None:
     """Nothing has been sent yet: a plain 502."""
     response = client.post("/v1/chat/completions", json=chat(scripted={"hang_up_after": 0}))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 from collections.abc import Iterator
 from contextlib import suppress
@@ -199,6 +200,31 @@ def test_origins_on_the_list_get_cors(stage: Stage) -> None:
         allowed = page.get("/health", headers=origin | {"authorization": f"Bearer {place.token}"})
         assert allowed.json() == {"status": "ok", "engine": "waiting"}
         assert page.options("/health", headers={"origin": "http://evil.example"} | asked).status_code == 403
+
+
+def test_a_browser_without_the_token_gets_a_document_that_says_what_to_do(stranger: httpx.Client) -> None:
+    """It has a language, a heading and a main part, for screen readers too, and is as readable in the dark."""
+    answer = stranger.get("/", headers={"accept": "text/html"})
+    assert answer.status_code == 401
+    for part in (
+        "<html lang=en>",
+        "<main><h1>Open the link from your terminal</h1>",
+        "name=color-scheme",
+        "name=viewport",
+    ):
+        assert part in answer.text
+
+
+def test_the_page_travels_compressed(client: httpx.Client) -> None:
+    """Its script is a third of its size on the wire, kept by browsers for ever, and plain for who does not ask."""
+    script = re.findall(r"assets/[\w.-]+\.js", client.get("/").text)[0]
+    packed = client.get(f"/{script}", headers={"accept-encoding": "gzip"})
+    plain = client.get(f"/{script}", headers={"accept-encoding": "identity"})
+    assert (packed.headers["content-encoding"], packed.headers.get("vary")) == ("gzip", "Accept-Encoding, Origin")
+    assert "immutable" in packed.headers["cache-control"]
+    assert "content-encoding" not in plain.headers
+    assert packed.content == plain.content
+    assert packed.num_bytes_downloaded < plain.num_bytes_downloaded / 2
 
 
 def test_pages_may_load_nothing_from_elsewhere(client: httpx.Client) -> None:

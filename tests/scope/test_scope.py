@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 from pathlib import Path
 
+import pytest
 from support.servers import serving
 
 ROOT = Path(__file__).parents[2]
@@ -24,4 +25,13 @@ def test_a_probe_without_a_range_is_coloured_on_a_scale_that_is_learnt(tmp_path:
     with serving() as running:
         command = ["node", str(ROOT / "web/e2e/ranges.e2e.mjs"), running.link, str(tmp_path)]
         done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=ROOT / "web")
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("script", ["cards", "trust", "comfort"])
+def test_what_the_page_shows_is_true_and_what_its_reader_made_is_not_lost(script: str, tmp_path: Path) -> None:
+    """See web/e2e/cards.e2e.mjs (the pinned token's card), trust.e2e.mjs (probes, characters, lines, chats) and comfort.e2e.mjs."""
+    with serving() as running:
+        command = ["node", str(ROOT / f"web/e2e/{script}.e2e.mjs"), running.link, str(tmp_path)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=480, cwd=ROOT / "web")
     assert done.returncode == 0, done.stdout + done.stderr

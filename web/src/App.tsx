@@ -1,5 +1,4 @@
 import { useEffect } from "react";
-import { refused } from "./api/client";
 import { Announcer } from "./components/Announcer";
 import { Composer } from "./components/Composer";
 import { Conversation } from "./components/Conversation";
@@ -7,6 +6,7 @@ import { EngineNotice } from "./components/EngineNotice";
 import { Header } from "./components/Header";
 import { Panel } from "./components/Panel";
 import { RefusedPanel } from "./components/RefusedPanel";
+import { TabTitle } from "./components/TabTitle";
 import { TokenPopover } from "./components/TokenPopover";
 import { Troubles } from "./components/Troubles";
 import { WatchView } from "./components/WatchView";
@@ -14,27 +14,28 @@ import { useCell } from "./lib/cell";
 import { followEngine } from "./state/engine";
 import { active } from "./state/focus";
 import { followRanges } from "./state/ranges";
-import { watched, watchFromUrl } from "./state/watch";
+import { followSession } from "./state/session";
+import { watched } from "./state/watch";
 
 export function App() {
-  const out = useCell(refused);
   const other = useCell(watched);
   const trace = useCell(active);
   useEffect(() => followEngine(), []);
   useEffect(() => followRanges(), []);
-  useEffect(() => watchFromUrl(), []);
-  if (out) return <RefusedPanel />;
+  useEffect(() => followSession(), []);
   return (
     <div className="page">
+      <TabTitle />
       <Header />
       <main className="text">
         <EngineNotice />
         <Troubles />
         {other ? <WatchView key={other.id} watched={other} /> : <Conversation />}
         {!other && <Composer />}
+        <TokenPopover />
       </main>
       <Panel />
-      <TokenPopover />
+      <RefusedPanel />
       {trace && <Announcer trace={trace} />}
     </div>
   );

@@ -114,12 +114,39 @@ describe("the heatmap", () => {
     await act(() => toggleUnderline("danger"));
   });
 
-  it("starts a new block after 260 tokens at the latest", async () => {
-    const text = Array.from({ length: 600 }, () => " w");
+  const blocks = () => [...document.querySelectorAll<HTMLElement>(".block")];
+  const append = async (text: string[]) => {
     trace.apply({ v: 1, tokens: { start: 5, ids: text.map(() => 9), text } });
     await frame();
-    const sizes = [...document.querySelectorAll(".block")].map((block) => block.children.length);
-    expect(sizes).toEqual([260, 260, 84]);
+  };
+
+  it("starts a new block only at a line break, where the text breaks too", async () => {
+    await append(Array.from({ length: 600 }, (_, i) => (i === 299 ? "\n" : " w")));
+    expect(blocks().map((block) => block.children.length)).toEqual([304, 300]);
+    expect(blocks().some((block) => "sameLine" in block.dataset)).toBe(false);
+  });
+
+  it("ends the block of a very long line at a sentence, and says that the line goes on", async () => {
+    await append(Array.from({ length: 3_000 }, (_, i) => (i % 100 === 99 ? "." : " w")));
+    expect(blocks().map((block) => block.children.length)).toEqual([1504, 1500]);
+    expect(blocks().map((block) => "sameLine" in block.dataset)).toEqual([true, true]);
+  });
+
+  it("hatches the tokens of a request that the chosen probe did not read, and dots their underline", async () => {
+    await act(() => probes.set([...probes.get(), probe("late")]));
+    await act(() => chooseBackground("late"));
+    expect(new Set(tokens().map(({ className }) => className))).toEqual(new Set(["t never"]));
+    await act(() => chooseBackground("danger"));
+    await act(() => toggleUnderline("late"));
+    expect(tokens()[0]?.className).toBe("t a-none");
+    await act(() => toggleUnderline("late"));
+  });
+
+  it("keeps the scale of the version that computed a score when its probe is replaced", async () => {
+    const before = tokens().map(({ className }) => className);
+    const replaced = asProbe({ id: "danger", since: 7, site: "layers.3.resid_post", range: [-50, 50] });
+    await act(() => probes.set([replaced, probe("joy")]));
+    expect(tokens().map(({ className }) => className)).toEqual(before);
   });
 });
 

@@ -198,3 +198,40 @@ describe("text", () => {
     expect(findInPrompt(trace, "ho")).toBeNull();
   });
 });
+
+describe("a snapshot", () => {
+  it("gives back every token, score, state and feature, and can be filled further", () => {
+    const trace = new Trace();
+    trace.apply({
+      v: 1,
+      request: "r",
+      prompt_tokens: 1,
+      probes: [{ id: "joy", site: "s", since: 3 }],
+      tokens: {
+        start: 0,
+        ids: [1, 2, 3],
+        text: ["a", "\ufffd", "\ufffd"],
+        bytes: { 1: "w6k=", 2: "8J+mig==" },
+      },
+      scores: { start: 0, rows: [[0.25], [null]], states: ["c", "m"] },
+      features: { start: 0, ids: [[7]], values: [[1.5]] },
+    });
+    const kept = structuredClone(trace.snapshot());
+    const back = Trace.restore(kept);
+    expect(back.snapshot()).toEqual(trace.snapshot());
+    expect([0, 1, 2].map((p) => back.units.at(p).text)).toEqual(["a", "é", "🦊"]);
+    back.apply({ v: 1, scores: { start: 2, rows: [[0.5]] } });
+    expect(back.column("joy")?.scoreAt(2)).toBe(0.5);
+  });
+});
+
+describe("a message in the prompt", () => {
+  it("is found without the white space at its ends, which templates remove", () => {
+    const trace = new Trace();
+    const text = ["<|user|>", "\n", "a", " fox", "<|end|>"];
+    trace.apply({ v: 1, prompt_tokens: 5, tokens: { start: 0, ids: [1, 2, 3, 4, 5], text } });
+    expect(findInPrompt(trace, "  a fox \n")).toEqual([2, 4]);
+    expect(findInPrompt(trace, "a wolf")).toBeNull();
+    expect(findInPrompt(trace, "  ")).toBeNull();
+  });
+});

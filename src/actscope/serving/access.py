@@ -34,8 +34,12 @@ _CSP: Final = (
     "frame-ancestors 'none'"
 )
 _PAGE: Final = (
-    "<!doctype html><meta charset=utf-8><title>actscope</title>"
-    "<p>This page needs a token. When the server started, it printed a link that contains it: open the link."
+    "<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width, initial-scale=1'>"
+    "<meta name=color-scheme content='light dark'><title>actscope: open the link from your terminal</title>"
+    "<main><h1>Open the link from your terminal</h1>"
+    "<p>This page needs a token. When the server started, it printed a link that ends in <code>/?token=…</code>. "
+    "Open that link once in this browser; afterwards this address works without it."
+    "<p>A restarted server prints a new link, and the old one stops working.</main>"
 )
 
 

@@ -9,6 +9,8 @@ export type RequestSummary = Schemas["RequestSummary"];
 /** A probe as the page shows it. Fields that the gateway omits are filled in once, here. */
 export interface Probe {
   id: string;
+  /** Generation in which it was loaded. The same id with another generation is another probe. */
+  since: number;
   label: string;
   description: string;
   site: string;
@@ -27,6 +29,7 @@ export type Learnt = Schemas["LearntRange"];
 /** Fields that the gateway may omit. (Its schema allows more fields, which hides these from the generated type.) */
 export interface SentProbe {
   id: string;
+  since?: number;
   site: string;
   label?: string | null;
   description?: string | null;
@@ -43,6 +46,7 @@ export function asProbe(sent: SentProbe): Probe {
   const learnt = Boolean(sent.range_learnt);
   return {
     id: sent.id,
+    since: sent.since ?? 0,
     label: sent.label || sent.id,
     description: sent.description ?? "",
     site: sent.site,

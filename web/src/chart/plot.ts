@@ -30,9 +30,11 @@ export class Plot {
   private readonly stop: () => void;
   private readonly sizes: ResizeObserver;
   private zoom: [number, number] | null = null;
-  /** True while the text moves the cursor, when the chart must not move it back. */
-  private led = false;
+  /** The position at which the cursor stands; null while it is hidden. */
+  private led: number | null = null;
   private timer = 0;
+  /** Where the mouse was last, in pixels of the window. */
+  private mouse = Number.NaN;
 
   constructor(
     private readonly host: HTMLElement,
@@ -48,6 +50,7 @@ export class Plot {
     });
     this.sizes = new ResizeObserver(() => this.chart.setSize({ width: host.clientWidth, height: HEIGHT }));
     this.sizes.observe(host);
+    this.chart.over.addEventListener("mousemove", (event) => this.pointAt(event));
     this.chart.over.addEventListener("mouseleave", () => point(trace, null));
     this.chart.over.addEventListener("click", () => this.pinHovered());
     this.chart.over.addEventListener("dblclick", () => this.setZoom(null));
@@ -65,16 +68,21 @@ export class Plot {
     this.chart.redraw(false, true);
   }
 
-  /** Moves the cursor to a position, or hides it if null. */
+  /** Moves the cursor to a position, or hides it if null. It stays at the position when the chart is drawn anew. */
   lead(position: number | null): void {
-    this.led = true;
-    const left = position === null ? -10 : this.chart.valToPos(position, "x");
-    const value = position === null ? null : this.data.rows[1]?.[position];
-    const top = value === null || value === undefined ? 0 : this.chart.valToPos(value, AXIS);
-    this.chart.setCursor({ left, top: position === null ? -10 : top });
-    this.led = false;
+    this.led = position;
     if (position === null) this.host.removeAttribute("data-cursor");
     else this.host.setAttribute("data-cursor", String(position));
+    if (this.chart.status === 1) this.placeCursor(this.chart);
+  }
+
+  /** Puts uPlot's cursor, which is a place in pixels, where its position is drawn now. */
+  private placeCursor(u: uPlot): void {
+    const left = this.led === null ? -10 : u.valToPos(this.led, "x");
+    const value = this.led === null ? null : this.data.rows[1]?.[this.led];
+    const top = value === null || value === undefined ? 0 : u.valToPos(value, AXIS);
+    const inside = left >= 0 && left <= u.over.clientWidth;
+    u.setCursor(inside ? { left, top } : { left: -10, top: -10 }, false);
   }
 
   private redraw(): void {
@@ -89,7 +97,7 @@ export class Plot {
 
   private pinHovered(): void {
     const spot = hover.get();
-    if (spot?.trace === this.trace) pin(spot.trace, spot.position);
+    if (spot?.trace === this.trace) pin(spot.trace, spot.position, true);
   }
 
   private setZoom(zoom: [number, number] | null): void {
@@ -131,8 +139,7 @@ export class Plot {
       series: [{}, ...this.plan.lines.map((line) => this.series(line))],
       hooks: {
         drawClear: [(u) => this.shadePrompt(u)],
-        draw: [(u) => this.drawThresholds(u)],
-        setCursor: [(u) => this.follow(u)],
+        draw: [(u) => this.drawThresholds(u), (u) => this.placeCursor(u)],
         setSelect: [(u) => this.select(u)],
       },
     };
@@ -143,10 +150,15 @@ export class Plot {
     return { label, scale, stroke, width: slot === 0 ? 2 : 1.25, points: { show: false }, spanGaps: false };
   }
 
-  private follow(u: uPlot): void {
-    if (this.led) return;
-    const position = u.cursor.idx ?? null;
-    if (position !== null && (u.cursor.left ?? -1) >= 0) point(this.trace, position);
+  /**
+   * Points at the token under the mouse. Nothing else may: uPlot sets its cursor again at every draw, to a pixel that by
+   * then shows another token.
+   */
+  private pointAt({ clientX }: MouseEvent): void {
+    if (clientX === this.mouse) return; // a layout under a resting mouse sends the event too
+    this.mouse = clientX;
+    const left = clientX - this.chart.over.getBoundingClientRect().left;
+    if (this.trace.length > 0) point(this.trace, this.chart.posToIdx(left));
   }
 
   private select(u: uPlot): void {

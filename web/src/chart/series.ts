@@ -24,16 +24,17 @@ export interface Plan {
 
 /** Name of the scale that the axis shows. */
 export const AXIS = "y";
-const UNKNOWN = { range: [0, 1], learnt: false, signed: false, threshold: null } as const;
+const UNKNOWN = { range: null, learnt: false, signed: false, threshold: null } as const;
 
 /** Lines of the selected probes. A probe whose scale is not known yet has none. */
 export function planFor(trace: Trace, chosen: Selection, probes: readonly Probe[]): Plan {
   const scales = new Map<string, readonly [number, number]>();
   const lines = selectedSlots(chosen).flatMap(({ id, slot }): Line[] => {
     const column = trace.column(id);
-    const known = knownProbe(id, probes);
+    if (!column) return [];
+    const known = knownProbe(id, probes, column.since);
     const probe = known ?? UNKNOWN;
-    if (!column || probe.range === null) return [];
+    if (probe.range === null) return [];
     const scale = nameOf(scales, probe.range);
     return [{ id, slot, label: known?.label ?? id, threshold: probe.threshold, scale, probe, column }];
   });

@@ -6,7 +6,7 @@ const SIGN = "light-dark(#6f43ad,#b79bea)";
 /**
  * Returns the ramps as CSS classes, so that a change of theme needs no repainting:
  *   s1 … s32   background, score above zero        n1 … n32   background, score below zero
- *   a1 … c12   first to third underline, by strength
+ *   a1 … c12   first to third underline, by strength   a-none … c-none   the same without a number: dotted
  */
 export function rampRules(): string {
   const rules = [
@@ -20,6 +20,8 @@ export function rampRules(): string {
     );
   }
   for (const [i, letter] of [..."abc"].entries()) {
+    const dots = `repeating-linear-gradient(90deg,var(--slot-${i + 1}) 0 1px,transparent 1px 5px)`;
+    rules.push(`.${letter}-none{--none-${letter}:${dots}}`);
     for (let level = 1; level <= LEVELS; level++) {
       const share = Math.round((100 * level) / LEVELS);
       rules.push(

@@ -44,7 +44,7 @@ export function lastCrossing(trace: Trace, from: number, to: number): string | n
       const score = column?.scoreAt(p) ?? null;
       if (!isOver(score, probe?.threshold) || isOver(column?.scoreAt(p - 1) ?? null, probe?.threshold))
         continue;
-      return `${probe?.label ?? id} at or over threshold at ${visible(trace.textAt(p))}, position ${p}: ${formatScore(score ?? 0)}`;
+      return `${probe?.label ?? id} at or over threshold at ${visible(trace.units.at(p).text)}, position ${p}: ${formatScore(score ?? 0)}`;
     }
   }
   return null;

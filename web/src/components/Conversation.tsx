@@ -7,7 +7,7 @@ import { TurnView } from "./TurnView";
 export function Conversation() {
   const list = useCell(turns);
   return (
-    <StickyScroll label="Conversation" follow={list.length > 0}>
+    <StickyScroll label="Conversation" follow={list.length > 0} newest={list.at(-1)?.key}>
       {list.length === 0 ? <EmptyState /> : list.map((turn) => <TurnView key={turn.key} turn={turn} />)}
     </StickyScroll>
   );

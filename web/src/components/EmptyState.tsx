@@ -1,6 +1,8 @@
 import { useCell } from "../lib/cell";
 import { send } from "../state/chat";
 import { engine, replays } from "../state/engine";
+import { unknownChat } from "../state/session";
+import { EarlierChats } from "./EarlierChats";
 import { RequestList } from "./RequestList";
 
 const STARTERS = [
@@ -12,6 +14,7 @@ const STARTERS = [
 
 export function EmptyState() {
   const view = useCell(engine);
+  const unknown = useCell(unknownChat);
   const up = view.state === "up";
   if (replays(view)) return <Recorded />;
   return (
@@ -35,6 +38,12 @@ export function EmptyState() {
           </li>
         ))}
       </ul>
+      {unknown && (
+        <p role="status" data-testid="unknown-chat">
+          The chat of this address is not in this browser.
+        </p>
+      )}
+      <EarlierChats />
     </section>
   );
 }

@@ -1,14 +1,11 @@
-import { newChat } from "../state/chat";
-import { stopWatching } from "../state/watch";
+import { useCell } from "../lib/cell";
+import { leaveForNewChat, undoable, undoNewChat } from "../state/session";
 import { EngineBadge } from "./EngineBadge";
 import { Mark } from "./Mark";
 import { ThemeToggle } from "./ThemeToggle";
 
 export function Header() {
-  const startOver = () => {
-    stopWatching();
-    newChat();
-  };
+  const canUndo = useCell(undoable);
   return (
     <header className="top">
       <div className="brand">
@@ -16,7 +13,12 @@ export function Header() {
         <h1>actscope</h1>
       </div>
       <EngineBadge />
-      <button type="button" className="quiet" data-testid="new-chat" onClick={startOver}>
+      {canUndo && (
+        <button type="button" className="quiet" data-testid="undo-new-chat" onClick={undoNewChat}>
+          Undo
+        </button>
+      )}
+      <button type="button" className="quiet" data-testid="new-chat" onClick={leaveForNewChat}>
         New chat
       </button>
       <ThemeToggle />

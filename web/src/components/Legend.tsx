@@ -2,6 +2,7 @@ import type { Learnt, Probe } from "../api/types";
 import { type Scale, STEPS, stepOf } from "../color/ramp";
 import { useCell } from "../lib/cell";
 import { formatBound, formatCount } from "../lib/numbers";
+import { active } from "../state/focus";
 import { knownProbe, learning, probes, selection } from "../state/probes";
 
 const SAMPLES = 33;
@@ -9,16 +10,20 @@ const NO_PROBE: Scale = { range: [0, 1], signed: false };
 
 /** The background's scale, where it comes from, and the meaning of tokens without a colour. */
 export function Legend() {
-  const { background } = useCell(selection);
+  const { background, underlines } = useCell(selection);
   const list = useCell(probes);
   const learnt = useCell(learning).get(background ?? "");
-  const probe = background === null ? undefined : knownProbe(background, list);
-  const scale = probe ? scaleOf(probe) : NO_PROBE;
+  const column = useCell(active)?.column(background ?? "");
+  const probe = background === null ? undefined : knownProbe(background, list, column?.since);
+  const scale = probe ? scaleOf(probe) : background === null ? NO_PROBE : null;
   return (
     <section className="card legend" aria-label="Legend" data-testid="legend">
       {scale && <Ramp scale={scale} probe={probe} />}
+      {background !== null && !probe && list.length > 0 && (
+        <p className="scale-note muted">No scale: the engine does not have {background}.</p>
+      )}
       {probe?.learnt && <p className="scale-note muted">{sourceOf(probe, learnt)}</p>}
-      <States scale={scale} probe={probe} />
+      <States scale={scale} probe={probe} underlined={underlines.some((id) => id !== null)} />
     </section>
   );
 }
@@ -61,9 +66,15 @@ function Ramp({ scale, probe }: { scale: Scale; probe: Probe | undefined }) {
   );
 }
 
-function States({ scale, probe }: { scale: Scale | null; probe: Probe | undefined }) {
+interface StatesProps {
+  scale: Scale | null;
+  probe: Probe | undefined;
+  underlined: boolean;
+}
+
+function States({ scale, probe, underlined }: StatesProps) {
   return (
-    <ul className="states heatmap-sample">
+    <ul className="states heatmap-sample" data-underlined={underlined || undefined}>
       <State look="pending">pending</State>
       <State look="never">never computed</State>
       <State look="masked">masked</State>
@@ -73,6 +84,7 @@ function States({ scale, probe }: { scale: Scale | null; probe: Probe | undefine
       {probe && scale && <State look={`s${STEPS} beyond`}>beyond the scale</State>}
       {(probe?.threshold ?? null) !== null && <State look={`s${STEPS} over`}>at or over threshold</State>}
       {scale?.signed && <State look={`n${STEPS} below`}>below zero</State>}
+      {underlined && <State look="a-none">underline: no number</State>}
     </ul>
   );
 }

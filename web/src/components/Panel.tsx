@@ -1,3 +1,4 @@
+import { useState } from "react";
 import { Chart } from "../chart/Chart";
 import { useCell } from "../lib/cell";
 import { active } from "../state/focus";
@@ -11,8 +12,19 @@ import { RequestList } from "./RequestList";
 /** The panel beside the text: chart, legend, probes, facts and requests. */
 export function Panel() {
   const trace = useCell(active);
+  // Counts in narrow and low windows only.
+  const [open, setOpen] = useState(false);
   return (
-    <aside className="panel" id="instrument" aria-label="Instrument">
+    <aside className="panel" id="instrument" aria-label="Instrument" data-open={open || undefined}>
+      <button
+        type="button"
+        className="sheet-toggle"
+        aria-expanded={open}
+        data-testid="sheet"
+        onClick={() => setOpen(!open)}
+      >
+        {open ? "Back to the text" : "Chart, probes and requests"}
+      </button>
       <section className="screen" aria-label="Chart">
         {trace ? <Chart trace={trace} /> : <div className="chart chart-idle">no signal yet</div>}
         <Readout trace={trace} />

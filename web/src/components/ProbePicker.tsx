@@ -1,7 +1,17 @@
 import type { Probe } from "../api/types";
 import { useCell } from "../lib/cell";
 import { formatBound } from "../lib/numbers";
-import { chooseBackground, probes, selection, slotOf, toggleUnderline, UNDERLINES } from "../state/probes";
+import {
+  absent,
+  chooseBackground,
+  departed,
+  probes,
+  selection,
+  selectedSlots,
+  slotOf,
+  toggleUnderline,
+  UNDERLINES,
+} from "../state/probes";
 
 /** List of the engine's probes, to select one for the background and up to three for underlines. */
 export function ProbePicker() {
@@ -14,19 +24,65 @@ export function ProbePicker() {
         Probes <span className="muted">one colours the background, up to three underline</span>
       </h2>
       {list.length === 0 && <p className="muted">No probes yet. They appear when the engine is up.</p>}
+      <Gone />
       <ul className="probes" data-testid="probes">
         {list.map((probe) => (
           <ProbeRow key={probe.id} probe={probe} slot={slotOf(chosen, probe.id)} full={full} />
+        ))}
+        {[...useCell(departed).values()].map(({ probe, at }) => (
+          <ProbeRow key={probe.id} probe={probe} slot={slotOf(chosen, probe.id)} full={full} left={at} />
         ))}
       </ul>
     </section>
   );
 }
 
-function ProbeRow({ probe, slot, full }: { probe: Probe; slot: number | null; full: boolean }) {
+/** Says which selected probes the engine does not have, so that tokens without a colour are no riddle. */
+function Gone() {
+  const chosen = useCell(selection);
+  const left = useCell(departed);
+  const missing = useCell(absent);
+  const gone = selectedSlots(chosen).flatMap(({ id }) => left.get(id)?.probe.label ?? []);
+  return (
+    <div role="status" data-testid="gone">
+      {gone.length > 0 && (
+        <p className="gone">
+          {listOf(gone)} left the engine: new answers have no scores of {gone.length === 1 ? "it" : "them"}.
+          Choose another probe.
+        </p>
+      )}
+      {missing && (
+        <p className="gone">
+          The engine does not have {listOf(missing.ids)}, which this page’s address names.
+          {missing.instead !== null && ` The background shows ${missing.instead} instead.`}{" "}
+          <button type="button" className="link" onClick={() => absent.set(null)}>
+            OK
+          </button>
+        </p>
+      )}
+    </div>
+  );
+}
+
+const listOf = (names: readonly string[]) => new Intl.ListFormat("en").format(names);
+
+interface RowProps {
+  probe: Probe;
+  slot: number | null;
+  full: boolean;
+  /** When it left the engine, if it has. */
+  left?: Date;
+}
+
+function ProbeRow({ probe, slot, full, left }: RowProps) {
   const under = slot !== null && slot > 0;
   return (
-    <li data-testid="probe" data-probe={probe.id} data-slot={slot ?? undefined}>
+    <li
+      data-testid={left ? "departed" : "probe"}
+      data-probe={probe.id}
+      data-slot={slot ?? undefined}
+      data-left={left !== undefined || undefined}
+    >
       <label className="probe-name" title={probe.description}>
         <input
           type="radio"
@@ -38,7 +94,9 @@ function ProbeRow({ probe, slot, full }: { probe: Probe; slot: number | null; fu
         <span className="swatch" data-slot={slot ?? undefined} />
         <span className="probe-label">{probe.label}</span>
       </label>
-      <span className="probe-facts numbers muted">{factsOf(probe)}</span>
+      <span className="probe-facts numbers muted">
+        {left ? `left the engine at ${timeOf(left)}` : factsOf(probe)}
+      </span>
       <label className="probe-under" title={`Underline tokens by ${probe.label}`}>
         <input
           type="checkbox"
@@ -52,6 +110,10 @@ function ProbeRow({ probe, slot, full }: { probe: Probe; slot: number | null; fu
       </label>
     </li>
   );
+}
+
+function timeOf(date: Date): string {
+  return date.toLocaleTimeString("en-GB", { hour: "2-digit", minute: "2-digit" });
 }
 
 function factsOf({ site, threshold, auroc }: Probe): string {

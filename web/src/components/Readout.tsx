@@ -13,7 +13,11 @@ export function Readout({ trace }: { trace: Trace | null }) {
   const held = useCell(pinned);
   const chosen = useCell(selection);
   const known = useCell(probes);
-  const rows = selectedSlots(chosen).map(({ id, slot }) => ({ id, slot, probe: knownProbe(id, known) }));
+  const rows = selectedSlots(chosen).map(({ id, slot }) => ({
+    id,
+    slot,
+    probe: knownProbe(id, known, trace?.column(id)?.since),
+  }));
   const several = new Set(rows.map(({ probe }) => String(probe?.range))).size > 1;
   const spot = [hovered, held].find((one) => one !== null && one.trace === trace) ?? null;
   return (
@@ -22,7 +26,7 @@ export function Readout({ trace }: { trace: Trace | null }) {
         {spot ? (
           <>
             <span className="readout-pos">{spot.position}</span>{" "}
-            <q>{visible(spot.trace.textAt(spot.position))}</q>
+            <q>{visible(spot.trace.units.at(spot.position).text)}</q>
           </>
         ) : (
           <span className="muted">point at a token or at the chart</span>

@@ -1,9 +1,12 @@
 import { useCell } from "../lib/cell";
+import { engine, engineInfo } from "../state/engine";
 import { changeSettings, settings } from "../state/settings";
+import { NumberField } from "./NumberField";
 
 /** Sampling settings and system prompt of the next request. */
 export function SettingsBox() {
   const now = useCell(settings);
+  const context = engineInfo(useCell(engine))?.engine.max_context ?? 1_000_000;
   return (
     <details className="settings" data-testid="settings">
       <summary>
@@ -13,40 +16,28 @@ export function SettingsBox() {
         </span>
       </summary>
       <div className="settings-grid">
-        <label>
-          Temperature
-          <input
-            type="number"
-            min={0}
-            max={2}
-            step={0.1}
-            value={now.temperature}
-            onChange={(event) => changeSettings({ temperature: clamp(event.target.valueAsNumber, 0, 2) })}
-          />
-        </label>
-        <label>
-          Max tokens
-          <input
-            type="number"
-            min={1}
-            step={1}
-            value={now.maxTokens}
-            data-testid="max-tokens"
-            onChange={(event) =>
-              changeSettings({ maxTokens: Math.round(clamp(event.target.valueAsNumber, 1, 1e6)) })
-            }
-          />
-        </label>
-        <label>
-          Seed
-          <input
-            type="number"
-            step={1}
-            placeholder="any"
-            value={now.seed ?? ""}
-            onChange={(event) => changeSettings({ seed: whole(event.target.valueAsNumber) })}
-          />
-        </label>
+        <NumberField
+          label="Temperature"
+          min={0}
+          max={2}
+          step={0.1}
+          value={now.temperature}
+          onCommit={(value) => value !== null && changeSettings({ temperature: value })}
+        />
+        <NumberField
+          label="Max tokens"
+          min={1}
+          max={context}
+          value={now.maxTokens}
+          testid="max-tokens"
+          onCommit={(value) => value !== null && changeSettings({ maxTokens: Math.round(value) })}
+        />
+        <NumberField
+          label="Seed"
+          placeholder="any"
+          value={now.seed}
+          onCommit={(value) => changeSettings({ seed: value === null ? null : Math.trunc(value) })}
+        />
         <label className="wide">
           System prompt
           <textarea
@@ -59,12 +50,4 @@ export function SettingsBox() {
       </div>
     </details>
   );
-}
-
-function clamp(value: number, low: number, high: number): number {
-  return Number.isNaN(value) ? low : Math.min(high, Math.max(low, value));
-}
-
-function whole(value: number): number | null {
-  return Number.isNaN(value) ? null : Math.trunc(value);
 }

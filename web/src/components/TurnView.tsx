@@ -1,25 +1,24 @@
 import { useMemo, useState } from "react";
 import { Heatmap } from "../heatmap/Heatmap";
 import { useCell } from "../lib/cell";
-import { active } from "../state/focus";
+import { active, pinned, unpin } from "../state/focus";
 import { isOpen, type Turn } from "../state/turn";
 import { findInPrompt } from "../trace/find";
 import type { Trace } from "../trace/trace";
 import { useTraceValue } from "../trace/use-trace";
+import { FINISH_WORDS } from "./finish-words";
 import { KeepButton } from "./KeepButton";
-import { Notice } from "./Notice";
-
-const FINISH_WORDS: Record<string, string> = {
-  stop: "finished",
-  length: "reached max tokens",
-  stopped: "stopped by you",
-  abort: "cancelled",
-  error: "the engine failed",
-};
+import { TurnProblem } from "./TurnProblem";
+import { NotRead } from "./NotRead";
+import { Versions } from "./Versions";
 
 export function TurnView({ turn }: { turn: Turn }) {
   const { trace } = turn;
   const [showPrompt, setShowPrompt] = useState(false);
+  const spot = useCell(pinned);
+  // A pin from the chart can be of a prompt token that is not in the text yet.
+  const wanted = spot?.reveal === true && spot.trace === trace && spot.position < (trace.promptTokens ?? 0);
+  if (wanted && !showPrompt) setShowPrompt(true);
   const shown = useCell(active) === trace;
   const request = useTraceValue(trace, (t) => t.request);
   const hasPrompt = useTraceValue(trace, (t) => (t.promptTokens ?? 0) > 0 && t.ids[0] !== -1 && t.length > 0);
@@ -36,7 +35,10 @@ export function TurnView({ turn }: { turn: Turn }) {
             disabled={!hasPrompt}
             aria-pressed={showPrompt}
             data-testid="show-prompt"
-            onClick={() => setShowPrompt(!showPrompt)}
+            onClick={() => {
+              if (wanted) unpin();
+              setShowPrompt(!showPrompt);
+            }}
           >
             {showPrompt ? "Hide prompt tokens" : "Show prompt tokens"}
           </button>
@@ -46,13 +48,15 @@ export function TurnView({ turn }: { turn: Turn }) {
             </button>
           )}
           <KeepButton request={request} running={isOpen(turn)} />
+          <Versions turn={turn} />
+          <NotRead trace={trace} />
           <span className="muted">
             {turn.finish === null ? "" : (FINISH_WORDS[turn.finish] ?? turn.finish)}
           </span>
         </div>
         {showPrompt && hasPrompt && <PromptTokens trace={trace} />}
         <Answer turn={turn} />
-        {turn.problem && <Notice title={turn.problem.message} hint={turn.problem.hint} />}
+        {turn.problem && <TurnProblem turn={turn} problem={turn.problem} />}
       </div>
     </article>
   );
@@ -62,7 +66,16 @@ export function TurnView({ turn }: { turn: Turn }) {
 function UserText({ turn: { trace, user } }: { turn: Turn }) {
   const ready = useTraceValue(trace, (t) => t.promptTokens !== null && t.length >= t.promptTokens);
   const found = useMemo(() => (ready ? findInPrompt(trace, user) : null), [ready, trace, user]);
-  if (found === null) return <span className="plain">{user}</span>;
+  if (found === null) {
+    return (
+      <>
+        <span className="plain">{user}</span>
+        {ready && (
+          <p className="muted not-found">Not found in the prompt as it was sent: show the prompt tokens.</p>
+        )}
+      </>
+    );
+  }
   return <Heatmap trace={trace} from={found[0]} to={found[1]} quoted label="Your message, token by token" />;
 }
 

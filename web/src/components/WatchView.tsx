@@ -1,8 +1,10 @@
 import { Heatmap } from "../heatmap/Heatmap";
 import { stopWatching, type Watched } from "../state/watch";
 import { useTraceValue } from "../trace/use-trace";
+import { FINISH_WORDS } from "./finish-words";
 import { KeepButton } from "./KeepButton";
 import { Notice } from "./Notice";
+import { NotRead } from "./NotRead";
 import { StickyScroll } from "./StickyScroll";
 
 /** A request of any client, read-only, in the same heatmap. */
@@ -13,11 +15,14 @@ export function WatchView({ watched }: { watched: Watched }) {
   return (
     <StickyScroll label="Watched request" follow>
       <article className="turn" data-testid="watched" data-status={finish ?? "running"} data-active>
-        <div className="turn-tools">
+        <div className="turn-tools watch-head">
           <strong>Watching</strong>
           <code className="request-id">{id}</code>
-          <span className="muted">read-only · {finish ?? "live"}</span>
+          <span className="muted">
+            read-only · {finish === null ? "live" : (FINISH_WORDS[finish] ?? finish)}
+          </span>
           <KeepButton request={id} running={finish === null} />
+          <NotRead trace={trace} />
           <button type="button" className="link" data-testid="stop-watching" onClick={stopWatching}>
             Back to the chat
           </button>

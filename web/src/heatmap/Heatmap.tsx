@@ -40,7 +40,13 @@ export function Heatmap({
     const made = new HeatmapView(root.current, trace, from, to, quoted);
     view.current = made;
     const follow = () => made.mark(spotIn(trace));
-    const stops = [hover.subscribe(follow), pinned.subscribe(follow)];
+    const reveal = () => revealPin(made);
+    const stops = [
+      hover.subscribe(follow),
+      pinned.subscribe(follow),
+      pinned.subscribe(reveal),
+      trace.subscribe(reveal),
+    ];
     return () => {
       for (const stop of stops) stop();
       made.dispose();
@@ -50,6 +56,7 @@ export function Heatmap({
   // A new view (from, to) and new columns need a new palette.
   useEffect(() => {
     view.current?.setPalette(paletteFor(trace, chosen, known));
+    if (view.current) revealPin(view.current); // its tokens are there now
   }, [trace, from, to, quoted, chosen, known, columns]);
 
   const tokenOf = (node: EventTarget) => (node as Element).closest<HTMLElement>("[data-pos]");
@@ -77,6 +84,8 @@ export function Heatmap({
       const next = target(view.current, span, event.key);
       if (next === null) return;
       focusToken(view.current, next);
+      const to = positionOf(next);
+      if (pinned.get() !== null && to !== null) pin(trace, to);
     }
     event.preventDefault();
   };
@@ -86,8 +95,8 @@ export function Heatmap({
     if (span === null || position === null) return;
     span.setAttribute("role", "button");
     span.setAttribute("aria-label", describe(trace, position, selection.get(), probes.get()));
+    // The pin stays: a window that gets the focus back also focuses the token of the last click.
     point(trace, position);
-    if (pinned.get() !== null) pin(trace, position);
   };
   const onBlur = (event: FocusEvent) => {
     const span = tokenOf(event.target);
@@ -115,6 +124,15 @@ export function Heatmap({
       onBlur={onBlur}
     />
   );
+}
+
+/** Scrolls to a token that was pinned elsewhere than in the text, once it is there. */
+function revealPin(view: HeatmapView): void {
+  const spot = pinned.get();
+  const span = spot?.reveal && spot.trace === view.trace ? view.spanAt(spot.position) : null;
+  if (!spot || !span) return;
+  span.scrollIntoView({ block: "center" });
+  pinned.set({ trace: spot.trace, position: spot.position }); // its card finds the span now
 }
 
 function spotIn(trace: Trace): number | null {

@@ -6,8 +6,8 @@ import type { Trace } from "../trace/trace";
 
 type Scale = Pick<Probe, "range" | "learnt" | "signed" | "threshold">;
 
-/** Scale of a probe that left the engine before this page was opened. */
-const UNKNOWN: Scale = { range: [0, 1], learnt: false, signed: false, threshold: null };
+/** Scale of a probe that left the engine before this page was opened: none is known, so no colour is true. */
+const UNKNOWN: Scale = { range: null, learnt: false, signed: false, threshold: null };
 
 /** A selected probe, resolved against a trace: its column and its scale. */
 interface Layer {
@@ -15,10 +15,10 @@ interface Layer {
   scale: Scale;
 }
 
-/** The selection resolved against a trace's columns. */
+/** The selection resolved against a trace's columns. A selected probe that did not read the request is "unread". */
 export interface Palette {
-  background: Layer | null;
-  underlines: readonly (Layer | null)[];
+  background: Layer | "unread" | null;
+  underlines: readonly (Layer | "unread" | null)[];
 }
 
 export function paletteFor(
@@ -26,9 +26,11 @@ export function paletteFor(
   { background, underlines }: Selection,
   probes: readonly Probe[],
 ): Palette {
-  const layer = (id: string | null): Layer | null => {
-    const column = id === null ? undefined : trace.column(id);
-    return column ? { column, scale: knownProbe(column.id, probes) ?? UNKNOWN } : null;
+  const layer = (id: string | null): Layer | "unread" | null => {
+    if (id === null) return null;
+    const column = trace.column(id);
+    if (!column) return "unread";
+    return { column, scale: knownProbe(column.id, probes, column.since) ?? UNKNOWN };
   };
   return { background: layer(background), underlines: underlines.map(layer) };
 }
@@ -64,9 +66,12 @@ const STATE_CLASSES: Record<CellState, string> = {
 /** Returns the CSS classes of the unit over positions `[from, to)`. Of several positions the strongest score counts. */
 export function classesFor({ background, underlines }: Palette, from: number, to: number): string {
   let classes = "t";
-  if (background) classes += backgroundClasses(background, from, to);
+  if (background === "unread") classes += STATE_CLASSES[CellState.never];
+  else if (background) classes += backgroundClasses(background, from, to);
   for (const [i, line] of underlines.entries()) {
-    if (line) classes += lineClass(line, "abc"[i] ?? "a", from, to);
+    const letter = "abc"[i] ?? "a";
+    if (line === "unread") classes += ` ${letter}-none`;
+    else if (line) classes += lineClass(line, letter, from, to);
   }
   return classes;
 }
@@ -86,7 +91,8 @@ function backgroundClasses({ column, scale }: Layer, from: number, to: number): 
 function lineClass({ column, scale }: Layer, letter: string, from: number, to: number): string {
   const at = strongest(column, from, to);
   const score = column.scoreAt(at);
-  if (score === null) return "";
+  // No number is not the number 0: a dotted line, where 0 has none.
+  if (score === null) return ` ${letter}-none`;
   const level = Math.round((Math.abs(stepAt(score, at, scale)) / STEPS) * LEVELS);
   return level === 0 ? "" : ` ${letter}${level}`;
 }
@@ -97,7 +103,7 @@ function stepAt(score: number, position: number, { range, learnt, signed }: Scal
 }
 
 /** Returns the position in `[from, to)` with the score farthest from zero; `from` if none has a score. */
-function strongest(column: Column, from: number, to: number): number {
+export function strongest(column: Column, from: number, to: number): number {
   let best = from;
   let size = -1;
   for (let p = from; p < to; p++) {

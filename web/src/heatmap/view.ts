@@ -4,8 +4,13 @@ import { classesFor, type Palette } from "./paint";
 
 /** Tokens per block. A block off screen needs no layout (`content-visibility: auto`). */
 export const BLOCK = 200;
-/** Maximum tokens per block: it may grow to end at a line break, where the break between blocks does not show. */
-const BLOCK_MAX = 260;
+/**
+ * From this many tokens on a block that found no line break ends at a sentence, and from the second number on anywhere: the
+ * break between blocks, which the text does not have, is then marked as none.
+ */
+const LONG_BLOCK = 1_500;
+const LONGEST_BLOCK = 2_000;
+const SENTENCE_END = /[.!?。！？]["”’)]?\s*$/;
 
 /**
  * The tokens of `[from, to)` of one trace as spans in blocks, outside React.
@@ -20,6 +25,8 @@ export class HeatmapView {
   private palette: Palette = { background: null, underlines: [] };
   private block: HTMLElement | null = null;
   private inBlock = 0;
+  /** Whether the next token starts a new block. */
+  private full = false;
   private firstUnit = -1;
   private marked: HTMLElement | null = null;
 
@@ -126,11 +133,13 @@ export class HeatmapView {
   }
 
   private blockFor(text: string): HTMLElement {
-    if (this.block === null || this.inBlock >= BLOCK_MAX) this.openBlock();
+    if (this.block === null || this.full) this.openBlock();
     this.inBlock++;
     const block = this.block as HTMLElement;
-    // The next token starts a new block if this one is long enough and ends a line.
-    if (this.inBlock >= BLOCK && text.endsWith("\n")) this.inBlock = BLOCK_MAX;
+    const ends = this.inBlock >= BLOCK && text.endsWith("\n");
+    const cut = this.inBlock >= LONG_BLOCK && (SENTENCE_END.test(text) || this.inBlock >= LONGEST_BLOCK);
+    this.full = ends || cut;
+    if (cut && !ends) block.dataset["sameLine"] = "";
     return block;
   }
 
@@ -138,6 +147,7 @@ export class HeatmapView {
     this.block = document.createElement("span");
     this.block.className = "block";
     this.inBlock = 0;
+    this.full = false;
     this.root.append(this.block);
   }
 }

@@ -1,7 +1,7 @@
 import { api, problemOf } from "../api/client";
 import { asProbe, type Info } from "../api/types";
 import { Cell } from "../lib/cell";
-import { asScopeError, type ScopeError } from "../wire/errors";
+import { asScopeError, ScopeError } from "../wire/errors";
 import { readRecording } from "./keep";
 import { acceptProbes, learning } from "./probes";
 
@@ -13,36 +13,60 @@ export type EngineView =
 
 export const engine = new Cell<EngineView>({ state: "connecting" });
 
-/** Polls the engine immediately. Does nothing while the engine is not followed. */
-export let recheckEngine: () => void = () => undefined;
+/** Whether the engine has been up since the page was opened: one that waits then has stopped. */
+export const everUp = new Cell(false);
+engine.subscribe(() => engine.get().state === "up" && everUp.set(true));
+
+/** Polls the engine immediately, and returns when it has answered or failed. Does nothing while the engine is not followed. */
+export let checkEngine: () => Promise<void> = () => Promise.resolve();
+
+/** When the engine is asked again, in milliseconds of `Date.now()`; null while it is up or being asked. */
+export const nextCheck = new Cell<number | null>(null);
 
 const SLOW_MS = 15_000;
 const FAST_MS = 2_000;
+/** What cannot be reached is asked ever less often, down to this. */
+const SLOWEST_MS = 30_000;
 
 /** Polls the engine's state at the gateway, more often while it is not up, and reads its probes when it is. */
 export function followEngine(): () => void {
   let timer = 0;
   let stopped = false;
+  let losses = 0;
   const tick = async () => {
-    engine.set(await ask());
     window.clearTimeout(timer);
-    if (!stopped) timer = window.setTimeout(now, engine.get().state === "up" ? SLOW_MS : FAST_MS);
+    nextCheck.set(null);
+    const view = await ask();
+    engine.set(view);
+    losses = view.state === "lost" ? losses + 1 : 0;
+    window.clearTimeout(timer);
+    if (stopped) return;
+    const wait = view.state === "up" ? SLOW_MS : Math.min(SLOWEST_MS, FAST_MS * 2 ** Math.max(0, losses - 1));
+    timer = window.setTimeout(now, wait);
+    if (view.state === "lost") nextCheck.set(Date.now() + wait);
   };
   const now = () => void tick();
-  recheckEngine = now;
+  checkEngine = tick;
   window.addEventListener("online", now);
   window.addEventListener("offline", now);
   void tick();
   return () => {
     stopped = true;
-    recheckEngine = () => undefined;
+    checkEngine = () => Promise.resolve();
     window.clearTimeout(timer);
     window.removeEventListener("online", now);
     window.removeEventListener("offline", now);
   };
 }
 
+const OFFLINE = new ScopeError(
+  "This browser is offline.",
+  "The page goes on by itself when the network is back. What is on the screen stays.",
+);
+
 async function ask(): Promise<EngineView> {
+  const local = ["localhost", "127.0.0.1", "[::1]"].includes(location.hostname);
+  if (!navigator.onLine && !local) return { state: "lost", problem: OFFLINE };
   try {
     const { data, error, response } = await api.GET("/v1/actscope/info");
     if (!data) return { state: "lost", problem: problemOf(error, response) };

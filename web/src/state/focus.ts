@@ -5,6 +5,8 @@ import type { Trace } from "../trace/trace";
 export interface Spot {
   trace: Trace;
   position: number;
+  /** Whether the text scrolls to it: it was pinned elsewhere than in the text. */
+  reveal?: boolean;
 }
 
 /** The request that the panel shows. */
@@ -20,9 +22,9 @@ export function point(trace: Trace, position: number | null): void {
   else if (spot?.trace !== trace || spot.position !== position) hover.set({ trace, position });
 }
 
-export function pin(trace: Trace, position: number): void {
+export function pin(trace: Trace, position: number, reveal = false): void {
   active.set(trace);
-  pinned.set({ trace, position });
+  pinned.set({ trace, position, reveal });
 }
 
 export function unpin(): void {

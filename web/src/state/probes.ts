@@ -8,15 +8,42 @@ export const probes = new Cell<readonly Probe[]>([]);
 /** How far the ranges of probes that state none are learnt, by probe id. Apart from `probes`, because it changes all the time. */
 export const learning = new Cell<ReadonlyMap<string, Learnt>>(new Map());
 
-/** The last known version of every probe since the page was opened: scores stay on their scale when their probe is removed. */
+/** Every probe since the page was opened, by id and generation: scores stay on their scale when their probe is removed or replaced. */
 const past = new Map<string, Probe>();
+
+/** Probes that have left the engine since the page was opened, with the time at which the page noticed. */
+export const departed = new Cell<ReadonlyMap<string, { probe: Probe; at: Date }>>(new Map());
+
+/** Probes of the address that the engine does not have, and what is shown instead; null if there is nothing to say. */
+export const absent = new Cell<{ ids: readonly string[]; instead: string | null } | null>(null);
+
+let before: readonly Probe[] = [];
 probes.subscribe(() => {
-  for (const probe of probes.get()) past.set(probe.id, probe);
+  const list = probes.get();
+  for (const probe of list) past.set(versionOf(probe.id, probe.since), probe);
+  const here = new Set(list.map(({ id }) => id));
+  const kept = [...departed.get()].filter(([id]) => !here.has(id));
+  const left = before.filter(({ id }) => !here.has(id));
+  before = list;
+  if (left.length === 0 && kept.length === departed.get().size) return;
+  departed.set(new Map([...kept, ...left.map((probe) => [probe.id, { probe, at: new Date() }] as const)]));
 });
 
-/** Returns a probe of `list`; one that has left the engine as it was last known. */
-export function knownProbe(id: string, list: readonly Probe[]): Probe | undefined {
-  return list.find((probe) => probe.id === id) ?? past.get(id);
+function versionOf(id: string, since: number): string {
+  return `${since} ${id}`;
+}
+
+/**
+ * Returns a probe as the engine has it, or as it was last known if it has left. With `since`, the version that a column was
+ * computed with, if the page has known it.
+ */
+export function knownProbe(id: string, list: readonly Probe[], since?: number): Probe | undefined {
+  const now = list.find((probe) => probe.id === id);
+  if (since !== undefined && now?.since !== since) {
+    const then = past.get(versionOf(id, since));
+    if (then) return then;
+  }
+  return now ?? departed.get().get(id)?.probe;
 }
 
 export function isLearning(): boolean {
@@ -37,16 +64,47 @@ export const selection = new Cell<Selection>({
   underlines: Array.from({ length: UNDERLINES }, (_, i) => asked.underlines[i] ?? null),
 });
 
+/** Selects what the address names, after the browser's Back or Forward. */
+export function selectFromUrl(): void {
+  const { background, underlines } = readView();
+  if (background === null) return;
+  selection.set({
+    background,
+    underlines: Array.from({ length: UNDERLINES }, (_, i) => underlines[i] ?? null),
+  });
+}
+
 selection.subscribe(() => {
   const { background, underlines } = selection.get();
   writeView({ background, underlines: underlines.filter((id) => id !== null) });
 });
 
+/** Whether the selection of the address has been compared with the engine's probes. */
+let compared = false;
+
 /** Stores a new list, and selects the first probe for the background if none is selected. */
 export function acceptProbes(list: readonly Probe[]): void {
   if (JSON.stringify(list) !== JSON.stringify(probes.get())) probes.set(list);
+  if (!compared && list.length > 0) {
+    compared = true;
+    dropAbsent(list);
+  }
   const first = list[0];
   if (selection.get().background === null && first) chooseBackground(first.id);
+}
+
+/** Takes probes that the engine does not have out of the selection, which an address may name. */
+function dropAbsent(list: readonly Probe[]): void {
+  const here = (id: string | null) => id === null || list.some((probe) => probe.id === id);
+  const { background, underlines } = selection.get();
+  const ids = [background, ...underlines].filter((id) => id !== null && !here(id)) as string[];
+  if (ids.length === 0) return;
+  const first = here(background) ? null : (list[0]?.id ?? null);
+  absent.set({ ids, instead: first });
+  selection.set({
+    background: first ?? background,
+    underlines: underlines.map((id) => (here(id) && id !== first ? id : null)),
+  });
 }
 
 export function findProbe(id: string | null): Probe | undefined {

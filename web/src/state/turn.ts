@@ -3,8 +3,9 @@ import { beforePaint } from "../lib/frame";
 import { Trace } from "../trace/trace";
 import { watchRequest } from "../trace/watch";
 import { streamCompletion } from "../wire/completion";
-import { asScopeError, type ScopeError } from "../wire/errors";
+import { asScopeError, ScopeError } from "../wire/errors";
 import type { ChatRequest, CompletionChunk, TextRequest, Usage } from "../wire/types";
+import type { StoredTurn } from "./memory";
 
 export type TurnStatus = "waiting" | "streaming" | "done" | "stopped" | "failed";
 
@@ -18,6 +19,8 @@ export interface Timing {
 /** One question with its answer and the data of its request. Immutable except for its trace. */
 export interface Turn {
   readonly key: number;
+  /** Key of the first turn with this question: answers to one question share it. */
+  readonly slot: number;
   readonly user: string;
   readonly answer: string;
   readonly status: TurnStatus;
@@ -30,9 +33,12 @@ export interface Turn {
 
 let keys = 0;
 
-export function newTurn(user: string): Turn {
+/** Returns a turn without an answer yet; with `slot`, another answer to the question of that slot. */
+export function newTurn(user: string, slot?: number): Turn {
+  const key = ++keys;
   return {
-    key: ++keys,
+    key,
+    slot: slot ?? key,
     user,
     answer: "",
     status: "waiting",
@@ -81,6 +87,19 @@ export async function runTurn(
   }
 }
 
+/** Returns a kept turn as it goes on: what was on its way when the page was left is no longer. */
+export function restoreTurn(kept: StoredTurn): Turn {
+  keys = Math.max(keys, kept.key);
+  const trace = Trace.restore(kept.trace);
+  const left = kept.status === "waiting" || kept.status === "streaming";
+  if (trace.final === null) void refill(trace);
+  const ended = left ? ({ status: "stopped", finish: "left" } as const) : {};
+  const { message, hint, status, isTooLong, promptTokens } = kept.problem ?? {};
+  const problem =
+    message === undefined ? null : new ScopeError(message, hint ?? "", status, isTooLong, promptTokens);
+  return { ...kept, ...ended, problem, trace };
+}
+
 const SETTLE_MS = 5_000;
 
 /** Cancels an unfinished request, reads its remaining events, then closes the trace, so that no cell stays pending. */
@@ -88,8 +107,15 @@ async function settle(trace: Trace): Promise<void> {
   if (trace.final === null && trace.request !== "") {
     const id = trace.request;
     await api.DELETE("/v1/actscope/requests/{id}", { params: { path: { id } } }).catch(() => undefined);
+  }
+  await refill(trace);
+}
+
+/** Reads the events that a trace lacks from the gateway, if it still has them, then closes the trace. */
+async function refill(trace: Trace): Promise<void> {
+  if (trace.final === null && trace.request !== "") {
     const late = { onLoss: () => undefined };
-    await watchRequest(id, trace, AbortSignal.timeout(SETTLE_MS), late).catch(() => undefined);
+    await watchRequest(trace.request, trace, AbortSignal.timeout(SETTLE_MS), late).catch(() => undefined);
   }
   trace.close();
 }

@@ -4,8 +4,8 @@ import { Trace } from "../trace/trace";
 import { watchRequest } from "../trace/watch";
 import { asScopeError, type ScopeError } from "../wire/errors";
 import { turns } from "./chat";
-import { active, pin, unpin } from "./focus";
-import { readView, writeView } from "./view-url";
+import { active, pin, pinned, unpin } from "./focus";
+import { pushView, writeView } from "./view-url";
 
 /** A watched request, read-only on this page. */
 export interface Watched {
@@ -28,10 +28,11 @@ export function watch(id: string, position: number | null = null): void {
   const change = (part: Partial<Watched>) => {
     watched.update((now) => (now?.trace === trace ? { ...now, ...part } : now));
   };
+  watched.set(null);
   unpin();
   watched.set({ id, trace, finish: null, problem: null });
   active.set(trace);
-  writeView({ request: id, position: null });
+  pushView({ request: id, position });
   if (position !== null) pinWhenThere(trace, position);
   watchRequest(id, trace, own.signal, { onLoss: (problem) => change({ problem }) })
     .then((finish) => change({ finish, problem: null }))
@@ -48,21 +49,23 @@ function pinWhenThere(trace: Trace, position: number): void {
   const stop = trace.subscribe(() => {
     if (trace.length <= position) return;
     stop();
-    pin(trace, position);
+    if (pinned.get() === null && active.get() === trace) pin(trace, position, true);
   });
 }
 
 export function stopWatching(): void {
   running?.abort();
   running = null;
-  unpin();
   watched.set(null);
+  unpin();
   active.set(turns.get().at(-1)?.trace ?? null);
-  writeView({ request: null, position: null });
+  pushView({ request: null, position: null });
 }
 
-/** Watches the request that the URL names. */
-export function watchFromUrl(): void {
-  const { request, position } = readView();
-  if (request !== null) watch(request, position);
-}
+// The address of a watched request names its pinned token, so that it can be shared and reloaded.
+pinned.subscribe(() => {
+  const now = watched.get();
+  const spot = pinned.get();
+  if (now && spot?.trace === now.trace) writeView({ position: spot.position });
+  else if (now && spot === null && now.trace.length > 0) writeView({ position: null });
+});

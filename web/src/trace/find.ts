@@ -1,8 +1,12 @@
 import type { Trace } from "./trace";
 
-/** Finds the last occurrence of `text` in the prompt, as positions `[from, to)` of whole units; null if there is none. */
-export function findInPrompt(trace: Trace, text: string): [number, number] | null {
+/**
+ * Finds the last occurrence of `text` in the prompt, as positions `[from, to)` of whole units; null if there is none. White
+ * space at its ends does not count: chat templates remove it.
+ */
+export function findInPrompt(trace: Trace, sent: string): [number, number] | null {
   const { units } = trace;
+  const text = sent.trim();
   const end = units.indexAt((trace.promptTokens ?? 0) - 1) + 1;
   const at = units.texts.slice(0, end).join("").lastIndexOf(text);
   if (at < 0 || text === "") return null;

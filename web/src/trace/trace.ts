@@ -8,6 +8,7 @@ import type {
   TokenBlock,
 } from "../wire/types";
 import { CellState, Column } from "./column";
+import type { TraceSnapshot } from "./snapshot";
 import { fromBase64, Units } from "./units";
 
 /** One feature of an SAE on one token. A non-finite activation is null. */
@@ -92,6 +93,52 @@ export class Trace {
 
   column(id: string): Column | undefined {
     return this.columns.find((column) => column.id === id);
+  }
+
+  /** Returns all data by value. */
+  snapshot(): TraceSnapshot {
+    const n = this.length;
+    return {
+      request: this.request,
+      promptTokens: this.promptTokens,
+      final: this.final,
+      ids: this.ids.slice(0, n),
+      texts: [...this.texts],
+      scored: this.scored.slice(0, n),
+      units: this.units.snapshot(),
+      columns: this.columns.map(({ id, site, since, scores, states }) => ({
+        id,
+        site,
+        since,
+        scores: scores.slice(0, n),
+        states: states.slice(0, n),
+      })),
+      features: [...this.features],
+    };
+  }
+
+  /** Returns a trace with the data of a snapshot. It can be filled further, as by a resumed stream. */
+  static restore(kept: TraceSnapshot): Trace {
+    const trace = new Trace(Math.max(256, kept.ids.length));
+    trace.request = kept.request;
+    trace.promptTokens = kept.promptTokens;
+    trace.final = kept.final;
+    trace.length = kept.ids.length;
+    trace.ids.set(kept.ids);
+    trace.scored.set(kept.scored);
+    kept.texts.forEach((text, p) => (trace.texts[p] = text));
+    kept.features.forEach((row, p) => row && (trace.features[p] = row));
+    trace.units.restore(kept.units);
+    for (const { id, site, since, scores, states } of kept.columns) {
+      const column = new Column(id, site, since, trace.capacity);
+      column.scores.set(scores);
+      column.states.set(states);
+      trace.columns.push(column);
+    }
+    trace.header = [...trace.columns];
+    trace.columnsVersion++;
+    trace.touch(0, trace.length);
+    return trace;
   }
 
   /** Ends the trace: no more rows will come. Pending cells become lost, as the page cannot know whether they were computed. */

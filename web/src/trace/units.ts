@@ -1,3 +1,5 @@
+import type { UnitsSnapshot } from "./snapshot";
+
 const STRICT = new TextDecoder("utf-8", { fatal: true });
 const NOTHING = new Uint8Array();
 const LENIENT = new TextDecoder("utf-8");
@@ -53,6 +55,20 @@ export class Units {
     return this.starts.length;
   }
 
+  snapshot(): UnitsSnapshot {
+    return { starts: [...this.starts], ends: [...this.ends], texts: [...this.texts], open: this.open };
+  }
+
+  /** Takes over the units of a snapshot, in place of none. */
+  restore({ starts, ends, texts, open }: UnitsSnapshot): void {
+    this.open = open;
+    for (const [u, start] of starts.entries()) {
+      this.starts.push(start);
+      this.ends.push(ends[u] ?? start + 1);
+      this.texts.push(texts[u] ?? "");
+    }
+  }
+
   /** Adds the token at `position`. Returns the first position whose unit changed. */
   push(position: number, text: string, bytes: Uint8Array | null): number {
     const last = this.length - 1;
@@ -69,6 +85,14 @@ export class Units {
     this.texts[last] = decode(all);
     this.open = endsInsideSequence(all) ? all : null;
     return this.starts[last] ?? position;
+  }
+
+  /** Returns the unit of a position: its text and positions `[from, to)`. A position without one is its own, without text. */
+  at(position: number): { text: string; from: number; to: number } {
+    const unit = this.indexAt(position);
+    const from = this.starts[unit] ?? Number.POSITIVE_INFINITY;
+    if (from > position) return { text: "", from: position, to: position + 1 };
+    return { text: this.texts[unit] ?? "", from, to: this.ends[unit] ?? position + 1 };
   }
 
   /** Returns the index of the first unit that ends after `position`; `length` if there is none. */

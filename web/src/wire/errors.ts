@@ -6,6 +6,10 @@ export class ScopeError extends Error {
     message: string,
     readonly hint: string,
     readonly status: number | null = null,
+    /** Whether prompt and answer together are longer than the model's context. */
+    readonly isTooLong = false,
+    /** Length of the prompt, if the error says it. */
+    readonly promptTokens: number | null = null,
   ) {
     super(message);
     this.name = "ScopeError";
@@ -25,11 +29,17 @@ const HINTS: Record<number, string> = {
 };
 
 export function fromDetail(detail: ErrorDetail, status: number | null): ScopeError {
-  const hint =
-    detail.code === "context_length_exceeded"
-      ? "The conversation is longer than the model's context. Start a new chat or lower max tokens."
-      : (HINTS[status ?? 0] ?? "Press Regenerate to try again.");
-  return new ScopeError(detail.message, hint, status);
+  if (detail.code === "context_length_exceeded") {
+    const hint = "Prompt and answer together must fit the model's context.";
+    return new ScopeError(detail.message, hint, status, true, promptTokensOf(detail.message));
+  }
+  return new ScopeError(detail.message, HINTS[status ?? 0] ?? "Press Regenerate to try again.", status);
+}
+
+/** The prompt's length in the words of our engine and of vLLM; null in other words. */
+function promptTokensOf(message: string): number | null {
+  const found = /the prompt has (\d+)|\((\d+) in the messages/.exec(message);
+  return found ? Number(found[1] ?? found[2]) : null;
 }
 
 export async function fromResponse(response: Response): Promise<ScopeError> {

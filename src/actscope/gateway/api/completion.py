@@ -47,6 +47,13 @@ _MOST_REFUSAL_BYTES = 1 << 20
 _DONE = b"data: [DONE]\n\n"
 
 
+def _reason_of(error: BaseException) -> str:
+    """Say why an engine failed. aiohttp's words for a connection that ended early are about the transfer's encoding."""
+    if isinstance(error, (aiohttp.ClientPayloadError, aiohttp.ServerDisconnectedError, ConnectionResetError)):
+        return "it closed the connection. It may have stopped: its terminal or log has the reason"
+    return str(error) or type(error).__name__
+
+
 class LateRows:
     """Deadline until which the ending choices of one answer wait for late rows. Choices that end together share it.
 
@@ -187,7 +194,7 @@ class CompletionResponse(Response):
 
     async def _fail(self, send: Send, error: BaseException) -> None:
         """Report a failure of the engine to the client: as the last event if streaming has begun, else as the answer."""
-        reason = str(error) or type(error).__name__
+        reason = _reason_of(error)
         _log.warning("request %s: the engine failed: %s", self._call.response, reason)
         self._finish_all("failed", "error", reason)
         message = f"the engine failed while it answered: {reason}"

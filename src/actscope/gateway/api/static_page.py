@@ -6,9 +6,10 @@ from pathlib import Path
 
 from fastapi import FastAPI
 from starlette.exceptions import HTTPException
+from starlette.middleware.gzip import GZipMiddleware
 from starlette.responses import HTMLResponse, Response
 from starlette.staticfiles import StaticFiles
-from starlette.types import Scope
+from starlette.types import ASGIApp, Scope
 
 from actscope.gateway.settings import STATIC
 
@@ -37,6 +38,10 @@ async def _absent(scope: Scope, receive: object, send: object) -> None:
 
 
 def install_page(app: FastAPI, directory: Path = STATIC) -> None:
-    """Serve the page at every path that no route of the API matches."""
+    """Serve the page, compressed for clients that accept it, at every path that no route of the API matches."""
     built = (directory / "index.html").is_file()
-    app.mount("/", Page(directory=directory, html=True) if built else _absent, name="page")
+    app.mount("/", _page_of(directory) if built else _absent, name="page")
+
+
+def _page_of(directory: Path) -> ASGIApp:
+    return GZipMiddleware(Page(directory=directory, html=True), minimum_size=1024)

@@ -1,0 +1,231 @@
+/**
+ * The page can be used: at any zoom, by keyboard and screen reader, with many probes, and when something goes wrong. See
+ * `runChecks` of page.mjs for how to run it.
+ */
+import assert from "node:assert/strict";
+import { readFile } from "node:fs/promises";
+import { createRequire } from "node:module";
+import { ANSWER, id, runChecks, WAIT } from "./page.mjs";
+
+const FOX = "Tell me about a fox in the snow";
+const AXE = await readFile(createRequire(import.meta.url).resolve("axe-core/axe.min.js"), "utf8");
+
+/** What axe-core finds wrong on the page as it is. Contrast of the tokens is tested apart (tests/color.test.ts). */
+async function violations(page) {
+  await page.evaluate(AXE);
+  const found = await page.evaluate(() => window.axe.run(document, { resultTypes: ["violations"] }));
+  return found.violations.map(
+    ({ id: rule, nodes }) => `${rule}: ${nodes.map(({ html }) => html.slice(0, 120)).join(" | ")}`,
+  );
+}
+
+/** Widens the page's answer to `GET /v1/actscope/probes` and its streams to many probes with long labels. */
+async function withManyProbes(scene, count) {
+  await scene.context.route("**/v1/actscope/probes", async (route) => {
+    const response = await route.fetch();
+    const body = await response.json();
+    const labels = body.probes.map((probe) => ({
+      ...probe,
+      label: `${probe.id}: expressions of strong ${probe.id} and words that go with it in stories and in dialogue`,
+    }));
+    await route.fulfill({ response, json: { ...body, probes: labels } });
+  });
+  await scene.page.addInitScript((n) => {
+    const parse = JSON.parse;
+    JSON.parse = (text, ...rest) => {
+      const value = parse(text, ...rest);
+      const part = value?.choices?.[0]?.actscope;
+      const more = n - 14;
+      if (part?.probes) {
+        for (let i = 0; i < more; i++)
+          part.probes.push({ id: `more ${i}: ${"a long label ".repeat(9)}`, site: "s", since: 1 });
+      }
+      for (const row of part?.scores?.rows ?? []) for (let i = 0; i < more; i++) row.push(i / more);
+      if (part?.scores?.states) part.scores.states = part.scores.states.map((row) => row + "c".repeat(more));
+      return value;
+    };
+  }, count);
+  await scene.page.reload();
+  await scene.page.waitForSelector(`${id("engine")}[data-state="up"]`, WAIT);
+}
+
+await runChecks("comfort.e2e.mjs", {
+  "with 60 probes the card stays in the window and shows six, the farthest above their thresholds first":
+    async (scene) => {
+      const page = await scene.open();
+      await withManyProbes(scene, 60);
+      await scene.ask(FOX);
+      const [, , , position] = await scene.positions(0);
+      await scene.token(0, position).click();
+      await page.waitForSelector(`${id("popover")}[data-pinned]`);
+      assert.equal(await page.locator(`${id("popover")} ${id("score")}`).count(), 6);
+      const fits = () =>
+        page.locator(id("popover")).evaluate((card) => {
+          const { top, left, right, bottom } = card.getBoundingClientRect();
+          const cells = [...card.querySelectorAll("td")].every(
+            (cell) => cell.getBoundingClientRect().right <= right,
+          );
+          const { scrollWidth, scrollHeight, clientWidth, clientHeight } = document.documentElement;
+          const still = scrollWidth <= clientWidth && scrollHeight <= clientHeight;
+          return {
+            inside: top >= 0 && left >= 0 && right <= innerWidth && bottom <= innerHeight,
+            cells,
+            still,
+          };
+        });
+      assert.deepEqual(await fits(), { inside: true, cells: true, still: true });
+      await page.click(id("more-scores"));
+      assert.equal(await page.locator(`${id("popover")} ${id("score")}`).count(), 60);
+      await scene.shot("comfort-card-60");
+      assert.deepEqual(await fits(), { inside: true, cells: true, still: true });
+    },
+
+  "at 200 % and at 400 % the text has most of the window, or the page scrolls": async (scene) => {
+    const page = await scene.open();
+    await scene.ask(FOX);
+    for (const [name, width, height, least] of [
+      ["200", 720, 450, 150],
+      ["phone", 390, 844, 500],
+    ]) {
+      await page.setViewportSize({ width, height });
+      const box = await page.locator(".scroll").boundingBox();
+      await scene.shot(`comfort-${name}`);
+      const scrolls = await page.evaluate(() => document.documentElement.scrollHeight > innerHeight);
+      assert.ok(box.height >= least || scrolls, `${name}: the text has ${box.height} px of ${height}`);
+      assert.ok(
+        await page.evaluate(() => document.documentElement.scrollWidth <= innerWidth),
+        `${name}: too wide`,
+      );
+    }
+    await page.setViewportSize({ width: 360, height: 225 });
+    await page.locator(ANSWER).first().scrollIntoViewIfNeeded();
+    assert.ok(await page.evaluate(() => document.documentElement.scrollWidth <= innerWidth), "400: too wide");
+    const shown = await page.locator(ANSWER).first().boundingBox();
+    assert.ok(shown.y >= 0 && shown.y < 225, "the answer cannot be scrolled to");
+    await scene.shot("comfort-400");
+    await page.click(id("sheet"));
+    await page.locator(id("probe")).first().scrollIntoViewIfNeeded();
+    assert.ok(await page.locator(id("probe")).first().isVisible());
+  },
+
+  "a click on the prompt in the chart shows that token in the text": async (scene) => {
+    const page = await scene.open();
+    await scene.ask(FOX);
+    await scene.ask("What will the sailor do tomorrow?");
+    const plot = await page.locator(`${id("chart")} .u-over`).boundingBox();
+    await page.mouse.click(plot.x + plot.width * 0.1, plot.y + 60);
+    await page.waitForSelector(`${id("popover")}[data-pinned]`, WAIT);
+    const position = Number(await page.locator(id("chart")).getAttribute("data-cursor"));
+    assert.match(await page.locator(id("popover-position")).textContent(), new RegExp(`\\b${position}\\b`));
+    const span = page.locator(`${id("turn")}:last-of-type [data-pos="${position}"]`).last();
+    const { y } = await span.boundingBox();
+    assert.ok(y > 0 && y < 900, "the token is not in the window");
+  },
+
+  "a message with white space at its ends keeps its colours": async (scene) => {
+    const page = await scene.open();
+    await scene.ask("  Tell me about a fox in the snow ");
+    assert.ok((await page.locator(`.said-user ${id("token")}`).count()) > 3);
+  },
+
+  "what is typed into Max tokens is what is sent, within the model's context": async (scene) => {
+    const page = await scene.open();
+    await page.locator(`${id("settings")} summary`).click();
+    await page.click(id("max-tokens"));
+    await page.keyboard.press("Control+a");
+    await page.keyboard.press("Backspace");
+    await page.keyboard.type("500");
+    assert.equal(await page.inputValue(id("max-tokens")), "500");
+    await page.keyboard.press("Enter");
+    assert.match(await page.locator(`${id("settings")} summary`).textContent(), /500 tokens/);
+    const { engine } = await scene.api("GET", "/v1/actscope/info");
+    await scene.setMaxTokens(100_000);
+    assert.equal(await page.inputValue(id("max-tokens")), String(engine.max_context));
+  },
+
+  "a conversation that is too long has a meter, and ways on": async (scene) => {
+    const page = await scene.open();
+    const { engine } = await scene.api("GET", "/v1/actscope/info");
+    await scene.ask(FOX);
+    assert.match(await page.locator(id("context-meter")).textContent(), /\d+ \/ [\d,]+/);
+    await scene.ask("Count to ten", { maxTokens: engine.max_context });
+    assert.equal(await page.locator(id("turn")).last().getAttribute("data-status"), "failed");
+    await scene.shot("comfort-too-long");
+    await page.click(id("edit-message"));
+    assert.equal(await page.inputValue(id("message")), "Count to ten");
+    await page.press(id("message"), "Enter");
+    await page.waitForSelector(`${id("turn")}[data-status="failed"]`, WAIT);
+    await page.click(id("answer-shorter"));
+    await page.waitForSelector(`${id("turn")}:nth-of-type(2)[data-status="done"]`, WAIT);
+    scene.problems = scene.problems.filter((text) => !text.includes("400"));
+  },
+
+  "from a pinned token, Tab goes into its card, Escape back to the token, and c copies the link": async (
+    scene,
+  ) => {
+    const page = await scene.open();
+    await scene.ask(FOX);
+    const positions = await scene.positions(0);
+    await scene.token(0, positions[2]).focus();
+    await page.keyboard.press("Enter");
+    await page.keyboard.press("Tab");
+    assert.equal(await page.evaluate(() => document.activeElement.closest(".popover") !== null), true);
+    await page.keyboard.press("Escape");
+    assert.equal(await page.evaluate(() => document.activeElement.dataset.pos), String(positions[2]));
+    await page.keyboard.press("Enter");
+    await page.keyboard.press("c");
+    await page.locator(id("copy-link")).getByText("Link copied").waitFor(WAIT);
+    assert.match(
+      await page.evaluate(() => navigator.clipboard.readText()),
+      new RegExp(`pos=${positions[2]}$`),
+    );
+  },
+
+  "high contrast and print keep the scores' colours": async (scene) => {
+    const page = await scene.open();
+    await scene.ask(FOX);
+    const colours = () =>
+      page
+        .locator(ANSWER)
+        .evaluateAll((all) => new Set(all.map((s) => getComputedStyle(s).backgroundColor)).size);
+    const before = await colours();
+    await page.emulateMedia({ forcedColors: "active" });
+    assert.ok((await colours()) >= before, "high contrast");
+    await scene.shot("comfort-forced-colours");
+    await page.emulateMedia({ forcedColors: "none", media: "print" });
+    assert.ok((await colours()) >= before, "print");
+    assert.equal(await page.locator(id("message")).isVisible(), false);
+    await page.emulateMedia({ media: "screen" });
+  },
+
+  "axe-core finds nothing in any state, in both themes": async (scene) => {
+    const page = await scene.open();
+    const found = {};
+    const look = async (state) => {
+      for (const theme of ["light", "dark"]) {
+        await page.click(id(`theme-${theme}`));
+        for (const one of await violations(page)) (found[one] ??= []).push(`${state} ${theme}`);
+      }
+    };
+    await look("empty");
+    await scene.ask(FOX);
+    await look("answered");
+    const [, , position] = await scene.positions(0);
+    await scene.token(0, position).click();
+    await look("pinned");
+    await page.keyboard.press("Escape");
+    await page.click(id("show-prompt"));
+    await page.evaluate(() => document.querySelectorAll("details").forEach((box) => (box.open = true)));
+    await page.locator(id("request")).first().waitFor(WAIT);
+    await look("all open");
+    await page
+      .locator(`${id("request")} ${id("watch")}`)
+      .first()
+      .click();
+    await page.waitForSelector(`${id("watched")} ${id("token")}`, WAIT);
+    await look("watched");
+    await page.setViewportSize({ width: 390, height: 844 });
+    await look("narrow");
+    assert.deepEqual(found, {});
+  },
+});
