@@ -13,8 +13,8 @@ from support.attacks.recordings import _STORE
 from support.recordings.made import frames_of, step_of
 
 from actscope.cli import main
-from actscope.cli.common.logs import log_to
 from actscope.cli.common.output import legible
+from actscope.cli.feed.logs import log_to
 from actscope.recording.spec import PipelineOptions, RecordingSpec
 from actscope.recording.writing.recorder import Recorder
 from actscope.runtime.printable import one_line, printable

@@ -24,7 +24,7 @@ from support.waiting import interrupt, until
 from typer.testing import CliRunner
 
 from actscope.cli.app import app
-from actscope.cli.common.logs import log_to
+from actscope.cli.feed.logs import log_to
 from actscope.errors import SettingsError
 from actscope.feed.planning.presets import PRESETS
 
@@ -200,7 +200,7 @@ def test_a_log_file_is_for_its_owner_alone(tmp_path: Path, capsys: pytest.Captur
 
 def test_a_log_file_moves_aside_when_it_is_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Three older ones are kept, all of them private."""
-    monkeypatch.setattr("actscope.cli.common.logs._MOST_BYTES", 100)
+    monkeypatch.setattr("actscope.cli.feed.logs._MOST_BYTES", 100)
     log_to("info", tmp_path / "feed.log")
     for _ in range(9):
         logging.getLogger("actscope.feed").info("the wolf ran through the snow all night")

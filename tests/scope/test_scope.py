@@ -30,7 +30,7 @@ def test_a_probe_without_a_range_is_coloured_on_a_scale_that_is_learnt(tmp_path:
 
 @pytest.mark.parametrize("script", ["cards", "trust", "comfort"])
 def test_what_the_page_shows_is_true_and_what_its_reader_made_is_not_lost(script: str, tmp_path: Path) -> None:
-    """See web/e2e/cards.e2e.mjs (the pinned token's card), trust.e2e.mjs (probes, characters, lines, chats) and comfort.e2e.mjs."""
+    """See web/e2e/cards.e2e.mjs (the pinned card), trust.e2e.mjs (probes, characters, lines, chats) and comfort.e2e.mjs."""
     with serving() as running:
         command = ["node", str(ROOT / f"web/e2e/{script}.e2e.mjs"), running.link, str(tmp_path)]
         done = subprocess.run(command, capture_output=True, text=True, timeout=480, cwd=ROOT / "web")

@@ -213,7 +213,7 @@ def train(
     kept = [result for result in results if not found[result.probe.id]]
     for result in kept:
         save_probe(result.probe, out / f"{result.probe.id}.safetensors")
-    rows: list[dict[str, Any]] = [
+    rows = [
         {
             **msgspec.structs.asdict(r.probe.info),
             "positives": r.fit.positives,

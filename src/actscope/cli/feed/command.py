@@ -109,7 +109,7 @@ def _require_packages(settings: FeedSettings) -> None:
 
 
 def _serve(config: str, flags: Given, as_json: bool, log_level: str, log_file: Path | None) -> None:
-    from actscope.cli.common.logs import log_to
+    from actscope.cli.feed.logs import log_to
     from actscope.feed.planning.host_memory import this_machine
     from actscope.feed.planning.memory_estimate import check_fits, estimate
     from actscope.feed.planning.presets import feed_settings
