@@ -174,7 +174,7 @@ def test_a_prompt_whose_rows_were_not_all_written_is_run_again(tmp_path: Path) -
         recorder.end(step)
         ended = step_of(2, [("b", 0, 4)])
         recorder.write(ended, frames_of(ended, SITES))
-        over = tuple(Span(name, 4, 0, 0, n_prompt=4, flags=int(SpanFlag.END)) for name in "ab")
+        over = tuple(Span(name, 4, 0, 0, n_prompt=4, flags=SpanFlag.END) for name in "ab")
         empty = step_of(3, [])
         recorder.write(type(empty)(3, 3000, over, empty.meta), frames_of(empty, SITES))
     prompts = [command_prompt(name) for name in "abc"]

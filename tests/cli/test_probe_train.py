@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from actscope import cli
 from actscope.cli.app import app
 from actscope.engines.hf import probe_training
-from actscope.probes.train import Fit
+from actscope.probes.train import Fit, fit
 
 
 @pytest.fixture
@@ -97,7 +97,7 @@ def test_each_label_without_a_probe_has_its_reason_and_a_probe_that_cannot_fire_
     assert (never["id"], never["kept"]) == ("never", False) and never["reason"].startswith("does not hold")
 
     (out / "wolf.safetensors").unlink()
-    real = probe_training.fit
+    real = fit
 
     def dull(*arguments: object, **more: object) -> Fit:
         found: Fit = real(*arguments, **more)  # type: ignore[arg-type]

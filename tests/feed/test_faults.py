@@ -267,7 +267,12 @@ async def test_a_state_file_that_cannot_be_written_is_said_once_and_written_when
     (tmp_path / "state").rename(tmp_path / "away")
     keeping = asyncio.ensure_future(file.keep(broker))
     write, attempts = file.write, list[object]()
-    monkeypatch.setattr(file, "write", lambda *arguments: (attempts.append(arguments), write(*arguments)))
+
+    def counted(*arguments: Any) -> None:
+        attempts.append(arguments)
+        write(*arguments)
+
+    monkeypatch.setattr(file, "write", counted)
     await reached(lambda: len(attempts) > 3 and file.failure != "")
     (tmp_path / "away").rename(tmp_path / "state")
     await reached(lambda: not file.failure)

@@ -31,7 +31,7 @@ def info(
 
 def _text(found: dict[str, Any]) -> str:
     model, tokens = found["model"], found["tokens"]
-    coverage = f" ({_percent(tokens)})" if tokens["coverage"] is not None else ""
+    coverage = f" ({_percent(tokens['coverage'])})" if tokens["coverage"] is not None else ""
     known = "" if found["complete"] else "known "  # of requests that were running, no more is known
     over = found["rows_after_end"]
     state = (
@@ -45,7 +45,11 @@ def _text(found: dict[str, Any]) -> str:
         f"{found['n_requests']} requests",
         f"  rows       {found['rows']} at each of {len(found['sites'])} sites"
         + (f"; {over} after a request's end" if over else ""),
-        *([f"  missing    {_missing(found)}"] if found["rows_missing"] else []),
+        *(
+            [f"  missing    {_missing(found['rows_missing'], complete=found['complete'])}"]
+            if found["rows_missing"]
+            else []
+        ),
         f"  size       {_mib(found['bytes'])} on disk, "
         f"{_number(found['bytes_per_token'], '.0f')} bytes per row, all sites together",
         f"  smaller    {_number(found['ratio_fp32'], '.2f')} x than float32, "
@@ -109,14 +113,14 @@ def _request_lines(found: dict[str, Any]) -> list[str]:
     return [*lines, f"and {more} more (--requests 0 shows all)"] if more > 0 else lines
 
 
-def _percent(tokens: dict[str, Any]) -> str:
-    """Format the coverage, rounded down: only what is whole has 100 %."""
-    return f"{int(1000 * tokens['coverage']) / 10:.1f}%"
+def _percent(coverage: float) -> str:
+    """Format a coverage, rounded down: only what is whole has 100 %."""
+    return f"{int(1000 * coverage) / 10:.1f}%"
 
 
-def _missing(found: dict[str, Any]) -> str:
-    why = "they were dropped" if found["complete"] else "they were not written before the recording stopped"
-    return f"{found['rows_missing']} rows have a label, and no values at some site: {why}"
+def _missing(rows: int, *, complete: bool) -> str:
+    why = "they were dropped" if complete else "they were not written before the recording stopped"
+    return f"{rows} rows have a label, and no values at some site: {why}"
 
 
 def _dropped(dropped: dict[str, int]) -> str:

@@ -211,7 +211,7 @@ def train(
     kept = [result for result in results if not found[result.probe.id]]
     for result in kept:
         save_probe(result.probe, out / f"{result.probe.id}.safetensors")
-    rows: list[dict[str, Any]] = [
+    rows = [
         {
             **msgspec.structs.asdict(r.probe.info),
             "positives": r.fit.positives,
@@ -225,7 +225,7 @@ def train(
     if as_json:
         measured = {row["id"] for row in rows}
         skipped = [{"id": i, "kept": False, "reason": why} for i, why in reasons.items() if i not in measured]
-        show(json.dumps(rows + skipped, indent=2))
+        show(json.dumps([*rows, *skipped], indent=2))
     elif rows:
         show(_training_table(rows))
     for name, reason in reasons.items():
