@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,7 +13,7 @@ from typer.testing import CliRunner
 from actscope import cli
 from actscope.cli.app import app
 from actscope.engines.hf import probe_training
-from actscope.probes.train import Fit
+from actscope.probes.train import Fit, fit
 
 
 @pytest.fixture
@@ -98,10 +97,10 @@ def test_each_label_without_a_probe_has_its_reason_and_a_probe_that_cannot_fire_
     assert (never["id"], never["kept"]) == ("never", False) and never["reason"].startswith("does not hold")
 
     (out / "wolf.safetensors").unlink()
-    real: Callable[..., Fit] = getattr(probe_training, "fit")  # noqa: B009  # imported there
+    real = fit
 
     def dull(*arguments: object, **more: object) -> Fit:
-        found: Fit = real(*arguments, **more)
+        found: Fit = real(*arguments, **more)  # type: ignore[arg-type]
         return Fit(**{name: getattr(found, name) for name in Fit.__slots__} | {"recall": 0.0})
 
     monkeypatch.setattr(probe_training, "fit", dull)

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
 from actscope.feed.buffer.layout import Layout
 from actscope.feed.buffer.memory import FeedMemory
@@ -53,8 +52,8 @@ def granted(start: int, n: int) -> list[Stretch]:
     return [Stretch(window=0, generation=0, epoch=0, number=0, turn=0, window_rows=64, start=start, n=n)]
 
 
-def values_of(rows: Tensor) -> list[float]:
-    """The different values of rows, in order."""
+def values_in(rows: torch.Tensor) -> list[float]:
+    """The different values of these rows, ascending."""
     return sorted(set(rows.flatten().tolist()))
 
 
@@ -63,9 +62,9 @@ def test_a_write_to_a_view_is_seen_by_nobody_else_and_gone_with_the_next_grant(m
     memory.fill(1)
     with memory.rows.view(granted(3, 20), SITE) as view:
         view.mul_(5)
-        assert values_of(view) == [5]
+        assert values_in(view) == [5]
     with memory.rows.view(granted(3, 20), SITE) as view:
-        assert values_of(view) == [1]
+        assert values_in(view) == [1]
     assert np.unique(memory.feed.plane(0, SITE)).tolist() == [1]
 
 
@@ -77,11 +76,11 @@ def test_rows_that_the_feed_writes_later_are_seen_after_a_write_of_the_consumers
     kept.add_(1)  # and this comes when the batch is no longer valid
     memory.fill(2)
     with memory.rows.view(granted(0, 64), SITE) as view:
-        assert values_of(view) == [2]
+        assert values_in(view) == [2]
         memory.fill(
             3
         )  # the lease has expired: the view has the new rows, as every reader, and is told to be torn elsewhere
-        assert values_of(view) == [3]
+        assert values_in(view) == [3]
 
 
 def test_two_views_that_share_a_page_keep_what_was_written_to_each(memory: Memory) -> None:
@@ -91,10 +90,10 @@ def test_two_views_that_share_a_page_keep_what_was_written_to_each(memory: Memor
         first.add_(1)
         with memory.rows.view(granted(4, 40), SITE) as second:
             second.add_(2)
-            assert (values_of(first), values_of(second)) == ([2], [3])
-        assert values_of(first) == [2]
+            assert (values_in(first), values_in(second)) == ([2], [3])
+        assert values_in(first) == [2]
     with memory.rows.view(granted(0, 64), SITE) as view:
-        assert values_of(view) == [1]
+        assert values_in(view) == [1]
 
 
 def test_a_view_may_be_written_in_inference_mode(memory: Memory) -> None:
@@ -103,7 +102,7 @@ def test_a_view_may_be_written_in_inference_mode(memory: Memory) -> None:
     with torch.inference_mode(), memory.rows.view(granted(0, 8), SITE) as view:
         view.zero_()
     with memory.rows.view(granted(0, 8), SITE) as view:
-        assert values_of(view) == [1]
+        assert values_in(view) == [1]
 
 
 def test_a_kept_view_outlives_its_client(memory: Memory) -> None:
@@ -113,7 +112,7 @@ def test_a_kept_view_outlives_its_client(memory: Memory) -> None:
         pass
     memory.rows.close()
     view.add_(1)
-    assert values_of(view) == [2]
+    assert values_in(view) == [2]
 
 
 def test_where_the_memory_cannot_be_mapped_once_more_batches_are_copies(

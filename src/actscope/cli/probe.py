@@ -227,7 +227,7 @@ def train(
     if as_json:
         measured = {row["id"] for row in rows}
         skipped = [{"id": i, "kept": False, "reason": why} for i, why in reasons.items() if i not in measured]
-        show(json.dumps(rows + skipped, indent=2))
+        show(json.dumps([*rows, *skipped], indent=2))
     elif rows:
         show(_training_table(rows))
     for name, reason in reasons.items():

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from actscope.errors import RingError
 from actscope.runtime.private_files import check_private_dir
+from actscope.runtime.writable import can_create
 
 log = logging.getLogger("actscope.runtime")
 
@@ -22,7 +23,7 @@ _told: set[str] = set()
 def runtime_dir() -> Path:
     """Return this user's private runtime directory, and create it if it does not exist.
 
-    It is $ACTSCOPE_RUNTIME_DIR if set. Else it is the first of these that can be made and is this user's own:
+    It is $ACTSCOPE_RUNTIME_DIR if set. Else it is the first of these that can be made, is this user's own and can be written to:
     $XDG_RUNTIME_DIR/actscope, /tmp/actscope-<uid>, /dev/shm/actscope-<uid>. The order is the same in every process, so that
     processes of one user meet. A directory that is passed over is logged once.
 
@@ -37,6 +38,8 @@ def runtime_dir() -> Path:
     for path in _usual_places():
         try:
             found = _made(path)
+            if not can_create(found):
+                raise RingError(f"{found}: can only be read: {_REMEDY}")
         except RingError as error:
             passed.append(str(error))
             continue

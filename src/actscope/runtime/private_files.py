@@ -56,7 +56,7 @@ def publish_private(path: Path, content: bytes) -> None:
     try:
         publish_file(path, content, mode=0o600, durable=False)
     except OSError as error:
-        raise RingError(f"{path}: cannot be written ({error.strerror})") from error
+        raise RingError(f"{path}: cannot be written ({error.strerror}): set ACTSCOPE_RUNTIME_DIR") from error
 
 
 def check_private_dir(path: Path) -> None:

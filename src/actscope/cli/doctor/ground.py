@@ -33,10 +33,16 @@ def guarded_all(check: Callable[[], Iterable[Finding]], name: str = "counters") 
 
 def runtime() -> Finding:
     """Check the directory in which processes of this user meet."""
+    remedy = "set ACTSCOPE_RUNTIME_DIR to a private directory"
     try:
-        return Finding("runtime folder", True, str(runtime_dir()))
+        path = runtime_dir()
     except ActscopeError as error:
-        return Finding("runtime folder", False, str(error), "set ACTSCOPE_RUNTIME_DIR to a private directory")
+        return Finding("runtime folder", False, str(error), remedy)
+    return (
+        Finding("runtime folder", True, str(path))
+        if can_create(path)
+        else Finding("runtime folder", False, f"{path} can only be read", remedy)
+    )
 
 
 def cache() -> Finding:
