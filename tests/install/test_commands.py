@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +29,13 @@ def tried(
     prepare(directory)
     home = directory / "home"
     home.mkdir(mode=0o700)
-    environment = os.environ | {"HOME": str(home), "ACTSCOPE_RUNTIME_DIR": str(home / "run"), "HF_HUB_OFFLINE": "1"}
-    (home / "run").mkdir(mode=0o700)
     order = json.dumps({"hidden": hidden_modules(*filter(None, extras.split(",")), beside=beside), "runs": runs})
-    done = subprocess.run(
-        [sys.executable, hiding_process.__file__, order],
-        cwd=directory, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=500,
-    )  # fmt: skip
+    with tempfile.TemporaryDirectory(prefix="acts-") as short:  # sockets lie in it, whose paths are bounded
+        environment = os.environ | {"HOME": str(home), "ACTSCOPE_RUNTIME_DIR": short, "HF_HUB_OFFLINE": "1"}
+        done = subprocess.run(
+            [sys.executable, hiding_process.__file__, order],
+            cwd=directory, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=500,
+        )  # fmt: skip
     assert done.returncode == 0, done.stderr
     found: list[dict[str, Any]] = json.loads(done.stdout)
     return found

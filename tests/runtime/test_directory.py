@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -50,13 +51,12 @@ def test_a_file_in_place_of_the_runtime_directory_is_refused(runtime: Path) -> N
         runtime_dir()
 
 
-def test_the_runtime_directory_follows_the_session_and_falls_back_to_tmp(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_runtime_directory_follows_the_session_and_falls_back_to_tmp(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("ACTSCOPE_RUNTIME_DIR", raising=False)
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
-    assert runtime_dir() == tmp_path / "actscope"
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "absent"))
+    with tempfile.TemporaryDirectory(prefix="acts-") as session:  # a short path: sockets lie in it
+        monkeypatch.setenv("XDG_RUNTIME_DIR", session)
+        assert runtime_dir() == Path(session) / "actscope"
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(Path(session) / "absent"))
     shared = [Path(parent) / f"actscope-{os.geteuid()}" for parent in ("/tmp", "/dev/shm")]
     assert list(directory._usual_places()) == shared
 
