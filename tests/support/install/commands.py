@@ -107,4 +107,6 @@ def install_lines(output: str) -> list[str]:
 def prepare(directory: Path) -> None:
     """Write the files that the attempts name."""
     (directory / "prompts.txt").write_text("hello\n")
-    (directory / "labels.jsonl").write_text('{"text": "a wolf", "label": {"danger": true}}\n')
+    labels = (("a wolf", "true"), ("a stone", "false"), ("a bear", "true"), ("a cup", "false"))
+    lines = [f'{{"text": "{text}", "label": {{"danger": {holds}}}}}\n' for text, holds in labels]
+    (directory / "labels.jsonl").write_text("".join(lines))
