@@ -270,7 +270,9 @@ def test_a_request_is_kept_by_a_mark_and_by_its_own_option(client: openai.OpenAI
 def test_vllm_is_killed_and_started_again(engines: Engines, tmp_path: Path) -> None:
     """What is in flight ends with an error, then 503 with Retry-After, then the new server's scores, on the same port."""
     environment = {"ACTSCOPE_PROBES": str(probes_path()), "ACTSCOPE_MODEL_NAME": NAME}
-    engine = engines.start(Served, Configuration(model_path(), environment=environment))
+    engine = engines.start(
+        Served, Configuration(model_path(), environment=environment, arguments={"max_model_len": 2048})
+    )
     with gateway(engine) as place, place.client(timeout=120) as client:
         body = {"model": place.model, "messages": MESSAGES, "max_tokens": 1900, "stream": True, "ignore_eos": True}
         with client.stream("POST", "/v1/chat/completions", json=body) as response:
