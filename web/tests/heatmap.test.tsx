@@ -2,7 +2,6 @@ import { act } from "react";
 import { createRoot, type Root } from "react-dom/client";
 import { afterEach, beforeEach, describe, expect, it } from "vitest";
 import { asProbe } from "../src/api/types";
-import { blockEnd } from "../src/heatmap/blocks";
 import { Heatmap } from "../src/heatmap/Heatmap";
 import { hover, pinned, unpin } from "../src/state/focus";
 import { chooseBackground, probes, toggleUnderline } from "../src/state/probes";
@@ -115,6 +114,24 @@ describe("the heatmap", () => {
     await act(() => toggleUnderline("danger"));
   });
 
+  const blocks = () => [...document.querySelectorAll<HTMLElement>(".block")];
+  const append = async (text: string[]) => {
+    trace.apply({ v: 1, tokens: { start: 5, ids: text.map(() => 9), text } });
+    await frame();
+  };
+
+  it("starts a new block only at a line break, where the text breaks too", async () => {
+    await append(Array.from({ length: 600 }, (_, i) => (i === 299 ? "\n" : " w")));
+    expect(blocks().map((block) => block.children.length)).toEqual([304, 300]);
+    expect(blocks().some((block) => "sameLine" in block.dataset)).toBe(false);
+  });
+
+  it("ends the block of a very long line at a sentence, and says that the line goes on", async () => {
+    await append(Array.from({ length: 3_000 }, (_, i) => (i % 100 === 99 ? "." : " w")));
+    expect(blocks().map((block) => block.children.length)).toEqual([1504, 1500]);
+    expect(blocks().map((block) => "sameLine" in block.dataset)).toEqual([true, true]);
+  });
+
   it("hatches the tokens of a request that the chosen probe did not read, and dots their underline", async () => {
     await act(() => probes.set([...probes.get(), probe("late")]));
     await act(() => chooseBackground("late"));
@@ -130,35 +147,6 @@ describe("the heatmap", () => {
     const replaced = asProbe({ id: "danger", since: 7, site: "layers.3.resid_post", range: [-50, 50] });
     await act(() => probes.set([replaced, probe("joy")]));
     expect(tokens().map(({ className }) => className)).toEqual(before);
-  });
-});
-
-describe("a block of tokens", () => {
-  const blocks = (texts: string[]) => {
-    const ends: [count: number, end: string][] = [];
-    let count = 0;
-    for (const text of texts) {
-      const end = blockEnd(++count, text);
-      if (end === null) continue;
-      ends.push([count, end]);
-      count = 0;
-    }
-    return ends;
-  };
-
-  it("ends only at a line break, where the text breaks too", () => {
-    const texts = Array.from({ length: 1_400 }, (_, i) =>
-      i === 99 || i === 299 ? "\n" : i % 10 ? " w" : ".",
-    );
-    expect(blocks(texts)).toEqual([[300, "line"]]);
-  });
-
-  it("ends within a very long line at a sentence, and anywhere if there is none", () => {
-    expect(blocks(Array.from({ length: 3_000 }, (_, i) => (i % 100 === 99 ? "." : " w")))).toEqual([
-      [1_500, "cut"],
-      [1_500, "cut"],
-    ]);
-    expect(blocks(Array.from({ length: 2_100 }, () => " w"))).toEqual([[2_000, "cut"]]);
   });
 });
 

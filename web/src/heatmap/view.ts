@@ -1,7 +1,16 @@
 import { whitespaceMarks } from "../trace/marks";
 import type { Trace } from "../trace/trace";
-import { blockEnd } from "./blocks";
 import { classesFor, type Palette } from "./paint";
+
+/** Tokens per block. A block off screen needs no layout (`content-visibility: auto`). */
+export const BLOCK = 200;
+/**
+ * From this many tokens on a block that found no line break ends at a sentence, and from the second number on anywhere: the
+ * break between blocks, which the text does not have, is then marked as none.
+ */
+const LONG_BLOCK = 1_500;
+const LONGEST_BLOCK = 2_000;
+const SENTENCE_END = /[.!?。！？]["”’)]?\s*$/;
 
 /**
  * The tokens of `[from, to)` of one trace as spans in blocks, outside React.
@@ -127,9 +136,10 @@ export class HeatmapView {
     if (this.block === null || this.full) this.openBlock();
     this.inBlock++;
     const block = this.block as HTMLElement;
-    const end = blockEnd(this.inBlock, text);
-    this.full = end !== null;
-    if (end === "cut") block.dataset["sameLine"] = "";
+    const ends = this.inBlock >= BLOCK && text.endsWith("\n");
+    const cut = this.inBlock >= LONG_BLOCK && (SENTENCE_END.test(text) || this.inBlock >= LONGEST_BLOCK);
+    this.full = ends || cut;
+    if (cut && !ends) block.dataset["sameLine"] = "";
     return block;
   }
 
