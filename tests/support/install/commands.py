@@ -107,6 +107,10 @@ def install_lines(output: str) -> list[str]:
 def prepare(directory: Path) -> None:
     """Write the files that the attempts name."""
     (directory / "prompts.txt").write_text("hello\n")
-    labels = (("a wolf", "true"), ("a stone", "false"), ("a bear", "true"), ("a cup", "false"))
-    lines = [f'{{"text": "{text}", "label": {{"danger": {holds}}}}}\n' for text, holds in labels]
+    labels = (("a wolf in the dark wood", "true"), ("a stone by the quiet lake", "false"))
+    lines = [
+        f'{{"text": "{text} {i} and {i + 1}", "label": {{"danger": {holds}}}}}\n'
+        for i in range(20)
+        for text, holds in labels
+    ]
     (directory / "labels.jsonl").write_text("".join(lines))
