@@ -135,7 +135,7 @@ class Rounds:
 
     def _views(self) -> None:
         with self._consumer("near") as client:
-            _touch(client)
+            _touch(client, views=True)
             batches = client.iter(self._sizes.batch, zero_copy=True)
             self._all("view", lambda: float(_one_a_page(next(batches)).sum()), self._sizes.batch)
             batches.close()  # type: ignore[attr-defined]  # of a generator; it releases the rows
@@ -200,10 +200,12 @@ def _get(connection: http.client.HTTPConnection, path: str, headers: dict[str, s
     assert have == len(out) and answer.status == 200 and not answer.read()
 
 
-def _touch(client: FeedClient) -> None:
+def _touch(client: FeedClient, *, views: bool = False) -> None:
     """Fault in every page of the shared memory, as after a consumer's first pass over the buffer."""
     near = client._opened()
     assert near is not None
+    if views and (private := near.rows.private_views()) is not None:
+        private.touch()
     for window in near.rows.planes:
         for plane in window:
             _one_a_page(plane).sum()

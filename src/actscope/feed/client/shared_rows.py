@@ -69,7 +69,7 @@ class SharedRows:
         """
         first = extents[0]
         contiguous = len(extents) == 1 and isinstance(indices_of(first, self._seed), slice)
-        private = self._private_views() if contiguous else None
+        private = self.private_views() if contiguous else None
         if private is None:
             out = torch.empty(sum(extent.n for extent in extents), self.layout.width, dtype=self.dtype)
             self.read(extents, [site], out)
@@ -78,7 +78,8 @@ class SharedRows:
         with private.view(first.window, site, first.start, first.n) as held:
             yield held.rows
 
-    def _private_views(self) -> PrivateViews | None:
+    def private_views(self) -> PrivateViews | None:
+        """Return the mapping of which views are made, or None where the memory cannot be mapped once more."""
         if self._private is None:
             try:
                 self._private = PrivateViews(self._memory.fd, self.layout, self.dtype)
