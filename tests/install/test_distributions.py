@@ -49,9 +49,12 @@ def names_in(sdist: Path) -> set[str]:
         return {name.partition("/")[2] for name in archive.getnames()}
 
 
-def listed() -> set[str]:
-    """The files that git tracks and that are there."""
-    out = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+def listed(*options: str) -> set[str]:
+    """The files that git tracks, or others by its options, and that are there."""
+    if not (ROOT / ".git").exists():
+        pytest.skip("not a checkout: a source distribution has no list of its files")
+    command = ["git", "ls-files", "-z", *options]
+    out = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     return {name for name in out.split("\0") if name and (ROOT / name).is_file()}
 
 
@@ -84,7 +87,8 @@ def test_the_sdist_is_the_repository_with_the_built_page(built: Callable[[str], 
     names = names_in(built("sdist")) - {"PKG-INFO"}
     page = {name for name in names if name.startswith("src/actscope/gateway/static/")}
     assert f"src/{PAGE}" in page
-    assert names - page == {name for name in listed() if not name.startswith(LEFT_OUT)}
+    assert {name for name in listed() if not name.startswith(LEFT_OUT)} - names == set()
+    assert names - page - listed() - listed("--others", "--exclude-standard") == set()  # others: what is being written
 
 
 def test_a_wheel_of_the_sdist_is_the_same_as_one_of_the_repository(
