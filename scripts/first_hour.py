@@ -352,6 +352,7 @@ def _who() -> tuple[str, int | None]:
 
 def main() -> int:
     """Run all steps and return the exit code."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell ignores it for what it runs in the background
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--wheel", type=Path, help="Wheel to try. By default one is built of this checkout.")
     parser.add_argument("--json", type=Path, help="Write the times to this file too.")

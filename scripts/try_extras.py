@@ -97,6 +97,7 @@ def tried(python: Path, extra: str, directory: Path) -> dict[str, str]:
 
 def main() -> int:
     """Try all extras, or some of them, and return the exit code."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell ignores it for what it runs in the background
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--wheel", type=Path, required=True)
     parser.add_argument("--only", default=",".join(("none", *EXTRAS)), help="Extras, separated by commas.")

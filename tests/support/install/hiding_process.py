@@ -86,6 +86,7 @@ def _wait(child: int, output: int, until: bytes) -> int:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell ignores it for what it runs in the background
     order = json.loads(sys.argv[1])
     hide(set(order["hidden"]))
     import_module("actscope.cli.app")  # once, for all forks
