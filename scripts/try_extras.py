@@ -62,10 +62,11 @@ def attempt(python: Path, one: Attempt, directory: Path) -> str:
             [str(python.parent / "actscope"), *one.words], cwd=directory, env=environment, stdin=subprocess.DEVNULL,
             stdout=output, stderr=subprocess.STDOUT,
         )  # fmt: skip
-        end = time.monotonic() + LONGEST_S
+        end, until = time.monotonic() + LONGEST_S, one.works.encode() if one.until else b""
         while process.poll() is None and time.monotonic() < end:
-            if one.until and one.works.encode() in os.pread(output.fileno(), 1 << 20, 0):
+            if until and until in os.pread(output.fileno(), 1 << 20, 0):
                 process.send_signal(signal.SIGINT)
+                until = b""
             time.sleep(0.1)
         process.kill()
         process.wait()

@@ -107,10 +107,10 @@ def install_lines(output: str) -> list[str]:
 def prepare(directory: Path) -> None:
     """Write the files that the attempts name."""
     (directory / "prompts.txt").write_text("hello\n")
-    labels = (("a wolf in the dark wood", "true"), ("a stone by the quiet lake", "false"))
+    labels = (("A wolf howls in the dark forest", "true"), ("She pours a cup of warm tea", "false"))
     lines = [
-        f'{{"text": "{text} {i} and {i + 1}", "label": {{"danger": {holds}}}}}\n'
-        for i in range(20)
+        f'{{"text": "{text}, {n} times.", "label": {{"danger": {holds}}}}}\n'
+        for n in range(20)
         for text, holds in labels
     ]
     (directory / "labels.jsonl").write_text("".join(lines))
