@@ -101,12 +101,15 @@ def test_the_doctor_names_the_variable_of_each_directory_that_is_not_there(
 ) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("ACTSCOPE_RUNTIME_DIR", str(tmp_path / "file"))
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     monkeypatch.setenv("HF_HOME", str(tmp_path / "file" / "hf"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file" / "cache"))
     found = {finding.what: finding for finding in (check() for check in ground.CHECKS)}
     assert not found["runtime folder"].ok and "ACTSCOPE_RUNTIME_DIR" in found["runtime folder"].remedy
     assert found["cache"].ok and "XDG_CACHE_HOME" in found["cache"].remedy
     assert not found["model cache"].ok and "HF_HOME" in found["model cache"].remedy
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert ground.hub().ok, "nothing is loaded from the hub then"
 
 
 @pytest.fixture

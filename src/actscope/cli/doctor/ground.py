@@ -74,6 +74,11 @@ def hub() -> Finding:
     """Check the directory into which models of the Hugging Face hub are loaded."""
     chosen = os.environ.get("HF_HUB_CACHE") or os.environ.get("HF_HOME")
     place = Path(chosen) if chosen else Path(os.path.expanduser("~")) / ".cache" / "huggingface"
+    offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")  # as huggingface_hub reads it
+    if offline and not os.path.isdir(place):
+        return Finding(
+            "model cache", True, "none, and none is needed: HF_HUB_OFFLINE is set, so only local models load"
+        )
     if not place.is_absolute():
         return Finding("model cache", False, "there is no home directory", "set HF_HOME to a directory of this user")
     if can_create(place):
