@@ -106,7 +106,7 @@ def test_escapes_are_those_of_json_and_ordinary_text_stays() -> None:
 
 def test_commands_print_through_one_function() -> None:
     """`show` of `cli.common.output` alone prints, so that no command forgets the escapes."""
-    own = {CLI / "common" / "output.py", CLI / "common" / "logs.py", CLI / "__init__.py"}
+    own = {CLI / "common" / "output.py", CLI / "feed" / "logs.py", CLI / "__init__.py"}
     found = []
     for path in sorted(set(CLI.rglob("*.py")) - own):
         for node in ast.walk(ast.parse(path.read_text())):
