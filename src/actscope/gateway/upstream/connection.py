@@ -12,7 +12,10 @@ from yarl import URL
 from actscope.errors import SettingsError, UpstreamError
 from actscope.gateway.upstream.sse import read_whole
 
+#: How long one attempt to connect takes at most, in seconds, and how many there are. A busy server drops what its queue of new
+#: connections cannot hold, and a new attempt reaches it sooner than the kernel's own, which wait ever longer.
 _CONNECT_SECONDS = 5.0
+_CONNECT_ATTEMPTS = 6
 _ASK_SECONDS = 30.0
 _ASK_BYTES = 64 << 20
 #: How long an idle connection is kept, in seconds: less than the 5 s after which uvicorn, and so vLLM, closes it.
@@ -58,7 +61,7 @@ class Connection:
     ) -> aiohttp.ClientResponse:
         """Send one request and return the response once its head has arrived. The caller reads the body and closes it.
 
-        Connecting times out after 5 s. There is no limit on the time of the whole request. A body in one piece is sent again if
+        Connecting times out after 30 s. There is no limit on the time of the whole request. A body in one piece is sent again if
         a connection that was kept from an earlier request turns out to be closed: the engine has not read it then, or died.
 
         Args:
@@ -81,18 +84,22 @@ class Connection:
     async def _request(
         self, method: str, url: URL, body: bytes | AsyncIterable[bytes] | None, headers: Mapping[str, str] | None
     ) -> aiohttp.ClientResponse:
-        for _ in range(_MOST_STALE):
+        stale = unanswered = 0
+        while True:
             used = _Used()
             try:
                 return await self._http.request(
                     method, url, data=body, headers=headers, allow_redirects=False, skip_auto_headers=_NOT_ADDED,
                     trace_request_ctx=used,
                 )  # fmt: skip
-            except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError) as error:
-                if not used.before or not isinstance(body, bytes | None):
+            except aiohttp.ConnectionTimeoutError:  # nothing of the request was sent
+                unanswered += 1
+                if unanswered == _CONNECT_ATTEMPTS:
                     raise
-                failure = error
-        raise failure
+            except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError):
+                stale += 1
+                if not used.before or not isinstance(body, bytes | None) or stale == _MOST_STALE:
+                    raise
 
     async def ask(self, method: str, path: str, body: bytes | None = None) -> tuple[int, bytes]:
         """Send one short request and return status and body.
