@@ -20,8 +20,8 @@ def answering(content: bytes, status: int = 200) -> httpx.AsyncClient:
     return httpx.AsyncClient(transport=transport, base_url="http://gateway")
 
 
-async def judged(content: bytes, status: int = 200, *, streams: bool = False) -> SoakLoad:
-    load, body = SoakLoad(), {"max_tokens": 4, "n": 2}
+async def judged(content: bytes, status: int = 200, *, streams: bool = False, bare: bool = False) -> SoakLoad:
+    load, body = SoakLoad(bare=bare), {"max_tokens": 4, "n": 2}
     async with answering(content, status) as client:
         await (_stream if streams else _whole)(client, body, None, load)  # type: ignore[arg-type]
     return load
@@ -32,7 +32,9 @@ async def test_an_answer_is_right_only_if_every_token_but_the_last_of_each_choic
     computed: int, what: str
 ) -> None:
     choices = [{"actscope": final(10, 9)}, {"actscope": final(10, computed)}]
-    load = await judged(json.dumps({"choices": choices, "usage": {"prompt_tokens": 6}}).encode())
+    load = await judged(
+        json.dumps({"choices": choices, "usage": {"prompt_tokens": 6, "completion_tokens": 8}}).encode()
+    )
     assert load.done == {what: 1}
 
 
@@ -42,13 +44,19 @@ async def test_a_refusal_is_counted_with_its_words() -> None:
 
 
 @pytest.mark.parametrize("usage", [True, False])
-async def test_a_stream_that_ends_without_its_usage_has_no_scores(usage: bool) -> None:
+async def test_a_stream_that_ends_without_its_usage_is_broken(usage: bool) -> None:
     events: list[dict[str, Any]] = [{"choices": [{"actscope": final(10, 9)}]}]
     if usage:
-        events.append({"choices": [], "usage": {"prompt_tokens": 6}})
+        events.append({"choices": [], "usage": {"prompt_tokens": 6, "completion_tokens": 8}})
     lines = "".join(f"data: {json.dumps(event)}\n\n" for event in events)
     load = await judged(f"{lines}data: [DONE]\n\n".encode(), streams=True)
-    assert load.done == ({"right": 1} if usage else {"without_scores": 1})
+    assert load.done == ({"right": 1} if usage else {"broken": 1})
+
+
+@pytest.mark.parametrize(("tokens", "what"), [(8, "right"), (7, "broken")])
+async def test_without_the_plugin_an_answer_is_right_if_all_its_tokens_came(tokens: int, what: str) -> None:
+    answer = {"choices": [{}, {}], "usage": {"prompt_tokens": 6, "completion_tokens": tokens}}
+    assert (await judged(json.dumps(answer).encode(), bare=True)).done == {what: 1}
 
 
 def test_growth_is_from_the_third_tenth_to_the_last() -> None:
@@ -62,5 +70,5 @@ def test_growth_is_from_the_third_tenth_to_the_last() -> None:
 def test_kept_requests_that_nobody_counts_miss_the_bar() -> None:
     load = SoakLoad(kept=5)
     load.memory = [(1.0, name, 1.0) for name in STEADY_MB]
-    found = {one["name"]: one for one in _results(load, {"whole": 2, "incomplete": 1, "lost": 1}, 10.0, 4)}
+    found = {one["name"]: one for one in _results(load, {"whole": 2, "incomplete": 1, "lost": 1}, 10.0, 4, 0)}
     assert (found["kept_uncounted"]["value"], found["kept_uncounted"]["ok"]) == (1, False)

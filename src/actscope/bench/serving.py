@@ -20,11 +20,11 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypedDict
+from typing import NotRequired, TypedDict
 
 import httpx
 import msgspec
@@ -57,7 +57,7 @@ class SoakBody(TypedDict):
     messages: list[dict[str, str]]
     ignore_eos: bool
     max_tokens: int
-    actscope: dict[str, str] | bool
+    actscope: NotRequired[dict[str, str] | bool]
     n: int
 
 
@@ -71,6 +71,7 @@ class SoakLoad:
         kept: Requests that were to be kept.
         kills: How often the sidecar was killed.
         memory: (seconds, name of the processes, MiB).
+        bare: There are no scores: an answer is right if all its tokens came.
     """
 
     done: Counter[str] = field(default_factory=Counter)
@@ -78,6 +79,7 @@ class SoakLoad:
     kept: int = 0
     kills: int = 0
     memory: list[tuple[float, str, float]] = field(default_factory=list)
+    bare: bool = False
 
     def fail(self, what: str, words: str) -> None:
         """Count a failure."""
@@ -91,12 +93,12 @@ class SoakStage:
 
     url: str
     token: str
-    gateway: int
+    gateway: int | None
     vllm: int
     runtime_directory: Path
 
 
-def run(seconds: float, progress: Progress, *, clients: int = 16, kills: int = 0) -> list[Result]:
+def run(seconds: float, progress: Progress, *, clients: int = 16, kills: int = 0, bare: bool = False) -> list[Result]:
     """Run the load for `seconds`, after the start of vLLM.
 
     Args:
@@ -104,6 +106,7 @@ def run(seconds: float, progress: Progress, *, clients: int = 16, kills: int = 0
         progress: Called with the current state.
         clients: Number of clients; each has one request at a time.
         kills: How often the sidecar is killed.
+        bare: Ask vLLM directly, without the plugin and the gateway: the baseline of its memory.
 
     Raises:
         SettingsError: vLLM is not installed.
@@ -111,19 +114,26 @@ def run(seconds: float, progress: Progress, *, clients: int = 16, kills: int = 0
     """
     require_vllm()
     with tempfile.TemporaryDirectory(prefix="acts-") as name:
+        if bare:
+            progress("starting vLLM")
+            with _vllm(Path(name), plugin=False) as (engine, vllm):
+                _wait_until(_serves, engine, "", vllm, Path(name), progress)
+                stage = SoakStage(engine, "", None, vllm.pid, Path(name) / "run")
+                load = asyncio.run(_run(stage, seconds, clients, 0, progress))
+            return _results(load, None, seconds, clients, 0)
         progress("starting vLLM and the gateway")
         with _vllm(Path(name)) as (engine, vllm), _gateway(engine, Path(name), progress) as (url, token, gateway):
             stage = SoakStage(url, token, gateway.pid, vllm.pid, Path(name) / "run")
             load = asyncio.run(_run(stage, seconds, clients, kills, progress))
             counted = _await_kept(stage, load.kept, progress)
-    return _results(load, counted, seconds, clients)
+    return _results(load, counted, seconds, clients, kills)
 
 
 # --- the load -------------------------------------------------------------------------------------------------------------
 
 
 async def _run(stage: SoakStage, seconds: float, clients: int, kills: int, progress: Progress) -> SoakLoad:
-    load, begin = SoakLoad(), time.monotonic()
+    load, begin = SoakLoad(bare=stage.gateway is None), time.monotonic()
     limits = httpx.Limits(
         max_connections=None, max_keepalive_connections=0
     )  # the pool closes some that it has handed out
@@ -150,6 +160,8 @@ async def _client(client: httpx.AsyncClient, chance: random.Random, end: float, 
             "model": NAME, "messages": [{"role": "user", "content": f"Tell me about {words}"}], "ignore_eos": True,
             "max_tokens": chance.randint(4, 64), "actscope": options, "n": 2 if kind == "choices" else 1,
         }  # fmt: skip
+        if load.bare:
+            del body["actscope"]
         load.kept += keep * body["n"]
         try:
             await (_left if kind == "left" else _stream if kind == "stream" else _whole)(client, body, chance, load)
@@ -163,9 +175,8 @@ async def _whole(client: httpx.AsyncClient, body: SoakBody, chance: random.Rando
         load.fail("refused", answer.text)
         return
     found = answer.json()
-    finals = [choice["actscope"]["final"] for choice in found["choices"]]
-    tokens = found["usage"]["prompt_tokens"] + body["max_tokens"]
-    _judge(finals, tokens, load)
+    finals = [choice.get("actscope", {}).get("final") for choice in found["choices"]]
+    _judge(finals, found["usage"], body, load)
 
 
 async def _stream(client: httpx.AsyncClient, body: SoakBody, chance: random.Random, load: SoakLoad) -> None:
@@ -182,10 +193,7 @@ async def _stream(client: httpx.AsyncClient, body: SoakBody, chance: random.Rand
             usage = event.get("usage") or usage
             for choice in event.get("choices", ()):
                 last = choice.get("actscope", {}).get("final") or last
-    if usage is None or last is None:
-        load.fail("without_scores", "a stream ended without its usage or its last payload")
-        return
-    _judge([last], usage["prompt_tokens"] + body["max_tokens"], load)
+    _judge([last], usage, body, load)
 
 
 async def _left(client: httpx.AsyncClient, body: SoakBody, chance: random.Random, load: SoakLoad) -> None:
@@ -202,9 +210,16 @@ async def _left(client: httpx.AsyncClient, body: SoakBody, chance: random.Random
     load.done["left"] += 1
 
 
-def _judge(finals: list[dict[str, int]], tokens: int, load: SoakLoad) -> None:
+def _judge(
+    finals: Sequence[dict[str, int] | None], usage: dict[str, int] | None, body: SoakBody, load: SoakLoad
+) -> None:
     """Count an answer: all tokens are there, and all but the last of each choice have a score."""
-    if all(final["present"] == tokens and final["computed"] == tokens - 1 for final in finals):
+    if usage is None or usage["completion_tokens"] != body["max_tokens"] * body["n"]:
+        load.fail("broken", f"{body['n']} x {body['max_tokens']} tokens were asked for, and came: {usage}")
+        return
+    tokens = usage["prompt_tokens"] + body["max_tokens"]
+    whole = all(final and final["present"] == tokens and final["computed"] == tokens - 1 for final in finals)
+    if load.bare or whole:
         load.done["right"] += 1
     else:
         load.fail("without_scores", f"{tokens} tokens: {finals}")
@@ -220,10 +235,11 @@ async def _watch(
     due = [begin + seconds * (i + 0.5) / kills for i in range(kills)]
     while (now := time.monotonic()) < begin + seconds:
         if due and now >= due[0]:
-            load.kills += _kill_sidecar(stage)
-            due.pop(0)
+            killed = _kill_sidecar(stage)
+            load.kills += killed
+            del due[: min(1, killed)]  # none is there while it is started again: then the next one is killed
         processes = {
-            "gateway": [stage.gateway],
+            "gateway": [] if stage.gateway is None else [stage.gateway],
             "vllm_server": [stage.vllm],
             "vllm_engine": _descendants(stage.vllm),
             "sidecar": _sidecars(stage),
@@ -231,7 +247,7 @@ async def _watch(
         memory = {name: _private_mb(pids) for name, pids in processes.items()}
         load.memory += [(now - begin, name, mb) for name, mb in memory.items()]
         progress(f"{now - begin:.0f} s, {dict(load.done)}, MiB { ({n: round(mb) for n, mb in memory.items()}) }")
-        await asyncio.sleep(min(_SAMPLE_S, max(0.0, (due[0] if due else now + _SAMPLE_S) - now)))
+        await asyncio.sleep(min(_SAMPLE_S, max(0.1, (due[0] if due else now + _SAMPLE_S) - now)))
 
 
 def _kill_sidecar(stage: SoakStage) -> int:
@@ -298,7 +314,7 @@ def _await_kept(stage: SoakStage, kept: int, progress: Progress) -> dict[str, in
 
 
 @contextmanager
-def _vllm(directory: Path) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+def _vllm(directory: Path, *, plugin: bool = True) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
     """Run vLLM's server; yield its address and process. It is not ready yet."""
     port = _free_port()
     run_directory = directory / "run"
@@ -313,6 +329,8 @@ def _vllm(directory: Path) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
         "ACTSCOPE_RECORD": str(directory / "kept.acts"), "ACTSCOPE_ROWS": "asked", "VLLM_LOGGING_LEVEL": "ERROR",
         "ACTSCOPE_FLIGHT_GB": str(_FLIGHT_GB),
     }  # fmt: skip
+    if not plugin:
+        environment["VLLM_PLUGINS"] = ""
     with (directory / "vllm.log").open("w") as log:
         child = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
     try:
@@ -337,23 +355,35 @@ def _gateway(engine: str, directory: Path, progress: Progress) -> Iterator[tuple
         subprocess.Popen(command, env=environment, stdout=log, stderr=log) as child,
     ):
         try:
-            _wait_scores(url, token, child, directory, progress)
+            _wait_until(_has_scores, url, token, child, directory, progress)
             yield url, token, child
         finally:
             child.terminate()
 
 
-def _wait_scores(url: str, token: str, child: subprocess.Popen[bytes], directory: Path, progress: Progress) -> None:
+def _has_scores(client: httpx.Client) -> bool:
+    return msgspec.json.decode(client.get("/v1/actscope/info").content)["ring"] is not None
+
+
+def _serves(client: httpx.Client) -> bool:
+    return client.get("/v1/models").status_code == 200
+
+
+def _wait_until(
+    ready: Callable[[httpx.Client], bool], url: str, token: str, child: subprocess.Popen[bytes], directory: Path,
+    progress: Progress,
+) -> None:  # fmt: skip
+    """Wait until a server is ready; raises UpstreamError with its log if it is not, or ends."""
     begin, headers = time.monotonic(), {"Authorization": f"Bearer {token}"}
     with httpx.Client(base_url=url, headers=headers, trust_env=False) as client:
         while time.monotonic() < begin + START_S and child.poll() is None:
             with suppress(httpx.TransportError, msgspec.DecodeError, KeyError):
-                if msgspec.json.decode(client.get("/v1/actscope/info").content)["ring"] is not None:
+                if ready(client):
                     return
             progress(f"starting vLLM: {time.monotonic() - begin:.0f} s")
             time.sleep(0.5)  # neither says when it is ready: poll
-    logs = "\n".join((directory / name).read_text()[-2000:] for name in ("vllm.log", "gateway.log"))
-    raise UpstreamError(f"vLLM with scores did not come up within {START_S:.0f} s:\n{logs}")
+    logs = "\n".join(path.read_text()[-2000:] for path in sorted(directory.glob("*.log")))
+    raise UpstreamError(f"vLLM did not come up within {START_S:.0f} s:\n{logs}")
 
 
 def _free_port() -> int:
@@ -365,16 +395,21 @@ def _free_port() -> int:
 # --- results --------------------------------------------------------------------------------------------------------------
 
 
-def _results(load: SoakLoad, counted: dict[str, int], seconds: float, clients: int) -> list[Result]:
+def _results(load: SoakLoad, counted: dict[str, int] | None, seconds: float, clients: int, kills: int) -> list[Result]:
     asked = f"{clients} clients, {sum(load.done.values())} requests in {seconds:.0f} s"
     failed = {name: load.done[name] for name in ("refused", "without_scores", "broken")}
     told = "".join(f"; {name}: {words}" for name, words in load.told.items())
-    return [
+    requests = [
         _result("requests_right", load.done["right"], "requests", asked),
         _result("requests_left", load.done["left"], "requests", asked),
         *(_result(f"requests_{name}", value, "requests", asked + told, bar=0) for name, value in failed.items()),
+    ]
+    if counted is None:
+        return [*requests, *(_growth(load, name, seconds) for name in ("vllm_server", "vllm_engine"))]
+    return [
+        *requests,
         *(_growth(load, name, seconds) for name in STEADY_MB),
-        _result("sidecar_kills", load.kills, "kills", "none: an absolute figure"),
+        _result("sidecar_kills", load.kills, "kills", f"{kills} asked for"),
         _result("kept_asked", load.kept, "requests", "none: an absolute figure"),
         *(_result(f"kept_{name}", value, "requests", "of kept_asked") for name, value in counted.items()),
         _result("kept_uncounted", load.kept - sum(counted.values()), "requests", "whole, incomplete or lost", bar=0),

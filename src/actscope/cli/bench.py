@@ -76,6 +76,9 @@ def bench(
     kills: Annotated[
         int, typer.Option(metavar="N", min=0, max=1000, help="serving: how often the sidecar is killed.")
     ] = 0,
+    bare: Annotated[
+        bool, typer.Option("--bare", help="serving: vLLM without the plugin and the gateway: its memory's baseline.")
+    ] = False,
 ) -> None:
     """Measure a part of actscope against a named baseline in the same run. Exits 1 when a bar is missed.
 
@@ -99,7 +102,7 @@ def bench(
         if name == "models":
             more = {"engine": engine, "only": only}
         elif name == "serving":
-            more = {"clients": clients, "kills": kills}
+            more = {"clients": clients, "kills": kills, "bare": bare}
         results = module.run(seconds, lambda what: status.update(f"bench {name}: {what}"), **more)
     report = {"bench": name, "machine": machine(), "versions": versions(), "results": results, **_more(module, results)}
     show(json.dumps(report) if as_json else _tables(module, results))

@@ -40,7 +40,7 @@ from actscope.errors import EngineError
 log = logging.getLogger("actscope.vllm")
 
 #: A dead sidecar is started again after a pause. It doubles, up to the longest, with each that lived for less than the third.
-_RESTART_PAUSE_S, _LONGEST_PAUSE_S, _FORGIVEN_AFTER_S = 2.0, 60.0, 600.0
+_RESTART_PAUSE_S, _LONGEST_PAUSE_S, _FORGIVEN_AFTER_S = 2.0, 60.0, 30.0
 #: Capacity of the outbox. Beyond it the oldest messages are dropped and counted, and all options are sent anew once it is empty.
 _OUTBOX = 4096
 _BEAT_S = 5.0
