@@ -137,7 +137,7 @@ async def _run(stage: SoakStage, seconds: float, clients: int, kills: int, progr
     limits = httpx.Limits(
         max_connections=None, max_keepalive_connections=0
     )  # the pool closes some that it has handed out
-    headers = {"Authorization": f"Bearer {stage.token}"}
+    headers = _bearer(stage.token)
     async with (
         httpx.AsyncClient(
             base_url=stage.url, headers=headers, timeout=ANSWER_S, limits=limits, trust_env=False
@@ -361,6 +361,10 @@ def _gateway(engine: str, directory: Path, progress: Progress) -> Iterator[tuple
             child.terminate()
 
 
+def _bearer(token: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {token}"} if token else {}
+
+
 def _has_scores(client: httpx.Client) -> bool:
     return msgspec.json.decode(client.get("/v1/actscope/info").content)["ring"] is not None
 
@@ -374,7 +378,7 @@ def _wait_until(
     progress: Progress,
 ) -> None:  # fmt: skip
     """Wait until a server is ready; raises UpstreamError with its log if it is not, or ends."""
-    begin, headers = time.monotonic(), {"Authorization": f"Bearer {token}"}
+    begin, headers = time.monotonic(), _bearer(token)
     with httpx.Client(base_url=url, headers=headers, trust_env=False) as client:
         while time.monotonic() < begin + START_S and child.poll() is None:
             with suppress(httpx.TransportError, msgspec.DecodeError, KeyError):
