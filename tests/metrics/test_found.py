@@ -34,12 +34,11 @@ def test_the_writer_of_a_recording_is_found_by_its_open_file(tmp_path: Path, mod
         assert not link.exists() or line.device_name == link.resolve().name
 
 
-def test_the_process_of_an_engine_is_found_by_its_card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_process_of_an_engine_is_found_by_its_card() -> None:
     from actscope.ring.discovery import EngineCard, publish_card
     from actscope.runtime.boot import boot_id
     from actscope.runtime.process import Process
 
-    monkeypatch.setenv("ACTSCOPE_RUNTIME_DIR", str(tmp_path / "runtime"))
     me = Process.current()
     ring = f"actscope-{os.geteuid()}-{'0' * 16}"
     card = EngineCard(
