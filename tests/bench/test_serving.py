@@ -8,7 +8,9 @@ from typing import Any
 import httpx
 import pytest
 
+from actscope.bench import serving
 from actscope.bench.serving import STEADY_MB, SoakLoad, _growth, _results, _stream, _whole
+from actscope.errors import SettingsError
 
 
 def final(present: int, computed: int) -> dict[str, Any]:
@@ -72,3 +74,9 @@ def test_kept_requests_that_nobody_counts_miss_the_bar() -> None:
     load.memory = [(1.0, name, 1.0) for name in STEADY_MB]
     found = {one["name"]: one for one in _results(load, {"whole": 2, "incomplete": 1, "lost": 1}, 10.0, 4, 0)}
     assert (found["kept_uncounted"]["value"], found["kept_uncounted"]["ok"]) == (1, False)
+
+
+def test_without_the_plugin_there_is_no_sidecar_to_kill(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serving, "require_vllm", lambda: None)  # it is not installed here
+    with pytest.raises(SettingsError, match="--bare with --kills"):
+        serving.run(1.0, print, kills=1, bare=True)

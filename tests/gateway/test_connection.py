@@ -1,4 +1,4 @@
-"""Connections to an engine that it closes between two requests cost no request."""
+"""Connections that an engine closes between two requests, or does not accept at once, cost no request."""
 
 from __future__ import annotations
 

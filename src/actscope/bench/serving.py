@@ -3,7 +3,7 @@
 vLLM serves the built-in model with its probes and a recording. Clients ask without a pause: streams with scores, whole answers,
 two choices at once, streams that are left half-way, and requests that are kept. Every answer must have the scores of all its
 tokens. With `kills`, the sidecar is killed as often, spread over the run. In the end every request that was to be kept must be
-counted: recorded whole, in part, or lost.
+counted: recorded whole, in part, or lost. With `bare`, vLLM runs alone: the baseline of its memory.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ import numpy as np
 from actscope.bench.support.samples import Result
 from actscope.bench.support.vllm_engines import require_vllm
 from actscope.engines.builtin import NAME, model_path, probes_path
-from actscope.errors import UpstreamError
+from actscope.errors import SettingsError, UpstreamError
 from actscope.runtime.process import parent_of
 
 Progress = Callable[[str], None]
@@ -109,10 +109,14 @@ def run(seconds: float, progress: Progress, *, clients: int = 16, kills: int = 0
         bare: Ask vLLM directly, without the plugin and the gateway: the baseline of its memory.
 
     Raises:
-        SettingsError: vLLM is not installed.
+        SettingsError: vLLM is not installed, or `bare` is given with `kills`.
         UpstreamError: vLLM or the gateway does not start, or vLLM ends.
     """
     require_vllm()
+    if bare and kills:
+        raise SettingsError(
+            "--bare with --kills: without the plugin there is no sidecar to kill; leave one of them out"
+        )
     with tempfile.TemporaryDirectory(prefix="acts-") as name:
         if bare:
             progress("starting vLLM")
