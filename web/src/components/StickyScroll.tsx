@@ -51,6 +51,22 @@ export function StickyScroll({ label, follow, newest, children }: Props) {
       box.scrollTop = box.scrollHeight;
       show();
     };
+    // New tokens that still fit into the last line change no size, so they are counted by the request's own word.
+    let frame = 0;
+    let leave: () => void = () => undefined;
+    const count = () => {
+      if (!following)
+        frame ||= requestAnimationFrame(() => {
+          frame = 0;
+          show();
+        });
+    };
+    const listen = () => {
+      leave();
+      leave = active.get()?.subscribe(count) ?? (() => undefined);
+    };
+    const forget = active.subscribe(listen);
+    listen();
     const sizes = new ResizeObserver(onGrowth);
     const target = box === document.scrollingElement ? document : box;
     target.addEventListener("scroll", onScroll, { passive: true });
@@ -58,6 +74,9 @@ export function StickyScroll({ label, follow, newest, children }: Props) {
     return () => {
       target.removeEventListener("scroll", onScroll);
       sizes.disconnect();
+      forget();
+      leave();
+      cancelAnimationFrame(frame);
     };
   }, [follow]);
 
