@@ -16,7 +16,7 @@ NAMES = {
     "codec": {
         "error_bounded_ratio_1e-3", "error_bounded_error", "error_bounded_gbps", "lossless_bf16_ratio", "lossless_bf16_gbps",
     },
-    "capture": {"hf_3_layers", "hf_all_layers"},
+    "capture": {"hf_3_layers", "hf_all_layers", "hf_first_pass"},
     "soak": {"lost_rows", "rss_growth_mb"},
     "ring": {"latency_p50_ms", "latency_p99_ms", "rows_per_s", "torn_rows", "miscounted_gaps"},
 }  # fmt: skip
