@@ -130,7 +130,8 @@ def test_a_stream_is_not_held_back(front: Front) -> None:
     with front.client() as client, front.target.place.client() as direct:
         with client.stream("POST", "/v1/chat/completions", json=body) as response:
             assert response.headers["content-encoding"] == "gzip"
-            next(line for line in response.iter_lines() if '"content"' in line)
+            lines = response.iter_lines()  # kept: an iterator that is collected closes the connection
+            next(line for line in lines if '"content"' in line)
             path = f"/v1/actscope/requests/0_{response.headers['x-request-id']}"  # the first choice
             assert direct.get(path).json()["state"] == "running"
         until(lambda: direct.get(path).json()["state"] == "aborted", what="the end of a request whose client has left")
