@@ -10,7 +10,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from enum import IntFlag
-from typing import TYPE_CHECKING, Protocol, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 
@@ -78,6 +78,34 @@ class Span:
     n_prompt: int = 0
 
 
+class PassTimes(NamedTuple):
+    """Times of one pass at the borders that its engine crosses anyway: CLOCK_MONOTONIC in nanoseconds; 0: not known.
+
+    A pass is usually published before its tokens are drawn. Its sampling is then told with the next step, in `before_…`, or
+    with a step of the same number that has no rows.
+
+    Attributes:
+        scheduled_ns: The engine knew which requests the pass has.
+        begun_ns: The model began to compute.
+        ended_ns: The model had computed, and the rows were on the host.
+        sampling_ns: The engine began to draw the tokens of this pass.
+        sampled_ns: They were drawn.
+        before_sampling_ns: `sampling_ns` of the pass with the number before this one.
+        before_sampled_ns: `sampled_ns` of it.
+    """
+
+    scheduled_ns: int = 0
+    begun_ns: int = 0
+    ended_ns: int = 0
+    sampling_ns: int = 0
+    sampled_ns: int = 0
+    before_sampling_ns: int = 0
+    before_sampled_ns: int = 0
+
+
+NO_TIMES = PassTimes()
+
+
 @dataclass(frozen=True, slots=True)
 class Step:
     """One forward pass.
@@ -89,6 +117,7 @@ class Step:
         meta: ROW_META [n_rows], one label per row. Its `span` field counts from the start of this step.
         generation: Generation of the probe table in force (see `actscope.probes.bank`).
         weights: How often the engine's weights had changed since it loaded them.
+        times: When the pass crossed the borders of its engine, as far as the engine tells.
     """
 
     number: int
@@ -97,6 +126,7 @@ class Step:
     meta: np.ndarray
     generation: int = 0
     weights: int = 0
+    times: PassTimes = NO_TIMES
 
     @property
     def n_rows(self) -> int:

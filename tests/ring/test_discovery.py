@@ -8,6 +8,7 @@ import secrets
 import signal
 import subprocess
 import sys
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from support.waiting import can_unshare, until
 from actscope.errors import RingError
 from actscope.ring import discovery
 from actscope.ring.host import RingReader, RingSpec, RingWriter
-from actscope.ring.layout import Word
+from actscope.ring.layout import HEADER_BYTES, Word
 from actscope.ring.segment import SHM_DIR, is_locked, read_header, segment_path
 from actscope.runtime.boot import boot_id
 from actscope.runtime.directory import runtime_dir
@@ -241,6 +242,21 @@ def test_sweep_removes_the_ring_of_a_dead_container_and_leaves_that_of_a_living_
     assert discovery.read_cards() == []
     discovery.sweep()
     assert not segment_path(ring).exists() and list(runtime.iterdir()) == []
+
+
+def test_sweep_leaves_the_ring_of_a_living_engine_of_another_version(runtime: Path) -> None:
+    """A reader refuses such a ring, but its owner is known: the engine that made it still writes there."""
+    writer = RingWriter.create(RingSpec(8, 4, 4, 4))
+    with segment_path(writer.name).open("r+b") as file:
+        body = bytearray(file.read(HEADER_BYTES - 4))
+        body[8] = 1
+        file.seek(0)
+        file.write(bytes(body) + zlib.crc32(body).to_bytes(4, "little"))
+    with pytest.raises(RingError, match="version 1"):
+        read_header(writer.name)
+    discovery.sweep(orphan_age_s=-1)
+    assert segment_path(writer.name).exists()
+    writer.close()
 
 
 def silence(ring: str) -> None:

@@ -69,6 +69,20 @@ def test_every_flipped_bit_of_the_header_is_refused(segment: Path) -> None:
             RingReader.attach(segment.name)
 
 
+def as_version(path: Path, version: int) -> None:
+    """Let a segment's header say that it is of another version of the layout, with a right checksum."""
+    body = bytearray(path.read_bytes()[: HEADER_BYTES - 4])
+    struct.pack_into("<I", body, 8, version)
+    overwrite(path, 0, bytes(body) + struct.pack("<I", zlib.crc32(body)))
+
+
+def test_a_ring_of_the_version_before_is_refused_with_what_to_do(segment: Path) -> None:
+    """Version 1 had step records of 72 bytes, without the times of a pass."""
+    as_version(segment, 1)
+    with pytest.raises(RingError, match="a ring of version 1, expected version 2.*restart engine and reader"):
+        RingReader.attach(segment.name)
+
+
 def test_a_header_that_lies_with_a_right_checksum_is_refused_or_harmless(segment: Path) -> None:
     """Sizes that overflow, exceed the file, or are zero: checked before anything is mapped or allocated."""
     original, rng = segment.read_bytes()[:HEADER_BYTES], random.Random(1)

@@ -15,7 +15,7 @@ from support.ring.reading import read_batch
 
 from actscope.bench.ring import Stamper, Verifier, stamps
 from actscope.errors import RingClosed, RingError
-from actscope.frames import ROW_META, SCORES, Frame, SinkStats, Span, SpanFlag, SplitFrame, Step
+from actscope.frames import ROW_META, SCORES, Frame, PassTimes, SinkStats, Span, SpanFlag, SplitFrame, Step
 from actscope.ring.host import MAX_REQUEST_ID, RingReader, RingSpec, RingWriter, StepFlag, request_bytes
 from actscope.ring.layout import SPAN, SPAN_STRUCT, STEP, STEP_STRUCT, Header
 from actscope.ring.segment import segment_path
@@ -39,11 +39,15 @@ def test_a_step_comes_back_with_every_field(make_ring: MakeRing) -> None:
     ended = SpanFlag.END | SpanFlag.ABORTED
     spans = (Span("ä-1", 9, 2, 0, SpanFlag.FIRST, 11), Span("b", 4, 1, 2), Span("c", 0, 0, 3, ended))
     rows = np.arange(12, dtype=np.float32).reshape(3, 4)
-    writer.write(Step(2**60, 12345, spans, meta, 6, 70_000), [Frame("layers.0", np.zeros(1)), Frame(SCORES, rows)])
+    times = PassTimes(*range(2**62, 2**62 + 7))
+    writer.write(
+        Step(2**60, 12345, spans, meta, 6, 70_000, times), [Frame("layers.0", np.zeros(1)), Frame(SCORES, rows)]
+    )
     (record,) = read_batch(reader).steps
     assert (record.number, record.time_ns, record.generation, record.spans) == (2**60, 12345, 6, spans)
     assert np.array_equal(record.meta, meta) and np.array_equal(record.rows, rows)
     assert (record.flags, record.dropped_rows, record.weights) == (StepFlag(0), 0, 65_535)
+    assert record.times == times
     assert reader.read() is None
 
 
@@ -274,8 +278,8 @@ def _intact(published: Sequence[Published], cursor: int, row_capacity: int, step
 
 
 def test_records_for_struct_and_for_numpy_are_the_same_bytes() -> None:
-    assert (STEP_STRUCT.size, SPAN_STRUCT.size) == (STEP.itemsize, SPAN.itemsize) == (72, 152)
-    values = tuple(range(1, 13))
+    assert (STEP_STRUCT.size, SPAN_STRUCT.size) == (STEP.itemsize, SPAN.itemsize) == (128, 152)
+    values = tuple(range(1, 20))
     assert np.frombuffer(STEP_STRUCT.pack(*values), STEP)[0].item() == values
     span = np.frombuffer(SPAN_STRUCT.pack(-1, 2, 3, 4, 5, 3, 0, b"abc"), SPAN)[0].item()
     assert span[:7] == (-1, 2, 3, 4, 5, 3, 0) and span[7][:3] == b"abc"
@@ -283,7 +287,7 @@ def test_records_for_struct_and_for_numpy_are_the_same_bytes() -> None:
 
 def test_the_documented_layout_is_the_real_one() -> None:
     spec = RingSpec(row_capacity=10, width=3, step_capacity=5, span_capacity=7)
-    assert (spec.spans_offset, spec.meta_offset, spec.rows_offset, spec.segment_bytes) == (4480, 5568, 5888, 6016)
+    assert (spec.spans_offset, spec.meta_offset, spec.rows_offset, spec.segment_bytes) == (4736, 5824, 6144, 6272)
     assert len(Header(spec, 1, 2, 3, 4).pack()) <= 256
 
 

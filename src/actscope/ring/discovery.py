@@ -28,8 +28,8 @@ from actscope.ring.segment import (
     SEGMENT_NAME,
     SHM_DIR,
     is_locked,
-    read_header,
     read_heartbeat,
+    read_owner,
     segment_path,
     unlink,
 )
@@ -170,10 +170,9 @@ def _has_writer(ring: str) -> bool:
 def _owner(ring: str) -> Process | None:
     """Return the process that created a segment, according to its header; None if the segment cannot be read."""
     try:
-        header = read_header(ring)
+        return read_owner(ring)
     except RingError:
         return None
-    return Process(header.pid, header.pid_start, header.pid_namespace)
 
 
 def withdraw_card(card: EngineCard) -> None:

@@ -2,7 +2,7 @@
 
     0      header            HEADER: the writer's process, and the sizes that determine all other offsets
     256    counters          one 64-bit word per cache line, see `Word`
-    4096   steps   [step_capacity]        STEP, 72 bytes
+    4096   steps   [step_capacity]        STEP, 128 bytes
     ...    spans   [span_capacity]        SPAN, 152 bytes
     ...    meta    [row_capacity]         frames.ROW_META, 32 bytes
     ...    rows    [row_capacity, width]  float32, float16 or bfloat16 bits
@@ -30,7 +30,7 @@ from actscope.errors import RingError
 from actscope.frames import ROW_META
 
 MAGIC = b"ACTSRING"
-VERSION = 1
+VERSION = 2  # 2: the times of a pass are in its step record
 CACHE_LINE = 64
 DATA_OFFSET = 4096
 
@@ -91,12 +91,19 @@ STEP = np.dtype(
         ("dropped_rows", "<u4"),
         ("flags", "<u2"),
         ("weights", "<u2"),
+        ("scheduled_ns", "<i8"),
+        ("begun_ns", "<i8"),
+        ("ended_ns", "<i8"),
+        ("sampling_ns", "<i8"),
+        ("sampled_ns", "<i8"),
+        ("before_sampling_ns", "<i8"),
+        ("before_sampled_ns", "<i8"),
     ]
 )
 #: Largest `weights` of a step; later versions are all stored as this one.
 MAX_WEIGHTS = (1 << 16) - 1
 #: The same record for `struct`, which packs a record ten times faster than numpy assigns one.
-STEP_STRUCT = struct.Struct("<QQqQQQQIIIHH")
+STEP_STRUCT = struct.Struct("<QQqQQQQIIIHH7q")
 
 SPAN = np.dtype(
     [
@@ -231,13 +238,30 @@ class Header:
             _HEADER.unpack_from(raw)
         )
         _expect(where, "magic", magic, MAGIC)
-        _expect(where, "version", version, VERSION)
+        if version != VERSION:
+            raise RingError(
+                f"{where}: a ring of version {version}, expected version {VERSION}: its engine runs another version of "
+                "actscope; restart engine and reader with the same version"
+            )
         _expect(where, "checksum", zlib.crc32(raw[: _HEADER.size]), *_HEADER_CRC.unpack_from(raw, _HEADER.size))
         _expect(where, "data offset", data, DATA_OFFSET)
         _expect(where, "record sizes", sizes, [STEP.itemsize, SPAN.itemsize, ROW_META.itemsize])
         spec = _spec_of(where, rows, width, steps, spans, code)
         _expect(where, "segment size", total, spec.segment_bytes)
         return cls(spec, pid, start, namespace, created)
+
+
+def owner_of(raw: bytes) -> tuple[int, int, int] | None:
+    """Return (pid, start time, pid namespace) of the writer from a header of any version; None if it is not a ring's header.
+
+    These fields have the same place in all versions, so that engines do not sweep the rings of a living engine of another one.
+    """
+    if len(raw) < HEADER_BYTES or raw[: len(MAGIC)] != MAGIC:
+        return None
+    if zlib.crc32(raw[: _HEADER.size]) != _HEADER_CRC.unpack_from(raw, _HEADER.size)[0]:
+        return None
+    _, _, _, pid, start, namespace, *_ = _HEADER.unpack_from(raw)
+    return pid, start, namespace
 
 
 def _spec_of(where: str, rows: int, width: int, steps: int, spans: int, code: int) -> RingSpec:

@@ -13,7 +13,7 @@ import numpy as np
 
 from actscope.counters import counted, counting
 from actscope.errors import RingClosed, RingError
-from actscope.frames import ROW_META, Span, SpanFlag
+from actscope.frames import NO_TIMES, ROW_META, PassTimes, Span, SpanFlag
 from actscope.ring import futex
 from actscope.ring.layout import MAX_REQUEST_ID, NO_FLAGS, SPAN_STRUCT, STEP_STRUCT, RingSpec, StepFlag, Word
 from actscope.ring.segment import FOREIGN_SILENCE_NS, Segment
@@ -43,6 +43,7 @@ class StepRecord:
         flags: If not 0, the reason why the step has no rows although its spans name some.
         dropped_rows: Number of the step's rows that were never in the ring.
         weights: How often the engine's weights had changed since it loaded them; at most `layout.MAX_WEIGHTS`.
+        times: When the pass crossed the borders of its engine, as far as the engine tells.
     """
 
     number: int
@@ -54,6 +55,7 @@ class StepRecord:
     flags: StepFlag = NO_FLAGS
     dropped_rows: int = 0
     weights: int = 0
+    times: PassTimes = NO_TIMES
 
 
 @dataclass(slots=True, eq=False)
@@ -128,7 +130,17 @@ class _Record(NamedTuple):
     dropped_rows: int
     flags: int
     weights: int
+    scheduled_ns: int
+    begun_ns: int
+    ended_ns: int
+    sampling_ns: int
+    sampled_ns: int
+    before_sampling_ns: int
+    before_sampled_ns: int
 
+
+#: Index of the first of the fields that make a step's `PassTimes`.
+_TIMES_FROM = _Record._fields.index("scheduled_ns")
 
 _first_row = attrgetter("first_row")
 _first_span = attrgetter("first_span")
@@ -413,7 +425,9 @@ class RingReader:
             flags = _STEP_FLAGS[r.flags & 7]
             begin, end = r.first_row - row, r.first_row - row + r.n_rows
             mine = (meta, rows) if r.n_rows == len(rows) else (meta[begin:end], rows[begin:end])
-            steps.append(StepRecord(r.number, r.time_ns, r.generation, owned, *mine, flags, r.dropped_rows, r.weights))
+            times = PassTimes._make(r[_TIMES_FROM:])
+            found = StepRecord(r.number, r.time_ns, r.generation, owned, *mine, flags, r.dropped_rows, r.weights, times)
+            steps.append(found)
         return steps
 
     # -- accounting: every step and row is counted once, as read or as missed --

@@ -19,7 +19,7 @@ import numpy as np
 
 from actscope.errors import RingError
 from actscope.frames import ROW_META
-from actscope.ring.layout import DATA_OFFSET, HEADER_BYTES, SPAN, STEP, Header, RingSpec, Word
+from actscope.ring.layout import DATA_OFFSET, HEADER_BYTES, SPAN, STEP, Header, RingSpec, Word, owner_of
 from actscope.runtime.private_files import open_private
 from actscope.runtime.process import Process
 
@@ -46,6 +46,19 @@ def read_header(name: str) -> Header:
         return _checked_header(name, fd)
     finally:
         os.close(fd)
+
+
+def read_owner(name: str) -> Process | None:
+    """Return the process that created a segment, of any version of the layout; None if the header is not a ring's.
+
+    Raises RingError if the segment cannot be opened.
+    """
+    fd = open_private(segment_path(name), os.O_RDONLY)
+    try:
+        owner = owner_of(os.pread(fd, HEADER_BYTES, 0))
+    finally:
+        os.close(fd)
+    return None if owner is None else Process(*owner)
 
 
 def read_heartbeat(name: str) -> int:

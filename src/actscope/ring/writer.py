@@ -170,6 +170,7 @@ class RingWriter:
         record = STEP_STRUCT.pack(
             *(self._step, step.number, step.time_ns, step.generation, first_row, first_span, dropped_total),
             *(n_rows, n_spans, dropped, payload.flags, min(step.weights, MAX_WEIGHTS)),
+            *step.times,
         )
 
         words = segment.words

@@ -20,6 +20,7 @@ from actscope.engines.hf.loading import LoadedModel
 from actscope.engines.hf.request import FinishReason, Output, Request
 from actscope.engines.hf.sampling import Sampler, logprobs_of
 from actscope.engines.hf.text import Detokenizer
+from actscope.engines.pass_clock import PassClock
 from actscope.errors import EngineError, ProbeError, RequestRefused, SettingsError
 from actscope.frames import ROW_META, Sink, Span, SpanFlag, Step
 from actscope.probes import Bank, Probe, ProbedModel, log_left_out
@@ -164,6 +165,7 @@ class Engine:
         self._taps.set_probes(self.bank.items())
         self._publish_table(self.bank)
         self._calls = loaded.calls
+        self._clock = PassClock()
         self._batches: list[SequenceBatch] = []
         self._prefill: _Prefill | None = None
         self._inbox = _Inbox()
@@ -342,6 +344,7 @@ class Engine:
         if self._prefill is not None:
             self._prefill_chunk(self._prefill)
         for batch in self._batches:
+            self._clock.scheduled()
             ids = np.array([[s.next_id] for s in batch.sequences], np.int64)
             self._advance(batch, self._step(batch, ids))
         self._forget_empty()
@@ -351,6 +354,7 @@ class Engine:
         self._batches = [batch for batch in self._batches if batch.sequences]
 
     def _prefill_chunk(self, prefill: _Prefill) -> None:
+        self._clock.scheduled()
         budget = self.options.chunk_tokens if self._batches else self.options.max_step_tokens
         start, n = prefill.batch.width, max(1, budget // len(prefill.batch.sequences))
         scored = any(s.request.sampling.prompt_logprobs is not None for s in prefill.batch.sequences)
@@ -385,21 +389,26 @@ class Engine:
         lanes, start = batch.lanes(), batch.width
         self._taps.begin()
         options = {} if all_columns else self._forward_options
+        self._clock.begun()
         logits = batch.forward(self.loaded.model, np.ascontiguousarray(ids), **options)
         logits = logits if all_columns else logits[:, -1]
         self.stats.steps += 1
         labels = attribute(lanes, ids, start, self.stats.steps)
         frames = self._taps.frames(labels.index)
+        self._clock.ended()
         self.stats.rows += len(labels.index)
         self.stats.tap_faults = self._taps.faults
-        step = Step(self.stats.steps, monotonic_ns(), labels.spans, labels.meta, self.bank.generation)
+        times = self._clock.times()
+        step = Step(self.stats.steps, monotonic_ns(), labels.spans, labels.meta, self.bank.generation, times=times)
         self._sink.write(step, frames)
         return logits
 
     def _advance(self, batch: SequenceBatch, logits: torch.Tensor) -> None:
         """Draw a token for each sequence, deliver the outputs, and remove the sequences that have ended."""
+        self._clock.sampling()
         greedy = logits.argmax(dim=-1).tolist()
         outputs = [self._output(s, row, best) for s, row, best in zip(batch.sequences, logits, greedy, strict=True)]
+        self._clock.sampled()
         staying = [i for i, output in enumerate(outputs) if output.finish_reason is None]
         ended = [s for s, output in zip(batch.sequences, outputs, strict=True) if output.finish_reason is not None]
         if ended:
@@ -440,7 +449,8 @@ class Engine:
 
     def _publish_end(self, ended: Sequence[Running], flags: SpanFlag = SpanFlag.END) -> None:
         spans = tuple(Span(s.request.id, s.n_prompt + len(s.sampler.generated), 0, 0, flags, s.n_prompt) for s in ended)
-        step = Step(self.stats.steps, monotonic_ns(), spans, np.empty(0, ROW_META), self.bank.generation)
+        times = self._clock.sampling_only()
+        step = Step(self.stats.steps, monotonic_ns(), spans, np.empty(0, ROW_META), self.bank.generation, times=times)
         self._sink.write(step, self._taps.frames_of_none())
 
     def _drop(self, aborted: set[str]) -> None:

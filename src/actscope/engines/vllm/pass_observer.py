@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from actscope.counters import Counter, counted, counters_of, counting
+from actscope.engines.pass_clock import PassClock
 from actscope.engines.vllm.bank import InForce
 from actscope.engines.vllm.publishing.device_copy import CudaCopier, HostCopier
 from actscope.engines.vllm.publishing.labels import known_of
@@ -44,6 +45,7 @@ class PassObserver:
     A pass that waits and is never sampled is published without rows: its accepted drafts are unknown.
 
     Attributes:
+        clock: Stamps the borders of each pass.
         faults: Number of callbacks that failed. Only the first failure is logged.
     """
 
@@ -60,6 +62,7 @@ class PassObserver:
         self._runner, self._buffers, self._copier = runner, buffers, copier
         self._requests, self._sidecar = requests, sidecar
         self._open_publisher = open_publisher
+        self.clock = PassClock()
         self._publisher: Publisher | None = None
         self._bank = InForce({}, np.zeros(buffers.n_columns, np.int64))
         self._waiting: tuple[PassNote, PassBatch] | None = None
@@ -68,6 +71,8 @@ class PassObserver:
 
     def before(self, scheduled: Any) -> None:
         """Prepare a pass: apply staged probes and note new and finished requests."""
+        if scheduled.total_num_scheduled_tokens:  # else the pass before is still the latest one
+            self.clock.scheduled()
         try:
             self._before(scheduled)
         except Exception:  # a fault of ours must never stop the model
@@ -85,6 +90,8 @@ class PassObserver:
 
     def after(self, scheduled: Any) -> None:
         """Publish a launched pass; with drafts, wait for `sampled` to know which were accepted."""
+        if scheduled.total_num_scheduled_tokens:
+            self.clock.ended()
         try:
             self._after(scheduled)
         except Exception:
@@ -92,9 +99,11 @@ class PassObserver:
 
     def sampled(self) -> None:
         """Publish the pass that waited for sampling."""
+        self.clock.sampled()
         try:
             waiting, self._waiting = self._waiting, None
             if waiting is not None:
+                waiting[0].times = self.clock.times()
                 self._publish(*waiting)
         except Exception:
             self._fault("after sampling")
@@ -202,6 +211,7 @@ class PassObserver:
             blocks,
             copies,
             n_rows=n_rows,
+            times=self.clock.times() if n_rows else self.clock.sampling_only(),
         )
 
     def _publish(self, note: PassNote, batch: PassBatch) -> None:

@@ -343,11 +343,13 @@ def _around_passes(runner: Any, session: RunnerSession) -> None:
         if kwargs.get("dummy_run"):
             return execute(scheduled, *args, **kwargs)
         session.before(scheduled)
+        session.begun()
         result = execute(scheduled, *args, **kwargs)
         session.after(scheduled)
         return result
 
     def sample_tokens(*args: object, **kwargs: object) -> object:
+        session.sampling()
         result = sample(*args, **kwargs)
         session.sampled()
         return result

@@ -216,11 +216,23 @@ class RunnerSession:
         if self._observer is not None and not self.warming:
             self._observer.before_dummy()
 
+    def begun(self) -> None:
+        """Stamp the moment at which the runner takes over. Only reads the clock."""
+        observer = self._observer
+        if observer is not None and not self.warming:
+            observer.clock.begun()
+
     def after(self, scheduled: Any) -> None:
         """Publish a launched pass; with drafts, wait for `sampled` to know which were accepted."""
         observer = self._observer
         if observer is not None and not self.warming:
             observer.after(scheduled)
+
+    def sampling(self) -> None:
+        """Stamp the moment at which the runner begins to draw tokens. Only reads the clock."""
+        observer = self._observer
+        if observer is not None and not self.warming:
+            observer.clock.sampling()
 
     def sampled(self) -> None:
         """Publish the pass that waited for sampling."""

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from actscope.clock import monotonic_ns
 from actscope.counters import counted, counting
 from actscope.engines.vllm.runners import PassBatch
 from actscope.errors import SettingsError
@@ -31,7 +32,8 @@ log = logging.getLogger("actscope.vllm")
 class HostPass:
     """One pass's output on the host: scores float32 [n, width]; rows [n, n_kept * d] (bfloat16 as uint16 bits), or None.
 
-    The arrays are views: they are valid only during the `publish` call that receives them.
+    The arrays are views: they are valid only during the `publish` call that receives them. `landed_ns` is the time at which
+    copies from a device were done; 0 if there were none.
     """
 
     scores: np.ndarray
@@ -41,6 +43,7 @@ class HostPass:
     slots: np.ndarray | None
     fired: np.ndarray
     rejected: np.ndarray | None = None
+    landed_ns: int = 0
 
 
 Publish = Callable[[HostPass], None]
@@ -147,6 +150,7 @@ class CudaCopier:
                 try:
                     done.synchronize()
                     on_host = staging.on_host(self._buffers.n_columns, n, with_rows, has_slots, n_rejected)
+                    on_host.landed_ns = monotonic_ns()
                 except Exception:
                     lost()
                     raise

@@ -14,7 +14,7 @@ from actscope.counters import counted, counting
 from actscope.engines.vllm.publishing.device_copy import HostPass
 from actscope.engines.vllm.publishing.labels import PassLabels, Register, RequestState
 from actscope.engines.vllm.publishing.prefix_scores import PrefixScores
-from actscope.frames import ROW_META, SCORES, Frame, Span, SpanFlag, SplitFrame, Step
+from actscope.frames import NO_TIMES, ROW_META, SCORES, Frame, PassTimes, Span, SpanFlag, SplitFrame, Step
 from actscope.ring.host import RingWriter
 from actscope.taps.tap import TapBuffers
 
@@ -43,6 +43,7 @@ class PassNote:
         blocks: (request, new KV blocks, whether they replace all earlier ones).
         copies: (source, destination) KV blocks that vLLM copies before the pass.
         n_rows: Number of scheduled tokens.
+        times: When the pass crossed the borders of the engine; without tokens only when those of the pass before were drawn.
     """
 
     requests: Sequence[str]
@@ -55,6 +56,7 @@ class PassNote:
     blocks: Sequence[tuple[str, list[int], bool]] = ()
     copies: Sequence[tuple[int, int]] = ()
     n_rows: int = 0
+    times: PassTimes = NO_TIMES
 
 
 @counting("model")
@@ -156,6 +158,7 @@ class Publisher:
         self._refused: frozenset[int] = frozenset()
         self._unseen = 0  # passes with dropped rows since the last published one
         self._step = 0
+        self._is_latest = False  # whether the latest pass was published, under the number `_step`
         self._weights = 0
         self.counts = PublishedCounts()
 
@@ -212,7 +215,7 @@ class Publisher:
             self._keep(note, labels, scores, on_host.slots, self._prefix)
             if labels.gaps or self._gaps:
                 spans = self._publish_cached(note, labels, self._prefix)
-        step = self._new_step(spans + ended, labels.meta, note.generation)
+        step = self._new_step(spans + ended, labels.meta, note.generation, self._times_of(note, on_host))
         raw = None if self._rows_ring is None else self._raw_rows(step, ended, labels, scores, on_host.rows, silent)
         self._ring.write(step, [Frame(SCORES, scores)])
         self.counts.passes += 1
@@ -224,12 +227,31 @@ class Publisher:
 
     # --- parts of a pass ---
 
-    def _new_step(self, spans: tuple[Span, ...], meta: np.ndarray, generation: int) -> Step:
-        return Step(self._step, monotonic_ns(), spans, meta, generation, self._weights)
+    def _new_step(
+        self, spans: tuple[Span, ...], meta: np.ndarray, generation: int, times: PassTimes = NO_TIMES
+    ) -> Step:
+        return Step(self._step, monotonic_ns(), spans, meta, generation, self._weights, times)
+
+    def _times_of(self, note: PassNote, on_host: HostPass) -> PassTimes:
+        """Return the times of a pass that is published. Those of the pass before it are known by this number less one."""
+        times, told = note.times, self._is_latest
+        self._is_latest = True
+        if on_host.landed_ns:
+            times = times._replace(ended_ns=on_host.landed_ns)
+        return times if told else times._replace(before_sampling_ns=0, before_sampled_ns=0)
+
+    def _times_without_rows(self, note: PassNote) -> PassTimes:
+        """Return when the tokens of the latest published pass were drawn, for a step without rows under its number."""
+        times, told = note.times, self._is_latest
+        if note.n_rows:  # this pass has no number: what follows tells of its sampling, not of the published one's
+            self._is_latest = False
+            times = PassTimes(sampling_ns=times.before_sampling_ns, sampled_ns=times.before_sampled_ns)
+        return times if told else NO_TIMES
 
     def _publish_without_rows(self, note: PassNote, ended: tuple[Span, ...], slots: np.ndarray | None = None) -> None:
         """Publish the ends, count the rows, and forget cached scores that the pass has overwritten (`slots`, None: unknown)."""
         self.counts.dropped_rows += note.n_rows
+        times = self._times_without_rows(note)
         if self._prefix is not None and slots is None:
             self._prefix.copy_blocks(note.copies)
         if self._prefix is not None and note.n_rows:
@@ -238,7 +260,7 @@ class Publisher:
             self.counts.raw_dropped_rows += self._wanted_rows(note)
         if not ended:
             return
-        step = self._new_step(ended, np.empty(0, ROW_META), note.generation)
+        step = self._new_step(ended, np.empty(0, ROW_META), note.generation, times)
         self._ring.write(step, [Frame(SCORES, np.empty((0, self._n_columns), np.float32))])
         if self._rows_ring is not None:
             self._rows_ring.write(step, [])
