@@ -20,6 +20,8 @@ from actscope.serving.settings import ServingSettings
 
 #: Key of the function in a request's `scope["state"]` that marks its connection as trusted.
 _TRUST: Final = "actscope_trust"
+#: Key of the transport of a request's connection in `scope["state"]`.
+_TRANSPORT: Final = "actscope_transport"
 #: Time that a closed connection has for the rest of its body, and a client without the token for reading its answer.
 _LINGER_SECONDS: Final = 2.0
 #: Bytes of that rest that are thrown away; then the connection is closed at once.
@@ -36,6 +38,12 @@ def trust_connection(scope: Scope) -> None:
     trust = scope.get("state", {}).get(_TRUST)
     if trust is not None:
         trust()
+
+
+def transport_of(scope: Scope) -> asyncio.Transport | None:
+    """Return the transport of a request's connection, which may only be looked at; None under another server."""
+    found: asyncio.Transport | None = scope.get("state", {}).get(_TRANSPORT)
+    return found
 
 
 class Crowd:
@@ -192,6 +200,7 @@ class BoundedConnection(HttpToolsProtocol):
         self.deadline = self.loop.time() + self.settings.head_seconds
         super().on_message_begin()
         self.scope["state"][_TRUST] = self._trust
+        self.scope["state"][_TRANSPORT] = self._real
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Take a header. Trailers are thrown away."""

@@ -17,14 +17,18 @@ from msgspec import Raw
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from actscope.clock import monotonic_ns
 from actscope.errors import UpstreamError
 from actscope.gateway.api.completion_request import Call
 from actscope.gateway.api.payloads import ChoiceView, encode
 from actscope.gateway.scores.request_log import RequestLog, State
 from actscope.gateway.scores.request_store import Flight, Sessions
+from actscope.gateway.scores.token_times import TokenTimes
+from actscope.gateway.timeline.send_buffer import SendBuffer
 from actscope.gateway.upstream.engine import EngineConnection
 from actscope.gateway.upstream.sse import SseSplitter, read_whole
 from actscope.gateway.upstream.upstream import Upstream
+from actscope.serving.connections import transport_of
 from actscope.serving.errors import Problem, error_object, problem_response
 
 _log = logging.getLogger(__name__)
@@ -45,6 +49,8 @@ _FAILURES = (aiohttp.ClientError, UpstreamError, OSError, asyncio.TimeoutError, 
 #: Maximum size in bytes of a refusal of the engine.
 _MOST_REFUSAL_BYTES = 1 << 20
 _DONE = b"data: [DONE]\n\n"
+#: Bytes of the empty chunk that ends a chunked body.
+_LAST_CHUNK_BYTES = 5
 
 
 def _reason_of(error: BaseException) -> str:
@@ -108,6 +114,9 @@ class CompletionResponse(Response):
         self._logs = [self._new_log(request) for request in call.choices]
         self._views = self._new_views()
         self._started = self._ended = self._broken = False
+        self._read_ns = 0
+        self._unsent: list[TokenTimes] = []
+        self._buffer = SendBuffer.of(None)
         self._last: Fields = {}
         self._verbatim = call.ask is None and call.wants_token_ids >= call.has_token_ids
         self._has_nulls = engine.kind == "vllm"
@@ -131,6 +140,7 @@ class CompletionResponse(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the answer. Finish the logs of all choices however it ends."""
         self._sessions.begin(self.flight)
+        self._buffer = SendBuffer.of(transport_of(scope))
         work = asyncio.create_task(self._work(send))
         watch = asyncio.create_task(self._watch(receive))
         self.flight.on_cancel(work.cancel)
@@ -161,6 +171,9 @@ class CompletionResponse(Response):
             await self._relay(send)
 
     async def _relay(self, send: Send) -> None:
+        asked_ns = monotonic_ns()
+        for log in self._logs:
+            log.times.asked_ns = asked_ns
         try:
             response = await self._engine.endpoint.send("POST", self._call.path, self._call.body, self._headers_up)
         except _FAILURES as error:
@@ -267,15 +280,20 @@ class CompletionResponse(Response):
         splitter = SseSplitter()
         while True:
             data = await response.content.readany()
+            self._read_ns = monotonic_ns()
             if not data:
                 raise UpstreamError("the connection closed before the end of the answer")
             out = [await self._event(event) for event in splitter.feed(data) if not self._broken]
             if splitter.done or self._broken:
                 self._finish_all("done", None)
-                await self._send_last(send, b"".join(out))
+                body, chunks = b"".join(out), self._sent()
+                await self._send_last(send, body)
+                self._buffer.add(_framed(body) + _LAST_CHUNK_BYTES, chunks)
                 return
             if any(out):
-                await send({"type": "http.response.body", "body": b"".join(out), "more_body": True})
+                body, chunks = b"".join(out), self._sent()
+                await send({"type": "http.response.body", "body": body, "more_body": True})
+                self._buffer.add(_framed(body), chunks)
 
     async def _start_stream(self, send: Send) -> None:
         self._started = True
@@ -286,6 +304,12 @@ class CompletionResponse(Response):
             (b"x-request-id", self._call.response.encode()),
         ]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
+
+    def _sent(self) -> list[tuple[TokenTimes, int]]:
+        """Stamp the chunks that are about to be sent. Returns the times of their requests, and how many chunks those have."""
+        now = monotonic_ns()
+        unsent, self._unsent = self._unsent, []
+        return [(times, times.sent(now)) for times in unsent]
 
     async def _event(self, event: bytes) -> bytes:
         """Return an event as it is sent to the client. Events other than chunks are passed through unchanged."""
@@ -348,8 +372,10 @@ class CompletionResponse(Response):
             self._set_prompt(_index(choice), found["prompt_token_ids"])
         if withheld or (found["token_ids"] and log.n_prompt is None):
             log.follow_rows()  # vLLM withholds the token ids of hidden reasoning
-        elif not log.follows_rows:
-            log.add_tokens(found["token_ids"] or ())
+        elif not log.follows_rows and found["token_ids"]:
+            log.add_tokens(found["token_ids"])
+            log.times.read(log.present, self._read_ns)
+            self._unsent.append(log.times)
         reason = _text(choice.get("finish_reason", _NULL))
         if reason is not None:
             await self._end(log, reason)
@@ -399,6 +425,11 @@ class CompletionResponse(Response):
         await self._end(log, _text(choice.get("finish_reason", _NULL)))
         if view is not None:
             choice["actscope"] = view.payload(final=True)
+
+
+def _framed(body: bytes) -> int:
+    """Return the bytes that a piece of a chunked body takes on the connection."""
+    return len(b"%x\r\n\r\n" % len(body)) + len(body) if body else 0
 
 
 def _get(fields: Fields, name: str) -> Any:

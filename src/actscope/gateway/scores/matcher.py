@@ -218,7 +218,10 @@ class Matcher:
 
     def _route(self, replica: Replica, part: RingPart, batch: StepBatch) -> None:
         number, merger = part.card.part, replica.merger
+        draws = part is replica.parts[-1]  # the last part draws the tokens
         for step in batch.steps:
+            part.passes.take(step)
+            timed = draws and step.times.scheduled_ns
             table = part.tables.of(step.generation)
             scored = table if len(step.rows) else None
             for span in step.spans:
@@ -229,6 +232,8 @@ class Matcher:
                 ended, log = int.__and__(span.flags, _END), bound.log  # IntFlag's own `&` costs 1 µs
                 if log.state == "running":
                     log.see_span(span)
+                    if timed and span.n_rows:
+                        log.times.see_pass(step.number, span.first_position, log.present)
                     if step.weights != log.weights and span.n_rows:
                         log.see_weights(span.first_position, step.weights)
                     target = log if merger is None else merger.part_of(log, number)

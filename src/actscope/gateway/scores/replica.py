@@ -10,6 +10,7 @@ from actscope.counters import CounterReport, counters_of
 from actscope.frames import Span, SpanFlag
 from actscope.gateway.scores.match_counts import UnmatchedCounts
 from actscope.gateway.scores.part_merger import PartMerger
+from actscope.gateway.scores.pass_ledger import PassLedger
 from actscope.gateway.scores.probe_table import ProbeTable, Tables, Versions, join_tables
 from actscope.gateway.scores.request_ids import external_id
 from actscope.gateway.scores.request_log import RequestLog
@@ -22,13 +23,14 @@ _PRUNED_FROM = 1024
 
 
 class RingPart:
-    """Ring and probe tables of one part of an engine."""
+    """Ring, probe tables and latest passes of one part of an engine."""
 
     def __init__(self, card: EngineCard, reader: RingReader, versions: Versions | None = None) -> None:
         self.card = card
         self.reader = reader
         self.tables = Tables(card, versions)
         self.counts = UnmatchedCounts()
+        self.passes = PassLedger()
 
     def report(self) -> CounterReport:
         """Return the counters of this part's rows in the gateway."""

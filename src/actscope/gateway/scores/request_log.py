@@ -21,6 +21,7 @@ from actscope.gateway.scores.columns import EventColumn, EventKind, ScoreColumn
 from actscope.gateway.scores.detokenizer import TokenTexts
 from actscope.gateway.scores.match_counts import LogCounts
 from actscope.gateway.scores.probe_table import NO_COLUMNS, Columns
+from actscope.gateway.scores.token_times import TokenTimes
 
 State = Literal["running", "done", "aborted", "failed"]
 Source = Literal["gateway", "engine"]
@@ -114,6 +115,8 @@ class RequestLog:
         self.n_prompt: int | None = None
         self.scores = ScoreColumn()
         self.events = EventColumn()
+        self.times = TokenTimes()
+        """When its tokens were drawn, read, sent and drained."""
         self.first_columns = first_columns
         self.engine_ended = False
         self._answered = False

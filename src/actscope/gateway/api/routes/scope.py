@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import MutableMapping, Sequence
 from dataclasses import asdict
 from typing import Annotated
@@ -23,6 +24,8 @@ from actscope.gateway.counters.reports import MEDIA_TYPE, prometheus_text, sourc
 from actscope.gateway.scores.matcher import read_of
 from actscope.gateway.scores.replica import Replica
 from actscope.gateway.scores.request_log import RequestLog
+from actscope.gateway.timeline.answer import MOST_TOKENS, TimelineSource, timeline_of
+from actscope.gateway.timeline.schemas import Timeline
 from actscope.gateway.upstream.discovery import Cards
 from actscope.gateway.upstream.engine import EngineConnection
 from actscope.gateway.upstream.upstream import json_object
@@ -228,6 +231,33 @@ async def get_request(
         raise no_features("features")
     answer: WireRequest = {**whole(log, features), "state": log.state}
     return Response(encode(answer), media_type="application/json")
+
+
+@router.get("/v1/actscope/requests/{id}/timeline")
+async def get_timeline(
+    id: str,
+    gateway: Here,
+    token: Annotated[int | None, Query(ge=0, description="only this token of the answer, from 0")] = None,
+    first: Annotated[int, Query(ge=0, description="the first token of the answer to return")] = 0,
+    limit: Annotated[int, Query(ge=1, le=MOST_TOKENS, description="the most tokens to return")] = 256,
+) -> Timeline:
+    """Return when each token of a request came, and the parts of the time before it."""
+    log = _log(gateway, id)
+    engine = gateway.upstream.engine
+    replicas = engine.matcher.replicas if engine and engine.matcher else ()
+    ledger = next((replica.parts[-1].passes for replica in replicas if replica.id == log.replica), None)
+    source = TimelineSource.of(log, ledger)
+    found = await asyncio.to_thread(
+        timeline_of, source, first if token is None else token, limit if token is None else 1
+    )
+    if token is not None and not found.tokens:
+        raise Problem(
+            404,
+            f"request {log.request} has no token {token} whose times are known; it has {log.completion_tokens} tokens, and those "
+            "that have not reached the client yet have no timeline",
+            code="token_not_found",
+        )
+    return found
 
 
 @router.delete("/v1/actscope/requests/{id}")
