@@ -79,7 +79,7 @@ def as_version(path: Path, version: int) -> None:
 def test_a_ring_of_the_version_before_is_refused_with_what_to_do(segment: Path) -> None:
     """Version 1 had step records of 72 bytes, without the times of a pass."""
     as_version(segment, 1)
-    with pytest.raises(RingError, match="a ring of version 1, expected version 2.*restart engine and reader"):
+    with pytest.raises(RingError, match=r"a ring of version 1, expected version 2: .*; restart engine and reader"):
         RingReader.attach(segment.name)
 
 

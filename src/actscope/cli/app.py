@@ -25,6 +25,7 @@ from actscope.cli import (
     serve,
     verify,
     watch,
+    why,
 )
 from actscope.cli.common.hints import add_hints
 from actscope.cli.common.output import show
@@ -65,6 +66,7 @@ app.command("watch", short_help="Follow a running engine in the terminal.")(watc
 app.add_typer(probe.app, name="probe")
 app.command("capture", short_help="Run prompts through a model and record its activations.")(capture.capture)
 app.command("mark", short_help="Keep a request of a server that runs with --record.")(mark.mark)
+app.command("why", short_help="Say why a token came when it came.")(why.why)
 app.command("info", short_help="Summarize a recording.")(info.info)
 app.command("verify", short_help="Check every byte of a recording.")(verify.verify)
 app.command("recover", short_help="Close a recording after a crash.")(recover.recover)

@@ -46,6 +46,7 @@ ATTEMPTS = (
     Attempt("gateway --port 0 --no-browser", "gateway", "Ctrl-C stops it", until=True),
     Attempt("watch", "", "is running yet; waiting", until=True),
     Attempt("mark --last", "", "no engine is running"),
+    Attempt("why chatcmpl-1 --url http://127.0.0.1:1", "", "does not answer"),
     Attempt("probe list", "", "no engine is running"),
     Attempt("probe list .", "", "activation"),
     Attempt("probe test {probe}", "", ": ok, danger"),

@@ -272,6 +272,26 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/v1/actscope/requests/{id}/timeline": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Get Timeline
+         * @description Return when each token of a request came, and the parts of the time before it.
+         */
+        get: operations["getTimeline"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/v1/actscope/requests/{id}/events": {
         parameters: {
             query?: never;
@@ -1029,6 +1049,62 @@ export interface components {
             /** Faults */
             faults: number;
         };
+        /**
+         * GapPart
+         * @description A part of a gap.
+         */
+        GapPart: {
+            /**
+             * Name
+             * @description `request`: the gateway read the request and sent it to the engine; `queue`: the request waited in the engine for its first pass; `scheduling`: the engine did other work before it began the token's pass; `other_passes`: the engine ran passes that the request had no part in; `preparing`: the engine prepared the token's pass; `pass`: the model computed the token's pass, with all requests in it; `publishing`: the rows of the pass were labeled and put into the ring; `sampling`: the engine drew the tokens of the pass; `delivery`: the token was on its way from the engine to the gateway; `gateway`: the gateway added scores to the token, and had other work; `send_buffer`: the token lay in the gateway's send buffer, because the client's side had not taken it
+             */
+            name: string;
+            /**
+             * Start Ns
+             * @description its beginning on the monotonic clock
+             */
+            start_ns: number;
+            /**
+             * Ns
+             * @description its length in nanoseconds
+             */
+            ns: number;
+        };
+        /**
+         * GapPass
+         * @description A pass of the engine that lies in a gap.
+         */
+        GapPass: {
+            /**
+             * Number
+             * @description the engine's number of the pass
+             */
+            number: number;
+            /**
+             * Own
+             * @description whether the request takes part in it
+             */
+            own: boolean;
+            /**
+             * Start Ns
+             * @description when its requests were known
+             */
+            start_ns: number;
+            /**
+             * Ns
+             * @description time until its last known border
+             */
+            ns: number;
+            /** Requests */
+            requests: number;
+            /** Rows */
+            rows: number;
+            /**
+             * Prompt Rows
+             * @description rows of prompts
+             */
+            prompt_rows: number;
+        };
         /** HTTPValidationError */
         HTTPValidationError: {
             /** Detail */
@@ -1618,6 +1694,119 @@ export interface components {
             include_usage?: boolean | null;
         } & {
             [key: string]: unknown;
+        };
+        /**
+         * Timeline
+         * @description When the tokens of a request came, and why. Tokens that are not at the end of their way yet are left out.
+         */
+        Timeline: {
+            /**
+             * V
+             * @default 1
+             * @constant
+             */
+            v: 1;
+            /** Request */
+            request: string;
+            /**
+             * State
+             * @enum {string}
+             */
+            state: "running" | "done" | "aborted" | "failed";
+            /** Model */
+            model: string;
+            /**
+             * Measured At
+             * @description where gaps are measured: `client`, when a token has left the gateway's send buffer; `engine`, when it was drawn, for answers that are not streamed and for requests that were sent to the engine directly
+             * @enum {string}
+             */
+            measured_at: "client" | "engine";
+            clock: components["schemas"]["TimelineClock"];
+            /**
+             * Completion Tokens
+             * @description generated tokens that are known
+             */
+            completion_tokens: number;
+            /**
+             * Median Gap Ns
+             * @description median over all tokens but the first; null with fewer than three
+             */
+            median_gap_ns: number | null;
+            /**
+             * Slowest
+             * @description index of the token with the longest gap, the first one aside if there are others
+             */
+            slowest: number | null;
+            /** Tokens */
+            tokens: components["schemas"]["TokenGap"][];
+        };
+        /**
+         * TimelineClock
+         * @description One instant on both clocks: the times of a timeline are on the monotonic one.
+         */
+        TimelineClock: {
+            /**
+             * Monotonic Ns
+             * @description CLOCK_MONOTONIC, in nanoseconds
+             */
+            monotonic_ns: number;
+            /**
+             * Wall Ns
+             * @description the same instant in nanoseconds since the Unix epoch
+             */
+            wall_ns: number;
+            /**
+             * Boot Id
+             * @description the boot for which CLOCK_MONOTONIC is valid
+             */
+            boot_id: string;
+        };
+        /**
+         * TokenGap
+         * @description One token, and the time since the one before it, or since the request.
+         */
+        TokenGap: {
+            /**
+             * Index
+             * @description number of the token in the answer, from 0
+             */
+            index: number;
+            /**
+             * Position
+             * @description its position in the request; 0 is the first prompt token
+             */
+            position: number;
+            /** Token Id */
+            token_id: number;
+            /** Text */
+            text: string;
+            /**
+             * Start Ns
+             * @description when the gap begins, on the monotonic clock
+             */
+            start_ns: number;
+            /**
+             * Gap Ns
+             * @description its length: the sum of the lengths of all parts, and of `unexplained_ns`
+             */
+            gap_ns: number;
+            /**
+             * Parts
+             * @description the parts in order; a name may occur several times
+             */
+            parts: components["schemas"]["GapPart"][];
+            /**
+             * Unexplained Ns
+             * @description what is left over, because a time stamp is missing; it is no part
+             */
+            unexplained_ns: number;
+            /**
+             * Why
+             * @description one sentence
+             */
+            why: string;
+            /** Passes */
+            passes: components["schemas"]["GapPass"][];
         };
         /**
          * TriggerState
@@ -3129,6 +3318,116 @@ export interface operations {
                 };
                 content: {
                     "application/json": components["schemas"]["Cancelled"];
+                };
+            };
+            /** @description Bad Request */
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description Unauthorized */
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description Forbidden */
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description Not Found */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description Request Entity Too Large */
+            413: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description Validation Error */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["HTTPValidationError"];
+                };
+            };
+            /** @description Too Many Requests */
+            429: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description Bad Gateway */
+            502: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description Service Unavailable */
+            503: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+        };
+    };
+    getTimeline: {
+        parameters: {
+            query?: {
+                /** @description only this token of the answer, from 0 */
+                token?: number | null;
+                /** @description the first token of the answer to return */
+                first?: number;
+                /** @description the most tokens to return */
+                limit?: number;
+            };
+            header?: never;
+            path: {
+                id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Timeline"];
                 };
             };
             /** @description Bad Request */

@@ -5,11 +5,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from actscope.errors import UpstreamError
+from actscope.runtime.decoding import decode_json
+from actscope.runtime.printable import printable
 
 if TYPE_CHECKING:
     import httpx
 
     from actscope.ring.discovery import EngineCard
+
+#: Limits of one answer of a server, in bytes and in seconds.
+_MOST_BYTES = 8 << 20
+_SECONDS = 10.0
 
 _ADVICE = "start one with: actscope serve MODEL, or run vLLM with actscope's plugin"
 
@@ -66,3 +72,23 @@ def refusal(answer: httpx.Response) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError):
         return {}
     return error if isinstance(error, dict) else {}
+
+
+def asked(base: str, path: str, token: str) -> tuple[int, dict[str, object]]:
+    """Return status and JSON object of an answer; {} if it is none. Raises UpstreamError if there is no answer, or a huge one."""
+    import httpx
+
+    headers = {"authorization": f"Bearer {token}"} if token else {}
+    body = bytearray()
+    try:
+        with httpx.stream("GET", base + path, headers=headers, timeout=_SECONDS, trust_env=False) as answer:
+            for piece in answer.iter_raw():
+                body += piece
+                if len(body) > _MOST_BYTES:
+                    raise UpstreamError(f"{base}{path}: the answer is larger than {_MOST_BYTES >> 20} MiB")
+    except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
+        raise UpstreamError(f"{base} does not answer: {printable(str(error) or type(error).__name__)}") from error
+    try:
+        return answer.status_code, decode_json(bytes(body), dict[str, object], UpstreamError, f"{base}{path}")
+    except UpstreamError:
+        return answer.status_code, {}

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
+from actscope.cli.common.engines import asked
 from actscope.cli.common.findings import Finding
 from actscope.counters import CounterReport, printable, summed
-from actscope.errors import ActscopeError, UpstreamError
-from actscope.runtime.decoding import decode_json
+from actscope.errors import ActscopeError
 
 #: A JSON object of a server.
 Answer = dict[str, object]
-
-_MOST_BYTES = 8 << 20
-_SECONDS = 10.0
 
 
 def is_address(text: str) -> bool:
@@ -33,7 +30,7 @@ def of_server(address: str, token: str) -> Iterator[Finding]:
     """Report what a gateway and its engine have lost, or the engines of a vLLM server on this machine."""
     base = address.rstrip("/").removesuffix("/v1")
     try:
-        status, info = _asked(base, "/v1/actscope/info", token)
+        status, info = asked(base, "/v1/actscope/info", token)
         if status == 404:
             yield from _of_vllm(base, token)
         elif status in (401, 403):
@@ -62,7 +59,7 @@ def _of_gateway(base: str, info: Answer) -> Iterator[Finding]:
 def _of_vllm(base: str, token: str) -> Iterator[Finding]:
     from actscope.gateway.upstream.discovery import at_address, claimed
 
-    status, models = _asked(base, "/v1/models", token)
+    status, models = asked(base, "/v1/models", token)
     if status != 200:
         yield Finding("server", False, f"{base} answers {status}: {_message(models)}", "give its API key: --token KEY")
         return
@@ -112,23 +109,3 @@ def _object(value: object) -> Answer:
 
 def _list(value: object) -> list[object]:
     return value if isinstance(value, list) else []
-
-
-def _asked(base: str, path: str, token: str) -> tuple[int, Answer]:
-    """Return status and JSON object of an answer; {} if it is none. Raises UpstreamError if there is no answer, or a huge one."""
-    import httpx
-
-    headers = {"authorization": f"Bearer {token}"} if token else {}
-    body = bytearray()
-    try:
-        with httpx.stream("GET", base + path, headers=headers, timeout=_SECONDS, trust_env=False) as answer:
-            for piece in answer.iter_raw():
-                body += piece
-                if len(body) > _MOST_BYTES:
-                    raise UpstreamError(f"{base}{path}: the answer is larger than {_MOST_BYTES >> 20} MiB")
-    except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
-        raise UpstreamError(f"{base} does not answer: {printable(str(error) or type(error).__name__)}") from error
-    try:
-        return answer.status_code, decode_json(bytes(body), Answer, UpstreamError, f"{base}{path}")
-    except UpstreamError:
-        return answer.status_code, {}

@@ -24,7 +24,7 @@ from actscope.gateway.api.payloads import ChoiceView, encode
 from actscope.gateway.scores.request_log import RequestLog, State
 from actscope.gateway.scores.request_store import Flight, Sessions
 from actscope.gateway.scores.token_times import TokenTimes
-from actscope.gateway.timeline.send_buffer import SendBuffer
+from actscope.gateway.timeline.send_buffer import Chunks, SendBuffer
 from actscope.gateway.upstream.engine import EngineConnection
 from actscope.gateway.upstream.sse import SseSplitter, read_whole
 from actscope.gateway.upstream.upstream import Upstream
@@ -286,12 +286,12 @@ class CompletionResponse(Response):
             out = [await self._event(event) for event in splitter.feed(data) if not self._broken]
             if splitter.done or self._broken:
                 self._finish_all("done", None)
-                body, chunks = b"".join(out), self._sent()
+                body, chunks = b"".join(out), self._leaving()
                 await self._send_last(send, body)
                 self._buffer.add(_framed(body) + _LAST_CHUNK_BYTES, chunks)
                 return
             if any(out):
-                body, chunks = b"".join(out), self._sent()
+                body, chunks = b"".join(out), self._leaving()
                 await send({"type": "http.response.body", "body": body, "more_body": True})
                 self._buffer.add(_framed(body), chunks)
 
@@ -305,11 +305,12 @@ class CompletionResponse(Response):
         ]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
 
-    def _sent(self) -> list[tuple[TokenTimes, int]]:
-        """Stamp the chunks that are about to be sent. Returns the times of their requests, and how many chunks those have."""
-        now = monotonic_ns()
+    def _leaving(self) -> Chunks:
+        """Return the chunks of tokens that are about to be sent."""
         unsent, self._unsent = self._unsent, []
-        return [(times, times.sent(now)) for times in unsent]
+        chunks = [(times, times.n_chunks) for times in unsent]
+        self._buffer.begin(chunks)
+        return chunks
 
     async def _event(self, event: bytes) -> bytes:
         """Return an event as it is sent to the client. Events other than chunks are passed through unchanged."""

@@ -43,7 +43,7 @@ class TokenTimes:
                 preemption, draws none of them.
         """
         first, last = first_position + 1, self._from[-1] if self._from else -1
-        self._from.append(first if first > last else max(last + 1, n_tokens))
+        self._from.append(first if first > last else max(last, n_tokens))
         self._numbers.append(number)
 
     def read(self, end: int, now_ns: int) -> None:
@@ -51,11 +51,11 @@ class TokenTimes:
         self._ends.append(end)
         self._read.append(now_ns)
 
-    def sent(self, now_ns: int) -> int:
-        """Note that all chunks that were read are sent. Returns their number, for `drained`."""
-        missing = len(self._read) - len(self._sent)
-        self._sent.extend([now_ns] * missing)
-        return len(self._sent)
+    def sent(self, n_chunks: int, now_ns: int) -> None:
+        """Note that the first `n_chunks` chunks are given to the connection. Those that were before stay as they are."""
+        missing = n_chunks - len(self._sent)
+        if missing > 0:
+            self._sent.extend([now_ns] * missing)
 
     def drained(self, n_chunks: int, now_ns: int) -> None:
         """Note that the first `n_chunks` chunks have left the send buffer."""

@@ -26,7 +26,7 @@ PARTS: dict[str, str] = {
     "publishing": "the rows of the pass were labeled and put into the ring",
     "sampling": "the engine drew the tokens of the pass",
     "delivery": "the token was on its way from the engine to the gateway",
-    "gateway": "the gateway added scores to the token",
+    "gateway": "the gateway added scores to the token, and had other work",
     "send_buffer": "the token lay in the gateway's send buffer, because the client's side had not taken it",
 }
 
@@ -35,7 +35,7 @@ Border = tuple[str, int]
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class NamedPart:
     """A part of a gap: its name, one of `PARTS`, and where it lies on CLOCK_MONOTONIC, in nanoseconds."""
 
     name: str
@@ -60,7 +60,7 @@ class Gap:
     """
 
     stamps: TokenStamps
-    parts: tuple[Part, ...]
+    parts: tuple[NamedPart, ...]
     unexplained_ns: int
     others: tuple[TimedPass, ...] = ()
 
@@ -136,7 +136,7 @@ def _after_pass(one: TimedPass, *, draws: bool) -> list[Border]:
     return [("publishing", one.sampling_ns), ("sampling", one.sampled_ns)]
 
 
-def between(start_ns: int, end_ns: int, borders: Iterable[Border]) -> list[Part]:
+def between(start_ns: int, end_ns: int, borders: Iterable[Border]) -> list[NamedPart]:
     """Return the parts of `start_ns .. end_ns` between known borders.
 
     No border lies behind one that follows it: a later one is the more certain, since it was crossed all the same. (On a GPU a
@@ -154,13 +154,13 @@ def between(start_ns: int, end_ns: int, borders: Iterable[Border]) -> list[Part]
             continue
         if known > cursor:
             if is_whole:
-                parts.append(Part(name, cursor, known))
+                parts.append(NamedPart(name, cursor, known))
             cursor = known
         is_whole = True
     return parts
 
 
-def _around(part: Part, others: Sequence[TimedPass]) -> list[Part]:
+def _around(part: NamedPart, others: Sequence[TimedPass]) -> list[NamedPart]:
     """Return a waiting part divided into the passes of other requests that ran in it, and the rest."""
     if part.name not in ("queue", "scheduling"):
         return [part]
@@ -169,7 +169,7 @@ def _around(part: Part, others: Sequence[TimedPass]) -> list[Part]:
         begin, end = max(cursor, one.scheduled_ns), min(part.end_ns, one.over_ns)
         if end <= begin:
             continue
-        pieces += [Part(part.name, cursor, begin)] if begin > cursor else []
-        pieces.append(Part("other_passes", begin, end))
+        pieces += [NamedPart(part.name, cursor, begin)] if begin > cursor else []
+        pieces.append(NamedPart("other_passes", begin, end))
         cursor = end
-    return [*pieces, Part(part.name, cursor, part.end_ns)] if part.end_ns > cursor else pieces
+    return [*pieces, NamedPart(part.name, cursor, part.end_ns)] if part.end_ns > cursor else pieces

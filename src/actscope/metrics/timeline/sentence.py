@@ -25,9 +25,10 @@ def sentence(gap: Gap, usual_ns: int | None = None) -> str:
         usual_ns: The median gap of the request, for comparison; None: there is none.
     """
     name = main_part(gap)
-    whole = _came(gap, usual_ns)
     if not name:
-        return f"{whole}."
+        index = gap.stamps.index
+        return f"Token {index} came together with token {index - 1}." if index else "Token 0 came at once."
+    whole = _came(gap, usual_ns)
     ns = gap.unexplained_ns if name == UNEXPLAINED else gap.sums()[name]
     return f"{whole}: {milliseconds(ns)} of it {_REASONS[name](gap)}."
 
@@ -48,8 +49,13 @@ def _came(gap: Gap, usual_ns: int | None) -> str:
 
 
 def _others(gap: Gap) -> str:
-    kinds = _kinds(gap.others)
-    return f"the engine ran {kinds} without this request"
+    waits = [part for part in gap.parts if part.name == "other_passes"]
+    ran = [
+        one
+        for one in gap.others
+        if any(one.scheduled_ns < part.end_ns and one.over_ns > part.start_ns for part in waits)
+    ]
+    return f"the engine ran {_kinds(ran)} without this request"
 
 
 def _kinds(passes: Sequence[TimedPass]) -> str:
@@ -86,7 +92,7 @@ _REASONS: dict[str, Callable[[Gap], str]] = {
     "publishing": _plain("the engine labeled and published the rows of the pass"),
     "sampling": _plain("the engine drew the tokens of the pass"),
     "delivery": _plain("the token was on its way from the engine to the gateway"),
-    "gateway": _plain("the gateway held the token to add scores to it"),
-    "send_buffer": _plain("it lay in the gateway's send buffer, because the client's side had not taken it"),
+    "gateway": _plain("the gateway held it, to add scores or because of other work"),
+    "send_buffer": _plain("the token lay in the gateway's send buffer, because the client's side had not taken it"),
     UNEXPLAINED: _plain("is not explained, because a time stamp of it is missing"),
 }

@@ -55,7 +55,7 @@ class TokenStamps:
         passes: Passes of its request since the token before, in order; the last one drew the token. Empty: not known.
         asked_ns: Of the first token: when the gateway had sent the request to the engine.
         read_ns: The gateway had read the token from the engine's answer.
-        sent_ns: The gateway gave it to its connection with the client.
+        sent_ns: The gateway had given it to its connection with the client, or could not, because that was backed up.
         drained_ns: It had left the connection's send buffer.
     """
 
