@@ -114,6 +114,31 @@ def test_tokens_drawn_by_one_pass_of_many_requests_name_that_pass(place: Place) 
     assert [own[-1] for own in numbers] == sorted({own[-1] for own in numbers})
 
 
+def test_a_token_that_waits_for_the_prompt_of_another_request_names_it(place: Place) -> None:
+    """The other one comes while the answer streams, and is longer than a pass that runs beside others."""
+    long = {"messages": [{"role": "user", "content": "Tell me about a fox in the snow and the sea. " * 45}]}
+    with place.client(timeout=120) as client, ThreadPoolExecutor(1) as pool:
+        body = {**BODY, "stream": True, "max_tokens": 200, "ignore_eos": True}
+        with client.stream("POST", "/v1/chat/completions", json=body) as response:
+            request = response.headers["x-request-id"]
+            lines = response.iter_lines()
+            for _ in range(10):
+                next(lines)
+            other = pool.submit(ask, place, **long, max_tokens=2)
+            for _ in lines:
+                pass
+        other.result()
+    found = whole(place, request)
+    check(found)
+    held_up = [token for token in found["tokens"][1:] if any(not one["own"] for one in token["passes"])]
+    waited = [sum(part["ns"] for part in token["parts"] if part["name"] == "other_passes") for token in held_up]
+    assert max(waited) > 0
+    latest = held_up[waited.index(max(waited))]
+    assert sum(one["prompt_rows"] for one in latest["passes"] if not one["own"]) >= 76
+    own = {one["number"] for token in found["tokens"] for one in token["passes"] if one["own"]}
+    assert not own & {one["number"] for token in held_up for one in token["passes"] if not one["own"]}
+
+
 def test_an_answer_in_one_piece_is_timed_in_the_engine(place: Place) -> None:
     found = whole(place, ask(place, stream=False))
     check(found)

@@ -65,9 +65,9 @@ def run(seconds: float = 20.0, progress: Callable[[str], None] = lambda what: No
     settings = EngineSettings(model=NAME, card_id=new_card_id(), probes=(str(probes_path()),), threads=1)
     with EngineProcess(settings) as engine:
         card = engine.wait_ready()
-        with _gateway(card.id) as server, closing(RingReader.attach(card.ring)) as reader:
+        with running_gateway(card.id) as server, closing(RingReader.attach(card.ring)) as reader:
             latency = _measure(card, server.port, server.token, reader, seconds, progress)
-    return latency + run_streams(_gateway, progress)
+    return latency + run_streams(running_gateway, progress)
 
 
 def _measure(
@@ -142,7 +142,7 @@ def _passes(reader: RingReader) -> list[int]:
 
 
 @contextmanager
-def _gateway(card: str) -> Iterator[Server]:
+def running_gateway(card: str) -> Iterator[Server]:
     """Run a gateway in its own process, connected to the engine with this card."""
     token, port = secrets.token_urlsafe(16), _free_port()
     command = [sys.executable, "-m", "actscope", "gateway", "--upstream", card, "--port", str(port)]

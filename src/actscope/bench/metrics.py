@@ -1,7 +1,9 @@
-"""`actscope bench metrics`: are the collectors right, and what do they cost?
+"""`actscope bench metrics`: are the collectors right, what do they cost, and does the timeline explain when tokens come?
 
 Counts of I/O on a loop device are compared with /proc/diskstats, off-CPU time of a child with its schedstat. The cost is measured
 while both collectors run and the machine does what it does, and once more while a child switches as fast as it can.
+
+The timeline needs no root: 64 requests at once run on the built-in model, and each of their tokens has a gap that parts explain.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 from actscope.bench.support.samples import Progress, Result, absent
+from actscope.extras import MODEL, SERVER, missing
 from actscope.metrics.lines import IoLine, SystemLine
 from actscope.metrics.meters import IoMeter, SystemMeter
 from actscope.metrics.sources.blockio import BpfIo
@@ -39,6 +42,20 @@ _STORM = (
 def run(seconds: float = 20.0, progress: Progress | None = None) -> list[Result]:
     """Run the benchmark in about `seconds`. `progress` is called with the current measurement."""
     say = progress or (lambda _: None)
+    return [*_collectors(seconds, say), *_timeline(say)]
+
+
+def _timeline(say: Progress) -> list[Result]:
+    absentees = missing(*MODEL, *SERVER)
+    if absentees:
+        return [absent("timeline_explained_p01", "share", f"not installed: {', '.join(absentees)}")]
+    from actscope.bench.gateway import running_gateway  # it needs the packages that were looked for
+    from actscope.bench.support.timeline import run_timeline
+
+    return run_timeline(running_gateway, say)
+
+
+def _collectors(seconds: float, say: Progress) -> list[Result]:
     reason = why_no_programs("actscope bench metrics", needs_pids=True)
     if reason:
         return [absent(name, "", reason) for name in _NAMES]

@@ -27,7 +27,7 @@ BENCHES = {
     "feed": "bytes per second to a trainer over HTTP and out of the memory, beside a bare server, httpx, memcpy and SAELens",
     "gateway": "added time per token through the gateway, against the engine called directly",
     "harvest": "what a harvest costs beside the model, in time and bytes; what a unit costs; two workers against one",
-    "metrics": "counts of the collectors against /proc/diskstats and schedstat, their CPU time, events lost (needs root)",
+    "metrics": "counts of the collectors against /proc/diskstats and schedstat, their CPU time (needs root); the timeline",
     "models": "rows of every architecture of transformers, tiny and random, against plain hooks: right, refused or wrong",
     "ring": "write-to-read latency, rows per second, torn rows and miscounted gaps of the ring",
     "sae": "an SAE trained on rows of the feed, against the same one trained on the activations store of SAELens",

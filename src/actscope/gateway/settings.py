@@ -38,7 +38,7 @@ class GatewaySettings(ServingSettings):
     log_requests: int = 256
     """Number of ended requests to remember."""
     log_positions: int = 1_000_000
-    """Number of token positions to remember over all requests (about 100 bytes each with 8 probes)."""
+    """Number of token positions to remember over all requests (about 150 bytes each with 8 probes)."""
     log_seconds: float = 3600.0
     """Time to remember an ended request."""
     keep_alive_seconds: float = 15.0

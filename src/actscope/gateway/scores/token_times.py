@@ -85,6 +85,10 @@ class TokenTimes:
         start = min(bisect_right(self._from, position - 1), max(stop - 1, 0))
         return list(dict.fromkeys(self._numbers[start:stop]))
 
+    def all_passes(self) -> set[int]:
+        """Return the numbers of all passes that the request took part in."""
+        return set(self._numbers)
+
     def first_passes(self, position: int) -> Sequence[int]:
         """Return the numbers of all passes up to the one that drew the token at a position: of the first token."""
         return list(dict.fromkeys(self._numbers[: bisect_right(self._from, position)]))

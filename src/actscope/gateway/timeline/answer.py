@@ -94,7 +94,8 @@ def timeline_of(source: TimelineSource, first: int, limit: int) -> Timeline:
     log, known = source.log, list(source.stamps())
     lengths = [one.end_ns - one.start_ns for one in known]
     usual = int(median(lengths[1:])) if len(lengths) > _MEDIAN_FROM else None
-    passes = list(source.passes.values())
+    own = log.times.all_passes()
+    passes = [one for number, one in source.passes.items() if number not in own]
     gaps = [divide(one, _near(passes, one)) for one in known[first : first + limit]]
     pair = clock_pair()
     return Timeline(

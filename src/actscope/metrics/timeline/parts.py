@@ -85,7 +85,8 @@ def divide(stamps: TokenStamps, passes: Sequence[TimedPass] = ()) -> Gap:
 
     Args:
         stamps: The times of the token. A gap that ends before it starts has no length.
-        passes: All passes of the engine that may lie in the gap, in order; the request's own ones may be among them.
+        passes: Passes of the engine that may lie in the gap and that the request had no part in, in order. Those in `stamps` are
+            left out.
 
     Returns:
         The gap. Its parts and `unexplained_ns` sum to its length.

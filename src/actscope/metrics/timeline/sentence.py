@@ -49,13 +49,20 @@ def _came(gap: Gap, usual_ns: int | None) -> str:
 
 
 def _others(gap: Gap) -> str:
-    waits = [part for part in gap.parts if part.name == "other_passes"]
-    ran = [
-        one
-        for one in gap.others
-        if any(one.scheduled_ns < part.end_ns and one.over_ns > part.start_ns for part in waits)
-    ]
-    return f"the engine ran {_kinds(ran)} without this request"
+    return f"the engine ran {_kinds(_during(gap, 'other_passes'))} without this request"
+
+
+def _delivery(gap: Gap) -> str:
+    """Name what the engine computed meanwhile: its HTTP server shares the processors, and the interpreter, with the model."""
+    ran = _during(gap, "delivery")
+    meanwhile = f", while the engine ran {_kinds(ran)} without this request" if ran else ""
+    return f"the token was on its way from the engine to the gateway{meanwhile}"
+
+
+def _during(gap: Gap, name: str) -> list[TimedPass]:
+    """Return the passes of others that ran in the parts of that name."""
+    parts = [part for part in gap.parts if part.name == name]
+    return [p for p in gap.others if any(p.scheduled_ns < part.end_ns and p.over_ns > part.start_ns for part in parts)]
 
 
 def _kinds(passes: Sequence[TimedPass]) -> str:
@@ -91,7 +98,7 @@ _REASONS: dict[str, Callable[[Gap], str]] = {
     "pass": _pass,
     "publishing": _plain("the engine labeled and published the rows of the pass"),
     "sampling": _plain("the engine drew the tokens of the pass"),
-    "delivery": _plain("the token was on its way from the engine to the gateway"),
+    "delivery": _delivery,
     "gateway": _plain("the gateway held it, to add scores or because of other work"),
     "send_buffer": _plain("the token lay in the gateway's send buffer, because the client's side had not taken it"),
     UNEXPLAINED: _plain("is not explained, because a time stamp of it is missing"),
