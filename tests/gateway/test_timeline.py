@@ -19,7 +19,7 @@ from support.servers import Serving, serving
 from support.waiting import until
 
 from actscope.frames import ROW_META, PassTimes, Span
-from actscope.gateway.scores.pass_ledger import PassLedger
+from actscope.gateway.scores.pass_ledger import PassLedger, timed
 from actscope.gateway.scores.token_times import TokenTimes
 from actscope.gateway.timeline.send_buffer import SendBuffer
 from actscope.metrics.timeline.parts import PARTS
@@ -257,10 +257,10 @@ def test_the_sampling_of_a_pass_is_taken_from_the_step_that_tells_it() -> None:
     assert ledger.get(2) == (2, 20, 21, 22, 23, 24, 25, 2, 1, 1)
     ledger.take(record(9, 93, PassTimes(90, 91, 92, 0, 0, 84, 85)))  # passes between were not read
     assert ledger.get(8) is None and ledger.get(5) is None
-    assert [one.number for one in ledger.between(15, 22)] == [2]
+    assert [one.number for one in timed(ledger.between(15, 22))] == [2]
     for number in range(10, 14):
         ledger.take(record(number, 10 * number + 3, PassTimes(10 * number, 10 * number + 1, 10 * number + 2)))
-    assert ledger.get(9) is None and [one.number for one in ledger.between(0, 10**6)] == [10, 11, 12, 13]
+    assert ledger.get(9) is None and [one.number for one in timed(ledger.between(0, 10**6))] == [10, 11, 12, 13]
 
 
 async def test_a_chunk_is_drained_when_the_bytes_up_to_its_end_have_left() -> None:

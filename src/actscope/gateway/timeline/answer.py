@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from statistics import median
 
+import numpy as np
+
 from actscope.clock import clock_pair
-from actscope.gateway.scores.pass_ledger import PassLedger
+from actscope.gateway.scores.pass_ledger import PassLedger, timed
 from actscope.gateway.scores.request_log import RequestLog
 from actscope.gateway.timeline.schemas import GapPart, GapPass, Timeline, TimelineClock, TokenGap
 from actscope.metrics.timeline.parts import Gap, divide
@@ -20,24 +23,28 @@ MOST_TOKENS = 4096
 _MEDIAN_FROM = 3
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class TimelineSource:
     """What a timeline is made of. The log is only read, and only what is appended to it may change meanwhile.
 
     Attributes:
         log: The log of the request.
-        passes: The passes of its engine by number, from its beginning on, in order.
+        rows: The passes of its engine since it began, as rows of a ledger; None: they are not known.
     """
 
     log: RequestLog
-    passes: dict[int, TimedPass]
+    rows: np.ndarray | None
 
     @classmethod
     def of(cls, log: RequestLog, ledger: PassLedger | None) -> TimelineSource:
         """Take the passes out of the engine's ledger. On the event loop's thread."""
         until = log.ended_ns or clock_pair().monotonic_ns
-        found = ledger.between(log.began_ns, until) if ledger is not None else []
-        return cls(log, {one.number: one for one in found})
+        return cls(log, None if ledger is None else ledger.between(log.began_ns, until))
+
+    @cached_property
+    def passes(self) -> dict[int, TimedPass]:
+        """Return the passes by number, in order."""
+        return {} if self.rows is None else {one.number: one for one in timed(self.rows)}
 
     @property
     def where(self) -> Where:
