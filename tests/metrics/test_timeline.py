@@ -8,6 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from actscope.metrics.lines import ProcessWaits, SystemLine, ThreadWaits
+from actscope.metrics.timeline.kernel import lines_around, meanwhile
 from actscope.metrics.timeline.parts import PARTS, Gap, divide
 from actscope.metrics.timeline.picture import picture
 from actscope.metrics.timeline.sentence import milliseconds, sentence
@@ -143,3 +145,31 @@ def test_lengths_have_three_digits() -> None:
     assert [milliseconds(ns) for ns in (1234 * MS, 99_960_000, 1_234_567, 12_345)] == [
         "1234 ms", "100 ms", "1.23 ms", "0.012 ms",
     ]  # fmt: skip
+
+
+def line(end_ns: int, waits: dict[str, int], boot: str = "here") -> SystemLine:
+    """A line of half a second: what held up the engine's thread, beside a process that is not watched."""
+    engine = ProcessWaits("python", {}, {"7": ThreadWaits("actscope-model", waits)}, found_as="engine builtin")
+    other = ProcessWaits("sh", {}, {"9": ThreadWaits("sh", {"runnable": 10**9})})
+    return SystemLine(
+        0.0, 0.5, {}, processes={"7": engine, "9": other}, source="bpf", monotonic_ns=end_ns, boot_id=boot
+    )
+
+
+def test_the_kernels_lines_around_a_gap_say_which_thread_of_an_engine_was_held_up() -> None:
+    lines = [
+        line(1000 * MS, {"runnable": 5 * MS}),
+        line(1500 * MS, {"runnable": 200 * MS, "sleep": 300 * MS}),
+        line(2000 * MS, {"io": 40 * MS, "lock": 400 * MS}),
+        line(2500 * MS, {"io": 900 * MS}),
+        line(1500 * MS, {"stopped": 500 * MS}, boot="before"),
+    ]
+    around = lines_around(lines, 1200 * MS, 1700 * MS, "here")
+    assert around == lines[1:3]
+    assert meanwhile(around) == [
+        "What the kernel saw of engines in the 1 s around it (by bpf):",
+        "  thread actscope-model waited for a processor for 200 ms",
+        "  thread actscope-model waited for a block device for 40 ms",
+    ]
+    assert "no line for that time" in meanwhile([])[0]
+    assert meanwhile([line(1, {"sleep": 1})])[1] == "  no thread of an engine was held up"

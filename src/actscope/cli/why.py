@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated
 from urllib.parse import parse_qs, quote, urlsplit
 
@@ -13,6 +15,9 @@ from actscope.cli.common import options
 from actscope.cli.common.engines import asked
 from actscope.cli.common.output import legible, show
 from actscope.errors import SettingsError, UpstreamError
+from actscope.metrics.reader import MeasurementFile, read_measurements
+from actscope.metrics.timeline.kernel import lines_around, meanwhile
+from actscope.metrics.timeline.picture import picture
 
 #: Most tokens that are asked for with --json.
 _MOST_TOKENS = 4096
@@ -38,8 +43,16 @@ class DrawnGap(msgspec.Struct):
     why: str
 
 
+class DrawnClock(msgspec.Struct):
+    """The boot for which the times of an answer are valid."""
+
+    boot_id: str
+
+
 class DrawnTimeline(msgspec.Struct):
     """What is drawn of an answer of the gateway."""
+
+    clock: DrawnClock
 
     request: str
     state: str
@@ -72,6 +85,14 @@ def why(
     access: Annotated[
         str, typer.Option("--access", metavar="TOKEN", envvar="ACTSCOPE_TOKEN", help="Token of the gateway.")
     ] = "",
+    measurements: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--metrics",
+            metavar="FILE",
+            help="File of `actscope metrics system`, run meanwhile: say what the kernel saw of the engine. Repeatable.",
+        ),
+    ] = None,
     as_json: options.Json = False,
 ) -> None:
     """Say in one sentence why a token came when it came, and draw the parts of the time before it.
@@ -81,6 +102,7 @@ def why(
 
     Example: actscope why chatcmpl-4be1c5d7 --token 17
     """
+    files = [read_measurements(path) for path in measurements or ()]
     if token < -1:
         raise SettingsError(f"--token {token}: expected the number of a token, from 0")
     base, access = _address(url, access)
@@ -91,7 +113,11 @@ def why(
         return
     index = _slowest(base, path, access) if token < 0 else token
     found = _ask(base, f"{path}?token={index}", access)
-    show(json.dumps(found) if as_json else "\n".join(_lines(_decoded(legible(found), base))))
+    if as_json:
+        show(json.dumps(found))
+        return
+    drawn = _decoded(legible(found), base)
+    show("\n".join([*_lines(drawn), *(_kernel(drawn, files) if files else ())]))
 
 
 def _slowest(base: str, path: str, access: str) -> int:
@@ -135,9 +161,13 @@ def _ask(base: str, path: str, access: str) -> dict[str, object]:
     raise UpstreamError(f"{base} answers {status}: {said}")
 
 
-def _lines(found: DrawnTimeline) -> list[str]:
-    from actscope.metrics.timeline.picture import picture
+def _kernel(found: DrawnTimeline, files: Sequence[MeasurementFile]) -> list[str]:
+    gap = found.tokens[0]
+    system = [line for file in files for line in file.system]
+    return ["", *meanwhile(lines_around(system, gap.start_ns, gap.start_ns + gap.gap_ns, found.clock.boot_id))]
 
+
+def _lines(found: DrawnTimeline) -> list[str]:
     gap = found.tokens[0]
     bars = [(part.name, part.start_ns, part.ns) for part in gap.parts]
     where = "as they left the gateway" if found.measured_at == "client" else "as the engine drew them"
