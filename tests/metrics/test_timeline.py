@@ -168,8 +168,8 @@ def test_the_kernels_lines_around_a_gap_say_which_thread_of_an_engine_was_held_u
     assert around == lines[1:3]
     assert meanwhile(around) == [
         "What the kernel saw of engines in the 1 s around it (by bpf):",
-        "  thread actscope-model waited for a processor for 200 ms",
-        "  thread actscope-model waited for a block device for 40 ms",
+        "  threads named actscope-model waited for a processor for 200 ms in all",
+        "  threads named actscope-model waited for a block device for 40 ms in all",
     ]
     assert "no line for that time" in meanwhile([])[0]
     assert meanwhile([line(1, {"sleep": 1})])[1] == "  no thread of an engine was held up"

@@ -13,7 +13,7 @@ _HELD_UP = {
     "runnable": "waited for a processor",
     "io": "waited for a block device",
     "fault": "waited for a page",
-    "stopped": "was stopped",
+    "stopped": "were stopped",
 }
 #: Most threads that are named.
 _MOST_THREADS = 3
@@ -47,5 +47,5 @@ def meanwhile(lines: Sequence[SystemLine]) -> list[str]:
     sources = ", ".join(sorted({line.source for line in lines}))
     rows = [f"What the kernel saw of engines in the {seconds:.3g} s around it (by {sources}):"]
     for (name, cause), ns in held.most_common(_MOST_THREADS):
-        rows.append(f"  thread {name} {_HELD_UP[cause]} for {milliseconds(ns)}")
+        rows.append(f"  threads named {name} {_HELD_UP[cause]} for {milliseconds(ns)} in all")
     return rows if held else [*rows, "  no thread of an engine was held up"]
