@@ -25,10 +25,10 @@ SPEC = RingSpec(64, 4, 16, 32)
 Published = tuple[int, int, int]
 
 
-def a_step(number: int = 1, n: int = 3, request: str = "r", **more: int) -> tuple[Step, list[Frame]]:
+def a_step(number: int = 1, n: int = 3, request: str = "r") -> tuple[Step, list[Frame]]:
     meta = np.zeros(n, ROW_META)
     meta["position"] = np.arange(n)
-    return Step(number, 7, (Span(request, 0, n),), meta, **more), [Frame(SCORES, np.full((n, 4), number, np.float32))]
+    return Step(number, 7, (Span(request, 0, n),), meta), [Frame(SCORES, np.full((n, 4), number, np.float32))]
 
 
 def test_a_step_comes_back_with_every_field(make_ring: MakeRing) -> None:
