@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
-from support.gateway.stage import Place
+from support.gateway.stage import EngineProcess, Place, Stage, await_scores
 from support.servers import Serving, serving
 from support.waiting import until
 
@@ -208,6 +208,18 @@ def test_why_says_what_to_do_when_it_gets_no_answer(served: Serving) -> None:
     assert "has no token 10000" in why(ask(served.place), "--token", "10000", "--url", served.link).stderr
     assert "does not answer" in why("x", "--url", "http://127.0.0.1:1").stderr
     assert "expected an address" in why("x", "--url", "nowhere").stderr
+
+
+def test_of_an_engine_that_tells_no_times_only_the_way_through_the_gateway_is_explained(
+    shared_stage: Stage, engine: EngineProcess
+) -> None:
+    scripted = shared_stage.gateway(upstream=engine.card)
+    await_scores(scripted)
+    request = ask(scripted)
+    tokens = timeline(scripted, request)["tokens"]
+    assert tokens and all(sum(p["ns"] for p in t["parts"]) + t["unexplained_ns"] == t["gap_ns"] for t in tokens)
+    assert {part["name"] for token in tokens for part in token["parts"]} <= {"request", "gateway", "send_buffer"}
+    assert tokens[0]["unexplained_ns"] > 0
 
 
 # What the gateway keeps

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import replace
 from random import Random
 from typing import Any
 
@@ -14,11 +15,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.vllm.schedules import BLOCK, WIDTH, Pass, Running, Scheduler, play, scores_of
 
+from actscope.engines.pass_clock import PassClock
 from actscope.engines.vllm.publishing.device_copy import HostPass
 from actscope.engines.vllm.publishing.labels import Register, RequestState
 from actscope.engines.vllm.publishing.prefix_scores import PrefixScores
 from actscope.engines.vllm.publishing.publisher import PassNote, Publisher
-from actscope.frames import Frame, ListSink, RowFlag, SpanFlag, SplitFrame, Step
+from actscope.frames import Frame, ListSink, PassTimes, RowFlag, SpanFlag, SplitFrame, Step
 from actscope.ring.request_ids import ring_id
 from actscope.taps.tap import TapBuffers
 
@@ -347,6 +349,51 @@ def test_a_pass_that_cannot_be_published_costs_itself_alone(monkeypatch: pytest.
     assert ring.steps[-1][0].spans[0].request == "a" and not np.isnan(np.asarray(ring.steps[-1][1][0].rows)).any()
     watched.publish(PassNote([], np.zeros(1, np.int64), [], ["a"], 1, {}, np.zeros(WIDTH, np.int64)), None)
     assert [span.flags for span in ring.steps[-1][0].spans] == [SpanFlag.END] and watched.counts.tap_faults == 0
+
+
+def test_the_sampling_of_a_pass_is_told_under_its_own_number_or_not_at_all() -> None:
+    """By the next pass, by an end under its number, and never by what follows a pass that was dropped."""
+    ring, clock = ListSink(), PassClock()
+    watched = Publisher(ring, None, None, ["layers.0.resid_post"], [], buffers())  # type: ignore[arg-type]
+
+    def run(fired: int, *, lost: bool = False, ended: Sequence[str] = ()) -> PassTimes:
+        for border in (clock.scheduled, clock.begun, clock.ended):
+            border()
+        times = clock.times()
+        note = replace(
+            _whole(["a"], [RequestState("a", 8)] if fired == 1 else [], fired, n=2), times=times, ended=ended
+        )
+        watched.publish(note, None if lost else _landed([2], [0], fired, first=2 * fired - 2))
+        clock.sampling()
+        clock.sampled()
+        return clock.times()
+
+    def told() -> list[tuple[int, PassTimes]]:
+        steps = [(step.number, step.times) for step, _ in ring.steps]
+        ring.steps.clear()
+        return steps
+
+    first, second = run(1), run(2)
+    assert told() == [
+        (1, first._replace(sampling_ns=0, sampled_ns=0)),
+        (2, PassTimes(*second[:3], 0, 0, first.sampling_ns, first.sampled_ns)),
+    ]  # fmt: skip
+    run(3, lost=True, ended=["b"])  # nobody knows b, so nothing is published, and the sampling of 2 is not told
+    fourth = run(4)
+    assert told() == [(3, fourth._replace(sampling_ns=0, sampled_ns=0, before_sampling_ns=0, before_sampled_ns=0))]
+    watched.publish(
+        PassNote([], np.zeros(1, np.int64), [], ["a"], 1, {}, np.zeros(WIDTH, np.int64), times=clock.sampling_only()),
+        None,
+    )
+    assert told() == [(3, PassTimes(sampling_ns=fourth.sampling_ns, sampled_ns=fourth.sampled_ns))]
+
+
+def test_the_end_of_a_pass_on_a_device_is_when_its_copies_landed() -> None:
+    ring = ListSink()
+    watched = Publisher(ring, None, None, ["layers.0.resid_post"], [], buffers())  # type: ignore[arg-type]
+    note = replace(_whole(["a"], [RequestState("a", 8)], 1, n=2), times=PassTimes(1, 2, 3))
+    watched.publish(note, replace(_landed([2], [0], 1), landed_ns=9))
+    assert ring.steps[0][0].times == PassTimes(1, 2, 9)
 
 
 def _whole(names: list[str], begun: list[RequestState], fired: int, n: int = 8) -> PassNote:
