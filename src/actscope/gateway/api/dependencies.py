@@ -13,7 +13,9 @@ from actscope.gateway.counters.answers import AnswerCounts
 from actscope.gateway.counters.reports import GatewayCounters
 from actscope.gateway.scores.request_store import Sessions
 from actscope.gateway.settings import GatewaySettings
+from actscope.gateway.telemetry.observer import LogObserver
 from actscope.gateway.upstream.upstream import Upstream
+from actscope.serving.telemetry.gpus import Gpus
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +28,8 @@ class Gateway:
     streams: OpenStreams
     passing: Passing = field(default_factory=Passing)
     answers: AnswerCounts = field(default_factory=AnswerCounts)
+    observer: LogObserver = field(default_factory=LogObserver)
+    gpus: Gpus = field(default_factory=Gpus)
 
     @property
     def counters(self) -> GatewayCounters:

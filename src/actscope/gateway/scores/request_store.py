@@ -63,10 +63,15 @@ class Sessions:
 
     The id of a log is unique. Other names (of its response, of its choice as the client sees it, the engine's own) may be shared:
     a client may give two requests one `X-Request-Id`.
+
+    Args:
+        settings: `log_requests`, `log_positions` and `log_seconds` are used.
+        on_finish: Called with each log when it has finished, or None.
     """
 
-    def __init__(self, settings: GatewaySettings) -> None:
+    def __init__(self, settings: GatewaySettings, on_finish: Callable[[RequestLog], object] | None = None) -> None:
         self._settings = settings
+        self._on_finish = on_finish
         self._logs: OrderedDict[str, RequestLog] = OrderedDict()
         self._named: dict[str, list[str]] = {}
         self._forgotten: OrderedDict[str, None] = OrderedDict()
@@ -89,6 +94,7 @@ class Sessions:
     def add(self, log: RequestLog) -> None:
         """Add a request. The oldest ended ones are forgotten to make room for it."""
         self._logs[log.request] = log
+        log.on_finish = self._on_finish
         for name in _names(log):
             self.name(log, name)
         self._added += 1
