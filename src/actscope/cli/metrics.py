@@ -72,6 +72,17 @@ def system(
     _collect(meter, meter.missing, settings, output, SYSTEM_FILE, None if as_json else system_text)
 
 
+@app.command()
+def dashboard() -> None:
+    """Print a Grafana dashboard for the metrics of gateway and feed, which Grafana imports as JSON.
+
+    Example: actscope metrics dashboard > actscope.json
+    """
+    from actscope.serving.telemetry.dashboard import read_dashboard
+
+    typer.echo(read_dashboard(), nl=False)
+
+
 def _collect(
     meter: Meter[Line],
     missing: list[str],
