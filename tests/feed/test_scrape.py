@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import httpx
+from prometheus_client.core import Metric
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 from support.feed.feeding import TOKEN, feeding
@@ -28,7 +29,7 @@ def test_the_metrics_of_a_feed_are_its_statistics() -> None:
             client.take(64)
         answer = http.get("/metrics", headers=bearer(SCRAPER) | {"accept": "application/openmetrics-text"})
         stats = http.get("/stats", headers=bearer(TOKEN)).json()
-        families = list(parse_openmetrics(answer.text))
+        families: list[Metric] = list(parse_openmetrics(answer.text))  # type: ignore[no-untyped-call]
         found = {(s.name, *s.labels.values()): s.value for m in families for s in m.samples}
         for name in FeedCounts.__annotations__:
             suffix = "" if name == "held_rows" else "_total"

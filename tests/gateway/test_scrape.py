@@ -54,7 +54,7 @@ def scraped(client: httpx.Client) -> dict[str, Metric]:
     answer = client.get("/metrics", headers=OPENMETRICS)
     assert answer.status_code == 200, answer.text
     assert answer.headers["content-type"].startswith("application/openmetrics-text")
-    found = list(parse_openmetrics(answer.text))
+    found: list[Metric] = list(parse_openmetrics(answer.text))  # type: ignore[no-untyped-call]
     plain = client.get("/metrics")
     assert plain.headers["content-type"].startswith("text/plain; version=0.0.4")
     assert {m.name for m in parse_text(plain.text) if m.samples} == {m.name for m in found if m.samples}

@@ -244,7 +244,8 @@ def test_vllms_other_paths_go_through(place: Place, served: Served) -> None:
         metrics = client.get("/metrics").text
         assert "vllm:num_requests_running" in metrics and "actscope_engine_metrics_up 1.0" in metrics
         assert all(name in metrics for name in re.findall(r"vllm:\w+", read_dashboard()))
-        families = list(parse_openmetrics(client.get("/metrics", headers={"accept": OPENMETRICS}).text))
+        text = client.get("/metrics", headers={"accept": OPENMETRICS}).text
+        families = list(parse_openmetrics(text))  # type: ignore[no-untyped-call]
         assert len({family.name for family in families}) == len(families) > 60
         wanted = {"model": place.model, "input": "x"}
         refused = client.post("/v1/embeddings", json=wanted)

@@ -56,7 +56,8 @@ def rendered(families: Iterable[Metric], accept: str) -> tuple[bytes, str]:
     if not any(one.partition(";")[0].strip() == OPENMETRICS for one in accept.split(",")):
         return plain_text(collector), CONTENT_TYPE_PLAIN_0_0_4
     # Any other escaping writes the colons in the names of samples, such as vLLM's, as underscores (prometheus_client 0.26).
-    return openmetrics_text(collector, escaping=ALLOWUTF8), _OPENMETRICS_TYPE
+    text: bytes = openmetrics_text(collector, escaping=ALLOWUTF8)  # type: ignore[no-untyped-call]
+    return text, _OPENMETRICS_TYPE
 
 
 async def scrape_response(collect: Callable[[], Iterable[Metric]], accept: str) -> Response:

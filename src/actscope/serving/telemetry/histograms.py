@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from prometheus_client.core import Exemplar, HistogramMetricFamily
-from prometheus_client.utils import floatToGoString
 
 #: Value of the labels of the series that stands for all that came after `most_series` others.
 OTHER = "~other"
@@ -43,7 +42,7 @@ class Histograms:
     def __init__(self, name: str, help: str, labels: Sequence[str], edges: Sequence[float], most_series: int) -> None:
         self._name, self._help, self._labels = name, help, tuple(labels)
         self._edges = np.array(edges, np.float64)
-        self._ends = [floatToGoString(edge) for edge in (*edges, float("inf"))]
+        self._ends = ["+Inf" if edge == float("inf") else repr(float(edge)) for edge in (*edges, float("inf"))]
         self._most = most_series
         self._series: dict[tuple[str, ...], _Series] = {}
 
