@@ -29,6 +29,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "analyze": ("matplotlib", "networkx", "scipy"),
     "client": ("openai", "pydantic"),
     "gpu": ("pynvml",),
+    "otel": ("opentelemetry",),
     "feed": ("datasets",),
     "harvest": ("obstore",),
     "ray": ("ray",),
@@ -45,7 +46,7 @@ INCLUDES: dict[str, tuple[str, ...]] = {
     "feed": ("hf",),
     "harvest": ("feed",),
     "ray": ("harvest",),
-    "all": ("gguf", "export", "analyze", "client", "gpu", "harvest"),
+    "all": ("gguf", "export", "analyze", "client", "gpu", "harvest", "otel"),
 }
 #: What reads and writes a recording.
 RECORDING = EXTRAS["record"]

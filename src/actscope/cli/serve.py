@@ -14,7 +14,9 @@ def serve(
     engine_flags: Annotated[Given, options.ENGINE],
     gateway_flags: Annotated[
         Given,
-        options.GATEWAY.only("host", "port", "token", "scrape_token", "allowed_hosts", "cors_origins", *options.LIMITS),
+        options.GATEWAY.only(
+            "host", "port", "token", "scrape_token", "otlp_endpoint", "allowed_hosts", "cors_origins", *options.LIMITS
+        ),
     ],
     browser: options.Browser = False,
 ) -> None:

@@ -20,6 +20,7 @@ from actscope.gateway.counters.answers import AnswerCounter
 from actscope.gateway.scores.request_store import Sessions
 from actscope.gateway.settings import STATIC, GatewaySettings
 from actscope.gateway.telemetry.observer import LogObserver
+from actscope.gateway.telemetry.tracing import Tracing, open_tracing
 from actscope.gateway.upstream.upstream import Upstream
 from actscope.near_miss import hinted
 from actscope.serving.access import Guard
@@ -29,7 +30,13 @@ _DESCRIPTION = "OpenAI-compatible completions with live probe scores; see docs/w
 
 
 @hinted
-def create_app(settings: GatewaySettings, upstream: Upstream | None = None, *, page: Path = STATIC) -> FastAPI:
+def create_app(
+    settings: GatewaySettings,
+    upstream: Upstream | None = None,
+    *,
+    page: Path = STATIC,
+    tracing: Tracing | None = None,
+) -> FastAPI:
     """Create the gateway as an ASGI application. Its lifespan opens the upstream at start and closes it at the end.
 
     Args:
@@ -37,13 +44,15 @@ def create_app(settings: GatewaySettings, upstream: Upstream | None = None, *, p
             against it.
         upstream: The engine behind the gateway. None: the one that `settings.upstream` names.
         page: Directory of the built page. Without an index.html in it, `/` says how to build the page.
+        tracing: Takes the spans and metrics of requests. None: what `settings.otlp_endpoint` names. The application closes it.
 
     Returns:
         The application, protected by `actscope.serving.access.Guard`.
     """
     observer = LogObserver()
     sessions, streams = Sessions(settings, observer.ended), OpenStreams(settings.max_streams)
-    gateway = Gateway(settings, upstream or Upstream(settings), sessions, streams, observer=observer)
+    tracing = tracing or open_tracing(settings.otlp_endpoint)
+    gateway = Gateway(settings, upstream or Upstream(settings), sessions, streams, observer=observer, tracing=tracing)
     app = FastAPI(
         title="actscope gateway",
         version=__version__,
@@ -80,6 +89,8 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
             task.cancel()
         gateway.streams.end_all()
         await gateway.upstream.close()
+        if gateway.tracing is not None:
+            await asyncio.to_thread(gateway.tracing.close)
 
 
 def _operation_id(route: APIRoute) -> str:

@@ -66,6 +66,7 @@ GATEWAY = Flags(
         "host": Flag(metavar="ADDRESS"),
         "token": Flag(default="a new one", env="ACTSCOPE_TOKEN"),
         "scrape_token": Flag(metavar="TOKEN", default="none", env="ACTSCOPE_SCRAPE_TOKEN"),
+        "otlp_endpoint": Flag(metavar="URL", env="ACTSCOPE_OTLP_ENDPOINT"),
         "upstream": Flag(metavar="ENGINE"),
         "upstream_key": Flag(metavar="KEY", env="ACTSCOPE_UPSTREAM_KEY"),
         **{name: Flag(env=f"ACTSCOPE_{name.upper()}") for name in LIMITS},

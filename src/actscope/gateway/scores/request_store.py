@@ -26,6 +26,8 @@ class Flight:
     response: str
     logs: list[RequestLog]
     cancelled: bool = False
+    on_end: Callable[[], object] | None = None
+    """Called when the completion has ended and all its logs have finished."""
     _on_cancel: list[Callable[[], object]] = field(default_factory=list)
 
     def on_cancel(self, abort: Callable[[], object]) -> None:
@@ -166,6 +168,8 @@ class Sessions:
     def end(self, flight: Flight) -> None:
         """Remove a completion in flight. The logs of its choices stay."""
         self._flights.pop(flight.response, None)
+        if flight.on_end is not None:
+            flight.on_end()
 
     def flight_of(self, log: RequestLog) -> Flight | None:
         """Return the completion in flight that this log belongs to, or None."""
