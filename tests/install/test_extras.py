@@ -39,7 +39,7 @@ def asked(lines: list[str]) -> tuple[set[str], set[str]]:
 
 def distributions_of(modules: tuple[str, ...]) -> set[str]:
     """The distributions that packages are imported from."""
-    homes = packages_distributions() | SHARED
+    homes = {**packages_distributions(), **SHARED}
     return {canonicalize_name(owner) for module in modules for owner in homes[module]}
 
 

@@ -132,7 +132,7 @@ def system_series(lines: Sequence[SystemLine], clock: LineClock) -> SystemSeries
     shown = sorted(waits, key=lambda name: -_held_up(waits[name]))[:_MOST_PROCESSES]
     faulting = [name for name, _ in faults.most_common(_MOST_PROCESSES)]
     seconds = np.array([max(line.interval_s, 1e-9) for line in lines])
-    causes = [cause for cause in (*HELD, UNNAMED) if any(waits[name][cause] for name in shown)]
+    held_for = [cause for cause in (*HELD, UNNAMED) if any(waits[name][cause] for name in shown)]
     per_line = [_waits_of(line) for line in lines]
     resources = sorted({resource for line in lines for resource in line.pressure})
     return SystemSeries(
@@ -140,7 +140,7 @@ def system_series(lines: Sequence[SystemLine], clock: LineClock) -> SystemSeries
         {resource: np.array([_avg10(line.pressure.get(resource)) for line in lines]) for resource in resources},
         {
             cause: np.array([sum(one.get(name, {}).get(cause, 0.0) for name in shown) for one in per_line]) / seconds
-            for cause in causes
+            for cause in held_for
         },
         {name: np.array([_faults_of(line).get(name, 0.0) for line in lines]) / seconds for name in faulting[:5]},
         {name: dict(waits[name]) for name in shown},
