@@ -62,9 +62,11 @@ class Histograms:
         series.counts += np.bincount(at, minlength=len(self._ends))
         series.total += float(values.sum())
         if request and len(request) + len(_EXEMPLAR) <= _MOST_EXEMPLAR:
-            last = dict(zip(at.tolist(), values.tolist(), strict=True))
+            last = np.full(len(self._ends), -1)
+            last[at] = np.arange(len(at))  # of several values for one bucket the last stays
             now = time.time()
-            series.exemplars |= {i: Exemplar({_EXEMPLAR: request}, value, now) for i, value in last.items()}
+            for i in np.flatnonzero(last >= 0).tolist():
+                series.exemplars[i] = Exemplar({_EXEMPLAR: request}, float(values[last[i]]), now)
 
     def _of(self, labels: tuple[str, ...]) -> _Series:
         if labels not in self._series and len(self._series) >= self._most:
