@@ -73,7 +73,7 @@ def test_every_metric_of_the_dashboard_is_in_a_scrape_with_its_labels(place: Pla
 
 
 def test_panels_have_places_of_their_own(dashboard: dict[str, Any]) -> None:
-    taken = set()
+    taken: set[tuple[int, int]] = set()
     for panel in dashboard["panels"]:
         place = panel["gridPos"]
         assert place["x"] + place["w"] <= 24

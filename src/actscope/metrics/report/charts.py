@@ -71,14 +71,13 @@ def _svg(size: tuple[float, float], draw: Draw, theme: PageTheme) -> bytes:
     import matplotlib
     from matplotlib.figure import Figure
 
-    style = {
+    with matplotlib.rc_context({
         "figure.facecolor": theme.background, "axes.facecolor": theme.background, "savefig.facecolor": theme.background,
         "text.color": theme.ink, "axes.labelcolor": theme.ink, "axes.edgecolor": theme.faint, "xtick.color": theme.ink,
         "ytick.color": theme.ink, "grid.color": theme.faint, "grid.linewidth": 0.6, "axes.spines.top": False,
         "axes.spines.right": False, "font.size": 9, "axes.titlesize": 10, "axes.titlelocation": "left", "legend.frameon": False,
         "svg.hashsalt": "actscope", "axes.grid": True, "axes.axisbelow": True, "legend.fontsize": 8,
-    }  # fmt: skip
-    with matplotlib.rc_context(style):
+    }):  # fmt: skip
         figure = Figure(figsize=size, layout="constrained")
         draw(figure, theme)
         file = io.BytesIO()

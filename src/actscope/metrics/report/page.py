@@ -77,18 +77,19 @@ def _head(
     rows = [(str(file.path), f"{len(file.io)}", f"{len(file.system)}", f"{len(file.skipped)}") for file in files]
     if rows:
         yield _table(("file", "lines of block I/O", "lines of processes", "lines that cannot be read"), rows)
-    sources = sorted({line.source for line in (*io, *system)})
+    every: list[IoLine | SystemLine] = [*io, *system]
+    sources = sorted({line.source for line in every})
     if sources:
         words = {"bpf": "programs in the kernel", "proc": "/proc alone", "unknown": "another tool"}
         yield f"<p>Measured by {escape(' and '.join(words[one] for one in sources))}.</p>"
-    lost = sum(line.lost_events for line in (*io, *system))
+    lost = sum(line.lost_events for line in every)
     if lost:
         yield f"<p>{lost:,} events could not be counted.</p>"
-    missing = dict.fromkeys(one for line in (*io, *system) for one in line.missing)
+    missing = dict.fromkeys(one for line in every for one in line.missing)
     if missing:
         yield f"<p>Missing: {escape('; '.join(missing))}</p>"
-    if course is not None and (io or system):
-        ends = [line.timestamp for line in (*io, *system)]
+    if course is not None and every:
+        ends = [line.timestamp for line in every]
         if max(ends) < course.edges[0] or min(ends) > course.edges[-1]:
             yield "<p><strong>None of the measurements was taken while the recording was written.</strong></p>"
     yield f"<p>Written by actscope {escape(__version__)}.</p>"
