@@ -28,6 +28,8 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "export": ("pyarrow", "zarr"),
     "analyze": ("matplotlib", "networkx", "scipy"),
     "client": ("openai", "pydantic"),
+    "gpu": ("pynvml",),
+    "otel": ("opentelemetry",),
     "feed": ("datasets",),
     "harvest": ("obstore",),
     "ray": ("ray",),
@@ -44,7 +46,7 @@ INCLUDES: dict[str, tuple[str, ...]] = {
     "feed": ("hf",),
     "harvest": ("feed",),
     "ray": ("harvest",),
-    "all": ("gguf", "export", "analyze", "client", "harvest"),
+    "all": ("gguf", "export", "analyze", "client", "gpu", "harvest", "otel"),
 }
 #: What reads and writes a recording.
 RECORDING = EXTRAS["record"]

@@ -23,7 +23,7 @@ from actscope.counters import Counter, CounterReport, counters_of, summed
 from actscope.frames import ROW_META, SCORES, Frame, RowFlag, Span, SpanFlag, Step
 from actscope.gateway import GatewaySettings
 from actscope.gateway.api.payloads import ChoiceView, coverage
-from actscope.gateway.counters.reports import prometheus_text, sources_of, troubles_of
+from actscope.gateway.counters.reports import counter_families, sources_of, troubles_of
 from actscope.gateway.scores.columns import ScoreColumn
 from actscope.gateway.scores.coverage import coverage_of
 from actscope.gateway.scores.detokenizer import TokenTexts
@@ -34,6 +34,7 @@ from actscope.gateway.scores.request_log import RequestLog
 from actscope.gateway.scores.request_store import Sessions
 from actscope.ring.counter_files import CounterFile
 from actscope.ring.host import RingReader, RingSpec, RingWriter
+from actscope.serving.telemetry.exposition import rendered
 
 LOG = logging.getLogger("actscope.test")
 TWO = table_of(
@@ -309,7 +310,8 @@ def test_sources_of_the_same_process_are_one_entry() -> None:
     ]
     [source] = sources_of(reports)
     assert (source.values, source.engine) == ({"a": 3, "b": 3}, None)
-    assert prometheus_text(reports, engine_is_up=False).count(b"actscope_a_total{") == 1
+    text, _ = rendered(counter_families(reports, engine_is_up=False), "")
+    assert text.count(b"actscope_a_total{") == 1
 
 
 def test_a_runtime_directory_that_is_gone_takes_no_answer_with_it(stage: Stage) -> None:

@@ -26,6 +26,10 @@ def rows() -> dict[str, tuple[set[str], int]]:
     return {extra: (set(re.findall(r"`(\w+)`", included)), int(n.replace(",", ""))) for extra, included, n, _ in found}
 
 
+#: Packages that many distributions put modules into, and those that are asked for.
+SHARED = {"opentelemetry": ["opentelemetry-sdk", "opentelemetry-exporter-otlp-proto-http"]}
+
+
 def asked(lines: list[str]) -> tuple[set[str], set[str]]:
     """The distributions that requirements name, and the extras of actscope among them."""
     found = [Requirement(line) for line in lines]
@@ -35,7 +39,7 @@ def asked(lines: list[str]) -> tuple[set[str], set[str]]:
 
 def distributions_of(modules: tuple[str, ...]) -> set[str]:
     """The distributions that packages are imported from."""
-    homes = packages_distributions()
+    homes = {**packages_distributions(), **SHARED}
     return {canonicalize_name(owner) for module in modules for owner in homes[module]}
 
 

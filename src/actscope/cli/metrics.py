@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
@@ -10,10 +11,10 @@ import typer
 from actscope.cli.common import options
 from actscope.cli.common.output import show
 from actscope.cli.common.settings_options import Given, with_settings
+from actscope.errors import MetricsError
+from actscope.extras import RECORDING, require
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from actscope.metrics.collect import Meter
     from actscope.metrics.lines import IoLine, SystemLine
     from actscope.metrics.settings import CollectSettings, OutputSettings
@@ -70,6 +71,60 @@ def system(
     settings, output = options.COLLECT.make(collect_flags), options.OUTPUT.make(output_flags)
     meter = SystemMeter(settings.source, options.WAITS.make(wait_flags), cost=settings.cost)
     _collect(meter, meter.missing, settings, output, SYSTEM_FILE, None if as_json else system_text)
+
+
+@app.command()
+def report(
+    recording: Annotated[
+        Path | None,
+        typer.Argument(metavar="[RECORDING]", help="Directory of a recording to show beside the measurements."),
+    ] = None,
+    measurements: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--metrics",
+            metavar="FILE",
+            help="File of measurements. Repeatable. By default tracepoints.jsonl and system_metrics.jsonl of this directory.",
+        ),
+    ] = None,
+    output: Annotated[Path, typer.Option("--output", metavar="FILE", help="The report.")] = Path("report.html"),
+) -> None:
+    """Write one HTML file with tables and plots of measurements, and of a recording on the same axis of time.
+
+    It opens without a server and without a network, in light or dark. Files of older tools with these names are read too.
+
+    Example: actscope metrics report run.acts --metrics tracepoints.jsonl --output report.html
+    """
+    require("analyze", *(RECORDING if recording is not None else ()), "matplotlib")
+    from actscope.cli.common.recordings import open_recording
+    from actscope.metrics.reader import read_measurements
+    from actscope.metrics.report.page import default_files, report_html
+    from actscope.runtime.publish import publish_file
+
+    paths = default_files(Path()) if measurements is None else measurements
+    if recording is None and not paths:
+        raise MetricsError(
+            "nothing to report: expected a recording, or files of `actscope metrics io` and `system` (--metrics FILE); "
+            "tracepoints.jsonl and system_metrics.jsonl are not in this directory"
+        )
+    opened = None if recording is None else open_recording(recording)
+    text = report_html(opened, [read_measurements(path) for path in paths])
+    try:
+        publish_file(output, text.encode(), durable=False)
+    except OSError as error:
+        raise MetricsError(f"--output {output}: cannot be written: {error.strerror}: choose another place") from error
+    show(f"{output}: {len(paths)} files of measurements{', and ' + str(recording) if recording else ''}")
+
+
+@app.command()
+def dashboard() -> None:
+    """Print a Grafana dashboard for the metrics of gateway and feed, which Grafana imports as JSON.
+
+    Example: actscope metrics dashboard > actscope.json
+    """
+    from actscope.serving.telemetry.dashboard import read_dashboard
+
+    typer.echo(read_dashboard(), nl=False)
 
 
 def _collect(

@@ -13,7 +13,10 @@ def serve(
     model: options.Model,
     engine_flags: Annotated[Given, options.ENGINE],
     gateway_flags: Annotated[
-        Given, options.GATEWAY.only("host", "port", "token", "allowed_hosts", "cors_origins", *options.LIMITS)
+        Given,
+        options.GATEWAY.only(
+            "host", "port", "token", "scrape_token", "otlp_endpoint", "allowed_hosts", "cors_origins", *options.LIMITS
+        ),
     ],
     browser: options.Browser = False,
 ) -> None:

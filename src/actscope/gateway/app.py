@@ -14,11 +14,13 @@ from actscope._version import __version__
 from actscope.gateway.api.dependencies import Gateway
 from actscope.gateway.api.events import OpenStreams
 from actscope.gateway.api.openapi import describe
-from actscope.gateway.api.routes import conversations, openai, proxied, recording, scope
+from actscope.gateway.api.routes import conversations, openai, proxied, recording, scope, telemetry
 from actscope.gateway.api.static_page import install_page
 from actscope.gateway.counters.answers import AnswerCounter
 from actscope.gateway.scores.request_store import Sessions
 from actscope.gateway.settings import STATIC, GatewaySettings
+from actscope.gateway.telemetry.observer import LogObserver
+from actscope.gateway.telemetry.tracing import Tracing, open_tracing
 from actscope.gateway.upstream.upstream import Upstream
 from actscope.near_miss import hinted
 from actscope.serving.access import Guard
@@ -28,7 +30,13 @@ _DESCRIPTION = "OpenAI-compatible completions with live probe scores; see docs/w
 
 
 @hinted
-def create_app(settings: GatewaySettings, upstream: Upstream | None = None, *, page: Path = STATIC) -> FastAPI:
+def create_app(
+    settings: GatewaySettings,
+    upstream: Upstream | None = None,
+    *,
+    page: Path = STATIC,
+    tracing: Tracing | None = None,
+) -> FastAPI:
     """Create the gateway as an ASGI application. Its lifespan opens the upstream at start and closes it at the end.
 
     Args:
@@ -36,11 +44,15 @@ def create_app(settings: GatewaySettings, upstream: Upstream | None = None, *, p
             against it.
         upstream: The engine behind the gateway. None: the one that `settings.upstream` names.
         page: Directory of the built page. Without an index.html in it, `/` says how to build the page.
+        tracing: Takes the spans and metrics of requests. None: what `settings.otlp_endpoint` names. The application closes it.
 
     Returns:
         The application, protected by `actscope.serving.access.Guard`.
     """
-    gateway = Gateway(settings, upstream or Upstream(settings), Sessions(settings), OpenStreams(settings.max_streams))
+    observer = LogObserver()
+    sessions, streams = Sessions(settings, observer.ended), OpenStreams(settings.max_streams)
+    tracing = tracing or open_tracing(settings.otlp_endpoint)
+    gateway = Gateway(settings, upstream or Upstream(settings), sessions, streams, observer=observer, tracing=tracing)
     app = FastAPI(
         title="actscope gateway",
         version=__version__,
@@ -56,6 +68,7 @@ def create_app(settings: GatewaySettings, upstream: Upstream | None = None, *, p
     app.include_router(conversations.router)
     app.include_router(scope.router)
     app.include_router(recording.router)
+    app.include_router(telemetry.router)
     app.include_router(proxied.router)
     install_page(app, page)
     app.add_middleware(Guard, settings=settings)
@@ -68,13 +81,16 @@ def create_app(settings: GatewaySettings, upstream: Upstream | None = None, *, p
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     gateway: Gateway = app.state.gateway
     await gateway.upstream.open(gateway.sessions)
-    telling = asyncio.create_task(gateway.counters.tell_always())
+    tasks = [asyncio.create_task(work) for work in (gateway.counters.tell_always(), gateway.observer.keep_up())]
     try:
         yield
     finally:
-        telling.cancel()
+        for task in tasks:
+            task.cancel()
         gateway.streams.end_all()
         await gateway.upstream.close()
+        if gateway.tracing is not None:
+            await asyncio.to_thread(gateway.tracing.close)
 
 
 def _operation_id(route: APIRoute) -> str:

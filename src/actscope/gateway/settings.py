@@ -27,6 +27,8 @@ class GatewaySettings(ServingSettings):
     this machine that publishes an endpoint."""
     upstream_key: str = field(default="", repr=False)
     """API key of the upstream server. Sent only to that server."""
+    otlp_endpoint: str = ""
+    """Collector of OpenTelemetry's spans and metrics (OTLP over HTTP), e.g. http://localhost:4318. By default there are none."""
     max_body_bytes: int = 64 * 1024 * 1024
     """Maximum size of a request body."""
     max_in_flight: int = 1024
@@ -54,6 +56,8 @@ class GatewaySettings(ServingSettings):
         self.check_serving()
         if any(c.isspace() or not c.isprintable() for c in self.upstream_key):
             raise SettingsError("gateway upstream_key: expected printable characters without blanks")
+        if self.otlp_endpoint and not self.otlp_endpoint.startswith(("http://", "https://")):
+            raise SettingsError(f"gateway otlp_endpoint: expected http://host:port, found {self.otlp_endpoint!r}")
         for name in (
             "max_in_flight",
             "max_streams",

@@ -3,8 +3,8 @@
 The checks, in order: size of the head, `Origin` (against other web pages), the token (against all other clients), size of the
 body. They also apply to clients on loopback. A browser's cookie counts only under a `Host` on the allow-list (against DNS
 rebinding) and for requests that the server's own page makes, or that open it. A bearer token, or the same in `X-Api-Key`, counts
-under any `Host`: no web page has it but one that was given it. `GET /health` without a token is answered with an empty 200, for
-orchestrators.
+under any `Host`: no web page has it but one that was given it. The token of scrapers counts for `GET /metrics` alone. `GET
+/health` without a token is answered with an empty 200, for orchestrators.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from actscope.serving.connections import trust_connection
 from actscope.serving.errors import Problem, problem_response
-from actscope.serving.settings import ServingSettings
+from actscope.serving.settings import SCRAPED, ServingSettings
 
 _METHODS: Final = "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"
 _EXPOSED: Final = "X-Request-Id, Retry-After, " + ", ".join(
@@ -63,6 +63,7 @@ class Guard:
         )
         self._cors = frozenset(settings.cors_origins)
         self._token = settings.token.encode()
+        self._scrape_token = settings.scrape_token.encode()
         self._cookie_name = f"actscope_{settings.port}"
         self._cookie = hmac.new(self._token, b"actscope cookie", hashlib.sha256).hexdigest()
 
@@ -86,8 +87,9 @@ class Guard:
                 self._check_origin(headers, origin)
                 answer = self._preflight(scope, headers, origin) or self._sign_in(scope, headers)
             if answer is None:
-                self._check_token(scope, headers)
-                trust_connection(scope)
+                if not self._is_scraper(scope, headers):
+                    self._check_token(scope, headers)
+                    trust_connection(scope)
                 receive = self._bounded(headers, receive)
         except Problem as problem:
             answer = self._page(scope, headers, problem) or problem_response(problem)
@@ -156,9 +158,19 @@ class Guard:
         response.set_cookie(self._cookie_name, self._cookie, path="/", httponly=True, samesite="lax")
         return response
 
+    def _is_scraper(self, scope: Scope, headers: Headers) -> bool:
+        """Return whether this is a scrape with the token of scrapers. Raise Problem (403) for any other request with it."""
+        bearers = _bearers(headers)
+        if not self._scrape_token or not any(hmac.compare_digest(one.encode(), self._scrape_token) for one in bearers):
+            return False
+        alone = len(headers.getlist("authorization")) == 1 and "x-api-key" not in headers
+        if not alone or scope["path"] != SCRAPED or scope["method"] != "GET":
+            raise Problem(403, f"this token is for scrapers: it opens GET {SCRAPED} alone", code="scrape_only")
+        return True
+
     def _check_token(self, scope: Scope, headers: Headers) -> None:
-        given = [line.partition(" ") for line in headers.getlist("authorization")]
-        bearers = [token.strip() for scheme, _, token in given if scheme.lower() == "bearer"]
+        given = headers.getlist("authorization")
+        bearers = _bearers(headers)
         keys = headers.getlist("x-api-key")  # of Anthropic's clients
         if bearers or keys:
             alone = (not bearers or len(given) == 1) and len(keys) < 2
@@ -225,6 +237,11 @@ class _Decorated:
         if self._origin is not None:
             headers["Access-Control-Allow-Origin"] = self._origin
             headers["Access-Control-Expose-Headers"] = _EXPOSED
+
+
+def _bearers(headers: Headers) -> list[str]:
+    given = [line.partition(" ") for line in headers.getlist("authorization")]
+    return [token.strip() for scheme, _, token in given if scheme.lower() == "bearer"]
 
 
 def _unauthorized(message: str) -> Problem:

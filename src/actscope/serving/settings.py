@@ -7,6 +7,9 @@ from dataclasses import dataclass, field
 
 from actscope.errors import SettingsError
 
+#: The one path that the token of scrapers opens.
+SCRAPED = "/metrics"
+
 
 def new_token() -> str:
     """Return a random secret of 256 bits."""
@@ -27,6 +30,8 @@ class ServingSettings:
     """Port to listen on. 0 chooses a free port."""
     token: str = field(default_factory=new_token, repr=False)
     """Token that every client must present, at least 8 characters. By default a new random one at each start."""
+    scrape_token: str = field(default="", repr=False)
+    """Token for Prometheus, at least 8 characters: it opens `GET /metrics` and nothing else. By default only the token does."""
     allowed_hosts: tuple[str, ...] = ()
     """`Host` to accept from browsers besides 127.0.0.1, localhost and [::1] with the port, e.g. my-box:6969. Repeatable."""
     cors_origins: tuple[str, ...] = ()
@@ -54,6 +59,9 @@ class ServingSettings:
             raise SettingsError(f"port: expected 0 to 65535, found {self.port}")
         if len(self.token) < 8:
             raise SettingsError(f"token: expected at least 8 characters, found {len(self.token)}")
+        if self.scrape_token and (len(self.scrape_token) < 8 or self.scrape_token == self.token):
+            found = "the token itself" if self.scrape_token == self.token else f"{len(self.scrape_token)}"
+            raise SettingsError(f"scrape_token: expected at least 8 characters, other than the token, found {found}")
         for name in ("max_body_bytes", "max_head_bytes", "max_unauthenticated"):
             if getattr(self, name) < 1:
                 raise SettingsError(f"{name}: expected at least 1, found {getattr(self, name)}")

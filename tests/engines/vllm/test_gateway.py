@@ -17,6 +17,7 @@ import httpx
 import numpy as np
 import openai
 import pytest
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from support.gateway.stage import TOKEN, Picture, Place, await_engine, await_scores, events, picture
 from support.vllm import reference
 from support.vllm.bed import Configuration, Served, free_port
@@ -25,6 +26,8 @@ from support.waiting import until
 
 from actscope.engines.builtin import NAME, model_path, probes_path
 from actscope.probes import load_probes
+from actscope.serving.telemetry.dashboard import read_dashboard
+from actscope.serving.telemetry.exposition import OPENMETRICS
 
 PROBES = load_probes(probes_path())
 MESSAGES: list[Any] = [{"role": "user", "content": "Tell me about a fox in the snow"}]
@@ -238,7 +241,12 @@ def test_vllms_other_paths_go_through(place: Place, served: Served) -> None:
         direct = httpx.post(f"{served.url}/tokenize", json=asked, trust_env=False)
         assert client.post("/tokenize", json=asked).text == direct.text
         assert client.get("/version").json().keys() == {"version"}
-        assert "vllm:num_requests_running" in client.get("/metrics").text
+        metrics = client.get("/metrics").text
+        assert "vllm:num_requests_running" in metrics and "actscope_engine_metrics_up 1.0" in metrics
+        assert all(name in metrics for name in re.findall(r"vllm:\w+", read_dashboard()))
+        text = client.get("/metrics", headers={"accept": OPENMETRICS}).text
+        families = list(parse_openmetrics(text))  # type: ignore[no-untyped-call]
+        assert len({family.name for family in families}) == len(families) > 60
         wanted = {"model": place.model, "input": "x"}
         refused = client.post("/v1/embeddings", json=wanted)
         direct = httpx.post(f"{served.url}/v1/embeddings", json=wanted, trust_env=False)

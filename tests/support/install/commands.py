@@ -70,6 +70,8 @@ ATTEMPTS = (
     Attempt("analyze {recording} --to report", "analyze", "files written"),
     Attempt("metrics io --source proc --interval 0.1 --count 1 --no-output --json", "", '"timestamp"'),
     Attempt("metrics system --source proc --interval 0.1 --count 1 --no-output --json", "", '"timestamp"'),
+    Attempt("metrics report {recording}", "analyze", "report.html: "),
+    Attempt("metrics dashboard", "", "actscope_probe_score_bucket"),
     Attempt("harvest --out {harvest} --verify", "", "finished"),
     Attempt("harvest --out s3://bucket/rows --verify --device cpu", "harvest", "s3://bucket"),
     Attempt("harvest --out h --model ./absent --dataset builtin --sites last --dry-run", "hf", "./absent"),

@@ -16,13 +16,14 @@ from actscope._version import __version__
 from actscope.errors import FeedEnded, FeedError, FeedNotReady, RequestRefused, SiteError
 from actscope.feed.buffer.allocator import Grant
 from actscope.feed.messages import GROUP
-from actscope.feed.server import schemas
+from actscope.feed.server import schemas, telemetry
 from actscope.feed.server.responses import GrantedRows, HeldResponse, RowsResponse, StreamResponse, disconnected
 from actscope.feed.server.service import Service
 from actscope.feed.settings import FeedSettings
 from actscope.runtime.boot import boot_id
 from actscope.serving.access import Guard
 from actscope.serving.errors import Problem, install_handlers
+from actscope.serving.telemetry.gpus import Gpus
 from actscope.sites import select_from
 
 _ENDPOINTS = {
@@ -33,6 +34,7 @@ _ENDPOINTS = {
     "GET /statistics": "mean and standard deviation of each dimension",
     "POST /refresh": "drop all ready rows; new rows follow",
     "GET /near": "unix socket that gives consumers on the same machine the shared memory",
+    "GET /metrics": "the same for Prometheus",
     "GET /openapi.json": "this API",
 }
 _MOST = 1 << 40
@@ -85,8 +87,10 @@ def create_app(service: Service) -> FastAPI:
         redoc_url=None,
     )
     app.state.service = service
+    app.state.gpus = Gpus()
     install_handlers(app)
     app.include_router(router)
+    app.include_router(telemetry.router, responses=_REFUSALS)
     app.add_middleware(Guard, settings=service.settings)
     _describe_limits(app, service.settings)
     return app

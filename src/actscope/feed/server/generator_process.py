@@ -156,7 +156,7 @@ class Supervisor:
     # --- on the event loop ---
 
     def _spawn(self) -> None:
-        settings = msgspec.json.encode(replace(self._settings, token=_SECRET))
+        settings = msgspec.json.encode(replace(self._settings, token=_SECRET, scrape_token=""))
         self._last_words, self._order, self.phase = None, None, "starting"
         self._child = _GeneratorProcess(settings, self._hear_from_thread)
 

@@ -89,6 +89,11 @@ class Service:
         self._in_flight += 1
         return True
 
+    @property
+    def in_flight(self) -> int:
+        """Return the number of requests for rows in progress."""
+        return self._in_flight
+
     def leave(self) -> None:
         """Free the slot of a request."""
         self._in_flight -= 1

@@ -1,4 +1,4 @@
-"""All counters of a gateway and its engine: collected, shown in `info`, as Prometheus text, and told in the log."""
+"""All counters of a gateway and its engine: collected, shown in `info`, as metrics, and told in the log."""
 
 from __future__ import annotations
 
@@ -9,8 +9,6 @@ from dataclasses import dataclass
 
 from msgspec.structs import asdict
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
-from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
-from prometheus_client.registry import Collector
 
 from actscope._version import __version__
 from actscope.counters import Counter, CounterLog, CounterReport, counters_of, summed
@@ -23,7 +21,6 @@ from actscope.ring.counter_files import PUBLISH_SECONDS, read_reports
 
 _log = logging.getLogger(__name__)
 
-MEDIA_TYPE = CONTENT_TYPE_PLAIN_0_0_4
 _LABELS = ("source", "engine", "part")
 
 
@@ -79,36 +76,29 @@ def troubles_of(reports: Iterable[CounterReport]) -> list[Trouble]:
     return [Trouble.model_validate(asdict(one)) for one in summed(reports) if one.tells]
 
 
-class _Reports(Collector):
-    """The reports as Prometheus metrics: `actscope_<name>_total`, or `actscope_<name>` for a current value."""
+def counter_families(reports: Sequence[CounterReport], *, engine_is_up: bool) -> Iterator[Metric]:
+    """Yield one family for each name, with a sample for each process and engine.
 
-    def __init__(self, reports: Sequence[CounterReport], engine_is_up: bool) -> None:
-        self._sources = reports
-        self._up = engine_is_up
-
-    def collect(self) -> Iterator[Metric]:
-        """Yield one metric for each name, with a sample for each process and engine."""
-        build = GaugeMetricFamily("actscope_build_info", "Version of the gateway.", labels=("version",))
-        build.add_metric((__version__,), 1)
-        yield build
-        yield GaugeMetricFamily("actscope_engine_up", "Whether the gateway is connected to an engine.", value=self._up)
-        for one in summed(self._sources):
-            yield self._metric(one)
-
-    def _metric(self, one: Counter) -> Metric:
-        text = f"{one.help or one.name} {one.todo}".strip()
-        if one.kind == "now":
-            metric: GaugeMetricFamily | CounterMetricFamily = GaugeMetricFamily(
-                f"actscope_{one.name}", text, labels=_LABELS
-            )
-        else:
-            metric = CounterMetricFamily(f"actscope_{one.name}", text, labels=_LABELS)
-        for source in sources_of(self._sources):
-            if one.name in source.values:
-                metric.add_metric((source.source, source.engine or "", str(source.part)), source.values[one.name])
-        return metric
+    A counter is `actscope_<name>_total`, a current value `actscope_<name>`.
+    """
+    build = GaugeMetricFamily("actscope_build_info", "Version of the gateway.", labels=("version",))
+    build.add_metric((__version__,), 1)
+    yield build
+    yield GaugeMetricFamily("actscope_engine_up", "Whether the gateway is connected to an engine.", value=engine_is_up)
+    sources = sources_of(reports)
+    for one in summed(reports):
+        yield _family(one, sources)
 
 
-def prometheus_text(reports: Sequence[CounterReport], *, engine_is_up: bool) -> bytes:
-    """Return reports in Prometheus' text format, version 0.0.4 (`MEDIA_TYPE`)."""
-    return generate_latest(_Reports(reports, engine_is_up))
+def _family(one: Counter, sources: Iterable[CounterSource]) -> Metric:
+    text = f"{one.help or one.name} {one.todo}".strip()
+    if one.kind == "now":
+        metric: GaugeMetricFamily | CounterMetricFamily = GaugeMetricFamily(
+            f"actscope_{one.name}", text, labels=_LABELS
+        )
+    else:
+        metric = CounterMetricFamily(f"actscope_{one.name}", text, labels=_LABELS)
+    for source in sources:
+        if one.name in source.values:
+            metric.add_metric((source.source, source.engine or "", str(source.part)), source.values[one.name])
+    return metric

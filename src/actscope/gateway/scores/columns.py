@@ -164,6 +164,12 @@ class EventColumn:
         self._ends.append(b)
         self._times.append(seconds)
 
+    def token_seconds(self, after: int) -> np.ndarray:
+        """Return when tokens at positions from `after` on arrived: float64 [events], in seconds after the request began."""
+        kinds, ends = np.array(self._kinds, np.uint8), np.array(self._ends, np.int64)
+        times: np.ndarray = np.array(self._times, np.float64)[(kinds == EventKind.TOKEN) & (ends > after)]
+        return times
+
     def __getitem__(self, i: int) -> tuple[EventKind, int, int, float]:
         """Return (kind, a, b, seconds) of event i."""
         return EventKind(self._kinds[i]), self._starts[i], self._ends[i], self._times[i]

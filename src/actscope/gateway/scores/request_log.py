@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from array import array
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -119,6 +119,8 @@ class RequestLog:
         """When its tokens were drawn, read, sent and drained."""
         self.first_columns = first_columns
         self.engine_ended = False
+        self.on_finish: Callable[[RequestLog], object] | None = None
+        """Called once, when the log has finished. It must return at once."""
         self._answered = False
         self._doubt = 0
         self._counts = counts or LogCounts()
@@ -316,6 +318,8 @@ class RequestLog:
         self.events.append(EventKind.PROBE_FINAL)
         self.events.append(EventKind.DONE)
         self._notify()
+        if self.on_finish is not None:
+            self.on_finish(self)
 
     @property
     def columns(self) -> Columns:

@@ -26,6 +26,8 @@ class Flight:
     response: str
     logs: list[RequestLog]
     cancelled: bool = False
+    on_end: Callable[[], object] | None = None
+    """Called when the completion has ended and all its logs have finished."""
     _on_cancel: list[Callable[[], object]] = field(default_factory=list)
 
     def on_cancel(self, abort: Callable[[], object]) -> None:
@@ -63,10 +65,15 @@ class Sessions:
 
     The id of a log is unique. Other names (of its response, of its choice as the client sees it, the engine's own) may be shared:
     a client may give two requests one `X-Request-Id`.
+
+    Args:
+        settings: `log_requests`, `log_positions` and `log_seconds` are used.
+        on_finish: Called with each log when it has finished, or None.
     """
 
-    def __init__(self, settings: GatewaySettings) -> None:
+    def __init__(self, settings: GatewaySettings, on_finish: Callable[[RequestLog], object] | None = None) -> None:
         self._settings = settings
+        self._on_finish = on_finish
         self._logs: OrderedDict[str, RequestLog] = OrderedDict()
         self._named: dict[str, list[str]] = {}
         self._forgotten: OrderedDict[str, None] = OrderedDict()
@@ -89,6 +96,7 @@ class Sessions:
     def add(self, log: RequestLog) -> None:
         """Add a request. The oldest ended ones are forgotten to make room for it."""
         self._logs[log.request] = log
+        log.on_finish = self._on_finish
         for name in _names(log):
             self.name(log, name)
         self._added += 1
@@ -160,6 +168,8 @@ class Sessions:
     def end(self, flight: Flight) -> None:
         """Remove a completion in flight. The logs of its choices stay."""
         self._flights.pop(flight.response, None)
+        if flight.on_end is not None:
+            flight.on_end()
 
     def flight_of(self, log: RequestLog) -> Flight | None:
         """Return the completion in flight that this log belongs to, or None."""

@@ -1,7 +1,9 @@
 """Index keys: metadata of each message of a recording, readable without its body.
 
-kind  codec  dtype  flags | n_rows | first_row | width | state | mean, worst error | raw_bytes | first_step | reserved
- u8    u8     u8     u8     u32      u64         u32     u32     f32   f32           u64         u64          16
+kind  codec  dtype  flags | n_rows | first_row | width | state | mean, worst error | raw_bytes | first_step |
+ u8    u8     u8     u8     u32      u64         u32     u32     f32   f32           u64         u64
+    written_ns | queued_kib | reserved
+    u64          u32          4
 """
 
 from __future__ import annotations
@@ -29,7 +31,9 @@ KEY = np.dtype(
         ("error_worst", "<f4"),
         ("raw_bytes", "<u8"),
         ("first_step", "<u8"),
-        ("reserved", "V16"),
+        ("written_ns", "<u8"),
+        ("queued_kib", "<u4"),
+        ("reserved", "V4"),
     ]
 )
 

@@ -19,6 +19,7 @@ from actscope.recording.reading.label_index import LabelIndex, RequestSummary, c
 from actscope.recording.reading.site_rows import Blocks, Rows, SiteRows
 from actscope.recording.reading.summary import describe, summarize
 from actscope.recording.reading.verification import Verification, verify
+from actscope.recording.reading.write_history import WriteHistory, write_history
 from actscope.sites import foreign_hint
 from actscope.store import Damage, StoreReader
 
@@ -245,6 +246,14 @@ class Recording:
             The findings. `ok` is False when acknowledged bytes are missing or changed, or when a message does not decode.
         """
         return verify(self.path, progress) if progress else verify(self.path)
+
+    def write_history(self) -> WriteHistory:
+        """Return when its blocks were written, what waited then, and when rows were dropped.
+
+        Raises:
+            RecordingDamaged: A record of drops or of a session cannot be read.
+        """
+        return write_history(self._store.entries, self._keys, self.sessions, self._records(Kind.DROPS, records.Drops))
 
     # --- rows -----------------------------------------------------------------------------------------------------------
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
+from actscope.clock import monotonic_ns
 from actscope.codecs import DTYPES, Encoded, Encoder, encoder
 from actscope.recording.format.index_keys import BlockFlag, Kind, channel_of_site, error_codes, key
 from actscope.recording.spec import RecordingSpec
@@ -28,11 +30,21 @@ class BlockCounts:
 
 
 class BlockWriter:
-    """Codecs of all sites. Several workers may write at once, but never two blocks of one site."""
+    """Codecs of all sites. Several workers may write at once, but never two blocks of one site.
 
-    def __init__(self, messages: MessageWriter, spec: RecordingSpec, block_bytes: int) -> None:
+    Args:
+        messages: Takes the blocks.
+        spec: Sites and codecs.
+        block_bytes: Target size of a block before encoding.
+        queued: Returns the bytes of rows that wait or are being encoded; each block's key keeps them with its time.
+    """
+
+    def __init__(
+        self, messages: MessageWriter, spec: RecordingSpec, block_bytes: int, queued: Callable[[], int] = lambda: 0
+    ) -> None:
         self._messages = messages
         self._block_bytes = block_bytes
+        self._queued = queued
         self._sites = spec.sites
         self._encoders: list[Encoder] = [encoder(spec.codec_of(site)) for site in spec.sites]
         self._lock = threading.Lock()
@@ -72,6 +84,8 @@ class BlockWriter:
             state=encoded.state,
             raw_bytes=block.rows.nbytes,
             first_step=block.step,
+            written_ns=monotonic_ns(),
+            queued_kib=min(-(-self._queued() // 1024), 2**32 - 1),
             **fields,
         )
         self._messages.send(channel, header, parts, block.time_ns)

@@ -94,7 +94,7 @@ class Recorder:
         self._messages = MessageWriter(store)
         self._steps = StepBook(spec.sites, begun)
         self._labels = LabelWriter(self._messages, self._steps)
-        self._blocks = BlockWriter(self._messages, spec, options.block_bytes)
+        self._blocks = BlockWriter(self._messages, spec, options.block_bytes, lambda: self._queues.held)
         self._queues = SiteQueues(
             spec.sites, budget=options.queue_bytes, block_bytes=options.block_bytes_of(len(spec.sites))
         )

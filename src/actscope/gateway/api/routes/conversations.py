@@ -39,9 +39,8 @@ async def create_message(body: models.MessagesRequest, request: Request, gateway
 
 
 async def _converse(path: str, request: Request, gateway: Gateway) -> Response:
-    settings, engine = gateway.settings, gateway.upstream.engine
+    engine = gateway.upstream.engine
     call = read_conversation(path, await request.body(), engine.kind if engine else "")
     engine = engine or gateway.upstream.require()
     await admit(call, engine, gateway)
-    headers = forwarded(request.headers)
-    return ConversationResponse(call, gateway.upstream, engine, gateway.sessions, settings.row_grace_seconds, headers)
+    return gateway.answer(call, engine, forwarded(request.headers), ConversationResponse)

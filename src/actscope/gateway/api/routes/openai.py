@@ -92,8 +92,7 @@ async def _complete(path: str, request: Request, gateway: Gateway) -> Response:
     call = read_call(path, await request.body(), settings.max_n, engine.kind if engine else "")
     engine = engine or gateway.upstream.require()
     await admit(call, engine, gateway)
-    headers = forwarded(request.headers)
-    return CompletionResponse(call, gateway.upstream, engine, gateway.sessions, settings.row_grace_seconds, headers)
+    return gateway.answer(call, engine, forwarded(request.headers), CompletionResponse)
 
 
 async def admit(call: Call, engine: EngineConnection, gateway: Gateway) -> None:

@@ -23,7 +23,6 @@ PATHS = (
     "/v2/embed",
     "/version",
     "/ping",
-    "/metrics",
 )
 
 router = APIRouter(include_in_schema=False)

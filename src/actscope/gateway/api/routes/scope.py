@@ -20,7 +20,7 @@ from actscope.gateway.api.payloads import encode, whole
 from actscope.gateway.api.replica_schemas import ReplicaInfo, RingCounts
 from actscope.gateway.api.routes.openai import ERRORS, Responses, no_features, several_requests
 from actscope.gateway.api.wire import WireRequest
-from actscope.gateway.counters.reports import MEDIA_TYPE, prometheus_text, sources_of, troubles_of
+from actscope.gateway.counters.reports import sources_of, troubles_of
 from actscope.gateway.scores.matcher import read_of
 from actscope.gateway.scores.replica import Replica
 from actscope.gateway.scores.request_log import RequestLog
@@ -43,13 +43,6 @@ _EVENTS: Responses = {
     },
     204: {"description": "The client already has all events"},
     410: {"description": "The event or the request is no longer in the log"},
-}
-
-_METRICS: Responses = {
-    200: {
-        "description": "Counters as `actscope_<name>_total{source, engine, part}`, current values as `actscope_<name>`",
-        "content": {"text/plain": {"schema": {"type": "string"}}},
-    },
 }
 
 
@@ -77,13 +70,6 @@ async def get_info(gateway: Here) -> models.Info:
         counters=sources_of(reports),
         troubles=troubles_of(reports),
     )
-
-
-@router.get("/v1/actscope/metrics", response_class=Response, responses=_METRICS)
-async def get_metrics(gateway: Here) -> Response:
-    """Return all counters of the gateway and its engine in Prometheus' text format. `/metrics` is the engine's own."""
-    up = gateway.upstream.engine is not None
-    return Response(prometheus_text(await gateway.counters.all(), engine_is_up=up), media_type=MEDIA_TYPE)
 
 
 def _replica_info(engine: EngineConnection, cards: Cards) -> ReplicaInfo:

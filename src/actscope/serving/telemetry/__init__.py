@@ -1,0 +1,1 @@
+"""Prometheus metrics that the servers share: histograms, processes, GPUs, and their text formats."""
