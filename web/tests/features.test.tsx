@@ -1,7 +1,7 @@
 import { act } from "react";
 import { createRoot, type Root } from "react-dom/client";
 import { afterEach, beforeEach, describe, expect, it, vi } from "vitest";
-import { TokenCard } from "../src/components/TokenCard";
+import { TokenCard } from "../src/reader/TokenCard";
 import { newChat, send, turns } from "../src/state/chat";
 import { engine } from "../src/state/engine";
 import { isOpen } from "../src/state/turn";

@@ -2,9 +2,9 @@ import { act } from "react";
 import { createRoot, type Root } from "react-dom/client";
 import { afterEach, beforeEach, describe, expect, it } from "vitest";
 import { asProbe } from "../src/api/types";
-import { PlotData, planFor } from "../src/chart/series";
+import { PlotData, planFor } from "../src/lanes/series";
 import { isBeyond, type Scale, STEPS, stepOf } from "../src/color/ramp";
-import { Legend } from "../src/components/Legend";
+import { Legend } from "../src/panel/Legend";
 import { describe as inWords } from "../src/heatmap/describe";
 import { Heatmap } from "../src/heatmap/Heatmap";
 import {

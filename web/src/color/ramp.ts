@@ -82,6 +82,25 @@ function shareOf(score: number, low: number, high: number, signed: boolean): num
   return score / (Math.max(Math.abs(low), high) || 1);
 }
 
+/** How scores become colours: only those at or over the threshold, or all of them on their whole scale. */
+export type Heat = "events" | "scale";
+
+/** Step of a score that is exactly at its threshold: an event is seen at once. */
+export const EVENT_STEP = 12;
+
+/**
+ * Returns the step of a score as `heat` asks. As events, a score below its threshold is step 0, and the steps from
+ * `EVENT_STEP` on tell how far above the threshold it is. A probe without a threshold is on its whole scale either way.
+ */
+export function heatStep(score: number, scale: Scale & { threshold: number | null }, heat: Heat): number {
+  const { range, threshold } = scale;
+  if (heat === "scale" || threshold === null) return stepOf(score, scale);
+  if (score < threshold) return 0;
+  const room = range[1] - threshold;
+  const share = room > 0 ? Math.min(1, (score - threshold) / room) : 1;
+  return Math.round(EVENT_STEP + (STEPS - EVENT_STEP) * share);
+}
+
 /** Returns whether a score lies outside its scale, so that its colour is that of the scale's end. */
 export function isBeyond(score: number, { range: [low, high], signed }: Scale): boolean {
   const end = signed && high > 0 ? Math.max(Math.abs(low), high) : high;
