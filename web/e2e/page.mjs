@@ -170,15 +170,15 @@ export class Scene {
   }
 }
 
-/** Runs in the page: after `expectCard(position)`, keeps in `wrongCards` whatever else the card, ring and cursor show. */
+/** Runs in the page: after `expectCard(position)`, keeps in `wrongCards` whatever else the reader, the pinned ring and the lanes' cursor show. */
 function watchCards() {
   window.expected = null;
   window.wrongCards = [];
   const look = () => {
     if (window.expected === null) return;
-    const card = document.querySelector('[data-testid="popover-position"]')?.textContent ?? "no card";
-    const cursor = document.querySelector('[data-testid="chart"]')?.dataset.cursor;
-    const rings = [...document.querySelectorAll("[data-hover]")].map((span) => span.dataset.pos);
+    const card = document.querySelector('[data-testid="reader-position"]')?.textContent ?? "no card";
+    const cursor = document.querySelector('[data-testid="lanes"]')?.dataset.cursor;
+    const rings = [...document.querySelectorAll("[data-pin]")].map((span) => span.dataset.pos);
     const seen = [Number(/\d+/.exec(card)?.[0] ?? -1), Number(cursor ?? -1), ...rings.map(Number)];
     if (seen.some((position) => position !== window.expected)) window.wrongCards.push(seen.join(" "));
   };

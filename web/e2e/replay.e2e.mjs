@@ -99,10 +99,10 @@ try {
       await page.locator(`${id("watched")} .said-model [data-pos="${position}"]`).hover();
       await page.waitForFunction(
         ([popover, p]) => document.querySelector(popover)?.textContent.includes(`position ${p} `),
-        [id("popover-position"), position],
+        [id("reader-position"), position],
       );
       const shown = await page
-        .locator(`${id("popover")} ${id("score")}`)
+        .locator(`${id("reader")} ${id("score")}`)
         .evaluateAll((rows) =>
           rows.map((row) => [
             row.dataset.probe,

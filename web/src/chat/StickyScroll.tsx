@@ -54,7 +54,8 @@ export function StickyScroll({ label, follow, newest, children }: Props) {
     };
     // New tokens that still fit into the last line change no size: they are counted as the request tells of them.
     const count = () => {
-      if (!following || pinned.get() !== null) beforePaint(show);
+      if (following && pinned.get() === null) seen = length();
+      else beforePaint(show);
     };
     let leave: () => void = () => undefined;
     const listen = () => {

@@ -47,6 +47,7 @@ export function LaneRow({ board, lane, slot, full, index, count, top }: Props) {
         <span ref={value} className="lane-value numbers" data-testid="lane-value" />
         {probe && <Underline lane={lane} slot={slot} full={full} />}
       </div>
+      {/* eslint-disable jsx-a11y/no-interactive-element-to-noninteractive-role -- a canvas is a picture to those who do not see it */}
       <canvas
         ref={canvas}
         className="lane-strip"
@@ -55,6 +56,7 @@ export function LaneRow({ board, lane, slot, full, index, count, top }: Props) {
         role="img"
         aria-label={inWords(lane)}
       />
+      {/* eslint-enable jsx-a11y/no-interactive-element-to-noninteractive-role */}
     </li>
   );
 }

@@ -81,7 +81,8 @@ export function drawLane(
   for (const { x, width: wide, high, low } of runs) {
     const top = y(high);
     const isOver = threshold !== null && high >= threshold;
-    to.fillRect(x, top, wide, isOver ? Math.max(edge, y(threshold) - top) : edge);
+    // The whole bar: thresholds are often so close to the scale's end that what is above them is a pixel high.
+    to.fillRect(x, top, wide, isOver ? Math.max(edge, base - top + edge) : edge);
     if (y(low) > base) to.fillRect(x, y(low), wide, edge);
   }
   to.fillStyle = ink.mark;

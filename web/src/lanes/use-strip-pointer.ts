@@ -53,7 +53,10 @@ function handlersOf(board: Board, trace: Trace | null, list: Ref, brush: Ref): H
       if (event.button === 0 && isStrip(event)) began = placeOf(event);
     },
     onPointerUp: (event) => {
-      if (began === null || !trace || trace.length === 0) return leave();
+      if (began === null || !trace || trace.length === 0) {
+        leave();
+        return;
+      }
       const x = placeOf(event);
       if (Math.abs(x - began) >= CLICK_PX) board.setExtent(chosenBetween(board.axis, began, x, width()));
       else {

@@ -23,6 +23,7 @@ export function ScoreRow({ line, several, beside }: Props) {
       data-state={state}
       data-score={score ?? undefined}
       data-over={over || undefined}
+      data-rise={line.rise}
       data-place={place === "on" ? undefined : place}
     >
       <th scope="row" title={label}>

@@ -54,12 +54,18 @@ export function TokenReading({ spot: { trace, position }, beside, pinned }: Prop
       <div className="reader-body">
         <ChanceLines trace={trace} from={from} to={to} />
         <table className="token-scores numbers">
+          <colgroup>
+            <col />
+            <col className="wide-value" />
+            <col className="wide-scale" />
+            <col className="wide-mark" />
+            <col className="wide-change" />
+          </colgroup>
           {other && (
             <thead>
               <tr>
-                <th scope="col">beside</th>
-                <td colSpan={3} />
-                <td data-testid="beside">
+                <td colSpan={5} data-testid="beside">
+                  <span className="muted">beside it: </span>
                   <q>{other.text}</q> {other.position}
                 </td>
               </tr>

@@ -11,10 +11,10 @@ export interface Starter {
 
 /** The probes are those of the built-in model; other engines have others. */
 export const STARTERS: readonly Starter[] = [
-  { text: "Tell me a scary story about a girl in the forest", background: "danger", underline: "past" },
   { text: "What will the sailor do tomorrow?", background: "future", underline: "night" },
+  { text: "Tell me about a fox in the snow", background: "cold", underline: "danger" },
   { text: "Count to ten", background: "number" },
-  { text: "Tell me about a happy dog", background: "joy", underline: "past" },
+  { text: "Tell me about a storm at sea", background: "danger", underline: "past" },
 ];
 
 /** Returns the probe of a starter, if the engine has it. */
