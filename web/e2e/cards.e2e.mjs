@@ -151,13 +151,13 @@ await runChecks("cards.e2e.mjs", {
     await page.click(id("theme-light"));
     await frames(page);
     await noWrongCards(scene);
-    // A click in the chart pins another token; then the window loses the focus and gets it back.
+    // A click in a lane pins another token; then the window loses the focus and gets it back.
     await scene.token(0, positions[8]).focus();
     const strip = await page.locator(id("strip")).first().boundingBox();
     await page.mouse.click(strip.x + strip.width * 0.4, strip.y + 12);
-    const inChart = Number(await page.locator(id("lanes")).getAttribute("data-cursor"));
+    const inLanes = Number(await page.locator(id("lanes")).getAttribute("data-cursor"));
     await page.mouse.move(5, 5);
-    await expectCard(scene, inChart);
+    await expectCard(scene, inLanes);
     await page.evaluate((selector) => {
       const token = document.querySelector(selector);
       token.dispatchEvent(new FocusEvent("focusin", { bubbles: true }));

@@ -158,7 +158,7 @@ try {
     for (const position of [...positions.filter((_, i) => i % step === 0), positions.at(-1)]) {
       await page.locator(`.said-model > ${id("heatmap")} [data-pos="${position}"]`).hover();
       await page.waitForFunction(
-        ([popover, p]) => document.querySelector(popover)?.textContent.includes(`position ${p} `),
+        ([reader, p]) => document.querySelector(reader)?.textContent.includes(`position ${p} `),
         [id("reader-position"), position],
       );
       for (const { probe, state, score, text } of await shownScores(page)) {
@@ -180,11 +180,11 @@ try {
     const box = await page.locator(id("strip")).first().boundingBox();
     await page.mouse.move(box.x + box.width * 0.3, box.y + box.height / 2);
     await page.waitForFunction(() => document.querySelector("[data-hover]") !== null);
-    const [inChart, inText] = await page.evaluate(() => [
+    const [inLanes, inText] = await page.evaluate(() => [
       Number(document.querySelector("[data-cursor]").dataset.cursor),
       Number([...document.querySelectorAll("[data-hover]")].at(-1).dataset.pos),
     ]);
-    assert.ok(inText <= inChart && inChart - inText < 4, `lanes ${inChart}, text ${inText}`);
+    assert.ok(inText <= inLanes && inLanes - inText < 4, `lanes ${inLanes}, text ${inText}`);
     await page.mouse.move(5, 5);
   });
 

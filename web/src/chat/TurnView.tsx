@@ -16,7 +16,7 @@ export function TurnView({ turn }: { turn: Turn }) {
   const { trace } = turn;
   const [showPrompt, setShowPrompt] = useState(false);
   const spot = useCell(pinned);
-  // A pin from the chart can be of a prompt token that is not in the text yet.
+  // A pin from the lanes can be of a prompt token that is not in the text yet.
   const wanted = spot?.reveal === true && spot.trace === trace && spot.position < (trace.promptTokens ?? 0);
   if (wanted && !showPrompt) setShowPrompt(true);
   const shown = useCell(active) === trace;

@@ -27,7 +27,7 @@ const PURPLE: Record<Theme, Ramp> = {
   light: { from: [0.98, 0.012, 300], to: [0.74, 0.13, 300] },
   dark: { from: [0.235, 0.03, 300], to: [0.5, 0.15, 300] },
 };
-/** Colours by slot: 0 is the background's in the chart, 1–3 the underlines'. Distinguishable with all common colour blindness. */
+/** Colours by slot: 0 is the background's, 1–3 the underlines'. Distinguishable with all common colour blindness. */
 const SLOTS: Record<Theme, readonly Oklch[]> = {
   light: [
     [0.63, 0.17, 47],
