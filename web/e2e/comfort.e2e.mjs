@@ -190,6 +190,27 @@ await runChecks("comfort.e2e.mjs", {
     await scene.shot("comfort-lanes-5000");
   },
 
+  "the lanes are of the newest turn, and of an earlier one when its token is pinned": async (scene) => {
+    const page = await scene.open("bg=number");
+    const first = page.locator(`${id("probe")}[data-probe="number"]`);
+    const counted = () => first.locator(".lane-count").textContent();
+    await scene.ask("Count to ten");
+    assert.match(await counted(), /\d+ over/);
+    await scene.ask("What will the sailor do tomorrow?");
+    await page.waitForFunction(
+      (row) => !/\d\d over/.test(document.querySelector(row).textContent),
+      `${id("probe")}[data-probe="number"] .lane-count`,
+    );
+    assert.match(await first.locator(id("strip")).getAttribute("aria-label"), /scale 0 to 1/);
+    assert.match(await first.locator(id("lane-value")).textContent(), /max \d/);
+    const [position] = await scene.positions(0);
+    await scene.token(0, position).click();
+    await first
+      .locator(".lane-count")
+      .getByText(/\d\d over/)
+      .waitFor(WAIT);
+  },
+
   "the reader says how likely a token was, and what was likely in its place": async (scene) => {
     const page = await scene.open();
     await scene.ask(FOX);

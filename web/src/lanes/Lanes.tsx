@@ -1,4 +1,12 @@
-import { type KeyboardEvent, useEffect, useMemo, useRef, useState } from "react";
+import {
+  type KeyboardEvent,
+  useCallback,
+  useEffect,
+  useMemo,
+  useRef,
+  useState,
+  useSyncExternalStore,
+} from "react";
 import { useVirtualizer } from "@tanstack/react-virtual";
 import { useCell } from "../lib/cell";
 import { formatCount } from "../lib/numbers";
@@ -117,11 +125,13 @@ function useLanes(board: Board, trace: Trace | null): readonly Lane[] {
   return lanes;
 }
 
-/** Changes when a trace gets other columns. */
-function useColumns(trace: Trace | null): number {
-  const [version, setVersion] = useState(0);
-  useEffect(() => trace?.subscribe(() => setVersion(trace.columnsVersion)), [trace]);
-  return version;
+/** Changes when the trace is another one, or gets other columns. */
+function useColumns(trace: Trace | null): string {
+  const subscribe = useCallback(
+    (listener: () => void) => trace?.subscribe(listener) ?? (() => undefined),
+    [trace],
+  );
+  return useSyncExternalStore(subscribe, () => `${trace?.key} ${trace?.columnsVersion}`);
 }
 
 type Ref<T> = { readonly current: T | null };
