@@ -24,9 +24,12 @@ export function ChanceLines({ trace, from, to }: { trace: Trace; from: number; t
   );
 }
 
+/** Alternatives that are less likely are not worth a place: 1 in 10,000. */
+const LEAST = Math.log(0.0001);
+
 function Line({ chance, text, place }: { chance: Chance; text: string; place: number | null }) {
   const entropy = entropyAtLeast(chance);
-  const others = chance.likeliest.filter(({ token }) => token !== text);
+  const others = chance.likeliest.filter(({ token, logprob }) => token !== text && logprob >= LEAST);
   return (
     <li>
       {place !== null && <span className="muted">{place}: </span>}
