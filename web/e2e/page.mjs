@@ -73,7 +73,9 @@ export class Scene {
     for (const [key, value] of more) address.searchParams.set(key, value);
     await page.goto(address.href);
     await page.waitForSelector(`${id("engine")}[data-state="up"]`, WAIT);
-    await page.waitForSelector(id("probe"), { state: "attached", ...WAIT });
+    // In a low window the lanes are in a closed sheet, without rows.
+    const lanes = `${id("lanes")} ul:not([aria-label="0 lanes"])`;
+    await page.waitForSelector(lanes, { state: "attached", ...WAIT });
     return page;
   }
 

@@ -126,6 +126,7 @@ await runChecks("trust.e2e.mjs", {
         .slice(Number(from) - whole.scores.start, Number(to) + 1 - whole.scores.start)
         .map((row) => row[column]);
       const strongest = scores.reduce((a, b) => (Math.abs(b) > Math.abs(a) ? b : a));
+      await page.click(id("more-scores"));
       const shown = await card.locator(`${id("score")}[data-probe="anger"]`).getAttribute("data-score");
       assert.equal(Number(shown), strongest);
       await scene.shot("trust-character");

@@ -19,7 +19,9 @@ export const STRIP_HEIGHT = 26;
 const REDRAW_MS = 32;
 /** From this many tokens on the lanes are drawn less often: a token moves them by less than a pixel. */
 const LONG = 2_000;
-const LONG_REDRAW_MS = 100;
+/** How the wait grows with the length: 50 ms at 2,000 tokens, and at 20,000 the longest. */
+const TOKENS_PER_MS = 40;
+const LONGEST_REDRAW_MS = 500;
 /** New features get their lanes at most this often. */
 const FEATURES_MS = 250;
 
@@ -172,7 +174,8 @@ export class Board {
   }
 
   private redraw(): void {
-    const wait = (this.trace?.length ?? 0) < LONG ? REDRAW_MS : LONG_REDRAW_MS;
+    const length = this.trace?.length ?? 0;
+    const wait = length < LONG ? REDRAW_MS : Math.min(LONGEST_REDRAW_MS, length / TOKENS_PER_MS);
     this.timer ||= window.setTimeout(this.draw, wait);
   }
 
