@@ -1,5 +1,6 @@
 import { describe, expect, it } from "vitest";
 import { asProbe } from "../src/api/types";
+import { Board } from "../src/lanes/board";
 import { axisOf, chosenBetween, LEAST_SPAN, placeOn, positionAt } from "../src/lanes/axis";
 import { baseOf, heightOf, runsOf } from "../src/lanes/draw";
 import { FeatureIndex } from "../src/lanes/features";
@@ -178,6 +179,38 @@ describe("the order of lanes", () => {
     const keys = inOrder([a, b, c, d], [c.key, a.key]).map(({ id }) => id);
     expect(keys).toEqual(["c", "a", "b", "d"]);
     expect(loudestFirst([a, b], () => null, NOTHING)).toEqual([a.key, b.key]);
+  });
+});
+
+describe("the board", () => {
+  const known = ["a", "b"].map((id) => asProbe({ id, since: 0, site: SITE, threshold: 0.5 }));
+  const answered = (a: number, b: number, final = true) => {
+    const trace = new Trace();
+    trace.apply({ v: 1, prompt_tokens: 0, probes: [{ id: "a" }, { id: "b" }] });
+    trace.apply({ v: 1, tokens: { start: 0, ids: [1], text: ["x"] }, scores: { start: 0, rows: [[a, b]] } });
+    if (final) trace.apply({ v: 1, final: { present: 1, computed: 1 } });
+    return trace;
+  };
+  const orderOf = (board: Board, trace: Trace) => {
+    board.show(trace);
+    board.setLanes(probeLanes(trace, known, new Map()));
+    return board.order.get().join();
+  };
+
+  it("orders by the request that is shown, also by one that ended before, and by none before it has ended", () => {
+    const board = new Board();
+    expect(orderOf(board, answered(0.1, 0.9, false))).toBe("");
+    expect(orderOf(board, answered(0.1, 0.9))).toBe("probe b,probe a");
+    expect(orderOf(board, answered(0.9, 0.1))).toBe("probe a,probe b");
+    expect(orderOf(board, answered(0.1, 0.9, false))).toBe("probe a,probe b");
+  });
+
+  it("keeps the rows where they are under the reader's hand", () => {
+    const board = new Board();
+    board.hold(true);
+    expect(orderOf(board, answered(0.1, 0.9))).toBe("");
+    board.hold(false);
+    expect(board.order.get().join()).toBe("probe b,probe a");
   });
 });
 

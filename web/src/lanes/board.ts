@@ -70,6 +70,7 @@ export class Board {
     if (trace === this.trace) return;
     this.stop();
     this.trace = trace;
+    this.lanes = []; // those of the request before say nothing of this one
     this.tallies.clear();
     this.features = trace && new FeatureIndex(trace);
     this.featureCount.set(0);
@@ -170,7 +171,7 @@ export class Board {
 
   /** Orders the lanes when the request has ended, once, and not under the reader's hand. */
   private sortWhenDue(): void {
-    if (this.unsorted && this.ended && !this.held) this.sort();
+    if (this.unsorted && this.ended && !this.held && this.lanes.length > 0) this.sort();
   }
 
   private redraw(): void {
