@@ -7,7 +7,8 @@ import ts from "typescript-eslint";
 
 /** The layers of src, lowest first, as README.md lists them: a layer imports from those before it only. */
 const LAYERS = [
-  ...["lib", "wire", "api", "trace", "color", "state", "heatmap", "chart", "components"],
+  ...["lib", "wire", "api", "trace", "color", "state", "heatmap", "lanes", "reader"],
+  ...["parts", "panel", "start", "chat", "page"],
   ...["App.tsx", "main.tsx"],
 ];
 const zones = LAYERS.slice(0, -1).map((layer, index) => ({

@@ -6,7 +6,7 @@
  *   npm run build && node bench/append.mjs [tokens=30000]
  *
  * Uses the development mock's stream of `tokens` × 8 probes, then one token every 20 ms; background, three underlines
- * and the chart are all on. Prints one JSON object.
+ * and the lanes are all on. Prints one JSON object.
  */
 import { spawn } from "node:child_process";
 import { launch } from "../e2e/browser.mjs";

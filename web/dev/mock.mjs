@@ -3,6 +3,7 @@
  * without a model. Nothing of the product depends on it. `node dev/mock.mjs [port]`, after `npm run build`.
  *
  *   MOCK_TPS=40        tokens a second         MOCK_WAIT=8   seconds of "waiting" first
+ *   MOCK_PAGE=folder/  another build of the page, as of an earlier commit (with its last slash)
  *   GET /v1/actscope/requests/long-<n>/events  n tokens × 8 probes at once, then one every 20 ms
  */
 import { randomBytes } from "node:crypto";
@@ -14,7 +15,8 @@ const PORT = Number(process.argv[2] ?? 6969);
 const TPS = Number(process.env.MOCK_TPS ?? 40);
 const UP_AT = Date.now() + 1000 * Number(process.env.MOCK_WAIT ?? 0);
 const TOKEN = randomBytes(8).toString("hex");
-const STATIC = new URL("../../src/actscope/gateway/static/", import.meta.url).pathname;
+const STATIC =
+  process.env.MOCK_PAGE ?? new URL("../../src/actscope/gateway/static/", import.meta.url).pathname;
 const TYPES = { ".html": "text/html", ".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml" };
 const CSP = "default-src 'self'; frame-ancestors 'none'; base-uri 'none'";
 
@@ -277,7 +279,10 @@ async function api(req, res, { pathname: path, searchParams }) {
     d_model: 256,
     max_context: 2048,
   };
-  if (path === "/v1/actscope/info") return json(res, 200, { version: "0.1.0", engine, limits: {} });
+  if (path === "/v1/actscope/info") {
+    const whole = { limits: {}, ring: null, replicas: [], replicas_expected: 0, scores: null };
+    return json(res, 200, { version: "0.1.0", engine, ...whole, counters: [], troubles: [] });
+  }
   if (path === "/v1/actscope/probes") return json(res, 200, { generation: 1, probes: PROBES });
   if (path === "/v1/actscope/requests")
     return json(res, 200, { requests: requests.map((one) => ({ ...one, tokens: undefined })) });

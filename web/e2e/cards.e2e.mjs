@@ -1,7 +1,7 @@
 /**
- * The card is always of the token that was pinned, whatever happens around it: see `runChecks` of page.mjs for how to run it.
+ * The reader is always of the token that was pinned, whatever happens around it: see `runChecks` of page.mjs for how to run it.
  *
- * After a click, every frame's card, ring and chart cursor are compared with the clicked position. Prints the number of
+ * After a click, every frame's reader, ring and lanes' cursor are compared with the clicked position. Prints the number of
  * frames that showed another token (`wrong_token_cards`).
  */
 import assert from "node:assert/strict";
@@ -10,9 +10,9 @@ import { ANSWER, id, runChecks, WAIT } from "./page.mjs";
 const STORY = "Tell me a scary story about a girl in the forest";
 
 async function pinToken(scene, turn, position) {
-  await scene.page.keyboard.press("Escape"); // a card lies over the text
+  await scene.page.keyboard.press("Escape");
   await scene.token(turn, position).click();
-  await scene.page.waitForSelector(`${id("popover")}[data-pinned]`);
+  await scene.page.waitForSelector(`${id("reader")}[data-pinned]`);
   // The mouse leaves, so that nothing but the pin can be shown.
   await scene.page.mouse.move(5, 5);
   await expectCard(scene, position);
@@ -22,10 +22,10 @@ async function pinToken(scene, turn, position) {
 async function expectCard({ page }, position) {
   await page.waitForFunction(
     ([card, p]) => new RegExp(`\\b${p}\\b`).test(document.querySelector(card)?.textContent ?? ""),
-    [id("popover-position"), position],
+    [id("reader-position"), position],
     { timeout: 10_000 },
   );
-  await page.waitForSelector(`${id("chart")}[data-cursor="${position}"]`, { timeout: 10_000 });
+  await page.waitForSelector(`${id("lanes")}[data-cursor="${position}"]`, { timeout: 10_000 });
   await frames(page);
   await page.evaluate((p) => window.expectCard(p), position);
 }
@@ -42,7 +42,7 @@ async function noWrongCards({ page }) {
     return window.wrongCards.splice(0);
   });
   total += wrong.length;
-  assert.deepEqual([...new Set(wrong)], [], "card, cursor and rings showed");
+  assert.deepEqual([...new Set(wrong)], [], "reader, cursor and rings showed");
 }
 
 async function addProbe(scene, name) {
@@ -78,6 +78,25 @@ await runChecks("cards.e2e.mjs", {
     await frames(scene.page);
     await noWrongCards(scene);
   },
+
+  "pointing at other tokens and at the lanes leaves the pinned token in the reader, and shows them beside it":
+    async (scene) => {
+      const page = await scene.open();
+      await scene.ask(STORY);
+      const positions = await scene.positions(0);
+      await pinToken(scene, 0, positions[4]);
+      for (const position of [positions[9], positions[1]]) {
+        await scene.token(0, position).hover();
+        await page.locator(id("beside")).getByText(String(position)).waitFor(WAIT);
+        await frames(page);
+      }
+      const strip = await page.locator(id("strip")).first().boundingBox();
+      for (const share of [0.1, 0.3, 0.5])
+        await page.mouse.move(strip.x + share * strip.width, strip.y + 12, { steps: 3 });
+      await page.mouse.move(5, 5);
+      await page.waitForSelector(id("beside"), { state: "detached" });
+      await noWrongCards(scene);
+    },
 
   "another background probe, another underline and a new probe leave the pinned card alone": async (
     scene,
@@ -132,13 +151,13 @@ await runChecks("cards.e2e.mjs", {
     await page.click(id("theme-light"));
     await frames(page);
     await noWrongCards(scene);
-    // A click in the chart pins another token; then the window loses the focus and gets it back.
+    // A click in a lane pins another token; then the window loses the focus and gets it back.
     await scene.token(0, positions[8]).focus();
-    const plot = await page.locator(`${id("chart")} .u-over`).boundingBox();
-    await page.mouse.click(plot.x + plot.width * 0.9, plot.y + 60);
-    const inChart = Number(await page.locator(id("chart")).getAttribute("data-cursor"));
+    const strip = await page.locator(id("strip")).first().boundingBox();
+    await page.mouse.click(strip.x + strip.width * 0.4, strip.y + 12);
+    const inLanes = Number(await page.locator(id("lanes")).getAttribute("data-cursor"));
     await page.mouse.move(5, 5);
-    await expectCard(scene, inChart);
+    await expectCard(scene, inLanes);
     await page.evaluate((selector) => {
       const token = document.querySelector(selector);
       token.dispatchEvent(new FocusEvent("focusin", { bubbles: true }));

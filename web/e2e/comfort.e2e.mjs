@@ -50,18 +50,18 @@ async function withManyProbes(scene, count) {
 }
 
 await runChecks("comfort.e2e.mjs", {
-  "with 60 probes the card stays in the window and shows six, the farthest above their thresholds first":
+  "with 60 probes the reader stays in its place and shows six, the farthest above their thresholds first":
     async (scene) => {
       const page = await scene.open();
       await withManyProbes(scene, 60);
       await scene.ask(FOX);
       const [, , , position] = await scene.positions(0);
       await scene.token(0, position).click();
-      await page.waitForSelector(`${id("popover")}[data-pinned]`);
-      assert.equal(await page.locator(`${id("popover")} ${id("score")}`).count(), 6);
+      await page.waitForSelector(`${id("reader")}[data-pinned]`);
+      assert.equal(await page.locator(`${id("reader")} ${id("score")}`).count(), 6);
       const fits = () =>
-        page.locator(id("popover")).evaluate((card) => {
-          const { top, left, right, bottom } = card.getBoundingClientRect();
+        page.locator(id("reader")).evaluate((card) => {
+          const { top, left, right, bottom, height } = card.getBoundingClientRect();
           const cells = [...card.querySelectorAll("td")].every(
             (cell) => cell.getBoundingClientRect().right <= right,
           );
@@ -71,13 +71,22 @@ await runChecks("comfort.e2e.mjs", {
             inside: top >= 0 && left >= 0 && right <= innerWidth && bottom <= innerHeight,
             cells,
             still,
+            height,
           };
         });
-      assert.deepEqual(await fits(), { inside: true, cells: true, still: true });
+      const { height, ...before } = await fits();
+      assert.deepEqual(before, { inside: true, cells: true, still: true });
       await page.click(id("more-scores"));
-      assert.equal(await page.locator(`${id("popover")} ${id("score")}`).count(), 60);
+      assert.equal(await page.locator(`${id("reader")} ${id("score")}`).count(), 60);
       await scene.shot("comfort-card-60");
-      assert.deepEqual(await fits(), { inside: true, cells: true, still: true });
+      assert.deepEqual(await fits(), { inside: true, cells: true, still: true, height });
+      const rises = await page
+        .locator(`${id("reader")} ${id("score")}[data-state="computed"]`)
+        .evaluateAll((rows) => rows.map((row) => Number(row.dataset.rise)));
+      assert.deepEqual(
+        rises,
+        [...rises].sort((a, b) => b - a),
+      );
     },
 
   "at 200 % and at 400 % the text has most of the window, or the page scrolls": async (scene) => {
@@ -108,18 +117,141 @@ await runChecks("comfort.e2e.mjs", {
     assert.ok(await page.locator(id("probe")).first().isVisible());
   },
 
-  "a click on the prompt in the chart shows that token in the text": async (scene) => {
+  "a click on the prompt in the lanes shows that token in the text": async (scene) => {
     const page = await scene.open();
     await scene.ask(FOX);
     await scene.ask("What will the sailor do tomorrow?");
-    const plot = await page.locator(`${id("chart")} .u-over`).boundingBox();
-    await page.mouse.click(plot.x + plot.width * 0.1, plot.y + 60);
-    await page.waitForSelector(`${id("popover")}[data-pinned]`, WAIT);
-    const position = Number(await page.locator(id("chart")).getAttribute("data-cursor"));
-    assert.match(await page.locator(id("popover-position")).textContent(), new RegExp(`\\b${position}\\b`));
+    await page.click(id("extent-all"));
+    const strip = await page.locator(id("strip")).first().boundingBox();
+    await page.mouse.click(strip.x + strip.width * 0.1, strip.y + 12);
+    await page.waitForSelector(`${id("reader")}[data-pinned]`, WAIT);
+    const position = Number(await page.locator(id("lanes")).getAttribute("data-cursor"));
+    assert.match(await page.locator(id("reader-position")).textContent(), new RegExp(`\\b${position}\\b`));
     const span = page.locator(`${id("turn")}:last-of-type [data-pos="${position}"]`).last();
     const { y } = await span.boundingBox();
     assert.ok(y > 0 && y < 900, "the token is not in the window");
+  },
+
+  "the lanes are used by keyboard: arrows choose, u underlines, digits choose by number": async (scene) => {
+    const page = await scene.open();
+    await scene.ask(FOX);
+    const slots = () =>
+      page
+        .locator(id("probe"))
+        .evaluateAll((rows) => rows.map(({ dataset }) => dataset.slot ?? "-").join(""));
+    await page.locator(`${id("probe")}[data-slot="0"] input[type=radio]`).focus();
+    await page.keyboard.press("2");
+    assert.match(await slots(), /^-0/);
+    await page.locator(`${id("probe")}[data-slot="0"] input[type=radio]`).focus();
+    await page.keyboard.press("ArrowDown");
+    assert.match(await slots(), /^--0/);
+    await page.keyboard.press("ArrowDown");
+    await page.keyboard.press("ArrowUp");
+    assert.match(await slots(), /^--0/);
+    await page.locator(`${id("probe")}:nth-child(1) input[type=radio]`).press("u");
+    assert.match(await slots(), /^1-0/);
+  },
+
+  "dragging over a strip shows that part alone, and a chip or a double click all of it again": async (
+    scene,
+  ) => {
+    const page = await scene.open();
+    await scene.ask(FOX);
+    const strip = await page.locator(id("strip")).first().boundingBox();
+    await page.mouse.move(strip.x + 20, strip.y + 12);
+    await page.mouse.down();
+    await page.mouse.move(strip.x + 120, strip.y + 12, { steps: 5 });
+    await page.mouse.up();
+    assert.match(await page.locator(id("reset-zoom")).textContent(), /\d+–\d+/);
+    assert.equal(await page.locator(`${id("reader")}[data-pinned]`).count(), 0, "a drag has pinned a token");
+    await page.click(id("reset-zoom"));
+    await page.waitForSelector(id("reset-zoom"), { state: "detached" });
+  },
+
+  "with thousands of lanes only those near the window are in the page, and one is found by its name": async (
+    scene,
+  ) => {
+    const page = await scene.open();
+    await withManyProbes(scene, 5_000);
+    await scene.ask("Count to ten");
+    await page.waitForFunction(
+      (lanes) => Number(document.querySelector(lanes).getAttribute("aria-label").replace(/\D/g, "")) >= 5_000,
+      `${id("lanes")} ul`,
+      WAIT,
+    );
+    assert.ok((await page.locator(id("probe")).count()) < 60);
+    await page.fill(id("find-lane"), "more 4321:");
+    await page.waitForFunction((row) => document.querySelectorAll(row).length === 1, id("probe"), WAIT);
+    await scene.shot("comfort-lane-found");
+    await page.fill(id("find-lane"), "");
+    await page.locator(id("lanes")).evaluate((box) => (box.scrollTop = box.scrollHeight));
+    await page.waitForSelector(`${id("lanes")} [aria-posinset="5000"]`, { state: "attached", ...WAIT });
+    assert.ok((await page.locator(id("probe")).count()) < 60);
+    await scene.shot("comfort-lanes-5000");
+  },
+
+  "the lanes are of the newest turn, and of an earlier one when its token is pinned": async (scene) => {
+    const page = await scene.open("bg=number");
+    const first = page.locator(`${id("probe")}[data-probe="number"]`);
+    await scene.ask("Count to ten");
+    await first
+      .locator(".lane-count")
+      .getByText(/\d\d over/)
+      .waitFor(WAIT);
+    await scene.ask("What will the sailor do tomorrow?");
+    await page.waitForFunction(
+      (row) => !/\d\d over/.test(document.querySelector(row).textContent),
+      `${id("probe")}[data-probe="number"] .lane-count`,
+    );
+    assert.match(await first.locator(id("strip")).getAttribute("aria-label"), /scale 0 to 1/);
+    await first
+      .locator(id("lane-value"))
+      .getByText(/max \d/)
+      .waitFor(WAIT);
+    const [position] = await scene.positions(0);
+    await scene.token(0, position).click();
+    await first
+      .locator(".lane-count")
+      .getByText(/\d\d over/)
+      .waitFor(WAIT);
+  },
+
+  "the reader says how likely a token was, and what was likely in its place": async (scene) => {
+    const page = await scene.open();
+    await scene.ask(FOX);
+    const [first] = await scene.positions(0);
+    await scene.token(0, first).click();
+    assert.match(await page.locator(id("chances")).textContent(), /p .*entropy ≥ \d/);
+    assert.ok((await page.locator(`${id("alternatives")} q`).count()) >= 3);
+  },
+
+  "colour shows what is at or over the threshold, or the whole scale on demand": async (scene) => {
+    const page = await scene.open("bg=past");
+    await scene.ask(FOX);
+    const classes = () => page.locator(ANSWER).evaluateAll((spans) => spans.map((span) => span.className));
+    const events = await classes();
+    assert.ok(
+      events.every((name) => / s\d/.test(name) === / over/.test(name)),
+      events.join(", "),
+    );
+    assert.ok(events.some((name) => name.includes("over")));
+    await page.evaluate(() => (document.querySelector(".marks").open = true));
+    await page.click(id("heat-scale"));
+    const whole = await classes();
+    assert.ok(
+      whole.filter((name) => / s\d/.test(name)).length > events.filter((name) => / s\d/.test(name)).length,
+    );
+    assert.match(page.url(), /heat=scale/);
+  },
+
+  "a starter brings the probe that has something to say of its answer": async (scene) => {
+    const page = await scene.open();
+    const starter = page.locator(id("starter")).first();
+    const name = await starter.locator(".starter-probe").textContent();
+    await starter.click();
+    await page.waitForSelector(`${id("probe")}[data-probe="${name}"][data-slot="0"]`, WAIT);
+    await scene.ended();
+    assert.ok((await page.locator(`${ANSWER}.over`).count()) > 0, "no token is over the threshold");
   },
 
   "a message with white space at its ends keeps its colours": async (scene) => {
@@ -160,7 +292,7 @@ await runChecks("comfort.e2e.mjs", {
     scene.problems = scene.problems.filter((text) => !text.includes("400"));
   },
 
-  "from a pinned token, Tab goes into its card, Escape back to the token, and c copies the link": async (
+  "from a pinned token, Tab goes into the reader, Escape back to the token, and c copies the link": async (
     scene,
   ) => {
     const page = await scene.open();
@@ -169,7 +301,7 @@ await runChecks("comfort.e2e.mjs", {
     await scene.token(0, positions[2]).focus();
     await page.keyboard.press("Enter");
     await page.keyboard.press("Tab");
-    assert.equal(await page.evaluate(() => document.activeElement.closest(".popover") !== null), true);
+    assert.equal(await page.evaluate(() => document.activeElement.closest(".reader") !== null), true);
     await page.keyboard.press("Escape");
     assert.equal(await page.evaluate(() => document.activeElement.dataset.pos), String(positions[2]));
     await page.keyboard.press("Enter");
@@ -182,7 +314,7 @@ await runChecks("comfort.e2e.mjs", {
   },
 
   "high contrast and print keep the scores' colours": async (scene) => {
-    const page = await scene.open();
+    const page = await scene.open("heat=scale");
     await scene.ask(FOX);
     const colours = () =>
       page
@@ -218,6 +350,10 @@ await runChecks("comfort.e2e.mjs", {
     await page.evaluate(() => document.querySelectorAll("details").forEach((box) => (box.open = true)));
     await page.locator(id("request")).first().waitFor(WAIT);
     await look("all open");
+    await page.fill(id("find-lane"), "no such lane");
+    await page.locator(".lanes").getByText("No lane has this name").waitFor(WAIT);
+    await look("no lane found");
+    await page.fill(id("find-lane"), "");
     await page
       .locator(`${id("request")} ${id("watch")}`)
       .first()

@@ -73,7 +73,9 @@ export class Scene {
     for (const [key, value] of more) address.searchParams.set(key, value);
     await page.goto(address.href);
     await page.waitForSelector(`${id("engine")}[data-state="up"]`, WAIT);
-    await page.waitForSelector(id("probe"), { state: "attached", ...WAIT });
+    // In a low window the lanes are in a closed sheet, without rows.
+    const lanes = `${id("lanes")} ul:not([aria-label="0 lanes"])`;
+    await page.waitForSelector(lanes, { state: "attached", ...WAIT });
     return page;
   }
 
@@ -170,15 +172,15 @@ export class Scene {
   }
 }
 
-/** Runs in the page: after `expectCard(position)`, keeps in `wrongCards` whatever else the card, ring and cursor show. */
+/** Runs in the page: after `expectCard(position)`, keeps in `wrongCards` whatever else the reader, the pinned ring and the lanes' cursor show. */
 function watchCards() {
   window.expected = null;
   window.wrongCards = [];
   const look = () => {
     if (window.expected === null) return;
-    const card = document.querySelector('[data-testid="popover-position"]')?.textContent ?? "no card";
-    const cursor = document.querySelector('[data-testid="chart"]')?.dataset.cursor;
-    const rings = [...document.querySelectorAll("[data-hover]")].map((span) => span.dataset.pos);
+    const card = document.querySelector('[data-testid="reader-position"]')?.textContent ?? "no card";
+    const cursor = document.querySelector('[data-testid="lanes"]')?.dataset.cursor;
+    const rings = [...document.querySelectorAll("[data-pin]")].map((span) => span.dataset.pos);
     const seen = [Number(/\d+/.exec(card)?.[0] ?? -1), Number(cursor ?? -1), ...rings.map(Number)];
     if (seen.some((position) => position !== window.expected)) window.wrongCards.push(seen.join(" "));
   };

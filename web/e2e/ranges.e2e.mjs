@@ -126,17 +126,19 @@ try {
     const first = page.locator(`${id("prompt-tokens")} ${id("token")}[data-pos="0"]`).first();
     await first.click();
     assert.match(await first.getAttribute("class"), /\bfirst\b/);
-    const row = page.locator(`${id("popover")} ${id("score")}[data-probe="raw"]`);
+    const row = page.locator(`${id("reader")} ${id("score")}[data-probe="raw"]`);
     assert.equal(await row.getAttribute("data-place"), "first");
     assert.ok(Number.isFinite(Number(await row.getAttribute("data-score"))));
     await page.screenshot({ path: join(folder, "range-first-light.png") });
   });
 
-  await check("lines with different scales share the chart, each on its own", async () => {
+  await check("probes with different scales have lanes of their own", async () => {
     await page.keyboard.press("Escape");
     const other = page.locator(`${id("probe")}:not([data-probe="raw"])`).first();
     await page.locator(id(`underline-${await other.getAttribute("data-probe")}`)).check();
-    assert.match(await page.locator(id("readout")).textContent(), /0 to 1/);
+    const scaleOf = (row) => row.locator(id("strip")).getAttribute("aria-label");
+    assert.match(await scaleOf(other), /scale 0 to 1, threshold/);
+    assert.match(await scaleOf(page.locator(`${id("probe")}[data-probe="raw"]`)), /learnt scale −\d/);
     await page.screenshot({ path: join(folder, "range-two-light.png") });
     await page.emulateMedia({ colorScheme: "dark" });
     await page.screenshot({ path: join(folder, "range-two-dark.png") });

@@ -98,11 +98,11 @@ try {
     for (const position of [whole.prompt_tokens, Math.round((whole.prompt_tokens + last) / 2), last]) {
       await page.locator(`${id("watched")} .said-model [data-pos="${position}"]`).hover();
       await page.waitForFunction(
-        ([popover, p]) => document.querySelector(popover)?.textContent.includes(`position ${p} `),
-        [id("popover-position"), position],
+        ([reader, p]) => document.querySelector(reader)?.textContent.includes(`position ${p} `),
+        [id("reader-position"), position],
       );
       const shown = await page
-        .locator(`${id("popover")} ${id("score")}`)
+        .locator(`${id("reader")} ${id("score")}`)
         .evaluateAll((rows) =>
           rows.map((row) => [
             row.dataset.probe,

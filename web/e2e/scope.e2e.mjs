@@ -54,7 +54,7 @@ async function check(name, work) {
 }
 
 async function shownScores(page) {
-  return page.locator(`${id("popover")} ${id("score")}`).evaluateAll((rows) =>
+  return page.locator(`${id("reader")} ${id("score")}`).evaluateAll((rows) =>
     rows.map((row) => ({
       probe: row.dataset.probe,
       state: row.dataset.state,
@@ -123,7 +123,7 @@ try {
   });
 
   const starter = page.locator(id("starter")).first();
-  const question = await starter.textContent();
+  const question = await starter.locator(id("starter-text")).textContent();
   await check("tokens are coloured while the answer is still streaming", async () => {
     await page.evaluate(watchColours, [`${id("turn")}[data-status="streaming"] ${ANSWER}`]);
     await starter.click();
@@ -158,8 +158,8 @@ try {
     for (const position of [...positions.filter((_, i) => i % step === 0), positions.at(-1)]) {
       await page.locator(`.said-model > ${id("heatmap")} [data-pos="${position}"]`).hover();
       await page.waitForFunction(
-        ([popover, p]) => document.querySelector(popover)?.textContent.includes(`position ${p} `),
-        [id("popover-position"), position],
+        ([reader, p]) => document.querySelector(reader)?.textContent.includes(`position ${p} `),
+        [id("reader-position"), position],
       );
       for (const { probe, state, score, text } of await shownScores(page)) {
         const truth = sent.cells.get(position)?.[probe] ?? null;
@@ -170,35 +170,35 @@ try {
     }
   });
 
-  await check("the text leads the chart to the same token", async () => {
+  await check("the text leads the lanes to the same token", async () => {
     const position = positions[Math.floor(positions.length / 2)];
     await page.locator(`.said-model > ${id("heatmap")} [data-pos="${position}"]`).hover();
-    await page.waitForSelector(`${id("chart")}[data-cursor="${position}"]`);
+    await page.waitForSelector(`${id("lanes")}[data-cursor="${position}"]`);
   });
 
-  await check("the chart leads the text to the same token", async () => {
-    const box = await page.locator(`${id("chart")} .u-over`).boundingBox();
-    await page.mouse.move(box.x + box.width * 0.62, box.y + box.height / 2);
+  await check("the lanes lead the text to the same token", async () => {
+    const box = await page.locator(id("strip")).first().boundingBox();
+    await page.mouse.move(box.x + box.width * 0.3, box.y + box.height / 2);
     await page.waitForFunction(() => document.querySelector("[data-hover]") !== null);
-    const [inChart, inText] = await page.evaluate(() => [
+    const [inLanes, inText] = await page.evaluate(() => [
       Number(document.querySelector("[data-cursor]").dataset.cursor),
       Number([...document.querySelectorAll("[data-hover]")].at(-1).dataset.pos),
     ]);
-    assert.ok(inText <= inChart && inChart - inText < 4, `chart ${inChart}, text ${inText}`);
+    assert.ok(inText <= inLanes && inLanes - inText < 4, `lanes ${inLanes}, text ${inText}`);
     await page.mouse.move(5, 5);
   });
 
   await check("a click pins, arrows move, Escape closes", async () => {
     const first = positions[Math.min(2, positions.length - 2)];
     await page.locator(`.said-model > ${id("heatmap")} [data-pos="${first}"]`).click();
-    await page.waitForSelector(`${id("popover")}[data-pinned]`);
+    await page.waitForSelector(`${id("reader")}[data-pinned]`);
     await page.keyboard.press("ArrowRight");
-    const text = await page.locator(id("popover-position")).textContent();
+    const text = await page.locator(id("reader-position")).textContent();
     assert.ok(!text.includes(`position ${first} `), text);
     await page.screenshot({ path: join(folder, "pinned-light.png") });
     await page.keyboard.press("Escape");
     await page.mouse.move(5, 5);
-    await page.waitForSelector(id("popover"), { state: "detached" });
+    await page.waitForSelector(`${id("reader")}[data-empty]`);
   });
 
   await check("the prompt's tokens can be shown, from position 0", async () => {

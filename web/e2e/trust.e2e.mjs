@@ -96,7 +96,7 @@ await runChecks("trust.e2e.mjs", {
   "an address with a probe that the engine does not have falls back to the first, and says so": async (
     scene,
   ) => {
-    const page = await scene.open("bg=gone");
+    const page = await scene.open("bg=gone&heat=scale");
     await page.waitForSelector(`${id("probe")}[data-slot="0"]`);
     assert.match(await page.locator(id("gone")).textContent(), /does not have gone/);
     await scene.ask(FOX);
@@ -106,18 +106,18 @@ await runChecks("trust.e2e.mjs", {
     assert.ok(heat > 0, "the answer has no colours");
   },
 
-  "the card of a character made of several tokens has the character, its positions and the score of its colour":
+  "the reader of a character made of several tokens has the character, its positions and the score of its colour":
     async (scene) => {
       const page = await scene.open();
       await scene.ask("🦊 你好");
       await page.click(id("show-prompt"));
       const fox = page.locator(`${id("prompt-tokens")} ${id("token")}`, { hasText: "🦊" });
       await fox.click();
-      const card = page.locator(id("popover"));
-      await page.waitForSelector(`${id("popover")}[data-pinned]`);
+      const card = page.locator(id("reader"));
+      await page.waitForSelector(`${id("reader")}[data-pinned]`);
       assert.match(await card.locator(".token-text").textContent(), /🦊/);
       const [, from, to] = /positions (\d+)–(\d+)/.exec(
-        await card.locator(id("popover-position")).textContent(),
+        await card.locator(id("reader-position")).textContent(),
       );
       const request = await page.locator(id("fact-request")).textContent();
       const whole = await scene.api("GET", `/v1/actscope/requests/${encodeURIComponent(request)}`);
@@ -126,6 +126,7 @@ await runChecks("trust.e2e.mjs", {
         .slice(Number(from) - whole.scores.start, Number(to) + 1 - whole.scores.start)
         .map((row) => row[column]);
       const strongest = scores.reduce((a, b) => (Math.abs(b) > Math.abs(a) ? b : a));
+      await page.click(id("more-scores"));
       const shown = await card.locator(`${id("score")}[data-probe="anger"]`).getAttribute("data-score");
       assert.equal(Number(shown), strongest);
       await scene.shot("trust-character");

@@ -1,15 +1,14 @@
 import { useEffect } from "react";
-import { Announcer } from "./components/Announcer";
-import { Composer } from "./components/Composer";
-import { Conversation } from "./components/Conversation";
-import { EngineNotice } from "./components/EngineNotice";
-import { Header } from "./components/Header";
-import { Panel } from "./components/Panel";
-import { RefusedPanel } from "./components/RefusedPanel";
-import { TabTitle } from "./components/TabTitle";
-import { TokenPopover } from "./components/TokenPopover";
-import { Troubles } from "./components/Troubles";
-import { WatchView } from "./components/WatchView";
+import { Announcer } from "./page/Announcer";
+import { Composer } from "./chat/Composer";
+import { Conversation } from "./chat/Conversation";
+import { EngineNotice } from "./page/EngineNotice";
+import { Header } from "./page/Header";
+import { Panel } from "./panel/Panel";
+import { RefusedPanel } from "./page/RefusedPanel";
+import { TabTitle } from "./page/TabTitle";
+import { Troubles } from "./page/Troubles";
+import { WatchView } from "./chat/WatchView";
 import { useCell } from "./lib/cell";
 import { followEngine } from "./state/engine";
 import { active } from "./state/focus";
@@ -32,7 +31,6 @@ export function App() {
         <Troubles />
         {other ? <WatchView key={other.id} watched={other} /> : <Conversation />}
         {!other && <Composer />}
-        <TokenPopover />
       </main>
       <Panel />
       <RefusedPanel />

@@ -7,6 +7,8 @@ import "./styles/base.css";
 import "./styles/layout.css";
 import "./styles/heatmap.css";
 import "./styles/chat.css";
+import "./styles/lanes.css";
+import "./styles/reader.css";
 import "./styles/panel.css";
 
 followTheme();

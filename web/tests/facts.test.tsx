@@ -1,7 +1,7 @@
 import { act } from "react";
 import { createRoot, type Root } from "react-dom/client";
 import { afterEach, beforeEach, describe, expect, it } from "vitest";
-import { Facts } from "../src/components/Facts";
+import { Facts } from "../src/panel/Facts";
 import { Trace } from "../src/trace/trace";
 import { applyEvent } from "../src/trace/watch";
 

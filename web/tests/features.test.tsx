@@ -1,7 +1,7 @@
 import { act } from "react";
 import { createRoot, type Root } from "react-dom/client";
 import { afterEach, beforeEach, describe, expect, it, vi } from "vitest";
-import { TokenCard } from "../src/components/TokenCard";
+import { TokenReading } from "../src/reader/TokenReading";
 import { newChat, send, turns } from "../src/state/chat";
 import { engine } from "../src/state/engine";
 import { isOpen } from "../src/state/turn";
@@ -44,11 +44,11 @@ function traceWith(features: FeatureBlock | null, probes: string[] = ["joy"]): T
 }
 
 async function listed(trace: Trace, position: number): Promise<string[]> {
-  await act(() => root.render(<TokenCard spot={{ trace, position }} pinned={false} />));
+  await act(() => root.render(<TokenReading spot={{ trace, position }} beside={null} pinned={false} />));
   return [...document.querySelectorAll("[data-testid=features] li")].map((item) => item.textContent);
 }
 
-describe("the card of a token", () => {
+describe("the reader", () => {
   it("lists the five strongest features, the strongest first", async () => {
     const ids = [[143, 7, 99, 4, 12, 1], null];
     const trace = traceWith({ start: 0, ids, values: [[2.309, 1.5, 1, 0.5, 0.126, 0.1], null] });

@@ -2,9 +2,10 @@ import { act } from "react";
 import { createRoot, type Root } from "react-dom/client";
 import { afterEach, beforeEach, describe, expect, it } from "vitest";
 import { asProbe } from "../src/api/types";
-import { PlotData, planFor } from "../src/chart/series";
+import { probeLanes } from "../src/lanes/lane";
+import { newEnvelope } from "../src/lanes/series";
 import { isBeyond, type Scale, STEPS, stepOf } from "../src/color/ramp";
-import { Legend } from "../src/components/Legend";
+import { Legend } from "../src/panel/Legend";
 import { describe as inWords } from "../src/heatmap/describe";
 import { Heatmap } from "../src/heatmap/Heatmap";
 import {
@@ -137,31 +138,25 @@ describe("the legend", () => {
     await show(learntAs([-40, 40], 33), 33, false);
     expect(legend()).not.toContain("learnt");
     expect(legend()).not.toContain("first token");
-    expect(classes()[0]).toBe(`t s${STEPS / 4}`);
+    expect(classes()[0]).toBe("t");
   });
 });
 
-describe("the chart", () => {
-  it("draws each line on its own scale, without the first token on a learnt one", async () => {
-    await act(() => toggleUnderline("danger"));
-    const plan = planFor(trace, selection.get(), [danger, learntAs([-40, 40], 33)]);
-    expect(plan.lines.map(({ id, scale }) => [id, plan.scales.get(scale)])).toEqual([
-      ["raw", [-40, 40]],
-      ["danger", [0, 1]],
+describe("a lane", () => {
+  it("has its own scale, and leaves the first token of a learnt one out", () => {
+    const [safe, raw] = probeLanes(trace, [danger, learntAs([-40, 40], 33)], new Map());
+    expect([safe?.scale.range, raw?.scale.range]).toEqual([
+      [0, 1],
+      [-40, 40],
     ]);
-    const data = new PlotData(plan);
-    data.update(0, RAW.length);
-    expect(data.rows[1]).toEqual([null, 10, -20, 0, 40, 40]);
-    expect(data.rows[2]).toEqual([0.25, 0.25, 0.25, 0.25, 0.25, 0.25]);
+    const envelope = newEnvelope(RAW.length);
+    raw?.series?.fill(envelope, { from: 0, to: RAW.length, span: RAW.length });
+    expect([...envelope.high]).toEqual([Number.NaN, 10, -20, 0, 40, 55]);
   });
 
-  it("has no line for a probe whose scale is not known yet, and shares a scale between equal ranges", async () => {
-    await act(() => toggleUnderline("danger"));
-    expect(planFor(trace, selection.get(), [danger, learntAs(null, 3)]).lines.map(({ id }) => id)).toEqual([
-      "danger",
-    ]);
-    const plan = planFor(trace, selection.get(), [danger, learntAs([0, 1], 33)]);
-    expect(new Set(plan.lines.map(({ scale }) => scale)).size).toBe(1);
+  it("has no scale while none is learnt", () => {
+    const [, raw] = probeLanes(trace, [danger, learntAs(null, 3)], new Map());
+    expect(raw?.scale.range).toBeNull();
   });
 });
 

@@ -2,7 +2,7 @@ import { act } from "react";
 import { createRoot, type Root } from "react-dom/client";
 import { afterEach, beforeEach, describe, expect, it } from "vitest";
 import type { Info, Replica } from "../src/api/types";
-import { Replicas } from "../src/components/Replicas";
+import { Replicas } from "../src/panel/Replicas";
 import { engine } from "../src/state/engine";
 
 (globalThis as { IS_REACT_ACT_ENVIRONMENT?: boolean }).IS_REACT_ACT_ENVIRONMENT = true;

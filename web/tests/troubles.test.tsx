@@ -2,7 +2,7 @@ import { act } from "react";
 import { createRoot, type Root } from "react-dom/client";
 import { afterEach, beforeEach, expect, it } from "vitest";
 import type { Info } from "../src/api/types";
-import { Troubles } from "../src/components/Troubles";
+import { Troubles } from "../src/page/Troubles";
 import { engine } from "../src/state/engine";
 
 (globalThis as { IS_REACT_ACT_ENVIRONMENT?: boolean }).IS_REACT_ACT_ENVIRONMENT = true;

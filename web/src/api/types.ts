@@ -20,7 +20,11 @@ export interface Probe {
   learnt: boolean;
   signed: boolean;
   threshold: number | null;
+  /** Share of held-out text without what the probe looks for whose scores are at or over the threshold. */
+  fpr: number | null;
   auroc: number | null;
+  /** The same of a probe that was trained on shuffled labels. */
+  controlAuroc: number | null;
 }
 
 /** How far the gateway has learnt the range of a probe that states none. */
@@ -37,7 +41,9 @@ export interface SentProbe {
   range_learnt?: Learnt | null;
   signed?: boolean | null;
   threshold?: number | null;
+  fpr?: number | null;
   auroc?: number | null;
+  control_auroc?: number | null;
 }
 
 /** Fills in defaults. A probe without a scale gets 0 to 1 if the gateway does not learn one. */
@@ -54,6 +60,8 @@ export function asProbe(sent: SentProbe): Probe {
     learnt,
     signed: sent.signed ?? low < 0,
     threshold: sent.threshold ?? null,
+    fpr: sent.fpr ?? null,
     auroc: sent.auroc ?? null,
+    controlAuroc: sent.control_auroc ?? null,
   };
 }

@@ -27,7 +27,7 @@ const PURPLE: Record<Theme, Ramp> = {
   light: { from: [0.98, 0.012, 300], to: [0.74, 0.13, 300] },
   dark: { from: [0.235, 0.03, 300], to: [0.5, 0.15, 300] },
 };
-/** Colours by slot: 0 is the background's in the chart, 1–3 the underlines'. Distinguishable with all common colour blindness. */
+/** Colours by slot: 0 is the background's, 1–3 the underlines'. Distinguishable with all common colour blindness. */
 const SLOTS: Record<Theme, readonly Oklch[]> = {
   light: [
     [0.63, 0.17, 47],
@@ -80,6 +80,25 @@ function shareOf(score: number, low: number, high: number, signed: boolean): num
   if (!signed) return (score - low) / (high - low || 1);
   if (high <= 0) return Math.min(0, (score - high) / (high - low || 1));
   return score / (Math.max(Math.abs(low), high) || 1);
+}
+
+/** How scores become colours: only those at or over the threshold, or all of them on their whole scale. */
+export type Heat = "events" | "scale";
+
+/** Step of a score that is exactly at its threshold: an event is seen at once. */
+export const EVENT_STEP = 12;
+
+/**
+ * Returns the step of a score as `heat` asks. As events, a score below its threshold is step 0, and the steps from
+ * `EVENT_STEP` on tell how far above the threshold it is. A probe without a threshold is on its whole scale either way.
+ */
+export function heatStep(score: number, scale: Scale & { threshold: number | null }, heat: Heat): number {
+  const { range, threshold } = scale;
+  if (heat === "scale" || threshold === null) return stepOf(score, scale);
+  if (score < threshold) return 0;
+  const room = range[1] - threshold;
+  const share = room > 0 ? Math.min(1, (score - threshold) / room) : 1;
+  return Math.round(EVENT_STEP + (STEPS - EVENT_STEP) * share);
 }
 
 /** Returns whether a score lies outside its scale, so that its colour is that of the scale's end. */

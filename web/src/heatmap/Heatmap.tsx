@@ -1,6 +1,7 @@
 import { type FocusEvent, type KeyboardEvent, type MouseEvent, useEffect, useRef } from "react";
 import { useCell } from "../lib/cell";
-import { hover, pin, pinned, point, unpin } from "../state/focus";
+import { hover, pin, pinned, point, type Spot, unpin } from "../state/focus";
+import { heat } from "../state/heat";
 import { probes, selection } from "../state/probes";
 import type { Trace } from "../trace/trace";
 import { useTraceValue } from "../trace/use-trace";
@@ -33,13 +34,17 @@ export function Heatmap({
   const view = useRef<HeatmapView | null>(null);
   const chosen = useCell(selection);
   const known = useCell(probes);
+  const how = useCell(heat);
   const columns = useTraceValue(trace, (t) => t.columnsVersion);
 
   useEffect(() => {
     if (!root.current) return;
     const made = new HeatmapView(root.current, trace, from, to, quoted);
     view.current = made;
-    const follow = () => made.mark(spotIn(trace));
+    const follow = () => {
+      made.mark("data-hover", positionIn(trace, hover.get()));
+      made.mark("data-pin", positionIn(trace, pinned.get()));
+    };
     const reveal = () => revealPin(made);
     const stops = [
       hover.subscribe(follow),
@@ -55,9 +60,9 @@ export function Heatmap({
 
   // A new view (from, to) and new columns need a new palette.
   useEffect(() => {
-    view.current?.setPalette(paletteFor(trace, chosen, known));
+    view.current?.setPalette(paletteFor(trace, chosen, known, how));
     if (view.current) revealPin(view.current); // its tokens are there now
-  }, [trace, from, to, quoted, chosen, known, columns]);
+  }, [trace, from, to, quoted, chosen, known, how, columns]);
 
   const tokenOf = (node: EventTarget) => (node as Element).closest<HTMLElement>("[data-pos]");
 
@@ -132,10 +137,9 @@ function revealPin(view: HeatmapView): void {
   const span = spot?.reveal && spot.trace === view.trace ? view.spanAt(spot.position) : null;
   if (!spot || !span) return;
   span.scrollIntoView({ block: "center" });
-  pinned.set({ trace: spot.trace, position: spot.position }); // its card finds the span now
+  pinned.set({ trace: spot.trace, position: spot.position });
 }
 
-function spotIn(trace: Trace): number | null {
-  const spot = hover.get() ?? pinned.get();
+function positionIn(trace: Trace, spot: Spot | null): number | null {
   return spot?.trace === trace ? spot.position : null;
 }

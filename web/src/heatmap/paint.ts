@@ -1,5 +1,5 @@
 import type { Probe } from "../api/types";
-import { isBeyond, LEVELS, STEPS, stepOf } from "../color/ramp";
+import { type Heat, heatStep, isBeyond, LEVELS, STEPS } from "../color/ramp";
 import { knownProbe, type Selection } from "../state/probes";
 import { CellState, type Column } from "../trace/column";
 import type { Trace } from "../trace/trace";
@@ -19,12 +19,14 @@ interface Layer {
 export interface Palette {
   background: Layer | "unread" | null;
   underlines: readonly (Layer | "unread" | null)[];
+  heat: Heat;
 }
 
 export function paletteFor(
   trace: Trace,
   { background, underlines }: Selection,
   probes: readonly Probe[],
+  heat: Heat,
 ): Palette {
   const layer = (id: string | null): Layer | "unread" | null => {
     if (id === null) return null;
@@ -32,7 +34,7 @@ export function paletteFor(
     if (!column) return "unread";
     return { column, scale: knownProbe(column.id, probes, column.since) ?? UNKNOWN };
   };
-  return { background: layer(background), underlines: underlines.map(layer) };
+  return { background: layer(background), underlines: underlines.map(layer), heat };
 }
 
 /** Returns whether a score is at or over the threshold, the rule by which false-positive rates were measured. */
@@ -64,42 +66,46 @@ const STATE_CLASSES: Record<CellState, string> = {
 };
 
 /** Returns the CSS classes of the unit over positions `[from, to)`. Of several positions the strongest score counts. */
-export function classesFor({ background, underlines }: Palette, from: number, to: number): string {
+export function classesFor({ background, underlines, heat }: Palette, from: number, to: number): string {
   let classes = "t";
   if (background === "unread") classes += STATE_CLASSES[CellState.never];
-  else if (background) classes += backgroundClasses(background, from, to);
+  else if (background) classes += backgroundClasses(background, heat, from, to);
   for (const [i, line] of underlines.entries()) {
     const letter = "abc"[i] ?? "a";
     if (line === "unread") classes += ` ${letter}-none`;
-    else if (line) classes += lineClass(line, letter, from, to);
+    else if (line) classes += lineClass(line, heat, letter, from, to);
   }
   return classes;
 }
 
-function backgroundClasses({ column, scale }: Layer, from: number, to: number): string {
+function backgroundClasses({ column, scale }: Layer, heat: Heat, from: number, to: number): string {
   const at = strongest(column, from, to);
   const score = column.scoreAt(at);
   if (score === null) return STATE_CLASSES[column.stateAt(at)];
   const over = isOver(score, scale.threshold) ? " over" : "";
   const place = placeOf(score, at, scale);
   if (place === "first" || place === "unscaled") return ` ${place}${over}`;
-  const step = stepAt(score, at, scale);
-  const heat = step === 0 ? "" : step > 0 ? ` s${step}` : ` n${-step} below`;
-  return `${heat}${place === "beyond" ? " beyond" : ""}${over}`;
+  const step = stepAt(score, at, scale, heat);
+  if (step === 0) return over;
+  const colour = step > 0 ? ` s${step}` : ` n${-step} below`;
+  return `${colour}${place === "beyond" ? " beyond" : ""}${over}`;
 }
 
-function lineClass({ column, scale }: Layer, letter: string, from: number, to: number): string {
+function lineClass({ column, scale }: Layer, heat: Heat, letter: string, from: number, to: number): string {
   const at = strongest(column, from, to);
   const score = column.scoreAt(at);
   // No number is not the number 0: a dotted line, where 0 has none.
   if (score === null) return ` ${letter}-none`;
-  const level = Math.round((Math.abs(stepAt(score, at, scale)) / STEPS) * LEVELS);
+  const level = Math.round((Math.abs(stepAt(score, at, scale, heat)) / STEPS) * LEVELS);
   return level === 0 ? "" : ` ${letter}${level}`;
 }
 
 /** Returns the step of a score; 0 if it has no place on a scale. */
-function stepAt(score: number, position: number, { range, learnt, signed }: Scale): number {
-  return range === null || (learnt && position === 0) ? 0 : stepOf(score, { range, signed });
+function stepAt(score: number, position: number, scale: Scale, heat: Heat): number {
+  const { range, learnt, signed, threshold } = scale;
+  return range === null || (learnt && position === 0)
+    ? 0
+    : heatStep(score, { range, signed, threshold }, heat);
 }
 
 /** Returns the position in `[from, to)` with the score farthest from zero; `from` if none has a score. */

@@ -3,7 +3,7 @@ let y = Number.NaN;
 
 /**
  * Returns whether the pointer itself has moved. Text that streams or scrolls under a resting pointer makes browsers
- * send the same events, which must not open a popover.
+ * send the same events, which must not point at a token.
  */
 export function pointerMoved(event: { clientX: number; clientY: number }): boolean {
   return event.clientX !== x || event.clientY !== y;

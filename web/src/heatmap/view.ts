@@ -22,13 +22,13 @@ const SENTENCE_END = /[.!?。！？]["”’)]?\s*$/;
 export class HeatmapView {
   private readonly spans: HTMLSpanElement[] = [];
   private readonly stop: () => void;
-  private palette: Palette = { background: null, underlines: [] };
+  private palette: Palette = { background: null, underlines: [], heat: "events" };
   private block: HTMLElement | null = null;
   private inBlock = 0;
   /** Whether the next token starts a new block. */
   private full = false;
   private firstUnit = -1;
-  private marked: HTMLElement | null = null;
+  private readonly marked = new Map<string, HTMLElement>();
 
   constructor(
     readonly root: HTMLElement,
@@ -58,13 +58,15 @@ export class HeatmapView {
     return this.spans[unit - this.firstUnit] ?? null;
   }
 
-  /** Draws a ring around the span of a position that the chart or the panel points at. */
-  mark(position: number | null): void {
+  /** Draws a ring around the span that is pointed at (`data-hover`) or pinned (`data-pin`). */
+  mark(name: "data-hover" | "data-pin", position: number | null): void {
     const span = position === null ? null : this.spanAt(position);
-    if (span === this.marked) return;
-    this.marked?.removeAttribute("data-hover");
-    span?.setAttribute("data-hover", "");
-    this.marked = span;
+    const before = this.marked.get(name);
+    if (span === before) return;
+    before?.removeAttribute(name);
+    span?.setAttribute(name, "");
+    if (span) this.marked.set(name, span);
+    else this.marked.delete(name);
   }
 
   get first(): HTMLSpanElement | null {

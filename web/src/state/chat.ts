@@ -18,6 +18,9 @@ export function followAway(listener: (turn: Turn) => void): void {
   onAway = listener;
 }
 
+/** How many of the likeliest tokens the reader shows beside each token of an answer. */
+const ALTERNATIVES = 5;
+
 let running: AbortController | null = null;
 
 export function send(user: string): void {
@@ -115,5 +118,5 @@ function requestFor(
     messages.push({ role: "user", content: turn.user }, { role: "assistant", content: turn.answer });
   }
   messages.push({ role: "user", content: user });
-  return { ...sampling, messages };
+  return { ...sampling, messages, logprobs: true, top_logprobs: ALTERNATIVES };
 }

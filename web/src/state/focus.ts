@@ -1,7 +1,7 @@
 import { Cell } from "../lib/cell";
 import type { Trace } from "../trace/trace";
 
-/** A position of one request, at which text, chart and popover point together. */
+/** A position of one request, at which text, lanes and reader point together. */
 export interface Spot {
   trace: Trace;
   position: number;
@@ -15,6 +15,9 @@ export const active = new Cell<Trace | null>(null);
 export const hover = new Cell<Spot | null>(null);
 /** The clicked spot, which stays until closed. */
 export const pinned = new Cell<Spot | null>(null);
+/** The spot that was last pointed at: the reader keeps it while nothing is. */
+export const latest = new Cell<Spot | null>(null);
+hover.subscribe(() => hover.get() && latest.set(hover.get()));
 
 export function point(trace: Trace, position: number | null): void {
   const spot = hover.get();
@@ -30,4 +33,5 @@ export function pin(trace: Trace, position: number, reveal = false): void {
 export function unpin(): void {
   pinned.set(null);
   hover.set(null);
+  latest.set(null);
 }

@@ -118,6 +118,10 @@ export function chooseBackground(id: string): void {
   }));
 }
 
+export function clearUnderlines(): void {
+  selection.update(({ background, underlines }) => ({ background, underlines: underlines.map(() => null) }));
+}
+
 /** Gives a probe the first free underline, or removes its underline. */
 export function toggleUnderline(id: string): void {
   selection.update(({ background, underlines }) => {

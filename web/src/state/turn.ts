@@ -70,7 +70,7 @@ export async function runTurn(
     void settle(now.trace);
   };
   try {
-    for await (const chunk of streamCompletion(request, signal, features)) {
+    for await (const chunk of streamAnswer(request, signal, features)) {
       now = { ...now, ...absorb(now, chunk) };
       beforePaint(showLatest);
     }
@@ -84,6 +84,24 @@ export async function runTurn(
     const problem = asScopeError(error);
     noteStatus(problem.status);
     end({ status: "failed", problem });
+  }
+}
+
+/** Streams an answer; without probabilities from an engine that does not give them. */
+async function* streamAnswer(
+  request: ChatRequest | TextRequest,
+  signal: AbortSignal,
+  features: boolean,
+): AsyncGenerator<CompletionChunk> {
+  try {
+    yield* streamCompletion(request, signal, features);
+  } catch (error) {
+    const refused = error instanceof ScopeError && error.status === 400 && /logprobs/.test(error.message);
+    if (!refused || !("messages" in request)) throw error;
+    const plain: ChatRequest = { ...request };
+    delete plain.logprobs;
+    delete plain.top_logprobs;
+    yield* streamCompletion(plain, signal, features);
   }
 }
 
@@ -125,6 +143,7 @@ function absorb(turn: Turn, chunk: CompletionChunk): Partial<Turn> {
   const choice = chunk.choices?.[0];
   const text = choice?.delta?.content ?? choice?.text ?? "";
   if (choice?.actscope) turn.trace.apply(choice.actscope);
+  if (choice?.logprobs?.content) turn.trace.addChances(choice.logprobs.content);
   const time = performance.now();
   const spoken = text !== "" || choice?.actscope !== undefined;
   return {

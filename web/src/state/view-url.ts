@@ -4,6 +4,8 @@ export interface View {
   chat: string | null;
   background: string | null;
   underlines: readonly string[];
+  /** "scale" if colours are of the whole scale; null: of events alone. */
+  heat: string | null;
   theme: string | null;
   request: string | null;
   position: number | null;
@@ -16,6 +18,7 @@ export function readView(search = location.search): View {
     chat: query.get("chat"),
     background: query.get("bg"),
     underlines: query.get("ul")?.split(",").filter(Boolean) ?? [],
+    heat: query.get("heat"),
     theme: query.get("theme"),
     request: query.get("request"),
     position: Number.isNaN(position) ? null : position,
@@ -28,6 +31,7 @@ export function viewUrl(change: Partial<View>): string {
   if (view.chat !== null) query.set("chat", view.chat);
   if (view.background !== null) query.set("bg", view.background);
   if (view.underlines.length > 0) query.set("ul", view.underlines.join(","));
+  if (view.heat !== null) query.set("heat", view.heat);
   if (view.theme !== null) query.set("theme", view.theme);
   if (view.request !== null) query.set("request", view.request);
   if (view.position !== null) query.set("pos", String(view.position));

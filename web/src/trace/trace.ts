@@ -3,10 +3,13 @@ import type {
   FeatureBlock,
   FinalBlock,
   HeaderProbe,
+  SaeHeader,
   ScopePayload,
   ScoreBlock,
   TokenBlock,
+  TokenLogprob,
 } from "../wire/types";
+import { type Chance, Chances } from "./chances";
 import { CellState, Column } from "./column";
 import type { TraceSnapshot } from "./snapshot";
 import { fromBase64, Units } from "./units";
@@ -21,6 +24,8 @@ export interface Feature {
 export type TraceListener = (from: number, to: number) => void;
 
 const NO_TOKEN = -1;
+
+const ENCODER = new TextEncoder();
 
 let keys = 0;
 
@@ -43,12 +48,19 @@ export class Trace {
   length = 0;
   ids: Int32Array;
   final: FinalBlock | null = null;
+  /** The SAE whose features came. */
+  sae: SaeHeader | null = null;
+  /** Whether no more rows will come. */
+  closed = false;
   readonly columns: Column[] = [];
   /** Changes whenever `columns` has other elements. */
   columnsVersion = 0;
   readonly units = new Units();
   private readonly texts: string[] = [];
   private readonly features: Feature[][] = [];
+  /** Bytes of tokens that are not valid UTF-8 alone. */
+  private readonly raw = new Map<number, Uint8Array>();
+  private readonly chances = new Chances();
   private header: Column[] = [];
   /** Whether the header names all columns. */
   private complete = true;
@@ -74,8 +86,10 @@ export class Trace {
   apply(payload: ScopePayload): void {
     if (payload.request !== undefined) this.request = payload.request;
     if (payload.prompt_tokens !== undefined) this.promptTokens = payload.prompt_tokens;
+    if (payload.sae) this.sae = payload.sae;
     if (payload.probes) this.setHeader(payload.probes);
     if (payload.tokens) this.appendTokens(payload.tokens);
+    if (payload.tokens) this.placeChances();
     if (payload.scores) this.setScores(payload.scores);
     if (payload.features) this.setFeatures(payload.features);
     if (payload.final) this.final = payload.final;
@@ -91,6 +105,17 @@ export class Trace {
     return this.features[position]?.slice(0, count) ?? [];
   }
 
+  /** Returns the probability of a position's token, or null if the engine has not said it. */
+  chanceAt(position: number): Chance | null {
+    return this.chances.at(position);
+  }
+
+  /** Adds log-probabilities of the answer's next tokens, as an engine sends them. */
+  addChances(entries: readonly TokenLogprob[]): void {
+    this.chances.push(entries);
+    this.placeChances();
+  }
+
   column(id: string): Column | undefined {
     return this.columns.find((column) => column.id === id);
   }
@@ -102,6 +127,7 @@ export class Trace {
       request: this.request,
       promptTokens: this.promptTokens,
       final: this.final,
+      sae: this.sae,
       ids: this.ids.slice(0, n),
       texts: [...this.texts],
       scored: this.scored.slice(0, n),
@@ -114,6 +140,7 @@ export class Trace {
         states: states.slice(0, n),
       })),
       features: [...this.features],
+      chances: this.chances.snapshot(),
     };
   }
 
@@ -123,12 +150,14 @@ export class Trace {
     trace.request = kept.request;
     trace.promptTokens = kept.promptTokens;
     trace.final = kept.final;
+    trace.sae = kept.sae ?? null;
     trace.length = kept.ids.length;
     trace.ids.set(kept.ids);
     trace.scored.set(kept.scored);
     kept.texts.forEach((text, p) => (trace.texts[p] = text));
     kept.features.forEach((row, p) => row && (trace.features[p] = row));
     trace.units.restore(kept.units);
+    trace.chances.restore(kept.chances ?? []);
     for (const { id, site, since, scores, states } of kept.columns) {
       const column = new Column(id, site, since, trace.capacity);
       column.scores.set(scores);
@@ -148,7 +177,18 @@ export class Trace {
         if (column.states[p] === CellState.pending) column.states[p] = CellState.lost;
       }
     }
+    this.closed = true;
     this.touch(0, this.length);
+  }
+
+  private placeChances(): void {
+    if (this.promptTokens === null) return;
+    const [from, to] = this.chances.place(this.promptTokens, this.length, (p) => this.bytesAt(p));
+    if (to > from) this.touch(from, to);
+  }
+
+  private bytesAt(position: number): Uint8Array {
+    return this.raw.get(position) ?? ENCODER.encode(this.texts[position] ?? "");
   }
 
   private setHeader(probes: HeaderProbe[]): void {
@@ -177,14 +217,16 @@ export class Trace {
     return column;
   }
 
-  private appendTokens({ start, ids, text, bytes }: TokenBlock): void {
+  private appendTokens({ start, ids, text, bytes: rawBytes }: TokenBlock): void {
     this.reserve(start + ids.length);
     while (this.length < start) this.ids[this.length++] = NO_TOKEN;
     for (let i = this.length - start; i < ids.length; i++) {
-      const raw = bytes?.[i];
+      const raw = rawBytes?.[i];
       this.ids[start + i] = ids[i] ?? NO_TOKEN;
       this.texts[start + i] = text[i] ?? "";
-      const from = this.units.push(start + i, text[i] ?? "", raw === undefined ? null : fromBase64(raw));
+      const bytes = raw === undefined ? null : fromBase64(raw);
+      if (bytes) this.raw.set(start + i, bytes);
+      const from = this.units.push(start + i, text[i] ?? "", bytes);
       this.length = start + i + 1;
       this.touch(from, this.length);
     }

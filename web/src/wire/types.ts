@@ -66,6 +66,14 @@ export interface Usage {
   total_tokens: number;
 }
 
+/** Log-probability of one token, and of the likeliest tokens in its place: OpenAI's `logprobs.content`. */
+export interface TokenLogprob {
+  token: string;
+  logprob: number;
+  bytes?: number[] | null;
+  top_logprobs?: { token: string; logprob: number }[];
+}
+
 export interface CompletionChunk {
   id?: string;
   choices?: {
@@ -74,6 +82,7 @@ export interface CompletionChunk {
     /** Replaces `delta` if a text was continued. */
     text?: string;
     finish_reason?: string | null;
+    logprobs?: { content?: TokenLogprob[] | null } | null;
     actscope?: ScopePayload;
   }[];
   usage?: Usage | null;
@@ -107,6 +116,8 @@ interface Sampling {
 
 export interface ChatRequest extends Sampling {
   messages: ChatMessage[];
+  logprobs?: boolean;
+  top_logprobs?: number;
 }
 
 /** Request to a model without a chat template, which continues the text. */
