@@ -24,12 +24,12 @@ export function Facts({ trace }: { trace: Trace | null }) {
   );
 }
 
-/** The two facts that change while an answer streams. */
+/** Length and speed of an answer that has ended: while it streams, a text that changes with each token costs a layout. */
 function Headline({ trace }: { trace: Trace }) {
   const turn = useCell(turns).find((one) => one.trace === trace);
-  const prompt = useTraceValue(trace, (t) => t.promptTokens ?? 0);
-  const total = useTraceValue(trace, (t) => t.length);
-  const tokens = Math.max(0, total - prompt);
+  const total = useTraceValue(trace, (t) => (t.final !== null || t.closed ? t.length : null));
+  if (total === null) return <span className="muted">running</span>;
+  const tokens = Math.max(0, total - (trace.promptTokens ?? 0));
   return (
     <span className="muted numbers">
       {formatCount(tokens)} tokens{turn && ` · ${speedOf(turn, tokens).split(" · ")[0]}`}
