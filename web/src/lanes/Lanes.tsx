@@ -54,10 +54,6 @@ export function Lanes({ trace }: { trace: Trace | null }) {
     estimateSize: () => ROW,
     overscan: OVERSCAN,
     initialRect: UNMEASURED,
-    onChange: (of) => {
-      const top = of.scrollOffset ?? 0;
-      board.setWindow(top, top + (of.scrollRect?.height ?? 0));
-    },
   });
   const full = chosen.underlines.filter((id) => id !== null).length === UNDERLINES;
 
@@ -148,9 +144,14 @@ function useFollowing(
     const [box, host] = [list.current, scroller.current];
     if (!box || !host || !pinCursor?.current || !hoverCursor?.current) return;
     board.setHost(host, [pinCursor.current, hoverCursor.current]);
-    const measure = () => board.setWidth(box.clientWidth);
+    const measure = () => {
+      board.setWidth(box.clientWidth);
+      board.setWindow(host.scrollTop, host.scrollTop + host.clientHeight);
+    };
     const sizes = new ResizeObserver(measure);
     sizes.observe(box);
+    sizes.observe(host);
+    host.addEventListener("scroll", measure, { passive: true });
     measure();
     const scheme = matchMedia("(prefers-color-scheme: dark)");
     scheme.addEventListener("change", board.recolor);
@@ -162,6 +163,7 @@ function useFollowing(
     ];
     return () => {
       sizes.disconnect();
+      host.removeEventListener("scroll", measure);
       scheme.removeEventListener("change", board.recolor);
       for (const stop of stops) stop();
       board.setHost(null, []);
