@@ -35,7 +35,12 @@ from actscope.recording.importing import ImportOptions
 from actscope.recording.reading.recording import Recording
 from actscope.sites import Site, select
 
-COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+COMMANDS = dict(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
+COMMANDS |= {
+    f"{name} {inner}": one
+    for name, group in list(COMMANDS.items())
+    for inner, one in getattr(group, "commands", {}).items()
+}
 FLAGS = {opt.lstrip("-").replace("-", "_") for one in COMMANDS.values() for p in one.params for opt in p.opts}
 PUBLIC = (
     "actscope", "actscope.analysis", "actscope.client", "actscope.feed", "actscope.gateway", "actscope.harvest",
@@ -156,6 +161,22 @@ def test_the_feeds_client_answers_old_keywords_and_methods() -> None:
         ("proxy", r"actscope has no command 'proxy'; did you mean gateway\?"),
         ("sidecar", r"did you mean watch\?"),
         ("probe ad x", r"actscope probe has no command 'ad'; did you mean add\?"),
+        ("serve --model x", r"no option --model; MODEL is given without a flag: actscope serve MODEL"),
+        ("capture --model-name x", r"MODEL is given without a flag: actscope capture MODEL PROMPTS"),
+        ("capture m --prompts p", r"PROMPTS is given without a flag"),
+        ("info --path x", r"PATH is given without a flag: actscope info PATH"),
+        ("replay --recording x", r"DIRECTORY is given without a flag: actscope replay DIRECTORY"),
+        ("bench --name ring", r"NAME is given without a flag: actscope bench NAME"),
+        ("metrics io --out x", r"did you mean --output\?"),
+        ("gateway --url x", r"did you mean --upstream\?"),
+        ("export a --to b --type npy", r"did you mean --format\?"),
+        ("capture m p --ouput-path x", r"did you mean --to\?"),
+        ("tracepoints", r"did you mean metrics io\?"),
+        ("system_metrics", r"did you mean metrics system\?"),
+        ("analyze_tracepoints", r"did you mean metrics report\?"),
+        ("train", r"did you mean probe train\?"),
+        ("recrod", r"did you mean capture\?"),
+        ("version", r"it is an option: actscope --version"),
     ],
 )
 def test_the_command_line_answers_old_flags_and_commands(arguments: str, hinted: str) -> None:

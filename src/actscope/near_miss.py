@@ -45,7 +45,7 @@ def _called(now: str | tuple[str, ...], *names: str, note: str = "") -> dict[str
 
 _ROWS: tuple[Mapping[str, OldName], ...] = (
     # where to write, and how to go on
-    _called(("to", "out"), "output_path", "output_dir", "output_file", "output", "out_path", "save_path", "save_dir",
+    _called(("to", "out", "output"), "output_path", "output_dir", "output_file", "output", "out_path", "save_path", "save_dir",
               "cache_dir", "path", "file", "dest", "destination", "out", "cached_activations_path", "shared_storage_path"),
     _called("resume", "resume_from_checkpoint", "resume_from", "continue_from", "restart"),
     _same("a recording is its own checkpoint: give the same directory again, with resume", "checkpoint_path", "ckpt_path"),
@@ -72,8 +72,10 @@ _ROWS: tuple[Mapping[str, OldName], ...] = (
     _called("workers", "num_workers", "n_workers", "num_threads"),
     _called("threads", "num_threads", "n_threads", "cpu_threads"),
     _called(("preset", "config"), "profile", "mode", "config_name"),
-    _called("format", "fmt", "file_format", "output_format"),
+    _called("format", "fmt", "file_format", "output_format", "type"),
     # models and data
+    _called(("path", "directory"), "path", "recording", "file", "run", "recording_path", "input", "input_path"),
+    _called(("prompts", "texts"), "prompt_file", "prompts_file", "input_file", "prompt", "text"),
     _called("model", "model_name", "model_path", "model_id", "pretrained", "probe_model"),
     _called("dataset", "dataset_name", "dataset_path", "data"),
     _called("column", "text_column", "column_name", "text_field", "dataset_text_field"),
@@ -98,7 +100,7 @@ _ROWS: tuple[Mapping[str, OldName], ...] = (
     _called("token", "api_key", "auth_token", "key"),
     _called("url", "base_url", "server_url", "address", "endpoint"),
     # servers
-    _called("upstream", "vllm_url", "upstream_url", "backend", "backend_url"),
+    _called("upstream", "url", "vllm_url", "upstream_url", "backend", "backend_url"),
     _called("probes", "probe_dir", "probes_dir", "probe_path", "vectors"),
     _called(("cors_origins", "cors_origin"), "cors", "allow_origins", "origins"),
     _called(("probe_width", "width"), "max_probes", "num_probes"),
@@ -141,6 +143,13 @@ _ROWS: tuple[Mapping[str, OldName], ...] = (
     _called("export", "convert", "dump", "to_parquet"),
     _called("harvest", "cache_activations", "generate_activations"),
     _called("doctor", "check", "env", "diagnose"),
+    _called("metrics io", "tracepoints", "tracepoints.py", "biolatency", "biosnoop", "iostat"),
+    _called("metrics system", "system_metrics", "system_metrics.py", "offcputime"),
+    _called("metrics report", "analyze_tracepoints", "analyze_tracepoints.py"),
+    _called("probe train", "train"),
+    _called("probe list", "list", "probes"),
+    _same("it is an option: actscope --version", "version"),
+    _same("it is an option: actscope --help, or --help behind a command", "help"),
 )  # fmt: skip
 
 
@@ -213,6 +222,14 @@ def _block(layer: str, point: str) -> str:
     )
 
 
+def known_as(name: str, known: Iterable[str]) -> str:
+    """Return the known name that is this one, or that the table has for it, or ""."""
+    plain = _plain(name)
+    here = {_plain(one): one for one in known}
+    names = (plain, *(_plain(one) for one in OLD_NAMES.get(plain, OldName()).now))
+    return next((here[one] for one in names if one in here), "")
+
+
 def near_names(name: str, known: Iterable[str]) -> tuple[list[str], str]:
     """Return the known names that an unknown one probably means, at most 2, and a note on what differs.
 
@@ -228,7 +245,13 @@ def near_names(name: str, known: Iterable[str]) -> tuple[list[str], str]:
         return now[:1], old.note
     if old.note and not old.now:
         return [], old.note
-    return [here[one] for one in get_close_matches(plain, here, n=2, cutoff=0.7)], ""
+    if near := get_close_matches(plain, here, n=2, cutoff=0.7):
+        return [here[one] for one in near], ""
+    for typed in get_close_matches(plain, OLD_NAMES, n=3, cutoff=0.8):  # an old name with a slip of the finger
+        now = [here[_plain(one)] for one in OLD_NAMES[typed].now if _plain(one) in here]
+        if now:
+            return now[:1], OLD_NAMES[typed].note
+    return [], ""
 
 
 def hint(name: str, known: Iterable[str], otherwise: str = "", form: Callable[[str], str] = str) -> str:

@@ -28,6 +28,7 @@ from actscope.harvest.storage.local import LocalStorage
 from actscope.harvest.verifying import verify
 from actscope.probes import load_probe, load_probes, save_probe
 from actscope.probes.importing import import_probes
+from actscope.probes.labels import load_labelled
 from actscope.probes.sae import load_encoder
 from actscope.recording.export import export
 from actscope.recording.importing import import_packets
@@ -164,8 +165,10 @@ def test_pipes_in_the_place_of_any_file_are_refused_without_waiting(tmp_path: Pa
         lambda: StateFile.open(settings),
         lambda: import_packets(tmp_path / "r.packets", tmp_path / "r.acts"),
     ):
-        with pytest.raises(ActscopeError, match="expected a regular file"):
+        with pytest.raises(ActscopeError, match="expected a regular file, found a pipe"):
             use()
+    with pytest.raises(ActscopeError, match="expected a regular file, found a directory: name a file in it"):
+        load_labelled(tmp_path, 10)
 
 
 BAD_PROBES = {

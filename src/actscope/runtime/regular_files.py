@@ -35,8 +35,21 @@ def open_regular(path: Path, error: type[ActscopeError], *, follow: bool = True)
     mode = os.fstat(fd).st_mode
     if not stat.S_ISREG(mode):
         os.close(fd)
-        raise error(f"{path}: expected a regular file, found {stat.filemode(mode)}: remove it")
+        raise error(f"{path}: expected a regular file, found {_kind(mode)}")
     return fd
+
+
+def _kind(mode: int) -> str:
+    """Return what something is that is no regular file, and what to do."""
+    if stat.S_ISDIR(mode):
+        return "a directory: name a file in it"
+    kinds = {
+        stat.S_IFIFO: "a pipe",
+        stat.S_IFSOCK: "a socket",
+        stat.S_IFCHR: "a device",
+        stat.S_IFBLK: "a block device",
+    }
+    return f"{kinds.get(stat.S_IFMT(mode), stat.filemode(mode))}: write what it gives into a file, and name that"
 
 
 def read_regular(path: Path, most: int, error: type[ActscopeError], *, follow: bool = True) -> bytes:

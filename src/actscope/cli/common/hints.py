@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from actscope.near_miss import hint
+from actscope.near_miss import hint, known_as, near_names
 
 if TYPE_CHECKING:
     from typer._click.core import Command, Context
@@ -29,7 +29,7 @@ def add_hints(app: typer.Typer) -> None:
 
 
 class HintedCommand(TyperCommand):
-    """A command that suggests a flag for an unknown one."""
+    """A command that suggests a flag, or the place of an argument, for an unknown flag."""
 
     def parse_args(self, ctx: Context, args: list[str]) -> list[str]:
         """Parse the arguments. The error about an unknown flag ends with a hint."""
@@ -37,10 +37,31 @@ class HintedCommand(TyperCommand):
             return super().parse_args(ctx, args)
         except _UsageError as error:
             if hasattr(error, "possibilities"):
-                flags = [flag for one in self.params for flag in (*one.opts, *one.secondary_opts)]
                 given = str(getattr(error, "option_name", ""))
-                _tell(error, f"{ctx.command_path} has no option {given}", given, (f for f in flags if f[0] == "-"))
+                what = f"{ctx.command_path} has no option {given}"
+                if place := self._argument_meant(given):
+                    usage = " ".join([ctx.command_path, *(one for one in self._arguments().values())])
+                    vars(error).update(message=f"{what}; {place} is given without a flag: {usage}", possibilities=None)
+                else:
+                    _tell(error, what, given, self._flags())
             raise
+
+    def _flags(self) -> list[str]:
+        return [flag for one in self.params for flag in (*one.opts, *one.secondary_opts) if flag[0] == "-"]
+
+    def _arguments(self) -> dict[str, str]:
+        """Return the names of the arguments that have no flag, with how the usage line writes each."""
+        return {one.name: one.name.upper() for one in self.params if one.name and one.param_type_name == "argument"}
+
+    def _argument_meant(self, given: str) -> str:
+        """Return how the argument is written that an unknown flag names, or "" where a flag is nearer."""
+        arguments, flags = self._arguments(), self._flags()
+        if known_as(given, flags):
+            return ""
+        if name := known_as(given, arguments):
+            return arguments[name]
+        near = [] if near_names(given, flags)[0] else near_names(given, arguments)[0]
+        return arguments[near[0]] if near else ""
 
 
 class HintedGroup(TyperGroup):
@@ -51,8 +72,13 @@ class HintedGroup(TyperGroup):
         try:
             return super().resolve_command(ctx, args)
         except _UsageError as error:
-            _tell(error, f"{ctx.command_path} has no command {args[0]!r}", args[0], self.commands)
+            _tell(error, f"{ctx.command_path} has no command {args[0]!r}", args[0], self._commands())
             raise
+
+    def _commands(self) -> list[str]:
+        """Return the names of the commands, and of those in groups with the group's name before them."""
+        groups = {name: one for name, one in self.commands.items() if isinstance(one, TyperGroup)}
+        return [*self.commands, *(f"{name} {inner}" for name, one in groups.items() for inner in one.commands)]
 
 
 def _tell(error: Exception, what: str, name: str, known: Iterable[str]) -> None:

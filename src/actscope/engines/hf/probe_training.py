@@ -60,13 +60,13 @@ def train_probes(
         sites: Candidate sites.
         labels: Labels to train; None for all that have enough examples.
         progress: Called with (stage, done, total).
-        skipped: Called with (label, reason) for each label that has too few examples.
+        skipped: Called with (label, reason) for each label that has too few examples. The others are trained.
 
     Returns:
         The probes, in the order of the labels.
 
     Raises:
-        ProbeError: No text has a requested label, or it has too few examples; or no label has enough.
+        ProbeError: No text has a requested label, none of the requested labels has enough examples, or no label has.
         EngineError: The model failed on a text.
     """
     chosen, reasons = trainable_labels(texts, labels or ())
@@ -79,10 +79,11 @@ def train_probes(
         try:
             trained.append(_train(loaded, texts, rows, covariances, label))
         except ProbeError as error:
-            if labels:
-                raise  # requested by name; otherwise labels with too few examples are skipped
-            skipped(label, str(error).removeprefix(f"label {label!r}: "))
+            reasons[label] = str(error).removeprefix(f"label {label!r}: ")
+            skipped(label, reasons[label])
         progress("fitting probes", done, len(chosen))
+    if labels and not trained:
+        raise ProbeError("\n".join(f"label {label!r}: {reasons[label]}" for label in chosen))
     return trained
 
 
