@@ -187,27 +187,24 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("num_hidden_layers", 10**6),
-        ("num_hidden_layers", 10**9),
-        ("num_hidden_layers", 10**5000),
-        ("vocab_size", 10**12),
-        ("hidden_size", 10**9),
-        ("num_local_experts", 10**9),
-        ("num_attention_heads", 0),
-        ("hidden_size", "x"),
-        ("model_type", [1]),
-        ("architectures", 5),
+        ("num_hidden_layers", "1000000"),
+        ("num_hidden_layers", "1000000000"),
+        pytest.param("num_hidden_layers", "1" + "0" * 5000, id="digits"),
+        ("vocab_size", "1000000000000"),
+        ("hidden_size", "1000000000"),
+        ("num_local_experts", "1000000000"),
+        ("num_attention_heads", "0"),
+        ("hidden_size", '"x"'),
+        ("model_type", "[1]"),
     ],
 )
 @pytest.mark.filterwarnings("ignore")
-def test_a_config_that_lies_is_refused_at_once(field: str, value: object, whole: Path, tmp_path: Path) -> None:
+def test_a_config_that_lies_is_refused_at_once(field: str, value: str, whole: Path, tmp_path: Path) -> None:
     """By an EngineError that names the file, before anything is built of its size."""
     place = tmp_path / "m"
     shutil.copytree(whole, place)
-    digits = str(value) if not isinstance(value, int) or value < 10**20 else "1" + "0" * 5000
     config = {**json.loads((place / "config.json").read_text()), field: "VALUE"}
-    written = digits if isinstance(value, int) else json.dumps(value)
-    (place / "config.json").write_text(json.dumps(config).replace('"VALUE"', written))
+    (place / "config.json").write_text(json.dumps(config).replace('"VALUE"', value))
     began = time.process_time()
     with pytest.raises(EngineError, match=r"config\.json") as caught:
         load(str(place), device="cpu")
@@ -216,7 +213,9 @@ def test_a_config_that_lies_is_refused_at_once(field: str, value: object, whole:
 
 
 @pytest.mark.parametrize(
-    "data", [b"", b"[]", b"5", b"null", b"\xff\xfe", b"[" * 100_000, b'{"a":' + b"9" * 5000 + b"}"]
+    "data",
+    [b"", b"[]", b"5", b"null", b"\xff\xfe", b"[" * 100_000, b'{"a":' + b"9" * 5000 + b"}"],
+    ids=["empty", "list", "number", "null", "binary", "deep", "digits"],
 )
 @pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors"])
 @pytest.mark.filterwarnings("ignore")
