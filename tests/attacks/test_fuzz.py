@@ -21,7 +21,7 @@ TESTS = Path(__file__).parents[1]
 MOST_ADDED_MB, MOST_S = 256.0, 2.0
 
 
-@pytest.mark.parametrize("group", ["recordings", "probes", "messages"])
+@pytest.mark.parametrize("group", ["recordings", "probes", "messages", "models"])
 def test_changed_inputs_are_read_or_refused_by_an_own_error(group: str) -> None:
     outcomes = _run(group)
     assert len(outcomes) > 10

@@ -45,3 +45,29 @@ def test_a_prompt_of_15_mb_freezes_nobody() -> None:
         assert {one.result() for one in sent} <= {0, 400}
         assert max(waits) < 10
         assert peak_mib(up.process.pid) - before < 600
+
+
+TEXT = "the wolf ran home. " * 750_000
+
+
+def test_texts_of_15_mb_in_any_field_are_refused_by_name_before_they_are_tokenized() -> None:
+    """Each with its size and the limit, within seconds."""
+    chat = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 2}
+    bodies = [
+        ("bad_words", "/v1/chat/completions", {**chat, "bad_words": [TEXT]}),
+        ("bad_words", "/v1/completions", {"prompt": ["a"] * 50, "bad_words": [TEXT[:200] for _ in range(1000)]}),
+        ("stop", "/v1/chat/completions", {**chat, "stop": [TEXT]}),
+        ("stop", "/v1/messages", {**chat, "stop_sequences": [TEXT]}),
+        ("truncate_prompt_tokens", "/v1/completions", {"prompt": TEXT, "max_tokens": 1, "truncate_prompt_tokens": 5}),
+        ("truncate_prompt_tokens", "/v1/responses", {"input": TEXT, "truncation": "auto", "max_output_tokens": 1}),
+        ("structured_outputs", "/v1/chat/completions", {**chat, "structured_outputs": {"regex": TEXT}}),
+        ("structured_outputs", "/v1/chat/completions", {**chat, "structured_outputs": {"grammar": TEXT}}),
+        ("structured_outputs", "/v1/chat/completions", {**chat, "structured_outputs": {"choice": [TEXT]}}),
+    ]
+    with serving() as up, up.place.client(timeout=60) as client:
+        for field, path, body in bodies:
+            began = time.monotonic()
+            answer = client.post(path, json=body)
+            assert answer.status_code == 400 and len(answer.text) < 1000, (field, path, answer.text[:300])
+            assert field in answer.text or "context length" in answer.text, (field, path, answer.text)
+            assert time.monotonic() - began < 20, (field, path)

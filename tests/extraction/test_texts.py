@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 from actscope.engines.builtin.text import generate
 from actscope.errors import MissingExtra, SettingsError
+from actscope.extraction.dataset_files import check_json
 from actscope.extraction.texts import open_texts
 
 TEXTS = ["one", "", "three €", "line\u2028separator\x0bstays\x85here", " spaces "]
@@ -248,3 +249,84 @@ def test_a_built_in_text_beyond_the_last_is_refused() -> None:
     for number in (-1, 3):
         with pytest.raises(IndexError):
             open_texts("builtin", n=3).read([number])
+
+
+#: Damaged files by name: what they hold, and what is said of them. Each is read, and none ends the process.
+DAMAGED: dict[str, tuple[bytes, str]] = {
+    "null.jsonl": (b"null\n", "expected an object in each record, found null"),
+    "blanks.jsonl": (b"\n \t\n \t" + b" " * 300 + b"null\n", "found null"),
+    "later.jsonl": (b'{"text": "a"}\n\r  null\r', "found null"),
+    "null.json": (b"\xef\xbb\xbfnull", "found null"),
+    "list.json": (b'[null, {"text": "a"}]', "found null"),
+    "empty.jsonl": (b"", "there is no text in it"),
+    "null.jsonl.gz": (gzip.compress(b'{"text": "a"}\nnull\n'), "found null"),
+    "latin.jsonl": (b'{"text": "\xff\xfe"}\n', "utf-8"),
+    "latin.txt": (b"\xff\xfe\n", "utf-8"),
+    "deep.jsonl": (b"[" * 100_000, "nested too deeply|truncated"),
+    "cut.jsonl.gz": (gzip.compress(b'{"text": "a"}\n')[:-9], "ended before|EOFError"),
+    "cut.jsonl.xz": (b"\xfd7zXZ\x00\xff", "ended before|EOFError"),
+    "cut.jsonl.zst": (b"\x28\xb5\x2f\xfd\xff", "."),
+    "cut.txt.gz": (b"\x1f\x8b\xff", "ended before|EOFError"),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGED)
+def test_a_damaged_file_is_refused_by_its_name(name: str, tmp_path: Path) -> None:
+    """By a SettingsError when it is opened or read, and by no signal and no error of a library."""
+    data, says = DAMAGED[name]
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(SettingsError, match=says) as caught:
+        open_texts(str(tmp_path / name)).read([0])
+    assert name in str(caught.value)
+
+
+@pytest.mark.parametrize("piece", range(4 << 20, (4 << 20) + 12))
+def test_a_null_record_is_found_across_the_pieces_that_are_read(piece: int, tmp_path: Path) -> None:
+    """The word and the blanks before it may lie in two pieces."""
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b'{"text": "' + b"x" * (piece - 20) + b'"}\n   null\n')
+    with pytest.raises(SettingsError, match="found null"):
+        check_json([path])
+
+
+def test_records_with_nulls_in_them_are_read(tmp_path: Path) -> None:
+    """In fields, in text, and in a list of texts."""
+    (tmp_path / "a.jsonl").write_text('{"text": "null", "n": null}\n{"text":\tnull, "n": 1}\n')
+    assert open_texts(str(tmp_path / "a.jsonl")).read([0, 1]) == ["null", ""]
+    (tmp_path / "b.json").write_text('["a", null]')
+    assert open_texts(str(tmp_path / "b.json")).read([0, 1]) == ["a", ""]
+
+
+def test_text_that_is_no_utf8_is_refused_when_it_is_read(tmp_path: Path) -> None:
+    """Parquet and Arrow files hold bytes that nobody has decoded before."""
+    raw = [None, pa.py_buffer((0).to_bytes(4, "little") + (2).to_bytes(4, "little")), pa.py_buffer(b"\xff\xfe")]
+    pq.write_table(pa.table({"text": pa.Array.from_buffers(pa.string(), 1, raw)}), tmp_path / "a.parquet")
+    with pytest.raises(SettingsError, match=r"a\.parquet.*utf-8"):
+        open_texts(str(tmp_path / "a.parquet")).read([0])
+
+
+@pytest.mark.parametrize("data", [b"", b"{}", b"[]", b"5", b"null", b"\xff", b"[" * 100_000])
+@pytest.mark.parametrize("name", ["state.json", "dataset_dict.json"])
+def test_a_saved_dataset_whose_state_is_malformed_is_refused(name: str, data: bytes, tmp_path: Path) -> None:
+    """The file is named."""
+    saved(tmp_path / "d")
+    (tmp_path / "d" / name).write_bytes(data)
+    with pytest.raises(SettingsError, match=f"{name}: expected what `save_to_disk` of datasets writes"):
+        open_texts(str(tmp_path / "d"))
+
+
+@pytest.mark.parametrize(
+    "name", ["../a/data-00000-of-00002.arrow", "/etc/passwd", "x/../../../etc/passwd", "", "file:x"]
+)
+def test_a_saved_dataset_stays_in_its_folder(name: str, tmp_path: Path) -> None:
+    """The files of a state, and the splits of a dataset, may not lie elsewhere."""
+    saved(tmp_path / "a")
+    state = json.loads((tmp_path / "a" / "state.json").read_text())
+    state["_data_files"][0]["filename"] = name
+    (tmp_path / "a" / "state.json").write_text(json.dumps(state))
+    with pytest.raises(SettingsError, match="expected names of files below its folder"):
+        open_texts(str(tmp_path / "a"))
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "dataset_dict.json").write_text(json.dumps({"splits": [name]}))
+    with pytest.raises(SettingsError, match="expected names of files below its folder"):
+        open_texts(str(tmp_path / "b"))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 
-from actscope.engines.checkpoint_code import refusal
+from actscope.engines.checkpoint_code import loading
 from actscope.engines.local.names import directory_of
 from actscope.errors import EngineError, SettingsError
 from actscope.extraction.contract import Piece
@@ -125,10 +125,8 @@ def tokenizer_of(model: str, *, trust_remote_code: bool = False) -> PreTrainedTo
     from transformers import AutoTokenizer
 
     source = str(directory_of(model) or model)
-    try:
+    with loading(model, "its tokenizer (tokenizer.json, tokenizer_config.json)", "Give a model with a fast tokenizer"):
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        raise refusal(model, error) or EngineError(f"cannot load the tokenizer of {model!r}: {error}") from error
     if not getattr(tokenizer, "is_fast", False):
         raise EngineError(f"{model}: its tokenizer has no tokenizer.json; convert it to a fast tokenizer first")
     return tokenizer

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from glob import glob
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from actscope.errors import MissingExtra, SettingsError
+from actscope.errors import ActscopeError, MissingExtra, SettingsError
+from actscope.extraction.dataset_files import SPLITS, STATE, check_json, check_saved
 from actscope.extraction.quiet import quiet
+from actscope.runtime.decoding import MALFORMED, reason_of
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -44,20 +47,24 @@ class TextColumn:
         """Hash of the texts alone, in hex: independent of the files' names, their format and their division.
 
         The first access reads the whole column, at about 1 GB/s. BLAKE2b was a third as fast as SHA-256, for which CPUs have
-        instructions.
+        instructions. Raises SettingsError for a file that is damaged.
         """
         texts, lengths = sha256(), sha256()
-        for values in self._columns():
-            texts.update(_joined(values))
-            lengths.update(_lengths(values))
+        with _as_settings_error(self.name):
+            for values in self._columns():
+                texts.update(_joined(values))
+                lengths.update(_lengths(values))
         return sha256(texts.digest() + lengths.digest()).hexdigest()[:32]
 
     def __len__(self) -> int:
         return len(self._dataset)
 
     def read(self, numbers: Sequence[int]) -> list[str]:
-        """Read the texts with these numbers from the mapped files."""
-        found = self._dataset[[int(number) for number in numbers]][self._column] if len(numbers) else []
+        """Read the texts with these numbers from the mapped files. Raises SettingsError for a file that is damaged."""
+        if any(not -len(self) <= number < len(self) for number in numbers):
+            raise IndexError(f"expected numbers of {len(self)} texts, found {list(numbers)[:10]}")
+        with _as_settings_error(self.name):
+            found = self._dataset[[int(number) for number in numbers]][self._column] if len(numbers) else []
         return [text or "" for text in found]
 
     def _columns(self) -> Iterator[pa.LargeStringArray]:
@@ -87,16 +94,11 @@ def _lengths(values: pa.LargeStringArray) -> bytes:
 def open_table(spec: str, *, split: str, column: str, n: int | None) -> TextColumn:
     """Open a column of files or of a dataset of the hub; see `open_texts`."""
     try:
-        import datasets
+        import datasets  # noqa: F401  # the first use, so that what is missing is said before anything is read
     except ModuleNotFoundError as error:
         raise MissingExtra("feed", "datasets") from error
-    with quiet():
-        try:
-            found = _load(spec, split)
-        except SettingsError:
-            raise
-        except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
-            raise SettingsError(f"texts {spec!r}: {_reason(error)}") from error
+    with quiet(), _as_settings_error(spec):
+        found = _load(spec, split)
     _check_column(spec, found, column)
     if not len(found):
         raise SettingsError(f"texts {spec!r}: there is no text in it")
@@ -104,8 +106,21 @@ def open_table(spec: str, *, split: str, column: str, n: int | None) -> TextColu
     return TextColumn(spec, chosen if n is None else chosen.select(range(min(n, len(chosen)))), column)
 
 
+@contextmanager
+def _as_settings_error(spec: str) -> Iterator[None]:
+    """Turn what `datasets`, pyarrow and the decompressors raise for a file that is absent or damaged into SettingsError."""
+    from datasets.exceptions import DatasetsError
+
+    try:
+        yield
+    except ActscopeError:
+        raise
+    except (OSError, StopIteration, DatasetsError, *MALFORMED) as error:
+        raise SettingsError(f"texts {spec!r}: {_reason(error)}") from error
+
+
 def _load(spec: str, split: str) -> Dataset:
-    from datasets import load_dataset
+    from datasets import load_dataset, load_dataset_builder
 
     try:
         path = Path(spec).expanduser()
@@ -113,11 +128,14 @@ def _load(spec: str, split: str) -> Dataset:
         raise SettingsError(
             f"texts {spec!r}: there is no home directory for ~: set HOME, or give the whole path"
         ) from error
-    if path.is_dir() and any((path / name).is_file() for name in ("state.json", "dataset_dict.json")):
+    if path.is_dir() and any((path / name).is_file() for name in (STATE, SPLITS)):
         return _saved(spec, path, split)
     files = _files(spec, path)
     if files:
-        return load_dataset(_reader(spec, files), data_files=[str(file) for file in files], split=split)
+        reader, names = _reader(spec, files), [str(file) for file in files]
+        if reader == "json" and not Path(load_dataset_builder(reader, data_files=names).cache_dir).exists():
+            check_json(files)  # not again for files that `datasets` has in its cache
+        return load_dataset(reader, data_files=names, split=split)
     name, _, config = spec.partition(":")
     return load_dataset(name, config or None, split=split)
 
@@ -127,12 +145,15 @@ def _reason(error: BaseException) -> str:
     if type(error).__name__ == "SchemaInferenceError":
         return "there is no text in it"
     wraps = type(error).__name__ == "DatasetGenerationError"
-    return _reason(error.__cause__) if wraps and error.__cause__ is not None else str(error)
+    if wraps and error.__cause__ is not None:
+        return _reason(error.__cause__)
+    return str(error) if isinstance(error, OSError) and str(error) else reason_of(error)
 
 
 def _saved(spec: str, path: Path, split: str) -> Dataset:
     from datasets import DatasetDict, load_from_disk
 
+    check_saved(path)
     found = load_from_disk(str(path))
     splits = found if isinstance(found, DatasetDict) else {str(found.split or "train"): found}
     if split not in splits:

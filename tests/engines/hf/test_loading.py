@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import builtins
 import json
+import shutil
 import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
@@ -171,3 +173,59 @@ def test_an_encoder_decoder_is_refused_with_what_works_before_its_weights_are_re
     config.save_pretrained(tmp_path)
     with pytest.raises(EngineError, match=says):
         load(str(tmp_path))
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small model in a directory."""
+    directory = tmp_path_factory.mktemp("whole")
+    tiny("llama").model.save_pretrained(directory)
+    byte_tokenizer().save_pretrained(directory)
+    return directory
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("num_hidden_layers", "1000000"),
+        ("num_hidden_layers", "1000000000"),
+        pytest.param("num_hidden_layers", "1" + "0" * 5000, id="digits"),
+        ("vocab_size", "1000000000000"),
+        ("hidden_size", "1000000000"),
+        ("num_local_experts", "1000000000"),
+        ("num_attention_heads", "0"),
+        ("hidden_size", '"x"'),
+        ("model_type", "[1]"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore")
+def test_a_config_that_lies_is_refused_at_once(field: str, value: str, whole: Path, tmp_path: Path) -> None:
+    """By an EngineError that names the file, before anything is built of its size."""
+    place = tmp_path / "m"
+    shutil.copytree(whole, place)
+    config = {**json.loads((place / "config.json").read_text()), field: "VALUE"}
+    (place / "config.json").write_text(json.dumps(config).replace('"VALUE"', value))
+    began = time.process_time()
+    with pytest.raises(EngineError, match=r"config\.json") as caught:
+        load(str(place), device="cpu")
+    assert time.process_time() - began < 5
+    assert len(str(caught.value)) < 2000
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"", b"[]", b"5", b"null", b"\xff\xfe", b"[" * 100_000, b'{"a":' + b"9" * 5000 + b"}"],
+    ids=["empty", "list", "number", "null", "binary", "deep", "digits"],
+)
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors"])
+@pytest.mark.filterwarnings("ignore")
+def test_a_malformed_file_of_a_model_is_refused_or_read(name: str, data: bytes, whole: Path, tmp_path: Path) -> None:
+    """By an EngineError that names the file, or the model loads; no error of a library gets through."""
+    shutil.copytree(whole, tmp_path / "m")
+    (tmp_path / "m" / name).write_bytes(data)
+    try:
+        load(str(tmp_path / "m"), device="cpu")
+    except EngineError as error:
+        assert name in str(error) or "weights" in str(error)
+    else:
+        assert name in ("tokenizer_config.json", "config.json") and data.startswith(b'{"a"')

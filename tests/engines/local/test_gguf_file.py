@@ -83,6 +83,8 @@ LIES = {
     "a tensor of no type": head(1, LLAMA, BLOCKS, tensor("blk.0.a", 4, kind=999)),
     "half a block": head(1, LLAMA, BLOCKS, tensor("blk.0.a", 31, kind=8)),
     "the same tensor twice": head(2, LLAMA, BLOCKS, tensor("blk.0.a", 1), tensor("blk.0.a", 1)),
+    "tensors in one place": head(2, LLAMA, BLOCKS, tensor("blk.0.a", 4), tensor("blk.0.b", 4)),
+    "tensors that overlap": head(2, LLAMA, BLOCKS, tensor("blk.0.b", 4, offset=12), tensor("blk.0.a", 4)),
     "an alignment of 4 GB": head(
         1, LLAMA, BLOCKS, key("general.alignment", 4, struct.pack("<I", 2**32 - 1)), tensor("blk.0.a", 1)
     ),

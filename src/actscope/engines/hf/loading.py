@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -17,9 +16,10 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from actscope.engines.checkpoint_code import refusal
+from actscope.engines.checkpoint_code import loading
 from actscope.engines.hf.lanes.lanes import Calls, calls_of
 from actscope.engines.hf.lanes.serving_check import checked_calls
+from actscope.engines.local.checkpoint import check_checkpoint
 from actscope.engines.local.names import NAMES, directory_of
 from actscope.engines.revision import fingerprint
 from actscope.errors import EngineError, SettingsError, SiteError
@@ -31,10 +31,8 @@ DTYPES = {
     "auto": "auto", "fp32": torch.float32, "float32": torch.float32, "bf16": torch.bfloat16, "bfloat16": torch.bfloat16,
     "fp16": torch.float16, "float16": torch.float16,
 }  # fmt: skip
-#: Exceptions of transformers, safetensors and torch for a model that is missing, damaged or too large for the device.
 #: Tokens of the pass in which `adopt` sees what the blocks add to the stream.
 _LEARNING_TOKENS = 12
-_LOAD_FAILURES = (OSError, ValueError, RuntimeError, AssertionError, ImportError, KeyError, SafetensorError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,22 +129,20 @@ def load(model_id: str, *, device: str = "auto", dtype: str = "auto", trust_remo
     if dtype not in DTYPES:
         raise SettingsError(f"dtype {dtype!r}: expected one of {', '.join(DTYPES)}")
     chosen = torch.float32 if dtype == "auto" and target == "cpu" else DTYPES[dtype]
-    try:
+    advice = f"Give a Hugging Face id, a directory with config.json, weights and a tokenizer, {NAMES}"
+    with loading(model_id, "config.json", advice):
+        if Path(source).is_dir():
+            check_checkpoint(Path(source))
         config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
         _refuse_encoder_decoder(config, name)
+    with loading(model_id, "its tokenizer (tokenizer.json, tokenizer_config.json, special_tokens_map.json)", advice):
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
+    with loading(model_id, f"config.json and weights, on {target!r}", advice):
         model = AutoModelForCausalLM.from_pretrained(
             source, dtype=chosen, config=config, trust_remote_code=trust_remote_code
         )
         model.to(target)  # type: ignore[arg-type]  # transformers wraps nn.Module.to without its types
-    except EngineError:
-        raise
-    except _LOAD_FAILURES as error:
-        raise refusal(model_id, error) or EngineError(
-            f"cannot load {model_id!r} on {target!r}: {error}\n"
-            f"Give a Hugging Face id, a directory with config.json, weights and a tokenizer, {NAMES}"
-        ) from error
-    return adopt(model, tokenizer, name=name, path=source)
+        return adopt(model, tokenizer, name=name, path=source)
 
 
 def _refuse_encoder_decoder(config: PreTrainedConfig, name: str) -> None:

@@ -58,7 +58,11 @@ class Sampling:
                 f"min_tokens must be at most max_tokens {self.max_tokens}, found {self.min_tokens}", param="min_tokens"
             )
         if len(self.stop) > 16 or any(not s or len(s) > 1000 for s in self.stop):
-            raise RequestRefused("stop takes up to 16 strings of 1 to 1000 characters", param="stop")
+            longest = max(map(len, self.stop))
+            raise RequestRefused(
+                f"stop takes up to 16 strings of 1 to 1000 characters, found {len(self.stop):,}, the longest of {longest:,}",
+                param="stop",
+            )
 
 
 _BOUNDS = (

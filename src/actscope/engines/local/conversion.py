@@ -18,6 +18,7 @@ from actscope.engines.local.model_config import check_whole, config_of
 from actscope.engines.local.tokens import load_tokenizer
 from actscope.errors import ActscopeError, EngineError, MissingExtra, RingError
 from actscope.runtime.cache import cache_place
+from actscope.runtime.memory import check_room
 from actscope.runtime.private_files import check_private_dir
 from actscope.runtime.publish import publish_directory
 
@@ -84,6 +85,11 @@ def _place_of(path: Path) -> Path:
 
 
 def _check_room(file: GgufModelFile, directory: Path) -> None:
+    check_room(
+        4 * file.n_elements,
+        EngineError,
+        f"{file.path}: converting its {file.n_elements / 1e6:,.0f} M parameters to float32",
+    )
     needed, free = 4 * file.n_elements, shutil.disk_usage(directory).free
     if needed > free:
         raise EngineError(

@@ -17,6 +17,7 @@ import struct
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from math import prod
 from pathlib import Path
 
@@ -223,6 +224,7 @@ class _Walk:
         if not 1 <= alignment <= 1 << 20:
             raise self._wrong("an alignment of 1 byte to 1 MiB", str(alignment))
         start = -(-self._at // alignment) * alignment
+        spans: list[tuple[int, int, str]] = []
         for tensor in found.tensors:
             if tensor.type not in block_of:
                 raise self._wrong(
@@ -237,7 +239,18 @@ class _Walk:
                     f"tensor {tensor.name[:80]!r} to end before {end:,}",
                     f"a file of {len(self._data):,} bytes",
                 )
+            spans.append((start + tensor.offset, end, tensor.name[:80]))
+        self._check_apart(sorted(spans))
         return start
+
+    def _check_apart(self, spans: Sequence[tuple[int, int, str]]) -> None:
+        """Refuse tensors that share bytes: a small file could hold any number of weights. `spans` are sorted by begin."""
+        for (_, end, one), (begin, _, other) in pairwise(spans):
+            if begin < end:
+                raise self._wrong(
+                    f"each tensor's data apart from the others', {other!r} at {end:,} or later",
+                    f"it at {begin:,} in {one!r}",
+                )
 
     def _rotary_divisors(self, found: GgufModelFile, start: int) -> tuple[float, ...]:
         tensor = next((one for one in found.tensors if one.name == ROTARY_DIVISORS), None)

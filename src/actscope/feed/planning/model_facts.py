@@ -132,7 +132,7 @@ def _completed(model: str, place: str) -> Mapping[str, Any]:
         raise MissingExtra("feed", error.name or "transformers") from error
     try:
         config = AutoConfig.from_pretrained(place, trust_remote_code=False).get_text_config()
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # transformers raises whatever its code meets in a damaged config
         raise SettingsError(f"model {model!r}: its config cannot be read: {error}") from error
     names = (*_WIDTHS, *_LAYERS, *_CONTEXTS)
     return {name: value for name in names if (value := getattr(config, name, None)) is not None}

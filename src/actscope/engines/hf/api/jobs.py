@@ -16,7 +16,7 @@ from actscope.engines.hf.engine import Engine
 from actscope.engines.hf.request import Request, Sampling
 from actscope.errors import RequestRefused
 
-_MOST_BAD_WORDS = 1000
+_MOST_BAD_WORDS, _MOST_BAD_CHARACTERS = 1000, 65_536
 _MOST_LOGPROBS = 20
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
@@ -126,6 +126,7 @@ def _job(
     name = job_id(form.kind, given)
     echoes = bool(body.echo) and form.kind == "text"
     prompt_logprobs = _first_given(body.prompt_logprobs, logprobs if echoes else None)
+    bad_words = _bad_words(engine, body.bad_words or ())
     choices = []
     for p, prompt in enumerate(prompts):
         ids, room = fitting(engine, prompt.ids, max_tokens, body.truncate_prompt_tokens, body.truncation_side)
@@ -133,7 +134,7 @@ def _job(
             sampling_of(engine, body, room),
             min_tokens=body.min_tokens or 0,
             allowed_token_ids=_ids(engine, "allowed_token_ids", body.allowed_token_ids, empty=False),
-            bad_words=_bad_words(engine, body.bad_words or ()),
+            bad_words=bad_words,
             logprobs=logprobs,
             prompt_logprobs=prompt_logprobs,
         )
@@ -232,6 +233,9 @@ def _bad_words(engine: Engine, words: Sequence[str]) -> tuple[tuple[int, ...], .
     """Return the tokens of words that must not appear: at the beginning of a text, and after a blank (as in vLLM)."""
     if len(words) > _MOST_BAD_WORDS or not all(words):
         raise refuse("bad_words", f"expected up to {_MOST_BAD_WORDS} words that are not empty")
+    size = sum(map(len, words))
+    if size > _MOST_BAD_CHARACTERS:
+        raise refuse("bad_words", f"expected up to {_MOST_BAD_CHARACTERS:,} characters in all, found {size:,}")
     tokenizer = engine.loaded.tokenizer
     found: dict[tuple[int, ...], None] = {}
     for word in words:

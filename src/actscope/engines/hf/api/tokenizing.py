@@ -16,6 +16,9 @@ _FIRST_CHARACTERS = 16
 _CERTAIN = 2
 #: Allowance for tokenizers that shorten a text before they divide it.
 _SHORTENED = 4
+#: Characters of a prompt that is to be truncated which are always read, about a second of a core. It is tokenized as a whole,
+#: because the tokens at its end depend on all of it. Models of a long context read 16 characters for each token of theirs.
+_TRUNCATED = 1 << 20
 
 
 def token_ids(loaded: LoadedModel, text: str, *, shortened: bool = False, **options: bool) -> list[int]:
@@ -31,11 +34,17 @@ def token_ids(loaded: LoadedModel, text: str, *, shortened: bool = False, **opti
         options: Further arguments of the tokenizer.
 
     Raises:
-        RequestRefused: The prompt has far more tokens than the context.
+        RequestRefused: The prompt has far more tokens than the context, or more characters than are truncated.
     """
     context, tokenizer = loaded.max_context, loaded.tokenizer
     if len(text) > context * _longest_token(tokenizer) * _SHORTENED:
         raise _too_long(context, f"the prompt has {len(text):,} characters")
+    most = max(_TRUNCATED, context * _FIRST_CHARACTERS)
+    if shortened and len(text) > most:
+        raise RequestRefused(
+            f"truncate_prompt_tokens: expected a prompt of at most {most:,} characters, found {len(text):,}: send less of it",
+            param="truncate_prompt_tokens",
+        )
     n = context * _FIRST_CHARACTERS
     while n < len(text) and not shortened:
         found = len(tokenizer(text[:n], **options)["input_ids"])
