@@ -1,4 +1,4 @@
-"""An engine that answers with a head that no client can be given, or a control API that answers nonsense: an error of OpenAI's."""
+"""An engine whose head no client can be given, or whose control API answers nonsense: an error in OpenAI's shape."""
 
 from __future__ import annotations
 
