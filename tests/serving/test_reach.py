@@ -13,7 +13,6 @@ from actscope.gateway.settings import GatewaySettings
 from actscope.serving.listening import listen
 from actscope.serving.settings import ServingSettings
 
-
 LOOPBACK = ["127.0.0.1", "localhost", "LOCALHOST", "::1", "0:0:0:0:0:0:0:1", "::ffff:127.0.0.1", "127.0.0.2", "127.1"]
 EVERYWHERE = ["0.0.0.0", "::", "0", "0:0:0:0:0:0:0:0", "::ffff:0.0.0.0", "0x0"]
 
