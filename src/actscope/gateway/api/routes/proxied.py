@@ -24,6 +24,7 @@ PATHS = (
     "/v2/embed",
     "/inference/v1/generate",
     "/cohere/v2/chat",
+    "/cohere/v2/chat/render",
     "/invocations",
     "/generative_scoring",
     "/load",
