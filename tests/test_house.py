@@ -211,7 +211,6 @@ DECODES_ITSELF = {
     "gateway/api/conversation.py": "its errors are those of the wire",
     "gateway/api/conversation_request.py": "its errors are those of the wire",
     "gateway/scores/detokenizer.py": "any error of a tokenizer is turned there",
-    "gateway/upstream/controls.py": "answers of the engine's own controls",
     "harvest/workers/worker_process.py": "settings from the process that started this one",
     "serving/json_body.py": "its errors are those of the wire",
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import httpx
 import pytest
@@ -88,4 +89,25 @@ def test_text_that_is_not_utf8_is_a_client_error(client: httpx.Client) -> None:
 def test_a_long_text_is_still_taken(client: httpx.Client) -> None:
     """Size alone is no reason: it reaches the engine, which here does not know the model."""
     answer = client.post(CHAT, json=chat("no-such-model", content="x" * (20 << 20)))
+    assert (answer.status_code, answer.json()["error"]["code"]) == (404, "model_not_found")
+
+
+VOCABULARY = 262_144
+
+
+@pytest.mark.parametrize(
+    ("path", "fields"),
+    [
+        (CHAT, {"allowed_token_ids": list(range(VOCABULARY))}),
+        (CHAT, {"logit_bias": dict.fromkeys(map(str, range(VOCABULARY)), 1)}),
+        ("/v1/completions", {"prompt": ["a"] * 2000}),
+    ],
+)
+def test_what_fits_the_largest_vocabularies_and_batches_is_passed_on(
+    client: httpx.Client, path: str, fields: dict[str, Any]
+) -> None:
+    """Each reaches the engine, which here does not know the model. Before, defaults of the gateway refused it."""
+    answer = client.post(
+        path, json={**chat("no-such-model"), **fields} if path == CHAT else {"model": "none", **fields}
+    )
     assert (answer.status_code, answer.json()["error"]["code"]) == (404, "model_not_found")

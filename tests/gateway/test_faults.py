@@ -190,7 +190,7 @@ def test_completions_in_flight_are_bounded(stage: Stage) -> None:
         (b'{"messages": [{"role": "user"}], "max_completion_tokens": -1}', "max_completion_tokens", "greater"),
         (b'{"messages": [{"role": "user"}], "seed": 18446744073709551616}', "seed", "less"),
         (b'{"messages": [{"role": "user"}], "seed": -9223372036854775809}', "seed", "greater"),
-        (b'{"messages": [{"role": "user"}], "n": 1025}', "n", "at most 1024"),
+        (b'{"messages": [{"role": "user"}], "n": 8193}', "n", "at most 8192"),
         (b'{"messages": [{"role": "user"}], "actscope": {"probe": 1}}', "actscope", "actscope"),
         (b'{"messages": [{"role": "user"}], "actscope": "yes"}', "actscope", "actscope"),
         (b'{"messages": [{"role": "user"}], "temperature": NaN}', None, "JSON"),

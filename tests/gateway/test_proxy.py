@@ -41,6 +41,34 @@ def test_vllms_own_paths_go_through_and_those_that_change_it_do_not(client: http
     assert client.post("/tokenize", json={"prompt": "x"}).status_code == 201
     assert client.post("/v1/embeddings", json={"input": "x"}).status_code == 201
     assert client.post("/sleep").status_code in (404, 405)
+    assert client.post("/inference/v1/generate", json={"token_ids": [1]}).status_code != 405
+
+
+@pytest.mark.parametrize("asked", ["true", "{}", '{"probes": []}'])
+@pytest.mark.parametrize("path", ["/v1/chat/completions/batch", "/v1/embeddings", "/tokenize"])
+def test_scores_of_an_answer_that_has_none_are_refused(client: httpx.Client, path: str, asked: str) -> None:
+    """Before, the field reached the engine, which refused it as unknown, or ignored it."""
+    headers = {"content-type": "application/json; charset=utf-8"}
+    refused = client.post(path, content=f'{{"input": "x", "actscope": {asked}}}', headers=headers)
+    assert (refused.status_code, refused.json()["error"]["code"]) == (400, "no_scores")
+    assert "/v1/chat/completions," in refused.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"input": "x", "actscope": false}',
+        b'{"input": "\\"actscope\\""}',
+        b'{"in": {"actscope": 1}}',
+        b'["actscope"]',
+        b'{"actscope"',
+        b"",
+    ],
+)
+def test_other_json_bodies_are_passed_on_as_they_are(client: httpx.Client, body: bytes) -> None:
+    answer = client.post("/v1/echo", content=body, headers={"content-type": "application/json"})
+    assert answer.status_code == 201
+    assert (answer.json()["n"], answer.json()["crc"]) == (len(body), zlib.crc32(body))
 
 
 @pytest.mark.parametrize(

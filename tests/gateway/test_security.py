@@ -119,6 +119,33 @@ def test_health_needs_no_token_and_says_nothing(stranger: httpx.Client, method: 
     assert (answer.status_code, answer.content) == (200, b"")
 
 
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"cookie": "other=1"},
+        {"authorization": "Basic eDp5"},
+        {"authorization": "Bearer wrong-token"},
+        {"x-api-key": "wrong-token"},
+        {"origin": "http://evil.example"},
+        {"origin": "http://evil.example", "authorization": f"Bearer {TOKEN}"},
+    ],
+)
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+def test_health_is_an_empty_200_whatever_credentials_come(
+    stranger: httpx.Client, method: str, headers: dict[str, str]
+) -> None:
+    """Proxies and browsers add their own: before, they made a running server look down (401, 403)."""
+    answer = stranger.request(method, "/health", headers=headers)
+    assert (answer.status_code, answer.content) == (200, b"")
+    assert "access-control-allow-origin" not in answer.headers
+
+
+def test_head_of_health_with_the_token_is_200(client: httpx.Client) -> None:
+    """Before, it was 404."""
+    assert client.head("/health").status_code == 200
+    assert client.get("/health").json()["engine"] == "up"
+
+
 @pytest.mark.parametrize("other", ["a=b", "bad name=1", 'x="unclosed', "=; ;", "\x80=\x80", "expires=Thu, 01 Jan 1970"])
 def test_cookies_of_other_applications_on_this_host_do_no_harm(
     stranger: httpx.Client, place: Place, other: str

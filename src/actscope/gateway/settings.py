@@ -31,12 +31,13 @@ class GatewaySettings(ServingSettings):
     """Collector of OpenTelemetry's spans and metrics (OTLP over HTTP), e.g. http://localhost:4318. By default there are none."""
     max_body_bytes: int = 64 * 1024 * 1024
     """Maximum size of a request body."""
-    max_in_flight: int = 1024
-    """Maximum number of concurrent completions, and of concurrent forwarded requests. Further ones are answered with 429."""
+    max_in_flight: int = 16384
+    """Maximum number of concurrent completions, and of concurrent forwarded requests, which wait in the engine's own queue.
+    Further ones are answered with 429."""
     max_streams: int = 128
     """Maximum number of open event streams. Further ones are answered with 429."""
-    max_n: int = 1024
-    """Maximum `n`: choices for one prompt."""
+    max_n: int = 8192
+    """Maximum `n` (choices for one prompt), and maximum number of choices of all prompts of a request."""
     log_requests: int = 256
     """Number of ended requests to remember."""
     log_positions: int = 1_000_000

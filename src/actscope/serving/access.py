@@ -3,8 +3,8 @@
 The checks, in order: size of the head, `Origin` (against other web pages), the token (against all other clients), size of the
 body. They also apply to clients on loopback. A browser's cookie counts only under a `Host` on the allow-list (against DNS
 rebinding) and for requests that the server's own page makes, or that open it. A bearer token, or the same in `X-Api-Key`, counts
-under any `Host`: no web page has it but one that was given it. The token of scrapers counts for `GET /metrics` alone. `GET
-/health` without a token is answered with an empty 200, for orchestrators.
+under any `Host`: no web page has it but one that was given it. The token of scrapers counts for `GET /metrics` alone. `HEAD
+/health`, and `GET /health` that fails a check, are answered with an empty 200, for orchestrators.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ class Guard:
         send = _Decorated(send, origin if origin in self._cors else None)
         try:
             self._check_head(headers, scope)
-            answer = self._health(scope, headers)
+            answer = self._health(scope, headers, origin)
             if answer is None:
                 self._check_origin(headers, origin)
                 answer = self._preflight(scope, headers, origin) or self._sign_in(scope, headers)
@@ -110,14 +110,19 @@ class Guard:
         ):
             raise Problem(431, f"headers: at most {self._settings.max_head_bytes} bytes", code="headers_too_large")
 
-    def _health(self, scope: Scope, headers: Headers) -> Response | None:
-        """Answer `GET /health` without credentials: 200, and nothing else. None for any other request."""
-        asks = scope["path"] == "/health" and scope["method"] in ("GET", "HEAD")
-        return (
-            Response()
-            if asks and not {"authorization", "x-api-key", "cookie", "origin"} & set(headers.keys())
-            else None
-        )
+    def _health(self, scope: Scope, headers: Headers, origin: str | None) -> Response | None:
+        """Answer `HEAD /health`, and `GET /health` of a client that may not see more: 200, and nothing else. None otherwise.
+
+        Orchestrators and proxies send cookies, Basic auth and origins of their own, which must not make the server look down.
+        """
+        if scope["path"] != "/health" or scope["method"] not in ("GET", "HEAD"):
+            return None
+        try:
+            self._check_origin(headers, origin)
+            self._check_token(scope, headers)
+        except Problem:
+            return Response()
+        return Response() if scope["method"] == "HEAD" else None
 
     def _check_host(self, headers: Headers) -> None:
         hosts = headers.getlist("host")

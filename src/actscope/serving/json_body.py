@@ -23,8 +23,9 @@ from actscope.serving.errors import Problem
 #: Maximum number of opening brackets and braces of a body, and of commas, those in texts included. There are fewer in a million
 #: tokens of text.
 _MOST_OPENINGS, _MOST_COMMAS = 1 << 18, 1 << 21
-#: Maximum number of commas in the fields that the route's model does not have, and in an object that is a field.
-_MOST_UNKNOWN, _MOST_INNER = 200_000, 20_000
+#: Maximum number of commas in the fields that the route's model does not have, and in an object that is a field. The former
+#: holds one number for each token of the largest vocabularies (262,144), as in `allowed_token_ids` and `logit_bias`.
+_MOST_UNKNOWN, _MOST_INNER = 400_000, 20_000
 #: Maximum number of objects in a list of them, such as a chat's messages.
 _MOST_OBJECTS = 20_000
 #: Bodies up to this size are decoded again by Python's parser if they are malformed, because it tells where.

@@ -10,6 +10,7 @@ import uvicorn
 
 from actscope.errors import SettingsError
 from actscope.serving.connections import bounded_protocol
+from actscope.serving.log_limit import limit_client_warnings
 from actscope.serving.settings import ServingSettings
 
 
@@ -33,10 +34,11 @@ def listen(settings: ServingSettings) -> socket.socket:
     )  # connections inherit it: clients that vanish are noticed
     try:
         sock.bind((settings.host, settings.port))
-    except OSError as error:
+    except (OSError, UnicodeError) as error:
         sock.close()
+        reason = error.strerror if isinstance(error, OSError) else error
         raise SettingsError(
-            f"{settings.host}:{settings.port}: cannot listen: {error.strerror}; choose another port"
+            f"{settings.host}:{settings.port}: cannot listen: {reason}; choose another host or port"
         ) from error
     sock.listen(2048)
     sock.setblocking(False)
@@ -52,7 +54,9 @@ def uvicorn_config(app: Any, settings: ServingSettings) -> uvicorn.Config:
             seconds, at least 1).
 
     The soft limit of open files is raised to the hard one: each completion uses two.
+    uvicorn's warnings about malformed requests are limited, because any client can cause them.
     """
+    limit_client_warnings()
     return uvicorn.Config(
         app,
         http=bounded_protocol(settings, min(settings.max_unauthenticated, max(1, _open_files() // 4))),

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import re
 import secrets
+import socket
 from dataclasses import dataclass, field
+from ipaddress import IPv4Address, IPv6Address, ip_address
 
 from actscope.errors import SettingsError
+
+#: Form of a host: a name or an address, without scheme, brackets, blanks or port.
+_HOST = re.compile(r"[A-Za-z0-9_:][A-Za-z0-9._:%-]*")
 
 #: The one path that the token of scrapers opens.
 SCRAPED = "/metrics"
@@ -57,6 +63,11 @@ class ServingSettings:
         """Raise SettingsError for a value that is out of range, or a malformed origin."""
         if not 0 <= self.port <= 65535:
             raise SettingsError(f"port: expected 0 to 65535, found {self.port}")
+        if not _HOST.fullmatch(self.host):
+            raise SettingsError(
+                f"host: expected an address or a name to listen on, such as 127.0.0.1, or 0.0.0.0 for every address, "
+                f"found {self.host!r}"
+            )
         if len(self.token) < 8:
             raise SettingsError(f"token: expected at least 8 characters, found {len(self.token)}")
         if self.scrape_token and (len(self.scrape_token) < 8 or self.scrape_token == self.token):
@@ -85,20 +96,19 @@ class ServingSettings:
     @property
     def url(self) -> str:
         """Return the URL for clients on this machine."""
-        host = "127.0.0.1" if self.host in ("0.0.0.0", "::") else self.host
+        address = _address(self.host)
+        host = self.host if address is None else "127.0.0.1" if address.is_unspecified else str(address)
         host = f"[{host}]" if ":" in host else host
         return f"http://{host}:{self.port}"
 
     @property
     def reach(self) -> str:
         """Return who can connect and what they need, in a sentence; empty if only this machine can."""
-        if self.host == "localhost" or self.host == "::1" or self.host.startswith("127."):
+        address = _address(self.host)
+        if address.is_loopback if address is not None else self.host.lower() == "localhost":
             return ""
-        who = (
-            "every machine that reaches this one"
-            if self.host in ("0.0.0.0", "::")
-            else f"machines that reach {self.host}"
-        )
+        everywhere = address is not None and address.is_unspecified
+        who = "every machine that reaches this one" if everywhere else f"machines that reach {self.host}"
         names = ", ".join(self.allowed_hosts)
         pages = f"browsers under {names}" if names else "no browser elsewhere: add --allow-host NAME:PORT"
         return f"{who}, with the token, which travels unencrypted; {pages}"
@@ -107,3 +117,18 @@ class ServingSettings:
     def link(self) -> str:
         """Return the URL to open in a browser. It contains the token."""
         return f"{self.url}/?token={self.token}"
+
+
+def _address(host: str) -> IPv4Address | IPv6Address | None:
+    """Return the address that a host is written as, or None for a name. IPv6 forms of IPv4 addresses are IPv4 addresses.
+
+    Sockets also take the forms of `inet_aton`: "0" is 0.0.0.0, and "127.1" is 127.0.0.1.
+    """
+    try:
+        found = ip_address(host)
+    except ValueError:
+        try:
+            return IPv4Address(socket.inet_aton(host))
+        except OSError:
+            return None
+    return (found.ipv4_mapped or found) if isinstance(found, IPv6Address) else found

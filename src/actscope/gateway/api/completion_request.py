@@ -19,8 +19,6 @@ COMPLETIONS = "/v1/completions"
 _fields = msgspec.json.Decoder(dict[str, Raw]).decode
 _MALFORMED = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 _TRUE = Raw(b"true")
-#: Maximum number of choices of all prompts together, unless `max_n` is larger. Each choice is a request of its own in the engine.
-_MOST_CHOICES = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +99,7 @@ def read_call(path: str, raw: bytes, max_n: int, kind: str) -> Call:
     Args:
         path: `CHAT` or `COMPLETIONS`.
         raw: Body as JSON. Its types have been validated already.
-        max_n: Maximum number of choices for one prompt.
+        max_n: Maximum number of choices, for one prompt and of all prompts together.
         kind: Kind of the engine. "" if it has no card; such an engine is sent no fields that the client did not send.
 
     Returns:
@@ -186,9 +184,8 @@ def _count(fields: dict[str, Raw], max_n: int) -> tuple[int, int]:
     prompts = 0 if "messages" in fields else _prompts(_get(fields, "prompt")) + _embedded(_get(fields, "prompt_embeds"))
     if n > max_n:
         raise Problem(400, f"n: at most {max_n} choices of one prompt, found {n}", param="n", code="invalid_value")
-    most = max(_MOST_CHOICES, max_n)
-    if n * prompts > most:
-        message = f"prompt: at most {most} choices in one request, found {n * prompts}"
+    if n * prompts > max_n:  # each choice is a request of its own in the engine
+        message = f"prompt: at most {max_n} choices in one request, found {n * prompts}"
         raise Problem(400, message, param="prompt", code="invalid_value")
     return n, prompts
 

@@ -8,21 +8,30 @@ from collections.abc import AsyncIterator
 from urllib.parse import quote
 
 import aiohttp
+import msgspec
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
+from actscope.errors import UpstreamError
 from actscope.gateway.api.payloads import encode
 from actscope.gateway.upstream.controls import FAILURES
 from actscope.gateway.upstream.engine import EngineConnection
 from actscope.gateway.upstream.headers import passed, returned
 from actscope.gateway.upstream.upstream import Upstream
+from actscope.runtime.decoding import decode_json
 from actscope.serving.errors import Problem, error_object, problem_response
 
 _log = logging.getLogger(__name__)
 
 _OURS = "/v1/actscope"
+#: Size up to which a JSON body is read before it is passed on.
+_MOST_CHECKED_BYTES = 1 << 20
+_NO_SCORES = (
+    "is passed to the engine, and its answer carries no scores: leave the field out. Scores are in the answers of "
+    "/v1/chat/completions, /v1/completions, /v1/responses and /v1/messages, and by id at /v1/actscope/requests/{id}"
+)
 _SAFE = "/!$&'()*+,;=:@~"
 
 
@@ -51,14 +60,58 @@ def target_of(request: Request) -> str:
     return quote(path, safe=_SAFE) + (f"?{query}" if query else "")
 
 
+async def checked_body(request: Request) -> bytes | None:
+    """Return the body of a request after checking that it asks for no scores; None, without reading it, if it is not checked.
+
+    Checked are JSON bodies up to 1 MiB. Larger ones are streamed, and the engine refuses or ignores the field.
+
+    Raises:
+        Problem: 400 if the body has the field `actscope`: the answers of proxied routes carry no scores.
+    """
+    kind, length = request.headers.get("content-type", ""), request.headers.get("content-length", "")
+    is_json = kind.partition(";")[0].strip().lower() == "application/json"
+    if not is_json or not length.isdigit() or len(length) > 9 or int(length) > _MOST_CHECKED_BYTES:
+        return None
+    body = await request.body()
+    if b'"actscope"' in body and _asks(body):
+        path = str(request.scope["path"])[:200]
+        raise Problem(400, f"actscope: {path} {_NO_SCORES}", param="actscope", code="no_scores")
+    return body
+
+
+def _asks(body: bytes) -> bool:
+    try:
+        return decode_json(body, _Asking, UpstreamError, "body").actscope not in (None, False)
+    except UpstreamError:  # no object: the engine says what is wrong with it
+        return False
+
+
+class _Asking(msgspec.Struct):
+    actscope: object = None
+
+
 class PassedResponse(Response):
-    """Response that forwards one request to the engine and streams the answer back. Neither body is held whole.
+    """Response that forwards one request to the engine and streams the answer back. Neither body is held whole, except `read`.
 
     If the client disconnects, the connection to the engine is closed.
+
+    Args:
+        request: The client's request.
+        target: Path and query for the engine.
+        engine: Engine to which it is sent.
+        upstream: Names the reason of a failure.
+        passing: Counts the request while it runs.
+        read: Body of the request if it has been read already, else None.
     """
 
     def __init__(
-        self, request: Request, target: str, engine: EngineConnection, upstream: Upstream, passing: Passing
+        self,
+        request: Request,
+        target: str,
+        engine: EngineConnection,
+        upstream: Upstream,
+        passing: Passing,
+        read: bytes | None = None,
     ) -> None:
         self._method = request.method
         self._target = target
@@ -67,6 +120,7 @@ class PassedResponse(Response):
         self._engine = engine
         self._upstream = upstream
         self._passing = passing
+        self._read = read
         self._body_read = asyncio.Event()
         self._refusal: HTTPException | None = None
         self._started: Message | None = None
@@ -102,8 +156,8 @@ class PassedResponse(Response):
                 await self._fail(error, scope, receive, send)
 
     async def _relay(self, receive: Receive, send: Send) -> None:
-        body = self._body(receive) if self._has_body else None
-        if body is None:
+        body = self._body(receive) if self._has_body and self._read is None else self._read
+        if body is None or body is self._read:
             self._body_read.set()
         response = await self._engine.endpoint.send(self._method, self._target, body, self._headers_up)
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterable, Mapping
 from types import SimpleNamespace
 
@@ -10,6 +11,7 @@ import aiohttp
 from yarl import URL
 
 from actscope.errors import SettingsError, UpstreamError
+from actscope.gateway.upstream.headers import returned
 from actscope.gateway.upstream.sse import read_whole
 
 #: How long one attempt to connect takes at most, in seconds, and how many there are. A busy server drops what its queue of new
@@ -22,6 +24,9 @@ _ASK_BYTES = 64 << 20
 _KEPT_SECONDS = 3.0
 #: Most connections that an engine may have closed unnoticed before a request gives up.
 _MOST_STALE = 16
+
+#: Characters that no server may send in a header value, and those that a header value cannot be encoded with.
+_NO_HEADER_VALUE = re.compile(r"[^\t\x20-\x7e\x80-\xff]")
 
 #: Headers that aiohttp would add on its own although the client did not send them.
 _NOT_ADDED = ("content-type", "user-agent")
@@ -71,14 +76,17 @@ class Connection:
             headers: Headers to send besides the key and `Accept-Encoding: identity`.
 
         Raises:
-            UpstreamError: The engine answered with a redirect, which is never followed.
+            UpstreamError: The engine answered with a redirect, which is never followed, or with a status or a header that
+                cannot be returned to a client.
             aiohttp.ClientError: The connection could not be made, or broke.
         """
         url = URL(self._base + path, encoded=True)
         response = await self._request(method, url, body, headers)
-        if 300 <= response.status < 400 and response.status != 304:
+        try:
+            _check_head(response)
+        except UpstreamError:
             response.close()
-            raise UpstreamError(f"the engine answered {response.status}: redirects are not followed")
+            raise
         return response
 
     async def _request(
@@ -117,6 +125,18 @@ class Connection:
     async def close(self) -> None:
         """Close all connections to the address."""
         await self._http.close()
+
+
+def _check_head(response: aiohttp.ClientResponse) -> None:
+    """Raise UpstreamError for a head that a client cannot be given: the server of the gateway would cut its connection."""
+    status = response.status
+    if 300 <= status < 400 and status != 304:
+        raise UpstreamError(f"the engine answered {status}: redirects are not followed")
+    if not 200 <= status < 600:
+        raise UpstreamError(f"the engine answered with status {status}: expected 200 to 599")
+    for name, value in returned(response.headers).items():
+        if _NO_HEADER_VALUE.search(value):
+            raise UpstreamError(f"the engine answered with a header {name} that has unprintable characters")
 
 
 def _open(address: str, key: str) -> tuple[aiohttp.ClientSession, str]:

@@ -13,6 +13,7 @@ from actscope.errors import RingError, UpstreamError
 from actscope.gateway.scores.probe_table import join_described, numbered
 from actscope.gateway.upstream.connection import Connection
 from actscope.ring.discovery import EngineCard
+from actscope.runtime.decoding import as_own_error, decode_json
 from actscope.serving.errors import error_object
 
 T = TypeVar("T")
@@ -24,6 +25,8 @@ FAILURES = (aiohttp.ClientError, UpstreamError, RingError, OSError, asyncio.Time
 
 _PROBES = "/v1/actscope/probes"
 _RECORDING = "/v1/actscope/recording"
+#: Beginning of the error for an answer that cannot be read.
+_FOREIGN = "the engine's control API gave an answer that cannot be read"
 #: Error code with which a part refuses a probe whose site belongs to another part.
 ELSEWHERE = "site_elsewhere"
 
@@ -57,7 +60,8 @@ class ReplicaControls:
         refused = next((answer for answer in answers if answer[0] != 200), None)
         if refused is not None or len(answers) == 1:
             return refused or answers[0]
-        return 200, msgspec.json.encode(join_described([msgspec.json.decode(body) for _, body in answers]))
+        with as_own_error(UpstreamError, _FOREIGN):
+            return 200, msgspec.json.encode(join_described([_decoded(body) for _, body in answers]))
 
     async def put_probe(self, name: str, body: bytes) -> Answer:
         """Add or replace a probe in the part that has its site, and remove probes of the same id from the other parts."""
@@ -86,9 +90,10 @@ class ReplicaControls:
         answers = [await connection.ask("GET", _RECORDING) for connection in self._parts]
         if len(answers) == 1 or any(status != 200 for status, _ in answers):
             return next((a for a in answers if a[0] != 200), answers[0])
-        states = [msgspec.json.decode(body) for _, body in answers]
+        states = [_decoded(body) for _, body in answers]
         first = next((s for s in states if s.get("recording")), states[0])
-        sites = [site for s in states for site in s.get("sites") or ()]
+        with as_own_error(UpstreamError, _FOREIGN):
+            sites = [site for s in states for site in s.get("sites") or ()]
         return 200, msgspec.json.encode(first | {"sites": sites} if sites else first)
 
     async def mark(self, names: Sequence[str], body: bytes) -> Answer:
@@ -108,8 +113,10 @@ class ReplicaControls:
     def _renumbered(self, answer: bytes, part: int) -> bytes:
         if len(self._parts) == 1:
             return answer
-        probe: dict[str, Any] = msgspec.json.decode(answer)
-        return msgspec.json.encode(probe | {"since": numbered(int(probe.get("since", 0)), part, len(self._parts))})
+        probe = _decoded(answer)
+        with as_own_error(UpstreamError, _FOREIGN):
+            since = numbered(int(probe.get("since", 0)), part, len(self._parts))
+        return msgspec.json.encode(probe | {"since": since})
 
 
 class Controls:
@@ -183,10 +190,11 @@ class Controls:
         answers = list((await self._ask(lambda controls: controls.recording())).values())
         if len(answers) == 1:
             return _unless_failed(answers[0])
-        states = [msgspec.json.decode(a[1]) for a in answers if not isinstance(a, BaseException) and a[0] == 200]
+        states = [_decoded(a[1]) for a in answers if not isinstance(a, BaseException) and a[0] == 200]
         if not states:
             return _unless_failed(answers[0])
-        return 200, msgspec.json.encode(_summed(states))
+        with as_own_error(UpstreamError, _FOREIGN):
+            return 200, msgspec.json.encode(_summed(states))
 
     async def mark(self, names: Sequence[str], body: bytes, replica: str = "") -> Answer:
         """Mark a request in the engine that runs it, under the first of `names` that the engine knows.
@@ -246,7 +254,10 @@ def _rank_of_mark(answer: Answer | BaseException) -> int:
         return 3
     status, body = answer
     if status < 300:
-        return int(msgspec.json.decode(body).get("state") == "pending")
+        try:
+            return int(_decoded(body).get("state") == "pending")
+        except UpstreamError:
+            return 3
     return {410: 2, 404: 5}.get(status, 4)
 
 
@@ -290,7 +301,8 @@ async def _mark(connection: Connection, names: Sequence[str], body: bytes) -> An
 
 def error_code(body: bytes) -> str | None:
     """Return the `code` of an error in OpenAI's format, or None for any other body."""
-    return _error(body).get("code")
+    code = _error(body).get("code")
+    return code if isinstance(code, str) else None
 
 
 def error_message(body: bytes) -> str:
@@ -300,8 +312,11 @@ def error_message(body: bytes) -> str:
 
 def _error(body: bytes) -> _Object:
     try:
-        found = msgspec.json.decode(body)
-    except msgspec.DecodeError:
+        error = _decoded(body).get("error")
+    except UpstreamError:
         return {}
-    error = found.get("error") if isinstance(found, dict) else None
     return error if isinstance(error, dict) else {}
+
+
+def _decoded(body: bytes) -> _Object:
+    return decode_json(body, dict, UpstreamError, _FOREIGN)

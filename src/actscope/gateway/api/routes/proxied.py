@@ -6,12 +6,13 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from actscope.gateway.api.dependencies import Here
-from actscope.gateway.api.proxy import PassedResponse, target_of
+from actscope.gateway.api.proxy import PassedResponse, checked_body, target_of
 from actscope.serving.errors import Problem
 
 METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
 
-#: Proxied paths outside of /v1. Paths that put vLLM to sleep, profile it or change it are excluded.
+#: Proxied paths outside of /v1. Paths that put vLLM to sleep, profile it or change it are excluded. A test compares them with
+#: vLLM's routes.
 PATHS = (
     "/tokenize",
     "/detokenize",
@@ -21,6 +22,13 @@ PATHS = (
     "/rerank",
     "/v2/rerank",
     "/v2/embed",
+    "/inference/v1/generate",
+    "/cohere/v2/chat",
+    "/cohere/v2/chat/render",
+    "/invocations",
+    "/generative_scoring",
+    "/load",
+    "/tokenizer_info",
     "/version",
     "/ping",
 )
@@ -34,7 +42,9 @@ async def pass_on(request: Request, gateway: Here) -> Response:
     if gateway.passing.n >= gateway.settings.max_in_flight:
         message = f"at most {gateway.settings.max_in_flight} proxied requests may run at once: try again"
         raise Problem(429, message, code="too_many_requests", headers={"Retry-After": "1"})
-    return PassedResponse(request, target, gateway.upstream.require(), gateway.upstream, gateway.passing)
+    engine = gateway.upstream.require()
+    body = await checked_body(request)
+    return PassedResponse(request, target, engine, gateway.upstream, gateway.passing, body)
 
 
 for _path in ("/v1/{path:path}", *PATHS):
