@@ -78,5 +78,9 @@ def _remedy_for(path: str, error: OSError, remedy: str) -> str:
 
 
 def _fail(error: ActscopeError | str, code: int) -> None:
-    print(paragraph(f"actscope: {error}"), file=sys.stderr)
+    text = f"actscope: {error}"
+    for given in sys.argv[1:]:  # a path or a name with a line break
+        if "\n" in given:
+            text = text.replace(given, one_line(given))
+    print(paragraph(text), file=sys.stderr)
     sys.exit(code)
