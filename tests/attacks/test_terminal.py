@@ -126,7 +126,7 @@ def test_escapes_are_those_of_json_and_ordinary_text_stays() -> None:
 
 
 def test_commands_print_through_one_function() -> None:
-    """`show` of `cli.common.output` alone prints, so that no command forgets the escapes."""
+    """`show` and `show_banner` of `cli.common.output` alone print, so that no command forgets the escapes."""
     own = {CLI / "common" / "output.py", CLI / "feed" / "logs.py", CLI / "__init__.py"}
     found = []
     for path in sorted(set(CLI.rglob("*.py")) - own):

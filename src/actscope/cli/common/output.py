@@ -19,6 +19,11 @@ def show(text: str, *, err: bool = False) -> None:
     print(paragraph(text) if err else printable(text), file=sys.stderr if err else sys.stdout, flush=True)
 
 
+def show_banner(text: str) -> None:
+    """Print what a server says at its start to standard error, with its own lines. Names in it must be of one line."""
+    print(printable(text), file=sys.stderr, flush=True)
+
+
 def legible(value: T) -> T:
     """Return JSON values with each text as one line, for tables: an id with a line break cannot make a row of its own."""
     if isinstance(value, str):
