@@ -8,24 +8,30 @@ from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
-from actscope.engines.hf.api.fields import REFUSED, WITHOUT_EFFECT
+from actscope.engines.hf.api.foreign_fields import REFUSED, WITHOUT_EFFECT
 
 PAGE = Path(__file__).parents[1] / "docs/openai-api.md"
 
 
 def refused() -> str:
-    """Return the rows of the table of refused fields, those with one reason together."""
-    reasons: dict[str, list[str]] = {}
-    for name, (reason, _) in REFUSED.items():
-        reasons.setdefault(reason, []).append(f"`{name}`")
-    return "\n".join(f"| {', '.join(sorted(names))} | {reason} |" for reason, names in reasons.items())
+    """Return the rows of the table of refused fields."""
+    return _rows({name: reason for name, (reason, _) in REFUSED.items()})
 
 
 def without_effect() -> str:
-    """Return the list of fields without effect."""
-    return ", ".join(f"`{name}`" for name in sorted(WITHOUT_EFFECT)) + "."
+    """Return the rows of the table of fields without effect."""
+    return _rows(WITHOUT_EFFECT)
+
+
+def _rows(reason_of: Mapping[str, str]) -> str:
+    """Return a row for each reason, with its fields."""
+    reasons: dict[str, list[str]] = {}
+    for name, reason in reason_of.items():
+        reasons.setdefault(reason, []).append(f"`{name}`")
+    return "\n".join(f"| {', '.join(sorted(names))} | {reason} |" for reason, names in reasons.items())
 
 
 def written(page: str) -> str:

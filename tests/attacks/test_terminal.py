@@ -83,6 +83,27 @@ def test_an_error_that_quotes_a_name_is_harmless(
     assert harmless(said.err) and "\\u001b[2J" in said.err
 
 
+@pytest.mark.parametrize(
+    "command", ["info", "verify", "recover", "analyze", "probe test", "probe import", "probe train", "doctor"]
+)
+def test_a_path_with_a_line_break_begins_no_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    assert run(monkeypatch, *command.split(), str(tmp_path / "x\nforged: all is well")) != 0
+    said = capsys.readouterr()
+    assert "forged" in said.out + said.err
+    assert not any(line.startswith("forged") for line in (said.out + said.err).splitlines())
+
+
+def test_a_file_of_a_directory_of_probes_begins_no_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "enc_1_x\nforged.json").write_text("{}")
+    assert run(monkeypatch, "probe", "list", str(tmp_path)) == 1
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 1 and "enc_1_x\\u000aforged.json" in said[0]
+
+
 def test_log_lines_are_harmless_and_none_looks_like_another(capsys: pytest.CaptureFixture[str]) -> None:
     log = logging.getLogger("actscope")
     before = list(log.handlers), log.propagate, log.level
@@ -105,7 +126,7 @@ def test_escapes_are_those_of_json_and_ordinary_text_stays() -> None:
 
 
 def test_commands_print_through_one_function() -> None:
-    """`show` of `cli.common.output` alone prints, so that no command forgets the escapes."""
+    """`show` and `show_banner` of `cli.common.output` alone print, so that no command forgets the escapes."""
     own = {CLI / "common" / "output.py", CLI / "feed" / "logs.py", CLI / "__init__.py"}
     found = []
     for path in sorted(set(CLI.rglob("*.py")) - own):

@@ -11,7 +11,7 @@ import sys
 
 from actscope.errors import ActscopeError, MissingExtra, UpstreamError
 from actscope.extras import extra_of
-from actscope.runtime.printable import printable
+from actscope.runtime.printable import one_line, paragraph
 
 
 def main() -> None:
@@ -51,7 +51,9 @@ def _told_of(error: OSError) -> str | None:
     """Return the message for an error of the file system, or None if it says nothing of one."""
     remedy = _OF_THE_DISK.get(error.errno or 0, "")
     if error.filename is not None:
-        return f"{error.filename}: {error.strerror}" + _remedy_for(os.fsdecode(error.filename), error, remedy)
+        return f"{one_line(os.fsdecode(error.filename))}: {error.strerror}" + _remedy_for(
+            os.fsdecode(error.filename), error, remedy
+        )
     if remedy:
         return f"{error.strerror}: {remedy}"
     if "No usable temporary directory" in str(error):  # of the tempfile module
@@ -76,5 +78,9 @@ def _remedy_for(path: str, error: OSError, remedy: str) -> str:
 
 
 def _fail(error: ActscopeError | str, code: int) -> None:
-    print(printable(f"actscope: {error}"), file=sys.stderr)
+    text = f"actscope: {error}"
+    for given in sys.argv[1:]:  # a path or a name with a line break
+        if "\n" in given:
+            text = text.replace(given, one_line(given))
+    print(paragraph(text), file=sys.stderr)
     sys.exit(code)

@@ -124,7 +124,7 @@ def dashboard() -> None:
     """
     from actscope.serving.telemetry.dashboard import read_dashboard
 
-    typer.echo(read_dashboard(), nl=False)
+    show(read_dashboard().rstrip("\n"))
 
 
 def _collect(

@@ -16,6 +16,7 @@ from actscope.cli.common.output import legible, show
 from actscope.cli.common.packages import require_model
 from actscope.cli.common.settings_options import Given, with_settings
 from actscope.errors import ProbeError, SettingsError, UpstreamError
+from actscope.runtime.printable import one_line
 from actscope.runtime.writable import check_can_create
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ def list_probes(
         probes = _list_engine(engine)
     show(json.dumps(probes, indent=2) if as_json else _table(legible(probes)))
     for error in bad:
-        show(f"actscope: {error}", err=True)
+        show(one_line(f"actscope: {error}"), err=True)
     if bad:
         raise typer.Exit(1)
 

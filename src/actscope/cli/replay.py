@@ -11,11 +11,12 @@ import typer
 
 from actscope.cli.common import options
 from actscope.cli.common.interrupts import resumable
-from actscope.cli.common.output import show
+from actscope.cli.common.output import show, show_banner
 from actscope.cli.common.recordings import Directory, open_recording
 from actscope.cli.common.settings_options import Given, with_settings
 from actscope.errors import ProbeError, SettingsError
 from actscope.extras import RECORDING, SERVER, require
+from actscope.runtime.printable import one_line
 
 if TYPE_CHECKING:
     from actscope.engines.replay.engine import ReplayEngine
@@ -104,7 +105,7 @@ def _probes(directories: list[Path] | None, model: RecordedModel, *, any_model: 
 
 
 def _left_out(error: ProbeError) -> None:
-    _say(f"a probe is left out: {error}")
+    _say(one_line(f"a probe is left out: {error}"))
 
 
 def _checked(directory: Path) -> Path:
@@ -149,13 +150,14 @@ def _announce(settings: GatewaySettings, engine: ReplayEngine, directory: Path, 
     shown = engine.plan.requests
     link = f"{settings.link}&request={quote(shown_name(shown[0].id), safe='')}"
     names = ", ".join(one.id for one in shown[:6]) + (f" and {len(shown) - 6} more" if len(shown) > 6 else "")
-    _say(
-        f"\n  actscope is replaying {directory}: {engine.model.name}, {engine.plan.n_rows:,} tokens, {_pace(engine)}\n\n"
+    what = one_line(f"{directory}: {engine.model.name}")
+    show_banner(
+        f"\n  actscope is replaying {what}, {engine.plan.n_rows:,} tokens, {_pace(engine)}\n\n"
         f"  page      {link}\n"
         f"  API       {settings.link.split('/?', 1)[0]}/v1/actscope/requests\n"
         f"  api_key   {settings.token}\n"
-        f"  requests  {names}\n"
-        f"  probes    {_list(probe.id for _, probe in engine.bank.items())}\n\n"
+        f"  requests  {one_line(names)}\n"
+        f"  probes    {one_line(_list(probe.id for _, probe in engine.bank.items()))}\n\n"
         "  Choose another request from the list `All requests` on the page. Ctrl-C stops it.\n"
     )
     if browser:

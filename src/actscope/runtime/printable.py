@@ -23,5 +23,10 @@ def one_line(text: str) -> str:
     return _CONTROLS_AND_BREAKS.sub(_escaped, text)
 
 
+def paragraph(text: str, indent: str = "    ") -> str:
+    """Return a message of one or more lines, those after the first indented, so that none looks like a message of its own."""
+    return printable(text).rstrip("\n").replace("\n", f"\n{indent}")
+
+
 def _escaped(match: re.Match[str]) -> str:
     return f"\\u{ord(match[0]):04x}"

@@ -18,6 +18,7 @@ from openai.types.chat.completion_create_params import CompletionCreateParamsBas
 from openai.types.completion_create_params import CompletionCreateParamsBase as OpenAIText
 from openai.types.responses.response_create_params import ResponseCreateParamsBase as OpenAIResponses
 from support.hf.tiny import tiny
+from transformers import GenerationConfig
 
 from actscope.engines.hf.api import fields
 from actscope.engines.hf.api.fields import REFUSED, WITHOUT_EFFECT, ChatBody, CompletionBody, ResponsesBody
@@ -105,7 +106,12 @@ def test_every_field_of_openai_is_honoured_refused_or_without_effect(body: Any, 
 def test_no_field_is_in_two_lists() -> None:
     honoured = {*ChatBody.__struct_fields__, *CompletionBody.__struct_fields__}
     assert not honoured & REFUSED.keys()
-    assert not WITHOUT_EFFECT & REFUSED.keys()
+    assert not WITHOUT_EFFECT.keys() & REFUSED.keys()
+
+
+def test_every_field_of_transformers_generation_config_is_honoured_refused_or_without_effect() -> None:
+    theirs = {name for name in vars(GenerationConfig()) if not name.startswith("_")}
+    assert theirs <= {*REFUSED, *WITHOUT_EFFECT, *fields.ELSEWHERE}
 
 
 def test_the_page_of_the_api_lists_what_is_refused_and_what_has_no_effect() -> None:
@@ -132,7 +138,8 @@ async def test_what_cannot_be_honoured_is_refused_by_name_and_null_is_absence(
         error = answer.json()["error"]
         assert (answer.status_code, error["param"]) == (400, name)
         assert "eave it out" in error["message"]
-    meant_nothing: tuple[Any, ...] = (None, False, [], {}, *REFUSED[name][1])
+    meant_nothing: tuple[Any, ...] = (None, [], {}, *REFUSED[name][1])
+    meant_nothing += () if name in fields.EVEN_FALSE else (False,)
     for value in meant_nothing:
         await chat(client, **{name: value}, max_tokens=1)
 
@@ -153,6 +160,96 @@ async def test_an_unknown_field_is_accepted_and_told_in_the_log(
 ) -> None:
     await chat(client, **{"no_such_field": 5}, max_tokens=1)
     assert "no_such_field" in caplog.text
+
+
+@pytest.mark.parametrize("name", sorted(fields.EVEN_FALSE))
+async def test_a_switch_that_is_off_is_a_wish_too(client: httpx.AsyncClient, name: str) -> None:
+    answer = await client.post("/v1/chat/completions", json={"messages": HELLO, name: False} | GREEDY)
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, name)
+
+
+# Messages
+
+
+@pytest.mark.parametrize(
+    ("message", "named"),
+    [
+        ({"role": "assistant", "content": None, "function_call": {"name": "look", "arguments": "{}"}}, "tool_calls"),
+        ({"role": "assistant", "content": "a", "reasoning_content": "secret"}, "reasoning_content"),
+        ({"role": "assistant", "content": "a", "prefix": True}, "continue_final_message"),
+        ({"role": "assistant", "content": None, "refusal": "no"}, "content"),
+        ({"role": "assistant", "content": "a", "audio": {"id": "1"}}, "audio"),
+        ({"role": "user", "content": "a", "unheard_of": 1}, "unheard_of"),
+    ],
+)
+async def test_a_key_of_a_message_that_the_prompt_would_not_contain_is_refused_by_name(
+    client: httpx.AsyncClient, message: dict[str, Any], named: str
+) -> None:
+    answer = await client.post("/v1/chat/completions", json={"messages": [*HELLO, message, *HELLO]} | GREEDY)
+    error = answer.json()["error"]
+    assert (answer.status_code, error["param"]) == (400, "messages")
+    assert error["message"].startswith("messages[1].") and named in error["message"]
+    await chat(client, messages=[{**message, **dict.fromkeys(set(message) - {"role", "content"})}, *HELLO])
+
+
+@pytest.mark.parametrize("given", ["reasoning", "reasoning_content"])
+async def test_a_key_that_the_template_reads_is_in_the_prompt(
+    client: httpx.AsyncClient, loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch, given: str
+) -> None:
+    written = "{% for m in messages %}{{ m.content }}({{ m.reasoning_content }})|{% endfor %}"
+    monkeypatch.setattr(loaded.tokenizer, "chat_template", written)
+    history = [{"role": "assistant", "content": "a", given: "why"}]
+    assert await prompt_of(client, messages=history) == "a(why)|"
+
+
+async def test_labels_of_messages_are_accepted(client: httpx.AsyncClient) -> None:
+    labelled = {"role": "user", "content": "a", "name": "bob", "id": "1", "cache_control": {"type": "ephemeral"}}
+    assert await prompt_of(client, messages=[labelled]) == "<s>user: a|<s>assistant: "
+
+
+async def test_a_role_that_the_template_would_write_as_another_is_refused(
+    client: httpx.AsyncClient, loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = [{"role": "function", "name": "look", "content": "sunny"}]
+    assert "<s>function: sunny" in await prompt_of(client, messages=said)
+    written = "{% for m in messages %}{% if m.role == 'assistant' %}A{% else %}U{% endif %}{{ m.content }}{% endfor %}"
+    monkeypatch.setattr(loaded.tokenizer, "chat_template", written)
+    answer = await client.post("/v1/chat/completions", json={"messages": said} | GREEDY)
+    assert answer.status_code == 400
+    assert "'function'" in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "param"),
+    [
+        ("messages", {"tool_choice": {"type": "any"}}, "tool_choice"),
+        ("messages", {"mcp_servers": [{"type": "url", "url": "http://x", "name": "x"}]}, "mcp_servers"),
+        ("messages", {"output_format": {"type": "json_schema", "schema": {}}}, "output_format"),
+        ("messages", {"messages": [*HELLO, {"role": "assistant", "content": "Sure,"}]}, "messages"),
+        ("messages", {"messages": [{"role": "user", "content": "a", "prefix": True}]}, "messages"),
+        (
+            "messages",
+            {"messages": [{"role": "user", "content": [{"type": "tool_result", "content": "a", "is_error": True}]}]},
+            "messages",
+        ),
+        ("responses", {"input": [{"role": "assistant", "content": "a", "reasoning_content": "b"}]}, "input"),
+    ],
+)
+async def test_the_other_apis_refuse_by_name_too(
+    client: httpx.AsyncClient, path: str, body: dict[str, Any], param: str
+) -> None:
+    needed: dict[str, Any] = {"messages": HELLO, "max_tokens": 2} if path == "messages" else {"max_output_tokens": 2}
+    answer = await client.post(f"/v1/{path}", json=needed | body)
+    assert answer.status_code == 400, answer.text
+    error = answer.json()["error"]
+    assert error.get("param", param) == param and error["message"].startswith((param, f"{param}["))
+
+
+async def test_what_labels_a_request_is_accepted_by_the_messages_api(client: httpx.AsyncClient) -> None:
+    labels = {"metadata": {"user_id": "x"}, "service_tier": "auto", "tool_choice": {"type": "auto"}}
+    block = {"type": "text", "text": "a", "cache_control": {"type": "ephemeral"}}
+    body = {"messages": [{"role": "user", "content": [block]}], "max_tokens": 2} | labels
+    assert (await client.post("/v1/messages", json=body)).status_code == 200
 
 
 # The prompt

@@ -250,6 +250,14 @@ def test_every_field_of_vllm_is_honoured_refused_or_without_effect() -> None:
         assert set(their.model_fields) <= known, body
 
 
+def test_every_field_of_anthropic_is_honoured_refused_or_without_effect() -> None:
+    from anthropic.types.beta.message_create_params import MessageCreateParamsBase as Beta
+    from anthropic.types.message_create_params import MessageCreateParamsBase as Plain
+
+    known = {*fields.MessagesBody.__struct_fields__, *fields.REFUSED, *fields.WITHOUT_EFFECT}
+    assert {*Plain.__annotations__, *Beta.__annotations__} <= known
+
+
 CHATS: list[dict[str, Any]] = [
     {},
     {"logprobs": True, "top_logprobs": 0},

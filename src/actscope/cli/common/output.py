@@ -6,14 +6,22 @@ import logging
 import sys
 from typing import TypeVar
 
-from actscope.runtime.printable import one_line, printable
+from actscope.runtime.printable import one_line, paragraph, printable
 
 T = TypeVar("T")
 
 
 def show(text: str, *, err: bool = False) -> None:
-    """Print text to standard output, or to standard error, with control characters as escapes, and flush it."""
-    print(printable(text), file=sys.stderr if err else sys.stdout, flush=True)
+    """Print text to standard output, or a message to standard error, with control characters as escapes, and flush it.
+
+    Lines of a message after the first are indented, so that a name with a line break cannot look like another message.
+    """
+    print(paragraph(text) if err else printable(text), file=sys.stderr if err else sys.stdout, flush=True)
+
+
+def show_banner(text: str) -> None:
+    """Print what a server says at its start to standard error, with its own lines. Names in it must be of one line."""
+    print(printable(text), file=sys.stderr, flush=True)
 
 
 def legible(value: T) -> T:
@@ -32,4 +40,4 @@ class LegibleFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the record's text."""
-        return printable(super().format(record)).replace("\n", "\n    ")
+        return paragraph(super().format(record))

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from actscope.cli.common.interrupts import resumable
 from actscope.cli.common.options import ENGINE
-from actscope.cli.common.output import show
+from actscope.cli.common.output import show_banner
 from actscope.cli.common.settings_options import Given
 from actscope.engines.hf.settings import EngineSettings
 from actscope.engines.hf.spawn import EngineProcess, new_card_id
@@ -21,6 +21,7 @@ from actscope.errors import EngineError, SettingsError
 from actscope.extras import require
 from actscope.gateway.settings import GatewaySettings
 from actscope.probes import find_probes
+from actscope.runtime.printable import one_line
 
 
 def engine_settings(model: str, given: Given) -> EngineSettings:
@@ -150,14 +151,13 @@ def announce(settings: GatewaySettings, model: str, *, browser: bool, record: st
     """Print the page's link, the API's address and the token on standard error. With `browser`, open the page too."""
     base = settings.link.split("/?", 1)[0]
     reach = f"  open to  {settings.reach}\n" if settings.reach else ""
-    kept = f"  records  marked requests, to {record}   (actscope mark --last)\n" if record else ""
-    show(
-        f"\n  actscope is watching {model}\n\n"
+    kept = f"  records  marked requests, to {one_line(record)}   (actscope mark --last)\n" if record else ""
+    show_banner(
+        f"\n  actscope is watching {one_line(model)}\n\n"
         f"  page     {settings.link}\n"
         f"  API      {base}/v1   (OpenAI-compatible)\n"
         f"  api_key  {settings.token}\n{reach}{kept}\n"
         "  Ctrl-C stops it.\n",
-        err=True,
     )
     if browser:
         import webbrowser

@@ -24,6 +24,7 @@ from actscope.cli.doctor import vllm as doctor_vllm
 from actscope.cli.doctor.ground import guarded, guarded_all
 from actscope.errors import ActscopeError
 from actscope.extras import EXTRAS, MODEL, RECORDING, SERVER, missing
+from actscope.runtime.printable import paragraph
 
 
 def doctor(
@@ -64,9 +65,8 @@ def doctor(
         show(json.dumps([asdict(finding) for finding in findings], indent=2))
     else:
         for f in findings:
-            show(
-                f"{'ok  ' if f.ok else 'NO  '} {f.what:<16} {f.found}" + (f"\n      -> {f.remedy}" if f.remedy else "")
-            )
+            said = paragraph(f"{'ok  ' if f.ok else 'NO  '} {f.what:<16} {f.found}", " " * 22)
+            show(f"{said}\n      -> {paragraph(f.remedy, ' ' * 9)}" if f.remedy else said)
     if not all(finding.ok for finding in findings):
         raise typer.Exit(1)
 

@@ -10,12 +10,13 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from actscope.cli.common.interrupts import resumable
-from actscope.cli.common.output import show
+from actscope.cli.common.output import show, show_banner
 from actscope.cli.common.progress import ProgressBar
 from actscope.errors import FeedError
 from actscope.feed.planning.host_memory import gigabytes
 from actscope.feed.planning.memory_estimate import estimate
 from actscope.feed.settings import FeedSettings
+from actscope.runtime.printable import one_line
 
 if TYPE_CHECKING:
     from actscope.feed.server.run import FeedServer
@@ -98,8 +99,9 @@ def announce(settings: FeedSettings) -> None:
     url, layout = settings.url, estimate(settings).layout
     reach = f"  open to  {settings.reach}\n" if settings.reach else ""
     where = f"{layout.n_sites} site(s) x {layout.width} {layout.dtype}"
-    show(
-        f"\n  actscope feeds {settings.model} ({settings.sites}) over {settings.dataset}\n\n"
+    what = one_line(f"{settings.model} ({settings.sites}) over {settings.dataset}")
+    show_banner(
+        f"\n  actscope feeds {what}\n\n"
         f"  address  {url}\n"
         f"  token    {settings.token}\n{reach}"
         f"  buffer   {gigabytes(layout.total_bytes)}: {settings.buffer_rows:,} rows, {where}; mixed over "
@@ -108,7 +110,6 @@ def announce(settings: FeedSettings) -> None:
         f"  Python   from actscope.feed import FeedClient\n"
         f'           FeedClient("{url}", token="{settings.token}").get_activations_tensor(1024)\n\n'
         "  Ctrl-C stops it.\n",
-        err=True,
     )
 
 

@@ -1,7 +1,7 @@
 """Fields of completion requests: those that are honoured, those that are refused by name, and those without effect.
 
-Every field of OpenAI's requests and of vLLM's extensions is in one of the three lists; a test compares them. A field in none of
-them is accepted with a warning in the log, as vLLM does.
+Every field of OpenAI's and Anthropic's requests, of vLLM's extensions and of transformers' GenerationConfig is in one of the
+three lists; tests compare them. A field that is in none of them is accepted with a warning in the log, as vLLM does.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import TypeVar
 import msgspec
 from msgspec import Raw
 
+from actscope.engines.hf.api.foreign_fields import EVEN_FALSE, REFUSED, WITHOUT_EFFECT
 from actscope.errors import RequestRefused
 
 _log = logging.getLogger("actscope.engine")
@@ -125,77 +126,6 @@ class MessagesBody(Body, kw_only=True):
     chat_template_kwargs: dict[str, object] | None = None
 
 
-#: Accepted, without effect on the answer: labels and hints for other servers, options of features that this engine does not have
-#: (a prefix cache, parsers of reasoning and tool calls, beam search, rendering), and chunk sizes.
-WITHOUT_EFFECT = frozenset(
-    {
-        "cache_salt", "include_reasoning", "length_penalty", "max_tool_calls", "metadata", "mm_payload",
-        "parallel_tool_calls", "prediction", "prompt_cache_key", "prompt_cache_options", "prompt_cache_retention", "request_id",
-        "return_mm_kwargs", "return_token_offsets", "routed_experts_prompt_start", "safety_identifier", "service_tier",
-        "session_id", "spaces_between_special_tokens", "store", "stream_interval", "stream_options", "user",
-    }
-)  # fmt: skip
-
-_CONSTRAINED = "this engine does not constrain answers to a grammar; vLLM does"
-_TOOLS = "this engine does not parse tool calls; vLLM does"
-_UPLOADS = "this engine takes text only"
-_STATE = "this engine keeps no answers: send the whole conversation in `input`"
-_SAMPLERS = "this engine has no such sampler"
-
-#: Fields that would change the answer, and that this engine cannot honour: the reason, and values that mean nothing. Refused
-#: unless null, false, empty, or one of these values. The first part is OpenAI's and vLLM's, the second part other servers'.
-REFUSED: dict[str, tuple[str, tuple[object, ...]]] = {
-    "access_programs": ("this engine has no such programs", ()),
-    "audio": (_UPLOADS, ()),
-    "background": (_STATE, ()),
-    "chat_template": ("templates of clients are programs, which this engine does not run", ()),
-    "context_management": (_STATE, ()),
-    "conversation": (_STATE, ()),
-    "ec_transfer_params": ("this engine transfers no caches", ()),
-    "enable_response_messages": ("this engine does not return them", ()),
-    "function_call": (_TOOLS, ("none", "auto")),
-    "functions": (_TOOLS, ()),
-    "guided_choice": (_CONSTRAINED, ()),
-    "guided_decoding_backend": (_CONSTRAINED, ()),
-    "guided_grammar": (_CONSTRAINED, ()),
-    "guided_json": (_CONSTRAINED, ()),
-    "guided_regex": (_CONSTRAINED, ()),
-    "guided_whitespace_pattern": (_CONSTRAINED, ()),
-    "image": (_UPLOADS, ()),
-    "kv_transfer_params": ("this engine transfers no caches", ()),
-    "logprob_token_ids": ("this engine returns the log-probabilities of the most likely tokens only", ()),
-    "media_io_kwargs": (_UPLOADS, ()),
-    "mm_processor_kwargs": (_UPLOADS, ()),
-    "modalities": (_UPLOADS, (["text"],)),
-    "moderation": ("this engine does not moderate", ()),
-    "previous_input_messages": (_STATE, ()),
-    "previous_response_id": (_STATE, ()),
-    "priority": ("this engine runs requests in the order of their arrival", (0,)),
-    "prompt_embeds": ("this engine takes prompts as text or token ids", ()),
-    "repetition_detection": ("this engine does not end answers that repeat themselves", ()),
-    "structured_outputs": (_CONSTRAINED, ()),
-    "suffix": ("this engine does not insert", ()),
-    "thinking_token_budget": ("this engine does not limit reasoning", (-1,)),
-    "use_beam_search": ("this engine samples", ()),
-    "verbosity": ("this engine has no such hint: say it in a message", ("medium",)),
-    "vllm_xargs": ("they are for vLLM's extensions; options of actscope go into the field `actscope`", ()),
-    "watermarking": ("this engine sets no watermarks", ()),
-    "web_search_options": ("this engine does not search", ()),
-    "dry_multiplier": (_SAMPLERS, (0, 0.0)),
-    "ebnf": (_CONSTRAINED, ()),
-    "grammar": (_CONSTRAINED, ()),
-    "json_schema": (_CONSTRAINED, ()),
-    "lora_path": ("this engine loads no adapters", ()),
-    "min_new_tokens": ("say min_tokens", (0,)),
-    "mirostat": (_SAMPLERS, (0,)),
-    "regex": (_CONSTRAINED, ()),
-    "repeat_penalty": ("say repetition_penalty", (1, 1.0)),
-    "tfs_z": (_SAMPLERS, (1, 1.0)),
-    "top_a": (_SAMPLERS, (0, 0.0)),
-    "typical_p": (_SAMPLERS, (1, 1.0)),
-    "xtc_probability": (_SAMPLERS, (0, 0.0)),
-}  # fmt: skip
-
 #: Fields that are honoured in one API only, and a value that means nothing.
 ELSEWHERE = {name: (1,) if name in ("n", "best_of") else () for body in (ChatBody, CompletionBody, ResponsesBody, MessagesBody)
               for name in body.__struct_fields__}  # fmt: skip
@@ -236,7 +166,8 @@ def _check_other(name: str, raw: Raw) -> None:
         return
     if name in REFUSED or name in ELSEWHERE:
         reason, neutral = REFUSED.get(name) or ("this API does not have it", ELSEWHERE[name])
-        if not means_nothing(msgspec.json.decode(raw), neutral):
+        value = msgspec.json.decode(raw)
+        if (value is False and name in EVEN_FALSE) or not means_nothing(value, neutral):
             raise refuse(name, f"not supported: {reason}. Leave it out.")
     elif name not in _warned and len(_warned) < _MOST_WARNED:
         _warned.add(name)

@@ -11,11 +11,19 @@ import msgspec
 from actscope.engines.hf.api.answers import Choice
 from actscope.engines.hf.api.fields import ChatBody, MessagesBody, decode_body, means_nothing, refuse
 from actscope.engines.hf.api.jobs import check_model, fitting, job_id, sampling_of
+from actscope.engines.hf.api.message_keys import refuse_unknown
 from actscope.engines.hf.api.prompts import content_text, render_chat
 from actscope.engines.hf.engine import Engine
 from actscope.engines.hf.request import Output, Request
 from actscope.errors import RequestRefused
 
+_TOOLS = "not supported: this engine does not parse tool calls; vLLM does. Leave it out."
+#: Keys of the blocks that the prompt contains. A block of another type is refused as a whole.
+_BLOCK_KEYS = {
+    "text": ("text",),
+    "tool_use": ("id", "input", "name", "caller"),
+    "tool_result": ("content", "tool_use_id"),
+}
 _REASONS = {"stop": "end_turn", "length": "max_tokens"}
 
 
@@ -35,11 +43,19 @@ def message_job(engine: Engine, raw: bytes, request_id: str | None) -> MessageJo
 def _check(body: MessagesBody) -> None:
     choice = body.tool_choice or {}
     if body.tools and choice.get("type") != "none":
-        raise refuse("tools", "not supported: this engine does not parse tool calls; vLLM does. Leave it out.")
+        raise refuse("tools", _TOOLS)
+    if not means_nothing(choice.get("type"), ("none", "auto")):
+        raise refuse("tool_choice", _TOOLS)
     if not means_nothing((body.thinking or {}).get("type"), ("disabled", "adaptive")):
         raise refuse("thinking", "not supported: this engine does not limit reasoning. Leave it out.")
     if not means_nothing((body.output_config or {}).get("format")):
         raise refuse("output_config", "format: this engine does not constrain answers; vLLM does. Leave it out.")
+    if body.messages and body.messages[-1].get("role") == "assistant":
+        raise refuse(
+            "messages",
+            "the last one is the assistant's, which this engine does not continue here: use /v1/chat/completions with "
+            "continue_final_message true and add_generation_prompt false",
+        )
 
 
 def _as_chat(body: MessagesBody) -> ChatBody:
@@ -60,9 +76,12 @@ def _as_chat(body: MessagesBody) -> ChatBody:
 def _plain(where: str, message: dict[str, object]) -> list[dict[str, object]]:
     """Return a message in the form of chat completions: results of tools first, then its text with its calls."""
     content, role = message.get("content"), message.get("role")
+    refuse_unknown(where, message, ("content", "role"))
     if not isinstance(content, list):
         return [{"role": role, "content": content}]
     blocks = [block for block in content if isinstance(block, dict)]
+    for block in blocks:
+        refuse_unknown(f"{where}.content", block, _BLOCK_KEYS.get(str(block.get("type")), block.keys()))
     results = [block for block in blocks if block.get("type") == "tool_result"]
     calls = [block for block in blocks if block.get("type") == "tool_use"]
     texts = [part for part in content if part not in results and part not in calls]

@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 
 from actscope.engines.hf.api.fields import ChatBody, CompletionBody, refuse
+from actscope.engines.hf.api.message_keys import TemplateKeys
 from actscope.engines.hf.api.tokenizing import check_ids, token_ids
 from actscope.engines.hf.loading import LoadedModel
 from actscope.errors import RequestRefused
@@ -66,8 +67,8 @@ def render_chat(loaded: LoadedModel, body: ChatBody) -> Chat:
     begins = not body.continue_final_message if body.add_generation_prompt is None else body.add_generation_prompt
     if begins and body.continue_final_message:
         raise refuse("continue_final_message", "cannot be true together with add_generation_prompt: send one of them")
-    writes_calls = "tool_calls" in str(tokenizer.chat_template)
-    messages = [_message(i, m, writes_calls) for i, m in enumerate(body.messages)]
+    template = TemplateKeys(str(tokenizer.chat_template))
+    messages = [_message(i, m, template) for i, m in enumerate(body.messages)]
     variables, shortens = _variables(body), body.truncate_prompt_tokens is not None
     render: Any = tokenizer.apply_chat_template  # its types do not know the forms that templates read
     try:
@@ -102,14 +103,14 @@ def _variables(body: ChatBody) -> dict[str, object]:
     return given | effort
 
 
-def _message(index: int, message: dict[str, object], writes_calls: bool) -> dict[str, object]:
+def _message(index: int, message: dict[str, object], template: TemplateKeys) -> dict[str, object]:
     """Return a message for the template: text content, and calls with decoded arguments.
 
     A template that does not write tool calls would hide them from the model: they are then appended to the content.
     """
-    where, role = f"messages[{index}]", message.get("role")
-    if not isinstance(role, str):
-        raise RequestRefused(f"{where}.role: expected a string, found {role!r:.100}", param="messages")
+    where = f"messages[{index}]"
+    message = _with_reasoning(message, template)
+    template.check(where, message)
     content = content_text(where, message.get("content"))
     found: dict[str, object] = {**message, "content": content}
     calls = message.get("tool_calls")
@@ -117,10 +118,18 @@ def _message(index: int, message: dict[str, object], writes_calls: bool) -> dict
         found.pop("tool_calls", None)
         return found
     found["tool_calls"] = decoded = _calls(where, calls)
-    if not writes_calls:
+    if not template.reads("tool_calls"):
         lines = [msgspec.json.encode(call["function"]).decode() for call in decoded]
         found["content"] = "\n".join(filter(None, [content, *lines]))
     return found
+
+
+def _with_reasoning(message: dict[str, object], template: TemplateKeys) -> dict[str, object]:
+    """Return a message whose reasoning has the key that the template reads: `reasoning` or `reasoning_content`, as in vLLM."""
+    for given, read in (("reasoning", "reasoning_content"), ("reasoning_content", "reasoning")):
+        if message.get(given) and not message.get(read) and template.reads(read) and not template.reads(given):
+            message = {name: value for name, value in message.items() if name != given} | {read: message[given]}
+    return message
 
 
 def content_text(where: str, content: object) -> str:

@@ -14,6 +14,7 @@ from actscope.engines.hf.api.answers import Choice
 from actscope.engines.hf.api.fields import ChatBody, ResponsesBody, decode_body, means_nothing, refuse
 from actscope.engines.hf.api.jobs import check_model, check_tools, fitting, sampling_of
 from actscope.engines.hf.api.logprobs import LogprobFormat
+from actscope.engines.hf.api.message_keys import refuse_unknown
 from actscope.engines.hf.api.prompts import content_text, render_chat
 from actscope.engines.hf.engine import Engine
 from actscope.engines.hf.request import Output, Request, Sampling, TokenLogprobs
@@ -32,6 +33,12 @@ _NEVER_THERE = (
     "web_search_call.results",
 )
 _MOST_LOGPROBS = 20
+#: Keys of the items that the prompt contains. An item of another type is refused as a whole.
+_ITEM_KEYS = {
+    "message": ("content", "role"),
+    "function_call": ("arguments", "async", "call_id", "caller", "name", "namespace"),
+    "function_call_output": ("call_id", "caller", "name", "namespace", "output"),
+}
 
 
 def response_job(engine: Engine, raw: bytes, request_id: str | None) -> ResponseJob:
@@ -106,6 +113,7 @@ def _as_chat(body: ResponsesBody) -> ChatBody:
 def _add_item(messages: list[dict[str, object]], where: str, item: dict[str, object]) -> None:
     """Append an item of the conversation: a message, or a call with its output. A call belongs to the message before it."""
     kind = item.get("type") or "message"
+    refuse_unknown(where, item, _ITEM_KEYS.get(str(kind), item.keys()))
     if kind == "message":
         messages.append({"role": item.get("role"), "content": content_text(where, item.get("content"))})
     elif kind == "function_call":
