@@ -123,7 +123,8 @@ def _off_cpu(seconds: float) -> Result:
         before, on = source.snapshot(), _on_cpu(child.pid)
         _tell(child, str(max(1, int(seconds / 0.006))))
         after, on_after = source.snapshot(), _on_cpu(child.pid)
-        off = int(after.threads[child.pid].off_ns.sum() - before.threads[child.pid].off_ns.sum())
+        known = before.threads.get(child.pid)  # absent as long as the child has not left a processor
+        off = int(after.threads[child.pid].off_ns.sum() - (0 if known is None else known.off_ns.sum()))
     truth = after.monotonic_ns - before.monotonic_ns - (on_after - on)
     return _result("offcpu_error", abs(off - truth) / truth, "share", "/proc/PID/schedstat", bar=0.02)
 

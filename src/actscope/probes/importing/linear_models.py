@@ -112,6 +112,8 @@ def from_sklearn(
     exact = _library_scores(estimator, last, found, rows)
     if exact is None:
         exact = _activated(rows.astype(np.float64) @ rounded + bias, found.activation)
+    with np.errstate(over="ignore"):  # what is beyond float32 becomes infinite, and is refused by `_compared`
+        scores = exact.astype(np.float32)
     probes = []
     for i, probe_id in enumerate(_ids(name, found.labels)):
         info = ProbeInfo(
@@ -125,14 +127,15 @@ def from_sklearn(
             model=model,
             revision=revision,
         )
-        probes.append(_compared(Probe(info, np.ascontiguousarray(rounded[:, i]), rows, exact[:, i].astype(np.float32))))
+        probes.append(_compared(Probe(info, np.ascontiguousarray(rounded[:, i]), rows, scores[:, i])))
     return probes
 
 
 def _compared(probe: Probe) -> Probe:
     """Return the probe. Raises ProbeError if its scores in float32 are not those of its model."""
     exact = probe.test_scores
-    worst = float(np.max(np.abs(probe.score(probe.test_inputs) - exact) / (1 + np.abs(exact))))
+    with np.errstate(all="ignore"):  # scores beyond float32 are infinite, and refused below
+        worst = float(np.max(np.abs(probe.score(probe.test_inputs) - exact) / (1 + np.abs(exact))))
     if not worst <= _TOLERANCE:
         raise ProbeError(
             f"probe {probe.id!r}: in float32 its scores differ from the model's by {worst:.2g} (relative): the means that its "
