@@ -21,7 +21,8 @@ from support.hf.tiny import tiny
 from transformers import GenerationConfig
 
 from actscope.engines.hf.api import fields
-from actscope.engines.hf.api.fields import REFUSED, WITHOUT_EFFECT, ChatBody, CompletionBody, ResponsesBody
+from actscope.engines.hf.api.fields import ChatBody, CompletionBody, ResponsesBody
+from actscope.engines.hf.api.foreign_fields import EVEN_FALSE, REFUSED, WITHOUT_EFFECT
 from actscope.engines.hf.engine import Engine
 from actscope.engines.hf.loading import LoadedModel
 from actscope.engines.hf.server import Mailboxes, create_app
@@ -110,7 +111,8 @@ def test_no_field_is_in_two_lists() -> None:
 
 
 def test_every_field_of_transformers_generation_config_is_honoured_refused_or_without_effect() -> None:
-    theirs = {name for name in vars(GenerationConfig()) if not name.startswith("_")}
+    config: Any = GenerationConfig
+    theirs = {name for name in vars(config()) if not name.startswith("_")}
     assert theirs <= {*REFUSED, *WITHOUT_EFFECT, *fields.ELSEWHERE}
 
 
@@ -139,7 +141,7 @@ async def test_what_cannot_be_honoured_is_refused_by_name_and_null_is_absence(
         assert (answer.status_code, error["param"]) == (400, name)
         assert "eave it out" in error["message"]
     meant_nothing: tuple[Any, ...] = (None, [], {}, *REFUSED[name][1])
-    meant_nothing += () if name in fields.EVEN_FALSE else (False,)
+    meant_nothing += () if name in EVEN_FALSE else (False,)
     for value in meant_nothing:
         await chat(client, **{name: value}, max_tokens=1)
 
@@ -162,7 +164,7 @@ async def test_an_unknown_field_is_accepted_and_told_in_the_log(
     assert "no_such_field" in caplog.text
 
 
-@pytest.mark.parametrize("name", sorted(fields.EVEN_FALSE))
+@pytest.mark.parametrize("name", sorted(EVEN_FALSE))
 async def test_a_switch_that_is_off_is_a_wish_too(client: httpx.AsyncClient, name: str) -> None:
     answer = await client.post("/v1/chat/completions", json={"messages": HELLO, name: False} | GREEDY)
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, name)

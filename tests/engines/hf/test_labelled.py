@@ -9,10 +9,10 @@ import pytest
 from support.hf.harness import hidden_states
 from support.hf.tiny import tiny
 
-from actscope.engines.hf import probe_training
 from actscope.engines.hf.labelled import collect, tokenize
 from actscope.engines.hf.probe_training import train_probes
 from actscope.errors import ProbeError
+from actscope.probes import train
 from actscope.probes.labels import LabelledText
 from actscope.sites import select
 
@@ -76,14 +76,13 @@ def test_no_texts_and_texts_without_a_token_are_errors_and_not_endless() -> None
 def test_a_requested_label_that_cannot_be_fitted_costs_the_others_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Bytes are counted before the model is there, so that tokens can still be too few. Alone, such a label is the error."""
     both = [LabelledText(text.text, {**text.spans, "beast": text.spans["wolf"]}) for text in texts()]
-    whole = probe_training.fit
 
     def fit(*given: Any, what: str, **more: Any) -> Any:
         if "beast" in what:
             raise ProbeError(f"{what}: too few tokens")
-        return whole(*given, what=what, **more)
+        return train.fit(*given, what=what, **more)
 
-    monkeypatch.setattr(probe_training, "fit", fit)
+    monkeypatch.setattr("actscope.engines.hf.probe_training.fit", fit)
     told: dict[str, str] = {}
     trained = train_probes(
         tiny("llama"), both, select("all", 4), ["beast", "wolf"], skipped=lambda label, why: told.update({label: why})

@@ -21,7 +21,7 @@ from support.vllm.pool import Engines
 from support.waiting import until
 
 from actscope.engines.builtin import NAME, model_path, probes_path
-from actscope.engines.hf.api import fields
+from actscope.engines.hf.api import fields, foreign_fields
 from actscope.engines.hf.engine import Engine
 from actscope.engines.hf.loading import load
 from actscope.engines.hf.server import Mailboxes, create_app
@@ -246,7 +246,7 @@ def test_every_field_of_vllm_is_honoured_refused_or_without_effect() -> None:
 
     theirs = {fields.ChatBody: ChatCompletionRequest, fields.CompletionBody: CompletionRequest}
     for body, their in (theirs | {fields.ResponsesBody: ResponsesRequest}).items():
-        known = {*body.__struct_fields__, *fields.REFUSED, *fields.WITHOUT_EFFECT, *fields.ELSEWHERE}
+        known = {*body.__struct_fields__, *foreign_fields.REFUSED, *foreign_fields.WITHOUT_EFFECT, *fields.ELSEWHERE}
         assert set(their.model_fields) <= known, body
 
 
@@ -254,7 +254,7 @@ def test_every_field_of_anthropic_is_honoured_refused_or_without_effect() -> Non
     from anthropic.types.beta.message_create_params import MessageCreateParamsBase as Beta
     from anthropic.types.message_create_params import MessageCreateParamsBase as Plain
 
-    known = {*fields.MessagesBody.__struct_fields__, *fields.REFUSED, *fields.WITHOUT_EFFECT}
+    known = {*fields.MessagesBody.__struct_fields__, *foreign_fields.REFUSED, *foreign_fields.WITHOUT_EFFECT}
     assert {*Plain.__annotations__, *Beta.__annotations__} <= known
 
 
