@@ -55,6 +55,16 @@ def test_a_heavy_body_is_refused_at_once(client: httpx.Client, what: str) -> Non
     assert answer.json()["error"]["code"] in ("invalid_value", "invalid_json")
 
 
+@pytest.mark.parametrize("path", ["/v1/responses", "/v1/messages"])
+@pytest.mark.parametrize("what", ["a million fields", "a million fields in one", "a million options"])
+def test_the_same_for_responses_and_messages(client: httpx.Client, path: str, what: str) -> None:
+    began = time.monotonic()
+    body = HEAVY[what].replace('"messages"', '"input"' if "responses" in path else '"messages"', 1)
+    answer = client.post(path, content=body.encode(), headers={"content-type": "application/json"})
+    assert time.monotonic() - began < 3
+    assert (answer.status_code, answer.json()["error"]["code"]) == (400, "invalid_value")
+
+
 @pytest.mark.parametrize(
     "field",
     ["temperature", "n", "seed", "max_tokens", "actscope", "model", "stop", "stream_options"],

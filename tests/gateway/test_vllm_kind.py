@@ -127,7 +127,7 @@ def test_many_prompts_in_one_request_have_their_own_scores(client: httpx.Client)
         assert found.request.endswith(f"-{index // 2}")
         requests.add(found.request)
     assert len(requests) == 42
-    refused = client.post("/v1/completions", json={"prompt": ["x"] * 1025})
+    refused = client.post("/v1/completions", json={"prompt": ["x"] * 8193})
     assert (refused.status_code, refused.json()["error"]["param"]) == (400, "prompt")
 
 

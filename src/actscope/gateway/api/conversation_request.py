@@ -44,7 +44,7 @@ def read_conversation(path: str, raw: bytes, kind: str) -> Call:
         fields = _fields(raw)
         ask = read_ask(_value(fields.pop("actscope", b"null")))
         background = _value(fields.get("background", b"null")) is True
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise Problem(400, f"the body is not valid JSON: {error}", code="invalid_json") from error
     if ask is not None and not kind:
         raise Problem(400, _UNPLUGGED, param="actscope", code="no_scores")

@@ -13,8 +13,9 @@ from actscope.gateway.api.dependencies import Gateway, Here
 from actscope.gateway.api.routes.openai import ERRORS, Responses, admit
 from actscope.gateway.upstream.headers import forwarded
 from actscope.serving.errors import Problem, error_object
+from actscope.serving.json_body import JsonRoute
 
-router = APIRouter(tags=["openai"], responses=ERRORS)
+router = APIRouter(tags=["openai"], responses=ERRORS, route_class=JsonRoute)
 
 _STREAM = {"text/event-stream": {"schema": {"type": "string"}}}
 _RESPONSE: Responses = {200: {"model": models.ResponseAnswer, "content": _STREAM}}
