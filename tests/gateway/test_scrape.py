@@ -74,11 +74,13 @@ def test_the_scrapers_token_opens_the_metrics_and_nothing_else(watched: Place, s
     assert scraper.get("/metrics").status_code == 200
     others = [
         ("POST", "/metrics"), ("GET", "/metrics/"), ("GET", "/"), ("GET", "/v1/models"), ("GET", "/v1/actscope/info"),
-        ("GET", "/v1/actscope/metrics"), ("POST", "/v1/chat/completions"), ("GET", "/openapi.json"), ("GET", "/health"),
+        ("GET", "/v1/actscope/metrics"), ("POST", "/v1/chat/completions"), ("GET", "/openapi.json"),
     ]  # fmt: skip
     for method, path in others:
         answer = scraper.request(method, path)
         assert (answer.status_code, answer.json()["error"]["code"]) == (403, "scrape_only"), (method, path)
+    health = scraper.get("/health")  # as for every stranger
+    assert (health.status_code, health.content) == (200, b"")
     assert scraper.get("/metrics", headers={"x-api-key": TOKEN}).status_code == 403
     assert httpx.get(f"{watched.url}/?token={SCRAPER}", trust_env=False).status_code == 401
 
