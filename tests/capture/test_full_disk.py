@@ -54,7 +54,7 @@ def test_the_command_ends_when_the_disk_is_full_says_what_is_kept_and_goes_on_la
     with file_limit(1 << 19):
         full = subprocess.run(arguments, capture_output=True, text=True, timeout=240)
     assert full.returncode == 2 and "Traceback" not in full.stderr, full.stderr
-    said = full.stderr.strip().splitlines()[-1]
+    said = full.stderr.strip().splitlines()[-1].strip()
     assert said.startswith(f"{to} has ") and said.endswith(
         "of 60 prompts: make room, then repeat the command with --resume"
     )
