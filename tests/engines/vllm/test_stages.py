@@ -141,11 +141,17 @@ def watch(engine: Served, record: Path) -> Watched:
     return Watched(found, stages, refused, joined, swapped)
 
 
+def _closed(record: Path) -> bool:
+    """Whether the writer has set both of its marks, between which a reader may come."""
+    found = Recording.open(record)
+    return found.complete and not found.damage
+
+
 def _end(engine: Served, records: Sequence[Path]) -> list[Recording]:
     """End it as a terminal does; its sidecars are given the time to finish their recordings."""
     engine.ask_to_end()
     engine.process.wait(60)
-    until(lambda: all(Recording.open(record).complete for record in records), 60, what="finished recordings")
+    until(lambda: all(_closed(record) for record in records), 60, what="finished recordings")
     engine.close()
     return [recording_of(record) for record in records]
 
