@@ -88,6 +88,7 @@ class Verifier:
 @contextmanager
 def child_writer(spec: RingSpec, *, n_rows: int, seconds: float, rate: float = 0.0) -> Iterator[subprocess.Popen[str]]:
     """Run a process that creates a ring, prints its name, and writes once it gets a line. It is killed at the end if needed."""
+    RingWriter.create(spec).close()  # raises here where there is no room: the child could only end
     sizes = [spec.row_capacity, spec.width, spec.step_capacity, spec.span_capacity]
     arguments = ["--writer", *map(str, sizes), "--rows", str(n_rows), "--seconds", str(seconds), "--rate", str(rate)]
     command = [sys.executable, "-m", "actscope.bench.ring", *arguments]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -103,11 +104,12 @@ def import_probe(
 
     Example: actscope probe import happy.gguf --out probes/my-model
     """
-    from actscope.probes import import_probes, save_probe
+    from actscope.probes import import_probes
+    from actscope.probes.format import save_probes
 
+    check_can_create(out, "--out", SettingsError)
     found = import_probes(file, site=site or None, name=name, n_layers=layers or None, model=model or None)
-    for probe in found:
-        save_probe(probe, out / f"{probe.id}.safetensors")
+    save_probes(found, out)
     probes = [msgspec.structs.asdict(probe.info) for probe in found]
     show(json.dumps(probes, indent=2) if as_json else _table(legible(probes)))
     show(f"{len(found)} probes written to {out}", err=True)
@@ -190,17 +192,19 @@ def train(
     Example: actscope probe train my-labels.jsonl --model Qwen/Qwen2-0.5B --out probes/Qwen/Qwen2-0.5B
     """
     require_model(model, "sklearn")
-    from actscope.cli.common.progress import ProgressBar
-    from actscope.engines.hf.loading import load
+    from actscope.cli.common.progress import ProgressBar, load_with_spinner
     from actscope.engines.hf.probe_training import builtin_texts, train_probes
-    from actscope.probes import save_probe
+    from actscope.probes.format import save_probes
     from actscope.sites import select
 
+    warnings.filterwarnings(
+        "ignore", "(?s).*joblib will operate in serial mode"
+    )  # no shared memory: it need not be parallel
     check_can_create(out, "--out", SettingsError)
     chosen = _labelled_texts(data, texts, label or []) if data else None
     reasons: dict[str, str] = {}
     with resumable(f"interrupted: no probe has been written to {out}; repeat the command to start over"):
-        loaded = load(model, **flags)
+        loaded = load_with_spinner(model, flags)
         with ProgressBar() as progress:
             results = train_probes(
                 loaded,
@@ -210,10 +214,10 @@ def train(
                 progress=progress.update,
                 skipped=reasons.__setitem__,
             )
-    found = {result.probe.id: result.why_not(min_auroc) for result in results}
-    kept = [result for result in results if not found[result.probe.id]]
-    for result in kept:
-        save_probe(result.probe, out / f"{result.probe.id}.safetensors")
+        found = {result.probe.id: result.why_not(min_auroc) for result in results}
+        kept = [result for result in results if not found[result.probe.id]]
+        if kept:
+            save_probes([result.probe for result in kept], out)
     rows = [
         {
             **msgspec.structs.asdict(r.probe.info),
