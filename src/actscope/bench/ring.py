@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import statistics
 import subprocess
 import sys
@@ -291,6 +292,7 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=0.0, help="steps per second; 0: as fast as possible")
     arguments = parser.parse_args()
     if arguments.writer:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C is for the command, which speaks for its children too
         _writer_main(arguments)
         return
     print(json.dumps(run(arguments.seconds, lambda what: print(what, file=sys.stderr)), indent=1))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -23,6 +24,7 @@ from actscope.runtime.writable import check_can_create
 if TYPE_CHECKING:
     import httpx
 
+    from actscope.engines.hf.probe_training import Trained
     from actscope.probes.labels import LabelledText
     from actscope.ring.discovery import EngineCard
 
@@ -194,7 +196,6 @@ def train(
     require_model(model, "sklearn")
     from actscope.cli.common.progress import ProgressBar, load_with_spinner
     from actscope.engines.hf.probe_training import builtin_texts, train_probes
-    from actscope.probes.format import save_probes
     from actscope.sites import select
 
     warnings.filterwarnings(
@@ -217,7 +218,7 @@ def train(
         found = {result.probe.id: result.why_not(min_auroc) for result in results}
         kept = [result for result in results if not found[result.probe.id]]
         if kept:
-            save_probes([result.probe for result in kept], out)
+            _save(kept, out)
     rows = [
         {
             **msgspec.structs.asdict(r.probe.info),
@@ -240,6 +241,19 @@ def train(
     if not kept:
         raise ProbeError("no probe was written; see the reason of each label above")
     show(f"{len(kept)} probes written to {out}", err=True)
+
+
+def _save(kept: Sequence[Trained], out: Path) -> None:
+    from actscope.probes.format import save_probes
+
+    probes = [result.probe for result in kept]
+    try:
+        save_probes(probes, out)
+    except OSError as error:
+        raise ProbeError(
+            f"--out {out}: the {len(probes)} probes cannot be written ({error.strerror or error}), and none of them is there: "
+            "make room, or choose another place, and repeat the command"
+        ) from error
 
 
 def _labelled_texts(data: Path, most: int, wanted: list[str]) -> list[LabelledText]:

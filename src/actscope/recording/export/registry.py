@@ -76,7 +76,10 @@ def export(
     except ActscopeError:
         raise
     except OSError as error:
-        raise RecordingError(f"{path}: the export cannot be written there: {error.strerror or error}") from error
+        raise RecordingError(
+            f"{path}: the export cannot be written there ({error.strerror or error}), and nothing of it is there: make room, or "
+            "choose another place"
+        ) from error
     files = [path] if path.is_file() else [found for found in path.rglob("*") if found.is_file()]
     rows = {site.name: len(site) for site in source.sites}
     return ExportReport(path, format, rows, stored, len(files), sum(found.stat().st_size for found in files))
