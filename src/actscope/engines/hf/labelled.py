@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -16,6 +17,8 @@ from actscope.errors import EngineError, ProbeError
 from actscope.frames import SCORES, Frame, SinkStats, Step
 from actscope.probes.labels import LabelledText
 from actscope.sites import Site
+
+log = logging.getLogger("actscope.probes")
 
 
 @dataclass(slots=True)
@@ -83,6 +86,16 @@ class _Collector:
         return LabelledRows(rows, texts[order], np.concatenate(self.offsets)[order])
 
 
+def tokens_of(loaded: LoadedModel, texts: Sequence[LabelledText]) -> LabelledRows:
+    """Return what `collect` would, with no site: the texts and character ranges of all tokens. The model does not run."""
+    special = frozenset(loaded.tokenizer.all_special_ids)
+    found = [tokenize(loaded, text.text) for text in texts]
+    kept = [[place for id, place in zip(ids, places, strict=True) if id not in special] for ids, places in found]
+    counts = np.array([len(places) for places in kept], np.int64)
+    flat = np.array([place for places in kept for place in places], np.int64).reshape(-1, 2)
+    return LabelledRows({}, np.repeat(np.arange(len(texts)), counts), flat)
+
+
 def collect(
     loaded: LoadedModel,
     texts: Sequence[LabelledText],
@@ -97,7 +110,7 @@ def collect(
         loaded: The model.
         texts: The texts.
         sites: The sites to collect.
-        max_bytes: Maximum size of the rows, in bytes. Only the first texts that fit are run, but at least one.
+        max_bytes: Maximum size of the rows, in bytes. Only the first texts that fit are run, but at least one; a warning says so.
         progress: Called with (texts done, texts in total).
 
     Returns:
@@ -110,6 +123,11 @@ def collect(
     if not texts:
         raise ProbeError("there are no labelled texts: nothing can be trained")
     tokens = _fitting([tokenize(loaded, t.text) for t in texts], max_bytes // (4 * loaded.d_model * max(1, len(sites))))
+    if len(tokens) < len(texts):
+        log.warning(
+            "only the first %d of %d texts are used: their rows at %d sites take %d MiB; fewer sites leave room for more texts",
+            len(tokens), len(texts), len(sites), max_bytes >> 20,
+        )  # fmt: skip
     sink = _Collector(tokens, frozenset(loaded.tokenizer.all_special_ids))
     waiter = _Waiter(len(tokens), lambda done: progress(done, len(tokens)))
     engine = Engine(loaded, sink=sink, deliver=waiter.deliver).start()
