@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from actscope import cli
 from actscope.cli.app import app
 from actscope.cli.common.progress import ProgressBar
-from actscope.errors import CodecError, RecordingError, SettingsError
+from actscope.errors import ActscopeError, CodecError, RecordingError, SettingsError
 from actscope.recording.spec import RecordingSpec
 from actscope.recording.writing.recorder import Recorder
 
@@ -134,6 +134,48 @@ def test_export_analyze_and_import_say_where_they_cannot_write_or_read(recorded:
     ):
         error = refused(*arguments)
         assert isinstance(error, RecordingError) and str(tmp_path) in str(error), arguments
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "export {run} --to {file}/x",
+        "analyze {run} --to {file}/x",
+        "import {run}/absent --to {file}/x",
+        "probe import absent.gguf --out {file}/x",
+        "probe train --out {file}/x",
+        "capture actscope/builtin {prompts} --to {file}/x",
+        "harvest --model actscope/builtin --dataset builtin --sites last --out {file}/x",
+        "serve actscope/builtin --port 0 --record {file}/x",
+        "serve actscope/builtin --port 0 --record rec --keep-on-disk {file}/x",
+        "demo --port 0 --record {file}/x",
+        "feed --config test --port 0 --state {file}/x",
+        "metrics report {run} --output {file}/x",
+        "metrics report {run} --output absent/x",
+        "metrics report {run} --output {run}",
+        "metrics io --source proc --count 1 --output {file}/x",
+    ],
+)
+def test_what_cannot_be_written_to_is_refused_before_the_work(
+    command: str, recorded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A serve with --record where nothing can be written loaded its model first, and an export's remedy was of a full disk."""
+    (tmp_path / "file").write_text("")
+    (tmp_path / "prompts").write_text("hello\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("ACTSCOPE_RUNTIME_DIR", str(tmp_path / "run"))
+    for work in (
+        "engines.hf.loading.load", "engines.hf.spawn.subprocess.Popen", "harvest.driver.harvest", "analysis.report.measure",
+        "recording.importing.import_packets", "metrics.report.page.report_html",
+    ):  # fmt: skip
+        monkeypatch.setattr(f"actscope.{work}", None)
+    words = command.format(run=recorded, file=tmp_path / "file", prompts=tmp_path / "prompts").split()
+    error = refused(*words)
+    assert isinstance(error, ActscopeError), error
+    assert words[-1].removesuffix("/x") in str(error)
+    assert "make room" not in str(error) and any(
+        what in str(error) for what in ("choose another", "name a file", "no directory")
+    )
 
 
 def test_info_fits_80_columns_and_gives_ids_in_full(recorded: Path) -> None:
