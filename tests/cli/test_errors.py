@@ -14,7 +14,8 @@ from typer.testing import CliRunner
 from actscope import cli
 from actscope.cli.app import app
 from actscope.cli.common.progress import ProgressBar
-from actscope.errors import ActscopeError, CodecError, RecordingError, SettingsError
+from actscope.errors import ActscopeError, CodecError, ProbeError, RecordingError, SettingsError
+from actscope.probes import load_probe
 from actscope.recording.spec import RecordingSpec
 from actscope.recording.writing.recorder import Recorder
 
@@ -204,3 +205,35 @@ def test_progress_off_a_terminal_is_silent_for_what_is_soon_over(
     with ProgressBar() as progress:
         progress.update("bytes", 500_000, 1_000_000)
     assert re.fullmatch("bytes: 50%\n", capsys.readouterr().err)
+
+
+def test_what_a_newcomer_types_is_answered_by_its_own_name(recorded: Path, tmp_path: Path) -> None:
+    """A path that is not there was refused by the hub's client with a rule about ids; three dots stood for nothing."""
+    said = str(refused("capture", "./absent", _prompts(tmp_path), "--to", tmp_path / "run"))
+    assert said.startswith("./absent: there is no such directory. Give a Hugging Face id")
+    assert "did you mean zstd?" in str(
+        refused("capture", "m", _prompts(tmp_path), "--to", tmp_path / "run", "--codec", "zst")
+    )
+    error = str(refused("export", recorded, "--to", tmp_path / "x", "--requests", "b"))
+    assert "has no request 'b'; it has 1: chatcmpl-" in error and "…" not in error
+
+
+def _prompts(folder: Path) -> Path:
+    (folder / "prompts").write_text("hello\n")
+    return folder / "prompts"
+
+
+def test_probe_test_takes_directories_and_names_a_path_once(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    assert (
+        str(refused("probe", "test", tmp_path / "empty"))
+        == f"{tmp_path}/empty: no probe files (*.safetensors, *.json) in it"
+    )
+    probe = Path(__file__).parents[1] / "data" / "probe-0.1.safetensors"
+    (tmp_path / "some").mkdir()
+    (tmp_path / "some" / "a.safetensors").write_bytes(probe.read_bytes())
+    assert ": ok, danger" in CliRunner().invoke(app, ["probe", "test", str(tmp_path / "some")]).stdout
+    (tmp_path / "some" / "b.json").mkdir()
+    with pytest.raises(ProbeError) as error:
+        load_probe(tmp_path / "some" / "b.json")
+    assert str(error.value).count("b.json") == 1

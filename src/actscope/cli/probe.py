@@ -61,14 +61,19 @@ def list_probes(
 
 
 @app.command()
-def test(files: Annotated[list[Path], typer.Argument(metavar="FILES", help="Probe files.")]) -> None:
+def test(
+    files: Annotated[list[Path], typer.Argument(metavar="FILES", help="Probe files, or directories of them.")],
+) -> None:
     """Check probe files: their format, and that their test vectors have the scores that they state.
 
     Example: actscope probe test probes/my-model/*.safetensors
     """
-    from actscope.probes import load_probe
+    from actscope.probes import find_probes, load_probe
 
-    for path in files:
+    empty = [path for path in files if path.is_dir() and not any(find_probes(path))]
+    if empty:
+        raise ProbeError(f"{empty[0]}: no probe files (*.safetensors, *.json) in it")
+    for path in [one for named in files for one in (find_probes(named) if named.is_dir() else [named])]:
         probe = load_probe(path)
         info = probe.info
         stored = "" if probe.stored == "F32" else f", stored as {probe.stored}, used as float32"

@@ -272,7 +272,7 @@ def load_probe(path: Path, site: str = "") -> Probe:
             probe.verify()
             return probe
     except ProbeError as error:
-        raise ProbeError(f"{path}: {error}") from error
+        raise ProbeError(f"{path}: {str(error).removeprefix(f'{path}: ')}") from error
 
 
 def _check_suffix(path: Path) -> None:
