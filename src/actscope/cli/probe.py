@@ -219,6 +219,7 @@ def train(
                 label or None,
                 progress=progress.update,
                 skipped=reasons.__setitem__,
+                left_out=_tell_left_out if data else lambda used, given: None,
             )
         found = {result.probe.id: result.why_not(min_auroc) for result in results}
         kept = [result for result in results if not found[result.probe.id]]
@@ -246,6 +247,11 @@ def train(
     if not kept:
         raise ProbeError("no probe was written; see the reason of each label above")
     show(f"{len(kept)} probes written to {out}", err=True)
+
+
+def _tell_left_out(used: int, given: int) -> None:
+    said = f"only the first {used} of {given} texts are used, to bound the memory of their rows: name fewer --sites"
+    show(said, err=True)
 
 
 def _save(kept: Sequence[Trained], out: Path) -> None:

@@ -73,16 +73,29 @@ def test_tokens_without_rows_are_those_of_the_rows() -> None:
     assert (tokens.texts.tolist(), tokens.offsets.tolist()) == (rows.texts.tolist(), rows.offsets.tolist())
 
 
-def test_when_not_all_texts_fit_the_first_ones_are_read_whole_whatever_their_length(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
+def test_when_not_all_texts_fit_the_first_ones_are_read_whole_whatever_their_length() -> None:
     loaded, some = tiny("llama"), texts(20)
     lengths = [len(tokenize(loaded, text.text)[0]) for text in some]
     rows = collect(loaded, some, select("0", 4), max_bytes=4 * 64 * sum(lengths[:5]))
     assert [int((rows.texts == i).sum()) for i in range(20)] == lengths[:5] + [0] * 15
     known, held = rows.labels(some, "wolf")
     assert len(known) == len(held) == sum(lengths[:5])
-    assert "only the first 5 of 20 texts are used" in caplog.text
+
+
+def test_texts_that_do_not_fit_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They were passed over in silence."""
+    told: list[tuple[int, int]] = []
+    some = texts()
+
+    def small(*given: Any, **more: Any) -> Any:
+        return collect(*given, **more, max_bytes=4 * 64 * sum(len(text.text) for text in some) // 2)
+
+    train_probes(tiny("llama"), some, select("0", 4), left_out=lambda *numbers: told.append(numbers))
+    assert told == []
+    monkeypatch.setattr("actscope.engines.hf.probe_training.collect", small)
+    train_probes(tiny("llama"), some, select("0", 4), left_out=lambda *numbers: told.append(numbers))
+    ((used, given),) = told
+    assert 0 < used < given == len(some)
 
 
 def test_no_texts_and_texts_without_a_token_are_errors_and_not_endless() -> None:

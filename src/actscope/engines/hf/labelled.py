@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -17,8 +16,6 @@ from actscope.errors import EngineError, ProbeError
 from actscope.frames import SCORES, Frame, SinkStats, Step
 from actscope.probes.labels import LabelledText
 from actscope.sites import Site
-
-log = logging.getLogger("actscope.probes")
 
 
 @dataclass(slots=True)
@@ -110,7 +107,7 @@ def collect(
         loaded: The model.
         texts: The texts.
         sites: The sites to collect.
-        max_bytes: Maximum size of the rows, in bytes. Only the first texts that fit are run, but at least one; a warning says so.
+        max_bytes: Maximum size of the rows, in bytes. Only the first texts that fit are run, but at least one.
         progress: Called with (texts done, texts in total).
 
     Returns:
@@ -123,11 +120,6 @@ def collect(
     if not texts:
         raise ProbeError("there are no labelled texts: nothing can be trained")
     tokens = _fitting([tokenize(loaded, t.text) for t in texts], max_bytes // (4 * loaded.d_model * max(1, len(sites))))
-    if len(tokens) < len(texts):
-        log.warning(
-            "only the first %d of %d texts are used: their rows at %d sites take %d MiB; fewer sites leave room for more texts",
-            len(tokens), len(texts), len(sites), max_bytes >> 20,
-        )  # fmt: skip
     sink = _Collector(tokens, frozenset(loaded.tokenizer.all_special_ids))
     waiter = _Waiter(len(tokens), lambda done: progress(done, len(tokens)))
     engine = Engine(loaded, sink=sink, deliver=waiter.deliver).start()

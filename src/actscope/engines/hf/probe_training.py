@@ -51,6 +51,7 @@ def train_probes(
     *,
     progress: Report = lambda stage, done, total: None,
     skipped: Callable[[str, str], None] = lambda label, reason: None,
+    left_out: Callable[[int, int], None] = lambda used, given: None,
 ) -> list[Trained]:
     """Train one probe per label, at the earliest site whose AUROC is within `WORTH_A_LAYER` of the best.
 
@@ -61,6 +62,7 @@ def train_probes(
         labels: Labels to train; None for all that have enough examples.
         progress: Called with (stage, done, total).
         skipped: Called with (label, reason) for each label that has too few examples. The others are trained.
+        left_out: Called with (texts used, texts given) if the rows of all texts would not fit into memory.
 
     Returns:
         The probes, in the order of the labels.
@@ -79,6 +81,8 @@ def train_probes(
     if not chosen:
         return _none(reasons, labels)
     rows = collect(loaded, texts, sites, progress=lambda done, total: progress("reading texts", done, total))
+    if rows.texts[-1] < tokens.texts[-1]:
+        left_out(int(rows.texts[-1]) + 1, len(texts))
     covariances = {site: ShrunkCovariance.of(rows.rows[site.name], rows.texts) for site in sites}
     trained = []
     for done, label in enumerate(chosen, 1):
