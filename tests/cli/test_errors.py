@@ -14,7 +14,8 @@ from typer.testing import CliRunner
 from actscope import cli
 from actscope.cli.app import app
 from actscope.cli.common.progress import ProgressBar
-from actscope.errors import CodecError, RecordingError, SettingsError
+from actscope.errors import ActscopeError, CodecError, ProbeError, RecordingError, SettingsError
+from actscope.probes import load_probe
 from actscope.recording.spec import RecordingSpec
 from actscope.recording.writing.recorder import Recorder
 
@@ -136,6 +137,48 @@ def test_export_analyze_and_import_say_where_they_cannot_write_or_read(recorded:
         assert isinstance(error, RecordingError) and str(tmp_path) in str(error), arguments
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        "export {run} --to {file}/x",
+        "analyze {run} --to {file}/x",
+        "import {run}/absent --to {file}/x",
+        "probe import absent.gguf --out {file}/x",
+        "probe train --out {file}/x",
+        "capture actscope/builtin {prompts} --to {file}/x",
+        "harvest --model actscope/builtin --dataset builtin --sites last --out {file}/x",
+        "serve actscope/builtin --port 0 --record {file}/x",
+        "serve actscope/builtin --port 0 --record rec --keep-on-disk {file}/x",
+        "demo --port 0 --record {file}/x",
+        "feed --config test --port 0 --state {file}/x",
+        "metrics report {run} --output {file}/x",
+        "metrics report {run} --output absent/x",
+        "metrics report {run} --output {run}",
+        "metrics io --source proc --count 1 --output {file}/x",
+    ],
+)
+def test_what_cannot_be_written_to_is_refused_before_the_work(
+    command: str, recorded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A serve with --record where nothing can be written loaded its model first, and an export's remedy was of a full disk."""
+    (tmp_path / "file").write_text("")
+    (tmp_path / "prompts").write_text("hello\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("ACTSCOPE_RUNTIME_DIR", str(tmp_path / "run"))
+    for work in (
+        "engines.hf.loading.load", "engines.hf.spawn.subprocess.Popen", "harvest.driver.harvest", "analysis.report.measure",
+        "recording.importing.import_packets", "metrics.report.page.report_html",
+    ):  # fmt: skip
+        monkeypatch.setattr(f"actscope.{work}", None)
+    words = command.format(run=recorded, file=tmp_path / "file", prompts=tmp_path / "prompts").split()
+    error = refused(*words)
+    assert isinstance(error, ActscopeError), error
+    assert words[-1].removesuffix("/x") in str(error)
+    assert "make room" not in str(error) and any(
+        what in str(error) for what in ("choose another", "name a file", "no directory")
+    )
+
+
 def test_info_fits_80_columns_and_gives_ids_in_full(recorded: Path) -> None:
     said = CliRunner().invoke(app, ["info", str(recorded)]).stdout
     assert said.count("chatcmpl-0123456789abcdef0123456789abcdef") == 2  # the mark's, and in the list
@@ -162,3 +205,35 @@ def test_progress_off_a_terminal_is_silent_for_what_is_soon_over(
     with ProgressBar() as progress:
         progress.update("bytes", 500_000, 1_000_000)
     assert re.fullmatch("bytes: 50%\n", capsys.readouterr().err)
+
+
+def test_what_a_newcomer_types_is_answered_by_its_own_name(recorded: Path, tmp_path: Path) -> None:
+    """A path that is not there was refused by the hub's client with a rule about ids; three dots stood for nothing."""
+    said = str(refused("capture", "./absent", _prompts(tmp_path), "--to", tmp_path / "run"))
+    assert said.startswith("./absent: there is no such directory. Give a Hugging Face id")
+    assert "did you mean zstd?" in str(
+        refused("capture", "m", _prompts(tmp_path), "--to", tmp_path / "run", "--codec", "zst")
+    )
+    error = str(refused("export", recorded, "--to", tmp_path / "x", "--requests", "b"))
+    assert "has no request 'b'; it has 1: chatcmpl-" in error and "…" not in error
+
+
+def _prompts(folder: Path) -> Path:
+    (folder / "prompts").write_text("hello\n")
+    return folder / "prompts"
+
+
+def test_probe_test_takes_directories_and_names_a_path_once(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    assert (
+        str(refused("probe", "test", tmp_path / "empty"))
+        == f"{tmp_path}/empty: no probe files (*.safetensors, *.json) in it"
+    )
+    probe = Path(__file__).parents[1] / "data" / "probe-0.1.safetensors"
+    (tmp_path / "some").mkdir()
+    (tmp_path / "some" / "a.safetensors").write_bytes(probe.read_bytes())
+    assert ": ok, danger" in CliRunner().invoke(app, ["probe", "test", str(tmp_path / "some")]).stdout
+    (tmp_path / "some" / "b.json").mkdir()
+    with pytest.raises(ProbeError) as error:
+        load_probe(tmp_path / "some" / "b.json")
+    assert str(error.value).count("b.json") == 1

@@ -19,9 +19,12 @@ from actscope import cli
 from actscope.cli.common.findings import Finding
 from actscope.cli.doctor import ground
 from actscope.cli.doctor.ground import guarded, guarded_all
-from actscope.errors import SettingsError
+from actscope.errors import RingError, SettingsError
 from actscope.recording.spec import RecordingSpec
 from actscope.recording.writing.recorder import Recorder
+from actscope.ring import discovery
+from actscope.ring.host import RingSpec, RingWriter
+from actscope.runtime.cache import give_matplotlib_a_cache
 
 NOBODY = 54321  # a user id that has no entry in /etc/passwd
 SITE = "layers.0.resid_post"
@@ -110,6 +113,65 @@ def test_the_doctor_names_the_variable_of_each_directory_that_is_not_there(
     assert not found["model cache"].ok and "HF_HOME" in found["model cache"].remedy
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     assert ground.hub().ok, "nothing is loaded from the hub then"
+
+
+def test_the_doctor_tells_one_cause_once() -> None:
+    """A runtime directory of another user was four NO lines."""
+    why = "/run/x: expected owner 1, found 0"
+    made = [
+        Finding("runtime folder", False, why, "set it"),
+        Finding("engines", False, why),
+        Finding("cache", True, "/c"),
+    ]
+    first, second, third = ground.told_once(made)
+    assert first == made[0] and third == made[2]
+    assert (second.what, second.ok, second.found) == ("engines", True, "not checked: see runtime folder")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root: gives a directory to another user")
+@pytest.mark.parametrize(
+    "command", ["gateway --port 0", "watch", "demo --once hi", "probe list", "feed --config test --port 0"]
+)
+def test_another_users_runtime_directory_is_one_line_before_anything_is_loaded(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The gateway waited in it for ever; the demo said it twice, once from its engine."""
+    os.chown(tmp_path, NOBODY, NOBODY)
+    monkeypatch.setenv("ACTSCOPE_RUNTIME_DIR", str(tmp_path))
+    monkeypatch.setattr("actscope.engines.hf.spawn.subprocess.Popen", None)
+    monkeypatch.setattr("sys.argv", ["actscope", *command.split()])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    err = capsys.readouterr().err
+    assert ended.value.code == 2 and "set ACTSCOPE_RUNTIME_DIR" in err and len(err.splitlines()) == 1
+
+
+def test_without_shared_memory_the_sweep_of_an_engine_finds_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A machine without /dev/shm was a traceback of the engine; now creating the ring says what is missing."""
+    monkeypatch.setenv("ACTSCOPE_RUNTIME_DIR", str(tmp_path / "run"))
+    for module in ("discovery", "segment"):
+        monkeypatch.setattr(f"actscope.ring.{module}.SHM_DIR", tmp_path / "absent")
+    assert discovery.sweep() == 0
+    with pytest.raises(RingError, match=r"scores need .*absent: mount a tmpfs there"):
+        RingWriter.create(RingSpec(16, 8, 4, 16))
+
+
+def test_matplotlib_gets_a_directory_only_where_its_own_cannot_be_written_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It logged two lines about a home directory that is not there, in its own words."""
+    for name in ("MPLCONFIGDIR", "XDG_CONFIG_HOME", "XDG_CACHE_HOME"):
+        monkeypatch.setenv(name, "")  # restored at the end, also where the call sets it
+    monkeypatch.setenv("HOME", str(tmp_path))
+    give_matplotlib_a_cache()
+    assert not os.environ["MPLCONFIGDIR"]
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("HOME", str(tmp_path / "file"))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    give_matplotlib_a_cache()
+    assert os.environ["MPLCONFIGDIR"] == str(tmp_path / f"actscope-cache-{os.geteuid()}" / "matplotlib")
 
 
 @pytest.fixture

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -104,3 +107,47 @@ class _no_engine:  # takes the place of a function
 
     def __exit__(self, *_: object) -> None:
         """Do nothing."""
+
+
+@pytest.mark.parametrize(
+    ("signals", "code"),
+    [
+        ([signal.SIGINT], 130),
+        ([signal.SIGINT, signal.SIGINT], 130),
+        ([signal.SIGTERM], 143),
+        ([signal.SIGHUP], 129),
+    ],
+    ids=lambda value: "-".join(one.name for one in value) if isinstance(value, list) else None,
+)
+def test_a_server_ends_in_order_at_each_signal_also_at_a_second_one(
+    signals: list[signal.Signals], code: int, tmp_path: Path
+) -> None:
+    """A second Ctrl-C was a traceback of its application, and so was SIGHUP."""
+    command = [sys.executable, "-m", "actscope", "gateway", "--port", "0", "--no-browser"]
+    environment = {**os.environ, "ACTSCOPE_RUNTIME_DIR": str(tmp_path / "run")}
+    child = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
+    assert child.stderr is not None
+    with child:
+        while "Ctrl-C stops it" not in (line := child.stderr.readline()):
+            assert line, "the gateway ended before it served"
+        for number in signals:
+            child.send_signal(number)
+        err = child.stderr.read()
+    assert child.returncode == code and "Traceback" not in err, err
+
+
+def test_sigterm_ends_a_command_like_ctrl_c_with_a_code_of_its_own(
+    recorded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An export that a job's time limit ended left its temporary directory."""
+
+    def terminated(*_: object, **__: object) -> None:
+        signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr("actscope.recording.export.registry.check_free", terminated)
+    monkeypatch.setattr("sys.argv", ["actscope", "export", str(recorded), "--to", str(tmp_path / "out")])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 143 and "nothing was written to" in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["run.acts"]

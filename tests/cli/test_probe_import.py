@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from actscope.cli.app import app
-from actscope.errors import ProbeError
+from actscope.errors import ProbeError, SettingsError
 from actscope.probes import load_probe, load_probes
 
 REPENG = Path(__file__).parents[1] / "data" / "repeng-0.4.gguf"
@@ -55,3 +55,10 @@ def test_a_file_that_is_not_imported_says_what_to_do(name: str, says: str, tmp_p
     assert isinstance(error, ProbeError) and not (tmp_path / "out").exists()
     with pytest.raises(ProbeError, match=says):
         raise error
+
+
+def test_a_place_that_cannot_be_written_to_is_refused_before_the_file_is_read(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    arguments = ["probe", "import", str(tmp_path / "absent.gguf"), "--out", str(tmp_path / "file" / "probes")]
+    error = CliRunner().invoke(app, arguments).exception
+    assert isinstance(error, SettingsError) and f"--out {tmp_path}/file/probes" in str(error)

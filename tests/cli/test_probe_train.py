@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from pathlib import Path
@@ -108,6 +109,23 @@ def test_each_label_without_a_probe_has_its_reason_and_a_probe_that_cannot_fire_
     assert code == 2 and not list(out.iterdir())
     assert "not written: wolf: recall 0: no held-out token reaches its threshold" in err
     assert "no probe was written" in err and "0.95" not in err
+
+
+def test_on_a_full_disk_no_probe_is_written_and_the_reason_names_the_place(
+    labels: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was an error without a path, and the probes before it were there."""
+    loaded, model, out = tiny("llama"), tmp_path / "model", tmp_path / "probes"
+    loaded.model.save_pretrained(model)
+    loaded.tokenizer.save_pretrained(model)
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("actscope.runtime.publish.write_all", full)
+    code, _, err = train(labels, "--model", model, "--sites", "0", "--out", out)
+    assert code == 2 and not list(out.iterdir())
+    assert f"--out {out}: the 1 probes cannot be written (No space left on device), and none of them is there" in err
 
 
 def test_an_interrupt_says_that_nothing_was_written(

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from actscope.runtime.publish import publish_directory, publish_file, write_all
+from actscope.runtime.publish import publish_directory, publish_file, publish_files, write_all
 
 
 def test_a_published_file_replaces_the_one_before_and_has_its_permissions(tmp_path: Path) -> None:
@@ -122,3 +122,12 @@ def test_publishers_of_one_directory_run_one_after_the_other(tmp_path: Path) -> 
         ended.set()
     thread.join()
     assert found == [None]
+
+
+def test_of_several_files_none_appears_when_one_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"before")
+    with pytest.raises(OSError):
+        publish_files({tmp_path / "a": b"1", tmp_path / "absent" / "b": b"2"})
+    assert [path.name for path in tmp_path.iterdir()] == ["a"] and (tmp_path / "a").read_bytes() == b"before"
+    publish_files({tmp_path / "a": b"1", tmp_path / "b": b"2"})
+    assert ((tmp_path / "a").read_bytes(), (tmp_path / "b").read_bytes()) == (b"1", b"2")

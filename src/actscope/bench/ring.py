@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import statistics
 import subprocess
 import sys
@@ -88,6 +89,7 @@ class Verifier:
 @contextmanager
 def child_writer(spec: RingSpec, *, n_rows: int, seconds: float, rate: float = 0.0) -> Iterator[subprocess.Popen[str]]:
     """Run a process that creates a ring, prints its name, and writes once it gets a line. It is killed at the end if needed."""
+    RingWriter.create(spec).close()  # raises here where there is no room: the child could only end
     sizes = [spec.row_capacity, spec.width, spec.step_capacity, spec.span_capacity]
     arguments = ["--writer", *map(str, sizes), "--rows", str(n_rows), "--seconds", str(seconds), "--rate", str(rate)]
     command = [sys.executable, "-m", "actscope.bench.ring", *arguments]
@@ -290,6 +292,7 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=0.0, help="steps per second; 0: as fast as possible")
     arguments = parser.parse_args()
     if arguments.writer:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C is for the command, which speaks for its children too
         _writer_main(arguments)
         return
     print(json.dumps(run(arguments.seconds, lambda what: print(what, file=sys.stderr)), indent=1))

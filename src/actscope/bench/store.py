@@ -11,6 +11,7 @@ import json
 import os
 import resource
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
@@ -186,6 +187,7 @@ def main() -> None:
     parser.add_argument("target", type=Path)
     parser.add_argument("steps", type=int)
     arguments = parser.parse_args()
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C is for the command, which speaks for its children too
     child = {"record": _record, "raw": _raw, "slow": _slow}[arguments.what]
     print(json.dumps(child(arguments.target, arguments.steps)))
 

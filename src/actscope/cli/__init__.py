@@ -1,13 +1,18 @@
 """The command line: one file per command. The docstring of a command is its help text.
 
-Exit codes: 0 success; 1 a check failed; 2 bad input or settings; 3 no engine answers; 130 interrupted.
+Exit codes: 0 success; 1 a check failed; 2 bad input or settings; 3 no engine answers; 130 interrupted (Ctrl-C); 143 ended by
+SIGTERM, 129 by SIGHUP.
 """
 
 from __future__ import annotations
 
 import errno
 import os
+import signal
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from actscope.errors import ActscopeError, MissingExtra, UpstreamError
 from actscope.extras import extra_of
@@ -16,6 +21,11 @@ from actscope.runtime.printable import one_line, paragraph
 
 def main() -> None:
     """Run the command line. An `ActscopeError` becomes one message on standard error and an exit code."""
+    with _ending_like_ctrl_c(signal.SIGTERM, signal.SIGHUP):
+        _main()
+
+
+def _main() -> None:
     try:
         from actscope.cli.app import app
 
@@ -36,6 +46,34 @@ def main() -> None:
         if told is None:  # not about a path of the user's, so a bug: keep the traceback
             raise
         _fail(told, 2)
+
+
+@contextmanager
+def _ending_like_ctrl_c(*numbers: signal.Signals) -> Iterator[None]:
+    """Raise KeyboardInterrupt at these signals, so that a command cleans up and says what is kept; the exit code is 128 + number.
+
+    Without it, `kill`, systemd, a container's stop or a job's time limit would leave temporary files. A signal that is ignored
+    (nohup), or that somebody handles, stays so.
+    """
+    came: list[int] = []
+
+    def handle(number: int, _: object) -> None:
+        came.append(number)
+        raise KeyboardInterrupt
+
+    here = threading.current_thread() is threading.main_thread()
+    ours = [number for number in numbers if here and signal.getsignal(number) is signal.SIG_DFL]
+    for number in ours:
+        signal.signal(number, handle)
+    try:
+        yield
+    except SystemExit as ended:
+        if came and ended.code == 130:
+            sys.exit(128 + came[0])
+        raise
+    finally:
+        for number in ours:
+            signal.signal(number, signal.SIG_DFL)
 
 
 #: Errors of the machine that may come without a path, and what to do.

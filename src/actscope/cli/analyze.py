@@ -16,6 +16,7 @@ from actscope.cli.common.recordings import Directory, open_recording
 from actscope.cli.common.settings_options import Given, with_settings
 from actscope.cli.export import Sites
 from actscope.extras import RECORDING, require
+from actscope.runtime.cache import give_matplotlib_a_cache
 
 if TYPE_CHECKING:
     from actscope.analysis import AnalysisReport
@@ -45,6 +46,7 @@ def analyze(
     plots = ("matplotlib",) if to is not None and flags.get("plots", True) else ()
     graph = ("scipy", "networkx") if flags.get("graph") else ()
     require("analyze" if plots or graph else "record", *RECORDING, *plots, *graph)
+    give_matplotlib_a_cache()
     from actscope.analysis import analyze as run
     from actscope.cli.common.progress import ProgressBar
     from actscope.recording.export import choose_sites

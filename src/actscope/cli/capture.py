@@ -115,11 +115,11 @@ def _record(
     placed: Given,
 ) -> None:
     from actscope.capture.prompts import run_prompts, wants_chat
-    from actscope.cli.common.progress import ProgressBar
+    from actscope.cli.common.progress import ProgressBar, load_with_spinner
 
     _log_plainly()
     with resumable(lambda: f"interrupted: {_kept(to, todo)}; repeat the command with --resume to continue"):
-        loaded = _load(model, placed)
+        loaded = load_with_spinner(model, placed)
         as_chat = wants_chat(loaded, chat, _was_chat(to) if resume else None)
         session = _session(loaded, to, config, resume=resume, chat=as_chat)
         _announce(config, as_chat)
@@ -172,19 +172,6 @@ def _log_plainly() -> None:
     handler.setFormatter(Plain("actscope: %(message)s"))
     log = logging.getLogger("actscope")
     log.handlers[:], log.propagate = [handler], False
-
-
-def _load(model: str, placed: Given) -> LoadedModel:
-    """Load the model on the given device in the given dtype. Shows a spinner in place of transformers' own progress bars."""
-    from rich.console import Console
-    from transformers.utils import logging
-
-    from actscope.engines.hf.loading import load
-
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    with Console(stderr=True).status(f"loading {model} …"):
-        loaded = load(model, **placed)
-    return loaded
 
 
 def _lines(prompts: str) -> list[str]:

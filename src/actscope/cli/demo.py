@@ -30,7 +30,7 @@ def demo(
     ] = "",
     as_json: Annotated[bool, typer.Option("--json", help="With --once: print one JSON object.")] = False,
     max_tokens: Annotated[
-        int, typer.Option(metavar="N", help="With --once: maximum length of the answer, in tokens.")
+        int, typer.Option(min=1, metavar="N", help="With --once: maximum length of the answer, in tokens.")
     ] = 200,
     temperature: Annotated[
         float, typer.Option(metavar="N", help="With --once: sampling temperature. 0 is greedy.")

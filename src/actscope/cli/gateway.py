@@ -8,6 +8,7 @@ from typing import Annotated
 from actscope.cli.common import options
 from actscope.cli.common.settings_options import Given, with_settings
 from actscope.extras import require
+from actscope.runtime.directory import runtime_dir
 
 
 @with_settings
@@ -25,4 +26,6 @@ def gateway(flags: Annotated[Given, options.GATEWAY], browser: options.Browser =
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s")
     logging.getLogger("actscope").setLevel(logging.INFO)
     settings = options.GATEWAY.make(flags)
+    if not settings.upstream.startswith(("http://", "https://", "unix:")):
+        runtime_dir()  # an engine is found in it: refuse one that is not private now, instead of waiting for ever
     serve(settings, lambda taken: announce(taken, settings.upstream or "the newest engine", browser=browser))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from contextlib import redirect_stdout
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
@@ -16,6 +17,7 @@ from actscope.cli.common.packages import is_table, require_model
 from actscope.cli.common.settings_options import Given, with_settings
 from actscope.errors import HarvestDamaged, HarvestError, SettingsError
 from actscope.extras import EXTRAS, require
+from actscope.runtime.writable import check_can_create
 
 if TYPE_CHECKING:
     from actscope.harvest.driver import Report
@@ -95,6 +97,7 @@ def harvest(
     _require_packages(settings, engine)
     if gpus_per_worker and settings.device == "auto":
         settings = replace(settings, device="cuda")
+    from actscope.harvest.storage.opening import is_local
     from actscope.harvest.workers.messages import WorkerJob
 
     where = _whole(out)
@@ -103,6 +106,8 @@ def harvest(
     if dry_run:
         _propose(crew, settings, as_json)
     else:
+        if is_local(out):
+            check_can_create(Path(where), "--out", SettingsError)
         _run(crew, where, allow_http, lease, as_json)
 
 
@@ -127,8 +132,6 @@ def _check_storage(out: str) -> None:
 
 def _whole(out: str) -> str:
     """Return a directory as an absolute path, since workers may have another working directory. A bucket stays as it is."""
-    from pathlib import Path
-
     from actscope.harvest.storage.opening import is_local
 
     return str(Path(out.removeprefix("file://")).absolute()) if is_local(out) else out

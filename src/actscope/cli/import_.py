@@ -13,7 +13,9 @@ from actscope.cli.common import options
 from actscope.cli.common.interrupts import resumable
 from actscope.cli.common.output import show
 from actscope.cli.common.settings_options import Given, with_settings
+from actscope.errors import SettingsError
 from actscope.extras import require
+from actscope.runtime.writable import check_can_create
 
 
 @with_settings
@@ -28,6 +30,7 @@ def import_(
     Example: actscope import old.packets --to run.acts --dtype float16 --width 4096
     """
     require("record")
+    check_can_create(to, "--to", SettingsError)
     from actscope.cli.common.progress import ProgressBar
     from actscope.recording.importing import import_packets
 

@@ -13,6 +13,8 @@ from actscope.cli.common.output import show
 from actscope.cli.common.settings_options import Given, with_settings
 from actscope.errors import MetricsError
 from actscope.extras import RECORDING, require
+from actscope.runtime.cache import give_matplotlib_a_cache
+from actscope.runtime.writable import check_can_write
 
 if TYPE_CHECKING:
     from actscope.metrics.collect import Meter
@@ -96,6 +98,8 @@ def report(
     Example: actscope metrics report run.acts --metrics tracepoints.jsonl --output report.html
     """
     require("analyze", *(RECORDING if recording is not None else ()), "matplotlib")
+    check_can_write(output, "--output", MetricsError)
+    give_matplotlib_a_cache()
     from actscope.cli.common.recordings import open_recording
     from actscope.metrics.reader import read_measurements
     from actscope.metrics.report.page import default_files, report_html

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -22,6 +24,7 @@ from actscope.runtime.writable import check_can_create
 if TYPE_CHECKING:
     import httpx
 
+    from actscope.engines.hf.probe_training import Trained
     from actscope.probes.labels import LabelledText
     from actscope.ring.discovery import EngineCard
 
@@ -58,14 +61,19 @@ def list_probes(
 
 
 @app.command()
-def test(files: Annotated[list[Path], typer.Argument(metavar="FILES", help="Probe files.")]) -> None:
+def test(
+    files: Annotated[list[Path], typer.Argument(metavar="FILES", help="Probe files, or directories of them.")],
+) -> None:
     """Check probe files: their format, and that their test vectors have the scores that they state.
 
     Example: actscope probe test probes/my-model/*.safetensors
     """
-    from actscope.probes import load_probe
+    from actscope.probes import find_probes, load_probe
 
-    for path in files:
+    empty = [path for path in files if path.is_dir() and not any(find_probes(path))]
+    if empty:
+        raise ProbeError(f"{empty[0]}: no probe files (*.safetensors, *.json) in it")
+    for path in [one for named in files for one in (find_probes(named) if named.is_dir() else [named])]:
         probe = load_probe(path)
         info = probe.info
         stored = "" if probe.stored == "F32" else f", stored as {probe.stored}, used as float32"
@@ -103,11 +111,12 @@ def import_probe(
 
     Example: actscope probe import happy.gguf --out probes/my-model
     """
-    from actscope.probes import import_probes, save_probe
+    from actscope.probes import import_probes
+    from actscope.probes.format import save_probes
 
+    check_can_create(out, "--out", SettingsError)
     found = import_probes(file, site=site or None, name=name, n_layers=layers or None, model=model or None)
-    for probe in found:
-        save_probe(probe, out / f"{probe.id}.safetensors")
+    save_probes(found, out)
     probes = [msgspec.structs.asdict(probe.info) for probe in found]
     show(json.dumps(probes, indent=2) if as_json else _table(legible(probes)))
     show(f"{len(found)} probes written to {out}", err=True)
@@ -190,17 +199,18 @@ def train(
     Example: actscope probe train my-labels.jsonl --model Qwen/Qwen2-0.5B --out probes/Qwen/Qwen2-0.5B
     """
     require_model(model, "sklearn")
-    from actscope.cli.common.progress import ProgressBar
-    from actscope.engines.hf.loading import load
+    from actscope.cli.common.progress import ProgressBar, load_with_spinner
     from actscope.engines.hf.probe_training import builtin_texts, train_probes
-    from actscope.probes import save_probe
     from actscope.sites import select
 
+    warnings.filterwarnings(
+        "ignore", "(?s).*joblib will operate in serial mode"
+    )  # no shared memory: it need not be parallel
     check_can_create(out, "--out", SettingsError)
     chosen = _labelled_texts(data, texts, label or []) if data else None
     reasons: dict[str, str] = {}
     with resumable(f"interrupted: no probe has been written to {out}; repeat the command to start over"):
-        loaded = load(model, **flags)
+        loaded = load_with_spinner(model, flags)
         with ProgressBar() as progress:
             results = train_probes(
                 loaded,
@@ -209,11 +219,12 @@ def train(
                 label or None,
                 progress=progress.update,
                 skipped=reasons.__setitem__,
+                left_out=_tell_left_out if data else lambda used, given: None,
             )
-    found = {result.probe.id: result.why_not(min_auroc) for result in results}
-    kept = [result for result in results if not found[result.probe.id]]
-    for result in kept:
-        save_probe(result.probe, out / f"{result.probe.id}.safetensors")
+        found = {result.probe.id: result.why_not(min_auroc) for result in results}
+        kept = [result for result in results if not found[result.probe.id]]
+        if kept:
+            _save(kept, out)
     rows = [
         {
             **msgspec.structs.asdict(r.probe.info),
@@ -236,6 +247,24 @@ def train(
     if not kept:
         raise ProbeError("no probe was written; see the reason of each label above")
     show(f"{len(kept)} probes written to {out}", err=True)
+
+
+def _tell_left_out(used: int, given: int) -> None:
+    said = f"only the first {used} of {given} texts are used, to bound the memory of their rows: name fewer --sites"
+    show(said, err=True)
+
+
+def _save(kept: Sequence[Trained], out: Path) -> None:
+    from actscope.probes.format import save_probes
+
+    probes = [result.probe for result in kept]
+    try:
+        save_probes(probes, out)
+    except OSError as error:
+        raise ProbeError(
+            f"--out {out}: the {len(probes)} probes cannot be written ({error.strerror or error}), and none of them is there: "
+            "make room, or choose another place, and repeat the command"
+        ) from error
 
 
 def _labelled_texts(data: Path, most: int, wanted: list[str]) -> list[LabelledText]:

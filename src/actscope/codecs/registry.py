@@ -15,6 +15,7 @@ from actscope.codecs.general import LZ4, NONE, SHUFFLE_LZ4, SHUFFLE_ZSTD, ZSTD, 
 from actscope.codecs.lossless import LOSSLESS, Lossless, decode_lossless
 from actscope.codecs.svd import SVD, Svd, check_svd_width, decode_svd, rows_to_fit
 from actscope.errors import CodecError
+from actscope.near_miss import hint
 
 #: Wire codes; stable, never reused.
 CODECS: dict[str, int] = {
@@ -113,7 +114,7 @@ def encoder(spec: str) -> Encoder:
     """
     name, colon, argument = spec.partition(":")
     if name not in _MAKERS or (colon and not argument):
-        raise CodecError(f"no codec {spec!r}: expected one of {', '.join(_USAGE)}")
+        raise CodecError(f"no codec {spec!r}: expected one of {', '.join(_USAGE)}{hint(name, _MAKERS)}")
     return _MAKERS[name](argument)
 
 

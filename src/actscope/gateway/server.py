@@ -13,10 +13,10 @@ from fastapi import FastAPI
 from actscope.gateway.app import create_app
 from actscope.gateway.settings import GatewaySettings
 from actscope.near_miss import hinted
-from actscope.serving.listening import listen, uvicorn_config
+from actscope.serving.listening import PatientServer, listen, uvicorn_config
 
 
-class GatewayServer(uvicorn.Server):
+class GatewayServer(PatientServer):
     """uvicorn server that ends open event streams before a graceful shutdown, which would otherwise wait for them.
 
     Attributes:

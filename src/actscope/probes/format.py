@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -25,7 +25,7 @@ from actscope.probes.hooks import hooked_site
 from actscope.probes.score import ACTIVATIONS, score
 from actscope.runtime.decoding import as_own_error, decode_json
 from actscope.runtime.printable import one_line
-from actscope.runtime.publish import publish_file
+from actscope.runtime.publish import publish_file, publish_files
 from actscope.runtime.regular_files import read_regular
 from actscope.sites import Site
 
@@ -226,12 +226,26 @@ def save_probe(probe: Probe, path: Path) -> None:
     Raises:
         OSError: The file cannot be written.
     """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    publish_file(path, _as_file(probe))
+
+
+def save_probes(probes: Iterable[Probe], directory: Path) -> None:
+    """Write probes as `<id>.safetensors` into a directory, which is created if it does not exist: all of them, or none.
+
+    Raises:
+        OSError: A file cannot be written.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    publish_files({directory / f"{probe.id}.safetensors": _as_file(probe) for probe in probes})
+
+
+def _as_file(probe: Probe) -> bytes:
     from safetensors.numpy import save
 
     tensors = {"weight": probe.weight, "test_inputs": probe.test_inputs, "test_scores": probe.test_scores}
     metadata = {_METADATA_KEY: msgspec.json.encode(probe.info).decode()}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    publish_file(path, save({k: np.ascontiguousarray(v, np.float32) for k, v in tensors.items()}, metadata))
+    return save({k: np.ascontiguousarray(v, np.float32) for k, v in tensors.items()}, metadata)
 
 
 @hinted
@@ -258,7 +272,7 @@ def load_probe(path: Path, site: str = "") -> Probe:
             probe.verify()
             return probe
     except ProbeError as error:
-        raise ProbeError(f"{path}: {error}") from error
+        raise ProbeError(f"{path}: {str(error).removeprefix(f'{path}: ')}") from error
 
 
 def _check_suffix(path: Path) -> None:

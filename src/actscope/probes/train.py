@@ -38,6 +38,27 @@ class Examples:
         return Examples(self.rows[chosen], self.labels[chosen], self.texts[chosen])
 
 
+def too_few(labels: np.ndarray, texts: np.ndarray) -> str:
+    """Return which part of the texts has too few tokens of a kind to fit a probe, or an empty text. Needs no rows.
+
+    Args:
+        labels: bool [n], whether each token has the label.
+        texts: int64 [n], the number of each token's text.
+    """
+    place = place_of(texts)
+    for name, (low, high) in PARTS.items():
+        part = (place >= low) & (place < high)
+        n, positive = int(part.sum()), int(labels[part].sum())
+        if min(positive, n - positive) < MIN_EXAMPLES:
+            return _says_too_few(name, positive, n)
+    return ""
+
+
+def _says_too_few(part: str, positive: int, n: int) -> str:
+    needed = f"at least {MIN_EXAMPLES} of each kind are needed; give more text"
+    return f"the {part} texts have {positive} positive tokens of {n}; {needed}"
+
+
 @dataclass(frozen=True, slots=True)
 class ShrunkCovariance:
     """Covariance of a site's fitting rows, shrunk towards a multiple of the identity: float64 [d, d]."""
@@ -152,10 +173,7 @@ def fit_parts(
     for part, name in ((train, "fitting"), (choosing, "choosing"), (held, "held-out")):
         n, positive = len(part.labels), int(part.labels.sum())
         if min(positive, n - positive) < MIN_EXAMPLES:
-            raise ProbeError(
-                f"{what}: the {name} texts have {positive} positive tokens of {n}; at least {MIN_EXAMPLES} of each kind "
-                "are needed; give more text"
-            )
+            raise ProbeError(f"{what}: {_says_too_few(name, positive, n)}")
     weight, bias = _calibrate(covariance.discriminant(train.rows, train.labels), train)
     threshold = round(float(np.quantile(_sigmoid(choosing.rows @ weight + bias)[~choosing.labels], 1 - TARGET_FPR)), 4)
     scores = _sigmoid(held.rows @ weight + bias)

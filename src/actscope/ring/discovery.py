@@ -200,8 +200,15 @@ def sweep(orphan_age_s: float = ORPHAN_AGE_S) -> int:
     living = {card.id for card in _cards(directory) if _engine_lives(card)}
     known = {card.id for card in _cards(directory)}
     leftovers = [path for path in directory.iterdir() if _is_leftover(path, living, known, orphan_age_s)]
-    segments = [path for path in SHM_DIR.iterdir() if _is_dead_segment(path, orphan_age_s)]
+    segments = [path for path in _in_shared_memory() if _is_dead_segment(path, orphan_age_s)]
     return sum(_remove(path) for path in leftovers + segments)
+
+
+def _in_shared_memory() -> list[Path]:
+    try:
+        return list(SHM_DIR.iterdir())
+    except OSError:  # a machine without it: who creates a ring is told so
+        return []
 
 
 def _is_leftover(path: Path, living: set[str], known: set[str], orphan_age_s: float) -> bool:

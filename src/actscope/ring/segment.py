@@ -129,7 +129,9 @@ class Segment:
         try:
             fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         except OSError as error:
-            raise RingError(f"{path}: cannot be created ({error.strerror}): a ring needs {SHM_DIR}") from error
+            raise RingError(
+                f"{path}: cannot be created ({error.strerror}): scores need {SHM_DIR}: mount a tmpfs there"
+            ) from error
         try:
             fcntl.flock(fd, fcntl.LOCK_EX)
             segment = cls._fill(name, header, fd)

@@ -37,6 +37,29 @@ def cache_place(*parts: str, reuse: bool = True) -> Path:
     return _substitute(home).joinpath(*parts)
 
 
+def give_matplotlib_a_cache() -> None:
+    """Set MPLCONFIGDIR to a directory of the cache where matplotlib could not write to its own. Call before it is imported.
+
+    Without it, matplotlib makes a directory in each process, builds its list of fonts there again, and logs two lines about it.
+    """
+    if os.environ.get("MPLCONFIGDIR"):
+        return
+    home = os.environ.get("HOME", "")
+    own = (os.environ.get(name) or os.path.join(home, usual) for name, usual in _OF_MATPLOTLIB.items())
+    if home and all(can_create(Path(place, "matplotlib")) for place in own):
+        return
+    try:
+        place = cache_place("matplotlib", reuse=False)
+        place.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except (OSError, SettingsError):  # there is no place at all, which matplotlib says in its own words
+        return
+    os.environ["MPLCONFIGDIR"] = str(place)
+
+
+#: Variables of matplotlib's directories for settings and for its cache, and where they are in the home directory by default.
+_OF_MATPLOTLIB = {"XDG_CONFIG_HOME": ".config", "XDG_CACHE_HOME": ".cache"}
+
+
 def temporary_root() -> Path:
     """Return the directory for temporary files. Raises SettingsError, which names TMPDIR, if none can be written to."""
     try:

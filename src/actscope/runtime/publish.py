@@ -6,7 +6,7 @@ import fcntl
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -23,21 +23,39 @@ def publish_file(path: Path, data: bytes | memoryview, *, mode: int = 0o600, dur
     Raises:
         OSError: The file could not be written. The temporary file, `.<name>.<16 hex digits>.tmp`, is removed.
     """
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
+    publish_files({path: data}, mode=mode, durable=durable)
+
+
+def publish_files(files: Mapping[Path, bytes | memoryview], *, mode: int = 0o600, durable: bool = True) -> None:
+    """Write several files like `publish_file`: none gets its name before the last one is written, so a full disk leaves none.
+
+    Args:
+        files: Content by name. Existing files are replaced.
+        mode: The files' permissions, before the umask.
+        durable: Make contents and names survive a power cut.
+
+    Raises:
+        OSError: A file could not be written. All temporary files are removed.
+    """
+    temporaries = {path: path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp") for path in files}
     try:
-        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
-        try:
-            write_all(fd, data, 0)
-            if durable:
-                os.fsync(fd)
-        finally:
-            os.close(fd)
-        os.rename(temporary, path)
+        for path, temporary in temporaries.items():
+            fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
+            try:
+                write_all(fd, files[path], 0)
+                if durable:
+                    os.fsync(fd)
+            finally:
+                os.close(fd)
+        for path, temporary in temporaries.items():
+            os.rename(temporary, path)
     except BaseException:
-        temporary.unlink(missing_ok=True)
+        for temporary in temporaries.values():
+            temporary.unlink(missing_ok=True)
         raise
     if durable:
-        sync_directory(path.parent)
+        for directory in {path.parent for path in files}:
+            sync_directory(directory)
 
 
 def private_opener(path: str, flags: int) -> int:

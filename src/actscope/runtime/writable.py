@@ -28,6 +28,16 @@ def check_can_create(path: Path, flag: str, error: type[ActscopeError]) -> None:
         raise error(f"{flag} {path}: {why}: choose another place")
 
 
+def check_can_write(path: Path, flag: str, error: type[ActscopeError]) -> None:
+    """Raise `error` unless a file can be written at `path`, whose directory must exist. Creates nothing. Arguments as above."""
+    directory = os.path.dirname(os.path.abspath(path))
+    if os.path.isdir(path):
+        raise error(f"{flag} {path}: is a directory: name a file in it")
+    if not os.path.isdir(directory):
+        raise error(f"{flag} {path}: there is no directory {directory}: create it, or choose another place")
+    check_can_create(Path(directory), flag, error)
+
+
 def _why_not(path: Path) -> str:
     where = os.path.abspath(path)
     while not os.path.lexists(where) and os.path.dirname(where) != where:

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import resource
+import signal
 import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import uvicorn
@@ -43,6 +47,33 @@ def listen(settings: ServingSettings) -> socket.socket:
     sock.listen(2048)
     sock.setblocking(False)
     return sock
+
+
+class PatientServer(uvicorn.Server):
+    """uvicorn server whose application ends in order also after a second Ctrl-C, which only stops the wait for its requests.
+
+    uvicorn alone would skip the application's own end then, cancel it, and log a traceback.
+    """
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """End in order at SIGINT and SIGTERM, and at SIGHUP where the process handles it. They are raised again afterwards."""
+        with super().capture_signals():
+            before = signal.getsignal(signal.SIGHUP)
+            handled = callable(before) and threading.current_thread() is threading.main_thread()
+            if handled:
+                signal.signal(signal.SIGHUP, self.handle_exit)
+            try:
+                yield
+            finally:
+                if handled:
+                    signal.signal(signal.SIGHUP, before)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Stop listening, wait for requests that run unless `force_exit` is set, and end the application."""
+        await super().shutdown(sockets)
+        if self.force_exit:
+            await self.lifespan.shutdown()
 
 
 def uvicorn_config(app: Any, settings: ServingSettings) -> uvicorn.Config:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 from collections.abc import Iterator
@@ -22,7 +23,8 @@ def naming(path: Path, doing: str) -> Iterator[None]:
     except ActscopeError:
         raise
     except OSError as error:
-        raise RecordingError(f"{path}: {doing} failed: {error.strerror or error}") from error
+        full = ": make room, and repeat the command" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
+        raise RecordingError(f"{path}: {doing} failed: {error.strerror or error}{full}") from error
 
 
 def read_file(path: Path, most: int) -> bytes:

@@ -9,7 +9,7 @@ import pytest
 from support.hf.harness import hidden_states
 from support.hf.tiny import tiny
 
-from actscope.engines.hf.labelled import collect, tokenize
+from actscope.engines.hf.labelled import collect, tokenize, tokens_of
 from actscope.engines.hf.probe_training import train_probes
 from actscope.errors import ProbeError
 from actscope.probes import train
@@ -56,6 +56,23 @@ def test_a_label_that_the_tokens_tell_is_found_and_its_shuffled_control_is_not()
     trained.probe.verify()
 
 
+def test_a_label_with_too_few_tokens_is_told_before_the_model_reads_a_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its bytes were enough, so that the model read all texts first."""
+    monkeypatch.setattr("actscope.engines.hf.probe_training.collect", None)
+    monkeypatch.setattr("actscope.probes.train.MIN_EXAMPLES", 100)  # each part has more bytes, and fewer tokens
+    told: dict[str, str] = {}
+    assert train_probes(tiny("llama"), texts(60), select("0", 4), skipped=told.__setitem__) == []
+    assert "positive tokens of" in told["wolf"] and "at least 100 of each kind are needed" in told["wolf"]
+    with pytest.raises(ProbeError, match=r"label 'wolf': the .* texts have"):
+        train_probes(tiny("llama"), texts(60), select("0", 4), ["wolf"])
+
+
+def test_tokens_without_rows_are_those_of_the_rows() -> None:
+    loaded, some = tiny("llama"), texts(20)
+    tokens, rows = tokens_of(loaded, some), collect(loaded, some, select("0", 4))
+    assert (tokens.texts.tolist(), tokens.offsets.tolist()) == (rows.texts.tolist(), rows.offsets.tolist())
+
+
 def test_when_not_all_texts_fit_the_first_ones_are_read_whole_whatever_their_length() -> None:
     loaded, some = tiny("llama"), texts(20)
     lengths = [len(tokenize(loaded, text.text)[0]) for text in some]
@@ -63,6 +80,22 @@ def test_when_not_all_texts_fit_the_first_ones_are_read_whole_whatever_their_len
     assert [int((rows.texts == i).sum()) for i in range(20)] == lengths[:5] + [0] * 15
     known, held = rows.labels(some, "wolf")
     assert len(known) == len(held) == sum(lengths[:5])
+
+
+def test_texts_that_do_not_fit_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They were passed over in silence."""
+    told: list[tuple[int, int]] = []
+    some = texts()
+
+    def small(*given: Any, **more: Any) -> Any:
+        return collect(*given, **more, max_bytes=4 * 64 * sum(len(text.text) for text in some) // 2)
+
+    train_probes(tiny("llama"), some, select("0", 4), left_out=lambda *numbers: told.append(numbers))
+    assert told == []
+    monkeypatch.setattr("actscope.engines.hf.probe_training.collect", small)
+    train_probes(tiny("llama"), some, select("0", 4), left_out=lambda *numbers: told.append(numbers))
+    ((used, given),) = told
+    assert 0 < used < given == len(some)
 
 
 def test_no_texts_and_texts_without_a_token_are_errors_and_not_endless() -> None:

@@ -4,16 +4,32 @@ from __future__ import annotations
 
 import time
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import BarColumn, TaskID, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
 
 from actscope.cli.common.output import show
+from actscope.cli.common.settings_options import Given
 from actscope.runtime.printable import one_line
+
+if TYPE_CHECKING:
+    from actscope.engines.hf.loading import LoadedModel
 
 _EVERY_S = 10.0  # interval of the lines without a terminal
 _MOST_BARS = 8  # older bars are hidden, so that all fit a small terminal
+
+
+def load_with_spinner(model: str, placed: Given) -> LoadedModel:
+    """Load a model on the given device in the given dtype. Shows a spinner in place of transformers' own progress bars."""
+    from transformers.utils import logging
+
+    from actscope.engines.hf.loading import load
+
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    with Console(stderr=True).status(f"loading {one_line(model)} …"):
+        return load(model, **placed)
 
 
 class ProgressBar:

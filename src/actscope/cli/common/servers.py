@@ -22,6 +22,7 @@ from actscope.extras import require
 from actscope.gateway.settings import GatewaySettings
 from actscope.probes import find_probes
 from actscope.runtime.printable import one_line
+from actscope.runtime.writable import check_can_create
 
 
 def engine_settings(model: str, given: Given) -> EngineSettings:
@@ -62,6 +63,9 @@ def _check_recording(settings: EngineSettings) -> None:
     from actscope.recording.flight.history import FlightOptions
     from actscope.recording.flight.triggers import parse_rule
 
+    check_can_create(Path(settings.record), "--record", SettingsError)
+    if settings.flight_dir:
+        check_can_create(Path(settings.flight_dir), "--keep-on-disk", SettingsError)
     encoder(settings.record_codec)
     for text in (*settings.triggers, f"sample {settings.sample}"):
         parse_rule(text)

@@ -21,10 +21,11 @@ from actscope.cli.doctor import counters as doctor_counters
 from actscope.cli.doctor import ground
 from actscope.cli.doctor import model as doctor_model
 from actscope.cli.doctor import vllm as doctor_vllm
-from actscope.cli.doctor.ground import guarded, guarded_all
+from actscope.cli.doctor.ground import guarded, guarded_all, told_once
 from actscope.errors import ActscopeError
 from actscope.extras import EXTRAS, MODEL, RECORDING, SERVER, missing
 from actscope.runtime.printable import paragraph
+from actscope.runtime.writable import can_create
 
 
 def doctor(
@@ -60,7 +61,8 @@ def doctor(
         require_model(model)
         findings = list(doctor_model.check(model, trust_remote_code=trust_remote_code))
     else:
-        findings = [*(guarded(check) for check in _checks()), *guarded_all(doctor_counters.of_this_machine)]
+        made = [*(guarded(check) for check in _checks()), *guarded_all(doctor_counters.of_this_machine)]
+        findings = told_once(made)
     if as_json:
         show(json.dumps([asdict(finding) for finding in findings], indent=2))
     else:
@@ -131,7 +133,11 @@ def _shared_memory() -> Finding:
     try:
         free = shutil.disk_usage("/dev/shm").free >> 20
     except OSError as error:
-        return Finding("shared memory", False, str(error), "mount a tmpfs at /dev/shm")
+        return Finding("shared memory", False, f"{error.filename}: {error.strerror}", "mount a tmpfs at /dev/shm")
+    if not can_create(Path("/dev/shm")):
+        return Finding(
+            "shared memory", False, "/dev/shm can only be read", "mount a tmpfs at /dev/shm that this user can write to"
+        )
     return Finding(
         "shared memory",
         free >= 64,

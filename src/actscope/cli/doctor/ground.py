@@ -31,6 +31,17 @@ def guarded_all(check: Callable[[], Iterable[Finding]], name: str = "counters") 
     return found
 
 
+def told_once(findings: Iterable[Finding]) -> list[Finding]:
+    """Return the findings with each cause as one NO: later checks that it stopped were not made, and name the first."""
+    first: dict[str, str] = {}
+    told: list[Finding] = []
+    for finding in findings:
+        cause = "" if finding.ok else first.setdefault(finding.found, finding.what)
+        again = cause not in ("", finding.what)
+        told.append(Finding(finding.what, True, f"not checked: see {cause}") if again else finding)
+    return told
+
+
 def runtime() -> Finding:
     """Check the directory in which processes of this user meet."""
     remedy = "set ACTSCOPE_RUNTIME_DIR to a private directory"

@@ -51,6 +51,7 @@ def main(argument: str) -> int:
     """Serve until asked to stop, and return the exit code. An ActscopeError is printed to standard error."""
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     logging.getLogger("actscope.engine").setLevel(logging.WARNING)
+    logging.getLogger("huggingface_hub").propagate = False  # it prints its warnings by a handler of its own
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     settings = msgspec.json.decode(argument, type=EngineSettings)
     parent = Parent(settings.owned)

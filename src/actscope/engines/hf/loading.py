@@ -133,6 +133,10 @@ def load(model_id: str, *, device: str = "auto", dtype: str = "auto", trust_remo
     with loading(model_id, "config.json", advice):
         if Path(source).is_dir():
             check_checkpoint(Path(source))
+        elif source.startswith(
+            (".", "/", "~")
+        ):  # no id of the hub does; its client would only say what an id looks like
+            raise EngineError(f"{source}: there is no such directory. {advice}")
         config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
         _refuse_encoder_decoder(config, name)
     with loading(model_id, "its tokenizer (tokenizer.json, tokenizer_config.json, special_tokens_map.json)", advice):

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
 from actscope.engines import builtin
 from actscope.engines.builtin.text import generate
-from actscope.engines.hf.labelled import LabelledRows, collect
+from actscope.engines.hf.labelled import LabelledRows, collect, tokens_of
 from actscope.engines.hf.loading import LoadedModel
 from actscope.errors import ProbeError
 from actscope.probes import Probe
 from actscope.probes.label_check import trainable_labels
 from actscope.probes.labels import LabelledText
-from actscope.probes.train import Examples, Fit, ShrunkCovariance, fit, to_probe
+from actscope.probes.train import Examples, Fit, ShrunkCovariance, fit, to_probe, too_few
 from actscope.sites import Site
 
 #: A later site is preferred only if its AUROC on the texts for selection is better by more than this.
@@ -51,6 +51,7 @@ def train_probes(
     *,
     progress: Report = lambda stage, done, total: None,
     skipped: Callable[[str, str], None] = lambda label, reason: None,
+    left_out: Callable[[int, int], None] = lambda used, given: None,
 ) -> list[Trained]:
     """Train one probe per label, at the earliest site whose AUROC is within `WORTH_A_LAYER` of the best.
 
@@ -61,6 +62,7 @@ def train_probes(
         labels: Labels to train; None for all that have enough examples.
         progress: Called with (stage, done, total).
         skipped: Called with (label, reason) for each label that has too few examples. The others are trained.
+        left_out: Called with (texts used, texts given) if the rows of all texts would not fit into memory.
 
     Returns:
         The probes, in the order of the labels.
@@ -70,9 +72,17 @@ def train_probes(
         EngineError: The model failed on a text.
     """
     chosen, reasons = trainable_labels(texts, labels or ())
-    for label, reason in reasons.items():
+    tokens = tokens_of(loaded, texts)
+    short = {label: reason for label in chosen if (reason := _too_few(tokens, texts, label))}
+    for label, reason in {**reasons, **short}.items():
         skipped(label, reason)
+    chosen = [label for label in chosen if label not in short]
+    reasons |= short
+    if not chosen:
+        return _none(reasons, labels)
     rows = collect(loaded, texts, sites, progress=lambda done, total: progress("reading texts", done, total))
+    if rows.texts[-1] < tokens.texts[-1]:
+        left_out(int(rows.texts[-1]) + 1, len(texts))
     covariances = {site: ShrunkCovariance.of(rows.rows[site.name], rows.texts) for site in sites}
     trained = []
     for done, label in enumerate(chosen, 1):
@@ -82,9 +92,20 @@ def train_probes(
             reasons[label] = str(error).removeprefix(f"label {label!r}: ")
             skipped(label, reasons[label])
         progress("fitting probes", done, len(chosen))
-    if labels and not trained:
-        raise ProbeError("\n".join(f"label {label!r}: {reasons[label]}" for label in chosen))
-    return trained
+    return trained or _none(reasons, labels)
+
+
+def _none(reasons: Mapping[str, str], labels: Sequence[str] | None) -> list[Trained]:
+    """Return no probes. Raises ProbeError if labels were asked for."""
+    if labels:
+        raise ProbeError("\n".join(f"label {label!r}: {reason}" for label, reason in reasons.items()))
+    return []
+
+
+def _too_few(tokens: LabelledRows, texts: Sequence[LabelledText], label: str) -> str:
+    """Return why the tokens of the texts cannot train a label, or an empty text. The check before the load only counts bytes."""
+    known, held = tokens.labels(texts, label)
+    return too_few(held[known], tokens.texts[known])
 
 
 def _train(

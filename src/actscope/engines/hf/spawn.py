@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import msgspec
 from actscope.engines.hf.settings import EngineSettings
 from actscope.errors import EngineError
 from actscope.ring.discovery import EngineCard, read_cards, sweep
+from actscope.runtime.directory import runtime_dir
 
 GRACE_S = 10.0
 
@@ -24,13 +26,21 @@ def new_card_id() -> str:
 
 
 class EngineProcess:
-    """A child process that serves one model and ends with its parent. A context manager."""
+    """A child process that serves one model and ends with its parent. A context manager.
+
+    Raises:
+        RingError: There is no runtime directory in which it could be found.
+    """
 
     def __init__(self, settings: EngineSettings) -> None:
         self.settings = settings
         arguments = msgspec.json.encode(settings).decode()
+        chosen = {"ACTSCOPE_RUNTIME_DIR": str(runtime_dir())}  # the child need not choose, and warn, again
         self._child = subprocess.Popen(
-            [sys.executable, "-m", "actscope.engines.hf", arguments], stdin=subprocess.PIPE, start_new_session=True
+            [sys.executable, "-m", "actscope.engines.hf", arguments],
+            stdin=subprocess.PIPE,
+            start_new_session=True,
+            env={**os.environ, **chosen},
         )
 
     @property

@@ -6,17 +6,16 @@ import socket
 from collections.abc import Callable
 from dataclasses import replace
 
-import uvicorn
 from fastapi import FastAPI
 
 from actscope.feed.server.app import create_app
 from actscope.feed.server.service import Service
 from actscope.feed.settings import FeedSettings
 from actscope.runtime.directory import runtime_dir
-from actscope.serving.listening import listen, uvicorn_config
+from actscope.serving.listening import PatientServer, listen, uvicorn_config
 
 
-class FeedServer(uvicorn.Server):
+class FeedServer(PatientServer):
     """uvicorn server that ends requests waiting for rows when it shuts down. `settings` has the actual port."""
 
     def __init__(self, app: FastAPI, service: Service, sock: socket.socket) -> None:

@@ -15,6 +15,7 @@ from actscope.recording.export.options import ExportOptions, ExportReport, Progr
 from actscope.recording.export.publishing import DESCRIPTION, HIDDEN_DESCRIPTION, check_free, publishing
 from actscope.recording.export.selection import ExportSource, Selection
 from actscope.recording.reading.recording import Recording
+from actscope.runtime.writable import check_can_create
 
 #: Writes the selected rows to a path that does not exist; returns the stored dtype of each site.
 Writer = Callable[[ExportSource, Path, Progress], dict[str, str]]
@@ -65,6 +66,7 @@ def export(
     options = options or ExportOptions()
     path = Path(to).absolute()
     check_free(path, force=options.force)
+    check_can_create(path.parent, "--to", RecordingError)
     source = ExportSource(recording, selection or Selection(), options)
     try:
         with publishing(path, force=options.force) as temporary:
@@ -76,7 +78,10 @@ def export(
     except ActscopeError:
         raise
     except OSError as error:
-        raise RecordingError(f"{path}: the export cannot be written there: {error.strerror or error}") from error
+        raise RecordingError(
+            f"{path}: the export cannot be written there ({error.strerror or error}), and nothing of it is there: make room, or "
+            "choose another place"
+        ) from error
     files = [path] if path.is_file() else [found for found in path.rglob("*") if found.is_file()]
     rows = {site.name: len(site) for site in source.sites}
     return ExportReport(path, format, rows, stored, len(files), sum(found.stat().st_size for found in files))

@@ -37,9 +37,8 @@ class Selection:
             known = {request: number for number, request in enumerate(recording.requests)}
             absent = [request for request in self.requests if request not in known]
             if absent:
-                raise RecordingError(
-                    f"{recording.path} has no request {absent[0]!r}; it has {len(known)}: {', '.join(list(known)[:5])} …"
-                )
+                shown = ", ".join(list(known)[:5]) + " …" * (len(known) > 5)
+                raise RecordingError(f"{recording.path} has no request {absent[0]!r}; it has {len(known)}: {shown}")
             chosen &= np.isin(labels["request"], [known[request] for request in self.requests])
         if self.positions is not None:
             chosen &= _in_slice(labels["position"], self.positions)

@@ -424,8 +424,8 @@ class Recording:
     def _number(self, request: str) -> int:
         number = self._labels.number_of(request)
         if number is None:
-            shown = ", ".join(self._labels.requests[:5]) or "none"
-            raise RecordingError(f"{self.path} has no request {request!r}; it has {len(self.requests)}: {shown} …")
+            shown = (", ".join(self._labels.requests[:5]) or "none") + " …" * (len(self.requests) > 5)
+            raise RecordingError(f"{self.path} has no request {request!r}; it has {len(self.requests)}: {shown}")
         return number
 
     def _bodies(self, kind: Kind) -> Iterator[memoryview]:
