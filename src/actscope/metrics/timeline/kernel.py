@@ -9,7 +9,7 @@ from actscope.metrics.lines import SystemLine
 from actscope.metrics.timeline.sentence import milliseconds
 
 #: Causes for which a thread that has work does not run, and how they read. Idle threads wait for locks and sleep.
-_HELD_UP = {
+HELD_UP = {
     "runnable": "waited for a processor",
     "io": "waited for a block device",
     "fault": "waited for a page",
@@ -42,10 +42,10 @@ def meanwhile(lines: Sequence[SystemLine]) -> list[str]:
     for line in lines:
         for process in line.processes.values():
             for thread in process.threads.values() if process.found_as else ():
-                held.update({(thread.name, cause): ns for cause, ns in thread.off_cpu_ns.items() if cause in _HELD_UP})
+                held.update({(thread.name, cause): ns for cause, ns in thread.off_cpu_ns.items() if cause in HELD_UP})
     seconds = sum(line.interval_s for line in lines)
     sources = ", ".join(sorted({line.source for line in lines}))
     rows = [f"What the kernel saw of engines in the {seconds:.3g} s around it (by {sources}):"]
     for (name, cause), ns in held.most_common(_MOST_THREADS):
-        rows.append(f"  threads named {name} {_HELD_UP[cause]} for {milliseconds(ns)} in all")
+        rows.append(f"  threads named {name} {HELD_UP[cause]} for {milliseconds(ns)} in all")
     return rows if held else [*rows, "  no thread of an engine was held up"]

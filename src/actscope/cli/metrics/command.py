@@ -11,6 +11,7 @@ import typer
 from actscope.cli.common import options
 from actscope.cli.common.output import show
 from actscope.cli.common.settings_options import Given, with_settings
+from actscope.cli.metrics.timelines import DEFAULT_URL, GatewayTimelines, GatewayToken, GatewayUrl
 from actscope.errors import MetricsError
 from actscope.extras import RECORDING, require
 
@@ -99,7 +100,6 @@ def report(
     from actscope.cli.common.recordings import open_recording
     from actscope.metrics.reader import read_measurements
     from actscope.metrics.report.page import default_files, report_html
-    from actscope.runtime.publish import publish_file
 
     paths = default_files(Path()) if measurements is None else measurements
     if recording is None and not paths:
@@ -109,11 +109,71 @@ def report(
         )
     opened = None if recording is None else open_recording(recording)
     text = report_html(opened, [read_measurements(path) for path in paths])
-    try:
-        publish_file(output, text.encode(), durable=False)
-    except OSError as error:
-        raise MetricsError(f"--output {output}: cannot be written: {error.strerror}: choose another place") from error
+    _publish(output, text.encode())
     show(f"{output}: {len(paths)} files of measurements{', and ' + str(recording) if recording else ''}")
+
+
+@app.command()
+def trace(
+    recording: Annotated[
+        Path | None, typer.Argument(metavar="[RECORDING]", help="Directory of a recording whose requests are traced.")
+    ] = None,
+    live: Annotated[bool, typer.Option("--live", help="Ask the gateway for the requests that it knows.")] = False,
+    requests: Annotated[
+        list[str] | None,
+        typer.Option("--request", metavar="ID", help="Request to trace. Repeatable. By default all."),
+    ] = None,
+    timelines: Annotated[
+        list[Path] | None,
+        typer.Option("--timeline", metavar="FILE", help="What `actscope why REQUEST --json` printed. Repeatable."),
+    ] = None,
+    measurements: Annotated[
+        list[Path] | None,
+        typer.Option("--metrics", metavar="FILE", help="File of `actscope metrics io` or `system`. Repeatable."),
+    ] = None,
+    profiles: Annotated[
+        list[Path] | None,
+        typer.Option("--profile", metavar="FILE", help="Trace of torch's profiler (export_chrome_trace). Repeatable."),
+    ] = None,
+    url: GatewayUrl = DEFAULT_URL,
+    access: GatewayToken = "",
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="The trace.")] = Path("trace.pftrace"),
+) -> None:
+    """Write a trace for ui.perfetto.dev: requests, passes, tokens, scores and what the kernel saw, joined by arrows.
+
+    Everything is on CLOCK_MONOTONIC of one boot. Traces of torch's profiler are put on it by the wall clock.
+
+    Example: actscope metrics trace --live --metrics system_metrics.jsonl --output trace.pftrace
+    """
+    if recording is None and not (live or timelines or measurements):
+        raise MetricsError(
+            "nothing to trace: expected a recording, --live (requests of the gateway), --timeline FILE or --metrics FILE"
+        )
+    require("analyze", *(RECORDING if recording is not None else ()), "perfetto")
+    from actscope.cli.common.recordings import open_recording
+    from actscope.metrics.reader import read_measurements
+    from actscope.metrics.timeline.answer import read_timelines
+    from actscope.metrics.trace.assembled import TraceSources, make_trace
+    from actscope.metrics.trace.profiler import read_profile
+
+    wanted = frozenset(requests or ())
+    found = [one for path in timelines or () for one in read_timelines(path) if not wanted or one.request in wanted]
+    gateway = GatewayTimelines(url, access)
+    answered = list(gateway.each(requests or ())) if live else []
+    made = make_trace(
+        TraceSources(
+            [*found, *answered],
+            {one.request: gateway.scores(one.request) for one in answered},
+            None if recording is None else open_recording(recording),
+            wanted,
+            [read_measurements(path) for path in measurements or ()],
+            [read_profile(path) for path in profiles or ()],
+        )
+    )
+    _publish(output, made.data)
+    for one in made.left_out:
+        show(f"actscope: {one}", err=True)
+    show(f"{output}: {made.n_events:,} events, {made.n_flows:,} arrows; open it at https://ui.perfetto.dev")
 
 
 @app.command()
@@ -125,6 +185,15 @@ def dashboard() -> None:
     from actscope.serving.telemetry.dashboard import read_dashboard
 
     show(read_dashboard().rstrip("\n"))
+
+
+def _publish(output: Path, data: bytes) -> None:
+    from actscope.runtime.publish import publish_file
+
+    try:
+        publish_file(output, data, durable=False)
+    except OSError as error:
+        raise MetricsError(f"--output {output}: cannot be written: {error.strerror}: choose another place") from error
 
 
 def _collect(
