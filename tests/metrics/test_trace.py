@@ -14,13 +14,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from support.metrics.perfetto import ReadTrace, read_trace
+from support.metrics.timelines import HERE, MS, timeline
 from support.recordings.made import frames_of, step_of
 from torch.profiler import ProfilerActivity, profile
 from typer.testing import CliRunner
 
 import actscope
 from actscope.cli.app import app
-from actscope.clock import ClockPair, clock_pair, monotonic_ns
+from actscope.clock import ClockPair, monotonic_ns
 from actscope.errors import MetricsError
 from actscope.metrics.lines import (
     DeviceInflight,
@@ -34,14 +35,7 @@ from actscope.metrics.lines import (
     ThreadWaits,
 )
 from actscope.metrics.reader import MeasurementFile, as_json
-from actscope.metrics.timeline.answer import (
-    AnsweredClock,
-    AnsweredPart,
-    AnsweredPass,
-    AnsweredTimeline,
-    AnsweredToken,
-    read_timelines,
-)
+from actscope.metrics.timeline.answer import AnsweredPart, read_timelines
 from actscope.metrics.trace.assembled import TraceSources, make_trace
 from actscope.metrics.trace.clocks import TraceClock
 from actscope.metrics.trace.events import TraceEvent, TraceEvents
@@ -51,29 +45,8 @@ from actscope.recording.reading.recording import Recording
 from actscope.recording.spec import RecordingSpec
 from actscope.recording.writing.recorder import Recorder
 
-MS = 1_000_000
 EVIL = "a\nb\x1b[31m\u202e\ud800"
-HERE = clock_pair()
 RUNNER = CliRunner()
-
-
-def token(index: int, start_ns: int, number: int, text: str = " a") -> AnsweredToken:
-    """A token of a gap of 10 ms: 2 ms waiting, 5 in its pass, 1 on its way; 2 are unexplained."""
-    parts = [
-        AnsweredPart("scheduling", start_ns, 2 * MS),
-        AnsweredPart("pass", start_ns + 2 * MS, 5 * MS),
-        AnsweredPart("delivery", start_ns + 9 * MS, MS),
-    ]
-    passes = [AnsweredPass(number, True, start_ns + 2 * MS, 6 * MS, 2, 9, 0)]
-    return AnsweredToken(index, text, start_ns, 10 * MS, parts, 2 * MS, "Because.", 40 + index, passes)
-
-
-def timeline(
-    request: str, tokens: int = 4, begin: int = HERE.monotonic_ns, boot: str = HERE.boot_id
-) -> AnsweredTimeline:
-    found = [token(i, begin + 10 * MS * i, 100 + i) for i in range(tokens)]
-    clock = AnsweredClock(boot, HERE.monotonic_ns, HERE.wall_ns)
-    return AnsweredTimeline(clock, request, "done", "client", tokens, 2, found, "a model", 10 * MS)
 
 
 def traced(**sources: object) -> ReadTrace:

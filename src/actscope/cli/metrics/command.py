@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from actscope.metrics.collect import Meter
     from actscope.metrics.lines import IoLine, SystemLine
     from actscope.metrics.settings import CollectSettings, OutputSettings
+    from actscope.metrics.timeline.answer import AnsweredTimeline
     from actscope.metrics.writer import LineWriter
 
     Line = TypeVar("Line", bound=IoLine | SystemLine)
@@ -28,6 +29,14 @@ app = typer.Typer(
     rich_markup_mode=None,
     help="Measure block I/O, scheduling, page faults and pressure of the machine.",
 )
+Live = Annotated[bool, typer.Option("--live", help="Ask the gateway for the requests that it knows.")]
+Requests = Annotated[
+    list[str] | None, typer.Option("--request", metavar="ID", help="Request to take. Repeatable. By default all.")
+]
+TimelineFiles = Annotated[
+    list[Path] | None,
+    typer.Option("--timeline", metavar="FILE", help="What `actscope why REQUEST --json` printed. Repeatable."),
+]
 IO_FILE, SYSTEM_FILE = "tracepoints.jsonl", "system_metrics.jsonl"
 
 
@@ -88,9 +97,14 @@ def report(
             help="File of measurements. Repeatable. By default tracepoints.jsonl and system_metrics.jsonl of this directory.",
         ),
     ] = None,
+    live: Live = False,
+    requests: Requests = None,
+    timelines: TimelineFiles = None,
+    url: GatewayUrl = DEFAULT_URL,
+    access: GatewayToken = "",
     output: Annotated[Path, typer.Option("--output", metavar="FILE", help="The report.")] = Path("report.html"),
 ) -> None:
-    """Write one HTML file with tables and plots of measurements, and of a recording on the same axis of time.
+    """Write one HTML file with tables and plots of measurements, of tokens, and of a recording on the same axis of time.
 
     It opens without a server and without a network, in light or dark. Files of older tools with these names are read too.
 
@@ -102,15 +116,18 @@ def report(
     from actscope.metrics.report.page import default_files, report_html
 
     paths = default_files(Path()) if measurements is None else measurements
-    if recording is None and not paths:
+    if recording is None and not (paths or live or timelines):
         raise MetricsError(
-            "nothing to report: expected a recording, or files of `actscope metrics io` and `system` (--metrics FILE); "
+            "nothing to report: expected a recording, --live, or files of `actscope metrics io` and `system` (--metrics FILE); "
             "tracepoints.jsonl and system_metrics.jsonl are not in this directory"
         )
     opened = None if recording is None else open_recording(recording)
-    text = report_html(opened, [read_measurements(path) for path in paths])
+    found = _read_timelines(timelines, requests)
+    found += GatewayTimelines(url, access).each(requests or ()) if live else ()
+    text = report_html(opened, [read_measurements(path) for path in paths], found)
     _publish(output, text.encode())
-    show(f"{output}: {len(paths)} files of measurements{', and ' + str(recording) if recording else ''}")
+    tokens = f", {len(found)} requests" if found else ""
+    show(f"{output}: {len(paths)} files of measurements{tokens}{', and ' + str(recording) if recording else ''}")
 
 
 @app.command()
@@ -118,15 +135,9 @@ def trace(
     recording: Annotated[
         Path | None, typer.Argument(metavar="[RECORDING]", help="Directory of a recording whose requests are traced.")
     ] = None,
-    live: Annotated[bool, typer.Option("--live", help="Ask the gateway for the requests that it knows.")] = False,
-    requests: Annotated[
-        list[str] | None,
-        typer.Option("--request", metavar="ID", help="Request to trace. Repeatable. By default all."),
-    ] = None,
-    timelines: Annotated[
-        list[Path] | None,
-        typer.Option("--timeline", metavar="FILE", help="What `actscope why REQUEST --json` printed. Repeatable."),
-    ] = None,
+    live: Live = False,
+    requests: Requests = None,
+    timelines: TimelineFiles = None,
     measurements: Annotated[
         list[Path] | None,
         typer.Option("--metrics", metavar="FILE", help="File of `actscope metrics io` or `system`. Repeatable."),
@@ -152,20 +163,19 @@ def trace(
     require("analyze", *(RECORDING if recording is not None else ()), "perfetto")
     from actscope.cli.common.recordings import open_recording
     from actscope.metrics.reader import read_measurements
-    from actscope.metrics.timeline.answer import read_timelines
     from actscope.metrics.trace.assembled import TraceSources, make_trace
     from actscope.metrics.trace.profiler import read_profile
 
-    wanted = frozenset(requests or ())
-    found = [one for path in timelines or () for one in read_timelines(path) if not wanted or one.request in wanted]
-    gateway = GatewayTimelines(url, access)
-    answered = list(gateway.each(requests or ())) if live else []
+    gateway = GatewayTimelines(url, access) if live else None
+    found = _read_timelines(timelines, requests)
+    answered = list(gateway.each(requests or ())) if gateway else []
+    scores = {one.request: gateway.scores(one.request) for one in answered} if gateway else {}
     made = make_trace(
         TraceSources(
             [*found, *answered],
-            {one.request: gateway.scores(one.request) for one in answered},
+            scores,
             None if recording is None else open_recording(recording),
-            wanted,
+            frozenset(requests or ()),
             [read_measurements(path) for path in measurements or ()],
             [read_profile(path) for path in profiles or ()],
         )
@@ -185,6 +195,12 @@ def dashboard() -> None:
     from actscope.serving.telemetry.dashboard import read_dashboard
 
     show(read_dashboard().rstrip("\n"))
+
+
+def _read_timelines(paths: list[Path] | None, requests: list[str] | None) -> list[AnsweredTimeline]:
+    from actscope.metrics.timeline.answer import read_timelines
+
+    return [one for path in paths or () for one in read_timelines(path) if not requests or one.request in requests]
 
 
 def _publish(output: Path, data: bytes) -> None:
