@@ -15,7 +15,7 @@ from actscope.cli.metrics.timelines import DEFAULT_URL, MOST_TOKENS, GatewayTime
 from actscope.errors import SettingsError, UpstreamError
 from actscope.metrics.reader import MeasurementFile, read_measurements
 from actscope.metrics.timeline.answer import AnsweredTimeline
-from actscope.metrics.timeline.kernel import lines_around, meanwhile
+from actscope.metrics.timeline.kernel import GapSpan, meanwhile
 from actscope.metrics.timeline.picture import picture
 
 
@@ -37,7 +37,7 @@ def why(
         typer.Option(
             "--metrics",
             metavar="FILE",
-            help="File of `actscope metrics system`, run meanwhile: say what the kernel saw of the engine. Repeatable.",
+            help="File of `actscope metrics system` or `io`, run meanwhile: say what held up the engine. Repeatable.",
         ),
     ] = None,
     as_json: options.Json = False,
@@ -76,7 +76,8 @@ def _slowest(gateway: GatewayTimelines, request: str) -> int:
 def _kernel(found: AnsweredTimeline, files: Sequence[MeasurementFile]) -> list[str]:
     gap = found.tokens[0]
     system = [line for file in files for line in file.system]
-    return ["", *meanwhile(lines_around(system, gap.start_ns, gap.start_ns + gap.gap_ns, found.clock.boot_id))]
+    io = [line for file in files for line in file.io]
+    return ["", *meanwhile(system, io, GapSpan(gap.start_ns, gap.end_ns, found.clock.boot_id))]
 
 
 def _lines(found: AnsweredTimeline) -> list[str]:

@@ -154,12 +154,13 @@ class Waker(msgspec.Struct, frozen=True):
 
 
 class ThreadWaits(msgspec.Struct, frozen=True, omit_defaults=True):
-    """One thread of a watched process."""
+    """One thread of a watched process. `on_cpu_ns` is what it had run when it last left a CPU; 0: not known."""
 
     name: str
     off_cpu_ns: dict[str, int]
     page_faults: int = 0
     woken_by: list[Waker] = []
+    on_cpu_ns: int = 0
 
 
 class KernelStack(msgspec.Struct, frozen=True):
@@ -179,6 +180,7 @@ class ProcessWaits(msgspec.Struct, frozen=True, omit_defaults=True):
         off_cpu_ns: ns by cause, summed over its threads.
         threads: Its threads by TID, if it is watched.
         found_as: What it was recognised as: an engine, or the writer of a recording.
+        on_cpu_ns: What its threads ran, each up to when it last left a CPU; 0: not known.
     """
 
     name: str
@@ -186,6 +188,7 @@ class ProcessWaits(msgspec.Struct, frozen=True, omit_defaults=True):
     threads: dict[str, ThreadWaits] = {}
     stacks: list[KernelStack] = []
     found_as: str = ""
+    on_cpu_ns: int = 0
 
 
 class Pressure(msgspec.Struct, frozen=True):
