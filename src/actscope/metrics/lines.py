@@ -14,8 +14,8 @@ import msgspec
 from actscope.clock import clock_pair
 
 SCHEMA_VERSION = 1
-#: How a line was measured, best first: programs in the kernel, or /proc alone.
-Source = Literal["bpf", "proc", "unknown"]
+#: How a line was measured, best first: programs in the kernel, tracepoints read through perf, or /proc alone.
+Source = Literal["bpf", "perf", "proc", "unknown"]
 
 
 class LatencyBucket(msgspec.Struct, frozen=True):

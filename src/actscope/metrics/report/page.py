@@ -90,7 +90,12 @@ def _head(
     every: list[IoLine | SystemLine] = [*io, *system]
     sources = sorted({line.source for line in every})
     if sources:
-        words = {"bpf": "programs in the kernel", "proc": "/proc alone", "unknown": "another tool"}
+        words = {
+            "bpf": "programs in the kernel",
+            "perf": "tracepoints read through perf",
+            "proc": "/proc alone",
+            "unknown": "another tool",
+        }
         yield f"<p>Measured by {escape(' and '.join(words[one] for one in sources))}.</p>"
     lost = sum(line.lost_events for line in every)
     if lost:
