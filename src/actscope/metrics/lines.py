@@ -58,6 +58,8 @@ class DeviceLatency(msgspec.Struct, frozen=True, omit_defaults=True):
         holders: Devices that lie on it.
         operations: The requests by kind: read, write, discard, flush, and passthrough, which is not in `total`.
         mean_in_flight: Mean number of requests in the device (sum of latencies by time).
+        lost: Of a disk, requests that the kernel counted and the programs did not see: `total` and `lost` are what the kernel
+            counted.
     """
 
     device_name: str
@@ -70,6 +72,7 @@ class DeviceLatency(msgspec.Struct, frozen=True, omit_defaults=True):
     operations: dict[str, OperationTotals] = {}
     mean_in_flight: float | None = None
     source: Source = "unknown"
+    lost: int = 0
 
 
 class DeviceInflight(msgspec.Struct, frozen=True):
