@@ -48,7 +48,7 @@ def _install() -> None:
             return
         _WAYS[way](device.strip())
 
-    PassClock.begun = stalling  # type: ignore[method-assign]
+    PassClock.begun = stalling  # type: ignore[method-assign, assignment]
 
 
 def _lock(device: str) -> None:

@@ -102,7 +102,7 @@ class GatewayTimelines:
 
     def answer(self, request: str, query: str) -> dict[str, object]:
         """Return the gateway's answer for a request's timeline, as it is. Raises UpstreamError."""
-        return self.ask(f"/v1/actscope/requests/{quote(request, safe='')}/timeline?{query}")
+        return self.ask(f"{_path(request)}/timeline?{query}")
 
     def decoded(self, answer: dict[str, object]) -> AnsweredTimeline:
         """Return an answer as a timeline. Raises UpstreamError if it is of another version."""
@@ -124,13 +124,25 @@ class GatewayTimelines:
 
     def scores(self, request: str) -> dict[int, dict[str, float]]:
         """Return the scores of a request by position and probe. Raises UpstreamError."""
-        found = self.ask(f"/v1/actscope/requests/{quote(request, safe='')}")
+        found = self.ask(_path(request))
         try:
             return msgspec.convert(found, ScoredRequest).by_position()
         except msgspec.ValidationError as error:
             raise UpstreamError(f"{self.base}: the scores are not of this version of actscope: {error}") from error
 
     def each(self, requests: Sequence[str]) -> Iterator[AnsweredTimeline]:
-        """Yield the timelines of these requests, or of all that the gateway knows, oldest first. Raises UpstreamError."""
-        for request in requests or reversed(self.requests()):
-            yield self.whole(request)
+        """Yield the timelines of these requests, or of all that the gateway knows, oldest first. Raises UpstreamError.
+
+        A request that leaves the gateway's log after it was listed is left out.
+        """
+        if requests:
+            yield from map(self.whole, requests)
+            return
+        for request in reversed(self.requests()):
+            status, _ = asked(self.base, f"{_path(request)}/timeline?limit=1", self._access)
+            if status not in (404, 410):
+                yield self.whole(request)
+
+
+def _path(request: str) -> str:
+    return f"/v1/actscope/requests/{quote(request, safe='')}"
