@@ -115,8 +115,11 @@ def _count_error(path: str, devices: BlockDevices) -> Result:
         while devices.in_flight(name):
             time.sleep(0.01)
         expected = read_diskstats()[name].since(kernel).total
-        counted = source.snapshot().devices[name].since(before.devices.get(name)).total
-    return _result("blockio_count_error", abs(expected - counted), f"of {expected} requests", "/proc/diskstats", bar=0)
+        after = source.snapshot()
+    counted = after.devices[name].since(before.devices.get(name)).total
+    lost = after.lost_by_device.get(name, 0) - before.lost_by_device.get(name, 0)
+    of = f"of {expected} requests" + (f", {lost} of them told as lost" if lost else "")
+    return _result("blockio_count_error", abs(expected - counted - lost), of, "/proc/diskstats", bar=0)
 
 
 def _write(path: str) -> None:
