@@ -26,7 +26,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "smollm2": (),
     "vllm": (),
     "export": ("pyarrow", "zarr"),
-    "analyze": ("matplotlib", "networkx", "scipy"),
+    "analyze": ("matplotlib", "networkx", "perfetto", "scipy"),
     "client": ("openai", "pydantic"),
     "gpu": ("pynvml",),
     "otel": ("opentelemetry",),

@@ -18,7 +18,7 @@ NAMES = {
     },
     "capture": {"hf_3_layers", "hf_all_layers", "hf_first_pass"},
     "soak": {"lost_rows", "rss_growth_mb"},
-    "metrics": {"blockio_count_error", "offcpu_error", "cpu_percent", "timeline_explained_p01"},
+    "metrics": {"blockio_count_error", "offcpu_error", "cpu_percent", "timeline_explained_p01", "timeline_explained_p01_vllm"},
     "ring": {"latency_p50_ms", "latency_p99_ms", "rows_per_s", "torn_rows", "miscounted_gaps"},
 }  # fmt: skip
 

@@ -9,12 +9,14 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
 from support.gateway.stage import EngineProcess, Place, Stage, await_scores
+from support.metrics.perfetto import read_trace
 from support.servers import Serving, serving
 from support.waiting import until
 
@@ -182,6 +184,27 @@ def test_one_token_can_be_asked_for_and_one_that_is_not_there_is_refused(place: 
         assert absent.status_code == 404 and "has no token 5" in absent.json()["error"]["message"]
         assert client.get(path, params={"limit": 5000}).status_code == 400
         assert client.get("/v1/actscope/requests/unknown/timeline").status_code == 404
+
+
+def test_a_trace_of_live_requests_has_the_timelines_parts_and_the_scores(served: Serving, tmp_path: Path) -> None:
+    requests = [ask(served.place, max_tokens=6) for _ in range(2)]
+    answers = [whole(served.place, request) for request in requests]
+    out = tmp_path / "trace.pftrace"
+    chosen = [word for request in requests for word in ("--request", request)]
+    said = actscope("metrics", "trace", "--live", *chosen, "--url", served.link, "-o", str(out))
+    assert said.returncode == 0, said.stderr
+    found = read_trace(out.read_bytes())
+    for answer in answers:
+        parts = [(one["name"], one["start_ns"], one["ns"]) for token in answer["tokens"] for one in token["parts"]]
+        gaps = [s for s in found.named("gaps") if s.path[1] == answer["request"] and s.depth == 1]
+        assert [(s.name, s.start_ns, s.end_ns - s.start_ns) for s in gaps] == parts
+        scores = [s for s in found.named("scores") if s.path[1] == answer["request"]]
+        assert len(scores) >= answer["completion_tokens"] - 1  # the last one is in no pass
+        assert [s.path[-1] for s in found.joined(scores[1].ended_flows[0])] == ["passes", "tokens", "scores"]
+
+
+def actscope(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "actscope", *arguments], capture_output=True, text=True, timeout=60)
 
 
 def why(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:

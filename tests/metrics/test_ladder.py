@@ -12,18 +12,21 @@ import time
 from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import pytest
-from support.metrics.machine import need_programs
+from support.metrics.machine import loop_device, need_programs
 from support.waiting import can_unshare, until
 
 from actscope.errors import MetricsError
 from actscope.metrics.meters import IoMeter, SystemMeter
 from actscope.metrics.reader import read_measurements
 from actscope.metrics.settings import WaitSettings
+from actscope.metrics.sources.perfio import LatencyMatcher
 
 COMMAND = [sys.executable, "-m", "actscope", "metrics"]
 ONCE = ["--interval", "0.2", "--count", "1", "--no-output", "--json"]
 NOBODY = 65534
+TESTS = Path(__file__).parents[1]
 
 
 def run(*command: str) -> subprocess.CompletedProcess[str]:
@@ -43,26 +46,88 @@ def test_without_root_proc_is_read_and_the_command_that_gives_the_rest_is_named(
         assert f"sudo actscope metrics {which}" in said.stderr
 
 
+TYPES_HIDDEN = "mount -t tmpfs none /sys/kernel/btf"
+TRACEFS_HIDDEN = "mount -t tmpfs none /sys/kernel/debug; mount -t tmpfs none /sys/kernel/tracing"
+TRACEFS = "mount -t tracefs tracefs /sys/kernel/tracing"
+
+
+def hiding(hidden: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run `actscope metrics io` in a mount namespace in which something is hidden."""
+    shell = " ".join([*COMMAND, "io", *ONCE, *arguments])
+    return run("unshare", "--mount", "sh", "-c", f"{hidden} && {shell}")
+
+
 @pytest.mark.parametrize(
     ("hidden", "words"),
     [
-        ("mount -t tmpfs none /sys/kernel/btf", "kernel's type information"),
+        (f"{TRACEFS_HIDDEN}; {TYPES_HIDDEN}", "kernel's type information"),
         ("mount -t tmpfs none /sys", "kernel's type information"),
     ],
 )
-def test_with_types_hidden_proc_is_read_and_the_reason_is_said(hidden: str, words: str) -> None:
+def test_with_types_and_tracefs_hidden_proc_is_read_and_the_reason_is_said(hidden: str, words: str) -> None:
     need_programs()
     if not can_unshare("--mount"):
         pytest.skip("needs a mount namespace of its own")
-    shell = " ".join([*COMMAND, "io", *ONCE])
-    said = run("unshare", "--mount", "sh", "-c", f"{hidden} && {shell}")
+    said = hiding(hidden)
     assert said.returncode == 0, said.stderr
     line = json.loads(said.stdout)
     assert (line["source"], words in line["missing"][0]) == ("proc", True)
-    said = run("unshare", "--mount", "sh", "-c", f"{hidden} && {shell} --source bpf")
+    said = hiding(hidden, "--source bpf")
     assert said.returncode == 2
     assert words in said.stderr
+    said = hiding(hidden, "--source perf")
+    assert said.returncode == 2
+    assert "mount -t tracefs" in said.stderr
     assert "Traceback" not in said.stderr
+
+
+def test_with_types_hidden_tracepoints_are_read_through_perf() -> None:
+    """The second rung of the ladder. What it lacks is said, with the reason why it is not the first."""
+    need_tracefs()
+    said = hiding(f"{TYPES_HIDDEN} && {TRACEFS}")
+    assert said.returncode == 0, said.stderr
+    line = json.loads(said.stdout)
+    assert line["source"] == "perf"
+    assert "latencies of flushes" in line["missing"][0] and "kernel's type information" in line["missing"][0]
+    assert "actscope metrics system" in run(*COMMAND, "system", *ONCE, "--source", "perf").stderr
+
+
+def need_tracefs() -> None:
+    if os.geteuid() != 0 or not can_unshare("--mount"):
+        pytest.skip("needs root, and a mount namespace of its own for tracefs")
+    if "tracefs" not in Path("/proc/filesystems").read_text():
+        pytest.skip("this kernel has no tracefs")
+
+
+def test_latencies_of_perf_are_those_of_the_requests_that_the_kernel_counts(tmp_path: Path) -> None:
+    """Reads and writes on a loop device: each is in the histogram once, and the counts are those of /proc/diskstats."""
+    need_tracefs()
+    with loop_device(tmp_path) as loop:
+        code = f"import sys; sys.path.insert(0, {str(TESTS)!r}); from support.metrics.perf import count; count({loop.name!r})"
+        said = run("unshare", "--mount", "sh", "-c", f'{TRACEFS} && "$0" -c "$1"', sys.executable, code)
+    assert said.returncode == 0, said.stderr
+    found = json.loads(said.stdout)
+    if found["lost"]:
+        pytest.skip(f"perf says that it lost {found['lost']} events on this busy machine")
+    assert found["operations"]["write"] == 300 and found["operations"]["read"] == 100
+    assert found["in_histogram"] == 400 == found["kernel"]
+    assert found["source"] == "perf"
+
+
+def test_issues_and_completions_are_paired_whatever_comes_between() -> None:
+    """A requeue, a completion in parts, a request of the same sector on another disk, and an end without a beginning."""
+    matcher = LatencyMatcher()
+    matcher.issue(1_000, 7, 64, 16)
+    matcher.issue(5_000, 7, 64, 16)  # after a requeue
+    matcher.issue(2_000, 8, 64, 16)
+    matcher.complete(9_000, 7, 64, 4)
+    matcher.complete(33_000, 7, 68, 12)
+    matcher.complete(3_100, 8, 64, 16)
+    matcher.complete(3_100, 8, 999, 8)
+    matcher.issue(1, 7, 0, 0)
+    matcher.complete(2, 7, 0, 0)
+    assert {device: np.flatnonzero(slots).tolist() for device, slots in matcher.slots.items()} == {7: [5], 8: [0]}
+    assert (matcher.unmatched, matcher.forgotten) == (1, 0)
 
 
 def test_in_another_pid_namespace_processes_are_read_from_proc() -> None:

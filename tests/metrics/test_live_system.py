@@ -8,13 +8,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import Literal
 
 import pytest
 from support.metrics.machine import need_programs
 from support.waiting import until
 
+from actscope.metrics.meters import SystemMeter
 from actscope.metrics.settings import WaitSettings
 from actscope.metrics.sources.offcpu import BpfSystem
 from actscope.metrics.sources.threads import CAUSES, ProcSystem, SystemSnapshot, SystemSource
@@ -246,3 +248,28 @@ def test_without_programs_off_cpu_time_and_faults_are_still_right(told: Child) -
     assert one.faults - old.faults == told.minor_faults() - minor
     wall = after.monotonic_ns - before.monotonic_ns
     assert int((one.off_ns - old.off_ns).sum()) == pytest.approx(wall - (on_after - on), rel=0.02)
+
+
+@pytest.mark.parametrize("source", ["bpf", "proc"])
+def test_time_on_a_cpu_is_that_of_schedstat(source: Literal["bpf", "proc"]) -> None:
+    """Of a child that computes and sleeps by turns, so that it leaves its CPU often."""
+    if source == "bpf":
+        need_programs()
+    code = (
+        "from time import *\nwhile True:\n end = thread_time() + 0.004\n while thread_time() < end: pass\n sleep(0.001)"
+    )
+    with subprocess.Popen([sys.executable, "-S", "-c", code]) as child:
+        try:
+            stat = Path(f"/proc/{child.pid}/schedstat")
+            until(lambda: int(stat.read_text().split()[0]) > 20_000_000, what="a child that computes")
+            with closing(SystemMeter(source, WaitSettings(pid=(child.pid,)))) as meter:
+                time.sleep(0.3)
+                meter.measure()
+                before = int(stat.read_text().split()[0])
+                time.sleep(1)
+                line = meter.measure()
+                ran = int(stat.read_text().split()[0]) - before
+        finally:
+            child.kill()
+    process = line.processes[str(child.pid)]
+    assert process.on_cpu_ns == process.threads[str(child.pid)].on_cpu_ns == pytest.approx(ran, rel=0.1, abs=20_000_000)

@@ -7,8 +7,10 @@ import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
+from support.metrics.timelines import MS, timeline
 from support.recordings.made import frames_of, step_of
 from typer.testing import CliRunner
 
@@ -28,6 +30,8 @@ from actscope.metrics.reader import MeasurementFile, as_json
 from actscope.metrics.report.page import report_html
 from actscope.metrics.report.series import UNNAMED, device_series, system_series
 from actscope.metrics.report.timeline import clock_of, recording_series
+from actscope.metrics.report.tokens import token_series
+from actscope.metrics.timeline.answer import AnsweredTimeline
 from actscope.recording.reading.recording import Recording
 from actscope.recording.spec import RecordingSpec
 from actscope.recording.writing.recorder import Recorder
@@ -177,3 +181,38 @@ def test_the_command_reports_a_recording_of_the_first_release(tmp_path: Path, mo
     code, _ = run("old.acts")
     assert code == 0
     assert "blocks without a time" in Path("report.html").read_text()
+
+
+def answers() -> list[AnsweredTimeline]:
+    """Two requests of a hundred tokens of 10 ms, of which one took 400 ms longer in its send buffer."""
+    return [timeline(name, 100, slow=slow) for name, slow in (("one", 0), (EVIL, 77))]
+
+
+def test_the_parts_of_tokens_add_up_to_their_gaps_and_the_slowest_has_its_sentence() -> None:
+    found = token_series([*answers(), answers()[1]])
+    assert found is not None
+    assert (found.requests, len(found.gaps), found.together, found.median_ns) == (2, 200, 0, 10 * MS)
+    np.testing.assert_array_equal(sum(found.parts.values()), found.gaps)
+    assert found.parts["pass"].sum() == 200 * 5 * MS and found.parts["unexplained"].max() == 2 * MS
+    assert list(found.parts) == ["scheduling", "pass", "delivery", "send_buffer", "unexplained"]
+    first = found.slowest[0]
+    assert (first.request, first.index, first.gap_ns, first.why) == (EVIL, 77, 410 * MS, "The client was slow.")
+    assert [len(own) for _, own in found.groups()] == [100, 80, 18, 2]
+    assert found.ends[0] == pytest.approx(answers()[0].clock.wall_ns / 1e9 + 0.01)
+    assert token_series([]) is None
+
+
+def test_the_report_has_a_section_of_tokens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the parts, the sentences and two plots in both themes. Texts of models become no markup."""
+    monkeypatch.chdir(tmp_path)
+    Path("why.jsonl").write_bytes(b"\n".join(map(msgspec.json.encode, answers())))
+    code, said = run("--timeline", "why.jsonl")
+    assert (code, said) == (0, "report.html: 0 files of measurements, 2 requests\n")
+    text = Path("report.html").read_text()
+    page = Links()
+    page.feed(text)
+    assert page.tags.count("source") == page.tags.count("img") == 2 and "script" not in page.tags
+    assert "<h2>Tokens</h2>" in text and "The client was slow." in text and "the median gap is 10 ms" in text
+    rows = re.findall(r"<tr><td>(\w+)</td><td>[^<]+</td><td class=n>([\d.]+) %</td>", text)
+    assert [name for name, _ in rows] == ["scheduling", "pass", "delivery", "send_buffer", "unexplained"]
+    assert sum(float(share) for _, share in rows) == pytest.approx(100, abs=0.3)

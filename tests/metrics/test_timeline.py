@@ -4,12 +4,22 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from actscope.metrics.lines import ProcessWaits, SystemLine, ThreadWaits
-from actscope.metrics.timeline.kernel import lines_around, meanwhile
+from actscope.metrics.lines import (
+    DeviceLatency,
+    IoLine,
+    LatencyBucket,
+    OperationTotals,
+    ProcessWaits,
+    SystemLine,
+    ThreadWaits,
+    Waker,
+)
+from actscope.metrics.timeline.kernel import GapSpan, lines_around, meanwhile
 from actscope.metrics.timeline.parts import PARTS, Gap, divide
 from actscope.metrics.timeline.picture import picture
 from actscope.metrics.timeline.sentence import milliseconds, sentence
@@ -147,29 +157,69 @@ def test_lengths_have_three_digits() -> None:
     ]  # fmt: skip
 
 
-def line(end_ns: int, waits: dict[str, int], boot: str = "here") -> SystemLine:
-    """A line of half a second: what held up the engine's thread, beside a process that is not watched."""
-    engine = ProcessWaits("python", {}, {"7": ThreadWaits("actscope-model", waits)}, found_as="engine builtin")
-    other = ProcessWaits("sh", {}, {"9": ThreadWaits("sh", {"runnable": 10**9})})
+def line(end_ns: int, waits: dict[str, int], boot: str = "here", **more: object) -> SystemLine:
+    """A line of half a second: what held up the engine's thread, which worked, beside a process that is not watched."""
+    worker = ThreadWaits("actscope-model", waits, on_cpu_ns=100 * MS, **more)  # type: ignore[arg-type]
+    idle = ThreadWaits("idle", {"lock": 500 * MS, "stopped": 2 * MS}, on_cpu_ns=MS)
+    engine = ProcessWaits("python", {}, {"7": worker, "8": idle}, found_as="engine builtin")
+    other = ProcessWaits("sh", {}, {"9": ThreadWaits("sh", {"runnable": 10**9})}, on_cpu_ns=450 * MS)
     return SystemLine(
         0.0, 0.5, {}, processes={"7": engine, "9": other}, source="bpf", monotonic_ns=end_ns, boot_id=boot
     )
+
+
+GAP = GapSpan(1200 * MS, 1700 * MS, "here")
 
 
 def test_the_kernels_lines_around_a_gap_say_which_thread_of_an_engine_was_held_up() -> None:
     lines = [
         line(1000 * MS, {"runnable": 5 * MS}),
         line(1500 * MS, {"runnable": 200 * MS, "sleep": 300 * MS}),
-        line(2000 * MS, {"io": 40 * MS, "lock": 400 * MS}),
+        line(2000 * MS, {"io": 40 * MS}),
         line(2500 * MS, {"io": 900 * MS}),
         line(1500 * MS, {"stopped": 500 * MS}, boot="before"),
     ]
-    around = lines_around(lines, 1200 * MS, 1700 * MS, "here")
-    assert around == lines[1:3]
-    assert meanwhile(around) == [
+    assert lines_around(lines, GAP) == lines[1:3]
+    assert meanwhile(lines, [], GAP) == [
+        "The engine was held up: its thread actscope-model waited for a processor for 200 ms of these 500 ms, while others "
+        "ran: sh (9) for 900 ms.",
         "What the kernel saw of engines in the 1 s around it (by bpf):",
         "  threads named actscope-model waited for a processor for 200 ms in all",
         "  threads named actscope-model waited for a block device for 40 ms in all",
+        "  threads named idle were stopped for 4 ms in all",
     ]
-    assert "no line for that time" in meanwhile([])[0]
-    assert meanwhile([line(1, {"sleep": 1})])[1] == "  no thread of an engine was held up"
+    assert "no line for that time" in meanwhile([], [], GAP)[0]
+    assert "no line for that time" in meanwhile(lines, [], GapSpan(1200 * MS, 1700 * MS, "another"))[0]
+    short = meanwhile([line(1500 * MS, {"sleep": 1})], [], GAP)
+    assert not short[0].startswith("The engine was held up")
+
+
+@pytest.mark.parametrize(
+    ("cause", "words"),
+    [
+        ("io", "waited for a block device for 300 ms of these 500 ms; the busiest device was sdb (disk), with 9 requests, 99 % "
+         "of them within 16.4 ms."),
+        ("fault", "waited for a page for 300 ms of these 500 ms, in 12 page faults; the busiest device was sdb (disk), with 9"),
+        ("stopped", "was stopped for 300 ms of these 500 ms, until kill (99) let it go on."),
+        ("lock", "waited for a lock for 300 ms of these 500 ms, until kill (99) woke it."),
+    ],
+)  # fmt: skip
+def test_each_cause_is_named_with_what_is_known_of_it(cause: str, words: str) -> None:
+    """A wait counts as far as its interval overlaps the gap. Idle threads, which wait for locks too, are not named."""
+    waker = Waker(99, 99, "kill", 1, 400 * MS)
+    found = line(1500 * MS, {cause: 480 * MS}, page_faults=12, woken_by=[waker])
+    fast = DeviceLatency("sda", 100, [], operations={"read": OperationTotals(100, latency_us=20.0)})
+    slow = DeviceLatency(
+        "sdb",
+        9,
+        [LatencyBucket(13, 9, 8192, 16383)],
+        label="disk",
+        operations={"write": OperationTotals(9, latency_us=9e3)},
+    )
+    io = IoLine(0.0, 0.5, [fast, slow], monotonic_ns=1500 * MS, boot_id="here")
+    said = meanwhile([found], [io, replace_boot(io)], GAP)
+    assert words in said[0]
+
+
+def replace_boot(io: IoLine) -> IoLine:
+    return msgspec.structs.replace(io, boot_id="before")

@@ -12,32 +12,28 @@ import asyncio
 import json
 import os
 import random
-import secrets
 import signal
-import socket
-import subprocess
-import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NotRequired, TypedDict
 
 import httpx
-import msgspec
 import numpy as np
 
 from actscope.bench.support.samples import Result
 from actscope.bench.support.vllm_engines import require_vllm
-from actscope.engines.builtin import NAME, model_path, probes_path
-from actscope.errors import SettingsError, UpstreamError
+from actscope.bench.support.vllm_serving import bearer, serves, vllm_gateway, vllm_server, wait_until
+from actscope.engines.builtin import NAME
+from actscope.errors import SettingsError
 from actscope.runtime.process import parent_of
 
 Progress = Callable[[str], None]
-START_S, ANSWER_S = 300.0, 120.0
+ANSWER_S = 120.0
 #: Tolerated growth in MiB between the third and the last tenth of a run, of the gateway, vLLM's API server, its engine and
 #: worker, and the sidecar.
 STEADY_MB = {"gateway": 24.0, "vllm_server": 64.0, "vllm_engine": 64.0, "sidecar": 64.0}
@@ -120,13 +116,16 @@ def run(seconds: float, progress: Progress, *, clients: int = 16, kills: int = 0
     with tempfile.TemporaryDirectory(prefix="acts-") as name:
         if bare:
             progress("starting vLLM")
-            with _vllm(Path(name), plugin=False) as (engine, vllm):
-                _wait_until(_serves, engine, "", vllm, Path(name), progress)
+            with vllm_server(Path(name), plugin=False) as (engine, vllm):
+                wait_until(serves, engine, "", vllm, Path(name), progress)
                 stage = SoakStage(engine, "", None, vllm.pid, Path(name) / "run")
                 load = asyncio.run(_run(stage, seconds, clients, 0, progress))
             return _results(load, None, seconds, clients, 0)
         progress("starting vLLM and the gateway")
-        with _vllm(Path(name)) as (engine, vllm), _gateway(engine, Path(name), progress) as (url, token, gateway):
+        with (
+            vllm_server(Path(name), _recorded(Path(name))) as (engine, vllm),
+            vllm_gateway(engine, Path(name), progress) as (url, token, gateway),
+        ):
             stage = SoakStage(url, token, gateway.pid, vllm.pid, Path(name) / "run")
             load = asyncio.run(_run(stage, seconds, clients, kills, progress))
             counted = _await_kept(stage, load.kept, progress)
@@ -141,7 +140,7 @@ async def _run(stage: SoakStage, seconds: float, clients: int, kills: int, progr
     limits = httpx.Limits(
         max_connections=None, max_keepalive_connections=0
     )  # the pool closes some that it has handed out
-    headers = _bearer(stage.token)
+    headers = bearer(stage.token)
     async with (
         httpx.AsyncClient(
             base_url=stage.url, headers=headers, timeout=ANSWER_S, limits=limits, trust_env=False
@@ -254,6 +253,12 @@ async def _watch(
         await asyncio.sleep(min(_SAMPLE_S, max(0.1, (due[0] if due else now + _SAMPLE_S) - now)))
 
 
+def _recorded(directory: Path) -> dict[str, str]:
+    """Return the settings of the plugin: the rows of requests that are to be kept go into a recording."""
+    kept = str(directory / "kept.acts")
+    return {"ACTSCOPE_RECORD": kept, "ACTSCOPE_ROWS": "asked", "ACTSCOPE_FLIGHT_GB": str(_FLIGHT_GB)}
+
+
 def _kill_sidecar(stage: SoakStage) -> int:
     """Kill the sidecar, and return how many there were."""
     found = _sidecars(stage)
@@ -312,92 +317,6 @@ def _await_kept(stage: SoakStage, kept: int, progress: Progress) -> dict[str, in
             progress(f"{found} of {kept} kept requests are counted")
             time.sleep(0.5)  # the recording does not notify: poll
     return found
-
-
-# --- processes ------------------------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def _vllm(directory: Path, *, plugin: bool = True) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
-    """Run vLLM's server; yield its address and process. It is not ready yet."""
-    port = _free_port()
-    run_directory = directory / "run"
-    run_directory.mkdir(mode=0o700)
-    command = [
-        sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model_path()), "--served-model-name", NAME,
-        "--host", "127.0.0.1", "--port", str(port), "--dtype", "float32", "--max-model-len", "512", "--max-num-seqs", "256",
-        "--max-num-batched-tokens", "1024", "--kv-cache-memory-bytes", str(256 << 20), "--disable-uvicorn-access-log",
-    ]  # fmt: skip
-    environment = os.environ | {
-        "ACTSCOPE_RUNTIME_DIR": str(run_directory), "ACTSCOPE_PROBES": str(probes_path()), "ACTSCOPE_MODEL_NAME": NAME,
-        "ACTSCOPE_RECORD": str(directory / "kept.acts"), "ACTSCOPE_ROWS": "asked", "VLLM_LOGGING_LEVEL": "ERROR",
-        "ACTSCOPE_FLIGHT_GB": str(_FLIGHT_GB),
-    }  # fmt: skip
-    if not plugin:
-        environment["VLLM_PLUGINS"] = ""
-    with (directory / "vllm.log").open("w") as log:
-        child = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
-    try:
-        yield f"http://127.0.0.1:{port}", child
-    finally:
-        child.send_signal(signal.SIGINT)
-        with suppress(subprocess.TimeoutExpired):
-            child.wait(30)
-        with suppress(ProcessLookupError):
-            os.killpg(child.pid, signal.SIGKILL)
-
-
-@contextmanager
-def _gateway(engine: str, directory: Path, progress: Progress) -> Iterator[tuple[str, str, subprocess.Popen[bytes]]]:
-    """Run the gateway in front of vLLM; yield its address, its token and its process when vLLM has scores."""
-    token, port = secrets.token_urlsafe(16), _free_port()
-    url = f"http://127.0.0.1:{port}"
-    command = [sys.executable, "-m", "actscope", "gateway", "--upstream", f"{engine}/v1", "--port", str(port)]
-    environment = os.environ | {"ACTSCOPE_TOKEN": token, "ACTSCOPE_RUNTIME_DIR": str(directory / "run")}
-    with (
-        (directory / "gateway.log").open("w") as log,
-        subprocess.Popen(command, env=environment, stdout=log, stderr=log) as child,
-    ):
-        try:
-            _wait_until(_has_scores, url, token, child, directory, progress)
-            yield url, token, child
-        finally:
-            child.terminate()
-
-
-def _bearer(token: str) -> dict[str, str]:
-    return {"Authorization": f"Bearer {token}"} if token else {}
-
-
-def _has_scores(client: httpx.Client) -> bool:
-    return msgspec.json.decode(client.get("/v1/actscope/info").content)["ring"] is not None
-
-
-def _serves(client: httpx.Client) -> bool:
-    return client.get("/v1/models").status_code == 200
-
-
-def _wait_until(
-    ready: Callable[[httpx.Client], bool], url: str, token: str, child: subprocess.Popen[bytes], directory: Path,
-    progress: Progress,
-) -> None:  # fmt: skip
-    """Wait until a server is ready; raises UpstreamError with its log if it is not, or ends."""
-    begin, headers = time.monotonic(), _bearer(token)
-    with httpx.Client(base_url=url, headers=headers, trust_env=False) as client:
-        while time.monotonic() < begin + START_S and child.poll() is None:
-            with suppress(httpx.TransportError, msgspec.DecodeError, KeyError):
-                if ready(client):
-                    return
-            progress(f"starting vLLM: {time.monotonic() - begin:.0f} s")
-            time.sleep(0.5)  # neither says when it is ready: poll
-    logs = "\n".join(path.read_text()[-2000:] for path in sorted(directory.glob("*.log")))
-    raise UpstreamError(f"vLLM did not come up within {START_S:.0f} s:\n{logs}")
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 # --- results --------------------------------------------------------------------------------------------------------------

@@ -18,7 +18,6 @@ from actscope.cli import (
     import_,
     info,
     mark,
-    metrics,
     probe,
     recover,
     replay,
@@ -31,6 +30,7 @@ from actscope.cli.common.hints import add_hints
 from actscope.cli.common.output import show
 from actscope.cli.doctor import command as doctor
 from actscope.cli.feed import command as feed
+from actscope.cli.metrics import command as metrics
 
 app = typer.Typer(
     name="actscope",

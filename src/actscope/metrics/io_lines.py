@@ -26,12 +26,15 @@ def io_line(before: IoSnapshot, after: IoSnapshot, rung: Source, devices: BlockD
     losses = {
         name: n - before.losses.get(name, 0) for name, n in after.losses.items() if n > before.losses.get(name, 0)
     }
+    lost = {name: n - before.lost_by_device.get(name, 0) for name, n in after.lost_by_device.items()}
     return IoLine(
         timestamp=stamp.timestamp,
         iso_timestamp=stamp.iso_timestamp,
         interval_s=seconds,
         latency_histogram=[
-            _latency(name, one, seconds, devices) for name, one in changes.items() if one.operations[:, COUNT].any()
+            _latency(name, one, seconds, devices, rung, lost.get(name, 0))
+            for name, one in changes.items()
+            if one.operations[:, COUNT].any() or lost.get(name)
         ],
         inflight=[
             DeviceInflight(name, one.in_flight)
@@ -48,7 +51,9 @@ def io_line(before: IoSnapshot, after: IoSnapshot, rung: Source, devices: BlockD
     )
 
 
-def _latency(name: str, counts: DeviceCounts, seconds: float, devices: BlockDevices) -> DeviceLatency:
+def _latency(
+    name: str, counts: DeviceCounts, seconds: float, devices: BlockDevices, rung: Source, lost: int
+) -> DeviceLatency:
     device = devices.device(name)
     return DeviceLatency(
         device_name=name,
@@ -62,7 +67,8 @@ def _latency(name: str, counts: DeviceCounts, seconds: float, devices: BlockDevi
             operation: _totals(row) for operation, row in zip(OPERATIONS, counts.operations, strict=True) if row[COUNT]
         },
         mean_in_flight=round(float(counts.operations[:, LATENCY_NS].sum()) / 1e9 / seconds, 4),
-        source="bpf" if counts.has_latencies else "proc",
+        source=rung if counts.has_latencies else "proc",
+        lost=lost,
     )
 
 

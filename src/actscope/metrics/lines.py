@@ -14,8 +14,8 @@ import msgspec
 from actscope.clock import clock_pair
 
 SCHEMA_VERSION = 1
-#: How a line was measured, best first: programs in the kernel, or /proc alone.
-Source = Literal["bpf", "proc", "unknown"]
+#: How a line was measured, best first: programs in the kernel, tracepoints read through perf, or /proc alone.
+Source = Literal["bpf", "perf", "proc", "unknown"]
 
 
 class LatencyBucket(msgspec.Struct, frozen=True):
@@ -58,6 +58,8 @@ class DeviceLatency(msgspec.Struct, frozen=True, omit_defaults=True):
         holders: Devices that lie on it.
         operations: The requests by kind: read, write, discard, flush, and passthrough, which is not in `total`.
         mean_in_flight: Mean number of requests in the device (sum of latencies by time).
+        lost: Of a disk, requests that the kernel counted and the programs did not see: `total` and `lost` are what the kernel
+            counted.
     """
 
     device_name: str
@@ -70,6 +72,7 @@ class DeviceLatency(msgspec.Struct, frozen=True, omit_defaults=True):
     operations: dict[str, OperationTotals] = {}
     mean_in_flight: float | None = None
     source: Source = "unknown"
+    lost: int = 0
 
 
 class DeviceInflight(msgspec.Struct, frozen=True):
@@ -154,12 +157,13 @@ class Waker(msgspec.Struct, frozen=True):
 
 
 class ThreadWaits(msgspec.Struct, frozen=True, omit_defaults=True):
-    """One thread of a watched process."""
+    """One thread of a watched process. `on_cpu_ns` is what it had run when it last left a CPU; 0: not known."""
 
     name: str
     off_cpu_ns: dict[str, int]
     page_faults: int = 0
     woken_by: list[Waker] = []
+    on_cpu_ns: int = 0
 
 
 class KernelStack(msgspec.Struct, frozen=True):
@@ -179,6 +183,7 @@ class ProcessWaits(msgspec.Struct, frozen=True, omit_defaults=True):
         off_cpu_ns: ns by cause, summed over its threads.
         threads: Its threads by TID, if it is watched.
         found_as: What it was recognised as: an engine, or the writer of a recording.
+        on_cpu_ns: What its threads ran, each up to when it last left a CPU; 0: not known.
     """
 
     name: str
@@ -186,6 +191,7 @@ class ProcessWaits(msgspec.Struct, frozen=True, omit_defaults=True):
     threads: dict[str, ThreadWaits] = {}
     stacks: list[KernelStack] = []
     found_as: str = ""
+    on_cpu_ns: int = 0
 
 
 class Pressure(msgspec.Struct, frozen=True):

@@ -19,12 +19,13 @@ from actscope.metrics.sources.blockio import BpfIo, IoSource, ProcIo
 from actscope.metrics.sources.devices import BlockDevices
 from actscope.metrics.sources.kernel import explained, kernel_has, why_no_programs
 from actscope.metrics.sources.offcpu import BpfSystem
+from actscope.metrics.sources.perfio import PerfIo
 from actscope.metrics.sources.pressure import cgroup_pressure, machine_pressure
 from actscope.metrics.sources.threads import ProcSystem, SystemSource
 from actscope.metrics.system_lines import system_line
 
 _log = logging.getLogger(__name__)
-Wanted = Literal["auto", "bpf", "proc"]
+Wanted = Literal["auto", "bpf", "perf", "proc"]
 S = TypeVar("S", bound=IoSource | SystemSource)
 #: Intervals between two searches for the model's processes.
 _SEARCH_EVERY = 12
@@ -34,20 +35,26 @@ class IoMeter:
     """Measures block I/O at intervals.
 
     Args:
-        source: bpf, proc, or the best that works here.
+        source: bpf, perf, proc, or the best that works here.
         cost: Measure what this costs.
 
     Raises:
-        MetricsError: `source` is bpf and that does not work here. Says why.
+        MetricsError: `source` is bpf or perf and that does not work here. Says why.
     """
 
     def __init__(self, source: Wanted = "auto", *, cost: bool = False) -> None:
         self._devices = BlockDevices()
         self._source: IoSource
         self._source, lacks = _best(
-            source, lambda: BpfIo(self._devices), ProcIo, why_no_programs("actscope metrics io"), "actscope metrics io"
+            source,
+            lambda: BpfIo(self._devices),
+            ProcIo,
+            why_no_programs("actscope metrics io"),
+            "actscope metrics io",
+            PerfIo,
         )
-        self.missing = [f"latency histograms: {lacks}"] if lacks else []
+        what = "latencies of flushes, discards and partitions" if self._source.rung == "perf" else "latency histograms"
+        self.missing = [f"{what}: {lacks}"] if lacks else []
         self._cost = CostMeter(getattr(self._source, "loaded", None)) if cost else None
         self._found = _Search()
         self._last = self._source.snapshot()
@@ -78,7 +85,7 @@ class SystemMeter:
         cost: Measure what this costs.
 
     Raises:
-        MetricsError: `source` is bpf and that does not work here, or there is no such process. Says why.
+        MetricsError: `source` is bpf and that does not work here, or perf, or there is no such process. Says why.
     """
 
     def __init__(self, source: Wanted = "auto", waits: WaitSettings | None = None, *, cost: bool = False) -> None:
@@ -134,10 +141,27 @@ def _groups(pids: dict[int, str]) -> dict[str, Pressures]:
     return {path: pressure for path, pressure in map(cgroup_pressure, pids) if path}
 
 
-def _best(wanted: Wanted, programs: Callable[[], S], proc: Callable[[], S], reason: str, command: str) -> tuple[S, str]:
-    """Return the source to use, and why it is not the best one ("" if it is, or if it was asked for)."""
+def _best(
+    wanted: Wanted,
+    programs: Callable[[], S],
+    proc: Callable[[], S],
+    reason: str,
+    command: str,
+    perf: Callable[[], S] | None = None,
+) -> tuple[S, str]:
+    """Return the source to use, and why it is not the best one ("" if it is, or if it was asked for).
+
+    The ladder is bpf, perf, proc.
+    """
     if wanted == "proc":
         return proc(), ""
+    if wanted == "perf":
+        if perf is None:
+            raise MetricsError(f"--source perf: expected bpf or proc of `{command}`, which does not read tracepoints")
+        try:
+            return perf(), ""
+        except MetricsError as error:
+            raise MetricsError(f"--source perf: {error}") from error
     if not reason:
         try:
             return programs(), ""
@@ -145,6 +169,11 @@ def _best(wanted: Wanted, programs: Callable[[], S], proc: Callable[[], S], reas
             reason = explained(error, command)
     if wanted == "bpf":
         raise MetricsError(f"--source bpf {reason}")
+    if perf is not None:
+        try:
+            return perf(), reason
+        except MetricsError as error:
+            _log.debug("perf: %s", error)
     return proc(), reason
 
 

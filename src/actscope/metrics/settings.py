@@ -21,8 +21,9 @@ class CollectSettings:
     """Seconds between two lines."""
     count: int = 0
     """Number of lines. 0: until it is interrupted."""
-    source: Literal["auto", "bpf", "proc"] = "auto"
-    """How to measure: by programs in the kernel (bpf, which needs root), or from /proc alone. auto: the best that works here."""
+    source: Literal["auto", "bpf", "perf", "proc"] = "auto"
+    """How to measure: by programs in the kernel (bpf) or tracepoints (perf, of io alone), which need root, or from
+    /proc alone. auto: the best that works here."""
     cost: bool = False
     """Measure what the collector itself costs, and add it to each line."""
 

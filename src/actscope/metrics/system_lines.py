@@ -5,6 +5,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -84,10 +85,11 @@ def _changes(before: SystemSnapshot, after: SystemSnapshot) -> dict[int, ThreadC
     for tid, now in after.threads.items():
         old = before.threads.get(tid)
         if old is None or (old.start and old.start != now.start):
-            found[tid] = now
+            found[tid] = replace(now, on_ns=0)  # what it has run is of its whole life
             continue
+        ran = max(now.on_ns - old.on_ns, 0) if old.on_ns else 0
         off = np.where(now.off_ns >= old.off_ns, now.off_ns - old.off_ns, 0)
-        found[tid] = ThreadCounts(now.pid, now.name, max(now.faults - old.faults, 0), off, now.start)
+        found[tid] = ThreadCounts(now.pid, now.name, max(now.faults - old.faults, 0), off, now.start, ran)
     return found
 
 
@@ -100,7 +102,7 @@ def _processes(
 ) -> dict[str, ProcessWaits]:
     threads: dict[int, dict[int, ThreadCounts]] = defaultdict(dict)
     for tid, one in changes.items():
-        if one.faults or one.off_ns.any():
+        if one.faults or one.on_ns or one.off_ns.any():
             threads[one.pid][tid] = one
     wakers = _wakers(before, after)
     stacks = _stacks(before, after, stack)
@@ -109,13 +111,14 @@ def _processes(
             name=_name_of(pid, own),
             off_cpu_ns=by_cause(np.sum([one.off_ns for one in own.values()], axis=0)),
             threads={
-                str(tid): ThreadWaits(one.name, by_cause(one.off_ns), one.faults, wakers.get(tid, []))
+                str(tid): ThreadWaits(one.name, by_cause(one.off_ns), one.faults, wakers.get(tid, []), one.on_ns)
                 for tid, one in sorted(own.items())
             }
             if pid in watched
             else {},
             stacks=sorted((s for tid in own for s in stacks.get(tid, ())), key=lambda s: -s.waited_ns)[:_MOST_STACKS],
             found_as=watched.get(pid, ""),
+            on_cpu_ns=sum(one.on_ns for one in own.values()),
         )
         for pid, own in sorted(threads.items())
     }

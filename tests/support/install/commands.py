@@ -71,6 +71,7 @@ ATTEMPTS = (
     Attempt("metrics io --source proc --interval 0.1 --count 1 --no-output --json", "", '"timestamp"'),
     Attempt("metrics system --source proc --interval 0.1 --count 1 --no-output --json", "", '"timestamp"'),
     Attempt("metrics report {recording}", "analyze", "report.html: "),
+    Attempt("metrics trace {recording}", "analyze", "trace.pftrace: "),
     Attempt("metrics dashboard", "", "actscope_probe_score_bucket"),
     Attempt("harvest --out {harvest} --verify", "", "finished"),
     Attempt("harvest --out s3://bucket/rows --verify --device cpu", "harvest", "s3://bucket"),

@@ -1,20 +1,24 @@
-"""How much of the gaps between tokens the timeline explains: many requests at once to the built-in model, through a gateway."""
+"""How much of the gaps between tokens the timeline explains: many requests at once, through a gateway."""
 
 from __future__ import annotations
 
 import http.client
 import json
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
 
 import msgspec
 import numpy as np
 
 from actscope.bench.support.gateway_streams import Server
 from actscope.bench.support.samples import Progress, Result
+from actscope.bench.support.vllm_serving import vllm_gateway, vllm_server
 from actscope.engines.builtin import NAME, probes_path
 from actscope.engines.hf.settings import EngineSettings
 from actscope.engines.hf.spawn import EngineProcess, new_card_id
@@ -78,7 +82,7 @@ class GatewayClient:
 
 
 def run_timeline(open_gateway: Callable[[str], AbstractContextManager[Server]], progress: Progress) -> list[Result]:
-    """Run the requests and ask for their timelines.
+    """Run the requests at the built-in model and ask for their timelines.
 
     Args:
         open_gateway: Runs a gateway in front of the engine with this card.
@@ -89,21 +93,37 @@ def run_timeline(open_gateway: Callable[[str], AbstractContextManager[Server]], 
     with EngineProcess(settings) as engine:
         card = engine.wait_ready()
         with open_gateway(card.id) as server:
-            client = GatewayClient(server)
-            client.ask(0)  # warm-up
-            progress(f"the timeline of {REQUESTS} requests at once")
-            with ThreadPoolExecutor(REQUESTS) as pool:
-                requests = list(pool.map(client.ask, range(REQUESTS)))
-            gaps = [gap for request in requests for gap in client.gaps(request)]
-    return [_explained(gaps)]
+            return [_explained("timeline_explained_p01", _gaps(server, progress))]
 
 
-def _explained(gaps: Sequence[TimedGap]) -> Result:
+def run_vllm_timeline(progress: Progress) -> list[Result]:
+    """Run the same requests at vLLM. Raises UpstreamError if it does not come up."""
+    progress("the timeline: starting vLLM and gateway")
+    with (
+        tempfile.TemporaryDirectory(prefix="acts-") as name,
+        vllm_server(Path(name)) as (address, _),
+        vllm_gateway(address, Path(name), progress) as (url, token, gateway),
+    ):
+        server = Server(gateway.pid, urlsplit(url).port or 0, token)
+        return [_explained("timeline_explained_p01_vllm", _gaps(server, progress))]
+
+
+def _gaps(server: Server, progress: Progress) -> list[TimedGap]:
+    """Run all requests at once, and return the gaps of their tokens."""
+    client = GatewayClient(server)
+    client.ask(0)  # warm-up
+    progress(f"the timeline of {REQUESTS} requests at once")
+    with ThreadPoolExecutor(REQUESTS) as pool:
+        requests = list(pool.map(client.ask, range(REQUESTS)))
+    return [gap for request in requests for gap in client.gaps(request)]
+
+
+def _explained(name: str, gaps: Sequence[TimedGap]) -> Result:
     """Make the result. Tokens that came together with the one before have no gap to explain."""
     shares = [1 - gap.unexplained_ns / gap.gap_ns for gap in gaps if gap.gap_ns]
     value, bar = float(np.percentile(shares, 1)), 0.99
     return {
-        "name": "timeline_explained_p01", "value": round(value, 5), "unit": "share",
+        "name": name, "value": round(value, 5), "unit": "share",
         "baseline": f"the gap: {len(shares)} gaps of {len(gaps)} tokens, {REQUESTS} requests at once", "runs": 1,
         "min": round(min(shares), 5), "max": round(max(shares), 5), "bar": bar, "ok": value >= bar,
     }  # fmt: skip

@@ -102,7 +102,7 @@ def latency_plot(device: DeviceSeries) -> DrawnPlot | None:
         )
         axes.set_yticks(range(low, high + 1), [_us(2.0**slot) for slot in range(low, high + 1)])
         axes.set_ylabel("latency")
-        _time_axis(axes, edges[0])
+        time_axis(axes, edges[0])
         figure.colorbar(picture, ax=axes, label="requests", pad=0.01)
 
     name = _named(device)
@@ -130,7 +130,7 @@ def depth_plot(devices: Sequence[DeviceSeries]) -> DrawnPlot:
         axes.set_ylabel("requests")
         _from_zero(axes, *(one.in_flight for one in devices), *(one.mean_in_flight for one in devices))
         axes.legend(ncols=3)
-        _time_axis(axes, devices[0].ends[0])
+        time_axis(axes, devices[0].ends[0])
 
     most = max((float(np.nanmax(one.in_flight, initial=0.0)) for one in devices), default=0.0)
     says = f"Requests in flight at the end of each interval, at most {most:g}; dotted: the mean of the interval."
@@ -147,7 +147,7 @@ def lines_plot(title: str, says: str, unit: str, ends: np.ndarray, values: Mappi
         axes.set_ylabel(unit)
         _from_zero(axes, *values.values())
         axes.legend(ncols=3)
-        _time_axis(axes, ends[0])
+        time_axis(axes, ends[0])
 
     return drawn(title, says, (9.5, 2.8), draw)
 
@@ -181,7 +181,7 @@ def timeline_plot(
             _from_zero(axes, panel.values)
             axes.set_xlim(0, stop - start)
         figure.align_ylabels(list(grid))
-        _time_axis(grid[-1], start)
+        time_axis(grid[-1], start)
 
     says = "The recording and the machine on one axis of time."
     return drawn("Timeline", says, (9.5, 0.6 + 1.05 * len(panels)), draw)
@@ -243,7 +243,8 @@ def _named(device: DeviceSeries) -> str:
     return f"{device.name} ({device.label})" if device.label else device.name
 
 
-def _time_axis(axes: Axes, start: float) -> None:
+def time_axis(axes: Axes, start: float) -> None:
+    """Label an axis of seconds after a wall time."""
     began = datetime.fromtimestamp(start, UTC).isoformat(sep=" ", timespec="seconds").removesuffix("+00:00")
     axes.set_xlabel(f"seconds after {began} UTC")
 

@@ -15,7 +15,13 @@ from actscope.metrics.reader import MeasurementFile
 from actscope.metrics.report.charts import DrawnPlot, depth_plot, latency_plot, lines_plot, timeline_plot
 from actscope.metrics.report.series import DeviceSeries, SystemSeries, device_series, system_series
 from actscope.metrics.report.timeline import RecordingSeries, clock_of, recording_series
+from actscope.metrics.report.token_charts import gaps_plot, parts_plot
+from actscope.metrics.report.tokens import TokenSeries, token_series
+from actscope.metrics.timeline.answer import AnsweredTimeline
+from actscope.metrics.timeline.parts import PARTS
+from actscope.metrics.timeline.sentence import milliseconds
 from actscope.recording.reading.recording import Recording
+from actscope.runtime.printable import one_line
 
 _STYLE = """
 :root { color-scheme: light dark; --back: #ffffff; --ink: #1c1e21; --soft: #5b6470; --line: #d5d8dc; }
@@ -25,15 +31,17 @@ body { max-width: 62rem; margin: 2rem auto; padding: 0 1rem; }
 h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2.2rem; } p, figcaption { color: var(--soft); }
 table { border-collapse: collapse; margin: .8rem 0; font-variant-numeric: tabular-nums; }
 td, th { border-bottom: 1px solid var(--line); padding: .25rem .9rem .25rem 0; text-align: left; vertical-align: top; }
-td.n, th.n { text-align: right; } figure { margin: 1rem 0; }
+td.n, th.n { text-align: right; white-space: nowrap; } figure { margin: 1rem 0; }
 img { width: 100%; height: auto; display: block; } .wide { overflow-x: auto; }
 """
 
 Row = tuple[str, ...]
 
 
-def report_html(recording: Recording | None, files: Sequence[MeasurementFile]) -> str:
-    """Return the report of a recording and of files of measurements, either of which may be missing.
+def report_html(
+    recording: Recording | None, files: Sequence[MeasurementFile], timelines: Sequence[AnsweredTimeline] = ()
+) -> str:
+    """Return the report of a recording, of files of measurements and of timelines, any of which may be missing.
 
     Raises:
         RecordingDamaged: The recording's records cannot be read.
@@ -45,9 +53,11 @@ def report_html(recording: Recording | None, files: Sequence[MeasurementFile]) -
     devices = device_series(io, clock, _under(recording, io))
     waits = system_series(system, clock) if system else None
     course = None if recording is None else recording_series(recording)
+    tokens = token_series(timelines)
     parts = [
         *_head(course, files, io, system),
         *(_recording_part(course, devices, waits) if course is not None else ()),
+        *(_token_part(tokens) if tokens is not None else ()),
         *(_device_part(devices) if devices else ()),
         *(_system_part(waits) if waits is not None else ()),
     ]
@@ -80,7 +90,12 @@ def _head(
     every: list[IoLine | SystemLine] = [*io, *system]
     sources = sorted({line.source for line in every})
     if sources:
-        words = {"bpf": "programs in the kernel", "proc": "/proc alone", "unknown": "another tool"}
+        words = {
+            "bpf": "programs in the kernel",
+            "perf": "tracepoints read through perf",
+            "proc": "/proc alone",
+            "unknown": "another tool",
+        }
         yield f"<p>Measured by {escape(' and '.join(words[one] for one in sources))}.</p>"
     lost = sum(line.lost_events for line in every)
     if lost:
@@ -101,6 +116,32 @@ def _recording_part(
     yield f"<h2>Recording {escape(course.path)}</h2>"
     yield _table(("", ""), list(course.facts.items()))
     yield _figure(timeline_plot(course, devices, system))
+
+
+def _token_part(tokens: TokenSeries) -> Iterator[str]:
+    yield "<h2>Tokens</h2>"
+    yield (
+        f"<p>{len(tokens.gaps):,} tokens of {tokens.requests:,} requests; the median gap is {milliseconds(tokens.median_ns)}."
+        + (f" {tokens.together:,} more came together with the one before." if tokens.together else "")
+        + " The gap of a first token begins at its request. The parts of each gap sum to it.</p>"
+    )
+    whole = max(int(tokens.gaps.sum()), 1)
+    rows = []
+    for name, ns in tokens.parts.items():
+        middle, high, most = (
+            milliseconds(int(one)) if one else "0" for one in (*np.quantile(ns, (0.5, 0.99)), ns.max())
+        )
+        rows.append(
+            (name, PARTS.get(name, "a time stamp is missing"), f"{100 * ns.sum() / whole:.1f} %", middle, high, most)
+        )
+    yield _table(("part", "", "of all time", "p50 of a gap", "p99", "longest"), rows, numbers=(2, 3, 4, 5))
+    yield _figure(parts_plot(tokens))
+    yield _figure(gaps_plot(tokens))
+    yield "<p>The slowest tokens, and why they came when they came.</p>"
+    slow = [
+        (one.request, f"{one.index}", one_line(one.text), milliseconds(one.gap_ns), one.why) for one in tokens.slowest
+    ]
+    yield _table(("request", "token", "text", "gap", "why"), slow, numbers=(1, 3))
 
 
 def _device_part(devices: Sequence[DeviceSeries]) -> Iterator[str]:
@@ -148,9 +189,12 @@ def _figure(plot: DrawnPlot) -> str:
     )
 
 
-def _table(heads: Row, rows: Iterable[Row]) -> str:
+def _table(heads: Row, rows: Iterable[Row], numbers: Sequence[int] | None = None) -> str:
+    """Return a table. `numbers` are the columns that are right-aligned; by default all but the first, if there are over two."""
+    right = (range(1, len(heads)) if len(heads) > 2 else ()) if numbers is None else numbers
+
     def cell(kind: str, i: int, text: str) -> str:
-        return f"<{kind}{' class=n' if i and len(heads) > 2 else ''}>{escape(text)}</{kind}>"
+        return f"<{kind}{' class=n' if i in right else ''}>{escape(text)}</{kind}>"
 
     head = "".join(cell("th", i, text) for i, text in enumerate(heads))
     body = "".join(f"<tr>{''.join(cell('td', i, text) for i, text in enumerate(row))}</tr>\n" for row in rows)

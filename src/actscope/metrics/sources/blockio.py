@@ -43,6 +43,7 @@ class IoSnapshot:
         monotonic_ns: The moment.
         devices: Counts by the kernel's name of the device. A disk includes its partitions.
         lost: Requests that the kernel counted and we did not.
+        lost_by_device: The same by disk. A disk's count and what it lost are what the kernel counted.
         losses: What went wrong, by kind. Not each of it has cost a request.
     """
 
@@ -50,6 +51,7 @@ class IoSnapshot:
     devices: dict[str, DeviceCounts]
     lost: int = 0
     losses: dict[str, int] = field(default_factory=dict)
+    lost_by_device: dict[str, int] = field(default_factory=dict)
 
 
 class IoSource(Protocol):
@@ -103,7 +105,8 @@ class BpfIo:
         except BaseException:
             self.close()
             raise
-        self._resynchronised = self._lost = 0
+        self._resynchronised = 0
+        self._lost: dict[str, int] = {}
         self._offset = self._first_offset()
         self._last_ns = time.monotonic_ns()
 
@@ -112,12 +115,14 @@ class BpfIo:
         kernel = _totals(read_diskstats())  # first: what it has counted by now, the programs have seen
         devices = self._counted()
         now = time.monotonic_ns()
-        self._lost = max(self._lost, self._missing(kernel, _totals(devices)))
+        for name, n in self._missing(kernel, _totals(devices)).items():
+            self._lost[name] = max(self._lost.get(name, 0), n)
+            devices.setdefault(name, DeviceCounts.none())
         for name, in_flight in self._in_flight(now).items():
             devices.setdefault(name, DeviceCounts.none()).in_flight = in_flight
         self._add_others(devices)
         self._last_ns = now
-        return IoSnapshot(now, devices, self._lost, self._losses())
+        return IoSnapshot(now, devices, sum(self._lost.values()), self._losses(), dict(self._lost))
 
     def _first_offset(self) -> dict[str, int]:
         """Return by how much the kernel's count of each disk is ahead of ours, read while no request ends if that is possible."""
@@ -127,11 +132,10 @@ class BpfIo:
                 break
         return {name: total - after.get(name, 0) for name, total in kernel.items()}
 
-    def _missing(self, kernel: dict[str, int], ours: dict[str, int]) -> int:
-        """Return how many requests the kernel has counted since the programs were attached and we have not."""
+    def _missing(self, kernel: dict[str, int], ours: dict[str, int]) -> dict[str, int]:
+        """Return how many requests of each disk the kernel has counted since the programs were attached and we have not."""
         deficits = {name: total - self._offset.get(name, 0) - ours.get(name, 0) for name, total in kernel.items()}
-        disks = (n for name, n in deficits.items() if n > 0 and self._has_requests(name))
-        return sum(disks)
+        return {name: n for name, n in deficits.items() if n > 0 and self._has_requests(name)}
 
     def _has_requests(self, name: str) -> bool:
         device = self._devices.device(name)

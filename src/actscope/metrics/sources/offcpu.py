@@ -124,7 +124,12 @@ class BpfSystem:
             # a wait that ended between the reads of its parts is in neither: it is counted the next time, and nothing twice
             off = np.maximum(totals[i], self._seen.get(key, totals[i]))
             threads[tid] = ThreadCounts(
-                int(row["tgid"]), row["comm"].decode(errors="replace"), int(row["faults"]), off, key[1]
+                int(row["tgid"]),
+                row["comm"].decode(errors="replace"),
+                int(row["faults"]),
+                off,
+                key[1],
+                int(row["exec_ns"]),
             )
             if row["gone"] or self._is_gone(tid, row):
                 entries.remove(keys[4 * i : 4 * i + 4])

@@ -29,6 +29,7 @@ class ThreadCounts:
         pid: Its process.
         off_ns: uint64 [7] or [8]: ns off the CPU by cause (`CAUSES`, then `other`).
         start: Tells threads apart that had the same TID.
+        on_ns: ns on a CPU in its life, when it last left one; 0: not known.
     """
 
     pid: int
@@ -36,6 +37,7 @@ class ThreadCounts:
     faults: int
     off_ns: np.ndarray
     start: int
+    on_ns: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +156,8 @@ class ProcSystem:
                 continue
             if state.is_kernel:
                 return {}
-            found[tid] = ThreadCounts(pid, state.name, state.faults, _off_ns(pid, tid, state), state.start)
+            off, on = _off_and_on_ns(pid, tid, state)
+            found[tid] = ThreadCounts(pid, state.name, state.faults, off, state.start, on)
         return found
 
     def stack(self, number: int) -> list[int]:
@@ -165,8 +168,8 @@ class ProcSystem:
         """Do nothing."""
 
 
-def _off_ns(pid: int, tid: int, state: ThreadState) -> np.ndarray:
-    """Return ns off the CPU by cause since the thread began: uint64 [8]."""
+def _off_and_on_ns(pid: int, tid: int, state: ThreadState) -> tuple[np.ndarray, int]:
+    """Return ns off the CPU by cause since the thread began, uint64 [8], and ns on one."""
     try:
         with open(f"/proc/{pid}/task/{tid}/schedstat") as file:
             on_cpu, delayed = map(int, file.read().split()[:2])
@@ -177,7 +180,7 @@ def _off_ns(pid: int, tid: int, state: ThreadState) -> np.ndarray:
     row = np.zeros(len(_PROC_CAUSES), np.uint64)
     row[0], row[1] = delayed, state.io_ns
     row[-1] = max(off - delayed - state.io_ns, 0)
-    return row
+    return row, on_cpu
 
 
 def by_cause(off_ns: np.ndarray) -> dict[str, int]:

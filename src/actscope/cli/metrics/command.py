@@ -11,6 +11,7 @@ import typer
 from actscope.cli.common import options
 from actscope.cli.common.output import show
 from actscope.cli.common.settings_options import Given, with_settings
+from actscope.cli.metrics.timelines import DEFAULT_URL, GatewayTimelines, GatewayToken, GatewayUrl
 from actscope.errors import MetricsError
 from actscope.extras import RECORDING, require
 from actscope.runtime.cache import give_matplotlib_a_cache
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from actscope.metrics.collect import Meter
     from actscope.metrics.lines import IoLine, SystemLine
     from actscope.metrics.settings import CollectSettings, OutputSettings
+    from actscope.metrics.timeline.answer import AnsweredTimeline
     from actscope.metrics.writer import LineWriter
 
     Line = TypeVar("Line", bound=IoLine | SystemLine)
@@ -29,6 +31,14 @@ app = typer.Typer(
     rich_markup_mode=None,
     help="Measure block I/O, scheduling, page faults and pressure of the machine.",
 )
+Live = Annotated[bool, typer.Option("--live", help="Ask the gateway for the requests that it knows.")]
+Requests = Annotated[
+    list[str] | None, typer.Option("--request", metavar="ID", help="Request to take. Repeatable. By default all.")
+]
+TimelineFiles = Annotated[
+    list[Path] | None,
+    typer.Option("--timeline", metavar="FILE", help="What `actscope why REQUEST --json` printed. Repeatable."),
+]
 IO_FILE, SYSTEM_FILE = "tracepoints.jsonl", "system_metrics.jsonl"
 
 
@@ -89,9 +99,14 @@ def report(
             help="File of measurements. Repeatable. By default tracepoints.jsonl and system_metrics.jsonl of this directory.",
         ),
     ] = None,
+    live: Live = False,
+    requests: Requests = None,
+    timelines: TimelineFiles = None,
+    url: GatewayUrl = DEFAULT_URL,
+    access: GatewayToken = "",
     output: Annotated[Path, typer.Option("--output", metavar="FILE", help="The report.")] = Path("report.html"),
 ) -> None:
-    """Write one HTML file with tables and plots of measurements, and of a recording on the same axis of time.
+    """Write one HTML file with tables and plots of measurements, of tokens, and of a recording on the same axis of time.
 
     It opens without a server and without a network, in light or dark. Files of older tools with these names are read too.
 
@@ -103,21 +118,76 @@ def report(
     from actscope.cli.common.recordings import open_recording
     from actscope.metrics.reader import read_measurements
     from actscope.metrics.report.page import default_files, report_html
-    from actscope.runtime.publish import publish_file
 
     paths = default_files(Path()) if measurements is None else measurements
-    if recording is None and not paths:
+    if recording is None and not (paths or live or timelines):
         raise MetricsError(
-            "nothing to report: expected a recording, or files of `actscope metrics io` and `system` (--metrics FILE); "
+            "nothing to report: expected a recording, --live, or files of `actscope metrics io` and `system` (--metrics FILE); "
             "tracepoints.jsonl and system_metrics.jsonl are not in this directory"
         )
     opened = None if recording is None else open_recording(recording)
-    text = report_html(opened, [read_measurements(path) for path in paths])
-    try:
-        publish_file(output, text.encode(), durable=False)
-    except OSError as error:
-        raise MetricsError(f"--output {output}: cannot be written: {error.strerror}: choose another place") from error
-    show(f"{output}: {len(paths)} files of measurements{', and ' + str(recording) if recording else ''}")
+    found = _read_timelines(timelines, requests)
+    found += GatewayTimelines(url, access).each(requests or ()) if live else ()
+    text = report_html(opened, [read_measurements(path) for path in paths], found)
+    _publish(output, text.encode())
+    tokens = f", {len(found)} requests" if found else ""
+    show(f"{output}: {len(paths)} files of measurements{tokens}{', and ' + str(recording) if recording else ''}")
+
+
+@app.command()
+def trace(
+    recording: Annotated[
+        Path | None, typer.Argument(metavar="[RECORDING]", help="Directory of a recording whose requests are traced.")
+    ] = None,
+    live: Live = False,
+    requests: Requests = None,
+    timelines: TimelineFiles = None,
+    measurements: Annotated[
+        list[Path] | None,
+        typer.Option("--metrics", metavar="FILE", help="File of `actscope metrics io` or `system`. Repeatable."),
+    ] = None,
+    profiles: Annotated[
+        list[Path] | None,
+        typer.Option("--profile", metavar="FILE", help="Trace of torch's profiler (export_chrome_trace). Repeatable."),
+    ] = None,
+    url: GatewayUrl = DEFAULT_URL,
+    access: GatewayToken = "",
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="The trace.")] = Path("trace.pftrace"),
+) -> None:
+    """Write a trace for ui.perfetto.dev: requests, passes, tokens, scores and what the kernel saw, joined by arrows.
+
+    Everything is on CLOCK_MONOTONIC of one boot. Traces of torch's profiler are put on it by the wall clock.
+
+    Example: actscope metrics trace --live --metrics system_metrics.jsonl --output trace.pftrace
+    """
+    if recording is None and not (live or timelines or measurements):
+        raise MetricsError(
+            "nothing to trace: expected a recording, --live (requests of the gateway), --timeline FILE or --metrics FILE"
+        )
+    require("analyze", *(RECORDING if recording is not None else ()), "perfetto")
+    from actscope.cli.common.recordings import open_recording
+    from actscope.metrics.reader import read_measurements
+    from actscope.metrics.trace.assembled import TraceSources, make_trace
+    from actscope.metrics.trace.profiler import read_profile
+
+    gateway = GatewayTimelines(url, access) if live else None
+    found = _read_timelines(timelines, requests)
+    answered = list(gateway.each(requests or ())) if gateway else []
+    scores = {one.request: gateway.scores(one.request) for one in answered} if gateway else {}
+    made = make_trace(
+        TraceSources(
+            [*found, *answered],
+            scores,
+            None if recording is None else open_recording(recording),
+            frozenset(requests or ()),
+            [read_measurements(path) for path in measurements or ()],
+            [read_profile(path) for path in profiles or ()],
+        )
+    )
+    _publish(output, made.data)
+    for one in made.left_out:
+        show(f"actscope: {one}", err=True)
+    show(f"{output}: {made.n_events:,} events, {made.n_flows:,} arrows; open it at https://ui.perfetto.dev")
 
 
 @app.command()
@@ -129,6 +199,21 @@ def dashboard() -> None:
     from actscope.serving.telemetry.dashboard import read_dashboard
 
     show(read_dashboard().rstrip("\n"))
+
+
+def _read_timelines(paths: list[Path] | None, requests: list[str] | None) -> list[AnsweredTimeline]:
+    from actscope.metrics.timeline.answer import read_timelines
+
+    return [one for path in paths or () for one in read_timelines(path) if not requests or one.request in requests]
+
+
+def _publish(output: Path, data: bytes) -> None:
+    from actscope.runtime.publish import publish_file
+
+    try:
+        publish_file(output, data, durable=False)
+    except OSError as error:
+        raise MetricsError(f"--output {output}: cannot be written: {error.strerror}: choose another place") from error
 
 
 def _collect(
