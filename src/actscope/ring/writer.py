@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from actscope.errors import RingError
-from actscope.frames import ROW_META, SCORES, Frame, SinkStats, Span, SplitFrame, Step
+from actscope.frames import ROW_META, SCORES, Frame, SinkStats, SplitFrame, Step
 from actscope.ring import futex
 from actscope.ring.layout import (
     MAX_WEIGHTS,
@@ -126,16 +126,16 @@ class RingWriter:
         """Pack the spans into the scratch records. Returns their number, or 0 if the ring cannot hold them."""
         if len(step.spans) > self.spec.span_capacity:
             return 0
-        for index, span in enumerate(step.spans):
-            self._encode_span(index, span, step.n_rows)
+        scratch, size, pack, most = self._scratch, SPAN_STRUCT.size, SPAN_STRUCT.pack_into, step.n_rows
+        at = 0
+        for span in step.spans:  # this runs for every request of every pass
+            first, n, offset = span.first_position, span.n_rows, span.offset
+            if offset + n > most:
+                raise RingError(f"span {span} reaches past the step's {most} rows")
+            request = request_bytes(span.request)
+            pack(scratch, at, first, n, offset, span.flags, span.n_prompt, len(request), 0, request)
+            at += size
         return len(step.spans)
-
-    def _encode_span(self, index: int, span: Span, n_rows: int) -> None:
-        if span.offset + span.n_rows > n_rows:
-            raise RingError(f"span {span} reaches past the step's {n_rows} rows")
-        request = request_bytes(span.request)
-        fields = (span.first_position, span.n_rows, span.offset, span.flags, span.n_prompt, len(request), 0, request)
-        SPAN_STRUCT.pack_into(self._scratch, index * SPAN_STRUCT.size, *fields)
 
     def _rows_of(self, step: Step, frames: Sequence[Frame | SplitFrame]) -> tuple[np.ndarray, ...] | None:
         if step.meta.dtype is not ROW_META and step.meta.dtype != ROW_META:

@@ -16,6 +16,7 @@ from actscope.frames import ROW_META, RowFlag, Span, SpanFlag
 from actscope.ring.request_ids import ring_id
 
 _FIRST, _NONE, _END = SpanFlag.FIRST, SpanFlag(0), SpanFlag.END
+_AFTER_EOS = int(RowFlag.AFTER_EOS)
 
 
 @dataclass(slots=True)
@@ -137,7 +138,8 @@ class Register:
         sizes = np.diff(starts)
         known = [self._known.get(request) for request in requests]
         sound = _contiguous(positions, starts)
-        good = [k is not None and k.labelled and bool(s) and n > 0 for k, s, n in zip(known, sound, sizes, strict=True)]
+        whole = (sound & (sizes > 0)).tolist()
+        good = [k is not None and k.labelled and ok for k, ok in zip(known, whole, strict=True)]
         if all(good):
             return self._label([k for k in known if k is not None], sizes, None, positions, token_ids, step, rejected)
         keep = np.array(good, bool)
@@ -173,38 +175,45 @@ class Register:
         meta["flags"] = flags
         firsts = positions[ends - sizes].tolist() if known else []
         gaps = tuple((k, k.high, first) for k, first in zip(known, firsts, strict=True) if first > k.high)
-        spans = self._spans(known, sizes, firsts, meta)
-        self._advance(known, sizes, ends, positions, rejected, step)
+        spans = _advance(known, sizes.tolist(), firsts, meta, None if rejected is None else rejected.tolist(), step)
         return PassLabels(index, spans, meta, tuple(known), gaps)
 
-    def _spans(
-        self, known: list[RequestState], sizes: np.ndarray, firsts: list[int], meta: np.ndarray
-    ) -> tuple[Span, ...]:
-        spans = []
-        offset = 0
-        for k, n, first in zip(known, sizes.tolist(), firsts, strict=True):
-            spans.append(Span(k.name, first, n, offset, _NONE if k.published else _FIRST, k.n_prompt))
-            k.published = True
-            if first + n > k.n_prompt and (k.stop_ids or first + n > k.limit):
-                _mark_what_follows_the_end(k, meta[offset : offset + n])
-            offset += n
-        return tuple(spans)
 
-    def _advance(
-        self,
-        known: list[RequestState],
-        sizes: np.ndarray,
-        ends: np.ndarray,
-        positions: np.ndarray,
-        rejected: np.ndarray | None,
-        step: int,
-    ) -> None:
-        accepted = ends - 1 if rejected is None else ends - 1 - np.minimum(rejected, sizes)
-        for k, last, n, row in zip(known, accepted.tolist(), sizes.tolist(), ends.tolist(), strict=True):
-            k.last_step = step
-            if last >= row - n:
-                k.next_position = int(positions[last]) + 1
-                k.high = max(k.high, k.next_position)
+def _advance(
+    known: list[RequestState],
+    sizes: list[int],
+    firsts: list[int],
+    meta: np.ndarray,
+    rejected: list[int] | None,
+    step: int,
+) -> tuple[Span, ...]:
+    """Return the spans of a pass, flag the rows that follow an end, and note how far each request has come.
+
+    This loop is what a pass costs for each request, on the model's thread: a request's only row needs no array.
+    """
+    spans = []
+    after_end = []
+    tokens = meta["token_id"].tolist()
+    offset = 0
+    for i, (k, n, first) in enumerate(zip(known, sizes, firsts, strict=True)):
+        spans.append(Span(k.name, first, n, offset, _NONE if k.published else _FIRST, k.n_prompt))
+        k.published, k.last_step = True, step
+        behind = first + n
+        accepted = n if rejected is None else n - min(rejected[i], n)
+        if behind > k.n_prompt and (k.stop_ids or behind > k.limit):
+            if accepted == n == 1:
+                k.ended = k.ended or first >= k.limit or tokens[offset] in k.stop_ids
+                if k.ended:
+                    after_end.append(offset)
+            else:
+                _mark_what_follows_the_end(k, meta[offset : offset + n])
+        if accepted:
+            k.next_position = first + accepted
+            k.high = max(k.high, k.next_position)
+        offset += n
+    if after_end:
+        meta["flags"][after_end] |= _AFTER_EOS
+    return tuple(spans)
 
 
 def _mark_what_follows_the_end(known: RequestState, meta: np.ndarray) -> None:
@@ -221,7 +230,7 @@ def _mark_what_follows_the_end(known: RequestState, meta: np.ndarray) -> None:
         first = int(np.argmax(stops)) if known.ended else len(meta)
     else:
         first = 0
-    meta["flags"][first:] |= int(RowFlag.AFTER_EOS)
+    meta["flags"][first:] |= _AFTER_EOS
 
 
 def _contiguous(positions: np.ndarray, starts: np.ndarray) -> np.ndarray:
