@@ -9,7 +9,15 @@ from dataclasses import dataclass
 import msgspec
 
 from actscope.engines.hf.api.answers import Choice
-from actscope.engines.hf.api.fields import ChatBody, MessagesBody, decode_body, means_nothing, refuse
+from actscope.engines.hf.api.fields import (
+    ChatBody,
+    MessagesBody,
+    check_keys,
+    decode_body,
+    effort_of,
+    means_nothing,
+    refuse,
+)
 from actscope.engines.hf.api.jobs import check_model, fitting, job_id, sampling_of
 from actscope.engines.hf.api.message_keys import refuse_unknown
 from actscope.engines.hf.api.prompts import content_text, render_chat
@@ -41,14 +49,17 @@ def message_job(engine: Engine, raw: bytes, request_id: str | None) -> MessageJo
 
 
 def _check(body: MessagesBody) -> None:
-    choice = body.tool_choice or {}
+    choice = check_keys("tool_choice", body.tool_choice, ("disable_parallel_tool_use", "name", "type"))
     if body.tools and choice.get("type") != "none":
         raise refuse("tools", _TOOLS)
     if not means_nothing(choice.get("type"), ("none", "auto")):
         raise refuse("tool_choice", _TOOLS)
-    if not means_nothing((body.thinking or {}).get("type"), ("disabled", "adaptive")):
+    thinking = body.thinking or {}
+    if not means_nothing(thinking.get("type"), ("disabled", "adaptive")):
         raise refuse("thinking", "not supported: this engine does not limit reasoning. Leave it out.")
-    if not means_nothing((body.output_config or {}).get("format")):
+    check_keys("thinking", thinking, ("display", "type"))
+    output = check_keys("output_config", body.output_config, ("effort", "format"))
+    if not means_nothing(output.get("format")):
         raise refuse("output_config", "format: this engine does not constrain answers; vLLM does. Leave it out.")
     if body.messages and body.messages[-1].get("role") == "assistant":
         raise refuse(
@@ -65,12 +76,26 @@ def _as_chat(body: MessagesBody) -> ChatBody:
         messages.append({"role": "system", "content": content_text("system", body.system)})
     for i, message in enumerate(body.messages):
         messages += _plain(f"messages[{i}]", message)
-    effort = (body.output_config or {}).get("effort")
+    effort = effort_of("output_config", body.output_config or {})
     return ChatBody(
         messages=messages,
+        tools=[_tool(f"tools[{i}]", tool) for i, tool in enumerate(body.tools or ())],
         chat_template_kwargs=body.chat_template_kwargs,
-        reasoning_effort=effort if isinstance(effort, str) else None,
+        reasoning_effort="none" if (body.thinking or {}).get("type") == "disabled" else effort,
     )
+
+
+def _tool(where: str, tool: dict[str, object]) -> dict[str, object]:
+    """Return a tool in the form of chat completions, which templates expect. It may not be called (see `_check`)."""
+    if not isinstance(tool.get("name"), str) or not isinstance(tool.get("input_schema"), dict):
+        raise RequestRefused(
+            f"{where}: expected name and input_schema, found {sorted(tool)!r:.200}: this engine runs no tools of its own",
+            param="tools",
+        )
+    known = {"name": "name", "description": "description", "input_schema": "parameters", "strict": "strict"}
+    refuse_unknown(where, tool, known)
+    function = {ours: tool[theirs] for theirs, ours in known.items() if tool.get(theirs) is not None}
+    return {"type": "function", "function": function}
 
 
 def _plain(where: str, message: dict[str, object]) -> list[dict[str, object]]:
