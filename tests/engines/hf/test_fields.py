@@ -282,6 +282,19 @@ async def test_what_the_messages_api_says_of_thinking_and_tools_reaches_the_temp
     assert told.json()["usage"]["input_tokens"] == same["usage"]["prompt_tokens"]
 
 
+async def test_without_thinking_is_low_effort_where_the_template_takes_none_for_another(
+    client: httpx.AsyncClient, loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As vLLM does it: `low`, if `none` gives the prompt of another effort."""
+    written = "{{ {'low': 'abc', 'medium': 'abcde'}.get(reasoning_effort, 'abcdefgh') }}"
+    monkeypatch.setattr(loaded.tokenizer, "chat_template", written)
+    body = {"messages": HELLO, "max_tokens": 2, "thinking": {"type": "disabled"}}
+    low = await chat(client, messages=HELLO, reasoning_effort="low", max_tokens=2)
+    most = await chat(client, messages=HELLO, reasoning_effort="max", max_tokens=2)
+    found = (await client.post("/v1/messages", json=body)).json()["usage"]["input_tokens"]
+    assert found == low["usage"]["prompt_tokens"] < most["usage"]["prompt_tokens"]
+
+
 # The prompt
 
 

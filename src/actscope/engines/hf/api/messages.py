@@ -22,6 +22,7 @@ from actscope.engines.hf.api.jobs import check_model, fitting, job_id, sampling_
 from actscope.engines.hf.api.message_keys import refuse_unknown
 from actscope.engines.hf.api.prompts import content_text, render_chat
 from actscope.engines.hf.engine import Engine
+from actscope.engines.hf.loading import LoadedModel
 from actscope.engines.hf.request import Output, Request
 from actscope.errors import RequestRefused
 
@@ -32,6 +33,8 @@ _BLOCK_KEYS = {
     "tool_use": ("id", "input", "name", "caller"),
     "tool_result": ("content", "tool_use_id"),
 }
+#: What `output_config.effort` may be.
+_EFFORTS = ("low", "medium", "high", "xhigh", "max")
 _REASONS = {"stop": "end_turn", "length": "max_tokens"}
 
 
@@ -41,7 +44,10 @@ def message_job(engine: Engine, raw: bytes, request_id: str | None) -> MessageJo
     check_model(engine, body.model)
     _check(body)
     body.stop = body.stop_sequences or body.stop
-    chat = render_chat(engine.loaded, _as_chat(body))
+    asked = _as_chat(body)
+    if (body.thinking or {}).get("type") == "disabled":
+        asked.reasoning_effort = _without_thinking(engine.loaded)
+    chat = render_chat(engine.loaded, asked)
     ids, room = fitting(engine, chat.prompt.ids, body.max_tokens, None, None)
     name = job_id("chat", request_id or uuid.uuid4().hex)
     choice = Choice(0, Request(name, ids, sampling_of(engine, body, room)))
@@ -81,8 +87,25 @@ def _as_chat(body: MessagesBody) -> ChatBody:
         messages=messages,
         tools=[_tool(f"tools[{i}]", tool) for i, tool in enumerate(body.tools or ())],
         chat_template_kwargs=body.chat_template_kwargs,
-        reasoning_effort="none" if (body.thinking or {}).get("type") == "disabled" else effort,
+        reasoning_effort=effort,
     )
+
+
+def _without_thinking(loaded: LoadedModel) -> str:
+    """Return the effort that stands for no thinking, as in vLLM: "none", or "low" where the template does not know that.
+
+    A template does not know it if it refuses it, or writes the same prompt for another effort.
+    """
+    prompts: list[str] = []
+    for effort in ("none", *_EFFORTS):
+        try:
+            chat = render_chat(loaded, ChatBody(messages=[{"role": "user", "content": "Hi"}], reasoning_effort=effort))
+        except RequestRefused:
+            if effort == "none":
+                return "low"
+            continue
+        prompts.append(chat.prompt.text)
+    return "low" if prompts[0] in prompts[1:] else "none"
 
 
 def _tool(where: str, tool: dict[str, object]) -> dict[str, object]:
