@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 import signal
 import tempfile
@@ -15,6 +16,16 @@ pytest.register_assert_rewrite("support")  # helpers explain a failed assert as 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN and threading.current_thread() is threading.main_thread():
     # A background job of a shell without job control ignores Ctrl-C, and so would every process that a test starts.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(autouse=True)
+def log_levels_of_before() -> Iterator[None]:
+    """A command that runs in the test's own process sets them: the tests after it must not see its log."""
+    loggers = logging.getLogger(), logging.getLogger("actscope")
+    before = [(one, one.level) for one in loggers]
+    yield
+    for one, level in before:
+        one.setLevel(level)
 
 
 @pytest.fixture(autouse=True)

@@ -172,7 +172,7 @@ def test_the_command_reads_the_files_of_its_directory(tmp_path: Path, monkeypatc
     assert Path("out.html").stat().st_mode & 0o077 == 0
     assert re.search(r"tracepoints\.jsonl\.1</td><td class=n>1<", Path("out.html").read_text())
     code, said = run("--output", "no/such/out.html")
-    assert code == 2 and "--output no/such/out.html: cannot be written" in said
+    assert code == 2 and "--output no/such/out.html: there is no directory" in said
 
 
 def test_the_command_reports_a_recording_of_the_first_release(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

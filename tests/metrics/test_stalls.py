@@ -105,6 +105,19 @@ def why(served: Serving, directory: Path, stall: Callable[[], None]) -> str:
     return said.stdout
 
 
+def held_up(served: Serving, directory: Path, stall: Callable[[], None], *words: str) -> str:
+    """Stall it until `why` says the words of what held the engine up, three times at most; returns all that it said then.
+
+    Beside other work, the engine may truly have waited for a processor longer than for what the test does to it.
+    """
+    for _ in range(3):
+        said = why(served, directory, stall)
+        held = next(line for line in said.splitlines() if line.startswith("The engine was held up"))
+        if all(one in held for one in words):
+            return said
+    raise AssertionError(f"expected {words} in: {said}")
+
+
 @pytest.mark.parametrize(
     ("way", "words"),
     [
@@ -116,14 +129,9 @@ def why(served: Serving, directory: Path, stall: Callable[[], None]) -> str:
 def test_a_thread_that_waits_is_named_with_its_cause(
     served: Serving, directory: Path, loop: LoopDevice, way: str, words: str
 ) -> None:
-    said = why(served, directory, lambda: stalls.ask_to_stall(directory, way, loop.path))
+    behind = " woke it." if way == "lock" else f"the busiest device was {loop.name}"
+    said = held_up(served, directory, lambda: stalls.ask_to_stall(directory, way, loop.path), words, behind)
     assert "of it the model computed its pass" in said.splitlines()[0]
-    held = next(line for line in said.splitlines() if line.startswith("The engine was held up"))
-    assert words in held, said
-    if way == "lock":
-        assert " woke it." in held
-    else:
-        assert f"the busiest device was {loop.name}" in held, said
 
 
 def test_a_process_that_is_stopped_is_named_with_who_let_it_go_on(served: Serving, directory: Path) -> None:
@@ -133,10 +141,7 @@ def test_a_process_that_is_stopped_is_named_with_who_let_it_go_on(served: Servin
         time.sleep(stalls.SECONDS)
         os.kill(pid, signal.SIGCONT)
 
-    said = why(served, directory, stop)
-    held = next(line for line in said.splitlines() if line.startswith("The engine was held up"))
-    assert "was stopped for " in held and "let it go on." in held, said
-    assert f"({threading.get_native_id()})" in held, said
+    held_up(served, directory, stop, "was stopped for ", "let it go on.", f"({threading.get_native_id()})")
 
 
 def test_a_busy_neighbour_is_named(served: Serving, directory: Path) -> None:

@@ -147,7 +147,7 @@ def _moved(report: AnalysisReport, old: Path, new: Path) -> AnalysisReport:
 
 def _check_free(to: Path) -> None:
     """Raise RecordingError unless a report can be put there: in place of nothing, an empty folder, or an earlier report."""
-    check_can_create(to.parent, "--to", RecordingError)
+    check_can_create(to, "--to", RecordingError, within=to.parent)
     if not os.path.lexists(to):
         return
     if to.is_symlink() or not to.is_dir():

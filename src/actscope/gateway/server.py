@@ -70,7 +70,7 @@ def open_server(settings: GatewaySettings) -> GatewayServer:
     sock = listen(settings)
     settings = replace(settings, port=sock.getsockname()[1])
     app = create_app(settings)
-    return GatewayServer(uvicorn_config(app, settings), app, settings, sock)
+    return GatewayServer(uvicorn_config(app, settings, settings.max_in_flight), app, settings, sock)
 
 
 @hinted

@@ -13,18 +13,19 @@ def can_create(path: Path) -> bool:
     return not _why_not(path)
 
 
-def check_can_create(path: Path, flag: str, error: type[ActscopeError]) -> None:
+def check_can_create(path: Path, flag: str, error: type[ActscopeError], *, within: Path | None = None) -> None:
     """Raise `error` unless a directory can be created at `path` with its missing parents, or written to. Creates nothing.
 
     Args:
         path: The directory.
         flag: Name of the setting in the message.
         error: Error to raise.
+        within: The directory that is written to, if it is another one: that of a file, or of what is renamed to `path`.
 
     Raises:
         ActscopeError: An `error` that names the path, and says why nothing can be written there.
     """
-    if why := _why_not(path):
+    if why := _why_not(path if within is None else within):
         raise error(f"{flag} {path}: {why}: choose another place")
 
 
@@ -35,7 +36,7 @@ def check_can_write(path: Path, flag: str, error: type[ActscopeError]) -> None:
         raise error(f"{flag} {path}: is a directory: name a file in it")
     if not os.path.isdir(directory):
         raise error(f"{flag} {path}: there is no directory {directory}: create it, or choose another place")
-    check_can_create(Path(directory), flag, error)
+    check_can_create(path, flag, error, within=Path(directory))
 
 
 def _why_not(path: Path) -> str:

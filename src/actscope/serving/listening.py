@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import resource
 import signal
 import socket
@@ -16,6 +17,11 @@ from actscope.errors import SettingsError
 from actscope.serving.connections import bounded_protocol
 from actscope.serving.log_limit import limit_client_warnings
 from actscope.serving.settings import ServingSettings
+
+log = logging.getLogger("actscope.serving")
+
+#: Files that a request needs: the client's connection and the engine's.
+_FILES_PER_REQUEST = 2
 
 
 def listen(settings: ServingSettings) -> socket.socket:
@@ -76,21 +82,31 @@ class PatientServer(uvicorn.Server):
             await self.lifespan.shutdown()
 
 
-def uvicorn_config(app: Any, settings: ServingSettings) -> uvicorn.Config:
+def uvicorn_config(app: Any, settings: ServingSettings, requests: int = 0) -> uvicorn.Config:
     """Return the uvicorn configuration shared by all servers: no access log, no Server or Date header, no WebSockets.
 
     Args:
         app: The ASGI application.
         settings: Limits of connections and requests. `shutdown_seconds` bounds the graceful shutdown (rounded to whole
             seconds, at least 1).
+        requests: How many requests may run at once. A warning says so if fewer files than they need may be open.
 
     The soft limit of open files is raised to the hard one: each completion uses two.
     uvicorn's warnings about malformed requests are limited, because any client can cause them.
     """
     limit_client_warnings()
+    files = _open_files()
+    if files < _FILES_PER_REQUEST * requests:
+        log.warning(
+            "this process may open %d files, which is enough for about %d requests at once, not for %d (--max-in-flight): "
+            "raise the hard limit (ulimit -Hn), or lower the number",
+            files,
+            files // _FILES_PER_REQUEST,
+            requests,
+        )
     return uvicorn.Config(
         app,
-        http=bounded_protocol(settings, min(settings.max_unauthenticated, max(1, _open_files() // 4))),
+        http=bounded_protocol(settings, min(settings.max_unauthenticated, max(1, files // 4))),
         ws="none",
         loop="uvloop",
         access_log=False,

@@ -37,6 +37,7 @@ TEMPLATE = (
     "{% for m in messages %}<s>{{ m.role }}: {{ m.content }}"
     "{% for c in m.tool_calls or [] %}[call {{ c.function.name }} {{ c.function.arguments.x }}]{% endfor %}|{% endfor %}"
     "{% if mood %}({{ mood }}){% endif %}{% if reasoning_effort %}({{ reasoning_effort }}){% endif %}"
+    "{% if enable_thinking %}[thinks]{% endif %}"
     "{% if add_generation_prompt %}<s>assistant: {% endif %}"
 )
 TOOLS = [{"type": "function", "function": {"name": "look", "parameters": {}}}]
@@ -234,7 +235,15 @@ async def test_a_role_that_the_template_would_write_as_another_is_refused(
             {"messages": [{"role": "user", "content": [{"type": "tool_result", "content": "a", "is_error": True}]}]},
             "messages",
         ),
+        ("messages", {"thinking": {"type": "disabled", "budget_tokens": 2048}}, "thinking"),
+        ("messages", {"output_config": {"effort": "low", "unheard_of": 1}}, "output_config"),
+        ("messages", {"output_config": {"effort": 3}}, "output_config"),
+        ("messages", {"tool_choice": {"type": "none"}, "tools": [{"type": "web_search", "name": "w"}]}, "tools"),
         ("responses", {"input": [{"role": "assistant", "content": "a", "reasoning_content": "b"}]}, "input"),
+        ("responses", {"input": "a", "reasoning": {"context": "all_turns"}}, "reasoning"),
+        ("responses", {"input": "a", "reasoning": {"max_tokens": 5}}, "reasoning"),
+        ("responses", {"input": "a", "reasoning": {"effort": ["low"]}}, "reasoning"),
+        ("responses", {"input": "a", "text": {"unheard_of": 1}}, "text"),
     ],
 )
 async def test_the_other_apis_refuse_by_name_too(
@@ -252,6 +261,38 @@ async def test_what_labels_a_request_is_accepted_by_the_messages_api(client: htt
     block = {"type": "text", "text": "a", "cache_control": {"type": "ephemeral"}}
     body = {"messages": [{"role": "user", "content": [block]}], "max_tokens": 2} | labels
     assert (await client.post("/v1/messages", json=body)).status_code == 200
+
+
+async def test_an_unknown_option_of_a_stream_is_refused_and_padding_is_accepted(client: httpx.AsyncClient) -> None:
+    body = {"messages": HELLO, "stream": True} | GREEDY
+    unknown = await client.post("/v1/chat/completions", json=body | {"stream_options": {"unheard_of": 1}})
+    assert (unknown.status_code, unknown.json()["error"]["param"]) == (400, "stream_options")
+    assert "unheard_of" in unknown.json()["error"]["message"]
+    padded = await client.post("/v1/chat/completions", json=body | {"stream_options": {"include_obfuscation": True}})
+    assert padded.status_code == 200
+
+
+async def test_what_the_messages_api_says_of_thinking_and_tools_reaches_the_template_as_in_vllm(
+    client: httpx.AsyncClient,
+) -> None:
+    tool = {"name": "look", "description": "d", "input_schema": {"type": "object"}}
+    body = {"messages": HELLO, "max_tokens": 2, "thinking": {"type": "disabled"}, "output_config": {"effort": "low"}}
+    told = await client.post("/v1/messages", json=body | {"tools": [tool], "tool_choice": {"type": "none"}})
+    same = await chat(client, messages=HELLO, tools=TOOLS, tool_choice="none", reasoning_effort="none", max_tokens=2)
+    assert told.json()["usage"]["input_tokens"] == same["usage"]["prompt_tokens"]
+
+
+async def test_without_thinking_is_low_effort_where_the_template_takes_none_for_another(
+    client: httpx.AsyncClient, loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As vLLM does it: `low`, if `none` gives the prompt of another effort."""
+    written = "{{ {'low': 'abc', 'medium': 'abcde'}.get(reasoning_effort, 'abcdefgh') }}"
+    monkeypatch.setattr(loaded.tokenizer, "chat_template", written)
+    body = {"messages": HELLO, "max_tokens": 2, "thinking": {"type": "disabled"}}
+    low = await chat(client, messages=HELLO, reasoning_effort="low", max_tokens=2)
+    most = await chat(client, messages=HELLO, reasoning_effort="max", max_tokens=2)
+    found = (await client.post("/v1/messages", json=body)).json()["usage"]["input_tokens"]
+    assert found == low["usage"]["prompt_tokens"] < most["usage"]["prompt_tokens"]
 
 
 # The prompt
@@ -277,7 +318,12 @@ async def test_calls_that_the_template_does_not_write_are_appended_to_the_text(
     ("body", "end"),
     [
         ({"chat_template_kwargs": {"mood": "glad"}}, "(glad)<s>assistant: "),
-        ({"reasoning_effort": "low"}, "(low)<s>assistant: "),
+        ({"reasoning_effort": "low"}, "(low)[thinks]<s>assistant: "),
+        ({"reasoning_effort": "none"}, "(none)<s>assistant: "),
+        (
+            {"reasoning_effort": "none", "chat_template_kwargs": {"enable_thinking": True}},
+            "(none)[thinks]<s>assistant: ",
+        ),
         ({"add_generation_prompt": False}, "<s>user: hello|"),
         (
             {"messages": [*HELLO, {"role": "assistant", "content": "So it"}], "continue_final_message": True},

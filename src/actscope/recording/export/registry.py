@@ -66,7 +66,7 @@ def export(
     options = options or ExportOptions()
     path = Path(to).absolute()
     check_free(path, force=options.force)
-    check_can_create(path.parent, "--to", RecordingError)
+    check_can_create(path, "--to", RecordingError, within=path.parent)
     source = ExportSource(recording, selection or Selection(), options)
     try:
         with publishing(path, force=options.force) as temporary:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Collection, Mapping
 from typing import TypeVar
 
 import msgspec
@@ -19,11 +20,12 @@ from actscope.errors import RequestRefused
 _log = logging.getLogger("actscope.engine")
 
 
-class StreamingOptions(msgspec.Struct):
-    """OpenAI's `stream_options`, with vLLM's `continuous_usage_stats`."""
+class StreamingOptions(msgspec.Struct, forbid_unknown_fields=True):
+    """OpenAI's `stream_options`, with vLLM's `continuous_usage_stats`. `include_obfuscation` only pads chunks."""
 
     include_usage: bool | None = None
     continuous_usage_stats: bool | None = None
+    include_obfuscation: bool | None = None
 
 
 class Body(msgspec.Struct, kw_only=True):
@@ -179,6 +181,32 @@ def means_nothing(value: object, neutral: tuple[object, ...] = ()) -> bool:
     if value is None or value is False or value in ("", [], {}):
         return True
     return any(type(value) is type(one) and value == one for one in neutral)
+
+
+def check_keys(field: str, given: Mapping[str, object] | None, known: Collection[str]) -> Mapping[str, object]:
+    """Return the object that is the value of a field, empty for null.
+
+    Args:
+        field: Name of the field.
+        given: Its value.
+        known: Keys that are honoured, or that cannot change the answer.
+
+    Raises:
+        RequestRefused: It has another key, whose value means something. The error names the field and the key.
+    """
+    found = given or {}
+    for key in sorted(found.keys() - set(known)):
+        if not means_nothing(found[key]):
+            raise refuse(field, f"{key:.100}: not supported: this engine would pass over it. Leave it out.")
+    return found
+
+
+def effort_of(field: str, given: Mapping[str, object]) -> str | None:
+    """Return the key `effort` of a field's value. Raises RequestRefused unless it is a string or null."""
+    effort = given.get("effort")
+    if effort is not None and not isinstance(effort, str):
+        raise refuse(field, f"effort: expected a string, found {effort!r:.100}")
+    return effort
 
 
 def refuse(param: str, message: str) -> RequestRefused:

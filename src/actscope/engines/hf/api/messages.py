@@ -9,11 +9,20 @@ from dataclasses import dataclass
 import msgspec
 
 from actscope.engines.hf.api.answers import Choice
-from actscope.engines.hf.api.fields import ChatBody, MessagesBody, decode_body, means_nothing, refuse
+from actscope.engines.hf.api.fields import (
+    ChatBody,
+    MessagesBody,
+    check_keys,
+    decode_body,
+    effort_of,
+    means_nothing,
+    refuse,
+)
 from actscope.engines.hf.api.jobs import check_model, fitting, job_id, sampling_of
 from actscope.engines.hf.api.message_keys import refuse_unknown
 from actscope.engines.hf.api.prompts import content_text, render_chat
 from actscope.engines.hf.engine import Engine
+from actscope.engines.hf.loading import LoadedModel
 from actscope.engines.hf.request import Output, Request
 from actscope.errors import RequestRefused
 
@@ -24,6 +33,8 @@ _BLOCK_KEYS = {
     "tool_use": ("id", "input", "name", "caller"),
     "tool_result": ("content", "tool_use_id"),
 }
+#: What `output_config.effort` may be.
+_EFFORTS = ("low", "medium", "high", "xhigh", "max")
 _REASONS = {"stop": "end_turn", "length": "max_tokens"}
 
 
@@ -33,7 +44,10 @@ def message_job(engine: Engine, raw: bytes, request_id: str | None) -> MessageJo
     check_model(engine, body.model)
     _check(body)
     body.stop = body.stop_sequences or body.stop
-    chat = render_chat(engine.loaded, _as_chat(body))
+    asked = _as_chat(body)
+    if (body.thinking or {}).get("type") == "disabled":
+        asked.reasoning_effort = _without_thinking(engine.loaded)
+    chat = render_chat(engine.loaded, asked)
     ids, room = fitting(engine, chat.prompt.ids, body.max_tokens, None, None)
     name = job_id("chat", request_id or uuid.uuid4().hex)
     choice = Choice(0, Request(name, ids, sampling_of(engine, body, room)))
@@ -41,14 +55,17 @@ def message_job(engine: Engine, raw: bytes, request_id: str | None) -> MessageJo
 
 
 def _check(body: MessagesBody) -> None:
-    choice = body.tool_choice or {}
+    choice = check_keys("tool_choice", body.tool_choice, ("disable_parallel_tool_use", "name", "type"))
     if body.tools and choice.get("type") != "none":
         raise refuse("tools", _TOOLS)
     if not means_nothing(choice.get("type"), ("none", "auto")):
         raise refuse("tool_choice", _TOOLS)
-    if not means_nothing((body.thinking or {}).get("type"), ("disabled", "adaptive")):
+    thinking = body.thinking or {}
+    if not means_nothing(thinking.get("type"), ("disabled", "adaptive")):
         raise refuse("thinking", "not supported: this engine does not limit reasoning. Leave it out.")
-    if not means_nothing((body.output_config or {}).get("format")):
+    check_keys("thinking", thinking, ("display", "type"))
+    output = check_keys("output_config", body.output_config, ("effort", "format"))
+    if not means_nothing(output.get("format")):
         raise refuse("output_config", "format: this engine does not constrain answers; vLLM does. Leave it out.")
     if body.messages and body.messages[-1].get("role") == "assistant":
         raise refuse(
@@ -65,12 +82,43 @@ def _as_chat(body: MessagesBody) -> ChatBody:
         messages.append({"role": "system", "content": content_text("system", body.system)})
     for i, message in enumerate(body.messages):
         messages += _plain(f"messages[{i}]", message)
-    effort = (body.output_config or {}).get("effort")
+    effort = effort_of("output_config", body.output_config or {})
     return ChatBody(
         messages=messages,
+        tools=[_tool(f"tools[{i}]", tool) for i, tool in enumerate(body.tools or ())],
         chat_template_kwargs=body.chat_template_kwargs,
-        reasoning_effort=effort if isinstance(effort, str) else None,
+        reasoning_effort=effort,
     )
+
+
+def _without_thinking(loaded: LoadedModel) -> str:
+    """Return the effort that stands for no thinking, as in vLLM: "none", or "low" where the template does not know that.
+
+    A template does not know it if it refuses it, or writes the same prompt for another effort.
+    """
+    prompts: list[str] = []
+    for effort in ("none", *_EFFORTS):
+        try:
+            chat = render_chat(loaded, ChatBody(messages=[{"role": "user", "content": "Hi"}], reasoning_effort=effort))
+        except RequestRefused:
+            if effort == "none":
+                return "low"
+            continue
+        prompts.append(chat.prompt.text)
+    return "low" if prompts[0] in prompts[1:] else "none"
+
+
+def _tool(where: str, tool: dict[str, object]) -> dict[str, object]:
+    """Return a tool in the form of chat completions, which templates expect. It may not be called (see `_check`)."""
+    if not isinstance(tool.get("name"), str) or not isinstance(tool.get("input_schema"), dict):
+        raise RequestRefused(
+            f"{where}: expected name and input_schema, found {sorted(tool)!r:.200}: this engine runs no tools of its own",
+            param="tools",
+        )
+    known = {"name": "name", "description": "description", "input_schema": "parameters", "strict": "strict"}
+    refuse_unknown(where, tool, known)
+    function = {ours: tool[theirs] for theirs, ours in known.items() if tool.get(theirs) is not None}
+    return {"type": "function", "function": function}
 
 
 def _plain(where: str, message: dict[str, object]) -> list[dict[str, object]]:

@@ -92,15 +92,20 @@ def render_chat(loaded: LoadedModel, body: ChatBody) -> Chat:
 
 
 def _variables(body: ChatBody) -> dict[str, object]:
-    """Return the variables for the template. Fields of the request take precedence, as in vLLM."""
+    """Return the variables for the template. Fields of the request take precedence, as in vLLM.
+
+    As there, `reasoning_effort` also sets `enable_thinking`, which is what many templates read, unless the client has said it.
+    """
     given = body.chat_template_kwargs or {}
     reserved = sorted(_RESERVED & given.keys())
     if reserved:
         raise refuse(
             "chat_template_kwargs", f"{reserved[0]} is no variable of a template: if it is a field, send it as one"
         )
-    effort = {} if body.reasoning_effort is None else {"reasoning_effort": body.reasoning_effort}
-    return given | effort
+    if body.reasoning_effort is None:
+        return given
+    thinking = {"enable_thinking": body.reasoning_effort != "none"}
+    return thinking | given | {"reasoning_effort": body.reasoning_effort}
 
 
 def _message(index: int, message: dict[str, object], template: TemplateKeys) -> dict[str, object]:

@@ -11,7 +11,15 @@ from dataclasses import dataclass, field, replace
 import msgspec
 
 from actscope.engines.hf.api.answers import Choice
-from actscope.engines.hf.api.fields import ChatBody, ResponsesBody, decode_body, means_nothing, refuse
+from actscope.engines.hf.api.fields import (
+    ChatBody,
+    ResponsesBody,
+    check_keys,
+    decode_body,
+    effort_of,
+    means_nothing,
+    refuse,
+)
 from actscope.engines.hf.api.jobs import check_model, check_tools, fitting, sampling_of
 from actscope.engines.hf.api.logprobs import LogprobFormat
 from actscope.engines.hf.api.message_keys import refuse_unknown
@@ -50,6 +58,7 @@ def response_job(engine: Engine, raw: bytes, request_id: str | None) -> Response
     check_model(engine, body.model)
     check_tools(body.tools, body.tool_choice)
     _check_text(body.text or {})
+    _check_reasoning(body.reasoning or {})
     logprobs = _n_logprobs(body)
     chat = render_chat(engine.loaded, _as_chat(body))
     keep = {None: None, "disabled": None, "auto": -1}
@@ -66,11 +75,19 @@ def response_job(engine: Engine, raw: bytes, request_id: str | None) -> Response
 
 
 def _check_text(text: dict[str, object]) -> None:
+    check_keys("text", text, ("format", "verbosity"))
     form = text.get("format")
     if form is not None and not (isinstance(form, dict) and form.get("type") == "text"):
         raise refuse("text", "format: this engine does not constrain answers to a format; vLLM does. Leave it out.")
     if not means_nothing(text.get("verbosity"), ("medium",)):
         raise refuse("text", "verbosity: this engine has no such hint: say it in a message. Leave it out.")
+
+
+def _check_reasoning(reasoning: dict[str, object]) -> None:
+    """Refuse what would change the answer. Summaries are of reasoning, which this engine does not take out of its answers."""
+    check_keys("reasoning", reasoning, ("context", "effort", "generate_summary", "summary"))
+    if not means_nothing(reasoning.get("context"), ("auto",)):
+        raise refuse("reasoning", "context: this engine gives the model what `input` has. Leave it out.")
 
 
 def _n_logprobs(body: ResponsesBody) -> int | None:
@@ -99,13 +116,13 @@ def _as_chat(body: ResponsesBody) -> ChatBody:
         _add_item(messages, f"input[{i}]", item)
     last = items[-1] if items else {}
     unfinished = last.get("role") == "assistant" and last.get("status") in ("in_progress", "incomplete")
-    effort = (body.reasoning or {}).get("effort")
+    effort = effort_of("reasoning", body.reasoning or {})
     return ChatBody(
         messages=messages,
         continue_final_message=unfinished,
         tools=[_tool(tool) for tool in body.tools or ()],
         chat_template_kwargs=body.chat_template_kwargs,
-        reasoning_effort=effort if isinstance(effort, str) else None,
+        reasoning_effort=effort,
         truncate_prompt_tokens=-1 if body.truncation == "auto" else None,
     )
 
