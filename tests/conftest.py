@@ -19,13 +19,15 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN and threading.current_threa
 
 
 @pytest.fixture(autouse=True)
-def log_levels_of_before() -> Iterator[None]:
-    """A command that runs in the test's own process sets them: the tests after it must not see its log."""
-    loggers = logging.getLogger(), logging.getLogger("actscope")
-    before = [(one, one.level) for one in loggers]
+def logging_as_before() -> Iterator[None]:
+    """A command that runs in the test's own process sets them, and a handler for that test's stderr: later tests need neither."""
+    root, ours = logging.getLogger(), logging.getLogger("actscope")
+    levels, handlers = (root.level, ours.level), list(root.handlers)
     yield
-    for one, level in before:
-        one.setLevel(level)
+    root.setLevel(levels[0])
+    ours.setLevel(levels[1])
+    for handler in [one for one in root.handlers if type(one) is logging.StreamHandler and one not in handlers]:
+        root.removeHandler(handler)
 
 
 @pytest.fixture(autouse=True)

@@ -22,6 +22,8 @@ log = logging.getLogger("actscope.serving")
 
 #: Files that a request needs: the client's connection and the engine's.
 _FILES_PER_REQUEST = 2
+#: A limit of files that is enough for so many requests is not worth a warning.
+_ENOUGH_REQUESTS = 1024
 
 
 def listen(settings: ServingSettings) -> socket.socket:
@@ -89,14 +91,15 @@ def uvicorn_config(app: Any, settings: ServingSettings, requests: int = 0) -> uv
         app: The ASGI application.
         settings: Limits of connections and requests. `shutdown_seconds` bounds the graceful shutdown (rounded to whole
             seconds, at least 1).
-        requests: How many requests may run at once. A warning says so if fewer files than they need may be open.
+        requests: How many requests may run at once. A warning is logged if fewer files than they need may be open, unless
+            those are enough for 1,024 requests.
 
     The soft limit of open files is raised to the hard one: each completion uses two.
     uvicorn's warnings about malformed requests are limited, because any client can cause them.
     """
     limit_client_warnings()
     files = _open_files()
-    if files < _FILES_PER_REQUEST * requests:
+    if files < _FILES_PER_REQUEST * min(requests, _ENOUGH_REQUESTS):
         log.warning(
             "this process may open %d files, which is enough for about %d requests at once, not for %d (--max-in-flight): "
             "raise the hard limit (ulimit -Hn), or lower the number",
